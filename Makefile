@@ -1,0 +1,46 @@
+# `make serve` and `make test` need only python3 (3.11 or newer) and make; everything else lands in $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+PORT ?= 8000
+
+.PHONY: serve test check format bench docs lock clean
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve it with the dashboard
+	$(PY) -m edgewise serve --port $(PORT)
+
+test: $(VENV)/.ready  ## run the tests
+	$(PY) -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/.ready  ## format, lint, types, import order, generated docs
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+	$(PY) -m docs.generate --check
+
+format: $(VENV)/.ready
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: $(VENV)/.ready  ## speed, beside ONNX Runtime on the same cores (see bench/README.md)
+	$(PY) -m bench
+
+docs: $(VENV)/.ready  ## write the generated pages again
+	$(PY) -m docs.generate
+
+lock:  ## resolve the lock files again from pyproject.toml
+	$(PY) -m pip install -q uv
+	$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --no-annotate --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Edgewise needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

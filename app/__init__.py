@@ -1,0 +1,1 @@
+"""The service, the command line and the dashboard. Holds no numerics and no SQL."""

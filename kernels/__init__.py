@@ -1,0 +1,1 @@
+"""Operators and the backends that compute them. Knows nothing of graphs, devices or HTTP."""

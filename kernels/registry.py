@@ -1,0 +1,192 @@
+"""The operators: what one is, and how they are found.
+
+`kernels/ops/*.py` holds one operator, or one family of trivially alike operators, a file. Every `Op` at module level
+there is registered under its name; two of one name raise. Adding an op touches one file, deleting it leaves nothing.
+
+An op is plain functions over specs and arrays, all called alike, inputs by position and attributes by keyword:
+
+    infer(*inputs: Spec | None, **attrs) -> Spec | tuple[Spec, ...]     shapes and dtypes, all outputs; refuses bad input
+    cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs) -> Cost  the arithmetic
+    run(out: tuple[Array | None, ...], *inputs: Array | None, **attrs)  fills every element of every array in `out`
+
+An absent optional input is None. `out[i]` is None where nobody reads output i. Attribute names and defaults are the
+keywords of `infer`; `cost` and `run` are called with the same full set. Where an output's shape depends on an input's
+value, `infer` asks `spec.known(...)`: at run time every spec carries its value, so `infer` then always succeeds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
+from kernels.spec import Array, DType, Spec
+
+Attrs = Mapping[str, Any]
+Upgrade = Callable[[int, dict[str, Any], int], tuple[dict[str, Any], dict[int, Array]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One numpy algorithm for an op.
+
+    run: as in the module docstring. `out` arrays are C-contiguous; inputs may be strided and must not be written.
+    refuses: why this algorithm cannot take these specs, or None. Plans quote the reason.
+    workspace_bytes: scratch the kernel wants; when given, `run` receives it as keyword `workspace` (uint8, 64-byte aligned).
+    executed_macs: MACs really multiplied, where it differs from the op's cost (Winograd); None = the op's.
+    """
+
+    algorithm: str
+    run: Callable[..., None]
+    refuses: Callable[..., str | None] | None = None
+    workspace_bytes: Callable[..., int] | None = None
+    executed_macs: Callable[..., int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One example of an op: generic suites run it on every backend, against float64 and against ONNX's definition.
+
+    inputs: a shape tuple = seeded standard normal float32; an array = itself; None = absent.
+    cost: counted by hand, checked exactly. raises: the error that `infer` must give.
+    domain: (low, high) of the random inputs, for ops like Log. outputs: how many outputs are asked for.
+    """
+
+    id: str
+    inputs: tuple[tuple[int, ...] | Array | None, ...]
+    attrs: Attrs = field(default_factory=dict)
+    cost: Cost | None = None
+    raises: type[EdgewiseError] | None = None
+    domain: tuple[float, float] | None = None
+    outputs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """Everything that is true of one operator.
+
+    name: ONNX op_type; prefixed by its domain where that is not ai.onnx ("com.microsoft.FusedMatMul").
+    kernels: numpy algorithms, the preferred first; the first that does not refuse is the default.
+    elementwise: output 0 has the broadcast shape of the inputs, each element computed from its own index only, so `out[0]`
+        may be the same memory as any input of the same shape and dtype, and the op may be fused behind another one.
+    view: output 0 is input 0's memory under another shape; the executor may alias instead of running it.
+    deterministic: False for random ops, which are never folded.
+    upgrade: (opset, attrs, number of outputs) -> (attrs, {position: constant input}): rewrites a node of an older opset
+        into the newest form, so that the functions here know that form only.
+    tolerance_eps: allowed error against float64, in epsilons of the output's dtype relative to the largest output.
+    """
+
+    name: str
+    infer: Callable[..., Spec | tuple[Spec, ...]]
+    cost: Callable[..., Cost] | None
+    kernels: tuple[Kernel, ...]
+    elementwise: bool = False
+    view: bool = False
+    deterministic: bool = True
+    upgrade: Upgrade | None = None
+    tolerance_eps: float = 4
+    cases: tuple[Case, ...] = ()
+
+    @property
+    def defaults(self) -> Attrs:
+        """Attribute names and default values; a required attribute has inspect.Parameter.empty."""
+        return _defaults(self.infer)
+
+    def bind(self, attrs: Attrs) -> dict[str, Any]:
+        """Fill in default attributes. Raises UnsupportedError on an unknown attribute or a missing required one."""
+        defaults = self.defaults
+        if unknown := sorted(set(attrs) - set(defaults)):
+            raise UnsupportedError(f"{self.name}: attribute {unknown[0]!r} is unknown, it has {sorted(defaults)}")
+        bound = {**defaults, **attrs}
+        for name, value in bound.items():
+            if value is inspect.Parameter.empty:
+                raise ShapeError(f"{self.name}: attribute {name!r} is missing, it has no default")
+        return bound
+
+    def infer_specs(self, inputs: Sequence[Spec | None], attrs: Attrs) -> tuple[Spec, ...]:
+        """Specs of every output of a node with bound attributes."""
+        try:
+            inspect.signature(self.infer).bind(*inputs, **attrs)
+        except TypeError as error:
+            raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {error}") from None
+        specs = self.infer(*inputs, **attrs)
+        return specs if isinstance(specs, tuple) else (specs,)
+
+    def count(self, inputs: Sequence[Spec | None], outputs: tuple[Spec, ...], attrs: Attrs) -> Cost | None:
+        """Cost of a node with bound attributes; None when the op has no formula."""
+        return None if self.cost is None else self.cost(outputs, *inputs, **attrs)
+
+    def choose(self, inputs: Sequence[Spec | None], attrs: Attrs, algorithm: str | None = None) -> Kernel:
+        """The named kernel, or the first that takes these specs. Raises UnsupportedError with every refusal."""
+        refusals = []
+        for kernel in self.kernels:
+            if algorithm not in (None, kernel.algorithm):
+                continue
+            reason = kernel.refuses(*inputs, **attrs) if kernel.refuses else None
+            if reason is None:
+                return kernel
+            refusals.append(f"{kernel.algorithm}: {reason}")
+        known = ", ".join(kernel.algorithm for kernel in self.kernels)
+        raise UnsupportedError(f"{self.name}: no kernel takes it, {'; '.join(refusals) or f'it has {known}'}")
+
+
+def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: str | None = None) -> tuple[Array, ...]:
+    """Infer, allocate and run one op on real arrays: constant folding, data-dependent steps and tests go this way."""
+    bound = op.bind(attrs)
+    specs = tuple(None if array is None else Spec.of(array) for array in inputs)
+    kernel = op.choose(specs, bound, algorithm)
+    out = tuple(np.empty(spec.shape, spec.dtype) for spec in op.infer_specs(specs, bound))
+    extra = {}
+    if kernel.workspace_bytes is not None:
+        extra["workspace"] = np.empty(kernel.workspace_bytes(*specs, **bound), np.uint8)
+    kernel.run(out, *inputs, **bound, **extra)
+    return out
+
+
+@functools.cache
+def operators() -> Mapping[str, Op]:
+    """Every registered op by name. Raises EdgewiseError when two files claim one name."""
+    from kernels import ops  # noqa: PLC0415  the ops import this module
+
+    found: dict[str, Op] = {}
+    for info in sorted(pkgutil.iter_modules(ops.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"kernels.ops.{info.name}")
+        exported = module.OPS if hasattr(module, "OPS") else [v for v in vars(module).values() if isinstance(v, Op)]
+        for op in exported:
+            if found.setdefault(op.name, op) is not op:
+                raise EdgewiseError(f"{op.name}: registered twice, each op lives in one file (kernels/ops/{info.name}.py)")
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def find(name: str) -> Op:
+    """The op of that name. Raises UnknownOpError, naming the closest ones that exist."""
+    try:
+        return operators()[name]
+    except KeyError:
+        pass
+    import difflib  # noqa: PLC0415  only on the error path
+
+    close = difflib.get_close_matches(name, operators(), n=3)
+    hint = f", closest: {', '.join(close)}" if close else ""
+    raise UnknownOpError(f"{name}: no such operator among the {len(operators())} registered{hint}")
+
+
+def require_dtype(subject: str, spec: Spec, allowed: frozenset[DType]) -> None:
+    """Raise DTypeError unless the spec's dtype is allowed."""
+    if spec.dtype not in allowed:
+        raise DTypeError(f"{subject}: dtype is {spec.dtype.name}, need one of {sorted(d.name for d in allowed)}")
+
+
+@functools.cache
+def _defaults(infer: Callable[..., Any]) -> Attrs:
+    keywords = inspect.signature(infer).parameters.values()
+    return MappingProxyType({p.name: p.default for p in keywords if p.kind is inspect.Parameter.KEYWORD_ONLY})

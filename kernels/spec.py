@@ -1,0 +1,79 @@
+"""What is known of a tensor before it exists: shape, element type, and the value itself when it is a constant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from kernels.errors import DataDependentError
+
+Array = npt.NDArray[Any]
+DType = np.dtype[Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS: frozenset[DType] = frozenset({*map(np.dtype, ("float16", "float32", "float64")), BFLOAT16})
+INTS: frozenset[DType] = frozenset(map(np.dtype, ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")))
+BOOL = np.dtype(np.bool_)
+STRING = np.dtype(object)  # ONNX strings: numpy object arrays of str
+
+_SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf"}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Shape and element type of a tensor; `value` where it is known before the run.
+
+    Two specs are equal when shape and dtype are, whatever the value: plans and caches are keyed by shapes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    value: Array | None = field(default=None, compare=False, repr=False)
+
+    @staticmethod
+    def of(array: Array) -> Spec:
+        """Describe an array, keeping it as the known value."""
+        return Spec(array.shape, array.dtype, array)
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def elements(self) -> int:
+        """Number of scalars."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a dense array of this spec."""
+        return self.elements * self.dtype.itemsize
+
+    def known(self, subject: str) -> Array:
+        """Return the value, or raise DataDependentError: the caller's output shape hangs on it."""
+        if self.value is None:
+            raise DataDependentError(f"{subject}: its value is only known at run time, and the output shape needs it")
+        return self.value
+
+    def with_value(self, value: Array | None) -> Spec:
+        """The same shape and dtype, with another known value."""
+        return Spec(self.shape, self.dtype, value)
+
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)}[{','.join(map(str, self.shape))}]"
+
+
+def dtype_name(dtype: DType) -> str:
+    """Short name of an element type: f32, bf16, i64, u8, bool, str."""
+    if dtype == STRING:
+        return "str"
+    if dtype == BOOL:
+        return "bool"
+    letters = dtype.name.rstrip("0123456789")
+    return _SHORT_NAMES[letters] + dtype.name[len(letters) :]

@@ -1,0 +1,1 @@
+"""Alembic migrations of the strategy database: numbered, forward-only, never edited after release."""
