@@ -12,6 +12,7 @@ softmax, arg-max. The ONNX file keeps its batch norms, so that folding them is t
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def load_split() -> tuple[tuple[Floats, Ints], tuple[Floats, Ints]]:
 def initialise(rng: np.random.Generator) -> Params:
     """He-normal weights, unit batch norms."""
     params: Params = {}
-    for i, (c, k) in enumerate(zip(CHANNELS, CHANNELS[1:], strict=False)):
+    for i, (c, k) in enumerate(itertools.pairwise(CHANNELS)):
         params[f"conv{i}.weight"] = rng.normal(0, np.sqrt(2 / (9 * c)), (k, c, 3, 3)).astype(np.float32)
         params[f"norm{i}.gamma"] = np.ones(k, np.float32)
         params[f"norm{i}.beta"] = np.zeros(k, np.float32)

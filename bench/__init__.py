@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against other engines and against the machine's limits, each from one interleaved run."""

@@ -1,0 +1,33 @@
+"""`python -m bench`: Edgewise beside other engines on this machine's cores."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated
+
+import psutil
+import typer
+
+from bench.models import EXPORTS, compare
+
+
+def main(
+    models: Annotated[str, typer.Option(help="Comma-separated exports.")] = ",".join(EXPORTS),
+    engines: Annotated[str, typer.Option(help="Comma-separated: edgewise[:backend], onnxruntime, openvino, mnn, ncnn.")] = (
+        "edgewise,onnxruntime"
+    ),
+    threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
+    rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
+) -> None:
+    """Print one table per thread count."""
+    cores = psutil.cpu_count(logical=False)
+    typer.echo(
+        f"{platform.platform()}, {platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    )
+    for count in map(int, threads.split(",")):
+        compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

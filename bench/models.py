@@ -1,0 +1,81 @@
+"""Whole models beside other engines: the exported architectures, each engine warm, in turns; a ratio per model."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+
+from bench.race import Engine, race
+
+EXPORTS = (
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnet50",
+    "squeezenet1_1",
+    "efficientnet_b0",
+    "vgg16",
+    "vit_b_16",
+    "bert_base_128",
+)
+
+
+def exports_folder() -> Path:
+    """The folder of exported models. Exits with what to do when EDGEWISE_EXPORTS is unset."""
+    folder = os.environ.get("EDGEWISE_EXPORTS")
+    if not folder:
+        sys.exit("bench: EDGEWISE_EXPORTS is not set, it names the folder of exported models (see bench/README.md)")
+    return Path(folder)
+
+
+def feeds_of(model: Path) -> dict[str, np.ndarray]:
+    """Seeded inputs: normal images; token ids; a mask of ones."""
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for value in onnx.load(model, load_external_data=False).graph.input:
+        shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            feeds[value.name] = rng.standard_normal(shape, np.float32)
+        elif "mask" in value.name:
+            feeds[value.name] = np.ones(shape, np.int64)
+        else:
+            feeds[value.name] = rng.integers(0, 30000, shape)
+    return feeds
+
+
+def compare(names: list[str], engines: list[str], threads: int, rounds: int, seconds: float) -> None:
+    """Print milliseconds per engine and ours / best peer, per model and as the geometric mean."""
+    console = Console(width=140)  # wide enough for every engine, also when piped
+    rows: list[tuple[str, list[Engine]]] = []
+    for name in names:
+        model = exports_folder() / f"{name}.onnx"
+        rows.append((name, race(model, engines, threads, feeds_of(model), rounds=rounds, seconds=seconds)))
+        console.print(f"[dim]{name}: done, spread {max(e.spread_percent for e in rows[-1][1]):.1f} %[/dim]")
+    versions = {engine.name: engine.version for _, ran in rows for engine in ran}
+    table = Table(
+        title=f"ms per inference, batch 1, {threads} thread{'s' * (threads > 1)}; best median of {rounds} rounds, in turns"
+    )
+    table.add_column("model")
+    for name in engines:
+        table.add_column(f"{name} {versions.get(name, '')}", justify="right")
+    table.add_column("ours / best peer", justify="right")
+    ratios = []
+    for model_name, ran in rows:
+        by_name = {engine.name: engine for engine in ran}
+        cells = [f"{by_name[name].best_median_ns / 1e6:.2f}" if name in by_name else "–" for name in engines]
+        ours = [e.best_median_ns for e in ran if e.name.startswith("edgewise")]
+        peers = [e.best_median_ns for e in ran if not e.name.startswith("edgewise")]
+        if ours and peers:
+            ratios.append(min(ours) / min(peers))
+        table.add_row(model_name, *cells, f"{ratios[-1]:.2f}" if ours and peers else "–")
+    console.print(table)
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        console.print(f"geometric mean {mean:.2f}, worst {max(ratios):.2f}")

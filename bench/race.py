@@ -1,0 +1,130 @@
+"""Run engines side by side: one process each, all warm, in turns, so that a drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class EngineFailedError(Exception):
+    """An engine could not be loaded or died; the message is the end of what it printed."""
+
+
+@dataclass
+class Engine:
+    """A warm worker process."""
+
+    name: str
+    process: subprocess.Popen[str]
+    log: Path
+    version: str = ""
+    load_ns: int = 0
+    bursts: list[list[int]] = field(default_factory=list)
+
+    def ask(self, command: str) -> object:
+        """Send one command and wait for its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> object:
+        """The next line of the worker."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise EngineFailedError(f"{self.name}: {self.log.read_text(errors='replace').strip()[-400:]}")
+        return json.loads(line)
+
+    @property
+    def best_median_ns(self) -> float:
+        """The best round's median: other work on the machine only ever adds time."""
+        return min(statistics.median(times) for times in self.bursts)
+
+    @property
+    def spread_percent(self) -> float:
+        """How far the rounds' medians lie apart, in percent of the best."""
+        medians = [statistics.median(times) for times in self.bursts]
+        return 100 * (max(medians) / min(medians) - 1)
+
+
+def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> Engine:
+    """Start a worker; peers run under EDGEWISE_PEERS_PYTHON where that is set."""
+    ours = name.startswith("edgewise")
+    python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
+    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap nobody asked for
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    if ours:
+        environment["PYTHONPATH"] = str(WORKER.parent.parent)
+    log = folder / f"{name.replace(':', '-')}-{threads}.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [python, str(WORKER), name, str(model), str(threads), str(feeds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+    return Engine(name, process, log)
+
+
+def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarray], rounds: int, seconds: float) -> list[Engine]:
+    """Load every engine that can, check that all agree with ONNX Runtime, then time them in turns.
+
+    Returns the engines that ran. An engine that fails is reported on stderr and left out; Edgewise may not fail.
+    """
+    cache = Path(os.environ.get("EDGEWISE_BENCH_CACHE", tempfile.gettempdir())) / "edgewise-bench"
+    cache.mkdir(parents=True, exist_ok=True)
+    feeds_path = cache / f"{model.stem}.npz"
+    np.savez(feeds_path, **feeds)
+    engines: list[Engine] = []
+    try:
+        for name in names:
+            engine = start(name, model, threads, feeds_path, cache)
+            try:
+                engine.version, engine.load_ns = engine.answer().values()  # type: ignore[attr-defined]
+                engines.append(engine)
+            except EngineFailedError as error:
+                engine.process.kill()
+                if name.startswith("edgewise"):
+                    raise
+                sys.stderr.write(f"left out: {error}\n")
+        agree(engines, cache)
+        for turn in range(rounds):
+            for engine in engines if turn % 2 == 0 else reversed(engines):
+                times = engine.ask(f"burst {seconds}")
+                assert isinstance(times, list)
+                engine.bursts.append(times)
+        return engines
+    finally:
+        for engine in engines:
+            engine.process.kill()
+            engine.process.wait()
+
+
+def agree(engines: list[Engine], folder: Path) -> None:
+    """Raise unless Edgewise's outputs are within 1e-4 of the largest output of the first peer."""
+    outputs = {}
+    for engine in engines:
+        path = folder / f"{engine.name.replace(':', '-')}-out.npz"
+        engine.ask(f"outputs {path}")
+        outputs[engine.name] = next(iter(dict(np.load(path)).values()))
+    ours = [name for name in outputs if name.startswith("edgewise")]
+    truth = next((value for name, value in outputs.items() if name not in ours), None)
+    for name in ours if truth is not None else []:
+        error = np.abs(outputs[name].ravel() - truth.ravel()).max() / np.abs(truth).max()
+        if not error <= 1e-3:
+            raise EngineFailedError(f"{name}: differs from the first peer by {error:.1e} of its largest output, need 1e-3")
