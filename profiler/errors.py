@@ -1,0 +1,24 @@
+"""Errors of the profiler.
+
+EdgewiseError
+├── InvalidError
+│   ├── ProfileFormatError   stored or received profile data that breaks its schema
+│   └── ConventionError      no counting convention of that name
+└── MeasurementError         a measurement that contradicts itself or cannot be taken here: measure again
+"""
+
+from __future__ import annotations
+
+from kernels.errors import EdgewiseError, InvalidError
+
+
+class ProfileFormatError(InvalidError):
+    """Stored or received profile data breaks its schema."""
+
+
+class ConventionError(InvalidError):
+    """No counting convention of that name."""
+
+
+class MeasurementError(EdgewiseError):
+    """A measurement contradicts itself, or cannot be taken on this machine."""
