@@ -115,7 +115,11 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A graph and where it came from. `digest` is the SHA-256 of the model's bytes, external data included."""
+    """A graph and where it came from. `digest` is the SHA-256 of the model's bytes, external data included.
+
+    initializers: names of the constants that the file stores as initializers, subgraphs' included; the outputs of its
+    Constant nodes are constants too, but not among them.
+    """
 
     graph: Graph
     digest: str
@@ -123,3 +127,4 @@ class Model:
     producer: str
     source: str
     nbytes: int
+    initializers: frozenset[str] = frozenset()
