@@ -4,7 +4,8 @@
     ├── InvalidError          the caller's data breaks a rule: change the data
     │   ├── ShapeError        an op refuses the shapes of its inputs
     │   ├── DTypeError        an op refuses the element types of its inputs
-    │   └── AttributeValueError   an op refuses the value of an attribute
+    │   ├── AttributeValueError   an op refuses the value of an attribute
+    │   └── IndexRangeError   an index tensor points outside the data, seen at run time
     ├── UnsupportedError      valid, but not implemented here: change the model or the build
     │   └── UnknownOpError    no operator of that name is registered
     ├── DataDependentError    a shape that only the run-time values decide (control flow of shape propagation, not a fault)
@@ -42,6 +43,10 @@ class DTypeError(InvalidError):
 
 class AttributeValueError(InvalidError):
     """An op refuses the value of an attribute."""
+
+
+class IndexRangeError(InvalidError):
+    """An index tensor points outside the data."""
 
 
 class UnknownOpError(UnsupportedError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +23,16 @@ INTS: frozenset[DType] = frozenset(map(np.dtype, ("int8", "int16", "int32", "int
 BOOL = np.dtype(np.bool_)
 STRING = np.dtype(object)  # ONNX strings: numpy object arrays of str
 
-_SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf"}
+# ONNX's element type numbers (TensorProto.DataType); the sub-byte and 8-bit float types hold one element a byte here
+_ELEMENT_NAMES = (
+    "float32 uint8 int8 uint16 int16 int32 int64 object bool float16 float64 uint32 uint64 complex64 complex128 bfloat16 "
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2"
+)
+ELEMENT_TYPES: Mapping[int, DType] = MappingProxyType(
+    {code: np.dtype(getattr(ml_dtypes, name, name)) for code, name in enumerate(_ELEMENT_NAMES.split(), 1)}
+)
+
+_SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf", "complex": "c"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +81,12 @@ class Spec:
 
 
 def dtype_name(dtype: DType) -> str:
-    """Short name of an element type: f32, bf16, i64, u8, bool, str."""
+    """Short name of an element type: f32, bf16, i64, u8, f8_e4m3fn, bool, str."""
     if dtype == STRING:
         return "str"
     if dtype == BOOL:
         return "bool"
     letters = dtype.name.rstrip("0123456789")
+    if letters not in _SHORT_NAMES:  # the 8- and 4-bit floats, whose names say their layout
+        return dtype.name.replace("float", "f", 1)
     return _SHORT_NAMES[letters] + dtype.name[len(letters) :]

@@ -1,0 +1,185 @@
+"""Two-input arithmetic, comparison, logic and bit operations with multidirectional broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import NUMBERS, SCALARS, broadcast, one_dtype, one_of, per_element
+from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
+
+
+def _checked(name: str, a: Spec, b: Spec, dtypes: frozenset[DType], result: DType | None = None) -> Spec:
+    require_dtype(f"{name}: a", a, dtypes)
+    dtype = one_dtype(name, a, b)
+    return Spec(broadcast(name, a.shape, b.shape), result or dtype)
+
+
+def _infer(name: str, dtypes: frozenset[DType], result: DType | None) -> Callable[..., Spec]:
+    def infer(a: Spec, b: Spec) -> Spec:
+        return _checked(name, a, b, dtypes, result)
+
+    return infer
+
+
+def _ufunc(ufunc: Callable[..., Any]) -> Callable[..., None]:
+    def run(out: tuple[Array, ...], a: Array, b: Array) -> None:
+        with np.errstate(all="ignore"):  # infinities and NaN are values, integers wrap
+            ufunc(a, b, out=out[0])
+
+    return run
+
+
+def run_divide(out: tuple[Array, ...], a: Array, b: Array) -> None:
+    """Quotient; of integers rounded toward zero, and 0 where the divisor is 0."""
+    with np.errstate(all="ignore"):
+        if a.dtype.kind in "iu":
+            np.floor_divide(a - np.fmod(a, b), b, out=out[0])
+        else:
+            np.divide(a, b, out=out[0])
+
+
+def infer_mod(a: Spec, b: Spec, *, fmod: int = 0) -> Spec:
+    """Broadcast shape, common dtype. Floats need fmod=1: ONNX leaves their other remainder open."""
+    one_of("Mod: attribute fmod", fmod, (0, 1))
+    if a.dtype in FLOATS and not fmod:
+        raise AttributeValueError(f"Mod: attribute fmod is 0 with {a.dtype.name} inputs, need 1")
+    return _checked("Mod", a, b, NUMBERS)
+
+
+def run_mod(out: tuple[Array, ...], a: Array, b: Array, *, fmod: int = 0) -> None:
+    """Remainder with the sign of the divisor, or with that of the dividend when fmod is 1."""
+    with np.errstate(all="ignore"):
+        (np.fmod if fmod else np.remainder)(a, b, out=out[0])
+
+
+def infer_pow(a: Spec, b: Spec) -> Spec:
+    """Broadcast shape, dtype of the base."""
+    require_dtype("Pow: base", a, NUMBERS)
+    require_dtype("Pow: exponent", b, NUMBERS)
+    return Spec(broadcast("Pow", a.shape, b.shape), a.dtype)
+
+
+def run_pow(out: tuple[Array, ...], a: Array, b: Array) -> None:
+    """Power in the base's dtype; small constant exponents without `pow`, which is slow.
+
+    Integer bases with fractional or negative exponents are computed in float64 and truncated.
+    """
+    (y,) = out
+    with np.errstate(all="ignore"):
+        if b.size == 1 and a.dtype.kind == "f" and b.item() in (0.5, 2, 3):
+            exponent = b.item()
+            if exponent == 0.5:
+                np.sqrt(a, out=y)
+            else:
+                np.multiply(np.multiply(a, a) if exponent == 3 else a, a, out=y)
+        elif a.dtype.kind not in "iu" or (b.dtype.kind in "iu" and (not b.size or b.min() >= 0)):
+            np.power(a, b.astype(a.dtype, copy=False), out=y)
+        else:
+            np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
+
+
+def infer_shift(a: Spec, b: Spec, *, direction: str) -> Spec:
+    """Broadcast shape, common integer dtype."""
+    one_of("BitShift: attribute direction", direction, ("LEFT", "RIGHT"))
+    return _checked("BitShift", a, b, INTS)
+
+
+def run_shift(out: tuple[Array, ...], a: Array, b: Array, *, direction: str) -> None:
+    """Shift by b bits; numpy defines shifts by the width or more as 0 (or all sign bits)."""
+    (np.left_shift if direction == "LEFT" else np.right_shift)(a, b, out=out[0])
+
+
+_PAIR = Case("broadcast", inputs=((2, 3, 1), (1, 5)), cost=Cost(other_flops=30))
+_SAME = Case("same_shape", inputs=((3, 5), (3, 5)), cost=Cost(other_flops=15))
+_EMPTY = Case("empty", inputs=((0, 3), (1, 3)), cost=Cost())
+_SCALARS = Case("scalars", inputs=((), ()), cost=Cost(other_flops=1))
+_MISMATCH = Case("shapes_differ", inputs=((2, 3), (4,)), raises=ShapeError)
+_MIXED = Case("dtypes_differ", inputs=((2,), np.ones(2, np.float64)), raises=DTypeError)
+_A, _B = np.array([[-7, 7, 0], [-8, 9, 127]], np.int8), np.array([2, -2, 3], np.int8)
+_INTS = Case("int8", inputs=(_A, _B), cost=Cost(other_flops=6))
+_BYTES = Case("uint8", inputs=(np.array([250, 7, 0], np.uint8), np.array([10, 2, 3], np.uint8)))
+_INT64 = Case("int64_scalar", inputs=(np.array(224, np.int64), np.array([32], np.int64)))
+_HALF = Case("half", inputs=(np.linspace(-2, 2, 7, dtype=np.float16), np.linspace(3, 0.5, 7, dtype=np.float16)))
+_SPECIALS = Case("specials", inputs=(np.array([np.nan, np.inf, -np.inf, 0, 1], np.float32), np.array([0], np.float32)))
+_ARITHMETIC = (_PAIR, _SAME, _EMPTY, _SCALARS, _MISMATCH, _MIXED, _INTS, _BYTES, _INT64, _HALF, _SPECIALS)
+_BOOLS = (
+    Case("bools", inputs=(np.array([[True], [False]]), np.array([True, False])), cost=Cost(other_flops=4)),
+    Case("empty", inputs=(np.ones((0, 2), bool), np.ones(2, bool)), cost=Cost()),
+    Case("floats", inputs=((2,), (2,)), raises=DTypeError),
+    Case("shapes_differ", inputs=(np.ones((2, 3), bool), np.ones(2, bool)), raises=ShapeError),
+)
+_WORDS = Case("strings", inputs=(np.array(["a", "b"], object), np.array(["a", "c"], object)))
+_BITS = (_INTS, _BYTES, Case("floats", inputs=((2,), (2,)), raises=DTypeError))
+
+
+def _op(
+    name: str, ufunc: Callable[..., Any], dtypes: frozenset[DType], cases: tuple[Case, ...], result: DType | None = None
+) -> Op:
+    kernels = (Kernel("ufunc", _ufunc(ufunc)),)
+    return Op(name, _infer(name, dtypes, result), per_element(1, name), kernels, elementwise=True, cases=cases)
+
+
+_MOD_CASES = (
+    _INTS,
+    _BYTES,
+    _INT64,
+    Case("fmod_ints", inputs=(_A, _B), attrs={"fmod": 1}, cost=Cost(other_flops=6)),
+    Case("fmod_floats", inputs=((2, 3), (3,)), attrs={"fmod": 1}),
+    Case("floats_without_fmod", inputs=((2,), (2,)), raises=AttributeValueError),
+    Case("fmod_two", inputs=(_A, _B), attrs={"fmod": 2}, raises=AttributeValueError),
+)
+_POW_CASES = (
+    Case("positive_base", inputs=((2, 3, 1), (5,)), domain=(0.1, 3), cost=Cost(other_flops=30)),
+    Case("square", inputs=((3, 5), np.array(2, np.float32))),
+    Case("cube_int_exponent", inputs=((3, 5), np.array([3], np.int64))),
+    Case("root", inputs=((3, 5), np.array(0.5, np.float32)), domain=(0, 9)),
+    Case("ints", inputs=(np.array([-3, 0, 2], np.int32), np.array([3, 0, 10], np.int64))),
+    Case("int_base_float_exponent", inputs=(np.array([1, 2, 9], np.int64), np.array([3, 0.5, 1.5], np.float32))),
+    Case("exponent_shape_wins", inputs=(np.array(2, np.float32), (2, 3))),
+    Case("empty", inputs=((0, 3), (1,)), cost=Cost()),
+    Case("bool_base", inputs=(np.ones(2, bool), (2,)), raises=DTypeError),
+    _MISMATCH,
+)
+_SHIFT_A, _SHIFT_B = np.array([16, 4, 255], np.uint8), np.array([1, 2, 7], np.uint8)
+_SHIFT_CASES = (
+    Case("left", inputs=(_SHIFT_A, _SHIFT_B), attrs={"direction": "LEFT"}, cost=Cost(other_flops=3)),
+    Case("right", inputs=(_SHIFT_A, _SHIFT_B), attrs={"direction": "RIGHT"}),
+    Case("signed_right", inputs=(np.array([-16, 15], np.int32), np.array(2, np.int32)), attrs={"direction": "RIGHT"}),
+    Case("direction_up", inputs=(_SHIFT_A, _SHIFT_B), attrs={"direction": "UP"}, raises=AttributeValueError),
+    Case("floats", inputs=((2,), (2,)), attrs={"direction": "LEFT"}, raises=DTypeError),
+)
+_LOGIC = frozenset({BOOL})
+
+OPS = (
+    _op("Add", np.add, NUMBERS, _ARITHMETIC),
+    _op("Sub", np.subtract, NUMBERS, _ARITHMETIC),
+    _op("Mul", np.multiply, NUMBERS, _ARITHMETIC),
+    Op(
+        "Div",
+        _infer("Div", NUMBERS, None),
+        per_element(1, "Div"),
+        (Kernel("ufunc", run_divide),),
+        elementwise=True,
+        cases=_ARITHMETIC,
+    ),
+    Op("Mod", infer_mod, per_element(1, "Mod"), (Kernel("ufunc", run_mod),), elementwise=True, cases=_MOD_CASES),
+    Op("Pow", infer_pow, per_element(1, "Pow"), (Kernel("ufunc", run_pow),), elementwise=True, tolerance_eps=8, cases=_POW_CASES),
+    _op("Equal", np.equal, SCALARS, (*_ARITHMETIC, _WORDS), result=BOOL),
+    _op("Less", np.less, NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("LessOrEqual", np.less_equal, NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("Greater", np.greater, NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("GreaterOrEqual", np.greater_equal, NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("And", np.logical_and, _LOGIC, _BOOLS),
+    _op("Or", np.logical_or, _LOGIC, _BOOLS),
+    _op("Xor", np.logical_xor, _LOGIC, _BOOLS),
+    _op("BitwiseAnd", np.bitwise_and, INTS, _BITS),
+    _op("BitwiseOr", np.bitwise_or, INTS, _BITS),
+    _op("BitwiseXor", np.bitwise_xor, INTS, _BITS),
+    Op("BitShift", infer_shift, per_element(1, "shift"), (Kernel("ufunc", run_shift),), elementwise=True, cases=_SHIFT_CASES),
+)

@@ -1,0 +1,139 @@
+"""Cast, CastLike and BitCast: the same elements in another type, by value or by bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from kernels.errors import AttributeValueError, DTypeError, InvalidError
+from kernels.registry import Case, Kernel, Op
+from kernels.rules import element_type, moves, one_of
+from kernels.spec import BOOL, STRING, Array, DType, Spec
+
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_SATURATING = frozenset(
+    map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz))
+)
+_ROUND_MODES = ("up", "down", "nearest")
+
+
+def infer_cast(x: Spec, *, to: int, saturate: int = 1, round_mode: str = "up") -> Spec:
+    """Same shape, dtype `to`. `saturate` and `round_mode` speak of the 8-bit floats only."""
+    one_of("Cast: attribute round_mode", round_mode, _ROUND_MODES)
+    return Spec(x.shape, element_type("Cast: attribute to", to))
+
+
+def run_cast(out: tuple[Array, ...], x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> None:
+    """Out of range: integers drop high bits, floats become infinite, 8-bit floats saturate or become NaN."""
+    _convert(out[0], x, bool(saturate), round_mode)
+
+
+def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str = "up") -> Spec:
+    """Same shape, dtype of `target`, whose values nobody reads."""
+    one_of("CastLike: attribute round_mode", round_mode, _ROUND_MODES)
+    return Spec(x.shape, target.dtype)
+
+
+def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: int = 1, round_mode: str = "up") -> None:
+    """As Cast."""
+    _convert(out[0], x, bool(saturate), round_mode)
+
+
+def _convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
+    with np.errstate(all="ignore"):  # out of range is defined above, not a fault
+        if x.dtype == y.dtype:
+            np.copyto(y, x)
+        elif x.dtype == STRING:
+            np.copyto(y, _parse(x, y.dtype), casting="unsafe")
+        elif y.dtype == STRING:
+            np.copyto(y, (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.str_).astype(STRING))
+        elif y.dtype == _E8M0:
+            np.copyto(y, _powers_of_two(x, saturate, round_mode))
+        elif y.dtype in _SATURATING and saturate:
+            highest = float(ml_dtypes.finfo(y.dtype).max)  # type: ignore[no-untyped-call]
+            np.copyto(y, np.clip(x.astype(np.float32), -highest, highest), casting="unsafe")
+        else:
+            np.copyto(y, x, casting="unsafe")
+
+
+def _parse(x: Array, dtype: DType) -> Array:
+    """Numbers from strings: whole ones exactly where an integer is wanted."""
+    convert: Callable[[str], Any] = float
+    if dtype.kind in "iu":
+
+        def convert(text: str) -> int:
+            try:
+                return int(text)
+            except ValueError:
+                return int(float(text))
+
+    try:
+        values = [convert(text) for text in x.ravel().tolist()]
+        return np.array(values, dtype if dtype.kind in "iu" else np.float64).reshape(x.shape)
+    except (ValueError, OverflowError) as error:
+        raise InvalidError(f"Cast: {error}, need a number of {dtype.name} in every string") from None
+
+
+def _powers_of_two(x: Array, saturate: bool, round_mode: str) -> Array:
+    """float8_e8m0: 2^(code - 127), code 255 is NaN; zero and what lies outside saturate or become NaN."""
+    mantissa, exponent = np.frexp(np.abs(x.astype(np.float32)))  # x = mantissa · 2^exponent, mantissa in [0.5, 1)
+    border = {"up": 0.5, "down": 1.0, "nearest": np.nextafter(np.float32(0.75), np.float32(0))}[round_mode]
+    code = exponent.astype(np.int64) - 1 + (mantissa > border) + 127
+    code[np.isinf(x.astype(np.float32))] = 1000
+    code[mantissa == 0] = -1000
+    code = np.clip(code, 0, 254) if saturate else np.where((code < 0) | (code > 254), 255, code)
+    code[np.isnan(x.astype(np.float32))] = 255
+    return code.astype(np.uint8).view(_E8M0)
+
+
+def infer_bit_cast(x: Spec, *, to: int) -> Spec:
+    """Same shape; a dtype of the same number of bytes, neither bool nor string."""
+    dtype = element_type("BitCast: attribute to", to)
+    if STRING in (dtype, x.dtype) or BOOL in (dtype, x.dtype):
+        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, need types whose bits are all theirs")
+    if dtype.itemsize != x.dtype.itemsize:
+        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name} of {dtype.itemsize} bytes, need equal widths")
+    return Spec(x.shape, dtype)
+
+
+def run_bit_cast(out: tuple[Array, ...], x: Array, *, to: int) -> None:
+    """A copy of the bytes."""
+    np.copyto(out[0].view(x.dtype), x)
+
+
+_NUMBERS = np.array([-2.7, -0.0, 0.4, 3.5, 100], np.float32)
+_CAST = (
+    Case("to_int64", inputs=(_NUMBERS,), attrs={"to": 7}),
+    Case("to_bool", inputs=(_NUMBERS,), attrs={"to": 9}),
+    Case("to_half_overflow", inputs=(np.array([1e6, -1e6, 1.5], np.float32),), attrs={"to": 10}),
+    Case("to_bfloat16", inputs=(_NUMBERS,), attrs={"to": 16}),
+    Case("to_float8_saturated", inputs=(np.array([1e6, -1e6, 1.5], np.float32),), attrs={"to": 17}),
+    Case("int_wraps", inputs=(np.array([200, -1, 300], np.int16),), attrs={"to": 3}),
+    Case("int64_to_float", inputs=(np.array([[7, -3]], np.int64),), attrs={"to": 1}),
+    Case("bool_to_float", inputs=(np.array([True, False]),), attrs={"to": 1}),
+    Case("strings_to_float", inputs=(np.array(["3.5", "-INF", "1e-3"], object),), attrs={"to": 1}),
+    Case("same", inputs=(_NUMBERS,), attrs={"to": 1}),
+    Case("empty", inputs=((0, 2),), attrs={"to": 7}),
+    Case("unknown_type", inputs=((2,),), attrs={"to": 99}, raises=AttributeValueError),
+    Case("unknown_rounding", inputs=((2,),), attrs={"to": 24, "round_mode": "even"}, raises=AttributeValueError),
+)
+_LIKE = (
+    Case("to_int64", inputs=(_NUMBERS, np.array([0], np.int64))),
+    Case("to_double", inputs=(_NUMBERS, np.array(0, np.float64))),
+    Case("unknown_rounding", inputs=((2,), (2,)), attrs={"round_mode": "even"}, raises=AttributeValueError),
+)
+_BITS = (
+    Case("float_to_int", inputs=(_NUMBERS,), attrs={"to": 6}),
+    Case("byte_sign", inputs=(np.array([200, 1], np.uint8),), attrs={"to": 3}),
+    Case("widths_differ", inputs=(_NUMBERS,), attrs={"to": 7}, raises=DTypeError),
+    Case("strings", inputs=(np.array(["a"], object),), attrs={"to": 7}, raises=DTypeError),
+)
+
+OPS = (
+    Op("Cast", infer_cast, moves, (Kernel("convert", run_cast),), elementwise=True, cases=_CAST),
+    Op("CastLike", infer_cast_like, moves, (Kernel("convert", run_cast_like),), cases=_LIKE),
+    Op("BitCast", infer_bit_cast, moves, (Kernel("copy", run_bit_cast),), cases=_BITS),
+)

@@ -1,0 +1,94 @@
+"""One-input mathematics that is one numpy function: signs, rounding, powers, trigonometry, predicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import DTypeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import NUMBERS, SIGNED, per_element
+from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
+
+Ufunc = Callable[..., Any]
+
+
+def _infer(name: str, dtypes: frozenset[DType], result: DType | None) -> Callable[..., Spec]:
+    def infer(x: Spec) -> Spec:
+        require_dtype(f"{name}: x", x, dtypes)
+        return Spec(x.shape, result or x.dtype)
+
+    return infer
+
+
+def _run(ufunc: Ufunc) -> Callable[..., None]:
+    def run(out: tuple[Array, ...], x: Array) -> None:
+        with np.errstate(all="ignore"):  # log(-1) is NaN, exp(1000) infinity: values, not faults
+            ufunc(x, out=out[0])
+
+    return run
+
+
+_RANDOM = Case("random", inputs=((2, 3, 5),), cost=Cost(other_flops=30))
+_POSITIVE = Case("positive", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(0.01, 8))
+_UNIT = Case("unit_interval", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(-0.99, 0.99))
+_FROM_ONE = Case("from_one", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(1, 8))
+_HALVES = Case("halves", inputs=(np.array([-2.5, -1.5, -0.5, -0.0, 0.5, 1.5, 2.5, 1e30, np.inf], np.float32),))
+_INTS = Case("ints", inputs=(np.array([-7, 0, 3], np.int32),), cost=Cost(other_flops=3))
+_SPECIALS = Case("specials", inputs=(np.array([np.nan, np.inf, -np.inf, -0.0, 1.5], np.float32),))
+
+
+def _op(
+    name: str,
+    ufunc: Ufunc,
+    dtypes: frozenset[DType],
+    *cases: Case,
+    result: DType | None = None,
+    wrong: Array | None = None,
+) -> Op:
+    shared = (
+        Case("scalar", inputs=(np.ones((), _any_of(dtypes)),)),
+        Case("empty", inputs=(np.ones((0, 3), _any_of(dtypes)),), cost=Cost()),
+        Case("wrong_dtype", inputs=(np.ones(2, bool) if wrong is None else wrong,), raises=DTypeError),
+    )
+    infer = _infer(name, dtypes, result)
+    kernels = (Kernel("ufunc", _run(ufunc)),)
+    return Op(name, infer, per_element(1, name.lower()), kernels, elementwise=True, cases=cases + shared)
+
+
+def _any_of(dtypes: frozenset[DType]) -> DType:
+    return np.dtype(np.float32) if np.dtype(np.float32) in dtypes else min(dtypes, key=str)
+
+
+_FLOAT_WRONG = np.ones(2, np.float32)
+
+OPS = (
+    _op("Abs", np.absolute, NUMBERS, _RANDOM, _INTS),
+    _op("Neg", np.negative, FLOATS | SIGNED, _RANDOM, _INTS),
+    _op("Sign", np.sign, NUMBERS, _RANDOM, _INTS, _SPECIALS),
+    _op("Ceil", np.ceil, FLOATS, _RANDOM, _HALVES),
+    _op("Floor", np.floor, FLOATS, _RANDOM, _HALVES),
+    _op("Round", np.rint, FLOATS, _RANDOM, _HALVES),  # halves go to the even neighbour
+    _op("Reciprocal", np.reciprocal, FLOATS, _POSITIVE, _SPECIALS),
+    _op("Sqrt", np.sqrt, FLOATS, _POSITIVE, _SPECIALS),
+    _op("Exp", np.exp, FLOATS, _RANDOM, _SPECIALS),
+    _op("Log", np.log, FLOATS, _POSITIVE, _SPECIALS),
+    _op("Sin", np.sin, FLOATS, _RANDOM),
+    _op("Cos", np.cos, FLOATS, _RANDOM),
+    _op("Tan", np.tan, FLOATS, _UNIT),
+    _op("Asin", np.arcsin, FLOATS, _UNIT),
+    _op("Acos", np.arccos, FLOATS, _UNIT),
+    _op("Atan", np.arctan, FLOATS, _RANDOM),
+    _op("Sinh", np.sinh, FLOATS, _RANDOM),
+    _op("Cosh", np.cosh, FLOATS, _RANDOM),
+    _op("Tanh", np.tanh, FLOATS, _RANDOM, _SPECIALS),
+    _op("Asinh", np.arcsinh, FLOATS, _RANDOM),
+    _op("Acosh", np.arccosh, FLOATS, _FROM_ONE),
+    _op("Atanh", np.arctanh, FLOATS, _UNIT),
+    _op("Not", np.logical_not, frozenset({BOOL}), Case("bools", inputs=(np.array([True, False]),)), wrong=_FLOAT_WRONG),
+    _op("BitwiseNot", np.invert, INTS, _INTS, wrong=_FLOAT_WRONG),
+    _op("IsNaN", np.isnan, FLOATS, _SPECIALS, result=BOOL),
+)

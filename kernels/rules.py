@@ -1,0 +1,118 @@
+"""Rules that many operators share: broadcasting, axes, integer inputs known before the run, cost of plain families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.spec import BOOL, ELEMENT_TYPES, FLOATS, INTS, STRING, Array, DType, Spec
+
+SIGNED = frozenset(dtype for dtype in INTS if dtype.kind == "i")
+UNSIGNED = INTS - SIGNED
+INDICES = frozenset(map(np.dtype, ("int32", "int64")))
+NUMBERS = FLOATS | INTS
+SCALARS = NUMBERS | {BOOL, STRING}
+
+
+def broadcast(subject: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Multidirectional broadcast of the shapes. Raises ShapeError with the first size that fits no other."""
+    rank = max(map(len, shapes))
+    result = [1] * rank
+    for shape in shapes:
+        for i, size in enumerate(shape, rank - len(shape)):
+            if size not in (1, result[i]) and result[i] != 1:
+                raise ShapeError(f"{subject}: shapes {' and '.join(map(str, shapes))} differ in axis {i}, need equal sizes or 1")
+            if size != 1:
+                result[i] = size
+    return tuple(result)
+
+
+def one_dtype(subject: str, *specs: Spec) -> DType:
+    """The dtype that all specs have. Raises DTypeError with the one that differs."""
+    for i, spec in enumerate(specs):
+        if spec.dtype != specs[0].dtype:
+            raise DTypeError(f"{subject}: input {i} is {spec}, need {specs[0].dtype.name} as input 0")
+    return specs[0].dtype
+
+
+def axis_of(subject: str, axis: int, rank: int) -> int:
+    """`axis` counted from the front. Raises ShapeError outside [-rank, rank)."""
+    if not -rank <= axis < rank:
+        raise ShapeError(f"{subject}: axis is {axis}, need one of the {rank} axes in [{-rank}, {rank - 1}]")
+    return axis % rank
+
+
+def axes_of(subject: str, axes: Iterable[int], rank: int) -> tuple[int, ...]:
+    """Axes counted from the front, in the order given. Raises ShapeError on one out of range or named twice."""
+    found = tuple(axis_of(subject, int(axis), rank) for axis in axes)
+    if len(set(found)) != len(found):
+        raise ShapeError(f"{subject}: axes {found} name one axis twice, need each once")
+    return found
+
+
+def known_ints(subject: str, spec: Spec, length: int | None = None) -> tuple[int, ...]:
+    """The value of a 1-D (or scalar) int32/int64 input, of that length if given. Raises DataDependentError when not known yet."""
+    if spec.dtype not in INDICES or spec.rank > 1:
+        raise DTypeError(f"{subject}: is {spec}, need a 1-D tensor of int64 or int32")
+    if length is not None and spec.elements != length:
+        raise ShapeError(f"{subject}: has {spec.elements} values, need {length}")
+    return tuple(int(value) for value in np.ravel(spec.known(subject)))
+
+
+def known_scalar(subject: str, spec: Spec) -> Any:
+    """The value of a one-element input as a Python scalar. Raises DataDependentError when not known yet."""
+    if spec.elements != 1:
+        raise ShapeError(f"{subject}: is {spec}, need one element")
+    return spec.known(subject).item()
+
+
+def element_type(subject: str, code: int) -> DType:
+    """The dtype of an ONNX element type number. Raises AttributeValueError on a number that has none."""
+    if code not in ELEMENT_TYPES:
+        raise AttributeValueError(f"{subject}: element type is {code}, need one of {sorted(ELEMENT_TYPES)}")
+    return ELEMENT_TYPES[code]
+
+
+def one_of(subject: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise AttributeValueError unless the attribute's value is allowed."""
+    choices = tuple(allowed)
+    if value not in choices:
+        raise AttributeValueError(f"{subject} is {value!r}, need one of {choices}")
+
+
+def check_indices(subject: str, indices: Array, size: int) -> None:
+    """Raise IndexRangeError unless every index is in [-size, size): what a hostile index tensor would read is not ours."""
+    if indices.size and not (-size <= indices.min() and indices.max() < size):
+        bad = indices[(indices < -size) | (indices >= size)].flat[0]
+        raise IndexRangeError(f"{subject}: index {bad} points outside an axis of {size}, need [{-size}, {size - 1}]")
+
+
+def moves(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
+    """0: it only moves data."""
+    return Cost()
+
+
+def per_element(flops: int, formula: str) -> Callable[..., Cost]:
+    """A cost of so many flops an element of output 0."""
+
+    def cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
+        return Cost(other_flops=flops * out[0].elements)
+
+    cost.__doc__ = f"{flops} per element: {formula}."
+    return cost
+
+
+def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Callable[..., Any]:
+    """An `upgrade` that moves attributes to inputs 1, 2, …: before `first_opset` they were attributes of those names."""
+
+    def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
+        if opset >= first_opset:
+            return attrs, {}
+        constants = {i: np.asarray(attrs[name], dtype) for i, name in enumerate(names, 1) if name in attrs}
+        return {name: value for name, value in attrs.items() if name not in names}, constants
+
+    return upgrade
