@@ -1,0 +1,177 @@
+import math
+import re
+
+import numpy as np
+import pytest
+
+from kernels.native.builder import Module
+from kernels.native.compile import assembly
+from kernels.native.isa import ISAS
+from kernels.native.math import ACTIVATIONS, POLYNOMIALS, Activation, expm1, log1p_unit
+from kernels.native.remez import TARGETS, fit
+from kernels.native.types import I64, PTR
+from tests.native.conftest import Native
+
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+@pytest.fixture
+def apply(isa):
+    """Run an emitter over an array."""
+
+    def run(emitter, x):
+        module = Module(isa)
+        signature = {"x": PTR, "y": PTR, "n": I64}
+        with module.function("f", signature) as (k, source, target, n), k.loop("i", 0, n, isa.lanes) as i:
+            k.store(emitter(k, k.load(k.f32, source, i)), target, i)
+        padded = np.resize(x.astype(np.float32), -(-len(x) // isa.lanes) * isa.lanes)
+        y = np.empty_like(padded)
+        Native(module.text, isa)(padded, y, len(padded))
+        return y[: len(x)]
+
+    return run
+
+
+def everything(count=60_000):
+    """Floats of every exponent and both signs, denormals and zeros among them; a few exact corners."""
+    bits = np.linspace(0, 0x7F7FFFFF, count, dtype=np.float64).astype(np.uint32).view(np.float32)
+    ordinary = np.linspace(-110, 110, count, dtype=np.float32)
+    corners = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 1.0, -1.0, F32_MAX, -F32_MAX], np.float32)
+    return np.concatenate([bits, -bits, ordinary, corners])
+
+
+def ulp_error(got, exact):
+    """Error in units in the last place of the exact result; denormals have the spacing of the smallest normal."""
+    spacing = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    spacing = np.where(np.isfinite(spacing), np.maximum(spacing, 2.0**-149), 2.0**104)
+    same = (got == exact.astype(np.float32)) | (np.isnan(got) & np.isnan(exact))
+    with np.errstate(invalid="ignore"):
+        return np.where(same, 0.0, np.abs(got.astype(np.float64) - exact) / spacing)
+
+
+def vectorised(function):
+    return lambda x: np.array([function(v) for v in x.tolist()])
+
+
+def exact_sigmoid(x):
+    return np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x)))
+
+
+BOUNDS = {  # exact function in float64, ULP
+    "exp": (np.exp, 1.1),
+    "log": (np.log, 0.9),
+    "tanh": (np.tanh, 2.4),
+    "erf": (vectorised(math.erf), 1.2),
+    "sigmoid": (exact_sigmoid, 2.4),
+    "softplus": (lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), 2.8),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDS))
+def test_error_over_the_whole_range(apply, name):
+    exact, bound = BOUNDS[name]
+    x = everything()
+    with np.errstate(all="ignore"):
+        error = ulp_error(apply(ACTIVATIONS[name], x), exact(x.astype(np.float64)))
+    worst = error.argmax()
+    assert error[worst] <= bound, f"{error[worst]} ULP at {x[worst]}"
+
+
+def test_expm1_is_accurate_near_zero_and_at_both_ends(apply):
+    x = everything()
+    x = x[x <= 87]
+    error = ulp_error(apply(expm1, x), np.expm1(x.astype(np.float64)))
+    assert error.max() <= 1.5
+
+
+def test_log1p_is_accurate_on_the_unit_interval(apply):
+    x = everything()
+    x = x[(x >= 0) & (x <= 1)]
+    assert ulp_error(apply(log1p_unit, x), np.log1p(x.astype(np.float64))).max() <= 2.0
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("tanh", -1, 1), ("erf", -1, 1), ("sigmoid", 0, 1), ("hard_sigmoid", 0, 1)])
+def test_range_is_never_left_even_in_the_tails(apply, name, low, high):
+    y = apply(ACTIVATIONS[name], np.concatenate([everything(), np.linspace(-30, 30, 100_000), [np.inf, -np.inf]]))
+    assert y.min() >= low
+    assert y.max() <= high
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_nan_stays_nan(apply, name):
+    assert np.isnan(apply(ACTIVATIONS[name], np.full(3, np.nan))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "at_minus", "at_plus"),
+    [("exp", 0, np.inf), ("log", np.nan, np.inf), ("tanh", -1, 1), ("erf", -1, 1), ("sigmoid", 0, 1), ("softplus", 0, np.inf),
+     ("elu", -1, np.inf), ("relu", 0, np.inf)],
+)  # fmt: skip
+def test_infinities(apply, name, at_minus, at_plus):
+    np.testing.assert_array_equal(
+        apply(ACTIVATIONS[name], np.array([-np.inf, np.inf])), np.array([at_minus, at_plus], np.float32)
+    )
+
+
+def test_log_at_zero_and_below(apply):
+    y = apply(ACTIVATIONS["log"], np.array([0.0, -0.0, -1.0, 1.0]))
+    np.testing.assert_array_equal(y, np.array([-np.inf, -np.inf, np.nan, 0], np.float32))
+
+
+def test_odd_functions_keep_the_sign_of_zero(apply):
+    for name in ("tanh", "erf"):
+        assert np.signbit(apply(ACTIVATIONS[name], np.array([-0.0, 0.0]))).tolist() == [True, False]
+
+
+SIGMOID = exact_sigmoid
+DEFINITIONS = {  # ONNX's own, in float64
+    "relu": ((), lambda x: np.maximum(x, 0)),
+    "clip": ((0.0, 6.0), lambda x: np.clip(x, 0, 6)),
+    "leaky_relu": ((0.1,), lambda x: np.where(x < 0, np.float32(0.1) * x, x)),
+    "thresholded_relu": ((1.5,), lambda x: np.where(x > 1.5, x, 0)),
+    "elu": ((1.3,), lambda x: np.where(x < 0, np.float32(1.3) * np.expm1(x), x)),
+    "selu": ((), lambda x: 1.0507009873554805 * np.where(x < 0, 1.6732632423543772 * np.expm1(x), x)),
+    "celu": ((2.0,), lambda x: np.where(x < 0, 2 * np.expm1(x / 2), x)),
+    "silu": ((), lambda x: x * SIGMOID(x)),
+    "mish": ((), lambda x: x * np.tanh(np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))))),
+    "hard_sigmoid": ((0.2, 0.5), lambda x: np.clip(0.2 * x + 0.5, 0, 1)),
+    "hard_swish": ((), lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "gelu": ((), lambda x: x / 2 * (1 + vectorised(math.erf)(x / math.sqrt(2)))),
+    "gelu_tanh": ((), lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+    "softsign": ((), lambda x: x / (1 + np.abs(x))),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+def test_activation_meets_its_definition(apply, name):
+    parameters, exact = DEFINITIONS[name]
+    x = np.linspace(-20, 20, 30_001, dtype=np.float32)
+    y = apply(Activation(name, parameters), x)
+    expected = exact(x.astype(np.float64))
+    tolerance = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(expected), np.abs(x) * 0.5)
+    np.testing.assert_array_less(np.abs(y - expected), tolerance + 1e-12)
+
+
+def test_every_activation_is_tested():
+    assert set(ACTIVATIONS) == set(DEFINITIONS) | set(BOUNDS)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_coefficients_are_what_the_fit_gives(name):
+    refitted, kept = np.array(fit(TARGETS[name])), np.array(POLYNOMIALS[name])
+    x = np.linspace(TARGETS[name].low, TARGETS[name].high, 1000)
+    difference = np.polyval((refitted - kept)[::-1], x) * TARGETS[name].weight(x)
+    assert np.abs(difference).max() < 2e-9  # the last bit may differ with the linear algebra library
+
+
+def test_activation_names_itself_with_its_parameters():
+    assert str(Activation("clip", (0.0, 6.0))) == "clip_0_6"
+
+
+@pytest.mark.parametrize("name", sorted(ISAS))
+def test_activations_call_nothing_on_any_isa(name):
+    module = Module(ISAS[name])
+    with module.function("f", {"x": PTR}) as (k, x):
+        for emitter in ACTIVATIONS.values():
+            k.store(emitter(k, k.load(k.f32, x)), x)
+    assert not re.search(r"\b(call|bl|jmp|b)[lq]?\s", assembly(module.text, ISAS[name]))
