@@ -11,7 +11,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import NUMBERS, SCALARS, broadcast, one_dtype, one_of, per_element
-from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
+from kernels.spec import BOOL, INTS, Array, DType, Spec
 
 
 def _checked(name: str, a: Spec, b: Spec, dtypes: frozenset[DType], result: DType | None = None) -> Spec:
@@ -45,10 +45,8 @@ def run_divide(out: tuple[Array, ...], a: Array, b: Array) -> None:
 
 
 def infer_mod(a: Spec, b: Spec, *, fmod: int = 0) -> Spec:
-    """Broadcast shape, common dtype. Floats need fmod=1: ONNX leaves their other remainder open."""
+    """Broadcast shape, common dtype."""
     one_of("Mod: attribute fmod", fmod, (0, 1))
-    if a.dtype in FLOATS and not fmod:
-        raise AttributeValueError(f"Mod: attribute fmod is 0 with {a.dtype.name} inputs, need 1")
     return _checked("Mod", a, b, NUMBERS)
 
 
@@ -131,7 +129,8 @@ _MOD_CASES = (
     _INT64,
     Case("fmod_ints", inputs=(_A, _B), attrs={"fmod": 1}, cost=Cost(other_flops=6)),
     Case("fmod_floats", inputs=((2, 3), (3,)), attrs={"fmod": 1}),
-    Case("floats_without_fmod", inputs=((2,), (2,)), raises=AttributeValueError),
+    Case("floats", inputs=((2, 3), (3,))),
+    Case("float_specials", inputs=(np.array([-0.0, np.inf, 5, -5], np.float32), np.array([3, 3, 0, np.inf], np.float32))),
     Case("fmod_two", inputs=(_A, _B), attrs={"fmod": 2}, raises=AttributeValueError),
 )
 _POW_CASES = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import re
 
 import ml_dtypes
 import numpy as np
@@ -61,20 +60,21 @@ def _convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
 
 def _parse(x: Array, dtype: DType) -> Array:
     """Numbers from strings: whole ones exactly where an integer is wanted."""
-    convert: Callable[[str], Any] = float
-    if dtype.kind in "iu":
+    whole = dtype.kind in "iu"
 
-        def convert(text: str) -> int:
-            try:
-                return int(text)
-            except ValueError:
-                return int(float(text))
+    def number(text: str) -> int | float:
+        try:
+            return int(text) if whole else float(text)
+        except ValueError:
+            pass
+        try:
+            return int(float(text)) if whole else float(text)
+        except (ValueError, OverflowError):
+            raise InvalidError(f"Cast: a string is {text[:40]!r}, need a number to make {dtype.name} of") from None
 
-    try:
-        values = [convert(text) for text in x.ravel().tolist()]
-        return np.array(values, dtype if dtype.kind in "iu" else np.float64).reshape(x.shape)
-    except (ValueError, OverflowError) as error:
-        raise InvalidError(f"Cast: {error}, need a number of {dtype.name} in every string") from None
+    values = np.empty(x.shape, STRING if whole else np.float64)
+    values.reshape(-1)[:] = [number(text) for text in x.ravel().tolist()]
+    return values
 
 
 def _powers_of_two(x: Array, saturate: bool, round_mode: str) -> Array:
@@ -89,19 +89,30 @@ def _powers_of_two(x: Array, saturate: bool, round_mode: str) -> Array:
     return code.astype(np.uint8).view(_E8M0)
 
 
+def _bits(dtype: DType) -> int:
+    """Bits of an element: the sub-byte types lie one in a byte here, but hold fewer bits."""
+    found = re.match(r"(?:u?int|float)([24])(?!\d)", dtype.name)
+    return int(found[1]) if found else 8 * dtype.itemsize
+
+
 def infer_bit_cast(x: Spec, *, to: int) -> Spec:
-    """Same shape; a dtype of the same number of bytes, neither bool nor string."""
+    """Same shape; a dtype of as many bits, no string."""
     dtype = element_type("BitCast: attribute to", to)
-    if STRING in (dtype, x.dtype) or BOOL in (dtype, x.dtype):
-        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, need types whose bits are all theirs")
-    if dtype.itemsize != x.dtype.itemsize:
-        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name} of {dtype.itemsize} bytes, need equal widths")
+    if STRING in (dtype, x.dtype):
+        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, need no strings")
+    if _bits(dtype) != _bits(x.dtype):
+        raise DTypeError(
+            f"BitCast: x is {x} of {_bits(x.dtype)} bits and `to` is {dtype.name} of {_bits(dtype)}, need equal widths"
+        )
     return Spec(x.shape, dtype)
 
 
 def run_bit_cast(out: tuple[Array, ...], x: Array, *, to: int) -> None:
-    """A copy of the bytes."""
-    np.copyto(out[0].view(x.dtype), x)
+    """A copy of the bytes; any byte but 0 is true."""
+    if out[0].dtype == BOOL and x.dtype != BOOL:
+        np.not_equal(np.ascontiguousarray(x).view(np.uint8), 0, out=out[0])
+    else:
+        np.copyto(out[0].view(x.dtype), x)
 
 
 _NUMBERS = np.array([-2.7, -0.0, 0.4, 3.5, 100], np.float32)
@@ -128,7 +139,9 @@ _LIKE = (
 _BITS = (
     Case("float_to_int", inputs=(_NUMBERS,), attrs={"to": 6}),
     Case("byte_sign", inputs=(np.array([200, 1], np.uint8),), attrs={"to": 3}),
+    Case("byte_to_bool", inputs=(np.array([2, 0], np.uint8),), attrs={"to": 9}),
     Case("widths_differ", inputs=(_NUMBERS,), attrs={"to": 7}, raises=DTypeError),
+    Case("nibble_to_byte", inputs=(np.array([-1], ml_dtypes.int4),), attrs={"to": 3}, raises=DTypeError),
     Case("strings", inputs=(np.array(["a"], object),), attrs={"to": 7}, raises=DTypeError),
 )
 

@@ -1,0 +1,116 @@
+"""What the generic suites share: every case of every operator with its arrays, and how results are compared."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kernels.registry import Case, Kernel, Op, operators
+from kernels.spec import FLOATS, STRING, Array, Spec
+
+
+def valid_cases() -> list[Any]:
+    """(op, case) of every case that is no refusal, as pytest parameters."""
+    return [_parameter(op, case) for op in operators().values() for case in op.cases if case.raises is None]
+
+
+def refused_cases() -> list[Any]:
+    """(op, case) of every refusal."""
+    return [_parameter(op, case) for op in operators().values() for case in op.cases if case.raises is not None]
+
+
+def kernel_cases() -> list[Any]:
+    """(op, case, kernel) of every valid case and every kernel that takes it."""
+    found = []
+    for op in operators().values():
+        for case in op.cases:
+            if case.raises is None:
+                specs = [None if array is None else Spec.of(array) for array in arrays(op, case)]
+                found += [
+                    pytest.param(op, case, kernel, id=f"{op.name}-{case.id}-{kernel.algorithm}")
+                    for kernel in op.kernels
+                    if kernel.refuses is None or kernel.refuses(*specs, **op.bind(case.attrs)) is None
+                ]
+    return found
+
+
+def _parameter(op: Op, case: Case) -> Any:
+    return pytest.param(op, case, id=f"{op.name}-{case.id}")
+
+
+def arrays(op: Op, case: Case) -> tuple[Array | None, ...]:
+    """The case's inputs, read-only: seeded by the names, so that they never change."""
+    rng = np.random.default_rng(zlib.crc32(f"{op.name}/{case.id}".encode()))
+    made = []
+    for given in case.inputs:
+        if isinstance(given, tuple):
+            values = rng.standard_normal(given) if case.domain is None else rng.uniform(*case.domain, given)
+            made.append(np.asarray(values, np.float32))
+        else:
+            made.append(None if given is None else given.copy())
+    for array in made:
+        if array is not None:
+            array.flags.writeable = False
+    return tuple(made)
+
+
+def specs_of(inputs: Sequence[Array | None]) -> tuple[Spec | None, ...]:
+    """Specs that know their values, as at run time."""
+    return tuple(None if array is None else Spec.of(array) for array in inputs)
+
+
+def outputs_for(op: Op, case: Case, inputs: Sequence[Array | None], poison: int) -> tuple[Array, ...]:
+    """Arrays of the inferred specs, every byte of them `poison`; strings get a text no op makes."""
+    made = []
+    for spec in op.infer_specs(specs_of(inputs), op.bind(case.attrs)):
+        array = np.empty(spec.shape, spec.dtype)
+        if spec.dtype == STRING:
+            array.fill(f"poison {poison}")
+        else:
+            array.reshape(-1).view(np.uint8)[:] = poison & 1 if spec.dtype == bool else poison
+        made.append(array)
+    return tuple(made)
+
+
+def run(op: Op, case: Case, kernel: Kernel, out: Sequence[Array | None], inputs: Sequence[Array | None]) -> None:
+    """One kernel, with the workspace it wants."""
+    attrs = op.bind(case.attrs)
+    extra = {}
+    if kernel.workspace_bytes is not None:
+        extra["workspace"] = np.empty(kernel.workspace_bytes(*specs_of(inputs), **attrs), np.uint8)
+    kernel.run(tuple(out), *inputs, **attrs, **extra)
+
+
+def in_float64(inputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
+    """The same inputs with every float widened."""
+    return tuple(a.astype(np.float64) if a is not None and a.dtype in FLOATS else a for a in inputs)
+
+
+def strided_forms(array: Array | None) -> Iterator[Array | None]:
+    """Copies of the array in other memory layouts: every second element of a larger one, and last axis slowest."""
+    if array is None or array.ndim == 0:
+        yield array
+        return
+    wide = np.repeat(array, 2, axis=-1)
+    yield wide[..., ::2]
+    if array.ndim > 1:
+        yield np.asfortranarray(array)
+
+
+def assert_close(actual: Array, expected: Array, eps: float) -> None:
+    """Within `eps` epsilons of the actual dtype, relative to the largest finite value expected; equal for other dtypes."""
+    assert actual.shape == expected.shape
+    if actual.dtype not in FLOATS:
+        np.testing.assert_array_equal(actual, expected.astype(actual.dtype) if expected.dtype != actual.dtype else expected)
+        return
+    wide, wanted = actual.astype(np.float64), expected.astype(np.float64)
+    limit = float(ml_dtypes.finfo(actual.dtype).max)
+    wanted = np.where(np.abs(wanted) > limit, np.copysign(np.inf, wanted), wanted)
+    largest = np.abs(wanted[np.isfinite(wanted)]).max(initial=0)
+    tolerance = eps * float(ml_dtypes.finfo(actual.dtype).eps) * max(largest, float(ml_dtypes.finfo(actual.dtype).tiny))
+    np.testing.assert_allclose(wide, wanted, rtol=0, atol=tolerance, equal_nan=True)

@@ -1,0 +1,75 @@
+"""One-node ONNX models from cases, and nodes of ONNX models as calls of our operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from kernels.registry import Op, evaluate, find
+from kernels.spec import STRING, Array
+
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
+
+
+def one_node_model(name: str, inputs: Sequence[Array | None], outputs: int, attrs: Mapping[str, Any]) -> onnx.ModelProto:
+    """A model of that one node at the newest opset; inputs x0, x1, … and outputs y0, y1, …"""
+    names = ["" if array is None else f"x{i}" for i, array in enumerate(inputs)]
+    node = helper.make_node(name, names, [f"y{i}" for i in range(outputs)])
+    for key, value in attrs.items():
+        given = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        node.attribute.append(helper.make_attribute(key, given))
+    ports = [
+        helper.make_tensor_value_info(label, _element_type(array.dtype), array.shape)
+        for label, array in zip(names, inputs, strict=True)
+        if array is not None
+    ]
+    graph = helper.make_graph([node], "one", ports, [onnx.ValueInfoProto(name=output) for output in node.output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", NEWEST_OPSET)])
+
+
+def _element_type(dtype: np.dtype[Any]) -> int:
+    return onnx.TensorProto.STRING if dtype == STRING else helper.np_dtype_to_tensor_dtype(dtype)
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes as the operators take them: str, tuples, arrays."""
+    return {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in node.attribute}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, onnx.TensorProto):
+        return array_of(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value
+
+
+def array_of(value: Any) -> Array:
+    """The array as an engine would hold it: strings as objects of str. Takes a TensorProto too."""
+    array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+    if array.dtype.kind in "SUO":
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in array.ravel().tolist()]
+        held = np.empty(array.shape, STRING)
+        held.reshape(-1)[:] = texts
+        return held
+    return array
+
+
+def evaluate_node(node: onnx.NodeProto, opset: int, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
+    """Our outputs of a node as an opset of that number writes it."""
+    op: Op = find(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+    attrs, given = attributes(node), list(inputs)
+    if op.upgrade is not None:
+        attrs, constants = op.upgrade(opset, attrs, len(node.output))
+        for position, constant in constants.items():
+            given += [None] * (position + 1 - len(given))
+            given[position] = constant
+    while given and given[-1] is None:
+        given.pop()
+    return evaluate(op, given, attrs)

@@ -1,0 +1,49 @@
+"""Every case against ONNX's own definition, `onnx.reference`, as a one-node model of the newest opset."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from kernels.registry import Case, Op, evaluate
+from tests.ops.cases import arrays, assert_close, valid_cases
+from tests.ops.models import array_of, one_node_model
+
+# Where onnx.reference is wrong, or ONNX leaves the result open; (op, case id) -> reason.
+EXCUSED: dict[tuple[str, str], str] = {
+    ("GatherElements", "axis_one"): "the reference refuses indices smaller than the data, which ONNX allows",
+    ("LogSoftmax", "large_values"): "the reference takes the logarithm of an underflowed 0",
+    ("LogSoftmax", "empty"): "the reference writes into its own read-only empty array",
+    ("Softsign", "scalar"): "the reference returns a numpy scalar and refuses it itself",
+}
+
+
+def test_excused_cases_exist() -> None:
+    existing = {(p.values[0].name, p.values[1].id) for p in valid_cases()}
+    assert set(EXCUSED) <= existing
+
+
+@pytest.mark.parametrize(("op", "case"), valid_cases())
+def test_case_agrees_with_onnx_reference(op: Op, case: Case) -> None:
+    if not op.deterministic:
+        return
+    if not onnx.defs.has(op.name):
+        pytest.skip("no operator of ai.onnx, its file holds its own reference")
+    if reason := EXCUSED.get((op.name, case.id)):
+        pytest.skip(reason)
+    if unknown := set(case.attrs) - set(onnx.defs.get_schema(op.name).attributes):
+        pytest.skip(f"attribute {unknown} is not ONNX's: the rewritten form of an older opset")
+    inputs = arrays(op, case)
+    actual = evaluate(op, inputs, case.attrs)[: case.outputs]
+    model = one_node_model(op.name, inputs, case.outputs, case.attrs)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # the reference overflows aloud
+        expected = ReferenceEvaluator(model).run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
+    for y, wanted in zip(actual, map(array_of, expected), strict=True):
+        assert y.dtype == wanted.dtype
+        # both round to the same dtype: each may be off by the op's tolerance
+        assert_close(y, wanted, 2 * op.tolerance_eps)
