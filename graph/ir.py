@@ -15,6 +15,8 @@ from typing import Any
 
 from kernels.spec import Array, DType, Spec
 
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor itself: their bodies are graphs, which ops know nothing of
+
 Dim = int | str | None  # a size, a named dynamic dimension, or an anonymous dynamic one
 Specs = Mapping[str, Spec | None]  # None: a shape that only run-time values decide
 
@@ -43,7 +45,7 @@ class Fused:
 
     op: str
     inputs: tuple[str, ...]
-    attrs: Mapping[str, Any] = field(default=_EMPTY)
+    attrs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     origin: str = ""
 
 
@@ -60,7 +62,7 @@ class Node:
     op: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attrs: Mapping[str, Any] = field(default=_EMPTY)
+    attrs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     epilogue: tuple[Fused, ...] = ()
     origins: tuple[str, ...] = ()
 

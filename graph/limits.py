@@ -1,0 +1,23 @@
+"""How much a model may be: every bound that reading one enforces, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A model past any of these is refused with LimitError, naming the value and the limit.
+
+    model_bytes: the protobuf (protobuf itself stops at 2 GiB). external_bytes: all external data together.
+    nodes: of all graphs together, after model-local functions are inlined. depth: subgraphs within subgraphs.
+    tensor_elements: of one tensor. rank: dimensions of one tensor. list_length: of one attribute.
+    """
+
+    model_bytes: int = 2**31 - 1
+    external_bytes: int = 64 * 2**30
+    nodes: int = 200_000
+    depth: int = 16
+    tensor_elements: int = 2**33
+    rank: int = 64
+    list_length: int = 1_000_000

@@ -1,0 +1,348 @@
+"""ONNX files to `Model`: hostile until checked, every refusal naming its place.
+
+The reader rewrites what only looks different: model-local functions are inlined, Constant nodes become constants, attributes
+get their defaults, nodes of older opsets say the same in the newest form (`Op.upgrade`), nodes are put in topological order and
+named. Names of inputs, outputs and values stay the file's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+from graph.errors import CorruptModelError, CyclicGraphError, LimitError
+from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
+from graph.limits import Limits
+from graph.tensors import TensorReader, element_type
+from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
+from kernels.registry import Op, find
+from kernels.spec import STRING, Array
+
+OLDEST_OPSET = 7
+_DEFAULT_LIMITS = Limits()
+
+
+def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS) -> Model:
+    """Read and check a model.
+
+    Args:    source: a path (external data is read from its folder only), the bytes of a file, or a ModelProto.
+    Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
+             UnsupportedError; FileNotFoundError for a missing path.
+    """
+    data, folder, name = _load(source, limits)
+    proto = _parse(data, name)
+    if proto.functions:
+        proto = _inline(proto)
+    opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
+    tensors = TensorReader(folder, limits)
+    reader = _GraphReader(tensors, opset, limits)
+    reader.refuse_unknown_ops(proto.graph)
+    graph = reader.graph(proto.graph, frozenset(), depth=0)
+    digest = hashlib.sha256(data)
+    _add_external(digest, reader.external)
+    return Model(
+        graph=graph,
+        digest=digest.hexdigest(),
+        opset=opset,
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+        source=name,
+        nbytes=len(data) + tensors.external_bytes,
+        initializers=frozenset(reader.initializers),
+    )
+
+
+def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> tuple[bytes, Path | None, str]:
+    if isinstance(source, ModelProto):
+        return source.SerializeToString(deterministic=True), None, "<ModelProto>"
+    if isinstance(source, bytes):
+        data, folder, name = source, None, "<bytes>"
+    else:
+        path = Path(source)
+        size = path.stat().st_size
+        if size > limits.model_bytes:
+            raise LimitError(f"model: {size} bytes, the limit model_bytes is {limits.model_bytes} ({path.name})")
+        data, folder, name = path.read_bytes(), path.resolve().parent, path.name
+    if len(data) > limits.model_bytes:
+        raise LimitError(f"model: {len(data)} bytes, the limit model_bytes is {limits.model_bytes} ({name})")
+    return data, folder, name
+
+
+def _parse(data: bytes, name: str) -> ModelProto:
+    try:
+        proto: ModelProto = ModelProto.FromString(data)
+    except DecodeError:
+        raise CorruptModelError(f"model: {len(data)} bytes that are no ONNX protobuf, or a part of one ({name})") from None
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise CorruptModelError(f"model: {len(data)} bytes without a graph or an opset, need both ({name})")
+    return proto
+
+
+def _inline(proto: ModelProto) -> ModelProto:
+    from onnx import inliner  # noqa: PLC0415  few models have functions
+
+    try:
+        return inliner.inline_local_functions(proto, convert_version=False)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        raise CorruptModelError(f"model: its local functions cannot be inlined, {str(error)[:200]}") from None
+
+
+def _add_external(digest: Any, arrays: Iterable[Array]) -> None:
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+
+
+class _GraphReader:
+    """Reads one model's graphs; counts nodes over all of them."""
+
+    def __init__(self, tensors: TensorReader, opset: int, limits: Limits) -> None:
+        self.tensors = tensors
+        self.opset = opset
+        self.limits = limits
+        self.nodes = 0
+        self.initializers: set[str] = set()
+        self.external: list[Array] = []
+        self.node_names: set[str] = set()
+
+    def refuse_unknown_ops(self, proto: GraphProto) -> None:
+        """Raise UnknownOpError naming every op that is not registered, once each, with the first node that wants it."""
+        unknown: dict[str, str] = {}
+        graphs = [proto]
+        while graphs:
+            graph = graphs.pop()
+            for node in graph.node:
+                op = op_name(node)
+                graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+                if op in CONTROL_FLOW or op == "Constant" or op in unknown:
+                    continue
+                try:
+                    find(op)
+                except UnknownOpError as error:
+                    unknown[op] = f"{error} (node {node.name!r})"
+        if unknown:
+            raise UnknownOpError("; ".join(unknown.values()))
+
+    def graph(self, proto: GraphProto, outer: frozenset[str], depth: int) -> Graph:
+        """Read a graph whose nodes may also read the values of the graphs around it."""
+        name = proto.name or "graph"
+        if depth > self.limits.depth:
+            raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
+        if proto.sparse_initializer:
+            raise UnsupportedError(f"graph: sparse initializers are not supported (graph {name!r})")
+        constants = self._initializers(proto, name)
+        inputs = tuple(self._port(value, "input") for value in proto.input if value.name not in constants)
+        outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
+        defined = set(constants)
+        for port in inputs:
+            _define(defined, port.name, f"input of graph {name!r}")
+        self.nodes += len(proto.node)
+        if self.nodes > self.limits.nodes:
+            raise LimitError(f"graph: more than {self.limits.nodes} nodes, the limit nodes (graph {name!r})")
+        visible = outer | defined | {value for node in proto.node for value in node.output if value}
+        nodes = []
+        for index, node in enumerate(proto.node):
+            if op_name(node) == "Constant":
+                _define(defined, node.output[0] if node.output else "", f"Constant {node.name!r}")
+                constants[node.output[0]] = self._constant(node)
+            else:
+                nodes.append(self._node(node, index, visible, constants, depth))
+        for writer, value in [(node, value) for node in nodes for value in node.writes()]:
+            _define(defined, value, f"node {writer.name!r}")
+        _check_outputs(outputs, defined | outer, name)
+        return Graph(name, inputs, outputs, sort(nodes, defined | outer | set(constants)), constants)
+
+    def _initializers(self, proto: GraphProto, graph: str) -> dict[str, Array]:
+        constants: dict[str, Array] = {}
+        for tensor in proto.initializer:
+            if not tensor.name or tensor.name in constants:
+                raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
+            constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}")
+        self.initializers.update(constants)
+        return constants
+
+    def _node(self, proto: NodeProto, index: int, visible: frozenset[str], constants: dict[str, Array], depth: int) -> Node:
+        op = op_name(proto)
+        name = self._unique(proto.name or f"{proto.op_type}_{index}")
+        for value in proto.input:
+            if value and value not in visible:
+                raise CorruptModelError(f"{op}: input {value!r} is written nowhere (node {name!r})")
+        attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
+        inputs, outputs = list(proto.input), tuple(proto.output)
+        if op in CONTROL_FLOW:
+            if not any(isinstance(value, Graph) for value in attrs.values()):
+                raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
+            return Node(name, op, tuple(inputs), outputs, attrs, origins=(name,))
+        definition = find(op)
+        try:
+            if definition.upgrade is not None:
+                attrs, extra = definition.upgrade(self.opset, attrs, len(outputs))
+                inputs = _with_constants(inputs, extra, name, constants, visible)
+            bound = definition.bind(attrs)
+        except EdgewiseError as error:
+            raise type(error)(f"{error} (node {name!r})") from None
+        _check_attributes(definition, bound, name)
+        while inputs and not inputs[-1]:
+            inputs.pop()  # trailing absent inputs say nothing
+        return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self.node_names:
+            count += 1
+            unique = f"{name}#{count}"
+        self.node_names.add(unique)
+        return unique
+
+    def _tensor(self, proto: onnx.TensorProto, subject: str) -> Array:
+        array = self.tensors.read(proto, subject)
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            self.external.append(array)
+        return array
+
+    def _constant(self, node: NodeProto) -> Array:
+        where = f"Constant {node.name or node.output[0]!r}"
+        if len(node.attribute) != 1:
+            raise CorruptModelError(f"Constant: it has {len(node.attribute)} attributes, need one value ({where})")
+        attribute = node.attribute[0]
+        value = self._attribute(attribute, where, frozenset(), 0)
+        if attribute.name == "value" and isinstance(value, np.ndarray):
+            return value
+        dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+        if attribute.name in dtypes:
+            return np.array(value, dtypes[attribute.name])
+        if attribute.name in ("value_string", "value_strings"):
+            return np.array(value, STRING)
+        raise UnsupportedError(f"Constant: attribute {attribute.name!r} is not supported ({where})")
+
+    def _attribute(self, proto: AttributeProto, node: str, visible: frozenset[str], depth: int) -> Any:
+        where = f"attribute {proto.name!r} of node {node!r}"
+        if proto.ref_attr_name:
+            raise CorruptModelError(f"attribute: it refers to {proto.ref_attr_name!r} outside of a function ({where})")
+        kind = AttributeProto.AttributeType.Name(proto.type) if proto.type in AttributeProto.AttributeType.values() else "?"
+        if kind in ("FLOATS", "INTS", "STRINGS"):
+            values = {"FLOATS": proto.floats, "INTS": proto.ints, "STRINGS": proto.strings}[kind]
+            if len(values) > self.limits.list_length:
+                raise LimitError(f"attribute: {len(values)} values, the limit is {self.limits.list_length} ({where})")
+            return tuple(_text(v, where) if kind == "STRINGS" else v for v in values)
+        if kind == "STRING":
+            return _text(proto.s, where)
+        if kind == "TENSOR":
+            return self._tensor(proto.t, where)
+        if kind == "GRAPH":
+            return self.graph(proto.g, visible, depth + 1)
+        if kind in ("FLOAT", "INT"):
+            return proto.f if kind == "FLOAT" else proto.i
+        raise UnsupportedError(f"attribute: type {kind} is not supported ({where})")
+
+    def _port(self, value: ValueInfoProto, role: str, *, optional_type: bool = False) -> Port:
+        where = f"{role} {value.name!r}"
+        kind = value.type.WhichOneof("value")
+        if kind is None and (optional_type or role == "output"):
+            return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may leave types out
+        if kind != "tensor_type":
+            raise UnsupportedError(
+                f"graph: {where} is a {(kind or 'value without a type').removesuffix('_type')}, only tensors are supported"
+            )
+        tensor = value.type.tensor_type
+        dtype = element_type(tensor.elem_type, where)
+        if not tensor.HasField("shape"):
+            return Port(value.name, dtype, None)
+        return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
+
+
+def op_name(node: NodeProto) -> str:
+    """The registry name of a node's operator."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def sort(nodes: list[Node], defined: Iterable[str]) -> tuple[Node, ...]:
+    """Topological order, the file's own where that is one. Raises CyclicGraphError naming nodes on a cycle."""
+    waits = {value: node.name for node in nodes for value in node.writes()}
+    missing = {node.name: {waits[v] for v in node.reads() if v in waits} for node in nodes}
+    undefined = {value for node in nodes for value in node.reads()} - set(defined)
+    if undefined:
+        raise CorruptModelError(f"graph: value {min(undefined)!r} is read and written nowhere")
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for writer in missing[node.name]:
+            readers.setdefault(writer, []).append(index)
+    done: list[Node] = []
+    ready = [index for index, node in enumerate(nodes) if not missing[node.name]]
+    heapq.heapify(ready)  # by index: the file's order among the nodes that are ready
+    while ready:
+        node = nodes[heapq.heappop(ready)]
+        done.append(node)
+        for index in readers.get(node.name, ()):
+            missing[nodes[index].name].discard(node.name)
+            if not missing[nodes[index].name]:
+                heapq.heappush(ready, index)
+    if len(done) < len(nodes):
+        stuck = sorted({node.name for node in nodes} - {node.name for node in done})
+        raise CyclicGraphError(f"graph: {len(stuck)} nodes wait for each other, need an order to run in (nodes {stuck[:5]})")
+    return tuple(done)
+
+
+def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:
+    if not outputs:
+        raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
+    for port in outputs:
+        if port.name not in defined:
+            raise CorruptModelError(f"graph: output {port.name!r} is written by no node (graph {graph!r})")
+
+
+def _define(defined: set[str], value: str, where: str) -> None:
+    if not value or value in defined:
+        raise CorruptModelError(f"graph: value {value!r} is empty or written twice, need one producer ({where})")
+    defined.add(value)
+
+
+def _with_constants(
+    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: Set[str]
+) -> list[str]:
+    for position, array in extra.items():
+        value = f"{node}/input_{position}"
+        while value in visible or value in constants:
+            value += "'"
+        inputs += [""] * (position + 1 - len(inputs))
+        inputs[position] = value
+        constants[value] = array
+    return inputs
+
+
+def _check_attributes(op: Op, bound: Mapping[str, Any], node: str) -> None:
+    """A value of another kind than its default's would surface as a TypeError deep inside an op."""
+    for name, default in op.defaults.items():
+        value = bound[name]
+        if default is None or value is None or not isinstance(default, (int, float, str, tuple)):
+            continue
+        wanted = (int, float) if isinstance(default, float) else (int,) if isinstance(default, bool) else (type(default),)
+        if not isinstance(value, wanted):
+            raise CorruptModelError(
+                f"{op.name}: attribute {name!r} is a {type(value).__name__}, need {wanted[0].__name__} (node {node!r})"
+            )
+
+
+def _text(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise CorruptModelError(f"attribute: a string is not UTF-8 ({where})") from None
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension, where: str) -> Dim:
+    if dim.HasField("dim_value"):
+        if dim.dim_value < 0:
+            return None  # some exporters write -1 for an open dimension
+        return int(dim.dim_value)
+    return dim.dim_param or None

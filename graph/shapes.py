@@ -1,0 +1,175 @@
+"""Concrete shapes: bind the dynamic dimensions, then let every op say what it makes of them.
+
+`Op.infer` is the only source of shapes and dtypes. Values known before the run (constants, Shape of anything, arithmetic on
+those) travel along in `Spec.value`, so that the shape arithmetic exporters write out folds away here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from graph.errors import FeedError, LimitError
+from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
+from graph.limits import Limits
+from kernels.errors import DataDependentError, EdgewiseError, UnsupportedError
+from kernels.registry import evaluate, find
+from kernels.spec import Spec
+
+FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
+MAX_VALUE_BYTES = 16 * 2**30  # of one value: a Tile or Expand past it is an attack or a mistake
+
+_LIMITS = Limits()
+
+
+def bind(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]] | None = None, dims: Mapping[str, int] | None = None
+) -> dict[str, Spec]:
+    """Give every graph input a concrete spec.
+
+    Args:    shapes: input name -> whole shape. dims: dynamic dimension name -> size. What the model fixes need not be given.
+    Raises:  FeedError naming the input, the dimension and both sizes; or, for one left open, what to pass.
+    """
+    shapes, dims = dict(shapes or {}), dict(dims or {})
+    names = [port.name for port in graph.inputs]
+    if unknown := sorted(set(shapes) - set(names)):
+        raise FeedError(f"shapes: input {unknown[0]!r} does not exist, the model has {names}")
+    symbols = {dim for port in graph.inputs for dim in port.dims or () if isinstance(dim, str)}
+    if unknown := sorted(set(dims) - symbols):
+        raise FeedError(f"dims: dimension {unknown[0]!r} does not exist, the model has {sorted(symbols) or 'none'}")
+    for name, size in dims.items():
+        if size < 0:
+            raise FeedError(f"dims: {name!r} is {size}, need a size ≥ 0")
+    sizes = dict(dims)
+    for port in graph.inputs:
+        if port.name in shapes:
+            _match(port, tuple(shapes[port.name]), sizes)
+    return {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
+
+
+def _match(port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Check a given shape against the declared dims, learning the size of the named ones."""
+    if any(size < 0 for size in shape):
+        raise FeedError(f"input {port.name!r}: shape is {list(shape)}, need sizes ≥ 0")
+    if len(shape) > _LIMITS.rank or math.prod(shape) > _LIMITS.tensor_elements:
+        raise FeedError(f"input {port.name!r}: shape is {list(shape)}, the limit is {_LIMITS.tensor_elements} elements")
+    if port.dims is None:
+        return
+    if len(shape) != len(port.dims):
+        raise FeedError(f"input {port.name!r}: shape {list(shape)} has rank {len(shape)}, need {len(port.dims)} ({port})")
+    for axis, (size, dim) in enumerate(zip(shape, port.dims, strict=True)):
+        wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else size if dim is None else dim
+        if size != wanted:
+            named = f"dimension {dim!r} is {wanted} elsewhere" if isinstance(dim, str) else f"the model fixes {wanted}"
+            raise FeedError(f"input {port.name!r}: axis {axis} is {size}, {named} ({port})")
+
+
+def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    if shape is not None:
+        return tuple(shape)
+    if port.dims is None:
+        raise FeedError(f"input {port.name!r}: its rank is open, give the whole shape, as in --shape {port.name}=1,3,224,224")
+    resolved = [sizes.get(dim) if isinstance(dim, str) else dim for dim in port.dims]
+    for axis, (size, dim) in enumerate(zip(resolved, port.dims, strict=True)):
+        if size is None:
+            example = ",".join("1" if s is None else str(s) for s in resolved)
+            hint = f"--dim {dim}=1 or " if isinstance(dim, str) else ""
+            raise FeedError(
+                f"input {port.name!r}: axis {axis} ({dim or 'unnamed'}) is open, pass {hint}--shape {port.name}={example}"
+            )
+    return tuple(size for size in resolved if size is not None)
+
+
+def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None) -> dict[str, Spec | None]:
+    """The spec of every value: inputs, constants and everything nodes write. None where only a run can tell.
+
+    outer: values of the surrounding graphs, for a subgraph.
+    Raises whatever an op's `infer` refuses, with the node's name; LimitError for a value too large to be meant.
+    """
+    specs: dict[str, Spec | None] = dict(outer or {})
+    specs.update(inputs)
+    specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
+    for node in graph.nodes:
+        try:
+            made = _infer_control(node, specs) if node.op in CONTROL_FLOW else _infer(node, specs)
+        except DataDependentError:
+            made = ()
+        except EdgewiseError as error:
+            raise type(error)(f"{error} (node {node.name!r})") from None
+        if made and len(made) < len(node.outputs):
+            raise UnsupportedError(f"{node.op}: {len(node.outputs)} outputs are asked, it has {len(made)} (node {node.name!r})")
+        for index, value in enumerate(node.outputs):
+            if value:
+                spec = specs[value] = made[index] if made else None
+                if spec is not None and spec.nbytes > MAX_VALUE_BYTES:
+                    raise LimitError(
+                        f"{node.op}: output {value!r} is {spec}, the limit is {MAX_VALUE_BYTES} bytes (node {node.name!r})"
+                    )
+    return specs
+
+
+def _infer(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+    """Specs of a node's outputs, with values where all inputs' values are known and the results are small."""
+    op = find(node.op)
+    inputs = [specs[name] if name else None for name in node.inputs]
+    if any(name and spec is None for name, spec in zip(node.inputs, inputs, strict=True)):
+        raise DataDependentError(f"{node.op}: an input's shape is known at run time only")
+    made = op.infer_specs(inputs, node.attrs)
+    if not op.deterministic or node.epilogue or any(spec.elements > FOLD_ELEMENTS for spec in made):
+        return made
+    if all(spec.value is not None for spec in made[: len(node.outputs)]):
+        return made
+    values = [None if spec is None else spec.value for spec in inputs]
+    if any(name and value is None for name, value in zip(node.inputs, values, strict=True)):
+        return made
+    if any(value is not None and value.size > FOLD_ELEMENTS for value in values):
+        return made
+    return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
+
+
+def _infer_control(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+    infer = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}[node.op]
+    return infer(node, specs)
+
+
+def _body(node: Node, name: str) -> Graph:
+    body = node.attrs.get(name)
+    if not isinstance(body, Graph):
+        raise UnsupportedError(f"{node.op}: attribute {name!r} is missing, need a graph")
+    return body
+
+
+def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs) -> list[Spec | None]:
+    inner = propagate(body, inputs, specs)
+    return [inner[port.name] for port in body.outputs]
+
+
+def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+    """The taken branch where the condition is known, else what both branches agree on."""
+    condition = specs[node.inputs[0]]
+    branches = [_body(node, "then_branch"), _body(node, "else_branch")]
+    if condition is not None and condition.value is not None:
+        return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs))
+    then_specs, else_specs = (_outputs(branch, {}, specs) for branch in branches)
+    pairs = zip(then_specs, else_specs, strict=False)
+    return tuple(Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in pairs)
+
+
+def _infer_loop(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+    """Carried values that keep their spec; stacked outputs are left to the run, which knows how often it went round."""
+    body = _body(node, "body")
+    carried = [specs[name] for name in node.inputs[2:]]
+    if any(spec is None for spec in carried) or len(body.inputs) != 2 + len(carried):
+        raise DataDependentError("Loop: a carried value's shape is known at run time only")
+    scalars = [Spec((), np.dtype(np.int64)), Spec((), np.dtype(np.bool_))]
+    feeds = [*scalars, *(Spec(spec.shape, spec.dtype) for spec in carried if spec is not None)]
+    made = _outputs(body, {port.name: spec for port, spec in zip(body.inputs, feeds, strict=True)}, specs)
+    stable = [Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in zip(carried, made[1:], strict=False)]
+    return (*stable, *([None] * (len(made) - 1 - len(stable))))
+
+
+def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+    """Left to the run: bodies are inferred when their slices exist."""
+    raise DataDependentError("Scan: its body is inferred at run time")

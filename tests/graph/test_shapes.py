@@ -1,0 +1,108 @@
+"""Binding dynamic dimensions and propagating shapes."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graph.errors import FeedError, LimitError
+from graph.reader import read
+from graph.shapes import bind, propagate
+from kernels.errors import ShapeError
+from kernels.spec import Spec
+from tests.graph.test_reader import model, relu
+
+F32 = np.dtype(np.float32)
+
+
+def graph_of(nodes, initializers=(), dims=("batch", 4)):
+    return read(model(nodes, initializers, [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)])).graph
+
+
+def ints(name: str, *values: int):
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+def test_bind_by_shape_and_by_dim_agree() -> None:
+    graph = graph_of([relu()])
+    assert bind(graph, {"x": (3, 4)}) == bind(graph, dims={"batch": 3}) == {"x": Spec((3, 4), F32)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dims", "says"),
+    [
+        (None, None, r"axis 0 \(batch\) is open, pass --dim batch=1 or --shape x=1,4"),
+        ({"x": (3, 5)}, None, "axis 1 is 5, the model fixes 4"),
+        ({"x": (3,)}, None, "rank 1, need 2"),
+        ({"x": (3, 4)}, {"batch": 2}, "axis 0 is 3, dimension 'batch' is 2"),
+        ({"z": (3, 4)}, None, r"input 'z' does not exist, the model has \['x'\]"),
+        (None, {"time": 2}, "dimension 'time' does not exist"),
+        (None, {"batch": -1}, "'batch' is -1"),
+        ({"x": (2**40, 4)}, None, "the limit is"),
+    ],
+)
+def test_bind_refuses(shapes, dims, says) -> None:
+    with pytest.raises(FeedError, match=says):
+        bind(graph_of([relu()]), shapes, dims)
+
+
+def test_bind_checks_a_dim_shared_by_inputs() -> None:
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "ab"]
+    graph = read(model([helper.make_node("Add", ["a", "b"], ["y"])], inputs=ports)).graph
+    assert bind(graph, {"a": (2,)})["b"].shape == (2,)
+    with pytest.raises(FeedError, match="dimension 'n' is 2 elsewhere"):
+        bind(graph, {"a": (2,), "b": (3,)})
+
+
+def test_shape_arithmetic_folds_away() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "zero1"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["t"], axis=0),
+        helper.make_node("Reshape", ["x", "t"], ["y"]),
+    ]
+    zero = numpy_helper.from_array(np.array(0, np.int64), "zero")
+    graph = graph_of(nodes, [zero, ints("zero1", 0), ints("rest", 2, -1)])
+    specs = propagate(graph, bind(graph, dims={"batch": 3}))
+    assert specs["y"] == Spec((3, 2, 2), F32)
+    np.testing.assert_array_equal(specs["t"].value, [3, 2, -1])
+
+
+def test_run_time_shapes_are_unknown_downstream() -> None:
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [6]),
+        helper.make_tensor_value_info("t", TensorProto.INT64, [2]),
+    ]
+    graph = read(model([helper.make_node("Reshape", ["x", "t"], ["r"]), relu("r")], inputs=ports)).graph
+    specs = propagate(graph, bind(graph))
+    assert specs["r"] is None
+    assert specs["y"] is None
+
+
+def test_refusal_names_the_node() -> None:
+    graph = graph_of([helper.make_node("Add", ["x", "w"], ["y"], "bad_add")], [ints("w", 1, 2, 3)])
+    with pytest.raises((ShapeError, Exception), match="node 'bad_add'"):
+        propagate(graph, bind(graph, dims={"batch": 2}))
+
+
+def test_amplification_is_refused() -> None:
+    graph = graph_of([helper.make_node("Expand", ["x", "t"], ["y"], "bomb")], [ints("t", 2**20, 2**20, 1, 4)])
+    with pytest.raises(LimitError, match="node 'bomb'"):
+        propagate(graph, bind(graph, dims={"batch": 1}))
+
+
+@pytest.mark.parametrize(("known", "expected"), [(True, (2, 4)), (None, None)])
+def test_if_takes_the_known_branch_or_what_both_agree_on(known, expected) -> None:
+    value = helper.make_tensor_value_info
+    same = helper.make_graph([relu("x", "b")], "then", [], [value("b", TensorProto.FLOAT, None)])
+    flat = helper.make_graph(
+        [helper.make_node("Flatten", ["x"], ["f"], axis=0)], "else", [], [value("f", TensorProto.FLOAT, None)]
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=same, else_branch=flat)
+    inputs = [value("x", TensorProto.FLOAT, [2, 4])]
+    initializers = [numpy_helper.from_array(np.array(known), "c")] if known is not None else []
+    if known is None:
+        inputs.append(value("c", TensorProto.BOOL, []))
+    graph = read(model([node], initializers, inputs)).graph
+    spec = propagate(graph, bind(graph))["y"]
+    assert (spec and spec.shape) == expected
