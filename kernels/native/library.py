@@ -6,6 +6,7 @@ LLVM's ORC with its in-process linker: 0.1 ms a library, against 0.8 ms for an M
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Sequence
 
@@ -50,3 +51,12 @@ class Library:
         self._addresses = {}
         with _LOCK:
             self._tracker.close()
+
+
+def _after_fork() -> None:
+    global _LOCK  # noqa: PLW0603  another thread of the parent may have held it
+    _LOCK = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
