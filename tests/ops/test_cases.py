@@ -170,7 +170,7 @@ def test_cost_doubles_with_the_batch(op: Op, case: Case) -> None:
         twice = op.infer_specs((double, *rest), attrs)
     except Exception:  # noqa: BLE001  the other inputs fix the batch: nothing to say
         return
-    if all(b.shape[:1] == (2 * a.shape[0],) and b.shape[1:] == a.shape[1:] for a, b in zip(once, twice, strict=True) if a.rank):
+    if all(a.rank and b.shape == (2 * a.shape[0], *a.shape[1:]) for a, b in zip(once, twice, strict=True)):
         single, both = op.count((first, *rest), once, attrs), op.count((double, *rest), twice, attrs)
         assert single is not None
         assert both == single + single
