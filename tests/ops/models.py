@@ -15,10 +15,17 @@ from kernels.spec import STRING, Array
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 
-def one_node_model(name: str, inputs: Sequence[Array | None], outputs: int, attrs: Mapping[str, Any]) -> onnx.ModelProto:
-    """A model of that one node at the newest opset; inputs x0, x1, … and outputs y0, y1, …"""
+def one_node_model(
+    name: str,
+    inputs: Sequence[Array | None],
+    outputs: int,
+    attrs: Mapping[str, Any],
+    domain: str = "",
+    opset: int = NEWEST_OPSET,
+) -> onnx.ModelProto:
+    """A model of that one node; inputs x0, x1, … and outputs y0, y1, …"""
     names = ["" if array is None else f"x{i}" for i, array in enumerate(inputs)]
-    node = helper.make_node(name, names, [f"y{i}" for i in range(outputs)])
+    node = helper.make_node(name, names, [f"y{i}" for i in range(outputs)], domain=domain)
     for key, value in attrs.items():
         given = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         node.attribute.append(helper.make_attribute(key, given))
@@ -28,7 +35,8 @@ def one_node_model(name: str, inputs: Sequence[Array | None], outputs: int, attr
         if array is not None
     ]
     graph = helper.make_graph([node], "one", ports, [onnx.ValueInfoProto(name=output) for output in node.output])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", NEWEST_OPSET)])
+    opsets = [helper.make_opsetid("", opset)] + [helper.make_opsetid(domain, 1)] * bool(domain)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def _element_type(dtype: np.dtype[Any]) -> int:

@@ -25,6 +25,7 @@ from tests.ops.cases import (
 )
 
 KERNELS = pytest.mark.parametrize(("op", "case", "kernel"), kernel_cases())
+COST_OF_OTHER_INPUTS = {"ScatterElements", "Scatter", "ScatterND"}  # one per update, however large what is updated
 VALID = pytest.mark.parametrize(("op", "case"), valid_cases())
 
 
@@ -160,7 +161,7 @@ def test_cost_is_as_counted_by_hand(op: Op, case: Case) -> None:
 def test_cost_doubles_with_the_batch(op: Op, case: Case) -> None:
     """Where twice the rows in input 0 make twice the rows of every output, they make twice the cost."""
     first, *rest = specs_of(arrays(op, case))
-    if op.cost is None or first is None or first.rank == 0:
+    if op.cost is None or first is None or first.rank == 0 or op.name in COST_OF_OTHER_INPUTS:
         return
     attrs = op.bind(case.attrs)
     once = op.infer_specs((first, *rest), attrs)

@@ -19,6 +19,8 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("LogSoftmax", "large_values"): "the reference takes the logarithm of an underflowed 0",
     ("LogSoftmax", "empty"): "the reference writes into its own read-only empty array",
     ("Mean", "broadcast_three"): "the reference cannot broadcast",
+    ("Pad", "negative"): "the reference cannot take rows away",
+    ("Pad", "scalar"): "the reference cannot pad a scalar",
     ("ReduceLogSumExp", "scalar"): "the reference returns a numpy scalar and refuses it itself",
     ("ReduceSumSquare", "ints"): "the reference returns int64 for int32",
     ("Softsign", "scalar"): "the reference returns a numpy scalar and refuses it itself",
@@ -34,8 +36,8 @@ def test_excused_cases_exist() -> None:
 def test_case_agrees_with_onnx_reference(op: Op, case: Case) -> None:
     if not op.deterministic:
         return
-    if not onnx.defs.has(op.name):
-        pytest.skip("no operator of ai.onnx, its file holds its own reference")
+    if not onnx.defs.has(op.name) or onnx.defs.get_schema(op.name).deprecated:
+        pytest.skip("no operator of the newest ai.onnx")
     if reason := EXCUSED.get((op.name, case.id)):
         pytest.skip(reason)
     if unknown := set(case.attrs) - set(onnx.defs.get_schema(op.name).attributes):

@@ -1,0 +1,54 @@
+"""Every case against ONNX Runtime, an independent engine, where it has a kernel for the op and its types."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from kernels.registry import Case, Op, evaluate
+from tests.ops.cases import arrays, assert_close, valid_cases
+from tests.ops.models import array_of, one_node_model
+
+# Where ONNX Runtime and ONNX differ, or ONNX leaves the result open; (op, case id) -> reason.
+EXCUSED: dict[tuple[str, str], str] = {
+    ("Cast", "to_bfloat16"): "its Python API cannot return bfloat16",
+    ("Cast", "to_float8_saturated"): "its Python API returns float8 as uint8",
+    ("Mod", "floats"): "it refuses fmod=0 with floats, defined since opset 28",
+    ("Mod", "float_specials"): "it refuses fmod=0 with floats, defined since opset 28",
+    ("Pad", "reflect_twice_around"): "it reflects once only",
+    ("Pad", "scalar"): "it cannot pad a scalar",
+    ("ReduceMean", "of_nothing"): "it calls the mean of nothing 0, numpy and ONNX's reference NaN",
+}
+
+OPSET = 24  # the newest that every supported version of ONNX Runtime accepts
+_UNSUPPORTED = ("NOT_IMPLEMENTED", "is not a registered function/op", "INVALID_GRAPH", "opset")
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(("op", "case"), valid_cases())
+def test_case_agrees_with_onnxruntime(op: Op, case: Case) -> None:
+    if not op.deterministic:
+        return
+    if reason := EXCUSED.get((op.name, case.id)):
+        pytest.skip(reason)
+    inputs = arrays(op, case)
+    domain, _, name = op.name.rpartition(".")
+    model = one_node_model(name, inputs, case.outputs, case.attrs, domain=domain, opset=OPSET)
+    try:
+        session = _session(model)
+    except Exception as error:  # noqa: BLE001  onnxruntime's own classes
+        assert any(text in str(error) for text in _UNSUPPORTED), error
+        pytest.skip("ONNX Runtime has no such kernel")
+    expected = session.run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
+    for y, wanted in zip(evaluate(op, inputs, case.attrs), map(array_of, expected), strict=False):
+        assert y.dtype == wanted.dtype
+        assert_close(y, wanted, 2 * op.tolerance_eps)
