@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import helper
 
 from kernels.registry import Case, Op, evaluate
 from tests.ops.cases import arrays, assert_close, valid_cases
@@ -46,7 +45,8 @@ def test_case_agrees_with_onnxruntime(op: Op, case: Case) -> None:
     try:
         session = _session(model)
     except Exception as error:  # noqa: BLE001  onnxruntime's own classes
-        assert any(text in str(error) for text in _UNSUPPORTED), error
+        if not any(text in str(error) for text in _UNSUPPORTED):
+            raise
         pytest.skip("ONNX Runtime has no such kernel")
     expected = session.run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
     for y, wanted in zip(evaluate(op, inputs, case.attrs), map(array_of, expected), strict=False):
