@@ -1,0 +1,81 @@
+"""BatchNormalization at inference: y = (x - mean) / sqrt(var + epsilon) · scale + bias, per channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import ShapeError, UnsupportedError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.single import in_single
+from kernels.spec import FLOATS, Array, Spec
+
+
+def infer(
+    x: Spec,
+    scale: Spec,
+    bias: Spec,
+    mean: Spec,
+    var: Spec,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> Spec:
+    """Same shape and dtype as x (n, c, …); the four parameters are [c]."""
+    if training_mode:
+        raise UnsupportedError("BatchNormalization: training_mode is 1, only inference is supported")
+    require_dtype("BatchNormalization: x", x, FLOATS)
+    channels = x.shape[1:2] if x.rank > 1 else (1,)
+    for name, spec in (("scale", scale), ("bias", bias), ("mean", mean), ("var", var)):
+        if spec.shape != channels:
+            raise ShapeError(f"BatchNormalization: {name} is {spec}, need {list(channels)} for x {x}")
+    return Spec(x.shape, x.dtype)
+
+
+def cost(out: tuple[Spec, ...], x: Spec, *parameters: Spec, **attrs: Any) -> Cost:
+    """Per element: one multiplication and one addition, the statistics being folded into scale and shift."""
+    return Cost(other_flops=2 * x.elements)
+
+
+def scale_and_shift(scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> tuple[Array, Array]:
+    """Factor and addend per channel, in float64: what inference multiplies and adds."""
+    factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
+    return factor, bias.astype(np.float64) - mean.astype(np.float64) * factor
+
+
+@in_single
+def run(out: tuple[Array, ...], x: Array, scale: Array, bias: Array, mean: Array, var: Array, **attrs: Any) -> None:
+    """Two passes over x."""
+    (y,) = out
+    shape = (-1, *[1] * (x.ndim - 2)) if x.ndim > 1 else (-1,)
+    factor, shift = scale_and_shift(scale, bias, mean, var, attrs["epsilon"])
+    np.multiply(x, factor.astype(y.dtype).reshape(shape), out=y)
+    y += shift.astype(y.dtype).reshape(shape)
+
+
+def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
+    """Before opset 9 `spatial` could ask for statistics per element, which nobody exports; 1 was the default."""
+    attrs = dict(attrs)
+    if attrs.pop("spatial", 1) != 1:
+        raise UnsupportedError("BatchNormalization: spatial is 0, only statistics per channel are supported")
+    return attrs, {}
+
+
+_VAR = np.array([0.5, 1.0, 2.0], np.float32)
+BATCH_NORMALIZATION = Op(
+    "BatchNormalization",
+    infer,
+    cost,
+    (Kernel("scale_shift", run),),
+    upgrade=upgrade,
+    tolerance_eps=8,
+    cases=(
+        Case("planes", inputs=((2, 3, 4, 5), (3,), (3,), (3,), _VAR), cost=Cost(other_flops=240)),
+        Case("matrix", inputs=((4, 3), (3,), (3,), (3,), _VAR), attrs={"epsilon": 0.1}),
+        Case("scale_length", inputs=((2, 3, 4), (4,), (3,), (3,), _VAR), raises=ShapeError),
+        Case("training", inputs=((2, 3), (3,), (3,), (3,), _VAR), attrs={"training_mode": 1}, raises=UnsupportedError),
+    ),
+)

@@ -1,0 +1,197 @@
+"""MaxPool and AveragePool over any number of spatial dimensions, and their global forms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.single import in_single
+from kernels.spec import FLOATS, Array, DType, Spec
+from kernels.windows import Window, window
+
+_MAX_DTYPES: frozenset[DType] = FLOATS | {np.dtype(np.int8), np.dtype(np.uint8)}
+_INT64 = np.dtype(np.int64)
+
+
+def _geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
+    if len(x.shape) < 3:
+        raise ShapeError(f"{subject}: x is {x}, need (n, c, spatial…)")
+    names = ("strides", "dilations", "pads", "auto_pad")
+    sliding = {name: attrs[name] for name in names if name in attrs}
+    view = window(subject, x.shape[2:], tuple(attrs["kernel_shape"]), **sliding, ceil_mode=bool(attrs["ceil_mode"]))
+    for pad, kernel, dilation in zip(view.begin + view.end, view.kernel * 2, view.dilations * 2, strict=True):
+        if pad >= (kernel - 1) * dilation + 1:
+            raise AttributeValueError(f"{subject}: a pad is {pad}, need less than the kernel {view.kernel}")
+    return view
+
+
+def infer_max(
+    x: Spec,
+    *,
+    kernel_shape: tuple[int, ...],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    storage_order: int = 0,
+    strides: tuple[int, ...] | None = None,
+) -> tuple[Spec, ...]:
+    """(n, c, *out) of x (n, c, *size), and the flat index of every maximum in x."""
+    require_dtype("MaxPool: x", x, _MAX_DTYPES)
+    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
+    view = _geometry("MaxPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    shape = (*x.shape[:2], *view.out)
+    return Spec(shape, x.dtype), Spec(shape, _INT64)
+
+
+def cost_max(out: tuple[Spec, ...], x: Spec, **attrs: Any) -> Cost:
+    """Per output: taps - 1 comparisons."""
+    return Cost(other_flops=out[0].elements * (math.prod(attrs["kernel_shape"]) - 1))
+
+
+def _lowest(dtype: DType) -> Any:
+    return np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
+
+
+def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
+    """Whole planes, one tap at a time; with indices asked for, a tap wins only by being larger, so the first maximum stays."""
+    y, indices = out[0], out[1] if len(out) > 1 else None
+    view = _geometry("MaxPool", x, attrs)
+    if indices is None:
+        y.fill(_lowest(y.dtype))
+        for _, into, of in view.slices():
+            target = y[into]
+            np.maximum(target, x[of], out=target)
+        return
+    positions = np.arange(x.size, dtype=np.int64).reshape(x.shape)
+    if attrs["storage_order"]:  # column-major within each plane
+        plane = np.arange(math.prod(view.size), dtype=np.int64).reshape(view.size[::-1]).T
+        positions = plane + (np.arange(x.shape[0] * x.shape[1]) * plane.size).reshape(*x.shape[:2], *[1] * plane.ndim)
+    indices.fill(-1)
+    for _, into, of in view.slices():
+        target, where, candidate = y[into], indices[into], x[of]
+        wins = (where < 0) | (candidate > target)
+        np.copyto(target, candidate, where=wins)
+        np.copyto(where, positions[of], where=wins)
+
+
+def infer_average(
+    x: Spec,
+    *,
+    kernel_shape: tuple[int, ...],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Spec:
+    """(n, c, *out) of x (n, c, *size)."""
+    require_dtype("AveragePool: x", x, FLOATS)
+    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
+    view = _geometry("AveragePool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    return Spec((*x.shape[:2], *view.out), x.dtype)
+
+
+def cost_average(out: tuple[Spec, ...], x: Spec, **attrs: Any) -> Cost:
+    """Per output: taps - 1 additions and one division."""
+    return Cost(other_flops=out[0].elements * math.prod(attrs["kernel_shape"]))
+
+
+@in_single
+def run_average(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
+    """Sum whole planes, one tap at a time, then divide by how many elements each window holds."""
+    (y,) = out
+    view = _geometry("AveragePool", x, attrs)
+    y.fill(0)
+    for _, into, of in view.slices():
+        y[into] += x[of]
+    y /= _counts(view, bool(attrs["count_include_pad"])).astype(y.dtype)
+
+
+def _counts(view: Window, include_pad: bool) -> Array:
+    """Elements under the window at every place: of the input, or of the input and its padding."""
+    counts = np.ones((), np.int64)
+    for axis, places in enumerate(view.out):
+        taps = np.arange(view.kernel[axis]) * view.dilations[axis]
+        at = np.arange(places)[:, None] * view.strides[axis] - view.begin[axis] + taps
+        low, high = (-view.begin[axis], view.size[axis] + view.end[axis]) if include_pad else (0, view.size[axis])
+        counts = np.multiply.outer(counts, ((at >= low) & (at < high)).sum(1))
+    return np.maximum(counts, 1)
+
+
+def infer_global(x: Spec) -> Spec:
+    """(n, c, 1…) of x (n, c, *size)."""
+    require_dtype("Global: x", x, FLOATS)
+    if x.rank < 3 or not all(x.shape[2:]):
+        raise ShapeError(f"Global: x is {x}, need (n, c, spatial…) with something to pool")
+    return Spec((*x.shape[:2], *[1] * (x.rank - 2)), x.dtype)
+
+
+def cost_global(out: tuple[Spec, ...], x: Spec) -> Cost:
+    """One operation an input element: the last of the additions is the division (or comparisons all through)."""
+    return Cost(other_flops=x.elements)
+
+
+@in_single
+def run_global_average(out: tuple[Array, ...], x: Array) -> None:
+    """Mean over all spatial axes."""
+    np.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True, out=out[0])
+
+
+def run_global_max(out: tuple[Array, ...], x: Array) -> None:
+    """Maximum over all spatial axes."""
+    np.amax(x, axis=tuple(range(2, x.ndim)), keepdims=True, out=out[0])
+
+
+_K2 = {"kernel_shape": (2, 2), "strides": (2, 2)}
+_K3 = {"kernel_shape": (3, 3)}
+_PADDED = {**_K3, "strides": (2, 2), "pads": (1, 1, 1, 1)}
+
+MAX_POOL = Op(
+    "MaxPool",
+    infer_max,
+    cost_max,
+    (Kernel("taps", run_max),),
+    tolerance_eps=0,
+    cases=(
+        Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 3)),
+        Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
+        Case("ceil", inputs=((1, 2, 6, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
+        Case("dilated", inputs=((1, 2, 7, 7),), attrs={**_K3, "dilations": (2, 2)}),
+        Case("indices", inputs=((1, 2, 5, 5),), attrs=_PADDED, outputs=2),
+        Case("indices_column_major", inputs=((1, 2, 4, 5),), attrs={**_K2, "storage_order": 1}, outputs=2),
+        Case("one_dimension", inputs=((1, 2, 9),), attrs={"kernel_shape": (4,), "strides": (3,)}),
+        Case("bytes", inputs=(np.arange(-18, 18, dtype=np.int8).reshape(1, 1, 6, 6),), attrs=_K2),
+        Case("pad_as_wide_as_kernel", inputs=((1, 1, 4, 4),), attrs={**_K2, "pads": (2, 0, 0, 0)}, raises=AttributeValueError),
+        Case("kernel_rank", inputs=((1, 1, 4, 4),), attrs={"kernel_shape": (2,)}, raises=AttributeValueError),
+    ),
+)
+AVERAGE_POOL = Op(
+    "AveragePool",
+    infer_average,
+    cost_average,
+    (Kernel("taps", run_average),),
+    cases=(
+        Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 4)),
+        Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
+        Case("3x3_pad_counted", inputs=((1, 3, 7, 8),), attrs={**_PADDED, "count_include_pad": 1}),
+        Case("ceil", inputs=((1, 2, 6, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
+        Case("same_upper", inputs=((1, 2, 5, 5),), attrs={**_K2, "auto_pad": "SAME_UPPER"}),
+        Case("three_dimensions", inputs=((1, 2, 4, 4, 4),), attrs={"kernel_shape": (2, 2, 2)}),
+    ),
+)
+GLOBAL_CASES = (
+    Case("planes", inputs=((2, 3, 4, 5),), cost=Cost(other_flops=120)),
+    Case("one_dimension", inputs=((2, 3, 7),)),
+    Case("nothing_to_pool", inputs=((2, 3, 0, 4),), raises=ShapeError),
+)
+GLOBAL_AVERAGE_POOL = Op(
+    "GlobalAveragePool", infer_global, cost_global, (Kernel("mean", run_global_average),), tolerance_eps=8, cases=GLOBAL_CASES
+)
+GLOBAL_MAX_POOL = Op("GlobalMaxPool", infer_global, cost_global, (Kernel("max", run_global_max),), cases=GLOBAL_CASES)
