@@ -20,5 +20,9 @@ class ConventionError(InvalidError):
     """No counting convention of that name."""
 
 
+class SweepError(InvalidError):
+    """A sweep over nothing, or over too much."""
+
+
 class MeasurementError(EdgewiseError):
     """A measurement contradicts itself, or cannot be taken on this machine."""

@@ -1,0 +1,45 @@
+"""An executor that runs nothing and reports the times it was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graph.ir import Graph, Node, Specs
+from graph.reader import read
+from graph.shapes import bind, propagate
+from kernels.registry import find
+from tests.profiler.models import small_convnet
+
+
+@dataclass
+class Step:
+    node: Node
+    algorithm: str
+
+
+@dataclass
+class Outcome:
+    step_ns: Sequence[int]
+    wall_ns: int
+
+
+class ScriptedExecutor:
+    """Gives one (step_ns, wall_ns) after the other."""
+
+    def __init__(self, graph: Graph, specs: Specs, script: Iterable[tuple[Sequence[int], int]]) -> None:
+        self.graph, self.specs = graph, specs
+        self.steps = [Step(node, find(node.op).kernels[0].algorithm) for node in graph.nodes]
+        self._script = iter(script)
+        self.runs = 0
+
+    def run_timed(self, feeds: Mapping[str, Any]) -> Outcome:
+        self.runs += 1
+        return Outcome(*next(self._script))
+
+
+def scripted(script: Iterable[tuple[Sequence[int], int]], batch: int = 1) -> ScriptedExecutor:
+    """Of the small convnet: eleven steps."""
+    graph = read(small_convnet()).graph
+    return ScriptedExecutor(graph, propagate(graph, bind(graph, dims={"batch": batch})), script)
