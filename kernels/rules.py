@@ -112,7 +112,15 @@ def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Cal
     def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
         if opset >= first_opset:
             return attrs, {}
-        constants = {i: np.asarray(attrs[name], dtype) for i, name in enumerate(names, 1) if name in attrs}
+        constants = {i: constant_of(name, attrs[name], dtype) for i, name in enumerate(names, 1) if name in attrs}
         return {name: value for name, value in attrs.items() if name not in names}, constants
 
     return upgrade
+
+
+def constant_of(name: str, value: Any, dtype: str = "int64") -> Array:
+    """An attribute's value as an input. Raises AttributeValueError where it holds no numbers: models are hostile."""
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise AttributeValueError(f"attribute {name!r} is {str(value)[:40]!r}, need numbers")
+    return np.asarray(value, dtype)

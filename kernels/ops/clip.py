@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS
+from kernels.rules import NUMBERS, attribute_inputs
 from kernels.spec import FLOATS, Array, Spec
 
 
@@ -44,13 +42,6 @@ def run(out: tuple[Array, ...], x: Array, low: Array | None = None, high: Array 
         np.copyto(y, x)
 
 
-def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Before opset 11 the bounds were attributes, float32's range by default."""
-    if opset >= 11:
-        return attrs, {}
-    return {}, {i: np.array(attrs[name], np.float32) for i, name in ((1, "min"), (2, "max")) if name in attrs}
-
-
 _ZERO, _SIX = np.array(0, np.float32), np.array(6, np.float32)
 CASES = (
     Case("relu6", inputs=((2, 3, 5), _ZERO, _SIX), domain=(-9, 9), cost=Cost(other_flops=60)),
@@ -65,4 +56,5 @@ CASES = (
     Case("bound_dtype", inputs=((4,), np.array(0, np.int64)), raises=DTypeError),
 )
 
-CLIP = Op("Clip", infer, cost, (Kernel("ufunc", run),), elementwise=True, upgrade=upgrade, cases=CASES)
+_UPGRADE = attribute_inputs(11, "min", "max", dtype="float32")
+CLIP = Op("Clip", infer, cost, (Kernel("ufunc", run),), elementwise=True, upgrade=_UPGRADE, cases=CASES)

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import axes_of, axis_of, broadcast, known_ints, moves, one_dtype
+from kernels.rules import attribute_inputs, axes_of, axis_of, broadcast, constant_of, known_ints, moves, one_dtype
 from kernels.spec import Array, Spec
 
 
@@ -85,13 +85,6 @@ def run_slice(
     np.copyto(out[0], x[tuple(slices)])
 
 
-def upgrade_slice(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Before opset 10 everything was an attribute."""
-    if opset >= 10:
-        return attrs, {}
-    return {}, {i: np.array(attrs[name], np.int64) for i, name in enumerate(("starts", "ends", "axes"), 1) if name in attrs}
-
-
 def infer_expand(x: Spec, shape: Spec) -> Spec:
     """Both shapes broadcast: a 1 in either takes the other's size."""
     wanted = known_ints("Expand: shape", shape)
@@ -163,7 +156,7 @@ def upgrade_split(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict
     attrs = dict(attrs)
     sizes = attrs.pop("split", None)
     if sizes is not None:
-        return attrs, {1: np.array(sizes, np.int64)}
+        return attrs, {1: constant_of("split", sizes)}
     return {**attrs, "num_outputs": outputs}, {}
 
 
@@ -232,10 +225,18 @@ _SPLIT = (
     Case("too_many_parts", inputs=((2,),), attrs={"num_outputs": 3}, raises=AttributeValueError, outputs=3),
 )
 
+_BOUNDS = attribute_inputs(10, "starts", "ends", "axes")
 OPS = (
     Op("Transpose", infer_transpose, moves, (Kernel("copy", run_transpose),), cases=_TRANSPOSE),
     Op("Concat", infer_concat, moves, (Kernel("copy", run_concat),), cases=_CONCAT),
-    Op("Slice", infer_slice, moves, (Kernel("copy", run_slice),), upgrade=upgrade_slice, cases=_SLICE),
+    Op(
+        "Slice",
+        infer_slice,
+        moves,
+        (Kernel("copy", run_slice),),
+        upgrade=_BOUNDS,
+        cases=_SLICE,
+    ),
     Op("Expand", infer_expand, moves, (Kernel("copy", run_expand),), cases=_EXPAND),
     Op("Tile", infer_tile, moves, (Kernel("copy", run_tile),), cases=_TILE),
     Op("Split", infer_split, moves, (Kernel("copy", run_split),), upgrade=upgrade_split, cases=_SPLIT),

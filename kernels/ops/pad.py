@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import axes_of, known_ints, moves, one_dtype, one_of
+from kernels.rules import axes_of, constant_of, known_ints, moves, one_dtype, one_of
 from kernels.spec import STRING, Array, Spec
 
 _MODES = ("constant", "reflect", "edge", "wrap")
@@ -79,11 +79,11 @@ def upgrade_pad(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[s
     """Before opset 11 pads and value were attributes."""
     if opset >= 11:
         return attrs, {}
-    attrs = dict(attrs)
-    constants: dict[int, Array] = {1: np.array(attrs.pop("pads"), np.int64)}
-    if value := attrs.pop("value", 0.0):
-        constants[2] = np.array(value, np.float32)
-    return attrs, constants
+    rest = {name: value for name, value in attrs.items() if name not in ("pads", "value")}
+    constants = {1: constant_of("pads", attrs["pads"])} if "pads" in attrs else {}
+    if attrs.get("value"):  # 0 fits every dtype without being said, another value is a float
+        constants[2] = constant_of("value", attrs["value"], "float32")
+    return rest, constants
 
 
 def infer_center(x: Spec, shape: Spec, *, axes: Sequence[int] | None = None) -> Spec:

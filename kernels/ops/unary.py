@@ -32,6 +32,22 @@ def _run(ufunc: Ufunc) -> Callable[..., None]:
     return run
 
 
+def infer_isinf(x: Spec, *, detect_negative: int = 1, detect_positive: int = 1) -> Spec:
+    """Same shape, bool."""
+    require_dtype("IsInf: x", x, FLOATS)
+    return Spec(x.shape, BOOL)
+
+
+def run_isinf(out: tuple[Array, ...], x: Array, *, detect_negative: int = 1, detect_positive: int = 1) -> None:
+    """Infinities of the signs asked for."""
+    if detect_negative and detect_positive:
+        np.isinf(x, out=out[0])
+    elif detect_negative or detect_positive:
+        np.equal(x, x.dtype.type(np.inf if detect_positive else -np.inf), out=out[0])
+    else:
+        out[0].fill(False)
+
+
 _RANDOM = Case("random", inputs=((2, 3, 5),), cost=Cost(other_flops=30))
 _POSITIVE = Case("positive", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(0.01, 8))
 _UNIT = Case("unit_interval", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(-0.99, 0.99))
@@ -63,6 +79,13 @@ def _any_of(dtypes: frozenset[DType]) -> DType:
     return np.dtype(np.float32) if np.dtype(np.float32) in dtypes else min(dtypes, key=str)
 
 
+_ISINF = (
+    Case("both", inputs=_SPECIALS.inputs, cost=Cost(other_flops=5)),
+    Case("positive", inputs=_SPECIALS.inputs, attrs={"detect_negative": 0}),
+    Case("negative", inputs=_SPECIALS.inputs, attrs={"detect_positive": 0}),
+    Case("neither", inputs=_SPECIALS.inputs, attrs={"detect_positive": 0, "detect_negative": 0}),
+    Case("wrong_dtype", inputs=(np.ones(2, np.int32),), raises=DTypeError),
+)
 _FLOAT_WRONG = np.ones(2, np.float32)
 
 OPS = (
@@ -91,4 +114,5 @@ OPS = (
     _op("Not", np.logical_not, frozenset({BOOL}), Case("bools", inputs=(np.array([True, False]),)), wrong=_FLOAT_WRONG),
     _op("BitwiseNot", np.invert, INTS, _INTS, wrong=_FLOAT_WRONG),
     _op("IsNaN", np.isnan, FLOATS, _SPECIALS, result=BOOL),
+    Op("IsInf", infer_isinf, per_element(1, "compare"), (Kernel("ufunc", run_isinf),), elementwise=True, cases=_ISINF),
 )
