@@ -114,9 +114,11 @@ class DeviceProfile(Record):
 
     def level_of(self, working_set_bytes: int, threads: int = 1) -> str:
         """The innermost measured level whose capacity holds a working set spread over `threads` threads."""
+        most = max((b.threads for b in self.bandwidths), default=1)
+        measured = {b.level for b in self.bandwidths if b.threads >= min(threads, most)}
         for level in range(1, 9):
             cache = self.hardware.data_cache(level)
-            if cache is not None and any(b.level == f"L{level}" for b in self.bandwidths):
+            if cache is not None and f"L{level}" in measured:
                 cores_beside = max(1, cache.shared_by * self.hardware.physical_cores // self.hardware.logical_cores)
                 instances = min(cache.instances, math.ceil(threads / cores_beside))
                 if working_set_bytes <= cache.nbytes * instances:

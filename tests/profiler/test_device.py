@@ -152,6 +152,12 @@ def test_level_of_a_working_set(nbytes, threads, level):
     assert device().level_of(nbytes, threads) == level
 
 
+def test_level_of_skips_a_level_that_so_many_threads_were_not_measured_in():
+    bandwidths = tuple(b for b in device().bandwidths if (b.level, b.threads) != ("L3", 4))
+    assert device(bandwidths=bandwidths).level_of(8 << 20, threads=1) == "L3"
+    assert device(bandwidths=bandwidths).level_of(8 << 20, threads=4) == "DRAM"
+
+
 @pytest.mark.parametrize(
     ("confinement", "cores"),
     [
