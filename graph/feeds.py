@@ -1,0 +1,79 @@
+"""What a run is fed, checked against the inputs it declares: nothing is cast, nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graph.errors import FeedError
+from graph.ir import Port
+from kernels.spec import STRING, Array
+
+
+def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "feeds") -> dict[str, Array]:
+    """Return every feed as an aligned, C-contiguous, native-endian array; the caller's own memory where it already is one.
+
+    Args:    ports: the inputs; dims may be sizes, names (one size per name over all inputs) or open. where: ends every message.
+    Raises:  FeedError on a missing or extra name, and on any value, dtype, rank or dimension that differs from its port.
+    """
+    if len(feeds) != len(ports) or any(port.name not in feeds for port in ports):
+        _refuse_names(ports, feeds, where)
+    sizes: dict[str, tuple[int, str]] = {}
+    arrays = {}
+    for port in ports:
+        array = _native(port, feeds[port.name], where)
+        if array.shape != port.dims:
+            _check_dims(port, array.shape, sizes, where)
+        arrays[port.name] = array
+    return arrays
+
+
+def _refuse_names(ports: Sequence[Port], feeds: Mapping[str, Any], where: str) -> None:
+    names = [port.name for port in ports]
+    expected = f"the inputs are {', '.join(map(str, ports)) or 'none'}"
+    if missing := [name for name in names if name not in feeds]:
+        raise FeedError(f"{missing[0]}: input is missing, {expected} ({where})")
+    extra = next(name for name in feeds if name not in names)
+    raise FeedError(f"{extra}: no input of that name, {expected} ({where})")
+
+
+def _native(port: Port, value: Any, where: str) -> Array:
+    """The feed as an array that kernels can read, its dtype checked."""
+    if not isinstance(value, np.ndarray | np.generic):
+        raise FeedError(f"{port.name}: feed is a {type(value).__name__}, need a numpy array ({where})")
+    array = np.asarray(value)
+    if port.dtype == STRING:
+        return _strings(port, array, where)
+    if array.dtype.newbyteorder("=") != port.dtype:
+        raise FeedError(f"{port.name}: dtype is {array.dtype.name}, need {port.dtype.name}, feeds are never cast ({where})")
+    return np.require(array, port.dtype, ("C", "A"))
+
+
+def _strings(port: Port, array: Array, where: str) -> Array:
+    if array.dtype.kind == "U":
+        return array.astype(STRING, order="C")
+    if array.dtype != STRING:
+        raise FeedError(f"{port.name}: dtype is {array.dtype.name}, need strings: an array of str ({where})")
+    for index, item in np.ndenumerate(array):
+        if not isinstance(item, str):
+            raise FeedError(f"{port.name}: element {index} is a {type(item).__name__}, need str in every element ({where})")
+    return np.ascontiguousarray(array).reshape(array.shape)
+
+
+def _check_dims(port: Port, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]], where: str) -> None:
+    """Compare with the declared dims; `sizes` remembers which size each name got, and from which input."""
+    if port.dims is None:
+        return
+    if len(shape) != len(port.dims):
+        raise FeedError(f"{port.name}: shape is {shape}, rank {len(shape)}, need rank {len(port.dims)} of {port} ({where})")
+    for axis, (size, dim) in enumerate(zip(shape, port.dims, strict=True)):
+        if isinstance(dim, int) and size != dim:
+            raise FeedError(f"{port.name}: shape is {shape}, need {dim} in dimension {axis} of {port} ({where})")
+        if isinstance(dim, str):
+            known, source = sizes.setdefault(dim, (size, port.name))
+            if size != known:
+                raise FeedError(
+                    f"{port.name}: shape is {shape}, need {dim}={known} in dimension {axis} as in input {source} ({where})"
+                )
