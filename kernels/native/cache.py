@@ -24,7 +24,7 @@ from kernels.native.isa import Isa
 FOLDER = "EDGEWISE_CODE_CACHE"  # environment variable: where to keep compiled code; empty = keep none
 LIMIT_BYTES = 256 << 20
 
-_HEADER = struct.Struct("<8s32s32sqi")  # magic, key, checksum of the code, its length, spills (-1: not looked at)
+_HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not looked at)
 _MAGIC = b"EWCODE1\n"
 _log = structlog.get_logger(__name__)
 

@@ -1,0 +1,447 @@
+"""Direct convolution and matrix product: one register tile of pixels × channel vectors, everything else is its addresses.
+
+    for each chunk = (image, group, block of output channels, block of rows):
+        for each row of the output:
+            for each tile of P pixels:                             the borders are tiles of their own, peeled
+                acc[P][V] = bias
+                for each kernel row that lies inside the image, for each kernel column:
+                    for each block of input channels, for a few channels at once:       unrolled
+                        acc[p][v] += x[pixel p, channel] · w[channel, vector v]
+                y = activation(acc + residual)
+
+A 1×1 convolution without stride and a matrix product are the case of one long row. The input is read one channel at a time
+and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of channels.
+
+Kernel columns are a loop, never unrolled into one block: LLVM would then keep what neighbouring columns both read, and spill.
+
+Packed weights: [group][block of V vectors][kernel row][kernel column][input channel][V·lanes], read from end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.errors import EmitError
+from kernels.native.isa import Isa
+from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
+from kernels.native.layout import Image
+from kernels.native.pool import aligned
+from kernels.native.types import I64
+from kernels.spec import Array
+
+BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
+CHUNK_MACS = 2 << 20  # of one chunk: about 20 µs, against well under 1 µs to take one
+WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution. top, left: padding before the first row and column; what pads the other sides follows from y's size."""
+
+    x: Image
+    y: Image
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    top: int = 0
+    left: int = 0
+    groups: int = 1
+
+    @property
+    def group_inputs(self) -> int:
+        """Input channels of one group."""
+        return self.x.channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Output channels of one group."""
+        return self.y.channels // self.groups
+
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates, padding taps included."""
+        pixels = self.y.batch * self.y.height * self.y.width
+        return pixels * self.y.channels * self.group_inputs * self.kernel[0] * self.kernel[1]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether every pixel is computed from the pixel at the same place alone."""
+        plain = self.kernel == (1, 1) == self.strides and self.top == self.left == 0
+        return plain and (self.x.height, self.x.width) == (self.y.height, self.y.width)
+
+    def flat(self) -> Conv:
+        """The same work on one long row, where rows join."""
+        can = self.is_product and self.x.rows_join() and self.y.rows_join()
+        return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
+
+    def columns_inside(self, column: int) -> set[int]:
+        """Kernel columns that lie inside the image for that output column."""
+        start = column * self.strides[1] - self.left
+        return {s for s in range(self.kernel[1]) if 0 <= start + s * self.dilations[1] < self.x.width}
+
+    @property
+    def rows_inside(self) -> bool:
+        """Whether every kernel row lies inside the image for every output row."""
+        last = (self.y.height - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] - self.top
+        return self.top == 0 and last < self.x.height
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTile:
+    """How a convolution is cut up.
+
+    pixels × vectors: accumulators. channels: input channels unrolled. rows: output rows of a chunk.
+    row_pixels: where a long row is cut into rows of its own (a product's), else 0.
+    weights_inner: consecutive chunks walk the channel blocks of the same rows, else the rows of the same channel block.
+    """
+
+    pixels: int
+    vectors: int
+    channels: int
+    rows: int
+    row_pixels: int
+    weights_inner: bool
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.vectors}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Output channel blocks of one form: `count` from number `first`, `vectors` vectors each, the last with `tail` lanes."""
+
+    first: int
+    count: int
+    vectors: int
+    tail: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Tiles of one form along a row: `count` of `pixels` pixels from `first`; whole: no kernel column outside the image."""
+
+    first: int
+    count: int
+    pixels: int
+    whole: bool
+
+
+def _blocks(conv: Conv, vectors: int, lanes: int) -> list[_Block]:
+    full, rest = divmod(conv.group_outputs, vectors * lanes)
+    blocks = [_Block(0, full, vectors, lanes)] if full else []
+    if rest:
+        used = -(-rest // lanes)
+        blocks.append(_Block(full, 1, used, rest - (used - 1) * lanes))
+    return blocks
+
+
+def _spans(conv: Conv, width: int, pixels: int) -> Iterator[_Span]:
+    """Cut `width` output columns into tiles; neighbours of one form make one span."""
+    taps = conv.kernel[1]
+    pending: _Span | None = None
+    for first in range(0, width, pixels):
+        size = min(pixels, width - first)
+        whole = all(len(conv.columns_inside(column)) == taps for column in (first, first + size - 1))
+        if pending and whole and pending.whole and pending.pixels == size:
+            pending = replace(pending, count=pending.count + 1)
+            continue
+        if pending:
+            yield pending
+        pending = _Span(first, 1, size, whole)
+    if pending:
+        yield pending
+
+
+def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
+    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+    lanes, parts = isa.lanes, []
+    for group in np.split(weights.astype(np.float32), conv.groups):
+        for block in _blocks(conv, tile.vectors, lanes):
+            size = block.vectors * lanes
+            start = block.first * tile.vectors * lanes
+            rows = group[start : start + block.count * size]
+            padded = np.zeros((block.count * size, *rows.shape[1:]), np.float32)
+            padded[: len(rows)] = rows
+            by_block = padded.reshape(block.count, size, *rows.shape[1:])
+            parts.append(by_block.transpose(0, 3, 4, 2, 1).ravel())
+    return _aligned_copy(np.concatenate(parts))
+
+
+def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
+    """Bias (outputs,), each group filled up to whole vectors with 0."""
+    size = -(-conv.group_outputs // isa.lanes) * isa.lanes
+    padded = np.zeros((conv.groups, size), np.float32)
+    padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
+    return _aligned_copy(padded.ravel())
+
+
+def _aligned_copy(values: Array) -> Array:
+    memory = aligned(values.nbytes).view(np.float32)
+    memory[:] = values
+    return memory
+
+
+def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> list[ConvTile]:
+    """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
+    flat = conv.flat()
+    scored = []
+    for vectors in range(1, 7):
+        for pixels in range(1, 29):
+            scratch = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
+            if pixels * vectors + vectors + scratch > isa.vector_registers or pixels > flat.y.width:
+                continue
+            scored.append((_estimate(flat, pixels, vectors, isa), -pixels * vectors, pixels, vectors))
+    return [make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit]]
+
+
+def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
+    """Cycles for one output row per input channel and tap: two multiply–adds and two loads a cycle, latency 4; 5 % for broad
+    loads of weights from L2, which a taller tile repeats less often."""
+    total = 0.0
+    for block in _blocks(conv, vectors, isa.lanes):
+        for first in range(0, conv.y.width, pixels):
+            p = min(pixels, conv.y.width - first)
+            total += block.count * (max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p)
+    return total
+
+
+def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
+    """Fill in the rest of a tile by rule."""
+    run = conv.group_inputs if conv.x.contiguous_channels else conv.x.block
+    most = max(1, min(16, conv.group_inputs, BODY_FMAS // (pixels * vectors)))
+    channels = max(c for c in range(1, most + 1) if c % run == 0 or run % c == 0 or c == conv.group_inputs)
+    flat = conv.flat()
+    row_macs = flat.y.width * min(vectors * isa.lanes, conv.group_outputs) * conv.macs // (
+        conv.y.batch * conv.y.height * conv.y.width * conv.y.channels
+    )  # fmt: skip
+    rows, row_pixels = max(1, min(flat.y.height, CHUNK_MACS // max(row_macs, 1))), 0
+    if conv.is_product and flat.y.height == 1 and row_macs > CHUNK_MACS:
+        tiles = max(1, CHUNK_MACS * flat.y.width // row_macs // pixels)
+        row_pixels = tiles * pixels if tiles * pixels < flat.y.width else 0
+    weight_bytes = 4 * conv.y.channels * conv.group_inputs * conv.kernel[0] * conv.kernel[1]
+    return ConvTile(pixels, vectors, channels, rows, row_pixels, weight_bytes <= WEIGHTS_IN_L2_BYTES)
+
+
+def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+    """Emit the kernel. Raises EmitError for layouts it cannot address."""
+    _check(conv, tile, isa)
+    flat = conv.flat()
+    kind = "gemm" if flat.y.height == 1 and conv.is_product else "conv2d"
+    stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
+    name = kernel_name(stem, (conv, tile, epilogue), isa)
+    emitter = _ConvEmitter(flat, tile, epilogue, isa)
+    module = Module(isa)
+    with module.function(name, SIGNATURE) as (k, *arguments):
+        emitter.emit(k, *arguments)
+    return NativeKernel(name, module.text, emitter.chunks)
+
+
+def _check(conv: Conv, tile: ConvTile, isa: Isa) -> None:
+    per_block = conv.y.block // isa.lanes
+    vectors_fit = conv.y.contiguous_channels or (conv.y.block % isa.lanes == 0 and tile.vectors % per_block == 0)
+    if not vectors_fit:
+        raise EmitError(f"conv: y has blocks of {conv.y.block} channels, a tile writes {tile.vectors} vectors of {isa.lanes}")
+    for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y")):
+        if conv.groups > 1 and not image.contiguous_channels and size % image.block:
+            raise EmitError(f"conv: {what} has blocks of {image.block} channels, groups of {size} begin inside them")
+    if conv.x.channels % conv.groups or conv.y.channels % conv.groups:
+        raise EmitError(f"conv: {conv.x.channels} and {conv.y.channels} channels do not make {conv.groups} groups")
+
+
+class _ConvEmitter:
+    """Emits one convolution; the methods are the loops of the module docstring, from the outside in."""
+
+    def __init__(self, conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
+        self.conv, self.tile, self.epilogue, self.isa = conv, tile, epilogue, isa
+        self.lanes = isa.lanes
+        self.blocks = _blocks(conv, tile.vectors, isa.lanes)
+        self.block_count = sum(block.count for block in self.blocks)
+        self.row_width = tile.row_pixels or conv.y.width
+        self.row_count = -(-conv.y.width // self.row_width) if tile.row_pixels else conv.y.height
+        self.row_chunks = -(-self.row_count // tile.rows)
+        self.taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+        self.chunks = conv.y.batch * conv.groups * self.block_count * self.row_chunks
+
+    def emit(self, k: Function, x: Value, w: Value, b: Value, r: Value, y: Value, begin: Value, end: Value) -> None:
+        """All chunks of a call."""
+        conv, tile = self.conv, self.tile
+        residual = self.epilogue.residual
+        vectors_per_group = -(-conv.group_outputs // self.lanes)
+        with k.loop("chunk", begin, end) as chunk:
+            inner = self.block_count if tile.weights_inner else self.row_chunks
+            slow, fast = chunk // inner, chunk % inner
+            image_group = slow // (self.row_chunks if tile.weights_inner else self.block_count)
+            middle = slow % (self.row_chunks if tile.weights_inner else self.block_count)
+            number, row_chunk = (fast, middle) if tile.weights_inner else (middle, fast)
+            image, group = image_group // conv.groups, image_group % conv.groups
+            at = k.offset(x, image * conv.x.n_stride + group * conv.x.offset(conv.group_inputs))
+            weights = k.offset(w, (group * vectors_per_group + number * tile.vectors) * (self.lanes * self.taps))
+            bias = k.offset(b, (group * vectors_per_group + number * tile.vectors) * self.lanes)
+            to = k.offset(y, self._start(conv.y, image, group, number))
+            add = k.offset(r, self._start(residual, image, group, number)) if residual else None
+            first = row_chunk * tile.rows
+            for block in self.blocks:
+                one_form = len(self.blocks) == 1
+                with _maybe(k, None if one_form else (number < block.count if block.first == 0 else number >= block.first)):
+                    self._rows(k, block, first, at, weights, bias, add, to)
+
+    def _start(self, image: Image, n: Value, group: Value, number: Value) -> Value:
+        """Where block `number` of a group begins in an image."""
+        per_block = self.tile.vectors * self.lanes
+        step = per_block if image.contiguous_channels else per_block // image.block * image.block_stride
+        return n * image.n_stride + group * image.offset(self.conv.group_outputs) + number * step
+
+    def _rows(self, k: Function, block: _Block, first: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
+        """The rows of a chunk; the last chunk may have fewer, and the last row of a cut product fewer pixels."""
+        tile, whole = self.tile, self.conv.y.width % self.row_width == 0
+        stop = first + tile.rows
+        if self.row_count % tile.rows:
+            stop = k.select(stop < self.row_count, stop, k.const(I64, self.row_count))
+        if self.row_count == 1:
+            self._row(k, block, self.row_width, k.const(I64, 0), x, w, b, r, y)
+            return
+        with k.loop("row", first, stop) as row:
+            if not tile.row_pixels or whole:
+                self._row(k, block, self.row_width, row, x, w, b, r, y)
+                return
+            last = self.row_count - 1
+            with k.when(row < last):
+                self._row(k, block, self.row_width, row, x, w, b, r, y)
+            with k.when(k.compare("eq", row, last)):
+                self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, r, y)
+
+    def _row(
+        self, k: Function, block: _Block, width: int, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value
+    ) -> None:
+        """The tiles along one row."""
+        conv, residual = self.conv, self.epilogue.residual
+        cut = self.tile.row_pixels
+        y = k.offset(y, row * (cut * conv.y.x_stride if cut else conv.y.y_stride))
+        if residual and r is not None:
+            r = k.offset(r, row * (cut * residual.x_stride if cut else residual.y_stride))
+        if cut:
+            x, row = k.offset(x, row * (cut * conv.x.x_stride)), k.const(I64, 0)
+        for span in _spans(conv, width, self.tile.pixels):
+            with k.loop("tile", 0, span.count) as number:
+                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, r, y)
+
+    def _tile(
+        self, k: Function, block: _Block, span: _Span, column: Value, row: Value,
+        x: Value, w: Value, b: Value, r: Value | None, y: Value,
+    ) -> None:  # fmt: skip
+        """One register tile: accumulate, finish, store."""
+        conv, vector = self.conv, k.f32
+        zero = k.zero(vector)
+        starts = [k.load(vector, b, v * self.lanes) if self.epilogue.bias else zero for v in range(block.vectors)]
+        x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
+        low, high = self._kernel_rows(k, row)
+        with k.fold("kr", low, high, 1, starts * span.pixels) as fold:
+            image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
+            at = k.offset(x, image_row * conv.x.y_stride)
+            weights = k.offset(w, fold.index * (self.taps // conv.kernel[0] * block.vectors * self.lanes))
+            fold.values = self._columns(k, block, span, at, weights, fold.values)
+        y = k.offset(y, column * conv.y.x_stride)
+        residual = self.epilogue.residual
+        if residual and r is not None:
+            r = k.offset(r, column * residual.x_stride)
+        for p in range(span.pixels):
+            for v in range(block.vectors):
+                lanes = block.tail if v == block.vectors - 1 else self.lanes
+                at_residual = p * residual.x_stride + residual.offset(v * self.lanes) if residual else 0
+                done = self.epilogue.finish(k, fold.values[p * block.vectors + v], r, at_residual, lanes)
+                stored = lanes if conv.y.contiguous_channels else self.lanes
+                k.store_part(done, y, stored, p * conv.y.x_stride + conv.y.offset(v * self.lanes))
+
+    def _kernel_rows(self, k: Function, row: Value) -> tuple[Operand, Operand]:
+        """First and behind-last kernel row that lie inside the image."""
+        conv = self.conv
+        rows, step = conv.kernel[0], conv.dilations[0]
+        if conv.rows_inside:
+            return 0, rows
+        start = row * conv.strides[0] - conv.top
+        before = k.const(I64, 0) - start + (step - 1)
+        low = k.select(before > 0, before // step, k.const(I64, 0))
+        after = k.const(I64, conv.x.height - 1 + step) - start
+        inside = k.select(after > 0, after // step, k.const(I64, 0))
+        return low, k.select(inside < rows, inside, k.const(I64, rows))
+
+    def _columns(self, k: Function, block: _Block, span: _Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
+        """All kernel columns of one kernel row; at the border each with the pixels for which it lies inside the image."""
+        conv, everyone = self.conv, tuple(range(span.pixels))
+        x_step, w_step = conv.dilations[1] * conv.x.x_stride, conv.group_inputs * block.vectors * self.lanes
+        if span.whole:
+            with k.fold("kc", 0, conv.kernel[1], 1, values) as fold:
+                at, weights = k.offset(x, fold.index * x_step), k.offset(w, fold.index * w_step)
+                fold.values = self._channels(k, block, everyone, at, weights, fold.values)
+            return fold.values
+        inside = [conv.columns_inside(span.first + p) for p in everyone]
+        for column in range(conv.kernel[1]):
+            if pixels := tuple(p for p in everyone if column in inside[p]):
+                at, weights = k.offset(x, column * x_step), k.offset(w, column * w_step)
+                values = self._channels(k, block, pixels, at, weights, values)
+        return values
+
+    def _channels(
+        self, k: Function, block: _Block, pixels: tuple[int, ...], x: Value, w: Value, values: list[Value]
+    ) -> list[Value]:
+        """All input channels of one kernel tap."""
+        image, count, step = self.conv.x, self.conv.group_inputs, self.tile.channels
+        run = count if image.contiguous_channels else min(image.block, count)
+        if step >= run:  # a turn takes several blocks, or all there is
+            return self._turns(k, block, pixels, count, image.offset(step), x, w, values)
+        per_channel = block.vectors * self.lanes
+        with k.fold("run", 0, count // run, 1, values) as fold:
+            at, weights = k.offset(x, fold.index * image.block_stride), k.offset(w, fold.index * (run * per_channel))
+            fold.values = self._turns(k, block, pixels, run, step, at, weights, fold.values)
+        values = fold.values
+        if rest := count % run:
+            at, weights = k.offset(x, image.offset(count - rest)), k.offset(w, (count - rest) * per_channel)
+            values = self._turns(k, block, pixels, rest, step, at, weights, values)
+        return values
+
+    def _turns(
+        self,
+        k: Function,
+        block: _Block,
+        pixels: tuple[int, ...],
+        count: int,
+        x_step: int,
+        x: Value,
+        w: Value,
+        values: list[Value],
+    ) -> list[Value]:
+        """`count` input channels, a turn's worth at once; x_step: elements from one turn to the next."""
+        step, per_channel = self.tile.channels, block.vectors * self.lanes
+        turns, rest = divmod(count, step)
+        if turns:
+            with k.fold("c", 0, turns, 1, values) as fold:
+                at, weights = k.offset(x, fold.index * x_step), k.offset(w, fold.index * (step * per_channel))
+                fold.values = self._unrolled(k, block, pixels, step, at, weights, fold.values)
+            values = fold.values
+        if rest:
+            at, weights = k.offset(x, turns * x_step), k.offset(w, turns * step * per_channel)
+            values = self._unrolled(k, block, pixels, rest, at, weights, values)
+        return values
+
+    def _unrolled(
+        self, k: Function, block: _Block, pixels: tuple[int, ...], channels: int, x: Value, w: Value, values: list[Value]
+    ) -> list[Value]:
+        """The multiply–adds themselves."""
+        conv, vectors = self.conv, block.vectors
+        values, pixel_step = list(values), conv.strides[1] * conv.x.x_stride
+        for c in range(channels):
+            weights = [k.load(k.f32, w, (c * vectors + v) * self.lanes) for v in range(vectors)]
+            for p in pixels:
+                scalar = k.broadcast(k.f32, x, p * pixel_step + conv.x.offset(c))
+                for v in range(vectors):
+                    values[p * vectors + v] = k.fma(scalar, weights[v], values[p * vectors + v])
+        return values
+
+
+def _maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:
+    return nullcontext() if condition is None else k.when(condition, "block")

@@ -1,0 +1,103 @@
+"""How an image of activations lies in memory: one affine map serves NCHW, NHWC, channel blocks, views and padded buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.native.errors import EmitError
+from kernels.spec import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Element (n, c, y, x) lies at n·n_stride + (c // block)·block_stride + y·y_stride + x·x_stride + c % block.
+
+    Strides count elements. block: channels that lie side by side: 1 in NCHW, all of them in NHWC, a vector in blocked images.
+    A blocked image has memory for whole blocks; what the lanes behind the last channel hold is nobody's business.
+    """
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    block: int
+    n_stride: int
+    block_stride: int
+    y_stride: int
+    x_stride: int
+
+    @staticmethod
+    def nchw(batch: int, channels: int, height: int, width: int) -> Image:
+        """ONNX's own layout: good to read single channels from, never written by vector kernels."""
+        plane = height * width
+        return Image(batch, channels, height, width, 1, channels * plane, plane, width, 1)
+
+    @staticmethod
+    def nhwc(batch: int, channels: int, height: int, width: int, pixel_stride: int | None = None) -> Image:
+        """Channels last; with a larger pixel stride it is a slice of channels of a wider image, as a concat writes it."""
+        step = pixel_stride or channels
+        return Image(batch, channels, height, width, channels, height * width * step, 0, width * step, step)
+
+    @staticmethod
+    def blocked(batch: int, channels: int, height: int, width: int, block: int) -> Image:
+        """Blocks of one vector of channels (NCHW16c on AVX-512): neighbouring pixels of a block are neighbours in memory."""
+        plane = height * width * block
+        return Image(batch, channels, height, width, block, -(-channels // block) * plane, plane, width * block, block)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of channels."""
+        return -(-self.channels // self.block)
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels there is memory for."""
+        return self.blocks * self.block
+
+    @property
+    def elements(self) -> int:
+        """Elements from the first to behind the last."""
+        last = (self.batch - 1) * self.n_stride + (self.blocks - 1) * self.block_stride
+        return last + (self.height - 1) * self.y_stride + (self.width - 1) * self.x_stride + self.block
+
+    @property
+    def contiguous_channels(self) -> bool:
+        """Whether all channels of a pixel lie side by side."""
+        return self.block >= self.channels
+
+    def offset(self, channel: int) -> int:
+        """Elements from channel 0 to that channel of the same pixel."""
+        return channel // self.block * self.block_stride + channel % self.block
+
+    def rows_join(self) -> bool:
+        """Whether the next row follows where a row ends, so that rows may be walked as one."""
+        return self.y_stride == self.width * self.x_stride
+
+    def flat(self) -> Image:
+        """The same pixels as one row."""
+        if not self.rows_join():
+            raise EmitError(f"image: rows are {self.y_stride} apart and {self.width * self.x_stride} long, they do not join")
+        pixels = self.height * self.width
+        return Image(self.batch, self.channels, 1, pixels, self.block, self.n_stride, self.block_stride,
+                     pixels * self.x_stride, self.x_stride)  # fmt: skip
+
+    def view(self, memory: Array) -> Array:
+        """Strided numpy view (n, blocks, y, x, block) of flat memory, for packing and tests."""
+        item = memory.itemsize
+        shape = (self.batch, self.blocks, self.height, self.width, self.block)
+        strides = tuple(s * item for s in (self.n_stride, self.block_stride, self.y_stride, self.x_stride, 1))
+        return np.lib.stride_tricks.as_strided(memory, shape, strides)
+
+    def store(self, nchw: Array, memory: Array) -> None:
+        """Write an (n, c, y, x) array into memory of this layout; lanes behind the last channel become 0."""
+        full = np.zeros((self.batch, self.stored_channels, self.height, self.width), nchw.dtype)
+        full[:, : self.channels] = nchw
+        split = full.reshape(self.batch, self.blocks, self.block, self.height, self.width)
+        self.view(memory)[...] = split.transpose(0, 1, 3, 4, 2)
+
+    def load(self, memory: Array) -> Array:
+        """Read an (n, c, y, x) array out of memory of this layout."""
+        split = self.view(memory).transpose(0, 1, 4, 2, 3)
+        return split.reshape(self.batch, self.stored_channels, self.height, self.width)[:, : self.channels]

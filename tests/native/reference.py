@@ -1,0 +1,82 @@
+"""Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
+
+import ctypes
+
+import numpy as np
+
+from kernels.native.compile import generate
+from kernels.native.conv import Conv, ConvTile, emit_conv, pack_bias, pack_weights
+from kernels.native.kernel import Epilogue
+from kernels.native.layout import Image
+from kernels.native.library import Library
+
+PLAIN = Epilogue()
+
+
+def place(image: Image, array: np.ndarray) -> np.ndarray:
+    """Memory of exactly the image's size, holding the array; NaN where no pixel is."""
+    memory = np.full(image.elements, np.nan, np.float32)
+    image.store(array.astype(np.float32), memory)
+    return memory
+
+
+def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    """Convolution in float64 by its definition, one kernel tap at a time."""
+    n, _, height, width = x.shape
+    (rows, columns), (sy, sx), (dy, dx) = conv.kernel, conv.strides, conv.dilations
+    oh, ow = conv.y.height, conv.y.width
+    bottom = max(0, (oh - 1) * sy + (rows - 1) * dy + 1 - conv.top - height)
+    right = max(0, (ow - 1) * sx + (columns - 1) * dx + 1 - conv.left - width)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (conv.top, bottom), (conv.left, right)))
+    out = np.zeros((n, conv.y.channels, oh, ow))
+    cg, kg = conv.group_inputs, conv.group_outputs
+    for g in range(conv.groups):
+        for r in range(rows):
+            for s in range(columns):
+                ys = slice(r * dy, r * dy + (oh - 1) * sy + 1, sy)
+                xs = slice(s * dx, s * dx + (ow - 1) * sx + 1, sx)
+                taken, taps = padded[:, g * cg : (g + 1) * cg, ys, xs], w[g * kg : (g + 1) * kg, :, r, s].astype(np.float64)
+                out[:, g * kg : (g + 1) * kg] += np.einsum("nchw,kc->nkhw", taken, taps)
+    return out if b is None else out + b.astype(np.float64)[None, :, None, None]
+
+
+def run_kernel(kernel, isa, x, w, b, r, y, seed=0) -> None:
+    """Compile and run all chunks: one at a time, backwards, but for the first two, which go together."""
+    library = Library([generate(kernel.ir, isa).code], [kernel.name])
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, ctypes.c_int64, ctypes.c_int64)(library.address(kernel.name))
+    pointers = [None if a is None else a.ctypes.data for a in (x, w, b, r, y)]
+    together = min(2, kernel.chunks)
+    for chunk in range(kernel.chunks - 1, together - 1, -1):
+        function(*pointers, chunk, chunk + 1)
+    function(*pointers, 0, together)
+    library.close()
+
+
+def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:
+    """Within what rounding `terms` products one after another can add up to, on values of about 1."""
+    tolerance = np.finfo(np.float32).eps * (4 + np.sqrt(terms)) * max(1.0, float(np.abs(exact).max()))
+    assert not np.isnan(got).any()
+    np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance)
+
+
+def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exact_activation=None, seed=0) -> None:
+    """Run a convolution on random data and compare it with the reference, including that nothing else was written."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
+    w = rng.standard_normal((conv.y.channels, conv.group_inputs, *conv.kernel)).astype(np.float32)
+    w /= np.sqrt(conv.group_inputs * conv.kernel[0] * conv.kernel[1])
+    b = rng.standard_normal(conv.y.channels).astype(np.float32) if epilogue.bias else None
+    exact = conv_reference(conv, x, w, b)
+    residual = None
+    if epilogue.residual:
+        added = rng.standard_normal(exact.shape).astype(np.float32)
+        residual, exact = place(epilogue.residual, added), exact + added
+    if exact_activation:
+        exact = exact_activation(exact)
+    memory = np.full(conv.y.elements + 64, np.nan, np.float32)
+    packed_bias = None if b is None else pack_bias(conv, isa, b)
+    kernel, packed = emit_conv(conv, tile, epilogue, isa), pack_weights(conv, tile, isa, w)
+    run_kernel(kernel, isa, place(conv.x, x), packed, packed_bias, residual, memory)
+    assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])
+    conv.y.view(memory)[...] = np.nan
+    assert np.isnan(memory).all()  # what does not belong to the image was left alone
