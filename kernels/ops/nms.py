@@ -1,0 +1,122 @@
+"""NonMaxSuppression: the best boxes of each class, leaving out those that overlap a better one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import one_of
+from kernels.spec import Array, Spec
+
+_F32 = frozenset({np.dtype(np.float32)})
+
+
+def infer(
+    boxes: Spec,
+    scores: Spec,
+    max_output_boxes_per_class: Spec | None = None,
+    iou_threshold: Spec | None = None,
+    score_threshold: Spec | None = None,
+    *,
+    center_point_box: int = 0,
+) -> Spec:
+    """boxes (batch, n, 4) and scores (batch, classes, n) make (selected, 3): batch, class and box number, int64."""
+    one_of("NonMaxSuppression: attribute center_point_box", center_point_box, (0, 1))
+    require_dtype("NonMaxSuppression: boxes", boxes, _F32)
+    require_dtype("NonMaxSuppression: scores", scores, _F32)
+    if boxes.rank != 3 or scores.rank != 3 or boxes.shape[2] != 4 or (boxes.shape[0], boxes.shape[1]) != scores.shape[::2]:
+        raise ShapeError(f"NonMaxSuppression: boxes are {boxes}, scores {scores}, need (batch, n, 4) and (batch, classes, n)")
+    most = _limit("max_output_boxes_per_class", max_output_boxes_per_class)
+    overlap = _limit("iou_threshold", iou_threshold)
+    if overlap is not None and not 0 <= overlap.item() <= 1:
+        raise AttributeValueError(f"NonMaxSuppression: iou_threshold is {overlap.item()}, need 0 to 1")
+    least = _limit("score_threshold", score_threshold)
+    values = boxes.known("NonMaxSuppression: boxes"), scores.known("NonMaxSuppression: scores")
+    return Spec((len(_select(*values, most, overlap, least, center_point_box)), 3), np.dtype(np.int64))
+
+
+def _limit(name: str, limit: Spec | None) -> Array | None:
+    if limit is None:
+        return None
+    if limit.elements != 1:
+        raise ShapeError(f"NonMaxSuppression: {name} is {limit}, need a scalar")
+    return limit.known(f"NonMaxSuppression: {name}")
+
+
+def run(
+    out: tuple[Array, ...],
+    boxes: Array,
+    scores: Array,
+    max_output_boxes_per_class: Array | None = None,
+    iou_threshold: Array | None = None,
+    score_threshold: Array | None = None,
+    *,
+    center_point_box: int = 0,
+) -> None:
+    """Selects again what `infer` counted."""
+    out[0][...] = _select(boxes, scores, max_output_boxes_per_class, iou_threshold, score_threshold, center_point_box)
+
+
+def _select(
+    boxes: Array, scores: Array, most: Array | None, iou: Array | None, least: Array | None, center_point_box: int
+) -> Array:
+    """Greedy, best score first, of equals the first box; comparisons of one box with all the rest at once."""
+    limit = 0 if most is None else int(most.item())
+    overlap = 0.0 if iou is None else float(iou.item())
+    found: list[tuple[int, int, int]] = []
+    if limit <= 0:
+        return np.zeros((0, 3), np.int64)
+    for batch in range(len(boxes)):
+        low, high = _corners(boxes[batch], center_point_box)
+        area = (high - low).prod(1)
+        for label, score in enumerate(scores[batch]):
+            left = np.argsort(-score, kind="stable")
+            if least is not None:
+                left = left[score[left] > least.item()]
+            kept = 0
+            while left.size and kept < limit:
+                best, left = left[0], left[1:]
+                found.append((batch, label, int(best)))
+                kept += 1
+                common = np.clip(np.minimum(high[best], high[left]) - np.maximum(low[best], low[left]), 0, None).prod(1)
+                union = area[best] + area[left] - common
+                ratio = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+                left = left[ratio <= overlap]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _corners(boxes: Array, center_point_box: int) -> tuple[Array, Array]:
+    """Lower and upper corners, from [x, y, width, height] around a centre or from any two opposite corners."""
+    if center_point_box:
+        half = boxes[:, 2:] / 2
+        return boxes[:, :2] - half, boxes[:, :2] + half
+    return np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
+
+
+_BOXES = np.array(
+    [[[0, 0, 1, 1], [0, 0.1, 1, 1.1], [0, -0.1, 1, 0.9], [0, 10, 1, 11], [1, 11.1, 0, 10.1], [0, 100, 1, 101]]], np.float32
+)
+_SCORES = np.array([[[0.9, 0.75, 0.6, 0.95, 0.5, 0.3], [0.1, 0.2, 0.3, 0.3, 0.9, 0.9]]], np.float32)
+
+
+def _limits(most: int, iou: float, least: float | None = None) -> tuple[Any, ...]:
+    return np.array([most], np.int64), np.array([iou], np.float32), None if least is None else np.array([least], np.float32)
+
+
+_CASES = (
+    Case("by_overlap", inputs=(_BOXES, _SCORES, *_limits(3, 0.5, 0.0))),
+    Case("by_score", inputs=(_BOXES, _SCORES, *_limits(3, 0.5, 0.4))),
+    Case("two_a_class", inputs=(_BOXES, _SCORES, *_limits(2, 0.5))),
+    Case("centres", inputs=(np.abs(_BOXES) + 0.5, _SCORES, *_limits(3, 0.5, 0.0)), attrs={"center_point_box": 1}),
+    Case("none_asked_for", inputs=(_BOXES, _SCORES)),
+    Case("no_boxes", inputs=(np.zeros((1, 0, 4), np.float32), np.zeros((1, 2, 0), np.float32), *_limits(3, 0.5))),
+    Case("same_box", inputs=(np.repeat(_BOXES[:, :1], 3, 1), _SCORES[:, :1, :3].copy(), *_limits(3, 0.5))),
+    Case("counts_differ", inputs=(_BOXES, _SCORES[:, :, :3].copy()), raises=ShapeError),
+    Case("iou_two", inputs=(_BOXES, _SCORES, *_limits(3, 2.0)), raises=AttributeValueError),
+    Case("float64", inputs=(_BOXES.astype(np.float64), _SCORES), raises=DTypeError),
+)
+
+NON_MAX_SUPPRESSION = Op("NonMaxSuppression", infer, None, (Kernel("greedy", run),), cases=_CASES)
