@@ -1,3 +1,10 @@
 """Edgewise: profile an ONNX model op by op, plan how this device should run it, and run it with that plan."""
 
 from __future__ import annotations
+
+from kernels.errors import EdgewiseError
+from profiler.counts import profile
+from scheduler.session import Session
+
+__version__ = "0.1.0"
+__all__ = ["EdgewiseError", "Session", "__version__", "profile"]

@@ -59,6 +59,7 @@ class Executor:
         self, graph: Graph, specs: Specs, algorithms: Mapping[str, str] | None = None, threads: int | None = None
     ) -> None:
         self.graph = graph
+        self.specs = specs
         self.threads = threads
         self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
         self._lock = threading.Lock()

@@ -1,0 +1,145 @@
+"""A loaded model that answers: one executor for each set of input shapes it meets, a bounded number of them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from graph.errors import LimitError
+from graph.executor import Executor
+from graph.feeds import check_feeds
+from graph.ir import Model, Port
+from graph.reader import read
+from graph.shapes import bind, propagate
+from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.spec import Array
+from profiler.topology import core_cpus, read_confinement
+from profiler.trace import Trace, trace
+
+PRECISIONS = ("fp32", "bf16", "int8", "auto")
+BACKENDS = ("auto", "native", "numpy")
+
+_Shapes = tuple[Any, ...]  # the inputs' shapes in order; whatever a caller passes as one, until it is checked
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How much a session may hold. executors: sets of input shapes kept ready. arena_bytes: of all of them together."""
+
+    executors: int = 8
+    arena_bytes: int = 8 * 2**30
+
+
+_DEFAULT_LIMITS = SessionLimits()
+
+
+class Session:
+    """A model ready to run. Any number of threads may call it.
+
+    Args:    model: a path, the bytes of a file, a ModelProto, or a Model already read. threads: of one run; None = one for each
+             physical core this process may use. precision, backend: see PRECISIONS, BACKENDS.
+    Raises:  what `read` raises; AttributeValueError for a value that does not exist, UnsupportedError for one not built yet.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | bytes | onnx.ModelProto | Model,
+        threads: int | None = None,
+        precision: str = "fp32",
+        backend: str = "auto",
+        *,
+        limits: SessionLimits = _DEFAULT_LIMITS,
+    ) -> None:
+        _check_choices(precision, backend)
+        self.threads = available_cores() if threads is None else _checked_threads(threads)
+        self.model = model if isinstance(model, Model) else read(model)
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._building = threading.Lock()
+        self._executors: OrderedDict[_Shapes, Executor] = OrderedDict()
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What `run` wants."""
+        return self.model.graph.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What `run` returns."""
+        return self.model.graph.outputs
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
+        return self.executor(feeds).run(feeds)
+
+    def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
+        """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
+        return trace(self.executor(feeds), feeds, runs)
+
+    def executor(self, feeds: Mapping[str, Any]) -> Executor:
+        """The executor for the shapes of these feeds, built when they are new. Raises FeedError, LimitError."""
+        key = tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
+        if (found := self._find(key)) is not None:
+            return found
+        arrays = check_feeds(self.inputs, feeds)
+        with self._building:  # of several threads that meet new shapes, one builds at a time; known shapes keep running
+            if (found := self._find(key)) is None:
+                found = self._build({name: array.shape for name, array in arrays.items()})
+                self._keep(key, found)
+            return found
+
+    def _find(self, key: _Shapes) -> Executor | None:
+        with self._lock:
+            if (found := self._executors.get(key)) is not None:
+                self._executors.move_to_end(key)
+            return found
+
+    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
+        graph = self.model.graph
+        return Executor(graph, propagate(graph, bind(graph, shapes)), threads=self.threads)
+
+    def _keep(self, key: _Shapes, made: Executor) -> None:
+        """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""
+        limit = self.limits.arena_bytes
+        if made.memory.arena_bytes > limit:
+            raise LimitError(
+                f"session: shapes {list(key)} need an arena of {made.memory.arena_bytes} bytes, the limit is {limit}"
+            )
+        with self._lock:
+            self._executors[key] = made
+            while len(self._executors) > self.limits.executors or self._arena_bytes() > limit:
+                self._executors.popitem(last=False)
+
+    def _arena_bytes(self) -> int:
+        return sum(executor.memory.arena_bytes for executor in self._executors.values())
+
+
+def available_cores() -> int:
+    """Physical cores this process may use: CPU affinity and the cgroup's quota count, at least one."""
+    quota = read_confinement().cgroup_cpus
+    cores = len(core_cpus())
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _checked_threads(threads: int) -> int:
+    if threads < 1:
+        raise AttributeValueError(f"session: threads is {threads}, need at least 1 or None")
+    return threads
+
+
+def _check_choices(precision: str, backend: str) -> None:
+    if precision not in PRECISIONS:
+        raise AttributeValueError(f"session: precision is {precision!r}, need one of {', '.join(PRECISIONS)}")
+    if backend not in BACKENDS:
+        raise AttributeValueError(f"session: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
+    if precision not in ("fp32", "auto"):
+        raise UnsupportedError(f"session: precision {precision} is not available in this build, it has fp32")
+    if backend == "native":
+        raise UnsupportedError("session: backend native is not available in this build, it has numpy")

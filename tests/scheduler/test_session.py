@@ -1,0 +1,138 @@
+"""Sessions: what they take, what they keep, what they refuse."""
+
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import edgewise
+from graph.errors import FeedError, LimitError
+from graph.reader import read
+from kernels.errors import AttributeValueError, UnsupportedError
+from scheduler.session import Session, SessionLimits, available_cores
+
+
+def rows_model() -> onnx.ModelProto:
+    """y = relu(x) + x, and z = softmax(-relu(x)), over any number of rows of 4."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["y"]),
+        helper.make_node("Neg", ["a"], ["b"]),
+        helper.make_node("Softmax", ["b"], ["z"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 4]) for name in ("x", "y", "z")]
+    graph = helper.make_graph(nodes, "rows", ports[:1], ports[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def rows(count: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("form", ["proto", "bytes", "path", "model"])
+def test_session_takes_a_model_in_every_form(form: str, tmp_path) -> None:
+    proto = rows_model()
+    onnx.save(proto, tmp_path / "m.onnx")
+    sources = {"proto": proto, "bytes": proto.SerializeToString(), "path": tmp_path / "m.onnx", "model": read(proto)}
+    x = rows(3)
+    outputs = edgewise.Session(sources[form]).run({"x": x})
+    np.testing.assert_array_equal(outputs["y"], np.maximum(x, 0) + x)
+    assert list(outputs) == ["y", "z"]
+
+
+def test_session_names_its_ports() -> None:
+    session = Session(rows_model())
+    assert [str(port) for port in session.inputs] == ["x: float32[rows,4]"]
+    assert [port.name for port in session.outputs] == ["y", "z"]
+
+
+def test_each_shape_gets_one_executor() -> None:
+    session = Session(rows_model())
+    assert session.executor({"x": rows(2)}) is session.executor({"x": -rows(2)})
+    assert session.executor({"x": rows(2)}) is not session.executor({"x": rows(3)})
+
+
+def test_the_executor_unused_longest_goes_first() -> None:
+    session = Session(rows_model(), limits=SessionLimits(executors=2))
+    first, second = session.executor({"x": rows(1)}), session.executor({"x": rows(2)})
+    assert session.executor({"x": rows(1)}) is first
+    session.executor({"x": rows(3)})
+    assert session.executor({"x": rows(1)}) is first
+    assert session.executor({"x": rows(2)}) is not second
+
+
+def test_arenas_together_stay_under_their_limit() -> None:
+    one = Session(rows_model()).executor({"x": rows(1000)}).memory.arena_bytes
+    session = Session(rows_model(), limits=SessionLimits(arena_bytes=2 * one))
+    kept = [session.executor({"x": rows(1000 - i)}) for i in range(3)]
+    assert session.executor({"x": rows(998)}) is kept[2]
+    assert session.executor({"x": rows(1000)}) is not kept[0]
+
+
+def test_an_arena_over_the_limit_is_refused() -> None:
+    session = Session(rows_model(), limits=SessionLimits(arena_bytes=100))
+    with pytest.raises(LimitError, match=r"need an arena of \d+ bytes, the limit is 100"):
+        session.run({"x": rows(1000)})
+
+
+@pytest.mark.parametrize(
+    "feed", [[[1.0, 2.0], [3.0]], None, "text", rows(2).astype(np.float64), rows(2)[:, :3], rows(2)[0]], ids=repr
+)
+def test_bad_feeds_are_refused_before_anything_is_built(feed) -> None:
+    session = Session(rows_model())
+    with pytest.raises(FeedError, match="x: "):
+        session.run({"x": feed})
+    assert not session._executors
+
+
+def test_a_known_shape_with_another_dtype_is_refused() -> None:
+    session = Session(rows_model())
+    session.run({"x": rows(2)})
+    with pytest.raises(FeedError, match="dtype is float64"):
+        session.run({"x": rows(2).astype(np.float64)})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"precision": "fp8"}, AttributeValueError, "precision is 'fp8', need one of fp32, bf16"),
+        ({"backend": "cuda"}, AttributeValueError, "backend is 'cuda', need one of auto, native"),
+        ({"threads": 0}, AttributeValueError, "threads is 0, need at least 1"),
+        ({"precision": "int8"}, UnsupportedError, "precision int8 is not available"),
+        ({"backend": "native"}, UnsupportedError, "backend native is not available"),
+    ],
+    ids=["precision", "backend", "threads", "int8", "native"],
+)
+def test_options_are_checked(options, error, says) -> None:
+    with pytest.raises(error, match=says):
+        Session(rows_model(), **options)
+
+
+def test_threads_default_to_cores_this_process_may_use() -> None:
+    assert Session(rows_model()).threads == available_cores() >= 1
+
+
+def test_trace_covers_every_step() -> None:
+    measured = Session(rows_model()).trace({"x": rows(2)}, runs=3)
+    assert len(measured.ops) == 4
+    assert len(measured.runs) == 3
+
+
+def test_many_threads_with_many_shapes_agree() -> None:
+    session = Session(rows_model(), threads=1, limits=SessionLimits(executors=2))
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for i in range(40):
+            x = rows(1 + (seed + i) % 4)
+            if not np.array_equal(session.run({"x": x})["y"], np.maximum(x, 0) + x):
+                wrong.append(i)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
