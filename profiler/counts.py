@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 
 from graph.ir import Graph, Model, Node, Specs
+from graph.memory import plan_memory
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.cost import FLOPS_PER_MAC, Cost
@@ -23,7 +24,6 @@ from kernels.errors import DataDependentError, UnknownOpError
 from kernels.registry import Op, find
 from kernels.spec import Spec
 from profiler.control_flow import Bodies, bodies_of
-from profiler.liveness import live_bytes
 from profiler.params import Params, copied_constants, count_params
 
 NO_FORMULA = "no formula"
@@ -116,7 +116,9 @@ class Profile:
 
     params: trainable parameters of the source model, inferred as `params_note` says. initializer_elements: elements of all
     initializers of the file. param_bytes: constants that running nodes read, each stored tensor once.
-    peak_activation_bytes: the most of `timeline`. coverage_percent: counted share of the nodes that run.
+    peak_activation_bytes: the most of `timeline`. arena_bytes: what the memory plan needs for intermediate values (elementwise
+    ops in place, views shared, no kernel workspace); arena_lower_bound_bytes: what any plan needs.
+    coverage_percent: counted share of the nodes that run.
     """
 
     model: str
@@ -131,6 +133,8 @@ class Profile:
     initializer_elements: int
     param_bytes: int
     peak_activation_bytes: int
+    arena_bytes: int
+    arena_lower_bound_bytes: int
     timeline: tuple[LiveBytes, ...]
     coverage_percent: float
     uncounted: tuple[Uncounted, ...]
@@ -171,8 +175,8 @@ def profile(
     ops = count_nodes(loaded.graph, specs, params)
     running = [op for op in ops if not op.constant]
 
-    alive = live_bytes(_running_graph(loaded.graph, ops), specs)
-    moments = {op.name: nbytes for op, nbytes in zip(running, alive, strict=True)}
+    memory = plan_memory(_running_graph(loaded.graph, ops), specs, {})
+    moments = {moment.node: moment.live_bytes + moment.outside_bytes for moment in memory.timeline}
     ops = tuple(replace(op, live_bytes=moments.get(op.name, 0)) for op in ops)
     return Profile(
         model=loaded.source,
@@ -186,7 +190,9 @@ def profile(
         params_note=params.note,
         initializer_elements=params.initializer_elements,
         param_bytes=_param_bytes(loaded.graph, specs, ops),
-        peak_activation_bytes=max(alive, default=0),
+        peak_activation_bytes=memory.peak_bytes,
+        arena_bytes=memory.arena_bytes,
+        arena_lower_bound_bytes=memory.lower_bound_bytes,
         timeline=tuple(LiveBytes(node, live_bytes) for node, live_bytes in moments.items()),
         coverage_percent=100 * sum(op.counted for op in running) / len(running) if running else 100.0,
         uncounted=tuple(_uncounted(running)),

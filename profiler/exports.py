@@ -55,6 +55,8 @@ def profile_json(profile: Profile) -> bytes:
             "write_bytes": profile.write_bytes,
             "intensity": profile.intensity,
             "peak_activation_bytes": profile.peak_activation_bytes,
+            "arena_bytes": profile.arena_bytes,
+            "arena_lower_bound_bytes": profile.arena_lower_bound_bytes,
             "coverage_percent": profile.coverage_percent,
             "uncounted": [{"node": u.node, "op": u.op, "reason": u.reason} for u in profile.uncounted],
             "timeline": [{"node": point.node, "live_bytes": point.live_bytes} for point in profile.timeline],

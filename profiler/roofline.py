@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from graph.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
-from kernels.registry import find
 from profiler.bandwidth import PATTERNS
 from profiler.counts import OpProfile
 from profiler.device import DeviceProfile
@@ -94,7 +94,7 @@ def roofline(measured: Trace, device: DeviceProfile, threads: int = 1) -> Roofli
     """
     points, skipped = [], []
     for row in measured.ops:
-        if row.cost is None or not row.cost.counted or find(row.op).view or not row.cost.moved_bytes:
+        if row.cost is None or not row.cost.counted or row.algorithm == VIEW or not row.cost.moved_bytes:
             skipped.append(row.name)
         else:
             points.append(_place(row, row.cost, device, threads))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from kernels.registry import find
 from kernels.spec import Array
 from profiler.counts import OpProfile, count_nodes
@@ -252,10 +252,10 @@ def _origins(node: Node) -> tuple[str, ...]:
 
 def _executed_macs(step: TimedStep, specs: Specs, cost: OpProfile) -> int:
     """MACs of the step's algorithm where it multiplies more or less than the op's definition."""
-    op = find(step.node.op)
-    for kernel in op.kernels:
-        inputs = [specs.get(name) if name else None for name in step.node.inputs]
-        known = all(spec is not None for spec, name in zip(inputs, step.node.inputs, strict=True) if name)
-        if kernel.algorithm == step.algorithm and kernel.executed_macs is not None and known:
+    if step.node.op in CONTROL_FLOW:
+        return cost.macs
+    inputs = [specs.get(name) if name else None for name in step.node.inputs]
+    for kernel in find(step.node.op).kernels:
+        if kernel.algorithm == step.algorithm and kernel.executed_macs is not None:
             return kernel.executed_macs(*inputs, **step.node.attrs)
     return cost.macs

@@ -38,6 +38,11 @@ def node(op: str, inputs: str, outputs: str, name: str = "", **attrs: Any) -> on
     return helper.make_node(op, ["" if i == "_" else i for i in inputs.split()], outputs.split(), name=name or outputs, **attrs)
 
 
+def branch(name: str, *nodes: onnx.NodeProto, output: str) -> onnx.GraphProto:
+    """A body of an If: no inputs, one float output."""
+    return helper.make_graph(list(nodes), name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+
+
 def random(*shape: int) -> np.ndarray:
     """Seeded float32."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -18,7 +18,7 @@ from kernels.registry import find
 from profiler import counts
 from profiler.counts import DATA_DEPENDENT, NO_FORMULA, OpProfile, Uncounted, profile
 from tests.profiler import zoo
-from tests.profiler.models import model, node, random, small_convnet
+from tests.profiler.models import branch, model, node, random, small_convnet
 
 GOLDEN = {  # multiply–accumulates and parameters as published, batch 1
     "mobilenet_v1": (zoo.mobilenet_v1, 568_741_376, 4_233_001),
@@ -227,10 +227,6 @@ def test_a_fused_epilogue_is_part_of_its_node():
     assert first.moved_bytes == bare.moved_bytes
 
 
-def branch(name: str, *nodes, output: str):
-    return helper.make_graph(list(nodes), name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
-
-
 def conditional(condition_known: bool):
     small = branch("then", node("Relu", "x", "a"), output="a")
     large = branch("else", node("MatMul", "x w", "b"), output="b")
@@ -324,6 +320,7 @@ def test_peak_memory_of_a_chain_by_hand():
     x, wide, narrow, y = 4 * 10, 4 * 100, 4 * 20, 4 * 5
     assert [point.live_bytes for point in counted.timeline] == [x + wide, x + wide + narrow, x + narrow + y]
     assert counted.peak_activation_bytes == x + wide + narrow
+    assert counted.arena_lower_bound_bytes <= counted.arena_bytes
 
 
 def test_memory_leaves_out_what_never_runs():

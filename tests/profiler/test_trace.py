@@ -2,13 +2,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 
+from graph.errors import FeedError
+from graph.executor import DYNAMIC, Executor
 from graph.ir import Fused
+from graph.reader import read
+from graph.shapes import bind, propagate
 from profiler.errors import MeasurementError
 from profiler.trace import UNATTRIBUTED, trace
+from tests.profiler.models import branch, model, node, random, small_convnet
 from tests.profiler.timed import scripted
 
 STEPS = 11
@@ -115,3 +122,32 @@ def test_times_that_contradict_themselves_are_refused(outcome):
 def test_runs_out_of_range(runs, warmup):
     with pytest.raises(MeasurementError, match="need at least 1 and 0"):
         trace(scripted([]), {}, runs=runs, warmup=warmup)
+
+
+def executor_of(proto, **dims) -> Executor:
+    graph = read(proto).graph
+    return Executor(graph, propagate(graph, bind(graph, dims=dims)), threads=1)
+
+
+def test_a_real_executor_is_traced_to_the_nanosecond():
+    measured = trace(executor_of(small_convnet(), batch=2), {"x": random(2, 3, 14, 14)}, runs=5, warmup=1)
+    assert len(measured.ops) == STEPS
+    for run in (measured.first, *measured.runs):
+        assert sum(run.step_ns) + run.unattributed_ns == run.wall_ns
+    assert all(row.durations.min_ns > 0 for row in measured.ops)
+    assert measured.unattributed.durations.min_ns > 0
+
+
+def test_control_flow_is_traced_as_one_step():
+    inner = branch("then", node("Relu", "x", "a"), output="a"), branch("else", node("Exp", "x", "b"), output="b")
+    choice = node("If", "c", "y", name="choice", then_branch=inner[0], else_branch=inner[1])
+    proto = model([choice], {"x": [8], "c": []}, ["y"], dtypes={"c": TensorProto.BOOL})
+    measured = trace(executor_of(proto), {"x": random(8), "c": np.array(True)}, runs=2, warmup=0)
+    (row,) = measured.ops
+    assert (row.op, row.algorithm, row.origins) == ("If", DYNAMIC, ("choice",))
+    assert row.cost.body
+
+
+def test_feeds_that_do_not_fit_are_refused():
+    with pytest.raises(FeedError):
+        trace(executor_of(small_convnet(), batch=2), {"x": random(1, 3, 14, 14)}, runs=1, warmup=0)

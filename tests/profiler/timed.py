@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graph.executor import VIEW
 from graph.ir import Graph, Node, Specs
 from graph.reader import read
 from graph.shapes import bind, propagate
@@ -30,7 +31,7 @@ class ScriptedExecutor:
 
     def __init__(self, graph: Graph, specs: Specs, script: Iterable[tuple[Sequence[int], int]]) -> None:
         self.graph, self.specs = graph, specs
-        self.steps = [Step(node, find(node.op).kernels[0].algorithm) for node in graph.nodes]
+        self.steps = [Step(node, VIEW if find(node.op).view else find(node.op).kernels[0].algorithm) for node in graph.nodes]
         self._script = iter(script)
         self.runs = 0
 
