@@ -21,6 +21,12 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("OneHot", "scalar"): "it refuses scalar indices",
     ("Pad", "reflect_twice_around"): "it reflects once only",
     ("Pad", "scalar"): "it cannot pad a scalar",
+    ("BlackmanWindow", "float64"): "it computes with float32 coefficients",
+    ("HammingWindow", "float64"): "it computes with float32 coefficients",
+    ("STFT", "whole"): "it needs the window or the frame length",
+    ("StringNormalizer", "upper"): "it needs the locale en_US installed",
+    ("StringNormalizer", "stopped"): "it needs the locale en_US installed",
+    ("StringSplit", "delimiter"): "it splits an empty string into nothing, ONNX's reference into one",
     ("ReduceMean", "of_nothing"): "it calls the mean of nothing 0, numpy and ONNX's reference NaN",
 }
 
