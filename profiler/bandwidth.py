@@ -1,7 +1,7 @@
-"""Memory bandwidth per cache level: read, copy and triad over working sets that fit that level and no smaller one.
+"""Memory bandwidth per cache level: read, copy, update in place and triad, over working sets that fit that level and no smaller.
 
-Bytes are counted as STREAM counts them, one per byte loaded or stored by the program: a copy moves 2 arrays, a triad 3. What
-the hardware reads in addition, to own a line before it is written, is not counted.
+Bytes are counted as STREAM counts them, one per byte loaded or stored by the program: a copy or an update moves 2 arrays' worth,
+a triad 3. What the hardware reads in addition, to own a line before it is written, is not counted; an update needs none of it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from profiler.microkernels import UNROLL, Compiled
 from profiler.peaks import aligned_bytes
 from profiler.topology import Hardware, Record
 
-Pattern = Literal["read", "copy", "triad"]
-PATTERNS: tuple[Pattern, ...] = ("read", "copy", "triad")
-ARRAYS: dict[Pattern, int] = {"read": 1, "copy": 2, "triad": 3}
+Pattern = Literal["read", "copy", "update", "triad"]
+PATTERNS: tuple[Pattern, ...] = ("read", "copy", "update", "triad")
+ARRAYS: dict[Pattern, int] = {"read": 1, "copy": 2, "update": 1, "triad": 3}  # that a pattern touches
+TRANSFERS: dict[Pattern, int] = {"read": 1, "copy": 2, "update": 2, "triad": 3}  # loads and stores of each element
 
 FILL = 0.5  # of a cache: the rest is for what else lives there
 DRAM_FACTOR = 4  # STREAM's rule: at least four times the caches
@@ -90,7 +91,7 @@ def measure_bandwidth(compiled: Compiled, pattern: Pattern, working_set: Working
     def run_ns(passes: int) -> int:
         return team.run([functools.partial(function, passes, array_bytes, *pointer) for pointer in pointers])
 
-    samples = sample_rates(run_ns, float(array_bytes * arrays * team.threads), effort)
+    samples = sample_rates(run_ns, float(array_bytes * TRANSFERS[pattern] * team.threads), effort)
     how = f"{pattern} over {array_bytes} bytes × {arrays} arrays a thread in vectors of {compiled.bits} bits, JIT-compiled"
     details = "; ".join(part for part in (how, f"{team.threads} threads", f"best of {effort}", working_set.note) if part)
     return Bandwidth(

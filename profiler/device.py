@@ -112,18 +112,32 @@ class DeviceProfile(Record):
         rates = {b.threads: b.rate.value for b in self.bandwidths if (b.level, b.pattern) == (level, pattern)}
         return _interpolate(rates, threads, f"no {pattern} bandwidth of {level}")
 
-    def level_of(self, working_set_bytes: int, threads: int = 1) -> str:
-        """The innermost measured level whose capacity holds a working set spread over `threads` threads."""
+    def capacities_bytes(self, threads: int = 1) -> dict[str, int]:
+        """What each measured cache level holds for that many threads spread over the cores, the innermost first."""
         most = max((b.threads for b in self.bandwidths), default=1)
         measured = {b.level for b in self.bandwidths if b.threads >= min(threads, most)}
+        capacities = {}
         for level in range(1, 9):
             cache = self.hardware.data_cache(level)
             if cache is not None and f"L{level}" in measured:
                 cores_beside = max(1, cache.shared_by * self.hardware.physical_cores // self.hardware.logical_cores)
-                instances = min(cache.instances, math.ceil(threads / cores_beside))
-                if working_set_bytes <= cache.nbytes * instances:
-                    return f"L{level}"
-        return "DRAM"
+                capacities[f"L{level}"] = cache.nbytes * min(cache.instances, math.ceil(threads / cores_beside))
+        return capacities
+
+    def level_of(self, working_set_bytes: int, threads: int = 1) -> str:
+        """The innermost measured level that holds a whole working set spread over `threads` threads."""
+        fitting = (level for level, nbytes in self.capacities_bytes(threads).items() if working_set_bytes <= nbytes)
+        return next(fitting, "DRAM")
+
+    def least_transfer_ns(self, nbytes: int, threads: int = 1) -> float:
+        """The least time in which `nbytes` can be moved: each level gives what it can hold, at its fastest pattern."""
+        spent_ns, given = 0.0, 0
+        for level, capacity in {**self.capacities_bytes(threads), "DRAM": nbytes}.items():
+            part = max(0, min(nbytes, capacity) - given)
+            if part:
+                spent_ns += 1e9 * part / max(self.bandwidth_bytes_per_s(level, threads, pattern) for pattern in PATTERNS)
+                given += part
+        return spent_ns
 
     def to_json(self) -> str:
         """Serialise; `from_json` reads it back equal."""

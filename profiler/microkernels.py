@@ -197,10 +197,10 @@ done:
 
 
 def bandwidth_ir(bits: int) -> str:
-    """IR of `read`, `copy` and `triad`, each `void (i64 passes, i64 nbytes per array, ptr x, ptr y, ptr z)`.
+    """IR of `read`, `copy`, `update` and `triad`, each `void (i64 passes, i64 nbytes per array, ptr x, ptr y, ptr z)`.
 
     read loads x (and stores one vector to z at the end of a pass, so that the loads have a use); copy stores x to y;
-    triad stores x + 3·y to z, in float32. `nbytes` is a multiple of UNROLL vectors.
+    update stores −x to x; triad stores x + 3·y to z, in float32. `nbytes` is a multiple of UNROLL vectors.
     """
     lanes, width = bits // 32, bits // 8
     vector, integers = f"<{lanes} x float>", f"<{lanes} x i32>"
@@ -223,6 +223,9 @@ def bandwidth_ir(bits: int) -> str:
     fold = "\n  ".join(f"%f{i} = or {integers} {f'%f{i - 1}' if i > 1 else '%or0'}, %or{i}" for i in range(1, UNROLL))
     keep = f"{fold}\n  store {integers} %f{UNROLL - 1}, ptr %z, align {width}"
     copy_body = "\n  ".join(f"{load('x', i, vector)}\n  {store('y', i, f'%x{i}')}" for i in slots)
+    update_body = "\n  ".join(
+        f"{load('x', i, vector)}\n  %u{i} = fneg {vector} %x{i}\n  store {vector} %u{i}, ptr %px{i}, align {width}" for i in slots
+    )
     three = f"<{', '.join(['float 3.0'] * lanes)}>"
     triad_body = "\n  ".join(
         f"{load('x', i, vector)}\n  {load('y', i, vector)}\n  "
@@ -234,6 +237,7 @@ def bandwidth_ir(bits: int) -> str:
         (
             _streaming_ir("read", read_body, read_phis, "", step, last=keep),
             _streaming_ir("copy", copy_body, "", "", step),
+            _streaming_ir("update", update_body, "", "", step),
             _streaming_ir("triad", triad_body, "", "", step),
         )
     )
@@ -260,7 +264,7 @@ class Compiled:
         return self._function(kernel.symbol, ctypes.c_int64, ctypes.c_void_p)
 
     def streaming(self, pattern: str) -> Any:
-        """Native `void (i64 passes, i64 nbytes, ptr x, ptr y, ptr z)` for read, copy or triad."""
+        """Native `void (i64 passes, i64 nbytes, ptr x, ptr y, ptr z)` for a bandwidth pattern."""
         return self._function(pattern, ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3)
 
     def nothing(self) -> Any:

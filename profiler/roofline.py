@@ -15,7 +15,6 @@ import numpy as np
 
 from graph.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
-from profiler.bandwidth import PATTERNS
 from profiler.counts import OpProfile
 from profiler.device import DeviceProfile
 from profiler.microkernels import Precision
@@ -33,7 +32,8 @@ Bound = Literal["compute", "memory"]
 class RooflinePoint:
     """One step beside its roof.
 
-    flops, moved_bytes, intensity: as executed. precision, level: which peak and which memory its roof is made of.
+    flops, moved_bytes, intensity: as executed. precision: whose peak it is held to. level: the innermost memory that holds its
+    bytes.
     roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median.
     achieved_flops_per_s, achieved_bytes_per_s: at that median. roof_percent: roof_ns / measured_ns. bound: which side of the
     roof it is under. wasted_ns: measured_ns above the roof's. contradiction: why it may be above the roof; "" when it is not.
@@ -107,8 +107,8 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
     moved_bytes = cost.moved_bytes if row.op not in PARTIAL_READS else 2 * cost.write_bytes
     level = device.level_of(moved_bytes, threads)
     peak = device.peak_ops_per_s(precision, threads)
-    bandwidth = max(device.bandwidth_bytes_per_s(level, threads, pattern) for pattern in PATTERNS)
-    compute_ns, memory_ns = 1e9 * flops / peak, 1e9 * moved_bytes / bandwidth
+    compute_ns, memory_ns = 1e9 * flops / peak, device.least_transfer_ns(moved_bytes, threads)
+    bandwidth = 1e9 * moved_bytes / memory_ns
     roof_ns = max(compute_ns, memory_ns)
     measured_ns = max(row.durations.p50_ns, 1.0)
     bound: Bound = "compute" if compute_ns >= memory_ns else "memory"
@@ -120,10 +120,10 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
         level=level,
         flops=flops,
         moved_bytes=moved_bytes,
-        intensity=flops / moved_bytes if moved_bytes else 0.0,
+        intensity=flops / moved_bytes,
         peak_flops_per_s=peak,
         bandwidth_bytes_per_s=bandwidth,
-        attainable_flops_per_s=min(peak, flops / moved_bytes * bandwidth) if moved_bytes else 0.0,
+        attainable_flops_per_s=min(peak, flops / moved_bytes * bandwidth),
         roof_ns=roof_ns,
         measured_ns=measured_ns,
         achieved_flops_per_s=1e9 * flops / measured_ns,
@@ -148,5 +148,5 @@ def _contradiction(percent: float, bound: Bound, measured_ns: float, level: str,
     if measured_ns < MIN_CLOCK_STEPS * clock_ns:
         return f"timing: {measured_ns:.0f} ns is less than {MIN_CLOCK_STEPS} steps of a {clock_ns:.0f} ns clock"
     if bound == "memory":
-        return f"counting: not all counted bytes are moved, or from a faster memory than {level}"
+        return f"counting: not all counted bytes are moved, or they come from closer than {level}"
     return "peak: the device's measured peak is too low, or counting: the algorithm skips arithmetic"

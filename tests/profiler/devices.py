@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from profiler.bandwidth import Bandwidth
+from profiler.bandwidth import PATTERNS, Bandwidth
 from profiler.device import DeviceProfile
 from profiler.measure import Figure, Unit
 from profiler.overheads import Conditions, Overheads, Stability
@@ -55,7 +55,7 @@ def device(**changes: object) -> DeviceProfile:
         Bandwidth(level=level, pattern=pattern, threads=n, working_set_bytes=1 << 20, rate=figure(rate, "B/s"))
         for level, rates in speeds.items()
         for n, rate in zip((1, 4), rates, strict=True)
-        for pattern in ("read", "copy", "triad")
+        for pattern in PATTERNS
     ]
     ns = figure(50, "ns")
     fields: dict[str, object] = {

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiler.bandwidth import PATTERNS
 from profiler.device import DeviceProfile, probe, thread_counts
 from profiler.errors import MeasurementError, ProfileFormatError
 from profiler.topology import Confinement
@@ -21,7 +22,7 @@ def test_probe_measures_every_level_pattern_and_thread_count(probed):
     counts = thread_counts(probed.usable_cores)
     levels = {"DRAM"} | {f"L{c.level}" for c in probed.hardware.caches if c.kind != "instruction"}
     measured = {(b.level, b.pattern, b.threads) for b in probed.bandwidths}
-    assert {(level, pattern, 1) for level in levels for pattern in ("read", "copy", "triad")} <= measured
+    assert {(level, pattern, 1) for level in levels for pattern in PATTERNS} <= measured
     assert {("DRAM", "triad", n) for n in counts} <= measured
     assert {(p.precision, p.threads) for p in probed.peaks if p.kind == "instruction"} >= {("fp32", n) for n in counts}
 
@@ -156,6 +157,23 @@ def test_level_of_skips_a_level_that_so_many_threads_were_not_measured_in():
     bandwidths = tuple(b for b in device().bandwidths if (b.level, b.threads) != ("L3", 4))
     assert device(bandwidths=bandwidths).level_of(8 << 20, threads=1) == "L3"
     assert device(bandwidths=bandwidths).level_of(8 << 20, threads=4) == "DRAM"
+
+
+def test_transfer_takes_from_each_level_what_it_holds():
+    l1, l2, l3 = 32 << 10, 1 << 20, 8 << 20
+    found = device()
+    assert found.least_transfer_ns(l1) == pytest.approx(l1 / 400)
+    assert found.least_transfer_ns(l2) == pytest.approx(l1 / 400 + (l2 - l1) / 200)
+    expected = l1 / 400 + (l2 - l1) / 200 + (l3 - l2) / 100 + 1000 / 20
+    assert found.least_transfer_ns(l3 + 1000) == pytest.approx(expected)
+    assert found.least_transfer_ns(0) == 0
+
+
+@given(st.integers(0, 1 << 30), st.integers(0, 1 << 30), st.sampled_from([1, 2, 4]))
+def test_transfer_of_more_bytes_takes_no_less(a, b, threads):
+    few, many = sorted((a, b))
+    assert device().least_transfer_ns(few, threads) <= device().least_transfer_ns(many, threads)
+    assert device().least_transfer_ns(many, threads) >= many / 1600  # no faster than L1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.bandwidth import ARRAYS, DRAM_MIN_BYTES, working_sets
+from profiler.bandwidth import ARRAYS, DRAM_MIN_BYTES, PATTERNS, TRANSFERS, working_sets
 from profiler.errors import MeasurementError
 from profiler.measure import Effort, Team, calibrate, sample_rates, summarise
 from tests.profiler.devices import hardware
@@ -113,4 +113,5 @@ def test_working_sets_of_unknown_caches_say_so():
 
 
 def test_patterns_move_the_arrays_of_stream():
-    assert ARRAYS == {"read": 1, "copy": 2, "triad": 3}
+    assert TRANSFERS == {"read": 1, "copy": 2, "update": 2, "triad": 3}
+    assert PATTERNS == tuple(TRANSFERS) == tuple(ARRAYS)

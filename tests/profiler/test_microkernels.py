@@ -7,7 +7,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from profiler.bandwidth import ARRAYS
+from profiler.bandwidth import PATTERNS
 from profiler.microkernels import (
     OPERAND_BYTES,
     UNROLL,
@@ -117,8 +117,8 @@ def test_int8_peak_loop_counts_its_products(compiled):
             np.testing.assert_array_equal(sums, start + products)
 
 
-@pytest.mark.parametrize("turns", [1, 3])
-@pytest.mark.parametrize("pattern", ARRAYS)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_streaming_loop_touches_all_of_its_arrays_and_no_more(compiled, pattern, turns):
     step = UNROLL * compiled.bits // 8
     rng = np.random.default_rng(0)
@@ -127,14 +127,18 @@ def test_streaming_loop_touches_all_of_its_arrays_and_no_more(compiled, pattern,
         array.view(np.float32)[:] = rng.standard_normal(array.size // 4)
     before = [array.copy() for array in (x, y, z)]
     compiled.streaming(pattern)(turns, 2 * step, x.ctypes.data, y.ctypes.data, z.ctypes.data)
-    expected = {"x": before[0], "y": before[1].copy(), "z": before[2].copy()}
+    expected = {"x": before[0].copy(), "y": before[1].copy(), "z": before[2].copy()}
     if pattern == "copy":
-        expected["y"][: 2 * step] = x[: 2 * step]
+        expected["y"][: 2 * step] = before[0][: 2 * step]
+    elif pattern == "update":
+        expected["x"].view(np.float32)[: step // 2] *= (-1) ** turns
     elif pattern == "triad":
-        expected["z"].view(np.float32)[: step // 2] = (x.view(np.float32) + y.view(np.float32) * np.float32(3))[: step // 2]
+        expected["z"].view(np.float32)[: step // 2] = (before[0].view(np.float32) + y.view(np.float32) * np.float32(3))[
+            : step // 2
+        ]
     else:
         width = compiled.bits // 8
-        expected["z"][:width] = np.bitwise_or.reduce(x[: 2 * step].reshape(-1, width))
+        expected["z"][:width] = np.bitwise_or.reduce(before[0][: 2 * step].reshape(-1, width))
     np.testing.assert_array_equal(x, expected["x"])
     np.testing.assert_array_equal(y, expected["y"])
     np.testing.assert_array_equal(z, expected["z"])
