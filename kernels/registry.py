@@ -155,16 +155,26 @@ def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: st
 @functools.cache
 def operators() -> Mapping[str, Op]:
     """Every registered op by name. Raises EdgewiseError when two files claim one name."""
+    return MappingProxyType({name: op for name, (op, _) in sorted(_discovered().items())})
+
+
+def home(name: str) -> str:
+    """The module that registers an op: "kernels.ops.softmax". Raises KeyError when no op has that name."""
+    return _discovered()[name][1]
+
+
+@functools.cache
+def _discovered() -> Mapping[str, tuple[Op, str]]:
     from kernels import ops  # noqa: PLC0415  the ops import this module
 
-    found: dict[str, Op] = {}
+    found: dict[str, tuple[Op, str]] = {}
     for info in sorted(pkgutil.iter_modules(ops.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"kernels.ops.{info.name}")
         exported = module.OPS if hasattr(module, "OPS") else [v for v in vars(module).values() if isinstance(v, Op)]
         for op in exported:
-            if found.setdefault(op.name, op) is not op:
+            if found.setdefault(op.name, (op, module.__name__))[0] is not op:
                 raise EdgewiseError(f"{op.name}: registered twice, each op lives in one file (kernels/ops/{info.name}.py)")
-    return MappingProxyType(dict(sorted(found.items())))
+    return found
 
 
 def find(name: str) -> Op:

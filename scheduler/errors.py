@@ -1,0 +1,93 @@
+"""Errors of the scheduler and its database.
+
+EdgewiseError
+├── InvalidError
+│   ├── StrategyFormatError   text that is no strategy
+│   ├── PlanFormatError       JSON that is no plan, or breaks a limit
+│   ├── RecordFormatError     an imported or paged record that breaks its schema
+│   └── ConflictError         the write contradicts what is stored
+├── UnsupportedError
+│   └── InfeasibleError       no strategy meets the constraints; carries the closest plan and what binds
+├── NotFoundError             nothing is stored under that key
+├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
+└── StoreError                the database cannot do it now; names the database and what to do
+    ├── StoreMissingError     the database does not exist and was not to be created
+    ├── StoreLockedError      another writer held it for too long: try again
+    ├── StoreReadOnlyError    its file or folder is not writable, or the disk is full
+    ├── StoreCorruptError     the file is damaged or no database
+    ├── StoreVersionError     its schema is newer than this build, or older and not to be upgraded
+    └── StoreUnreachableError the server does not answer or refuses the login
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kernels.errors import EdgewiseError, InvalidError, UnsupportedError
+
+if TYPE_CHECKING:
+    from scheduler.plan import Plan
+
+
+class StrategyFormatError(InvalidError):
+    """Text that is no strategy."""
+
+
+class PlanFormatError(InvalidError):
+    """JSON that is no plan, or breaks a limit."""
+
+
+class RecordFormatError(InvalidError):
+    """An imported record, a cursor or a page size breaks its rule."""
+
+
+class ConflictError(InvalidError):
+    """The write contradicts what is stored."""
+
+
+class InfeasibleError(UnsupportedError):
+    """No strategy meets the constraints.
+
+    binds: the constraint that cannot be met, with values. closest: the plan that misses it by least.
+    """
+
+    def __init__(self, message: str, binds: str, closest: Plan) -> None:
+        super().__init__(message)
+        self.binds = binds
+        self.closest = closest
+
+
+class NotFoundError(EdgewiseError):
+    """Nothing is stored under that key."""
+
+
+class StalePlanError(EdgewiseError):
+    """The plan was made for another device, engine build or kernel source."""
+
+
+class StoreError(EdgewiseError):
+    """The database cannot do it now."""
+
+
+class StoreMissingError(StoreError):
+    """The database does not exist, and was not to be created."""
+
+
+class StoreLockedError(StoreError):
+    """Another writer held the database for too long."""
+
+
+class StoreReadOnlyError(StoreError):
+    """The database's file or folder is not writable, or the disk is full."""
+
+
+class StoreCorruptError(StoreError):
+    """The file is damaged, or is no database."""
+
+
+class StoreVersionError(StoreError):
+    """The schema is newer than this build, or older and not to be upgraded."""
+
+
+class StoreUnreachableError(StoreError):
+    """The database server does not answer, or refuses the login."""

@@ -1,0 +1,252 @@
+"""A plan: for one model, one device and one objective, the strategy of every step, what it costs, what it beat, and why.
+
+It is data: versioned JSON, stored, compared, and the executor runs exactly it. Plans come from outside too, so reading one
+back checks everything against explicit limits. The same inputs give the same plan: no time of making is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
+
+from scheduler.build import Build
+from scheduler.errors import PlanFormatError, StrategyFormatError
+from scheduler.strategy import MAX_THREADS, Precision, Strategy
+
+SCHEMA_VERSION: Final = 1
+MAX_PLAN_BYTES: Final = 64 << 20
+MAX_STEPS: Final = 100_000
+MAX_CANDIDATES: Final = 4096
+MAX_INPUTS: Final = 1024
+EXECUTOR: Final = "executor"  # the backend of steps that have no kernel: views, control flow, shapes only a run decides
+
+Objective = Literal["latency", "throughput", "memory"]
+Backend = Literal["auto", "native", "numpy"]
+BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
+Verdict = Literal["chosen", "tie", "slower", "over_limit", "refused"]
+
+_Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+_Name = Annotated[str, Field(max_length=1024)]
+_Text = Annotated[str, Field(max_length=16_384)]
+_Count = Annotated[int, Field(ge=0, le=1 << 62)]
+_Nanoseconds = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+_Threads = Annotated[int, Field(ge=1, le=MAX_THREADS)]
+
+
+def _to_strategy(value: object) -> Strategy:
+    """Pydantic turns only a ValueError into its own error, with the place of the value."""
+    if isinstance(value, Strategy):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"strategy: got {type(value).__name__}, need its text form")
+    try:
+        return Strategy.parse(value)
+    except StrategyFormatError as error:
+        raise ValueError(str(error)) from None
+
+
+StrategyText = Annotated[
+    Strategy,
+    PlainValidator(_to_strategy),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["numpy/im2col/fp32/t2"]}),
+]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Constraints(_Data):
+    """What the plan has to keep to; None is no limit. max_error is relative to the float32 reference."""
+
+    max_latency_ms: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)] | None = None
+    max_memory_bytes: _Count | None = None
+    max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    max_threads: _Threads | None = None
+    backend: Backend = "auto"
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+
+
+class InputShape(_Data):
+    """A graph input as the plan binds it."""
+
+    name: _Name
+    dtype: Annotated[str, Field(max_length=16)]
+    shape: Annotated[tuple[_Count, ...], Field(max_length=64)]
+
+
+class Candidate(_Data):
+    """One way a step could run, at the plan's thread count.
+
+    predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the median of the stored
+    measurement of this device and build, which then decides. All None where refused. reason: why it was refused or lost.
+    """
+
+    strategy: StrategyText
+    predicted_ns: _Nanoseconds | None = None
+    low_ns: _Nanoseconds | None = None
+    high_ns: _Nanoseconds | None = None
+    measured_ns: _Nanoseconds | None = None
+    workspace_bytes: _Count = 0
+    verdict: Verdict
+    reason: _Text = ""
+
+    @property
+    def expected_ns(self) -> float | None:
+        """What the planner reckons with: measured where it was measured, else predicted."""
+        return self.predicted_ns if self.measured_ns is None else self.measured_ns
+
+
+class Step(_Data):
+    """One node of the optimised graph, in execution order.
+
+    algorithm of `strategy` is what the executor is told. signature, signature_key: under which measurements are found.
+    kernel_source: hash of the source of its op. executed_macs: what the algorithm multiplies, macs: what the model asks for.
+    moved_bytes: read and written once, from level `level`. predicted_ns is `expected_ns` of the chosen candidate.
+    """
+
+    node: _Name
+    op: _Name
+    signature: _Text
+    signature_key: _Hex
+    kernel_source: Annotated[str, Field(pattern=r"^([0-9a-f]{8,64})?$")]
+    strategy: StrategyText
+    macs: _Count
+    executed_macs: _Count
+    other_flops: _Count
+    moved_bytes: _Count
+    level: Annotated[str, Field(max_length=16)]
+    predicted_ns: _Nanoseconds
+    low_ns: _Nanoseconds
+    high_ns: _Nanoseconds
+    measured: bool
+    bound_by: BoundBy
+    candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)]
+    why: _Text
+
+
+class ThreadOption(_Data):
+    """One thread count that the planner weighed for the whole plan. throughput_per_s: of `replicas` executors side by side."""
+
+    threads: _Threads
+    replicas: _Threads
+    predicted_ns: _Nanoseconds
+    memory_bytes: _Count
+    throughput_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    verdict: Verdict
+    reason: _Text = ""
+
+
+class State(_Data):
+    """Whether the plan may be run as it is.
+
+    current: made for this device, engine build and kernels. predicted: made for a device that is not this machine, from its
+    profile alone. stale: device, build or a kernel changed since; `reason` says which.
+    """
+
+    status: Literal["current", "predicted", "stale"] = "current"
+    reason: _Text = ""
+
+
+class Plan(_Data):
+    """How to run one model on one device.
+
+    model_digest, device_fingerprint, engine_build: what it is true of. threads: of every step; replicas: executors to run side
+    by side, more than one only for throughput. predicted_ns: one inference, all steps, between low_ns and high_ns.
+    memory_bytes: arena + parameters + graph inputs and outputs, of one replica (parameters are counted once).
+    error_estimate: the steps' declared tolerances added up, relative to the largest output.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model_digest: _Hex
+    model_name: _Name
+    device_fingerprint: _Hex
+    device_name: _Name
+    engine_build: Annotated[str, Field(min_length=1, max_length=200)]
+    objective: Objective
+    constraints: Constraints
+    inputs: Annotated[tuple[InputShape, ...], Field(max_length=MAX_INPUTS)]
+    threads: _Threads
+    replicas: _Threads = 1
+    precision: Precision
+    steps: Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS)]
+    predicted_ns: _Nanoseconds
+    low_ns: _Nanoseconds
+    high_ns: _Nanoseconds
+    measured_ns: _Nanoseconds | None = None
+    memory_bytes: _Count
+    arena_bytes: _Count
+    param_bytes: _Count
+    error_estimate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    thread_options: Annotated[tuple[ThreadOption, ...], Field(max_length=MAX_THREADS)]
+    ties: Annotated[tuple[_Text, ...], Field(max_length=MAX_STEPS)] = ()
+    why: _Text
+    state: State = State()
+
+    @property
+    def algorithms(self) -> dict[str, str]:
+        """Node name -> kernel algorithm, for the executor; without the steps that it decides by itself (views, control flow)."""
+        return {step.node: step.strategy.algorithm for step in self.steps if step.strategy.backend != EXECUTOR}
+
+    @property
+    def request(self) -> str:
+        """SHA-256 of what was asked for: objective, constraints and input shapes. Plans of one request replace each other."""
+        asked = self.model_dump_json(include={"objective", "constraints", "inputs"})
+        return hashlib.sha256(asked.encode()).hexdigest()
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of what was decided and why, in hex; its state and measured time are no part of it."""
+        return hashlib.sha256(self.model_dump_json(exclude={"state", "measured_ns"}).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Serialise; `from_json` reads it back equal."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Plan:
+        """Read a plan from anywhere. Raises PlanFormatError naming the first value that breaks a rule, and where."""
+        raw = text.encode() if isinstance(text, str) else text
+        if len(raw) > MAX_PLAN_BYTES:
+            raise PlanFormatError(f"plan: {len(raw)} bytes, need at most {MAX_PLAN_BYTES}")
+        try:
+            found = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise PlanFormatError(f"plan: not JSON, {error}") from None
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        if version != SCHEMA_VERSION:
+            raise PlanFormatError(f"plan: schema_version is {version!r}, this build reads {SCHEMA_VERSION}")
+        try:
+            return Plan.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise PlanFormatError(f"plan: {first['msg']} ({'.'.join(map(str, first['loc'])) or 'the document'})") from None
+
+    def judged(self, device_fingerprint: str, build: Build) -> Plan:
+        """The same plan, its state judged on that device and build: current, predicted or stale, with the reason."""
+        reason = self.staleness(device_fingerprint, build)
+        if reason:
+            state = State(status="stale", reason=reason)
+        elif self.state.status == "predicted":
+            state = self.state
+        else:
+            state = State()
+        return self.model_copy(update={"state": state})
+
+    def staleness(self, device_fingerprint: str, build: Build) -> str:
+        """Why this plan is not to be run on that device by that build; "" when it is."""
+        if self.device_fingerprint != device_fingerprint:
+            return f"made for device {self.device_fingerprint} ({self.device_name}), this is {device_fingerprint}"
+        if self.engine_build != build.id:
+            return f"made by engine build {self.engine_build}, this is {build.id}"
+        changed = _changed_kernels({step.op: step.kernel_source for step in self.steps}, build)
+        return f"the source of {', '.join(changed)} changed since" if changed else ""
+
+
+def _changed_kernels(made_with: Mapping[str, str], build: Build) -> list[str]:
+    return sorted(op for op, source in made_with.items() if build.kernel_source(op) != source)
