@@ -19,76 +19,22 @@ Packed weights: [group][block of V vectors][kernel row][kernel column][input cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.builder import Function, Module, Value
 from kernels.native.errors import EmitError
+from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.isa import Isa
 from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
 from kernels.native.layout import Image
-from kernels.native.pool import aligned
 from kernels.native.types import I64
 from kernels.spec import Array
 
 BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
 CHUNK_MACS = 2 << 20  # of one chunk: about 20 µs, against well under 1 µs to take one
 WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
-
-
-@dataclass(frozen=True, slots=True)
-class Conv:
-    """A convolution. top, left: padding before the first row and column; what pads the other sides follows from y's size."""
-
-    x: Image
-    y: Image
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    top: int = 0
-    left: int = 0
-    groups: int = 1
-
-    @property
-    def group_inputs(self) -> int:
-        """Input channels of one group."""
-        return self.x.channels // self.groups
-
-    @property
-    def group_outputs(self) -> int:
-        """Output channels of one group."""
-        return self.y.channels // self.groups
-
-    @property
-    def macs(self) -> int:
-        """Multiply–accumulates, padding taps included."""
-        pixels = self.y.batch * self.y.height * self.y.width
-        return pixels * self.y.channels * self.group_inputs * self.kernel[0] * self.kernel[1]
-
-    @property
-    def is_product(self) -> bool:
-        """Whether every pixel is computed from the pixel at the same place alone."""
-        plain = self.kernel == (1, 1) == self.strides and self.top == self.left == 0
-        return plain and (self.x.height, self.x.width) == (self.y.height, self.y.width)
-
-    def flat(self) -> Conv:
-        """The same work on one long row, where rows join."""
-        can = self.is_product and self.x.rows_join() and self.y.rows_join()
-        return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
-
-    def columns_inside(self, column: int) -> set[int]:
-        """Kernel columns that lie inside the image for that output column."""
-        start = column * self.strides[1] - self.left
-        return {s for s in range(self.kernel[1]) if 0 <= start + s * self.dilations[1] < self.x.width}
-
-    @property
-    def rows_inside(self) -> bool:
-        """Whether every kernel row lies inside the image for every output row."""
-        last = (self.y.height - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] - self.top
-        return self.top == 0 and last < self.x.height
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,57 +57,11 @@ class ConvTile:
         return f"{self.pixels}x{self.vectors}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Output channel blocks of one form: `count` from number `first`, `vectors` vectors each, the last with `tail` lanes."""
-
-    first: int
-    count: int
-    vectors: int
-    tail: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Tiles of one form along a row: `count` of `pixels` pixels from `first`; whole: no kernel column outside the image."""
-
-    first: int
-    count: int
-    pixels: int
-    whole: bool
-
-
-def _blocks(conv: Conv, vectors: int, lanes: int) -> list[_Block]:
-    full, rest = divmod(conv.group_outputs, vectors * lanes)
-    blocks = [_Block(0, full, vectors, lanes)] if full else []
-    if rest:
-        used = -(-rest // lanes)
-        blocks.append(_Block(full, 1, used, rest - (used - 1) * lanes))
-    return blocks
-
-
-def _spans(conv: Conv, width: int, pixels: int) -> Iterator[_Span]:
-    """Cut `width` output columns into tiles; neighbours of one form make one span."""
-    taps = conv.kernel[1]
-    pending: _Span | None = None
-    for first in range(0, width, pixels):
-        size = min(pixels, width - first)
-        whole = all(len(conv.columns_inside(column)) == taps for column in (first, first + size - 1))
-        if pending and whole and pending.whole and pending.pixels == size:
-            pending = replace(pending, count=pending.count + 1)
-            continue
-        if pending:
-            yield pending
-        pending = _Span(first, 1, size, whole)
-    if pending:
-        yield pending
-
-
 def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
     """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
     lanes, parts = isa.lanes, []
     for group in np.split(weights.astype(np.float32), conv.groups):
-        for block in _blocks(conv, tile.vectors, lanes):
+        for block in channel_blocks(conv.group_outputs, tile.vectors, lanes):
             size = block.vectors * lanes
             start = block.first * tile.vectors * lanes
             rows = group[start : start + block.count * size]
@@ -169,7 +69,7 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
             padded[: len(rows)] = rows
             by_block = padded.reshape(block.count, size, *rows.shape[1:])
             parts.append(by_block.transpose(0, 3, 4, 2, 1).ravel())
-    return _aligned_copy(np.concatenate(parts))
+    return aligned_copy(np.concatenate(parts))
 
 
 def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
@@ -177,13 +77,7 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
     size = -(-conv.group_outputs // isa.lanes) * isa.lanes
     padded = np.zeros((conv.groups, size), np.float32)
     padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
-    return _aligned_copy(padded.ravel())
-
-
-def _aligned_copy(values: Array) -> Array:
-    memory = aligned(values.nbytes).view(np.float32)
-    memory[:] = values
-    return memory
+    return aligned_copy(padded.ravel())
 
 
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> list[ConvTile]:
@@ -203,7 +97,7 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     """Cycles for one output row per input channel and tap: two multiply–adds and two loads a cycle, latency 4; 5 % for broad
     loads of weights from L2, which a taller tile repeats less often."""
     total = 0.0
-    for block in _blocks(conv, vectors, isa.lanes):
+    for block in channel_blocks(conv.group_outputs, vectors, isa.lanes):
         for first in range(0, conv.y.width, pixels):
             p = min(pixels, conv.y.width - first)
             total += block.count * (max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p)
@@ -259,7 +153,7 @@ class _ConvEmitter:
     def __init__(self, conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
         self.conv, self.tile, self.epilogue, self.isa = conv, tile, epilogue, isa
         self.lanes = isa.lanes
-        self.blocks = _blocks(conv, tile.vectors, isa.lanes)
+        self.blocks = channel_blocks(conv.group_outputs, tile.vectors, isa.lanes)
         self.block_count = sum(block.count for block in self.blocks)
         self.row_width = tile.row_pixels or conv.y.width
         self.row_count = -(-conv.y.width // self.row_width) if tile.row_pixels else conv.y.height
@@ -286,8 +180,7 @@ class _ConvEmitter:
             add = k.offset(r, self._start(residual, image, group, number)) if residual else None
             first = row_chunk * tile.rows
             for block in self.blocks:
-                one_form = len(self.blocks) == 1
-                with _maybe(k, None if one_form else (number < block.count if block.first == 0 else number >= block.first)):
+                with maybe(k, block.chosen_by(number, self.blocks)):
                     self._rows(k, block, first, at, weights, bias, add, to)
 
     def _start(self, image: Image, n: Value, group: Value, number: Value) -> Value:
@@ -296,7 +189,7 @@ class _ConvEmitter:
         step = per_block if image.contiguous_channels else per_block // image.block * image.block_stride
         return n * image.n_stride + group * image.offset(self.conv.group_outputs) + number * step
 
-    def _rows(self, k: Function, block: _Block, first: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
+    def _rows(self, k: Function, block: Block, first: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
         """The rows of a chunk; the last chunk may have fewer, and the last row of a cut product fewer pixels."""
         tile, whole = self.tile, self.conv.y.width % self.row_width == 0
         stop = first + tile.rows
@@ -316,7 +209,7 @@ class _ConvEmitter:
                 self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, r, y)
 
     def _row(
-        self, k: Function, block: _Block, width: int, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value
+        self, k: Function, block: Block, width: int, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value
     ) -> None:
         """The tiles along one row."""
         conv, residual = self.conv, self.epilogue.residual
@@ -326,12 +219,12 @@ class _ConvEmitter:
             r = k.offset(r, row * (cut * residual.x_stride if cut else residual.y_stride))
         if cut:
             x, row = k.offset(x, row * (cut * conv.x.x_stride)), k.const(I64, 0)
-        for span in _spans(conv, width, self.tile.pixels):
+        for span in column_spans(conv, width, self.tile.pixels):
             with k.loop("tile", 0, span.count) as number:
                 self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, r, y)
 
     def _tile(
-        self, k: Function, block: _Block, span: _Span, column: Value, row: Value,
+        self, k: Function, block: Block, span: Span, column: Value, row: Value,
         x: Value, w: Value, b: Value, r: Value | None, y: Value,
     ) -> None:  # fmt: skip
         """One register tile: accumulate, finish, store."""
@@ -339,7 +232,7 @@ class _ConvEmitter:
         zero = k.zero(vector)
         starts = [k.load(vector, b, v * self.lanes) if self.epilogue.bias else zero for v in range(block.vectors)]
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
-        low, high = self._kernel_rows(k, row)
+        low, high = kernel_rows(k, conv, row)
         with k.fold("kr", low, high, 1, starts * span.pixels) as fold:
             image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
             at = k.offset(x, image_row * conv.x.y_stride)
@@ -357,20 +250,7 @@ class _ConvEmitter:
                 stored = lanes if conv.y.contiguous_channels else self.lanes
                 k.store_part(done, y, stored, p * conv.y.x_stride + conv.y.offset(v * self.lanes))
 
-    def _kernel_rows(self, k: Function, row: Value) -> tuple[Operand, Operand]:
-        """First and behind-last kernel row that lie inside the image."""
-        conv = self.conv
-        rows, step = conv.kernel[0], conv.dilations[0]
-        if conv.rows_inside:
-            return 0, rows
-        start = row * conv.strides[0] - conv.top
-        before = k.const(I64, 0) - start + (step - 1)
-        low = k.select(before > 0, before // step, k.const(I64, 0))
-        after = k.const(I64, conv.x.height - 1 + step) - start
-        inside = k.select(after > 0, after // step, k.const(I64, 0))
-        return low, k.select(inside < rows, inside, k.const(I64, rows))
-
-    def _columns(self, k: Function, block: _Block, span: _Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
+    def _columns(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
         """All kernel columns of one kernel row; at the border each with the pixels for which it lies inside the image."""
         conv, everyone = self.conv, tuple(range(span.pixels))
         x_step, w_step = conv.dilations[1] * conv.x.x_stride, conv.group_inputs * block.vectors * self.lanes
@@ -387,7 +267,7 @@ class _ConvEmitter:
         return values
 
     def _channels(
-        self, k: Function, block: _Block, pixels: tuple[int, ...], x: Value, w: Value, values: list[Value]
+        self, k: Function, block: Block, pixels: tuple[int, ...], x: Value, w: Value, values: list[Value]
     ) -> list[Value]:
         """All input channels of one kernel tap."""
         image, count, step = self.conv.x, self.conv.group_inputs, self.tile.channels
@@ -407,7 +287,7 @@ class _ConvEmitter:
     def _turns(
         self,
         k: Function,
-        block: _Block,
+        block: Block,
         pixels: tuple[int, ...],
         count: int,
         x_step: int,
@@ -429,7 +309,7 @@ class _ConvEmitter:
         return values
 
     def _unrolled(
-        self, k: Function, block: _Block, pixels: tuple[int, ...], channels: int, x: Value, w: Value, values: list[Value]
+        self, k: Function, block: Block, pixels: tuple[int, ...], channels: int, x: Value, w: Value, values: list[Value]
     ) -> list[Value]:
         """The multiply–adds themselves."""
         conv, vectors = self.conv, block.vectors
@@ -441,7 +321,3 @@ class _ConvEmitter:
                 for v in range(vectors):
                     values[p * vectors + v] = k.fma(scalar, weights[v], values[p * vectors + v])
         return values
-
-
-def _maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:
-    return nullcontext() if condition is None else k.when(condition, "block")

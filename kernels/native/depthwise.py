@@ -1,0 +1,197 @@
+"""Depthwise convolution: lanes are channels, and every input vector that is loaded meets all the taps that want it.
+
+    for each chunk = (image, block of V channel vectors, block of rows):
+        for each row of the output, for each tile of P pixels along it:        the borders are tiles of their own, peeled
+            acc[P][V] = bias
+            for each kernel row that lies inside the image:
+                for each input column under the tile:                          unrolled, loaded once
+                    for each pixel that the column meets: acc[p] += x[column] · w[row, p's kernel column]
+            y = activation(acc + residual)
+
+With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic.
+
+Packed weights: [block of V vectors][kernel row][kernel column][V·lanes].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.native.builder import Function, Module, Value
+from kernels.native.errors import EmitError
+from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
+from kernels.native.isa import Isa
+from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
+from kernels.native.layout import Image
+from kernels.native.types import I64
+from kernels.spec import Array
+
+CHUNK_MACS = 256 << 10  # of one chunk: memory-bound work, about as long as a dense chunk
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseTile:
+    """pixels × vectors: accumulators. rows: output rows of a chunk."""
+
+    pixels: int
+    vectors: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.vectors}"
+
+
+def pack_depthwise(conv: Conv, tile: DepthwiseTile, isa: Isa, weights: Array) -> Array:
+    """Weights (channels, 1, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+    parts = []
+    for block in channel_blocks(conv.y.channels, tile.vectors, isa.lanes):
+        size = block.vectors * isa.lanes
+        start = block.first * tile.vectors * isa.lanes
+        rows = weights[start : start + block.count * size, 0].astype(np.float32)
+        padded = np.zeros((block.count * size, *conv.kernel), np.float32)
+        padded[: len(rows)] = rows
+        parts.append(padded.reshape(block.count, size, *conv.kernel).transpose(0, 2, 3, 1).ravel())
+    return aligned_copy(np.concatenate(parts))
+
+
+def pack_depthwise_bias(isa: Isa, bias: Array) -> Array:
+    """Bias (channels,), filled up to whole vectors with 0."""
+    return aligned_copy(np.pad(bias.astype(np.float32), (0, -len(bias) % isa.lanes)))
+
+
+def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> list[DepthwiseTile]:
+    """The best tiles by a port model, the best first."""
+    scored = []
+    for vectors in (1, 2, 3):
+        for pixels in range(1, min(conv.y.width, isa.vector_registers) + 1):
+            scratch = 2 * vectors + (2 if isa.fma else 3)  # input vectors and what LLVM keeps; without FMA the product too
+            if (pixels + conv.kernel[1]) * vectors + scratch > max(isa.vector_registers, conv.kernel[1] + scratch + 2):
+                continue
+            scored.append((_estimate(conv, pixels, vectors, isa), pixels * vectors, pixels, vectors))
+    return [make_depthwise_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit]]
+
+
+def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
+    """Cycles for one row of all channels and one kernel row: two multiply–adds and two loads a cycle, latency 4 a tap."""
+    taps, total = conv.kernel[1], 0.0
+    for block in channel_blocks(conv.y.channels, vectors, isa.lanes):
+        for first in range(0, conv.y.width, pixels):
+            p = min(pixels, conv.y.width - first)
+            loads = block.vectors * (min((p - 1) * conv.strides[1] + taps, p * taps) + taps)
+            total += block.count * (max(p * block.vectors * taps / 2, loads / 2, 4 * taps) + 1)
+    return total
+
+
+def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
+    """Fill in the rest of a tile by rule."""
+    row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
+    return DepthwiseTile(pixels, vectors, max(1, min(conv.y.height, CHUNK_MACS // row_macs)))
+
+
+def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+    """Emit the kernel of a convolution with one input and one output channel per group. Raises EmitError for other ones."""
+    if not conv.groups == conv.x.channels == conv.y.channels:
+        raise EmitError(f"depthwise: {conv.x.channels} to {conv.y.channels} channels in {conv.groups} groups, need one each")
+    for image, what in ((conv.x, "x"), (conv.y, "y")):
+        whole = image.block % isa.lanes == 0 and tile.vectors % max(image.block // isa.lanes, 1) == 0
+        if not (image.contiguous_channels or whole):
+            raise EmitError(
+                f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
+            )
+    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
+    emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
+    module = Module(isa)
+    with module.function(name, SIGNATURE) as (k, *arguments):
+        emitter.emit(k, *arguments)
+    return NativeKernel(name, module.text, emitter.chunks)
+
+
+class _DepthwiseEmitter:
+    """Emits one depthwise convolution; the methods are the loops of the module docstring, from the outside in."""
+
+    def __init__(self, conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> None:
+        self.conv, self.tile, self.epilogue = conv, tile, epilogue
+        self.lanes = isa.lanes
+        self.blocks = channel_blocks(conv.y.channels, tile.vectors, isa.lanes)
+        self.block_count = sum(block.count for block in self.blocks)
+        self.row_chunks = -(-conv.y.height // tile.rows)
+        self.chunks = conv.y.batch * self.block_count * self.row_chunks
+
+    def emit(self, k: Function, x: Value, w: Value, b: Value, r: Value, y: Value, begin: Value, end: Value) -> None:
+        """All chunks of a call."""
+        conv, tile, residual = self.conv, self.tile, self.epilogue.residual
+        with k.loop("chunk", begin, end) as chunk:
+            row_chunk, slow = chunk % self.row_chunks, chunk // self.row_chunks
+            number, image = slow % self.block_count, slow // self.block_count
+            channel = number * (tile.vectors * self.lanes)
+            at = k.offset(x, image * conv.x.n_stride + self._channel(conv.x, number))
+            to = k.offset(y, image * conv.y.n_stride + self._channel(conv.y, number))
+            add = k.offset(r, image * residual.n_stride + self._channel(residual, number)) if residual else None
+            weights, bias = k.offset(w, channel * (conv.kernel[0] * conv.kernel[1])), k.offset(b, channel)
+            first = row_chunk * tile.rows
+            stop = first + tile.rows
+            if conv.y.height % tile.rows:
+                stop = k.select(stop < conv.y.height, stop, k.const(I64, conv.y.height))
+            for block in self.blocks:
+                with maybe(k, block.chosen_by(number, self.blocks)), k.loop("row", first, stop) as row:
+                    self._row(k, block, row, at, weights, bias, add, to)
+
+    def _channel(self, image: Image, number: Value) -> Value:
+        per_block = self.tile.vectors * self.lanes
+        return number * (per_block if image.contiguous_channels else per_block // image.block * image.block_stride)
+
+    def _row(self, k: Function, block: Block, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
+        conv, residual = self.conv, self.epilogue.residual
+        y = k.offset(y, row * conv.y.y_stride)
+        if residual and r is not None:
+            r = k.offset(r, row * residual.y_stride)
+        for span in column_spans(conv, conv.y.width, self.tile.pixels):
+            with k.loop("tile", 0, span.count) as number:
+                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, r, y)
+
+    def _tile(
+        self, k: Function, block: Block, span: Span, column: Value, row: Value,
+        x: Value, w: Value, b: Value, r: Value | None, y: Value,
+    ) -> None:  # fmt: skip
+        """One register tile: accumulate, finish, store."""
+        conv, residual = self.conv, self.epilogue.residual
+        starts = [k.load(k.f32, b, v * self.lanes) if self.epilogue.bias else k.zero(k.f32) for v in range(block.vectors)]
+        x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
+        low, high = kernel_rows(k, conv, row)
+        with k.fold("kr", low, high, 1, starts * span.pixels) as fold:
+            image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
+            weights = k.offset(w, fold.index * (conv.kernel[1] * block.vectors * self.lanes))
+            fold.values = self._taps(k, block, span, k.offset(x, image_row * conv.x.y_stride), weights, fold.values)
+        y = k.offset(y, column * conv.y.x_stride)
+        if residual and r is not None:
+            r = k.offset(r, column * residual.x_stride)
+        for p in range(span.pixels):
+            for v in range(block.vectors):
+                at_residual = p * residual.x_stride + residual.offset(v * self.lanes) if residual else 0
+                lanes = self._lanes(block, v, conv.y)
+                done = self.epilogue.finish(k, fold.values[p * block.vectors + v], r, at_residual, lanes)
+                k.store_part(done, y, lanes, p * conv.y.x_stride + conv.y.offset(v * self.lanes))
+
+    def _lanes(self, block: Block, v: int, image: Image) -> int:
+        """Lanes of vector v there is memory for."""
+        return block.tail if v == block.vectors - 1 and image.contiguous_channels else self.lanes
+
+    def _taps(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
+        """One kernel row: walk the input columns, each loaded once."""
+        conv, values = self.conv, list(values)
+        columns, (stride, dilation) = conv.kernel[1], (conv.strides[1], conv.dilations[1])
+        inside = [set(range(columns)) if span.whole else conv.columns_inside(span.first + p) for p in range(span.pixels)]
+        meets: dict[int, list[tuple[int, int]]] = {}
+        for p in range(span.pixels):
+            for s in sorted(inside[p]):
+                meets.setdefault(p * stride + s * dilation, []).append((p, s))
+        weights = [[k.load(k.f32, w, (s * block.vectors + v) * self.lanes) for v in range(block.vectors)] for s in range(columns)]
+        for column in sorted(meets):
+            for v in range(block.vectors):
+                at = column * conv.x.x_stride + conv.x.offset(v * self.lanes)
+                taken = k.load_part(k.f32, x, self._lanes(block, v, conv.x), at)
+                for p, s in meets[column]:
+                    values[p * block.vectors + v] = k.fma(taken, weights[s][v], values[p * block.vectors + v])
+        return values
