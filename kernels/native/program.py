@@ -1,0 +1,139 @@
+"""Kernels composed into one native function: what a whole segment of a model runs as, on every thread of a team.
+
+    for each step:  take chunks from the step's counter until none is left;  barrier, where the next step needs all of it
+
+A program is called with a table of addresses: the counters first, then a buffer for timestamps, then the caller's slots (an
+arena, the inputs, the outputs, the weights). Every pointer a kernel gets is a slot plus a constant number of bytes, so that
+moving the arena or feeding other arrays changes the table and nothing else, and kernels of one shape are shared between layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.native.builder import Function, Module, Value
+from kernels.native.cache import CodeCache
+from kernels.native.errors import EmitError
+from kernels.native.farm import compile_all
+from kernels.native.isa import Isa
+from kernels.native.kernel import SIGNATURE, NativeKernel
+from kernels.native.library import Library
+from kernels.native.pool import Pool, aligned
+from kernels.native.runtime import LINE_BYTES, barrier, chunks, runtime_ir
+from kernels.native.types import I8, I64, PTR, VOID
+from kernels.spec import Array
+
+ENTRY = "edgewise_program"
+_COUNTERS, _TIMES, _SLOTS = 0, 1, 2  # where the table keeps what
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A place in memory: a slot of the program's table and bytes from there."""
+
+    slot: int
+    offset_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One kernel and its pointers, named as in kernel.SIGNATURE.
+
+    grain: chunks taken at a time. barrier: whether all threads wait for the whole step to be done; the last step needs none.
+    """
+
+    kernel: NativeKernel
+    x: Ref
+    y: Ref
+    w: Ref | None = None
+    b: Ref | None = None
+    r: Ref | None = None
+    grain: int = 1
+    barrier: bool = True
+
+
+def emit_program(steps: Sequence[Step], isa: Isa, *, timed: bool) -> str:
+    """The IR of a program. timed: every thread writes the clock before and after every step's work and after its barrier."""
+    module = Module(isa)
+    for step in steps:
+        module.declare(step.kernel.name, VOID, list(SIGNATURE.values()))
+    signature = {"table": PTR, "thread": I64, "threads": I64, "team": PTR}
+    with module.function(ENTRY, signature) as (k, *arguments):
+        table, thread, _, team = arguments
+        counters, times = k.load(PTR, table, _COUNTERS), k.load(PTR, table, _TIMES)
+        mine = k.offset(times, thread * _times_per_thread(len(steps)), I64)
+        for n, step in enumerate(steps):
+            k.comment(f"step {n}: {step.kernel.name}")
+            pointers = [_pointer(k, table, ref) for ref in (step.x, step.w, step.b, step.r, step.y)]
+            if timed:
+                _stamp(k, mine, 3 * n)
+            with chunks(k, k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks, step.grain) as (begin, end):
+                k.call(step.kernel.name, VOID, *pointers, begin, end)
+            if timed:
+                _stamp(k, mine, 3 * n + 1)
+            if step.barrier and n + 1 < len(steps):
+                barrier(k, team)
+            if timed:
+                _stamp(k, mine, 3 * n + 2)
+    return module.text
+
+
+def _times_per_thread(steps: int) -> int:
+    """Elements of i64 a thread has for its timestamps, in lines of its own."""
+    per_line = LINE_BYTES // 8
+    return -(-3 * steps // per_line) * per_line
+
+
+def _pointer(k: Function, table: Value, ref: Ref | None) -> Value:
+    if ref is None:
+        return Value(k, PTR, "null")
+    return k.offset(k.load(PTR, table, _SLOTS + ref.slot), ref.offset_bytes, I8)
+
+
+def _stamp(k: Function, times: Value, index: int) -> None:
+    counter = "llvm.readcyclecounter" if k.isa.arch == "x86_64" else "llvm.readsteadycounter"
+    k.store(k.call(counter, I64), times, index)
+
+
+class Program:
+    """A compiled program. One run at a time: its counters and table are its own."""
+
+    def __init__(
+        self, steps: Sequence[Step], slots: int, isa: Isa, pool: Pool, *, timed: bool = False, cache: CodeCache | None = None
+    ) -> None:
+        """Compile and link. Raises CompileError, and EmitError when a step refers to a slot there is not."""
+        for step in steps:
+            for ref in (step.x, step.y, step.w, step.b, step.r):
+                if ref is not None and not 0 <= ref.slot < slots:
+                    raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
+        kernels = {step.kernel.name: step.kernel.ir for step in steps}
+        modules = [*kernels.values(), emit_program(steps, isa, timed=timed), runtime_ir(isa)]
+        objects = [compiled.code for compiled in compile_all(modules, isa, cache=cache)]
+        self._library = Library(objects, [ENTRY])
+        self._pool = pool
+        self._steps = len(steps)
+        self._counters = aligned(LINE_BYTES * max(len(steps), 1))
+        self._times = aligned(8 * _times_per_thread(len(steps)) * pool.threads).view(np.int64)
+        self._table = aligned(8 * (_SLOTS + slots)).view(np.uint64)
+        self._table[_COUNTERS] = self._counters.ctypes.data
+        self._table[_TIMES] = self._times.ctypes.data
+
+    def bind(self, slot: int, memory: Array) -> None:
+        """Let a slot mean this memory, which the caller keeps alive and contiguous."""
+        self._table[_SLOTS + slot] = memory.ctypes.data
+
+    def run(self, threads: int) -> None:
+        """Run to the end on that many threads. Raises PoolError."""
+        if threads * _times_per_thread(self._steps) > self._times.size:  # the pool has grown since
+            self._times = aligned(8 * threads * _times_per_thread(self._steps)).view(np.int64)
+            self._table[_TIMES] = self._times.ctypes.data
+        self._pool.run(self._library.address(ENTRY), self._table.ctypes.data, threads, self._counters)
+
+    def times(self, threads: int) -> Array:
+        """Clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""
+        per_thread = _times_per_thread(self._steps)
+        rows = self._times[: threads * per_thread].reshape(threads, per_thread)[:, : 3 * self._steps]
+        return rows.reshape(threads, self._steps, 3).copy()
