@@ -22,6 +22,8 @@ from kernels.registry import find
 from kernels.spec import STRING, Array, DType
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
+Kind = Literal["arena", "output", "input", "constant"]
+
 _CLIMB_BLOCKS = 400  # hill-climbing stops paying when each try takes milliseconds
 _CLIMB_TRIES = 48
 
@@ -122,7 +124,7 @@ class _Storage:
     """One piece of memory and the values that live in it; all have one dtype and one size."""
 
     owner: str
-    kind: Literal["arena", "output", "input", "constant"]
+    kind: Kind
     dtype: DType
     nbytes: int
     first: int
@@ -137,10 +139,9 @@ class _Sharing:
         self.specs = specs
         self.storages: list[_Storage] = []
         self._of: dict[str, _Storage] = {}
-        self._end = len(graph.nodes)
         self._outputs = {port.name for port in graph.outputs}
         self._last_read = {name: step for step, node in enumerate(graph.nodes) for name in node.reads()}
-        self._last_read.update(dict.fromkeys(self._outputs, self._end))
+        self._last_read.update(dict.fromkeys(self._outputs, len(graph.nodes)))
 
         for port in graph.inputs:
             self._start(port.name, "input", 0)
@@ -150,7 +151,7 @@ class _Sharing:
             if is_static(node, specs):
                 self._write(step, node)
 
-    def _start(self, value: str, kind: Literal["arena", "output", "input", "constant"], step: int) -> None:
+    def _start(self, value: str, kind: Kind, step: int) -> None:
         spec = self.specs.get(value)
         if spec is not None:
             storage = _Storage(value, kind, spec.dtype, spec.nbytes, step, self._last_read.get(value, step), [value])
@@ -160,12 +161,12 @@ class _Sharing:
     def _write(self, step: int, node: Node) -> None:
         shared = self._shared(step, node)
         for value in node.writes():
-            if value not in self._last_read:
-                continue
+            if value not in self._last_read and value != node.outputs[0]:
+                continue  # kernels are told that nobody wants it; output 0 they always write
             is_output = value in self._outputs
             if shared is not None and value == node.outputs[0]:
                 shared.members.append(value)
-                shared.last = max(shared.last, self._last_read[value])
+                shared.last = max(shared.last, self._last_read.get(value, step))
                 shared.kind = "output" if is_output else shared.kind
                 self._of[value] = shared
             else:
@@ -174,7 +175,7 @@ class _Sharing:
     def _shared(self, step: int, node: Node) -> _Storage | None:
         """The storage that output 0 may share, or None."""
         op, value = find(node.op), node.outputs[0]
-        if value not in self._last_read:
+        if not value:
             return None
         if op.view and not node.epilogue:
             return self._viewed(node, value)

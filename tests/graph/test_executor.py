@@ -38,7 +38,7 @@ def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> Executor:
     names = [output.name for output in proto.graph.output]
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     expected = session.run(names, feeds)
-    executor._arena[:] = 0xAB
+    executor._program._arena[:] = 0xAB
     for _ in range(2):
         outputs = executor.run(feeds)
         assert list(outputs) == names
@@ -145,7 +145,7 @@ def test_loop_carries_and_stacks(rounds: int) -> None:
 
 
 def test_endless_loop_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graph.interpreter.MAX_ITERATIONS", 10)
+    monkeypatch.setattr("graph.control_flow.MAX_ITERATIONS", 10)
     with pytest.raises(LimitError, match="10 rounds"):
         build(loop_model()).run({"x": X, "n": np.array(2**60, np.int64)})
 

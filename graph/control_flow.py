@@ -1,0 +1,165 @@
+"""If, Loop and Scan: what they do with arrays, given a way to run a body.
+
+The executor runs bodies as programs of their own, the interpreter node after node; both call `run_control_flow`. Every array
+it returns is new or comes from a body: never one of the node's own inputs, whose memory is the caller's to reuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from graph.errors import CorruptModelError, LimitError
+from graph.ir import Graph, Node, Port
+from graph.shapes import MAX_VALUE_BYTES
+from kernels.errors import AttributeValueError, ShapeError
+from kernels.spec import Array
+
+MAX_ITERATIONS = 1_000_000  # of one Loop: an endless one must end
+
+RunBody = Callable[[Graph, Sequence[Array]], list[Array]]  # a body and its inputs in order -> its outputs in order
+
+
+def run_control_flow(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> tuple[Array, ...]:
+    """Run an If, Loop or Scan node.
+
+    Raises: ShapeError, AttributeValueError where the inputs do not fit the body; LimitError for a Loop that does not end or
+            an output that grows past MAX_VALUE_BYTES.
+    """
+
+    def checked(body: Graph, arguments: Sequence[Array]) -> list[Array]:
+        if len(arguments) != len(body.inputs):
+            raise ShapeError(f"{node.op}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
+        return run_body(body, arguments)
+
+    run = {"If": _if, "Loop": _loop, "Scan": _scan}[node.op]
+    return tuple(run(node, inputs, checked))
+
+
+def _if(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> list[Array]:
+    taken = "then_branch" if _scalar(inputs[0], "If: condition") else "else_branch"
+    return run_body(_body(node, taken), ())
+
+
+def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
+    """Carried values, then what every round stacked. Ends at the trip count or when the condition turns false."""
+    body = _body(node, "body")
+    trips, condition, *initial = [*inputs, None, None][: max(2, len(inputs))]
+    limit = None if trips is None else int(_scalar(trips, "Loop: trip count"))
+    going = condition is None or bool(_scalar(condition, "Loop: condition"))
+    carried = _present(initial, node)
+    stacks = [_Stack(port) for port in body.outputs[1 + len(carried) :]]
+    if len(body.outputs) < 1 + len(carried):
+        raise ShapeError(f"Loop: its body has {len(body.outputs)} outputs, need a condition and {len(carried)} carried values")
+
+    trip = 0
+    while going and (limit is None or trip < limit):
+        if trip == MAX_ITERATIONS:
+            raise LimitError(f"Loop: still going after {MAX_ITERATIONS} rounds, the limit")
+        again, *made = run_body(body, [np.array(trip, np.int64), np.array(going), *carried])
+        going, carried = bool(_scalar(again, "Loop: condition of its body")), made[: len(carried)]
+        for stack, array in zip(stacks, made[len(carried) :], strict=True):
+            stack.add(array)
+        trip += 1
+    yield from carried if trip else (array.copy() for array in carried)
+    yield from (stack.joined(0) for stack in stacks)
+
+
+def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
+    """State values, then the stacked outputs, along the axes and in the directions the attributes say (opset 9 and newer)."""
+    body, scanned = _body(node, "body"), int(node.attrs.get("num_scan_inputs", 0))
+    arrays = _present(inputs, node)
+    if not 0 < scanned <= len(arrays):
+        raise AttributeValueError(f"Scan: num_scan_inputs is {scanned}, need 1…{len(arrays)}")
+    states, sequences = arrays[:-scanned], arrays[-scanned:]
+    if len(body.outputs) < len(states):
+        raise ShapeError(f"Scan: its body has {len(body.outputs)} outputs, need {len(states)} states")
+    stacks = [_Stack(port) for port in body.outputs[len(states) :]]
+    axes = _per_item(node, "scan_input_axes", scanned)
+    backward = _per_item(node, "scan_input_directions", scanned)
+    out_axes = _per_item(node, "scan_output_axes", len(stacks))
+    out_backward = _per_item(node, "scan_output_directions", len(stacks))
+
+    for sequence, axis in zip(sequences, axes, strict=True):
+        if not -sequence.ndim <= axis < sequence.ndim:
+            raise ShapeError(f"Scan: axis {axis} of a sequence with shape {sequence.shape}, need one of its axes")
+    lengths = {sequence.shape[axis] for sequence, axis in zip(sequences, axes, strict=True)}
+    if len(lengths) != 1:
+        raise ShapeError(f"Scan: its sequences have lengths {sorted(lengths)}, need one length")
+    (length,) = lengths
+
+    for i in range(length):
+        slices = [
+            np.take(sequence, length - 1 - i if back else i, axis)
+            for sequence, axis, back in zip(sequences, axes, backward, strict=True)
+        ]
+        made = run_body(body, [*states, *slices])
+        states = made[: len(states)]
+        for stack, array in zip(stacks, made[len(states) :], strict=True):
+            stack.add(array)
+    yield from states if length else (array.copy() for array in states)
+    for stack, axis, back in zip(stacks, out_axes, out_backward, strict=True):
+        yield stack.joined(axis, backward=bool(back))
+
+
+class _Stack:
+    """What a body's output was, round after round."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.arrays: list[Array] = []
+        self.nbytes = 0
+
+    def add(self, array: Array) -> None:
+        """Remember one round's array. Raises ShapeError when it differs from the first, LimitError past MAX_VALUE_BYTES."""
+        if self.arrays and (array.shape, array.dtype) != (self.arrays[0].shape, self.arrays[0].dtype):
+            raise ShapeError(
+                f"{self.port.name}: shape {array.shape} in round {len(self.arrays)}, need {self.arrays[0].shape} as in round 0"
+            )
+        self.nbytes += array.nbytes
+        if self.nbytes > MAX_VALUE_BYTES:
+            raise LimitError(
+                f"{self.port.name}: {self.nbytes} bytes after {len(self.arrays)} rounds, the limit is {MAX_VALUE_BYTES}"
+            )
+        self.arrays.append(array)
+
+    def joined(self, axis: int, *, backward: bool = False) -> Array:
+        """All rounds along a new axis; without any, the dimensions that the body declares, 0 where it leaves one open."""
+        arrays = self.arrays[::-1] if backward else self.arrays
+        if not arrays:
+            dims = [dim if isinstance(dim, int) else 0 for dim in self.port.dims or ()]
+            dims.insert(axis + len(dims) + 1 if axis < 0 else axis, 0)
+            return np.empty(dims, self.port.dtype)
+        if not -arrays[0].ndim - 1 <= axis <= arrays[0].ndim:
+            raise ShapeError(f"{self.port.name}: stacked along axis {axis}, it has {arrays[0].ndim + 1} axes then")
+        return np.stack(arrays, axis)
+
+
+def _body(node: Node, name: str) -> Graph:
+    body = node.attrs.get(name)
+    if not isinstance(body, Graph):
+        raise CorruptModelError(f"{node.op}: attribute {name!r} is missing, need a graph")
+    return body
+
+
+def _scalar(array: Array | None, subject: str) -> Any:
+    if array is None or array.size != 1:
+        raise ShapeError(f"{subject} has shape {None if array is None else array.shape}, need one element")
+    return array.item()
+
+
+def _present(arrays: Sequence[Array | None], node: Node) -> list[Array]:
+    present = [array for array in arrays if array is not None]
+    if len(present) != len(arrays):
+        raise ShapeError(f"{node.op}: an input is left out, need every value its body takes")
+    return present
+
+
+def _per_item(node: Node, name: str, count: int) -> tuple[int, ...]:
+    """An attribute with one integer for each input or output; zeros where it is left out."""
+    values = tuple(node.attrs.get(name) or (0,) * count)
+    if len(values) != count:
+        raise AttributeValueError(f"{node.op}: {name} has {len(values)} values, need {count}")
+    return values
