@@ -8,3 +8,8 @@ from scheduler.session import Session
 
 __version__ = "0.1.0"
 __all__ = ["EdgewiseError", "Session", "__version__", "profile"]
+
+if __name__ == "__main__":
+    from app.cli import main
+
+    main()

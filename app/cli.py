@@ -1,0 +1,380 @@
+"""The command line: every command prints for people, or JSON with --json; exit 0 = done, 1 = failed, 2 = called wrongly.
+
+Errors are one line on stderr that names the value, the rule and the place; EDGEWISE_DEBUG=1 adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import psutil
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import edgewise
+from app.pages import quantity, smallest_shapes
+from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
+from graph.errors import FeedError
+from graph.ir import Port
+from kernels.errors import EdgewiseError, InvalidError
+from kernels.spec import STRING, Array
+from profiler import exports, sweep
+from profiler.counts import OpProfile, Profile, profile
+from profiler.device import DeviceProfile, probe
+from scheduler.session import Session
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+out = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
+Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
+Threads = Annotated[int | None, typer.Option(help="Cores to use; physical cores by default.")]
+
+
+class ArgumentError(InvalidError):
+    """A command line that cannot be understood."""
+
+
+def main() -> None:
+    """Run the command line; typer itself exits 2 on bad usage."""
+    try:
+        app()
+    except (EdgewiseError, FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        if os.environ.get("EDGEWISE_DEBUG"):
+            raise
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        notes.print(f"edgewise: {text}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ArgumentError) else 1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"edgewise {edgewise.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Profile an ONNX model op by op, plan how this device should run it, and serve it with that plan."""
+
+
+@app.command("profile")
+def profile_command(
+    model: ModelPath,
+    shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
+    dim: Dim = [],  # noqa: B006
+    top: Annotated[int, typer.Option(help="Rows to print, 0 = all.")] = 20,
+    sort: Annotated[str, typer.Option(help="flops, macs, read_bytes, write_bytes, param_bytes or order.")] = "flops",
+    csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
+    json: Json = False,
+) -> None:
+    """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
+
+    edgewise profile resnet50.onnx
+    edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
+    edgewise profile model.onnx --dim batch=1,2,4,8
+    """
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
+    if any(len(sizes) > 1 for sizes in dims.values()):
+        _print_sweep(sweep.sweep(model, dims, shapes), json)
+        return
+    counted = profile(model, shapes, {name: sizes[0] for name, sizes in dims.items()})
+    if csv is not None:
+        csv.write_text(exports.to_csv(exports.profile_rows(counted)))
+    if json:
+        _print_json(exports.profile_json(counted))
+    else:
+        _print_profile(counted, _sorted(counted.ops, sort), top)
+
+
+def _sorted(ops: tuple[OpProfile, ...], key: str) -> list[OpProfile]:
+    if key == "order":
+        return list(ops)
+    keys = ("flops", "macs", "read_bytes", "write_bytes", "param_bytes")
+    if key not in keys:
+        raise ArgumentError(f"--sort: {key!r} is no column, need one of {', '.join(keys)}, order")
+    return sorted(ops, key=lambda op: -getattr(op, key))
+
+
+def _print_profile(counted: Profile, ops: list[OpProfile], top: int) -> None:
+    table = Table(title=f"{counted.model}: cost per op", title_justify="left")
+    for name, width in (("op", 8), ("node", 12), ("output", 8)):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, max_width=44)
+    for name, width in (("MACs", 7), ("FLOPs", 7), ("%", 4), ("read", 7), ("written", 7)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=width)
+    for op in ops[: top or None]:
+        share = 100 * op.flops / counted.flops if counted.flops else 0
+        moved = [quantity(op.read_bytes, "B"), quantity(op.write_bytes, "B")]
+        counts = [quantity(op.macs, ""), quantity(op.flops, ""), f"{share:.1f}", *moved]
+        table.add_row(op.op, op.name, " ".join(op.outputs), *counts)
+    out.print(table)
+    if top and len(ops) > top:
+        out.print(f"{top} of {len(ops)} ops; --top 0 prints all", style="dim")
+    out.print(f"macs {counted.macs:,}   flops {counted.flops:,} (2·macs + {counted.other_flops:,})   params {counted.params:,}")
+    peak = quantity(counted.peak_activation_bytes, "B")
+    out.print(
+        f"peak activations {peak}   parameters {quantity(counted.param_bytes, 'B')}   counted {counted.coverage_percent:.1f} %"
+    )
+    for missing in counted.uncounted:
+        out.print(f"not counted: {missing}", style="yellow", markup=False)
+
+
+def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
+    rows = exports.sweep_rows(points)
+    if json:
+        _print_json(orjson.dumps(rows))
+        return
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()])
+    out.print(table)
+
+
+@app.command("run")
+def run_command(
+    model: ModelPath,
+    feed: Annotated[list[str], typer.Option("--input", help="x=file.npy, file.npz, or a JSON request; random when absent.")] = [],  # noqa: B006
+    shape: Shape = [],  # noqa: B006
+    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
+    threads: Threads = None,
+    trace_out: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto trace of the runs here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a model and print its outputs and latency.
+
+    edgewise run model.onnx --input x=image.npy
+    edgewise run model.onnx --runs 100 --trace-out trace.json
+    """
+    session = Session(model, threads=threads)
+    feeds = read_feeds(session, feed, parse_shapes(shape))
+    outputs = session.run(feeds)
+    times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
+    if trace_out is not None:
+        trace_out.write_bytes(exports.chrome_trace(session.trace(feeds, runs)))
+    if save is not None:
+        np.savez(save, allow_pickle=False, **outputs)
+    median_ns = statistics.median(times_ns)
+    if json:
+        described = {name: {"shape": a.shape, "dtype": a.dtype.name, "first": _first(a)} for name, a in outputs.items()}
+        _print_json(orjson.dumps({"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}))
+        return
+    for name, array in outputs.items():
+        out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
+    out.print(
+        f"latency: median {median_ns / 1e6:.3f} ms, best {min(times_ns) / 1e6:.3f} ms of {runs} runs, {session.threads} threads"
+    )
+
+
+def _first(array: Array) -> list[Any]:
+    return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
+
+
+@app.command("device")
+def device_command(
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0, json: Json = False
+) -> None:
+    """Measure this machine: peak rates per precision, bandwidth per cache level, overheads; every number with how."""
+    measured = _probe(seconds)
+    if json:
+        _print_json(measured.to_json())
+        return
+    what = measured.hardware
+    out.print(f"{measured.name}   {measured.fingerprint}   {', '.join(sorted(what.isa))}", markup=False)
+    peaks = Table(title="peak rates", title_justify="left")
+    for column in ("precision", "ISA", "kind", "threads", "rate"):
+        peaks.add_column(column)
+    for peak in measured.peaks:
+        rate = quantity(peak.rate.value, "op/s")
+        peaks.add_row(peak.precision, peak.isa, peak.kind, str(peak.threads), rate)
+    out.print(peaks)
+    bandwidths = Table(title="bandwidth", title_justify="left")
+    for column in ("level", "pattern", "threads", "rate"):
+        bandwidths.add_column(column)
+    for found in measured.bandwidths:
+        bandwidths.add_row(found.level, found.pattern, str(found.threads), quantity(found.rate.value, "B/s"))
+    out.print(bandwidths)
+
+
+def _probe(seconds: float) -> DeviceProfile:
+    """Measure with a progress bar on a terminal."""
+    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+        return probe(seconds, lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
+
+
+@app.command("models")
+def models_command(folder: Annotated[Path, typer.Argument(help="A folder of models.")] = DEMO_MODELS, json: Json = False) -> None:
+    """List the models of a folder as `serve` would load them."""
+    from app.control import describe  # noqa: PLC0415  the service's modules load only when they are needed
+    from app.repository import Repository  # noqa: PLC0415
+
+    repository = Repository(folder)
+    repository.load_all()
+    described = [describe(served) for served in repository.models]
+    if json:
+        _print_json(orjson.dumps([model.model_dump() for model in described]))
+        return
+    table = Table()
+    for column in ("model", "version", "state", "inputs", "about"):
+        table.add_column(column)
+    for model in described:
+        table.add_row(
+            model.name,
+            model.version,
+            model.state,
+            ", ".join(f"{t.name}: {t.dtype}{t.shape}" for t in model.inputs),
+            model.reason or model.description,
+        )
+    out.print(table)
+
+
+@app.command("serve")
+def serve_command(
+    models: Annotated[Path, typer.Option(help="Folder with name.onnx or name/<version>/model.onnx.")] = DEMO_MODELS,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind, 0 = any free one.")] = 8000,
+    db: Annotated[str | None, typer.Option(help="Database URL; SQLite in the user's data directory by default.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Serve a folder of models over HTTP, with the dashboard at /.
+
+    edgewise serve --models models --port 8000
+    """
+    if host not in LOOPBACK:
+        raise ArgumentError(f"--host: {host} is not loopback, without API keys only 127.0.0.1, ::1 or localhost is served")
+    import uvicorn  # noqa: PLC0415
+
+    from app.main import create_app  # noqa: PLC0415
+
+    configure_logging()
+    service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
+    notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
+    uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+
+
+def configure_logging() -> None:
+    """One JSON object a line on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+@app.command("doctor")
+def doctor_command(
+    show_knobs: Annotated[bool, typer.Option("--knobs", help="Print every setting.")] = False, json: Json = False
+) -> None:
+    """Say what this installation is and has: versions, cores, instruction sets, settings."""
+    if show_knobs:
+        rows = knobs()
+        if json:
+            _print_json(orjson.dumps([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows]))
+            return
+        table = Table()
+        for column in ("variable", "type", "default", "meaning"):
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    from scheduler.session import available_cores  # noqa: PLC0415
+
+    packages = ("numpy", "onnx", "llvmlite", "fastapi", "sqlalchemy")
+    facts: dict[str, Any] = {
+        "edgewise": edgewise.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in packages},
+        "cores": available_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if json:
+        _print_json(orjson.dumps(facts))
+        return
+    for name, value in facts.items():
+        out.print(f"{name:14} {value}", markup=False)
+
+
+def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """--shape x=1,3,224,224 as {"x": (1, 3, 224, 224)}. Raises ArgumentError."""
+    return dict(_assignment("--shape", text) for text in texts)
+
+
+def parse_dims(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    """--dim batch=8 as {"batch": (8,)}. Raises ArgumentError."""
+    return dict(_assignment("--dim", text) for text in texts)
+
+
+def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.rpartition("=")
+    parts = sizes.split(",") if sizes else []
+    if not equals or not name or not all(part.strip().isdecimal() for part in parts):
+        raise ArgumentError(f"{option}: {text!r} is not understood, need name=size[,size…]")
+    return name, tuple(int(part) for part in parts)
+
+
+def read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Inputs from files; random ones where none is given, with 1 for every open dimension that --shape leaves out."""
+    feeds: dict[str, Array] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if equals:
+            feeds[name] = np.load(path, allow_pickle=False)
+        elif text.endswith(".npz"):
+            feeds.update(np.load(text, allow_pickle=False))
+        elif text.endswith(".json"):
+            feeds.update(_request_feeds(Path(text)))
+        else:
+            raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
+    rng = np.random.default_rng(0)
+    defaults = {**smallest_shapes(session), **shapes}
+    return {port.name: feeds[port.name] if port.name in feeds else _random(rng, port, defaults) for port in session.inputs} | {
+        name: array for name, array in feeds.items() if name not in {port.name for port in session.inputs}
+    }
+
+
+def _request_feeds(path: Path) -> dict[str, Array]:
+    from app.oip import codec  # noqa: PLC0415
+
+    body = path.read_bytes()
+    return codec.decode(body, len(body), codec.CodecLimits()).feeds
+
+
+def _random(rng: np.random.Generator, port: Port, shapes: dict[str, tuple[int, ...]]) -> Array:
+    if port.name not in shapes:
+        raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
+    shape = shapes[port.name]
+    if port.dtype == STRING:
+        return np.full(shape, "", STRING)
+    if port.dtype.kind in "iub":
+        return rng.integers(0, 2, shape).astype(port.dtype)
+    return rng.standard_normal(shape).astype(port.dtype)
+
+
+def _print_json(text: bytes | str) -> None:
+    sys.stdout.write((text if isinstance(text, str) else text.decode()) + "\n")

@@ -1,0 +1,83 @@
+"""What went wrong, as HTTP: one JSON body `{"error": "<text>"}` for every route, and a status from the error's class.
+
+EdgewiseError (kernels.errors)
+└── RequestError          a request that the service refuses before any model sees it; carries its own status
+
+InvalidError and UnsupportedError → 400, DeviceLostError → 503.
+Messages are the errors' own; they name models, tensors and values, never paths of this host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+
+log = structlog.get_logger("edgewise.http")
+
+
+class RequestError(EdgewiseError):
+    """A request the service refuses. headers: extra ones of the reply, such as Retry-After."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+_STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
+    (InvalidError, 400),
+    (UnsupportedError, 400),
+    (DeviceLostError, 503),
+)
+
+
+def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The one error body."""
+    return JSONResponse({"error": message}, status, headers)
+
+
+def status_of(error: EdgewiseError) -> int:
+    """The HTTP status of an error by its class; 500 for one that is nobody's fault outside."""
+    if isinstance(error, RequestError):
+        return error.status
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+async def _edgewise(request: Request, error: Exception) -> Response:
+    if not isinstance(error, EdgewiseError):
+        raise error
+    return error_response(status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return error_response(400, f"{place}: {first['msg']}")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("unexpected", path=request.url.path, exc_info=error)
+    return error_response(500, "internal error, the server's log has the details")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+    app.add_exception_handler(EdgewiseError, _edgewise)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(Exception, _unexpected)

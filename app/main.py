@@ -1,0 +1,54 @@
+"""The service: `create_app(settings)` puts the routes, the models and the guards together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+import edgewise
+from app import control, errors, pages
+from app.engine import Engine
+from app.middleware import Guard, RequestLog
+from app.oip import routes as oip
+from app.repository import Repository
+from app.settings import Settings
+
+STATIC = Path(__file__).parent / "static"
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Models load in the background, so that /v2/health/live answers at once."""
+    loading = asyncio.get_running_loop().run_in_executor(None, app.state.repository.load_all)
+    yield
+    await asyncio.wait([loading])
+    app.state.engine.close()
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application. Nothing is loaded before it starts."""
+    settings = settings or Settings()
+    app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app.state.settings = settings
+    app.state.repository = Repository(settings.models, settings.threads, settings.max_models)
+    app.state.engine = Engine(settings.workers, settings.queue_limit)
+    errors.install(app)
+    app.include_router(oip.router, tags=["Open Inference Protocol"])
+    app.include_router(control.router, prefix="/v1", tags=["Control"])
+    app.include_router(pages.router, include_in_schema=False)
+    app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=STATIC), "static")
+    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestLog)
+    return app
+
+
+async def _metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

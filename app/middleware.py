@@ -1,0 +1,97 @@
+"""Pure ASGI middleware: who may ask (Host, Origin), how much (body), and one log line for every request."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import RequestError, error_response
+from app.metrics import REQUESTS
+
+log = structlog.get_logger("edgewise.http")
+
+
+class Guard:
+    """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops a body at the limit."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...], max_body_bytes: int) -> None:
+        self.app = app
+        self.allowed_hosts = frozenset(allowed_hosts)
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass HTTP requests that keep the rules."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        refusal = self._refusal(scope["method"], headers)
+        if refusal is not None:
+            await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self._too_large(f"more than {self.max_body_bytes}")
+            return message
+
+        await self.app(scope, limited, send)
+
+    def _too_large(self, size: str) -> RequestError:
+        return RequestError(413, f"body: {size} bytes, the limit is {self.max_body_bytes}", {"Connection": "close"})
+
+    def _refusal(self, method: str, headers: dict[str, str]) -> RequestError | None:
+        if _hostname(headers.get("host", "")) not in self.allowed_hosts:
+            return RequestError(421, "Host header: not one of this server's names, see EDGEWISE_ALLOWED_HOSTS")
+        origin = headers.get("origin")
+        if method not in ("GET", "HEAD", "OPTIONS"):
+            foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+            if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+                return RequestError(403, "Origin header: another site may not write here")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.max_body_bytes:
+            return self._too_large(length)
+        return None
+
+
+def _hostname(host: str) -> str:
+    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+
+
+class RequestLog:
+    """Gives every request an id, logs one event when it ends and counts it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Time the request; the id comes back as X-Request-ID."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, started, status = uuid.uuid4().hex, time.perf_counter_ns(), 0
+
+        async def labelled(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self.app(scope, receive, labelled)
+        finally:
+            duration_ns = time.perf_counter_ns() - started
+            route = getattr(scope.get("route"), "path", "unmatched")
+            REQUESTS.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
+            log.info("request", method=scope["method"], path=scope["path"][:256], status=status, duration_ns=duration_ns)
+            structlog.contextvars.clear_contextvars()

@@ -1,0 +1,330 @@
+"""Inference requests and replies as bytes: JSON, binary tensors behind it, or one raw tensor. Knows nothing of HTTP or models.
+
+A body is `JSON ‖ tensor bytes…`: inputs whose parameters carry `binary_data_size` take their bytes from the tail, in order. Every
+size is checked before memory is taken; whatever is wrong is a RequestError 400 that names the tensor, the value and the rule.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from app.errors import RequestError
+from app.oip.datatypes import DATATYPES, datatype_of
+from kernels.spec import BOOL, STRING, Array, DType
+
+Parameter = str | int | float | bool
+_HALF = frozenset({"FP16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class CodecLimits:
+    """Bounds of one request; see the knobs of the same names."""
+
+    body_bytes: int = 64 * 2**20
+    tensor_elements: int = 2**26
+    inputs: int = 64
+    rank: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRequest:
+    """How one output is wanted."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A decoded request. outputs: empty = all of them, `binary_default` says how."""
+
+    feeds: dict[str, Array]
+    outputs: tuple[OutputRequest, ...] = ()
+    binary_default: bool = False
+    id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+class _Tensor(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Parameter] = {}
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Parameter] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Tensor]
+    id: str = ""
+    parameters: dict[str, Parameter] = {}
+    outputs: list[_Output] = []
+
+
+_DECODER = msgspec.json.Decoder(_Request)
+
+
+def refuse(message: str) -> RequestError:
+    """A 400 with that text."""
+    return RequestError(400, message)
+
+
+def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """Undo Content-Encoding gzip or deflate (zlib), never beyond the limit. Raises RequestError 400, 413 or 501."""
+    kinds = {"": None, "identity": None, "gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+    name = encoding.strip().lower()
+    if name not in kinds:
+        raise RequestError(501, f"Content-Encoding is {name!r}, need gzip or deflate", {"Accept-Encoding": "gzip, deflate"})
+    window = kinds[name]
+    if window is None:
+        return body
+    inflater = zlib.decompressobj(window)
+    try:
+        plain = inflater.decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise refuse(f"body: it is no {name} data, {error}") from None
+    if len(plain) > limit_bytes:
+        raise RequestError(413, f"body: more than {limit_bytes} bytes after decompression, the limit")
+    if not inflater.eof or inflater.unused_data:
+        raise refuse(f"body: its {name} data are cut short or followed by other bytes")
+    return plain
+
+
+def header_length(text: str | None, body_bytes: int) -> int:
+    """Length of the JSON part: the Inference-Header-Content-Length header, the whole body without one."""
+    if text is None:
+        return body_bytes
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) > body_bytes:
+        raise refuse(f"Inference-Header-Content-Length is {text[:40]!r}, need an integer in [0, {body_bytes}], the body's length")
+    return int(text)
+
+
+def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
+    """Decode a request whose first `json_bytes` are JSON."""
+    try:
+        request = _DECODER.decode(memoryview(body)[:json_bytes])
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise refuse(f"request: it is no inference request, {str(error)[:200]}") from None
+    if len(request.inputs) > limits.inputs:
+        raise refuse(f"request: {len(request.inputs)} inputs, the limit is {limits.inputs}")
+    _check_parameters("request", request.parameters)
+    feeds: dict[str, Array] = {}
+    offset = json_bytes
+    for tensor in request.inputs:
+        if tensor.name in feeds:
+            raise refuse(f"input {tensor.name!r} is given twice")
+        dtype, shape = _spec(tensor, limits)
+        _check_parameters(f"input {tensor.name!r}", tensor.parameters)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            feeds[tensor.name] = _from_json(tensor, dtype, shape)
+            continue
+        if tensor.data is not msgspec.UNSET:
+            raise refuse(f"input {tensor.name!r}: it has both data and binary_data_size, need one of them")
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(body) - offset:
+            raise refuse(f"input {tensor.name!r}: binary_data_size is {size}, the body has {len(body) - offset} bytes left")
+        feeds[tensor.name] = _from_bytes(tensor.name, memoryview(body)[offset : offset + size], dtype, shape)
+        offset += size
+    if offset != len(body):
+        raise refuse(f"request: unexpected additional input data, {len(body) - offset} bytes behind the last tensor")
+    default = _flag("request", request.parameters, "binary_data_output", False)
+    return InferRequest(feeds, _outputs(request.outputs, default), default, request.id, request.parameters)
+
+
+def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | None]) -> InferRequest:
+    """A body that is nothing but the model's only input: batch 1, at most one open dimension, learnt from the length."""
+    if dtype == STRING:
+        shape: tuple[int, ...] = tuple(1 for _ in dims)
+        return InferRequest({name: np.array([_utf8(name, body)], STRING).reshape(shape)}, binary_default=True)
+    sizes: list[int | None] = [dim if isinstance(dim, int) else None for dim in dims]
+    if sizes and sizes[0] is None:
+        sizes[0] = 1
+    if sizes.count(None) > 1:
+        raise refuse(f"input {name!r}: more than one dimension of {list(dims)} is open, a raw body cannot tell them")
+    known = math.prod(size for size in sizes if size is not None) * dtype.itemsize
+    if None in sizes:
+        sizes[sizes.index(None)] = len(body) // known if known else 0
+    shape = tuple(size or 0 for size in sizes)
+    return InferRequest({name: _from_bytes(name, memoryview(body), dtype, shape)}, binary_default=True)
+
+
+def _spec(tensor: _Tensor, limits: CodecLimits) -> tuple[DType, tuple[int, ...]]:
+    if tensor.datatype not in DATATYPES:
+        raise refuse(f"input {tensor.name!r}: datatype is {tensor.datatype[:20]!r}, need one of {', '.join(DATATYPES)}")
+    shape = tuple(tensor.shape)
+    if len(shape) > limits.rank or any(size < 0 for size in shape):
+        raise refuse(f"input {tensor.name!r}: shape is {list(shape)[:8]}, need at most {limits.rank} sizes ≥ 0")
+    if math.prod(shape) > limits.tensor_elements:
+        raise refuse(
+            f"input {tensor.name!r}: shape {list(shape)} has {math.prod(shape)} elements, the limit is {limits.tensor_elements}"
+        )
+    return DATATYPES[tensor.datatype], shape
+
+
+def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
+    subject = f"input {tensor.name!r}"
+    if tensor.data is msgspec.UNSET:
+        raise refuse(f"{subject}: it has neither data nor binary_data_size")
+    if tensor.datatype in _HALF:
+        raise refuse(f"{subject}: {tensor.datatype} has no JSON form, use the binary data format")
+    try:
+        values = msgspec.json.decode(tensor.data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refuse(f"{subject}: data is no JSON array, {str(error)[:100]}") from None
+    if not isinstance(values, list):
+        raise refuse(f"{subject}: data is a {type(values).__name__}, need an array")
+    if dtype == STRING:
+        array = np.array(_flat(values), STRING)
+        if not all(isinstance(item, str) for item in array):
+            raise refuse(f"{subject}: data holds something other than strings, BYTES needs strings")
+    else:
+        array = _numbers(subject, values, dtype)
+    if array.size != math.prod(shape):
+        raise refuse(f"{subject}: data has {array.size} elements, shape {list(shape)} needs {math.prod(shape)}")
+    return array.reshape(shape)
+
+
+def _flat(values: list[Any]) -> list[Any]:
+    while values and all(isinstance(value, list) for value in values):
+        values = [item for value in values for item in value]
+    return values
+
+
+def _numbers(subject: str, values: list[Any], dtype: DType) -> Array:
+    """A flat array of the dtype; refuses what would change by the conversion: strings, fractions, overflow."""
+    try:
+        found = np.array(values) if values else np.empty(0, dtype)
+        allowed = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
+        if found.size and found.dtype.kind not in allowed:
+            raise refuse(f"{subject}: data holds {found.dtype.name} values, need {dtype.name}")
+        if dtype == BOOL and found.size and not np.isin(found, (0, 1)).all():
+            raise refuse(f"{subject}: data holds values other than true, false, 0 and 1")
+        if dtype.kind in "iu" and found.size:
+            info = np.iinfo(dtype)
+            if int(found.min()) < info.min or int(found.max()) > info.max:
+                raise refuse(f"{subject}: data is outside of [{info.min}, {info.max}], the range of {dtype.name}")
+        with np.errstate(over="ignore"):
+            return found.astype(dtype).ravel()
+    except (ValueError, TypeError, OverflowError):
+        raise refuse(f"{subject}: data is no regular array of numbers") from None
+
+
+def _from_bytes(name: str, data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
+    count = math.prod(shape)
+    if dtype == STRING:
+        return _strings(name, data, count).reshape(shape)
+    if len(data) != count * dtype.itemsize:
+        raise refuse(
+            f"input byte size mismatch for input {name!r}: {len(data)} bytes, shape {list(shape)} needs {count * dtype.itemsize}"
+        )
+    if dtype == BOOL and count and np.frombuffer(data, np.uint8).max() > 1:
+        raise refuse(f"input {name!r}: a BOOL byte is neither 0 nor 1")
+    return np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "V" else dtype, count).reshape(shape)
+
+
+def _strings(name: str, data: memoryview, count: int) -> Array:
+    array = np.empty(count, STRING)
+    offset = 0
+    for index in range(count):
+        length = int.from_bytes(data[offset : offset + 4], "little")
+        offset += 4
+        if offset > len(data) or length > len(data) - offset:
+            raise refuse(f"input {name!r}: element {index} says {length} bytes, {max(0, len(data) - offset)} are left")
+        array[index] = _utf8(name, bytes(data[offset : offset + length]))
+        offset += length
+    if offset != len(data):
+        raise refuse(f"input {name!r}: {len(data) - offset} bytes behind its {count} elements")
+    return array
+
+
+def _utf8(name: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise refuse(f"input {name!r}: a BYTES element is not UTF-8, ONNX strings are") from None
+
+
+def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None:
+    for key in parameters:
+        if key.startswith("triton_"):
+            raise refuse(f"{subject}: parameter {key[:40]!r} is reserved")
+        if key.startswith("shared_memory"):
+            raise RequestError(501, f"{subject}: shared memory is not supported, send the data")
+
+
+def _flag(subject: str, parameters: Mapping[str, Parameter], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise refuse(f"{subject}: parameter {name} is {value!r}, need true or false")
+    return value
+
+
+def _outputs(wanted: list[_Output], default: bool) -> tuple[OutputRequest, ...]:
+    found: dict[str, OutputRequest] = {}
+    for output in wanted:
+        subject = f"output {output.name!r}"
+        if output.name in found:
+            raise refuse(f"{subject} is asked for twice")
+        _check_parameters(subject, output.parameters)
+        classes = output.parameters.get("classification", 0)
+        if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= 100_000:
+            raise refuse(f"{subject}: classification is {classes!r}, need a number of classes")
+        found[output.name] = OutputRequest(output.name, _flag(subject, output.parameters, "binary_data", default), classes)
+    return tuple(found.values())
+
+
+def classify(array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
+    """Top classes as "value:index[:label]" strings: (batch, k) of a batch, (k,) of one row."""
+    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+    top = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
+    text = np.empty(top.shape, STRING)
+    for (row, rank), index in np.ndenumerate(top):
+        label = f":{labels[int(index)]}" if index < len(labels) else ""
+        text[row, rank] = f"{rows[row, index]:f}:{index}{label}"
+    return text if array.ndim > 1 else text[0]
+
+
+def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) -> tuple[bytes, int | None]:
+    """Encode a reply. outputs: (name, array, binary). Returns the body and the JSON length, None when there is no tail."""
+    described, tails = [], []
+    for name, array, binary in outputs:
+        entry: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
+        if binary:
+            tails.append(_to_bytes(array))
+            entry["parameters"] = {"binary_data_size": len(tails[-1])}
+        else:
+            entry["data"] = _to_json(name, array)
+        described.append(entry)
+    text = orjson.dumps({**head, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    tail = b"".join(tails)
+    return text + tail, len(text) if tail else None
+
+
+def _to_bytes(array: Array) -> bytes:
+    if array.dtype != STRING:
+        return np.ascontiguousarray(array).tobytes()
+    texts = [text.encode() for text in array.ravel()]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+def _to_json(name: str, array: Array) -> Any:
+    if datatype_of(array.dtype) in _HALF:
+        raise refuse(f"output {name!r}: {datatype_of(array.dtype)} has no JSON form, ask for binary_data")
+    if array.dtype == STRING:
+        return array.ravel().tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot say, ask for binary_data")
+    return np.ascontiguousarray(array).ravel()

@@ -1,0 +1,74 @@
+"""The pages: what is served, and what each op of a model costs. Rendered here, no script, nothing from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from starlette.responses import HTMLResponse
+
+from app.control import describe
+from app.engine import Engine
+from app.repository import Repository
+from graph.errors import FeedError
+from graph.ir import Port
+from profiler.counts import Profile, profile
+from scheduler.session import Session
+
+router = APIRouter()
+MAX_ROWS = 500  # of a page; the CLI and the API give all
+
+_CSP = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_HEADERS = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number people can read: 300774272 MACs → 300.8 MMACs."""
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=select_autoescape(default=True), trim_blocks=True
+)
+_templates.filters["quantity"] = quantity
+
+
+def _page(name: str, **values: Any) -> HTMLResponse:
+    return HTMLResponse(_templates.get_template(name).render(**values), headers=_HEADERS)
+
+
+@router.get("/")
+async def overview(request: Request) -> HTMLResponse:
+    """The served models."""
+    repository: Repository = request.app.state.repository
+    return _page("overview.html", models=[describe(served) for served in repository.models], version=request.app.version)
+
+
+@router.get("/models/{name}")
+async def model(request: Request, name: str, version: str | None = None) -> HTMLResponse:
+    """One model: what it takes, and its profile with every open dimension at 1."""
+    repository: Repository = request.app.state.repository
+    engine: Engine = request.app.state.engine
+    served, session = repository.ready(name, version)
+    counted: Profile | None = None
+    problem = ""
+    try:
+        counted = await engine.call(profile, session.model, smallest_shapes(session))
+    except FeedError as error:
+        problem = str(error)
+    largest = max((op.flops for op in counted.ops), default=0) if counted else 0
+    return _page("model.html", model=describe(served), profile=counted, problem=problem, largest_flops=largest, max_rows=MAX_ROWS)
+
+
+def smallest_shapes(session: Session) -> dict[str, tuple[int, ...]]:
+    """Every input's declared shape with 1 for what is open; inputs without a rank are left out."""
+    return {port.name: _smallest(port) for port in session.inputs if port.dims is not None}
+
+
+def _smallest(port: Port) -> tuple[int, ...]:
+    return tuple(dim if isinstance(dim, int) else 1 for dim in port.dims or ())

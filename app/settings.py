@@ -1,0 +1,50 @@
+"""Every knob of the service, in one table: environment variables EDGEWISE_<NAME>, the command line on top of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEMO_MODELS = Path(__file__).parent / "demo" / "models"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Settings(BaseSettings):
+    """Limits and addresses. All sizes in bytes, all times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="EDGEWISE_", frozen=True)
+
+    models: Path = Field(DEMO_MODELS, description="Folder with name.onnx or name/<version>/model.onnx.")
+    db: str | None = Field(None, description="Database URL; SQLite in the user's data directory when unset.")
+    host: str = Field("127.0.0.1", description="Address to bind; only loopback is served without API keys.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    allowed_hosts: tuple[str, ...] = Field(
+        ("127.0.0.1", "localhost", "[::1]", "testserver"), description="Host headers that are answered: DNS rebinding ends here."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="Cores an inference may use; physical cores when unset.")
+    workers: int = Field(2, ge=1, le=256, description="Inferences computed side by side.")
+    queue_limit: int = Field(256, ge=1, le=100_000, description="Inferences waiting; one more is answered 503.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
+    max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
+    max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
+    max_models: int = Field(256, ge=1, description="Models of one repository.")
+    page_limit: int = Field(500, ge=1, le=10_000, description="Rows of one page of a /v1 listing.")
+
+
+def knobs() -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every knob."""
+    return [
+        (
+            f"EDGEWISE_{name.upper()}",
+            str(field.annotation).removeprefix("<class '").removesuffix("'>"),
+            _shown(name, field.default),
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _shown(name: str, value: object) -> str:
+    return "the bundled demo" if name == "models" else "unset" if value is None else str(value)

@@ -1,0 +1,65 @@
+"""A real server on a real socket, serving the demo, a model of strings and a broken file."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+from onnx import TensorProto, helper
+
+from app.main import create_app
+from app.settings import DEMO_MODELS, Settings
+
+
+def text_model() -> bytes:
+    """Strings through Identity, two inputs of other types, one output each."""
+    value = helper.make_tensor_value_info
+    kinds = {"text": TensorProto.STRING, "half": TensorProto.FLOAT16, "flag": TensorProto.BOOL}
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
+    inputs = [value(name, kind, ["n"]) for name, kind in kinds.items()]
+    outputs = [value(f"{name}_out", kind, ["n"]) for name, kind in kinds.items()]
+    graph = helper.make_graph(nodes, "echo", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """Run uvicorn on a free port in a thread until the block ends."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            for _ in range(200):
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/v2/health/ready").status_code == 200:
+                        break
+                time.sleep(0.05)
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("digits.onnx", "digits.json"):
+        (folder / name).write_bytes((DEMO_MODELS / name).read_bytes())
+    for version in ("1", "3"):
+        (folder / "echo" / version).mkdir(parents=True)
+        (folder / "echo" / version / "model.onnx").write_bytes(text_model())
+    (folder / "broken.onnx").write_bytes(b"no model")
+    (folder / "stats.onnx").write_bytes(text_model())
+    database = tmp_path_factory.mktemp("db") / "edgewise.sqlite"
+    with serving(
+        Settings(models=folder, db=f"sqlite:///{database}", max_body_bytes=1 << 20, max_tensor_elements=1 << 18)
+    ) as found:
+        yield found

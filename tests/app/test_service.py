@@ -1,0 +1,185 @@
+"""The service over a real socket."""
+
+import gzip
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+IMAGES = Path(__file__).parents[2] / "app" / "demo" / "images"
+SEVEN = (IMAGES / "7.json").read_bytes()
+
+
+def infer(client: httpx.Client, body: bytes | dict, path: str = "/v2/models/digits/infer", **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post(path, content=content, headers=headers)
+
+
+def binary_image() -> tuple[bytes, dict[str, str], bytes]:
+    pixels = np.array(json.loads(SEVEN)["inputs"][0]["data"], "<f4").tobytes()
+    tensor = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "parameters": {"binary_data_size": len(pixels)}}
+    head = json.dumps({"inputs": [tensor], "outputs": [{"name": "digit", "parameters": {"binary_data": True}}]}).encode()
+    return head + pixels, {"Inference-Header-Content-Length": str(len(head))}, pixels
+
+
+def test_health_and_metadata(client: httpx.Client) -> None:
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2").json()["name"] == client.get("/v2/").json()["name"] == "edgewise"
+    assert client.get("/v2/models").json() == {"models": ["broken", "digits", "echo"]}
+    meta = client.get("/v2/models/digits").json()
+    assert meta["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
+    assert client.get("/v2/models/digits/versions/1/ready").json() == {"name": "digits", "ready": True}
+
+
+def test_json_inference(client: httpx.Client) -> None:
+    reply = infer(client, {**json.loads(SEVEN), "id": "a1"}).json()
+    assert reply["id"] == "a1"
+    assert reply["model_version"] == "1"
+    assert {output["name"]: output["data"] for output in reply["outputs"]}["digit"] == [7]
+
+
+def test_binary_inference(client: httpx.Client) -> None:
+    body, headers, _ = binary_image()
+    reply = infer(client, body, **headers)
+    length = int(reply.headers["Inference-Header-Content-Length"])
+    assert reply.headers["content-type"] == "application/octet-stream"
+    assert [output["name"] for output in json.loads(reply.content[:length])["outputs"]] == ["digit"]
+    assert np.frombuffer(reply.content[length:], "<i8").tolist() == [7]
+
+
+def test_raw_and_compressed_inference(client: httpx.Client) -> None:
+    body, headers, pixels = binary_image()
+    raw = infer(client, pixels, **{"Inference-Header-Content-Length": "0"})
+    assert raw.status_code == 200
+    packed = infer(client, gzip.compress(body), **headers, **{"Content-Encoding": "gzip", "Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert int(packed.headers["Inference-Header-Content-Length"]) < len(packed.content)
+
+
+def test_batch_and_classification(client: httpx.Client) -> None:
+    rows = [json.loads((IMAGES / f"{digit}.json").read_text())["inputs"][0]["data"] for digit in range(10)]
+    tensor = {"name": "image", "shape": [10, 1, 8, 8], "datatype": "FP32", "data": rows}
+    outputs = [{"name": "digit"}, {"name": "probabilities", "parameters": {"classification": 1}}]
+    reply = infer(client, {"inputs": [tensor], "outputs": outputs}).json()
+    assert reply["outputs"][0]["data"] == list(range(10))
+    assert [text.rsplit(":", 1)[1] for text in reply["outputs"][1]["data"]] == [str(digit) for digit in range(10)]
+
+
+def test_strings_halves_and_flags(client: httpx.Client) -> None:
+    half = np.array([1.5, 2], "<f2").tobytes()
+    inputs = [
+        {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["ä", ""]},
+        {"name": "half", "shape": [2], "datatype": "FP16", "parameters": {"binary_data_size": 4}},
+        {"name": "flag", "shape": [2], "datatype": "BOOL", "data": [True, False]},
+    ]
+    wanted = [{"name": "text_out"}, {"name": "flag_out"}, {"name": "half_out", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
+    path = "/v2/models/echo/infer"
+    reply = infer(client, head + half, path, **{"Inference-Header-Content-Length": str(len(head))})
+    found = json.loads(reply.content[: int(reply.headers["Inference-Header-Content-Length"])])
+    assert found["model_version"] == "3"
+    assert [output.get("data") for output in found["outputs"]] == [["ä", ""], [True, False], None]
+    assert reply.content.endswith(half)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "says"),
+    [
+        ("/v2/models/nope", 404, "unknown model"),
+        ("/v2/models/digits/versions/9", 404, "version 9"),
+        ("/v2/models/broken/ready", 503, "no ONNX protobuf"),
+        ("/v2/models/stats", 404, "unknown model"),
+        ("/v2/models/..%2f..%2fetc%2fpasswd", 404, ""),
+        ("/v2/models/%2e%2e/ready", 404, ""),
+        ("/nothing", 404, "Not Found"),
+        ("/v1/models/nope", 404, "unknown model"),
+    ],
+)
+def test_one_error_body_everywhere(client: httpx.Client, path: str, status: int, says: str) -> None:
+    reply = client.get(path)
+    assert (reply.status_code, list(reply.json())) == (status, ["error"])
+    assert says in reply.json()["error"]
+
+
+def test_wrong_method_is_405(client: httpx.Client) -> None:
+    reply = client.get("/v2/models/digits/infer")
+    assert (reply.status_code, list(reply.json())) == (405, ["error"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "pixels"}, "unexpected inference input 'pixels' for model 'digits'"),
+        ({"shape": [1, 64]}, "rank 2, need rank 4"),
+        ({"datatype": "FP64"}, "dtype is float64, need float32"),
+        ({"shape": [1, 1, 4, 16]}, "need 8 in dimension 2"),
+    ],
+)
+def test_wrong_tensors_are_refused_by_name(client: httpx.Client, change: dict, says: str) -> None:
+    request = json.loads(SEVEN)
+    request["inputs"][0].update(change)
+    reply = infer(client, request)
+    assert reply.status_code == 400
+    assert says in reply.json()["error"]
+
+
+def test_missing_input_and_unknown_output(client: httpx.Client) -> None:
+    assert "expected 1 inputs but got 0" in infer(client, {"inputs": []}).json()["error"]
+    reply = infer(client, {**json.loads(SEVEN), "outputs": [{"name": "z"}]})
+    assert "unexpected inference output 'z'" in reply.json()["error"]
+
+
+def test_body_past_the_limit_is_413(client: httpx.Client) -> None:
+    assert infer(client, bytes(2 << 20)).status_code == 413
+    chunks = (bytes(1 << 16) for _ in range(32))
+    reply = client.post("/v2/models/digits/infer", content=chunks)
+    assert (reply.status_code, list(reply.json())) == (413, ["error"])
+    bomb = gzip.compress(bytes(64 << 20))
+    assert infer(client, bomb, **{"Content-Encoding": "gzip"}).status_code == 413
+    assert client.get("/v2/health/live").status_code == 200
+
+
+def test_foreign_hosts_and_sites_are_refused(client: httpx.Client) -> None:
+    assert client.get("/v2", headers={"Host": "evil.example"}).status_code == 421
+    assert infer(client, SEVEN, Origin="http://evil.example").status_code == 403
+    assert infer(client, SEVEN, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
+
+
+def test_profile_of_a_served_model(client: httpx.Client) -> None:
+    reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 2}}).json()
+    single = client.post("/v1/profiles", json={"model": "digits", "shapes": {"image": [1, 1, 8, 8]}}).json()
+    assert reply["macs"] == 2 * single["macs"] > 0
+    refused = client.post("/v1/profiles", json={"model": "digits", "dims": {"batches": 2}})
+    assert refused.status_code == 400
+    assert "'batches' does not exist" in refused.json()["error"]
+    assert client.post("/v1/profiles", json={"model": "digits", "extra": 1}).status_code == 400
+
+
+def test_models_listing_tells_states(client: httpx.Client) -> None:
+    states = {(m["name"], m["version"]): m["state"] for m in client.get("/v1/models").json()["models"]}
+    assert states == {("broken", "1"): "UNAVAILABLE", ("digits", "1"): "READY", ("echo", "1"): "READY", ("echo", "3"): "READY"}
+
+
+def test_pages_show_models_and_their_profile(client: httpx.Client) -> None:
+    overview = client.get("/")
+    assert "digits" in overview.text
+    assert "no ONNX protobuf" in overview.text
+    policy = overview.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    page = client.get("/models/digits").text
+    assert "294,912" in page  # MACs of the last convolution
+    assert "<script" not in page
+    assert client.get("/static/style.css").status_code == 200
+
+
+def test_metrics_count_by_model(client: httpx.Client) -> None:
+    infer(client, SEVEN)
+    text = client.get("/metrics").text
+    assert 'nv_inference_count_total{model="digits",version="1"}' in text
+    assert 'route="/v2/models/{name}/infer"' in text
+
+
+def test_openapi_is_served(client: httpx.Client) -> None:
+    assert "/v1/profiles" in client.get("/openapi.json").json()["paths"]
