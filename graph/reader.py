@@ -8,7 +8,6 @@ named. Names of inputs, outputs and values stay the file's own.
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from graph.errors import CorruptModelError, CyclicGraphError, LimitError
+from graph.errors import CorruptModelError, LimitError
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Limits
+from graph.order import sort
 from graph.tensors import TensorReader, element_type
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from kernels.registry import Op, find
@@ -264,33 +264,6 @@ class _GraphReader:
 def op_name(node: NodeProto) -> str:
     """The registry name of a node's operator."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-
-
-def sort(nodes: list[Node], defined: Iterable[str]) -> tuple[Node, ...]:
-    """Topological order, the file's own where that is one. Raises CyclicGraphError naming nodes on a cycle."""
-    waits = {value: node.name for node in nodes for value in node.writes()}
-    missing = {node.name: {waits[v] for v in node.reads() if v in waits} for node in nodes}
-    undefined = {value for node in nodes for value in node.reads()} - set(defined)
-    if undefined:
-        raise CorruptModelError(f"graph: value {min(undefined)!r} is read and written nowhere")
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(nodes):
-        for writer in missing[node.name]:
-            readers.setdefault(writer, []).append(index)
-    done: list[Node] = []
-    ready = [index for index, node in enumerate(nodes) if not missing[node.name]]
-    heapq.heapify(ready)  # by index: the file's order among the nodes that are ready
-    while ready:
-        node = nodes[heapq.heappop(ready)]
-        done.append(node)
-        for index in readers.get(node.name, ()):
-            missing[nodes[index].name].discard(node.name)
-            if not missing[nodes[index].name]:
-                heapq.heappush(ready, index)
-    if len(done) < len(nodes):
-        stuck = sorted({node.name for node in nodes} - {node.name for node in done})
-        raise CyclicGraphError(f"graph: {len(stuck)} nodes wait for each other, need an order to run in (nodes {stuck[:5]})")
-    return tuple(done)
 
 
 def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:

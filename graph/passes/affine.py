@@ -1,0 +1,110 @@
+"""Scale and shift: what multiplies and adds a constant per channel behind a Conv or Gemm moves into its weight and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from graph.ir import Graph, Node, Specs
+from graph.rewrite import Editor
+from kernels.spec import FLOATS, Array, Spec
+
+SHARED_WEIGHT_BYTES = 1 << 20  # a larger weight that several nodes read is not copied for one of them
+_HOSTS = frozenset({"Conv", "Gemm"})
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """y · scale + shift, per output channel, in float64."""
+
+    scale: Array
+    shift: Array
+
+
+def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
+    """Fold Add, Sub, Mul and Div of a constant per channel, or of one number, into the Conv or Gemm in front."""
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes if node.op in _ARITHMETIC]:
+        node = editor.nodes[name]
+        index = 0 if editor.constant(node.inputs[1]) is not None else 1
+        host = editor.sole_writer(node.inputs[index], node)
+        if host is None or node.epilogue:
+            continue
+        affine = _read(editor, node, index, channels(editor, host))
+        if affine is not None:
+            absorb(editor, host, node, affine)
+    return editor.finish()
+
+
+def channels(editor: Editor, host: Node) -> int:
+    """How many output channels a Conv or Gemm has whose weight is a constant; 0 for anything else."""
+    weight = editor.constant(host.inputs[1]) if host.op in _HOSTS else None
+    if weight is None or weight.dtype not in FLOATS:
+        return 0
+    return int(weight.shape[0 if host.op == "Conv" or host.attrs["transB"] else 1])
+
+
+def absorb(editor: Editor, host: Node, node: Node, affine: Affine) -> bool:
+    """Make `host` compute what `node` makes of its output. False where its bias or weight do not allow it."""
+    before, after = editor.specs.get(host.outputs[0]), editor.specs.get(node.outputs[0])
+    weight = editor.constant(host.inputs[1])
+    if before is None or before != after or weight is None:
+        return False
+    if len(editor.readers(host.inputs[1])) > 1 and weight.nbytes > SHARED_WEIGHT_BYTES:
+        return False
+    bias = _bias(editor, host, len(affine.scale))
+    if bias is None:
+        return False
+    inputs = [host.inputs[0], host.inputs[1]]
+    if (affine.scale != 1).any():
+        axis = 0 if host.op == "Conv" or host.attrs["transB"] else 1
+        factor = affine.scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        inputs[1] = editor.add_constant(f"{host.name}/weight", (weight * factor).astype(weight.dtype))
+    shifted = bias * affine.scale + affine.shift
+    inputs.append(editor.add_constant(f"{host.name}/bias", shifted.astype(weight.dtype)))
+    attrs = {**host.attrs, "beta": 1.0} if host.op == "Gemm" else host.attrs
+    editor.merge(replace(host, inputs=tuple(inputs), outputs=(node.outputs[0],), attrs=attrs), node)
+    return True
+
+
+def _bias(editor: Editor, host: Node, count: int) -> Array | None:
+    """The bias per channel in float64, zeros where there is none; None when it is no constant or differs from row to row."""
+    if len(host.inputs) < 3 or not host.inputs[2]:
+        return np.zeros(count)
+    bias = editor.constant(host.inputs[2])
+    if bias is None or (bias.ndim > 1 and bias.shape[0] != 1) or bias.ndim > 2:
+        return None
+    beta = host.attrs["beta"] if host.op == "Gemm" else 1.0
+    return beta * np.broadcast_to(bias.astype(np.float64).reshape(-1), (count,))
+
+
+def _read(editor: Editor, node: Node, index: int, count: int) -> Affine | None:
+    """What Add, Sub, Mul or Div does to its input `index`, when the other one is a constant per channel."""
+    spec = editor.specs.get(node.outputs[0])
+    constant = editor.constant(node.inputs[1 - index])
+    if spec is None or constant is None or not count or constant.dtype not in FLOATS:
+        return None
+    values = _per_channel(constant, spec, count)
+    if values is None:
+        return None
+    ones, zeros = np.ones(count), np.zeros(count)
+    if node.op == "Add":
+        return Affine(ones, values)
+    if node.op == "Mul":
+        return Affine(values, zeros)
+    if node.op == "Sub":
+        return Affine(ones, -values) if index == 0 else Affine(-ones, values)
+    return Affine(1 / values, zeros) if index == 0 and values.all() else None
+
+
+def _per_channel(constant: Array, spec: Spec, count: int) -> Array | None:
+    """The constant as one float64 a channel (axis 1), where it broadcasts so."""
+    if constant.ndim > spec.rank:
+        return None
+    shape = (1,) * (spec.rank - constant.ndim) + constant.shape
+    if any(size != 1 for axis, size in enumerate(shape) if axis != 1) or shape[1] not in (1, count):
+        return None
+    values = np.broadcast_to(constant.astype(np.float64).reshape(-1), (count,))
+    return values if np.isfinite(values).all() else None

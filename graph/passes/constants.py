@@ -1,0 +1,55 @@
+"""Constant folding: what depends on nothing but constants is computed once, here."""
+
+from __future__ import annotations
+
+from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.rewrite import Editor, sizes
+from kernels.errors import EdgewiseError
+from kernels.registry import evaluate, find
+from kernels.spec import Array
+
+SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs are smaller
+
+
+def fold_constants(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
+    """Replace nodes by their results. Random ops stay.
+
+    Args:    limit_bytes: what all constants together may take; a node whose result would pass it stays as it is, and so does one
+             whose result is larger than its inputs and than SMALL_RESULT_BYTES (an Expand of a scalar is cheaper run than read).
+    """
+    editor = Editor(graph, specs)
+    held_bytes = sizes(graph.constants)
+    for node in graph.nodes:
+        values = _values(editor, node, limit_bytes - held_bytes)
+        if values is None:
+            continue
+        editor.drop(node)
+        for value, array in values.items():
+            editor.make_constant(value, array)
+            held_bytes += array.nbytes
+    return editor.finish()
+
+
+def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | None:
+    """The values that a node writes, where they are the same in every run and fit; else None."""
+    if node.epilogue:
+        return None
+    made = {value: editor.specs.get(value) for value in node.writes()}
+    specs = [spec for spec in made.values() if spec is not None]
+    result_bytes = sum(spec.nbytes for spec in specs)
+    if len(specs) < len(made) or result_bytes > room_bytes:
+        return None
+    known = {value: spec.value for value, spec in made.items() if spec is not None and spec.value is not None}
+    if len(known) == len(made):
+        return known
+    inputs = [editor.constant(value) if value else None for value in node.inputs]
+    if node.op in CONTROL_FLOW or any(value and array is None for value, array in zip(node.inputs, inputs, strict=True)):
+        return None
+    input_bytes = sum(array.nbytes for array in inputs if array is not None)
+    if result_bytes > max(SMALL_RESULT_BYTES, input_bytes) or not find(node.op).deterministic:
+        return None
+    try:
+        arrays = evaluate(find(node.op), inputs, node.attrs)
+    except EdgewiseError as error:
+        raise type(error)(f"{error} (node {node.name!r})") from None
+    return {value: array for value, array in zip(node.outputs, arrays, strict=False) if value}

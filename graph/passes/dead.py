@@ -1,0 +1,16 @@
+"""Dead code: nodes whose outputs nobody reads."""
+
+from __future__ import annotations
+
+from graph.ir import Graph, Specs
+from graph.rewrite import Editor
+
+
+def remove_dead(graph: Graph, specs: Specs) -> Graph:
+    """Drop every node that leads to no graph output, and every constant that is left unread."""
+    editor = Editor(graph, specs)
+    for node in reversed(graph.nodes):
+        if not any(editor.is_read(value) for value in node.writes()):
+            editor.drop(node)
+    editor.changed |= any(not editor.is_read(name) for name in graph.constants)
+    return editor.finish()

@@ -1,0 +1,61 @@
+"""Common subexpressions: nodes that compute the same of the same are one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.rewrite import Editor, origins
+from kernels.registry import find
+
+SMALL_CONSTANT_BYTES = 4096  # larger constants are compared by name only
+
+
+def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
+    """Keep the first of equal nodes. Random ops and control flow are never merged; graph outputs keep their names."""
+    editor = Editor(graph, specs)
+    same = _equal_constants(graph)
+    seen: dict[Hashable, str] = {}
+    for name in [node.name for node in graph.nodes]:
+        node = editor.nodes[name]
+        if node.op in CONTROL_FLOW or not find(node.op).deterministic or node.epilogue:
+            continue
+        inputs = tuple(same.get(value, value) for value in node.inputs)
+        key = (node.op, inputs, _frozen(node.attrs))
+        kept = editor.nodes[seen.setdefault(key, name)]
+        if kept is not node and _replaceable(editor, kept, node):
+            editor.put(replace(kept, origins=origins(kept, node)))
+            editor.replace_outputs(node, kept)
+    return editor.finish()
+
+
+def _replaceable(editor: Editor, kept: Node, node: Node) -> bool:
+    """Whether every value that is read of `node` exists of `kept`, and none has a name that must stay."""
+    read = [index for index, value in enumerate(node.outputs) if value and editor.is_read(value)]
+    fixed = editor.outputs | editor.captured
+    return all(index < len(kept.outputs) and kept.outputs[index] and node.outputs[index] not in fixed for index in read)
+
+
+def _equal_constants(graph: Graph) -> dict[str, str]:
+    """Constant name -> the first one that holds the same."""
+    first: dict[Hashable, str] = {}
+    return {
+        name: first.setdefault(_frozen(array), name)
+        for name, array in graph.constants.items()
+        if array.nbytes <= SMALL_CONSTANT_BYTES and array.dtype != np.dtype(object)
+    }
+
+
+def _frozen(value: Any) -> Hashable:
+    """Something that is equal where two attribute values are."""
+    if isinstance(value, np.ndarray):
+        return (value.dtype.name, value.shape, value.tobytes() if value.dtype != np.dtype(object) else tuple(value.reshape(-1)))
+    if isinstance(value, Mapping):
+        return frozenset((name, _frozen(entry)) for name, entry in value.items())
+    if isinstance(value, float):
+        return ("float", value.hex())  # tells -0.0 from 0.0
+    return (type(value).__name__, tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value)

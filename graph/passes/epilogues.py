@@ -1,0 +1,48 @@
+"""Epilogue fusion: elementwise ops behind a node run on its output while that is still at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
+from graph.rewrite import Editor, origins
+from kernels.registry import find
+
+
+def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
+    """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
+
+    What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition.
+    """
+    editor = Editor(graph, specs)
+    position = {value: index for index, node in enumerate(graph.nodes, 1) for value in node.writes()}
+    for index, node in enumerate(graph.nodes, 1):
+        host = editor.nodes.get(node.name)
+        while host is not None:
+            host = _absorb(editor, host, index, position)
+    return editor.finish()
+
+
+def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) -> Node | None:
+    """The host with its reader in its epilogue, or None."""
+    value = host.outputs[0]
+    if host.op in CONTROL_FLOW or find(host.op).view or not value or not editor.single_output(host):
+        return None
+    reader = editor.only_reader(value)
+    if reader is None or reader.op in CONTROL_FLOW or not _is_elementwise(reader) or not editor.single_output(reader):
+        return None
+    spec = editor.specs.get(value)
+    if spec is None or spec != editor.specs.get(reader.outputs[0]):
+        return None
+    others = [name for name in reader.reads() if name != value]
+    if any(editor.specs.get(name) is None or position.get(name, 0) >= index for name in others if name not in editor.constants):
+        return None
+    inputs = tuple("" if name == value else name for name in reader.inputs)
+    fused = Fused(reader.op, inputs, reader.attrs, origin=origins(reader)[0])
+    return editor.merge(replace(host, outputs=(reader.outputs[0],), epilogue=(*host.epilogue, fused, *reader.epilogue)), reader)
+
+
+def _is_elementwise(node: Node) -> bool:
+    """Whether it may run in place behind another node; an absent input has no sign in an epilogue, where "" is the output."""
+    op = find(node.op)
+    return op.elementwise and not op.view and all(node.inputs)

@@ -1,0 +1,34 @@
+"""MatMul of two matrices plus a bias is Gemm."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from graph.ir import Graph, Node, Specs
+from graph.rewrite import Editor, origins
+from kernels.registry import find
+from kernels.spec import FLOATS
+
+
+def make_gemms(graph: Graph, specs: Specs) -> Graph:
+    """Turn MatMul + Add into Gemm where both factors are float matrices and the bias broadcasts to the product."""
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes if node.op == "Add"]:
+        node = editor.nodes[name]
+        for index in (0, 1):
+            product = editor.sole_writer(node.inputs[index], node)
+            if product is not None and product.op == "MatMul" and node.inputs[0] != node.inputs[1]:
+                _fuse(editor, product, node, node.inputs[1 - index])
+                break
+    return editor.finish()
+
+
+def _fuse(editor: Editor, product: Node, node: Node, bias: str) -> None:
+    factors = [editor.spec(value) for value in product.inputs]
+    made, added = editor.specs.get(node.outputs[0]), editor.spec(bias)
+    if made is None or added is None or made.dtype not in FLOATS or made != editor.specs.get(product.outputs[0]):
+        return
+    if any(spec is None or spec.rank != 2 for spec in factors) or added.rank > 2 or node.epilogue:
+        return
+    gemm = Node(product.name, "Gemm", (*product.inputs, bias), node.outputs, find("Gemm").bind({}))
+    editor.merge(replace(gemm, origins=origins(product)), node)

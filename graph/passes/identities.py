@@ -1,0 +1,109 @@
+"""Identity removal: nodes that return what they were given, at these shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from graph.ir import Graph, Node, Specs
+from graph.rewrite import Editor
+from kernels.spec import Array
+
+
+def remove_identities(graph: Graph, specs: Specs) -> Graph:
+    """Let the readers of a no-op read its input. One between a graph input and a graph output stays: both keep their names."""
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes]:
+        node = editor.nodes[name]
+        index = _passes_through(editor, node)
+        if index is not None:
+            editor.bypass(node, node.inputs[index])
+    return editor.finish()
+
+
+def _passes_through(editor: Editor, node: Node) -> int | None:
+    """Which input output 0 is equal to, or None."""
+    rule = _RULES.get(node.op)
+    if rule is None or node.epilogue or not node.inputs or not editor.single_output(node):
+        return None
+    index = rule(editor, node)
+    if index is None:
+        return None
+    before, after = editor.spec(node.inputs[index]), editor.specs.get(node.outputs[0])
+    return index if before is not None and before == after else None
+
+
+def _always(editor: Editor, node: Node) -> int | None:
+    """Equal as soon as shape and dtype are: Identity, casts, reshapes, expansions, inference Dropout."""
+    return 0
+
+
+def _alone(editor: Editor, node: Node) -> int | None:
+    return 0 if sum(map(bool, node.inputs)) == 1 else None
+
+
+def _transpose(editor: Editor, node: Node) -> int | None:
+    perm = tuple(node.attrs["perm"] or ())
+    return 0 if perm and perm == tuple(range(len(perm))) else None
+
+
+def _pad(editor: Editor, node: Node) -> int | None:
+    """The same shape may also come of cutting one side and padding the other."""
+    pads = editor.constant(node.inputs[1])
+    return 0 if pads is not None and not pads.any() else None
+
+
+def _slice(editor: Editor, node: Node) -> int | None:
+    """The same shape may also come of walking backwards."""
+    if len(node.inputs) < 5 or not node.inputs[4]:
+        return 0
+    steps = editor.constant(node.inputs[4])
+    return 0 if steps is not None and (steps == 1).all() else None
+
+
+def _pool(editor: Editor, node: Node) -> int | None:
+    ones = all(size == 1 for size in (*node.attrs["kernel_shape"], *(node.attrs["strides"] or ())))
+    return 0 if ones and not any(node.attrs["pads"] or ()) else None
+
+
+def _neutral(element: int, commutes: bool) -> Callable[[Editor, Node], int | None]:
+    def rule(editor: Editor, node: Node) -> int | None:
+        """x + 0, x - 0, x · 1, x / 1, x ** 1, and 0 + x, 1 · x."""
+        for index in (0, 1) if commutes else (0,):
+            other = editor.constant(node.inputs[1 - index])
+            if other is not None and _is_all(other, element):
+                return index
+        return None
+
+    return rule
+
+
+def _is_all(array: Array, element: int) -> bool:
+    return array.dtype.kind in "fiuV" and bool(np.all(array == element))
+
+
+def _training(editor: Editor, node: Node) -> int | None:
+    """Dropout passes its input on, unless a run may ask for training."""
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return 0
+    mode = editor.constant(node.inputs[2])
+    return 0 if mode is not None and not mode.any() else None
+
+
+_RULES: dict[str, Callable[[Editor, Node], int | None]] = {
+    **dict.fromkeys(
+        ("Identity", "Cast", "CastLike", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "CenterCropPad"), _always
+    ),
+    **dict.fromkeys(("Concat", "Sum", "Max", "Min", "Mean"), _alone),
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    "Dropout": _training,
+    "Transpose": _transpose,
+    "Pad": _pad,
+    "Slice": _slice,
+    "Add": _neutral(0, commutes=True),
+    "Sub": _neutral(0, commutes=False),
+    "Mul": _neutral(1, commutes=True),
+    "Div": _neutral(1, commutes=False),
+    "Pow": _neutral(1, commutes=False),
+}

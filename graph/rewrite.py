@@ -1,0 +1,192 @@
+"""What every rewrite pass works with: a graph that can be changed node by node, and then be frozen again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from graph.ir import Graph, Node, Specs
+from graph.order import sort
+from kernels.spec import Array, Spec
+
+Pass = Callable[[Graph, Specs], Graph]  # a rewrite of a graph whose specs are known; the same graph where it finds nothing
+
+
+class Editor:
+    """A graph under change. Names of graph inputs and outputs stay; `finish` freezes it, in order, without unread constants.
+
+    nodes: by name, in order. constants: by value name. captured: values that subgraphs read, which must keep their names.
+    """
+
+    def __init__(self, graph: Graph, specs: Specs) -> None:
+        self.graph = graph
+        self.specs = specs
+        self.nodes: dict[str, Node] = {}
+        self.constants: dict[str, Array] = dict(graph.constants)
+        self.outputs = {port.name for port in graph.outputs}
+        self.captured = {value for node in graph.nodes for body in node.subgraphs() for value in body.captures()}
+        self.changed = False
+        self._inputs = {port.name for port in graph.inputs}
+        self._producers: dict[str, str] = {}
+        self._readers: dict[str, Counter[str]] = {}
+        for node in graph.nodes:
+            self._add(node)
+
+    def spec(self, value: str) -> Spec | None:
+        """What is known of a value; None also for one that this pass has made."""
+        if value in self.constants:
+            return Spec.of(self.constants[value])
+        return self.specs.get(value)
+
+    def constant(self, value: str) -> Array | None:
+        """The array behind a value, where it is a constant."""
+        return self.constants.get(value)
+
+    def producer(self, value: str) -> Node | None:
+        """The node that writes a value; None for inputs, constants and the empty name."""
+        name = self._producers.get(value)
+        return None if name is None else self.nodes[name]
+
+    def readers(self, value: str) -> list[Node]:
+        """The nodes that read a value."""
+        return [self.nodes[name] for name in self._readers.get(value, ())]
+
+    def is_read(self, value: str) -> bool:
+        """Whether a node or the caller wants a value."""
+        return value in self.outputs or bool(self._readers.get(value))
+
+    def only_reader(self, value: str) -> Node | None:
+        """The one node that reads a value, provided that it is no graph output and no subgraph captures it."""
+        readers = self._readers.get(value, Counter())
+        if len(readers) != 1 or value in self.outputs or value in self.captured:
+            return None
+        return self.nodes[next(iter(readers))]
+
+    def sole_writer(self, value: str, reader: Node) -> Node | None:
+        """The node that writes a value which nobody but `reader` wants; it has no epilogue and no other output that is read."""
+        node = self.producer(value)
+        if node is None or node.epilogue or self.only_reader(value) is not reader or not self.single_output(node):
+            return None
+        return node
+
+    def single_output(self, node: Node) -> bool:
+        """Whether output 0 is the only one that anybody reads."""
+        return not any(self.is_read(value) for value in node.outputs[1:] if value)
+
+    def put(self, node: Node) -> None:
+        """Add a node, or replace the one of its name."""
+        if node.name in self.nodes:
+            self._forget(self.nodes[node.name])
+        self._add(node)
+        self.changed = True
+
+    def drop(self, node: Node) -> None:
+        """Remove a node; whoever reads it must have been given another value."""
+        self._forget(node)
+        del self.nodes[node.name]
+        self.changed = True
+
+    def add_constant(self, hint: str, array: Array) -> str:
+        """Add a constant under a fresh name."""
+        name = hint
+        while name in self.constants or name in self._producers or name in self._inputs or name in self.captured:
+            name += "'"
+        self.constants[name] = array
+        return name
+
+    def make_constant(self, value: str, array: Array) -> None:
+        """Turn a value whose producer is about to go into a constant."""
+        self.constants[value] = array
+        self.changed = True
+
+    def bypass(self, node: Node, source: str) -> bool:
+        """Remove a node whose output 0 equals the value `source`. False where names that must stay stand in the way."""
+        value = node.outputs[0]
+        if value in self.captured:
+            return False
+        if value in self.outputs:
+            return self._hand_over(node, source)
+        self.drop(node)
+        self._rename_reads(value, source)
+        return True
+
+    def replace_outputs(self, node: Node, other: Node) -> None:
+        """Remove a node, letting the readers of each of its outputs read the same output of another node."""
+        self.drop(node)
+        for old, new in zip(node.outputs, other.outputs, strict=False):
+            if old:
+                self._rename_reads(old, new)
+
+    def merge(self, kept: Node, *absorbed: Node) -> Node:
+        """Drop nodes and give their origins to `kept`, which is put in place."""
+        for node in absorbed:
+            self.drop(node)
+        kept = replace(kept, origins=origins(kept, *absorbed))
+        self.put(kept)
+        return kept
+
+    def finish(self) -> Graph:
+        """The new graph; the old one where nothing changed."""
+        if not self.changed:
+            return self.graph
+        read = {value for node in self.nodes.values() for value in node.reads()} | self.outputs
+        constants = {name: array for name, array in self.constants.items() if name in read}
+        nodes = tuple(self.nodes.values())
+        defined = self._inputs | set(constants) | set(self._producers)
+        return replace(self.graph, nodes=sort(nodes, defined), constants=constants)
+
+    def _hand_over(self, node: Node, source: str) -> bool:
+        """The node's output is a graph output: let the producer of `source` write it under that name."""
+        value = node.outputs[0]
+        writer = self.producer(source)
+        if writer is None or source in self.outputs or source in self.captured:
+            return False
+        self.drop(node)
+        self.put(replace(writer, outputs=tuple(value if name == source else name for name in writer.outputs)))
+        self._rename_reads(source, value)
+        return True
+
+    def _rename_reads(self, old: str, new: str) -> None:
+        for node in self.readers(old):
+            inputs = tuple(new if name == old else name for name in node.inputs)
+            epilogue = tuple(
+                replace(fused, inputs=tuple(new if name == old else name for name in fused.inputs)) for fused in node.epilogue
+            )
+            self.put(replace(node, inputs=inputs, epilogue=epilogue))
+
+    def _add(self, node: Node) -> None:
+        self.nodes[node.name] = node
+        for value in node.writes():
+            self._producers[value] = node.name
+        for value in node.reads():
+            self._readers.setdefault(value, Counter())[node.name] += 1
+
+    def _forget(self, node: Node) -> None:
+        for value in node.writes():
+            if self._producers.get(value) == node.name:
+                del self._producers[value]
+        for value in set(node.reads()):
+            del self._readers[value][node.name]
+
+
+def origins(*nodes: Node) -> tuple[str, ...]:
+    """The ONNX nodes that several nodes stand for, each once."""
+    return tuple(dict.fromkeys(name for node in nodes for name in (node.origins or (node.name,))))
+
+
+def scalar(array: Array | None) -> float | None:
+    """The number that an array of one element holds; None for anything else."""
+    if array is None or array.size != 1 or array.dtype.kind not in "fiuV":
+        return None
+    return float(array.reshape(-1)[0])
+
+
+def is_close(value: float | None, wanted: float) -> bool:
+    """Whether a number written in single precision means `wanted`."""
+    return value is not None and abs(value - wanted) <= 1e-6 * abs(wanted)
+
+
+def sizes(mapping: Mapping[str, Array]) -> int:
+    """Bytes of all arrays together."""
+    return sum(array.nbytes for array in mapping.values())

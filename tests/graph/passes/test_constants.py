@@ -1,0 +1,56 @@
+"""Constant folding."""
+
+import numpy as np
+
+from graph.passes.constants import SMALL_RESULT_BYTES, fold_constants
+from graph.shapes import bind, propagate
+from tests.graph.passes.checks import build, const, folding, node, ops, random, rewritten
+
+
+def test_nodes_of_constants_become_constants() -> None:
+    graph = build(
+        [node("Mul", ["a", "b"], ["ab"]), node("Exp", ["ab"], ["e"]), node("Add", ["x", "e"], ["y"])],
+        [random("a", 2, 4), random("b", 4)],
+    )
+    after = rewritten(graph, folding)
+    assert ops(after) == ["Add"]
+    assert set(after.constants) == {"e"}
+
+
+def test_shape_of_an_input_is_folded() -> None:
+    graph = build([node("Shape", ["x"], ["s"]), node("ConstantOfShape", ["s"], ["z"]), node("Add", ["x", "z"], ["y"])])
+    assert ops(rewritten(graph, folding)) == ["Add"]
+
+
+def test_a_constant_graph_output_keeps_its_name() -> None:
+    graph = build([node("Exp", ["a"], ["c"]), node("Relu", ["x"], ["y"])], [random("a", 3)], outputs=("y", "c"))
+    after = rewritten(graph, folding)
+    assert ops(after) == ["Relu"]
+    assert "c" in after.constants
+
+
+def test_random_ops_are_never_folded() -> None:
+    graph = build([node("RandomNormal", [], ["r"], shape=[2, 4]), node("Add", ["x", "r"], ["y"])])
+    assert folding(graph, propagate(graph, bind(graph))) is graph
+
+
+def test_a_small_constant_is_not_blown_up() -> None:
+    wide = SMALL_RESULT_BYTES // 4 + 4
+    graph = build(
+        [node("Expand", ["a", "s"], ["e"]), node("Add", ["x", "e"], ["y"])],
+        [const("a", [1.0]), const("s", [wide], np.int64)],
+        inputs={"x": (wide,)},
+    )
+    assert ops(rewritten(graph, folding)) == ["Expand", "Add"]
+
+
+def test_results_stay_below_the_limit_of_all_constants() -> None:
+    graph = build(
+        [node("Exp", ["a"], ["e"]), node("Add", ["x", "e"], ["y"]), node("Mul", ["y", "a"], ["z"])],
+        [random("a", 2, 4)],
+        outputs=("z",),
+    )
+    specs = propagate(graph, bind(graph))
+    plain = {name: spec and spec.with_value(None) for name, spec in specs.items()}
+    assert fold_constants(graph, plain, limit_bytes=32) is graph
+    assert ops(fold_constants(graph, plain, limit_bytes=64)) == ["Add", "Mul"]
