@@ -1,1 +1,12 @@
-"""The native backend: kernels emitted as LLVM IR, specialised per shape and instruction set, compiled through llvmlite."""
+"""The native backend: kernels emitted as LLVM IR, specialised per shape and instruction set, compiled through llvmlite.
+
+From the bottom up:
+    isa        instruction sets as data; which one this machine gets (EDGEWISE_ISA narrows it)
+    types, builder    LLVM IR as text, built by code that reads like the loops it makes
+    compile, library, cache, farm    text to object code, to memory, to disk (EDGEWISE_CODE_CACHE), in several processes
+    math, remez       exp, tanh, erf… and the activations, emitted inline; where their coefficients come from
+    runtime, pool     native worker threads, barrier, shared chunks
+    layout, geometry, kernel    how images lie in memory; how work is cut up; what every kernel looks like from outside
+    conv, depthwise   the kernels
+    program    kernels composed into the one function that a segment of a model runs as
+"""

@@ -358,6 +358,10 @@ class Function:
         at = self.coerce(index, I64)
         return base if at.known == 0 else self.op(f"getelementptr {kind.scalar}, {base}, {at}", PTR, "at")
 
+    def opaque(self, address: Value) -> Value:
+        """The same address, which LLVM no longer recognises: loads through it are not merged with earlier ones and kept."""
+        return self.op(f'call ptr asm "", "=r,0"({address})', PTR, "opaque")
+
     def load(self, kind: Type, base: Value, index: Operand = 0, *, align: int | None = None) -> Value:
         """Read `kind` at element `index`. align: bytes the address is known to be a multiple of; default one element."""
         address = self.offset(base, index, kind)

@@ -12,7 +12,8 @@
 A 1×1 convolution without stride and a matrix product are the case of one long row. The input is read one channel at a time
 and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of channels.
 
-Kernel columns are a loop, never unrolled into one block: LLVM would then keep what neighbouring columns both read, and spill.
+Kernel columns are a loop, and at the border, where each has pixels of its own, their addresses are hidden from LLVM: it would
+keep what neighbouring columns both read, and spill.
 
 Packed weights: [group][block of V vectors][kernel row][kernel column][input channel][V·lanes], read from end to end.
 """
@@ -33,7 +34,8 @@ from kernels.native.types import I64
 from kernels.spec import Array
 
 BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
-CHUNK_MACS = 2 << 20  # of one chunk: about 20 µs, against well under 1 µs to take one
+CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
+CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
 
 
@@ -113,9 +115,10 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     row_macs = flat.y.width * min(vectors * isa.lanes, conv.group_outputs) * conv.macs // (
         conv.y.batch * conv.y.height * conv.y.width * conv.y.channels
     )  # fmt: skip
-    rows, row_pixels = max(1, min(flat.y.height, CHUNK_MACS // max(row_macs, 1))), 0
-    if conv.is_product and flat.y.height == 1 and row_macs > CHUNK_MACS:
-        tiles = max(1, CHUNK_MACS * flat.y.width // row_macs // pixels)
+    chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
+    rows, row_pixels = max(1, min(flat.y.height, chunk_macs // max(row_macs, 1))), 0
+    if conv.is_product and flat.y.height == 1 and row_macs > chunk_macs:
+        tiles = max(1, chunk_macs * flat.y.width // row_macs // pixels)
         row_pixels = tiles * pixels if tiles * pixels < flat.y.width else 0
     weight_bytes = 4 * conv.y.channels * conv.group_inputs * conv.kernel[0] * conv.kernel[1]
     return ConvTile(pixels, vectors, channels, rows, row_pixels, weight_bytes <= WEIGHTS_IN_L2_BYTES)
@@ -262,7 +265,7 @@ class _ConvEmitter:
         inside = [conv.columns_inside(span.first + p) for p in everyone]
         for column in range(conv.kernel[1]):
             if pixels := tuple(p for p in everyone if column in inside[p]):
-                at, weights = k.offset(x, column * x_step), k.offset(w, column * w_step)
+                at, weights = k.opaque(k.offset(x, column * x_step)), k.offset(w, column * w_step)
                 values = self._channels(k, block, pixels, at, weights, values)
         return values
 

@@ -28,7 +28,8 @@ from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
 
-CHUNK_MACS = 256 << 10  # of one chunk: memory-bound work, about as long as a dense chunk
+CHUNK_MACS = (32 << 10, 256 << 10)  # least and most of one chunk: up to about 5 µs
+CHUNKS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
     """Fill in the rest of a tile by rule."""
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
-    return DepthwiseTile(pixels, vectors, max(1, min(conv.y.height, CHUNK_MACS // row_macs)))
+    chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
+    return DepthwiseTile(pixels, vectors, max(1, min(conv.y.height, chunk_macs // row_macs)))
 
 
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:

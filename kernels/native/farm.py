@@ -8,7 +8,6 @@ another thread holds is ever copied. The caller compiles too, so a worker that d
 from __future__ import annotations
 
 import json
-import os
 import queue
 import struct
 import subprocess
@@ -24,7 +23,7 @@ import structlog
 from kernels.native.cache import CodeCache, entry_key
 from kernels.native.compile import Compiled, generate
 from kernels.native.errors import CompileError
-from kernels.native.isa import Isa
+from kernels.native.isa import Isa, available_cores
 
 SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a process costs
 _SIZE = struct.Struct("<q")
@@ -55,17 +54,11 @@ def compile_all(
 
 def _compile(modules: list[str], isa: Isa, count_spills: bool, processes: int | None) -> list[Compiled]:
     """The largest first, so that no core ends on a long one alone."""
-    cores = (
-        processes
-        if processes is not None
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
+    cores = available_cores() if processes is None else processes
     small = processes is None and sum(map(len, modules)) < SMALL_CHARACTERS
-    helpers = 0 if small else min(cores or 1, len(modules)) - 1
+    others = 0 if small else min(cores, len(modules)) - 1
     batch = _Batch(modules, isa, count_spills)
-    threads = [threading.Thread(target=batch.drive_worker, name="edgewise-compile", daemon=True) for _ in range(helpers)]
+    threads = [threading.Thread(target=batch.drive_worker, name="edgewise-compile", daemon=True) for _ in range(others)]
     for thread in threads:
         thread.start()
     try:

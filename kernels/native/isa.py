@@ -137,3 +137,8 @@ def host_isa() -> Isa:
     if not runs:
         raise IsaError(f"isa: {llvm.get_host_cpu_name()} has none of {sorted(ISAS)}, the numpy backend serves it")
     return list(runs.values())[-1]
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

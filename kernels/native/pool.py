@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels.native.compile import generate
 from kernels.native.errors import PoolError
-from kernels.native.isa import host_isa
+from kernels.native.isa import available_cores, host_isa
 from kernels.native.library import Library
 from kernels.native.runtime import LINE_BYTES, MAILBOX, MAILBOX_BYTES, TEAM, TEAM_BYTES, runtime_ir
 from kernels.spec import Array
@@ -33,11 +33,6 @@ def aligned(size_bytes: int, alignment_bytes: int = LINE_BYTES) -> Array:
     raw = np.zeros(size_bytes + alignment_bytes, np.uint8)
     start = -raw.ctypes.data % alignment_bytes
     return raw[start : start + size_bytes]
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Pool:

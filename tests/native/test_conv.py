@@ -182,6 +182,7 @@ def test_default_tiles_fill_the_registers_and_do_not_spill(isa):
     for conv in (
         square(isa, "blocked", 28, 128, 128, 3, pad=1),
         square(isa, "blocked", 14, 256, 512, 1),
+        square(isa, "blocked", 64, 3, 4 * isa.lanes, 7, stride=2, pad=3, x_layout="nchw"),
         product(isa, "nhwc", 197, 768, 768),
     ):
         best = conv_tiles(conv, isa)[0]

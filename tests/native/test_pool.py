@@ -13,7 +13,7 @@ from kernels.native import pool as pool_module
 from kernels.native.builder import Module
 from kernels.native.compile import generate
 from kernels.native.errors import PoolError
-from kernels.native.isa import ISAS, host_isa
+from kernels.native.isa import ISAS, available_cores, host_isa
 from kernels.native.library import Library
 from kernels.native.pool import Pool, aligned, shared_pool
 from kernels.native.runtime import barrier, chunks, runtime_ir
@@ -227,7 +227,7 @@ def test_forked_child_gets_a_pool_of_its_own():
 def test_shared_pool_is_one_and_grows():
     first = shared_pool()
     assert shared_pool(first.threads + 1) is first
-    assert first.threads >= pool_module.available_cores() + 1
+    assert first.threads >= available_cores() + 1
 
 
 def test_waiter_that_is_interrupted_leaves_the_queue(pool, monkeypatch):
