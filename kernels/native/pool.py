@@ -7,6 +7,7 @@ they are in use. Runs that fit beside one another run at once, each with a team 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import threading
@@ -56,6 +57,8 @@ class Pool:
         self._workers: list[threading.Thread] = []
         self._closed = False
         self._finalizer = weakref.finalize(self, _stop, self._boxes, self._workers, self._call["edgewise_post"], self._runtime)
+        self._finalizer.atexit = False  # _close_all does it, after the runs under way
+        _pools.add(self)
         self.grow(threads)
 
     def grow(self, threads: int) -> None:
@@ -100,37 +103,48 @@ class Pool:
         finally:
             self._give_back(boxes, team, threads)
 
-    def close(self) -> None:
-        """Wait for the runs under way, then end the workers. A closed pool refuses to run."""
+    def close(self, patience_s: float | None = None) -> None:
+        """Wait for the runs under way, then end the workers. A closed pool refuses to run.
+
+        patience_s: how long to wait; a pool that is still running then is left as it is. None = for ever.
+        """
         with self._lock:
             if self._closed or os.getpid() != self._pid:
                 return
-        self._await_turn(self.threads)
+        if not self._await_turn(self.threads, patience_s):
+            return
         self._closed = True
         self._finalizer()
         with self._lock:
             self._free_threads += self.threads
             self._admit()
 
-    def _await_turn(self, threads: int) -> None:
-        """Take that many threads out of the budget, after everyone who asked before."""
+    def _await_turn(self, threads: int, patience_s: float | None = None) -> bool:
+        """Take that many threads out of the budget, after everyone who asked before; False when patience ended first."""
         with self._lock:
             if not self._waiting and self._free_threads >= threads:
                 self._free_threads -= threads
-                return
+                return True
             turn = threading.Event()
             ticket = (threads, turn)
             self._waiting.append(ticket)
         try:
-            turn.wait()
-        except BaseException:  # interrupted from the keyboard: leave the queue, or hand on what was just given
-            with self._lock:
-                if turn.is_set():
-                    self._free_threads += threads
-                else:
-                    self._waiting.remove(ticket)
-                self._admit()
+            if turn.wait(patience_s):
+                return True
+        except BaseException:  # interrupted from the keyboard
+            self._leave_queue(ticket)
             raise
+        self._leave_queue(ticket)
+        return False
+
+    def _leave_queue(self, ticket: tuple[int, threading.Event]) -> None:
+        """Give up a place in the queue, or hand on what was given just now."""
+        with self._lock:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+            else:
+                self._free_threads += ticket[0]
+            self._admit()
 
     def _take(self, threads: int) -> tuple[list[int], int]:
         self._await_turn(threads)
@@ -178,7 +192,7 @@ def _set(record: Array, offset: int, kind: type, value: int) -> None:
 
 
 def _stop(boxes: list[Array], workers: list[threading.Thread], post: Callable[[int], None], runtime: Library) -> None:
-    """End the workers and then unmap their code: when a pool closes, is collected, or the interpreter ends."""
+    """End the workers and then unmap their code: when a pool closes or is collected. Nobody may be running anything."""
     for box, _ in zip(boxes, workers, strict=False):  # mailboxes without a worker yet follow
         _set(box, MAILBOX["stop"], np.int32, 1)
         post(int(box.ctypes.data))
@@ -187,6 +201,7 @@ def _stop(boxes: list[Array], workers: list[threading.Thread], post: Callable[[i
     runtime.close()
 
 
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _shared: list[Pool] = []
 _forked_away: list[Pool] = []  # never touched again: their workers are the parent's
 _shared_lock = threading.Lock()
@@ -201,13 +216,21 @@ def shared_pool(threads: int = 1) -> Pool:
         return _shared[0]
 
 
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter ends: no thread may be in native code when that is unmapped."""
+    for pool in list(_pools):
+        pool.close(patience_s=10)
+
+
 def _after_fork() -> None:
     """A child has the pool's memory but none of its threads: leave it alone and make another when asked."""
     global _shared_lock  # noqa: PLW0603  another thread of the parent may have held it
     _shared_lock = threading.Lock()
-    for pool in _shared:
+    for pool in list(_pools):
         pool._finalizer.detach()
-    _forked_away.extend(_shared)
+        _forked_away.append(pool)
+    _pools.clear()
     _shared.clear()
 
 

@@ -195,7 +195,7 @@ def test_interpreter_ends_while_workers_sleep_and_while_they_run(tmp_path):
         "import threading, time\nfrom tests.native.test_pool import *\n"
         "program, one = Program(lockstep(1), 3 * WORDS), shared_pool(2)\n"
         "program.run(one, 2)\n"
-        "def forever():\n    while True: program.run(one, 2)\n"
+        "def forever():\n    try:\n        while True: program.run(one, 2)\n    except PoolError: pass\n"
         "threading.Thread(target=forever, daemon=True).start()\ntime.sleep(0.05)\n"
     )
     root = Path(__file__).parents[2]
@@ -228,6 +228,15 @@ def test_shared_pool_is_one_and_grows():
     first = shared_pool()
     assert shared_pool(first.threads + 1) is first
     assert first.threads >= available_cores() + 1
+
+
+def test_close_that_loses_patience_leaves_the_pool_running(pool):
+    program, one = Program(lockstep(1), 4 * WORDS), pool(2)
+    assert one._await_turn(1)
+    one.close(patience_s=0.01)
+    one._give_back([], one._idle_teams.pop(), 1)
+    program.run(one, 2)
+    assert program.memory[0] == 0
 
 
 def test_waiter_that_is_interrupted_leaves_the_queue(pool, monkeypatch):
