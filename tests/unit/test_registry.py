@@ -9,7 +9,7 @@ import pytest
 from kernels import ops
 from kernels.cost import Cost
 from kernels.errors import DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
-from kernels.registry import Kernel, Op, evaluate, find, operators
+from kernels.registry import Kernel, Op, _discovered, evaluate, find, operators
 from kernels.spec import Spec
 
 
@@ -33,7 +33,7 @@ def test_operators_refuse_two_of_one_name(monkeypatch):
     twin.ADD = _op("Add")
     monkeypatch.setitem(sys.modules, "kernels.ops.zz_twin", twin)
     with pytest.raises(EdgewiseError, match=r"Add: registered twice.*zz_twin\.py"):
-        operators.__wrapped__()
+        _discovered.__wrapped__()
 
 
 def test_find_unknown_op_names_the_closest():
