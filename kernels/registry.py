@@ -125,6 +125,9 @@ class Op:
             inspect.signature(self.infer).bind(*inputs, **attrs)
         except TypeError as error:
             raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {error}") from None
+        for position, name in _required_inputs(self.infer):
+            if inputs[position] is None:
+                raise ShapeError(f"{self.name}: input {position} ({name}) is absent, only optional ones may be")
         specs = self.infer(*inputs, **attrs)
         return specs if isinstance(specs, tuple) else (specs,)
 
@@ -227,6 +230,13 @@ def _types(infer: Callable[..., Any]) -> Mapping[str, str]:
     """Attribute names and their declared types, as written, without an optional None."""
     keywords = inspect.signature(infer).parameters.values()
     return {p.name: p.annotation.removesuffix(" | None") for p in keywords if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@functools.cache
+def _required_inputs(infer: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
+    """Position and name of every input declared as a `Spec` that cannot be None."""
+    parameters = enumerate(inspect.signature(infer).parameters.values())
+    return tuple((i, p.name) for i, p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation == "Spec")
 
 
 @functools.cache

@@ -91,6 +91,11 @@ def test_infer_refuses_too_many_inputs():
         _op().infer_specs([Spec((1,), np.dtype(np.float32))] * 2, {"factor": 1})
 
 
+def test_infer_refuses_absent_required_input():
+    with pytest.raises(ShapeError, match=r"Reshape: input 1 \(shape\) is absent"):
+        find("Reshape").infer_specs([Spec((1,), np.dtype(np.float32)), None], {"allowzero": 0})
+
+
 def test_choose_quotes_every_refusal():
     op = _op(kernel=Kernel("tall", _copy, refuses=lambda x, **attrs: "x is too short"))
     with pytest.raises(UnsupportedError, match="tall: x is too short"):
