@@ -27,7 +27,7 @@ from kernels.registry import home, operators
 
 _HASH_DIGITS = 16
 _OPS = "kernels.ops"
-_EXECUTION = ("graph.executor", "graph.memory", "graph.control")  # what runs between the kernels
+_EXECUTOR = "graph.executor"  # with what it imports: all that runs between the kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,12 @@ class Build:
     kernels: Mapping[str, str] = field(repr=False)
 
     def kernel_source(self, op: str) -> str:
-        """Hash of the source of an op; "" for what the executor runs itself (If, Loop, Scan): the build's id covers that."""
-        return self.kernels.get(op, "")
+        """Hash of the source of an op, or of several fused ones ("Conv+Relu").
+
+        It is "" for what the executor runs itself (If, Loop, Scan): the build's id covers that.
+        """
+        first, *fused = (self.kernels.get(name, "") for name in op.split("+"))
+        return _hash((first, *fused)) if fused else first
 
 
 @functools.cache
@@ -48,14 +52,14 @@ def current_build() -> Build:
 
     Raises: UnsupportedError where the engine's source is not there to be hashed.
     """
-    shared = [name for name in _modules(kernels) if not name.startswith(f"{_OPS}.")]
-    shared += [name for name in _modules(graph) if name in _EXECUTION]
     llvmlite = importlib.metadata.version("llvmlite")
     libraries = f"python{platform.python_version()}.numpy{np.__version__}.llvmlite{llvmlite}"
-    sources = {name: _source(name) for name in _modules(kernels) if name.startswith(f"{_OPS}.")}
+    engine = {name: _source(name) for name in _modules(kernels)}
+    sources = {name: engine.pop(name) for name in list(engine) if name.startswith(f"{_OPS}.")}
+    execution = source_hash(_EXECUTOR, {name: _source(name) for name in _modules(graph)})
     return Build(
-        id=f"{_version()}+{libraries}.{_hash(_source(name) for name in sorted(shared))}",
-        kernels={op: kernel_hash(home(op), sources) for op in operators()},
+        id=f"{_version()}+{libraries}.{_hash((execution, *(engine[name] for name in sorted(engine))))}",
+        kernels={op: source_hash(home(op), sources) for op in operators()},
     )
 
 
@@ -67,7 +71,7 @@ def _version() -> str:
         return "source"
 
 
-def kernel_hash(module: str, sources: Mapping[str, str]) -> str:
+def source_hash(module: str, sources: Mapping[str, str]) -> str:
     """Hash of a module in `sources` and of every other one there that it imports, directly or through others."""
     reached = {module}
     waiting = [module]

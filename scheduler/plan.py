@@ -195,9 +195,8 @@ class Plan(_Data):
 
     @property
     def request(self) -> str:
-        """SHA-256 of what was asked for: objective, constraints and input shapes. Plans of one request replace each other."""
-        asked = self.model_dump_json(include={"objective", "constraints", "inputs"})
-        return hashlib.sha256(asked.encode()).hexdigest()
+        """Key of what was asked for: plans of one request replace each other."""
+        return request_key(self.objective, self.constraints, self.inputs)
 
     @property
     def id(self) -> str:
@@ -246,6 +245,12 @@ class Plan(_Data):
             return f"made by engine build {self.engine_build}, this is {build.id}"
         changed = _changed_kernels({step.op: step.kernel_source for step in self.steps}, build)
         return f"the source of {', '.join(changed)} changed since" if changed else ""
+
+
+def request_key(objective: Objective, constraints: Constraints, inputs: tuple[InputShape, ...]) -> str:
+    """SHA-256 of what a plan is asked for besides model and device."""
+    asked = [objective, constraints.model_dump_json(), *(item.model_dump_json() for item in inputs)]
+    return hashlib.sha256(orjson.dumps(asked)).hexdigest()
 
 
 def _changed_kernels(made_with: Mapping[str, str], build: Build) -> list[str]:

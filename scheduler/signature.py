@@ -25,7 +25,10 @@ _TEXT_CHARACTERS = 8000  # of a node with hundreds of inputs, the rest is hashed
 
 @dataclass(frozen=True)
 class Signature:
-    """Canonical text of one node's work. `key` is what the database is asked for."""
+    """Canonical text of one node's work. `key` is what the database is asked for.
+
+    op: the operators whose kernels do it, "Conv+Relu" with a fused activation; `Build.kernel_source` takes it.
+    """
 
     op: str
     text: str
@@ -48,7 +51,7 @@ def signature(node: Node, specs: Specs, constants: Mapping[str, Array]) -> Signa
     text = _node_text(node, lambda value: _value_text(value, specs, constants))
     if len(text) > _TEXT_CHARACTERS:
         text = f"{text[:_TEXT_CHARACTERS]}…#{hashlib.sha256(text.encode()).hexdigest()}"
-    return Signature(node.op, text)
+    return Signature("+".join((node.op, *(fused.op for fused in node.epilogue))), text)
 
 
 def _node_text(node: Node, describe: _Describe) -> str:

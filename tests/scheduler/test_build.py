@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import kernels.registry
-from scheduler.build import current_build, kernel_hash
+from scheduler.build import Build, current_build, source_hash
 
 SOURCES = {
     "kernels.ops.a": "from kernels.ops import shared\n",
@@ -13,22 +13,22 @@ SOURCES = {
 
 def test_kernel_hash_changes_with_its_own_source():
     edited = {**SOURCES, "kernels.ops.b": "import kernels.cost  # faster\n"}
-    assert kernel_hash("kernels.ops.b", edited) != kernel_hash("kernels.ops.b", SOURCES)
+    assert source_hash("kernels.ops.b", edited) != source_hash("kernels.ops.b", SOURCES)
 
 
 def test_kernel_hash_is_untouched_by_another_ops_source():
     edited = {**SOURCES, "kernels.ops.b": "import kernels.cost  # faster\n"}
-    assert kernel_hash("kernels.ops.a", edited) == kernel_hash("kernels.ops.a", SOURCES)
+    assert source_hash("kernels.ops.a", edited) == source_hash("kernels.ops.a", SOURCES)
 
 
 def test_kernel_hash_follows_imports():
     edited = {**SOURCES, "kernels.ops.deep": "def f(): return 1\n"}
-    assert kernel_hash("kernels.ops.a", edited) != kernel_hash("kernels.ops.a", SOURCES)
+    assert source_hash("kernels.ops.a", edited) != source_hash("kernels.ops.a", SOURCES)
 
 
 def test_kernel_hash_ignores_line_ends():
     windows = {name: source.replace("\n", "\r\n") for name, source in SOURCES.items()}
-    assert kernel_hash("kernels.ops.a", windows) == kernel_hash("kernels.ops.a", SOURCES)
+    assert source_hash("kernels.ops.a", windows) == source_hash("kernels.ops.a", SOURCES)
 
 
 def test_current_build_knows_every_operator():
@@ -43,3 +43,11 @@ def test_current_build_tells_ops_of_different_files_apart():
 
 def test_control_flow_has_no_kernel_source():
     assert current_build().kernel_source("Loop") == ""
+
+
+def test_kernel_source_of_fused_ops_changes_with_each_of_them():
+    build = Build("b", {"Conv": "c1", "Relu": "r1"})
+    sources = {build.kernel_source(op) for op in ("Conv", "Conv+Relu")}
+    sources.add(Build("b", {"Conv": "c1", "Relu": "r2"}).kernel_source("Conv+Relu"))
+    sources.add(Build("b", {"Conv": "c2", "Relu": "r1"}).kernel_source("Conv+Relu"))
+    assert len(sources) == 4

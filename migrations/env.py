@@ -1,0 +1,31 @@
+"""Where Alembic starts. `Store.upgrade()` hands over its connection; the command line says `-x url=…`.
+
+Forward only: there is no downgrade. Nothing here reads the working directory or a configuration file of the user's.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+from scheduler.store.database import VERSION_TABLE, default_url
+from scheduler.store.schema import Base
+
+
+def _run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        version_table=VERSION_TABLE,
+        transactional_ddl=True,  # SQLite's is too, once Python does not commit on its own
+        render_as_batch=connection.dialect.name == "sqlite",  # SQLite alters a table by copying it
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if (given := context.config.attributes.get("connection")) is not None:
+    _run(given)
+else:
+    with create_engine(context.get_x_argument(as_dictionary=True).get("url", default_url())).begin() as opened:
+        _run(opened)

@@ -1,0 +1,1 @@
+"""Numbered, forward-only, never edited after release."""

@@ -1,0 +1,76 @@
+"""The strategy database: devices, models, plans, measurements and profile runs, on SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from scheduler.errors import StoreVersionError
+from scheduler.store.catalogue import Devices, Models
+from scheduler.store.database import Database, default_url
+from scheduler.store.measurements import Measurements
+from scheduler.store.plans import Plans
+from scheduler.store.profiles import Profiles
+from scheduler.store.records import Found, Here, Measurement, Page, ProfileNode, ProfileRun, StoredDevice, StoredModel, StoredPlan
+
+__all__ = [
+    "Found",
+    "Here",
+    "Measurement",
+    "Page",
+    "ProfileNode",
+    "ProfileRun",
+    "Store",
+    "StoredDevice",
+    "StoredModel",
+    "StoredPlan",
+    "default_url",
+]
+
+
+class Store:
+    """An open database. Any number of threads and processes may use it at once.
+
+    Args:   url: sqlite:///path or postgresql://user:password@host/name; None = SQLite in the user's data directory.
+            create: make the file when it is missing. upgrade: migrate its schema when it is older than this build's.
+    Raises: StoreError, by kind; StoreVersionError for a schema that is newer, or older and not to be upgraded.
+    """
+
+    def __init__(self, url: str | None = None, *, create: bool = True, upgrade: bool = True) -> None:
+        self._database = Database(default_url() if url is None else url, create)
+        self.devices = Devices(self._database)
+        self.models = Models(self._database)
+        self.plans = Plans(self._database)
+        self.measurements = Measurements(self._database)
+        self.profiles = Profiles(self._database)
+        try:
+            if upgrade:
+                self.upgrade()
+            elif self._database.pending():
+                raise StoreVersionError(f"{self.label}: schema is older than this build's (run `edgewise db upgrade`)")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def label(self) -> str:
+        """The URL without its password."""
+        return self._database.label
+
+    def upgrade(self) -> None:
+        """Migrate the schema to this build's. Raises StoreVersionError when it is newer."""
+        self._database.upgrade()
+
+    def revision(self) -> str | None:
+        """The migration its schema is at."""
+        return self._database.revision()
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

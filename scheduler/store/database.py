@@ -1,0 +1,268 @@
+"""A connection to SQLite or PostgreSQL: opening, migrating, transactions that are retried, and errors that say what to do."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
+
+import platformdirs
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from scheduler.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreLockedError,
+    StoreMissingError,
+    StoreReadOnlyError,
+    StoreUnreachableError,
+    StoreVersionError,
+)
+from scheduler.store.schema import HEAD
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE: Final = "edgewise_version"
+BUSY_SECONDS: Final = 10.0
+ATTEMPTS: Final = 4
+_UPGRADE_LOCK: Final = 0x65646765  # "edge": key of the PostgreSQL advisory lock that one migrating process holds
+_WRITES: Final = "edgewise_writes"
+
+T = TypeVar("T")
+
+
+def default_url() -> str:
+    """SQLite in the user's data directory."""
+    path = platformdirs.user_data_path("edgewise") / "edgewise.db"
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+class Database:
+    """One database. Thread-safe; every transaction takes a connection of the pool.
+
+    Args:   url: sqlite:///path or postgresql://user:password@host/name. create: make it, and its folder, where it is missing.
+    Raises: StoreError, by kind, naming the database and what to do about it.
+    """
+
+    def __init__(self, url: str, create: bool = True) -> None:
+        self._url = _checked_url(url)
+        self.label = self._url.render_as_string(hide_password=True)
+        if self.is_sqlite:
+            self._prepare_file(Path(str(self._url.database)), create)
+        self._engine = self._make_engine()
+        _prepare_transactions(self._engine)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """SQLite or PostgreSQL."""
+        return self._url.get_backend_name() == "sqlite"
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._engine.dispose()
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in a transaction that sees one state of the database."""
+        return self._attempt(work, writes=False)
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Run `work` in a transaction and commit it: all of it or nothing. `work` is run again when writers collide."""
+        return self._attempt(work, writes=True)
+
+    def revision(self) -> str | None:
+        """The migration the schema is at; None where nothing was made yet."""
+
+        def find(session: Session) -> str | None:
+            if not inspect(session.connection()).has_table(VERSION_TABLE):
+                return None
+            found: str | None = session.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608  a constant
+            return found
+
+        return self.read(find)
+
+    def upgrade(self) -> None:
+        """Migrate the schema to this build's, in one transaction; processes that come together wait for the first.
+
+        Raises: StoreVersionError when the database was made by a newer build.
+        """
+        if self.pending():
+            self.write(lambda session: self._migrate(session.connection()))
+
+    def pending(self) -> bool:
+        """Whether the schema is older than this build's. Raises StoreVersionError when it is newer."""
+        revision = self.revision()
+        if revision == HEAD:
+            return False
+        from alembic.script import ScriptDirectory  # noqa: PLC0415  alembic takes longer to import than a lookup to answer
+
+        known = {item.revision for item in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+        if revision is not None and revision not in known:
+            raise StoreVersionError(f"{self.label}: schema is at {revision}, this build knows up to {HEAD} (upgrade Edgewise)")
+        return True
+
+    def _migrate(self, connection: Connection) -> None:
+        from alembic import command  # noqa: PLC0415
+
+        if not self.is_sqlite:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    def _attempt(self, work: Callable[[Session], T], writes: bool) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                connecting = self._engine.connect().execution_options(**{_WRITES: writes})
+                with connecting as connection, Session(connection, expire_on_commit=False) as session, session.begin():
+                    return work(session)
+            except (DBAPIError, PoolTimeoutError) as error:
+                if attempt == ATTEMPTS or not _collided(error):
+                    raise self._translated(error) from error
+            time.sleep(random.uniform(0.01, 0.05) * attempt)  # noqa: S311  spreads the writers, guards nothing
+        raise AssertionError("the last attempt returns or raises")
+
+    def _make_engine(self) -> Engine:
+        if not self.is_sqlite:
+            return create_engine(self._url, pool_pre_ping=True, pool_timeout=30, connect_args={"connect_timeout": 10})
+        # mode=rw: a file that vanished is an error, never an empty database.
+        # isolation_level None: `_prepare_transactions` says BEGIN, not sqlite3.
+        uri = f"file:{quote(str(self._url.database))}?mode=rw"
+        return create_engine(
+            self._url,
+            creator=lambda: sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False),
+        )
+
+    def _prepare_file(self, path: Path, create: bool) -> None:
+        if path.exists():
+            return
+        if not create:
+            raise StoreMissingError(f"{self.label}: no such file, run `edgewise db upgrade` to create it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise StoreReadOnlyError(
+                f"{self.label}: cannot be created, {error.strerror} (choose another place with --db)"
+            ) from None
+
+    def _translated(self, error: DBAPIError | PoolTimeoutError) -> StoreError:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        found = _sqlite_error(cause) if isinstance(cause, sqlite3.Error) else _postgres_error(cause)
+        kind, advice = found or (StoreError, "not a known condition")
+        first_line = str(cause).strip().partition("\n")[0]
+        return kind(f"{self.label}: {first_line}, {advice}")
+
+
+def _checked_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+        if backend == "postgresql" and parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError("database: the URL cannot be read, need sqlite:///path or postgresql://user@host/name") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise StoreError(f"database: {backend} is not supported, need sqlite or postgresql")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise StoreError("database: a SQLite database in memory is seen by one connection only, need sqlite:///path")
+    return parsed
+
+
+def _prepare_transactions(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
+        # WAL: readers and one writer at once. NORMAL: a killed process loses nothing; only a power cut may lose the last commits.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={int(BUSY_SECONDS * 1000)}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # A writer takes its lock at once: a reader that turns writer later fails without waiting when another one committed.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _alembic() -> Config:
+    from alembic.config import Config  # noqa: PLC0415
+
+    import migrations  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))
+    return config
+
+
+def _collided(error: DBAPIError | PoolTimeoutError) -> bool:
+    """Whether trying again may help: writers that collide, or a pooled connection that the server closed."""
+    if isinstance(error, PoolTimeoutError):
+        return False
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_code(cause).startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return getattr(cause, "sqlstate", None) in ("40001", "40P01") or error.connection_invalidated
+
+
+def _sqlite_code(cause: sqlite3.Error) -> str:
+    return getattr(cause, "sqlite_errorname", "")
+
+
+_SQLITE_KINDS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
+    ("SQLITE_BUSY", StoreLockedError, f"another process held it for {BUSY_SECONDS:g} s (try again, or stop that process)"),
+    ("SQLITE_LOCKED", StoreLockedError, "another connection holds a table (try again)"),
+    (
+        "SQLITE_READONLY",
+        StoreReadOnlyError,
+        "the file or its folder is not writable (change that, or choose another place with --db)",
+    ),
+    ("SQLITE_CANTOPEN", StoreReadOnlyError, "the file is gone or may not be opened (check that it is there and its permissions)"),
+    ("SQLITE_PERM", StoreReadOnlyError, "the file may not be opened (check its permissions)"),
+    ("SQLITE_FULL", StoreReadOnlyError, "the disk is full (make room; what was stored before is safe)"),
+    ("SQLITE_NOTADB", StoreCorruptError, "the file is no SQLite database (move it away, or choose another place with --db)"),
+    ("SQLITE_CORRUPT", StoreCorruptError, "the file is damaged (restore a copy, or move it away to start anew)"),
+    ("SQLITE_IOERR", StoreError, "the disk failed to answer (check the file system)"),
+    ("SQLITE_ERROR", StoreError, "the schema is not Edgewise's (is this another program's database?)"),
+)
+
+
+def _sqlite_error(cause: sqlite3.Error) -> tuple[type[StoreError], str] | None:
+    code = _sqlite_code(cause)
+    return next(((kind, advice) for prefix, kind, advice in _SQLITE_KINDS if code.startswith(prefix)), None)
+
+
+_POSTGRES_KINDS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
+    ("40", StoreLockedError, "writers kept colliding (try again)"),
+    ("55P03", StoreLockedError, "another session holds a lock (try again)"),
+    ("28", StoreUnreachableError, "the server refuses the login (check user and password)"),
+    ("3D000", StoreMissingError, "the server has no such database (create it first)"),
+    ("25006", StoreReadOnlyError, "the server only lets it be read (connect to the primary)"),
+    ("42501", StoreReadOnlyError, "the user may not do this (grant it)"),
+    ("53100", StoreReadOnlyError, "the server's disk is full (make room)"),
+    ("XX001", StoreCorruptError, "the server found damaged data (restore a backup)"),
+    ("42P", StoreError, "the schema is not Edgewise's (is this another program's database?)"),
+    ("08", StoreUnreachableError, "the connection broke (check that the server runs)"),
+    ("57P", StoreUnreachableError, "the server is going down or coming up (try again)"),
+)
+
+
+def _postgres_error(cause: BaseException | None) -> tuple[type[StoreError], str] | None:
+    state = getattr(cause, "sqlstate", None)
+    if state is None:  # no server answered to give a code
+        message = str(cause)
+        if "password" in message or "authentication" in message:
+            return StoreUnreachableError, "the server refuses the login (check user and password)"
+        if 'database "' in message and "does not exist" in message:
+            return StoreMissingError, "the server has no such database (create it first)"
+        return StoreUnreachableError, "the server does not answer (check that it runs, host and port)"
+    return next(((kind, advice) for prefix, kind, advice in _POSTGRES_KINDS if state.startswith(prefix)), None)

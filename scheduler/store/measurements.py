@@ -1,0 +1,197 @@
+"""Measurements: the evidence that plans are made of. What is not true of this device and build comes out labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Select, and_, or_, select
+from sqlalchemy.orm import Session
+
+from scheduler.errors import NotFoundError, RecordFormatError
+from scheduler.store.database import Database
+from scheduler.store.records import LAST_ID, Found, Here, Measurement, Page, cursor_ids, page_limit
+from scheduler.store.rows import chunks, device_id, ids_of_keys, insert_into, model_id, signature_ids
+from scheduler.store.schema import DeviceRow, MeasurementRow, ModelSignatureRow, SignatureRow
+from scheduler.strategy import Strategy
+
+if TYPE_CHECKING:
+    from sqlalchemy import Row
+
+    _Query = Select[MeasurementRow, str, str, str]  # with device fingerprint, signature key and text
+    _Line = Row[MeasurementRow, str, str, str]
+
+_BATCH = 500  # rows of one INSERT
+_KEY = ("device_id", "signature_id", "engine_build", "kernel_source", "strategy")
+_WORK = ("op", "executed_macs", "other_flops", "moved_bytes")
+_EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us")
+
+
+class Measurements:
+    """Measurements by device, engine build, kernel source, signature and strategy.
+
+    Of two for one key the one of more samples is kept; of as many, the newer.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, measurements: Iterable[Measurement]) -> None:
+        """Store measurements, all of them or none. Raises NotFoundError when a device is not stored."""
+        best = _best_of_each_key(measurements)
+        for_devices = sorted({item.device_fingerprint for item in best})
+
+        def work(session: Session) -> None:
+            devices = {fingerprint: device_id(session, fingerprint) for fingerprint in for_devices}
+            signatures = signature_ids(session, {item.signature_key: (item.op, item.signature) for item in best})
+            rows = [_columns(item, devices[item.device_fingerprint], signatures[item.signature_key]) for item in best]
+            rows.sort(key=lambda row: tuple(row[name] for name in _KEY))  # one order for all writers: no deadlock
+            statement = insert_into(session, MeasurementRow)
+            new, old = statement.excluded, MeasurementRow.__table__.c
+            better = or_(new.samples > old.samples, and_(new.samples == old.samples, new.measured_us > old.measured_us))
+            kept = statement.on_conflict_do_update(
+                index_elements=list(_KEY), set_={name: new[name] for name in (*_WORK, *_EVIDENCE)}, where=better
+            )
+            for chunk in chunks(rows, _BATCH):
+                session.connection().execute(kept, chunk)
+
+        if best:
+            self._database.write(work)
+
+    def page(
+        self,
+        here: Here,
+        device: str | None = None,
+        signature: str | None = None,
+        model: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Found]:
+        """Measurements of a device, a signature (its key) or all work of a model, each labelled fresh or why not.
+
+        Raises: NotFoundError when device or model is not stored, RecordFormatError when both signature and model are given.
+        """
+        bound = page_limit(limit)
+        if signature is not None and model is not None:
+            raise RecordFormatError("strategies: both a signature and a model are given, need one of them")
+        before = cursor_ids(cursor, parts=1 if model is None else 2)
+
+        def work(session: Session) -> Page[Found]:
+            query = _all()
+            if device is not None:
+                query = query.where(MeasurementRow.device_id == device_id(session, device))
+            if model is not None:
+                return _page_of_model(session, query, model_id(session, model), before, bound, here)
+            if signature is not None:
+                query = query.where(MeasurementRow.signature_id == ids_of_keys(session, [signature]).get(signature, -1))
+            lines = _newest(session, query, before[0], bound + 1)
+            return _page(lines, bound, here, lambda row: str(row.id))
+
+        return self._database.read(work)
+
+    def fresh(self, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
+        """What is known of each signature on this very device, build and kernel source; nothing else is in it.
+
+        Args: signatures: key -> op. Returns: key -> strategy -> measurement, only of the keys that have any.
+        """
+        return self._database.read(lambda session: _fresh(session, here, signatures))
+
+    def recent(self, here: Here, op: str, limit: int | None = None) -> list[Measurement]:
+        """The newest fresh measurements of an op, of any signature: what the cost model is fitted on."""
+        bound = page_limit(limit)
+
+        def work(session: Session) -> list[Measurement]:
+            query = _all().where(
+                MeasurementRow.device_id == device_id(session, here.device_fingerprint),
+                MeasurementRow.op == op,
+                MeasurementRow.engine_build == here.build.id,
+                MeasurementRow.kernel_source == here.build.kernel_source(op),
+            )
+            return [_measurement(*line) for line in session.execute(query.order_by(MeasurementRow.id.desc()).limit(bound))]
+
+        try:
+            return self._database.read(work)
+        except NotFoundError:  # nothing is known of a device that is not stored
+            return []
+
+
+def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
+    device = session.scalar(select(DeviceRow.id).where(DeviceRow.fingerprint == here.device_fingerprint))
+    found: dict[str, dict[Strategy, Measurement]] = {}
+    if device is None:
+        return found
+    for chunk in chunks(sorted(signatures)):
+        sources = {here.build.kernel_source(signatures[key]) for key in chunk}
+        query = _all().where(
+            MeasurementRow.device_id == device,
+            MeasurementRow.signature_id.in_(list(ids_of_keys(session, chunk).values())),
+            MeasurementRow.engine_build == here.build.id,
+            MeasurementRow.kernel_source.in_(sorted(sources)),
+        )
+        for line in session.execute(query):
+            measurement = _measurement(*line)
+            if here.judge(measurement).fresh:
+                found.setdefault(measurement.signature_key, {})[measurement.strategy] = measurement
+    return found
+
+
+def _all() -> _Query:
+    query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
+    query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
+    return query.join(SignatureRow, SignatureRow.id == MeasurementRow.signature_id)
+
+
+def _newest(session: Session, query: _Query, before: int, limit: int) -> list[_Line]:
+    return list(session.execute(query.where(MeasurementRow.id < before).order_by(MeasurementRow.id.desc()).limit(limit)))
+
+
+def _page_of_model(session: Session, query: _Query, model: int, before: Sequence[int], limit: int, here: Here) -> Page[Found]:
+    """Signature by signature, each the newest first. One look at an index for each signature, so that no join can be a scan."""
+    from_signature, from_id = before
+    measured = query.with_only_columns(MeasurementRow.id).where(MeasurementRow.signature_id == ModelSignatureRow.signature_id)
+    of_model = (
+        select(ModelSignatureRow.signature_id)
+        .where(ModelSignatureRow.model_id == model, ModelSignatureRow.signature_id <= from_signature, measured.exists())
+        .order_by(ModelSignatureRow.signature_id.desc())
+        .limit(limit + 2)  # each has at least one row, but the first may have none left
+    )
+    lines: list[_Line] = []
+    for signature in session.scalars(of_model).all():
+        of_signature = query.where(MeasurementRow.signature_id == signature)
+        lines += _newest(session, of_signature, from_id if signature == from_signature else LAST_ID, limit + 1 - len(lines))
+        if len(lines) > limit:
+            break
+    return _page(lines, limit, here, lambda row: f"{row.signature_id}.{row.id}")
+
+
+def _page(lines: list[_Line], limit: int, here: Here, cursor: Callable[[MeasurementRow], str]) -> Page[Found]:
+    kept = lines[:limit]
+    following = cursor(kept[-1][0]) if len(lines) > limit else None
+    return Page(tuple(here.judge(_measurement(*line)) for line in kept), following)
+
+
+def _columns(item: Measurement, device: int, signature: int) -> dict[str, object]:
+    names = ("engine_build", "kernel_source", *_WORK, *_EVIDENCE)
+    values: dict[str, object] = {name: getattr(item, name) for name in names}
+    return {**values, "device_id": device, "signature_id": signature, "strategy": str(item.strategy)}
+
+
+def _measurement(row: MeasurementRow, fingerprint: str, key: str, text: str) -> Measurement:
+    return Measurement(
+        device_fingerprint=fingerprint,
+        signature=text,
+        signature_key=key,
+        strategy=Strategy.parse(row.strategy),
+        **{name: getattr(row, name) for name in ("engine_build", "kernel_source", *_WORK, *_EVIDENCE)},
+    )
+
+
+def _best_of_each_key(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """One statement cannot meet one row twice, so the rule is applied to the batch first."""
+    best: dict[tuple[str, ...], Measurement] = {}
+    for item in measurements:
+        key = (item.device_fingerprint, item.signature_key, item.engine_build, item.kernel_source, str(item.strategy))
+        held = best.get(key)
+        if held is None or (item.samples, item.measured_us) > (held.samples, held.measured_us):
+            best[key] = item
+    return list(best.values())

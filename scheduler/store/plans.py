@@ -1,0 +1,120 @@
+"""Plans: what was decided, for whom, and when."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sqlalchemy import Select, delete, select, update
+from sqlalchemy.orm import Session
+
+from scheduler.errors import NotFoundError
+from scheduler.plan import Plan
+from scheduler.store.database import Database
+from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
+from scheduler.store.rows import device_id, insert_into, model_id, newest_first, signature_ids
+from scheduler.store.schema import ModelSignatureRow, PlanRow
+
+
+class Plans:
+    """Plans by their id (`Plan.id`). Every plan that comes out has its state judged for `here`: never stale unlabelled."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, plan: Plan) -> None:
+        """Store a plan as the newest of its request. Raises NotFoundError when its model or device is not stored."""
+        payload = document("plan", plan.to_json())
+
+        def work(session: Session) -> None:
+            model, device = model_id(session, plan.model_digest), device_id(session, plan.device_fingerprint)
+            session.execute(delete(PlanRow).where(PlanRow.digest == plan.id))
+            session.add(
+                PlanRow(
+                    digest=plan.id,
+                    request=plan.request,
+                    model_id=model,
+                    device_id=device,
+                    measured_ns=plan.measured_ns,
+                    payload=payload,
+                    created_us=now_us(),
+                )
+            )
+            session.flush()
+            _link_signatures(session, model, plan)
+
+        self._database.write(work)
+
+    def get(self, plan_id: str, here: Here) -> StoredPlan:
+        """Raises NotFoundError."""
+        return self._one(select(PlanRow).where(PlanRow.digest == plan_id), here, f"plan {plan_id}: not stored")
+
+    def latest(self, model_digest: str, request: str, here: Here) -> StoredPlan:
+        """The newest plan of a request (`plan.request_key`) for this model and device. Raises NotFoundError."""
+        missing = f"plan of model {model_digest} for device {here.device_fingerprint}: none is stored for this request"
+
+        def work(session: Session) -> PlanRow | None:
+            model, device = model_id(session, model_digest), device_id(session, here.device_fingerprint)
+            query = select(PlanRow).where(PlanRow.model_id == model, PlanRow.device_id == device, PlanRow.request == request)
+            return session.scalar(query.order_by(PlanRow.id.desc()).limit(1))
+
+        row = self._database.read(work)
+        if row is None:
+            raise NotFoundError(missing)
+        return _plan(row, here)
+
+    def page(
+        self,
+        here: Here,
+        model: str | None = None,
+        device: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[StoredPlan]:
+        """Every plan, of one model, one device or both. Raises NotFoundError, RecordFormatError."""
+        (before,), bound = cursor_ids(cursor), page_limit(limit)
+
+        def work(session: Session) -> Page[StoredPlan]:
+            query = select(PlanRow)
+            if model is not None:
+                query = query.where(PlanRow.model_id == model_id(session, model))
+            if device is not None:
+                query = query.where(PlanRow.device_id == device_id(session, device))
+            return newest_first(session, query, PlanRow.id, bound, before, lambda row: _plan(row, here))
+
+        return self._database.read(work)
+
+    def measured(self, plan_id: str, measured_ns: float) -> None:
+        """Note how long one inference by this plan really takes. Raises NotFoundError."""
+
+        def work(session: Session) -> PlanRow | None:
+            statement = update(PlanRow).where(PlanRow.digest == plan_id).values(measured_ns=measured_ns).returning(PlanRow)
+            return session.scalar(statement)
+
+        if self._database.write(work) is None:
+            raise NotFoundError(f"plan {plan_id}: not stored")
+
+    def _one(self, query: Select[PlanRow], here: Here, missing: str) -> StoredPlan:
+        row = self._database.read(lambda session: session.scalar(query))
+        if row is None:
+            raise NotFoundError(missing)
+        return _plan(row, here)
+
+
+def _plan(row: PlanRow, here: Here) -> StoredPlan:
+    plan = Plan.from_json(row.payload).judged(here.device_fingerprint, here.build)
+    return StoredPlan(plan.model_copy(update={"measured_ns": row.measured_ns}), row.created_us)
+
+
+def _link_signatures(session: Session, model: int, plan: Plan) -> None:
+    """Note what work the model consists of, so that strategies can be looked up by model."""
+    nodes = Counter(step.signature_key for step in plan.steps)
+    ids = signature_ids(session, {step.signature_key: (step.op, step.signature) for step in plan.steps})
+    rows = [{"model_id": model, "signature_id": ids[key], "nodes": count} for key, count in sorted(nodes.items())]
+    if rows:
+        statement = insert_into(session, ModelSignatureRow)
+        session.connection().execute(
+            statement.on_conflict_do_update(
+                index_elements=["model_id", "signature_id"], set_={"nodes": statement.excluded.nodes}
+            ),
+            rows,
+        )

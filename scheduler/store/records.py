@@ -1,0 +1,185 @@
+"""What goes into the database and what comes out of it: plain frozen data, with nothing of SQL about it."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Final, Generic, Literal, TypeVar
+
+from scheduler.build import Build
+from scheduler.errors import RecordFormatError
+from scheduler.plan import Plan
+from scheduler.strategy import Strategy
+
+MAX_NAME: Final = 1024  # characters
+MAX_DOCUMENT_BYTES: Final = 64 << 20
+MAX_PAGE: Final = 200
+DEFAULT_PAGE: Final = 50
+LAST_ID: Final = (1 << 63) - 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A bounded part of a list, the newest first. `next` is the cursor of the part that follows, None at the end."""
+
+    items: tuple[T, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDevice:
+    """A device and its profile as JSON (`DeviceProfile.from_json` reads it)."""
+
+    fingerprint: str
+    name: str
+    profile: str
+    created_us: int
+    updated_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model that is known. summary: JSON."""
+
+    digest: str
+    name: str
+    nbytes: int
+    summary: str
+    created_us: int
+    updated_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlan:
+    """A plan, its state judged for the device and build it was read for. `plan.id` is its key."""
+
+    plan: Plan
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """How long one strategy took for one signature on one device, by one engine build and one kernel source.
+
+    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970.
+    """
+
+    device_fingerprint: str
+    engine_build: str
+    kernel_source: str
+    op: str
+    signature: str
+    signature_key: str
+    strategy: Strategy
+    executed_macs: int
+    other_flops: int
+    moved_bytes: int
+    samples: int
+    min_ns: float
+    p50_ns: float
+    p90_ns: float
+    mean_ns: float
+    std_ns: float
+    measured_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A measurement, and whether it is true of what runs here now. `reason` says why not."""
+
+    measurement: Measurement
+    fresh: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What a measurement must match to be fresh: this device, running this build."""
+
+    device_fingerprint: str
+    build: Build
+
+    def judge(self, measurement: Measurement) -> Found:
+        """Label a measurement."""
+        reason = ""
+        if measurement.device_fingerprint != self.device_fingerprint:
+            reason = f"measured on device {measurement.device_fingerprint}, this is {self.device_fingerprint}"
+        elif measurement.engine_build != self.build.id:
+            reason = f"measured with engine build {measurement.engine_build}, this is {self.build.id}"
+        elif measurement.kernel_source != self.build.kernel_source(measurement.op):
+            reason = f"the source of {measurement.op} changed since"
+        return Found(measurement, not reason, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileNode:
+    """One node of a profile run; p50_ns where it was timed."""
+
+    node: str
+    op: str
+    macs: int
+    flops: int
+    moved_bytes: int
+    p50_ns: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRun:
+    """A count ("static") or a measured trace ("trace") of a model. payload: the whole document as JSON.
+
+    device_fingerprint is "" for a static run: counts hold on every device. nodes is empty in a list of runs.
+    """
+
+    id: int
+    model_digest: str
+    device_fingerprint: str
+    kind: Literal["static", "trace"]
+    engine_build: str
+    macs: int
+    flops: int
+    wall_p50_ns: float | None
+    payload: str
+    nodes: tuple[ProfileNode, ...]
+    created_us: int
+
+
+def now_us() -> int:
+    """Microseconds of UTC since 1970."""
+    return time.time_ns() // 1000
+
+
+def page_limit(limit: int | None) -> int:
+    """A page size within bounds. Raises RecordFormatError."""
+    if limit is None:
+        return DEFAULT_PAGE
+    if not 1 <= limit <= MAX_PAGE:
+        raise RecordFormatError(f"page: limit is {limit}, need 1..{MAX_PAGE}")
+    return limit
+
+
+def cursor_ids(cursor: str | None, parts: int = 1) -> tuple[int, ...]:
+    """The ids in a cursor, one for each column that is paged by. Raises RecordFormatError when it is none of ours."""
+    if cursor is None:
+        return (LAST_ID,) * parts
+    numbers = cursor.split(".") if re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,19})?", cursor) else []
+    ids = tuple(map(int, numbers))
+    if len(ids) != parts or any(number > LAST_ID for number in ids):
+        raise RecordFormatError(f"page: cursor is {cursor[:40]!r}, need one that an earlier page gave as next")
+    return ids
+
+
+def short(name: str) -> str:
+    """A name as the database keeps it: cut to its column, and without NUL, which PostgreSQL refuses."""
+    name = name.replace("\0", "\ufffd")
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def document(subject: str, text: str) -> str:
+    """A document within its limit. Raises RecordFormatError."""
+    nbytes = len(text.encode())
+    if nbytes > MAX_DOCUMENT_BYTES:
+        raise RecordFormatError(f"{subject}: {nbytes} bytes, need at most {MAX_DOCUMENT_BYTES}")
+    return text

@@ -1,0 +1,165 @@
+"""The tables. Every change here is a migration in `migrations/versions`; a test compares the two on both databases.
+
+Times are integers, microseconds of UTC since 1970 (`_us`): equal and ordered alike on every database. Documents (device profile,
+plan, trace) are text, validated by the part that owns them when they are read; what is looked up by is a column beside.
+Every lookup of a request has an index that ends in the column it is paged by.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
+HEAD: Final = "0001"  # the newest migration, so that opening an up-to-date database does not load Alembic
+_KEY = 64  # a SHA-256 in hex
+
+
+class Base(DeclarativeBase):
+    """Declarative base: `Base.metadata` is the whole schema."""
+
+    metadata: ClassVar[MetaData] = MetaData(naming_convention=_NAMING)
+    type_annotation_map: ClassVar = {int: BigInteger, float: Double}
+
+
+class DeviceRow(Base):
+    """A device profile, the newest one of its fingerprint."""
+
+    __tablename__ = "devices"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(_KEY), unique=True)
+    name: Mapped[str] = mapped_column(String(1024))
+    profile: Mapped[str] = mapped_column(Text)
+    created_us: Mapped[int]
+    updated_us: Mapped[int]
+
+
+class ModelRow(Base):
+    """A model that was profiled or planned; `summary` is JSON for people, "{}" where there is none."""
+
+    __tablename__ = "models"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(_KEY), unique=True)
+    name: Mapped[str] = mapped_column(String(1024))
+    nbytes: Mapped[int]
+    summary: Mapped[str] = mapped_column(Text)
+    created_us: Mapped[int]
+    updated_us: Mapped[int]
+    __table_args__ = (Index("ix_models_name", "name", "id"),)
+
+
+class SignatureRow(Base):
+    """The work of one node. `key` is the SHA-256 of `text`."""
+
+    __tablename__ = "signatures"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    key: Mapped[str] = mapped_column(String(_KEY), unique=True)
+    op: Mapped[str] = mapped_column(String(1024))
+    text: Mapped[str] = mapped_column(Text)
+
+
+class ModelSignatureRow(Base):
+    """What work a model consists of, and how many of its nodes are that work; from the plans made for it."""
+
+    __tablename__ = "model_signatures"
+    model_id: Mapped[int] = mapped_column(_Id, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
+    signature_id: Mapped[int] = mapped_column(_Id, ForeignKey("signatures.id", ondelete="CASCADE"), primary_key=True)
+    nodes: Mapped[int]
+
+
+class MeasurementRow(Base):
+    """How long one strategy took for one signature on one device, by one engine build and one kernel source.
+
+    executed_macs, other_flops, moved_bytes: the work that was timed, for fitting a cost model without the model at hand.
+    """
+
+    __tablename__ = "measurements"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    device_id: Mapped[int] = mapped_column(_Id, ForeignKey("devices.id", ondelete="CASCADE"))
+    signature_id: Mapped[int] = mapped_column(_Id, ForeignKey("signatures.id", ondelete="CASCADE"))
+    engine_build: Mapped[str] = mapped_column(String(200))
+    kernel_source: Mapped[str] = mapped_column(String(_KEY))
+    strategy: Mapped[str] = mapped_column(String(512))
+    op: Mapped[str] = mapped_column(String(1024))
+    executed_macs: Mapped[int]
+    other_flops: Mapped[int]
+    moved_bytes: Mapped[int]
+    samples: Mapped[int]
+    min_ns: Mapped[float]
+    p50_ns: Mapped[float]
+    p90_ns: Mapped[float]
+    mean_ns: Mapped[float]
+    std_ns: Mapped[float]
+    measured_us: Mapped[int]
+    __table_args__ = (
+        UniqueConstraint(
+            "device_id", "signature_id", "engine_build", "kernel_source", "strategy", name="uq_measurements_evidence"
+        ),
+        Index("ix_measurements_device_signature", "device_id", "signature_id", "id"),
+        Index("ix_measurements_signature", "signature_id", "id"),
+        Index("ix_measurements_device", "device_id", "id"),
+        Index("ix_measurements_fit", "device_id", "op", "engine_build", "kernel_source", "id"),
+    )
+
+
+class PlanRow(Base):
+    """A plan as it was made. `request` is the hash of what was asked for: the newest of one request is the one in use."""
+
+    __tablename__ = "plans"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(_KEY), unique=True)
+    request: Mapped[str] = mapped_column(String(_KEY))
+    model_id: Mapped[int] = mapped_column(_Id, ForeignKey("models.id", ondelete="CASCADE"))
+    device_id: Mapped[int] = mapped_column(_Id, ForeignKey("devices.id", ondelete="CASCADE"))
+    measured_ns: Mapped[float | None]
+    payload: Mapped[str] = mapped_column(Text)
+    created_us: Mapped[int]
+    __table_args__ = (
+        Index("ix_plans_request", "model_id", "device_id", "request", "id"),
+        Index("ix_plans_model_device", "model_id", "device_id", "id"),
+        Index("ix_plans_model", "model_id", "id"),
+        Index("ix_plans_device", "device_id", "id"),
+    )
+
+
+class ProfileRunRow(Base):
+    """A count or a measured trace of a model: the document, and its totals beside."""
+
+    __tablename__ = "profile_runs"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    model_id: Mapped[int] = mapped_column(_Id, ForeignKey("models.id", ondelete="CASCADE"))
+    device_id: Mapped[int | None] = mapped_column(_Id, ForeignKey("devices.id", ondelete="CASCADE"))
+    kind: Mapped[str] = mapped_column(String(16))
+    engine_build: Mapped[str] = mapped_column(String(200))
+    macs: Mapped[int]
+    flops: Mapped[int]
+    wall_p50_ns: Mapped[float | None]
+    payload: Mapped[str] = mapped_column(Text)
+    created_us: Mapped[int]
+    __table_args__ = (
+        Index("ix_profile_runs_model_device", "model_id", "device_id", "id"),
+        Index("ix_profile_runs_model", "model_id", "id"),
+        Index("ix_profile_runs_device", "device_id", "id"),
+    )
+
+
+class ProfileNodeRow(Base):
+    """One node of a profile run, by its place in execution order."""
+
+    __tablename__ = "profile_nodes"
+    run_id: Mapped[int] = mapped_column(_Id, ForeignKey("profile_runs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    node: Mapped[str] = mapped_column(String(1024))
+    op: Mapped[str] = mapped_column(String(1024))
+    macs: Mapped[int]
+    flops: Mapped[int]
+    moved_bytes: Mapped[int]
+    p50_ns: Mapped[float | None]

@@ -1,0 +1,111 @@
+"""Databases for the store's tests: SQLite always, PostgreSQL from a server of our own where its programs are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from scheduler.store import Store
+from tests.scheduler.samples import DEVICE, MODEL
+
+
+def _programs() -> Path | None:
+    """The folder of initdb and postgres; Debian keeps it off the PATH."""
+    folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a private cluster, without a database name."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server programs (initdb, postgres) on this machine")
+    as_user: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="edgewise-pg-"))
+    if os.getuid() == 0:  # the server refuses to run as root
+        if shutil.which("runuser") is None or subprocess.run(["id", "postgres"], capture_output=True, check=False).returncode:
+            shutil.rmtree(folder)
+            pytest.skip("running as root, and there is no user postgres to run the server as")
+        as_user = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres")
+    data, port = folder / "data", _free_port()
+    make = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "edgewise", "-A", "trust", "--no-sync", "-E", "UTF8"]
+    subprocess.run([*make, "--locale=C"], check=True, capture_output=True, cwd=folder)
+    settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}
+    arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*as_user, str(programs / "postgres"), "-D", str(data), *arguments], stdout=log, stderr=log, cwd=folder
+        )
+        try:
+            _wait(port, server, folder / "log")
+            yield f"postgresql://edgewise@127.0.0.1:{port}"
+        finally:
+            subprocess.run(
+                [*as_user, str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"],
+                check=True,
+                capture_output=True,
+                cwd=folder,
+            )
+            server.wait(30)
+            shutil.rmtree(folder)
+
+
+def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    import time
+
+    for _ in range(300):
+        if server.poll() is not None:
+            raise RuntimeError(f"the PostgreSQL server ended:\n{log.read_text()}")
+        try:
+            psycopg.connect(host="127.0.0.1", port=port, user="edgewise", dbname="postgres").close()
+        except psycopg.OperationalError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"the PostgreSQL server does not answer:\n{log.read_text()}")
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """A database of its own for one test."""
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{postgres_server}/{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    """An open store that knows the sample device and model."""
+    with Store(url) as opened:
+        opened.devices.save(DEVICE)
+        opened.models.save(MODEL, "tiny.onnx", 1234)
+        yield opened

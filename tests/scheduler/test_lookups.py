@@ -1,0 +1,79 @@
+"""No lookup of a request path reads more than it answers: every query goes through an index, on both databases."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from tests.scheduler.samples import DEVICE, HERE, MODEL, key, measurement, plan, step
+
+CURSOR = str(2**40)
+WORK = step().signature_key
+LOOKUPS = {
+    "device": lambda s: s.devices.get(DEVICE.fingerprint),
+    "devices": lambda s: s.devices.page(cursor=CURSOR),
+    "model": lambda s: s.models.get(MODEL),
+    "models": lambda s: s.models.page(),
+    "models_by_name": lambda s: s.models.page(name="tiny.onnx"),
+    "plan": lambda s: s.plans.get(plan().id, HERE),
+    "plan_latest": lambda s: s.plans.latest(MODEL, plan().request, HERE),
+    "plans": lambda s: s.plans.page(HERE),
+    "plans_by_model": lambda s: s.plans.page(HERE, model=MODEL),
+    "plans_by_device": lambda s: s.plans.page(HERE, device=DEVICE.fingerprint),
+    "plans_by_model_and_device": lambda s: s.plans.page(HERE, model=MODEL, device=DEVICE.fingerprint, cursor=CURSOR),
+    "strategies": lambda s: s.measurements.page(HERE),
+    "strategies_by_device": lambda s: s.measurements.page(HERE, device=DEVICE.fingerprint),
+    "strategies_by_signature": lambda s: s.measurements.page(HERE, signature=WORK),
+    "strategies_by_device_and_signature": lambda s: s.measurements.page(HERE, device=DEVICE.fingerprint, signature=WORK),
+    "strategies_by_model": lambda s: s.measurements.page(HERE, model=MODEL),
+    "strategies_by_device_and_model": lambda s: s.measurements.page(
+        HERE, device=DEVICE.fingerprint, model=MODEL, cursor=f"{CURSOR}.{CURSOR}"
+    ),
+    "fresh": lambda s: s.measurements.fresh(HERE, {WORK: "Conv", key("x"): "Gemm"}),
+    "recent": lambda s: s.measurements.recent(HERE, "Conv"),
+    "profile": lambda s: s.profiles.get(1),
+    "profiles": lambda s: s.profiles.page(),
+    "profiles_by_model": lambda s: s.profiles.page(model=MODEL),
+    "profiles_by_device": lambda s: s.profiles.page(device=DEVICE.fingerprint),
+    "profiles_by_model_and_device": lambda s: s.profiles.page(model=MODEL, device=DEVICE.fingerprint),
+}
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS.keys())
+def test_lookup_goes_through_an_index(store, lookup):
+    store.plans.save(plan())
+    store.measurements.save([measurement(step().signature)])
+    store.profiles.save(MODEL, "b", "{}", [], flops=0, device_fingerprint=DEVICE.fingerprint, wall_p50_ns=1.0)
+    engine = store._database._engine
+    asked: list[tuple[str, object]] = []
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        if statement.lstrip().upper().startswith("SELECT"):
+            asked.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    lookup(store)
+    sa.event.remove(engine, "before_cursor_execute", note)
+    assert asked
+    with engine.connect() as connection:
+        for statement, parameters in asked:
+            for line in explained(connection, statement, parameters):
+                assert "SCAN" not in line.upper().replace("INDEX SCAN", "").replace("INDEX ONLY SCAN", ""), (line, statement)
+                assert "TEMP B-TREE" not in line, (line, statement)
+                assert "Sort" not in line, (line, statement)
+
+
+def explained(connection: sa.Connection, statement: str, parameters: object) -> list[str]:
+    if connection.dialect.name == "sqlite":
+        return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    # On a handful of rows PostgreSQL reads the table whatever the index; this asks whether it could do without.
+    for setting in (
+        "enable_seqscan",
+        "enable_sort",
+        "enable_bitmapscan",
+        "enable_hashjoin",
+        "enable_mergejoin",
+        "enable_material",
+    ):
+        connection.exec_driver_sql(f"SET LOCAL {setting} = off")
+    return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
