@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cost import Cost
-from kernels.errors import DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
+from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.spec import Array, DType, Spec
 
 Attrs = Mapping[str, Any]
@@ -102,14 +102,21 @@ class Op:
         return _defaults(self.infer)
 
     def bind(self, attrs: Attrs) -> dict[str, Any]:
-        """Fill in default attributes. Raises UnsupportedError on an unknown attribute or a missing required one."""
+        """Fill in default attributes.
+
+        Raises UnsupportedError on an unknown attribute, AttributeValueError on one that is missing or of another type than
+        `infer` declares: models are hostile, and an op may then trust its attributes' types.
+        """
         defaults = self.defaults
         if unknown := sorted(set(attrs) - set(defaults)):
             raise UnsupportedError(f"{self.name}: attribute {unknown[0]!r} is unknown, it has {sorted(defaults)}")
         bound = {**defaults, **attrs}
+        types = _types(self.infer)
         for name, value in bound.items():
             if value is inspect.Parameter.empty:
-                raise ShapeError(f"{self.name}: attribute {name!r} is missing, it has no default")
+                raise AttributeValueError(f"{self.name}: attribute {name!r} is missing, it has no default")
+            if value is not defaults[name] and not _IS_OF_TYPE[types[name]](value):
+                raise AttributeValueError(f"{self.name}: attribute {name!r} is {str(value)[:40]!r}, need {types[name]}")
         return bound
 
     def infer_specs(self, inputs: Sequence[Spec | None], attrs: Attrs) -> tuple[Spec, ...]:
@@ -118,6 +125,9 @@ class Op:
             inspect.signature(self.infer).bind(*inputs, **attrs)
         except TypeError as error:
             raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {error}") from None
+        for position, name in _required_inputs(self.infer):
+            if inputs[position] is None:
+                raise ShapeError(f"{self.name}: input {position} ({name}) is absent, only optional ones may be")
         specs = self.infer(*inputs, **attrs)
         return specs if isinstance(specs, tuple) else (specs,)
 
@@ -194,6 +204,39 @@ def require_dtype(subject: str, spec: Spec, allowed: frozenset[DType]) -> None:
     """Raise DTypeError unless the spec's dtype is allowed."""
     if spec.dtype not in allowed:
         raise DTypeError(f"{subject}: dtype is {spec.dtype.name}, need one of {sorted(d.name for d in allowed)}")
+
+
+def _all(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple | list) and all(isinstance(item, kind) for item in value)
+
+
+_IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
+    "int": lambda value: isinstance(value, int),
+    "bool": lambda value: isinstance(value, bool),
+    "float": lambda value: isinstance(value, int | float),
+    "str": lambda value: isinstance(value, str),
+    "Sequence[int]": _all(int),
+    "Sequence[float]": lambda value: _all(int)(value) or _all(float)(value),
+    "Sequence[str]": _all(str),
+    "tuple[int, ...]": _all(int),
+    "tuple[float, ...]": lambda value: _all(int)(value) or _all(float)(value),
+    "tuple[str, ...]": _all(str),
+    "Array": lambda value: isinstance(value, np.ndarray),
+}
+
+
+@functools.cache
+def _types(infer: Callable[..., Any]) -> Mapping[str, str]:
+    """Attribute names and their declared types, as written, without an optional None."""
+    keywords = inspect.signature(infer).parameters.values()
+    return {p.name: p.annotation.removesuffix(" | None") for p in keywords if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+@functools.cache
+def _required_inputs(infer: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
+    """Position and name of every input declared as a `Spec` that cannot be None."""
+    parameters = enumerate(inspect.signature(infer).parameters.values())
+    return tuple((i, p.name) for i, p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation == "Spec")
 
 
 @functools.cache

@@ -16,8 +16,9 @@ from graph.errors import LimitError
 from graph.executor import Executor
 from graph.feeds import check_feeds
 from graph.ir import Model, Port
+from graph.optimise import optimise
 from graph.reader import read
-from graph.shapes import bind, propagate
+from graph.shapes import bind
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.spec import Array
 from profiler.topology import core_cpus, read_confinement
@@ -103,7 +104,8 @@ class Session:
 
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
         graph = self.model.graph
-        return Executor(graph, propagate(graph, bind(graph, shapes)), threads=self.threads)
+        ready = optimise(graph, bind(graph, shapes))
+        return Executor(ready.graph, ready.specs, threads=self.threads)
 
     def _keep(self, key: _Shapes, made: Executor) -> None:
         """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""

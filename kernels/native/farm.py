@@ -7,6 +7,7 @@ another thread holds is ever copied. The caller compiles too, so a worker that d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import struct
@@ -120,6 +121,8 @@ class _Batch:
                     self._todo.put(n)
             finally:
                 worker.kill()
+                with contextlib.suppress(BrokenPipeError):  # a worker that died leaves what it never read
+                    worker.stdin.close()
 
     def _accept(self, n: int, answer: bytes) -> None:
         head, _, code = answer.partition(b"\n")

@@ -70,14 +70,12 @@ def run_pow(out: tuple[Array, ...], a: Array, b: Array) -> None:
     """
     (y,) = out
     with np.errstate(all="ignore"):
-        if b.size == 1 and a.dtype.kind == "f" and b.item() in (0.5, 2, 3):
-            exponent = b.item()
-            if exponent == 0.5:
-                np.sqrt(a, out=y)
-            else:
-                np.multiply(np.multiply(a, a) if exponent == 3 else a, a, out=y)
-        elif a.dtype.kind not in "iu" or (b.dtype.kind in "iu" and (not b.size or b.min() >= 0)):
+        if b.size == 1 and a.dtype.kind == "f" and b.item() in (2, 3):
+            np.multiply(np.multiply(a, a) if b.item() == 3 else a, a, out=y)
+        elif a.dtype.kind not in "iu":
             np.power(a, b.astype(a.dtype, copy=False), out=y)
+        elif b.dtype.kind in "iu" and (not b.size or b.min() >= 0):  # exact modulo 2^64, and so modulo any narrower type
+            np.copyto(y, np.power(a.astype(np.uint64), b.astype(np.uint64)), casting="unsafe")
         else:
             np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
 
@@ -139,6 +137,7 @@ _POW_CASES = (
     Case("cube_int_exponent", inputs=((3, 5), np.array([3], np.int64))),
     Case("root", inputs=((3, 5), np.array(0.5, np.float32)), domain=(0, 9)),
     Case("ints", inputs=(np.array([-3, 0, 2], np.int32), np.array([3, 0, 10], np.int64))),
+    Case("exponent_beyond_int32", inputs=(np.array([1, -1], np.int32), np.array(2**63 - 1, np.int64))),
     Case("int_base_float_exponent", inputs=(np.array([1, 2, 9], np.int64), np.array([3, 0.5, 1.5], np.float32))),
     Case("exponent_shape_wins", inputs=(np.array(2, np.float32), (2, 3))),
     Case("empty", inputs=((0, 3), (1,)), cost=Cost()),

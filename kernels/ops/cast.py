@@ -22,7 +22,13 @@ _ROUND_MODES = ("up", "down", "nearest")
 def infer_cast(x: Spec, *, to: int, saturate: int = 1, round_mode: str = "up") -> Spec:
     """Same shape, dtype `to`. `saturate` and `round_mode` speak of the 8-bit floats only."""
     one_of("Cast: attribute round_mode", round_mode, _ROUND_MODES)
-    return Spec(x.shape, element_type("Cast: attribute to", to))
+    return _converted("Cast", x, element_type("Cast: attribute to", to))
+
+
+def _converted(name: str, x: Spec, dtype: DType) -> Spec:
+    if x.dtype != dtype and "c" in (x.dtype.kind, dtype.kind):
+        raise DTypeError(f"{name}: x is {x}, to {dtype.name}: complex numbers have no other type")
+    return Spec(x.shape, dtype)
 
 
 def run_cast(out: tuple[Array, ...], x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> None:
@@ -33,7 +39,7 @@ def run_cast(out: tuple[Array, ...], x: Array, *, to: int, saturate: int = 1, ro
 def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str = "up") -> Spec:
     """Same shape, dtype of `target`, whose values nobody reads."""
     one_of("CastLike: attribute round_mode", round_mode, _ROUND_MODES)
-    return Spec(x.shape, target.dtype)
+    return _converted("CastLike", x, target.dtype)
 
 
 def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: int = 1, round_mode: str = "up") -> None:
@@ -128,6 +134,7 @@ _CAST = (
     Case("strings_to_float", inputs=(np.array(["3.5", "-INF", "1e-3"], object),), attrs={"to": 1}),
     Case("same", inputs=(_NUMBERS,), attrs={"to": 1}),
     Case("empty", inputs=((0, 2),), attrs={"to": 7}),
+    Case("complex", inputs=(np.ones(2, np.complex64),), attrs={"to": 1}, raises=DTypeError),
     Case("unknown_type", inputs=((2,),), attrs={"to": 99}, raises=AttributeValueError),
     Case("unknown_rounding", inputs=((2,),), attrs={"to": 24, "round_mode": "even"}, raises=AttributeValueError),
 )

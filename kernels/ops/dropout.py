@@ -16,14 +16,16 @@ from kernels.spec import BOOL, FLOATS, Array, Spec
 def infer(x: Spec, ratio: Spec | None = None, training_mode: Spec | None = None, *, seed: int | None = None) -> tuple[Spec, Spec]:
     """x again, and a bool mask of its shape. Refuses training."""
     require_dtype("Dropout: x", x, FLOATS)
-    if training_mode is not None and training_mode.value is not None:
-        _refuse_training(training_mode.value)
+    if training_mode is not None:
+        require_dtype("Dropout: training_mode", training_mode, frozenset({BOOL}))
+        if training_mode.value is not None:
+            _refuse_training(training_mode.value)
     return Spec(x.shape, x.dtype), Spec(x.shape, BOOL)
 
 
 def _refuse_training(training_mode: Array) -> None:
     if training_mode.any():
-        raise UnsupportedError(f"Dropout: training_mode is {training_mode.item()}, only inference is supported: 0")
+        raise UnsupportedError(f"Dropout: training_mode is {training_mode.ravel()[0]}, only inference is supported: 0")
 
 
 def run(
@@ -54,6 +56,7 @@ CASES = (
     Case("mask", inputs=((2, 3), _HALF, _NO), outputs=2),
     Case("empty", inputs=((0, 3),), outputs=2),
     Case("training", inputs=((2, 3), _HALF, _YES), raises=UnsupportedError),
+    Case("training_number", inputs=((2, 3), _HALF, np.array(0, np.int64)), raises=DTypeError),
     Case("ints", inputs=(np.ones(2, np.int32),), raises=DTypeError),
 )
 

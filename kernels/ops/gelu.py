@@ -62,16 +62,23 @@ def infer_microsoft(x: Spec) -> Spec:
     return infer(x)
 
 
-def _infer_biased(name: str) -> Callable[..., Spec]:
-    def infer_biased(x: Spec, bias: Spec | None = None) -> Spec:
-        require_dtype(f"{name}: x", x, FLOATS)
-        if bias is not None:
-            one_dtype(name, x, bias)
-            if bias.rank != 1 or x.shape[-1:] != bias.shape:
-                raise ShapeError(f"{name}: bias is {bias}, need one value for each of the last axis of x {x}")
-        return Spec(x.shape, x.dtype)
+def infer_bias_gelu(x: Spec, bias: Spec) -> Spec:
+    """Same shape and dtype; one bias for each of the last axis."""
+    return _infer_biased("BiasGelu", x, bias)
 
-    return infer_biased
+
+def infer_fast_gelu(x: Spec, bias: Spec | None = None) -> Spec:
+    """Same shape and dtype; one bias for each of the last axis, or none."""
+    return _infer_biased("FastGelu", x, bias)
+
+
+def _infer_biased(name: str, x: Spec, bias: Spec | None) -> Spec:
+    require_dtype(f"{name}: x", x, FLOATS)
+    if bias is not None:
+        one_dtype(name, x, bias)
+        if bias.rank != 1 or x.shape[-1:] != bias.shape:
+            raise ShapeError(f"{name}: bias is {bias}, need one value for each of the last axis of x {x}")
+    return Spec(x.shape, x.dtype)
 
 
 def _cost_biased(approximate: str) -> Callable[..., Cost]:
@@ -106,20 +113,26 @@ _CASES = (
     Case("unknown_form", inputs=((2,),), attrs={"approximate": "erf"}, raises=AttributeValueError),
     *_SHARED,
 )
-_BIASED = (Case("bias_length", inputs=((2, 3), (2,)), raises=ShapeError), *_SHARED)
 _FAST_CASES = (
     Case("bias", inputs=((2, 3), (3,)), cost=Cost(other_flops=60)),
     Case("no_bias", inputs=((2, 3),), cost=Cost(other_flops=54)),
-    *_BIASED,
+    Case("bias_length", inputs=((2, 3), (2,)), raises=ShapeError),
+    *_SHARED,
 )
-_BIAS_CASES = (Case("bias", inputs=((2, 3), (3,)), cost=Cost(other_flops=36)), *_BIASED)
+_BIAS_CASES = (
+    Case("bias", inputs=((2, 3), (3,)), cost=Cost(other_flops=36)),
+    Case("empty", inputs=((0, 3), (3,)), cost=Cost()),
+    Case("no_bias", inputs=((2, 3),), raises=ShapeError),
+    Case("bias_dtype", inputs=((2, 3), np.ones(3, np.float64)), raises=DTypeError),
+    Case("wrong_dtype", inputs=(np.ones(2, np.int32), np.ones(2, np.int32)), raises=DTypeError),
+)
 
 OPS = (
     Op("Gelu", infer, cost, (Kernel("blocks", run),), elementwise=True, cases=_CASES),
     Op("com.microsoft.Gelu", infer_microsoft, cost, (Kernel("blocks", run),), elementwise=True, cases=_CASES[:1] + _SHARED),
     Op(
         "com.microsoft.BiasGelu",
-        _infer_biased("BiasGelu"),
+        infer_bias_gelu,
         _cost_biased("none"),
         (Kernel("blocks", _run_biased("none")),),
         elementwise=True,
@@ -127,7 +140,7 @@ OPS = (
     ),
     Op(
         "com.microsoft.FastGelu",
-        _infer_biased("FastGelu"),
+        infer_fast_gelu,
         _cost_biased("tanh"),
         (Kernel("blocks", _run_biased("tanh")),),
         elementwise=True,

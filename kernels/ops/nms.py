@@ -9,9 +9,9 @@ import numpy as np
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import one_of
-from kernels.spec import Array, Spec
+from kernels.spec import Array, DType, Spec
 
-_F32 = frozenset({np.dtype(np.float32)})
+_F32, _INT64 = frozenset({np.dtype(np.float32)}), frozenset({np.dtype(np.int64)})
 
 
 def infer(
@@ -29,18 +29,19 @@ def infer(
     require_dtype("NonMaxSuppression: scores", scores, _F32)
     if boxes.rank != 3 or scores.rank != 3 or boxes.shape[2] != 4 or (boxes.shape[0], boxes.shape[1]) != scores.shape[::2]:
         raise ShapeError(f"NonMaxSuppression: boxes are {boxes}, scores {scores}, need (batch, n, 4) and (batch, classes, n)")
-    most = _limit("max_output_boxes_per_class", max_output_boxes_per_class)
-    overlap = _limit("iou_threshold", iou_threshold)
+    most = _limit("max_output_boxes_per_class", max_output_boxes_per_class, _INT64)
+    overlap = _limit("iou_threshold", iou_threshold, _F32)
     if overlap is not None and not 0 <= overlap.item() <= 1:
         raise AttributeValueError(f"NonMaxSuppression: iou_threshold is {overlap.item()}, need 0 to 1")
-    least = _limit("score_threshold", score_threshold)
+    least = _limit("score_threshold", score_threshold, _F32)
     values = boxes.known("NonMaxSuppression: boxes"), scores.known("NonMaxSuppression: scores")
     return Spec((len(_select(*values, most, overlap, least, center_point_box)), 3), np.dtype(np.int64))
 
 
-def _limit(name: str, limit: Spec | None) -> Array | None:
+def _limit(name: str, limit: Spec | None, dtypes: frozenset[DType]) -> Array | None:
     if limit is None:
         return None
+    require_dtype(f"NonMaxSuppression: {name}", limit, dtypes)
     if limit.elements != 1:
         raise ShapeError(f"NonMaxSuppression: {name} is {limit}, need a scalar")
     return limit.known(f"NonMaxSuppression: {name}")

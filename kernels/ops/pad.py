@@ -48,7 +48,9 @@ def run_pad(
     """Constant: fill the frame, copy the middle. Other modes: every output row names the row of x it repeats."""
     (y,) = out
     amounts = _amounts(x.ndim, Spec.of(pads), None if axes is None else Spec.of(axes))
-    kept = x[tuple(slice(max(-a, 0), size - max(-b, 0)) for size, (a, b) in zip(x.shape, amounts, strict=True))]
+    left = [slice(max(-a, 0), size - max(-b, 0)) for size, (a, b) in zip(x.shape, amounts, strict=True)]
+    index: tuple[Any, ...] = (..., *left)  # the ellipsis makes a view even of a scalar
+    kept = x[index]
     added = [(max(a, 0), max(b, 0)) for a, b in amounts]
     if mode != "constant":
         if y.size:

@@ -5,6 +5,7 @@ The seed gives the same numbers on every run of the op. They are numpy's, not th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,10 +35,21 @@ def _sizes(name: str, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _check_normal(name: str, mean: float, scale: float) -> None:
+    if not (math.isfinite(mean) and 0 <= scale < math.inf):
+        raise AttributeValueError(f"{name}: mean is {mean} and scale {scale}, need finite numbers and a scale ≥ 0")
+
+
+def _check_uniform(name: str, low: float, high: float) -> None:
+    if not (math.isfinite(high - low) and low <= high):
+        raise AttributeValueError(f"{name}: low is {low} and high {high}, need finite numbers in that order")
+
+
 def infer_normal(
     *, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
 ) -> Spec:
     """That shape and float type."""
+    _check_normal("RandomNormal", mean, scale)
     return Spec(_sizes("RandomNormal", shape), _float_type("RandomNormal", dtype))
 
 
@@ -45,6 +57,7 @@ def infer_uniform(
     *, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0, seed: float | None = None
 ) -> Spec:
     """That shape and float type."""
+    _check_uniform("RandomUniform", low, high)
     return Spec(_sizes("RandomUniform", shape), _float_type("RandomUniform", dtype))
 
 
@@ -52,6 +65,7 @@ def infer_normal_like(
     x: Spec, *, dtype: int | None = None, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
 ) -> Spec:
     """x's shape; its dtype unless one is given."""
+    _check_normal("RandomNormalLike", mean, scale)
     return _like("RandomNormalLike", x, dtype)
 
 
@@ -59,6 +73,7 @@ def infer_uniform_like(
     x: Spec, *, dtype: int | None = None, low: float = 0.0, high: float = 1.0, seed: float | None = None
 ) -> Spec:
     """x's shape; its dtype unless one is given."""
+    _check_uniform("RandomUniformLike", low, high)
     return _like("RandomUniformLike", x, dtype)
 
 
@@ -73,14 +88,16 @@ def run_normal(
     out: tuple[Array, ...], *_: Array, mean: float = 0.0, scale: float = 1.0, seed: float | None = None, **attrs: Any
 ) -> None:
     """Drawn in float64, then rounded."""
-    np.copyto(out[0], _generator(seed).normal(mean, scale, out[0].shape), casting="unsafe")
+    with np.errstate(over="ignore"):
+        np.copyto(out[0], _generator(seed).normal(mean, scale, out[0].shape), casting="unsafe")
 
 
 def run_uniform(
     out: tuple[Array, ...], *_: Array, low: float = 0.0, high: float = 1.0, seed: float | None = None, **attrs: Any
 ) -> None:
     """Drawn in float64, then rounded."""
-    np.copyto(out[0], _generator(seed).uniform(low, high, out[0].shape), casting="unsafe")
+    with np.errstate(over="ignore"):
+        np.copyto(out[0], _generator(seed).uniform(low, high, out[0].shape), casting="unsafe")
 
 
 def infer_bernoulli(x: Spec, *, dtype: int | None = None, seed: float | None = None) -> Spec:
@@ -130,6 +147,8 @@ _SHAPED = (
     Case("negative_size", inputs=(), attrs={"shape": (-1,)}, raises=ShapeError),
     Case("int_type", inputs=(), attrs={"shape": (2,), "dtype": 7}, raises=DTypeError),
 )
+_NEGATIVE = Case("negative_scale", inputs=(), attrs={"shape": (2,), "scale": -1.0}, raises=AttributeValueError)
+_REVERSED = Case("reversed", inputs=(), attrs={"shape": (2,), "low": 2.0, "high": 1.0}, raises=AttributeValueError)
 _LIKE = (
     Case("seeded", inputs=((2, 3),), attrs={"seed": 1.0}, cost=Cost(other_flops=6)),
     Case("of_ints", inputs=(np.ones((2, 3), np.int32),), attrs={"dtype": 11}),
@@ -153,8 +172,8 @@ def _op(name: str, infer: Callable[..., Spec], run: Callable[..., None], cases: 
 
 
 OPS = (
-    _op("RandomNormal", infer_normal, run_normal, _SHAPED),
-    _op("RandomUniform", infer_uniform, run_uniform, _SHAPED),
+    _op("RandomNormal", infer_normal, run_normal, (*_SHAPED, _NEGATIVE)),
+    _op("RandomUniform", infer_uniform, run_uniform, (*_SHAPED, _REVERSED)),
     _op("RandomNormalLike", infer_normal_like, run_normal, _LIKE),
     _op("RandomUniformLike", infer_uniform_like, run_uniform, _LIKE),
     _op("Bernoulli", infer_bernoulli, run_bernoulli, _BERNOULLI),

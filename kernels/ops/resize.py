@@ -108,6 +108,8 @@ def _resized_axes(
         if roi is None:
             raise ShapeError(f"{name}: roi is absent, mode tf_crop_and_resize needs {2 * len(along)} numbers")
         ends = _floats(f"{name}: roi", roi, 2 * len(along))
+        if not all(map(math.isfinite, ends)):
+            raise AttributeValueError(f"{name}: roi is {ends}, need finite numbers")
         regions = list(zip(ends[: len(along)], ends[len(along) :], strict=True))
     return [Axis(*plan) for plan in zip(along, given_sizes, wanted, factors, regions, strict=True)]
 
@@ -145,6 +147,8 @@ def infer(
 ) -> Spec:
     """Sizes from `sizes`, or every size times its scale, rounded down. `scales_second`: opset 10's order of inputs."""
     require_dtype("Resize: x", x, NUMBERS | {BOOL} if mode == "nearest" else NUMBERS)
+    if not math.isfinite(cubic_coeff_a):
+        raise AttributeValueError(f"Resize: attribute cubic_coeff_a is {cubic_coeff_a}, need a finite number")
     one_of("Resize: attribute mode", mode, ("nearest", "linear", "cubic"))
     one_of("Resize: attribute coordinate_transformation_mode", coordinate_transformation_mode, _COORDINATES)
     one_of("Resize: attribute nearest_mode", nearest_mode, _NEAREST)
@@ -165,20 +169,25 @@ def infer(
 
 
 def _taps(plan: Axis, x: Array, mode: str, a: float, antialias: int, exclude_outside: int) -> tuple[Array, Array]:
-    """Indices and weights, both (size_out, taps); a tap beyond an edge reads the edge, or nothing when excluded."""
+    """Indices and weights, both (size_out, taps). A tap beyond an edge reads the edge, or nothing when excluded."""
     stretch = min(plan.scale, 1.0) if antialias else 1.0
     reach = math.ceil((1 if mode == "linear" else 2) / stretch)
     index = np.floor(x)[:, None] + np.arange(1 - reach, reach + 1)
     distance = np.abs(index - x[:, None]) * stretch
-    near, far = (a + 2) * distance**3 - (a + 3) * distance**2 + 1, a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-    cubic = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-    weights = np.clip(1 - distance, 0, None) if mode == "linear" else cubic
+    weights = np.clip(1 - distance, 0, None) if mode == "linear" else _cubic(distance, a)
     if exclude_outside:
         weights = np.where((index < 0) | (index >= plan.size_in), 0, weights)
     if exclude_outside or stretch < 1:
         total = weights.sum(1, keepdims=True)
         weights = weights / np.where(total == 0, 1, total)
     return np.clip(index, 0, plan.size_in - 1).astype(np.intp), weights
+
+
+def _cubic(distance: Array, a: float) -> Array:
+    """Keys' kernel, R. G. Keys 1981, equation 4."""
+    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
 
 
 def _tap_count(plan: Axis, mode: str, antialias: int) -> int:

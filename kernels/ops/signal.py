@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cost import Cost
-from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import INDICES, NUMBERS, axis_of, constant_of, element_type, known_scalar, per_element
 from kernels.spec import FLOATS, Array, Spec
@@ -199,8 +199,10 @@ def infer_mel(
     made = element_type("MelWeightMatrix: attribute output_datatype", output_datatype)
     require_dtype("MelWeightMatrix: attribute output_datatype", Spec((), made), NUMBERS)
     _known_length("MelWeightMatrix: sample_rate", sample_rate)
-    if lower.elements != 1 or upper.elements != 1:
-        raise ShapeError(f"MelWeightMatrix: edges are {lower} and {upper}, need scalars")
+    for edge in (lower, upper):
+        require_dtype("MelWeightMatrix: an edge", edge, FLOATS)
+        if edge.elements != 1:
+            raise ShapeError(f"MelWeightMatrix: an edge is {edge}, need a scalar")
     bins = _known_length("MelWeightMatrix: num_mel_bins", num_mel_bins)
     return Spec((_known_length("MelWeightMatrix: dft_length", dft_length) // 2 + 1, bins), made)
 
@@ -217,7 +219,10 @@ def run_mel(
 ) -> None:
     """Triangles with corners evenly spread in mel, rounded down to spectrum bins, each of height 1."""
     (y,) = out
-    edges = [2595 * math.log10(1 + edge.item() / 700) for edge in (lower, upper)]
+    low, high = float(lower.item()), float(upper.item())
+    if not 0 <= low <= high < math.inf:
+        raise IndexRangeError(f"MelWeightMatrix: edges are {low} and {high} hertz, need 0 or more, in that order")
+    edges = [2595 * math.log10(1 + edge / 700) for edge in (low, high)]
     step = (edges[1] - edges[0]) / (y.shape[1] + 2)
     mels = edges[0] + step * np.arange(y.shape[1] + 2)
     hertz = 700 * (10 ** (mels / 2595) - 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
 
@@ -8,8 +9,8 @@ import pytest
 
 from kernels import ops
 from kernels.cost import Cost
-from kernels.errors import DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
-from kernels.registry import Kernel, Op, evaluate, find, operators
+from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
+from kernels.registry import Kernel, Op, _discovered, evaluate, find, operators
 from kernels.spec import Spec
 
 
@@ -33,7 +34,7 @@ def test_operators_refuse_two_of_one_name(monkeypatch):
     twin.ADD = _op("Add")
     monkeypatch.setitem(sys.modules, "kernels.ops.zz_twin", twin)
     with pytest.raises(EdgewiseError, match=r"Add: registered twice.*zz_twin\.py"):
-        operators.__wrapped__()
+        _discovered.__wrapped__()
 
 
 def test_find_unknown_op_names_the_closest():
@@ -63,9 +64,36 @@ def test_bind_refuses_missing_attribute():
         _op().bind({})
 
 
+def test_bind_refuses_attribute_of_another_type():
+    with pytest.raises(AttributeValueError, match="Probe: attribute 'factor' is 'three', need int"):
+        _op().bind({"factor": "three"})
+
+
+def test_bind_refuses_list_with_an_element_of_another_type():
+    with pytest.raises(AttributeValueError, match=r"Transpose: attribute 'perm' is '\(0, 1.5\)', need Sequence\[int\]"):
+        find("Transpose").bind({"perm": (0, 1.5)})
+
+
+@pytest.mark.parametrize("op", operators().values(), ids=lambda op: op.name)
+def test_attribute_types_are_ones_that_bind_can_check(op):
+    """Defaults hold too: given as a value they are taken."""
+    defaults = {name: value for name, value in op.defaults.items() if value not in (inspect.Parameter.empty, None)}
+    needed = {name for name, value in op.defaults.items() if value is inspect.Parameter.empty}
+    if not needed:
+        op.bind({name: type(value)(value) for name, value in defaults.items()})
+    for name in op.defaults:
+        with pytest.raises(AttributeValueError):
+            op.bind({name: object()})
+
+
 def test_infer_refuses_too_many_inputs():
     with pytest.raises(ShapeError, match="got 2 inputs"):
         _op().infer_specs([Spec((1,), np.dtype(np.float32))] * 2, {"factor": 1})
+
+
+def test_infer_refuses_absent_required_input():
+    with pytest.raises(ShapeError, match=r"Reshape: input 1 \(shape\) is absent"):
+        find("Reshape").infer_specs([Spec((1,), np.dtype(np.float32)), None], {"allowzero": 0})
 
 
 def test_choose_quotes_every_refusal():
