@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernels.single import is_half
 from kernels.spec import Array
 
 BLOCK_ELEMENTS = 16384  # 64 KiB of float32: input, output and two temporaries fit in a 256 KiB L2 cache
@@ -20,13 +21,12 @@ def blockwise(formula: Formula, y: Array, x: Array) -> None:
     A formula may write y before it has read all of x only where it never reads that x again, as the two may alias.
     """
     flat_y, flat_x = y.reshape(-1), x.reshape(-1)
-    half = y.dtype.itemsize == 2 and y.dtype.kind not in "iu"
-    with np.errstate(all="ignore"):  # infinities and NaN are values here
-        for start in range(0, y.size, BLOCK_ELEMENTS):
-            stop = start + BLOCK_ELEMENTS
-            if half:
-                single = flat_x[start:stop].astype(np.float32)
-                formula(single, single)
-                flat_y[start:stop] = single
-            else:
-                formula(flat_y[start:stop], flat_x[start:stop])
+    half = is_half(y.dtype)
+    for start in range(0, y.size, BLOCK_ELEMENTS):
+        stop = start + BLOCK_ELEMENTS
+        if half:
+            single = flat_x[start:stop].astype(np.float32)
+            formula(single, single)
+            flat_y[start:stop] = single
+        else:
+            formula(flat_y[start:stop], flat_x[start:stop])

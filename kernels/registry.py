@@ -40,6 +40,7 @@ class Kernel:
     """One numpy algorithm for an op.
 
     run: as in the module docstring. `out` arrays are C-contiguous; inputs may be strided and must not be written.
+        Called under np.errstate(all="ignore"): infinities and NaN are values, integers wrap.
     refuses: why this algorithm cannot take these specs, or None. Plans quote the reason.
     workspace_bytes: scratch the kernel wants; when given, `run` receives it as keyword `workspace` (uint8, 64-byte aligned).
     executed_macs: MACs really multiplied, where it differs from the op's cost (Winograd); None = the op's.
@@ -151,7 +152,11 @@ class Op:
 
 def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: str | None = None) -> tuple[Array, ...]:
     """Infer, allocate and run one op on real arrays: constant folding, data-dependent steps and tests go this way."""
-    bound = op.bind(attrs)
+    with np.errstate(all="ignore"):
+        return _evaluate(op, inputs, op.bind(attrs), algorithm)
+
+
+def _evaluate(op: Op, inputs: Sequence[Array | None], bound: Attrs, algorithm: str | None) -> tuple[Array, ...]:
     specs = tuple(None if array is None else Spec.of(array) for array in inputs)
     kernel = op.choose(specs, bound, algorithm)
     out = tuple(np.empty(spec.shape, spec.dtype) for spec in op.infer_specs(specs, bound))

@@ -29,19 +29,17 @@ def _infer(name: str, dtypes: frozenset[DType], result: DType | None) -> Callabl
 
 def _ufunc(ufunc: Callable[..., Any]) -> Callable[..., None]:
     def run(out: tuple[Array, ...], a: Array, b: Array) -> None:
-        with np.errstate(all="ignore"):  # infinities and NaN are values, integers wrap
-            ufunc(a, b, out=out[0])
+        ufunc(a, b, out=out[0])
 
     return run
 
 
 def run_divide(out: tuple[Array, ...], a: Array, b: Array) -> None:
     """Quotient; of integers rounded toward zero, and 0 where the divisor is 0."""
-    with np.errstate(all="ignore"):
-        if a.dtype.kind in "iu":
-            np.floor_divide(a - np.fmod(a, b), b, out=out[0])
-        else:
-            np.divide(a, b, out=out[0])
+    if a.dtype.kind in "iu":
+        np.floor_divide(a - np.fmod(a, b), b, out=out[0])
+    else:
+        np.divide(a, b, out=out[0])
 
 
 def infer_mod(a: Spec, b: Spec, *, fmod: int = 0) -> Spec:
@@ -52,8 +50,7 @@ def infer_mod(a: Spec, b: Spec, *, fmod: int = 0) -> Spec:
 
 def run_mod(out: tuple[Array, ...], a: Array, b: Array, *, fmod: int = 0) -> None:
     """Remainder with the sign of the divisor, or with that of the dividend when fmod is 1."""
-    with np.errstate(all="ignore"):
-        (np.fmod if fmod else np.remainder)(a, b, out=out[0])
+    (np.fmod if fmod else np.remainder)(a, b, out=out[0])
 
 
 def infer_pow(a: Spec, b: Spec) -> Spec:
@@ -69,15 +66,14 @@ def run_pow(out: tuple[Array, ...], a: Array, b: Array) -> None:
     Integer bases with fractional or negative exponents are computed in float64 and truncated.
     """
     (y,) = out
-    with np.errstate(all="ignore"):
-        if b.size == 1 and a.dtype.kind == "f" and b.item() in (2, 3):
-            np.multiply(np.multiply(a, a) if b.item() == 3 else a, a, out=y)
-        elif a.dtype.kind not in "iu":
-            np.power(a, b.astype(a.dtype, copy=False), out=y)
-        elif b.dtype.kind in "iu" and (not b.size or b.min() >= 0):  # exact modulo 2^64, and so modulo any narrower type
-            np.copyto(y, np.power(a.astype(np.uint64), b.astype(np.uint64)), casting="unsafe")
-        else:
-            np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
+    if b.size == 1 and a.dtype.kind == "f" and b.item() in (2, 3):
+        np.multiply(np.multiply(a, a) if b.item() == 3 else a, a, out=y)
+    elif a.dtype.kind not in "iu":
+        np.power(a, b.astype(a.dtype, copy=False), out=y)
+    elif b.dtype.kind in "iu" and (not b.size or b.min() >= 0):  # exact modulo 2^64, and so modulo any narrower type
+        np.copyto(y, np.power(a.astype(np.uint64), b.astype(np.uint64)), casting="unsafe")
+    else:
+        np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
 
 
 def infer_shift(a: Spec, b: Spec, *, direction: str) -> Spec:

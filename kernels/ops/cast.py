@@ -48,20 +48,19 @@ def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: 
 
 
 def _convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
-    with np.errstate(all="ignore"):  # out of range is defined above, not a fault
-        if x.dtype == y.dtype:
-            np.copyto(y, x)
-        elif x.dtype == STRING:
-            np.copyto(y, _parse(x, y.dtype), casting="unsafe")
-        elif y.dtype == STRING:
-            np.copyto(y, (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.str_).astype(STRING))
-        elif y.dtype == _E8M0:
-            np.copyto(y, _powers_of_two(x, saturate, round_mode))
-        elif y.dtype in _SATURATING and saturate:
-            highest = float(ml_dtypes.finfo(y.dtype).max)  # type: ignore[no-untyped-call]
-            np.copyto(y, np.clip(x.astype(np.float32), -highest, highest), casting="unsafe")
-        else:
-            np.copyto(y, x, casting="unsafe")
+    if x.dtype == y.dtype:
+        np.copyto(y, x)
+    elif x.dtype == STRING:
+        np.copyto(y, _parse(x, y.dtype), casting="unsafe")
+    elif y.dtype == STRING:
+        np.copyto(y, (x.astype(np.float32) if x.dtype.kind == "V" else x).astype(np.str_).astype(STRING))
+    elif y.dtype == _E8M0:
+        np.copyto(y, _powers_of_two(x, saturate, round_mode))
+    elif y.dtype in _SATURATING and saturate:
+        highest = float(ml_dtypes.finfo(y.dtype).max)  # type: ignore[no-untyped-call]
+        np.copyto(y, np.clip(x.astype(np.float32), -highest, highest), casting="unsafe")
+    else:
+        np.copyto(y, x, casting="unsafe")
 
 
 def _parse(x: Array, dtype: DType) -> Array:

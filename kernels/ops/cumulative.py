@@ -11,7 +11,8 @@ from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import INDICES, NUMBERS, axis_of, per_element
-from kernels.spec import FLOATS, Array, Spec
+from kernels.single import in_single
+from kernels.spec import Array, Spec
 
 
 def _infer(name: str) -> Callable[..., Spec]:
@@ -39,14 +40,9 @@ def _run(name: str, ufunc: Any, neutral: int) -> Callable[..., None]:
             source, target = source[:-1], target[1:]
         if not target.size:
             return
-        half = x.dtype.itemsize == 2 and x.dtype in FLOATS
-        with np.errstate(all="ignore"):
-            if half:
-                np.copyto(target, ufunc.accumulate(source.astype(np.float32), 0), casting="unsafe")
-            else:
-                ufunc.accumulate(source, 0, dtype=x.dtype, out=target)
+        ufunc.accumulate(source, 0, dtype=x.dtype, out=target)
 
-    return run
+    return in_single(run)
 
 
 _ZERO, _ONE = np.array(0, np.int64), np.array(1, np.int32)

@@ -9,6 +9,7 @@ from kernels.errors import DTypeError, ShapeError
 from kernels.ops.activations import swish
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import NUMBERS, broadcast, one_dtype, per_element
+from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 
@@ -22,8 +23,7 @@ def infer_prelu(x: Spec, slope: Spec) -> Spec:
 
 def run_prelu(out: tuple[Array, ...], x: Array, slope: Array) -> None:
     """x where x ≥ 0, else slope·x."""
-    with np.errstate(all="ignore"):
-        np.copyto(out[0], np.where(x < 0, x * slope, x))
+    np.copyto(out[0], np.where(x < 0, x * slope, x))
 
 
 def infer_swiglu(gate: Spec, x: Spec, *, alpha: float = 1.0) -> Spec:
@@ -34,15 +34,12 @@ def infer_swiglu(gate: Spec, x: Spec, *, alpha: float = 1.0) -> Spec:
     return Spec(x.shape, one_dtype("SwiGLU", gate, x))
 
 
+@in_single
 def run_swiglu(out: tuple[Array, ...], gate: Array, x: Array, *, alpha: float = 1.0) -> None:
-    """gate · sigmoid(alpha·gate) · x; half precisions in single."""
-    half = x.dtype.itemsize == 2
-    with np.errstate(all="ignore"):
-        given = gate.astype(np.float32) if half else gate
-        opened = np.empty(gate.shape, given.dtype)
-        swish(opened, given, alpha)
-        opened *= x
-        np.copyto(out[0], opened, casting="unsafe")
+    """gate · sigmoid(alpha·gate) · x."""
+    opened = np.empty(gate.shape, gate.dtype)
+    swish(opened, gate, alpha)
+    np.multiply(opened, x, out=out[0])
 
 
 _PRELU = (

@@ -93,8 +93,7 @@ def _cost_biased(approximate: str) -> Callable[..., Cost]:
 
 def _run_biased(approximate: str) -> Callable[..., None]:
     def run_biased(out: tuple[Array, ...], x: Array, bias: Array | None = None) -> None:
-        with np.errstate(all="ignore"):
-            shifted = x if bias is None else np.add(x, bias, out=out[0])
+        shifted = x if bias is None else np.add(x, bias, out=out[0])
         run(out, shifted, approximate=approximate)
 
     return run_biased

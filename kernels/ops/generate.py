@@ -32,10 +32,9 @@ def run_range(out: tuple[Array, ...], start: Array, limit: Array, delta: Array, 
     """start + i·delta."""
     (y,) = out
     wide = np.dtype(np.int64 if y.dtype.kind in "iu" else np.float64)
-    with np.errstate(all="ignore"):
-        values = np.arange(y.size, dtype=wide) * delta.astype(wide)
-        values += start.astype(wide)
-        np.copyto(y, values, casting="unsafe")
+    values = np.arange(y.size, dtype=wide) * delta.astype(wide)
+    values += start.astype(wide)
+    np.copyto(y, values, casting="unsafe")
 
 
 def infer_eye(x: Spec, *, dtype: int | None = None, k: int = 0) -> Spec:
@@ -79,8 +78,7 @@ def run_one_hot(out: tuple[Array, ...], indices: Array, depth: Array, values: Ar
     (y,) = out
     place = axis % y.ndim
     count = y.shape[place]
-    with np.errstate(all="ignore"):
-        wanted = indices.astype(np.int64)
+    wanted = indices.astype(np.int64)
     wanted = np.where(wanted < 0, wanted + count, wanted)
     positions = np.arange(count).reshape([count if i == place else 1 for i in range(y.ndim)])
     np.copyto(y, values[0])

@@ -8,6 +8,7 @@ from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import SCALARS, moves
+from kernels.single import in_single
 from kernels.spec import FLOATS, STRING, Array, Spec
 
 
@@ -49,11 +50,10 @@ def cost_det(out: tuple[Spec, ...], x: Spec) -> Cost:
     return Cost(other_flops=each * out[0].elements)
 
 
+@in_single
 def run_det(out: tuple[Array, ...], x: Array) -> None:
-    """By LU decomposition in float32 or float64."""
-    wide = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
-    with np.errstate(all="ignore"):
-        np.copyto(out[0], np.linalg.det(wide), casting="unsafe")
+    """By LU decomposition."""
+    np.copyto(out[0], np.linalg.det(x))
 
 
 def _k(value: int) -> Array:

@@ -11,6 +11,7 @@ from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import NUMBERS, attribute_inputs, axes_of, known_ints
+from kernels.single import is_half
 from kernels.spec import BOOL, FLOATS, Array, DType, Spec
 
 Axes = tuple[int, ...]
@@ -47,13 +48,12 @@ def _run(name: str, reduce: Callable[[Array, Axes, Array], None]) -> Callable[..
         spec = Spec(x.shape, x.dtype)
         gone = _reduced(name, spec, None if axes is None else Spec.of(axes), noop_with_empty_axes)
         y = out[0].reshape([1 if i in gone else size for i, size in enumerate(x.shape)])
-        with np.errstate(all="ignore"):  # log(0), overflow, the mean of nothing: infinities and NaN
-            if x.dtype.itemsize == 2 and x.dtype in FLOATS:  # half precisions add up in single
-                single = np.empty(y.shape, np.float32)
-                reduce(x.astype(np.float32), gone, single)
-                np.copyto(y, single, casting="unsafe")
-            else:
-                reduce(x, gone, y)
+        if is_half(x.dtype):  # adds up in single
+            single = np.empty(y.shape, np.float32)
+            reduce(x.astype(np.float32), gone, single)
+            np.copyto(y, single, casting="unsafe")
+        else:
+            reduce(x, gone, y)
 
     return run
 

@@ -55,8 +55,7 @@ def run_elements(
     check_indices("ScatterElements: indices", indices, size)
     place = list(np.ix_(*map(np.arange, indices.shape)))
     place[axis] = indices % size
-    with np.errstate(all="ignore"):
-        _REDUCTIONS[reduction](y, tuple(place), updates)
+    _REDUCTIONS[reduction](y, tuple(place), updates)
 
 
 def infer_nd(x: Spec, indices: Spec, updates: Spec, *, reduction: str = "none") -> Spec:
@@ -81,8 +80,7 @@ def run_nd(out: tuple[Array, ...], x: Array, indices: Array, updates: Array, *, 
     columns = tuple(np.moveaxis(indices, -1, 0))
     for i, column in enumerate(columns):
         check_indices(f"ScatterND: indices[..., {i}]", column, x.shape[i])
-    with np.errstate(all="ignore"):
-        _REDUCTIONS[reduction](y, columns, updates)
+    _REDUCTIONS[reduction](y, columns, updates)
 
 
 def infer_tensor(x: Spec, update: Spec, write_indices: Spec | None = None, *, axis: int = -2, mode: str = "linear") -> Spec:

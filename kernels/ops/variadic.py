@@ -44,14 +44,13 @@ def _run(ufunc: Callable[..., Any]) -> Callable[..., None]:
 
 def _fold(ufunc: Callable[..., Any], y: Array, inputs: tuple[Array, ...]) -> None:
     """From the left. A later input whose memory the output is gets copied before the first result overwrites it."""
-    with np.errstate(all="ignore"):
-        if len(inputs) == 1:
-            np.copyto(y, inputs[0])
-            return
-        later = [x.copy() if np.may_share_memory(x, y) else x for x in inputs[2:]]
-        ufunc(inputs[0], inputs[1], out=y)
-        for x in later:
-            ufunc(y, x, out=y)
+    if len(inputs) == 1:
+        np.copyto(y, inputs[0])
+        return
+    later = [x.copy() if np.may_share_memory(x, y) else x for x in inputs[2:]]
+    ufunc(inputs[0], inputs[1], out=y)
+    for x in later:
+        ufunc(y, x, out=y)
 
 
 def run_mean(out: tuple[Array, ...], *inputs: Array) -> None:
