@@ -121,6 +121,7 @@ def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Cal
 def constant_of(name: str, value: Any, dtype: str = "int64") -> Array:
     """An attribute's value as an input. Raises AttributeValueError where it holds no numbers: models are hostile."""
     numbers = value if isinstance(value, tuple | list) else (value,)
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise AttributeValueError(f"attribute {name!r} is {str(value)[:40]!r}, need numbers")
+    wanted = int if np.dtype(dtype).kind == "i" else int | float
+    if not all(isinstance(number, wanted) for number in numbers):
+        raise AttributeValueError(f"attribute {name!r} is {str(value)[:40]!r}, need numbers of {dtype}")
     return np.asarray(value, dtype)

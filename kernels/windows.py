@@ -14,6 +14,9 @@ from kernels.rules import one_of
 Ints = Sequence[int] | None
 
 
+MAX_TAPS = 2**20  # kernels loop over them in Python; a larger one is an attack or a mistake
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """How a kernel slides over an input; one entry per spatial axis, `out` is how many places it takes."""
@@ -76,6 +79,8 @@ def window(
     strides, dilations = _positive(subject, "strides", strides, rank), _positive(subject, "dilations", dilations, rank)
     if len(kernel) != rank or any(k < 1 for k in kernel):
         raise AttributeValueError(f"{subject}: kernel_shape is {list(kernel)}, need {rank} sizes ≥ 1")
+    if math.prod(kernel) > MAX_TAPS:
+        raise AttributeValueError(f"{subject}: kernel_shape is {list(kernel)}, the limit is {MAX_TAPS} elements")
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     begin, end = _pads(subject, size, extent, strides, pads, auto_pad)
     out = []

@@ -30,6 +30,7 @@ def infer(
     require_dtype("BatchNormalization: x", x, FLOATS)
     channels = x.shape[1:2] if x.rank > 1 else (1,)
     for name, spec in (("scale", scale), ("bias", bias), ("mean", mean), ("var", var)):
+        require_dtype(f"BatchNormalization: {name}", spec, FLOATS)
         if spec.shape != channels:
             raise ShapeError(f"BatchNormalization: {name} is {spec}, need {list(channels)} for x {x}")
     return Spec(x.shape, x.dtype)

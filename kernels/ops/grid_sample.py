@@ -115,8 +115,10 @@ def run(
 
 def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
     """Opset 16 had images only, and names for that."""
-    older = {"bilinear": "linear", "bicubic": "cubic"}
-    return ({**attrs, "mode": older.get(attrs.get("mode", ""), attrs.get("mode", "linear"))} if opset < 20 else attrs), {}
+    mode = attrs.get("mode", "bilinear")
+    if opset >= 20 or not isinstance(mode, str):
+        return attrs, {}
+    return {**attrs, "mode": {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)}, {}
 
 
 def infer_affine(theta: Spec, size: Spec, *, align_corners: int = 0) -> Spec:

@@ -24,7 +24,10 @@ def infer(
     require_dtype("LayerNormalization: x", x, FLOATS)
     first = axis_of("LayerNormalization", axis, x.rank)
     for name, spec in (("scale", scale), ("bias", bias)):
-        if spec is not None and broadcast(f"LayerNormalization: {name}", x.shape, spec.shape) != x.shape:
+        if spec is None:
+            continue
+        require_dtype(f"LayerNormalization: {name}", spec, FLOATS)
+        if broadcast(f"LayerNormalization: {name}", x.shape, spec.shape) != x.shape:
             raise ShapeError(f"LayerNormalization: {name} is {spec}, need a shape that broadcasts to x {x}")
     stash = Spec((*x.shape[:first], *[1] * (x.rank - first)), x.dtype if x.dtype.itemsize == 8 else _F32)
     return Spec(x.shape, x.dtype), stash, stash

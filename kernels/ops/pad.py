@@ -83,8 +83,9 @@ def upgrade_pad(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[s
         return attrs, {}
     rest = {name: value for name, value in attrs.items() if name not in ("pads", "value")}
     constants = {1: constant_of("pads", attrs["pads"])} if "pads" in attrs else {}
-    if attrs.get("value"):  # 0 fits every dtype without being said, another value is a float
-        constants[2] = constant_of("value", attrs["value"], "float32")
+    value = constant_of("value", attrs.get("value", 0.0), "float32")
+    if value.any():  # 0 fits every dtype without being said, another value is a float
+        constants[2] = value
     return rest, constants
 
 

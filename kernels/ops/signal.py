@@ -46,7 +46,9 @@ def _dft_plan(x: Spec, length: Spec | None, axis: Spec | None, inverse: int, one
         raise ShapeError(f"DFT: x is {x}, need a last axis of 1 (real) or 2 (complex) behind the signal's")
     if onesided and (x.shape[-1] == 2) != bool(inverse):
         raise ShapeError(f"DFT: x is {x}, onesided needs real numbers forward and complex ones inverse")
-    along = axis_of("DFT", -2 if axis is None else int(known_scalar("DFT: axis", axis)), x.rank)
+    if axis is not None:
+        require_dtype("DFT: axis", axis, INDICES)
+    along = axis_of("DFT", -2 if axis is None else known_scalar("DFT: axis", axis), x.rank)
     if along == x.rank - 1:
         raise ShapeError(f"DFT: axis is {along}, the complex one of x {x}, need another")
     if length is not None:

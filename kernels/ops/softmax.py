@@ -9,14 +9,14 @@ import numpy as np
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import axis_of
 from kernels.spec import FLOATS, Array, Spec
 
 
 def infer(x: Spec, *, axis: int = -1, coerce_2d: bool = False) -> Spec:
     """Same shape and dtype. `coerce_2d` is the pre-13 meaning: normalise over every dimension from `axis` on."""
     require_dtype("Softmax: x", x, FLOATS)
-    if not -x.rank <= axis < max(x.rank, 1):
-        raise ShapeError(f"Softmax: axis is {axis}, need one of the {x.rank} axes of x {x}")
+    axis_of("Softmax", axis, x.rank)
     return Spec(x.shape, x.dtype)
 
 
