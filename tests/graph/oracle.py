@@ -1,0 +1,91 @@
+"""Small models by hand, and ONNX Runtime as the judge of how they run."""
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from graph.executor import Executor
+from graph.reader import read
+from graph.shapes import bind, propagate
+
+FLOAT, INT64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
+X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+
+node = helper.make_node
+
+
+def port(name: str, dims=None, dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, dims)
+
+
+def constant(name: str, value, dtype=np.float32) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(value, dtype), name)
+
+
+def ints(name: str, *values: int) -> onnx.TensorProto:
+    return constant(name, values, np.int64)
+
+
+def make(nodes, outputs, constants=(), inputs=None, opset: int = 17) -> onnx.ModelProto:
+    """A model. outputs: names (of floats), or name -> element type. inputs: ports; default x f32[2,6]."""
+    types = outputs if isinstance(outputs, dict) else dict.fromkeys(outputs, FLOAT)
+    ports = [port(name, None, code) for name, code in types.items()]
+    graph = helper.make_graph(nodes, "g", [port("x", [2, 6])] if inputs is None else inputs, ports, list(constants))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def body(nodes, inputs, outputs, constants=()) -> onnx.GraphProto:
+    """A subgraph. inputs, outputs: ports."""
+    return helper.make_graph(nodes, "body", inputs, outputs, list(constants))
+
+
+def build(proto: onnx.ModelProto, shapes=None, **options) -> Executor:
+    graph = read(proto).graph
+    return Executor(graph, propagate(graph, bind(graph, shapes)), **options)
+
+
+def expected(proto: onnx.ModelProto, feeds) -> dict[str, np.ndarray]:
+    """What ONNX Runtime answers, its rewrites off."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def poison(executor: Executor) -> None:
+    """Fill the arena with NaN: what a step reads before anything wrote it shows."""
+    executor._program._arena[:] = 0xFF
+
+
+def assert_agrees(outputs, wanted, tolerance: float = 1e-5) -> None:
+    """Same names, shapes and dtypes; values within `tolerance` of the largest."""
+    assert list(outputs) == list(wanted)
+    for name, array in wanted.items():
+        assert (outputs[name].shape, outputs[name].dtype) == (array.shape, array.dtype), name
+        if array.dtype.kind == "f":
+            scale = np.abs(array[np.isfinite(array)]).max(initial=1e-3)
+            np.testing.assert_allclose(outputs[name] / scale, array / scale, rtol=0, atol=tolerance, err_msg=name)
+        else:
+            np.testing.assert_array_equal(outputs[name], array, err_msg=name)
+
+
+def check(proto: onnx.ModelProto, feeds) -> Executor:
+    """Run twice over poisoned memory, on inputs that nobody may write, and compare with ONNX Runtime. Returns the executor."""
+    wanted = expected(proto, feeds)
+    executor = build(proto, {name: np.shape(array) for name, array in feeds.items()})
+    frozen = {name: array.copy() for name, array in feeds.items()}
+    for array in frozen.values():
+        array.flags.writeable = False
+    for _ in range(2):
+        poison(executor)
+        outputs = executor.run(frozen)
+        assert_agrees(outputs, wanted)
+        for array in outputs.values():
+            assert array.flags.writeable
+            assert not np.shares_memory(array, executor._program._arena)
+            assert not any(np.shares_memory(array, feed) for feed in frozen.values())
+    return executor
