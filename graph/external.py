@@ -62,7 +62,10 @@ def read_tensor(folder: Path, entries: dict[str, str], spec: Spec, subject: str)
         if offset + length > size:
             raise CorruptModelError(f"external data: bytes {offset}…{offset + length} are asked, the file has {size} ({subject})")
         file.seek(offset)
-        return np.fromfile(file, spec.dtype, spec.elements).reshape(spec.shape)
+        array = np.fromfile(file, spec.dtype, spec.elements)
+    if array.size != spec.elements:  # it was cut off after its size was read
+        raise CorruptModelError(f"external data: {array.nbytes} bytes could be read, {spec} needs {spec.nbytes} ({subject})")
+    return array.reshape(spec.shape)
 
 
 def _count(entries: dict[str, str], key: str, default: int, subject: str) -> int:

@@ -11,13 +11,17 @@ class Limits:
 
     model_bytes: the protobuf (protobuf itself stops at 2 GiB). external_bytes: all external data together.
     nodes: of all graphs together, after model-local functions are inlined. depth: subgraphs within subgraphs.
+    function_depth: model-local functions that call one another.
     tensor_elements: of one tensor. rank: dimensions of one tensor. list_length: of one attribute.
+    text_length: characters of one name, or bytes of one text attribute.
     """
 
     model_bytes: int = 2**31 - 1
     external_bytes: int = 64 * 2**30
     nodes: int = 200_000
     depth: int = 16
+    function_depth: int = 64
     tensor_elements: int = 2**33
     rank: int = 64
     list_length: int = 1_000_000
+    text_length: int = 1 << 20

@@ -7,17 +7,22 @@ named. Names of inputs, outputs and values stay the file's own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from graph.errors import CorruptModelError, LimitError
+from graph.errors import CorruptModelError, LimitError, UnsafePathError
+from graph.functions import inline
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Limits
 from graph.order import sort
@@ -28,6 +33,7 @@ from kernels.spec import STRING, Array
 
 OLDEST_OPSET = 7
 _DEFAULT_LIMITS = Limits()
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS) -> Model:
@@ -38,9 +44,10 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
              UnsupportedError; FileNotFoundError for a missing path.
     """
     data, folder, name = _load(source, limits)
-    proto = _parse(data, name)
+    digest, nbytes, proto = hashlib.sha256(data), len(data), _parse(data, name)
+    del data  # the message holds a copy, and so will the arrays: no third one
     if proto.functions:
-        proto = _inline(proto)
+        proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     newest = onnx.defs.onnx_opset_version()
@@ -50,7 +57,8 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     reader = _GraphReader(tensors, opset, limits)
     reader.refuse_unknown_ops(proto.graph)
     graph = reader.graph(proto.graph, frozenset(), depth=0)
-    digest = hashlib.sha256(data)
+    if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
+        raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
     _add_external(digest, reader.external)
     return Model(
         graph=graph,
@@ -58,25 +66,40 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
         opset=opset,
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         source=name,
-        nbytes=len(data) + tensors.external_bytes,
+        nbytes=nbytes + tensors.external_bytes,
         initializers=frozenset(reader.initializers),
     )
 
 
 def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> tuple[bytes, Path | None, str]:
+    """The bytes of a model, the folder its external data may lie in, and what to call it."""
     if isinstance(source, ModelProto):
-        return source.SerializeToString(deterministic=True), None, "<ModelProto>"
-    if isinstance(source, bytes):
+        try:
+            data, folder, name = source.SerializeToString(deterministic=True), None, "<ModelProto>"
+        except (EncodeError, ValueError) as error:
+            raise LimitError(f"model: it cannot be written as one protobuf, {str(error)[:200]} (<ModelProto>)") from None
+    elif isinstance(source, bytes):
         data, folder, name = source, None, "<bytes>"
     else:
         path = Path(source)
-        size = path.stat().st_size
-        if size > limits.model_bytes:
-            raise LimitError(f"model: {size} bytes, the limit model_bytes is {limits.model_bytes} ({path.name})")
-        data, folder, name = path.read_bytes(), path.resolve().parent, path.name
+        data, folder, name = _read_file(path, limits.model_bytes), path.resolve().parent, path.name
     if len(data) > limits.model_bytes:
         raise LimitError(f"model: {len(data)} bytes, the limit model_bytes is {limits.model_bytes} ({name})")
     return data, folder, name
+
+
+def _read_file(path: Path, limit_bytes: int) -> bytes:
+    """At most one byte more than the limit. A folder, pipe or device is refused, never waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+        raise UnsafePathError(f"model: it is a {kind}, need a file ({path.name})")
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_size > limit_bytes:
+            raise LimitError(f"model: {status.st_size} bytes, the limit model_bytes is {limit_bytes} ({path.name})")
+        return file.read(limit_bytes + 1)
 
 
 def _parse(data: bytes, name: str) -> ModelProto:
@@ -87,15 +110,6 @@ def _parse(data: bytes, name: str) -> ModelProto:
     if not proto.HasField("graph") or not proto.opset_import:
         raise CorruptModelError(f"model: {len(data)} bytes without a graph or an opset, need both ({name})")
     return proto
-
-
-def _inline(proto: ModelProto) -> ModelProto:
-    from onnx import inliner  # noqa: PLC0415  few models have functions
-
-    try:
-        return inliner.inline_local_functions(proto, convert_version=False)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise CorruptModelError(f"model: its local functions cannot be inlined, {str(error)[:200]}") from None
 
 
 def _add_external(digest: Any, arrays: Iterable[Array]) -> None:
@@ -140,6 +154,8 @@ class _GraphReader:
             raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
         if proto.sparse_initializer:
             raise UnsupportedError(f"graph: sparse initializers are not supported (graph {name!r})")
+        ports = [value.name for value in (*proto.input, *proto.output)]
+        self._check_names((name, *ports, *(tensor.name for tensor in proto.initializer)), f"graph {name[:40]!r}")
         constants = self._initializers(proto, name)
         inputs = tuple(self._port(value, "input") for value in proto.input if value.name not in constants)
         outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
@@ -177,8 +193,13 @@ class _GraphReader:
         for value in proto.input:
             if value and value not in visible:
                 raise CorruptModelError(f"{op}: input {value!r} is written nowhere (node {name!r})")
+        attribute_names = (attribute.name for attribute in proto.attribute)
+        self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
+        _check_attribute_kinds(proto, op, self.opset, name)
         attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
         inputs, outputs = list(proto.input), tuple(proto.output)
+        if not outputs:
+            raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
         if op in CONTROL_FLOW:
             if not any(isinstance(value, Graph) for value in attrs.values()):
                 raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
@@ -203,6 +224,14 @@ class _GraphReader:
             unique = f"{name}#{count}"
         self.node_names.add(unique)
         return unique
+
+    def _check_names(self, names: Iterable[str], where: str) -> None:
+        """protobuf hands out bytes where a name is not UTF-8."""
+        for name in names:
+            if not isinstance(name, str):
+                raise CorruptModelError(f"graph: a name is not UTF-8, {bytes(name)[:40]!r} ({where})")
+            if len(name) > self.limits.text_length:
+                raise LimitError(f"graph: a name has {len(name)} characters, the limit is {self.limits.text_length} ({where})")
 
     def _tensor(self, proto: onnx.TensorProto, subject: str) -> Array:
         array = self.tensors.read(proto, subject)
@@ -236,6 +265,8 @@ class _GraphReader:
                 raise LimitError(f"attribute: {len(values)} values, the limit is {self.limits.list_length} ({where})")
             return tuple(_text(v, where) if kind == "STRINGS" else v for v in values)
         if kind == "STRING":
+            if len(proto.s) > self.limits.text_length:
+                raise LimitError(f"attribute: {len(proto.s)} bytes of text, the limit is {self.limits.text_length} ({where})")
             return _text(proto.s, where)
         if kind == "TENSOR":
             return self._tensor(proto.t, where)
@@ -293,6 +324,39 @@ def _with_constants(
     return inputs
 
 
+def _check_attribute_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
+    """Each attribute once, and of the kind that ONNX's schema gives it. Unknown ones are refused when they are bound."""
+    kinds = _schema_kinds(proto.op_type, opset) if proto.domain in ("", "ai.onnx") else {}
+    seen: set[str] = set()
+    for attribute in proto.attribute:
+        wanted = kinds.get(attribute.name, attribute.type)
+        if attribute.name in seen:
+            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is given twice (node {node!r})")
+        if attribute.type != wanted:
+            found, need = (_kind_name(number) for number in (attribute.type, wanted))
+            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is {found}, need {need} (node {node!r})")
+        seen.add(attribute.name)
+
+
+@functools.cache
+def _schema_kinds(op: str, opset: int) -> Mapping[str, int]:
+    """Attribute name -> AttributeProto.AttributeType, as that opset defines the op; empty for an op it lacks."""
+    if not onnx.defs.has(op):
+        return {}
+    try:
+        schema = onnx.defs.get_schema(op, opset)
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        name: AttributeProto.AttributeType.Value(str(attribute.type).rpartition(".")[2])
+        for name, attribute in schema.attributes.items()
+    }
+
+
+def _kind_name(number: int) -> str:
+    return AttributeProto.AttributeType.Name(number) if number in AttributeProto.AttributeType.values() else f"of kind {number}"
+
+
 def _check_attributes(op: Op, bound: Mapping[str, Any], node: str) -> None:
     """A value of another kind than its default's would surface as a TypeError deep inside an op."""
     for name, default in op.defaults.items():
@@ -318,4 +382,6 @@ def _dim(dim: onnx.TensorShapeProto.Dimension, where: str) -> Dim:
         if dim.dim_value < 0:
             return None  # some exporters write -1 for an open dimension
         return int(dim.dim_value)
+    if not isinstance(dim.dim_param, str):
+        raise CorruptModelError(f"graph: the name of a dimension is not UTF-8, {bytes(dim.dim_param)[:40]!r} ({where})")
     return dim.dim_param or None
