@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from kernels.errors import EdgewiseError
 from profiler.counts import profile
+from scheduler.local import device
+from scheduler.planner import plan
 from scheduler.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["EdgewiseError", "Session", "__version__", "profile"]
+__all__ = ["EdgewiseError", "Session", "__version__", "device", "plan", "profile"]
 
 if __name__ == "__main__":
     from app.cli import main

@@ -11,7 +11,7 @@ import statistics
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import orjson
@@ -31,8 +31,12 @@ from kernels.errors import EdgewiseError, InvalidError
 from kernels.spec import STRING, Array
 from profiler import exports, sweep
 from profiler.counts import OpProfile, Profile, profile
-from profiler.device import DeviceProfile, probe
+from profiler.device import DeviceProfile
+from scheduler.build import current_build
+from scheduler.local import local_device, local_fingerprint
+from scheduler.plan import Objective
 from scheduler.session import Session
+from scheduler.store import Here, Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 out = Console(highlight=False)
@@ -42,6 +46,7 @@ ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=Fa
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
+Database = Annotated[str | None, typer.Option("--db", help="Database URL; SQLite in the user's data directory by default.")]
 Threads = Annotated[int | None, typer.Option(help="Cores to use; physical cores by default.")]
 
 
@@ -188,12 +193,87 @@ def _first(array: Array) -> list[Any]:
     return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
 
 
+@app.command("plan")
+def plan_command(
+    model: ModelPath,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help='"local", or the fingerprint of a stored device.')] = "local",
+    objective: Annotated[str, typer.Option(help="latency, throughput or memory.")] = "latency",
+    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Refuse plans slower than this.")] = None,
+    max_memory_bytes: Annotated[int | None, typer.Option(min=0, help="Refuse plans larger than this.")] = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse plans less accurate than this.")] = None,
+    max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Every step's candidates and why one won.")] = False,
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Choose how a device should run a model: kernel, threads and precision of every step, and why.
+
+    edgewise plan resnet50.onnx --explain
+    edgewise plan model.onnx --dim batch=8 --objective throughput --max-memory-bytes 200000000
+    """
+    if objective not in get_args(Objective):
+        raise ArgumentError(f"--objective: {objective!r} is none, need one of {', '.join(get_args(Objective))}")
+    dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    made = edgewise.plan(
+        model,
+        device,
+        cast("Objective", objective),
+        parse_shapes(shape),
+        dims,
+        max_latency_ms=max_latency_ms,
+        max_memory_bytes=max_memory_bytes,
+        max_error=max_error,
+        max_threads=max_threads,
+        db=db,
+    )
+    if json:
+        _print_json(made.to_json())
+        return
+    table = Table(title=f"{made.model_name} on {made.device_name}", title_justify="left")
+    for name in ("step", "strategy", "ms", "why"):
+        table.add_column(name, overflow="fold", justify="right" if name == "ms" else "left")
+    for step in made.steps:
+        table.add_row(step.node, str(step.strategy), f"{step.predicted_ns / 1e6:.3f}", step.why)
+        for candidate in step.candidates if explain else ():
+            if candidate.verdict != "chosen":
+                expected = "" if candidate.expected_ns is None else f"{candidate.expected_ns / 1e6:.3f}"
+                table.add_row("", f"  {candidate.verdict}: {candidate.strategy}", expected, candidate.reason, style="dim")
+    out.print(table)
+    out.print(made.why, markup=False)
+    out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
+
+
+@app.command("db")
+def db_command(
+    action: Annotated[str, typer.Argument(help="info or upgrade.")] = "info", db: Database = None, json: Json = False
+) -> None:
+    """Say what the database holds, or migrate its schema to this build's.
+
+    edgewise db upgrade --db postgresql://user:password@host/edgewise
+    """
+    if action not in ("info", "upgrade"):
+        raise ArgumentError(f"db: {action!r} is no action, need info or upgrade")
+    with Store(db, upgrade=action == "upgrade") as store:
+        devices = store.devices.page().items
+        plans = store.plans.page(Here(local_fingerprint(), current_build())).items
+        facts = {"database": store.label, "revision": store.revision(), "devices": len(devices), "recent_plans": len(plans)}
+    if json:
+        _print_json(orjson.dumps(facts))
+        return
+    for name, value in facts.items():
+        out.print(f"{name:14} {value}", markup=False)
+
+
 @app.command("device")
 def device_command(
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0, json: Json = False
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0,
+    db: Database = None,
+    json: Json = False,
 ) -> None:
-    """Measure this machine: peak rates per precision, bandwidth per cache level, overheads; every number with how."""
-    measured = _probe(seconds)
+    """Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads."""
+    measured = _probe(seconds, db)
     if json:
         _print_json(measured.to_json())
         return
@@ -214,11 +294,15 @@ def device_command(
     out.print(bandwidths)
 
 
-def _probe(seconds: float) -> DeviceProfile:
-    """Measure with a progress bar on a terminal."""
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+def _probe(seconds: float, db: str | None) -> DeviceProfile:
+    """Measure with a progress bar on a terminal, and store."""
+    with Store(db) as store, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)
-        return probe(seconds, lambda done, total, what: bar.update(task, completed=done, total=total, description=what))
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        return local_device(store, seconds, again=True, progress=progress)
 
 
 @app.command("models")
@@ -252,7 +336,7 @@ def serve_command(
     models: Annotated[Path, typer.Option(help="Folder with name.onnx or name/<version>/model.onnx.")] = DEMO_MODELS,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind, 0 = any free one.")] = 8000,
-    db: Annotated[str | None, typer.Option(help="Database URL; SQLite in the user's data directory by default.")] = None,
+    db: Database = None,
     threads: Threads = None,
 ) -> None:
     """Serve a folder of models over HTTP, with the dashboard at /.

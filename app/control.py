@@ -1,23 +1,30 @@
-"""/v1: models, profiles, devices, plans and strategies as typed JSON."""
+"""/v1: models, devices, profiles, plans and strategies as typed JSON. Lists come in bounded pages, the newest first."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
 
-from app.engine import Engine
-from app.repository import Repository, Served
+from app.repository import Served
+from app.state import Serving
 from profiler.counts import profile
 from profiler.exports import profile_json
+from scheduler.compare import explain
+from scheduler.plan import Plan
+from scheduler.planner import make_plan
+from scheduler.store import Found, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
 
 router = APIRouter()
+T = TypeVar("T")
 
 Size = Annotated[int, Field(ge=0, le=2**40)]
 Name = Annotated[str, Field(max_length=256)]
+Key = Annotated[str, Query(pattern=r"^[0-9a-f]{8,64}$")]
+Limit = Annotated[int, Query(ge=1, le=500, description="Rows of this page.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
 
 
 class TensorOut(BaseModel):
@@ -47,8 +54,25 @@ class ModelsOut(BaseModel):
     models: list[ModelOut]
 
 
-class ProfileIn(BaseModel):
-    """What to profile. shapes: input -> shape; dims: dynamic dimension -> size."""
+class PageOut(BaseModel, Generic[T]):
+    """Part of a list; `next` is the cursor of the following part, null at the end."""
+
+    items: list[T]
+    next: str | None
+
+
+class DeviceOut(BaseModel):
+    """A known device. profile: what was measured on it; only of a single device."""
+
+    fingerprint: str
+    name: str
+    created_us: int
+    updated_us: int
+    profile: dict[str, Any] | None = None
+
+
+class Work(BaseModel):
+    """A served model at certain shapes. shapes: input -> shape; dims: dynamic dimension -> size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,6 +80,60 @@ class ProfileIn(BaseModel):
     version: Annotated[str, Field(max_length=20)] | None = None
     shapes: Annotated[dict[Name, Annotated[list[Size], Field(max_length=64)]], Field(max_length=64)] = {}
     dims: Annotated[dict[Name, Size], Field(max_length=64)] = {}
+
+    def bound(self) -> dict[str, tuple[int, ...]]:
+        """The shapes as the graph takes them."""
+        return {name: tuple(shape) for name, shape in self.shapes.items()}
+
+
+class PlanIn(Work):
+    """What to plan, for which device ("local" or a stored fingerprint), to what end and within what bounds."""
+
+    device: Annotated[str, Field(pattern=r"^(local|[0-9a-f]{16})$")] = "local"
+    objective: Literal["latency", "throughput", "memory"] = "latency"
+    max_latency_ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    max_memory_bytes: Size | None = None
+    max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    max_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    backend: Literal["auto", "native", "numpy"] = "auto"
+
+
+class PlanOut(BaseModel):
+    """A plan, its id, and whether it is true of what runs here (`plan.state`)."""
+
+    id: str
+    created_us: int | None
+    plan: Plan
+
+
+class StrategyOut(BaseModel):
+    """A measurement of one strategy for one op signature. fresh: true of this device and build; else `reason`."""
+
+    device: str
+    op: str
+    signature: str
+    signature_key: str
+    strategy: str
+    samples: int
+    min_ns: float
+    p50_ns: float
+    p90_ns: float
+    fresh: bool
+    reason: str
+    measured_us: int
+
+
+class ProfileOut(BaseModel):
+    """A stored profile. profile: the whole document; only of a single one."""
+
+    id: int
+    model_digest: str
+    kind: str
+    macs: int
+    flops: int
+    created_us: int
+    profile: dict[str, Any] | None = None
 
 
 def describe(served: Served) -> ModelOut:
@@ -78,25 +156,171 @@ def describe(served: Served) -> ModelOut:
 
 
 @router.get("/models")
-async def list_models(request: Request) -> ModelsOut:
+async def list_models(service: Serving) -> ModelsOut:
     """The served models with their states."""
-    repository: Repository = request.app.state.repository
-    return ModelsOut(models=[describe(served) for served in repository.models])
+    return ModelsOut(models=[describe(served) for served in service.repository.models])
 
 
 @router.get("/models/{name}")
-async def get_model(request: Request, name: str, version: str | None = None) -> ModelOut:
+async def get_model(service: Serving, name: str, version: str | None = None) -> ModelOut:
     """One model; its highest ready version unless one is asked for."""
-    repository: Repository = request.app.state.repository
-    return describe(repository.find(name, version))
+    return describe(service.repository.find(name, version))
+
+
+@router.get("/devices")
+async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
+    """Devices whose profiles are stored."""
+    page = await service.engine.call(lambda: service.store.devices.page(limit, cursor))
+    return PageOut(items=[_device(item) for item in page.items], next=page.next)
+
+
+@router.get("/devices/{fingerprint}")
+async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
+    """One device with what was measured; "local" is this machine, measured now when it is new."""
+
+    def work() -> DeviceOut:
+        stored = service.store.devices.get(service.device(fingerprint).fingerprint)
+        return _device(stored).model_copy(update={"profile": orjson.loads(stored.profile)})
+
+    return await service.engine.call(work)
+
+
+def _device(stored: StoredDevice) -> DeviceOut:
+    times = {"created_us": stored.created_us, "updated_us": stored.updated_us}
+    return DeviceOut(fingerprint=stored.fingerprint, name=stored.name, **times)
 
 
 @router.post("/profiles")
-async def make_profile(request: Request, asked: ProfileIn) -> Response:
-    """Count what a served model costs for these shapes: per op and in total."""
-    repository: Repository = request.app.state.repository
-    engine: Engine = request.app.state.engine
-    _, session = repository.ready(asked.model, asked.version)
-    shapes = {name: tuple(shape) for name, shape in asked.shapes.items()}
-    counted = await engine.call(profile, session.model, shapes, asked.dims)
-    return Response(orjson.dumps(orjson.loads(profile_json(counted))), media_type="application/json")
+async def make_profile(service: Serving, asked: Work) -> ProfileOut:
+    """Count what a served model costs for these shapes, per op and in total, and store it."""
+    _, session = service.repository.ready(asked.model, asked.version)
+
+    def work() -> ProfileOut:
+        counted = profile(session.model, asked.bound(), asked.dims)
+        nodes = [ProfileNode(op.name, op.op, op.macs, op.flops, op.read_bytes + op.write_bytes) for op in counted.ops]
+        text = profile_json(counted)
+        build = service.here().build.id
+        number = service.store.profiles.save(counted.digest, build, text.decode(), nodes, flops=counted.flops)
+        return _profile(service.store.profiles.get(number), whole=True)
+
+    return await service.engine.call(work)
+
+
+@router.get("/profiles")
+async def list_profiles(
+    service: Serving, model: Key | None = None, limit: Limit = 50, cursor: Cursor = None
+) -> PageOut[ProfileOut]:
+    """Stored profiles, of all models or one (its digest)."""
+    page = await service.engine.call(lambda: service.store.profiles.page(model, None, limit, cursor))
+    return PageOut(items=[_profile(run, whole=False) for run in page.items], next=page.next)
+
+
+@router.get("/profiles/{number}")
+async def get_profile(service: Serving, number: int) -> ProfileOut:
+    """One profile with its whole document."""
+    return _profile(await service.engine.call(lambda: service.store.profiles.get(number)), whole=True)
+
+
+def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
+    return ProfileOut(
+        id=run.id,
+        model_digest=run.model_digest,
+        kind=run.kind,
+        macs=run.macs,
+        flops=run.flops,
+        created_us=run.created_us,
+        profile=orjson.loads(run.payload) if whole else None,
+    )
+
+
+@router.post("/plans")
+async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
+    """Choose how a device should run a served model, and store the plan."""
+    _, session = service.repository.ready(asked.model, asked.version)
+
+    def work() -> PlanOut:
+        made = make_plan(
+            session.model,
+            service.device(asked.device),
+            asked.objective,
+            asked.bound(),
+            asked.dims,
+            max_latency_ms=asked.max_latency_ms,
+            max_memory_bytes=asked.max_memory_bytes,
+            max_error=asked.max_error,
+            max_threads=asked.max_threads,
+            backend=asked.backend,
+            precision=asked.precision,
+            store=service.store,
+        )
+        service.store.plans.save(made)
+        return _plan(service.store.plans.get(made.id, service.here()))
+
+    return await service.engine.call(work)
+
+
+@router.get("/plans")
+async def list_plans(
+    service: Serving, model: Key | None = None, device: Key | None = None, limit: Limit = 20, cursor: Cursor = None
+) -> PageOut[PlanOut]:
+    """Stored plans, of a model (its digest), a device, or all."""
+
+    def work() -> Page[StoredPlan]:
+        return service.store.plans.page(service.here(), model, device, limit, cursor)
+
+    page = await service.engine.call(work)
+    return PageOut(items=[_plan(stored) for stored in page.items], next=page.next)
+
+
+@router.get("/plans/{plan_id}")
+async def get_plan(service: Serving, plan_id: str) -> PlanOut:
+    """One plan; its state says whether it is still true of what runs here."""
+    return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
+
+
+@router.get("/plans/{plan_id}/explain")
+async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
+    """Why every step runs as it does: what else was possible, and what it would have cost."""
+    stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
+    rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=str))
+    return rows
+
+
+def _plan(stored: StoredPlan) -> PlanOut:
+    return PlanOut(id=stored.plan.id, created_us=stored.created_us, plan=stored.plan)
+
+
+@router.get("/strategies")
+async def list_strategies(
+    service: Serving,
+    device: Key | None = None,
+    signature: Key | None = None,
+    model: Key | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> PageOut[StrategyOut]:
+    """What was measured, by device and by op signature or model; each labelled fresh, or why not."""
+
+    def work() -> Page[Found]:
+        return service.store.measurements.page(service.here(), device, signature, model, limit, cursor)
+
+    page = await service.engine.call(work)
+    return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
+
+
+def _strategy(found: Found) -> StrategyOut:
+    item = found.measurement
+    return StrategyOut(
+        device=item.device_fingerprint,
+        op=item.op,
+        signature=item.signature,
+        signature_key=item.signature_key,
+        strategy=str(item.strategy),
+        samples=item.samples,
+        min_ns=item.min_ns,
+        p50_ns=item.p50_ns,
+        p90_ns=item.p90_ns,
+        fresh=found.fresh,
+        reason=found.reason,
+        measured_us=item.measured_us,
+    )

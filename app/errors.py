@@ -3,7 +3,8 @@
 EdgewiseError (kernels.errors)
 └── RequestError          a request that the service refuses before any model sees it; carries its own status
 
-InvalidError and UnsupportedError → 400, DeviceLostError → 503.
+NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, DeviceLostError and
+StoreError → 503.
 Messages are the errors' own; they name models, tensors and values, never paths of this host.
 """
 
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+from scheduler.errors import ConflictError, NotFoundError, StalePlanError, StoreError
 
 log = structlog.get_logger("edgewise.http")
 
@@ -32,6 +34,10 @@ class RequestError(EdgewiseError):
 
 
 _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (StalePlanError, 409),
+    (StoreError, 503),
     (InvalidError, 400),
     (UnsupportedError, 400),
     (DeviceLostError, 503),

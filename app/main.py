@@ -14,11 +14,10 @@ from starlette.responses import Response
 
 import edgewise
 from app import control, errors, pages
-from app.engine import Engine
 from app.middleware import Guard, RequestLog
 from app.oip import routes as oip
-from app.repository import Repository
 from app.settings import Settings
+from app.state import Service
 
 STATIC = Path(__file__).parent / "static"
 
@@ -26,19 +25,18 @@ STATIC = Path(__file__).parent / "static"
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Models load in the background, so that /v2/health/live answers at once."""
-    loading = asyncio.get_running_loop().run_in_executor(None, app.state.repository.load_all)
+    service: Service = app.state.service
+    starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     yield
-    await asyncio.wait([loading])
-    app.state.engine.close()
+    await starting
+    service.close()
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application. Nothing is loaded before it starts."""
     settings = settings or Settings()
     app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.settings = settings
-    app.state.repository = Repository(settings.models, settings.threads, settings.max_models)
-    app.state.engine = Engine(settings.workers, settings.queue_limit)
+    app.state.service = Service(settings)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.responses import HTMLResponse
 
+import edgewise
 from app.control import describe
-from app.engine import Engine
-from app.repository import Repository
+from app.state import Serving
 from graph.errors import FeedError
 from graph.ir import Port
 from profiler.counts import Profile, profile
@@ -43,22 +43,19 @@ def _page(name: str, **values: Any) -> HTMLResponse:
 
 
 @router.get("/")
-async def overview(request: Request) -> HTMLResponse:
+async def overview(service: Serving) -> HTMLResponse:
     """The served models."""
-    repository: Repository = request.app.state.repository
-    return _page("overview.html", models=[describe(served) for served in repository.models], version=request.app.version)
+    return _page("overview.html", models=[describe(served) for served in service.repository.models], version=edgewise.__version__)
 
 
 @router.get("/models/{name}")
-async def model(request: Request, name: str, version: str | None = None) -> HTMLResponse:
+async def model(service: Serving, name: str, version: str | None = None) -> HTMLResponse:
     """One model: what it takes, and its profile with every open dimension at 1."""
-    repository: Repository = request.app.state.repository
-    engine: Engine = request.app.state.engine
-    served, session = repository.ready(name, version)
+    served, session = service.repository.ready(name, version)
     counted: Profile | None = None
     problem = ""
     try:
-        counted = await engine.call(profile, session.model, smallest_shapes(session))
+        counted = await service.engine.call(profile, session.model, smallest_shapes(session))
     except FeedError as error:
         problem = str(error)
     largest = max((op.flops for op in counted.ops), default=0) if counted else 0

@@ -60,23 +60,8 @@ class DeviceProfile(Record):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stay the same from boot to boot: the hardware, its operating system and nothing measured.
-
-        Made of vendor, model, ISA, cores, clusters, caches, installed memory (rounded), architecture and system; not of
-        frequency, limits, versions or measurements.
-        """
-        what = self.hardware
-        identity = {
-            "vendor": what.vendor,
-            "model": what.model,
-            "isa": sorted(what.isa),
-            "cores": [what.physical_cores, what.logical_cores],
-            "clusters": sorted([c.cores, c.logical] for c in what.clusters),
-            "caches": [[c.level, c.kind, c.nbytes, c.shared_by, c.instances] for c in what.caches],
-            "memory_gib": installed_memory_gib(what.memory_bytes),
-            "os": [what.system, what.architecture],
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        """`fingerprint_of` its hardware."""
+        return fingerprint_of(self.hardware)
 
     @property
     def name(self) -> str:
@@ -152,6 +137,25 @@ class DeviceProfile(Record):
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the document"
             raise ProfileFormatError(f"device profile: {first['msg']} ({where})") from None
+
+
+def fingerprint_of(what: Hardware) -> str:
+    """16 hexadecimal digits that stay the same from boot to boot: the hardware, its operating system and nothing measured.
+
+    Made of vendor, model, ISA, cores, clusters, caches, installed memory (rounded), architecture and system; not of
+    frequency, limits, versions or measurements.
+    """
+    identity = {
+        "vendor": what.vendor,
+        "model": what.model,
+        "isa": sorted(what.isa),
+        "cores": [what.physical_cores, what.logical_cores],
+        "clusters": sorted([c.cores, c.logical] for c in what.clusters),
+        "caches": [[c.level, c.kind, c.nbytes, c.shared_by, c.instances] for c in what.caches],
+        "memory_gib": installed_memory_gib(what.memory_bytes),
+        "os": [what.system, what.architecture],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path = Path("/")) -> DeviceProfile:

@@ -23,6 +23,10 @@ from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.spec import Array
 from profiler.topology import core_cpus, read_confinement
 from profiler.trace import Trace, trace
+from scheduler.build import current_build
+from scheduler.errors import StalePlanError
+from scheduler.local import local_fingerprint
+from scheduler.plan import Plan
 
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
 BACKENDS = ("auto", "native", "numpy")
@@ -46,7 +50,9 @@ class Session:
 
     Args:    model: a path, the bytes of a file, a ModelProto, or a Model already read. threads: of one run; None = one for each
              physical core this process may use. precision, backend: see PRECISIONS, BACKENDS.
-    Raises:  what `read` raises; AttributeValueError for a value that does not exist, UnsupportedError for one not built yet.
+             plan: what to run, for the shapes it was made for; other shapes run each op's default.
+    Raises:  what `read` raises; StalePlanError for a plan of another model, device or build; AttributeValueError for a value
+             that does not exist, UnsupportedError for one not built yet.
     """
 
     def __init__(
@@ -55,12 +61,15 @@ class Session:
         threads: int | None = None,
         precision: str = "fp32",
         backend: str = "auto",
+        plan: Plan | None = None,
         *,
         limits: SessionLimits = _DEFAULT_LIMITS,
     ) -> None:
         _check_choices(precision, backend)
-        self.threads = available_cores() if threads is None else _checked_threads(threads)
         self.model = model if isinstance(model, Model) else read(model)
+        self._plan = None if plan is None else _usable(plan, self.model)
+        default = plan.threads if plan is not None else available_cores()
+        self.threads = default if threads is None else _checked_threads(threads)
         self.limits = limits
         self._lock = threading.Lock()
         self._building = threading.Lock()
@@ -75,6 +84,11 @@ class Session:
     def outputs(self) -> tuple[Port, ...]:
         """What `run` returns."""
         return self.model.graph.outputs
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan it was given and runs; None when every op runs its default."""
+        return self._plan
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
@@ -105,7 +119,13 @@ class Session:
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
         graph = self.model.graph
         ready = optimise(graph, bind(graph, shapes))
-        return Executor(ready.graph, ready.specs, threads=self.threads)
+        return Executor(ready.graph, ready.specs, self._algorithms(shapes), threads=self.threads)
+
+    def _algorithms(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        """What the plan chose, where it was made for these shapes."""
+        if self._plan is None or {port.name: port.shape for port in self._plan.inputs} != dict(shapes):
+            return {}
+        return self._plan.algorithms
 
     def _keep(self, key: _Shapes, made: Executor) -> None:
         """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""
@@ -128,6 +148,15 @@ def available_cores() -> int:
     quota = read_confinement().cgroup_cpus
     cores = len(core_cpus())
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def _usable(plan: Plan, model: Model) -> Plan:
+    """The plan, if it is of this model and true of what runs here."""
+    if plan.model_digest != model.digest:
+        raise StalePlanError(f"session: plan is of model {plan.model_digest[:12]}, this is {model.digest[:12]}, plan again")
+    if reason := plan.staleness(local_fingerprint(), current_build()):
+        raise StalePlanError(f"session: {reason}, plan again")
+    return plan
 
 
 def _checked_threads(threads: int) -> int:

@@ -10,13 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from app.engine import Engine
-from app.errors import RequestError
 from app.metrics import COMPUTE, FAILURES, INFERENCES
 from app.oip import codec
 from app.oip.datatypes import datatype_of
-from app.repository import Repository, Served, State
-from app.settings import Settings
+from app.repository import Served, State
+from app.state import Service, Serving
 from graph.ir import Port
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
@@ -28,11 +26,6 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 router = APIRouter()
 
 
-def _repository(request: Request) -> Repository:
-    repository: Repository = request.app.state.repository
-    return repository
-
-
 @router.get("/v2/health/live")
 async def live() -> dict[str, bool]:
     """The process answers."""
@@ -40,10 +33,9 @@ async def live() -> dict[str, bool]:
 
 
 @router.get("/v2/health/ready")
-async def ready(request: Request) -> Response:
+async def ready(service: Serving) -> Response:
     """Every model has been tried once, and none is still loading."""
-    if not _repository(request).loaded.is_set():
-        raise RequestError(503, "server: models are loading")
+    service.require_ready()
     return JSONResponse({"ready": True})
 
 
@@ -55,24 +47,24 @@ async def server_metadata(request: Request) -> dict[str, Any]:
 
 
 @router.get("/v2/models")
-async def models(request: Request) -> dict[str, list[str]]:
+async def models(service: Serving) -> dict[str, list[str]]:
     """Names of the served models."""
-    return {"models": sorted({served.name for served in _repository(request).models})}
+    return {"models": sorted({served.name for served in service.repository.models})}
 
 
 @router.get("/v2/models/{name}/ready")
 @router.get("/v2/models/{name}/versions/{version}/ready")
-async def model_ready(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_ready(service: Serving, name: str, version: str | None = None) -> dict[str, Any]:
     """Whether that model can run."""
-    served, _ = _repository(request).ready(name, version)
+    served, _ = service.repository.ready(name, version)
     return {"name": served.name, "ready": served.state is State.READY}
 
 
 @router.get("/v2/models/{name}")
 @router.get("/v2/models/{name}/versions/{version}")
-async def model_metadata(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_metadata(service: Serving, name: str, version: str | None = None) -> dict[str, Any]:
     """Its versions, inputs and outputs."""
-    repository = _repository(request)
+    repository = service.repository
     served, session = repository.ready(name, version)
     versions = [other.version for other in repository.models if other.name == served.name]
     return {
@@ -91,19 +83,18 @@ def _tensor(port: Port) -> dict[str, Any]:
 
 @router.post("/v2/models/{name}/infer")
 @router.post("/v2/models/{name}/versions/{version}/infer")
-async def infer(request: Request, name: str, version: str | None = None) -> Response:
+async def infer(request: Request, service: Serving, name: str, version: str | None = None) -> Response:
     """Run the model on one request."""
-    served, session = _repository(request).ready(name, version)
+    served, session = service.repository.ready(name, version)
     try:
-        return await _infer(request, served, session)
+        return await _infer(request, service, served, session)
     except EdgewiseError:
         FAILURES.labels(served.name, served.version).inc()
         raise
 
 
-async def _infer(request: Request, served: Served, session: Session) -> Response:
-    settings: Settings = request.app.state.settings
-    engine: Engine = request.app.state.engine
+async def _infer(request: Request, service: Service, served: Served, session: Session) -> Response:
+    settings = service.settings
     limits = codec.CodecLimits(settings.max_body_bytes, settings.max_tensor_elements, settings.max_inputs)
     body = codec.decompress(await request.body(), request.headers.get("content-encoding", ""), limits.body_bytes)
     json_bytes = codec.header_length(request.headers.get(HEADER_LENGTH), len(body))
@@ -111,7 +102,7 @@ async def _infer(request: Request, served: Served, session: Session) -> Response
     _check_inputs(asked, served, session)
     wanted = _wanted(asked, served, session)
     started = time.perf_counter()
-    results = await engine.call(session.run, asked.feeds)
+    results = await service.engine.call(session.run, asked.feeds)
     COMPUTE.labels(served.name, served.version).observe(time.perf_counter() - started)
     INFERENCES.labels(served.name, served.version).inc(_rows(asked.feeds))
     head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}

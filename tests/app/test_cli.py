@@ -68,3 +68,15 @@ def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, 
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_plan_and_db(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    assert json.loads(edgewise("device", "--seconds", "0.3", "--db", db, "--json").stdout)["peaks"]
+    plan = json.loads(edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--json").stdout)
+    assert plan["steps"]
+    assert "refused: " in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--explain").stdout
+    assert json.loads(edgewise("db", "info", "--db", db, "--json").stdout)["devices"] == 1
+    refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
+    assert refused.returncode == 1
+    assert "memory is" in refused.stderr

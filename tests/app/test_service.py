@@ -150,7 +150,7 @@ def test_foreign_hosts_and_sites_are_refused(client: httpx.Client) -> None:
 def test_profile_of_a_served_model(client: httpx.Client) -> None:
     reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 2}}).json()
     single = client.post("/v1/profiles", json={"model": "digits", "shapes": {"image": [1, 1, 8, 8]}}).json()
-    assert reply["macs"] == 2 * single["macs"] > 0
+    assert reply["profile"]["macs"] == reply["macs"] == 2 * single["macs"] > 0
     refused = client.post("/v1/profiles", json={"model": "digits", "dims": {"batches": 2}})
     assert refused.status_code == 400
     assert "'batches' does not exist" in refused.json()["error"]
@@ -183,3 +183,49 @@ def test_metrics_count_by_model(client: httpx.Client) -> None:
 
 def test_openapi_is_served(client: httpx.Client) -> None:
     assert "/v1/profiles" in client.get("/openapi.json").json()["paths"]
+
+
+def test_devices_plans_and_strategies(client: httpx.Client) -> None:
+    asked = {"model": "digits", "dims": {"batch": 1}, "max_threads": 1}
+    made = client.post("/v1/plans", json=asked, timeout=120).json()
+    assert made["plan"]["state"]["status"] == "current"
+    assert made["plan"]["threads"] == 1
+    assert client.get(f"/v1/plans/{made['id']}").json() == made
+    assert client.get(f"/v1/plans/{made['id']}/explain").json()[0]["node"] == "scale"
+    fingerprint = made["plan"]["device_fingerprint"]
+    assert client.get("/v1/devices").json()["items"][0]["fingerprint"] == fingerprint
+    local = client.get("/v1/devices/local").json()
+    assert local["profile"]["peaks"]
+    assert client.get("/v1/strategies", params={"device": fingerprint}).json() == {"items": [], "next": None}
+    assert made["id"] in [item["id"] for item in client.get("/v1/plans", params={"limit": 5}).json()["items"]]
+
+
+def test_an_infeasible_plan_says_what_binds(client: httpx.Client) -> None:
+    reply = client.post("/v1/plans", json={"model": "digits", "dims": {"batch": 1}, "max_memory_bytes": 10}, timeout=120)
+    assert reply.status_code == 400
+    assert "memory is" in reply.json()["error"]
+
+
+def test_profiles_are_stored_and_paged(client: httpx.Client) -> None:
+    numbers = [client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": n}}).json()["id"] for n in (1, 2, 3)]
+    first = client.get("/v1/profiles", params={"limit": 2}).json()
+    assert [item["id"] for item in first["items"]] == numbers[:0:-1]
+    second = client.get("/v1/profiles", params={"limit": 1, "cursor": first["next"]}).json()
+    assert second["items"][0]["id"] == numbers[0]
+    assert client.get(f"/v1/profiles/{numbers[0]}").json()["profile"]["macs"] == 452864
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/plans/abc", 404),
+        ("/v1/profiles/999999", 404),
+        ("/v1/devices/0000000000000000", 404),
+        ("/v1/profiles?limit=0", 400),
+        ("/v1/profiles?cursor=x", 400),
+        ("/v1/strategies?device=zz", 400),
+    ],
+)
+def test_control_errors_have_the_one_shape(client: httpx.Client, path: str, status: int) -> None:
+    reply = client.get(path)
+    assert (reply.status_code, list(reply.json())) == (status, ["error"])

@@ -1,0 +1,31 @@
+"""This machine and its database: what the public API plans with when nothing else is said."""
+
+from __future__ import annotations
+
+from profiler.device import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
+from profiler.topology import read_hardware
+from scheduler.errors import NotFoundError
+from scheduler.store import Store
+
+
+def local_fingerprint() -> str:
+    """The fingerprint of this machine, read without measuring."""
+    return fingerprint_of(read_hardware())
+
+
+def local_device(store: Store, seconds: float, *, again: bool = False, progress: Progress | None = None) -> DeviceProfile:
+    """This machine's profile from the store; measured for about `seconds` and stored when it is new, or asked for again."""
+    if not again:
+        try:
+            return DeviceProfile.from_json(store.devices.get(local_fingerprint()).profile)
+        except NotFoundError:
+            pass
+    measured = probe(seconds, progress)
+    store.devices.save(measured)
+    return measured
+
+
+def device(seconds: float = FULL_S, *, again: bool = False) -> DeviceProfile:
+    """This machine's measured profile, from the default database; measured now when it is not there, or asked for again."""
+    with Store() as store:
+        return local_device(store, seconds, again=again)

@@ -1,0 +1,196 @@
+"""Plans: every step has a reason, constraints bind, the same question has the same answer, the executor runs what was planned."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graph.errors import FeedError
+from graph.ir import Model
+from graph.reader import read
+from kernels.errors import AttributeValueError, UnsupportedError
+from scheduler.build import current_build
+from scheduler.errors import InfeasibleError, StalePlanError
+from scheduler.local import local_device, local_fingerprint
+from scheduler.plan import Plan
+from scheduler.planner import make_plan
+from scheduler.session import Session
+from scheduler.store import Measurement, Store
+from tests.profiler.devices import device
+
+DEVICE = device()
+
+
+def convnet() -> Model:
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 8, 1, 1), "w3": (8, 1, 3, 3)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), name) for name, s in shapes.items()]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], "first", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "w2"], ["c"], "pointwise"),
+        helper.make_node("Conv", ["c", "w3"], ["d"], "depthwise", group=8, pads=[1] * 4),
+        helper.make_node("Flatten", ["d"], ["y"], "flatten"),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "net", [value("x", TensorProto.FLOAT, ["n", 3, 16, 16])], [value("y", TensorProto.FLOAT, None)], weights
+    )
+    return read(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+MODEL = convnet()
+
+
+def planned(**options) -> Plan:
+    return make_plan(MODEL, DEVICE, dims={"n": 1}, **options)
+
+
+def test_every_step_names_its_candidates_and_why() -> None:
+    steps = {step.node: step for step in planned().steps}
+    assert {c.strategy.algorithm for c in steps["pointwise"].candidates} >= {"gemm", "im2col", "taps"}
+    refused = [c for c in steps["depthwise"].candidates if c.verdict == "refused"]
+    assert all(c.reason for c in refused)
+    assert any("1x1" in c.reason for c in refused)
+    assert all(step.why for step in steps.values())
+    assert [c.verdict for c in steps["pointwise"].candidates].count("chosen") == 1
+
+
+def test_the_same_question_has_the_same_answer_and_survives_json() -> None:
+    assert planned() == planned()
+    assert Plan.from_json(planned().to_json()) == planned()
+
+
+def test_totals_are_the_sums_of_the_steps() -> None:
+    plan = planned()
+    assert plan.predicted_ns == pytest.approx(sum(step.predicted_ns for step in plan.steps))
+    assert plan.low_ns <= plan.predicted_ns <= plan.high_ns
+    assert sum(step.macs for step in plan.steps) == 256 * (8 * 27 + 64 + 72)
+
+
+def test_a_device_that_is_not_here_gets_a_labelled_prediction() -> None:
+    assert planned().state.status == "predicted"
+
+
+def test_max_threads_binds() -> None:
+    assert planned(max_threads=1).threads == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"max_latency_ms": 1e-6}, "latency is"),
+        ({"max_memory_bytes": 10}, "memory is"),
+        ({"max_error": 0.0}, "error estimate is"),
+    ],
+)
+def test_infeasible_constraints_say_what_binds_and_attach_the_closest(limit, says) -> None:
+    with pytest.raises(InfeasibleError, match=says) as caught:
+        planned(**limit)
+    assert says in caught.value.binds
+    assert caught.value.closest.steps
+
+
+def test_objectives_weigh_differently() -> None:
+    throughput = planned(objective="throughput")
+    assert throughput.replicas * throughput.threads <= DEVICE.usable_cores
+    assert planned(objective="memory").arena_bytes <= planned().arena_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"backend": "native"}, UnsupportedError),
+        ({"precision": "int8"}, UnsupportedError),
+        ({"objective": "speed"}, AttributeValueError),
+    ],
+)
+def test_what_does_not_exist_is_refused(options, error) -> None:
+    with pytest.raises(error):
+        planned(**options)
+
+
+def test_open_dimensions_are_refused() -> None:
+    with pytest.raises(FeedError, match="n=1"):
+        make_plan(MODEL, DEVICE)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory):
+    with Store(f"sqlite:///{tmp_path_factory.mktemp('db') / 'plans.sqlite'}") as found:
+        found.models.save(MODEL.digest, MODEL.source, MODEL.nbytes)
+        yield found
+
+
+def measured(plan: Plan, node: str, algorithm: str, nanoseconds: float, fingerprint: str) -> Measurement:
+    step = next(step for step in plan.steps if step.node == node)
+    strategy = next(c.strategy for c in step.candidates if c.strategy.algorithm == algorithm and c.strategy.precision == "fp32")
+    times = dict.fromkeys(("min_ns", "p50_ns", "p90_ns", "mean_ns"), nanoseconds)
+    return Measurement(
+        device_fingerprint=fingerprint,
+        engine_build=current_build().id,
+        kernel_source=step.kernel_source,
+        op=step.op,
+        signature=step.signature,
+        signature_key=step.signature_key,
+        strategy=strategy,
+        executed_macs=step.executed_macs,
+        other_flops=step.other_flops,
+        moved_bytes=step.moved_bytes,
+        samples=10,
+        std_ns=0.0,
+        measured_us=1,
+        **times,
+    )
+
+
+def test_a_fresh_measurement_overrules_the_prediction(store: Store) -> None:
+    store.devices.save(DEVICE)
+    plan = planned(max_threads=1)
+    store.measurements.save(
+        [measured(plan, "pointwise", name, ns, DEVICE.fingerprint) for name, ns in (("gemm", 9e9), ("im2col", 5.0))]
+    )
+    step = next(step for step in planned(max_threads=1, store=store).steps if step.node == "pointwise")
+    assert step.strategy.algorithm == "im2col"
+    assert step.measured
+    assert step.predicted_ns == 5.0
+
+
+def test_a_measurement_of_another_device_is_not_used(store: Store) -> None:
+    other = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}, max_threads=1, store=store)
+    assert not any(step.measured for step in other.steps)
+
+
+def test_the_session_runs_exactly_the_plan(store: Store) -> None:
+    here = local_device(store, 0.3)
+    plan = make_plan(MODEL, here, dims={"n": 2}, objective="memory")
+    assert plan.state.status == "current"
+    session = Session(MODEL, plan=plan)
+    feeds = {"x": np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)}
+    expected = Session(MODEL).run(feeds)["y"]
+    np.testing.assert_allclose(session.run(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
+    steps = {step.node.name: step.algorithm for step in session.executor(feeds).steps}
+    assert steps == {step.node: step.strategy.algorithm for step in plan.steps}
+    assert session.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_digest": "0" * 64}, "plan is of model"),
+        ({"device_fingerprint": "0" * 16}, "device"),
+        ({"engine_build": "old"}, "build"),
+    ],
+)
+def test_a_plan_of_something_else_is_refused(store: Store, change, says) -> None:
+    plan = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}).model_copy(update=change)
+    with pytest.raises(StalePlanError, match=says):
+        Session(MODEL, plan=plan)
+
+
+def test_local_device_is_measured_once(tmp_path: Path) -> None:
+    with Store(f"sqlite:///{tmp_path / 'once.sqlite'}") as fresh:
+        first = local_device(fresh, 0.3)
+        assert first.fingerprint == local_fingerprint()
+        assert local_device(fresh, 0.3) == first
