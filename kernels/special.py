@@ -8,31 +8,29 @@ import numpy as np
 
 from kernels.spec import Array
 
-# erf(x) = x + x·P(x²) near zero, 1 - exp(-|x| + |x|·Q(|x|)) beyond; both fitted to float32's last bit, highest power first.
-# Coefficients: N. Juffa, "efficient faithfully-rounded implementation of error function erff()", 2018, public domain.
-_NEAR = np.array([-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1], np.float32)
-_FAR = np.array(
-    [-1.72853470e-5, 3.83197126e-4, -3.88396438e-3, 2.42546219e-2, -1.06777877e-1, -6.34846687e-1, -1.28717512e-1], np.float32
+# erf(x) = tanh(x + x·P(x²)) on |x| ≤ 4.25, beyond which float32 knows only ±1. P, highest power first, is a minimax fit of
+# artanh(erf(x))/x - 1 weighted by what an error of it does to erf: 0.2 half-ULPs in exact arithmetic, 2.1 ULPs with every
+# step rounded to float32. numpy's tanh is vectorised, so 23 passes take 1.7 ns an element (Zen 4); the two-branch form
+# with exp (N. Juffa 2018, 1.3 ULPs) took 4.0.
+_P = (
+    *(1.74030429e-10, -8.30123614e-09, 1.53804109e-07, -1.27219289e-06, 1.26104987e-06),
+    *(6.94612463e-05, -5.95464837e-04, -2.06572266e-04, 1.02772146e-01, 1.28379181e-01),
 )
-_BORDER = np.float32(0.927734375)
+_END = 4.25  # where numpy's tanh of it has become exactly 1
 
 
 def erf_float32(x: Array) -> Array:
-    """Error function of a float32 array, within 2 ULP of the true value. Returns a new array."""
-    magnitude = np.abs(x)
-    np.minimum(magnitude, np.float32(4), out=magnitude)  # erf(4) rounds to 1; larger powers would overflow. NaN stays
-    square = x * x
-    near = _polynomial(_NEAR, square)
-    near *= x
-    near += x
-    far = _polynomial(_FAR, magnitude)
-    far *= magnitude
-    far -= magnitude
-    np.exp(far, out=far)
-    np.subtract(np.float32(1), far, out=far)
-    np.copysign(far, x, out=far)
-    np.copyto(far, near, where=magnitude <= _BORDER)
-    return far
+    """Error function of a float32 array, within 2.1 ULPs of the true value. Returns a new array."""
+    clipped = np.clip(x, -_END, _END)
+    square = clipped * clipped
+    result: Array = square * np.float32(_P[0])
+    for coefficient in _P[1:-1]:
+        result += coefficient
+        result *= square
+    result += _P[-1]
+    result *= clipped
+    result += clipped
+    return np.tanh(result, out=result)
 
 
 def erf_float64(x: Array) -> Array:
@@ -43,12 +41,3 @@ def erf_float64(x: Array) -> Array:
 def erf(x: Array) -> Array:
     """Error function of a float32 or float64 array. Returns a new array."""
     return erf_float64(x) if x.dtype == np.float64 else erf_float32(x)
-
-
-def _polynomial(coefficients: Array, x: Array) -> Array:
-    result: Array = coefficients[0] * x
-    for coefficient in coefficients[1:-1]:
-        result += coefficient
-        result *= x
-    result += coefficients[-1]
-    return result
