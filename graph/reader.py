@@ -32,6 +32,7 @@ from kernels.registry import Op, find
 from kernels.spec import STRING, Array
 
 OLDEST_OPSET = 7
+_SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
 _DEFAULT_LIMITS = Limits()
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
@@ -201,6 +202,10 @@ class _GraphReader:
         if not outputs:
             raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
         if op in CONTROL_FLOW:
+            if op == "Scan" and self.opset < _SCAN_OPSET:
+                raise UnsupportedError(
+                    f"Scan: opset is {self.opset}, its batched form before {_SCAN_OPSET} is not read (node {name!r})"
+                )
             if not any(isinstance(value, Graph) for value in attrs.values()):
                 raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
             return Node(name, op, tuple(inputs), outputs, attrs, origins=(name,))

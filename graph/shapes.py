@@ -7,14 +7,14 @@ those) travel along in `Spec.value`, so that the shape arithmetic exporters writ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Limits
-from kernels.errors import DataDependentError, EdgewiseError, UnsupportedError
+from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, find
 from kernels.spec import Spec
 
@@ -158,18 +158,90 @@ def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
 
 
 def _infer_loop(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """Carried values that keep their spec; stacked outputs are left to the run, which knows how often it went round."""
+    """Carried values, when every round leaves all their specs as they are; stacked ones where the number of rounds is known."""
     body = _body(node, "body")
-    carried = [specs[name] for name in node.inputs[2:]]
-    if any(spec is None for spec in carried) or len(body.inputs) != 2 + len(carried):
-        raise DataDependentError("Loop: a carried value's shape is known at run time only")
+    carried = _known_inputs(node.inputs[2:], specs, "Loop: a carried value")
     scalars = [Spec((), np.dtype(np.int64)), Spec((), np.dtype(np.bool_))]
-    feeds = [*scalars, *(Spec(spec.shape, spec.dtype) for spec in carried if spec is not None)]
-    made = _outputs(body, {port.name: spec for port, spec in zip(body.inputs, feeds, strict=True)}, specs)
-    stable = [Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in zip(carried, made[1:], strict=False)]
-    return (*stable, *([None] * (len(made) - 1 - len(stable))))
+    made = _round(body, [*scalars, *carried], specs, "Loop")
+    states, stacked = made[1 : 1 + len(carried)], made[1 + len(carried) :]
+    _require_stable(carried, states, "Loop")
+    rounds = _rounds(node, specs, made[0] if made else None)
+    names = [port.name for port in body.outputs[1 + len(carried) :]]
+    return (*carried, *(_stacked(name, spec, rounds, 0) for name, spec in zip(names, stacked, strict=True)))
+
+
+def _rounds(node: Node, specs: Specs, goes_on: Spec | None) -> int:
+    """How often a Loop goes round, where only its trip count decides that; 0 where it is not known."""
+    trips, condition = (specs[name] if name else None for name in (*node.inputs, "", "")[:2])
+    if trips is None or trips.value is None or trips.elements != 1:
+        return 0
+    flags = [goes_on, *([condition] if any(node.inputs[1:2]) else [])]
+    for flag in flags:
+        if flag is None or flag.value is None or flag.elements != 1 or not flag.value.item():
+            return 0
+    return max(int(trips.value.item()), 0)
 
 
 def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """Left to the run: bodies are inferred when their slices exist."""
-    raise DataDependentError("Scan: its body is inferred at run time")
+    """States, when every round leaves their specs as they are, and outputs stacked along the scanned length."""
+    body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
+    inputs = _known_inputs(node.inputs, specs, "Scan: an input")
+    if not isinstance(scanned, int) or not 0 < scanned <= len(inputs):
+        raise AttributeValueError(f"Scan: num_scan_inputs is {scanned}, need 1…{len(inputs)}")
+    states, sequences = inputs[: len(inputs) - scanned], inputs[len(inputs) - scanned :]
+    axes = _axes(node, "scan_input_axes", len(sequences))
+    for spec, axis in zip(sequences, axes, strict=True):
+        if not -spec.rank <= axis < spec.rank:
+            raise ShapeError(f"Scan: axis {axis} of a sequence with shape {spec.shape}, need one of its axes")
+    lengths = {spec.shape[axis] for spec, axis in zip(sequences, axes, strict=True)}
+    if len(lengths) != 1:
+        raise ShapeError(f"Scan: its sequences have lengths {sorted(lengths)}, need one length")
+    (length,) = lengths
+    made = _round(body, [*states, *map(_slice, sequences, axes)], specs, "Scan")
+    _require_stable(states, made[: len(states)], "Scan")
+    stacked, names = made[len(states) :], [port.name for port in body.outputs[len(states) :]]
+    places = _axes(node, "scan_output_axes", len(stacked))
+    return (*states, *(_stacked(*each) for each in zip(names, stacked, [length] * len(names), places, strict=True)))
+
+
+def _slice(spec: Spec, axis: int) -> Spec:
+    return Spec(tuple(size for i, size in enumerate(spec.shape) if i != axis % spec.rank), spec.dtype)
+
+
+def _known_inputs(names: Sequence[str], specs: Specs, subject: str) -> list[Spec]:
+    """Specs without values: a body sees another value in every round."""
+    found = [specs[name] if name else None for name in names]
+    known = [Spec(spec.shape, spec.dtype) for spec in found if spec is not None]
+    if len(known) < len(found):
+        raise DataDependentError(f"{subject} has a shape that is known at run time only")
+    return known
+
+
+def _round(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str) -> list[Spec | None]:
+    if len(arguments) != len(body.inputs):
+        raise ShapeError(f"{subject}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
+    return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs)
+
+
+def _require_stable(before: Sequence[Spec], after: Sequence[Spec | None], subject: str) -> None:
+    """One state that changes may change any other in the round after, so nothing at all is known then."""
+    if list(before) != list(after):
+        raise DataDependentError(f"{subject}: a state changes its shape from round to round")
+
+
+def _stacked(name: str, spec: Spec | None, length: int, axis: int) -> Spec | None:
+    """The rounds of a body's output along a new axis. Without any round the run asks the body's declaration instead."""
+    if spec is None or not length:
+        return None
+    if not -spec.rank - 1 <= axis <= spec.rank:
+        raise ShapeError(f"{name}: stacked along axis {axis}, it has {spec.rank + 1} axes then")
+    axis %= spec.rank + 1
+    return Spec((*spec.shape[:axis], length, *spec.shape[axis:]), spec.dtype)
+
+
+def _axes(node: Node, name: str, count: int) -> tuple[int, ...]:
+    """An axis for each value, 0 where the attribute is absent."""
+    given = tuple(node.attrs.get(name) or (0,) * count)
+    if len(given) != count:
+        raise AttributeValueError(f"Scan: {name} has {len(given)} values, need {count}")
+    return given
