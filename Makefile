@@ -33,7 +33,7 @@ docs: $(VENV)/.ready  ## write the generated pages again
 lock:  ## resolve the lock files again from pyproject.toml
 	$(PY) -m pip install -q uv
 	$(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	    --no-annotate --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	    --no-annotate --no-strip-extras --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Edgewise needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
