@@ -12,6 +12,8 @@ from kernels.spec import Array, Spec
 
 Pass = Callable[[Graph, Specs], Graph]  # a rewrite of a graph whose specs are known; the same graph where it finds nothing
 
+MAX_ORIGINS = 256  # a chain of many thousand nodes that merge one by one would otherwise take memory squared
+
 
 class Editor:
     """A graph under change. Names of graph inputs and outputs stay; `finish` freezes it, in order, without unread constants.
@@ -171,8 +173,8 @@ class Editor:
 
 
 def origins(*nodes: Node) -> tuple[str, ...]:
-    """The ONNX nodes that several nodes stand for, each once."""
-    return tuple(dict.fromkeys(name for node in nodes for name in (node.origins or (node.name,))))
+    """The ONNX nodes that several nodes stand for, each once; of more than MAX_ORIGINS the first."""
+    return tuple(dict.fromkeys(name for node in nodes for name in (node.origins or (node.name,))))[:MAX_ORIGINS]
 
 
 def scalar(array: Array | None) -> float | None:

@@ -8,6 +8,8 @@ from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
 from graph.rewrite import Editor, origins
 from kernels.registry import find
 
+MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its own
+
 
 def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
@@ -26,6 +28,8 @@ def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
 def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) -> Node | None:
     """The host with its reader in its epilogue, or None."""
     value = host.outputs[0]
+    if len(host.epilogue) >= MAX_FUSED:
+        return None
     if host.op in CONTROL_FLOW or find(host.op).view or not value or not editor.single_output(host):
         return None
     reader = editor.only_reader(value)

@@ -8,7 +8,7 @@ import pytest
 
 from graph.executor import Executor
 from graph.passes.activations import find_activations
-from graph.passes.epilogues import fuse_epilogues
+from graph.passes.epilogues import MAX_FUSED, fuse_epilogues
 from graph.passes.layer_norms import find_layer_norms
 from graph.shapes import bind, propagate
 from tests.graph.passes.checks import agree, build, const, node, ops, optimised, random, rewritten
@@ -186,6 +186,13 @@ def test_a_value_that_comes_later_is_not_awaited() -> None:
     nodes = [node("MatMul", ["x", "w"], ["a"]), node("Softmax", ["x"], ["s"]), node("Add", ["a", "s"], ["y"])]
     after = rewritten(build(nodes, [random("w", 4, 4)]), fuse_epilogues)
     assert ops(after) == ["MatMul", "Softmax+Add"]
+
+
+def test_a_long_chain_is_cut_into_bounded_epilogues() -> None:
+    length = 3 * MAX_FUSED
+    names = ["x", *(f"v{i}" for i in range(length - 1)), "y"]
+    after = rewritten(build([node("Tanh", [a], [b]) for a, b in itertools.pairwise(names)]), fuse_epilogues)
+    assert [len(n.epilogue) for n in after.nodes] == [MAX_FUSED, MAX_FUSED, length - 2 * MAX_FUSED - 3]
 
 
 def test_what_a_subgraph_reads_keeps_its_node() -> None:
