@@ -30,6 +30,7 @@ class Editor:
         self.captured = {value for node in graph.nodes for body in node.subgraphs() for value in body.captures()}
         self.changed = False
         self._inputs = {port.name for port in graph.inputs}
+        self._aliases: dict[str, str] = {}
         self._producers: dict[str, str] = {}
         self._readers: dict[str, Counter[str]] = {}
         for node in graph.nodes:
@@ -103,22 +104,40 @@ class Editor:
         self.changed = True
 
     def bypass(self, node: Node, source: str) -> bool:
-        """Remove a node whose output 0 equals the value `source`. False where names that must stay stand in the way."""
+        """Remove a settled node whose output 0 equals the value `source`. False where names that must stay stand in the way."""
         value = node.outputs[0]
         if value in self.captured:
             return False
         if value in self.outputs:
             return self._hand_over(node, source)
         self.drop(node)
-        self._rename_reads(value, source)
+        self._aliases[value] = source
         return True
+
+    def settle(self, name: str) -> Node:
+        """The node of that name, reading what its inputs are called by now.
+
+        Renames wait until a reader is looked at: one that reads thousands of them is rewritten once.
+        """
+        node = self.nodes[name]
+        names = {value: self._resolve(value) for value in node.reads() if value in self._aliases}
+        if names:
+            node = replace(
+                node,
+                inputs=tuple(names.get(value, value) for value in node.inputs),
+                epilogue=tuple(
+                    replace(fused, inputs=tuple(names.get(value, value) for value in fused.inputs)) for fused in node.epilogue
+                ),
+            )
+            self.put(node)
+        return node
 
     def replace_outputs(self, node: Node, other: Node) -> None:
         """Remove a node, letting the readers of each of its outputs read the same output of another node."""
         self.drop(node)
         for old, new in zip(node.outputs, other.outputs, strict=False):
-            if old:
-                self._rename_reads(old, new)
+            if old and new:
+                self._aliases[old] = new
 
     def merge(self, kept: Node, *absorbed: Node) -> Node:
         """Drop nodes and give their origins to `kept`, which is put in place."""
@@ -132,6 +151,9 @@ class Editor:
         """The new graph; the old one where nothing changed."""
         if not self.changed:
             return self.graph
+        if self._aliases:
+            for name in list(self.nodes):
+                self.settle(name)
         read = {value for node in self.nodes.values() for value in node.reads()} | self.outputs
         constants = {name: array for name, array in self.constants.items() if name in read}
         nodes = tuple(self.nodes.values())
@@ -146,16 +168,13 @@ class Editor:
             return False
         self.drop(node)
         self.put(replace(writer, outputs=tuple(value if name == source else name for name in writer.outputs)))
-        self._rename_reads(source, value)
+        self._aliases[source] = value
         return True
 
-    def _rename_reads(self, old: str, new: str) -> None:
-        for node in self.readers(old):
-            inputs = tuple(new if name == old else name for name in node.inputs)
-            epilogue = tuple(
-                replace(fused, inputs=tuple(new if name == old else name for name in fused.inputs)) for fused in node.epilogue
-            )
-            self.put(replace(node, inputs=inputs, epilogue=epilogue))
+    def _resolve(self, value: str) -> str:
+        while value in self._aliases:
+            value = self._aliases[value]
+        return value
 
     def _add(self, node: Node) -> None:
         self.nodes[node.name] = node

@@ -21,7 +21,7 @@ def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
     same = _equal_constants(graph)
     seen: dict[Hashable, str] = {}
     for name in [node.name for node in graph.nodes]:
-        node = editor.nodes[name]
+        node = editor.settle(name)
         if node.op in CONTROL_FLOW or not find(node.op).deterministic or node.epilogue:
             continue
         inputs = tuple(same.get(value, value) for value in node.inputs)

@@ -15,7 +15,7 @@ def remove_identities(graph: Graph, specs: Specs) -> Graph:
     """Let the readers of a no-op read its input. One between a graph input and a graph output stays: both keep their names."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes]:
-        node = editor.nodes[name]
+        node = editor.settle(name)
         index = _passes_through(editor, node)
         if index is not None:
             editor.bypass(node, node.inputs[index])

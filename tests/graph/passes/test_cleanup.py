@@ -7,6 +7,7 @@ from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
 from graph.passes.identities import remove_identities
 from graph.passes.views import collapse_views
+from graph.rewrite import Editor
 from tests.graph.passes.checks import build, const, node, ops, optimised, random, rewritten
 
 
@@ -156,3 +157,27 @@ def test_random_nodes_stay_apart() -> None:
 def test_equal_nodes_that_are_both_outputs_stay() -> None:
     graph = build([node("Exp", ["x"], ["y"]), node("Exp", ["x"], ["z"])], outputs=("y", "z"))
     assert len(rewritten(graph, merge_duplicates).nodes) == 2
+
+
+def test_a_value_under_three_names_keeps_the_output_one() -> None:
+    nodes = [
+        node("Relu", ["x"], ["a"]),
+        node("Identity", ["a"], ["b"]),
+        node("Exp", ["b"], ["c"]),
+        node("Identity", ["b"], ["y"]),
+        node("Identity", ["y"], ["d"]),
+        node("Add", ["c", "d"], ["e"]),
+        node("Sub", ["e", "b"], ["z"]),
+    ]
+    after = rewritten(build(nodes, outputs=("y", "z")), remove_identities)
+    assert ops(after) == ["Relu", "Exp", "Add", "Sub"]
+
+
+@pytest.mark.parametrize("op", ["Identity", "Exp"])
+def test_a_node_that_reads_very_many_is_rewritten_once(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, puts = 400, []
+    nodes = [node(op, ["x"], [f"v{i}"]) for i in range(count)] + [node("Sum", [f"v{i}" for i in range(count)], ["y"])]
+    original = Editor.put
+    monkeypatch.setattr(Editor, "put", lambda editor, n: (puts.append(n.op), original(editor, n))[1])
+    rewritten(build(nodes), remove_identities if op == "Identity" else merge_duplicates)
+    assert puts.count("Sum") == 1
