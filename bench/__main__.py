@@ -8,6 +8,7 @@ from typing import Annotated
 import psutil
 import typer
 
+from bench.counts import check_counts
 from bench.models import EXPORTS, compare
 
 
@@ -20,11 +21,12 @@ def main(
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
 ) -> None:
-    """Print one table per thread count."""
+    """Check the counts of the exports, then print one table per thread count."""
     cores = psutil.cpu_count(logical=False)
     typer.echo(
         f"{platform.platform()}, {platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}"
     )
+    check_counts(models.split(","))
     for count in map(int, threads.split(",")):
         compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
 

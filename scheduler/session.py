@@ -27,6 +27,7 @@ from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.local import local_fingerprint
 from scheduler.plan import Plan
+from scheduler.planner import plan
 
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
 BACKENDS = ("auto", "native", "numpy")
@@ -86,8 +87,20 @@ class Session:
         return self.model.graph.outputs
 
     @property
-    def plan(self) -> Plan | None:
-        """The plan it was given and runs; None when every op runs its default."""
+    def plan(self) -> Plan:
+        """The plan it runs. One that was not given is made when it is first asked for, and stored, and run from then on.
+
+        It is for the shapes used last, the declared ones before any run. A new machine is measured first, which takes seconds.
+        Raises: FeedError while dimensions are open and nothing has run; StoreError.
+        """
+        if self._plan is None:
+            with self._lock:
+                used = next(reversed(self._executors), None)
+            shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
+            made = plan(self.model, shapes=shapes, max_threads=self.threads)
+            with self._lock:
+                self._plan = made
+                self._executors.clear()
         return self._plan
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:

@@ -194,3 +194,19 @@ def test_local_device_is_measured_once(tmp_path: Path) -> None:
         first = local_device(fresh, 0.3)
         assert first.fingerprint == local_fingerprint()
         assert local_device(fresh, 0.3) == first
+
+
+def test_a_session_without_a_plan_makes_one_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    url = f"sqlite:///{tmp_path / 'default.sqlite'}"
+    with Store(url) as fresh:
+        fresh.devices.save(local_device(store, 0.3))
+    monkeypatch.setattr("scheduler.store.default_url", lambda: url)
+    session = Session(MODEL, threads=1)
+    with pytest.raises(FeedError):
+        _ = session.plan
+    feeds = {"x": np.ones((3, 3, 16, 16), np.float32)}
+    before = session.run(feeds)["y"]
+    assert session.plan.inputs[0].shape == (3, 3, 16, 16)
+    assert session.plan.threads == 1
+    np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
+    assert {step.node.name: step.algorithm for step in session.executor(feeds).steps}["pointwise"] == "gemm"
