@@ -7,6 +7,6 @@ From the bottom up:
     math, remez       exp, tanh, erf… and the activations, emitted inline; where their coefficients come from
     runtime, pool     native worker threads, barrier, shared chunks
     layout, geometry, kernel    how images lie in memory; how work is cut up; what every kernel looks like from outside
-    conv, depthwise, pooling    the kernels
+    conv, depthwise, pooling, elementwise    the kernels
     program    kernels composed into the one function that a segment of a model runs as
 """
