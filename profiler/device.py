@@ -71,7 +71,7 @@ class DeviceProfile(Record):
     @property
     def usable_cores(self) -> int:
         """Physical cores this process can keep busy, under its affinity and cgroup quota: the default thread count."""
-        return _usable_cores(self.hardware, self.confinement)
+        return usable_cores(self.hardware, self.confinement)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -171,7 +171,7 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     hardware, confinement = read_hardware(root), read_confinement(root)
     compiled = compile_for_host()
     cpus = core_cpus(root)
-    counts = thread_counts(_usable_cores(hardware, confinement))
+    counts = thread_counts(usable_cores(hardware, confinement))
     memory_bytes = min(psutil.virtual_memory().available, confinement.cgroup_memory_bytes or hardware.memory_bytes)
     sets = {threads: working_sets(hardware, threads, memory_bytes) for threads in counts}
 
@@ -218,7 +218,8 @@ def thread_counts(cores: int) -> tuple[int, ...]:
     return tuple(sorted({1, max(1, cores // 2), cores}))
 
 
-def _usable_cores(hardware: Hardware, confinement: Confinement) -> int:
+def usable_cores(hardware: Hardware, confinement: Confinement) -> int:
+    """Physical cores that a process so confined may keep busy: affinity and the cgroup's quota count, at least one."""
     threads_per_core = max(1, hardware.logical_cores // hardware.physical_cores)
     by_affinity = math.ceil(confinement.affinity / threads_per_core)
     by_quota = hardware.physical_cores if confinement.cgroup_cpus is None else math.floor(confinement.cgroup_cpus)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from graph.errors import LimitError
 from graph.executor import Executor
 from graph.feeds import check_feeds
-from graph.ir import Model, Port
+from graph.ir import Graph, Model, Port
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.spec import Array
-from profiler.topology import core_cpus, read_confinement
+from profiler.device import usable_cores
+from profiler.topology import read_confinement, read_hardware
 from profiler.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
@@ -44,6 +45,7 @@ class SessionLimits:
 
 
 _DEFAULT_LIMITS = SessionLimits()
+_SHARED_BYTES = 4096  # smaller constants are not worth comparing
 
 
 class Session:
@@ -93,15 +95,16 @@ class Session:
         It is for the shapes used last, the declared ones before any run. A new machine is measured first, which takes seconds.
         Raises: FeedError while dimensions are open and nothing has run; StoreError.
         """
-        if self._plan is None:
-            with self._lock:
-                used = next(reversed(self._executors), None)
-            shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
-            made = plan(self.model, shapes=shapes, max_threads=self.threads)
-            with self._lock:
-                self._plan = made
-                self._executors.clear()
-        return self._plan
+        with self._building:
+            if self._plan is None:
+                with self._lock:
+                    used = next(reversed(self._executors), None)
+                shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
+                made = plan(self.model, shapes=shapes, max_threads=self.threads)
+                with self._lock:
+                    self._plan, self.threads = made, made.threads
+                    self._executors.clear()
+            return self._plan
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
@@ -132,7 +135,18 @@ class Session:
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
         graph = self.model.graph
         ready = optimise(graph, bind(graph, shapes))
-        return Executor(ready.graph, ready.specs, self._algorithms(shapes), threads=self.threads)
+        return Executor(self._sharing(ready.graph), ready.specs, self._algorithms(shapes), threads=self.threads)
+
+    def _sharing(self, graph: Graph) -> Graph:
+        """The graph with every constant that the passes made anew replaced by another executor's, where that is the same."""
+        with self._lock:
+            others = [executor.graph.constants for executor in self._executors.values()]
+        constants = dict(graph.constants)
+        for name, array in graph.constants.items():
+            if array.nbytes >= _SHARED_BYTES and array is not self.model.graph.constants.get(name):
+                same = (other[name] for other in others if name in other and _same_bits(other[name], array))
+                constants[name] = next(same, array)
+        return replace(graph, constants=constants)
 
     def _algorithms(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
         """What the plan chose, where it was made for these shapes."""
@@ -158,9 +172,7 @@ class Session:
 
 def available_cores() -> int:
     """Physical cores this process may use: CPU affinity and the cgroup's quota count, at least one."""
-    quota = read_confinement().cgroup_cpus
-    cores = len(core_cpus())
-    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+    return usable_cores(read_hardware(), read_confinement())
 
 
 def _usable(plan: Plan, model: Model) -> Plan:
@@ -170,6 +182,14 @@ def _usable(plan: Plan, model: Model) -> Plan:
     if reason := plan.staleness(local_fingerprint(), current_build()):
         raise StalePlanError(f"session: {reason}, plan again")
     return plan
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.hasobject or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        return False
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
 
 
 def _checked_threads(threads: int) -> int:

@@ -207,6 +207,6 @@ def test_a_session_without_a_plan_makes_one_when_asked(tmp_path: Path, monkeypat
     feeds = {"x": np.ones((3, 3, 16, 16), np.float32)}
     before = session.run(feeds)["y"]
     assert session.plan.inputs[0].shape == (3, 3, 16, 16)
-    assert session.plan.threads == 1
+    assert session.plan.threads == session.threads == 1
     np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
     assert {step.node.name: step.algorithm for step in session.executor(feeds).steps}["pointwise"] == "gemm"

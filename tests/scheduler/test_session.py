@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import edgewise
 from graph.errors import FeedError, LimitError
@@ -69,6 +69,40 @@ def test_arenas_together_stay_under_their_limit() -> None:
     kept = [session.executor({"x": rows(1000 - i)}) for i in range(3)]
     assert session.executor({"x": rows(998)}) is kept[2]
     assert session.executor({"x": rows(1000)}) is not kept[0]
+
+
+def normed_model(channels: int = 32) -> onnx.ModelProto:
+    """A convolution and the batch norm that is folded into it, over any batch."""
+    rng = np.random.default_rng(3)
+    weights = {"w": rng.standard_normal((channels, channels, 3, 3))}
+    weights |= {name: rng.random(channels) + 0.5 for name in ("scale", "shift", "mean", "var")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels, 4, 4]) for name in "xy"]
+    constants = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "normed", ports[:1], ports[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_weights_that_rewriting_made_are_shared_between_shapes() -> None:
+    session = Session(normed_model())
+    executors = [session.executor({"x": np.zeros((n, 32, 4, 4), np.float32)}) for n in (1, 2)]
+    folded = [max(executor.graph.constants.values(), key=lambda array: array.nbytes) for executor in executors]
+    assert folded[0] is folded[1]
+    assert not any(folded[0] is array for array in session.model.graph.constants.values())
+
+
+def test_weights_that_differ_are_not_shared() -> None:
+    session = Session(normed_model())
+    first = session.executor({"x": np.zeros((1, 32, 4, 4), np.float32)})
+    x = np.random.default_rng(0).standard_normal((2, 32, 4, 4)).astype(np.float32)
+    expected = Session(normed_model()).run({"x": x})["y"]
+    for array in first.graph.constants.values():
+        if not any(array is own for own in session.model.graph.constants.values()):
+            array[...] = 0
+    np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
 
 
 def test_an_arena_over_the_limit_is_refused() -> None:
