@@ -33,7 +33,7 @@ def _converted(name: str, x: Spec, dtype: DType) -> Spec:
 
 def run_cast(out: tuple[Array, ...], x: Array, *, to: int, saturate: int = 1, round_mode: str = "up") -> None:
     """Out of range: integers drop high bits, floats become infinite, 8-bit floats saturate or become NaN."""
-    _convert(out[0], x, bool(saturate), round_mode)
+    convert(out[0], x, bool(saturate), round_mode)
 
 
 def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str = "up") -> Spec:
@@ -44,10 +44,11 @@ def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str
 
 def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: int = 1, round_mode: str = "up") -> None:
     """As Cast."""
-    _convert(out[0], x, bool(saturate), round_mode)
+    convert(out[0], x, bool(saturate), round_mode)
 
 
-def _convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
+def convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
+    """Write x into y in y's type, as Cast does: `saturate` and `round_mode` speak of the 8-bit floats only."""
     if x.dtype == y.dtype:
         np.copyto(y, x)
     elif x.dtype == STRING:

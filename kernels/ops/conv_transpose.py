@@ -1,0 +1,177 @@
+"""ConvTranspose: y[n, k, o·stride + t·dilation - pad] += x[n, c, o] · w[c, k, t], plus b[k], in any number of dimensions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import one_dtype, one_of
+from kernels.single import in_single, is_half
+from kernels.spec import FLOATS, Array, Spec
+from kernels.windows import Ints, Window
+
+_AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
+
+
+def _sizes(name: str, values: Ints, default: int, count: int, least: int) -> tuple[int, ...]:
+    found = tuple(values) if values else (default,) * count
+    if len(found) != count or any(value < least for value in found):
+        raise AttributeValueError(f"ConvTranspose: {name} is {list(found)}, need {count} sizes ≥ {least}")
+    return found
+
+
+def geometry(
+    x: Spec | Array,
+    w: Spec | Array,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Ints = None,
+    group: int = 1,
+    kernel_shape: Ints = None,
+    output_padding: Ints = None,
+    output_shape: Ints = None,
+    pads: Ints = None,
+    strides: Ints = None,
+) -> Window:
+    """The window of the convolution that this one is the transpose of: it slides over y and takes x's places."""
+    places, kernel = x.shape[2:], w.shape[2:]
+    rank = len(places)
+    stride, dilation = _sizes("strides", strides, 1, rank, 1), _sizes("dilations", dilations, 1, rank, 1)
+    extra = _sizes("output_padding", output_padding, 0, rank, 0)
+    if any(e >= max(s, d) and e for e, s, d in zip(extra, stride, dilation, strict=True)):
+        raise AttributeValueError(f"ConvTranspose: output_padding is {list(extra)}, need less than strides {stride} or dilations")
+    full = [s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(stride, places, extra, kernel, dilation, strict=True)]
+    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
+    if output_shape or same:
+        wanted = [n * s for n, s in zip(places, stride, strict=True)]
+        size = _sizes("output_shape", output_shape, 1, rank, 1) if output_shape else tuple(wanted)
+        totals = [max(0, f - n) for f, n in zip(full, size, strict=True)]
+        less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    else:
+        given = _sizes("pads", pads if auto_pad == "NOTSET" else None, 0, 2 * rank, 0)
+        begin, end = given[:rank], given[rank:]
+        size = tuple(f - b - a for f, b, a in zip(full, begin, end, strict=True))
+        if any(n < 0 for n in size):
+            raise ShapeError(
+                f"ConvTranspose: the output is {list(full)} without pads {list(given)}, need no more than that in pads"
+            )
+    return Window(size, kernel, stride, dilation, begin, end, places)
+
+
+def infer(
+    x: Spec,
+    w: Spec,
+    b: Spec | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: tuple[int, ...] | None = None,
+    group: int = 1,
+    kernel_shape: tuple[int, ...] | None = None,
+    output_padding: tuple[int, ...] | None = None,
+    output_shape: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Spec:
+    """(n, k, *size) of x (n, c, *places), w (c, k / group, *kernel), b (k)."""
+    require_dtype("ConvTranspose: x", x, FLOATS)
+    one_dtype("ConvTranspose", *(spec for spec in (x, w, b) if spec is not None))
+    one_of("ConvTranspose: auto_pad", auto_pad, _AUTO_PADS)
+    if x.rank < 3 or w.rank != x.rank or not all((*x.shape[2:], *w.shape[2:])):
+        raise ShapeError(f"ConvTranspose: x is {x}, w is {w}, need equal ranks of 3 or more and something in each axis")
+    if group < 1 or x.shape[1] != w.shape[0] or x.shape[1] % group:
+        raise ShapeError(
+            f"ConvTranspose: x has {x.shape[1]} channels, w is {w}, need w's first axis, a multiple of group {group}"
+        )
+    if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
+        raise AttributeValueError(f"ConvTranspose: kernel_shape is {list(kernel_shape)}, w is {w}, need the same")
+    channels = w.shape[1] * group
+    if b is not None and b.shape != (channels,):
+        raise ShapeError(f"ConvTranspose: bias is {b}, need [{channels}]")
+    view = geometry(
+        x,
+        w,
+        auto_pad=auto_pad,
+        dilations=dilations,
+        output_padding=output_padding,
+        output_shape=output_shape,
+        pads=pads,
+        strides=strides,
+    )
+    return Spec((x.shape[0], channels, *view.size), x.dtype)
+
+
+def cost(out: tuple[Spec, ...], x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> Cost:
+    """MACs: inputs · (k / group) · taps, what falls into the padding not deducted. Bias: one addition an output."""
+    return Cost(macs=x.elements * math.prod(w.shape[1:]), other_flops=out[0].elements if b is not None else 0)
+
+
+def workspace_bytes(x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> int:
+    """One image's products: k · taps · places elements, in float32 for half precision."""
+    itemsize = 4 if is_half(x.dtype) else x.dtype.itemsize
+    group: int = attrs["group"]
+    return group * math.prod(w.shape[1:]) * math.prod(x.shape[2:]) * itemsize
+
+
+@in_single
+def run(out: tuple[Array, ...], x: Array, w: Array, b: Array | None = None, *, workspace: Array, **attrs: Any) -> None:
+    """One matrix product per image and group makes what every tap adds; then one strided addition a tap."""
+    (y,) = out
+    view, group = geometry(x, w, **attrs), attrs["group"]
+    y[...] = 0 if b is None else b.reshape(-1, *[1] * len(view.size))
+    if not y.size or not x.size:
+        return
+    weights = w.reshape(group, x.shape[1] // group, -1).transpose(0, 2, 1)
+    products = workspace.view(y.dtype)[: weights.shape[0] * weights.shape[1] * view.pixels]
+    matrix, columns = products.reshape(*weights.shape[:2], -1), products.reshape(y.shape[1], *view.kernel, *view.out)
+    slices = list(view.slices())
+    for n in range(x.shape[0]):
+        np.matmul(weights, x[n].reshape(group, x.shape[1] // group, -1), out=matrix)
+        for tap, places, into in slices:
+            target = y[n][into]
+            target += columns[(slice(None), *tap)][places]
+
+
+_UP = {"strides": (2, 2)}
+CONV_TRANSPOSE = Op(
+    "ConvTranspose",
+    infer,
+    cost,
+    (Kernel("col2im", run, workspace_bytes=workspace_bytes),),
+    tolerance_eps=16,
+    cases=(
+        Case("2x2_stride_2", inputs=((1, 3, 4, 5), (3, 2, 2, 2), (2,)), attrs=_UP, cost=Cost(macs=480, other_flops=160)),
+        Case("overlapping", inputs=((2, 3, 4, 5), (3, 2, 3, 3)), cost=Cost(macs=2160)),
+        Case("padded", inputs=((1, 2, 4, 4), (2, 3, 4, 4), (3,)), attrs={**_UP, "pads": (1, 1, 1, 1)}),
+        Case("uneven_pads", inputs=((1, 2, 4, 4), (2, 3, 3, 3)), attrs={**_UP, "pads": (0, 1, 2, 0)}),
+        Case(
+            "output_padding", inputs=((1, 2, 3, 3), (2, 2, 3, 3)), attrs={**_UP, "output_padding": (1, 1), "pads": (1, 1, 1, 1)}
+        ),
+        Case("output_shape", inputs=((1, 2, 3, 3), (2, 2, 3, 3)), attrs={"strides": (3, 2), "output_shape": (10, 8)}),
+        Case("output_shape_cut", inputs=((1, 2, 3, 3), (2, 2, 4, 4)), attrs={**_UP, "output_shape": (5, 6)}),
+        Case("dilated", inputs=((1, 2, 4, 4), (2, 2, 2, 3), (2,)), attrs={"dilations": (2, 3)}),
+        Case("grouped", inputs=((2, 4, 3, 3), (4, 3, 3, 3), (6,)), attrs={"group": 2}, cost=Cost(1944, 300)),
+        Case("depthwise", inputs=((1, 4, 3, 3), (4, 1, 4, 4)), attrs={"group": 4, **_UP, "pads": (1, 1, 1, 1)}),
+        Case("same_upper", inputs=((1, 2, 3, 4), (2, 2, 3, 3)), attrs={**_UP, "auto_pad": "SAME_UPPER"}),
+        Case("same_lower", inputs=((1, 2, 3, 4), (2, 2, 3, 3)), attrs={**_UP, "auto_pad": "SAME_LOWER"}),
+        Case("one_dimension", inputs=((2, 3, 5), (3, 4, 3), (4,)), attrs={"strides": (2,)}),
+        Case("three_dimensions", inputs=((1, 2, 2, 3, 2), (2, 3, 2, 2, 3)), attrs={"strides": (1, 2, 2)}),
+        Case("empty_batch", inputs=((0, 3, 4, 4), (3, 2, 3, 3)), cost=Cost()),
+        Case("channels_differ", inputs=((1, 3, 4, 4), (2, 3, 1, 1)), raises=ShapeError),
+        Case("bias_length", inputs=((1, 1, 2, 2), (1, 2, 2, 2), (3,)), raises=ShapeError),
+        Case("pads_eat_everything", inputs=((1, 1, 2, 2), (1, 1, 1, 1)), attrs={"pads": (2, 0, 2, 0)}, raises=ShapeError),
+        Case("kernel_shape", inputs=((1, 1, 2, 2), (1, 1, 2, 2)), attrs={"kernel_shape": (3, 3)}, raises=AttributeValueError),
+        Case(
+            "output_padding_wide",
+            inputs=((1, 1, 2, 2), (1, 1, 2, 2)),
+            attrs={"output_padding": (1, 0)},
+            raises=AttributeValueError,
+        ),
+        Case("stride_zero", inputs=((1, 1, 2, 2), (1, 1, 2, 2)), attrs={"strides": (0, 1)}, raises=AttributeValueError),
+    ),
+)
