@@ -105,13 +105,12 @@ def run_quantize(
     (y,) = out
     divides = element_type("precision", precision) if precision else scale.dtype if scale.dtype in _REALS else _F32
     factor = spread(scale, x, axis, block_size).astype(divides)
-    with np.errstate(all="ignore"):  # x / 0, infinities: they saturate
-        values = np.divide(x.astype(divides, copy=False), factor, dtype=divides).astype(_F32, copy=False)
-        offset = None if zero is None else spread(zero, x, axis, block_size).astype(_F32)
-        if y.dtype in _WHOLE:
-            _round_into(y, values, offset)
-        else:
-            convert(y, values if offset is None else values + offset, bool(saturate), "nearest")
+    values = np.divide(x.astype(divides, copy=False), factor, dtype=divides).astype(_F32, copy=False)
+    offset = None if zero is None else spread(zero, x, axis, block_size).astype(_F32)
+    if y.dtype in _WHOLE:
+        _round_into(y, values, offset)
+    else:
+        convert(y, values if offset is None else values + offset, bool(saturate), "nearest")
 
 
 def _round_into(y: Array, values: Array, offset: Array | None) -> None:
@@ -159,10 +158,9 @@ def run_dequantize(
     np.copyto(values, x, casting="unsafe")
     if zero is not None:
         values -= spread(zero, x, axis, block_size).astype(_F32)
-    with np.errstate(all="ignore"):
-        values *= spread(scale, x, axis, block_size).astype(_F32)
-        if values is not y:
-            np.copyto(y, values, casting="unsafe")
+    values *= spread(scale, x, axis, block_size).astype(_F32)
+    if values is not y:
+        np.copyto(y, values, casting="unsafe")
 
 
 def infer_dynamic(x: Spec) -> tuple[Spec, ...]:
@@ -180,11 +178,10 @@ def run_dynamic(out: tuple[Array | None, ...], x: Array) -> None:
     """The range of x and 0 in 255 steps; a range of nothing takes steps of 1/255."""
     y, scale, zero = (*out, None, None)[:3]
     low, high = x.min(initial=0), x.max(initial=0)
-    with np.errstate(all="ignore"):
-        step = (high - low if high != low else _F32.type(1)) / _F32.type(255)
-        offset = np.rint(np.clip(-low / step, 0, 255))
-        if y is not None:
-            _round_into(y, x / step, offset)
+    step = (high - low if high != low else _F32.type(1)) / _F32.type(255)
+    offset = np.rint(np.clip(-low / step, 0, 255))
+    if y is not None:
+        _round_into(y, x / step, offset)
     for target, value in ((scale, step), (zero, offset)):
         if target is not None:
             np.copyto(target, value, casting="unsafe")
