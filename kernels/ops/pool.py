@@ -18,7 +18,8 @@ _MAX_DTYPES: frozenset[DType] = FLOATS | {np.dtype(np.int8), np.dtype(np.uint8)}
 _INT64 = np.dtype(np.int64)
 
 
-def _geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
+def geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
+    """The window of a pool over x (n, c, spatial…): no pad as wide as the kernel, so that every place sees an element."""
     if len(x.shape) < 3:
         raise ShapeError(f"{subject}: x is {x}, need (n, c, spatial…)")
     names = ("strides", "dilations", "pads", "auto_pad")
@@ -44,7 +45,7 @@ def infer_max(
     """(n, c, *out) of x (n, c, *size), and the flat index of every maximum in x."""
     require_dtype("MaxPool: x", x, _MAX_DTYPES)
     attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = _geometry("MaxPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("MaxPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     shape = (*x.shape[:2], *view.out)
     return Spec(shape, x.dtype), Spec(shape, _INT64)
 
@@ -61,7 +62,7 @@ def _lowest(dtype: DType) -> Any:
 def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
     """Whole planes, one tap at a time; with indices asked for, a tap wins only by being larger, so the first maximum stays."""
     y, indices = out[0], out[1] if len(out) > 1 else None
-    view = _geometry("MaxPool", x, attrs)
+    view = geometry("MaxPool", x, attrs)
     if indices is None:
         y.fill(_lowest(y.dtype))
         for _, into, of in view.slices():
@@ -94,7 +95,7 @@ def infer_average(
     """(n, c, *out) of x (n, c, *size)."""
     require_dtype("AveragePool: x", x, FLOATS)
     attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = _geometry("AveragePool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("AveragePool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     return Spec((*x.shape[:2], *view.out), x.dtype)
 
 
@@ -107,7 +108,7 @@ def cost_average(out: tuple[Spec, ...], x: Spec, **attrs: Any) -> Cost:
 def run_average(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
     """Sum whole planes, one tap at a time, then divide by how many elements each window holds."""
     (y,) = out
-    view = _geometry("AveragePool", x, attrs)
+    view = geometry("AveragePool", x, attrs)
     y.fill(0)
     for _, into, of in view.slices():
         y[into] += x[of]

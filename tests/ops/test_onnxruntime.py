@@ -21,6 +21,7 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("GridSample", "nowhere"): "ONNX leaves open what lies at a position that is no number",
     ("GridSample", "cubic_border"): "it weighs pixels beyond the border by the unclamped position, ONNX's reference clamps first",
     ("GroupNormalization", "empty"): "it cannot reshape an empty batch",
+    ("LRN", "even"): "it refuses even sizes",
     ("LSTM", "batch_first"): "it supports no layout 1",
     ("LSTM", "clipped"): "it does not clip what enters the output's activation, ONNX says every activation's input",
     ("MatMulInteger", "by_row_and_column"): "it supports one zero point for all of a only",
