@@ -1,0 +1,96 @@
+"""MaxUnpool: every maximum back at its place, zeros elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import known_ints, moves
+from kernels.spec import FLOATS, Array, Spec
+
+Ints = tuple[int, ...]
+
+
+def _pooled(x: Spec | Array, kernel: Ints, pads: Ints | None, strides: Ints | None) -> Ints:
+    """The shape that a pool of that geometry makes x's shape of, at the least."""
+    rank = len(x.shape) - 2
+    stride, pad = tuple(strides or (1,) * rank), tuple(pads or (0,) * (2 * rank))
+    if not len(kernel) == len(stride) == rank or len(pad) != 2 * rank or min((*kernel, *stride), default=0) < 1 or min(pad) < 0:
+        raise AttributeValueError(
+            f"MaxUnpool: kernel {kernel}, strides {stride}, pads {pad}, need {rank} sizes ≥ 1, twice that in pads"
+        )
+    axes = zip(x.shape[2:], kernel, stride, pad[:rank], pad[rank:], strict=True)
+    return (*x.shape[:2], *((n - 1) * s + k - before - after for n, k, s, before, after in axes))
+
+
+def infer(
+    x: Spec,
+    indices: Spec,
+    output_shape: Spec | None = None,
+    *,
+    kernel_shape: tuple[int, ...],
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> Spec:
+    """output_shape, or (n, c, *size) as the geometry says; indices count through the latter, flat."""
+    require_dtype("MaxUnpool: x", x, FLOATS)
+    if x.rank < 3 or indices.shape != x.shape:
+        raise ShapeError(f"MaxUnpool: x is {x}, indices are {indices}, need one shape (n, c, spatial…)")
+    if indices.dtype != np.int64:
+        raise DTypeError(f"MaxUnpool: indices are {indices}, need int64")
+    shape = _pooled(x, tuple(kernel_shape), pads, strides)
+    if min(shape) < 0:
+        raise ShapeError(f"MaxUnpool: x {x} unpooled is {list(shape)}, need sizes ≥ 0")
+    if output_shape is None:
+        return Spec(shape, x.dtype)
+    asked = known_ints("MaxUnpool: output_shape", output_shape, x.rank)
+    if any(wanted < size for wanted, size in zip(asked, shape, strict=True)):
+        raise ShapeError(f"MaxUnpool: output_shape is {list(asked)}, need at least {list(shape)}")
+    return Spec(asked, x.dtype)
+
+
+def run(
+    out: tuple[Array, ...],
+    x: Array,
+    indices: Array,
+    output_shape: Array | None = None,
+    *,
+    kernel_shape: tuple[int, ...],
+    pads: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] | None = None,
+) -> None:
+    """One scatter; a larger output_shape leaves zeros at the end of every axis."""
+    (y,) = out
+    shape = _pooled(x, tuple(kernel_shape), pads, strides)
+    elements = math.prod(shape)
+    if indices.size and not (indices.min() >= 0 and indices.max() < elements):
+        raise IndexRangeError(f"MaxUnpool: indices span [{indices.min()}, {indices.max()}], need [0, {elements - 1}] for {shape}")
+    y.fill(0)
+    if y.shape == shape:
+        y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
+    elif indices.size:
+        y[np.unravel_index(indices.reshape(-1), shape)] = x.reshape(-1)
+
+
+_PLACES = np.array([5, 7, 13, 15], np.int64).reshape(1, 1, 2, 2)
+_K2 = {"kernel_shape": (2, 2), "strides": (2, 2)}
+MAX_UNPOOL = Op(
+    "MaxUnpool",
+    infer,
+    moves,
+    (Kernel("scatter", run),),
+    tolerance_eps=0,
+    cases=(
+        Case("2x2", inputs=((1, 1, 2, 2), _PLACES), attrs=_K2, cost=Cost()),
+        Case("larger", inputs=((1, 1, 2, 2), _PLACES, np.array([1, 1, 5, 5])), attrs=_K2),
+        Case("padded", inputs=((1, 1, 2, 2), _PLACES // 8), attrs={**_K2, "pads": (1, 1, 0, 0)}),
+        Case("smaller", inputs=((1, 1, 2, 2), _PLACES, np.array([1, 1, 3, 4])), attrs=_K2, raises=ShapeError),
+        Case("indices_shape", inputs=((1, 1, 2, 3), _PLACES), attrs=_K2, raises=ShapeError),
+        Case("indices_dtype", inputs=((1, 1, 2, 2), _PLACES.astype(np.int32)), attrs=_K2, raises=DTypeError),
+        Case("kernel_rank", inputs=((1, 1, 2, 2), _PLACES), attrs={"kernel_shape": (2,)}, raises=AttributeValueError),
+    ),
+)

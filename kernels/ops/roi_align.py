@@ -1,0 +1,152 @@
+"""RoiAlign: regions of a feature map, interpolated at points inside every bin, averaged or maximised."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, InvalidError, ShapeError
+from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.rules import one_dtype, one_of
+from kernels.single import in_single
+from kernels.spec import FLOATS, Array, Spec
+
+_MOST_BINS = 65_536  # an axis
+_MOST_POINTS = 4096  # a bin and axis: a region that asks for more is no region of a feature map
+
+
+def infer(
+    x: Spec,
+    rois: Spec,
+    batch_indices: Spec,
+    *,
+    coordinate_transformation_mode: str = "half_pixel",
+    mode: str = "avg",
+    output_height: int = 1,
+    output_width: int = 1,
+    sampling_ratio: int = 0,
+    spatial_scale: float = 1.0,
+) -> Spec:
+    """(rois, c, output_height, output_width) of x (n, c, h, w), rois (rois, 4) as x1, y1, x2, y2, and their images."""
+    require_dtype("RoiAlign: x", x, FLOATS)
+    one_dtype("RoiAlign", x, rois)
+    one_of("RoiAlign: coordinate_transformation_mode", coordinate_transformation_mode, ("half_pixel", "output_half_pixel"))
+    one_of("RoiAlign: mode", mode, ("avg", "max"))
+    if batch_indices.dtype != np.int64:
+        raise DTypeError(f"RoiAlign: batch_indices are {batch_indices}, need int64")
+    if x.rank != 4 or not all(x.shape[2:]) or rois.shape[1:] != (4,) or batch_indices.shape != rois.shape[:1]:
+        raise ShapeError(f"RoiAlign: x is {x}, rois are {rois}, batch_indices {batch_indices}, need (n, c, h, w), (r, 4) and (r)")
+    if not (0 < output_height <= _MOST_BINS and 0 < output_width <= _MOST_BINS and 0 <= sampling_ratio <= _MOST_POINTS):
+        raise AttributeValueError(
+            f"RoiAlign: output is {output_height}x{output_width}, sampling_ratio {sampling_ratio}, "
+            f"need sizes in [1, {_MOST_BINS}] and a ratio in [0, {_MOST_POINTS}]"
+        )
+    return Spec((rois.shape[0], x.shape[1], output_height, output_width), x.dtype)
+
+
+def cost(out: tuple[Spec, ...], x: Spec, *inputs: Spec, **attrs: Any) -> Cost:
+    """8 per sampling point (4 multiplications, 3 additions, pooling); where the regions set their number, one point an output."""
+    return Cost(other_flops=8 * out[0].elements * max(attrs["sampling_ratio"], 1) ** 2)
+
+
+def _points(start: float, extent: float, bins: int, ratio: int, size: int) -> tuple[Array, Array, Array]:
+    """Along one axis, (bins, points) each: the lower neighbour, the upper one's weight, and whether the point is inside."""
+    if not (math.isfinite(start) and math.isfinite(extent)) or extent / bins > _MOST_POINTS:
+        raise InvalidError(
+            f"RoiAlign: a region spans {extent} from {start}, need at most {_MOST_POINTS} points in each of {bins} bins"
+        )
+    count = ratio or max(math.ceil(extent / bins), 0)
+    at = start + (np.arange(bins)[:, None] + (np.arange(count) + 0.5) / max(count, 1)) * (extent / bins)
+    inside = (at >= -1) & (at <= size)
+    at = np.clip(at, 0, size - 1)
+    low = np.minimum(at.astype(np.int64), size - 1)
+    return low, at - low, inside
+
+
+@in_single
+def run(out: tuple[Array, ...], x: Array, rois: Array, batch_indices: Array, **attrs: Any) -> None:
+    """A region at a time. An average is two small matrix products, as bilinear weights are a product of the axes'."""
+    (y,) = out
+    if batch_indices.size and not (batch_indices.min() >= 0 and batch_indices.max() < x.shape[0]):
+        raise IndexRangeError(
+            f"RoiAlign: batch_indices span [{batch_indices.min()}, {batch_indices.max()}], x has {x.shape[0]} images"
+        )
+    half = attrs["coordinate_transformation_mode"] == "half_pixel"
+    for target, roi, image in zip(y, rois.astype(np.float64), batch_indices, strict=True):
+        x1, y1, x2, y2 = (float(corner) * attrs["spatial_scale"] - 0.5 * half for corner in roi)
+        sides = (y2 - y1, x2 - x1) if half else (max(y2 - y1, 1.0), max(x2 - x1, 1.0))
+        rows, columns = (
+            _points(start, side, bins, attrs["sampling_ratio"], size)
+            for start, side, bins, size in zip((y1, x1), sides, target.shape[1:], x.shape[2:], strict=True)
+        )
+        if attrs["mode"] == "avg":
+            down, across = (
+                _weights(*points, size).astype(x.dtype) for points, size in zip((rows, columns), x.shape[2:], strict=True)
+            )
+            np.matmul(np.matmul(down, x[image]), across.T, out=target)
+        else:
+            _largest(target, x[image], rows, columns)
+
+
+def _weights(low: Array, upper: Array, inside: Array, size: int) -> Array:
+    """(bins, size): how much of each element the mean over a bin's points takes."""
+    bins, count = low.shape
+    made: Array = np.zeros((bins, size))
+    which = np.broadcast_to(np.arange(bins)[:, None], low.shape)
+    np.add.at(made, (which, low), (1 - upper) * inside)
+    np.add.at(made, (which, np.minimum(low + 1, size - 1)), upper * inside)
+    made /= max(count, 1)
+    return made
+
+
+def _largest(target: Array, x: Array, rows: tuple[Array, Array, Array], columns: tuple[Array, Array, Array]) -> None:
+    """ONNX's maximum is over the four weighted neighbours of every point, not over their sums."""
+    (low_y, up_y, in_y), (low_x, up_x, in_x) = rows, columns
+    if not low_y.size or not low_x.size:
+        target.fill(0)
+        return
+    best: Array | None = None
+    for at_y, part_y in ((low_y, 1 - up_y), (np.minimum(low_y + 1, x.shape[1] - 1), up_y)):
+        for at_x, part_x in ((low_x, 1 - up_x), (np.minimum(low_x + 1, x.shape[2] - 1), up_x)):
+            weight = (part_y * in_y)[:, :, None, None] * (part_x * in_x)
+            values = x[:, at_y[:, :, None, None], at_x] * weight.astype(x.dtype)
+            best = values if best is None else np.maximum(best, values, out=best)
+    if best is not None:
+        np.amax(best, axis=(2, 4), out=target)
+
+
+def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
+    """Before opset 16 there was one coordinate mode."""
+    return ({**attrs, "coordinate_transformation_mode": "output_half_pixel"} if opset < 16 else attrs), {}
+
+
+_ROIS = np.array([[0, 0, 7, 5], [1.5, 2, 6, 7.25], [-3, -2, 4, 20]], np.float32)
+_IMAGES = np.array([1, 0, 1], np.int64)
+_SIZE = {"output_height": 2, "output_width": 3}
+ROI_ALIGN = Op(
+    "RoiAlign",
+    infer,
+    cost,
+    (Kernel("bilinear", run),),
+    upgrade=upgrade,
+    tolerance_eps=32,
+    cases=(
+        Case("average", inputs=((2, 3, 8, 9), _ROIS, _IMAGES), attrs={**_SIZE, "sampling_ratio": 2}, cost=Cost(other_flops=1728)),
+        Case("adaptive", inputs=((2, 3, 8, 9), _ROIS, _IMAGES), attrs=_SIZE),
+        Case("scaled", inputs=((2, 1, 8, 9), _ROIS, _IMAGES), attrs={**_SIZE, "spatial_scale": 0.5}),
+        Case(
+            "output_half_pixel",
+            inputs=((2, 1, 8, 9), _ROIS, _IMAGES),
+            attrs={"coordinate_transformation_mode": "output_half_pixel"},
+        ),
+        Case("largest", inputs=((2, 3, 8, 9), _ROIS, _IMAGES), attrs={**_SIZE, "mode": "max", "sampling_ratio": 2}),
+        Case("no_regions", inputs=((2, 3, 8, 9), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))),
+        Case("regions_of_five", inputs=((2, 3, 8, 9), (3, 5), _IMAGES), raises=ShapeError),
+        Case("images_dtype", inputs=((2, 3, 8, 9), _ROIS, _IMAGES.astype(np.int32)), raises=DTypeError),
+        Case("mode_unknown", inputs=((2, 3, 8, 9), _ROIS, _IMAGES), attrs={"mode": "sum"}, raises=AttributeValueError),
+        Case("no_height", inputs=((2, 3, 8, 9), _ROIS, _IMAGES), attrs={"output_height": 0}, raises=AttributeValueError),
+    ),
+)
