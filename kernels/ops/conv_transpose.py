@@ -13,8 +13,9 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.rules import one_dtype, one_of
 from kernels.single import in_single, is_half
 from kernels.spec import FLOATS, Array, Spec
-from kernels.windows import Ints, Window
+from kernels.windows import MAX_TAPS, Ints, Window
 
+_MOST_PIXELS = 2**40  # no memory holds more; strides alone could ask for it
 _AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -61,6 +62,10 @@ def geometry(
             raise ShapeError(
                 f"ConvTranspose: the output is {list(full)} without pads {list(given)}, need no more than that in pads"
             )
+    if math.prod(size) > _MOST_PIXELS or math.prod(kernel) > MAX_TAPS:
+        raise ShapeError(
+            f"ConvTranspose: a plane is {list(size)}, w {list(kernel)}, the limits are {_MOST_PIXELS} and {MAX_TAPS}"
+        )
     return Window(size, kernel, stride, dilation, begin, end, places)
 
 

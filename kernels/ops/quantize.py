@@ -52,7 +52,7 @@ def _check_grain(name: str, x: Spec, scale: Spec, zero: Spec | None, axis: int, 
 def spread(values: Array, x: Array, axis: int, block: int) -> Array:
     """Scales or zero points in a shape that broadcasts to x."""
     if block:
-        return np.repeat(values, block, axis)[tuple(slice(size) for size in x.shape)]
+        return np.repeat(values, min(block, x.shape[axis]), axis)[tuple(slice(size) for size in x.shape)]
     if values.size == 1:
         return values.reshape(())
     return values.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
