@@ -9,7 +9,8 @@ import psutil
 import typer
 
 from bench.counts import check_counts
-from bench.models import EXPORTS, compare
+from bench.exports import EXPORTS
+from bench.models import compare
 
 
 def main(

@@ -14,18 +14,6 @@ from rich.table import Table
 
 from bench.race import Engine, race
 
-EXPORTS = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "resnet18",
-    "resnet50",
-    "squeezenet1_1",
-    "efficientnet_b0",
-    "vgg16",
-    "vit_b_16",
-    "bert_base_128",
-)
-
 
 def exports_folder() -> Path:
     """The folder of exported models. Exits with what to do when EDGEWISE_EXPORTS is unset."""

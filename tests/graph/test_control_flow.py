@@ -5,11 +5,11 @@ import pytest
 
 from graph.errors import LimitError
 from graph.executor import DYNAMIC, Executor
-from graph.interpreter import interpret
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, EdgewiseError, ShapeError
 from kernels.spec import Spec
+from tests.graph.interpreter import interpret
 from tests.graph.oracle import BOOL, FLOAT, INT64, STRING, X, assert_agrees, body, build, check, constant, ints, make, node, port
 
 COUNT, GOING = port("i", [], INT64), port("going", [], BOOL)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.interpreter import interpret
 from graph.ir import Graph
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
+from tests.graph.interpreter import interpret
 from tests.graph.test_reader import model
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64

@@ -9,13 +9,13 @@ import pytest
 
 from graph.errors import FeedError, LimitError
 from graph.executor import DYNAMIC, VIEW, Executor
-from graph.interpreter import interpret
 from graph.ir import Fused, Graph, Node, Port
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import ShapeError, UnsupportedError
 from kernels.registry import find
 from kernels.spec import Spec
+from tests.graph.interpreter import interpret
 from tests.graph.oracle import FLOAT, INT64, STRING, X, assert_agrees, build, check, constant, ints, make, node, poison, port
 
 F32 = np.dtype(np.float32)

@@ -8,23 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.interpreter import interpret
+from bench.exports import EXPORTS
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind, propagate
+from tests.graph.interpreter import interpret
 from tests.graph.passes.checks import build, const, node, ops, optimised, random
-
-EXPORTS = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "resnet18",
-    "resnet50",
-    "squeezenet1_1",
-    "efficientnet_b0",
-    "vgg16",
-    "vit_b_16",
-    "bert_base_128",
-)
 
 
 def small_net():

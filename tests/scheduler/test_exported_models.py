@@ -7,21 +7,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from bench.exports import EXPORTS
 from graph.ir import Port
 from scheduler.session import Session
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
-NAMES = (
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "resnet18",
-    "resnet50",
-    "squeezenet1_1",
-    "efficientnet_b0",
-    "vgg16",
-    "vit_b_16",
-    "bert_base_128",
-)
 TOLERANCE = 1e-4  # of the largest output
 
 pytestmark = [
@@ -37,7 +27,7 @@ def feed(port: Port, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 1000 if port.name == "input_ids" else 2, shape).astype(port.dtype)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXPORTS)
 def test_export_agrees_with_onnx_runtime(name: str) -> None:
     path = Path(FOLDER) / f"{name}.onnx"
     session = Session(path)

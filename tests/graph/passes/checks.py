@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.interpreter import interpret
 from graph.ir import Graph
 from graph.optimise import Optimised, optimise
 from graph.passes.constants import fold_constants
 from graph.reader import read
 from graph.shapes import bind, propagate
+from tests.graph.interpreter import interpret
 
 folding = partial(fold_constants, limit_bytes=1 << 30)
 
