@@ -345,6 +345,8 @@ def serve_command(
     """
     if host not in LOOPBACK:
         raise ArgumentError(f"--host: {host} is not loopback, without API keys only 127.0.0.1, ::1 or localhost is served")
+    if not models.is_dir():
+        raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
     import uvicorn  # noqa: PLC0415
 
     from app.main import create_app  # noqa: PLC0415

@@ -179,7 +179,8 @@ async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
     """One device with what was measured; "local" is this machine, measured now when it is new."""
 
     def work() -> DeviceOut:
-        stored = service.store.devices.get(service.device(fingerprint).fingerprint)
+        key = service.device(fingerprint).fingerprint if fingerprint == "local" else fingerprint
+        stored = service.store.devices.get(key)
         return _device(stored).model_copy(update={"profile": orjson.loads(stored.profile)})
 
     return await service.engine.call(work)
@@ -193,9 +194,10 @@ def _device(stored: StoredDevice) -> DeviceOut:
 @router.post("/profiles")
 async def make_profile(service: Serving, asked: Work) -> ProfileOut:
     """Count what a served model costs for these shapes, per op and in total, and store it."""
-    _, session = service.repository.ready(asked.model, asked.version)
+    served, session = service.repository.ready(asked.model, asked.version)
 
     def work() -> ProfileOut:
+        service.remember(served.name, session.model)
         counted = profile(session.model, asked.bound(), asked.dims)
         nodes = [ProfileNode(op.name, op.op, op.macs, op.flops, op.read_bytes + op.write_bytes) for op in counted.ops]
         text = profile_json(counted)
@@ -236,9 +238,10 @@ def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
 @router.post("/plans")
 async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
     """Choose how a device should run a served model, and store the plan."""
-    _, session = service.repository.ready(asked.model, asked.version)
+    served, session = service.repository.ready(asked.model, asked.version)
 
     def work() -> PlanOut:
+        service.remember(served.name, session.model)
         made = make_plan(
             session.model,
             service.device(asked.device),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -19,6 +20,7 @@ from app.oip import routes as oip
 from app.settings import Settings
 from app.state import Service
 
+log = structlog.get_logger("edgewise.service")
 STATIC = Path(__file__).parent / "static"
 
 
@@ -27,9 +29,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Models load in the background, so that /v2/health/live answers at once."""
     service: Service = app.state.service
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
+    starting.add_done_callback(_report)
     yield
     await starting
     service.close()
+
+
+def _report(started: asyncio.Future[None]) -> None:
+    """Say at once that the start failed, not only when the service ends."""
+    if not started.cancelled() and (error := started.exception()) is not None:
+        log.error("start failed", exc_info=error)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

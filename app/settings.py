@@ -30,7 +30,6 @@ class Settings(BaseSettings):
     max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
     max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
     max_models: int = Field(256, ge=1, description="Models of one repository.")
-    page_limit: int = Field(500, ge=1, le=10_000, description="Rows of one page of a /v1 listing.")
 
 
 def knobs() -> list[tuple[str, str, str, str]]:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import threading
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, Request
 
 from app.engine import Engine
 from app.errors import RequestError
 from app.repository import Repository
 from app.settings import Settings
+from graph.ir import Model
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
+from scheduler.errors import StoreError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.store import Here, Store
 
-STARTUP_PROBE_S = 2.0  # a new device is measured this long when the service starts; `edgewise device` measures longer
+log = structlog.get_logger("edgewise.service")
+
+SERVICE_PROBE_S = 2.0  # a new device is measured this long when a plan first asks for it; `edgewise device` measures longer
 
 
 class Service:
-    """The parts of a running service. `start` blocks (it opens the database, loads models, measures a new device)."""
+    """The parts of a running service. `start` blocks: it loads the models, then opens the database."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -30,12 +35,16 @@ class Service:
         self._opening = threading.Lock()
 
     def start(self) -> None:
-        """Load every model; remember them and this device in the database."""
+        """Load every model and migrate the database. Without one inference goes on, and what needs it answers 503."""
         self.repository.load_all()
-        for served in self.repository.models:
-            if served.session is not None:
-                model = served.session.model
-                self.store.models.save(model.digest, served.name, model.nbytes)
+        try:
+            log.info("database opened", database=self.store.label)
+        except StoreError as error:
+            log.error("database unavailable", reason=str(error))
+
+    def remember(self, name: str, model: Model) -> None:
+        """Store what a model is, which its plans and profiles refer to. Raises StoreError."""
+        self.store.models.save(model.digest, name, model.nbytes)
 
     @property
     def store(self) -> Store:
@@ -48,7 +57,7 @@ class Service:
     def device(self, fingerprint: str) -> DeviceProfile:
         """A stored device, or this one ("local"), which is measured when it is new. Raises NotFoundError."""
         if fingerprint == "local":
-            return local_device(self.store, STARTUP_PROBE_S)
+            return local_device(self.store, SERVICE_PROBE_S)
         return DeviceProfile.from_json(self.store.devices.get(fingerprint).profile)
 
     def here(self) -> Here:

@@ -1,7 +1,7 @@
 """If, Loop and Scan: what they do with arrays, given a way to run a body.
 
-The executor runs bodies as programs of their own, the tests' interpreter node after node; both call `run_control_flow`. Every array
-it returns is new or comes from a body: never one of the node's own inputs, whose memory is the caller's to reuse.
+The executor runs bodies as programs of their own, the tests' interpreter node after node; both call `run_control_flow`.
+Every array it returns is new or comes from a body: never one of the node's own inputs, whose memory is the caller's to reuse.
 """
 
 from __future__ import annotations

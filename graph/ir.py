@@ -7,7 +7,6 @@ serves every batch size.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -96,16 +95,6 @@ class Graph:
     outputs: tuple[Port, ...]
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array]
-
-    def producers(self) -> dict[str, Node]:
-        """Value name -> the node that writes it."""
-        return {value: node for node in self.nodes for value in node.writes()}
-
-    def uses(self) -> Counter[str]:
-        """Value name -> how many times it is read, graph outputs included."""
-        counts = Counter(value for node in self.nodes for value in node.reads())
-        counts.update(port.name for port in self.outputs)
-        return counts
 
     def captures(self) -> set[str]:
         """Values a subgraph reads from the graphs around it."""

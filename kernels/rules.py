@@ -12,7 +12,6 @@ from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, Sha
 from kernels.spec import BOOL, ELEMENT_TYPES, FLOATS, INTS, STRING, Array, DType, Spec
 
 SIGNED = frozenset(dtype for dtype in INTS if dtype.kind == "i")
-UNSIGNED = INTS - SIGNED
 INDICES = frozenset(map(np.dtype, ("int32", "int64")))
 NUMBERS = FLOATS | INTS
 SCALARS = NUMBERS | {BOOL, STRING}

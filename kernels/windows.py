@@ -39,11 +39,6 @@ class Window:
         """Places the kernel takes."""
         return math.prod(self.out)
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is a 1x1 kernel at every input element: no stride, no padding."""
-        return self.taps == 1 and self.out == self.size and not any(self.begin)
-
     def slices(self) -> Iterator[tuple[Any, Any, Any]]:
         """For each tap: its index, the outputs whose tap falls inside the input, and the input elements it meets there.
 

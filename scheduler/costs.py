@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import ml_dtypes
+
 from graph.ir import Node, Specs
 from kernels.cost import FLOPS_PER_MAC
 from kernels.registry import Kernel, find
-from kernels.spec import Spec
+from kernels.spec import FLOATS
 from profiler.counts import OpProfile
 from profiler.device import DeviceProfile
 from scheduler.plan import BoundBy
@@ -24,18 +26,20 @@ _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Nanoseconds of one step and what they are spent on. level: where its working set lies."""
+    """What one kernel takes on one node. level: where its working set lies. executed_macs: what it really multiplies."""
 
     ns: float
     bound_by: BoundBy
     level: str
+    workspace_bytes: int
+    executed_macs: int
 
 
 def estimate(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs, device: DeviceProfile, threads: int) -> Estimate:
     """Predict one kernel on one node. cost: what the node asks for (`count_nodes`)."""
     inputs = [specs[name] if name else None for name in node.inputs]
     workspace_bytes = kernel.workspace_bytes(*inputs, **node.attrs) if kernel.workspace_bytes else 0
-    macs = executed_macs(node, cost, kernel, inputs)
+    macs = kernel.executed_macs(*inputs, **node.attrs) if kernel.executed_macs else cost.macs
     on_blas = kernel.algorithm in _BLAS
     workers = threads if on_blas else 1
     moved_bytes = cost.read_bytes + cost.write_bytes
@@ -49,7 +53,8 @@ def estimate(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs, device: 
     dispatch_ns = device.overheads.numpy_call.value * (1 + len(node.epilogue))
     largest = max(compute_ns, memory_ns, dispatch_ns)
     bound_by: BoundBy = "compute" if largest == compute_ns else "memory" if largest == memory_ns else "dispatch"
-    return Estimate(max(compute_ns, memory_ns) + _copy_ns(workspace_bytes, device) + dispatch_ns, bound_by, level)
+    spent_ns = max(compute_ns, memory_ns) + _copy_ns(workspace_bytes, device) + dispatch_ns
+    return Estimate(spent_ns, bound_by, level, workspace_bytes, macs)
 
 
 def _copy_ns(workspace_bytes: int, device: DeviceProfile) -> float:
@@ -58,19 +63,12 @@ def _copy_ns(workspace_bytes: int, device: DeviceProfile) -> float:
     return 1e9 * 2 * workspace_bytes / device.bandwidth_bytes_per_s(level, 1)
 
 
-def executed_macs(node: Node, cost: OpProfile, kernel: Kernel, inputs: list[Spec | None]) -> int:
-    """What the kernel multiplies, which Winograd makes less than what the model asks for."""
-    return kernel.executed_macs(*inputs, **node.attrs) if kernel.executed_macs else cost.macs
-
-
 def error_of(node: Node, specs: Specs) -> float:
     """The tolerance the node's op declares, relative to the largest output."""
     spec = specs.get(node.outputs[0]) if node.outputs[0] else None
-    if spec is None or spec.dtype.kind != "f":
+    if spec is None or spec.dtype not in FLOATS:
         return 0.0
-    return float(find(node.op).tolerance_eps) * 2.0 ** (
-        -23 if spec.dtype.itemsize == 4 else -52 if spec.dtype.itemsize == 8 else -10
-    )
+    return float(find(node.op).tolerance_eps) * float(ml_dtypes.finfo(spec.dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def _elements(node: Node, specs: Specs) -> int:

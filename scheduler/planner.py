@@ -25,7 +25,7 @@ from kernels.registry import find
 from profiler.counts import OpProfile, count_nodes
 from profiler.device import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import Build, current_build
-from scheduler.costs import UNCERTAINTY, Estimate, error_of, estimate, executed_macs
+from scheduler.costs import UNCERTAINTY, Estimate, error_of, estimate
 from scheduler.errors import InfeasibleError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
@@ -258,13 +258,11 @@ def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: in
     able = [c for c in candidates if c.verdict != "refused"]
     chosen = min(able, key=lambda c: (c.workspace_bytes if objective == "memory" else 0, c.expected_ns or 0, str(c.strategy)))
     judged = tuple(sorted((_judged(c, chosen) for c in candidates), key=_listing))
-    kernel = next(k for k in find(node.op).kernels if k.algorithm == chosen.strategy.algorithm)
-    inputs = [work.specs[name] if name else None for name in node.inputs]
     found = estimates[chosen.strategy.algorithm]
     return Step(
         **shared,
         strategy=chosen.strategy,
-        executed_macs=executed_macs(node, cost, kernel, inputs),
+        executed_macs=found.executed_macs,
         level=found.level,
         predicted_ns=chosen.expected_ns or 0,
         low_ns=chosen.low_ns or 0,
@@ -299,7 +297,7 @@ def _candidates(
                 low_ns=low,
                 high_ns=high,
                 measured_ns=evidence.p50_ns if evidence else None,
-                workspace_bytes=kernel.workspace_bytes(*inputs, **node.attrs) if kernel.workspace_bytes else 0,
+                workspace_bytes=found.workspace_bytes,
                 verdict="slower",
             )
         )

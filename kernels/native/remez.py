@@ -7,7 +7,7 @@ rounded to fp32 one after the other, lowest power first, and the ones not yet ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,13 +57,6 @@ def _minimax(basis: Points, wanted: Points, rounds: int) -> Points:
         lawson *= error + 1e-3 * error.max()
         lawson /= lawson.mean()
     return best
-
-
-def worst_error(target: Target, coefficients: Sequence[float]) -> float:
-    """The largest weighted error in exact arithmetic."""
-    x = np.linspace(target.low, target.high, 20001)
-    value = sum(c * x**n for n, c in enumerate(coefficients))
-    return float(np.abs((value - target.function(x)) * target.weight(x)).max())
 
 
 _erf, _erfc = np.frompyfunc(math.erf, 1, 1), np.frompyfunc(math.erfc, 1, 1)

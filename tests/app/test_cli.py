@@ -60,6 +60,7 @@ def test_models_and_doctor() -> None:
         (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "'colour' is no column"),
         (["profile"], 2, "Missing argument"),
         (["serve", "--host", "0.0.0.0"], 2, "0.0.0.0 is not loopback"),
+        (["serve", "--models", "nowhere"], 2, "'nowhere' is no folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
     ],
 )

@@ -8,6 +8,9 @@ import httpx
 import numpy as np
 import pytest
 
+from app.settings import DEMO_MODELS, Settings
+from tests.app.conftest import serving
+
 IMAGES = Path(__file__).parents[2] / "app" / "demo" / "images"
 SEVEN = (IMAGES / "7.json").read_bytes()
 
@@ -229,3 +232,12 @@ def test_profiles_are_stored_and_paged(client: httpx.Client) -> None:
 def test_control_errors_have_the_one_shape(client: httpx.Client, path: str, status: int) -> None:
     reply = client.get(path)
     assert (reply.status_code, list(reply.json())) == (status, ["error"])
+
+
+def test_inference_goes_on_without_a_database(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.sqlite"
+    broken.write_bytes(b"no database" * 100)
+    with serving(Settings(models=DEMO_MODELS, db=f"sqlite:///{broken}")) as client:
+        assert infer(client, SEVEN).status_code == 200
+        reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 1}})
+        assert (reply.status_code, list(reply.json())) == (503, ["error"])
