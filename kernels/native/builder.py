@@ -121,13 +121,13 @@ class Module:
     def function(
         self, name: str, arguments: Mapping[str, Type], *, returns: Type = VOID, exported: bool = True, attributes: str = ""
     ) -> Iterator[tuple[Function, *tuple[Value, ...]]]:
-        """Open a function; the body yields its builder and its arguments. Pointer arguments do not alias one another."""
+        """Open a function; the body yields its builder and its arguments. Pointers may alias: an operand may be the output."""
         k = Function(self, returns)
         values = tuple(Value(k, kind, f"%{argument}") for argument, kind in arguments.items())
         yield (k, *values)
         if returns == VOID:
             k.emit("ret void")
-        parameters = ", ".join(f"{v.type.text}{' noalias' if v.type == PTR else ''} {v.ref}" for v in values)
+        parameters = ", ".join(f"{v.type.text} {v.ref}" for v in values)
         linkage = "" if exported else "internal "
         head = f"define {linkage}{returns.text} @{name}({parameters}) {attributes or 'nounwind'} #0 {{"
         self._bodies.append("\n".join((head, "entry:", *k.lines, "}")))

@@ -28,7 +28,7 @@ from kernels.native.builder import Function, Module, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
+from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -127,15 +127,19 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for layouts it cannot address."""
     _check(conv, tile, isa)
+    epilogue.check(isa.lanes)
     flat = conv.flat()
+    if flat is not conv:
+        epilogue = epilogue.flat()
     kind = "gemm" if flat.y.height == 1 and conv.is_product else "conv2d"
     stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
-    name = kernel_name(stem, (conv, tile, epilogue), isa)
+    name = kernel_name(stem, (flat, tile, epilogue), isa)
     emitter = _ConvEmitter(flat, tile, epilogue, isa)
-    module = Module(isa)
-    with module.function(name, SIGNATURE) as (k, *arguments):
-        emitter.emit(k, *arguments)
-    return NativeKernel(name, module.text, emitter.chunks)
+    module, names = Module(isa), ("x", "w", "b", *epilogue.arguments, "y")
+    with module.function(name, signature(names)) as (k, *values):
+        x, w, b, *operands, y, begin, end = values
+        emitter.emit(k, x, w, b, Places.of(flat.y, epilogue, y, operands), begin, end)
+    return NativeKernel(name, module.text, emitter.chunks, names)
 
 
 def _check(conv: Conv, tile: ConvTile, isa: Isa) -> None:
@@ -164,10 +168,9 @@ class _ConvEmitter:
         self.taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
         self.chunks = conv.y.batch * conv.groups * self.block_count * self.row_chunks
 
-    def emit(self, k: Function, x: Value, w: Value, b: Value, r: Value, y: Value, begin: Value, end: Value) -> None:
+    def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
         """All chunks of a call."""
         conv, tile = self.conv, self.tile
-        residual = self.epilogue.residual
         vectors_per_group = -(-conv.group_outputs // self.lanes)
         with k.loop("chunk", begin, end) as chunk:
             inner = self.block_count if tile.weights_inner else self.row_chunks
@@ -179,57 +182,50 @@ class _ConvEmitter:
             at = k.offset(x, image * conv.x.n_stride + group * conv.x.offset(conv.group_inputs))
             weights = k.offset(w, (group * vectors_per_group + number * tile.vectors) * (self.lanes * self.taps))
             bias = k.offset(b, (group * vectors_per_group + number * tile.vectors) * self.lanes)
-            to = k.offset(y, self._start(conv.y, image, group, number))
-            add = k.offset(r, self._start(residual, image, group, number)) if residual else None
+            to = places.move(k, lambda layout: self._start(layout, image, group, number))
             first = row_chunk * tile.rows
             for block in self.blocks:
                 with maybe(k, block.chosen_by(number, self.blocks)):
-                    self._rows(k, block, first, at, weights, bias, add, to)
+                    self._rows(k, block, first, at, weights, bias, to)
 
-    def _start(self, image: Image, n: Value, group: Value, number: Value) -> Value:
+    def _start(self, layout: Image, n: Value, group: Value, number: Value) -> Value:
         """Where block `number` of a group begins in an image."""
         per_block = self.tile.vectors * self.lanes
-        step = per_block if image.contiguous_channels else per_block // image.block * image.block_stride
-        return n * image.n_stride + group * image.offset(self.conv.group_outputs) + number * step
+        step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
+        return n * layout.n_stride + group * layout.offset(self.conv.group_outputs) + number * step
 
-    def _rows(self, k: Function, block: Block, first: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
+    def _rows(self, k: Function, block: Block, first: Value, x: Value, w: Value, b: Value, to: Places) -> None:
         """The rows of a chunk; the last chunk may have fewer, and the last row of a cut product fewer pixels."""
         tile, whole = self.tile, self.conv.y.width % self.row_width == 0
         stop = first + tile.rows
         if self.row_count % tile.rows:
             stop = k.select(stop < self.row_count, stop, k.const(I64, self.row_count))
         if self.row_count == 1:
-            self._row(k, block, self.row_width, k.const(I64, 0), x, w, b, r, y)
+            self._row(k, block, self.row_width, k.const(I64, 0), x, w, b, to)
             return
         with k.loop("row", first, stop) as row:
             if not tile.row_pixels or whole:
-                self._row(k, block, self.row_width, row, x, w, b, r, y)
+                self._row(k, block, self.row_width, row, x, w, b, to)
                 return
             last = self.row_count - 1
             with k.when(row < last):
-                self._row(k, block, self.row_width, row, x, w, b, r, y)
+                self._row(k, block, self.row_width, row, x, w, b, to)
             with k.when(k.compare("eq", row, last)):
-                self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, r, y)
+                self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, to)
 
-    def _row(
-        self, k: Function, block: Block, width: int, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value
-    ) -> None:
+    def _row(self, k: Function, block: Block, width: int, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
         """The tiles along one row."""
-        conv, residual = self.conv, self.epilogue.residual
-        cut = self.tile.row_pixels
-        y = k.offset(y, row * (cut * conv.y.x_stride if cut else conv.y.y_stride))
-        if residual and r is not None:
-            r = k.offset(r, row * (cut * residual.x_stride if cut else residual.y_stride))
+        conv, cut = self.conv, self.tile.row_pixels
+        to = to.move(k, lambda image: row * (cut * image.x_stride if cut else image.y_stride))
         if cut:
             x, row = k.offset(x, row * (cut * conv.x.x_stride)), k.const(I64, 0)
         for span in column_spans(conv, width, self.tile.pixels):
             with k.loop("tile", 0, span.count) as number:
-                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, r, y)
+                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, to)
 
     def _tile(
-        self, k: Function, block: Block, span: Span, column: Value, row: Value,
-        x: Value, w: Value, b: Value, r: Value | None, y: Value,
-    ) -> None:  # fmt: skip
+        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places
+    ) -> None:
         """One register tile: accumulate, finish, store."""
         conv, vector = self.conv, k.f32
         zero = k.zero(vector)
@@ -241,17 +237,12 @@ class _ConvEmitter:
             at = k.offset(x, image_row * conv.x.y_stride)
             weights = k.offset(w, fold.index * (self.taps // conv.kernel[0] * block.vectors * self.lanes))
             fold.values = self._columns(k, block, span, at, weights, fold.values)
-        y = k.offset(y, column * conv.y.x_stride)
-        residual = self.epilogue.residual
-        if residual and r is not None:
-            r = k.offset(r, column * residual.x_stride)
+        to = to.move(k, lambda image: column * image.x_stride)
         for p in range(span.pixels):
             for v in range(block.vectors):
                 lanes = block.tail if v == block.vectors - 1 else self.lanes
-                at_residual = p * residual.x_stride + residual.offset(v * self.lanes) if residual else 0
-                done = self.epilogue.finish(k, fold.values[p * block.vectors + v], r, at_residual, lanes)
                 stored = lanes if conv.y.contiguous_channels else self.lanes
-                k.store_part(done, y, stored, p * conv.y.x_stride + conv.y.offset(v * self.lanes))
+                to.store(k, self.epilogue, fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, stored)
 
     def _columns(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
         """All kernel columns of one kernel row; at the border each with the pixels for which it lies inside the image."""

@@ -23,7 +23,7 @@ from kernels.native.builder import Function, Module, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
+from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -102,12 +102,14 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa
             raise EmitError(
                 f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
             )
+    epilogue.check(isa.lanes)
     name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
     emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
-    module = Module(isa)
-    with module.function(name, SIGNATURE) as (k, *arguments):
-        emitter.emit(k, *arguments)
-    return NativeKernel(name, module.text, emitter.chunks)
+    module, names = Module(isa), ("x", "w", "b", *epilogue.arguments, "y")
+    with module.function(name, signature(names)) as (k, *values):
+        x, w, b, *operands, y, begin, end = values
+        emitter.emit(k, x, w, b, Places.of(conv.y, epilogue, y, operands), begin, end)
+    return NativeKernel(name, module.text, emitter.chunks, names)
 
 
 class _DepthwiseEmitter:
@@ -121,16 +123,15 @@ class _DepthwiseEmitter:
         self.row_chunks = -(-conv.y.height // tile.rows)
         self.chunks = conv.y.batch * self.block_count * self.row_chunks
 
-    def emit(self, k: Function, x: Value, w: Value, b: Value, r: Value, y: Value, begin: Value, end: Value) -> None:
+    def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
         """All chunks of a call."""
-        conv, tile, residual = self.conv, self.tile, self.epilogue.residual
+        conv, tile = self.conv, self.tile
         with k.loop("chunk", begin, end) as chunk:
             row_chunk, slow = chunk % self.row_chunks, chunk // self.row_chunks
             number, image = slow % self.block_count, slow // self.block_count
             channel = number * (tile.vectors * self.lanes)
-            at = k.offset(x, image * conv.x.n_stride + self._channel(conv.x, number))
-            to = k.offset(y, image * conv.y.n_stride + self._channel(conv.y, number))
-            add = k.offset(r, image * residual.n_stride + self._channel(residual, number)) if residual else None
+            at = k.offset(x, self._start(conv.x, image, number))
+            to = places.move(k, lambda layout: self._start(layout, image, number))
             weights, bias = k.offset(w, channel * (conv.kernel[0] * conv.kernel[1])), k.offset(b, channel)
             first = row_chunk * tile.rows
             stop = first + tile.rows
@@ -138,27 +139,26 @@ class _DepthwiseEmitter:
                 stop = k.select(stop < conv.y.height, stop, k.const(I64, conv.y.height))
             for block in self.blocks:
                 with maybe(k, block.chosen_by(number, self.blocks)), k.loop("row", first, stop) as row:
-                    self._row(k, block, row, at, weights, bias, add, to)
+                    self._row(k, block, row, at, weights, bias, to)
 
-    def _channel(self, image: Image, number: Value) -> Value:
+    def _start(self, layout: Image, image: Value, number: Value) -> Value:
+        """Where a block of channels begins."""
         per_block = self.tile.vectors * self.lanes
-        return number * (per_block if image.contiguous_channels else per_block // image.block * image.block_stride)
+        step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
+        return image * layout.n_stride + number * step
 
-    def _row(self, k: Function, block: Block, row: Value, x: Value, w: Value, b: Value, r: Value | None, y: Value) -> None:
-        conv, residual = self.conv, self.epilogue.residual
-        y = k.offset(y, row * conv.y.y_stride)
-        if residual and r is not None:
-            r = k.offset(r, row * residual.y_stride)
+    def _row(self, k: Function, block: Block, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
+        conv = self.conv
+        to = to.move(k, lambda image: row * image.y_stride)
         for span in column_spans(conv, conv.y.width, self.tile.pixels):
             with k.loop("tile", 0, span.count) as number:
-                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, r, y)
+                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, to)
 
     def _tile(
-        self, k: Function, block: Block, span: Span, column: Value, row: Value,
-        x: Value, w: Value, b: Value, r: Value | None, y: Value,
-    ) -> None:  # fmt: skip
+        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places
+    ) -> None:
         """One register tile: accumulate, finish, store."""
-        conv, residual = self.conv, self.epilogue.residual
+        conv = self.conv
         starts = [k.load(k.f32, b, v * self.lanes) if self.epilogue.bias else k.zero(k.f32) for v in range(block.vectors)]
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
         low, high = kernel_rows(k, conv, row)
@@ -166,15 +166,11 @@ class _DepthwiseEmitter:
             image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
             weights = k.offset(w, fold.index * (conv.kernel[1] * block.vectors * self.lanes))
             fold.values = self._taps(k, block, span, k.offset(x, image_row * conv.x.y_stride), weights, fold.values)
-        y = k.offset(y, column * conv.y.x_stride)
-        if residual and r is not None:
-            r = k.offset(r, column * residual.x_stride)
+        to = to.move(k, lambda image: column * image.x_stride)
         for p in range(span.pixels):
             for v in range(block.vectors):
-                at_residual = p * residual.x_stride + residual.offset(v * self.lanes) if residual else 0
                 lanes = self._lanes(block, v, conv.y)
-                done = self.epilogue.finish(k, fold.values[p * block.vectors + v], r, at_residual, lanes)
-                k.store_part(done, y, lanes, p * conv.y.x_stride + conv.y.offset(v * self.lanes))
+                to.store(k, self.epilogue, fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, lanes)
 
     def _lanes(self, block: Block, v: int, image: Image) -> int:
         """Lanes of vector v there is memory for."""

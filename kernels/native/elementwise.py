@@ -7,22 +7,18 @@ A plane is all pixels of one vector of channels in a blocked image, or a whole f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from kernels.native.builder import Function, Module, Value
 from kernels.native.errors import EmitError
 from kernels.native.isa import Isa
-from kernels.native.kernel import SIGNATURE, NativeKernel, kernel_name
-from kernels.native.math import Activation
+from kernels.native.kernel import NativeKernel, kernel_name, signature
+from kernels.native.math import BINARY, Activation
 from kernels.native.types import I64
 
 PIECE = 4096  # elements of a chunk
-BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {
-    "add": lambda _, a, b: a + b, "sub": lambda _, a, b: a - b, "mul": lambda _, a, b: a * b, "div": lambda _, a, b: a / b,
-    "max": lambda k, a, b: k.maximum(a, b), "min": lambda k, a, b: k.minimum(a, b),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +51,9 @@ def emit_chain(chain: Chain, isa: Isa) -> NativeKernel:
             raise EmitError(f"chain: operation {step.op!r} is unknown, need one of {sorted(BINARY)}")
     name, module = kernel_name("f32_chain", chain, isa), Module(isa)
     pieces, whole = -(-chain.elements // PIECE), chain.elements // isa.lanes * isa.lanes
-    with module.function(name, SIGNATURE) as (k, *arguments):
-        pointers = dict(zip(SIGNATURE, arguments, strict=True))
+    names = ("x", "w", "b", "r", "y")
+    with module.function(name, signature(names)) as (k, *arguments):
+        pointers = dict(zip(signature(names), arguments, strict=True))
         with k.loop("chunk", pointers["begin"], pointers["end"]) as chunk:
             plane, first = chunk // pieces, chunk % pieces * PIECE
             stop = first + PIECE
@@ -66,7 +63,7 @@ def emit_chain(chain: Chain, isa: Isa) -> NativeKernel:
             if chain.elements > whole:
                 with k.when(k.compare("eq", chunk % pieces, k.const(I64, pieces - 1))):
                     _vector(k, chain, pointers, plane, k.const(I64, whole), chain.elements - whole)
-    return NativeKernel(name, module.text, chain.images * chain.blocks * pieces)
+    return NativeKernel(name, module.text, chain.images * chain.blocks * pieces, names)
 
 
 def _vector(k: Function, chain: Chain, pointers: Mapping[str, Value], plane: Value, i: Value, lanes: int) -> None:

@@ -1,53 +1,129 @@
-"""What an emitted kernel is to the program that calls it."""
+"""What an emitted kernel is to the program that calls it, and what is done to its results before they are stored."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from kernels.native.builder import Function, Operand, Value
+from kernels.native.errors import EmitError
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
-from kernels.native.math import Activation
+from kernels.native.math import BINARY, Activation
 from kernels.native.types import I64, PTR, Type
 
-# Every kernel: void name(ptr x, ptr w, ptr b, ptr r, ptr y, i64 begin, i64 end). x: input, w: packed weights, b: packed bias,
-# r: residual (it may be y), y: output; those a kernel does not use are never looked at.
-SIGNATURE: dict[str, Type] = {"x": PTR, "w": PTR, "b": PTR, "r": PTR, "y": PTR, "begin": I64, "end": I64}
+SCRATCH = "scratch"  # the argument that is memory of the calling thread's own, of no defined content
 
 
 @dataclass(frozen=True, slots=True)
 class NativeKernel:
     """A kernel does the chunks [begin, end) of its work in one call; chunks are independent, so any thread may do any.
 
+    It is `void name(ptr …, i64 begin, i64 end)` with a pointer for each of `arguments`: "x" input, "w" packed weights, "b" packed
+    bias, "r0", "r1"… operands of the epilogue (each may be y), "y" output; other kernels have others.
+
     name: symbol, unique for what it computes and how. ir: a module that exports it. chunks: all of its work.
+    scratch_bytes: of the argument "scratch", which every thread has its own of, 128-byte aligned.
     """
 
     name: str
     ir: str
     chunks: int
+    arguments: tuple[str, ...]
+    scratch_bytes: int = 0
+
+
+def signature(arguments: Sequence[str]) -> dict[str, Type]:
+    """The types of a kernel's arguments, in order."""
+    return {**dict.fromkeys(arguments, PTR), "begin": I64, "end": I64}
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One step of an epilogue: value = op(value, operand), or op(operand, value) where swapped. op: of math.BINARY.
+
+    operand: where its elements lie, with the output's channels and the stride 0 along what it is broadcast over. Its channels
+    come in vectors like the output's; block and block_stride 1 and 0 mean one element for all channels.
+    """
+
+    op: str
+    operand: Image
+    swapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Epilogue:
-    """What is done to a result before it is stored: + bias, + residual, activation.
-
-    residual: the layout of what is added; None = nothing. It has the output's shape.
-    """
+    """What is done to a result before it is stored: + bias, then each step in order."""
 
     bias: bool = False
-    residual: Image | None = None
-    activation: Activation | None = None
+    steps: tuple[Activation | Merge, ...] = ()
 
-    def finish(self, k: Function, value: Value, residual: Value | None, at: Operand, lanes: int) -> Value:
-        """Residual and activation on one vector of results. at: the element of the residual that lane 0 meets."""
-        if residual is not None:
-            value = value + k.load_part(value.type, residual, lanes, at)
-        return self.activation(k, value) if self.activation else value
+    @property
+    def operands(self) -> tuple[Image, ...]:
+        """The layouts of what the steps read, in order."""
+        return tuple(step.operand for step in self.steps if isinstance(step, Merge))
 
-    def __str__(self) -> str:
-        parts = ("bias" if self.bias else "", "residual" if self.residual else "", str(self.activation or ""))
-        return "_".join(part for part in parts if part) or "plain"
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The pointer arguments of a kernel with this epilogue, between its own and "y": one for each operand."""
+        return tuple(f"r{n}" for n in range(len(self.operands)))
+
+    def check(self, lanes: int) -> None:
+        """Raise EmitError for an operand whose channels do not come in vectors."""
+        for n, image in enumerate(self.operands):
+            one = image.block == 1 and image.block_stride == 0
+            if not (one or image.contiguous_channels or image.block % lanes == 0):
+                raise EmitError(f"epilogue: operand {n} has blocks of {image.block} channels, need {lanes} or one for all")
+
+    def flat(self) -> Epilogue:
+        """The same on images seen as one row. Raises EmitError for an operand whose rows do not join."""
+        steps = (replace(step, operand=step.operand.flat()) if isinstance(step, Merge) else step for step in self.steps)
+        return replace(self, steps=tuple(steps))
+
+    def finish(self, k: Function, value: Value, operands: Sequence[tuple[Value, Operand]], lanes: int) -> Value:
+        """The steps on one vector of results. operands: of each its address and the element that lane 0 meets."""
+        waiting = list(zip(self.operands, operands, strict=True))
+        for step in self.steps:
+            if isinstance(step, Activation):
+                value = step(k, value)
+                continue
+            image, (base, at) = waiting.pop(0)
+            if image.block == 1 and image.block_stride == 0:
+                other = k.broadcast(value.type, base, at)
+            else:
+                other = k.load_part(value.type, base, lanes, at)
+            value = BINARY[step.op](k, other, value) if step.swapped else BINARY[step.op](k, value, other)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The output and the operands of its epilogue: addresses that move together, each by the strides of its own image."""
+
+    images: tuple[Image, ...]
+    addresses: tuple[Value, ...]
+
+    @staticmethod
+    def of(y: Image, epilogue: Epilogue, address: Value, operands: Sequence[Value]) -> Places:
+        """The output first."""
+        return Places((y, *epilogue.operands), (address, *operands))
+
+    def move(self, k: Function, by: Callable[[Image], Operand]) -> Places:
+        """Every address moved by that many elements of its image."""
+        pairs = zip(self.images, self.addresses, strict=True)
+        return Places(self.images, tuple(k.offset(address, by(image)) for image, address in pairs))
+
+    def store(self, k: Function, epilogue: Epilogue, value: Value, at: Callable[[Image], int], lanes: int, stored: int) -> None:
+        """Finish a vector of `lanes` results and write `stored` lanes of it, at that element of each image."""
+        (y, *operands), (address, *others) = self.images, self.addresses
+        reads = [(other, at(image)) for image, other in zip(operands, others, strict=True)]
+        k.store_part(epilogue.finish(k, value, reads, lanes), address, stored, at(y))
+
+
+def vector_at(pixel: int, channel: int) -> Callable[[Image], int]:
+    """Of an image, the element of a channel of a pixel, counted from the tile's first."""
+    return lambda image: pixel * image.x_stride + image.offset(channel)
 
 
 def kernel_name(stem: str, key: object, isa: Isa) -> str:

@@ -215,6 +215,13 @@ ACTIVATIONS: Mapping[str, Callable[..., Value]] = {
 }  # fmt: skip
 
 
+BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {
+    "add": lambda _, a, b: a + b, "sub": lambda _, a, b: a - b, "mul": lambda _, a, b: a * b, "div": lambda _, a, b: a / b,
+    "max": lambda k, a, b: k.maximum(a, b), "min": lambda k, a, b: k.minimum(a, b),
+    "prelu": leaky_relu,
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
     """One of ACTIVATIONS with its parameters in order: Activation("clip", (0.0, 6.0))."""

@@ -19,8 +19,7 @@ from kernels.native.builder import Function, Module, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Conv, Span, column_spans, kernel_rows
 from kernels.native.isa import Isa
-from kernels.native.kernel import SIGNATURE, Epilogue, NativeKernel, kernel_name
-from kernels.native.layout import Image
+from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
 from kernels.native.types import F32, I64
 
 PIXELS = 4  # of a tile: as many independent sums as hide the latency of an addition
@@ -58,15 +57,14 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue, isa: Isa) -> NativeKernel
     for image, what in ((conv.x, "x"), (conv.y, "y")):
         if image.block != isa.lanes:
             raise EmitError(f"pooling: {what} has blocks of {image.block} channels, need {isa.lanes}")
-    if epilogue.residual and epilogue.residual.block != isa.lanes:
-        raise EmitError(f"pooling: the residual has blocks of {epilogue.residual.block} channels, need {isa.lanes}")
+    epilogue.check(isa.lanes)
     name = kernel_name(f"f32_{pooling.kind}pool_{PIXELS}x{isa.lanes}", (pooling, epilogue), isa)
     emitter = _PoolingEmitter(pooling, epilogue)
-    module = Module(isa)
-    with module.function(name, SIGNATURE) as (k, *arguments):
-        x, _, _, r, y, begin, end = arguments
-        emitter.emit(k, x, r, y, begin, end)
-    return NativeKernel(name, module.text, emitter.chunks)
+    module, names = Module(isa), ("x", *epilogue.arguments, "y")
+    with module.function(name, signature(names)) as (k, *values):
+        x, *operands, y, begin, end = values
+        emitter.emit(k, x, Places.of(conv.y, epilogue, y, operands), begin, end)
+    return NativeKernel(name, module.text, emitter.chunks, names)
 
 
 class _PoolingEmitter:
@@ -79,29 +77,26 @@ class _PoolingEmitter:
         self.row_chunks = -(-self.conv.y.height // self.rows)
         self.chunks = self.conv.y.batch * self.conv.y.blocks * self.row_chunks
 
-    def emit(self, k: Function, x: Value, r: Value, y: Value, begin: Value, end: Value) -> None:
+    def emit(self, k: Function, x: Value, places: Places, begin: Value, end: Value) -> None:
         """All chunks of a call."""
-        conv, residual = self.conv, self.epilogue.residual
+        conv = self.conv
         with k.loop("chunk", begin, end) as chunk:
             first, plane = chunk % self.row_chunks * self.rows, chunk // self.row_chunks
             number, image = plane % conv.y.blocks, plane // conv.y.blocks
-
-            def start(base: Value, layout: Image, image: Value = image, number: Value = number) -> Value:
-                return k.offset(base, image * layout.n_stride + number * layout.block_stride)
-
             stop = first + self.rows
             if conv.y.height % self.rows:
                 stop = k.select(stop < conv.y.height, stop, k.const(I64, conv.y.height))
-            add = start(r, residual) if residual else None
-            at, to = start(x, conv.x), start(y, conv.y)
+            at = k.offset(x, image * conv.x.n_stride + number * conv.x.block_stride)
+            to = places.move(k, lambda layout: image * layout.n_stride + number * layout.block_stride)
             with k.loop("row", first, stop) as row:
+                row_to = to.move(k, lambda layout: row * layout.y_stride)
                 for span in column_spans(conv, conv.y.width, PIXELS):
                     with k.loop("tile", 0, span.count) as tile:
-                        self._tile(k, span, tile * span.pixels + span.first, row, at, add, to)
+                        self._tile(k, span, tile * span.pixels + span.first, row, at, row_to)
 
-    def _tile(self, k: Function, span: Span, column: Value, row: Value, x: Value, r: Value | None, y: Value) -> None:
+    def _tile(self, k: Function, span: Span, column: Value, row: Value, x: Value, to: Places) -> None:
         """The pixels of a tile: pool, divide, finish, store."""
-        conv, residual = self.conv, self.epilogue.residual
+        conv = self.conv
         start = k.const(k.f32, float("-inf")) if self.pooling.kind == "max" else k.zero(k.f32)
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
         low, high = kernel_rows(k, conv, row)
@@ -109,11 +104,10 @@ class _PoolingEmitter:
             image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
             taken = self._columns(k, span, k.offset(x, image_row * conv.x.y_stride), [start] * span.pixels)
             fold.values = [self._combine(k, a, b) for a, b in zip(fold.values, taken, strict=True)]
+        to = to.move(k, lambda layout: column * layout.x_stride)
         for p, value in enumerate(fold.values):
             pooled = value if self.pooling.kind == "max" else value / self._taps(k, span, p, row)
-            at = 0 if residual is None else row * residual.y_stride + (column + p) * residual.x_stride
-            done = self.epilogue.finish(k, pooled, r, at, conv.y.block)
-            k.store(done, y, row * conv.y.y_stride + (column + p) * conv.y.x_stride)
+            to.store(k, self.epilogue, pooled, vector_at(p, 0), conv.y.block, conv.y.block)
 
     def _columns(self, k: Function, span: Span, x: Value, values: Sequence[Value]) -> list[Value]:
         """All kernel columns of one kernel row; at the border each pixel takes those that lie inside the image."""

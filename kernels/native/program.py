@@ -2,14 +2,15 @@
 
     for each step:  take chunks from the step's counter until none is left;  barrier, where the next step needs all of it
 
-A program is called with a table of addresses: the counters first, then a buffer for timestamps, then the caller's slots (an
+A program is called with a table of addresses: the counters first, then buffers for timestamps
+and for what kernels need besides, then the caller's slots (an
 arena, the inputs, the outputs, the weights). Every pointer a kernel gets is a slot plus a constant number of bytes, so that
 moving the arena or feeding other arrays changes the table and nothing else, and kernels of one shape are shared between layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from kernels.native.cache import CodeCache
 from kernels.native.errors import EmitError
 from kernels.native.farm import compile_all
 from kernels.native.isa import Isa
-from kernels.native.kernel import SIGNATURE, NativeKernel
+from kernels.native.kernel import SCRATCH, NativeKernel, signature
 from kernels.native.library import Library
 from kernels.native.pool import Pool, aligned
 from kernels.native.runtime import LINE_BYTES, barrier, chunks, runtime_ir
@@ -27,7 +28,7 @@ from kernels.native.types import I8, I64, PTR, VOID
 from kernels.spec import Array
 
 ENTRY = "edgewise_program"
-_COUNTERS, _TIMES, _SLOTS = 0, 1, 2  # where the table keeps what
+_COUNTERS, _TIMES, _SCRATCH, _SLOTS = 0, 1, 2, 3  # where the table keeps what
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +41,13 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One kernel and its pointers, named as in kernel.SIGNATURE.
+    """One kernel and what its arguments mean, by name; what is missing is never looked at, and "scratch" is the program's affair.
 
     grain: chunks taken at a time. barrier: whether all threads wait for the whole step to be done; the last step needs none.
     """
 
     kernel: NativeKernel
-    x: Ref
-    y: Ref
-    w: Ref | None = None
-    b: Ref | None = None
-    r: Ref | None = None
+    refs: Mapping[str, Ref]
     grain: int = 1
     barrier: bool = True
 
@@ -59,15 +56,15 @@ def emit_program(steps: Sequence[Step], isa: Isa, *, timed: bool) -> str:
     """The IR of a program. timed: every thread writes the clock before and after every step's work and after its barrier."""
     module = Module(isa)
     for step in steps:
-        module.declare(step.kernel.name, VOID, list(SIGNATURE.values()))
-    signature = {"table": PTR, "thread": I64, "threads": I64, "team": PTR}
-    with module.function(ENTRY, signature) as (k, *arguments):
+        module.declare(step.kernel.name, VOID, list(signature(step.kernel.arguments).values()))
+    with module.function(ENTRY, {"table": PTR, "thread": I64, "threads": I64, "team": PTR}) as (k, *arguments):
         table, thread, _, team = arguments
         counters, times = k.load(PTR, table, _COUNTERS), k.load(PTR, table, _TIMES)
+        scratch = k.offset(k.load(PTR, table, _SCRATCH), thread * _scratch_bytes(steps), I8)
         mine = k.offset(times, thread * _times_per_thread(len(steps)), I64)
         for n, step in enumerate(steps):
             k.comment(f"step {n}: {step.kernel.name}")
-            pointers = [_pointer(k, table, ref) for ref in (step.x, step.w, step.b, step.r, step.y)]
+            pointers = [scratch if name == SCRATCH else _pointer(k, table, step.refs.get(name)) for name in step.kernel.arguments]
             if timed:
                 _stamp(k, mine, 3 * n)
             with chunks(k, k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks, step.grain) as (begin, end):
@@ -85,6 +82,11 @@ def _times_per_thread(steps: int) -> int:
     """Elements of i64 a thread has for its timestamps, in lines of its own."""
     per_line = LINE_BYTES // 8
     return -(-3 * steps // per_line) * per_line
+
+
+def _scratch_bytes(steps: Sequence[Step]) -> int:
+    """Scratch of one thread, in lines of its own: as much as the greediest kernel wants."""
+    return -(-max((step.kernel.scratch_bytes for step in steps), default=0) // LINE_BYTES) * LINE_BYTES
 
 
 def _pointer(k: Function, table: Value, ref: Ref | None) -> Value:
@@ -106,8 +108,10 @@ class Program:
     ) -> None:
         """Compile and link. Raises CompileError, and EmitError when a step refers to a slot there is not."""
         for step in steps:
-            for ref in (step.x, step.y, step.w, step.b, step.r):
-                if ref is not None and not 0 <= ref.slot < slots:
+            if foreign := set(step.refs) - set(step.kernel.arguments):
+                raise EmitError(f"program: step {step.kernel.name} has no argument {sorted(foreign)}")
+            for ref in step.refs.values():
+                if not 0 <= ref.slot < slots:
                     raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
         kernels = {step.kernel.name: step.kernel.ir for step in steps}
         modules = [*kernels.values(), emit_program(steps, isa, timed=timed), runtime_ir(isa)]
@@ -116,10 +120,20 @@ class Program:
         self._pool = pool
         self._steps = len(steps)
         self._counters = aligned(LINE_BYTES * max(len(steps), 1))
-        self._times = aligned(8 * _times_per_thread(len(steps)) * pool.threads).view(np.int64)
+        self._scratch_bytes = _scratch_bytes(steps)
         self._table = aligned(8 * (_SLOTS + slots)).view(np.uint64)
         self._table[_COUNTERS] = self._counters.ctypes.data
+        self._times = self._scratch = np.empty(0)
+        self._threads = 0
+        self._grow(pool.threads)
+
+    def _grow(self, threads: int) -> None:
+        """Have memory of their own for that many threads."""
+        self._threads = threads
+        self._times = aligned(8 * _times_per_thread(self._steps) * threads).view(np.int64)
+        self._scratch = aligned(self._scratch_bytes * threads)
         self._table[_TIMES] = self._times.ctypes.data
+        self._table[_SCRATCH] = self._scratch.ctypes.data
 
     def bind(self, slot: int, memory: Array) -> None:
         """Let a slot mean this memory, which the caller keeps alive and contiguous."""
@@ -127,9 +141,8 @@ class Program:
 
     def run(self, threads: int) -> None:
         """Run to the end on that many threads. Raises PoolError."""
-        if threads * _times_per_thread(self._steps) > self._times.size:  # the pool has grown since
-            self._times = aligned(8 * threads * _times_per_thread(self._steps)).view(np.int64)
-            self._table[_TIMES] = self._times.ctypes.data
+        if threads > self._threads:  # the pool has grown since
+            self._grow(threads)
         self._pool.run(self._library.address(ENTRY), self._table.ctypes.data, threads, self._counters)
 
     def times(self, threads: int) -> Array:

@@ -6,9 +6,10 @@ import numpy as np
 
 from kernels.native.compile import generate
 from kernels.native.conv import Conv, ConvTile, emit_conv, pack_bias, pack_weights
-from kernels.native.kernel import Epilogue
+from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.library import Library
+from kernels.native.pool import aligned
 
 PLAIN = Epilogue()
 
@@ -40,16 +41,38 @@ def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | Non
     return out if b is None else out + b.astype(np.float64)[None, :, None, None]
 
 
-def run_kernel(kernel, isa, x, w, b, r, y, seed=0) -> None:
-    """Compile and run all chunks: one at a time, backwards, but for the first two, which go together."""
+def run_kernel(kernel, isa, **arrays) -> None:
+    """Compile and run all chunks: one at a time, backwards, but for the first two, which go together.
+
+    arrays: of each argument by name; those not given are null. Scratch is poisoned before each call.
+    """
     library = Library([generate(kernel.ir, isa).code], [kernel.name])
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 5, ctypes.c_int64, ctypes.c_int64)(library.address(kernel.name))
-    pointers = [None if a is None else a.ctypes.data for a in (x, w, b, r, y)]
+    assert set(arrays) <= set(kernel.arguments)
+    scratch = aligned(kernel.scratch_bytes + 128)
+    given = {**arrays, **({"scratch": scratch} if "scratch" in kernel.arguments else {})}
+    pointers = [given[name].ctypes.data if given.get(name) is not None else None for name in kernel.arguments]
+    kinds = [*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_int64]
+    function = ctypes.CFUNCTYPE(None, *kinds)(library.address(kernel.name))
     together = min(2, kernel.chunks)
-    for chunk in range(kernel.chunks - 1, together - 1, -1):
-        function(*pointers, chunk, chunk + 1)
-    function(*pointers, 0, together)
+    for begin, end in [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]:
+        scratch[:] = 0xFF  # NaN
+        function(*pointers, begin, end)
+        assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
     library.close()
+
+
+def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Random operands for the merges of an epilogue in memory of their own, by argument, and the results with them merged.
+
+    Activations among the steps are left to the caller.
+    """
+    merges, arrays = [step for step in epilogue.steps if isinstance(step, Merge)], {}
+    for n, merge in enumerate(merges):
+        other = rng.uniform(0.5, 1.5, exact.shape).astype(np.float32)
+        arrays[f"r{n}"] = place(merge.operand, other)
+        a, b = (other.astype(np.float64), exact) if merge.swapped else (exact, other.astype(np.float64))
+        exact = {"add": a + b, "mul": a * b, "sub": a - b}[merge.op]
+    return arrays, exact
 
 
 def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:
@@ -67,16 +90,13 @@ def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exac
     w /= np.sqrt(conv.group_inputs * conv.kernel[0] * conv.kernel[1])
     b = rng.standard_normal(conv.y.channels).astype(np.float32) if epilogue.bias else None
     exact = conv_reference(conv, x, w, b)
-    residual = None
-    if epilogue.residual:
-        added = rng.standard_normal(exact.shape).astype(np.float32)
-        residual, exact = place(epilogue.residual, added), exact + added
+    operands, exact = epilogue_operands(epilogue, exact, rng)
     if exact_activation:
         exact = exact_activation(exact)
     memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    packed_bias = None if b is None else pack_bias(conv, isa, b)
+    bias = {} if b is None else {"b": pack_bias(conv, isa, b)}
     kernel, packed = emit_conv(conv, tile, epilogue, isa), pack_weights(conv, tile, isa, w)
-    run_kernel(kernel, isa, place(conv.x, x), packed, packed_bias, residual, memory)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, y=memory, **bias, **operands)
     assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
     assert np.isnan(memory).all()  # what does not belong to the image was left alone

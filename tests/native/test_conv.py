@@ -9,7 +9,7 @@ from kernels.native.compile import SPILL_LIMIT, generate
 from kernels.native.conv import Conv, conv_tiles, emit_conv, make_tile
 from kernels.native.errors import EmitError
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue
+from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.math import Activation
 from tests.native.reference import check_conv, place, run_kernel
@@ -69,7 +69,7 @@ def test_product_in_batches(isa):
 def test_product_cut_into_rows(isa, weights_inner, pixels, row_pixels):
     conv = product(isa, "nhwc", pixels, 9, 3 * isa.lanes + 1)
     tile = replace(make_tile(conv, isa, 4, 2), row_pixels=row_pixels, rows=2, weights_inner=weights_inner)
-    check_conv(conv, tile, isa, Epilogue(bias=True, residual=conv.y))
+    check_conv(conv, tile, isa, Epilogue(True, (Merge("add", conv.y),)))
 
 
 # kernel, stride, dilation, pad
@@ -142,7 +142,7 @@ def test_epilogue_adds_bias_and_residual_and_activates(isa, layout):
         Activation("silu"): lambda v: v / (1 + np.exp(-v)),
     }
     for activation, exact in cases.items():
-        check_conv(conv, make_tile(conv, isa, 3, 2), isa, Epilogue(True, conv.y, activation), exact)
+        check_conv(conv, make_tile(conv, isa, 3, 2), isa, Epilogue(True, (Merge("add", conv.y), activation)), exact)
 
 
 def test_residual_may_be_the_output_itself(isa):
@@ -154,8 +154,8 @@ def test_residual_may_be_the_output_itself(isa):
 
     w = rng.standard_normal((isa.lanes, 4, 1, 1)).astype(np.float32)
     tile, y = make_tile(conv, isa, 4, 1), place(conv.y, added)
-    kernel = emit_conv(conv, tile, Epilogue(residual=conv.y), isa)
-    run_kernel(kernel, isa, place(conv.x, x), pack_weights(conv, tile, isa, w), None, y, y)
+    kernel = emit_conv(conv, tile, Epilogue(False, (Merge("add", conv.y),)), isa)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=pack_weights(conv, tile, isa, w), r0=y, y=y)
     assert_close(conv.y.load(y), conv_reference(conv, x.astype(np.float32), w) + added, 8)
 
 

@@ -10,10 +10,10 @@ from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depth
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Conv
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue
+from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.math import Activation
-from tests.native.reference import assert_close, conv_reference, place, run_kernel
+from tests.native.reference import assert_close, conv_reference, epilogue_operands, place, run_kernel
 from tests.native.test_conv import DIRECT, LAYOUTS, image
 
 
@@ -30,14 +30,11 @@ def check(conv, tile, isa, epilogue=None, exact_activation=None):
     w = rng.standard_normal((conv.y.channels, 1, *conv.kernel)).astype(np.float32)
     b = rng.standard_normal(conv.y.channels).astype(np.float32)
     exact = conv_reference(conv, x, w, b if epilogue.bias else None)
-    residual = None
-    if epilogue.residual:
-        added = rng.standard_normal(exact.shape).astype(np.float32)
-        residual, exact = place(epilogue.residual, added), exact + added
+    operands, exact = epilogue_operands(epilogue, exact, rng)
     exact = exact_activation(exact) if exact_activation else exact
     memory = np.full(conv.y.elements + 64, np.nan, np.float32)
     kernel, packed = emit_depthwise(conv, tile, epilogue, isa), pack_depthwise(conv, tile, isa, w)
-    run_kernel(kernel, isa, place(conv.x, x), packed, pack_depthwise_bias(isa, b), residual, memory)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=pack_depthwise_bias(isa, b), y=memory, **operands)
     assert_close(conv.y.load(memory), exact, conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
     assert np.isnan(memory).all()  # what does not belong to the image was left alone
@@ -75,7 +72,13 @@ def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_epilogue(isa, layout):
     conv = depthwise(isa, layout, 6, isa.lanes + 2, 3, pad=1)
-    check(conv, make_depthwise_tile(conv, isa, 3, 1), isa, Epilogue(True, conv.y, Activation("relu")), lambda v: np.maximum(v, 0))
+    check(
+        conv,
+        make_depthwise_tile(conv, isa, 3, 1),
+        isa,
+        Epilogue(True, (Merge("add", conv.y), Activation("relu"))),
+        lambda v: np.maximum(v, 0),
+    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

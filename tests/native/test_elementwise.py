@@ -17,7 +17,7 @@ def test_flat_chain_with_tails(isa, op, swapped):
         x, r = np.random.default_rng(n).uniform(0.5, 2, (2, n)).astype(np.float32)
         b, y = np.array([0.75], np.float32), np.full(n + 64, np.nan, np.float32)
         steps = (Binary(op, "r", swapped=swapped), Activation("relu"), Binary("sub", "b", "scalar"))
-        run_kernel(emit_chain(Chain(steps, n), isa), isa, x, None, b, r, y)
+        run_kernel(emit_chain(Chain(steps, n), isa), isa, x=x, b=b, r=r, y=y)
         pair = [v.astype(np.float64) for v in ((r, x) if swapped else (x, r))]
         assert_close(y[:n], np.maximum(EXACT[op](*pair), 0) - 0.75, 3)
         assert np.isnan(y[n:]).all()
@@ -27,7 +27,7 @@ def test_channel_operand_repeats_in_every_image(isa):
     rng, lanes = np.random.default_rng(0), isa.lanes
     x, w = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 7, lanes), (3, 1, lanes)))
     y = np.full(x.size + 64, np.nan, np.float32)
-    run_kernel(emit_chain(Chain((Binary("mul", "w", "channel"),), 7 * lanes, 3, 2), isa), isa, x, w, None, None, y)
+    run_kernel(emit_chain(Chain((Binary("mul", "w", "channel"),), 7 * lanes, 3, 2), isa), isa, x=x, w=w, y=y)
     assert_close(y[: x.size].reshape(x.shape), x.astype(np.float64) * w, 1)
     assert np.isnan(y[x.size :]).all()
 

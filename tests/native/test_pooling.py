@@ -4,11 +4,11 @@ import pytest
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Conv
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue
+from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.math import Activation
 from kernels.native.pooling import Pooling, emit_pooling
-from tests.native.reference import assert_close, place, run_kernel
+from tests.native.reference import assert_close, epilogue_operands, place, run_kernel
 
 
 def pool(isa, kind, size, channels, kernel, stride=1, dilation=1, pad=0, batch=1, counts=False, extra=0):
@@ -38,13 +38,10 @@ def reference(pooling, x):
 def check(pooling, isa, epilogue=None, exact_activation=None):
     conv, epilogue, rng = pooling.window, epilogue or Epilogue(), np.random.default_rng(0)
     x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
-    exact, residual = reference(pooling, x), None
-    if epilogue.residual:
-        added = rng.standard_normal(exact.shape).astype(np.float32)
-        residual, exact = place(epilogue.residual, added), exact + added
+    operands, exact = epilogue_operands(epilogue, reference(pooling, x), rng)
     exact = exact_activation(exact) if exact_activation else exact
     memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    run_kernel(emit_pooling(pooling, epilogue, isa), isa, place(conv.x, x), None, None, residual, memory)
+    run_kernel(emit_pooling(pooling, epilogue, isa), isa, x=place(conv.x, x), y=memory, **operands)
     assert_close(conv.y.load(memory), exact, sum(conv.kernel))
     conv.y.view(memory)[...] = np.nan
     assert np.isnan(memory).all()  # what does not belong to the image was left alone
@@ -67,7 +64,7 @@ def test_global_pool(isa, kind, size):
 
 def test_epilogue(isa):
     pooling = pool(isa, "average", 9, isa.lanes, 3, pad=1)
-    check(pooling, isa, Epilogue(False, pooling.window.y, Activation("relu")), lambda v: np.maximum(v, 0))
+    check(pooling, isa, Epilogue(False, (Merge("add", pooling.window.y), Activation("relu"))), lambda v: np.maximum(v, 0))
 
 
 def test_max_keeps_nan_and_all_minus_infinity(isa):
@@ -75,7 +72,7 @@ def test_max_keeps_nan_and_all_minus_infinity(isa):
     x = np.full((1, isa.lanes, 4, 4), -np.inf, np.float32)
     x[:, :, 0, 1] = np.nan
     memory = np.zeros(pooling.window.y.elements, np.float32)
-    run_kernel(emit_pooling(pooling, Epilogue(), isa), isa, place(pooling.window.x, x), None, None, None, memory)
+    run_kernel(emit_pooling(pooling, Epilogue(), isa), isa, x=place(pooling.window.x, x), y=memory)
     expected = np.array([[np.nan, -np.inf], [-np.inf, -np.inf]], np.float32)
     np.testing.assert_array_equal(pooling.window.y.load(memory)[0, 0], expected)
 

@@ -8,7 +8,7 @@ from kernels.native.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.errors import EmitError
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue
+from kernels.native.kernel import Epilogue, Merge
 from kernels.native.math import Activation
 from kernels.native.pool import Pool, aligned
 from kernels.native.program import Program, Ref, Step, emit_program
@@ -41,12 +41,17 @@ class Bottleneck:
             self.weights[at // 4 : at // 4 + part.size] = part
             refs.append(Ref(WEIGHTS, at))
         second = Ref(ARENA, 4 * expand.y.elements)
+        arguments = [dict(zip("wb", (refs[n], refs[n + 3]), strict=True)) for n in range(3)]
+        merged = Epilogue(True, (Merge("add", project.y),))
+        kernels = (
+            emit_conv(expand, tiles[0], Epilogue(True, (relu,)), isa),
+            emit_depthwise(middle, tiles[1], Epilogue(True, (relu,)), isa),
+            emit_conv(project, tiles[2], merged, isa),
+        )
         steps = (
-            Step(emit_conv(expand, tiles[0], Epilogue(True, None, relu), isa), Ref(X), Ref(ARENA), refs[0], refs[3]),
-            Step(
-                emit_depthwise(middle, tiles[1], Epilogue(True, None, relu), isa), Ref(ARENA), second, refs[1], refs[4], grain=2
-            ),
-            Step(emit_conv(project, tiles[2], Epilogue(True, project.y), isa), second, Ref(Y), refs[2], refs[5], Ref(X)),
+            Step(kernels[0], {"x": Ref(X), "y": Ref(ARENA), **arguments[0]}),
+            Step(kernels[1], {"x": Ref(ARENA), "y": second, **arguments[1]}, grain=2),
+            Step(kernels[2], {"x": second, "r0": Ref(X), "y": Ref(Y), **arguments[2]}),
         )
         self.pool = Pool(threads)
         self.program = Program(steps, 4, isa, self.pool, timed=timed, cache=cache)
@@ -136,7 +141,7 @@ def test_pool_that_grows_after_the_program_was_made_can_run_it(isa):
 def test_slot_that_is_not_there_is_refused():
     isa, pool = ISAS["avx2"], Pool(1)
     conv = square(isa, "blocked", 4, 8, 8, 1)
-    step = Step(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), Ref(0), Ref(2), Ref(1))
+    step = Step(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), {"x": Ref(0), "y": Ref(2), "w": Ref(1)})
     with pytest.raises(EmitError, match="refers to slot 2, it has 2"):
         Program([step], 2, isa, pool)
 
@@ -144,5 +149,5 @@ def test_slot_that_is_not_there_is_refused():
 def test_program_is_emitted_for_every_architecture():
     isa = ISAS["neon"]
     conv = square(isa, "blocked", 4, 8, 8, 1)
-    step = Step(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), Ref(0), Ref(2), Ref(1))
+    step = Step(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), {"x": Ref(0), "y": Ref(2), "w": Ref(1)})
     assert "llvm.readsteadycounter" in emit_program([step, step], isa, timed=True)
