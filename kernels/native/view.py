@@ -1,0 +1,92 @@
+"""How a tensor of any rank lies in memory: strides for each dimension, so that reshapes, transposes and slices cost nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Element (i, j, …) lies `offset + i·strides[0] + j·strides[1] + …` elements after the beginning of its memory.
+
+    A stride of 0 repeats one element along a dimension; only what is read may have it.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    @staticmethod
+    def dense(shape: Sequence[int]) -> View:
+        """Row-major and without gaps: what numpy makes."""
+        strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        return View(tuple(shape), tuple(strides))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is row-major, without gaps, from the beginning of its memory; a stride of one element is free."""
+        wanted = View.dense(self.shape).strides
+        return self.offset == 0 and all(size == 1 or a == b for size, a, b in zip(self.shape, self.strides, wanted, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """Elements from the beginning of its memory to behind its last."""
+        return self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
+
+    def transposed(self, axes: Sequence[int]) -> View:
+        """Dimension i is dimension axes[i] of this one."""
+        return View(tuple(self.shape[a] for a in axes), tuple(self.strides[a] for a in axes), self.offset)
+
+    def sliced(self, axis: int, start: int, count: int, step: int = 1) -> View:
+        """`count` elements of a dimension, from `start`, `step` apart (which may be negative)."""
+        shape, strides = list(self.shape), list(self.strides)
+        shape[axis], strides[axis] = count, strides[axis] * step
+        return View(tuple(shape), tuple(strides), self.offset + start * self.strides[axis])
+
+    def picked(self, axis: int, index: int) -> View:
+        """One element of a dimension, which is gone then."""
+        taken = self.sliced(axis, index, 1)
+        return View(taken.shape[:axis] + taken.shape[axis + 1 :], taken.strides[:axis] + taken.strides[axis + 1 :], taken.offset)
+
+    def broadcast(self, shape: Sequence[int]) -> View:
+        """Repeated to that shape by numpy's rule; the shapes must fit."""
+        extra = len(shape) - len(self.shape)
+        strides = [0] * extra + [0 if size == 1 else stride for size, stride in zip(self.shape, self.strides, strict=True)]
+        return View(tuple(shape), tuple(strides), self.offset)
+
+    def reshaped(self, shape: Sequence[int]) -> View | None:
+        """The same elements in the same order under another shape, or None where no strides say that."""
+        old = [(size, stride) for size, stride in zip(self.shape, self.strides, strict=True) if size != 1]
+        strides: list[int] = []
+        sizes = list(shape)
+        if self.size == 0:
+            return View.dense(shape)
+        at = 0
+        while at < len(sizes):
+            if sizes[at] == 1:
+                strides.append(0)
+                at += 1
+                continue
+            if not old:
+                return None
+            size, stride = old.pop(0)
+            group = [sizes[at]]
+            at += 1
+            while math.prod(group) != size:
+                if math.prod(group) < size and at < len(sizes):
+                    group.append(sizes[at])
+                    at += 1
+                elif math.prod(group) > size and old and stride == old[0][0] * old[0][1]:
+                    more, stride = old.pop(0)
+                    size *= more
+                else:
+                    return None
+            strides += [math.prod(group[i + 1 :]) * stride for i in range(len(group))]
+        return View(tuple(shape), tuple(strides), self.offset) if not old else None
