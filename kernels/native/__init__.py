@@ -6,7 +6,8 @@ From the bottom up:
     compile, library, cache, farm    text to object code, to memory, to disk (EDGEWISE_CODE_CACHE), in several processes
     math, remez       exp, tanh, erf… and the activations, emitted inline; where their coefficients come from
     runtime, pool     native worker threads, barrier, shared chunks
-    layout, view, geometry, kernel    how images and tensors lie in memory; how work is cut up; what every kernel looks like from outside
+    layout, view, geometry    how images and tensors lie in memory; how work is cut up
+    kernel     what every kernel looks like from outside
     conv, depthwise, pooling, elementwise    the kernels
     program    kernels composed into the one function that a segment of a model runs as
 """
