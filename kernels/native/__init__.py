@@ -8,6 +8,7 @@ From the bottom up:
     runtime, pool     native worker threads, barrier, shared chunks
     layout, view, geometry    how images and tensors lie in memory; how work is cut up
     kernel     what every kernel looks like from outside
-    conv, depthwise, pooling, elementwise    the kernels
+    nest, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
+    conv, depthwise, pooling, maps    the kernels
     program    kernels composed into the one function that a segment of a model runs as
 """

@@ -340,6 +340,14 @@ class Function:
         other = str(b) if b is not None else f"{a.type.text} poison"
         return self.op(f"shufflevector {a}, {other}, <{len(lanes)} x i32> <{picks}>", a.type.by(len(lanes)), "shuffle")
 
+    def poison(self, kind: Type) -> Value:
+        """A value nobody looks at."""
+        return Value(self, kind, "poison")
+
+    def insert(self, a: Value, element: Value, lane: int) -> Value:
+        """The vector with one lane replaced by a scalar."""
+        return self.op(f"insertelement {a}, {element}, i32 {lane}", a.type, "lane")
+
     def extract(self, a: Value, lane: int) -> Value:
         """One lane as a scalar."""
         return self.op(f"extractelement {a}, i32 {lane}", a.type.element, "lane")

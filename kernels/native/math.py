@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.remez import ERF_ONE, ERF_SPLIT
-from kernels.native.types import F32, I16, I32, Type
+from kernels.native.types import F32, I1, I16, I32, Type
 
 POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exact arithmetic
     "exp": (0.5, 0.1666652113199234, 0.041666388511657715, 0.008368677459657192, 0.0013941876823082566),  # 3.2e-09
@@ -212,6 +212,20 @@ ACTIVATIONS: Mapping[str, Callable[..., Value]] = {
     "celu": celu, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "exp": exp, "log": log, "silu": silu, "mish": mish,
     "hard_sigmoid": hard_sigmoid, "hard_swish": hard_swish, "gelu": gelu, "gelu_tanh": gelu_tanh, "softplus": softplus,
     "softsign": softsign,
+}  # fmt: skip
+
+
+def sign(k: Function, x: Value) -> Value:
+    """1, 0 or -1."""
+    moves = k.op(f"fcmp one {x}, {k.zero(x.type).ref}", I1.by(x.type.lanes), "moves")  # neither 0 nor NaN
+    return k.select(moves, k.copysign(k.const(x.type, 1.0), x), x)
+
+
+FUNCTIONS: Mapping[str, Callable[..., Value]] = {  # elementary, beside the activations; correctly rounded but rsqrt
+    "neg": lambda _, x: -x, "abs": lambda k, x: k.abs(x), "square": lambda _, x: x * x,
+    "sqrt": lambda k, x: k.sqrt(x), "reciprocal": lambda _, x: 1.0 / x, "rsqrt": lambda k, x: 1.0 / k.sqrt(x),
+    "floor": lambda k, x: k.floor(x), "ceil": lambda k, x: k.intrinsic("ceil", x.type, x),
+    "round": lambda k, x: k.round_even(x), "sign": sign,
 }  # fmt: skip
 
 

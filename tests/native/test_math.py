@@ -7,7 +7,7 @@ import pytest
 from kernels.native.builder import Module
 from kernels.native.compile import assembly
 from kernels.native.isa import ISAS
-from kernels.native.math import ACTIVATIONS, POLYNOMIALS, Activation, expm1, log1p_unit
+from kernels.native.math import ACTIVATIONS, FUNCTIONS, POLYNOMIALS, Activation, expm1, log1p_unit
 from kernels.native.remez import TARGETS, fit
 from kernels.native.types import I64, PTR
 from tests.native.conftest import Native
@@ -156,6 +156,35 @@ def test_every_activation_is_tested():
     assert set(ACTIVATIONS) == set(DEFINITIONS) | set(BOUNDS)
 
 
+ROUNDED = {  # exact function in float64 and ULP: what one instruction does is correctly rounded
+    "neg": (np.negative, 0.5),
+    "abs": (np.abs, 0.5),
+    "square": (np.square, 0.5),
+    "sqrt": (np.sqrt, 0.5),
+    "reciprocal": (np.reciprocal, 0.5),
+    "rsqrt": (lambda x: 1 / np.sqrt(x), 1.5),
+    "floor": (np.floor, 0),
+    "ceil": (np.ceil, 0),
+    "round": (np.rint, 0),
+    "sign": (np.sign, 0),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_elementary_function_over_the_whole_range(apply, name):
+    exact, bound = ROUNDED[name]
+    x = np.concatenate([everything(), np.arange(-9.5, 10, 0.5), [np.inf, -np.inf, np.nan]]).astype(np.float32)
+    with np.errstate(all="ignore"):
+        error = ulp_error(apply(FUNCTIONS[name], x), exact(x.astype(np.float64)))
+    worst = error.argmax()
+    assert error[worst] <= bound, f"{error[worst]} ULP at {x[worst]}"
+
+
+def test_rounding_keeps_the_sign_of_zero(apply):
+    for name, x in (("floor", -0.0), ("ceil", -0.5), ("round", -0.5), ("sqrt", -0.0), ("reciprocal", -np.inf)):
+        assert np.signbit(apply(FUNCTIONS[name], np.array([x]))).all(), name
+
+
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_coefficients_are_what_the_fit_gives(name):
     refitted, kept = np.array(fit(TARGETS[name])), np.array(POLYNOMIALS[name])
@@ -172,6 +201,6 @@ def test_activation_names_itself_with_its_parameters():
 def test_activations_call_nothing_on_any_isa(name):
     module = Module(ISAS[name])
     with module.function("f", {"x": PTR}) as (k, x):
-        for emitter in ACTIVATIONS.values():
+        for emitter in (*ACTIVATIONS.values(), *FUNCTIONS.values()):
             k.store(emitter(k, k.load(k.f32, x)), x)
     assert not re.search(r"\b(call|bl|jmp|b)[lq]?\s", assembly(module.text, ISAS[name]))
