@@ -28,9 +28,10 @@ from kernels.native.types import I8, I16, I32, I64, Type
 from kernels.native.view import View
 from kernels.spec import DType
 
-CHUNK_CYCLES = (6_000, 30_000)  # least and most of one chunk: 2 to 10 µs
+CHUNK_CYCLES = (8_000, 30_000)  # least and most of one chunk: 2 to 10 µs
 CHUNKS = 32
-CYCLE_BYTES = 16  # that memory moves in a cycle, roughly
+CYCLE_BYTES = 32  # that caches move in a cycle, roughly
+TURNED_LANES = 16  # most of a tile that is transposed: as many vectors as there are registers for
 HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with few vectors at a time
 
 
@@ -86,6 +87,8 @@ class _MapEmitter:
         self.kinds *= len(tensors) // len(self.kinds)
         every = [*self.kinds, *(memory_type(dtype) for dtype in types)] if what.steps else self.kinds
         self.lanes = isa.vector_bits // max(kind.bits for kind in every)
+        if self.nest.turned:
+            self.lanes = min(self.lanes, TURNED_LANES)
         heavy = max((step.cycles for step in what.steps), default=1) >= HEAVY_CYCLES
         self.unroll = (2 if isa.vector_registers >= 32 else 1) if heavy else 4
         vectors = -(-self.nest.columns.size // self.lanes)

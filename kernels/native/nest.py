@@ -97,22 +97,30 @@ def _turn(axes: list[Axis], offsets: tuple[int, ...]) -> Nest:
 def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
     """Elements of each axis that a chunk takes, so that it has about `budget` in all: whole inner axes, a piece of the next.
 
-    units: rows and columns of a tile; pieces are made of whole ones.
+    units: rows and columns of a tile; pieces are made of whole ones. Where a view is turned, a chunk is about as high as wide:
+    narrow ones read one cache line of every page.
     """
     unit = [1] * (len(nest.axes) - 2) + list(units)
     pieces = list(unit)
-    inner = 1
-    for depth in reversed(range(len(nest.axes))):
+    rows = min(nest.rows.size, max(units[0], math.isqrt(int(budget)))) if nest.turned else min(nest.rows.size, units[0])
+    pieces[-1] = _piece(nest.columns.size, units[1], budget / rows)
+    inner = pieces[-1]
+    for depth in reversed(range(len(nest.axes) - 1)):
         size = nest.axes[depth].size
-        if inner * size <= budget:
-            pieces[depth] = size
-            inner *= size
-            continue
-        most = max(1, int(budget / inner / unit[depth])) * unit[depth]
-        even = -(-size // -(-size // most))
-        pieces[depth] = -(-even // unit[depth]) * unit[depth]
-        break
+        pieces[depth] = _piece(size, unit[depth], budget / inner)
+        inner *= pieces[depth]
+        if pieces[depth] < size:
+            break
     return tuple(pieces)
+
+
+def _piece(size: int, unit: int, most: float) -> int:
+    """All of an axis if it has at most `most` elements, else an even share of it in whole units."""
+    if size <= most:
+        return size
+    fits = max(1, int(most / unit)) * unit
+    even = -(-size // -(-size // fits))
+    return -(-even // unit) * unit
 
 
 def chunk_count(nest: Nest, pieces: Sequence[int]) -> int:
