@@ -4,7 +4,7 @@ From the bottom up:
     isa        instruction sets as data; which one this machine gets (EDGEWISE_ISA narrows it)
     types, builder    LLVM IR as text, built by code that reads like the loops it makes
     compile, library, cache, farm    text to object code, to memory, to disk (EDGEWISE_CODE_CACHE), in several processes
-    math, remez       exp, tanh, erf… and the activations, emitted inline; where their coefficients come from
+    math, functions, remez    activations, powers, sines…, emitted inline; where their coefficients come from
     runtime, pool     native worker threads, barrier, shared chunks
     layout, view, geometry    how images and tensors lie in memory; how work is cut up
     kernel     what every kernel looks like from outside

@@ -116,6 +116,7 @@ class Module:
     isa: Isa
     _bodies: list[str] = field(default_factory=list)
     _declarations: dict[str, str] = field(default_factory=dict)
+    _tables: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def function(
@@ -137,12 +138,19 @@ class Module:
         signature = ", ".join(kind.text for kind in arguments)
         self._declarations[name] = f"declare {returns.text} @{name}({signature}) {attributes}".rstrip()
 
+    def table(self, function: Function, name: str, kind: Type, values: Sequence[float]) -> Value:
+        """The address of constants in memory; the same name again means the same table."""
+        elements = ", ".join(f"{kind.text} {literal(kind, value)}" for value in values)
+        self._tables[name] = f"@{name} = internal constant [{len(values)} x {kind.text}] [{elements}]"
+        return Value(function, PTR, f"@{name}")
+
     @property
     def text(self) -> str:
         """The IR of the whole unit."""
         attributes = f'"target-cpu"="{self.isa.cpu}" "prefer-vector-width"="{self.isa.vector_bits}"'
+        head = (*sorted(self._declarations.values()), *self._tables.values())
         return "\n".join(
-            (f'target triple = "{self.isa.triple}"', *sorted(self._declarations.values()), "", *self._bodies, "",
+            (f'target triple = "{self.isa.triple}"', *head, "", *self._bodies, "",
              f"attributes #0 = {{ {attributes} }}", "")
         )  # fmt: skip
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
-from kernels.native.math import ACTIVATIONS, BINARY, FUNCTIONS
+from kernels.native.functions import BINARY_FUNCTIONS, FUNCTIONS
+from kernels.native.math import ACTIVATIONS, BINARY
 from kernels.native.types import F32, F64, I1, I8, I16, I32, I64, Type
 from kernels.spec import BOOL, INTS, DType
 
@@ -23,6 +24,8 @@ _BITS: Mapping[int, Type] = {1: I8, 2: I16, 4: I32, 8: I64}  # by bytes of an el
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 BITWISE = ("and", "or", "xor")  # of bools too
+FLOAT_UNARY: Mapping[str, Callable[..., Value]] = {**ACTIVATIONS, **FUNCTIONS}
+FLOAT_BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {**BINARY, **BINARY_FUNCTIONS}
 INTEGER_UNARY: Mapping[str, Callable[[Function, Value, bool], Value]] = {
     "neg": lambda k, a, _: k.zero(a.type) - a,
     "abs": lambda k, a, signed: k.intrinsic("abs", a.type, a, k.const(I1, 0)) if signed else a,
@@ -38,6 +41,7 @@ INTEGER_BINARY: Mapping[str, Callable[[Function, Value, Value, bool], Value]] = 
 _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: chunks are cut by it
     **dict.fromkeys(("div", "sqrt", "rsqrt", "reciprocal", "softsign"), 6),
     **dict.fromkeys(("exp", "log", "sigmoid", "silu", "elu", "selu", "celu", "mish"), 15),
+    **dict.fromkeys(("sin", "cos", "pow"), 40),
     **dict.fromkeys(("tanh", "erf", "gelu", "gelu_tanh", "softplus"), 20),
 }
 
@@ -46,7 +50,7 @@ _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: ch
 class Apply:
     """One operation on values of the tape, by number.
 
-    float32: a name of math.ACTIVATIONS or math.FUNCTIONS (one argument, with their parameters) or of math.BINARY (two).
+    float32: a name of FLOAT_UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
     integers: "neg" "abs" "square" "add" "sub" "mul" "max" "min", and "and" "or" "xor" "not", which bools have too.
     any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float32.
     "where" of a bool and two of one type. "constant": no argument, its value the parameter, its type `dtype` or float32.
@@ -98,8 +102,8 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
         return BOOL if len(args) == 2 and same and fits else None
     if op in BITWISE or op == "not":
         return first if len(args) == 2 - (op == "not") and same and (integer or first == BOOL) else None
-    unary = op in (INTEGER_UNARY if integer else ACTIVATIONS.keys() | FUNCTIONS.keys())
-    binary = op in (INTEGER_BINARY if integer else BINARY)
+    unary = op in (INTEGER_UNARY if integer else FLOAT_UNARY)
+    binary = op in (INTEGER_BINARY if integer else FLOAT_BINARY)
     known = (unary and len(args) == 1) or (binary and len(args) == 2 and same)
     return first if known and (integer or first == FLOAT) else None
 
@@ -151,8 +155,8 @@ def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DTyp
         signed = dtype.kind == "i"
         return INTEGER_UNARY[op](k, first, signed) if len(args) == 1 else INTEGER_BINARY[op](k, first, args[1], signed)
     if len(args) == 2:
-        return BINARY[op](k, first, args[1])
-    return (ACTIVATIONS.get(op) or FUNCTIONS[op])(k, first, *step.parameters)
+        return FLOAT_BINARY[op](k, first, args[1])
+    return FLOAT_UNARY[op](k, first, *step.parameters)
 
 
 def _compare(k: Function, op: str, a: Value, b: Value, dtype: DType) -> Value:

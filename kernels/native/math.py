@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.remez import ERF_ONE, ERF_SPLIT
-from kernels.native.types import F32, I1, I16, I32, Type
+from kernels.native.types import F32, I16, I32, Type
 
 POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exact arithmetic
     "exp": (0.5, 0.1666652113199234, 0.041666388511657715, 0.008368677459657192, 0.0013941876823082566),  # 3.2e-09
@@ -27,6 +27,9 @@ POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exac
     "log": (0.3333331048488617, -0.24999986588954926, 0.20002223551273346, -0.16669249534606934, 0.14218716323375702,
             -0.12384402006864548, 0.11872619390487671, -0.11789370328187943, 0.06915612518787384),  # 7.3e-10
     "log1p": (0.6666666865348816, 0.3999938368797302, 0.2860468626022339, 0.2154775857925415, 0.23884451389312744),  # 3.1e-10
+    "log2": (2.88539008179014, 0.9617966732843202, 0.5770835944392638, 0.4116722198837427, 0.34073831822554623),  # 1.2e-11
+    "sin": (-0.16666655242443085, 0.008332191966474056, -0.00019518790941219777),  # 3.7e-09
+    "cos": (0.04166664555668831, -0.00138873013202101, 2.443066841806285e-05),  # 1.1e-10
 }  # fmt: skip
 
 LOG2_E = 1.4426950408889634
@@ -43,7 +46,8 @@ def polynomial(k: Function, x: Value, coefficients: Sequence[float]) -> Value:
     return total
 
 
-def _integers(x: Value) -> Type:
+def integers(x: Value) -> Type:
+    """The integers that its bits are."""
     return I32.by(x.type.lanes)
 
 
@@ -52,7 +56,7 @@ def _split(k: Function, x: Value) -> tuple[Value, Value, Value]:
     biased = k.fma(x, LOG2_E, ROUNDER)
     n = biased - ROUNDER
     r = k.fma(n, -LN2_LOW, k.fma(n, -LN2_HIGH, x))
-    bits = k.convert("bitcast", biased, _integers(x)) - 0x4B400000  # the bits of ROUNDER
+    bits = k.convert("bitcast", biased, integers(x)) - 0x4B400000  # the bits of ROUNDER
     return n, bits, r
 
 
@@ -64,11 +68,15 @@ def _power_of_two(k: Function, n: Value) -> Value:
 def exp(k: Function, x: Value) -> Value:
     """e^x over all of fp32: denormal results, 0 and infinity included."""
     x = k.at_most(k.at_least(x, -104.0), 89.0)
-    n, bits, r = _split(k, x)
+    return scaled_exp(k, *_split(k, x))
+
+
+def scaled_exp(k: Function, n: Value, bits: Value, r: Value) -> Value:
+    """2^n·e^r, |r| ≤ ln2/2, for n as a float and as an integer from -151 to 129."""
     p = k.fma(r * r, polynomial(k, r, POLYNOMIALS["exp"]), r) + 1.0
-    if k.isa.masks and x.type == F32.by(16):  # one instruction, exact at both ends
+    if k.isa.masks and r.type == F32.by(16):  # one instruction, exact at both ends
         everywhere, rounding = k.const(I16, -1), k.const(I32, 4)
-        return k.call("llvm.x86.avx512.mask.scalef.ps.512", x.type, p, n, p, everywhere, rounding)
+        return k.call("llvm.x86.avx512.mask.scalef.ps.512", r.type, p, n, p, everywhere, rounding)
     half = k.shift("ashr", bits, 1)  # 2^n in two factors, each of which fp32 holds
     return p * _power_of_two(k, half) * _power_of_two(k, bits - half)
 
@@ -82,14 +90,20 @@ def expm1(k: Function, x: Value) -> Value:
     return k.fma(scale, q, scale - 1.0)
 
 
-def log(k: Function, x: Value) -> Value:
-    """The natural logarithm: -infinity at 0, NaN below."""
+def split_exponent(k: Function, x: Value) -> tuple[Value, Value]:
+    """x = 2^e·(1 + m), 1 + m from sqrt(1/2) to sqrt(2), both exact, for x above 0 and finite: (e, m)."""
     small = x < 1.1754943508222875e-38
     scaled = k.select(small, x * 2.0**23, x)  # denormals have no exponent of their own
-    bits = k.convert("bitcast", scaled, _integers(x))
+    bits = k.convert("bitcast", scaled, integers(x))
     shifted = bits - 0x3F3504F3  # the bits of sqrt(1/2): the exponent then centres the mantissa on 1
     exponent = k.convert("sitofp", k.shift("ashr", shifted, 23), x.type) + k.select(small, k.const(x.type, -23.0), 0.0)
     m = k.convert("bitcast", (shifted & 0x007FFFFF) + 0x3F3504F3, x.type) - 1.0
+    return exponent, m
+
+
+def log(k: Function, x: Value) -> Value:
+    """The natural logarithm: -infinity at 0, NaN below."""
+    exponent, m = split_exponent(k, x)
     square = m * m
     low = k.fma(exponent, LN2_LOW, square * m * polynomial(k, m, POLYNOMIALS["log"]))
     result = k.fma(exponent, LN2_HIGH, k.fma(square, -0.5, low) + m)
@@ -212,20 +226,6 @@ ACTIVATIONS: Mapping[str, Callable[..., Value]] = {
     "celu": celu, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "exp": exp, "log": log, "silu": silu, "mish": mish,
     "hard_sigmoid": hard_sigmoid, "hard_swish": hard_swish, "gelu": gelu, "gelu_tanh": gelu_tanh, "softplus": softplus,
     "softsign": softsign,
-}  # fmt: skip
-
-
-def sign(k: Function, x: Value) -> Value:
-    """1, 0 or -1."""
-    moves = k.op(f"fcmp one {x}, {k.zero(x.type).ref}", I1.by(x.type.lanes), "moves")  # neither 0 nor NaN
-    return k.select(moves, k.copysign(k.const(x.type, 1.0), x), x)
-
-
-FUNCTIONS: Mapping[str, Callable[..., Value]] = {  # elementary, beside the activations; correctly rounded but rsqrt
-    "neg": lambda _, x: -x, "abs": lambda k, x: k.abs(x), "square": lambda _, x: x * x,
-    "sqrt": lambda k, x: k.sqrt(x), "reciprocal": lambda _, x: 1.0 / x, "rsqrt": lambda k, x: 1.0 / k.sqrt(x),
-    "floor": lambda k, x: k.floor(x), "ceil": lambda k, x: k.intrinsic("ceil", x.type, x),
-    "round": lambda k, x: k.round_even(x), "sign": sign,
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ class Target:
     """A function to approximate by a polynomial in x on [low, high].
 
     weight: error is measured as weight(x) · (polynomial - function). fixed: leading coefficients given beforehand.
+    double: whether coefficients are fp64.
     """
 
     function: Callable[[Points], Points]
@@ -29,10 +30,11 @@ class Target:
     degree: int
     weight: Callable[[Points], Points] = np.ones_like
     fixed: tuple[float, ...] = ()
+    double: bool = False
 
 
 def fit(target: Target, points: int = 2000, rounds: int = 60) -> tuple[float, ...]:
-    """Coefficients of x^0, x^1, …, each exactly an fp32 number."""
+    """Coefficients of x^0, x^1, …, each exactly an fp32 number, or fp64 where the target says so."""
     middle, half = (target.low + target.high) / 2, (target.high - target.low) / 2
     x = middle + half * np.cos(np.pi * (np.arange(points) + 0.5) / points)
     y, weight = target.function(x), target.weight(x)
@@ -40,7 +42,10 @@ def fit(target: Target, points: int = 2000, rounds: int = 60) -> tuple[float, ..
     while len(done) <= target.degree:
         rest = y - sum(c * x**n for n, c in enumerate(done))
         powers = np.stack([x**n for n in range(len(done), target.degree + 1)], axis=1)
-        done.append(float(np.float32(_minimax(powers * weight[:, None], rest * weight, rounds)[0])))
+        found = _minimax(powers * weight[:, None], rest * weight, rounds)
+        if target.double:
+            return (*done, *(float(c) for c in found))
+        done.append(float(np.float32(found[0])))
     return tuple(done)
 
 
@@ -90,4 +95,16 @@ TARGETS = {
     # log1p(u) = 2s + s³·P(s²), s = u / (2 + u)
     "log1p": Target(_by_series(lambda q: 2 / 3 + q * 2 / 5, lambda q: (2 * np.arctanh(np.sqrt(q)) / np.sqrt(q) - 2) / q),
                     0.0, 1 / 9, 4, lambda q: q),
+    # log2(m) = s·P(s²), s = (m - 1) / (m + 1)
+    "log2": Target(_by_series(lambda q: 2 / math.log(2) * (1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q / 9)))),
+                              lambda q: 2 / math.log(2) * np.arctanh(np.sqrt(np.abs(q))) / np.sqrt(np.abs(q))),
+                   0.0, ((math.sqrt(2) - 1) / (math.sqrt(2) + 1)) ** 2, 4, double=True),
+    # sin(r) = r + r³·P(r²)
+    "sin": Target(_by_series(lambda q: -1 / 6 + q / 120 - q * q / 5040,
+                             lambda q: (np.sin(np.sqrt(np.abs(q))) / np.sqrt(np.abs(q)) - 1) / q),
+                  0.0, (math.pi / 4) ** 2, 2, lambda q: q),
+    # cos(r) = 1 - r²/2 + r⁴·P(r²)
+    "cos": Target(_by_series(lambda q: 1 / 24 - q / 720 + q * q / 40320,
+                             lambda q: (np.cos(np.sqrt(np.abs(q))) - 1 + q / 2) / (q * q)),
+                  0.0, (math.pi / 4) ** 2, 2, lambda q: q * q),
 }  # fmt: skip

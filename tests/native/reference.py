@@ -100,3 +100,24 @@ def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exac
     assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
     assert np.isnan(memory).all()  # what does not belong to the image was left alone
+
+
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+def everything(count=60_000):
+    """Floats of every exponent and both signs, denormals and zeros among them; a few exact corners."""
+    bits = np.linspace(0, 0x7F7FFFFF, count, dtype=np.float64).astype(np.uint32).view(np.float32)
+    ordinary = np.linspace(-110, 110, count, dtype=np.float32)
+    corners = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 1.0, -1.0, F32_MAX, -F32_MAX], np.float32)
+    return np.concatenate([bits, -bits, ordinary, corners])
+
+
+def ulp_error(got, exact):
+    """Error in units in the last place of the exact result; denormals have the spacing of the smallest normal."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounded = exact.astype(np.float32)
+        spacing = np.spacing(np.abs(rounded)).astype(np.float64)
+        spacing = np.where(np.isfinite(spacing), np.maximum(spacing, 2.0**-149), 2.0**104)
+        same = (got == rounded) | (np.isnan(got) & np.isnan(exact))
+        return np.where(same, 0.0, np.abs(got.astype(np.float64) - exact) / spacing)

@@ -304,3 +304,11 @@ def test_operands_of_other_shapes_are_refused():
     for shape in ((4,), (2, 3, 5), (3, 2)):
         with pytest.raises(EmitError, match="operand 0 has shape"):
             emit_map(Map(dense(3, 5), (dense(*shape),)), AVX2)
+
+
+def test_power_and_sine_in_an_expression(isa):
+    steps = (Apply("pow", (0, 1)), Apply("sin", (2,)), Apply("pow", (3,), (2.0,)))
+    what = Map(dense(5, 37), (dense(5, 37), dense(37)), steps)
+    x, y = random_memories(what)
+    exact = np.sin(x.reshape(5, 37).astype(np.float64) ** y.astype(np.float64)) ** 2
+    assert_close(run_map(what, isa, x, y), exact, 8)
