@@ -14,7 +14,7 @@ conversion between layouts. The result may overwrite an operand that lies in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kernels.native.builder import Function, Module, Value
@@ -22,7 +22,7 @@ from kernels.native.errors import EmitError
 from kernels.native.expression import FLOAT, Apply, apply, from_memory, memory_type, to_memory, value_types
 from kernels.native.isa import Isa
 from kernels.native.kernel import NativeKernel, kernel_name, signature
-from kernels.native.nest import Axis, chunk_count, chunk_ranges, cut, make_nest
+from kernels.native.nest import Axis, chunk_count, chunk_ranges, cut, make_nest, tiles
 from kernels.native.transpose import transpose
 from kernels.native.types import I8, I16, I32, I64, Type
 from kernels.native.view import View
@@ -83,7 +83,7 @@ class _MapEmitter:
         tensors = (what.y, *what.operands)
         self.nest = make_nest([what.y.view, *_repeated(what)])
         self.dtypes = types
-        self.kinds = [_copied(what.y.dtype)] if not what.steps else [memory_type(tensor.dtype) for tensor in tensors]
+        self.kinds = [bits_type(what.y.dtype)] if not what.steps else [memory_type(tensor.dtype) for tensor in tensors]
         self.kinds *= len(tensors) // len(self.kinds)
         every = [*self.kinds, *(memory_type(dtype) for dtype in types)] if what.steps else self.kinds
         self.lanes = isa.vector_bits // max(kind.bits for kind in every)
@@ -142,9 +142,9 @@ class _MapEmitter:
             def columns(column: Value, width: int) -> None:
                 self._tile(k, self._moved(k, at, column_axis, column), shared, width)
 
-            _tiles(k, "column", column_axis.size, column_range, column_unit, columns)
+            tiles(k, "column", column_axis.size, column_range, column_unit, columns)
 
-        _tiles(k, "row", row_axis.size, row_range, row_unit, rows)
+        tiles(k, "row", row_axis.size, row_range, row_unit, rows)
 
     def _shared(self, k: Function, addresses: Sequence[Value], rows: int) -> list[Values]:
         """Of each row what does not depend on the column: operands that repeat along the columns, and steps on such values."""
@@ -240,7 +240,7 @@ def _repeated(what: Map) -> Iterator[View]:
         yield operand.view.broadcast(shape)
 
 
-def _copied(dtype: DType) -> Type:
+def bits_type(dtype: DType) -> Type:
     """An element as bits."""
     return {8: I8, 16: I16, 32: I32, 64: I64}[memory_type(dtype).bits]
 
@@ -248,20 +248,3 @@ def _copied(dtype: DType) -> Type:
 def _backwards(lanes: int, of: int) -> list[int]:
     """The first lanes in reverse order, the others undefined."""
     return [*range(lanes - 1, -1, -1)] + [-1] * (of - lanes)
-
-
-def _tiles(k: Function, name: str, size: int, bounds: tuple[Value, Value], unit: int, body: Callable[[Value, int], None]) -> None:
-    """Emit body(index, count) for every whole unit between the bounds, then for what is left of the axis."""
-    start, stop = bounds
-    whole = size // unit * unit
-    if whole:
-        last = k.const(I64, whole) if stop.known is not None else k.select(stop < whole, stop, k.const(I64, whole))
-        with k.loop(name, start, last, unit) as index:
-            body(index, unit)
-    if whole == size:
-        return
-    if stop.known is not None:
-        body(k.const(I64, whole), size - whole)
-        return
-    with k.when(stop > whole, name):
-        body(k.const(I64, whole), size - whole)

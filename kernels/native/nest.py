@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.native.builder import Function, Value
@@ -142,3 +142,20 @@ def chunk_ranges(k: Function, nest: Nest, pieces: Sequence[int], chunk: Value) -
             stop = k.select(stop < axis.size, stop, k.const(I64, axis.size))
         ranges.append((start, stop))
     return ranges[::-1]
+
+
+def tiles(k: Function, name: str, size: int, bounds: tuple[Value, Value], unit: int, body: Callable[[Value, int], None]) -> None:
+    """Emit body(index, count) for every whole unit between the bounds, then for what is left of the axis."""
+    start, stop = bounds
+    whole = size // unit * unit
+    if whole:
+        last = k.const(I64, whole) if stop.known is not None else k.select(stop < whole, stop, k.const(I64, whole))
+        with k.loop(name, start, last, unit) as index:
+            body(index, unit)
+    if whole == size:
+        return
+    if stop.known is not None:
+        body(k.const(I64, whole), size - whole)
+        return
+    with k.when(stop > whole, name):
+        body(k.const(I64, whole), size - whole)
