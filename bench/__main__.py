@@ -11,6 +11,7 @@ import typer
 from bench.counts import check_counts
 from bench.exports import EXPORTS
 from bench.models import compare
+from bench.shapes import compare_shapes
 
 
 def main(
@@ -21,6 +22,7 @@ def main(
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
+    shapes: Annotated[str, typer.Option(help="Comma-separated exports whose shapes are timed one by one; empty = none.")] = "",
 ) -> None:
     """Check the counts of the exports, then print one table per thread count."""
     cores = psutil.cpu_count(logical=False)
@@ -30,6 +32,8 @@ def main(
     check_counts(models.split(","))
     for count in map(int, threads.split(",")):
         compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
+    if shapes:
+        compare_shapes(shapes.split(","), 1, seconds / 10)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Mapping
@@ -12,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from graph.blas import BlasThreads
+from graph.choice import Choice
 from graph.errors import FeedError
 from graph.feeds import check_feeds
 from graph.ir import Graph, Port, Specs
 from graph.memory import MemoryPlan
-from graph.program import DYNAMIC, VIEW, Program, Step
+from graph.native.engine import Native
+from graph.program import DYNAMIC, VIEW, Program, Step, without_unread
+from kernels.errors import UnsupportedError
+from kernels.native.isa import available_cores
 from kernels.spec import Array, Spec
 
 __all__ = ["DYNAMIC", "VIEW", "Executor", "Step", "TimedRun"]
@@ -37,20 +40,26 @@ class Executor:
     Intermediate values live at fixed places of one arena (`memory`); graph outputs are allocated by every run and become the
     caller's. Executors of several threads may run side by side.
 
-    Args:    specs: of every value (`propagate`). algorithms: node name -> kernel to use, default = each op's first that applies.
-             threads: of BLAS while it runs, None = as many as BLAS is set to.
+    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it, default = natively where `native` can,
+             else by the op's first numpy kernel that applies. threads: of BLAS and of native code; None = as many as BLAS is set
+             to, and one per core. native: None = everything in numpy.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
              one asked for.
     """
 
     def __init__(
-        self, graph: Graph, specs: Specs, algorithms: Mapping[str, str] | None = None, threads: int | None = None
+        self,
+        graph: Graph,
+        specs: Specs,
+        choices: Mapping[str, Choice] | None = None,
+        threads: int | None = None,
+        native: Native | None = None,
     ) -> None:
         self.graph = graph
         self.specs = specs
         self.threads = threads
         self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
-        self._program = Program(graph, specs, algorithms)
+        self._program = _program(without_unread(graph), specs, choices or {}, threads, native)
         self._names = tuple(port.name for port in graph.outputs)
         self._blas = BlasThreads(threads)
         self._lock = threading.Lock()
@@ -78,9 +87,9 @@ class Executor:
             began = time.perf_counter_ns()
             arrays = check_feeds(self._ports, feeds)
             with self._blas, np.errstate(all="ignore"):
-                outputs, marks = self._program.run_timed(tuple(arrays.values()))
+                outputs, step_ns = self._program.run_timed(tuple(arrays.values()))
             named = dict(zip(self._names, outputs, strict=True))
-            return TimedRun(named, [b - a for a, b in itertools.pairwise(marks)], time.perf_counter_ns() - began)
+            return TimedRun(named, step_ns, time.perf_counter_ns() - began)
 
 
 def _known(port: Port, specs: Specs) -> Spec:
@@ -88,3 +97,15 @@ def _known(port: Port, specs: Specs) -> Spec:
     if spec is None:
         raise FeedError(f"input {port.name!r}: its shape is not bound, an executor serves one set of shapes ({port})")
     return spec
+
+
+def _program(graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None) -> Program:
+    """The graph's program, with its native segments where there is a native backend."""
+    algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
+    if native is None:
+        if wanted := next((name for name in choices if name not in algorithms), None):
+            raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
+        return Program(graph, specs, algorithms)
+    workers = available_cores() if threads is None else threads
+    rest, segments = native.segments(graph, specs, workers, choices)
+    return Program(rest, specs, algorithms, segments, workers)

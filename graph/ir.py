@@ -16,6 +16,8 @@ from kernels.spec import Array, DType, Spec
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor itself: their bodies are graphs, which ops know nothing of
 
+SEGMENT = "edgewise.Segment"  # the op of a node that stands for a native segment: the executor runs it, ops know nothing of it
+
 Dim = int | str | None  # a size, a named dynamic dimension, or an anonymous dynamic one
 Specs = Mapping[str, Spec | None]  # None: a shape that only run-time values decide
 

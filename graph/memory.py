@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import SEGMENT, Graph, Node, Specs
 from kernels.registry import find
 from kernels.spec import STRING, Array, DType
 
@@ -92,8 +92,8 @@ def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) 
     storages = sharing.storages
     arena = [storage for storage in storages if storage.kind == "arena"]
     scratch = [(step, node.name) for step, node in enumerate(graph.nodes) if workspace_bytes.get(node.name, 0)]
-    blocks = [_Block(_aligned(storage.nbytes), storage.first, storage.last) for storage in arena]
-    blocks += [_Block(_aligned(workspace_bytes[name]), step, step) for step, name in scratch]
+    blocks = [Block(_aligned(storage.nbytes), storage.first, storage.last) for storage in arena]
+    blocks += [Block(_aligned(workspace_bytes[name]), step, step) for step, name in scratch]
 
     lower_bound_bytes = max(_sums(len(graph.nodes), [(b.nbytes, b.first, b.last) for b in blocks]), default=0)
     order, offsets, arena_bytes = _place(blocks, lower_bound_bytes)
@@ -174,9 +174,10 @@ class _Sharing:
 
     def _shared(self, step: int, node: Node) -> _Storage | None:
         """The storage that output 0 may share, or None."""
-        op, value = find(node.op), node.outputs[0]
-        if not value:
+        value = node.outputs[0]
+        if node.op == SEGMENT or not value:
             return None
+        op = find(node.op)
         if op.view and not node.epilogue:
             return self._viewed(node, value)
         candidates = node.inputs if op.elementwise else node.inputs[:1] if op.view else ()
@@ -206,12 +207,21 @@ class _Sharing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
-    """Something to place: bytes (aligned) and the steps, both included, in which they are held."""
+class Block:
+    """Something to place: bytes and the steps, both included, in which they are held."""
 
     nbytes: int
     first: int
     last: int
+
+
+def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
+    """Offsets of blocks such that no two held at once overlap, and the bytes they need together; sizes are rounded up."""
+    rounded = [Block(_aligned(block.nbytes), block.first, block.last) for block in blocks]
+    steps = max((block.last for block in blocks), default=-1) + 1
+    lower_bound_bytes = max(_sums(steps, [(b.nbytes, b.first, b.last) for b in rounded]), default=0)
+    _, offsets, arena_bytes = _place(rounded, lower_bound_bytes)
+    return offsets, arena_bytes
 
 
 def _aligned(nbytes: int) -> int:
@@ -231,7 +241,7 @@ def _sums(steps: int, held: Iterable[tuple[int, int, int]]) -> list[int]:
     return sums
 
 
-def _place(blocks: Sequence[_Block], lower_bound_bytes: int) -> tuple[str, list[int], int]:
+def _place(blocks: Sequence[Block], lower_bound_bytes: int) -> tuple[str, list[int], int]:
     """Try the orders, then swaps in the best of them, until the lower bound is met. Returns order, offsets, arena bytes."""
     best_name, best_order = "none", list(range(len(blocks)))
     best_offsets, best_bytes = _fit(blocks, best_order)
@@ -260,7 +270,7 @@ def _place(blocks: Sequence[_Block], lower_bound_bytes: int) -> tuple[str, list[
     return best_name, best_offsets, best_bytes
 
 
-def _orders(blocks: Sequence[_Block]) -> Iterable[tuple[str, list[int]]]:
+def _orders(blocks: Sequence[Block]) -> Iterable[tuple[str, list[int]]]:
     """Names and orders to try; the first is the best on most networks."""
     indices = range(len(blocks))
     steps = max((block.last for block in blocks), default=-1) + 1
@@ -272,7 +282,7 @@ def _orders(blocks: Sequence[_Block]) -> Iterable[tuple[str, list[int]]]:
     yield "area", sorted(indices, key=lambda i: (-blocks[i].nbytes * (blocks[i].last - blocks[i].first + 1), blocks[i].first))
 
 
-def _fit(blocks: Sequence[_Block], order: Sequence[int]) -> tuple[list[int], int]:
+def _fit(blocks: Sequence[Block], order: Sequence[int]) -> tuple[list[int], int]:
     """Put each block, in order, into the smallest gap that holds it between the blocks placed before and held meanwhile."""
     first = np.array([blocks[i].first for i in order], np.int64)
     last = np.array([blocks[i].last for i in order], np.int64)

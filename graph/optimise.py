@@ -9,6 +9,7 @@ from functools import partial
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.passes.activations import find_activations
 from graph.passes.affine import fold_scales_and_shifts
+from graph.passes.attentions import find_attentions
 from graph.passes.batch_norms import fold_batch_norms
 from graph.passes.constants import fold_constants
 from graph.passes.dead import remove_dead
@@ -18,7 +19,7 @@ from graph.passes.gemms import make_gemms
 from graph.passes.identities import remove_identities
 from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
-from graph.passes.views import collapse_views
+from graph.passes.views import collapse_views, reshape_unmoved, sink_views
 from graph.rewrite import Pass, sizes
 from graph.shapes import propagate
 from kernels.errors import DataDependentError
@@ -58,7 +59,7 @@ class _Totals:
 def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
     """Rewrite a graph for these input shapes. Names and order of its inputs and outputs stay.
 
-    Epilogues are fused last, when no other pass finds anything: they hide nodes from the others.
+    Epilogues are fused last, when no other pass finds anything: they hide nodes from the others. Views sink just before that.
     """
     run = _Run(graph, inputs)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
@@ -67,9 +68,11 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
         "dead-code": remove_dead,
         "identities": remove_identities,
         "views": collapse_views,
+        "unmoved": reshape_unmoved,
         "duplicates": merge_duplicates,
         "activations": find_activations,
         "layer-norms": find_layer_norms,
+        "attentions": find_attentions,
         "batch-norms": fold_batch_norms,
         "scales-and-shifts": fold_scales_and_shifts,
         "pads": fold_pads,
@@ -81,6 +84,9 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
             run.apply(name, rewrite)
         if run.graph is before:
             break
+    run.apply("sunk-views", sink_views)
+    run.apply("views", collapse_views)
+    run.apply("dead-code", remove_dead)
     run.apply("epilogues", fuse_epilogues)
     return Optimised(run.graph, run.specs, tuple(run.reports.values()))
 

@@ -10,17 +10,20 @@ A program is not thread-safe: `graph.executor` lets one run at a time in.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from graph.choice import Choice
 from graph.control_flow import run_control_flow
 from graph.errors import LimitError
-from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
+from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
 from graph.memory import ALIGNMENT_BYTES, MemoryPlan, is_static, plan_memory
+from graph.native.segment import Segment
 from graph.shapes import MAX_VALUE_BYTES, propagate
 from kernels.errors import EdgewiseError, ShapeError
 from kernels.registry import Kernel, Op, find
@@ -35,7 +38,7 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node as it will run. algorithm: its kernel's, or VIEW, or DYNAMIC."""
+    """One node as it will run. algorithm: its kernel's, or VIEW or DYNAMIC; with "native/" before it inside a native segment."""
 
     node: Node
     algorithm: str
@@ -55,17 +58,28 @@ class Program:
     """The prepared calls of a graph, and the memory they work in.
 
     Args:    specs: of every value; None or left out where only a run decides. algorithms: node name -> kernel to use, default =
-             each op's first that applies.
+             each op's first that applies. segments: native code of the nodes whose op is SEGMENT, by their names.
+             threads: that segments run on.
     Raises:  UnsupportedError when a node has no kernel for its specs, or not the one asked for.
     """
 
-    def __init__(self, graph: Graph, specs: Specs, algorithms: Mapping[str, str] | None = None) -> None:
-        graph = _without_unread(graph)
+    def __init__(
+        self,
+        graph: Graph,
+        specs: Specs,
+        algorithms: Mapping[str, str] | None = None,
+        segments: Mapping[str, Segment] | None = None,
+        threads: int = 1,
+    ) -> None:
+        graph = without_unread(graph)
         self._graph = graph
+        self._segments = segments or {}
+        self._threads = threads
         self._specs = specs
         self._algorithms = algorithms or {}
         kernels = {node.name: self._kernels(node) for node in graph.nodes}
         scratch = {name: max((chosen.scratch_bytes for chosen in found), default=0) for name, found in kernels.items()}
+        scratch |= {name: segment.arena_bytes for name, segment in self._segments.items()}
         self.memory: MemoryPlan = plan_memory(graph, specs, scratch)
         self._arena = _aligned_empty(self.memory.arena_bytes)
         self._slots: list[Any] = [None]  # arrays; None where there is none yet, and always in slot 0
@@ -78,11 +92,22 @@ class Program:
         self._returned: list[tuple[int, Spec]] = []
         self._renamed: list[tuple[int, int, tuple[int, ...]]] = []
         self._place()
-        self.steps = tuple(Step(node, self._algorithm(node, kernels[node.name])) for node in graph.nodes)
-        calls = [self._call(step, kernels[step.node.name]) for step in self.steps]
+        self._positions = tuple(Step(node, self._algorithm(node, kernels[node.name])) for node in graph.nodes)
+        calls = [self._call(step, kernels[step.node.name]) for step in self._positions]
         self._calls = [self._releasing(i, call) for i, call in enumerate(calls)]
         self._outputs = self._output_slots()
+        self._segment_ns: dict[str, list[int]] = {}
         self._idle = list(self._slots)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Every node as it runs, in order; those of a segment one by one."""
+        return tuple(step for position in self._positions for step in self._expanded(position))
+
+    def _expanded(self, position: Step) -> Sequence[Step]:
+        if (segment := self._segments.get(position.node.name)) is None:
+            return (position,)
+        return [Step(node, _label(segment.choices[node.name])) for node in segment.nodes]
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run once. feeds: of every graph input in order. Returns every graph output in order, all of them new memory."""
@@ -92,25 +117,50 @@ class Program:
                 call()
             return self._end()
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self.steps[position].node.name!r})") from error
+            raise type(error)(f"{error} (node {self._positions[position].node.name!r})") from error
         finally:
             self._slots[:] = self._idle
 
     def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int]]:
-        """Run once, reading the clock between steps: outputs, and the nanosecond each step began and the last one ended."""
+        """Run once, reading the clock between steps: outputs, and the nanoseconds that each of `steps` took."""
         clock = time.perf_counter_ns
         marks: list[int] = []
         try:
             self._begin(feeds)
             marks.append(clock())
-            for call in self._calls:
+            for call in self._timed_calls():
                 call()
                 marks.append(clock())
-            return self._end(), marks
+            taken: list[int] = []
+            for position, (began, ended) in zip(self._positions, itertools.pairwise(marks), strict=True):
+                taken += self._segment_ns.get(position.node.name, [ended - began])
+            return self._end(), taken
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self.steps[len(marks) - 1].node.name!r})") from error
+            raise type(error)(f"{error} (node {self._positions[len(marks) - 1].node.name!r})") from error
         finally:
             self._slots[:] = self._idle
+
+    def _timed_calls(self) -> Iterator[Call]:
+        """The calls, those of segments replaced by ones that also note what each of their nodes took."""
+        for position, call in zip(self._positions, self._calls, strict=True):
+            segment = self._segments.get(position.node.name)
+            yield call if segment is None else self._segment_call(position.node, segment, timed=True)
+
+    def _segment_call(self, node: Node, segment: Segment, *, timed: bool = False) -> Call:
+        """A native segment on its slots."""
+        slots, threads = self._slots, self._threads
+        read, written = [self._slot(name) for name in node.inputs], [self._slot(name) for name in node.outputs]
+        place = self.memory.workspaces.get(node.name)
+        arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+
+        def call() -> None:
+            segment.run(arena, [np.ascontiguousarray(slots[i]) for i in read], [slots[i] for i in written], threads)
+
+        def timed_call() -> None:
+            inputs = [np.ascontiguousarray(slots[i]) for i in read]
+            self._segment_ns[node.name] = segment.run_timed(arena, inputs, [slots[i] for i in written], threads)
+
+        return timed_call if timed else call
 
     def _begin(self, feeds: Sequence[Array]) -> None:
         slots = self._slots
@@ -166,7 +216,7 @@ class Program:
 
     def _kernels(self, node: Node) -> list[_Chosen]:
         """The node's kernel, then one for each op of its epilogue; none where a run decides."""
-        if not is_static(node, self._specs):
+        if node.op == SEGMENT or not is_static(node, self._specs):
             return []
         wanted = [(node.op, node.inputs, node.attrs, self._algorithms.get(node.name))]
         for fused in node.epilogue:
@@ -183,6 +233,8 @@ class Program:
         return found
 
     def _algorithm(self, node: Node, kernels: Sequence[_Chosen]) -> str:
+        if node.op == SEGMENT:
+            return SEGMENT
         if not kernels:
             return DYNAMIC
         owners, value = self.memory.owners, node.outputs[0]
@@ -191,6 +243,8 @@ class Program:
 
     def _call(self, step: Step, kernels: Sequence[_Chosen]) -> Call:
         node = step.node
+        if (segment := self._segments.get(node.name)) is not None:
+            return self._segment_call(node, segment)
         if node.op in CONTROL_FLOW:
             return self._control_flow_call(node)
         if not kernels:
@@ -273,8 +327,8 @@ class Program:
 
     def _releasing(self, step: int, call: Call) -> Call:
         """The call, then let go of what runs allocate and no later step reads."""
-        node = self.steps[step].node
-        written = set(node.writes()) if self.steps[step].algorithm == DYNAMIC else set()
+        node = self._positions[step].node
+        written = set(node.writes()) if self._positions[step].algorithm == DYNAMIC else set()
         last_read = self._last_read
         dead = {name for name in node.reads() if name in self._allocated and last_read[name] == step}
         dead |= {name for name in written if name not in last_read}
@@ -345,7 +399,12 @@ def _compute(
     kernel.run(tuple(out), *inputs, **attrs, **extra)
 
 
-def _without_unread(graph: Graph) -> Graph:
+def _label(choice: Choice) -> str:
+    """What a step of a segment is listed as: renaming memory is the same wherever it is done."""
+    return VIEW if choice.algorithm == VIEW else str(choice)
+
+
+def without_unread(graph: Graph) -> Graph:
     """The graph without nodes that no output depends on."""
     needed = {port.name for port in graph.outputs}
     kept = []

@@ -84,6 +84,11 @@ class Editor:
         self._add(node)
         self.changed = True
 
+    def put_early(self, node: Node) -> None:
+        """Add a node that is to run as soon as its inputs are there, before whatever else could."""
+        self.put(node)
+        self.nodes = {node.name: node, **self.nodes}
+
     def drop(self, node: Node) -> None:
         """Remove a node; whoever reads it must have been given another value."""
         self._forget(node)

@@ -20,6 +20,9 @@ from profiler.device import DeviceProfile
 from scheduler.plan import BoundBy
 
 UNCERTAINTY = 2.5  # how far an unmeasured prediction may be off, as a factor each way; an assumption, not a fit
+NATIVE_EFFICIENCY = 0.9  # of the measured FMA peak that convolutions and products reach; `make bench` shows it shape by shape
+NATIVE_STEP_NS = 500.0  # a barrier, and what the last chunk of a step keeps the other threads waiting
+NATIVE_RANK = 0.02  # each candidate is taken for that much slower than the one before it
 _BLAS = frozenset({"blas", "gemm", "im2col"})
 _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: counted in planes that miss the registers
 
@@ -55,6 +58,22 @@ def estimate(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs, device: 
     bound_by: BoundBy = "compute" if largest == compute_ns else "memory" if largest == memory_ns else "dispatch"
     spent_ns = max(compute_ns, memory_ns) + _copy_ns(workspace_bytes, device) + dispatch_ns
     return Estimate(spent_ns, bound_by, level, workspace_bytes, macs)
+
+
+def estimate_native(cost: OpProfile, rank: int, device: DeviceProfile, threads: int) -> Estimate:
+    """Predict the candidate of that rank of a node that runs in a native segment: its work is shared by all threads.
+
+    The rule that lists candidates has ranked them; how far they lie apart only a measurement can tell.
+    """
+    moved_bytes = cost.read_bytes + cost.write_bytes
+    rate = NATIVE_EFFICIENCY * device.peak_ops_per_s("fp32", threads)
+    compute_ns = 1e9 * FLOPS_PER_MAC * cost.macs / rate
+    level = device.level_of(moved_bytes, threads)
+    memory_ns = 1e9 * moved_bytes / device.bandwidth_bytes_per_s(level, threads)
+    largest = max(compute_ns, memory_ns, NATIVE_STEP_NS)
+    bound_by: BoundBy = "compute" if largest == compute_ns else "memory" if largest == memory_ns else "dispatch"
+    spent_ns = (max(compute_ns, memory_ns) + NATIVE_STEP_NS) * (1 + rank * NATIVE_RANK)
+    return Estimate(spent_ns, bound_by, level, 0, cost.macs)
 
 
 def _copy_ns(workspace_bytes: int, device: DeviceProfile) -> float:

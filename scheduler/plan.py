@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
 
+from graph.choice import Choice
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
 from scheduler.strategy import MAX_THREADS, Precision, Strategy
@@ -189,9 +190,9 @@ class Plan(_Data):
     state: State = State()
 
     @property
-    def algorithms(self) -> dict[str, str]:
-        """Node name -> kernel algorithm, for the executor; without the steps that it decides by itself (views, control flow)."""
-        return {step.node: step.strategy.algorithm for step in self.steps if step.strategy.backend != EXECUTOR}
+    def choices(self) -> dict[str, Choice]:
+        """Node name -> how to compute it, for the executor; without the steps that it decides by itself (views, control flow)."""
+        return {step.node: step.strategy.choice for step in self.steps if step.strategy.backend != EXECUTOR}
 
     @property
     def request(self) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import onnx
 
 from graph.executor import DYNAMIC, VIEW
 from graph.ir import Graph, Model, Node, Specs
 from graph.memory import is_static, plan_memory
+from graph.native.engine import Native, find_native
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
@@ -25,7 +26,7 @@ from kernels.registry import find
 from profiler.counts import OpProfile, count_nodes
 from profiler.device import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import Build, current_build
-from scheduler.costs import UNCERTAINTY, Estimate, error_of, estimate
+from scheduler.costs import UNCERTAINTY, Estimate, error_of, estimate, estimate_native
 from scheduler.errors import InfeasibleError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
@@ -60,6 +61,8 @@ class _Work:
     known: Known
     device: DeviceProfile
     build: Build
+    native: Native | None
+    backend: Backend
 
 
 def make_plan(
@@ -91,7 +94,8 @@ def make_plan(
     graph, specs, build = ready.graph, ready.specs, current_build()
     signatures = [signature(node, specs, graph.constants) for node in graph.nodes]
     known = store.measurements.fresh(Here(device.fingerprint, build), {s.key: s.op for s in signatures}) if store else {}
-    work = _Work(graph, specs, count_nodes(graph, specs), signatures, known, device, build)
+    native = None if backend == "numpy" else find_native(backend)
+    work = _Work(graph, specs, count_nodes(graph, specs), signatures, known, device, build, native, backend)
     cores = min(device.usable_cores, max_threads or device.usable_cores)
     plans = [_at(work, threads, objective) for threads in thread_counts(cores)]
     constraints = Constraints(
@@ -195,8 +199,8 @@ class _Draft:
 def _check(objective: str, backend: str, precision: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
         raise AttributeValueError(f"plan: objective is {objective!r}, need latency, throughput or memory")
-    if backend == "native":
-        raise UnsupportedError("plan: backend native is not available in this build, it has numpy")
+    if backend not in get_args(Backend):
+        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(Backend))}")
     if precision not in ("fp32", "auto"):
         raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
 
@@ -256,9 +260,11 @@ def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: in
         )
     candidates, estimates = _candidates(work, node, cost, text, threads)
     able = [c for c in candidates if c.verdict != "refused"]
+    if work.backend == "native":  # numpy only where there is nothing else
+        able = [c for c in able if c.strategy.backend == "native"] or able
     chosen = min(able, key=lambda c: (c.workspace_bytes if objective == "memory" else 0, c.expected_ns or 0, str(c.strategy)))
     judged = tuple(sorted((_judged(c, chosen) for c in candidates), key=_listing))
-    found = estimates[chosen.strategy.algorithm]
+    found = estimates[chosen.strategy]
     return Step(
         **shared,
         strategy=chosen.strategy,
@@ -276,18 +282,28 @@ def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: in
 
 def _candidates(
     work: _Work, node: Node, cost: OpProfile, text: Signature, threads: int
-) -> tuple[list[Candidate], dict[str, Estimate]]:
-    """Every kernel of the op, refused ones with their reason; and the estimates by algorithm."""
-    candidates, estimates = [], {}
+) -> tuple[list[Candidate], dict[Strategy, Estimate]]:
+    """Every native candidate and every numpy kernel of the op, refused ones with their reason; and what the others take."""
+    candidates: list[Candidate] = []
+    estimates: dict[Strategy, Estimate] = {}
     inputs = [work.specs[name] if name else None for name in node.inputs]
-    measured = work.known.get(text.key, {})
+    if work.native is not None:
+        reason = work.native.refusal(node, work.graph, work.specs)
+        if reason is not None:
+            refused = Strategy("native", "any", "fp32", threads)
+            candidates.append(Candidate(strategy=refused, verdict="refused", reason=reason))
+        else:
+            for rank, choice in enumerate(work.native.candidates(node, work.graph, work.specs)):
+                estimates[Strategy.of(choice, threads)] = estimate_native(cost, rank, work.device, threads)
     for kernel in find(node.op).kernels:
         strategy = Strategy("numpy", kernel.algorithm, "fp32", threads)
         refusal = kernel.refuses(*inputs, **node.attrs) if kernel.refuses else None
         if refusal is not None:
             candidates.append(Candidate(strategy=strategy, verdict="refused", reason=refusal))
             continue
-        found = estimates[kernel.algorithm] = estimate(node, cost, kernel, work.specs, work.device, threads)
+        estimates[strategy] = estimate(node, cost, kernel, work.specs, work.device, threads)
+    measured = work.known.get(text.key, {})
+    for strategy, found in estimates.items():
         evidence = measured.get(strategy)
         low, high = (evidence.min_ns, evidence.p90_ns) if evidence else (found.ns / UNCERTAINTY, found.ns * UNCERTAINTY)
         candidates.append(
@@ -328,7 +344,7 @@ def _reason(chosen: Candidate, others: list[Candidate], found: Estimate) -> str:
     text = f"{source} {(chosen.expected_ns or 0) / 1e3:.1f} µs, bound by {found.bound_by}"
     if others:
         next_best = min(others, key=lambda c: c.expected_ns or 0)
-        return f"{text}; {next_best.strategy.algorithm} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
+        return f"{text}; {next_best.strategy.choice} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
     return f"{text}; the only kernel that takes it"
 
 

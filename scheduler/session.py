@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graph.choice import Choice
 from graph.errors import LimitError
 from graph.executor import Executor
 from graph.feeds import check_feeds
 from graph.ir import Graph, Model, Port
+from graph.native.engine import find_native
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
@@ -74,6 +76,8 @@ class Session:
         default = plan.threads if plan is not None else available_cores()
         self.threads = default if threads is None else _checked_threads(threads)
         self.limits = limits
+        self.backend = backend
+        self._native = None if backend == "numpy" else find_native(backend)
         self._lock = threading.Lock()
         self._building = threading.Lock()
         self._executors: OrderedDict[_Shapes, Executor] = OrderedDict()
@@ -135,7 +139,7 @@ class Session:
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
         graph = self.model.graph
         ready = optimise(graph, bind(graph, shapes))
-        return Executor(self._sharing(ready.graph), ready.specs, self._algorithms(shapes), threads=self.threads)
+        return Executor(self._sharing(ready.graph), ready.specs, self._choices(shapes), self.threads, self._native)
 
     def _sharing(self, graph: Graph) -> Graph:
         """The graph with every constant that the passes made anew replaced by another executor's, where that is the same."""
@@ -148,11 +152,11 @@ class Session:
                 constants[name] = next(same, array)
         return replace(graph, constants=constants)
 
-    def _algorithms(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    def _choices(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Choice]:
         """What the plan chose, where it was made for these shapes."""
         if self._plan is None or {port.name: port.shape for port in self._plan.inputs} != dict(shapes):
             return {}
-        return self._plan.algorithms
+        return self._plan.choices
 
     def _keep(self, key: _Shapes, made: Executor) -> None:
         """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""
@@ -205,5 +209,3 @@ def _check_choices(precision: str, backend: str) -> None:
         raise AttributeValueError(f"session: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
     if precision not in ("fp32", "auto"):
         raise UnsupportedError(f"session: precision {precision} is not available in this build, it has fp32")
-    if backend == "native":
-        raise UnsupportedError("session: backend native is not available in this build, it has numpy")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from graph.choice import Backend, Choice
 from scheduler.errors import StrategyFormatError
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -52,6 +53,18 @@ class Strategy:
     def __str__(self) -> str:
         params = "{" + ",".join(f"{name}={value}" for name, value in self.params) + "}" if self.params else ""
         return f"{self.backend}/{self.algorithm}{params}/{self.precision}/t{self.threads}"
+
+    @property
+    def choice(self) -> Choice:
+        """What the executor has to know of it. Raises StrategyFormatError for a backend that does not exist."""
+        if self.backend not in get_args(Backend):
+            raise StrategyFormatError(f"strategy {self}: backend is {self.backend!r}, need one of {', '.join(get_args(Backend))}")
+        return Choice(self.backend, self.algorithm, self.params)  # type: ignore[arg-type]
+
+    @staticmethod
+    def of(choice: Choice, threads: int) -> Strategy:
+        """The strategy of a choice in fp32."""
+        return Strategy(choice.backend, choice.algorithm, "fp32", threads, choice.params)
 
     @staticmethod
     def parse(text: str) -> Strategy:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
+from graph.native.epilogues import step_of
 from graph.rewrite import Editor, origins
 from kernels.registry import find
 
@@ -14,7 +17,8 @@ MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its
 def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
 
-    What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition.
+    What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Of
+    float32 ones only those are fused that native kernels can do before they store.
     """
     editor = Editor(graph, specs)
     position = {value: index for index, node in enumerate(graph.nodes, 1) for value in node.writes()}
@@ -42,6 +46,8 @@ def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) ->
     if any(editor.specs.get(name) is None or position.get(name, 0) >= index for name in others if name not in editor.constants):
         return None
     inputs = tuple("" if name == value else name for name in reader.inputs)
+    if spec.dtype == np.float32 and step_of(reader.op, inputs, reader.attrs, "", editor.constants) is None:
+        return None  # or the host could not run natively
     fused = Fused(reader.op, inputs, reader.attrs, origin=origins(reader)[0])
     return editor.merge(replace(host, outputs=(reader.outputs[0],), epilogue=(*host.epilogue, fused, *reader.epilogue)), reader)
 

@@ -1,4 +1,4 @@
-"""View chains: two reshapes, or two transposes, in a row are one."""
+"""Views: chains of reshapes or transposes are one, transposes that move nothing are reshapes, and elementwise ops come before."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.rewrite import Editor, origins
 from kernels.registry import find
+from kernels.spec import Spec
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
@@ -28,13 +29,85 @@ def collapse_views(graph: Graph, specs: Specs) -> Graph:
     return editor.finish()
 
 
+def reshape_unmoved(graph: Graph, specs: Specs) -> Graph:
+    """Make reshapes of transposes that keep the order of all dimensions but those of one element."""
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes if node.op == "Transpose" and not node.epilogue]:
+        node = editor.nodes[name]
+        spec, out = editor.spec(node.inputs[0]), editor.specs.get(node.outputs[0])
+        if spec is None or out is None:
+            continue
+        axes = node.attrs["perm"] or tuple(reversed(range(spec.rank)))
+        moved = [axis for axis in axes if spec.shape[axis] != 1]
+        if moved == sorted(moved):
+            editor.put(_as_reshape(editor, node, node.inputs[0], out.shape))
+    return editor.finish()
+
+
+def sink_views(graph: Graph, specs: Specs) -> Graph:
+    """Compute an elementwise op before the reshape in front of it, so that it can join the op that made the value.
+
+    Its other operands are single numbers, or have its shape and are reshaped instead.
+    """
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes]:
+        node = editor.nodes[name]
+        out = editor.specs.get(node.outputs[0]) if node.outputs else None
+        if out is None or node.op in CONTROL_FLOW or node.epilogue or not find(node.op).elementwise or len(node.outputs) != 1:
+            continue
+        for value in node.inputs:
+            view = editor.sole_writer(value, node) if value else None
+            if view is None or view.op not in _RESHAPES or list(node.inputs).count(value) != 1:
+                continue
+            inner, others = editor.spec(view.inputs[0]), [other for other in node.inputs if other != value]
+            computed = editor.producer(view.inputs[0]) is not None
+            if computed and inner is not None and editor.spec(value) == out and all(_is_like(editor, o, out) for o in others):
+                _sink(editor, node, view, inner.shape)
+                break
+    return editor.finish()
+
+
+def _is_like(editor: Editor, value: str, out: Spec) -> bool:
+    spec = editor.spec(value)
+    return spec is not None and (spec.shape == out.shape or (spec.elements == 1 and value in editor.constants))
+
+
+def _sink(editor: Editor, node: Node, view: Node, shape: tuple[int, ...]) -> None:
+    """The op on the value behind the view, and the view on its result."""
+    inputs = []
+    for position, value in enumerate(node.inputs):
+        spec = editor.spec(value)
+        if value == view.outputs[0]:
+            inputs.append(view.inputs[0])
+        elif spec is None or spec.elements == 1:
+            inputs.append(value)
+        elif value in editor.constants:
+            inputs.append(editor.add_constant(f"{node.name}/operand", editor.constants[value].reshape(shape)))
+        else:
+            made = f"{node.name}/operand{position}"
+            constant = editor.add_constant(f"{made}/shape", np.array(shape, np.int64))
+            editor.put_early(Node(made, "Reshape", (value, constant), (made,), find("Reshape").bind({"allowzero": 1})))
+            inputs.append(made)
+    result = f"{node.name}/unshaped"
+    out = editor.specs[node.outputs[0]]
+    editor.drop(view)
+    editor.put(replace(node, inputs=tuple(inputs), outputs=(result,)))
+    constant = editor.add_constant(f"{view.name}/shape", np.array(out.shape if out else (), np.int64))
+    attrs = find("Reshape").bind({"allowzero": 1})
+    editor.put(Node(view.name, "Reshape", (result, constant), node.outputs, attrs, origins=origins(view)))
+
+
+def _as_reshape(editor: Editor, node: Node, source: str, shape: tuple[int, ...]) -> Node:
+    constant = editor.add_constant(f"{node.name}/shape", np.array(shape, np.int64))
+    attrs = find("Reshape").bind({"allowzero": 1})  # a size of 0 means 0 here, not "as before"
+    return replace(node, op="Reshape", inputs=(source, constant), attrs=attrs)
+
+
 def _reshape(editor: Editor, before: Node, node: Node) -> None:
     spec = editor.specs.get(node.outputs[0])
     if spec is None:
         return
-    shape = editor.add_constant(f"{node.name}/shape", np.array(spec.shape, np.int64))
-    attrs = find("Reshape").bind({"allowzero": 1})  # a size of 0 means 0 here, not "as before"
-    editor.put(replace(node, op="Reshape", inputs=(before.inputs[0], shape), attrs=attrs, origins=origins(node, before)))
+    editor.put(replace(_as_reshape(editor, node, before.inputs[0], spec.shape), origins=origins(node, before)))
 
 
 def _transpose(editor: Editor, before: Node, node: Node) -> None:

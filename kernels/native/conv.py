@@ -36,6 +36,8 @@ from kernels.spec import Array
 BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
+LINE_ELEMENTS = 16  # fp32 of a cache line
+MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
 
 
@@ -167,6 +169,18 @@ class _ConvEmitter:
         self.row_chunks = -(-self.row_count // tile.rows)
         self.taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
         self.chunks = conv.y.batch * conv.groups * self.block_count * self.row_chunks
+        self.ahead = self._lines_ahead()
+
+    def _lines_ahead(self) -> int:
+        """Cache lines of the next block's weights that each turn of the innermost loop asks for, so that they are there in time.
+
+        All the tiles of a block together ask for all of them. 0 where a block has few tiles, and reads memory as fast as it can.
+        """
+        conv, tile = self.conv, self.tile
+        tiles = conv.y.height * -(-conv.y.width // tile.pixels)
+        if self.block_count == 1 or tiles < MIN_TILES_AHEAD:
+            return 0
+        return -(-tile.channels * tile.vectors // tiles)
 
     def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
         """All chunks of a call."""
@@ -217,22 +231,25 @@ class _ConvEmitter:
         """The tiles along one row."""
         conv, cut = self.conv, self.tile.row_pixels
         to = to.move(k, lambda image: row * (cut * image.x_stride if cut else image.y_stride))
+        tiles = row * -(-(cut or conv.y.width) // self.tile.pixels)  # before this row
         if cut:
             x, row = k.offset(x, row * (cut * conv.x.x_stride)), k.const(I64, 0)
         for span in column_spans(conv, width, self.tile.pixels):
             with k.loop("tile", 0, span.count) as number:
-                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, to)
+                column = number * span.pixels + span.first
+                self._tile(k, block, span, column, row, x, w, b, to, tiles + column // self.tile.pixels)
 
     def _tile(
-        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places
-    ) -> None:
-        """One register tile: accumulate, finish, store."""
+        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places,
+        number: Value,
+    ) -> None:  # fmt: skip
+        """One register tile, of that number among all of its block: accumulate, finish, store."""
         conv, vector = self.conv, k.f32
         zero = k.zero(vector)
         starts = [k.load(vector, b, v * self.lanes) if self.epilogue.bias else zero for v in range(block.vectors)]
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
         low, high = kernel_rows(k, conv, row)
-        with k.fold("kr", low, high, 1, starts * span.pixels) as fold:
+        with k.fold("kr", low, high, 1, [*starts * span.pixels, *self._first_ahead(k, block, w, number)]) as fold:
             image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
             at = k.offset(x, image_row * conv.x.y_stride)
             weights = k.offset(w, fold.index * (self.taps // conv.kernel[0] * block.vectors * self.lanes))
@@ -243,6 +260,13 @@ class _ConvEmitter:
                 lanes = block.tail if v == block.vectors - 1 else self.lanes
                 stored = lanes if conv.y.contiguous_channels else self.lanes
                 to.store(k, self.epilogue, fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, stored)
+
+    def _first_ahead(self, k: Function, block: Block, w: Value, number: Value) -> list[Value]:
+        """Where a tile begins to ask for the next block's weights, in a list; empty where it does not."""
+        if not self.ahead:
+            return []
+        per_tile = self.ahead * LINE_ELEMENTS * -(-self.taps // self.tile.channels)
+        return [k.offset(w, number * per_tile + block.vectors * self.lanes * self.taps)]
 
     def _columns(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
         """All kernel columns of one kernel row; at the border each with the pixels for which it lies inside the image."""
@@ -308,7 +332,11 @@ class _ConvEmitter:
         """The multiply–adds themselves."""
         conv, vectors = self.conv, block.vectors
         values, pixel_step = list(values), conv.strides[1] * conv.x.x_stride
+        ahead = set(range(0, channels, max(channels // self.ahead, 1))) if self.ahead else set()
         for c in range(channels):
+            if c in ahead:
+                k.prefetch(values[-1])
+                values[-1] = k.offset(values[-1], LINE_ELEMENTS)
             weights = [k.load(k.f32, w, (c * vectors + v) * self.lanes) for v in range(vectors)]
             for p in pixels:
                 scalar = k.broadcast(k.f32, x, p * pixel_step + conv.x.offset(c))

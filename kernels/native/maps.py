@@ -97,9 +97,10 @@ class _MapEmitter:
         else:
             across = min(vectors, self.unroll)
             self.units = (self.unroll // across, across * self.lanes)
-        total = what.y.view.size * self._cycles()
+        each = max(self._cycles(), 1 / self.lanes)  # of an element
+        total = what.y.view.size * each
         chunk_cycles = min(max(total / CHUNKS, CHUNK_CYCLES[0]), CHUNK_CYCLES[1])
-        self.pieces = cut(self.nest, self.units, chunk_cycles / self._cycles())
+        self.pieces = cut(self.nest, self.units, chunk_cycles / each)
         self.chunks = chunk_count(self.nest, self.pieces)
 
     def _cycles(self) -> float:

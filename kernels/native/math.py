@@ -238,14 +238,14 @@ BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """One of ACTIVATIONS with its parameters in order: Activation("clip", (0.0, 6.0))."""
+    """One of ACTIVATIONS or FUNCTIONS, with its parameters in order: Activation("clip", (0.0, 6.0))."""
 
     name: str
     parameters: tuple[float, ...] = ()
 
     def __call__(self, k: Function, x: Value) -> Value:
         """Emit it."""
-        return ACTIVATIONS[self.name](k, x, *self.parameters)
+        return (ACTIVATIONS.get(self.name) or FUNCTIONS[self.name])(k, x, *self.parameters)
 
     def __str__(self) -> str:
         return "_".join((self.name, *(f"{p:g}" for p in self.parameters)))

@@ -6,11 +6,16 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.executor import Executor
+from graph.native.engine import Native, find_native
+from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind, propagate
+from kernels.native.isa import Isa
 
 FLOAT, INT64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
 X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+
+NATIVE = find_native("auto")
 
 node = helper.make_node
 
@@ -74,13 +79,15 @@ def assert_agrees(outputs, wanted, tolerance: float = 1e-5) -> None:
 
 
 def check(proto: onnx.ModelProto, feeds) -> Executor:
-    """Run twice over poisoned memory, on inputs that nobody may write, and compare with ONNX Runtime. Returns the executor."""
+    """Run twice over poisoned memory, on inputs that nobody may write, and compare with ONNX Runtime; in numpy, and natively what
+    can. Returns numpy's executor."""
     wanted = expected(proto, feeds)
-    executor = build(proto, {name: np.shape(array) for name, array in feeds.items()})
     frozen = {name: array.copy() for name, array in feeds.items()}
     for array in frozen.values():
         array.flags.writeable = False
-    for _ in range(2):
+    shapes = {name: np.shape(array) for name, array in feeds.items()}
+    in_numpy, in_native = build(proto, shapes), build(proto, shapes, threads=2, native=NATIVE)
+    for executor in (in_numpy, in_native, in_numpy, in_native):
         poison(executor)
         outputs = executor.run(frozen)
         assert_agrees(outputs, wanted)
@@ -88,4 +95,24 @@ def check(proto: onnx.ModelProto, feeds) -> Executor:
             assert array.flags.writeable
             assert not np.shares_memory(array, executor._program._arena)
             assert not any(np.shares_memory(array, feed) for feed in frozen.values())
+    return in_numpy
+
+
+def check_native(proto: onnx.ModelProto, feeds, isa: Isa, numpy_ops: set[str] = frozenset(), tolerance: float = 2e-5) -> Executor:
+    """Optimise, run what can natively on several thread counts over poisoned memory, and compare with ONNX Runtime.
+
+    numpy_ops: the ops that may stay behind in numpy. Returns the executor.
+    """
+    wanted, graph = expected(proto, feeds), read(proto).graph
+    ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
+    native = Native(isa, cache=None)
+    refused = native.refusals(ready.graph, ready.specs)
+    assert {node.op for node in ready.graph.nodes if node.name in refused} <= numpy_ops, refused
+    executor = Executor(ready.graph, ready.specs, threads=3, native=native)
+    for _ in range(2):
+        poison(executor)
+        assert_agrees(executor.run(feeds), wanted, tolerance)
+    timed = executor.run_timed(feeds)
+    assert_agrees(timed.outputs, wanted, tolerance)
+    assert len(timed.step_ns) == len(executor.steps)
     return executor

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from graph.choice import Choice
 from graph.errors import FeedError, LimitError
 from graph.executor import DYNAMIC, VIEW, Executor
 from graph.ir import Fused, Graph, Node, Port
@@ -248,7 +249,7 @@ def test_every_algorithm_can_be_asked_for() -> None:
     ran = []
     for kernel in kernels:
         try:
-            executor = build(proto, algorithms={"conv": kernel.algorithm})
+            executor = build(proto, choices={"conv": Choice("numpy", kernel.algorithm)})
         except UnsupportedError as error:
             assert f"{kernel.algorithm}: " in str(error)  # noqa: PT017  the reason of the refusal
             continue
@@ -261,7 +262,7 @@ def test_every_algorithm_can_be_asked_for() -> None:
 
 def test_an_algorithm_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"Conv: no kernel takes it, it has .* \(node 'conv'\)"):
-        build(image_model(), algorithms={"conv": "guesswork"})
+        build(image_model(), choices={"conv": Choice("numpy", "guesswork")})
 
 
 def test_an_unbound_input_is_refused() -> None:

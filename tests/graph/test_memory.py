@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.ir import Graph
-from graph.memory import ALIGNMENT_BYTES, MemoryPlan, _Block, _fit, _orders, _place, _sums, is_static, plan_memory
+from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, is_static, plan_memory
 from graph.reader import read
 from graph.shapes import bind, propagate
 from tests.graph.oracle import BOOL, body, constant, ints, make, node, port
@@ -172,10 +172,10 @@ def test_an_empty_graph_needs_nothing() -> None:
 
 
 @given(
-    st.lists(st.builds(lambda size, first, more: _Block(64 * size, first, first + more), *[st.integers(0, 9)] * 3), max_size=24)
+    st.lists(st.builds(lambda size, first, more: Block(64 * size, first, first + more), *[st.integers(0, 9)] * 3), max_size=24)
 )
 @settings(max_examples=100, deadline=None)
-def test_the_best_of_several_orders_is_kept(blocks: list[_Block]) -> None:
+def test_the_best_of_several_orders_is_kept(blocks: list[Block]) -> None:
     name, offsets, arena_bytes = _place(blocks, lower_bound_bytes=0)
     tried = {order: _fit(blocks, indices)[1] for order, indices in _orders(blocks)}
     assert arena_bytes <= min(tried.values())
@@ -189,7 +189,7 @@ def test_climbing_finds_what_no_order_does() -> None:
     for _ in range(60):
         first = rng.integers(0, 12, 16)
         blocks = [
-            _Block(64 * int(size), int(f), int(f + m))
+            Block(64 * int(size), int(f), int(f + m))
             for size, f, m in zip(rng.integers(1, 20, 16), first, rng.integers(0, 6, 16), strict=True)
         ]
         found.add(_place(blocks, max(_sums(20, [(b.nbytes, b.first, b.last) for b in blocks])))[0])

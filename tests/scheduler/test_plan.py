@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from graph.choice import Choice
 from scheduler.build import Build
 from scheduler.compare import diff, explain
 from scheduler.errors import PlanFormatError
@@ -138,9 +139,9 @@ def test_request_depends_on_what_was_asked_only():
     assert plan(constraints=Constraints(max_threads=1)).request != plan().request
 
 
-def test_algorithms_leave_out_what_the_executor_decides():
+def test_choices_leave_out_what_the_executor_decides():
     view = step("flatten", "Flatten", strategy=Strategy(EXECUTOR, "view", "fp32", 2))
-    assert plan(steps=(step(), view)).algorithms == {"conv": "rows"}
+    assert plan(steps=(step(), view)).choices == {"conv": Choice("numpy", "rows")}
 
 
 def test_plan_made_elsewhere_stays_predicted_there():

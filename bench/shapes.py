@@ -1,0 +1,135 @@
+"""Every convolution and product of a model by itself: which share of the machine's multiply–add peak it reaches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from bench.models import exports_folder
+from graph.ir import Node, Specs
+from graph.native.engine import Native
+from graph.native.lowering import Call, Storage
+from graph.native.segment import lower
+from graph.optimise import optimise
+from graph.reader import read
+from graph.shapes import bind
+from kernels.cost import FLOPS_PER_MAC
+from kernels.native.pool import Pool, aligned
+from kernels.native.program import Program, Ref, Step
+from kernels.registry import find
+from profiler.measure import Effort, Team
+from profiler.microkernels import compile_for_host
+from profiler.peaks import measure_instruction_peak
+
+SHAPES_OF = ("resnet50", "mobilenet_v2", "vit_b_16")
+REPEATS = 8  # of a node's calls in one program: what starting a run costs is spread over them
+LARGE_FLOPS = 50e6  # of a shape that is to reach the goal
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One distinct convolution or product. calls: what it became; flops: what the model asks for."""
+
+    text: str
+    how: str
+    flops: int
+    calls: tuple[Call, ...]
+    times: int
+
+
+def shapes_of(name: str, native: Native) -> Iterator[Shape]:
+    """The distinct convolutions and products of an export as the native backend runs them, in order."""
+    model = read(exports_folder() / f"{name}.onnx")
+    ready = optimise(model.graph, bind(model.graph))
+    _, parts = native.parts(ready.graph, ready.specs, {})
+    found: dict[str, list[Shape]] = {}
+    for part in parts.values():
+        lowering = lower(part, ready.specs, ready.graph.constants, native.isa, native.packed, {})
+        for at, node in enumerate(part.nodes):
+            flops = _flops(node, ready.specs)
+            if flops:
+                text = _text(node, ready.specs)
+                how = str(native.candidates(node, ready.graph, ready.specs)[0])
+                calls = tuple(call for call in lowering.calls if call.node == at)
+                found.setdefault(text, []).append(Shape(text, how, flops, calls, 1))
+    for alike in found.values():
+        yield Shape(alike[0].text, alike[0].how, alike[0].flops, alike[0].calls, len(alike))
+
+
+def _flops(node: Node, specs: Specs) -> int:
+    """Multiply–adds of a convolution or product, twice; 0 for other ops."""
+    if node.op not in ("Conv", "MatMul", "Gemm"):
+        return 0
+    op, operands = find(node.op), [specs[name] if name else None for name in node.inputs]
+    cost = op.count(operands, op.infer_specs(operands, node.attrs), node.attrs)
+    return 0 if cost is None else FLOPS_PER_MAC * cost.macs
+
+
+def _text(node: Node, specs: Specs) -> str:
+    shapes = "×".join(",".join(map(str, spec.shape)) for name in node.inputs[:2] if (spec := specs[name]) is not None)
+    strides = node.attrs.get("strides")
+    more = f" stride {strides[0]}" if strides and max(strides) > 1 else ""
+    group = node.attrs.get("group", 1)
+    return f"{node.op} {shapes}{more}" + (f" group {group}" if group > 1 else "")
+
+
+def best_ns(shape: Shape, native: Native, pool: Pool, threads: int, seconds: float) -> float:
+    """The fastest of many runs of a node's calls, for one of them."""
+    storages = list(dict.fromkeys(storage for call in shape.calls for storage, _ in call.arguments.values()))
+    slots = {storage: n for n, storage in enumerate(storages)}
+    steps = [
+        Step(call.kernel, {name: Ref(slots[storage], at) for name, (storage, at) in call.arguments.items()})
+        for call in shape.calls
+    ] * REPEATS
+    program = Program(steps, len(storages), native.isa, pool, cache=native.cache)
+    memories = [_memory(storage) for storage in storages]
+    for slot, memory in enumerate(memories):
+        program.bind(slot, memory)
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        began = time.perf_counter_ns()
+        program.run(threads)
+        best = min(best, time.perf_counter_ns() - began)
+    return best / REPEATS
+
+
+def _memory(storage: Storage) -> np.ndarray:
+    if storage.array is not None:
+        return storage.array
+    memory = aligned(storage.nbytes).view(np.float32)
+    memory[:] = np.random.default_rng(0).standard_normal(memory.size, np.float32)
+    return memory
+
+
+def fma_peak(threads: int) -> float:
+    """FLOP/s of a loop of independent multiply–adds, measured now."""
+    compiled = compile_for_host()
+    kernels = [kernel for kernel in compiled.peaks if kernel.precision == "fp32"]
+    with Team(threads, sorted(os.sched_getaffinity(0))[:threads]) as team:
+        return max(measure_instruction_peak(compiled, kernel, team, Effort(0.05, 3)).rate.value for kernel in kernels)
+
+
+def compare_shapes(names: list[str], threads: int, seconds: float) -> None:
+    """Print the share of the peak that each shape reaches; the peak is measured beside every one of them."""
+    native, pool, console = Native(), Pool(threads), Console(width=140)
+    for name in names:
+        table = Table(title=f"{name}: fp32 convolutions and products by themselves, {threads} thread{'s' * (threads > 1)}")
+        for column in ("shape", "times", "how", "MFLOP", "µs", "GFLOP/s", "% of peak"):
+            table.add_column(column, justify="left" if column in ("shape", "how") else "right")
+        below = []
+        for shape in shapes_of(name, native):
+            peak = fma_peak(threads)
+            taken = best_ns(shape, native, pool, threads, seconds)
+            share = 100 * shape.flops / taken / (peak / 1e9)
+            if shape.flops >= LARGE_FLOPS and share < 92:
+                below.append(f"{shape.text} ({share:.0f} %)")
+            cells = (f"{shape.flops / 1e6:.1f}", f"{taken / 1e3:.1f}", f"{shape.flops / taken:.0f}", f"{share:.0f}")
+            table.add_row(shape.text, str(shape.times), shape.how.removeprefix("native/"), *cells)
+        console.print(table)
+        console.print(f"of at least {LARGE_FLOPS / 1e6:.0f} MFLOP and below 92 %: {', '.join(below) or 'none'}")

@@ -1,0 +1,153 @@
+"""Convolutions: direct, depthwise, and the ones over one pixel alone; 1-D ones are images of height 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node
+from graph.native.epilogues import Merged, steps_of
+from graph.native.lowering import Lowering, overwritable
+from graph.native.place import Storage, as_image, image_shape, is_image
+from graph.native.rule import Facts, Rule, is_f32
+from kernels.errors import UnsupportedError
+from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
+from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
+from kernels.native.geometry import Conv
+from kernels.native.layout import Image
+from kernels.native.math import Activation
+from kernels.ops.conv import geometry as window
+from kernels.spec import Array, Spec
+
+MAX_TILE = 32
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a Conv has no native form, or None."""
+    x, w = facts.spec(node.inputs[0]), facts.spec(node.inputs[1])
+    y = facts.spec(node.outputs[0])
+    if not is_f32(x, w, y):
+        return "it is not fp32"
+    if not is_image(x.shape):
+        return f"x is {x}, need rank 3 or 4"
+    if node.inputs[1] not in facts.constants or (len(node.inputs) > 2 and node.inputs[2] not in (*facts.constants, "")):
+        return "its weights are no constants"
+    return facts.refuses_epilogue(node)
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A Conv as calls."""
+    y_shape = b.spec(node.outputs[0]).shape
+    steps = steps_of(node, b.constants)
+    weights = b.constants[node.inputs[1]]
+    bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
+    rest, bias = with_bias(steps, bias, b, weights.shape[0], y_shape)
+    four = weights if weights.ndim == 4 else weights[:, :, None, :]
+    if is_depthwise(node, b.spec):
+        _depthwise(b, node, four, bias, rest)
+    else:
+        _direct(b, node, four, bias, rest)
+
+
+def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
+    """Whether every channel is convolved by itself."""
+    return bool(node.attrs["group"] == spec(node.inputs[1]).shape[0] == spec(node.inputs[0]).shape[1] > 1)
+
+
+def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Conv:
+    """The convolution of a node between two images."""
+    slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
+    kernel, strides, dilations, (top, left) = (_plane(v, n) for v, n in zip(
+        (slide.kernel, slide.strides, slide.dilations, slide.begin), (1, 1, 1, 0), strict=True
+    ))  # fmt: skip
+    return Conv(x, y, kernel, strides, dilations, top, left, node.attrs["group"])
+
+
+def _plane(sizes: Sequence[int], missing: int) -> tuple[int, int]:
+    """One entry for each axis of an image; a 1-D one has but one row."""
+    return (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+    value, groups, y_shape = node.outputs[0], node.attrs["group"], b.spec(node.outputs[0]).shape
+    splits = groups > 1 and (weights.shape[1] % b.isa.lanes or weights.shape[0] // groups % b.isa.lanes)
+    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])  # groups that begin inside blocks
+    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
+    y = (
+        b.new_as(value, Image.nhwc(*image_shape(y_shape)))
+        if splits
+        else b.new_image(value, overwritable(list(operands.values()), [x]))
+    )
+    conv = geometry(node, b.spec, as_image(x), y.image)
+    tile = tile_of(b, node, conv)
+    source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
+    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights))
+    b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+
+
+def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
+    """The packed bias as an argument."""
+    if bias is None:
+        return {}
+    return {"b": b.constant(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
+
+
+def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+    value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    x = b.blocked(node.inputs[0])
+    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
+    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    conv = geometry(node, b.spec, x.image, y.image)
+    chosen = b.choice(node)
+    text = None if chosen is None else chosen.param("tile")
+    tile = depthwise_tiles(conv, b.isa, 1)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+    source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
+    packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
+    more: dict[str, Storage] = {}
+    if bias is not None:
+        more["b"] = b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))
+    b.call(emit_depthwise(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **more, **operands})
+
+
+def with_bias(
+    steps: Sequence[Activation | Merged], bias: Array | None, b: Lowering, channels: int, shape: Sequence[int], axis: int = 1
+) -> tuple[Sequence[Activation | Merged], Array | None]:
+    """A constant that is added to every channel first is a bias."""
+    first = steps[0] if steps else None
+    if bias is not None or not isinstance(first, Merged) or first.op != "add" or first.value not in b.constants:
+        return steps, bias
+    array = b.constants[first.value]
+    given = (1,) * (len(shape) - array.ndim) + array.shape
+    if array.size != channels or given[axis] != channels:
+        return steps, bias
+    return steps[1:], np.ascontiguousarray(array.reshape(-1))
+
+
+def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
+    """The tile that was chosen for a node, or the best by the port model."""
+    chosen = b.choice(node)
+    if chosen is None or (text := chosen.param("tile")) is None:
+        return conv_tiles(conv, b.isa, 1)[0]
+    return make_tile(conv, b.isa, *parse_tile(text))
+
+
+def parse_tile(text: str) -> tuple[int, int]:
+    """ "6x4" as pixels and vectors. Raises UnsupportedError."""
+    pixels, _, vectors = text.partition("x")
+    if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
+        raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
+    return int(pixels), int(vectors)
+
+
+def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
+    """The tiles of a convolution, the best by the port model first."""
+    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    conv = geometry(node, facts.spec, x, y)
+    if is_depthwise(node, facts.spec):
+        return [Choice("native", "depthwise", (("tile", str(tile)),)) for tile in depthwise_tiles(conv, facts.isa)]
+    return [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+
+
+RULES = {"Conv": Rule(refuses, lower, candidates)}

@@ -1,0 +1,78 @@
+"""Native code for graphs: what executors of one model share, and the segments of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from graph.choice import Choice
+from graph.ir import Graph, Node, Specs
+from graph.native.lowering import Packed
+from graph.native.partition import Part, partition, without_lone_views
+from graph.native.rule import Facts
+from graph.native.rules import RULES, refusal
+from graph.native.segment import Segment
+from kernels.errors import UnsupportedError
+from kernels.native.cache import CodeCache
+from kernels.native.isa import Isa, host_isa, host_isas
+from kernels.native.pool import shared_pool
+
+
+def find_native(backend: str) -> Native | None:
+    """The native backend: None where the machine has no instruction set for it, unless it is asked for by name ("native").
+
+    Raises: IsaError when it is, and when EDGEWISE_ISA names a set that this machine has not.
+    """
+    return Native() if backend == "native" or host_isas() else None
+
+
+@dataclass(slots=True)
+class Native:
+    """The native backend of one model: its instruction set, its compiled code on disk, its weights as kernels read them.
+
+    Raises: IsaError where this machine has no instruction set that is described.
+    """
+
+    isa: Isa = field(default_factory=host_isa)
+    cache: CodeCache | None = field(default_factory=CodeCache.default)
+    packed: Packed = field(default_factory=Packed)
+
+    def refusals(self, graph: Graph, specs: Specs) -> dict[str, str]:
+        """Of every node that cannot run natively, why."""
+        found = ((node.name, self.refusal(node, graph, specs)) for node in graph.nodes)
+        return {name: reason for name, reason in found if reason is not None}
+
+    def refusal(self, node: Node, graph: Graph, specs: Specs) -> str | None:
+        """Why a node cannot run natively, or None."""
+        return refusal(node, Facts(specs, graph.constants, self.isa))
+
+    def candidates(self, node: Node, graph: Graph, specs: Specs) -> Sequence[Choice]:
+        """The native ways to compute a node that is not refused, the one to use unmeasured first."""
+        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa))
+
+    def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
+        """The graph with what runs natively gathered into one node a segment, and what these are.
+
+        choices: by node name; who is missing runs natively where it can. Raises UnsupportedError for a native one that cannot be.
+        """
+        refused = self.refusals(graph, specs)
+        for name, choice in choices.items():
+            if choice.backend == "native" and name in refused:
+                raise UnsupportedError(f"node {name!r}: {choice} was chosen, but {refused[name]}")
+        in_numpy = {name for name, choice in choices.items() if choice.backend == "numpy"} | set(refused)
+        able = {node.name for node in graph.nodes if node.name not in in_numpy}
+        renaming = {node.name for node in graph.nodes if node.name in able and RULES[node.op].view}
+        able = without_lone_views(graph.nodes, able, renaming)
+        return partition(graph, able)
+
+    def segments(
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
+    ) -> tuple[Graph, Mapping[str, Segment]]:
+        """`parts`, compiled for that many threads."""
+        rest, parts = self.parts(graph, specs, choices)
+        pool = shared_pool(threads)
+        made = {
+            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, choices)
+            for name, part in parts.items()
+        }
+        return rest, made

@@ -1,0 +1,420 @@
+"""What the rules build with: where values lie, storages for new ones, packed constants, and the calls of kernels in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node, Specs
+from graph.native.epilogues import Merged
+from graph.native.place import F32_BYTES, Imaged, Place, Storage, Viewed, image_shape
+from graph.native.rule import known
+from kernels.native.errors import EmitError
+from kernels.native.expression import Apply
+from kernels.native.isa import Isa
+from kernels.native.kernel import Epilogue, Merge, NativeKernel
+from kernels.native.layout import Image
+from kernels.native.maps import Map, Strided, emit_map
+from kernels.native.math import Activation
+from kernels.native.pool import aligned
+from kernels.native.view import View
+from kernels.spec import Array, Spec
+
+_P = TypeVar("_P", Viewed, Imaged)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call. node: position of the node it belongs to. arguments: storage and bytes into it, of each that is used."""
+
+    node: int
+    kernel: NativeKernel
+    arguments: Mapping[str, tuple[Storage, int]]
+    writes: tuple[str, ...] = ("y",)
+
+
+@dataclass(slots=True)
+class Packed:
+    """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them."""
+
+    _arrays: dict[Hashable, tuple[object, Array]] = field(default_factory=dict)
+
+    def get(self, source: object, key: Hashable, make: Callable[[], Array]) -> Array:
+        """The array made of `source` in the way that `key` names. The source is kept, so that its id stays its own."""
+        full = (id(source), key)
+        if full not in self._arrays:
+            self._arrays[full] = (source, make())
+        return self._arrays[full][1]
+
+
+class Lowering:
+    """The calls of one segment under construction.
+
+    Args:    nodes: of the segment, in order. constants, specs: of the whole graph. results: values that others want from it.
+             choices: how to compute nodes, by their names; what is missing is left to the rules.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        specs: Specs,
+        constants: Mapping[str, Array],
+        results: Sequence[str],
+        isa: Isa,
+        packed: Packed,
+        choices: Mapping[str, Choice],
+    ) -> None:
+        self.constants, self.isa = constants, isa
+        self.calls: list[Call] = []
+        self.at = 0  # the node at hand
+        self.readers: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in set(node.reads()):
+                self.readers.setdefault(name, []).append(node)
+        self.results = frozenset(results)
+        self._specs = specs
+        self._last_read = {name: at for at, node in enumerate(nodes) for name in node.reads()}
+        self._last_read.update(dict.fromkeys(results, len(nodes)))
+        self._places: dict[str, list[Place]] = {}
+        self._reserved: dict[str, Place] = {}
+        self._packed = packed
+        self._choices = choices
+        self._constants: dict[int, Storage] = {}
+
+    # Where values lie
+
+    def spec(self, value: str) -> Spec:
+        """What a value is."""
+        return known(self._specs, value)
+
+    def choice(self, node: Node) -> Choice | None:
+        """How a node shall be computed, or None where that is left to its rule."""
+        return self._choices.get(node.name)
+
+    def everywhere(self, value: str) -> list[Place]:
+        """All the places where a value lies, its producer's first."""
+        if value not in self._places:
+            array = self.constants[value]
+            storage = self.constant(array, "dense", lambda: _flat(array))
+            self._places[value] = [Viewed(storage, View.dense(array.shape))]
+        return self._places[value]
+
+    def place(self, value: str) -> Place:
+        """Where a value lies, as its producer left it."""
+        return self.everywhere(value)[0]
+
+    def strided(self, value: str) -> Viewed:
+        """A value by strides; copied where it lies in blocks."""
+        for place in self.everywhere(value):
+            if (found := place.strided) is not None:
+                return self._shaped(found, value)
+        return self._copied(value)
+
+    def dense(self, value: str) -> Viewed:
+        """A value row-major; copied where it is not."""
+        for place in self.everywhere(value):
+            if (found := place.strided) is not None and found.view.is_dense:
+                return self._shaped(found, value)
+        return self._copied(value)
+
+    def rows(self, value: str, columns: int) -> Viewed:
+        """A value as a matrix (rows, columns) with contiguous columns, rows any number of elements apart."""
+        rows = self.spec(value).elements // columns
+        for place in self.everywhere(value):
+            matrix = None if (found := place.strided) is None else found.view.reshaped((rows, columns))
+            if matrix is not None and _has_rows(matrix):
+                return Viewed(place.storage, _with_row_step(matrix))
+        return self.dense(value).under(View.dense((rows, columns)))
+
+    def blocked(self, value: str) -> Imaged:
+        """An image in blocks of one vector of channels; converted where it is not."""
+        for place in self.everywhere(value):
+            if isinstance(place, Imaged) and place.image.block == self.isa.lanes:
+                return place
+        shape = image_shape(self.spec(value).shape)
+        if value in self.constants:
+            made = self._blocked_constant(value, shape)
+        else:
+            image = Image.blocked(*shape, self.isa.lanes)
+            made = Imaged(Storage(value, image.elements), image)
+            self._into_blocks(self.strided(value), made)
+        self._places[value].append(made)
+        return made
+
+    def _shaped(self, place: Viewed, value: str) -> Viewed:
+        """Under the value's own shape: an image says its as rank 4 always."""
+        shape = self.spec(value).shape
+        if place.view.shape == shape:
+            return place
+        view = place.view
+        return place.under(View(shape, (*view.strides[:2], view.strides[3]), view.offset))
+
+    def _copied(self, value: str) -> Viewed:
+        """Copy a value to be row-major."""
+        spec = self.spec(value)
+        made = Viewed(Storage(value, spec.elements), View.dense(spec.shape))
+        self._copy(self.place(value), made)
+        self._places[value].append(made)
+        return made
+
+    def _copy(self, source: Place, target: Viewed) -> None:
+        if (found := source.strided) is not None:
+            view = found.view if found.view.shape == target.view.shape else _lifted(target.view.shape, found.view)
+            self.map((target, target.view), [(source, view)])
+        elif isinstance(source, Imaged):
+            self._out_of_blocks(source, target)
+
+    def _into_blocks(self, source: Viewed, target: Imaged) -> None:
+        for plain, blocks in self._block_pairs(target, source.view):
+            self.map((target, blocks), [(source, plain)])
+
+    def _out_of_blocks(self, source: Imaged, target: Viewed) -> None:
+        for plain, blocks in self._block_pairs(source, target.view):
+            self.map((target, plain), [(source, blocks)])
+
+    def _block_pairs(self, image: Imaged, plain: View) -> list[tuple[View, View]]:
+        """A plain image and one in blocks as views of one shape: the whole blocks, and the channels of the last."""
+        n, channels, height, width = image_shape(plain.shape)
+        s = plain.strides if len(plain.strides) == 4 else (*plain.strides[:2], 0, plain.strides[2])
+        whole, rest = divmod(channels, self.isa.lanes)
+        pairs = []
+        for first, count, size in ((0, whole, self.isa.lanes), (whole, 1, rest)):
+            if count and size:
+                shape = (n, count, height, width, size)
+                strides = (s[0], s[1] * self.isa.lanes, s[2], s[3], s[1])
+                by_block = View(shape, strides, plain.offset + first * self.isa.lanes * s[1])
+                pairs.append((by_block, image.blocks.sliced(1, first, count).sliced(4, 0, size)))
+        return pairs
+
+    # Values that are made
+
+    def enter(self, value: str) -> None:
+        """A value that somebody else makes, row-major."""
+        spec = self.spec(value)
+        self._places[value] = [Viewed(Storage(value, spec.elements, port=value), View.dense(spec.shape))]
+
+    def leave(self, value: str) -> None:
+        """A value that others want, row-major, in memory that they give."""
+        spec = self.spec(value)
+        source = self.place(value)
+        found = source.strided
+        if found is None or found.storage.port != value or not found.view.is_dense:
+            self._copy(source, Viewed(Storage(value, spec.elements, port=value), View.dense(spec.shape)))
+
+    def define(self, value: str, place: Place) -> None:
+        """A value lies there: another name for memory that is there already."""
+        self._places[value] = [place]
+
+    def reserve(self, value: str, place: Place) -> None:
+        """Whoever makes this value shall make it there."""
+        self._reserved[value] = place
+
+    def reserved(self, value: str) -> Place | None:
+        """Where a value shall be made, if that was said."""
+        return self._reserved.get(value)
+
+    def new_image(self, value: str, over: Sequence[Place] = ()) -> Imaged:
+        """Memory for a new image, in blocks. over: operands that it may overwrite, if they lie as it does and die here."""
+        reserved = self._reserved.get(value)
+        if isinstance(reserved, Imaged):
+            return self._made(value, reserved)
+        image = Image.blocked(*image_shape(self.spec(value).shape), self.isa.lanes)
+        for place in over:
+            if isinstance(place, Imaged) and place.image == image and self._dies_here(place.storage):
+                return self._made(value, Imaged(place.storage, image, place.offset))
+        return self._made(value, Imaged(Storage(value, image.elements), image))
+
+    def new_as(self, value: str, image: Image) -> Imaged:
+        """Memory for a new image, laid out as asked."""
+        return self._made(value, Imaged(Storage(value, image.elements), image))
+
+    def new(self, value: str, over: Sequence[Place] = ()) -> Viewed:
+        """Memory for a new value: where it was reserved, or row-major, or so that the transpose that alone reads it is.
+
+        over: operands that it may overwrite, if they lie as it does and die here.
+        """
+        reserved = self._reserved.get(value)
+        if isinstance(reserved, Viewed):
+            return self._made(value, reserved)
+        view = self._wanted(value)
+        for place in over:
+            if isinstance(place, Viewed) and place.view == view and self._dies_here(place.storage):
+                return self._made(value, place)
+        return self._made(value, Viewed(self._storage(value, view), view))
+
+    def new_dense(self, value: str) -> Viewed:
+        """Memory for a new value, row-major whoever reads it."""
+        view = View.dense(self.spec(value).shape)
+        return self._made(value, Viewed(self._storage(value, view), view))
+
+    def _storage(self, value: str, view: View) -> Storage:
+        return Storage(value, view.span, port=value if value in self.results and view.is_dense else "")
+
+    def _made(self, value: str, place: _P) -> _P:
+        self._places[value] = [place]
+        return place
+
+    def _wanted(self, value: str) -> View:
+        shape = self.spec(value).shape
+        readers = self.readers.get(value, [])
+        if value in self.results or len(readers) != 1 or readers[0].op != "Transpose" or readers[0].epilogue:
+            return View.dense(shape)
+        axes = readers[0].attrs["perm"] or tuple(range(len(shape)))[::-1]
+        back = sorted(range(len(axes)), key=lambda position: axes[position])
+        return View.dense([shape[axis] for axis in axes]).transposed(back)
+
+    def _dies_here(self, storage: Storage) -> bool:
+        """Whether nobody reads the storage behind the node at hand, and it is the segment's own."""
+        if storage.array is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
+            return False
+        held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
+        return all(self._last_read.get(name, -1) <= self.at for name in held)
+
+    # Constants
+
+    def constant(self, source: object, key: Hashable, make: Callable[[], Array]) -> Storage:
+        """Storage of a packed constant; the same source packed the same way is one storage."""
+        array = self._packed.get(source, key, make)
+        if id(array) not in self._constants:
+            self._constants[id(array)] = Storage("constant", array.nbytes // F32_BYTES, array)
+        return self._constants[id(array)]
+
+    def _blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
+        array, image = self.constants[value], Image.blocked(*shape, self.isa.lanes)
+
+        def made() -> Array:
+            memory = aligned(F32_BYTES * image.elements).view(np.float32)
+            image.store(array.reshape(shape), memory)
+            return memory
+
+        return Imaged(self.constant(array, ("blocked", image), made), image)
+
+    # Calls
+
+    def call(self, kernel: NativeKernel, places: Mapping[str, Place | Storage], writes: Sequence[str] = ("y",)) -> None:
+        """Append a call. Each argument is where its first element lies."""
+        arguments = {
+            name: (place, 0) if isinstance(place, Storage) else (place.storage, place.first_byte)
+            for name, place in places.items()
+        }
+        self.calls.append(Call(self.at, kernel, arguments, tuple(writes)))
+
+    def map(self, y: tuple[Place, View], operands: Sequence[tuple[Place, View]], steps: Sequence[Apply] = ()) -> None:
+        """Append a call of an elementwise kernel, or a copy. Views say all about where in the storages of the places."""
+        what = Map(Strided(y[1]), tuple(Strided(view) for _, view in operands), tuple(steps))
+        named = {f"x{n}": (place.storage, 0) for n, (place, _) in enumerate(operands)}
+        self.calls.append(Call(self.at, emit_map(what, self.isa), {**named, "y": (y[0].storage, 0)}))
+
+    # Epilogues
+
+    def finish(
+        self, steps: Sequence[Activation | Merged], operand: Callable[[str], tuple[Place, Image]], *, bias: bool
+    ) -> tuple[Epilogue, dict[str, Place]]:
+        """The epilogue of a kernel, and where its operands lie. operand: one of those below, bound to the output."""
+        made: list[Activation | Merge] = []
+        places: dict[str, Place] = {}
+        for step in steps:
+            if isinstance(step, Merged):
+                place, image = operand(step.value)
+                places[f"r{len(places)}"] = place
+                made.append(Merge(step.op, image, step.swapped))
+            else:
+                made.append(step)
+        return Epilogue(bias, tuple(made)), places
+
+    def image_operand(self, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+        """A value as an operand of an epilogue that writes an image of that shape in blocks: what it lacks is broadcast.
+
+        Channels and the plane are whole or one element; what repeats along one side of the plane alone is written out first.
+        """
+        given = self.spec(value).shape
+        own, wanted = image_shape((1,) * (len(shape) - len(given)) + given), image_shape(shape)
+        place: Place
+        if own[2:] not in ((1, 1), wanted[2:]) or (len(given) < len(shape) and own[1] > 1 and value not in self.constants):
+            place = self._spread(value, own, wanted)
+        elif own[1] == 1:
+            place = self.dense(value).under(View.dense(own))
+        elif len(given) == len(shape):
+            place = self.blocked(value)
+        else:
+            place = self._blocked_constant(value, own)
+        image = place.image if isinstance(place, Imaged) else Image.nchw(*image_shape(place.view.shape))
+        block_stride = image.block_stride if own[1] > 1 else 0
+        sizes = (image.batch, image.height, image.width)
+        strides = (image.n_stride, image.y_stride, image.x_stride)
+        n, y, x = (0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
+        return place, Image(*wanted, image.block, n, block_stride, y, x)
+
+    def _spread(self, value: str, own: tuple[int, int, int, int], wanted: tuple[int, int, int, int]) -> Place:
+        """A value with its whole plane written out, in blocks where it has channels."""
+        full = (*own[:2], *wanted[2:])
+        source = self.dense(value)
+        seen = source.under(View.dense(own).broadcast(full))
+        if own[1] == 1:
+            made = Viewed(Storage(value, math.prod(full)), View.dense(full))
+            self.map((made, made.view), [(seen, seen.view)])
+            return made
+        image = Image.blocked(*full, self.isa.lanes)
+        blocks = Imaged(Storage(value, image.elements), image)
+        self._into_blocks(seen, blocks)
+        return blocks
+
+    def row_operand(self, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+        """A value as an operand of an epilogue that writes the rows of a tensor of that shape; else it is written out first."""
+        given = self.spec(value).shape
+        rows, columns = math.prod(shape[:-1]), shape[-1]
+        whole = (1,) * (len(shape) - len(given)) + given
+        if math.prod(given) == 1:
+            return self.dense(value), Image(1, columns, 1, rows, 1, 0, 0, 0, 0)
+        if math.prod(given) == whole[-1]:
+            return self.dense(value), Image(1, columns, 1, rows, columns, 0, 0, 0, 0)
+        if whole == (*shape[:-1], 1):
+            return self.dense(value), Image(1, columns, 1, rows, 1, 0, 0, rows, 1)
+        if whole == tuple(shape):
+            place = self.rows(value, columns)
+        else:
+            source = self.strided(value)
+            made = Viewed(Storage(value, math.prod(shape)), View.dense(shape))
+            self.map((made, made.view), [(source, source.view.broadcast(shape))])
+            place = made.under(View.dense((rows, columns)))
+        step = place.view.strides[0]
+        return place, Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
+
+
+def overwritable(operands: Sequence[Place], others: Sequence[Place] = ()) -> list[Place]:
+    """The operands that a result may take the place of, element by element: nothing else that is read shares their memory."""
+    return [
+        place
+        for place in operands
+        if all(other.storage is not place.storage for other in others)
+        and all(other.storage is not place.storage or other == place for other in operands)
+    ]
+
+
+def _has_rows(matrix: View) -> bool:
+    rows, columns = matrix.shape
+    return (columns == 1 or matrix.strides[1] == 1) and (rows == 1 or matrix.strides[0] >= columns)
+
+
+def _with_row_step(matrix: View) -> View:
+    """A single row has no step of its own; say one that kernels can trust."""
+    rows, columns = matrix.shape
+    return View(matrix.shape, (matrix.strides[0] if rows > 1 else columns, 1), matrix.offset)
+
+
+def _lifted(shape: Sequence[int], view: View) -> View:
+    """An image of height 1 without its height."""
+    if len(shape) != 3 or len(view.shape) != 4:
+        raise EmitError(f"view of shape {list(view.shape)}: it is none of shape {list(shape)}")
+    return View(tuple(shape), (*view.strides[:2], view.strides[3]), view.offset)
+
+
+def _flat(array: Array) -> Array:
+    memory = aligned(array.nbytes).view(np.float32)
+    memory[:] = array.ravel()
+    return memory

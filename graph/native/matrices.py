@@ -1,0 +1,89 @@
+"""Products with constant matrices: MatMul and Gemm whose B is known, packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node
+from graph.native.convolutions import bias_of, tile_of, with_bias
+from graph.native.epilogues import Merged, steps_of
+from graph.native.lowering import Lowering, overwritable
+from graph.native.rule import Facts, Rule, is_f32
+from kernels.native.conv import conv_tiles, emit_conv, pack_weights
+from kernels.native.geometry import Conv
+from kernels.native.layout import Image
+from kernels.native.view import View
+from kernels.spec import Array
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a product has no native form, or None."""
+    a, weights, y = facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), facts.spec(node.outputs[0])
+    if not is_f32(a, weights, y):
+        return "it is not fp32"
+    if node.inputs[1] not in facts.constants or weights.rank != 2 or a.rank < 2:
+        return "its second factor is no constant matrix"
+    if node.op == "Gemm":
+        if node.attrs["transA"]:
+            return "its first factor is transposed"
+        if len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
+            return "its addend is scaled, and no constant"
+    return facts.refuses_epilogue(node)
+
+
+def _takes_addend(node: Node, facts: Facts) -> bool:
+    c, y = facts.spec(node.inputs[2]), facts.spec(node.outputs[0])
+    is_bias = node.inputs[2] in facts.constants and c.elements == y.shape[1] and c.shape[-1:] == y.shape[1:]
+    return is_bias or (node.attrs["beta"] == 1 and is_f32(c))
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A product as the convolution of one row of pixels, whose channels are the columns."""
+    value, weights = node.outputs[0], b.constants[node.inputs[1]]
+    shape = b.spec(value).shape
+    steps = steps_of(node, b.constants)
+    transposed, alpha, bias = False, 1.0, None
+    if node.op == "Gemm":
+        transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
+        if len(node.inputs) > 2 and node.inputs[2]:
+            steps = [Merged("add", node.inputs[2]), *steps]
+    rest, bias = with_bias(steps, bias, b, shape[-1], shape, axis=-1)
+    if bias is not None and node.op == "Gemm" and node.attrs["beta"] != 1:
+        bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
+    inner, columns = weights.shape[::-1] if transposed else weights.shape
+    rows = b.spec(value).elements // columns
+    x = b.rows(node.inputs[0], inner)
+    epilogue, operands = b.finish(rest, lambda name: b.row_operand(name, shape), bias=bias is not None)
+    y = b.new(value, overwritable(list(operands.values()), [x]))
+    matrix = y.view.reshaped((rows, columns))
+    if matrix is None or (columns > 1 and matrix.strides[1] != 1):
+        y = b.new_dense(value)
+        matrix = View.dense((rows, columns))
+    conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
+    tile = tile_of(b, node, conv)
+
+    def pack() -> Array:
+        outputs = weights if transposed else weights.T
+        return pack_weights(conv, tile, b.isa, (outputs if alpha == 1 else outputs * np.float32(alpha))[:, :, None, None])
+
+    packed = b.constant(weights, ("matrix", tile.vectors, transposed, alpha), pack)
+    b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+
+
+def _image(rows: int, columns: int, step: int) -> Image:
+    """Rows as pixels, columns as channels."""
+    return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
+
+
+def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
+    """The tiles of a product, the best by the port model first."""
+    inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
+    rows = facts.spec(node.outputs[0]).elements // columns
+    conv = Conv(_image(rows, inner, inner), _image(rows, columns, columns))
+    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+
+
+RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates))

@@ -1,0 +1,117 @@
+"""Which nodes run natively, in as few segments as their order allows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from graph.ir import SEGMENT, Graph, Node
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment: its nodes in order, what it reads from outside (constants left out), and what others read of it."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def partition(graph: Graph, native: Collection[str]) -> tuple[Graph, dict[str, Part]]:
+    """The graph with native nodes gathered into one node a segment, and the segments by the names of these nodes.
+
+    native: names of the nodes that are to run natively. Nodes that wait for nothing are taken in turns, all of the one kind that
+    can run and then all of the other, so that few segments arise.
+    """
+    runs = _runs(graph, native)
+    outputs = {port.name for port in graph.outputs}
+    readers: dict[str, set[int]] = {}
+    for at, (_, nodes) in enumerate(runs):
+        for node in nodes:
+            for name in node.reads():
+                readers.setdefault(name, set()).add(at)
+    made: list[Node] = []
+    parts: dict[str, Part] = {}
+    for at, (is_native, nodes) in enumerate(runs):
+        if not is_native:
+            made += nodes
+            continue
+        written = [name for node in nodes for name in node.writes()]
+        inside = {*written, *graph.constants}
+        read = dict.fromkeys(name for node in nodes for name in node.reads() if name not in inside)
+        wanted = tuple(name for name in written if name in outputs or readers.get(name, set()) - {at})
+        name = f"segment {len(parts)}"
+        parts[name] = Part(tuple(nodes), tuple(read), wanted)
+        made.append(Node(name, SEGMENT, tuple(read), wanted))
+    return replace(graph, nodes=tuple(made)), parts
+
+
+def _runs(graph: Graph, native: Collection[str]) -> list[tuple[bool, list[Node]]]:
+    """Nodes in an order that they may run in, those of one kind together."""
+    made = {port.name for port in graph.inputs} | set(graph.constants)
+    inner = {name for node in graph.nodes for name in node.writes()}
+    waiting = list(graph.nodes)
+    runs: list[tuple[bool, list[Node]]] = []
+    is_native = False
+    while waiting:
+        taken: list[Node] = []
+        left: list[Node] = []
+        for node in waiting:
+            ready = all(name in made or name not in inner for name in node.reads())
+            if ready and (node.name in native) == is_native:
+                taken.append(node)
+                made.update(node.writes())
+            else:
+                left.append(node)
+        if taken:
+            runs.append((is_native, taken))
+        is_native, waiting = not is_native, left
+    return runs
+
+
+def without_lone_views(nodes: Sequence[Node], native: set[str], views: Collection[str]) -> set[str]:
+    """The native nodes less those that only rename memory and have no native neighbour to do it for."""
+    producer = {name: node for node in nodes for name in node.writes()}
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.reads():
+            readers.setdefault(name, []).append(node)
+    kept = set(native)
+    while True:
+        lone = {
+            node.name
+            for node in nodes
+            if node.name in kept
+            and node.name in views
+            and not any(other.name in kept for name in node.writes() for other in readers.get(name, []))
+            and not any(name in producer and producer[name].name in kept for name in node.reads())
+        }
+        chained = _only_views(nodes, kept, views, producer, readers)
+        if not (gone := lone | chained):
+            return kept
+        kept -= gone
+
+
+def _only_views(
+    nodes: Sequence[Node], kept: set[str], views: Collection[str], producer: dict[str, Node], readers: dict[str, list[Node]]
+) -> set[str]:
+    """Native nodes of connected groups in which nothing is computed."""
+    seen: set[str] = set()
+    found: set[str] = set()
+    by_name = {node.name: node for node in nodes}
+    for start in nodes:
+        if start.name not in kept or start.name in seen:
+            continue
+        group, edge = {start.name}, [start]
+        while edge:
+            node = edge.pop()
+            near = [producer[name] for name in node.reads() if name in producer]
+            near += [other for name in node.writes() for other in readers.get(name, [])]
+            for other in near:
+                if other.name in kept and other.name not in group:
+                    group.add(other.name)
+                    edge.append(by_name[other.name])
+        seen |= group
+        if group <= set(views):
+            found |= group
+    return found

@@ -1,0 +1,76 @@
+"""What a rule is: which nodes a family takes, and how it lowers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node, Specs
+from graph.native.epilogues import Merged, find_steps
+from kernels.native.errors import EmitError
+from kernels.native.isa import Isa
+from kernels.spec import Array, Spec
+
+if TYPE_CHECKING:
+    from graph.native.lowering import Lowering
+
+F32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides whether a node has a native form: specs, constants and the instruction set; never what surrounds it."""
+
+    specs: Specs
+    constants: Mapping[str, Array]
+    isa: Isa
+
+    def spec(self, value: str) -> Spec:
+        """What a value is; only static nodes are asked about."""
+        return known(self.specs, value)
+
+    def refuses_epilogue(self, node: Node) -> str | None:
+        """Why a kernel cannot do what is fused behind the node, or None."""
+        if (steps := find_steps(node, self.constants)) is None:
+            return f"its epilogue {'+'.join(fused.op for fused in node.epilogue)} has an op without a native form"
+        for step in steps:
+            if isinstance(step, Merged) and not is_f32(self.spec(step.value)):
+                return f"its epilogue reads {step.value!r}, {self.spec(step.value)}, need fp32"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A family's say on one op.
+
+    refuses: why a node has no native form, or None. lower: append its calls, as `Lowering.choice` says. candidates: the ways to
+    compute a node that is not refused, the one to use unmeasured first. view: it is but another name for memory where strides can
+    say so, and moves bytes elsewhere: no reason to run natively by itself.
+    """
+
+    refuses: Callable[[Node, Facts], str | None]
+    lower: Callable[[Lowering, Node], None]
+    candidates: Callable[[Node, Facts], Sequence[Choice]]
+    view: bool = False
+
+
+def only(algorithm: str) -> Callable[[Node, Facts], Sequence[Choice]]:
+    """The candidates of a family that has one algorithm."""
+    return lambda _node, _facts: (Choice("native", algorithm),)
+
+
+def known(specs: Specs, value: str) -> Spec:
+    """The spec of a value of a static node. Raises EmitError when only a run decides it: such a node is refused before."""
+    spec = specs.get(value)
+    if spec is None:
+        raise EmitError(f"value {value!r}: its shape is only known at run time")
+    return spec
+
+
+def is_f32(*specs: Spec) -> bool:
+    """Whether all of them are fp32 and have elements."""
+    return all(spec.dtype == F32 and spec.elements > 0 for spec in specs)

@@ -1,0 +1,183 @@
+"""The calls of one segment placed in memory, compiled, bound and run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node, Specs
+from graph.memory import Block, place_blocks
+from graph.native.concats import reserve
+from graph.native.lowering import Call, Lowering, Packed
+from graph.native.partition import Part
+from graph.native.place import Storage
+from graph.native.rule import Facts
+from graph.native.rules import RULES
+from kernels.native.cache import CodeCache
+from kernels.native.isa import Isa
+from kernels.native.pool import Pool
+from kernels.native.program import Program, Ref, Step
+from kernels.spec import Array
+
+_ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
+_GRAIN_CHUNKS = 1
+
+
+def lower(
+    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, packed: Packed, choices: Mapping[str, Choice]
+) -> Lowering:
+    """The calls of a part, in order. Its nodes must not be refused."""
+    lowering = Lowering(part.nodes, specs, constants, part.outputs, isa, packed, choices)
+    for name in part.inputs:
+        lowering.enter(name)
+    reserve(lowering, part.nodes)
+    for at, node in enumerate(part.nodes):
+        lowering.at = at
+        RULES[node.op].lower(lowering, node)
+    for name in part.outputs:
+        lowering.leave(name)
+    return lowering
+
+
+class Segment:
+    """A part of a graph as one native program.
+
+    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        specs: Specs,
+        constants: Mapping[str, Array],
+        isa: Isa,
+        pool: Pool,
+        packed: Packed,
+        cache: CodeCache | None,
+        choices: Mapping[str, Choice],
+    ) -> None:
+        lowering = lower(part, specs, constants, isa, packed, choices)
+        self.choices = {node.name: choices.get(node.name) or _default(node, specs, constants, isa) for node in part.nodes}
+        self.nodes: tuple[Node, ...] = part.nodes
+        self.inputs, self.outputs = part.inputs, part.outputs
+        self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self._isa, self._pool, self._cache = isa, pool, cache
+        storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
+        offsets, self.arena_bytes = _place(self.calls, storages)
+        self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
+        where = self._where(storages, offsets)
+        self._constants = [(where[storage].slot, storage.array) for storage in storages if storage.array is not None]
+        self._steps = _steps(self.calls, where)
+        self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
+        self._slot_count = max(self._slot_count, len(self._slots) + 1)
+        self._program = self._compiled(timed=False)
+        self._timed: Program | None = None
+
+    def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
+        """Of each storage, its place in the program's table."""
+        where: dict[Storage, Ref] = {}
+        next_slot = len(self._slots) + 1
+        written = {call.arguments[name][0] for call in self.calls for name in call.writes}
+        for storage in storages:
+            if storage.array is not None:
+                where[storage] = Ref(next_slot)
+                next_slot += 1
+            elif storage.port:
+                where[storage] = Ref(self._slots[f">{storage.port}" if storage in written else storage.port])
+            else:
+                where[storage] = Ref(_ARENA, offsets[storage])
+        return where
+
+    def _compiled(self, *, timed: bool) -> Program:
+        program = Program(self._steps, self._slot_count, self._isa, self._pool, timed=timed, cache=self._cache)
+        for slot, array in self._constants:
+            program.bind(slot, array)
+        return program
+
+    def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
+        """Run once. outputs: memory that the results are written to. Everything is contiguous."""
+        self._bind(self._program, arena, inputs, outputs)
+        self._program.run(threads)
+
+    def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> list[int]:
+        """Run once; nanoseconds of each node, which add up to what the run took."""
+        if self._timed is None:
+            self._timed = self._compiled(timed=True)
+        self._bind(self._timed, arena, inputs, outputs)
+        began = time.perf_counter_ns()
+        self._timed.run(threads)
+        wall_ns = time.perf_counter_ns() - began
+        return self._shares(self._timed.times(threads), wall_ns)
+
+    def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        program.bind(_ARENA, arena)
+        for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
+            program.bind(slot, array)
+
+    def _shares(self, ticks: Array, wall_ns: int) -> list[int]:
+        """The run's time by node: a call lasts from the end of the one before it to when its last thread is done."""
+        ends = np.maximum.accumulate(ticks[:, :, 1].max(0)) if len(self.calls) else np.zeros(0, np.int64)
+        starts = np.concatenate(([ticks[:, 0, 0].min()], ends[:-1])) if len(ends) else ends
+        total = int(ends[-1] - starts[0]) if len(ends) else 1
+        shares = [0.0] * len(self.nodes)
+        for call, ticks_taken in zip(self.calls, ends - starts, strict=True):
+            shares[call.node] += wall_ns * int(ticks_taken) / max(total, 1)
+        return [round(share) for share in shares]
+
+
+def _default(node: Node, specs: Specs, constants: Mapping[str, Array], isa: Isa) -> Choice:
+    """What a rule takes unmeasured."""
+    return RULES[node.op].candidates(node, Facts(specs, constants, isa))[0]
+
+
+def _place(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:
+    """Offsets in the arena of every storage that is the segment's own, and the bytes they need together."""
+    first: dict[Storage, int] = {}
+    last: dict[Storage, int] = {}
+    for at, call in enumerate(calls):
+        for storage, _ in call.arguments.values():
+            first.setdefault(storage, at)
+            last[storage] = at
+    own = [storage for storage in storages if storage.array is None and not storage.port]
+    offsets, nbytes = place_blocks([Block(_padded(storage.nbytes), first[storage], last[storage]) for storage in own])
+    return dict(zip(own, offsets, strict=True)), nbytes
+
+
+def _padded(nbytes: int) -> int:
+    """Whole cache lines, and one more: neighbouring values of a power of two of bytes would meet in the same sets."""
+    return -(-nbytes // 64) * 64
+
+
+def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
+    """The calls as steps of a program, with a barrier only where one reads or overwrites what another thread may still be at."""
+    steps: list[Step] = []
+    reads: list[tuple[Storage, Ref]] = []
+    writes: list[tuple[Storage, Ref]] = []
+    for call in calls:
+        written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
+        read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.array is None}
+        behind = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
+        behind = behind or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
+        behind = behind or any(
+            storage is not other and _meet(storage, where[storage], other, ref) for storage in written for other, ref in writes
+        )
+        if behind and steps:
+            steps[-1] = Step(steps[-1].kernel, steps[-1].refs, steps[-1].grain, barrier=True)
+            reads, writes = [], []
+        refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}
+        steps.append(Step(call.kernel, refs, _GRAIN_CHUNKS, barrier=False))
+        reads += [(storage, where[storage]) for storage in read]
+        writes += [(storage, where[storage]) for storage in written]
+    return steps
+
+
+def _meet(a: Storage, a_ref: Ref, b: Storage, b_ref: Ref) -> bool:
+    """Whether two storages share memory."""
+    if a is b:
+        return True
+    if a_ref.slot != b_ref.slot:
+        return False
+    return a_ref.offset_bytes < b_ref.offset_bytes + b.nbytes and b_ref.offset_bytes < a_ref.offset_bytes + a.nbytes

@@ -1,0 +1,261 @@
+"""Graphs that run natively against ONNX Runtime: layouts, conversions, epilogues, aliases, segments."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graph.choice import Choice
+from graph.executor import Executor
+from graph.native.engine import Native
+from graph.optimise import optimise
+from graph.reader import read
+from graph.shapes import bind
+from kernels.errors import UnsupportedError
+from tests.graph.oracle import NATIVE, check_native, constant, ints, make, node, port
+from tests.native.conftest import HOST_ISAS
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
+def isa(request):
+    return request.param
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def weights(name: str, *shape: int):
+    return constant(name, normal(*shape) / np.sqrt(max(1, int(np.prod(shape[1:])))))
+
+
+def image(*shape: int):
+    return [port("x", list(shape))]
+
+
+def kernels(executor) -> list[str]:
+    """The kernels that a wholly native executor calls, by the first words of their names."""
+    return [call.kernel.name.partition("__")[0] for segment in executor._program._segments.values() for call in segment.calls]
+
+
+def test_convolution_reads_the_input_as_it_is_and_writes_the_output_row_major(isa):
+    nodes = [node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])]
+    proto = make(nodes, ["y"], [weights("w", 20, 3, 3, 3), constant("b", normal(20))], image(2, 3, 9, 7))
+    executor = check_native(proto, {"x": normal(2, 3, 9, 7)}, isa)
+    assert kernels(executor)[0].startswith("f32_conv2d")
+
+
+def test_residual_block_adds_and_activates_in_the_last_convolution(isa):
+    nodes = [
+        node("Conv", ["x", "w0"], ["a"]), node("Relu", ["a"], ["r"]),
+        node("Conv", ["r", "w1"], ["b"], pads=[1, 1, 1, 1]), node("Relu", ["b"], ["c"]),
+        node("Conv", ["c", "w2"], ["d"]), node("Add", ["d", "r"], ["e"]), node("Relu", ["e"], ["f"]),
+        node("GlobalAveragePool", ["f"], ["p"]), node("Flatten", ["p"], ["q"]), node("Gemm", ["q", "w3", "b3"], ["y"], transB=1),
+    ]  # fmt: skip
+    constants = [weights("w0", 24, 5, 1, 1), weights("w1", 40, 24, 3, 3), weights("w2", 24, 40, 1, 1), weights("w3", 10, 24),
+                 constant("b3", normal(10))]  # fmt: skip
+    executor = check_native(make(nodes, ["y"], constants, image(2, 5, 10, 10)), {"x": normal(2, 5, 10, 10)}, isa)
+    if isa.lanes == 16:  # 24 channels are no whole blocks: flattening them for two images is a copy
+        return
+    assert len(kernels(executor)) == 5
+
+
+def test_concat_of_whole_blocks_is_written_in_place(isa):
+    c = isa.lanes
+    nodes = [
+        node("Conv", ["x", "w0"], ["s"]), node("Conv", ["s", "w1"], ["a"]),
+        node("Conv", ["s", "w2"], ["b"], pads=[1, 1, 1, 1]), node("Concat", ["a", "b"], ["c"], axis=1),
+        node("MaxPool", ["c"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]  # fmt: skip
+    constants = [weights("w0", 6, 3, 1, 1), weights("w1", 2 * c, 6, 1, 1), weights("w2", c + 3, 6, 3, 3)]
+    executor = check_native(make(nodes, ["y"], constants, image(1, 3, 8, 8)), {"x": normal(1, 3, 8, 8)}, isa)
+    assert sum(name.startswith(("b4_copy", "f32_map")) for name in kernels(executor)) == 2  # the result's blocks, and their rest
+
+
+def test_concat_of_odd_channels_is_copied(isa):
+    nodes = [node("Conv", ["x", "w0"], ["a"]), node("Conv", ["x", "w1"], ["b"]), node("Concat", ["a", "b", "x"], ["c"], axis=1),
+             node("Conv", ["c", "w2"], ["y"])]  # fmt: skip
+    constants = [weights("w0", 5, 3, 1, 1), weights("w1", 7, 3, 1, 1), weights("w2", 4, 15, 1, 1)]
+    check_native(make(nodes, ["y"], constants, image(1, 3, 6, 5)), {"x": normal(1, 3, 6, 5)}, isa)
+
+
+def test_squeeze_and_excite_stays_in_blocks(isa):
+    nodes = [
+        node("Conv", ["x", "w0"], ["a"], pads=[1, 1, 1, 1], group=20), node("GlobalAveragePool", ["a"], ["p"]),
+        node("Conv", ["p", "w1", "b1"], ["q"]), node("Relu", ["q"], ["r"]),
+        node("Conv", ["r", "w2"], ["s"]), node("HardSigmoid", ["s"], ["t"]),
+        node("Mul", ["t", "a"], ["u"]), node("Conv", ["u", "w3"], ["y"]),
+    ]  # fmt: skip
+    constants = [weights("w0", 20, 1, 3, 3), weights("w1", 6, 20, 1, 1), constant("b1", normal(6)), weights("w2", 20, 6, 1, 1),
+                 weights("w3", 8, 20, 1, 1)]  # fmt: skip
+    check_native(make(nodes, ["y"], constants, image(2, 20, 7, 7)), {"x": normal(2, 20, 7, 7)}, isa)
+
+
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_groups_that_are_no_whole_blocks(isa, group):
+    nodes = [node("Conv", ["x", "w"], ["a"], group=group, pads=[1, 1, 1, 1]), node("Relu", ["a"], ["b"]),
+             node("MaxPool", ["b"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=1)]  # fmt: skip
+    proto = make(nodes, ["y"], [weights("w", 12, 6 // group, 3, 3)], image(2, 6, 8, 9))
+    check_native(proto, {"x": normal(2, 6, 8, 9)}, isa)
+
+
+def test_one_dimensional_convolution_and_pool(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"], pads=[2, 2], dilations=[2]), node("Sigmoid", ["a"], ["b"]),
+             node("AveragePool", ["b"], ["c"], kernel_shape=[3], strides=[2], count_include_pad=1, pads=[1, 1]),
+             node("Conv", ["c", "w1"], ["y"])]  # fmt: skip
+    proto = make(nodes, ["y"], [weights("w", 9, 4, 3), weights("w1", 5, 9, 1)], image(2, 4, 21))
+    check_native(proto, {"x": normal(2, 4, 21)}, isa)
+
+
+def test_products_of_rows_with_biases_residuals_and_activations(isa):
+    nodes = [
+        node("MatMul", ["x", "w0"], ["a"]), node("Add", ["a", "b0"], ["b"]), node("Gelu", ["b"], ["c"]),
+        node("MatMul", ["c", "w1"], ["d"]), node("Add", ["d", "b1"], ["e"]), node("Add", ["e", "x"], ["y"]),
+    ]  # fmt: skip
+    constants = [weights("w0", 24, 50), constant("b0", normal(50)), weights("w1", 50, 24), constant("b1", normal(24))]
+    proto = make(nodes, ["y"], constants, image(3, 7, 24), opset=20)
+    assert len(kernels(check_native(proto, {"x": normal(3, 7, 24)}, isa))) == 2
+
+
+@pytest.mark.parametrize(("alpha", "beta", "shape"), [(1, 1, (9,)), (0.5, 1, (5, 1)), (2, 3, (1, 9)), (1, 1, (5, 9)), (1, 1, ())])
+def test_gemm_scales_and_adds(isa, alpha, beta, shape):
+    nodes = [node("Gemm", ["x", "w", "c"], ["y"], transB=1, alpha=float(alpha), beta=float(beta))]
+    check_native(make(nodes, ["y"], [weights("w", 9, 6), constant("c", normal(*shape))], image(5, 6)), {"x": normal(5, 6)}, isa)
+
+
+def test_transposes_reshapes_slices_and_picks_are_views(isa):
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("Reshape", ["a", "s"], ["b"]),
+        node("Transpose", ["b"], ["c"], perm=[2, 0, 3, 1, 4]),
+        node("Gather", ["c", "two"], ["d"], axis=0), node("Slice", ["d", "lo", "hi", "axes", "steps"], ["e"]),
+        node("Mul", ["e", "half"], ["y"]),
+    ]  # fmt: skip
+    constants = [weights("w", 8, 24), ints("s", 2, 5, 3, 2, 4), constant("two", 2, np.int64), ints("lo", 4, 0), ints("hi", -9, 3),
+                 ints("axes", 2, 3), ints("steps", -2, 2), constant("half", 0.5)]  # fmt: skip
+    executor = check_native(make(nodes, ["y"], constants, image(2, 5, 8)), {"x": normal(2, 5, 8)}, isa)
+    assert len(kernels(executor)) == 2
+
+
+def test_value_that_is_an_output_and_read_again(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Relu", ["a"], ["y0"]), node("Conv", ["y0", "w1"], ["b"]),
+             node("Add", ["b", "y0"], ["y1"]), node("Reshape", ["y0", "flat"], ["y2"])]  # fmt: skip
+    constants = [weights("w", 6, 6, 1, 1), weights("w1", 6, 6, 1, 1), ints("flat", -1)]
+    check_native(make(nodes, ["y0", "y1", "y2"], constants, image(1, 6, 4, 4)), {"x": normal(1, 6, 4, 4)}, isa)
+
+
+def test_output_that_is_the_input_seen_otherwise(isa):
+    nodes = [node("Transpose", ["x"], ["y0"]), node("Conv", ["x", "w"], ["y1"])]
+    check_native(make(nodes, ["y0", "y1"], [weights("w", 3, 2, 1, 1)], image(1, 2, 3, 4)), {"x": normal(1, 2, 3, 4)}, isa)
+
+
+def test_ops_without_native_form_run_between_segments(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("CumSum", ["a", "axis"], ["b"]), node("Conv", ["b", "w"], ["c"]),
+             node("Relu", ["c"], ["y"])]  # fmt: skip
+    proto = make(nodes, ["y"], [weights("w", 3, 3, 1, 1), constant("axis", 1, np.int64)], image(1, 3, 4, 5))
+    executor = check_native(proto, {"x": normal(1, 3, 4, 5)}, isa, {"CumSum"})
+    assert executor.steps[0].algorithm.startswith("native/direct")
+    assert len(executor._program._segments) == 2
+
+
+def test_independent_numpy_ops_do_not_split_segments(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("CumSum", ["x", "axis"], ["b"]), node("Conv", ["a", "w"], ["c"]),
+             node("Add", ["c", "b"], ["y"])]  # fmt: skip
+    proto = make(nodes, ["y"], [weights("w", 3, 3, 1, 1), constant("axis", 1, np.int64)], image(1, 3, 4, 5))
+    assert len(check_native(proto, {"x": normal(1, 3, 4, 5)}, isa, {"CumSum"})._program._segments) == 1
+
+
+def graph_of(proto, feeds):
+    graph = read(proto).graph
+    ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
+    return ready.graph, ready.specs
+
+
+def test_chosen_tiles_give_the_same_result():
+    proto = make([node("Conv", ["x", "w"], ["y"], name="conv")], ["y"], [weights("w", 40, 8, 1, 1)], image(1, 8, 9, 9))
+    feeds = {"x": normal(1, 8, 9, 9)}
+    graph, specs = graph_of(proto, feeds)
+    (conv,) = graph.nodes
+    wanted = Executor(graph, specs).run(feeds)["y"]
+    for choice in NATIVE.candidates(conv, graph, specs):
+        executor = Executor(graph, specs, {"conv": choice}, threads=2, native=NATIVE)
+        assert executor.steps[0].algorithm == str(choice)
+        np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (Choice("native", "direct", (("tile", "0x4"),)), "need pixels x vectors"),
+        (Choice("native", "direct", (("tile", "6x999999999"),)), "need pixels x vectors"),
+    ],
+)
+def test_tiles_that_do_not_exist_are_refused(choice, says):
+    proto = make([node("Conv", ["x", "w"], ["y"], name="conv")], ["y"], [weights("w", 4, 3, 1, 1)], image(1, 3, 4, 4))
+    graph, specs = graph_of(proto, {"x": normal(1, 3, 4, 4)})
+    with pytest.raises(UnsupportedError, match=says):
+        Executor(graph, specs, {"conv": choice}, native=NATIVE)
+
+
+def test_native_choice_of_a_refused_node_says_why():
+    proto = make([node("CumSum", ["x", "axis"], ["y"], name="sum")], ["y"], [constant("axis", 1, np.int64)])
+    graph, specs = graph_of(proto, {"x": normal(2, 6)})
+    with pytest.raises(UnsupportedError, match="CumSum has no native form"):
+        Executor(graph, specs, {"sum": Choice("native", "map")}, native=NATIVE)
+
+
+def test_executors_of_one_model_share_packed_weights():
+    proto = make([node("Conv", ["x", "w"], ["y"])], ["y"], [weights("w", 32, 16, 3, 3)], [port("x", ["n", 16, 8, 8])])
+    native = Native(cache=None)
+    graph = read(proto).graph
+    packed = []
+    for n in (1, 2):
+        ready = optimise(graph, bind(graph, {"x": (n, 16, 8, 8)}))
+        executor = Executor(ready.graph, ready.specs, native=native)
+        (segment,) = executor._program._segments.values()
+        packed.append(segment._constants[0][1])
+    assert packed[0] is packed[1]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_random_image_networks(data):
+    """Convolutions, pools, merges and concatenations in any order, over any channels and sizes."""
+    channels = st.integers(1, 40)
+    n, c, height, width = data.draw(st.tuples(st.integers(1, 2), channels, st.integers(4, 12), st.integers(4, 12)))
+    values, nodes, constants = [("x", c)], [], []
+    for number in range(data.draw(st.integers(1, 7))):
+        (source, c_in), out = data.draw(st.sampled_from(values)), f"v{number}"
+        kind = data.draw(st.sampled_from(["conv", "depthwise", "pool", "unary", "binary", "concat", "scale", "swap"]))
+        c_out = c_in
+        if kind in ("conv", "depthwise"):
+            c_out = data.draw(channels) if kind == "conv" else c_in
+            k = data.draw(st.sampled_from([1, 3]))
+            constants.append(weights(f"w{number}", c_out, c_in if kind == "conv" else 1, k, k))
+            pads, group = [k // 2] * 4, 1 if kind == "conv" else c_in
+            nodes.append(node("Conv", [source, f"w{number}"], [out], pads=pads, group=group))
+        elif kind == "pool":
+            op = data.draw(st.sampled_from(["MaxPool", "AveragePool"]))
+            nodes.append(node(op, [source], [out], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+        elif kind == "unary":
+            nodes.append(node(data.draw(st.sampled_from(["Relu", "Sigmoid", "HardSwish", "Abs"])), [source], [out]))
+        elif kind == "binary":
+            other = data.draw(st.sampled_from([name for name, channels_of in values if channels_of == c_in]))
+            nodes.append(node(data.draw(st.sampled_from(["Add", "Mul", "Sub", "Max"])), [source, other], [out]))
+        elif kind == "scale":
+            shape = data.draw(st.sampled_from([(), (c_in, 1, 1), (1, c_in, 1, 1), (height, width), (width,)]))
+            constants.append(constant(f"s{number}", normal(*shape)))
+            nodes.append(node(data.draw(st.sampled_from(["Add", "Mul"])), [source, f"s{number}"], [out]))
+        elif kind == "swap":
+            nodes.append(node("Transpose", [source], [f"t{number}"], perm=[0, 2, 3, 1]))
+            nodes.append(node("Tanh", [f"t{number}"], [f"u{number}"]))
+            nodes.append(node("Transpose", [f"u{number}"], [out], perm=[0, 3, 1, 2]))
+        else:
+            other, c_other = data.draw(st.sampled_from(values))
+            nodes.append(node("Concat", [source, other], [out], axis=1))
+            c_out = c_in + c_other
+        values.append((out, c_out))
+    outputs = list(dict.fromkeys([values[-1][0], data.draw(st.sampled_from(values[1:]))[0]]))
+    proto = make(nodes, outputs, constants, image(n, c, height, width), opset=18)
+    check_native(proto, {"x": normal(n, c, height, width)}, data.draw(st.sampled_from(HOST_ISAS)))
