@@ -15,9 +15,9 @@ from graph.native.rule import Facts, Rule, is_f32
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
+from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.layout import Image
-from kernels.native.math import Activation
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
 

@@ -10,8 +10,8 @@ from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Viewed
 from graph.native.rule import Facts, Rule, is_f32, only
 from kernels.native.expression import Apply
+from kernels.native.functions import Activation
 from kernels.native.layout import Image
-from kernels.native.math import Activation
 from kernels.native.view import View
 from kernels.spec import Array
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from graph.ir import Node
 from kernels.native.errors import EmitError
-from kernels.native.math import Activation
+from kernels.native.functions import Activation
 from kernels.spec import Array
 
 BINARY: Mapping[str, str] = {
@@ -86,6 +86,12 @@ def _swish(attrs: Mapping[str, Any], _: Sequence[Array | None]) -> Activation | 
     return Activation("silu") if attrs["alpha"] == 1 else None
 
 
+def _power(_: Mapping[str, Any], inputs: Sequence[Array | None]) -> Activation | None:
+    """A known exponent, the same for all."""
+    exponent = inputs[1]
+    return Activation("pow", (float(exponent.reshape(())),)) if exponent is not None and exponent.size == 1 else None
+
+
 _UNARY: Mapping[str, _Unary] = {
     "Relu": _plain("relu"), "Clip": _clip, "Sigmoid": _plain("sigmoid"), "Tanh": _plain("tanh"), "Erf": _plain("erf"),
     "Exp": _plain("exp"), "Log": _plain("log"), "Swish": _swish, "Mish": _plain("mish"), "Gelu": _gelu,
@@ -94,6 +100,6 @@ _UNARY: Mapping[str, _Unary] = {
     "Elu": _plain("elu", "alpha"), "Selu": _plain("selu", "alpha", "gamma"), "Celu": _plain("celu", "alpha"),
     "Softplus": _plain("softplus"), "Softsign": _plain("softsign"), "Neg": _plain("neg"), "Abs": _plain("abs"),
     "Sqrt": _plain("sqrt"), "Reciprocal": _plain("reciprocal"), "Floor": _plain("floor"), "Ceil": _plain("ceil"),
-    "Round": _plain("round"), "Sign": _plain("sign"),
+    "Round": _plain("round"), "Sign": _plain("sign"), "Sin": _plain("sin"), "Cos": _plain("cos"), "Pow": _power,
 }  # fmt: skip
 NATIVE_STEPS = (*BINARY, *_UNARY)  # the ops that can be a step

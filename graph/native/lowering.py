@@ -16,11 +16,11 @@ from graph.native.place import F32_BYTES, Imaged, Place, Storage, Viewed, image_
 from graph.native.rule import known
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
+from kernels.native.functions import Activation
 from kernels.native.isa import Isa
 from kernels.native.kernel import Epilogue, Merge, NativeKernel
 from kernels.native.layout import Image
 from kernels.native.maps import Map, Strided, emit_map
-from kernels.native.math import Activation
 from kernels.native.pool import aligned
 from kernels.native.view import View
 from kernels.spec import Array, Spec

@@ -14,8 +14,8 @@ import numpy as np
 
 from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
-from kernels.native.functions import BINARY_FUNCTIONS, FUNCTIONS
-from kernels.native.math import ACTIVATIONS, BINARY
+from kernels.native.functions import BINARY_FUNCTIONS, UNARY
+from kernels.native.math import BINARY
 from kernels.native.types import F32, F64, I1, I8, I16, I32, I64, Type
 from kernels.spec import BOOL, INTS, DType
 
@@ -24,7 +24,6 @@ _BITS: Mapping[int, Type] = {1: I8, 2: I16, 4: I32, 8: I64}  # by bytes of an el
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 BITWISE = ("and", "or", "xor")  # of bools too
-FLOAT_UNARY: Mapping[str, Callable[..., Value]] = {**ACTIVATIONS, **FUNCTIONS}
 FLOAT_BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {**BINARY, **BINARY_FUNCTIONS}
 INTEGER_UNARY: Mapping[str, Callable[[Function, Value, bool], Value]] = {
     "neg": lambda k, a, _: k.zero(a.type) - a,
@@ -50,7 +49,7 @@ _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: ch
 class Apply:
     """One operation on values of the tape, by number.
 
-    float32: a name of FLOAT_UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
+    float32: a name of UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
     integers: "neg" "abs" "square" "add" "sub" "mul" "max" "min", and "and" "or" "xor" "not", which bools have too.
     any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float32.
     "where" of a bool and two of one type. "constant": no argument, its value the parameter, its type `dtype` or float32.
@@ -102,7 +101,7 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
         return BOOL if len(args) == 2 and same and fits else None
     if op in BITWISE or op == "not":
         return first if len(args) == 2 - (op == "not") and same and (integer or first == BOOL) else None
-    unary = op in (INTEGER_UNARY if integer else FLOAT_UNARY)
+    unary = op in (INTEGER_UNARY if integer else UNARY)
     binary = op in (INTEGER_BINARY if integer else FLOAT_BINARY)
     known = (unary and len(args) == 1) or (binary and len(args) == 2 and same)
     return first if known and (integer or first == FLOAT) else None
@@ -156,7 +155,7 @@ def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DTyp
         return INTEGER_UNARY[op](k, first, signed) if len(args) == 1 else INTEGER_BINARY[op](k, first, args[1], signed)
     if len(args) == 2:
         return FLOAT_BINARY[op](k, first, args[1])
-    return FLOAT_UNARY[op](k, first, *step.parameters)
+    return UNARY[op](k, first, *step.parameters)
 
 
 def _compare(k: Function, op: str, a: Value, b: Value, dtype: DType) -> Value:

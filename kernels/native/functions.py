@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 from kernels.native.builder import Function, Value
-from kernels.native.math import POLYNOMIALS, integers, polynomial, scaled_exp, split_exponent
+from kernels.native.math import ACTIVATIONS, POLYNOMIALS, integers, polynomial, scaled_exp, split_exponent
 from kernels.native.types import F64, I1, I32, I64
 
 ROUNDER = 1.5 * 2.0**52  # adding it to an fp64 rounds to an integer, which then is in the low bits
@@ -180,3 +181,19 @@ FUNCTIONS: Mapping[str, Callable[..., Value]] = {
     "round": lambda k, x: k.round_even(x), "sign": sign, "sin": sin, "cos": cos, "pow": power,
 }  # fmt: skip
 BINARY_FUNCTIONS: Mapping[str, Callable[[Function, Value, Value], Value]] = {"pow": pow}
+UNARY: Mapping[str, Callable[..., Value]] = {**ACTIVATIONS, **FUNCTIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """One of UNARY with its parameters in order: Activation("clip", (0.0, 6.0))."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, k: Function, x: Value) -> Value:
+        """Emit it."""
+        return UNARY[self.name](k, x, *self.parameters)
+
+    def __str__(self) -> str:
+        return "_".join((self.name, *(f"{p:g}" for p in self.parameters)))

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
-from kernels.native.math import BINARY, Activation
+from kernels.native.math import BINARY
 from kernels.native.types import I64, PTR, Type
 
 SCRATCH = "scratch"  # the argument that is memory of the calling thread's own, of no defined content

@@ -10,7 +10,6 @@ range, in units in the last place, are asserted in `tests/native/test_math.py`:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.remez import ERF_ONE, ERF_SPLIT
@@ -234,18 +233,3 @@ BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {
     "max": lambda k, a, b: k.maximum(a, b), "min": lambda k, a, b: k.minimum(a, b),
     "prelu": leaky_relu,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """One of ACTIVATIONS or FUNCTIONS, with its parameters in order: Activation("clip", (0.0, 6.0))."""
-
-    name: str
-    parameters: tuple[float, ...] = ()
-
-    def __call__(self, k: Function, x: Value) -> Value:
-        """Emit it."""
-        return (ACTIVATIONS.get(self.name) or FUNCTIONS[self.name])(k, x, *self.parameters)
-
-    def __str__(self) -> str:
-        return "_".join((self.name, *(f"{p:g}" for p in self.parameters)))

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from kernels.native.compile import SPILL_LIMIT, generate
 from kernels.native.conv import Conv, conv_tiles, emit_conv, make_tile
 from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from kernels.native.math import Activation
 from tests.native.reference import check_conv, place, run_kernel
 
 

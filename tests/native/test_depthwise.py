@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from kernels.native.compile import SPILL_LIMIT, generate
 from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from kernels.native.math import Activation
 from tests.native.reference import assert_close, conv_reference, epilogue_operands, place, run_kernel
 from tests.native.test_conv import DIRECT, LAYOUTS, image
 

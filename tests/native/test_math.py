@@ -6,8 +6,9 @@ import pytest
 
 from kernels.native.builder import Module
 from kernels.native.compile import assembly
+from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
-from kernels.native.math import ACTIVATIONS, POLYNOMIALS, Activation, expm1, log1p_unit
+from kernels.native.math import ACTIVATIONS, POLYNOMIALS, expm1, log1p_unit
 from kernels.native.remez import TARGETS, fit
 from kernels.native.types import PTR
 from tests.native.reference import everything, ulp_error

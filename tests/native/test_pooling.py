@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from kernels.native.math import Activation
 from kernels.native.pooling import Pooling, emit_pooling
 from tests.native.reference import assert_close, epilogue_operands, place, run_kernel
 

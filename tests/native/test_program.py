@@ -7,9 +7,9 @@ from kernels.native.cache import CodeCache
 from kernels.native.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
-from kernels.native.math import Activation
 from kernels.native.pool import Pool, aligned
 from kernels.native.program import Program, Ref, Step, emit_program
 from tests.native.reference import assert_close, conv_reference
