@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Module, Operand, Value
 from kernels.native.errors import EmitError
-from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
+from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.isa import Isa
 from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
 from kernels.native.layout import Image
@@ -63,15 +63,15 @@ def pack_depthwise_bias(isa: Isa, bias: Array) -> Array:
 
 
 def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> list[DepthwiseTile]:
-    """The best tiles by a port model, the best first."""
+    """The best tiles by a port model, the best first; of equals the one with the longer row of pixels."""
     scored = []
     for vectors in (1, 2, 3):
         for pixels in range(1, min(conv.y.width, isa.vector_registers) + 1):
             scratch = 2 * vectors + (2 if isa.fma else 3)  # input vectors and what LLVM keeps; without FMA the product too
             if (pixels + conv.kernel[1]) * vectors + scratch > max(isa.vector_registers, conv.kernel[1] + scratch + 2):
                 continue
-            scored.append((_estimate(conv, pixels, vectors, isa), pixels * vectors, pixels, vectors))
-    return [make_depthwise_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit]]
+            scored.append((_estimate(conv, pixels, vectors, isa), pixels * vectors, vectors, pixels))
+    return [make_depthwise_tile(conv, isa, pixels, vectors) for _, _, vectors, pixels in sorted(scored)[:limit]]
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
@@ -89,7 +89,7 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
     """Fill in the rest of a tile by rule."""
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
-    return DepthwiseTile(pixels, vectors, max(1, min(conv.y.height, chunk_macs // row_macs)))
+    return DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
 
 
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
@@ -148,21 +148,30 @@ class _DepthwiseEmitter:
         return image * layout.n_stride + number * step
 
     def _row(self, k: Function, block: Block, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
-        conv = self.conv
+        conv, rows = self.conv, kernel_rows(k, self.conv, row)
         to = to.move(k, lambda image: row * image.y_stride)
         for span in column_spans(conv, conv.y.width, self.tile.pixels):
             with k.loop("tile", 0, span.count) as number:
-                self._tile(k, block, span, number * span.pixels + span.first, row, x, w, b, to)
+                self._tile(k, block, span, number * span.pixels + span.first, row, rows, x, w, b, to)
 
     def _tile(
-        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places
+        self,
+        k: Function,
+        block: Block,
+        span: Span,
+        column: Value,
+        row: Value,
+        rows: tuple[Operand, Operand],
+        x: Value,
+        w: Value,
+        b: Value,
+        to: Places,
     ) -> None:
-        """One register tile: accumulate, finish, store."""
+        """One register tile: accumulate, finish, store. rows: kernel rows inside the image."""
         conv = self.conv
         starts = [k.load(k.f32, b, v * self.lanes) if self.epilogue.bias else k.zero(k.f32) for v in range(block.vectors)]
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
-        low, high = kernel_rows(k, conv, row)
-        with k.fold("kr", low, high, 1, starts * span.pixels) as fold:
+        with k.fold("kr", *rows, 1, starts * span.pixels) as fold:
             image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
             weights = k.offset(w, fold.index * (conv.kernel[1] * block.vectors * self.lanes))
             fold.values = self._taps(k, block, span, k.offset(x, image_row * conv.x.y_stride), weights, fold.values)

@@ -120,6 +120,12 @@ def column_spans(conv: Conv, width: int, pixels: int) -> Iterator[Span]:
         yield pending
 
 
+def even_rows(height: int, wanted: int) -> int:
+    """About `wanted` rows of a chunk, or a few less so that the chunks of a plane are as even as can be."""
+    chunks = -(-height // max(1, min(height, wanted)))
+    return -(-height // chunks)
+
+
 def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
     """Emit the first and behind-last kernel row that lie inside the image for an output row."""
     rows, step = conv.kernel[0], conv.dilations[0]

@@ -4,12 +4,14 @@ Each takes the builder and a vector of any width and returns one. NaN goes in, N
 `kernels.native.remez.fit` gives for the target of the same name; a test fits them again. The largest errors over the whole
 range, in units in the last place, are asserted in `tests/native/test_math.py`:
 
-    exp 1.1    expm1 1.5    log 0.9    log1p of [0, 1] 2.0    tanh 2.4    erf 1.2    sigmoid 2.4    softplus 2.8
+    exp 1.2    expm1 1.5    log 0.9    log1p of [0, 1] 2.0    tanh 2.4    erf 1.2    sigmoid 2.4    softplus 2.8
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.remez import ERF_ONE, ERF_SPLIT
@@ -17,6 +19,7 @@ from kernels.native.types import F32, I16, I32, Type
 
 POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exact arithmetic
     "exp": (0.5, 0.1666652113199234, 0.041666388511657715, 0.008368677459657192, 0.0013941876823082566),  # 3.2e-09
+    "exp_sixteenth": (0.5000162124633789, 0.16666999459266663),  # 1.6e-09
     "expm1": (0.5, 0.1666666716337204, 0.04166648909449577, 0.008333207108080387, 0.0013932662550359964,
               0.00019945047097280622),  # 4.2e-10
     "erf_small": (0.12837916612625122, -0.3761262893676758, 0.11283624172210693, -0.026855582371354103,
@@ -34,6 +37,9 @@ POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exac
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is ln 2; n·LN2_HIGH is exact for |n| < 2^15
 ROUNDER = 12582912.0  # 1.5·2^23: adding it rounds to an integer, which then is in the low bits
+ROOTS = tuple(float(np.float32(2 ** (j / 16))) for j in range(16))
+ROOTS_MISSED = tuple(2 ** (j / 16) / root - 1 for j, root in enumerate(ROOTS))  # relative
+EXP_ZERO, EXP_INFINITE = -104.0, 89.0  # where e^x rounds to 0 and to infinity
 INFINITY = float("inf")
 
 
@@ -66,18 +72,40 @@ def _power_of_two(k: Function, n: Value) -> Value:
 
 def exp(k: Function, x: Value) -> Value:
     """e^x over all of fp32: denormal results, 0 and infinity included."""
-    x = k.at_most(k.at_least(x, -104.0), 89.0)
-    return scaled_exp(k, *_split(k, x))
+    return exp_within(k, k.at_most(k.at_least(x, EXP_ZERO), EXP_INFINITE))
+
+
+def exp_within(k: Function, x: Value) -> Value:
+    """e^x for x from EXP_ZERO to EXP_INFINITE."""
+    return _exp_by_table(k, x) if k.isa.masks and x.type == F32.by(16) else scaled_exp(k, *_split(k, x))
 
 
 def scaled_exp(k: Function, n: Value, bits: Value, r: Value) -> Value:
     """2^n·e^r, |r| ≤ ln2/2, for n as a float and as an integer from -151 to 129."""
-    p = k.fma(r * r, polynomial(k, r, POLYNOMIALS["exp"]), r) + 1.0
-    if k.isa.masks and r.type == F32.by(16):  # one instruction, exact at both ends
-        everywhere, rounding = k.const(I16, -1), k.const(I32, 4)
-        return k.call("llvm.x86.avx512.mask.scalef.ps.512", r.type, p, n, p, everywhere, rounding)
+    p = k.fma(r, k.fma(r, polynomial(k, r, POLYNOMIALS["exp"]), 1.0), 1.0)
+    if k.isa.masks and r.type == F32.by(16):
+        return _scaled(k, p, n)
     half = k.shift("ashr", bits, 1)  # 2^n in two factors, each of which fp32 holds
     return p * _power_of_two(k, half) * _power_of_two(k, bits - half)
+
+
+def _exp_by_table(k: Function, x: Value) -> Value:
+    """x = n·ln2 + r, n in sixteenths: e^x = 2^floor(n) · 2^(n - floor(n)) · e^r, the second looked up in a register (and what
+    fp32 misses of it in another), the first by `_scaled`."""
+    biased = k.fma(x, LOG2_E, ROUNDER / 16)
+    n, sixteenth = biased - ROUNDER / 16, k.convert("bitcast", biased, integers(x))
+    r = k.fma(n, -LN2_LOW, k.fma(n, -LN2_HIGH, x))
+    root, missed = (
+        k.call("llvm.x86.avx512.permvar.sf.512", x.type, k.const(x.type, t), sixteenth) for t in (ROOTS, ROOTS_MISSED)
+    )
+    p = k.fma(root, k.fma(r * r, polynomial(k, r, POLYNOMIALS["exp_sixteenth"]), r + missed), root)
+    return _scaled(k, p, n)
+
+
+def _scaled(k: Function, p: Value, n: Value) -> Value:
+    """p·2^floor(n) on AVX-512: one instruction, exact at both ends."""
+    everywhere, rounding = k.const(I16, -1), k.const(I32, 4)
+    return k.call("llvm.x86.avx512.mask.scalef.ps.512", p.type, p, n, p, everywhere, rounding)
 
 
 def expm1(k: Function, x: Value) -> Value:
@@ -127,7 +155,7 @@ def tanh(k: Function, x: Value) -> Value:
 
 def sigmoid(k: Function, x: Value) -> Value:
     """1 / (1 + e^-x), never outside [0, 1], denormal for very negative x."""
-    e = exp(k, k.at_most(x, 40.0))
+    e = exp_within(k, k.at_most(k.at_least(x, EXP_ZERO), 40.0))
     return e / (e + 1.0)
 
 
@@ -136,8 +164,7 @@ def erf(k: Function, x: Value) -> Value:
     magnitude = k.at_most(k.abs(x), ERF_ONE)
     square = magnitude * magnitude
     small = k.fma(magnitude, polynomial(k, square, POLYNOMIALS["erf_small"]), magnitude)
-    large = -expm1(k, -polynomial(k, magnitude, POLYNOMIALS["erf_large"]))
-    large = k.at_most(large, 1.0)
+    large = 1.0 - exp_within(k, -polynomial(k, magnitude, POLYNOMIALS["erf_large"]))
     return k.copysign(k.select(magnitude < ERF_SPLIT, small, large), x)
 
 
@@ -205,7 +232,7 @@ def gelu_tanh(k: Function, x: Value) -> Value:
 
 def softplus(k: Function, x: Value) -> Value:
     """log(1 + e^x)."""
-    return k.at_least(x, 0.0) + log1p_unit(k, exp(k, -k.abs(x)))
+    return k.at_least(x, 0.0) + log1p_unit(k, exp_within(k, k.at_least(-k.abs(x), EXP_ZERO)))
 
 
 def softsign(k: Function, x: Value) -> Value:
@@ -215,7 +242,7 @@ def softsign(k: Function, x: Value) -> Value:
 
 def mish(k: Function, x: Value) -> Value:
     """x·tanh(softplus(x)): with e = e^x that is x·n/(n + 2), n = e·(e + 2)."""
-    e = exp(k, k.at_most(x, 30.0))
+    e = exp_within(k, k.at_most(k.at_least(x, EXP_ZERO), 30.0))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
 

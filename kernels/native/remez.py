@@ -81,6 +81,9 @@ TARGETS = {
     # exp(r) = 1 + r + r²·P(r)
     "exp": Target(_by_series(lambda r: 0.5 + r / 6 + r * r / 24, lambda r: (np.expm1(r) - r) / (r * r)),
                   -LOG2_HALF, LOG2_HALF, 4, lambda r: r * r),
+    # the same where exponents are sixteenths
+    "exp_sixteenth": Target(_by_series(lambda r: 0.5 + r / 6 + r * r / 24, lambda r: (np.expm1(r) - r) / (r * r)),
+                            -LOG2_HALF / 16, LOG2_HALF / 16, 1, lambda r: r * r),
     # expm1(r) = r + r²·P(r), to one more bit since nothing is added to it
     "expm1": Target(_by_series(lambda r: 0.5 + r / 6 + r * r / 24, lambda r: (np.expm1(r) - r) / (r * r)),
                     -LOG2_HALF, LOG2_HALF, 5, np.abs, fixed=(0.5,)),
