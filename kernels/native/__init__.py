@@ -9,7 +9,7 @@ From the bottom up:
     layout, view, geometry    how images and tensors lie in memory; how work is cut up
     kernel     what every kernel looks like from outside
     nest, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
-    conv, depthwise, pooling, maps, gather    the kernels
+    conv, winograd, depthwise, pooling, maps, gather    the kernels
     rearrange    what takes several maps: layouts of images, padding
     program    kernels composed into the one function that a segment of a model runs as
 """

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kernels.native.compile import SPILL_LIMIT, generate
+from kernels.native.conv import pack_bias
+from kernels.native.errors import EmitError
+from kernels.native.functions import Activation
+from kernels.native.geometry import Conv
+from kernels.native.kernel import Epilogue, Merge
+from kernels.native.layout import Image
+from kernels.native.winograd import Winograd, emit_winograd, make_winograd_tile, pack_winograd, winograd_cost, winograd_tiles
+from tests.native.reference import PLAIN, conv_reference, epilogue_operands, place, run_kernel
+
+
+def square(isa, size, inputs, outputs, pad=1, batch=1, unit=4):
+    height, width = size if isinstance(size, tuple) else (size, size)
+    x = Image.blocked(batch, inputs, height, width, isa.lanes)
+    y = Image.blocked(batch, outputs, height + 2 * pad - 2, width + 2 * pad - 2, isa.lanes)
+    return Winograd(Conv(x, y, (3, 3), top=pad, left=pad), unit)
+
+
+def poisoned(size_bytes):
+    return np.full(size_bytes // 4 + 64, np.nan, np.float32)
+
+
+def run_winograd(winograd, tile, isa, x, w, b=None, epilogue=PLAIN, operands=None):
+    """The whole memory of the output, which was poisoned, behind it too."""
+    conv = winograd.conv
+    memory, buffers = poisoned(4 * conv.y.elements), {}
+    for name, size in winograd_cost(winograd, tile, isa).buffer_bytes.items():
+        buffers[name] = poisoned(size)
+    given = {"x": place(conv.x, x), "w": pack_winograd(winograd, tile, isa, w), "y": memory, **buffers, **(operands or {})}
+    if b is not None:
+        given["b"] = pack_bias(conv, isa, b)
+    conv.x.view(given["x"])[:, -1, :, :, (conv.x.channels - 1) % conv.x.block + 1 :] = np.nan
+    for kernel in emit_winograd(winograd, tile, epilogue, isa):
+        run_kernel(kernel, isa, **{name: array for name, array in given.items() if name in kernel.arguments})
+    for name, size in winograd_cost(winograd, tile, isa).buffer_bytes.items():
+        assert np.isnan(buffers[name][size // 4 :]).all()
+    return memory
+
+
+def check_winograd(winograd, tile, isa, epilogue=PLAIN, exact_activation=None):
+    conv, rng = winograd.conv, np.random.default_rng(0)
+    x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
+    w = rng.standard_normal((conv.y.channels, conv.x.channels, 3, 3)).astype(np.float32) / np.float32(
+        3 * np.sqrt(conv.x.channels)
+    )
+    b = rng.standard_normal(conv.y.channels).astype(np.float32) if epilogue.bias else None
+    exact = conv_reference(conv, x, w, b)
+    operands, exact = epilogue_operands(epilogue, exact, rng)
+    if exact_activation:
+        exact = exact_activation(exact)
+    memory = run_winograd(winograd, tile, isa, x, w, b, epilogue, operands)
+    got = conv.y.load(memory)
+    assert not np.isnan(got).any()
+    np.testing.assert_allclose(got, exact, rtol=0, atol={2: 1e-5, 4: 4e-5, 6: 4e-4}[winograd.unit])
+    conv.y.view(memory)[...] = np.nan
+    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+
+
+FORMS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "split"])
+
+
+@FORMS
+@pytest.mark.parametrize("unit", [2, 4, 6])
+@pytest.mark.parametrize("pad", [0, 1, 2])
+def test_units_paddings_and_sizes(isa, unit, pad, fused):
+    for size in ((7, 12), (5, 3), (13, 9)):
+        winograd = square(isa, size, isa.lanes + 3, 2 * isa.lanes + 1, pad, unit=unit)
+        check_winograd(winograd, make_winograd_tile(winograd, isa, 6, 2, 8, fused=fused), isa)
+
+
+@FORMS
+def test_epilogue_adds_bias_and_residual_and_activates(isa, fused):
+    winograd = square(isa, 10, 5, isa.lanes + 5, batch=2)
+    cases = {
+        Activation("relu"): lambda v: np.maximum(v, 0),
+        Activation("silu"): lambda v: v / (1 + np.exp(-v)),
+    }
+    for activation, exact in cases.items():
+        epilogue = Epilogue(True, (Merge("add", winograd.conv.y), activation))
+        check_winograd(winograd, make_winograd_tile(winograd, isa, 4, 2, 9, fused=fused), isa, epilogue, exact)
+
+
+def test_default_tiles_compute_the_layer(isa):
+    for size, inputs, outputs in ((14, 3 * isa.lanes, 4 * isa.lanes), (30, isa.lanes, isa.lanes), (1, 4, 4)):
+        winograd = square(isa, size, inputs, outputs)
+        check_winograd(winograd, winograd_tiles(winograd, isa)[0], isa)
+
+
+def test_default_products_do_not_spill(isa):
+    winograd = square(isa, 28, 128, 128)
+    tile = replace(winograd_tiles(winograd, isa)[0], fused=False)
+    _, multiply, _ = emit_winograd(winograd, tile, PLAIN, isa)
+    assert generate(multiply.ir, isa, count_spills=True).spills <= SPILL_LIMIT
+
+
+def test_layers_it_cannot_compute_are_refused(isa):
+    plain = square(isa, 8, 4, 4)
+    tile = make_winograd_tile(plain, isa, 4, 1, 4, fused=True)
+    for conv, message in (
+        (replace(plain.conv, strides=(2, 2)), r"strides \(2, 2\)"),
+        (replace(plain.conv, x=Image.nchw(1, 4, 8, 8)), "x has blocks of 1 channels"),
+    ):
+        with pytest.raises(EmitError, match=message):
+            emit_winograd(replace(plain, conv=conv), tile, PLAIN, isa)
+    with pytest.raises(EmitError, match=r"unit is 3, need one of \[2, 4, 6\]"):
+        emit_winograd(replace(plain, unit=3), tile, PLAIN, isa)
