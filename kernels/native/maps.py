@@ -32,7 +32,8 @@ CHUNK_CYCLES = (8_000, 30_000)  # least and most of one chunk: 2 to 10 µs
 CHUNKS = 32
 CYCLE_BYTES = 32  # that caches move in a cycle, roughly
 TURNED_LANES = 16  # most of a tile that is transposed: as many vectors as there are registers for
-HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with few vectors at a time
+UNROLL = 4  # vectors at a time
+HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class _MapEmitter:
         if self.nest.turned:
             self.lanes = min(self.lanes, TURNED_LANES)
         heavy = max((step.cycles for step in what.steps), default=1) >= HEAVY_CYCLES
-        self.unroll = (2 if isa.vector_registers >= 32 else 1) if heavy else 4
+        self.unroll = 1 if heavy else UNROLL
         vectors = -(-self.nest.columns.size // self.lanes)
         if self.nest.turned:
             self.units = (self.lanes, self.lanes)

@@ -1,6 +1,7 @@
 """Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
 
 import ctypes
+import re
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from kernels.native.library import Library
 from kernels.native.pool import aligned
 
 PLAIN = Epilogue()
+CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # of another function, in assembly
 
 
 def place(image: Image, array: np.ndarray) -> np.ndarray:

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kernels.native.compile import assembly
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
 from kernels.native.isa import ISAS
 from kernels.native.maps import Map, Strided, emit_map
 from kernels.native.view import View
-from tests.native.reference import assert_close, run_kernel
+from tests.native.reference import CALL, assert_close, run_kernel
 
 POISON = 0xA5  # of every byte that is not to be written
 RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -312,3 +313,18 @@ def test_power_and_sine_in_an_expression(isa):
     x, y = random_memories(what)
     exact = np.sin(x.reshape(5, 37).astype(np.float64) ** y.astype(np.float64)) ** 2
     assert_close(run_map(what, isa, x, y), exact, 8)
+
+
+@pytest.mark.parametrize("name", sorted(ISAS))
+def test_casts_and_transposes_call_nothing_on_any_isa(name):
+    isa = ISAS[name]
+    maps = [
+        Map(dense(9, dtype=new), (dense(9, dtype=old),), (Apply("cast", (0,), dtype=np.dtype(new)),))
+        for old in CASTS
+        for new in CASTS
+    ]
+    maps += [
+        Map(dense(20, 21, dtype=dtype), (Strided(View.dense((21, 20)).transposed((1, 0)), np.dtype(dtype)),)) for dtype in CASTS
+    ]
+    for what in maps:
+        assert not CALL.search(assembly(emit_map(what, isa).ir, isa)), what
