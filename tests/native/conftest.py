@@ -1,6 +1,5 @@
 """What the native tests share: the instruction sets of this machine, and a way to call what was emitted."""
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -9,32 +8,39 @@ import pytest
 
 from kernels.native.builder import Module
 from kernels.native.compile import generate
-from kernels.native.isa import Isa, host_isas
-from kernels.native.library import Library
+from kernels.native.isa import ISAS, Isa, host_isas
 from kernels.native.types import I64, PTR
+from tests.native.runner import MISSING_TOOLS, run
 
 HOST_ISAS = [isa for isa in host_isas() if isa.name in {"sse", "avx2", "avx512_bf16", "avx512", "neon"}]
 if any(isa.name == "avx512_bf16" for isa in HOST_ISAS):
     HOST_ISAS = [isa for isa in HOST_ISAS if isa.name != "avx512"]
+EMULATED_ISAS = [isa for isa in (ISAS["neon"],) if all(isa.arch != host.arch for host in HOST_ISAS)]
+needs_emulator = pytest.mark.skipif(bool(MISSING_TOOLS), reason=f"AArch64 is emulated, {' '.join(MISSING_TOOLS)} not found")
+
+
+@pytest.fixture(
+    params=[*HOST_ISAS, *(pytest.param(isa, marks=needs_emulator) for isa in EMULATED_ISAS)], ids=lambda isa: isa.name
+)
+def isa(request: pytest.FixtureRequest) -> Isa:
+    """Every instruction set of distinct vector width that this machine runs, and AArch64's in an emulator."""
+    return request.param
 
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
-def isa(request: pytest.FixtureRequest) -> Isa:
-    """Every instruction set of distinct vector width that this machine runs."""
+def host(request: pytest.FixtureRequest) -> Isa:
+    """Those that this machine runs itself, for what is more than one function."""
     return request.param
 
 
 class Native:
-    """A callable native function that keeps its code alive; arrays are passed by address."""
+    """A callable native function; arrays are passed by address."""
 
     def __init__(self, ir: str, isa: Isa, name: str = "f") -> None:
-        self.library = Library([generate(ir, isa).code], [name])
-        self.address = self.library.address(name)
+        self.code, self.isa, self.name = generate(ir, isa).code, isa, name
 
     def __call__(self, *arguments: Any) -> None:
-        kinds = [ctypes.c_void_p if isinstance(a, np.ndarray) else ctypes.c_int64 for a in arguments]
-        raw = [a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments]
-        ctypes.CFUNCTYPE(None, *kinds)(self.address)(*raw)
+        run(self.code, self.isa, self.name, [arguments])
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ def native() -> Callable[..., Native]:
 def apply(isa: Isa) -> Callable[..., np.ndarray]:
     """Run an emitter of one vector or two over arrays of as many elements."""
 
-    def run(emitter: Callable[..., Any], *xs: np.ndarray) -> np.ndarray:
+    def over(emitter: Callable[..., Any], *xs: np.ndarray) -> np.ndarray:
         module, count = Module(isa), len(xs[0])
         signature = {**{f"x{n}": PTR for n in range(len(xs))}, "y": PTR, "n": I64}
         with module.function("f", signature) as (k, *sources, target, n), k.loop("i", 0, n, isa.lanes) as i:
@@ -57,4 +63,4 @@ def apply(isa: Isa) -> Callable[..., np.ndarray]:
         Native(module.text, isa)(*padded, y, len(y))
         return y[:count]
 
-    return run
+    return over

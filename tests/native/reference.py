@@ -1,6 +1,5 @@
 """Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
 
-import ctypes
 import re
 
 import numpy as np
@@ -9,8 +8,8 @@ from kernels.native.compile import generate
 from kernels.native.conv import Conv, ConvTile, emit_conv, pack_bias, pack_weights
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from kernels.native.library import Library
 from kernels.native.pool import aligned
+from tests.native.runner import run
 
 PLAIN = Epilogue()
 CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # of another function, in assembly
@@ -48,19 +47,14 @@ def run_kernel(kernel, isa, **arrays) -> None:
 
     arrays: of each argument by name; those not given are null. Scratch is poisoned before each call.
     """
-    library = Library([generate(kernel.ir, isa).code], [kernel.name])
     assert set(arrays) <= set(kernel.arguments)
     scratch = aligned(kernel.scratch_bytes + 128)
     given = {**arrays, **({"scratch": scratch} if "scratch" in kernel.arguments else {})}
-    pointers = [given[name].ctypes.data if given.get(name) is not None else None for name in kernel.arguments]
-    kinds = [*[ctypes.c_void_p] * len(pointers), ctypes.c_int64, ctypes.c_int64]
-    function = ctypes.CFUNCTYPE(None, *kinds)(library.address(kernel.name))
+    pointers = [given.get(name) for name in kernel.arguments]
     together = min(2, kernel.chunks)
-    for begin, end in [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]:
-        scratch[:] = 0xFF  # NaN
-        function(*pointers, begin, end)
-        assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
-    library.close()
+    chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
+    run(generate(kernel.ir, isa).code, isa, kernel.name, [[*pointers, *chunk] for chunk in chunks], scratch)
+    assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
 
 
 def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -19,6 +19,12 @@ from tests.native.test_depthwise import depthwise
 X, ARENA, Y, WEIGHTS = range(4)
 
 
+@pytest.fixture
+def isa(host):
+    """Programs run on the pool's threads, so not in an emulator."""
+    return host
+
+
 class Bottleneck:
     """An inverted residual block: expand, depthwise, project and add the input; all weights in one memory."""
 
