@@ -1,5 +1,6 @@
 """Kernels composed into one native function: what a whole segment of a model runs as, on every thread of a team.
 
+    denormals count as 0 from here on, until the end
     for each step:  take chunks from the step's counter until none is left;  barrier, where the next step needs all of it
 
 A program is called with a table of addresses: the counters first, then buffers for timestamps
@@ -23,7 +24,7 @@ from kernels.native.isa import Isa
 from kernels.native.kernel import SCRATCH, NativeKernel, signature
 from kernels.native.library import Library
 from kernels.native.pool import Pool, aligned
-from kernels.native.runtime import LINE_BYTES, barrier, chunks, runtime_ir
+from kernels.native.runtime import LINE_BYTES, barrier, chunks, denormals_as_zero, runtime_ir
 from kernels.native.types import I8, I64, PTR, VOID
 from kernels.spec import Array
 
@@ -62,19 +63,22 @@ def emit_program(steps: Sequence[Step], isa: Isa, *, timed: bool) -> str:
         counters, times = k.load(PTR, table, _COUNTERS), k.load(PTR, table, _TIMES)
         scratch = k.offset(k.load(PTR, table, _SCRATCH), thread * _scratch_bytes(steps), I8)
         mine = k.offset(times, thread * _times_per_thread(len(steps)), I64)
-        for n, step in enumerate(steps):
-            k.comment(f"step {n}: {step.kernel.name}")
-            pointers = [scratch if name == SCRATCH else _pointer(k, table, step.refs.get(name)) for name in step.kernel.arguments]
-            if timed:
-                _stamp(k, mine, 3 * n)
-            with chunks(k, k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks, step.grain) as (begin, end):
-                k.call(step.kernel.name, VOID, *pointers, begin, end)
-            if timed:
-                _stamp(k, mine, 3 * n + 1)
-            if step.barrier and n + 1 < len(steps):
-                barrier(k, team)
-            if timed:
-                _stamp(k, mine, 3 * n + 2)
+        with denormals_as_zero(k):
+            for n, step in enumerate(steps):
+                k.comment(f"step {n}: {step.kernel.name}")
+                pointers = [
+                    scratch if name == SCRATCH else _pointer(k, table, step.refs.get(name)) for name in step.kernel.arguments
+                ]
+                if timed:
+                    _stamp(k, mine, 3 * n)
+                with chunks(k, k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks, step.grain) as (begin, end):
+                    k.call(step.kernel.name, VOID, *pointers, begin, end)
+                if timed:
+                    _stamp(k, mine, 3 * n + 1)
+                if step.barrier and n + 1 < len(steps):
+                    barrier(k, team)
+                if timed:
+                    _stamp(k, mine, 3 * n + 2)
     return module.text
 
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.isa import Isa
-from kernels.native.types import VOID
+from kernels.native.types import I32, I64, PTR, VOID
 
 LINE_BYTES = 128
 MAILBOX_BYTES = LINE_BYTES
@@ -37,6 +37,8 @@ _PAUSE = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
     "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
 }
+
+_MXCSR_FTZ_DAZ, _FPCR_FZ = 0x8040, 1 << 24  # bits of the control registers
 
 _FUTEX = """\
 declare i64 @syscall(i64, ...)
@@ -232,6 +234,24 @@ def runtime_ir(isa: Isa, *, futex: bool | None = None) -> str:
     sleeping = _FUTEX.replace("NUMBER", str(_FUTEX_NUMBER[isa.arch])) if has_futex else _NAP
     target = f'target triple = "{isa.triple}"\nattributes #0 = {{ nounwind "target-cpu"="{isa.cpu}" }}\n'
     return "\n".join((target, declaration, sleeping, _COMMON.replace("PAUSE", pause)))
+
+
+@contextmanager
+def denormals_as_zero(k: Function) -> Iterator[None]:
+    """Emit a body in whose calls fp32 and fp64 numbers below the smallest normal one are 0, read or written; the mode of the
+    thread that runs it comes back after it. What for: docs/decisions/0004-denormals.md."""
+    if k.isa.arch == "aarch64":
+        mode = k.call("llvm.aarch64.get.fpcr", I64)
+        k.call("llvm.aarch64.set.fpcr", VOID, mode | _FPCR_FZ)
+        yield
+        k.call("llvm.aarch64.set.fpcr", VOID, mode)
+        return
+    before, inside = (k.op(f"alloca {I32.text}", PTR, name) for name in ("before", "inside"))
+    k.call("llvm.x86.sse.stmxcsr", VOID, before)
+    k.store(k.load(I32, before) | _MXCSR_FTZ_DAZ, inside)
+    k.call("llvm.x86.sse.ldmxcsr", VOID, inside)
+    yield
+    k.call("llvm.x86.sse.ldmxcsr", VOID, before)
 
 
 def barrier(k: Function, team: Value) -> None:

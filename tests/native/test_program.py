@@ -3,13 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kernels.native.builder import Module
 from kernels.native.cache import CodeCache
 from kernels.native.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.errors import EmitError
 from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue, Merge
+from kernels.native.kernel import Epilogue, Merge, NativeKernel, signature
 from kernels.native.pool import Pool, aligned
 from kernels.native.program import Program, Ref, Step, emit_program
 from tests.native.reference import assert_close, conv_reference
@@ -157,3 +158,29 @@ def test_program_is_emitted_for_every_architecture():
     conv = square(isa, "blocked", 4, 8, 8, 1)
     step = Step(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), {"x": Ref(0), "y": Ref(2), "w": Ref(1)})
     assert "llvm.readsteadycounter" in emit_program([step, step], isa, timed=True)
+
+
+def halving(isa, chunks):
+    """y = x / 2, one vector a chunk."""
+    module, names = Module(isa), ("x", "y")
+    with module.function("halving", signature(names)) as (k, x, y, begin, end), k.loop("chunk", begin, end) as chunk:
+        k.store(k.load(k.f32, x, chunk * isa.lanes) * 0.5, y, chunk * isa.lanes)
+    return NativeKernel("halving", module.text, chunks, names)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormals_are_zero_in_a_program_and_numbers_after_it(isa, threads):
+    smallest, count = np.finfo(np.float32).tiny, 64 * isa.lanes
+    x, y = np.full(count, smallest), np.full(count, np.nan, np.float32)
+    x[::2] = smallest / 2
+    x[1] = 3.0
+    pool = Pool(threads)
+    program = Program([Step(halving(isa, 64), {"x": Ref(0), "y": Ref(1)})], 2, isa, pool)
+    program.bind(0, x)
+    program.bind(1, y)
+    for _ in range(3):
+        program.run(threads)
+        assert y[1] == 1.5
+        assert not y[2:].any()
+        assert (x[1] * np.float32(0.5), smallest * np.float32(0.5) > 0) == (1.5, True)
+    pool.close()

@@ -8,7 +8,8 @@ from kernels.native.compile import generate
 from kernels.native.depthwise import depthwise_tiles
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue
-from kernels.native.types import F32, I8, I32, I64, PTR
+from kernels.native.runtime import denormals_as_zero
+from kernels.native.types import F32, I8, I32, I64, PTR, VOID
 from tests.native.conftest import EMULATED_ISAS, needs_emulator
 from tests.native.runner import run
 from tests.native.test_conv import check_conv, conv_tiles, square
@@ -99,3 +100,19 @@ def test_products_of_bytes_run_in_the_emulator(name, intrinsic):
     exact = (rows[0] @ rows[1].T).ravel() if name == "neon_i8mm" else (rows[0] * rows[1]).sum(1)
     run(function(isa, {"x": PTR, "w": PTR, "y": PTR}, body), isa, "f", [[x, w, y]])
     assert y.tolist() == (exact + range(4)).tolist()
+
+
+def test_denormals_are_zero_inside_and_come_back_after(isa):
+    module = Module(isa)
+    with module.function("halve", {"x": PTR, "y": PTR}, exported=False) as (k, x, y):
+        k.store(k.load(F32, x) * 0.5, y)
+    with module.function("f", {"x": PTR, "y": PTR}) as (k, x, y):
+        k.call("halve", VOID, x, y)
+        with denormals_as_zero(k):
+            k.call("halve", VOID, x, k.offset(y, 1))
+            k.call("halve", VOID, k.offset(x, 1), k.offset(y, 2))
+        k.call("halve", VOID, x, k.offset(y, 3))
+    tiny = np.finfo(np.float32).tiny
+    x, y = np.array([tiny, 3 * tiny], np.float32), np.full(4, np.nan, np.float32)
+    run(generate(module.text, isa).code, isa, "f", [[x, y]])
+    assert y.tolist() == [tiny / 2, 0, 1.5 * tiny, tiny / 2]
