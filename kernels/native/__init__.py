@@ -8,8 +8,8 @@ From the bottom up:
     runtime, pool     native worker threads, barrier, shared chunks
     layout, view, geometry    how images and tensors lie in memory; how work is cut up
     kernel     what every kernel looks like from outside
-    nest, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
-    conv, winograd, depthwise, pooling, maps, gather    the kernels
+    nest, walk, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
+    conv, winograd, depthwise, pooling, maps, rows, gather    the kernels
     rearrange    what takes several maps: layouts of images, padding
     program    kernels composed into the one function that a segment of a model runs as
 """

@@ -403,7 +403,7 @@ class Function:
             return self.load(kind, base, index)
         address = self.offset(base, index, kind)
         if self.isa.masks:
-            arguments = (address, self.const(I32, kind.align_bytes), self._first(kind, lanes), self.zero(kind))
+            arguments = (address, self.const(I32, kind.align_bytes), self.first(kind, lanes), self.zero(kind))
             return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
         whole = self.zero(kind)
         for start, width in _pieces(lanes):
@@ -425,14 +425,15 @@ class Function:
             return
         address = self.offset(base, index, kind)
         if self.isa.masks:
-            arguments = (value, address, self.const(I32, kind.align_bytes), self._first(kind, lanes))
+            arguments = (value, address, self.const(I32, kind.align_bytes), self.first(kind, lanes))
             self.call(f"llvm.masked.store.{kind.mangled}.p0", VOID, *arguments)
             return
         for start, width in _pieces(lanes):
             piece = self.extract(value, start) if width == 1 else self.shuffle(value, None, range(start, start + width))
             self.store(piece, address, start)
 
-    def _first(self, kind: Type, lanes: int) -> Value:
+    def first(self, kind: Type, lanes: int) -> Value:
+        """A mask of the first `lanes` lanes of the type."""
         return self.const(I1.by(kind.lanes), [lane < lanes for lane in range(kind.lanes)])
 
     def prefetch(self, base: Value, index: Operand = 0, *, locality: int = 3, write: bool = False) -> None:

@@ -37,8 +37,8 @@ class View:
 
     @property
     def span(self) -> int:
-        """Elements from the beginning of its memory to behind its last."""
-        return self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
+        """Elements from the beginning of its memory to behind the last that it reaches."""
+        return self.offset + sum((size - 1) * max(stride, 0) for size, stride in zip(self.shape, self.strides, strict=True)) + 1
 
     def transposed(self, axes: Sequence[int]) -> View:
         """Dimension i is dimension axes[i] of this one."""

@@ -9,6 +9,7 @@ from kernels.native.conv import Conv, ConvTile, emit_conv, pack_bias, pack_weigh
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
+from kernels.native.view import View
 from tests.native.runner import run
 
 PLAIN = Epilogue()
@@ -20,6 +21,25 @@ def place(image: Image, array: np.ndarray) -> np.ndarray:
     memory = np.full(image.elements, np.nan, np.float32)
     image.store(array.astype(np.float32), memory)
     return memory
+
+
+def seen(view: View, memory: np.ndarray) -> np.ndarray:
+    """The numpy view of flat memory that a View describes."""
+    strides = [stride * memory.itemsize for stride in view.strides]
+    return np.lib.stride_tricks.as_strided(memory[view.offset :], view.shape, strides)
+
+
+def lay(view: View, array: np.ndarray) -> np.ndarray:
+    """Memory that holds the array where the view says; NaN everywhere else."""
+    memory = np.full(view.span, np.nan, np.float32)
+    seen(view, memory)[...] = array
+    return memory
+
+
+def assert_only_written(view: View, memory: np.ndarray) -> None:
+    """That memory which was NaN before is so still outside of the view, whose content is lost."""
+    seen(view, memory)[...] = np.nan
+    assert np.isnan(memory).all()
 
 
 def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:

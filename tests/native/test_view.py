@@ -69,3 +69,9 @@ def test_broadcast_repeats():
 def test_picked_drops_the_dimension():
     base = np.arange(24, dtype=np.float32)
     np.testing.assert_array_equal(read(View.dense((2, 3, 4)).picked(1, 2), base), base.reshape(2, 3, 4)[:, 2])
+
+
+def test_span_of_a_dimension_walked_backwards_reaches_its_beginning():
+    view = View.dense((4, 5)).sliced(1, 4, 5, -1)
+    assert view.span == 20
+    assert View.dense((4, 5)).sliced(0, 3, 2, -2).span == 20
