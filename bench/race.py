@@ -66,6 +66,7 @@ def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> En
     hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap nobody asked for
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
     if ours:
         environment["PYTHONPATH"] = str(WORKER.parent.parent)
     log = folder / f"{name.replace(':', '-')}-{threads}.log"

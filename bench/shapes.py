@@ -15,7 +15,7 @@ from bench.models import exports_folder
 from graph.ir import Node, Specs
 from graph.native.engine import Native
 from graph.native.lowering import Call, Storage
-from graph.native.segment import lower
+from graph.native.segment import complete, lower
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
@@ -50,7 +50,8 @@ def shapes_of(name: str, native: Native) -> Iterator[Shape]:
     _, parts = native.parts(ready.graph, ready.specs, {})
     found: dict[str, list[Shape]] = {}
     for part in parts.values():
-        lowering = lower(part, ready.specs, ready.graph.constants, native.isa, native.packed, {})
+        choices = complete(part, ready.specs, ready.graph.constants, native.isa, {})
+        lowering = lower(part, ready.specs, ready.graph.constants, native.isa, native.packed, choices)
         for at, node in enumerate(part.nodes):
             flops = _flops(node, ready.specs)
             if flops:

@@ -10,18 +10,24 @@ from graph.choice import Choice
 from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
-from graph.native.place import Storage, as_image, image_shape, is_image
+from graph.native.place import F32_BYTES, Place, Storage, as_image, image_shape, is_image
 from graph.native.rule import Facts, Rule, is_f32
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
+from kernels.native.isa import Isa
 from kernels.native.layout import Image
+from kernels.native.winograd import Winograd, WinogradTile, emit_winograd, pack_winograd, winograd_cost, winograd_tiles
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
 
 MAX_TILE = 32
+UNITS = (2, 4, 6)
+MEASURED_UNITS = 2  # that are taken unmeasured: the last is seldom faster and errs more
+WEIGHT_BYTES_A_CYCLE = 4.5  # that a core gets of weights that no cache holds: 20 GB/s at 4.5 GHz while it multiplies
+TRANSFORM_CYCLES = 2.0  # of a vector of a point: there and back, and stored between
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -45,8 +51,11 @@ def lower(b: Lowering, node: Node) -> None:
     bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
     rest, bias = with_bias(steps, bias, b, weights.shape[0], y_shape)
     four = weights if weights.ndim == 4 else weights[:, :, None, :]
+    chosen = b.choice(node)
     if is_depthwise(node, b.spec):
         _depthwise(b, node, four, bias, rest)
+    elif chosen.algorithm == "winograd":
+        _winograd(b, node, four, bias, rest)
     else:
         _direct(b, node, four, bias, rest)
 
@@ -87,6 +96,42 @@ def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: 
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 
+def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+    value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    x = b.blocked(node.inputs[0])
+    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
+    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    winograd, tile = winograd_of(geometry(node, b.spec, x.image, y.image), b.choice(node), b.isa)
+    source, key = b.constants[node.inputs[1]], ("winograd", winograd.unit, tile.vectors, tile.fused)
+    packed = b.constant(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
+    places: dict[str, Place | Storage] = {"x": x, "w": packed, "y": y, **bias_of(b, winograd.conv, bias), **operands}
+    for name, nbytes in winograd_cost(winograd, tile, b.isa).buffer_bytes.items():
+        places[name] = Storage(f"{value}/{name}", nbytes // F32_BYTES)
+    for kernel in emit_winograd(winograd, tile, epilogue, b.isa):
+        written = next(name for name in ("y", "m", "v") if name in kernel.arguments)
+        b.call(kernel, {name: places[name] for name in kernel.arguments if name in places}, [written])
+
+
+def winograd_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, WinogradTile]:
+    """The unit and tile of a choice. Raises UnsupportedError where there are no such."""
+    units = {str(unit): unit for unit in UNITS}
+    unit = units.get(choice.param("unit") or str(UNITS[1]))
+    if unit is None:
+        raise UnsupportedError(f"winograd: unit is {choice.param('unit')!r}, need one of {', '.join(units)}")
+    winograd = Winograd(conv, unit)
+    tiles = {str(tile): tile for tile in winograd_tiles(winograd, isa)}
+    text = choice.param("tile") or next(iter(tiles))
+    if text not in tiles:
+        raise UnsupportedError(f"winograd: tile is {text[:40]!r}, need one of {', '.join(tiles)}")
+    return winograd, tiles[text]
+
+
+def takes_winograd(conv: Conv) -> bool:
+    """Whether a convolution has the form that Winograd's algorithm computes."""
+    plain = (conv.strides, conv.dilations, conv.groups) == ((1, 1), (1, 1), 1)
+    return plain and conv.kernel == (3, 3) and max(conv.top, conv.left) <= 2
+
+
 def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
     """The packed bias as an argument."""
     if bias is None:
@@ -100,8 +145,7 @@ def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, step
     epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
     y = b.new_image(value, overwritable(list(operands.values()), [x]))
     conv = geometry(node, b.spec, x.image, y.image)
-    chosen = b.choice(node)
-    text = None if chosen is None else chosen.param("tile")
+    text = b.choice(node).param("tile")
     tile = depthwise_tiles(conv, b.isa, 1)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
     packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
@@ -127,8 +171,7 @@ def with_bias(
 
 def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
     """The tile that was chosen for a node, or the best by the port model."""
-    chosen = b.choice(node)
-    if chosen is None or (text := chosen.param("tile")) is None:
+    if (text := b.choice(node).param("tile")) is None:
         return conv_tiles(conv, b.isa, 1)[0]
     return make_tile(conv, b.isa, *parse_tile(text))
 
@@ -147,7 +190,26 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     conv = geometry(node, facts.spec, x, y)
     if is_depthwise(node, facts.spec):
         return [Choice("native", "depthwise", (("tile", str(tile)),)) for tile in depthwise_tiles(conv, facts.isa)]
-    return [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+    direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+    if not takes_winograd(conv):
+        return direct
+    transformed = []
+    for unit in UNITS:
+        tile = winograd_tiles(Winograd(conv, unit), facts.isa, 1)[0]
+        choice = Choice("native", "winograd", (("tile", str(tile)), ("unit", str(unit))))
+        transformed.append((_winograd_cycles(Winograd(conv, unit), facts.isa), choice))
+    weight_bytes = F32_BYTES * conv.x.channels * conv.y.channels * 9
+    cycles = max(conv.macs / (2 * facts.isa.lanes), weight_bytes / WEIGHT_BYTES_A_CYCLE)
+    ordered = sorted([*transformed[:MEASURED_UNITS], (cycles, direct[0])], key=lambda entry: entry[0])
+    return [*(choice for _, choice in (*ordered, *transformed[MEASURED_UNITS:])), *direct[1:]]
+
+
+def _winograd_cycles(winograd: Winograd, isa: Isa) -> float:
+    """Roughly what it takes on one core: products, or the transformed weights coming from memory; and the transforms."""
+    conv = winograd.conv
+    weights = winograd.points * conv.x.channels * conv.y.channels
+    products = max(weights * winograd.tiles / (2 * isa.lanes), F32_BYTES * weights / WEIGHT_BYTES_A_CYCLE)
+    return products + TRANSFORM_CYCLES * winograd.tiles * winograd.points * (conv.x.blocks + conv.y.blocks)
 
 
 RULES = {"Conv": Rule(refuses, lower, candidates)}

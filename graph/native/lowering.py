@@ -56,7 +56,7 @@ class Lowering:
     """The calls of one segment under construction.
 
     Args:    nodes: of the segment, in order. constants, specs: of the whole graph. results: values that others want from it.
-             choices: how to compute nodes, by their names; what is missing is left to the rules.
+             choices: how to compute each node, by its name.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class Lowering:
         """What a value is."""
         return known(self._specs, value)
 
-    def choice(self, node: Node) -> Choice | None:
-        """How a node shall be computed, or None where that is left to its rule."""
-        return self._choices.get(node.name)
+    def choice(self, node: Node) -> Choice:
+        """How a node shall be computed."""
+        return self._choices[node.name]
 
     def everywhere(self, value: str) -> list[Place]:
         """All the places where a value lies, its producer's first."""

@@ -29,7 +29,7 @@ _GRAIN_CHUNKS = 1
 def lower(
     part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, packed: Packed, choices: Mapping[str, Choice]
 ) -> Lowering:
-    """The calls of a part, in order. Its nodes must not be refused."""
+    """The calls of a part, in order. Its nodes must not be refused; every one has its choice."""
     lowering = Lowering(part.nodes, specs, constants, part.outputs, isa, packed, choices)
     for name in part.inputs:
         lowering.enter(name)
@@ -40,6 +40,14 @@ def lower(
     for name in part.outputs:
         lowering.leave(name)
     return lowering
+
+
+def complete(
+    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, choices: Mapping[str, Choice]
+) -> dict[str, Choice]:
+    """How to compute each node of a part: as chosen, else what its rule takes unmeasured."""
+    facts = Facts(specs, constants, isa)
+    return {node.name: choices.get(node.name) or RULES[node.op].candidates(node, facts)[0] for node in part.nodes}
 
 
 class Segment:
@@ -59,8 +67,8 @@ class Segment:
         cache: CodeCache | None,
         choices: Mapping[str, Choice],
     ) -> None:
-        lowering = lower(part, specs, constants, isa, packed, choices)
-        self.choices = {node.name: choices.get(node.name) or _default(node, specs, constants, isa) for node in part.nodes}
+        self.choices = complete(part, specs, constants, isa, choices)
+        lowering = lower(part, specs, constants, isa, packed, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
@@ -126,11 +134,6 @@ class Segment:
         for call, ticks_taken in zip(self.calls, ends - starts, strict=True):
             shares[call.node] += wall_ns * int(ticks_taken) / max(total, 1)
         return [round(share) for share in shares]
-
-
-def _default(node: Node, specs: Specs, constants: Mapping[str, Array], isa: Isa) -> Choice:
-    """What a rule takes unmeasured."""
-    return RULES[node.op].candidates(node, Facts(specs, constants, isa))[0]
 
 
 def _place(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:
