@@ -25,6 +25,7 @@ from kernels.spec import Array, Spec
 
 MAX_TILE = 32
 UNITS = (2, 4, 6)
+MIN_CHANNELS = 8  # of the input
 MEASURED_UNITS = 2  # that are taken unmeasured: the last is seldom faster and errs more
 WEIGHT_BYTES_A_CYCLE = 4.5  # that a core gets of weights that no cache holds: 20 GB/s at 4.5 GHz while it multiplies
 TRANSFORM_CYCLES = 2.0  # of a vector of a point: there and back, and stored between
@@ -127,9 +128,9 @@ def winograd_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, Winogra
 
 
 def takes_winograd(conv: Conv) -> bool:
-    """Whether a convolution has the form that Winograd's algorithm computes."""
+    """Whether a convolution has the form that Winograd's algorithm computes, and channels that are worth transforming."""
     plain = (conv.strides, conv.dilations, conv.groups) == ((1, 1), (1, 1), 1)
-    return plain and conv.kernel == (3, 3) and max(conv.top, conv.left) <= 2
+    return plain and conv.kernel == (3, 3) and max(conv.top, conv.left) <= 2 and conv.x.channels >= MIN_CHANNELS
 
 
 def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:

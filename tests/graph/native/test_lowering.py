@@ -206,7 +206,7 @@ def test_native_choice_of_a_refused_node_says_why():
 
 
 def test_executors_of_one_model_share_packed_weights():
-    proto = make([node("Conv", ["x", "w"], ["y"])], ["y"], [weights("w", 32, 16, 3, 3)], [port("x", ["n", 16, 8, 8])])
+    proto = make([node("Conv", ["x", "w"], ["y"])], ["y"], [weights("w", 32, 16, 1, 1)], [port("x", ["n", 16, 8, 8])])
     native = Native(cache=None)
     graph = read(proto).graph
     packed = []
