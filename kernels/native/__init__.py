@@ -9,7 +9,8 @@ From the bottom up:
     layout, view, geometry    how images and tensors lie in memory; how work is cut up
     kernel     what every kernel looks like from outside
     nest, walk, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
-    conv, winograd, depthwise, pooling, maps, rows, gather    the kernels
+    product    register tiles of products whose factors are both computed at run time
+    conv, winograd, depthwise, pooling, maps, rows, attention, gather    the kernels
     rearrange    what takes several maps: layouts of images, padding
     program    kernels composed into the one function that a segment of a model runs as
 """

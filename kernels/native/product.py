@@ -1,0 +1,123 @@
+"""What products of two tensors known only at run time are made of: a register tile, and the turning of rows into vectors.
+
+A tile is rows × vectors of accumulators. Of the first factor every element is broadcast, so it may lie in any way; the second is
+read in vectors. One whose vectors run along the depth is turned into scratch memory first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernels.native.builder import Function, Operand, Value
+from kernels.native.isa import Isa
+from kernels.native.transpose import transpose
+from kernels.native.types import I64
+
+BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
+MOST_STEPS = 16  # unrolled
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """rows × vectors accumulators; of the last vector `tail` lanes count, and no more are read of the second factor.
+
+    a_row, a_step: elements from row to row and from one step of the depth to the next of the first factor. b_step: from step to
+    step of the second, whose vectors lie side by side.
+    """
+
+    rows: int
+    vectors: int
+    tail: int
+    a_row: int
+    a_step: int
+    b_step: int
+
+
+def most_rows(vectors: int, isa: Isa) -> int:
+    """Rows of the tallest tile of so many vectors that its registers hold."""
+    spare = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
+    return max(1, (isa.vector_registers - vectors - spare) // vectors)
+
+
+def even(size: int, most: int) -> int:
+    """The size of pieces of at most `most`, as even as can be."""
+    return -(-size // -(-size // most))
+
+
+def multiply(k: Function, tile: Tile, depth: Operand, a: Value, b: Value, starts: list[Value]) -> list[Value]:
+    """starts + a·b over the depth, row by row."""
+    unroll = max(1, min(MOST_STEPS, BODY_FMAS // (tile.rows * tile.vectors)))
+
+    def body(index: Value, count: int, values: list[Value]) -> list[Value]:
+        values, at, vectors = list(values), k.offset(a, index * tile.a_step), k.offset(b, index * tile.b_step)
+        for step in range(count):
+            loaded = [
+                k.load_part(
+                    k.f32, vectors, tile.tail if v == tile.vectors - 1 else k.isa.lanes, step * tile.b_step + v * k.isa.lanes
+                )
+                for v in range(tile.vectors)
+            ]
+            for row in range(tile.rows):
+                one = k.broadcast(k.f32, at, row * tile.a_row + step * tile.a_step)
+                for v, other in enumerate(loaded):
+                    values[row * tile.vectors + v] = k.fma(one, other, values[row * tile.vectors + v])
+        return values
+
+    return unrolled(k, "depth", depth, unroll, starts, body)
+
+
+def unrolled(
+    k: Function,
+    name: str,
+    count: Operand,
+    unroll: int,
+    values: list[Value],
+    body: Callable[[Value, int, list[Value]], list[Value]],
+) -> list[Value]:
+    """Emit body(index, turns, values), which returns the values after it, for `unroll` turns at a time and then for the rest."""
+    total = k.coerce(count, I64)
+    if total.known is None:
+        whole = total - total % unroll
+        with k.fold(name, 0, whole, unroll, values) as fold:
+            fold.values = body(fold.index, unroll, fold.values)
+        if unroll == 1:
+            return fold.values
+        with k.fold(name, whole, total, 1, fold.values) as rest:
+            rest.values = body(rest.index, 1, rest.values)
+        return rest.values
+    most = total.known // unroll * unroll
+    if most:
+        with k.fold(name, 0, most, unroll, values) as fold:
+            fold.values = body(fold.index, unroll, fold.values)
+        values = fold.values
+    return body(k.const(I64, most), total.known - most, values) if total.known > most else values
+
+
+def turn(k: Function, rows: int, depth: Operand, a: Value, a_row: int, to: Value, to_step: int, factor: float = 1.0) -> None:
+    """Write rows whose elements lie side by side as vectors of rows: element (row, step)·factor at step·to_step + row.
+
+    Whole vectors are written, with 0 in the lanes behind the last row.
+    """
+    lanes = k.isa.lanes
+
+    def block(count: int, at: Value, target: Value, steps: int) -> None:
+        taken = [k.load_part(k.f32, at, steps, row * a_row) if row < count else k.zero(k.f32) for row in range(lanes)]
+        for step, vector in enumerate(transpose(k, taken)[:steps]):
+            k.store(vector if factor == 1 else vector * factor, target, step * to_step)
+
+    def strip(count: int, at: Value, target: Value) -> None:
+        total = k.coerce(depth, I64)
+
+        def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
+            block(count, k.offset(at, index), k.offset(target, index * to_step), turns)
+            return []
+
+        unrolled(k, "turn", total, lanes, [], body)
+
+    whole, rest = divmod(rows, lanes)
+    if whole:
+        with k.loop("strip", 0, whole) as n:
+            strip(lanes, k.offset(a, n * (lanes * a_row)), k.offset(to, n * lanes))
+    if rest:
+        strip(rest, k.offset(a, whole * lanes * a_row), k.offset(to, whole * lanes))
