@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import concats, convolutions, elementwise, matrices, pools, views
+from graph.native import attentions, concats, convolutions, elementwise, matrices, pools, rows, views
 from graph.native.rule import Facts, Rule
 
 RULES: Mapping[str, Rule] = {
@@ -14,6 +14,8 @@ RULES: Mapping[str, Rule] = {
     **pools.RULES,
     **matrices.RULES,
     **views.RULES,
+    **rows.RULES,
+    **attentions.RULES,
     **elementwise.RULES,
     **concats.RULES,
 }

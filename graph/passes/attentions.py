@@ -23,7 +23,10 @@ class _Scores:
 
 
 def find_attentions(graph: Graph, specs: Specs) -> Graph:
-    """Replace the product of a softmax over the last axis with V."""
+    """Replace the product of a softmax over the last axis with V.
+
+    A query whose mask is -infinity for every key gets 0 as Attention has it, where the spelled-out softmax divides 0 by 0.
+    """
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "MatMul"]:
         node = editor.nodes.get(name)

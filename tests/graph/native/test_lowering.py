@@ -259,3 +259,75 @@ def test_random_image_networks(data):
     outputs = list(dict.fromkeys([values[-1][0], data.draw(st.sampled_from(values[1:]))[0]]))
     proto = make(nodes, outputs, constants, image(n, c, height, width), opset=18)
     check_native(proto, {"x": normal(n, c, height, width)}, data.draw(st.sampled_from(HOST_ISAS)))
+
+
+@pytest.mark.parametrize(("op", "attrs"), [("Softmax", {"axis": -1}), ("Softmax", {"axis": 1}), ("LogSoftmax", {"axis": 2})])
+def test_softmax_over_any_dimension_and_what_follows(isa, op, attrs):
+    nodes = [node(op, ["x"], ["a"], **attrs), node("Mul", ["a", "s"], ["b"]), node("Add", ["b", "x"], ["y"])]
+    check_native(make(nodes, ["y"], [constant("s", normal(7))], image(2, 5, 7)), {"x": normal(2, 5, 7)}, isa)
+
+
+def test_layer_norm_of_a_transpose(isa):
+    nodes = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        node("LayerNormalization", ["t", "w", "b"], ["a"], axis=-1, epsilon=1e-3),
+        node("MatMul", ["a", "m"], ["y"]),
+    ]  # fmt: skip
+    constants = [constant("w", normal(24)), constant("b", normal(24)), weights("m", 24, 9)]
+    check_native(make(nodes, ["y"], constants, image(3, 5, 24)), {"x": normal(3, 5, 24)}, isa)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_and_what_follows(isa, groups):
+    nodes = [node("Conv", ["x", "k"], ["c"]), node("GroupNormalization", ["c", "w", "b"], ["a"], num_groups=groups),
+             node("Mul", ["a", "s"], ["d"]), node("Add", ["d", "c"], ["y"])]  # fmt: skip
+    constants = [weights("k", 6, 3, 1, 1), constant("w", normal(6)), constant("b", normal(6)), constant("s", normal(6, 1, 1))]
+    check_native(make(nodes, ["y"], constants, image(2, 3, 5, 4), opset=21), {"x": normal(2, 3, 5, 4)}, isa, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("axes", [(2, 3), (1,), (0, -1), (0, 1, 2, 3)])
+def test_reductions_and_what_follows(isa, axes, keepdims):
+    nodes = [node("ReduceMean", ["x", "axes"], ["a"], keepdims=keepdims), node("Relu", ["a"], ["b"]),
+             node("Add", ["b", "one"], ["y0"]), node("ReduceMax", ["x", "axes"], ["y1"], keepdims=keepdims)]  # fmt: skip
+    proto = make(nodes, ["y0", "y1"], [ints("axes", *axes), constant("one", 1.0)], image(2, 5, 4, 3), opset=18)
+    check_native(proto, {"x": normal(2, 5, 4, 3)}, isa)
+
+
+def test_instance_norm_of_an_image_in_blocks(isa):
+    nodes = [node("Conv", ["x", "k"], ["c"]), node("InstanceNormalization", ["c", "w", "b"], ["a"]), node("Relu", ["a"], ["y"])]
+    constants = [weights("k", 18, 3, 1, 1), constant("w", normal(18)), constant("b", normal(18))]
+    check_native(make(nodes, ["y"], constants, image(1, 3, 5, 4)), {"x": normal(1, 3, 5, 4)}, isa, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_out_of_one_matrix_copies_nothing(isa, masked):
+    """Queries, keys and values side by side, as encoders export it."""
+    batch, length, heads, size = 2, 9, 3, 8
+    width = heads * size
+    nodes = [
+        node("MatMul", ["x", "w"], ["qkv"]), node("Reshape", ["qkv", "s5"], ["five"]),
+        node("Transpose", ["five"], ["apart"], perm=[2, 0, 3, 1, 4]),
+        *(node("Gather", ["apart", f"i{n}"], ["qkv"[n] + "h"], axis=0) for n in range(3)),
+        node("Transpose", ["kh"], ["kt"], perm=[0, 1, 3, 2]), node("MatMul", ["qh", "kt"], ["scores"]),
+        node("Mul", ["scores", "scale"], ["scaled"]), node("Add", ["scaled", "mask"], ["added"]),
+        node("Softmax", ["added" if masked else "scaled"], ["p"], axis=-1), node("MatMul", ["p", "vh"], ["o"]),
+        node("Transpose", ["o"], ["back"], perm=[0, 2, 1, 3]), node("Reshape", ["back", "s3"], ["flat"]),
+        node("MatMul", ["flat", "w1"], ["y"]),
+    ]  # fmt: skip
+    mask = np.where(RNG.random((batch, 1, length, length)) < 0.3, np.float32(-1e9), np.float32(0))
+    constants = [weights("w", width, 3 * width), ints("s5", batch, length, 3, heads, size), ints("s3", batch, length, width),
+                 *(constant(f"i{n}", n, np.int64) for n in range(3)), constant("scale", size**-0.5), constant("mask", mask),
+                 weights("w1", width, width)]  # fmt: skip
+    nodes = [n for n in nodes if masked or n.op_type != "Add"]
+    proto = make(nodes, ["y"], constants, image(batch, length, width))
+    executor = check_native(proto, {"x": normal(batch, length, width)}, isa)
+    assert [name.split("_")[1] for name in kernels(executor)] == ["gemm", "attention", "gemm"]
+
+
+@pytest.mark.parametrize(("heads", "groups", "causal"), [(4, 4, 0), (4, 2, 1), (2, 1, 0)])
+def test_attention_with_heads_side_by_side(isa, heads, groups, causal):
+    nodes = [node("MatMul", ["x", "wq"], ["q"]), node("MatMul", ["x", "wk"], ["k"]), node("MatMul", ["x", "wv"], ["v"]),
+             node("Attention", ["q", "k", "v"], ["y"], q_num_heads=heads, kv_num_heads=groups, is_causal=causal)]  # fmt: skip
+    constants = [weights("wq", 10, heads * 6), weights("wk", 10, groups * 6), weights("wv", 10, groups * 5)]
+    check_native(make(nodes, ["y"], constants, image(2, 7, 10), opset=23), {"x": normal(2, 7, 10)}, isa)
