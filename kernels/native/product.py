@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kernels.native.builder import Function, Operand, Value
 from kernels.native.isa import Isa
 from kernels.native.transpose import transpose
-from kernels.native.types import I64
+from kernels.native.types import F32, I64
 
 BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
 MOST_STEPS = 16  # unrolled
@@ -121,3 +121,30 @@ def turn(k: Function, rows: int, depth: Operand, a: Value, a_row: int, to: Value
             strip(lanes, k.offset(a, n * (lanes * a_row)), k.offset(to, n * lanes))
     if rest:
         strip(rest, k.offset(a, whole * lanes * a_row), k.offset(to, whole * lanes))
+
+
+def copy(k: Function, columns: int, depth: int, b: Value, b_step: int, to: Value, to_step: int) -> None:
+    """Write `depth` rows of columns that lie side by side, to_step apart, filled up to whole vectors with 0."""
+    vectors, lanes = -(-columns // k.isa.lanes), k.isa.lanes
+
+    def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
+        at, target = k.offset(b, index * b_step), k.offset(to, index * to_step)
+        for step in range(turns):
+            for v in range(vectors):
+                part = min(lanes, columns - v * lanes)
+                k.store(k.load_part(k.f32, at, part, step * b_step + v * lanes), target, step * to_step + v * lanes)
+        return []
+
+    unrolled(k, "copy", depth, 4, [], body)
+
+
+def collect(k: Function, columns: int, depth: int, b: Value, strides: tuple[int, int], to: Value, to_step: int) -> None:
+    """The same one by one, for columns that lie anywhere. strides: from step to step and from column to column."""
+    lanes = k.isa.lanes
+    with k.loop("step", 0, depth) as step:
+        at, target = k.offset(b, step * strides[0]), k.offset(to, step * to_step)
+        for v in range(-(-columns // lanes)):
+            vector = k.zero(k.f32)
+            for lane in range(min(lanes, columns - v * lanes)):
+                vector = k.insert(vector, k.load(F32, at, (v * lanes + lane) * strides[1]), lane)
+            k.store(vector, target, v * lanes)
