@@ -44,7 +44,8 @@ from kernels.spec import Array
 
 CHUNKS = 32  # of the transforms in the split form
 CHUNK_MACS = 512 << 10  # least of a chunk of products: 4 µs
-GROUP_CACHED, GROUP_STREAMED = 28, 48  # most tiles of a fused group, with weights in L2 and with weights from L3
+GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
+CACHE_BYTES = 768 << 10  # weights, V and M that L2 holds beside rows of the images
 GROUPS, LEAST_GROUP = 4, 8  # groups and tiles of a group that are worth to read weights of L3 again and again
 WEIGHTS_IN_L2_BYTES, WEIGHTS_NEAR_L2_BYTES, WEIGHTS_IN_L3_BYTES = 768 << 10, 3 << 20, 12 << 20
 BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is on its way to L1 meanwhile
@@ -55,7 +56,7 @@ TURN_CHANNELS = 16  # unrolled at least in the innermost loop
 PRODUCT_EFFICIENCY = 0.93  # of the peak
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
-WORTH = 0.9  # of the time of direct convolution: else its smaller weights and errors are preferred
+WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
 
 # Points beside infinity, in pairs of opposite signs behind the 0, which lets each pair share its even and odd parts. All powers
 # that occur are exact in fp32. ±5/8 and ±3/2 err four times less than the customary ±1 and ±2: the best pairs of eighths.
@@ -209,7 +210,10 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
     """
     conv = winograd.conv
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
-    most = GROUP_CACHED if weight_bytes <= WEIGHTS_IN_L2_BYTES else GROUP_STREAMED
+    tile_bytes = 4 * winograd.points * (conv.x.channels + 4 * isa.lanes)  # of V, and of M for a block
+    most = min(max((CACHE_BYTES - weight_bytes) // tile_bytes, GROUP[0]), GROUP[1])
+    if weight_bytes > WEIGHTS_IN_L2_BYTES:
+        most = GROUP_STREAMED
     group = -(-winograd.tiles // (threads * -(-winograd.tiles // (threads * most))))  # as many groups for each thread
     few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and winograd.tiles < GROUPS * most
     split = weight_bytes > WEIGHTS_IN_L3_BYTES or few or (weight_bytes > WEIGHTS_IN_L2_BYTES and group < LEAST_GROUP)
