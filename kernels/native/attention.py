@@ -108,8 +108,9 @@ def make_attention_tile(attention: Attention, isa: Isa, vectors: int, columns: i
     rows = even(min(queries, vectors * isa.lanes), most_rows(columns, isa))
     block = keys if keys <= BLOCK_KEYS else -(-even(keys, BLOCK_KEYS) // height) * height
     groups = batch * heads * -(-queries // (vectors * isa.lanes))
-    group_macs = attention.macs // groups
-    wanted = min(max(attention.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
+    macs = attention.macs // queries * -(-queries // isa.lanes) * isa.lanes  # idle lanes take as long
+    group_macs = macs // groups
+    wanted = min(max(macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     return AttentionTile(height, vectors, rows, columns, block, max(1, min(groups, wanted // max(group_macs, 1))))
 
 

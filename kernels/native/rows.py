@@ -25,8 +25,9 @@ from kernels.native.isa import Isa
 from kernels.native.kernel import NativeKernel, kernel_name, signature
 from kernels.native.types import I64
 from kernels.native.view import View
-from kernels.native.walk import CHUNKS, Addresses, Axis, Steps, axes_of, finish, joined, operand_names, operands_of
+from kernels.native.walk import Addresses, Axis, Steps, axes_of, finish, joined, operand_names, operands_of
 
+CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 CHUNK_ELEMENTS = (4 << 10, 32 << 10)  # least and most of one chunk: 0.5 to 5 µs
 UNROLLED = 4  # vectors of one turn of a sweep, each with a sum of its own
 INFINITY = float("inf")
@@ -44,8 +45,7 @@ class Rows:
 
     scale, bias: x's rank, and in each dimension its size or 1; arguments "w" and "b".
     steps: done to results; their operands, "r0", "r1"…, may be x, but y itself only where the kind is neither of the softmaxes.
-    Sums of a row of n elements are as accurate as n/64 additions one after another, but for "layer_norm": its
-    variance is that of the centred values.
+    A sum of many elements is made of at least UNROLLED sums of one vector each; the variance is that of the centred values.
     """
 
     kind: Norm | Reduce
@@ -215,7 +215,8 @@ class _RowsEmitter:
         top = self._gather(k, block, at, _MAXIMUM, self._x)
 
         def exponential(k: Function, spot: _Spot) -> Value:
-            value = emitted.exp(k, self._x(k, spot) - top[spot.column])
+            below = k.at_least(self._x(k, spot) - top[spot.column], emitted.EXP_ZERO)
+            value = emitted.exp_within(k, below)
             if not logarithm:
                 k.store_part(value, spot.at.values[y], spot.lanes)
             return value

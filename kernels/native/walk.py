@@ -12,8 +12,6 @@ from kernels.native.math import BINARY
 from kernels.native.types import I64
 from kernels.native.view import View
 
-CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
-
 
 @dataclass(frozen=True, slots=True)
 class Join:
