@@ -45,7 +45,8 @@ class Rows:
 
     scale, bias: x's rank, and in each dimension its size or 1; arguments "w" and "b".
     steps: done to results; their operands, "r0", "r1"…, may be x, but y itself only where the kind is neither of the softmaxes.
-    A sum of many elements is made of at least UNROLLED sums of one vector each; the variance is that of the centred values.
+    A row along lanes is summed in UNROLLED vectors at once, one that is a lane in 1 to UNROLLED parts, each one element after the
+    other. The variance is that of the centred values.
     """
 
     kind: Norm | Reduce
