@@ -43,20 +43,20 @@ class Shape:
     times: int
 
 
-def shapes_of(name: str, native: Native) -> Iterator[Shape]:
+def shapes_of(name: str, native: Native, threads: int) -> Iterator[Shape]:
     """The distinct convolutions and products of an export as the native backend runs them, in order."""
     model = read(exports_folder() / f"{name}.onnx")
     ready = optimise(model.graph, bind(model.graph))
     _, parts = native.parts(ready.graph, ready.specs, {})
     found: dict[str, list[Shape]] = {}
     for part in parts.values():
-        choices = complete(part, ready.specs, ready.graph.constants, native.isa, {})
+        choices = complete(part, ready.specs, ready.graph.constants, native.isa, threads, {})
         lowering = lower(part, ready.specs, ready.graph.constants, native.isa, native.packed, choices)
         for at, node in enumerate(part.nodes):
             flops = _flops(node, ready.specs)
             if flops:
                 text = _text(node, ready.specs)
-                how = str(native.candidates(node, ready.graph, ready.specs)[0])
+                how = str(choices[node.name])
                 calls = tuple(call for call in lowering.calls if call.node == at)
                 found.setdefault(text, []).append(Shape(text, how, flops, calls, 1))
     for alike in found.values():
@@ -124,7 +124,7 @@ def compare_shapes(names: list[str], threads: int, seconds: float) -> None:
         for column in ("shape", "times", "how", "MFLOP", "µs", "GFLOP/s", "% of peak"):
             table.add_column(column, justify="left" if column in ("shape", "how") else "right")
         below = []
-        for shape in shapes_of(name, native):
+        for shape in shapes_of(name, native, threads):
             peak = fma_peak(threads)
             taken = best_ns(shape, native, pool, threads, seconds)
             share = 100 * shape.flops / taken / (peak / 1e9)

@@ -293,7 +293,7 @@ def _candidates(
             refused = Strategy("native", "any", "fp32", threads)
             candidates.append(Candidate(strategy=refused, verdict="refused", reason=reason))
         else:
-            for rank, choice in enumerate(work.native.candidates(node, work.graph, work.specs)):
+            for rank, choice in enumerate(work.native.candidates(node, work.graph, work.specs, threads)):
                 estimates[Strategy.of(choice, threads)] = estimate_native(cost, rank, work.device, threads)
     for kernel in find(node.op).kernels:
         strategy = Strategy("numpy", kernel.algorithm, "fp32", threads)

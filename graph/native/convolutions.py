@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,16 +20,24 @@ from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
-from kernels.native.winograd import Winograd, WinogradTile, emit_winograd, pack_winograd, winograd_cost, winograd_tiles
+from kernels.native.winograd import (
+    Winograd,
+    WinogradTile,
+    choose_winograd,
+    emit_winograd,
+    make_winograd_tile,
+    pack_winograd,
+    winograd_cost,
+    winograd_tiles,
+)
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
 
 MAX_TILE = 32
+MAX_GROUP = 1 << 20
+_WINOGRAD_TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
 UNITS = (2, 4, 6)
 MIN_CHANNELS = 8  # of the input
-MEASURED_UNITS = 2  # that are taken unmeasured: the last is seldom faster and errs more
-WEIGHT_BYTES_A_CYCLE = 4.5  # that a core gets of weights that no cache holds: 20 GB/s at 4.5 GHz while it multiplies
-TRANSFORM_CYCLES = 2.0  # of a vector of a point: there and back, and stored between
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -119,12 +128,12 @@ def winograd_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, Winogra
     unit = units.get(choice.param("unit") or str(UNITS[1]))
     if unit is None:
         raise UnsupportedError(f"winograd: unit is {choice.param('unit')!r}, need one of {', '.join(units)}")
+    found = _WINOGRAD_TILE.fullmatch(choice.param("tile") or "")
+    sizes = [int(size) for size in found.groups()[:3]] if found else []
+    if not found or not min(sizes) >= 1 or max(sizes[:2]) > MAX_TILE or sizes[2] > MAX_GROUP:
+        raise UnsupportedError(f"winograd: tile is {choice.param('tile')!r:.60}, need one like 6x4g28f")
     winograd = Winograd(conv, unit)
-    tiles = {str(tile): tile for tile in winograd_tiles(winograd, isa)}
-    text = choice.param("tile") or next(iter(tiles))
-    if text not in tiles:
-        raise UnsupportedError(f"winograd: tile is {text[:40]!r}, need one of {', '.join(tiles)}")
-    return winograd, tiles[text]
+    return winograd, make_winograd_tile(winograd, isa, *sizes, fused=found[4] == "f")
 
 
 def takes_winograd(conv: Conv) -> bool:
@@ -147,7 +156,7 @@ def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, step
     y = b.new_image(value, overwritable(list(operands.values()), [x]))
     conv = geometry(node, b.spec, x.image, y.image)
     text = b.choice(node).param("tile")
-    tile = depthwise_tiles(conv, b.isa, 1)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+    tile = depthwise_tiles(conv, b.isa)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
     packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
     more: dict[str, Storage] = {}
@@ -173,7 +182,7 @@ def with_bias(
 def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
     """The tile that was chosen for a node, or the best by the port model."""
     if (text := b.choice(node).param("tile")) is None:
-        return conv_tiles(conv, b.isa, 1)[0]
+        return conv_tiles(conv, b.isa)[0]
     return make_tile(conv, b.isa, *parse_tile(text))
 
 
@@ -194,23 +203,16 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
     if not takes_winograd(conv):
         return direct
-    transformed = []
-    for unit in UNITS:
-        tile = winograd_tiles(Winograd(conv, unit), facts.isa, 1)[0]
-        choice = Choice("native", "winograd", (("tile", str(tile)), ("unit", str(unit))))
-        transformed.append((_winograd_cycles(Winograd(conv, unit), facts.isa), choice))
-    weight_bytes = F32_BYTES * conv.x.channels * conv.y.channels * 9
-    cycles = max(conv.macs / (2 * facts.isa.lanes), weight_bytes / WEIGHT_BYTES_A_CYCLE)
-    ordered = sorted([*transformed[:MEASURED_UNITS], (cycles, direct[0])], key=lambda entry: entry[0])
-    return [*(choice for _, choice in (*ordered, *transformed[MEASURED_UNITS:])), *direct[1:]]
-
-
-def _winograd_cycles(winograd: Winograd, isa: Isa) -> float:
-    """Roughly what it takes on one core: products, or the transformed weights coming from memory; and the transforms."""
-    conv = winograd.conv
-    weights = winograd.points * conv.x.channels * conv.y.channels
-    products = max(weights * winograd.tiles / (2 * isa.lanes), F32_BYTES * weights / WEIGHT_BYTES_A_CYCLE)
-    return products + TRANSFORM_CYCLES * winograd.tiles * winograd.points * (conv.x.blocks + conv.y.blocks)
+    found = [
+        Choice("native", "winograd", (("tile", str(winograd_tiles(winograd, facts.isa, facts.threads)[0])), ("unit", str(unit))))
+        for unit in UNITS
+        for winograd in (Winograd(conv, unit),)
+    ]
+    best = choose_winograd(conv, facts.isa, facts.threads)
+    if best is None:
+        return [*direct, *found]
+    first = found.pop(UNITS.index(best.unit))
+    return [first, *direct, *found]
 
 
 RULES = {"Conv": Rule(refuses, lower, candidates)}

@@ -46,9 +46,9 @@ class Native:
         """Why a node cannot run natively, or None."""
         return refusal(node, Facts(specs, graph.constants, self.isa))
 
-    def candidates(self, node: Node, graph: Graph, specs: Specs) -> Sequence[Choice]:
-        """The native ways to compute a node that is not refused, the one to use unmeasured first."""
-        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa))
+    def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
+        """The native ways to compute a node that is not refused, the one to use unmeasured on that many threads first."""
+        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.
@@ -72,7 +72,7 @@ class Native:
         rest, parts = self.parts(graph, specs, choices)
         pool = shared_pool(threads)
         made = {
-            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, choices)
+            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, threads, choices)
             for name, part in parts.items()
         }
         return rest, made

@@ -23,11 +23,15 @@ F32 = np.dtype(np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What decides whether a node has a native form: specs, constants and the instruction set; never what surrounds it."""
+    """What decides whether a node has a native form, and which is best: never what surrounds it.
+
+    threads: that will share the work.
+    """
 
     specs: Specs
     constants: Mapping[str, Array]
     isa: Isa
+    threads: int = 1
 
     def spec(self, value: str) -> Spec:
         """What a value is; only static nodes are asked about."""

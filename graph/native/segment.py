@@ -43,10 +43,10 @@ def lower(
 
 
 def complete(
-    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, choices: Mapping[str, Choice]
+    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, threads: int, choices: Mapping[str, Choice]
 ) -> dict[str, Choice]:
     """How to compute each node of a part: as chosen, else what its rule takes unmeasured."""
-    facts = Facts(specs, constants, isa)
+    facts = Facts(specs, constants, isa, threads)
     return {node.name: choices.get(node.name) or RULES[node.op].candidates(node, facts)[0] for node in part.nodes}
 
 
@@ -65,9 +65,10 @@ class Segment:
         pool: Pool,
         packed: Packed,
         cache: CodeCache | None,
+        threads: int,
         choices: Mapping[str, Choice],
     ) -> None:
-        self.choices = complete(part, specs, constants, isa, choices)
+        self.choices = complete(part, specs, constants, isa, threads, choices)
         lowering = lower(part, specs, constants, isa, packed, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs

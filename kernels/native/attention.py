@@ -17,11 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, NativeKernel, kernel_name, signature
+from kernels.native.kernel import SCRATCH, NativeKernel, emitted, kernel_name
 from kernels.native.math import EXP_ZERO, exp_within
 from kernels.native.product import Tile, even, most_rows, multiply, turn, unrolled
 from kernels.native.types import I32, I64
@@ -136,11 +136,13 @@ def emit_attention(attention: Attention, tile: AttentionTile, isa: Isa) -> Nativ
     _check(attention)
     name = kernel_name(f"f32_attention_{tile}", (attention, tile), isa)
     emitter = _AttentionEmitter(attention, tile, isa)
-    module, names = Module(isa), attention.arguments
-    with module.function(name, signature(names)) as (k, *values):
+    names = attention.arguments
+
+    def body(k: Function, values: list[Value]) -> None:
         *pointers, begin, end = values
         emitter.emit(k, dict(zip(names, pointers, strict=True)), begin, end)
-    return NativeKernel(name, module.text, emitter.chunks, names, 4 * emitter.scratch.elements)
+
+    return emitted(isa, name, names, emitter.chunks, body, 4 * emitter.scratch.elements)
 
 
 def _check(attention: Attention) -> None:

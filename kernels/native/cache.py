@@ -13,6 +13,8 @@ import os
 import stat
 import struct
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -29,9 +31,22 @@ _MAGIC = b"EWCODE1\n"
 _log = structlog.get_logger(__name__)
 
 
-def entry_key(ir: str, isa: Isa) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A module to compile. key: what tells its text from any other, given the emitters' own source. text: makes it."""
+
+    key: str
+    text: Callable[[], str]
+
+    @staticmethod
+    def of(text: str) -> Source:
+        """A module that is told by its text."""
+        return Source(text, lambda: text)
+
+
+def entry_key(source: Source, isa: Isa) -> bytes:
     """The hash of everything the code of a module depends on."""
-    return hashlib.sha256(b"\0".join(part.encode() for part in (build_key(), isa.key, ir))).digest()
+    return hashlib.sha256(b"\0".join(part.encode() for part in (build_key(), isa.key, source.key))).digest()
 
 
 class CodeCache:

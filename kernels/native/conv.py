@@ -20,15 +20,16 @@ Packed weights: [group][block of V vectors][kernel row][kernel column][input cha
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -84,7 +85,8 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
     return aligned_copy(padded.ravel())
 
 
-def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> list[ConvTile]:
+@functools.lru_cache(1024)
+def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
     flat = conv.flat()
     scored = []
@@ -94,7 +96,7 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> list[ConvTile]:
             if pixels * vectors + vectors + scratch > isa.vector_registers or pixels > flat.y.width:
                 continue
             scored.append((_estimate(flat, pixels, vectors, isa), -pixels * vectors, pixels, vectors))
-    return [make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit]]
+    return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
@@ -137,11 +139,12 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> Nativ
     stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
     name = kernel_name(stem, (flat, tile, epilogue), isa)
     emitter = _ConvEmitter(flat, tile, epilogue, isa)
-    module, names = Module(isa), ("x", "w", "b", *epilogue.arguments, "y")
-    with module.function(name, signature(names)) as (k, *values):
+
+    def body(k: Function, values: list[Value]) -> None:
         x, w, b, *operands, y, begin, end = values
         emitter.emit(k, x, w, b, Places.of(flat.y, epilogue, y, operands), begin, end)
-    return NativeKernel(name, module.text, emitter.chunks, names)
+
+    return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
 def _check(conv: Conv, tile: ConvTile, isa: Isa) -> None:

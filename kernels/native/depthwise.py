@@ -15,15 +15,16 @@ Packed weights: [block of V vectors][kernel row][kernel column][V·lanes].
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -62,7 +63,8 @@ def pack_depthwise_bias(isa: Isa, bias: Array) -> Array:
     return aligned_copy(np.pad(bias.astype(np.float32), (0, -len(bias) % isa.lanes)))
 
 
-def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> list[DepthwiseTile]:
+@functools.lru_cache(1024)
+def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile, ...]:
     """The best tiles by a port model, the best first; of equals the one with the longer row of pixels."""
     scored = []
     for vectors in (1, 2, 3):
@@ -71,7 +73,7 @@ def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> list[DepthwiseTile]
             if (pixels + conv.kernel[1]) * vectors + scratch > max(isa.vector_registers, conv.kernel[1] + scratch + 2):
                 continue
             scored.append((_estimate(conv, pixels, vectors, isa), pixels * vectors, vectors, pixels))
-    return [make_depthwise_tile(conv, isa, pixels, vectors) for _, _, vectors, pixels in sorted(scored)[:limit]]
+    return tuple(make_depthwise_tile(conv, isa, pixels, vectors) for _, _, vectors, pixels in sorted(scored)[:limit])
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
@@ -105,11 +107,12 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa
     epilogue.check(isa.lanes)
     name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
     emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
-    module, names = Module(isa), ("x", "w", "b", *epilogue.arguments, "y")
-    with module.function(name, signature(names)) as (k, *values):
+
+    def body(k: Function, values: list[Value]) -> None:
         x, w, b, *operands, y, begin, end = values
         emitter.emit(k, x, w, b, Places.of(conv.y, epilogue, y, operands), begin, end)
-    return NativeKernel(name, module.text, emitter.chunks, names)
+
+    return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
 class _DepthwiseEmitter:

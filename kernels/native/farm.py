@@ -21,7 +21,7 @@ from typing import IO
 
 import structlog
 
-from kernels.native.cache import CodeCache, entry_key
+from kernels.native.cache import CodeCache, Source, entry_key
 from kernels.native.compile import Compiled, generate
 from kernels.native.errors import CompileError
 from kernels.native.isa import Isa, available_cores
@@ -33,20 +33,26 @@ _log = structlog.get_logger(__name__)
 
 
 def compile_all(
-    modules: Sequence[str], isa: Isa, *, count_spills: bool = False, cache: CodeCache | None = None, processes: int | None = None
+    modules: Sequence[Source],
+    isa: Isa,
+    *,
+    count_spills: bool = False,
+    cache: CodeCache | None = None,
+    processes: int | None = None,
 ) -> list[Compiled]:
     """Compile every module, in order: from the cache where it has them, the rest on `processes` cores (default: all).
 
     Raises CompileError when LLVM refuses one.
     """
-    keys = [entry_key(ir, isa) for ir in modules]
+    keys = [entry_key(module, isa) for module in modules]
     known: dict[bytes, Compiled] = {}
     for key in dict.fromkeys(keys):
         found = cache.get(key) if cache else None
         if found and not (count_spills and found.spills is None):
             known[key] = found
-    missing = {key: ir for key, ir in zip(keys, modules, strict=True) if key not in known}
-    fresh = dict(zip(missing, _compile(list(missing.values()), isa, count_spills, processes), strict=True))
+    missing = {key: module for key, module in zip(keys, modules, strict=True) if key not in known}
+    texts = [module.text() for module in missing.values()]
+    fresh = dict(zip(missing, _compile(texts, isa, count_spills, processes), strict=True))
     if cache:
         for key, compiled in fresh.items():
             cache.put(key, compiled)

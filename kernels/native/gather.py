@@ -13,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.expression import FLOAT
 from kernels.native.isa import Isa
-from kernels.native.kernel import NativeKernel, kernel_name, signature
+from kernels.native.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.maps import CHUNK_CYCLES, CYCLE_BYTES, bits_type
 from kernels.native.nest import Axis, Nest, chunk_count, chunk_ranges, cut, tiles
 from kernels.native.types import I32, I64, Type
@@ -59,9 +59,10 @@ def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
     )
     pieces = cut(nest, (1, VECTORS * lanes), CHUNK_CYCLES[0] * CYCLE_BYTES * 8 / (2 * kind.bits))
     names = ("x", "indices", "fault", "y")
-    name, module = kernel_name(f"b{what.dtype.itemsize}_gather", what, isa), Module(isa)
-    with module.function(name, signature(names)) as (k, *arguments):
-        x, indices, fault, y, begin, end = arguments
+    name = kernel_name(f"b{what.dtype.itemsize}_gather", what, isa)
+
+    def body(k: Function, values: list[Value]) -> None:
+        x, indices, fault, y, begin, end = values
         rows_at, y_at = k.offset(x, what.x.offset, kind), k.offset(y, what.y.offset, kind)
         with k.loop("chunk", begin, end) as chunk:
             outers, picked, inner = chunk_ranges(k, nest, pieces, chunk)
@@ -69,7 +70,8 @@ def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
                 row = _row(k, what, indices, fault, i)
                 source, target = k.offset(rows_at, o * xo + row * xr, kind), k.offset(y_at, o * yo + i * yr, kind)
                 tiles(k, "element", elements, inner, VECTORS * lanes, partial(_copy, k, kind.by(lanes), source, target))
-    return NativeKernel(name, module.text, chunk_count(nest, pieces) if what.y.size else 0, names)
+
+    return emitted(isa, name, names, chunk_count(nest, pieces) if what.y.size else 0, body)
 
 
 def _copy(k: Function, kind: Type, source: Value, target: Value, first: Value, width: int) -> None:

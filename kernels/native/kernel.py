@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kernels.native.builder import Function, Operand, Value
+from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.cache import Source
 from kernels.native.errors import EmitError
 from kernels.native.functions import Activation
 from kernels.native.isa import Isa
@@ -24,15 +25,45 @@ class NativeKernel:
     It is `void name(ptr …, i64 begin, i64 end)` with a pointer for each of `arguments`: "x" input, "w" packed weights, "b" packed
     bias, "r0", "r1"… operands of the epilogue (each may be y), "y" output; other kernels have others.
 
-    name: symbol, unique for what it computes and how. ir: a module that exports it. chunks: all of its work.
+    name: symbol, unique for what it computes and how: the same name is the same code. emit: makes a module that exports it; where
+    the code is known by its name it is never called. chunks: all of its work.
     scratch_bytes: of the argument "scratch", which every thread has its own of, 128-byte aligned.
     """
 
     name: str
-    ir: str
+    emit: Callable[[], str]
     chunks: int
     arguments: tuple[str, ...]
     scratch_bytes: int = 0
+
+    @property
+    def ir(self) -> str:
+        """The module that exports it."""
+        return self.emit()
+
+    @property
+    def source(self) -> Source:
+        """For the compiler, which asks for the module only when it has no code of that name."""
+        return Source(f"kernel {self.name}", self.emit)
+
+
+def emitted(
+    isa: Isa,
+    name: str,
+    arguments: Sequence[str],
+    chunks: int,
+    body: Callable[[Function, list[Value]], None],
+    scratch_bytes: int = 0,
+) -> NativeKernel:
+    """A kernel whose function `body` fills. body: takes its builder and its arguments, the chunks' begin and end last."""
+
+    def emit() -> str:
+        module = Module(isa)
+        with module.function(name, signature(arguments)) as (k, *values):
+            body(k, values)
+        return module.text
+
+    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes)
 
 
 def signature(arguments: Sequence[str]) -> dict[str, Type]:
@@ -130,5 +161,5 @@ def vector_at(pixel: int, channel: int) -> Callable[[Image], int]:
 def kernel_name(stem: str, key: object, isa: Isa) -> str:
     """`<stem>__<isa>_<digest>`: the digest tells apart what the stem does not spell out."""
 
-    digest = hashlib.sha256(repr((key, isa.key)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((key, isa.key)).encode()).hexdigest()[:20]
     return f"{stem}__{isa.name}_{digest}"

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.expression import FLOAT, Apply, apply, from_memory, memory_type, to_memory, value_types
 from kernels.native.isa import Isa
-from kernels.native.kernel import NativeKernel, kernel_name, signature
+from kernels.native.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.nest import Axis, chunk_count, chunk_ranges, cut, make_nest, tiles
 from kernels.native.transpose import transpose
 from kernels.native.types import I8, I16, I32, I64, Type
@@ -64,13 +64,14 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         raise EmitError(f"map: {len(what.operands)} operands and {len(what.steps)} steps make {made}, y is {what.y.dtype.name}")
     names = (*(f"x{n}" for n in range(len(what.operands))), "y")
     stem = f"{what.y.dtype.name}_map{len(what.steps)}" if what.steps else f"b{what.y.dtype.itemsize}_copy"
-    name, module = kernel_name(stem, what, isa), Module(isa)
     emitter = _MapEmitter(what, types, isa) if what.y.view.size else None
-    with module.function(name, signature(names)) as (k, *arguments):
+
+    def body(k: Function, values: list[Value]) -> None:
         if emitter:
-            *operands, y, begin, end = arguments
+            *operands, y, begin, end = values
             emitter.emit(k, [y, *operands], begin, end)
-    return NativeKernel(name, module.text, emitter.chunks if emitter else 0, names)
+
+    return emitted(isa, kernel_name(stem, what, isa), names, emitter.chunks if emitter else 0, body)
 
 
 Values = dict[int, Value]  # of the tape, by number

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, NativeKernel, kernel_name, signature
+from kernels.native.kernel import SCRATCH, NativeKernel, emitted, kernel_name
 from kernels.native.nest import tiles
 from kernels.native.product import Tile, collect, copy, even, most_rows, multiply, turn
 from kernels.native.transpose import transpose
@@ -186,16 +186,17 @@ def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
     name = kernel_name(f"f32_matmul_{tile}", (matmul, tile), isa)
     oriented = matmul.oriented()
     emitter = _MatMulEmitter(oriented, tile, isa)
-    module, names = Module(isa), matmul.arguments
-    with module.function(name, signature(names)) as (k, *values):
+
+    def body(k: Function, values: list[Value]) -> None:
         first, second, *others, scratch, begin, end = values
         if oriented is not matmul:
             first, second = second, first
         views = (oriented.a, oriented.b, *operands_of(oriented.steps), oriented.y)
         at = [k.offset(p, view.offset) for p, view in zip((first, second, *others), views, strict=True)]
         emitter.emit(k, Addresses(tuple(at)), scratch, begin, end)
+
     scratch_bytes = 4 * oriented.a.shape[-1] * emitter.width if tile.method == "packed" else 0
-    return NativeKernel(name, module.text, emitter.chunks, names, scratch_bytes)
+    return emitted(isa, name, matmul.arguments, emitter.chunks, body, scratch_bytes)
 
 
 class _MatMulEmitter:

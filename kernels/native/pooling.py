@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from kernels.native.builder import Function, Module, Operand, Value
+from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, kernel_name, signature, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import F32, I64
 
@@ -64,11 +64,12 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue, isa: Isa) -> NativeKernel
     epilogue.check(isa.lanes)
     name = kernel_name(f"f32_{pooling.kind}pool_{isa.lanes}", (pooling, epilogue), isa)
     emitter = _PoolingEmitter(pooling, epilogue, isa)
-    module, names = Module(isa), ("x", *epilogue.arguments, "y")
-    with module.function(name, signature(names)) as (k, *values):
+
+    def body(k: Function, values: list[Value]) -> None:
         x, *operands, y, begin, end = values
         emitter.emit(k, x, Places.of(conv.y, epilogue, y, operands), begin, end)
-    return NativeKernel(name, module.text, emitter.chunks, names)
+
+    return emitted(isa, name, ("x", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
 class _PoolingEmitter:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.builder import Function, Module, Value
-from kernels.native.cache import CodeCache
+from kernels.native.cache import CodeCache, Source
 from kernels.native.errors import EmitError
 from kernels.native.farm import compile_all
 from kernels.native.isa import Isa
@@ -117,8 +117,8 @@ class Program:
             for ref in step.refs.values():
                 if not 0 <= ref.slot < slots:
                     raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
-        kernels = {step.kernel.name: step.kernel.ir for step in steps}
-        modules = [*kernels.values(), emit_program(steps, isa, timed=timed), runtime_ir(isa)]
+        kernels = {step.kernel.name: step.kernel.source for step in steps}
+        modules = [*kernels.values(), Source.of(emit_program(steps, isa, timed=timed)), Source.of(runtime_ir(isa))]
         objects = [compiled.code for compiled in compile_all(modules, isa, cache=cache)]
         self._library = Library(objects, [ENTRY])
         self._pool = pool

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
 
-from kernels.native import math as emitted
-from kernels.native.builder import Function, Module, Value
+from kernels.native import math as functions
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import NativeKernel, kernel_name, signature
+from kernels.native.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.types import I64
 from kernels.native.view import View
 from kernels.native.walk import Addresses, Axis, Steps, axes_of, finish, joined, operand_names, operands_of
@@ -109,7 +109,7 @@ _GATHERS: Mapping[str, _Gather] = {
     "l1": _Gather(0.0, lambda k, x: k.abs(x), _add),
     "l2": _Gather(0.0, lambda _, x: x * x, _add, lambda k, total, _: k.sqrt(total)),
     "sum_square": _Gather(0.0, lambda _, x: x * x, _add),
-    "log_sum": _Gather(0.0, _itself, _add, lambda k, total, _: emitted.log(k, total)),
+    "log_sum": _Gather(0.0, _itself, _add, lambda k, total, _: functions.log(k, total)),
 }
 
 
@@ -117,12 +117,13 @@ def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that do not fit together, or without a dimension that vectors can run along."""
     name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa)
     emitter = _RowsEmitter(rows, isa.lanes)
-    module, names = Module(isa), rows.arguments
-    with module.function(name, signature(names)) as (k, *values):
+
+    def body(k: Function, values: list[Value]) -> None:
         *pointers, begin, end = values
         at = Addresses(tuple(k.offset(p, view.offset) for p, view in zip(pointers, rows.views, strict=True)))
         emitter.emit(k, at, begin, end)
-    return NativeKernel(name, module.text, emitter.chunks, names)
+
+    return emitted(isa, name, rows.arguments, emitter.chunks, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +217,15 @@ class _RowsEmitter:
         top = self._gather(k, block, at, _MAXIMUM, self._x)
 
         def exponential(k: Function, spot: _Spot) -> Value:
-            below = k.at_least(self._x(k, spot) - top[spot.column], emitted.EXP_ZERO)
-            value = emitted.exp_within(k, below)
+            below = k.at_least(self._x(k, spot) - top[spot.column], functions.EXP_ZERO)
+            value = functions.exp_within(k, below)
             if not logarithm:
                 k.store_part(value, spot.at.values[y], spot.lanes)
             return value
 
         total = self._gather(k, block, at, _SUM, exponential, (0,) if logarithm else (0, y))
         if logarithm:
-            shift = [emitted.log(k, value) for value in total]
+            shift = [functions.log(k, value) for value in total]
             self._write(k, block, at, lambda k, spot: self._x(k, spot) - top[spot.column] - shift[spot.column])
         else:
             factor = [1.0 / value for value in total]
@@ -256,8 +257,8 @@ class _RowsEmitter:
         if self.rows.kind == "log_sum_exp":
             top = self._gather(k, block, at, _MAXIMUM, self._x)
             top = [k.select(k.abs(value) < INFINITY, value, 0.0) for value in top]  # an infinite maximum is its own answer
-            total = self._gather(k, block, at, _SUM, lambda k, spot: emitted.exp(k, self._x(k, spot) - top[spot.column]))
-            results = [emitted.log(k, value) + shift for value, shift in zip(total, top, strict=True)]
+            total = self._gather(k, block, at, _SUM, lambda k, spot: functions.exp(k, self._x(k, spot) - top[spot.column]))
+            results = [functions.log(k, value) + shift for value, shift in zip(total, top, strict=True)]
         else:
             gather = _GATHERS[self.rows.kind]
             results = [gather.end(k, total, self.count) for total in self._gather(k, block, at, gather, self._x)]

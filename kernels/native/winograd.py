@@ -28,16 +28,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Module, Value
+from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, aligned_copy, channel_blocks, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, kernel_name, signature
+from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, emitted, kernel_name
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -318,26 +317,6 @@ def even_spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
         yield larger * (size + 1), pieces - larger, size
 
 
-@dataclass(frozen=True, slots=True)
-class _Kernel:
-    """A kernel under construction: its function and that one's arguments."""
-
-    name: str
-    module: Module
-    k: Function
-    names: tuple[str, ...]
-    given: Mapping[str, Value]
-
-    @property
-    def chunks(self) -> tuple[Value, Value]:
-        """The chunks of a call."""
-        return self.given["begin"], self.given["end"]
-
-    def done(self, chunks: int, scratch_bytes: int = 0) -> NativeKernel:
-        """The kernel, when its function is complete."""
-        return NativeKernel(self.name, self.module.text, chunks, self.names, scratch_bytes)
-
-
 class _Emitter:
     """Emits the phases, and the kernels made of them."""
 
@@ -358,12 +337,12 @@ class _Emitter:
     def fused(self) -> NativeKernel:
         """A chunk is a group: all its phases."""
         shape = self.shape
-        with self._kernel("fused", (self.epilogue,), ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH)) as kernel:
-            k, given = kernel.k, kernel.given
+
+        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
             m = k.offset(given[SCRATCH], shape.v_group)
             zeros = k.offset(m, shape.m_block)
             k.store(k.zero(k.f32), zeros)
-            with k.loop("chunk", *kernel.chunks) as group:
+            with k.loop("chunk", begin, end) as group:
                 v, first = given[SCRATCH], group * self.tile.group
                 stop = self._end(k, first, self.tile.group)
                 with k.loop("tile", first, stop) as number:
@@ -375,27 +354,36 @@ class _Emitter:
                         with k.loop("tile", first, stop) as number:
                             at = k.offset(m, (number - first) * (block.vectors * self.lanes))
                             self._output(k, block, n, number, at, given["b"], self._places(given))
-        return kernel.done(shape.groups, 4 * (shape.v_group + shape.m_block + self.lanes))
+
+        return self._kernel(
+            "fused",
+            (self.epilogue,),
+            ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
+            shape.groups,
+            4 * (shape.v_group + shape.m_block + self.lanes),
+            body=body,
+        )
 
     def input(self) -> NativeKernel:
         """A chunk is a run of tiles."""
-        with self._kernel("input", (), ("x", "v", SCRATCH)) as kernel:
-            k, given = kernel.k, kernel.given
+
+        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
             k.store(k.zero(k.f32), given[SCRATCH])
-            with k.loop("chunk", *kernel.chunks) as chunk:
+            with k.loop("chunk", begin, end) as chunk:
                 first = chunk * self.run
                 with k.loop("tile", first, self._end(k, first, self.run)) as number:
                     group, place = number // self.tile.group, number % self.tile.group
                     at = k.offset(given["v"], group * self.shape.v_group + place * self.lanes)
                     self._input(k, number, given["x"], at, given[SCRATCH])
-        return kernel.done(-(-self.winograd.tiles // self.run), 4 * self.lanes)
+
+        return self._kernel("input", (), ("x", "v", SCRATCH), -(-self.winograd.tiles // self.run), 4 * self.lanes, body=body)
 
     def multiply(self) -> NativeKernel:
         """A chunk is a few points of a block of a group; consecutive ones take the same V."""
         shape, points = self.shape, self.winograd.points
-        with self._kernel("multiply", (), ("v", "w", "m")) as kernel:
-            k, given = kernel.k, kernel.given
-            with k.loop("chunk", *kernel.chunks) as chunk:
+
+        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
+            with k.loop("chunk", begin, end) as chunk:
                 n, rest = chunk % shape.block_count, chunk // shape.block_count
                 first, group = rest % self.point_runs * self.point_run, rest // self.point_runs
                 stop = first + self.point_run
@@ -406,14 +394,15 @@ class _Emitter:
                 for block in shape.blocks:
                     with maybe(k, block.chosen_by(n, shape.blocks)), k.loop("point", first, stop) as point:
                         self._multiply(k, block, n, point, v, given["w"], m)
-        return kernel.done(shape.groups * self.point_runs * shape.block_count)
+
+        return self._kernel("multiply", (), ("v", "w", "m"), shape.groups * self.point_runs * shape.block_count, body=body)
 
     def output(self) -> NativeKernel:
         """A chunk is a run of tiles, in all channels."""
         shape = self.shape
-        with self._kernel("output", (self.epilogue,), ("m", "b", *self.epilogue.arguments, "y")) as kernel:
-            k, given = kernel.k, kernel.given
-            with k.loop("chunk", *kernel.chunks) as chunk:
+
+        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
+            with k.loop("chunk", begin, end) as chunk:
                 first = chunk * self.run
                 with k.loop("tile", first, self._end(k, first, self.run)) as number:
                     group, place = number // self.tile.group, number % self.tile.group
@@ -421,15 +410,30 @@ class _Emitter:
                         with k.loop("block", block.first, block.first + block.count) as n:
                             at = (group * shape.block_count + n) * shape.m_block + place * (block.vectors * self.lanes)
                             self._output(k, block, n, number, k.offset(given["m"], at), given["b"], self._places(given))
-        return kernel.done(-(-self.winograd.tiles // self.run))
 
-    @contextmanager
-    def _kernel(self, phase: str, key: tuple[Epilogue, ...], names: tuple[str, ...]) -> Iterator[_Kernel]:
-        """A kernel under construction."""
+        return self._kernel(
+            "output", (self.epilogue,), ("m", "b", *self.epilogue.arguments, "y"), -(-self.winograd.tiles // self.run), body=body
+        )
+
+    def _kernel(
+        self,
+        phase: str,
+        key: tuple[Epilogue, ...],
+        names: tuple[str, ...],
+        chunks: int,
+        scratch_bytes: int = 0,
+        *,
+        body: Callable[[Function, Mapping[str, Value], Value, Value], None],
+    ) -> NativeKernel:
+        """The kernel of a phase, or of all of them. body: takes the builder, the pointers by name, and the chunks of a call."""
         stem = f"f32_winograd{self.winograd.unit}_{phase}_{self.tile.pixels}x{self.tile.vectors * self.lanes}"
-        name, module = kernel_name(stem, (self.winograd, self.tile, key), self.isa), Module(self.isa)
-        with module.function(name, signature(names)) as (k, *values):
-            yield _Kernel(name, module, k, names, dict(zip(signature(names), values, strict=True)))
+
+        def filled(k: Function, values: list[Value]) -> None:
+            *pointers, begin, end = values
+            body(k, dict(zip(names, pointers, strict=True)), begin, end)
+
+        name = kernel_name(stem, (self.winograd, self.tile, key), self.isa)
+        return emitted(self.isa, name, names, chunks, filled, scratch_bytes)
 
     def _places(self, given: Mapping[str, Value]) -> Places:
         return Places.of(self.conv.y, self.epilogue, given["y"], [given[name] for name in self.epilogue.arguments])

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.native import farm
 from kernels.native.builder import Module
-from kernels.native.cache import CodeCache, entry_key
+from kernels.native.cache import CodeCache, Source, entry_key
 from kernels.native.compile import Compiled, assembly, generate, spilled_share
 from kernels.native.errors import CompileError
 from kernels.native.isa import ISAS, host_isa
@@ -177,7 +177,7 @@ def test_cache_survives_a_folder_that_vanishes(cache):
 
 def test_entry_key_depends_on_code_and_isa():
     avx2, avx512 = ISAS["avx2"], ISAS["avx512"]
-    assert len({entry_key("a", avx2), entry_key("b", avx2), entry_key("a", avx512)}) == 3
+    assert len({entry_key(Source.of("a"), avx2), entry_key(Source.of("b"), avx2), entry_key(Source.of("a"), avx512)}) == 3
 
 
 # Compiling many
@@ -187,31 +187,33 @@ def test_compile_all_keeps_order_and_compiles_doubles_once(cache, monkeypatch):
     isa, compiled = host_isa(), []
     monkeypatch.setattr(farm, "generate", lambda ir, *rest, **named: compiled.append(ir) or generate(ir, *rest, **named))
     texts = [adds(isa, 1.0), adds(isa, 2.0), adds(isa, 1.0)]
-    first = farm.compile_all(texts, isa, cache=cache)
+    first = farm.compile_all([*map(Source.of, texts)], isa, cache=cache)
     assert len(compiled) == 2
     assert first[0] == first[2] != first[1]
-    assert farm.compile_all(texts, isa, cache=cache) == first
+    assert farm.compile_all([*map(Source.of, texts)], isa, cache=cache) == first
     assert len(compiled) == 2
 
 
 def test_compile_all_looks_again_when_spills_were_not_counted(cache):
     isa = host_isa()
     text = adds(isa, 1.0)
-    assert farm.compile_all([text], isa, cache=cache)[0].spills is None
-    assert farm.compile_all([text], isa, cache=cache, count_spills=True)[0].spills == 0
-    assert farm.compile_all([text], isa, cache=cache)[0].spills == 0
+    assert farm.compile_all([Source.of(text)], isa, cache=cache)[0].spills is None
+    assert farm.compile_all([Source.of(text)], isa, cache=cache, count_spills=True)[0].spills == 0
+    assert farm.compile_all([Source.of(text)], isa, cache=cache)[0].spills == 0
 
 
 def test_compile_all_in_processes_gives_the_same_code():
     isa = host_isa()
     texts = [adds(isa, float(n)) for n in range(6)]
-    assert farm.compile_all(texts, isa, processes=3, count_spills=True) == [generate(t, isa, count_spills=True) for t in texts]
+    assert farm.compile_all([*map(Source.of, texts)], isa, processes=3, count_spills=True) == [
+        generate(t, isa, count_spills=True) for t in texts
+    ]
 
 
 def test_compile_all_reports_what_llvm_refuses_in_a_worker(monkeypatch):
     monkeypatch.setattr(farm._Batch, "work_here", lambda self: None)  # leave all of it to the workers
     with pytest.raises(CompileError, match="LLVM refuses"):
-        farm.compile_all(["nonsense", "define"], host_isa(), processes=2)
+        farm.compile_all([Source.of("nonsense"), Source.of("define")], host_isa(), processes=2)
 
 
 def test_compile_all_finishes_when_a_worker_is_killed(monkeypatch):
@@ -226,16 +228,16 @@ def test_compile_all_finishes_when_a_worker_is_killed(monkeypatch):
     monkeypatch.setattr(farm.subprocess, "Popen", doomed)
     isa = host_isa()
     texts = [adds(isa, float(n)) for n in range(4)]
-    assert farm.compile_all(texts, isa, processes=2) == [generate(t, isa) for t in texts]
+    assert farm.compile_all([*map(Source.of, texts)], isa, processes=2) == [generate(t, isa) for t in texts]
     assert started
 
 
 def test_compile_all_needs_no_main_guard(tmp_path):
     script = tmp_path / "user.py"
     script.write_text(
-        "from kernels.native import farm\nfrom kernels.native.isa import host_isa\n"
+        "from kernels.native import farm\nfrom kernels.native.cache import Source\nfrom kernels.native.isa import host_isa\n"
         "ir = [f'define i32 @f() {{ ret i32 {n} }}' for n in range(4)]\n"
-        "assert len(farm.compile_all(ir, host_isa(), processes=2)) == 4\n"
+        "assert len(farm.compile_all([*map(Source.of, ir)], host_isa(), processes=2)) == 4\n"
     )
     root = Path(farm.__file__).parents[2]
     subprocess.run([sys.executable, str(script)], check=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=60)

@@ -3,14 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.native.builder import Module
 from kernels.native.cache import CodeCache
 from kernels.native.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.errors import EmitError
 from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
-from kernels.native.kernel import Epilogue, Merge, NativeKernel, signature
+from kernels.native.kernel import Epilogue, Merge, emitted
 from kernels.native.pool import Pool, aligned
 from kernels.native.program import Program, Ref, Step, emit_program
 from tests.native.reference import assert_close, conv_reference
@@ -162,10 +161,13 @@ def test_program_is_emitted_for_every_architecture():
 
 def halving(isa, chunks):
     """y = x / 2, one vector a chunk."""
-    module, names = Module(isa), ("x", "y")
-    with module.function("halving", signature(names)) as (k, x, y, begin, end), k.loop("chunk", begin, end) as chunk:
-        k.store(k.load(k.f32, x, chunk * isa.lanes) * 0.5, y, chunk * isa.lanes)
-    return NativeKernel("halving", module.text, chunks, names)
+
+    def body(k, values):
+        x, y, begin, end = values
+        with k.loop("chunk", begin, end) as chunk:
+            k.store(k.load(k.f32, x, chunk * isa.lanes) * 0.5, y, chunk * isa.lanes)
+
+    return emitted(isa, "halving", ("x", "y"), chunks, body)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -178,7 +178,7 @@ def test_chosen_tiles_give_the_same_result():
     graph, specs = graph_of(proto, feeds)
     (conv,) = graph.nodes
     wanted = Executor(graph, specs).run(feeds)["y"]
-    for choice in NATIVE.candidates(conv, graph, specs):
+    for choice in NATIVE.candidates(conv, graph, specs, 2):
         executor = Executor(graph, specs, {"conv": choice}, threads=2, native=NATIVE)
         assert executor.steps[0].algorithm == str(choice)
         np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)
