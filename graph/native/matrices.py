@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,36 +11,74 @@ from graph.ir import Node
 from graph.native.convolutions import bias_of, tile_of, with_bias
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
+from graph.native.rows import aligned_view, joins
 from graph.native.rule import Facts, Rule, is_f32
+from kernels.errors import UnsupportedError
 from kernels.native.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.geometry import Conv
 from kernels.native.layout import Image
+from kernels.native.matmul import MatMul, emit_matmul, matmul_tiles
 from kernels.native.view import View
 from kernels.spec import Array
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a product has no native form, or None."""
-    a, weights, y = facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), facts.spec(node.outputs[0])
-    if not is_f32(a, weights, y):
+    a, other, y = (facts.spec(name) for name in (*node.inputs[:2], node.outputs[0]))
+    if not is_f32(a, other, y):
         return "it is not fp32"
-    if node.inputs[1] not in facts.constants or weights.rank != 2 or a.rank < 2:
-        return "its second factor is no constant matrix"
-    if node.op == "Gemm":
-        if node.attrs["transA"]:
-            return "its first factor is transposed"
-        if len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
-            return "its addend is scaled, and no constant"
+    if min(a.rank, other.rank) < 2:
+        return "one of its factors is a vector"
+    if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
+        return "its addend is scaled, and no constant"
     return facts.refuses_epilogue(node)
+
+
+def _is_packed(node: Node, constants: Mapping[str, Array]) -> bool:
+    """Whether the second factor is a matrix known beforehand, and the first is read as it lies."""
+    return node.inputs[1] in constants and constants[node.inputs[1]].ndim == 2 and not node.attrs.get("transA", 0)
 
 
 def _takes_addend(node: Node, facts: Facts) -> bool:
     c, y = facts.spec(node.inputs[2]), facts.spec(node.outputs[0])
     is_bias = node.inputs[2] in facts.constants and c.elements == y.shape[1] and c.shape[-1:] == y.shape[1:]
-    return is_bias or (node.attrs["beta"] == 1 and is_f32(c))
+    return (is_bias and _is_packed(node, facts.constants)) or (node.attrs["beta"] == 1 and is_f32(c))
 
 
 def lower(b: Lowering, node: Node) -> None:
+    """A product: with packed weights where these are known, else of two tensors as they lie."""
+    if _is_packed(node, b.constants):
+        _packed(b, node)
+    else:
+        _product(b, node)
+
+
+def _product(b: Lowering, node: Node) -> None:
+    """A product of two tensors of any strides, batch by batch."""
+    value = node.outputs[0]
+    shape = b.spec(value).shape
+    steps = steps_of(node, b.constants)
+    alpha = 1.0
+    factors = [aligned_view(b.strided(name), len(shape)) for name in node.inputs[:2]]
+    if node.op == "Gemm":
+        alpha = float(node.attrs["alpha"])
+        turned = (node.attrs["transA"], node.attrs["transB"])
+        factors = [f.under(f.view.transposed((1, 0))) if turn else f for f, turn in zip(factors, turned, strict=True)]
+        steps = [*([Merged("add", node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []), *steps]
+    made, operands = joins(b, steps, shape, shape)
+    y = b.new(value)
+    if 1 not in y.view.strides[-2:]:
+        y = b.new_dense(value)
+    matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, made)
+    tiles = {str(tile): tile for tile in matmul_tiles(matmul, b.isa)}
+    wanted = b.choice(node).param("tile") or next(iter(tiles))
+    if wanted not in tiles:
+        raise UnsupportedError(f"matmul: tile is {wanted!r:.60}, need one of {', '.join(tiles)}")
+    places = {"a": factors[0], "b": factors[1], **operands, "y": y}
+    b.call(emit_matmul(matmul, tiles[wanted], b.isa), {name: place.storage for name, place in places.items()})
+
+
+def _packed(b: Lowering, node: Node) -> None:
     """A product as the convolution of one row of pixels, whose channels are the columns."""
     value, weights = node.outputs[0], b.constants[node.inputs[1]]
     shape = b.spec(value).shape
@@ -79,7 +117,9 @@ def _image(rows: int, columns: int, step: int) -> Image:
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
-    """The tiles of a product, the best by the port model first."""
+    """The tiles of a product, the best by the port model first. Those of two tensors depend on how these will lie."""
+    if not _is_packed(node, facts.constants):
+        return [Choice("native", "matmul")]
     inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
     rows = facts.spec(node.outputs[0]).elements // columns
     conv = Conv(_image(rows, inner, inner), _image(rows, columns, columns))

@@ -59,7 +59,7 @@ def _norm(b: Lowering, node: Node) -> None:
     shape = b.spec(node.inputs[0]).shape
     axes = tuple(range(node.attrs["axis"] % len(shape), len(shape)))
     kind: Norm = "layer_norm" if node.op == "LayerNormalization" else "rms_norm"
-    places = {name: _aligned(b, value, len(shape)) for name, value in zip("wb", node.inputs[1:], strict=False) if value}
+    places = {name: aligned_view(b.dense(value), len(shape)) for name, value in zip("wb", node.inputs[1:], strict=False) if value}
     scale, bias = (places[name].view if name in places else None for name in "wb")
     _emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
 
@@ -100,7 +100,7 @@ def _emit(
     if (x_view := x.view.reshaped(shape)) is None or not _runs(x_view):
         x = b.dense(node.inputs[0])
         x_view = View.dense(shape)
-    steps, operands = _joins(b, steps_of(node, b.constants), b.spec(value).shape, out)
+    steps, operands = joins(b, steps_of(node, b.constants), b.spec(value).shape, out)
     y = b.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
     if (y_view := y.view.reshaped(out)) is None or not _runs(y_view):
         y = b.new_dense(value)
@@ -116,7 +116,7 @@ def _runs(view: View) -> bool:
     return not strides or strides[-1] == 1
 
 
-def _joins(
+def joins(
     b: Lowering, steps: Sequence[Activation | Merged], own: tuple[int, ...], seen: tuple[int, ...]
 ) -> tuple[Steps, dict[str, Viewed]]:
     """The steps of an epilogue as the kernel sees the result, and where their operands lie; written out where they must be."""
@@ -128,7 +128,7 @@ def _joins(
             continue
         place = b.dense(step.value)
         if own == seen:
-            place = _aligned(b, step.value, len(own))
+            place = aligned_view(place, len(own))
         elif place.view.shape == own or place.view.size == 1:
             place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
         else:
@@ -140,9 +140,8 @@ def _joins(
     return tuple(made), places
 
 
-def _aligned(b: Lowering, value: str, rank: int) -> Viewed:
+def aligned_view(place: Viewed, rank: int) -> Viewed:
     """A value under as many dimensions, those that it lacks of size 1."""
-    place = b.dense(value)
     extra = rank - len(place.view.shape)
     return place.under(View((1,) * extra + place.view.shape, (0,) * extra + place.view.strides, place.view.offset))
 

@@ -331,3 +331,31 @@ def test_attention_with_heads_side_by_side(isa, heads, groups, causal):
              node("Attention", ["q", "k", "v"], ["y"], q_num_heads=heads, kv_num_heads=groups, is_causal=causal)]  # fmt: skip
     constants = [weights("wq", 10, heads * 6), weights("wk", 10, groups * 6), weights("wv", 10, groups * 5)]
     check_native(make(nodes, ["y"], constants, image(2, 7, 10), opset=23), {"x": normal(2, 7, 10)}, isa)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((3, 4, 5), (3, 5, 6)), ((2, 3, 4, 5), (5, 6)), ((1, 4, 5), (3, 5, 6)), ((4, 5), (2, 5, 6))]
+)
+def test_products_of_two_tensors(isa, a, b):
+    nodes = [node("MatMul", ["x", "z"], ["a"]), node("Mul", ["a", "s"], ["b"]), node("Relu", ["b"], ["y"])]
+    proto = make(nodes, ["y"], [constant("s", 0.5)], [port("x", list(a)), port("z", list(b))])
+    check_native(proto, {"x": normal(*a), "z": normal(*b)}, isa)
+
+
+@pytest.mark.parametrize("trans", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_gemm_of_two_tensors(isa, trans):
+    shapes = [(5, 7) if trans[0] == 0 else (7, 5), (7, 9) if trans[1] == 0 else (9, 7)]
+    nodes = [node("Gemm", ["x", "z", "c"], ["y"], transA=trans[0], transB=trans[1], alpha=0.5)]
+    proto = make(nodes, ["y"], [constant("c", normal(9))], [port("x", list(shapes[0])), port("z", list(shapes[1]))])
+    check_native(proto, {"x": normal(*shapes[0]), "z": normal(*shapes[1])}, isa)
+
+
+def test_product_written_as_the_transpose_that_reads_it(isa):
+    nodes = [
+        node("MatMul", ["x", "z"], ["a"]),
+        node("Transpose", ["a"], ["b"], perm=[0, 2, 1]),
+        node("MatMul", ["b", "w"], ["y"]),
+    ]
+    proto = make(nodes, ["y"], [weights("w", 4, 3)], [port("x", [2, 4, 5]), port("z", [2, 5, 6])])
+    executor = check_native(proto, {"x": normal(2, 4, 5), "z": normal(2, 5, 6)}, isa)
+    assert len(kernels(executor)) == 2
