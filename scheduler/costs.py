@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import ml_dtypes
 
 from graph.ir import Node, Specs
+from graph.native.rule import Transformed
 from kernels.cost import FLOPS_PER_MAC
 from kernels.registry import Kernel, find
 from kernels.spec import FLOATS
@@ -29,13 +30,18 @@ _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one kernel takes on one node. level: where its working set lies. executed_macs: what it really multiplies."""
+    """What one kernel takes on one node.
+
+    level: where its working set lies. executed_macs: what it really multiplies. error: that its algorithm adds to rounding,
+    relative to the largest output.
+    """
 
     ns: float
     bound_by: BoundBy
     level: str
     workspace_bytes: int
     executed_macs: int
+    error: float = 0.0
 
 
 def estimate(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs, device: DeviceProfile, threads: int) -> Estimate:
@@ -60,20 +66,23 @@ def estimate(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs, device: 
     return Estimate(spent_ns, bound_by, level, workspace_bytes, macs)
 
 
-def estimate_native(cost: OpProfile, rank: int, device: DeviceProfile, threads: int) -> Estimate:
+def estimate_native(
+    cost: OpProfile, rank: int, device: DeviceProfile, threads: int, transformed: Transformed | None = None
+) -> Estimate:
     """Predict the candidate of that rank of a node that runs in a native segment: its work is shared by all threads.
 
     The rule that lists candidates has ranked them; how far they lie apart only a measurement can tell.
     """
     moved_bytes = cost.read_bytes + cost.write_bytes
     rate = NATIVE_EFFICIENCY * device.peak_ops_per_s("fp32", threads)
-    compute_ns = 1e9 * FLOPS_PER_MAC * cost.macs / rate
+    macs, error = (cost.macs, 0.0) if transformed is None else (transformed.macs, transformed.error)
+    compute_ns = 1e9 * FLOPS_PER_MAC * macs / rate
     level = device.level_of(moved_bytes, threads)
     memory_ns = 1e9 * moved_bytes / device.bandwidth_bytes_per_s(level, threads)
     largest = max(compute_ns, memory_ns, NATIVE_STEP_NS)
     bound_by: BoundBy = "compute" if largest == compute_ns else "memory" if largest == memory_ns else "dispatch"
     spent_ns = (max(compute_ns, memory_ns) + NATIVE_STEP_NS) * (1 + rank * NATIVE_RANK)
-    return Estimate(spent_ns, bound_by, level, 0, cost.macs)
+    return Estimate(spent_ns, bound_by, level, 0, macs, error)
 
 
 def _copy_ns(workspace_bytes: int, device: DeviceProfile) -> float:

@@ -45,6 +45,7 @@ from scheduler.signature import Signature, signature
 from scheduler.store import Here, Measurement, Store
 from scheduler.strategy import Precision, Strategy
 
+MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
 TIE = 1.01  # candidates within one percent of each other are a tie
 
 Known = Mapping[str, Mapping[Strategy, Measurement]]
@@ -52,7 +53,10 @@ Known = Mapping[str, Mapping[Strategy, Measurement]]
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a plan is made for: the optimised graph, what each node costs, and what was measured."""
+    """What a plan is made for: the optimised graph, what each node costs, and what was measured.
+
+    error_budget: what the algorithm of one convolution or product may add, relative to its largest output.
+    """
 
     graph: Graph
     specs: Specs
@@ -63,6 +67,7 @@ class _Work:
     build: Build
     native: Native | None
     backend: Backend
+    error_budget: float
 
 
 def make_plan(
@@ -95,7 +100,9 @@ def make_plan(
     signatures = [signature(node, specs, graph.constants) for node in graph.nodes]
     known = store.measurements.fresh(Here(device.fingerprint, build), {s.key: s.op for s in signatures}) if store else {}
     native = None if backend == "numpy" else find_native(backend)
-    work = _Work(graph, specs, count_nodes(graph, specs), signatures, known, device, build, native, backend)
+    costs = count_nodes(graph, specs)
+    budget = (MODEL_ERROR if max_error is None else max_error) / max(1, sum(cost.macs > 0 for cost in costs))
+    work = _Work(graph, specs, costs, signatures, known, device, build, native, backend, budget)
     cores = min(device.usable_cores, max_threads or device.usable_cores)
     plans = [_at(work, threads, objective) for threads in thread_counts(cores)]
     constraints = Constraints(
@@ -224,9 +231,19 @@ def _at(work: _Work, threads: int, objective: Objective) -> _Draft:
         memory_bytes=memory.arena_bytes + param_bytes + port_bytes,
         arena_bytes=memory.arena_bytes,
         param_bytes=param_bytes,
-        error=sum(error_of(node, work.specs) for node in work.graph.nodes),
+        error=sum(
+            error_of(node, work.specs) + _added(work, node, step) for node, step in zip(work.graph.nodes, steps, strict=True)
+        ),
         ties=ties,
     )
+
+
+def _added(work: _Work, node: Node, step: Step) -> float:
+    """What the algorithm that was chosen adds to rounding."""
+    if work.native is None or step.strategy.backend != "native":
+        return 0.0
+    found = work.native.transformed(node, work.graph, work.specs, step.strategy.choice)
+    return 0.0 if found is None else found.error
 
 
 def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: int, objective: Objective) -> Step:
@@ -294,7 +311,15 @@ def _candidates(
             candidates.append(Candidate(strategy=refused, verdict="refused", reason=reason))
         else:
             for rank, choice in enumerate(work.native.candidates(node, work.graph, work.specs, threads)):
-                estimates[Strategy.of(choice, threads)] = estimate_native(cost, rank, work.device, threads)
+                strategy = Strategy.of(choice, threads)
+                found = estimate_native(
+                    cost, rank, work.device, threads, work.native.transformed(node, work.graph, work.specs, choice)
+                )
+                if found.error > work.error_budget:
+                    reason = f"its error estimate is {found.error:.1e}, each product of the model may add {work.error_budget:.1e}"
+                    candidates.append(Candidate(strategy=strategy, verdict="refused", reason=reason))
+                else:
+                    estimates[strategy] = found
     for kernel in find(node.op).kernels:
         strategy = Strategy("numpy", kernel.algorithm, "fp32", threads)
         refusal = kernel.refuses(*inputs, **node.attrs) if kernel.refuses else None

@@ -12,7 +12,7 @@ from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import F32_BYTES, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import Facts, Rule, is_f32
+from graph.native.rule import Facts, Rule, Transformed, is_f32
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
@@ -25,6 +25,7 @@ from kernels.native.winograd import (
     WinogradTile,
     choose_winograd,
     emit_winograd,
+    error_estimate,
     make_winograd_tile,
     pack_winograd,
     winograd_cost,
@@ -215,4 +216,13 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     return [first, *direct, *found]
 
 
-RULES = {"Conv": Rule(refuses, lower, candidates)}
+def transformed(node: Node, facts: Facts, choice: Choice) -> Transformed | None:
+    """What Winograd's algorithm multiplies, and what it errs."""
+    if choice.algorithm != "winograd":
+        return None
+    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    winograd, tile = winograd_of(geometry(node, facts.spec, x, y), choice, facts.isa)
+    return Transformed(winograd_cost(winograd, tile, facts.isa).macs, error_estimate(winograd.unit, x.channels))
+
+
+RULES = {"Conv": Rule(refuses, lower, candidates, transformed=transformed)}

@@ -9,7 +9,7 @@ from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
 from graph.native.lowering import Packed
 from graph.native.partition import Part, partition, without_lone_views
-from graph.native.rule import Facts
+from graph.native.rule import Facts, Transformed
 from graph.native.rules import RULES, refusal
 from graph.native.segment import Segment
 from kernels.errors import UnsupportedError
@@ -49,6 +49,10 @@ class Native:
     def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
         """The native ways to compute a node that is not refused, the one to use unmeasured on that many threads first."""
         return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
+
+    def transformed(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Transformed | None:
+        """What a candidate multiplies and errs, where that is not what the definition says."""
+        return RULES[node.op].transformed(node, Facts(specs, graph.constants, self.isa), choice)
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.

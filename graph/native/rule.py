@@ -48,18 +48,29 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class Transformed:
+    """What an algorithm does otherwise than the definition says. macs: that it multiplies. error: that it adds, relative to the
+    largest output."""
+
+    macs: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A family's say on one op.
 
     refuses: why a node has no native form, or None. lower: append its calls, as `Lowering.choice` says. candidates: the ways to
     compute a node that is not refused, the one to use unmeasured first. view: it is but another name for memory where strides can
-    say so, and moves bytes elsewhere: no reason to run natively by itself.
+    say so, and moves bytes elsewhere: no reason to run natively by itself. transformed: of a candidate that computes otherwise
+    than the definition says.
     """
 
     refuses: Callable[[Node, Facts], str | None]
     lower: Callable[[Lowering, Node], None]
     candidates: Callable[[Node, Facts], Sequence[Choice]]
     view: bool = False
+    transformed: Callable[[Node, Facts, Choice], Transformed | None] = lambda _node, _facts, _choice: None
 
 
 def only(algorithm: str) -> Callable[[Node, Facts], Sequence[Choice]]:
