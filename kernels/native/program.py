@@ -1,7 +1,7 @@
 """Kernels composed into one native function: what a whole segment of a model runs as, on every thread of a team.
 
     denormals count as 0 from here on, until the end
-    for each step:  take chunks from the step's counter until none is left;  barrier, where the next step needs all of it
+    for each step:  do this thread's share of the chunks, then what is left of the others';  barrier, where the next step needs it
 
 A program is called with a table of addresses: the counters first, then buffers for timestamps
 and for what kernels need besides, then the caller's slots (an
@@ -24,7 +24,7 @@ from kernels.native.isa import Isa
 from kernels.native.kernel import SCRATCH, NativeKernel, signature
 from kernels.native.library import Library
 from kernels.native.pool import Pool, aligned
-from kernels.native.runtime import LINE_BYTES, barrier, chunks, denormals_as_zero, runtime_ir
+from kernels.native.runtime import LINE_BYTES, barrier, denormals_as_zero, runtime_ir, shares
 from kernels.native.types import I8, I64, PTR, VOID
 from kernels.spec import Array
 
@@ -59,7 +59,7 @@ def emit_program(steps: Sequence[Step], isa: Isa, *, timed: bool) -> str:
     for step in steps:
         module.declare(step.kernel.name, VOID, list(signature(step.kernel.arguments).values()))
     with module.function(ENTRY, {"table": PTR, "thread": I64, "threads": I64, "team": PTR}) as (k, *arguments):
-        table, thread, _, team = arguments
+        table, thread, threads, team = arguments
         counters, times = k.load(PTR, table, _COUNTERS), k.load(PTR, table, _TIMES)
         scratch = k.offset(k.load(PTR, table, _SCRATCH), thread * _scratch_bytes(steps), I8)
         mine = k.offset(times, thread * _times_per_thread(len(steps)), I64)
@@ -71,7 +71,8 @@ def emit_program(steps: Sequence[Step], isa: Isa, *, timed: bool) -> str:
                 ]
                 if timed:
                     _stamp(k, mine, 3 * n)
-                with chunks(k, k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks, step.grain) as (begin, end):
+                counter, total = k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks
+                with shares(k, counter, len(steps), thread, threads, total, step.grain) as (begin, end):
                     k.call(step.kernel.name, VOID, *pointers, begin, end)
                 if timed:
                     _stamp(k, mine, 3 * n + 1)
@@ -123,17 +124,17 @@ class Program:
         self._library = Library(objects, [ENTRY])
         self._pool = pool
         self._steps = len(steps)
-        self._counters = aligned(LINE_BYTES * max(len(steps), 1))
         self._scratch_bytes = _scratch_bytes(steps)
         self._table = aligned(8 * (_SLOTS + slots)).view(np.uint64)
-        self._table[_COUNTERS] = self._counters.ctypes.data
-        self._times = self._scratch = np.empty(0)
+        self._counters = self._times = self._scratch = np.empty(0)
         self._threads = 0
         self._grow(pool.threads)
 
     def _grow(self, threads: int) -> None:
         """Have memory of their own for that many threads."""
         self._threads = threads
+        self._counters = aligned(LINE_BYTES * max(self._steps, 1) * threads)
+        self._table[_COUNTERS] = self._counters.ctypes.data
         self._times = aligned(8 * _times_per_thread(self._steps) * threads).view(np.int64)
         self._scratch = aligned(self._scratch_bytes * threads)
         self._table[_TIMES] = self._times.ctypes.data

@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kernels.native.builder import Function, Operand, Value
+from kernels.native.builder import Function, Value
 from kernels.native.isa import Isa
-from kernels.native.types import I32, I64, PTR, VOID
+from kernels.native.types import I8, I32, I64, PTR, VOID
 
 LINE_BYTES = 128
 MAILBOX_BYTES = LINE_BYTES
@@ -261,13 +261,24 @@ def barrier(k: Function, team: Value) -> None:
 
 
 @contextmanager
-def chunks(k: Function, counter: Value, total: int, grain: Operand = 1, name: str = "chunk") -> Iterator[tuple[Value, Value]]:
-    """Emit a loop in which each thread takes the next `grain` of `total` chunks, [begin, end), while there are any.
+def shares(
+    k: Function, counters: Value, apart: int, thread: Value, threads: Value, total: int, grain: int = 1
+) -> Iterator[tuple[Value, Value]]:
+    """Emit a loop over `total` chunks, [begin, end) of `grain` or fewer at a time: a thread first takes those of its own share, a
+    part of them in a row, then what the others have left of theirs.
 
-    counter: address of an i64 that the run set to zero and no other loop of the program uses.
+    Neighbouring steps thus find in a core's cache what it made itself, as long as the cores keep pace; one that does not is
+    helped. counters: address of the first thread's i64 for this loop; each thread has one, `apart` lines behind the other, which
+    the run set to zero.
     """
-    with k.repeat(name) as leave_if:
-        begin = k.fetch_add(counter, grain)
-        leave_if(begin >= total)
-        end = begin + grain
-        yield begin, k.select(end < total, end, total)
+    with k.loop("owner", 0, threads) as turn:
+        owner = (thread + turn) % threads
+        first, behind = owner * total // threads, (owner + 1) * total // threads
+        count = behind - first
+        counter = k.offset(counters, owner * (apart * LINE_BYTES), I8)
+        with k.repeat("chunk") as leave_if:
+            taken = k.fetch_add(counter, grain)
+            leave_if(taken >= count)
+            begin = first + taken
+            end = begin + grain
+            yield begin, k.select(end < behind, end, behind)

@@ -16,7 +16,7 @@ from kernels.native.errors import PoolError
 from kernels.native.isa import ISAS, available_cores, host_isa
 from kernels.native.library import Library
 from kernels.native.pool import Pool, aligned, shared_pool
-from kernels.native.runtime import barrier, chunks, runtime_ir
+from kernels.native.runtime import barrier, runtime_ir, shares
 from kernels.native.types import I64, PTR
 
 SIGNATURE = {"arguments": PTR, "thread": I64, "threads": I64, "team": PTR}
@@ -60,8 +60,9 @@ def share_out(steps, cells):
 
     def body(k, memory, thread, threads, team):
         for step in range(steps):
-            with chunks(k, k.offset(memory, step * WORDS, I64), cells, 3) as (begin, end), k.loop("cell", begin, end) as cell:
-                at = steps * WORDS + cell
+            counter = k.offset(memory, step * WORDS, I64)
+            with shares(k, counter, steps, thread, threads, cells, 3) as (begin, end), k.loop("cell", begin, end) as cell:
+                at = threads * (steps * WORDS) + cell
                 known = k.load(I64, memory, at)
                 k.store(known + k.select(k.compare("eq", known, step), k.const(I64, 1), 0), memory, at)
             barrier(k, team)
@@ -95,11 +96,12 @@ def test_barrier_keeps_threads_in_step_even_when_there_are_more_than_cores(pool,
 @pytest.mark.parametrize("cells", [1, 3, 100])
 def test_chunks_are_each_taken_once_in_every_run(pool, threads, cells):
     steps = 4
-    program, one = Program(share_out(steps, cells), steps * WORDS + cells), pool(threads)
+    words = threads * steps * WORDS
+    program, one = Program(share_out(steps, cells), words + cells), pool(threads)
     for _ in range(20):
-        program.memory[steps * WORDS :] = 0
-        program.run(one, threads, counters=steps * WORDS)
-        assert (program.memory[steps * WORDS :] == steps).all()
+        program.memory[words:] = 0
+        program.run(one, threads, counters=words)
+        assert (program.memory[words:] == steps).all()
 
 
 def test_thread_numbers_are_all_different_and_complete(pool):
