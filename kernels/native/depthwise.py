@@ -130,8 +130,8 @@ class _DepthwiseEmitter:
         """All chunks of a call."""
         conv, tile = self.conv, self.tile
         with k.loop("chunk", begin, end) as chunk:
-            row_chunk, slow = chunk % self.row_chunks, chunk // self.row_chunks
-            number, image = slow % self.block_count, slow // self.block_count
+            number, slow = chunk % self.block_count, chunk // self.block_count  # rows outermost, as products share them out
+            row_chunk, image = slow % self.row_chunks, slow // self.row_chunks
             channel = number * (tile.vectors * self.lanes)
             at = k.offset(x, self._start(conv.x, image, number))
             to = places.move(k, lambda layout: self._start(layout, image, number))
