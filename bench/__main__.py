@@ -8,10 +8,11 @@ from typing import Annotated
 import psutil
 import typer
 
+from bench.accuracy import compare_accuracy
 from bench.counts import check_counts
 from bench.exports import EXPORTS
 from bench.models import compare
-from bench.shapes import compare_shapes
+from bench.shapes import SHAPES_OF, compare_shapes
 
 
 def main(
@@ -22,7 +23,10 @@ def main(
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
-    shapes: Annotated[str, typer.Option(help="Comma-separated exports whose shapes are timed one by one; empty = none.")] = "",
+    shapes: Annotated[str, typer.Option(help="Comma-separated exports whose shapes are timed one by one; empty = none.")] = (
+        ",".join(SHAPES_OF)
+    ),
+    accuracy: Annotated[bool, typer.Option(help="Compare with float64, and memory with ONNX Runtime's.")] = True,
 ) -> None:
     """Check the counts of the exports, then print one table per thread count."""
     cores = psutil.cpu_count(logical=False)
@@ -34,6 +38,8 @@ def main(
         compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
     if shapes:
         compare_shapes(shapes.split(","), 1, seconds / 10)
+    if accuracy:
+        compare_accuracy(models.split(","), max(map(int, threads.split(","))))
 
 
 if __name__ == "__main__":
