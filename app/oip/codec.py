@@ -207,6 +207,8 @@ def _numbers(subject: str, values: list[Any], dtype: DType) -> Array:
     """A flat array of the dtype; refuses what would change by the conversion: strings, fractions, overflow."""
     try:
         found = np.array(values) if values else np.empty(0, dtype)
+        if dtype == np.uint64 and found.dtype.kind == "f" and all(type(value) is int for value in _flat(values)):
+            found = np.array(values, dtype)  # numpy has no integer type for both 1 and 2^63, and takes floats
         allowed = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
         if found.size and found.dtype.kind not in allowed:
             raise refuse(f"{subject}: data holds {found.dtype.name} values, need {dtype.name}")

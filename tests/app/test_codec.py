@@ -58,6 +58,12 @@ def test_json_round_trip(array: np.ndarray) -> None:
     np.testing.assert_array_equal(decode(body_of(*json.loads(reply)["outputs"])).feeds["x"], array)
 
 
+def test_the_largest_integers_beside_small_ones_round_trip() -> None:
+    array = np.array([2**63, 0, 2**64 - 1], np.uint64)
+    reply, _ = codec.encode({}, [("x", array, False)])
+    np.testing.assert_array_equal(decode(body_of(*json.loads(reply)["outputs"])).feeds["x"], array)
+
+
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_strings_round_trip_binary(texts: list[str]) -> None:
     array = np.array(texts, object)
