@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -129,6 +128,12 @@ def burst(run: Run, seconds: float) -> list[int]:
     return times
 
 
+def peak_resident_bytes() -> int:
+    """The most memory this process had resident; getrusage would count what its parent had when it was forked."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def main(engine: str, model: str, threads: str, feeds_path: str) -> None:
     """Load, say so, then obey stdin."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -146,7 +151,7 @@ def main(engine: str, model: str, threads: str, feeds_path: str) -> None:
         elif command == "burst":
             reply = burst(run, float(argument))
         elif command == "memory":
-            reply = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            reply = peak_resident_bytes()
         else:
             raise SystemExit(f"worker: unknown command {command!r}")
         replies.write(json.dumps(reply) + "\n")
