@@ -31,6 +31,7 @@ from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blo
 from kernels.native.isa import Isa
 from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
+from kernels.native.pool import aligned
 from kernels.native.types import I64
 from kernels.spec import Array
 
@@ -64,17 +65,19 @@ class ConvTile:
 
 def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
     """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
-    lanes, parts = isa.lanes, []
-    for group in np.split(weights.astype(np.float32), conv.groups):
+    lanes, taps = isa.lanes, weights[0].size
+    vectors = -(-conv.group_outputs // lanes)
+    memory, at = aligned(4 * conv.groups * vectors * lanes * taps).view(np.float32), 0  # zeroed; written in place, block by block
+    for group in np.split(weights, conv.groups):
         for block in channel_blocks(conv.group_outputs, tile.vectors, lanes):
             size = block.vectors * lanes
             start = block.first * tile.vectors * lanes
-            rows = group[start : start + block.count * size]
-            padded = np.zeros((block.count * size, *rows.shape[1:]), np.float32)
-            padded[: len(rows)] = rows
-            by_block = padded.reshape(block.count, size, *rows.shape[1:])
-            parts.append(by_block.transpose(0, 3, 4, 2, 1).ravel())
-    return aligned_copy(np.concatenate(parts))
+            for number in range(block.count):
+                rows = group[start + number * size : start + (number + 1) * size]
+                place = memory[at : at + size * taps].reshape(*weights.shape[2:], weights.shape[1], size)
+                place[..., : len(rows)] = rows.transpose(2, 3, 1, 0)
+                at += size * taps
+    return memory
 
 
 def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
@@ -104,9 +107,9 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     loads of weights from L2, which a taller tile repeats less often."""
     total = 0.0
     for block in channel_blocks(conv.group_outputs, vectors, isa.lanes):
-        for first in range(0, conv.y.width, pixels):
-            p = min(pixels, conv.y.width - first)
-            total += block.count * (max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p)
+        for count, p in ((conv.y.width // pixels, pixels), (1, conv.y.width % pixels)):
+            cycles = max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p
+            total += block.count * count * cycles if p else 0
     return total
 
 
