@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -38,18 +39,30 @@ class Call:
     writes: tuple[str, ...] = ("y",)
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Entry:
+    """A constant as kernels read it. source: what it was made of, kept as long as this is, so that its id stays its own."""
+
+    source: object
+    array: Array
+
+
 @dataclass(slots=True)
 class Packed:
-    """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them."""
+    """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them.
 
-    _arrays: dict[Hashable, tuple[object, Array]] = field(default_factory=dict)
+    Each is kept as long as a segment uses it.
+    """
 
-    def get(self, source: object, key: Hashable, make: Callable[[], Array]) -> Array:
-        """The array made of `source` in the way that `key` names. The source is kept, so that its id stays its own."""
+    _entries: weakref.WeakValueDictionary[Hashable, Entry] = field(default_factory=weakref.WeakValueDictionary)
+
+    def get(self, source: object, key: Hashable, make: Callable[[], Array]) -> Entry:
+        """What is made of `source` in the way that `key` names."""
         full = (id(source), key)
-        if full not in self._arrays:
-            self._arrays[full] = (source, make())
-        return self._arrays[full][1]
+        entry = self._entries.get(full)
+        if entry is None:
+            entry = self._entries[full] = Entry(source, make())
+        return entry
 
 
 class Lowering:
@@ -279,10 +292,10 @@ class Lowering:
 
     def constant(self, source: object, key: Hashable, make: Callable[[], Array]) -> Storage:
         """Storage of a packed constant; the same source packed the same way is one storage."""
-        array = self._packed.get(source, key, make)
-        if id(array) not in self._constants:
-            self._constants[id(array)] = Storage("constant", array.nbytes // F32_BYTES, array)
-        return self._constants[id(array)]
+        entry = self._packed.get(source, key, make)
+        if id(entry) not in self._constants:
+            self._constants[id(entry)] = Storage("constant", entry.array.nbytes // F32_BYTES, entry.array, owner=entry)
+        return self._constants[id(entry)]
 
     def _blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
         array, image = self.constants[value], Image.blocked(*shape, self.isa.lanes)

@@ -19,13 +19,14 @@ class Storage:
     """A piece of memory that calls of a segment read and write.
 
     name: of the value that it was made for. elements: of fp32. array: set where it is constant. port: the value that it enters or
-    leaves the segment as, "" for what only the segment knows.
+    leaves the segment as, "" for what only the segment knows. owner: what has to live as long as a constant's storage.
     """
 
     name: str
     elements: int
     array: Array | None = field(default=None, repr=False)
     port: str = ""
+    owner: object = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:
