@@ -293,7 +293,7 @@ def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: in
         measured=chosen.measured_ns is not None,
         bound_by=found.bound_by,
         candidates=judged,
-        why=_reason(chosen, [c for c in able if c is not chosen], found),
+        why=_reason(chosen, [c for c in able if c is not chosen], found) + _not_native(chosen, candidates),
     )
 
 
@@ -371,6 +371,13 @@ def _reason(chosen: Candidate, others: list[Candidate], found: Estimate) -> str:
         next_best = min(others, key=lambda c: c.expected_ns or 0)
         return f"{text}; {next_best.strategy.choice} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
     return f"{text}; the only kernel that takes it"
+
+
+def _not_native(chosen: Candidate, candidates: list[Candidate]) -> str:
+    """Why a step that runs in numpy does not run natively, where that was refused."""
+    refused = (c.reason for c in candidates if c.strategy.backend == "native" and c.verdict == "refused")
+    reason = next(refused, "") if chosen.strategy.backend == "numpy" else ""
+    return f"; not native: {reason}" if reason else ""
 
 
 def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constraints) -> ThreadOption:
