@@ -163,6 +163,7 @@ def plan(
     max_memory_bytes: int | None = None,
     max_error: float | None = None,
     max_threads: int | None = None,
+    backend: Backend = "auto",
     db: str | None = None,
 ) -> Plan:
     """Plan a model for this machine ("local") or a device stored under its fingerprint, and store the plan.
@@ -182,6 +183,7 @@ def plan(
             max_memory_bytes=max_memory_bytes,
             max_error=max_error,
             max_threads=max_threads,
+            backend=backend,
             store=store,
         )
         store.models.save(loaded.digest, loaded.source, loaded.nbytes)

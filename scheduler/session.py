@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -29,11 +29,11 @@ from profiler.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.local import local_fingerprint
-from scheduler.plan import Plan
+from scheduler.plan import Backend, Plan
 from scheduler.planner import plan
 
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
-BACKENDS = ("auto", "native", "numpy")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _Shapes = tuple[Any, ...]  # the inputs' shapes in order; whatever a caller passes as one, until it is checked
 
@@ -65,7 +65,7 @@ class Session:
         model: str | Path | bytes | onnx.ModelProto | Model,
         threads: int | None = None,
         precision: str = "fp32",
-        backend: str = "auto",
+        backend: Backend = "auto",
         plan: Plan | None = None,
         *,
         limits: SessionLimits = _DEFAULT_LIMITS,
@@ -104,7 +104,7 @@ class Session:
                 with self._lock:
                     used = next(reversed(self._executors), None)
                 shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
-                made = plan(self.model, shapes=shapes, max_threads=self.threads)
+                made = plan(self.model, shapes=shapes, max_threads=self.threads, backend=self.backend)
                 with self._lock:
                     self._plan, self.threads = made, made.threads
                     self._executors.clear()

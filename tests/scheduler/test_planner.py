@@ -217,3 +217,15 @@ def test_a_session_without_a_plan_makes_one_when_asked(tmp_path: Path, monkeypat
     np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
     chosen = {step.node: _as_run(step.strategy) for step in session.plan.steps}
     assert {step.node.name: step.algorithm for step in session.executor(feeds).steps} == chosen
+
+
+def test_a_session_in_numpy_makes_a_plan_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    url = f"sqlite:///{tmp_path / 'default.sqlite'}"
+    with Store(url) as fresh:
+        fresh.devices.save(local_device(store, 0.3))
+    monkeypatch.setattr("scheduler.store.default_url", lambda: url)
+    session = Session(MODEL, threads=1, backend="numpy")
+    feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
+    before = session.run(feeds)["y"]
+    assert {step.strategy.backend for step in session.plan.steps} <= {"numpy", "executor"}
+    np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
