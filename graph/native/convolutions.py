@@ -197,8 +197,7 @@ def parse_tile(text: str) -> tuple[int, int]:
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The tiles of a convolution, the best by the port model first."""
-    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    conv = geometry(node, facts.spec, x, y)
+    conv = _in_blocks(node, facts)
     if is_depthwise(node, facts.spec):
         return [Choice("native", "depthwise", (("tile", str(tile)),)) for tile in depthwise_tiles(conv, facts.isa)]
     direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
@@ -220,9 +219,14 @@ def transformed(node: Node, facts: Facts, choice: Choice) -> Transformed | None:
     """What Winograd's algorithm multiplies, and what it errs."""
     if choice.algorithm != "winograd":
         return None
+    winograd, tile = winograd_of(_in_blocks(node, facts), choice, facts.isa)
+    return Transformed(winograd_cost(winograd, tile, facts.isa).macs, error_estimate(winograd.unit, winograd.conv.x.channels))
+
+
+def _in_blocks(node: Node, facts: Facts) -> Conv:
+    """The convolution of a node between images in blocks, wherever they will lie."""
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    winograd, tile = winograd_of(geometry(node, facts.spec, x, y), choice, facts.isa)
-    return Transformed(winograd_cost(winograd, tile, facts.isa).macs, error_estimate(winograd.unit, x.channels))
+    return geometry(node, facts.spec, x, y)
 
 
 RULES = {"Conv": Rule(refuses, lower, candidates, transformed=transformed)}

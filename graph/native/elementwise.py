@@ -9,6 +9,7 @@ from graph.native.epilogues import BINARY, NATIVE_STEPS, Merged, find_steps, ste
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Viewed
 from graph.native.rule import Facts, Rule, is_f32, only
+from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
 from kernels.native.functions import Activation
 from kernels.native.layout import Image
@@ -29,8 +30,8 @@ def refuses(node: Node, facts: Facts) -> str | None:
 def lower(b: Lowering, node: Node) -> None:
     """One map: over blocks where an operand lies in blocks, over strides otherwise."""
     found = _tape(node, b.constants)
-    if found is None:  # refused before
-        return
+    if found is None:  # such a node is refused before
+        raise EmitError(f"node {node.name!r}: {node.op} or what is fused behind it has no native form")
     operands, steps = found
     value = node.outputs[0]
     shape = b.spec(value).shape

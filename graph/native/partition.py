@@ -70,26 +70,13 @@ def _runs(graph: Graph, native: Collection[str]) -> list[tuple[bool, list[Node]]
 
 
 def without_lone_views(nodes: Sequence[Node], native: set[str], views: Collection[str]) -> set[str]:
-    """The native nodes less those that only rename memory and have no native neighbour to do it for."""
+    """The native nodes less connected groups of those that only rename memory: they have nobody to do it for."""
     producer = {name: node for node in nodes for name in node.writes()}
     readers: dict[str, list[Node]] = {}
     for node in nodes:
         for name in node.reads():
             readers.setdefault(name, []).append(node)
-    kept = set(native)
-    while True:
-        lone = {
-            node.name
-            for node in nodes
-            if node.name in kept
-            and node.name in views
-            and not any(other.name in kept for name in node.writes() for other in readers.get(name, []))
-            and not any(name in producer and producer[name].name in kept for name in node.reads())
-        }
-        chained = _only_views(nodes, kept, views, producer, readers)
-        if not (gone := lone | chained):
-            return kept
-        kept -= gone
+    return native - _only_views(nodes, native, views, producer, readers)
 
 
 def _only_views(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from kernels.native.program import Program, Ref, Step
 from kernels.spec import Array
 
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
-_GRAIN_CHUNKS = 1
 
 
 def lower(
@@ -146,13 +146,8 @@ def _place(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[dict[Sto
             first.setdefault(storage, at)
             last[storage] = at
     own = [storage for storage in storages if storage.array is None and not storage.port]
-    offsets, nbytes = place_blocks([Block(_padded(storage.nbytes), first[storage], last[storage]) for storage in own])
+    offsets, nbytes = place_blocks([Block(storage.nbytes, first[storage], last[storage]) for storage in own])
     return dict(zip(own, offsets, strict=True)), nbytes
-
-
-def _padded(nbytes: int) -> int:
-    """Whole cache lines, and one more: neighbouring values of a power of two of bytes would meet in the same sets."""
-    return -(-nbytes // 64) * 64
 
 
 def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
@@ -169,10 +164,10 @@ def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
             storage is not other and _meet(storage, where[storage], other, ref) for storage in written for other, ref in writes
         )
         if behind and steps:
-            steps[-1] = Step(steps[-1].kernel, steps[-1].refs, steps[-1].grain, barrier=True)
+            steps[-1] = replace(steps[-1], barrier=True)
             reads, writes = [], []
         refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}
-        steps.append(Step(call.kernel, refs, _GRAIN_CHUNKS, barrier=False))
+        steps.append(Step(call.kernel, refs, barrier=False))
         reads += [(storage, where[storage]) for storage in read]
         writes += [(storage, where[storage]) for storage in written]
     return steps
