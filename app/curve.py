@@ -1,0 +1,57 @@
+"""What a batch of n rows takes, from the batches that ran: t(n) = a + b·n. It says what waiting for another row may save."""
+
+from __future__ import annotations
+
+from collections import deque
+
+SAMPLES = 64  # batches remembered: a machine that grows busy is noticed within that many
+_ARRIVAL_SHARE = 0.2  # weight of the newest gap between arrivals
+
+
+class BatchCurve:
+    """Least squares over the last batches, and how fast requests arrive."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self._last_ns: int | None = None
+        self.gap_ns: float | None = None
+
+    def arrived(self, now_ns: int, rows: int) -> None:
+        """A request of that many rows came."""
+        if self._last_ns is not None:
+            gap = (now_ns - self._last_ns) / max(rows, 1)
+            self.gap_ns = gap if self.gap_ns is None else self.gap_ns + _ARRIVAL_SHARE * (gap - self.gap_ns)
+        self._last_ns = now_ns
+
+    def ran(self, rows: int, compute_ns: int) -> None:
+        """A batch of that many rows took so long."""
+        self._samples.append((rows, compute_ns))
+
+    def predict_ns(self, rows: int) -> float | None:
+        """What that many rows would take; None before two different sizes have run."""
+        line = self._line()
+        return None if line is None else max(line[0] + line[1] * rows, 0.0)
+
+    def _line(self) -> tuple[float, float] | None:
+        count = len(self._samples)
+        mean_rows = sum(rows for rows, _ in self._samples) / max(count, 1)
+        spread = sum((rows - mean_rows) ** 2 for rows, _ in self._samples)
+        if not spread:
+            return None
+        mean_ns = sum(ns for _, ns in self._samples) / count
+        slope = sum((rows - mean_rows) * (ns - mean_ns) for rows, ns in self._samples) / spread
+        return mean_ns - slope * mean_rows, slope
+
+    def patience_ns(self, rows: int, aim: int) -> int | None:
+        """How long `rows` waiting ones should be held for a batch of `aim`; None while nothing is known.
+
+        Each request gains t(rows)/rows - t(aim)/aim; that is how long holding it may last. Where the missing rows are not
+        expected within that time, holding would cost more than it can bring, and the answer is 0.
+        """
+        if not rows:
+            return 0
+        here, there = self.predict_ns(rows), self.predict_ns(aim)
+        if here is None or there is None or self.gap_ns is None:
+            return None
+        gain = here / rows - there / aim
+        return int(gain) if self.gap_ns * (aim - rows) <= gain else 0

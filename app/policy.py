@@ -1,0 +1,80 @@
+"""How requests for one model may wait and share runs: the queue's part of a model's configuration, in the protocol's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+_Microseconds = Annotated[int, msgspec.Meta(ge=0, le=3_600_000_000)]
+_Level = Annotated[int, msgspec.Meta(ge=0, le=64)]
+_Rows = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+NS_PER_US = 1_000
+
+
+class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of one priority level. 0 is no limit; a client's own timeout may only shorten the default one."""
+
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    default_timeout_microseconds: _Microseconds = 0
+    allow_timeout_override: bool = False
+    max_queue_size: _Count = 0
+
+    def expires_ns(self, arrived_ns: int, deadline_ns: int | None) -> int | None:
+        """When a request that arrived then stops being worth its turn; None = never."""
+        own = arrived_ns + self.default_timeout_microseconds * NS_PER_US if self.default_timeout_microseconds else None
+        if deadline_ns is None or not self.allow_timeout_override:
+            return own
+        return deadline_ns if own is None else min(own, deadline_ns)
+
+
+class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How requests wait for one another.
+
+    max_queue_delay_microseconds: the longest that a batch is held for more requests; None = as the measured batch curve says.
+    """
+
+    preferred_batch_size: tuple[_Rows, ...] = ()
+    max_queue_delay_microseconds: _Microseconds | None = None
+    preserve_ordering: bool = False
+    priority_levels: _Level = 0
+    default_priority_level: _Level = 0
+    default_queue_policy: QueuePolicy = QueuePolicy()
+    priority_queue_policy: Mapping[str, QueuePolicy] = {}
+
+    @property
+    def levels(self) -> range:
+        """The priority levels, 1 the highest."""
+        return range(1, max(self.priority_levels, 1) + 1)
+
+    def level(self, priority: int) -> int:
+        """The level of a request's priority; 0 and what does not exist are the default."""
+        if priority in self.levels:
+            return priority
+        return self.default_priority_level if self.default_priority_level in self.levels else self.levels[-1]
+
+    def queue_policy(self, level: int) -> QueuePolicy:
+        """The limits of that level."""
+        return self.priority_queue_policy.get(str(level), self.default_queue_policy)
+
+
+AUTOMATIC = DynamicBatching(
+    priority_levels=2, default_priority_level=2, default_queue_policy=QueuePolicy(allow_timeout_override=True)
+)
+
+
+class InstanceGroup(msgspec.Struct, frozen=True):
+    """How many runs of the model may go on side by side; the cores are shared among them."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    name: str = ""
+    kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
+
+
+def ladder(max_rows: int, preferred: Sequence[int] = ()) -> tuple[int, ...]:
+    """The batch sizes that are run: each is compiled once, so they are few. Powers of two, the preferred ones and the largest."""
+    powers = {1 << bits for bits in range(max_rows.bit_length()) if 1 << bits <= max_rows}
+    return tuple(sorted(powers | {size for size in preferred if size <= max_rows} | {max_rows}))
