@@ -77,7 +77,7 @@ class Request:
     level: int
     arrived_ns: int
     expires_ns: int | None
-    request_id: str
+    rejects: bool  # when it expires; else it goes on, behind the others
     answer: asyncio.Future[Outcome]
     started_ns: int = 0
     timer: Timer | None = None
@@ -103,8 +103,8 @@ class Batch:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When the last of its requests expires; None while one of them never does."""
-        found = [request.expires_ns for request in self.requests if request.expires_ns is not None]
+        """When nobody wants its result any more; None where that never happens."""
+        found = [r.expires_ns for r in self.requests if r.expires_ns is not None and r.rejects]
         return max(found) if len(found) == len(self.requests) else None
 
     def check(self) -> None:
@@ -209,8 +209,8 @@ class Batcher:
             )
         expires_ns = limits.expires_ns(now_ns, options.deadline_ns)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        request = Request(feeds, rows, bucket, level, now_ns, expires_ns, options.request_id, answer)
-        if expires_ns is not None and expires_ns <= now_ns and limits.timeout_action == "REJECT":
+        request = Request(feeds, rows, bucket, level, now_ns, expires_ns, limits.timeout_action == "REJECT", answer)
+        if expires_ns is not None and expires_ns <= now_ns and request.rejects:
             raise self._late(request)
         self._levels[level].append(request)
         bucket.waiting_rows += rows
@@ -232,12 +232,12 @@ class Batcher:
         if request.timer is not None:
             request.timer.cancel()
             request.timer = None
-        if self.policy.queue_policy(request.level).timeout_action == "DELAY":
-            self._levels[request.level].remove(request)
-            self._delayed[request.level].append(request)
-        else:
+        if request.rejects:
             self._withdraw(request)
             self._answer(request, self._late(request))
+        else:
+            self._levels[request.level].remove(request)
+            self._delayed[request.level].append(request)
         self._pump()
 
     def _waiting(self) -> Iterator[Request]:

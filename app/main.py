@@ -28,6 +28,7 @@ STATIC = Path(__file__).parent / "static"
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Models load in the background, so that /v2/health/live answers at once."""
     service: Service = app.state.service
+    service.engine.bind()
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
     yield

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import structlog
 
 from app.errors import RequestError
+from app.policy import DynamicBatching, InstanceGroup
 from kernels.errors import EdgewiseError
 from scheduler.session import Session
 
@@ -36,10 +38,21 @@ class State(StrEnum):
 
 
 class Card(msgspec.Struct, frozen=True):
-    """What the file beside a model may say. labels: output name -> label of each class."""
+    """What the file beside a model may say. labels: output name -> label of each class.
+
+    max_batch_size: rows that may share a run, without a proof that they keep apart; 0 = none share, absent = what is proven.
+    """
 
     description: str = ""
     labels: dict[str, list[str]] = {}
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=65_536)] | None = None
+    dynamic_batching: DynamicBatching | None = None
+    instance_group: tuple[InstanceGroup, ...] = ()
+
+    @property
+    def instances(self) -> int | None:
+        """Runs side by side; None where the file does not say."""
+        return sum(group.count for group in self.instance_group) or None
 
 
 @dataclass(slots=True)

@@ -24,7 +24,17 @@ class Settings(BaseSettings):
         ("127.0.0.1", "localhost", "[::1]", "testserver"), description="Host headers that are answered: DNS rebinding ends here."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="Cores an inference may use; physical cores when unset.")
-    workers: int = Field(2, ge=1, le=256, description="Inferences computed side by side.")
+    workers: int = Field(1, ge=0, le=64, description="Processes that compute; 0 = the service's own, for debugging.")
+    max_batch_size: int = Field(
+        8, ge=1, le=65_536, description="Rows that share a run, of models whose rows are proven to keep apart; 1 = none."
+    )
+    shared_bytes: int = Field(
+        2**28,
+        ge=2**20,
+        le=2**38,
+        description="Memory that each process shares with the service, once for requests, once for replies.",
+    )
+    run_timeout_s: float = Field(120, gt=0, le=86_400, description="A process that computes one batch longer is killed.")
     queue_limit: int = Field(256, ge=1, le=100_000, description="Inferences waiting; one more is answered 503.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
     max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")

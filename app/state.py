@@ -30,13 +30,15 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.repository = Repository(settings.models, settings.threads, settings.max_models)
-        self.engine = Engine(settings.workers, settings.queue_limit)
+        self.engine = Engine(settings)
         self._store: Store | None = None
         self._opening = threading.Lock()
 
     def start(self) -> None:
         """Load every model and migrate the database. Without one inference goes on, and what needs it answers 503."""
         self.repository.load_all()
+        for served in self.repository.models:
+            self.engine.preload(served)
         try:
             log.info("database opened", database=self.store.label)
         except StoreError as error:

@@ -110,6 +110,11 @@ class Session:
                     self._executors.clear()
             return self._plan
 
+    @property
+    def held_plan(self) -> Plan | None:
+        """The plan it runs already; None while every node runs as it does by default."""
+        return self._plan
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
         return self.executor(feeds).run(feeds)

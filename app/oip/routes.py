@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from app.engine import InferOptions
 from app.metrics import COMPUTE, FAILURES, INFERENCES
 from app.oip import codec
 from app.oip.datatypes import datatype_of
@@ -101,21 +102,31 @@ async def _infer(request: Request, service: Service, served: Served, session: Se
     asked = codec.decode(body, json_bytes, limits) if json_bytes else _raw(body, served, session)
     _check_inputs(asked, served, session)
     wanted = _wanted(asked, served, session)
-    started = time.perf_counter()
-    results = await service.engine.call(session.run, asked.feeds)
-    COMPUTE.labels(served.name, served.version).observe(time.perf_counter() - started)
+    outcome = await service.engine.infer(served, asked.feeds, _options(asked))
+    COMPUTE.labels(served.name, served.version).observe(outcome.compute_ns / 1e9)
     INFERENCES.labels(served.name, served.version).inc(_rows(asked.feeds))
     head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}
     if asked.id:
         head["id"] = asked.id
     outputs = []
     for output in wanted:
-        array = results[output.name]
+        array = outcome.outputs[output.name]
         if output.classes:
             array = codec.classify(array, output.classes, served.card.labels.get(output.name, ()))
         outputs.append((output.name, array, output.binary))
     reply, length = codec.encode(head, outputs)
     return _reply(reply, length, request.headers.get("accept-encoding", ""))
+
+
+def _options(asked: codec.InferRequest) -> InferOptions:
+    """The parameters `priority` (0 = default, 1 = highest) and `timeout` (µs, 0 = none)."""
+    found = {name: asked.parameters.get(name, 0) for name in ("priority", "timeout")}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 53:
+            raise codec.refuse(f"request: parameter {name} is {str(value)[:40]!r}, need an integer ≥ 0")
+    priority, timeout_us = int(found["priority"]), int(found["timeout"])
+    deadline_ns = time.monotonic_ns() + timeout_us * 1000 if timeout_us else None
+    return InferOptions(priority, deadline_ns, asked.id)
 
 
 def _raw(body: bytes, served: Served, session: Session) -> codec.InferRequest:

@@ -1,0 +1,304 @@
+"""The service's end of one engine process, from its start to its end: calls, tensors, the watchdog. A dead link stays dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.batching import Batch, Ran
+from app.errors import RequestError
+from app.slab import Slab, Space, anonymous_file, layout, view, write
+from app.wire import Cancel, Done, Drop, Failed, Frames, Freed, Order, Reply, Result, Run, error_of, frame
+from kernels.errors import DeviceLostError, EdgewiseError
+from kernels.spec import Array
+
+ROOT = Path(__file__).parent.parent
+START_S = 60.0  # a process that has not said hello by then is given up
+FLUSH_S = 0.02  # how long the space of replies that were read may wait for the next run to carry the news
+FLUSH_BYTES = 4 * 2**20  # and how much of it
+INLINE_BYTES = 2 * 2**20  # larger tensors are copied off the event loop
+CONTROL_THREADS = 4  # for loading, proving and preparing, beside those that run
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    answer: asyncio.Future[Reply]
+    model: int
+    watchdog: asyncio.TimerHandle | None
+
+
+class Link:
+    """One process. on_lost: called once with the reason and the models whose work it held when it died."""
+
+    def __init__(self, size_bytes: int, threads: int, on_lost: Callable[[Link, str, set[int]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._on_lost = on_lost
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._frames, self._unsent = Frames(), bytearray()
+        self._space = Space(size_bytes)
+        self._room: deque[asyncio.Future[None]] = deque()  # who waits for space, in order
+        self._freed: list[int] = []
+        self._freed_bytes = 0
+        self._flush: asyncio.TimerHandle | None = None
+        self.lost = ""
+        with contextlib.ExitStack() as stack:
+            descriptors = [anonymous_file(size_bytes) for _ in range(2)]
+            for descriptor in descriptors:
+                stack.callback(os.close, descriptor)
+            self._requests, self._replies = (Slab(descriptor, size_bytes) for descriptor in descriptors)
+            self._socket, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            self._socket.setblocking(False)
+            passed = [theirs.fileno(), *descriptors]
+            self.process = subprocess.Popen(  # noqa: S603  this interpreter and numbers
+                [sys.executable, "-m", "app.worker", *map(str, passed), str(size_bytes), str(threads + CONTROL_THREADS)],
+                pass_fds=passed,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
+                process_group=0,
+            )
+        self._loop.add_reader(self._socket, self._readable)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have no reply."""
+        return len(self._calls)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of requests in shared memory."""
+        return self._space.taken_bytes
+
+    async def hello(self) -> None:
+        """Wait until the process answers. Raises DeviceLostError when it does not."""
+        await self._reply(0, -1, START_S)
+
+    async def ask(self, model: int, timeout_s: float, order: Callable[[int], Order]) -> Done:
+        """Send an order, given its number, and wait for it. Raises what it raised, DeviceLostError when the process dies."""
+        number = next(self._numbers)
+        self._send(order(number))
+        reply = await self._reply(number, model, timeout_s)
+        if not isinstance(reply, Done):
+            raise DeviceLostError("engine: another reply than the order has")
+        return reply
+
+    async def run(self, model: int, batch: Batch, timeout_s: float) -> Ran:
+        """Run a batch: its tensors are copied into shared memory once, the outputs are views of it."""
+        names = list(batch.requests[0].feeds)
+        groups = [[request.feeds[name] for request in batch.requests] for name in names]
+        tensors, texts, nbytes = layout(groups)
+        region = await self._take(nbytes)
+        number = next(self._numbers)
+        try:
+            if nbytes > INLINE_BYTES:
+                await asyncio.to_thread(write, self._requests, region, tensors, texts, groups)
+            else:
+                write(self._requests, region, tensors, texts, groups)
+            inputs = dict(zip(names, tensors, strict=True))
+            self._send(Run(number, model, region, nbytes, inputs, batch.deadline_ns, self._take_freed()))
+            batch.on_abandoned = lambda: self._send(Cancel(number))
+            batch.check()
+            reply = await self._reply(number, model, timeout_s)
+        finally:
+            batch.on_abandoned = None
+            self._give(region)
+        if not isinstance(reply, Result):
+            raise DeviceLostError("engine: another reply than a run has")
+        return Ran(self._outputs(reply, [request.rows for request in batch.requests]), reply.compute_ns, reply.plan_id)
+
+    def drop(self, model: int) -> None:
+        """Let the process forget a model."""
+        self._send(Drop(model))
+
+    def kill(self, reason: str) -> None:
+        """End the process at once; its calls fail."""
+        self._lose(reason)
+
+    def close(self) -> None:
+        """End the process when it has nothing to do any more, without a word to `on_lost`."""
+        self._on_lost = _ignore
+        self._lose("engine: it was closed")
+
+    async def _reply(self, number: int, model: int, timeout_s: float) -> Reply:
+        """Wait for a reply; a process that does not give it in time hangs, and is killed."""
+        if self.lost:
+            raise DeviceLostError(self.lost)
+        hangs = f"engine: no answer within {timeout_s:g} s, the process was killed (EDGEWISE_RUN_TIMEOUT_S)"
+        watchdog = self._loop.call_later(timeout_s, self._lose, hangs)
+        call = _Call(self._loop.create_future(), model, watchdog)
+        self._calls[number] = call
+        try:
+            reply = await asyncio.shield(call.answer)
+        except asyncio.CancelledError:
+            call.answer.add_done_callback(self._discard)
+            raise
+        if isinstance(reply, Failed):
+            raise error_of(reply)
+        return reply
+
+    def _discard(self, answer: asyncio.Future[Reply]) -> None:
+        """Nobody reads this reply: free what it holds."""
+        if not answer.cancelled() and answer.exception() is None and isinstance(reply := answer.result(), Result):
+            self._free(reply.region, reply.nbytes)
+
+    async def _take(self, size_bytes: int) -> int:
+        """Space for a request, in the order of asking. Raises RequestError 413 for more than there is."""
+        if size_bytes > self._space.size_bytes:
+            raise RequestError(413, f"inputs: {size_bytes} bytes, the limit is {self._space.size_bytes} (EDGEWISE_SHARED_BYTES)")
+        while self._room or (region := self._space.take(size_bytes)) is None:
+            turn: asyncio.Future[None] = self._loop.create_future()
+            self._room.append(turn)
+            try:
+                await turn
+            finally:
+                self._room.remove(turn)
+            if self.lost:
+                raise DeviceLostError(self.lost)
+            if (found := self._space.take(size_bytes)) is not None:
+                self._wake()
+                return found
+        return region
+
+    def _give(self, region: int) -> None:
+        self._space.give(region)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._room and not self._room[0].done():
+            self._room[0].set_result(None)
+
+    def _outputs(self, reply: Result, rows: Sequence[int]) -> list[dict[str, Array]]:
+        """Every request's rows of every output. The space is freed when the last array of it is let go."""
+        region = self._replies.bytes_at(reply.region, reply.nbytes)
+        weakref.finalize(region, self._free_later, reply.region, reply.nbytes).atexit = False
+        arrays = {name: view(region, tensor) for name, tensor in reply.outputs.items()}
+        return split(arrays, rows)
+
+    def _free_later(self, region: int, size_bytes: int) -> None:
+        """Called wherever the last array dies, which may be any thread, at any point."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the process with it
+            here = threading.get_ident() == self._thread
+            call = self._loop.call_soon if here else self._loop.call_soon_threadsafe
+            call(self._free, region, size_bytes)
+
+    def _free(self, region: int, size_bytes: int) -> None:
+        self._freed.append(region)
+        self._freed_bytes += size_bytes
+        if self._freed_bytes >= FLUSH_BYTES:
+            self._flush_freed()
+        elif self._flush is None and not self.lost:
+            self._flush = self._loop.call_later(FLUSH_S, self._flush_freed)
+
+    def _flush_freed(self) -> None:
+        if regions := self._take_freed():
+            self._send(Freed(regions))
+
+    def _take_freed(self) -> list[int]:
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        freed, self._freed, self._freed_bytes = self._freed, [], 0
+        return freed
+
+    def _send(self, order: Order) -> None:
+        if self.lost:
+            return
+        if not self._unsent:
+            self._unsent += frame(order)
+            self._writable()
+        else:
+            self._unsent += frame(order)
+
+    def _writable(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._died()
+            return
+        del self._unsent[:sent]
+        if self._unsent:
+            self._loop.add_writer(self._socket, self._writable)
+        else:
+            self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(1 << 18)
+            replies = self._frames.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, DeviceLostError):
+            data, replies = b"", []
+        for reply in replies:
+            call = self._calls.pop(reply.id, None)
+            if call is None:
+                self._lose("engine: a reply to nothing that was asked")
+                return
+            if call.watchdog is not None:
+                call.watchdog.cancel()
+            call.answer.set_result(reply)
+        if not data:
+            self._died()
+
+    def _died(self) -> None:
+        """The socket ended, and the process with it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.2)  # it is being taken down by the system
+        code = self.process.returncode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        self._lose(f"engine: the process that held the request ended by {how}, try again")
+
+    def _lose(self, reason: str) -> None:
+        """The one way to end: no call stays open, nothing stays allocated."""
+        if self.lost:
+            return
+        self.lost = reason
+        self._take_freed()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self.process.kill()
+        self.process.wait()
+        suspects = {call.model for call in self._calls.values() if call.model >= 0}
+        for call in self._calls.values():
+            if call.watchdog is not None:
+                call.watchdog.cancel()
+            call.answer.set_exception(DeviceLostError(reason))
+            call.answer.exception()  # a call that nobody awaits any more is no unretrieved error
+        self._calls.clear()
+        for turn in self._room:
+            if not turn.done():
+                turn.set_result(None)
+        self._requests.close()
+        self._replies.close()
+        self._on_lost(self, reason, suspects)
+
+
+def split(arrays: dict[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:
+    """Every request's own rows. Raises EdgewiseError when an output has another number of rows than all of them together."""
+    if len(rows) == 1:
+        return [arrays]
+    for name, array in arrays.items():
+        if array.shape[:1] != (sum(rows),):
+            raise EdgewiseError(f"output {name!r}: shape is {array.shape}, a batch of {sum(rows)} rows needs that many")
+    ends = list(itertools.accumulate(rows))
+    return [{name: array[end - count : end] for name, array in arrays.items()} for count, end in zip(rows, ends, strict=True)]
+
+
+def _ignore(_link: Link, _reason: str, _suspects: set[int]) -> None:
+    pass

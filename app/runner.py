@@ -1,0 +1,98 @@
+"""The models of one process, and their runs: the part that is the same in an engine process and in the service's own."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.wire import ModelFile, Shapes
+from graph.reader import read
+from graph.rows import mixes_rows
+from kernels.errors import DeviceLostError
+from kernels.spec import Array
+from scheduler.plan import Plan
+from scheduler.session import Session
+
+DROPPED = "Request timeout expired: the run had not started, and nobody waits for it any more"
+
+
+class DroppedError(DeviceLostError):
+    """A run that nobody waits for any more was not started."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    sessions: tuple[Session, ...]
+    idle: queue.SimpleQueue[Session]
+    plan_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What a run gave. compute_ns: of the run alone, without waiting or building."""
+
+    outputs: dict[str, Array]
+    compute_ns: int
+    plan_id: str
+
+
+class Runner:
+    """Any number of threads may call it; a model runs as often at once as it has instances."""
+
+    def __init__(self) -> None:
+        self._models: dict[int, _Loaded] = {}
+
+    def load(self, number: int, file: ModelFile) -> None:
+        """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file is another one now."""
+        model = read(Path(file.path))
+        if model.digest != file.digest:
+            raise DeviceLostError(
+                f"model '{file.name}': its file is {model.digest[:12]} now, {file.digest[:12]} was loaded, load it again"
+            )
+        plan = Plan.from_json(file.plan) if file.plan else None
+        sessions = tuple(Session(model, threads=file.threads, plan=plan) for _ in range(file.instances))
+        idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        for session in sessions:
+            idle.put(session)
+        self._models[number] = _Loaded(sessions, idle, plan.id if plan else "")
+
+    def drop(self, number: int) -> None:
+        """Forget a model, giving its memory back."""
+        self._models.pop(number, None)
+        gc.collect()
+
+    def prove(self, number: int, shapes: Shapes) -> str:
+        """Why rows of these shapes may not share a run; "" where they may."""
+        return mixes_rows(self._find(number).sessions[0].model.graph, shapes)
+
+    def prepare(self, number: int, shapes: Shapes) -> None:
+        """Build what runs these shapes, so that no request waits for it."""
+        for session in self._find(number).sessions:
+            session.executor({port.name: np.zeros(shapes[port.name], port.dtype) for port in session.inputs})
+
+    def run(self, number: int, feeds: Mapping[str, Array], check: Callable[[], None]) -> Computed:
+        """Run once. check: called before anything is computed, to raise DroppedError when that is not worth it."""
+        loaded = self._find(number)
+        check()
+        session = loaded.idle.get()
+        try:
+            check()
+            executor = session.executor(feeds)
+            check()
+            began_ns = time.perf_counter_ns()
+            outputs = executor.run(feeds)
+            return Computed(outputs, time.perf_counter_ns() - began_ns, loaded.plan_id)
+        finally:
+            loaded.idle.put(session)
+
+    def _find(self, number: int) -> _Loaded:
+        try:
+            return self._models[number]
+        except KeyError:
+            raise DeviceLostError(f"engine: model {number} is not loaded") from None

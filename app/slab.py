@@ -1,0 +1,169 @@
+"""Tensors in memory that two processes share: one anonymous file a direction, mapped by both, of a fixed size.
+
+Who writes into a slab gives out its space; who reads says when it is done. Arrays that are read are views of the slab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from kernels.errors import DeviceLostError
+from kernels.spec import ELEMENT_TYPES, STRING, Array, DType
+
+ALIGNMENT_BYTES = 64
+_CODES = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
+
+
+class Tensor(msgspec.Struct, frozen=True, array_like=True):
+    """Where an array lies in a slab. dtype: ONNX's element type; strings are a packed list."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def anonymous_file(size_bytes: int) -> int:
+    """A descriptor of zeroed memory that nobody else can find, or resize where the system can forbid it."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as file:
+            file.truncate(size_bytes)
+            return os.dup(file.fileno())
+    import fcntl  # noqa: PLC0415  exists where memfd_create does
+
+    descriptor = os.memfd_create("edgewise", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class Space:
+    """Which parts of a slab are taken: first fit, so that the same few pages stay warm."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._holes = [(0, size_bytes)]
+        self._taken: dict[int, int] = {}
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes given out, alignment included."""
+        return sum(self._taken.values())
+
+    def take(self, size_bytes: int) -> int | None:
+        """The offset of that many bytes; None while they do not fit."""
+        size_bytes = _aligned(max(size_bytes, 1))
+        for index, (start, length) in enumerate(self._holes):
+            if length >= size_bytes:
+                rest = [(start + size_bytes, length - size_bytes)] if length > size_bytes else []
+                self._holes[index : index + 1] = rest
+                self._taken[start] = size_bytes
+                return start
+        return None
+
+    def give(self, offset: int) -> None:
+        """Take a part back. Raises DeviceLostError for one that was not given out: the other side is confused."""
+        if offset not in self._taken:
+            raise DeviceLostError(f"slab: offset {offset} is given back, it was not taken")
+        holes = sorted([*self._holes, (offset, self._taken.pop(offset))])
+        self._holes = holes[:1]
+        for start, length in holes[1:]:
+            last_start, last_length = self._holes[-1]
+            if last_start + last_length == start:
+                self._holes[-1] = (last_start, last_length + length)
+            else:
+                self._holes.append((start, length))
+
+
+class Slab:
+    """One direction's memory. descriptor: of `anonymous_file`; stays the caller's."""
+
+    def __init__(self, descriptor: int, size_bytes: int) -> None:
+        self._map = mmap.mmap(descriptor, size_bytes)
+        self.size_bytes = size_bytes
+
+    def bytes_at(self, offset: int, size_bytes: int) -> Array:
+        """That part as bytes. Raises DeviceLostError where it is outside."""
+        if not 0 <= offset <= offset + size_bytes <= self.size_bytes:
+            raise DeviceLostError(f"slab: {size_bytes} bytes at {offset}, it has {self.size_bytes}")
+        return np.frombuffer(self._map, np.uint8, size_bytes, offset)
+
+    def close(self) -> None:
+        """Unmap, now or when the last array in it is let go."""
+        with contextlib.suppress(BufferError):
+            self._map.close()
+
+
+def pack(parts: Sequence[Array]) -> tuple[bytes, tuple[int, ...]] | None:
+    """Strings, joined along axis 0, as bytes with their shape; None for arrays of anything else."""
+    if parts[0].dtype != STRING:
+        return None
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return msgspec.msgpack.encode(joined.ravel().tolist()), joined.shape
+
+
+def layout(groups: Sequence[Sequence[Array]]) -> tuple[list[Tensor], list[bytes | None], int]:
+    """Where tensors go from offset 0 on, each the arrays of its group joined along axis 0; strings packed; bytes of all."""
+    tensors: list[Tensor] = []
+    texts: list[bytes | None] = []
+    end = 0
+    for parts in groups:
+        packed = pack(parts)
+        first = parts[0]
+        shape = first.shape if len(parts) == 1 else (sum(part.shape[0] for part in parts), *first.shape[1:])
+        nbytes = math.prod(shape) * first.dtype.itemsize if packed is None else len(packed[0])
+        tensors.append(Tensor(_CODES[first.dtype], shape, end, nbytes))
+        texts.append(None if packed is None else packed[0])
+        end += _aligned(nbytes)
+    return tensors, texts, end
+
+
+def write(
+    slab: Slab, base: int, tensors: Sequence[Tensor], texts: Sequence[bytes | None], groups: Sequence[Sequence[Array]]
+) -> None:
+    """Copy what `layout` placed into the slab at `base`: the one copy that a tensor makes on its way."""
+    for tensor, text, parts in zip(tensors, texts, groups, strict=True):
+        raw = slab.bytes_at(base + tensor.offset, tensor.nbytes)
+        if text is not None:
+            raw[:] = np.frombuffer(text, np.uint8)
+            continue
+        target = raw.view(ELEMENT_TYPES[tensor.dtype]).reshape(tensor.shape)
+        if len(parts) == 1:
+            np.copyto(target, parts[0])
+            continue
+        row = 0
+        for part in parts:
+            target[row : row + part.shape[0]] = part
+            row += part.shape[0]
+
+
+def view(region: Array, tensor: Tensor) -> Array:
+    """The array of a tensor in a region of a slab, without a copy but for strings. Raises DeviceLostError when it is not one."""
+    dtype: DType | None = ELEMENT_TYPES.get(tensor.dtype)
+    if dtype is None or not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= region.nbytes:
+        raise DeviceLostError(f"slab: {tensor} is no tensor of a region of {region.nbytes} bytes")
+    raw = region[tensor.offset : tensor.offset + tensor.nbytes]
+    if dtype == STRING:
+        values = msgspec.msgpack.decode(raw.tobytes(), type=list[str])
+        strings = np.empty(len(values), STRING)
+        strings[:] = values
+        return strings.reshape(tensor.shape)
+    if math.prod(tensor.shape) * dtype.itemsize != tensor.nbytes:
+        raise DeviceLostError(f"slab: {tensor} has {tensor.nbytes} bytes, its shape needs another number")
+    return raw.view(dtype).reshape(tensor.shape)
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

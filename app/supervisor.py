@@ -1,0 +1,284 @@
+"""Engines that models run in: processes that are started again when they die, or the service's own.
+
+A process that dies costs the calls it held. It comes back after a pause that doubles with every death in a row; past a number
+of those, requests are refused at once until it stays up. A model that was being run at too many deaths is set aside for a
+while, so that it cannot take the others of its process down with it again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+import structlog
+
+from app.batching import Batch, Ran
+from app.errors import RequestError
+from app.link import CONTROL_THREADS, Link, split
+from app.runner import DROPPED, DroppedError, Runner
+from app.wire import Load, ModelFile, Prepare, Prove, Shapes
+from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+
+log = structlog.get_logger("edgewise.engine")
+T = TypeVar("T")
+
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+STEADY_S = 10.0  # a process that lived that long has recovered
+BREAKER_DEATHS = 5  # in a row, and requests are refused instead of waiting
+STRIKES, STRIKE_WINDOW_S, ASIDE_S = 3, 60.0, 30.0
+CONTROL_TIMEOUT_S = 900.0  # loading or compiling a large model
+
+
+class Engines(Protocol):
+    """What runs models; `Process` and `InProcess`."""
+
+    models: dict[int, ModelFile]
+
+    async def load(self, number: int, file: ModelFile) -> None:
+        """Load a model under that number."""
+
+    async def prove(self, number: int, shapes: Shapes) -> str:
+        """Why rows of these shapes may not share a run."""
+
+    async def prepare(self, number: int, shapes: Shapes) -> None:
+        """Build what runs these shapes."""
+
+    async def run(self, number: int, batch: Batch) -> Ran:
+        """Run a batch. Raises DeviceLostError when what ran it is gone."""
+
+    def drop(self, number: int) -> None:
+        """Forget a model."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Process:
+    """One engine process and its successors. It is started when the first model is loaded, and ended with the last one."""
+
+    def __init__(self, threads: int, shared_bytes: int, run_timeout_s: float) -> None:
+        self.models: dict[int, ModelFile] = {}
+        self.restarts = 0
+        self._threads, self._shared_bytes, self._run_timeout_s = threads, shared_bytes, run_timeout_s
+        self._starting: asyncio.Task[Link] | None = None
+        self._link: Link | None = None
+        self._loads: dict[int, asyncio.Task[None]] = {}  # of the present link
+        self._deaths = 0  # in a row
+        self._up_at = 0.0
+        self._again_at = 0.0
+        self._strikes: dict[int, deque[float]] = {}
+        self._aside: dict[int, float] = {}
+        self._control = asyncio.Semaphore(CONTROL_THREADS)
+        self._closed = False
+
+    @property
+    def link(self) -> Link | None:
+        """The live process."""
+        return self._link
+
+    async def load(self, number: int, file: ModelFile) -> None:
+        """Load a model, starting the process where there is none."""
+        self.models[number] = file
+        await self._loaded(await self._up(), number)
+
+    async def prove(self, number: int, shapes: Shapes) -> str:
+        """See `Engines`."""
+        async with self._control:
+            link = await self._ready(number)
+            return (await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Prove(call, number, shapes))).reason
+
+    async def prepare(self, number: int, shapes: Shapes) -> None:
+        """See `Engines`."""
+        async with self._control:
+            link = await self._ready(number)
+            await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Prepare(call, number, shapes))
+
+    async def run(self, number: int, batch: Batch) -> Ran:
+        """See `Engines`."""
+        link = await self._ready(number)
+        return await link.run(number, batch, self._run_timeout_s)
+
+    def drop(self, number: int) -> None:
+        """Forget a model; a process without any other is ended."""
+        self.models.pop(number, None)
+        self._loads.pop(number, None)
+        self._strikes.pop(number, None)
+        self._aside.pop(number, None)
+        if self._link is None:
+            return
+        if self.models or self._link.in_flight:
+            self._link.drop(number)
+        else:  # the surest way to give all of its memory back
+            self._link.close()
+            self._link, self._starting, self._loads = None, None, {}
+
+    def close(self) -> None:
+        """End the process."""
+        self._closed = True
+        for task in (self._starting, *self._loads.values()):
+            if task is not None:
+                task.cancel()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def _ready(self, number: int) -> Link:
+        """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
+        now = time.monotonic()
+        if (until := self._aside.get(number, 0.0)) > now:
+            raise _later(
+                until - now, f"model '{self.models[number].name}' ended its engine process {STRIKES} times, it is set aside"
+            )
+        link = self._link
+        if link is None:
+            if self._deaths >= BREAKER_DEATHS and self._again_at > now:
+                raise _later(self._again_at - now, f"engine: its process ended {self._deaths} times in a row")
+            link = await self._up()
+        await self._loaded(link, number)
+        return link
+
+    async def _up(self) -> Link:
+        if self._closed:
+            raise _later(1, "engine: the service is stopping")
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+            self._starting.add_done_callback(_retrieved)
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Link:
+        if (pause_s := self._again_at - time.monotonic()) > 0:
+            await asyncio.sleep(pause_s)
+        try:
+            link = Link(self._shared_bytes, self._threads, self._lost)
+        except OSError as error:
+            self._count_death(0.0)
+            self._starting = None
+            raise DeviceLostError(f"engine: its process cannot be started, {error.strerror}") from None
+        try:
+            await link.hello()
+        except asyncio.CancelledError:
+            link.close()
+            raise
+        self._link, self._loads, self._up_at = link, {}, time.monotonic()
+        log.info("engine process started", pid=link.process.pid, restarts=self.restarts)
+        return link
+
+    async def _loaded(self, link: Link, number: int) -> None:
+        """Have the model loaded in this process; a load that failed is tried again by who asks next."""
+        task = self._loads.get(number)
+        if task is None:
+            if number not in self.models:
+                raise DeviceLostError("engine: the model was unloaded")
+            task = self._loads[number] = asyncio.get_running_loop().create_task(self._load(link, number))
+            task.add_done_callback(_retrieved)
+        if not task.done():
+            await asyncio.shield(task)
+        elif not task.cancelled() and (error := task.exception()) is not None:
+            self._loads.pop(number, None)
+            raise error
+
+    async def _load(self, link: Link, number: int) -> None:
+        file = self.models[number]
+        try:
+            await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Load(call, number, file))
+        except (InvalidError, UnsupportedError) as error:  # no fault of the request that waits for it
+            raise RequestError(503, f"model '{file.name}' cannot be loaded again, {error}") from None
+
+    def _lost(self, link: Link, reason: str, suspects: set[int]) -> None:
+        now = time.monotonic()
+        self._count_death(now - self._up_at if self._link is link else 0.0)
+        self._link, self._starting, self._loads = None, None, {}
+        log.error("engine process lost", reason=reason, models=[self.models[n].name for n in suspects & self.models.keys()])
+        for number in suspects & self.models.keys():
+            strikes = self._strikes.setdefault(number, deque(maxlen=STRIKES))
+            strikes.append(now)
+            if len(strikes) == STRIKES and now - strikes[0] < STRIKE_WINDOW_S:
+                self._aside[number] = now + ASIDE_S
+                strikes.clear()
+        if self.models and not self._closed:
+            task = asyncio.get_running_loop().create_task(self._come_back())
+            task.add_done_callback(_retrieved)
+
+    def _count_death(self, lived_s: float) -> None:
+        self.restarts += 1
+        self._deaths = 1 if lived_s >= STEADY_S else self._deaths + 1
+        self._again_at = time.monotonic() + min(FIRST_PAUSE_S * 2 ** (self._deaths - 1), LAST_PAUSE_S)
+
+    async def _come_back(self) -> None:
+        """Start again and load what was loaded, without waiting for somebody to ask. What ended the process is left out."""
+        link = await self._up()
+        for number in list(self.models):
+            if self._aside.get(number, 0.0) <= time.monotonic():
+                with contextlib.suppress(EdgewiseError):  # whoever asks for the model is told
+                    await self._loaded(link, number)
+
+
+class InProcess:
+    """The service's own process, on threads: nothing is isolated, and a debugger sees everything."""
+
+    def __init__(self, threads: int) -> None:
+        self.models: dict[int, ModelFile] = {}
+        self._runner = Runner()
+        self._loads: dict[int, asyncio.Future[None]] = {}
+        self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
+
+    async def load(self, number: int, file: ModelFile) -> None:
+        """Load a model, on a thread."""
+        self.models[number] = file
+        self._loads[number] = asyncio.ensure_future(self._call(lambda: self._runner.load(number, file)))
+        await self._loads[number]
+
+    async def prove(self, number: int, shapes: Shapes) -> str:
+        """See `Engines`."""
+        await asyncio.shield(self._loads[number])
+        return await self._call(lambda: self._runner.prove(number, shapes))
+
+    async def prepare(self, number: int, shapes: Shapes) -> None:
+        """See `Engines`."""
+        await self._call(lambda: self._runner.prepare(number, shapes))
+
+    async def run(self, number: int, batch: Batch) -> Ran:
+        """See `Engines`."""
+        abandoned: list[bool] = []
+        batch.on_abandoned = lambda: abandoned.append(True)
+
+        def check() -> None:
+            late = batch.deadline_ns is not None and time.monotonic_ns() >= batch.deadline_ns
+            if abandoned or late:
+                raise DroppedError(DROPPED)
+
+        parts = [request.feeds for request in batch.requests]
+        feeds = parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        await asyncio.shield(self._loads[number])
+        computed = await self._call(lambda: self._runner.run(number, feeds, check))
+        return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
+
+    def drop(self, number: int) -> None:
+        """Forget a model."""
+        self.models.pop(number, None)
+        self._loads.pop(number, None)
+        self._runner.drop(number)
+
+    def close(self) -> None:
+        """Finish what runs."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _later(seconds: float, message: str) -> RequestError:
+    return RequestError(503, f"{message}; try again later", {"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def _retrieved(task: asyncio.Task[object]) -> None:
+    """A failure that nobody waited for is known from the log."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,156 @@
+"""An engine process: `python -m app.worker SOCKET REQUESTS REPLIES BYTES THREADS`, started and watched by `app.link`.
+
+Its threads take turns at the socket: one reads an order, hands the socket on and carries the order out itself, so that no order
+is passed from thread to thread. It ends when the socket does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import structlog
+
+from app.runner import DROPPED, DroppedError, Runner
+from app.slab import Slab, Space, layout, view, write
+from app.wire import Cancel, Done, Drop, Freed, Load, Order, Prepare, Prove, Reply, Result, Run, failure, frame, receive
+from graph.errors import LimitError
+from kernels.errors import EdgewiseError
+from kernels.spec import Array
+
+log = structlog.get_logger("edgewise.engine")
+
+
+class Worker:
+    """Orders in, replies out."""
+
+    def __init__(self, stream: socket.socket, requests: Slab, replies: Slab) -> None:
+        self._stream = stream
+        self._requests, self._replies = requests, replies
+        self._space = Space(replies.size_bytes)
+        self._room = threading.Condition()
+        self._runner = Runner()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self._open: set[int] = set()  # runs that are not finished
+        self._cancelled: set[int] = set()
+
+    def serve(self, threads: int) -> None:
+        """Work until the service is gone."""
+        for _ in range(threads - 1):
+            threading.Thread(target=self._follow, daemon=True).start()
+        self._follow()
+
+    def _follow(self) -> None:
+        while True:
+            with self._reading:
+                order = receive(self._stream)
+                if order is None:
+                    os._exit(0)  # whatever runs, nobody is left to read it
+                self._note(order)
+            with contextlib.suppress(BrokenPipeError):
+                self._obey(order)
+
+    def _note(self, order: Order) -> None:
+        """What has to be known before the next order is read."""
+        if isinstance(order, Run):
+            self._open.add(order.id)
+            self._free(order.freed)
+        elif isinstance(order, Cancel) and order.id in self._open:
+            self._cancelled.add(order.id)
+        elif isinstance(order, Freed):
+            self._free(order.regions)
+
+    def _obey(self, order: Order) -> None:
+        if isinstance(order, Cancel | Freed):
+            return
+        if isinstance(order, Drop):
+            self._runner.drop(order.model)
+            _trim()
+            return
+        try:
+            reply = self._carry_out(order)
+        except Exception as error:
+            if not isinstance(error, EdgewiseError):
+                log.error("order failed", order=type(order).__name__, exc_info=error)
+            reply = failure(order.id, error)
+        self._send(reply)
+
+    def _carry_out(self, order: Load | Prove | Prepare | Run) -> Reply:
+        if isinstance(order, Load):
+            self._runner.load(order.model, order.file)
+            return Done(order.id)
+        if isinstance(order, Prove):
+            return Done(order.id, self._runner.prove(order.model, order.shapes))
+        if isinstance(order, Prepare):
+            self._runner.prepare(order.model, order.shapes)
+            return Done(order.id)
+        return self._run(order)
+
+    def _run(self, order: Run) -> Result:
+        def check() -> None:
+            late = order.deadline_ns is not None and time.monotonic_ns() >= order.deadline_ns
+            if late or order.id in self._cancelled:
+                raise DroppedError(DROPPED)
+
+        try:
+            region = self._requests.bytes_at(order.region, order.nbytes)
+            feeds = {name: view(region, tensor) for name, tensor in order.inputs.items()}
+            computed = self._runner.run(order.model, feeds, check)
+            groups = [[output] for output in computed.outputs.values()]
+            return self._place(order.id, list(computed.outputs), groups, computed.compute_ns, computed.plan_id)
+        finally:
+            self._open.discard(order.id)
+            self._cancelled.discard(order.id)
+
+    def _place(self, number: int, names: list[str], groups: list[list[Array]], compute_ns: int, plan_id: str) -> Result:
+        """Copy the outputs to where the service reads them, waiting for room."""
+        tensors, texts, nbytes = layout(groups)
+        if nbytes > self._space.size_bytes:
+            raise LimitError(f"outputs: {nbytes} bytes, the limit is {self._space.size_bytes} (EDGEWISE_SHARED_BYTES)")
+        with self._room:
+            while (base := self._space.take(nbytes)) is None:
+                self._room.wait()
+        write(self._replies, base, tensors, texts, groups)
+        return Result(number, base, nbytes, dict(zip(names, tensors, strict=True)), compute_ns, plan_id)
+
+    def _free(self, regions: list[int]) -> None:
+        if regions:
+            with self._room:
+                for region in regions:
+                    self._space.give(region)
+                self._room.notify_all()
+
+    def _send(self, reply: Reply) -> None:
+        with self._writing:
+            self._stream.sendall(frame(reply))
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads: str) -> None:
+    """Serve the service at the other end of the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's, which ends this process by closing the socket
+    faulthandler.enable()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    slabs = [Slab(int(number), int(size_bytes)) for number in (requests, replies)]
+    for number in (requests, replies):
+        os.close(int(number))
+    with socket.socket(fileno=int(descriptor)) as stream:
+        worker = Worker(stream, *slabs)
+        stream.sendall(frame(Done(0)))
+        worker.serve(int(threads))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
