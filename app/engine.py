@@ -75,6 +75,7 @@ class _Lane:
         self._buckets: OrderedDict[tuple[tuple[int, ...], ...], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
+        self.end: weakref.finalize[..., Session] | None = None
         self.loading = self._spawn(self._load())
 
     def _lease(self, budget: CoreBudget) -> Lease:
@@ -232,7 +233,8 @@ class Engine:
             self._engines = self._made()
         place = min(self._engines, key=lambda engines: len(engines.models))
         lane = self._lanes[session] = _Lane(served, session, place, self.budget, next(self._numbers), self._settings)
-        weakref.finalize(session, _from_any_thread, loop, lane.close).atexit = False
+        lane.end = weakref.finalize(session, _from_any_thread, loop, lane.close)
+        lane.end.atexit = False
         return lane
 
     def _made(self) -> list[Engines]:
@@ -243,8 +245,11 @@ class Engine:
 
     def close(self) -> None:
         """Finish the calls that run, drop what waits, end the processes. On the loop's thread."""
-        for lane in self._lanes.values():
-            lane.batcher.close()
+        for lane in list(self._lanes.values()):
+            if lane.end is not None:
+                lane.end.detach()
+            lane.close()
+        self._lanes.clear()
         for engines in self._engines:
             engines.close()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -52,6 +52,7 @@ class Link:
         self._room: deque[asyncio.Future[None]] = deque()  # who waits for space, in order
         self._freed: list[int] = []
         self._freed_bytes = 0
+        self._held_bytes = 0  # of replies that arrays are views of
         self._flush: asyncio.TimerHandle | None = None
         self.lost = ""
         with contextlib.ExitStack() as stack:
@@ -181,18 +182,29 @@ class Link:
             self._room[0].set_result(None)
 
     def _outputs(self, reply: Result, rows: Sequence[int]) -> list[dict[str, Array]]:
-        """Every request's rows of every output. The space is freed when the last array of it is let go."""
-        region = self._replies.bytes_at(reply.region, reply.nbytes)
-        weakref.finalize(region, self._free_later, reply.region, reply.nbytes).atexit = False
-        arrays = {name: view(region, tensor) for name, tensor in reply.outputs.items()}
-        return split(arrays, rows)
+        """Every request's rows of every output: views, whose space is freed when the last of them is let go.
 
-    def _free_later(self, region: int, size_bytes: int) -> None:
-        """Called wherever the last array dies, which may be any thread, at any point."""
+        Copies where half of the slab is held by views already: who keeps answers for long must not hold up the process.
+        """
+        region = self._replies.bytes_at(reply.region, reply.nbytes)
+        if self._held_bytes + reply.nbytes > self._space.size_bytes // 2:
+            region = region.copy()
+            self._free(reply.region, reply.nbytes)
+        else:
+            self._held_bytes += reply.nbytes
+            weakref.finalize(region, _let_go, weakref.ref(self), reply.region, reply.nbytes).atexit = False
+        return split({name: view(region, tensor) for name, tensor in reply.outputs.items()}, rows)
+
+    def free_later(self, region: int, size_bytes: int) -> None:
+        """Called where the last array of a reply dies, which may be any thread, at any point."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the process with it
             here = threading.get_ident() == self._thread
             call = self._loop.call_soon if here else self._loop.call_soon_threadsafe
-            call(self._free, region, size_bytes)
+            call(self._let_go, region, size_bytes)
+
+    def _let_go(self, region: int, size_bytes: int) -> None:
+        self._held_bytes -= size_bytes
+        self._free(region, size_bytes)
 
     def _free(self, region: int, size_bytes: int) -> None:
         self._freed.append(region)
@@ -298,6 +310,12 @@ def split(arrays: dict[str, Array], rows: Sequence[int]) -> list[dict[str, Array
             raise EdgewiseError(f"output {name!r}: shape is {array.shape}, a batch of {sum(rows)} rows needs that many")
     ends = list(itertools.accumulate(rows))
     return [{name: array[end - count : end] for name, array in arrays.items()} for count, end in zip(rows, ends, strict=True)]
+
+
+def _let_go(link: weakref.ref[Link], region: int, size_bytes: int) -> None:
+    """Finalizers are kept alive by the interpreter: one that held the link would keep all that the link can reach."""
+    if (found := link()) is not None:
+        found.free_later(region, size_bytes)
 
 
 def _ignore(_link: Link, _reason: str, _suspects: set[int]) -> None:

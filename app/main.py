@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 import edgewise
 from app import control, errors, pages
+from app.disconnect import CancelOnDisconnect
 from app.middleware import Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(pages.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
+    app.add_middleware(CancelOnDisconnect)
     app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequestLog)
     return app

@@ -5,7 +5,6 @@ Who writes into a slab gives out its space; who reads says when it is done. Arra
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 import os
@@ -91,19 +90,18 @@ class Slab:
     """One direction's memory. descriptor: of `anonymous_file`; stays the caller's."""
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
-        self._map = mmap.mmap(descriptor, size_bytes)
+        self._map: mmap.mmap | None = mmap.mmap(descriptor, size_bytes)
         self.size_bytes = size_bytes
 
     def bytes_at(self, offset: int, size_bytes: int) -> Array:
         """That part as bytes. Raises DeviceLostError where it is outside."""
-        if not 0 <= offset <= offset + size_bytes <= self.size_bytes:
+        if self._map is None or not 0 <= offset <= offset + size_bytes <= self.size_bytes:
             raise DeviceLostError(f"slab: {size_bytes} bytes at {offset}, it has {self.size_bytes}")
         return np.frombuffer(self._map, np.uint8, size_bytes, offset)
 
     def close(self) -> None:
-        """Unmap, now or when the last array in it is let go."""
-        with contextlib.suppress(BufferError):
-            self._map.close()
+        """Let go of it: it is unmapped when the last array in it is gone."""
+        self._map = None
 
 
 def pack(parts: Sequence[Array]) -> tuple[bytes, tuple[int, ...]] | None:

@@ -127,7 +127,7 @@ class Process:
                 task.cancel()
         if self._link is not None:
             self._link.close()
-            self._link = None
+        self._link, self._starting, self._loads = None, None, {}
 
     async def _ready(self, number: int) -> Link:
         """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
