@@ -12,7 +12,8 @@ class BatchCurve:
     """Least squares over the last batches, and how fast requests arrive."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[int, int]] = deque(maxlen=SAMPLES)
+        self._samples: deque[tuple[int, int]] = deque()
+        self._sums = [0, 0, 0, 0]  # of rows, ns, rows², rows·ns over the samples: integers, so that they stay exact
         self._last_ns: int | None = None
         self.gap_ns: float | None = None
 
@@ -26,6 +27,13 @@ class BatchCurve:
     def ran(self, rows: int, compute_ns: int) -> None:
         """A batch of that many rows took so long."""
         self._samples.append((rows, compute_ns))
+        self._add(rows, compute_ns, 1)
+        if len(self._samples) > SAMPLES:
+            self._add(*self._samples.popleft(), -1)
+
+    def _add(self, rows: int, ns: int, sign: int) -> None:
+        for index, term in enumerate((rows, ns, rows * rows, rows * ns)):
+            self._sums[index] += sign * term
 
     def predict_ns(self, rows: int) -> float | None:
         """What that many rows would take; None before two different sizes have run."""
@@ -33,14 +41,12 @@ class BatchCurve:
         return None if line is None else max(line[0] + line[1] * rows, 0.0)
 
     def _line(self) -> tuple[float, float] | None:
-        count = len(self._samples)
-        mean_rows = sum(rows for rows, _ in self._samples) / max(count, 1)
-        spread = sum((rows - mean_rows) ** 2 for rows, _ in self._samples)
+        count, (rows, ns, squares, products) = len(self._samples), self._sums
+        spread = count * squares - rows * rows
         if not spread:
             return None
-        mean_ns = sum(ns for _, ns in self._samples) / count
-        slope = sum((rows - mean_rows) * (ns - mean_ns) for rows, ns in self._samples) / spread
-        return mean_ns - slope * mean_rows, slope
+        slope = (count * products - rows * ns) / spread
+        return (ns - slope * rows) / count, slope
 
     def patience_ns(self, rows: int, aim: int) -> int | None:
         """How long `rows` waiting ones should be held for a batch of `aim`; None while nothing is known.

@@ -141,19 +141,10 @@ class Link:
         watchdog = self._loop.call_later(timeout_s, self._lose, hangs)
         call = _Call(self._loop.create_future(), model, watchdog)
         self._calls[number] = call
-        try:
-            reply = await asyncio.shield(call.answer)
-        except asyncio.CancelledError:
-            call.answer.add_done_callback(self._discard)
-            raise
+        reply = await call.answer
         if isinstance(reply, Failed):
             raise error_of(reply)
         return reply
-
-    def _discard(self, answer: asyncio.Future[Reply]) -> None:
-        """Nobody reads this reply: free what it holds."""
-        if not answer.cancelled() and answer.exception() is None and isinstance(reply := answer.result(), Result):
-            self._free(reply.region, reply.nbytes)
 
     async def _take(self, size_bytes: int) -> int:
         """Space for a request, in the order of asking. Raises RequestError 413 for more than there is."""
@@ -263,7 +254,10 @@ class Link:
                 return
             if call.watchdog is not None:
                 call.watchdog.cancel()
-            call.answer.set_result(reply)
+            if not call.answer.cancelled():
+                call.answer.set_result(reply)
+            elif isinstance(reply, Result):  # nobody reads it
+                self._free(reply.region, reply.nbytes)
         if not data:
             self._died()
 
@@ -290,8 +284,8 @@ class Link:
         for call in self._calls.values():
             if call.watchdog is not None:
                 call.watchdog.cancel()
-            call.answer.set_exception(DeviceLostError(reason))
-            call.answer.exception()  # a call that nobody awaits any more is no unretrieved error
+            if not call.answer.cancelled():
+                call.answer.set_exception(DeviceLostError(reason))
         self._calls.clear()
         for turn in self._room:
             if not turn.done():

@@ -54,7 +54,7 @@ def test_the_timeout_parameter_reaches_the_queue(client: httpx.Client) -> None:
     async def both() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as caller:
             first = [asyncio.create_task(caller.post(PATH, content=BODY)) for _ in range(3)]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.03)
             last = await caller.post(PATH, content=json.dumps(late).encode())
             return [*await asyncio.gather(*first), last]
 

@@ -1,0 +1,119 @@
+"""A load generator in a process of its own: one JSON order on stdin, one JSON report on stdout. Nothing but the standard library.
+
+order: host, port, path, headers, body (a file), clients, seconds, warmup, rate. Without a rate the loop is closed: every client
+sends as soon as it has its answer. With one it is open: requests are due at random times of that mean rate whether or not answers
+came, and latency counts from when a request was due, so that a server which falls behind cannot hide it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Connection:
+    """One keep-alive connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def post(self, request: bytes) -> int:
+        """Send a request and read the whole reply; its status."""
+        self.writer.write(request)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+        await self.reader.readexactly(int(fields["content-length"]))
+        return int(lines[0].split()[1])
+
+
+class Load:
+    """Sends, and keeps what came of it."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        body = Path(order["body"]).read_bytes()
+        headers = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **order["headers"]}
+        lines = [f"POST {order['path']} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        self.request = "\r\n".join(lines).encode() + body
+        self.latencies_ns: list[int] = []
+        self.errors = 0
+        self.counts_from_ns = 0
+
+    async def connect(self) -> Connection:
+        """A new connection."""
+        return Connection(*await asyncio.open_connection(self.order["host"], self.order["port"], limit=1 << 24))
+
+    async def send(self, connection: Connection, due_ns: int) -> None:
+        """One request; it counts when it was due after the warm-up."""
+        status = await connection.post(self.request)
+        if due_ns >= self.counts_from_ns:
+            if status == 200:
+                self.latencies_ns.append(time.monotonic_ns() - due_ns)
+            else:
+                self.errors += 1
+
+    async def closed(self, end_ns: int) -> None:
+        """One client of a closed loop."""
+        connection = await self.connect()
+        while (now_ns := time.monotonic_ns()) < end_ns:
+            await self.send(connection, now_ns)
+        connection.writer.close()
+
+    async def open(self, end_ns: int) -> None:
+        """Requests at random times; connections are made as needed and used again."""
+        idle: list[Connection] = []
+        tasks: set[asyncio.Task[None]] = set()
+        gaps = random.Random(0)
+        due_ns = time.monotonic_ns()
+
+        async def one(due_ns: int) -> None:
+            connection = idle.pop() if idle else await self.connect()
+            await self.send(connection, due_ns)
+            idle.append(connection)
+
+        while due_ns < end_ns:
+            await asyncio.sleep(max(0, due_ns - time.monotonic_ns()) / 1e9)
+            task = asyncio.create_task(one(due_ns))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            due_ns += int(gaps.expovariate(self.order["rate"]) * 1e9)
+        while tasks:
+            await asyncio.wait(tasks)
+        for connection in idle:
+            connection.writer.close()
+
+    async def run(self) -> dict[str, Any]:
+        """Warm up, send, and report."""
+        began_ns = time.monotonic_ns()
+        self.counts_from_ns = began_ns + int(self.order["warmup"] * 1e9)
+        end_ns = self.counts_from_ns + int(self.order["seconds"] * 1e9)
+        cpu_s = time.process_time()
+        if self.order["rate"]:
+            await self.open(end_ns)
+        else:
+            await asyncio.gather(*(self.closed(end_ns) for _ in range(self.order["clients"])))
+        seconds = (time.monotonic_ns() - self.counts_from_ns) / 1e9
+        found = sorted(self.latencies_ns)
+        return {
+            "requests_per_s": len(found) / seconds,
+            "p50_ms": _quantile(found, 0.5),
+            "p99_ms": _quantile(found, 0.99),
+            "requests": len(found),
+            "errors": self.errors,
+            "generator_cpu_percent": 100 * (time.process_time() - cpu_s) / (seconds + self.order["warmup"]),
+        }
+
+
+def _quantile(ascending_ns: list[int], share: float) -> float | None:
+    """Milliseconds; None of nothing."""
+    return ascending_ns[min(int(len(ascending_ns) * share), len(ascending_ns) - 1)] / 1e6 if ascending_ns else None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asyncio.run(Load(json.load(sys.stdin)).run())) + "\n")

@@ -1,0 +1,33 @@
+"""The batch curve against numpy's least squares, and what it says of waiting."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.curve import SAMPLES, BatchCurve
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**10)), min_size=1, max_size=2 * SAMPLES))
+def test_the_line_is_least_squares_of_the_last_samples(samples: list[tuple[int, int]]) -> None:
+    curve = BatchCurve()
+    for rows, ns in samples:
+        curve.ran(rows, ns)
+    last = samples[-SAMPLES:]
+    if len({rows for rows, _ in last}) < 2:
+        assert curve.predict_ns(4) is None
+        return
+    slope, start = np.polyfit(*np.array(last, np.float64).T, 1)
+    assert curve.predict_ns(4) == pytest.approx(max(start + 4 * slope, 0), rel=1e-6, abs=1e-3 * 10**6)
+
+
+def test_waiting_lasts_as_long_as_its_gain_and_only_where_requests_come_in_time() -> None:
+    curve = BatchCurve()
+    assert curve.patience_ns(1, 2) is None
+    for rows in (1, 2, 4):
+        curve.ran(rows, 6000 + 1000 * rows)
+    for now_ns in range(0, 5000, 1000):
+        curve.arrived(now_ns, 1)
+    assert curve.patience_ns(1, 2) == 3000  # 7000 alone, 4000 each together
+    assert curve.patience_ns(2, 4) == 0  # two more take 2000, and gain 1500
+    assert curve.patience_ns(0, 2) == 0
