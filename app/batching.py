@@ -59,10 +59,12 @@ class Ran:
 class Bucket:
     """Requests that may share a run: one dtype and shape for every input, but for the rows.
 
-    sizes: the batch sizes that may be run, ascending; empty = each request by itself. waiting_rows: of those in the queue.
+    sizes: the batch sizes that may be run, ascending; empty = each request by itself. paying: the largest of them that was seen
+    to be worth it. waiting_rows: of those in the queue.
     """
 
     sizes: tuple[int, ...] = ()
+    paying: int = 1
     curve: BatchCurve = field(default_factory=BatchCurve)
     waiting_rows: int = 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 SAMPLES = 64  # batches remembered: a machine that grows busy is noticed within that many
+ENOUGH = 3  # runs of a size before it is judged by the fastest of them
+WORTH = 0.97  # of the time a row takes at the size below: less of a gain is none
 _ARRIVAL_SHARE = 0.2  # weight of the newest gap between arrivals
 
 
@@ -39,6 +41,16 @@ class BatchCurve:
         """What that many rows would take; None before two different sizes have run."""
         line = self._line()
         return None if line is None else max(line[0] + line[1] * rows, 0.0)
+
+    def gains(self, small: int, large: int) -> bool | None:
+        """Whether a row takes less time in batches of the larger size; None before each has run often enough to tell."""
+        best = []
+        for size in (small, large):
+            times = [ns for rows, ns in self._samples if rows == size]
+            if len(times) < ENOUGH:
+                return None
+            best.append(min(times) / size)
+        return best[1] < WORTH * best[0]
 
     def _line(self) -> tuple[float, float] | None:
         count, (rows, ns, squares, products) = len(self._samples), self._sums

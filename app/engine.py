@@ -124,9 +124,22 @@ class _Lane:
             bucket.sizes = (1,)
 
     def _grow(self, bucket: Bucket, feeds: Mapping[str, Array], waiting_rows: int) -> None:
-        """Have the next batch size built when that many rows wait: a batch never waits for its own code."""
+        """Have the next batch size built when that many rows wait: a batch never waits for its own code.
+
+        Where nobody has asked for the sizes, one that does not pay is given up, and larger ones are not tried.
+        """
         if not bucket.sizes or bucket in self._growing:
             return
+        if not self.trusted and bucket.sizes[-1] > bucket.paying:
+            pays = bucket.curve.gains(*bucket.sizes[-2:])
+            if pays is None:
+                return
+            if not pays:
+                self._growing.add(bucket)
+                log.info("batch size does not pay", model=self.file.name, rows=bucket.sizes[-1])
+                bucket.sizes = bucket.sizes[:-1]
+                return
+            bucket.paying = bucket.sizes[-1]
         size = next((size for size in self.ladder if size > bucket.sizes[-1]), None)
         if size is None or waiting_rows < size or sum(f[:1].nbytes for f in feeds.values()) * size > MAX_PREPARED_BYTES:
             return

@@ -31,3 +31,17 @@ def test_waiting_lasts_as_long_as_its_gain_and_only_where_requests_come_in_time(
     assert curve.patience_ns(1, 2) == 3000  # 7000 alone, 4000 each together
     assert curve.patience_ns(2, 4) == 0  # two more take 2000, and gain 1500
     assert curve.patience_ns(0, 2) == 0
+
+
+def test_a_size_pays_when_a_row_takes_less_time_in_it() -> None:
+    curve = BatchCurve()
+    for ns in (1000, 5000, 1010):
+        curve.ran(1, ns)
+    curve.ran(2, 1500)
+    assert curve.gains(1, 2) is None
+    for _ in range(2):
+        curve.ran(2, 9000)
+    assert curve.gains(1, 2) is True
+    for _ in range(3):
+        curve.ran(4, 2980)
+    assert curve.gains(2, 4) is False

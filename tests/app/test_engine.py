@@ -89,7 +89,7 @@ def pid(made: Engine, index: int = 0) -> int:
 
 @MODES
 def test_many_clients_get_their_own_answers(tmp_path: Path, workers: int) -> None:
-    entry = models.served(models.dense(tmp_path))
+    entry = models.served(models.dense(tmp_path), max_batch_size=16)
     reference = Session(tmp_path / "dense.onnx", backend="numpy")
 
     async def client(made: Engine, number: int) -> list[int]:
@@ -405,6 +405,26 @@ def test_batches_grow_to_sizes_that_are_ready(tmp_path: Path) -> None:
                     break
             assert 3 in seen
             assert seen <= {1, 2, 3, 4, 6}
+
+    run(work)
+
+
+def test_a_batch_size_that_does_not_pay_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = models.served(models.dense(tmp_path))
+    monkeypatch.setattr("app.curve.WORTH", 0.0)
+
+    async def work() -> None:
+        async with engine(workers=0) as made:
+            await made.infer(dense, rows(1))
+            (bucket,) = lane_of(made, dense)._buckets.values()
+            seen: set[int] = set()
+            for _ in range(200):
+                outcomes = await asyncio.gather(*(made.infer(dense, rows(1, n)) for n in range(8)))
+                seen |= {outcome.batch_rows for outcome in outcomes}
+                await asyncio.sleep(0.01)
+                if 2 in seen and bucket.sizes == (1,):
+                    break
+            assert (seen, bucket.sizes) == ({1, 2}, (1,))
 
     run(work)
 
