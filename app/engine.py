@@ -13,13 +13,14 @@ import itertools
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
 
-from app.batching import Batch, Batcher, Bucket, InferOptions, Lease, Outcome, Ran, Timer
+from app.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
 from app.budget import Account, CoreBudget
 from app.errors import RequestError
 from app.policy import AUTOMATIC, ladder
@@ -61,7 +62,7 @@ class _Lane:
         self, served: Served, session: Session, engines: Engines, budget: CoreBudget, number: int, limits: Settings
     ) -> None:
         card = served.card
-        self.engines, self.number = engines, number
+        self.engines, self.number, self._budget = engines, number, budget
         self.cores, instances = _share(card.instances, session.threads, limits.threads, budget.cores)
         plan = session.held_plan
         text = b"" if plan is None else plan.to_json().encode()
@@ -70,16 +71,22 @@ class _Lane:
         self.max_rows = limits.max_batch_size if card.max_batch_size is None else card.max_batch_size
         self.policy = card.dynamic_batching or AUTOMATIC
         self.account = Account(served.name)
-        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease(budget), self._run, instances)
+        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, instances)
         self.ladder = ladder(self.max_rows, self.policy.preferred_batch_size) if self.max_rows > 1 else ()
         self._buckets: OrderedDict[tuple[tuple[int, ...], ...], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
+        engines.models[number] = self.file  # at once: the next lane goes where there are fewer
         self.end: weakref.finalize[..., Session] | None = None
         self.loading = self._spawn(self._load())
 
-    def _lease(self, budget: CoreBudget) -> Lease:
-        return lambda rank: budget.lease(self.account, self.cores, rank)
+    @asynccontextmanager
+    async def _lease(self, rank: Callable[[], int]) -> AsyncIterator[None]:
+        """Cores, once the model can run: who waits for a process holds none. Why it cannot is told to the batch by its run."""
+        with contextlib.suppress(EdgewiseError):
+            await self.engines.ready(self.number)
+        async with self._budget.lease(self.account, self.cores, rank):
+            yield
 
     async def _run(self, batch: Batch) -> Ran:
         return await self.engines.run(self.number, batch)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,8 @@ class Link:
         self._calls: dict[int, _Call] = {}
         self._frames, self._unsent = Frames(), bytearray()
         self._space = Space(size_bytes)
-        self._room: deque[asyncio.Future[None]] = deque()  # who waits for space, in order
+        self._queue = asyncio.Lock()  # who waits for space, in order
+        self._room = asyncio.Event()
         self._freed: list[int] = []
         self._freed_bytes = 0
         self._held_bytes = 0  # of replies that arrays are views of
@@ -150,27 +150,17 @@ class Link:
         """Space for a request, in the order of asking. Raises RequestError 413 for more than there is."""
         if size_bytes > self._space.size_bytes:
             raise RequestError(413, f"inputs: {size_bytes} bytes, the limit is {self._space.size_bytes} (EDGEWISE_SHARED_BYTES)")
-        while self._room or (region := self._space.take(size_bytes)) is None:
-            turn: asyncio.Future[None] = self._loop.create_future()
-            self._room.append(turn)
-            try:
-                await turn
-            finally:
-                self._room.remove(turn)
-            if self.lost:
-                raise DeviceLostError(self.lost)
-            if (found := self._space.take(size_bytes)) is not None:
-                self._wake()
-                return found
-        return region
+        async with self._queue:
+            while (region := self._space.take(size_bytes)) is None:
+                self._room.clear()
+                await self._room.wait()
+                if self.lost:
+                    raise DeviceLostError(self.lost)
+            return region
 
     def _give(self, region: int) -> None:
         self._space.give(region)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._room and not self._room[0].done():
-            self._room[0].set_result(None)
+        self._room.set()
 
     def _outputs(self, reply: Result, rows: Sequence[int]) -> list[dict[str, Array]]:
         """Every request's rows of every output: views, whose space is freed when the last of them is let go.
@@ -287,9 +277,7 @@ class Link:
             if not call.answer.cancelled():
                 call.answer.set_exception(DeviceLostError(reason))
         self._calls.clear()
-        for turn in self._room:
-            if not turn.done():
-                turn.set_result(None)
+        self._room.set()
         self._requests.close()
         self._replies.close()
         self._on_lost(self, reason, suspects)

@@ -44,6 +44,9 @@ class Engines(Protocol):
     async def load(self, number: int, file: ModelFile) -> None:
         """Load a model under that number."""
 
+    async def ready(self, number: int) -> None:
+        """Wait until the model can run, while processes start and load. Raises what keeps it from that."""
+
     async def prove(self, number: int, shapes: Shapes) -> str:
         """Why rows of these shapes may not share a run."""
 
@@ -87,6 +90,10 @@ class Process:
         """Load a model, starting the process where there is none."""
         self.models[number] = file
         await self._loaded(await self._up(), number)
+
+    async def ready(self, number: int) -> None:
+        """See `Engines`."""
+        await self._ready(number)
 
     async def prove(self, number: int, shapes: Shapes) -> str:
         """See `Engines`."""
@@ -235,9 +242,13 @@ class InProcess:
         self._loads[number] = asyncio.ensure_future(self._call(lambda: self._runner.load(number, file)))
         await self._loads[number]
 
-    async def prove(self, number: int, shapes: Shapes) -> str:
+    async def ready(self, number: int) -> None:
         """See `Engines`."""
         await asyncio.shield(self._loads[number])
+
+    async def prove(self, number: int, shapes: Shapes) -> str:
+        """See `Engines`."""
+        await self.ready(number)
         return await self._call(lambda: self._runner.prove(number, shapes))
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
@@ -256,7 +267,7 @@ class InProcess:
 
         parts = [request.feeds for request in batch.requests]
         feeds = parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        await asyncio.shield(self._loads[number])
+        await self.ready(number)
         computed = await self._call(lambda: self._runner.run(number, feeds, check))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
 

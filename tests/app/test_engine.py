@@ -218,6 +218,30 @@ def test_the_same_process_serves_again_after_its_death(tmp_path: Path) -> None:
     run(work)
 
 
+def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pick, dense = models.served(models.pick(tmp_path)), models.served(models.dense(tmp_path))
+    monkeypatch.setattr("app.supervisor.FIRST_PAUSE_S", 5.0)
+
+    async def work() -> None:
+        async with engine(workers=2) as made:
+            made._loop = asyncio.get_running_loop()
+            for entry in (pick, dense):
+                made.preload(entry)
+            await made.load(pick)
+            await made.load(dense)
+            assert [len(engines.models) for engines in made._engines] == [1, 1]
+            os.kill(pid(made, 0), signal.SIGKILL)
+            await until(lambda: process(made, 0).restarts == 1)
+            waiting = asyncio.ensure_future(made.infer(pick, {"ids": np.array([1])}))
+            await asyncio.sleep(0.1)
+            await made.infer(dense, rows(1))
+            assert not waiting.done()
+            assert process(made, 0).link is None
+            assert (await waiting).outputs["y"].tolist() == [[2, 3]]
+
+    run(work)
+
+
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     dense = models.served(models.dense(tmp_path))
 
