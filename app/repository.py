@@ -17,8 +17,8 @@ from typing import Annotated
 import msgspec
 import structlog
 
+from app.engine.policy import DynamicBatching, InstanceGroup
 from app.errors import RequestError
-from app.policy import DynamicBatching, InstanceGroup
 from kernels.errors import EdgewiseError
 from scheduler.session import Session
 

@@ -12,8 +12,8 @@ import pytest
 
 from app.disconnect import CancelOnDisconnect
 from app.settings import Settings
-from tests.app import models
 from tests.app.conftest import serving
+from tests.app.engine import models
 
 BODY = json.dumps({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}]}).encode()
 PATH = "/v2/models/slow/infer"

@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 import numpy as np
 import structlog
 
-from app.batching import Batch, Ran
+from app.engine.batching import Batch, Ran
+from app.engine.link import CONTROL_THREADS, Link, split
+from app.engine.runner import DROPPED, DroppedError, Runner
+from app.engine.wire import Load, ModelFile, Prepare, Prove, Shapes
 from app.errors import RequestError
-from app.link import CONTROL_THREADS, Link, split
-from app.runner import DROPPED, DroppedError, Runner
-from app.wire import Load, ModelFile, Prepare, Prove, Shapes
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 
 log = structlog.get_logger("edgewise.engine")

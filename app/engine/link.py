@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.batching import Batch, Ran
+from app.engine.batching import Batch, Ran
+from app.engine.slab import Slab, Space, anonymous_file, layout, view, write
+from app.engine.wire import Cancel, Done, Drop, Failed, Frames, Freed, Order, Reply, Result, Run, error_of, frame
 from app.errors import RequestError
-from app.slab import Slab, Space, anonymous_file, layout, view, write
-from app.wire import Cancel, Done, Drop, Failed, Frames, Freed, Order, Reply, Result, Run, error_of, frame
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_S = 60.0  # a process that has not said hello by then is given up
 FLUSH_S = 0.02  # how long the space of replies that were read may wait for the next run to carry the news
 FLUSH_BYTES = 4 * 2**20  # and how much of it
@@ -65,7 +65,7 @@ class Link:
             self._socket.setblocking(False)
             passed = [theirs.fileno(), *descriptors]
             self.process = subprocess.Popen(  # noqa: S603  this interpreter and numbers
-                [sys.executable, "-m", "app.worker", *map(str, passed), str(size_bytes), str(threads + CONTROL_THREADS)],
+                [sys.executable, "-m", "app.engine.worker", *map(str, passed), str(size_bytes), str(threads + CONTROL_THREADS)],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},

@@ -18,15 +18,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.engine import Engine, InferOptions
+from app.engine.policy import DynamicBatching, InstanceGroup
+from app.engine.slab import Space
+from app.engine.supervisor import Process
 from app.errors import RequestError
-from app.policy import DynamicBatching, InstanceGroup
 from app.repository import Card, Served, State
 from app.settings import Settings
-from app.slab import Space
-from app.supervisor import Process
 from kernels.errors import InvalidError
 from scheduler.session import Session
-from tests.app import models
+from tests.app.engine import models
 
 FOLDERS = ("app", "scheduler", "profiler", "graph", "kernels")
 MODES = pytest.mark.parametrize("workers", [0, 1], ids=["in-process", "process"])
@@ -220,7 +220,7 @@ def test_the_same_process_serves_again_after_its_death(tmp_path: Path) -> None:
 
 def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pick, dense = models.served(models.pick(tmp_path)), models.served(models.dense(tmp_path))
-    monkeypatch.setattr("app.supervisor.FIRST_PAUSE_S", 5.0)
+    monkeypatch.setattr("app.engine.supervisor.FIRST_PAUSE_S", 5.0)
 
     async def work() -> None:
         async with engine(workers=2) as made:
@@ -285,7 +285,7 @@ def test_a_model_that_ends_its_process_again_and_again_is_set_aside(tmp_path: Pa
 
 def test_a_process_that_cannot_start_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = models.served(models.dense(tmp_path))
-    monkeypatch.setattr("app.supervisor.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("app.engine.supervisor.FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr("sys.executable", "/bin/false")
 
     async def work() -> None:
@@ -435,7 +435,7 @@ def test_batches_grow_to_sizes_that_are_ready(tmp_path: Path) -> None:
 
 def test_a_batch_size_that_does_not_pay_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = models.served(models.dense(tmp_path))
-    monkeypatch.setattr("app.curve.WORTH", 0.0)
+    monkeypatch.setattr("app.engine.curve.WORTH", 0.0)
 
     async def work() -> None:
         async with engine(workers=0) as made:
@@ -457,7 +457,7 @@ def test_nothing_is_pickled() -> None:
     forbidden = re.compile(
         r"^\s*(import|from)\s+(pickle|_pickle|cPickle|marshal|shelve|dill|cloudpickle|joblib|multiprocessing)\b", re.M
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     found = [path for folder in FOLDERS for path in (root / folder).rglob("*.py") if forbidden.search(path.read_text())]
     assert found == []
     loads = [p for f in FOLDERS for p in (root / f).rglob("*.py") if "allow_pickle=True" in p.read_text()]

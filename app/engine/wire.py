@@ -7,7 +7,7 @@ import struct
 
 import msgspec
 
-from app.slab import Tensor
+from app.engine.slab import Tensor
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 
 MAX_MESSAGE_BYTES = 80 * 2**20  # a plan may be 64 MiB of JSON

@@ -1,4 +1,4 @@
-"""An engine process: `python -m app.worker SOCKET REQUESTS REPLIES BYTES THREADS`, started and watched by `app.link`.
+"""An engine process: `python -m app.engine.worker SOCKET REQUESTS REPLIES BYTES THREADS`, started and watched by `link`.
 
 Its threads take turns at the socket: one reads an order, hands the socket on and carries the order out itself, so that no order
 is passed from thread to thread. It ends when the socket does.
@@ -18,9 +18,9 @@ import time
 
 import structlog
 
-from app.runner import DROPPED, DroppedError, Runner
-from app.slab import Slab, Space, layout, view, write
-from app.wire import Cancel, Done, Drop, Freed, Load, Order, Prepare, Prove, Reply, Result, Run, failure, frame, receive
+from app.engine.runner import DROPPED, DroppedError, Runner
+from app.engine.slab import Slab, Space, layout, view, write
+from app.engine.wire import Cancel, Done, Drop, Freed, Load, Order, Prepare, Prove, Reply, Result, Run, failure, frame, receive
 from graph.errors import LimitError
 from kernels.errors import EdgewiseError
 from kernels.spec import Array

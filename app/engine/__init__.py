@@ -20,14 +20,14 @@ from typing import TypeVar
 
 import structlog
 
-from app.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
-from app.budget import Account, CoreBudget
+from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
+from app.engine.budget import Account, CoreBudget
+from app.engine.policy import AUTOMATIC, ladder
+from app.engine.supervisor import Engines, InProcess, Process
+from app.engine.wire import ModelFile
 from app.errors import RequestError
-from app.policy import AUTOMATIC, ladder
 from app.repository import Served
 from app.settings import Settings
-from app.supervisor import Engines, InProcess, Process
-from app.wire import ModelFile
 from graph.feeds import check_feeds
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array

@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran
-from app.budget import Account, CoreBudget
+from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran
+from app.engine.budget import Account, CoreBudget
+from app.engine.policy import DynamicBatching, QueuePolicy, ladder
 from app.errors import RequestError
-from app.policy import DynamicBatching, QueuePolicy, ladder
 from kernels.errors import DeviceLostError, InvalidError
-from tests.app.virtual import World
+from tests.app.engine.virtual import World
 
 MS = 1_000_000
 POISON = 13

@@ -17,9 +17,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.curve import BatchCurve
+from app.engine.curve import BatchCurve
+from app.engine.policy import NS_PER_US, DynamicBatching
 from app.errors import RequestError
-from app.policy import NS_PER_US, DynamicBatching
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 

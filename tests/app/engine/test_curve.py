@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.curve import SAMPLES, BatchCurve
+from app.engine.curve import SAMPLES, BatchCurve
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**10)), min_size=1, max_size=2 * SAMPLES))

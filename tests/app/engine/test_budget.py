@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.budget import Account, CoreBudget
-from tests.app.virtual import World
+from app.engine.budget import Account, CoreBudget
+from tests.app.engine.virtual import World
 
 
 class Shop:

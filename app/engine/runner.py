@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.wire import ModelFile, Shapes
+from app.engine.wire import ModelFile, Shapes
 from graph.reader import read
 from graph.rows import mixes_rows
 from kernels.errors import DeviceLostError
