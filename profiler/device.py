@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import llvmlite.binding as llvm
 import psutil
 from pydantic import AwareDatetime, Field, ValidationError
 
+from kernels.native.host import llvm_version
 from profiler.bandwidth import PATTERNS, Bandwidth, Pattern, measure_bandwidth, working_sets
 from profiler.errors import MeasurementError, ProfileFormatError
 from profiler.measure import Effort, Team
@@ -203,7 +203,7 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     return DeviceProfile(
         hardware=hardware,
         confinement=confinement,
-        conditions=read_conditions(blas_threads()[0], ".".join(map(str, llvm.llvm_version_info)), root),
+        conditions=read_conditions(blas_threads()[0], f"llvmlite {llvm_version()}", root),
         peaks=_distinct(peaks),
         bandwidths=tuple(bandwidths),
         overheads=overheads,

@@ -21,8 +21,7 @@ from typing import IO
 
 import structlog
 
-from kernels.native.cache import CodeCache, Source, entry_key
-from kernels.native.compile import Compiled, generate
+from kernels.native.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.errors import CompileError
 from kernels.native.isa import Isa, available_cores
 
@@ -30,6 +29,13 @@ SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a 
 _SIZE = struct.Struct("<q")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from kernels.native.farm import serve; serve()"
 _log = structlog.get_logger(__name__)
+
+
+def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
+    """Compile one module in this process, which loads LLVM: only where there is something to compile."""
+    from kernels.native import compile as compiler  # noqa: PLC0415
+
+    return compiler.generate(ir, isa, count_spills=count_spills)
 
 
 def compile_all(
