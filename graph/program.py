@@ -22,6 +22,7 @@ from graph.choice import Choice
 from graph.control_flow import run_control_flow
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
+from graph.mapped import resident
 from graph.memory import ALIGNMENT_BYTES, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
 from graph.shapes import MAX_VALUE_BYTES, propagate
@@ -198,7 +199,10 @@ class Program:
 
     def _place(self) -> None:
         """Give every planned value its array now, or note how a run makes it."""
-        constants, placements = self._graph.constants, self.memory.placements
+        placements = self.memory.placements
+        read = {name for node in self._graph.nodes for name in node.reads()} | {port.name for port in self._graph.outputs}
+        read |= {self.memory.owners.get(name, name) for name in read}
+        constants = {name: resident(array) for name, array in self._graph.constants.items() if name in read}
         for name, array in constants.items():
             self._fix(name, array)
         for value, owner in self.memory.owners.items():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from graph.choice import Choice
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
-from scheduler.strategy import MAX_THREADS, Precision, Strategy
+from scheduler.strategy import MAX_THREADS, Precision, Strategy, WantedBackend
 
 SCHEMA_VERSION: Final = 1
 MAX_PLAN_BYTES: Final = 64 << 20
@@ -26,7 +26,6 @@ MAX_INPUTS: Final = 1024
 EXECUTOR: Final = "executor"  # the backend of steps that have no kernel: views, control flow, shapes only a run decides
 
 Objective = Literal["latency", "throughput", "memory"]
-Backend = Literal["auto", "native", "numpy"]
 BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
 Verdict = Literal["chosen", "tie", "slower", "over_limit", "refused"]
 
@@ -69,7 +68,7 @@ class Constraints(_Data):
     max_memory_bytes: _Count | None = None
     max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_threads: _Threads | None = None
-    backend: Backend = "auto"
+    backend: WantedBackend = "auto"
     precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
 
 

@@ -31,7 +31,6 @@ from scheduler.errors import InfeasibleError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
     EXECUTOR,
-    Backend,
     Candidate,
     Constraints,
     InputShape,
@@ -43,7 +42,7 @@ from scheduler.plan import (
 )
 from scheduler.signature import Signature, signature
 from scheduler.store import Here, Measurement, Store
-from scheduler.strategy import Precision, Strategy
+from scheduler.strategy import Precision, Strategy, WantedBackend
 
 MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
 TIE = 1.01  # candidates within one percent of each other are a tie
@@ -66,7 +65,7 @@ class _Work:
     device: DeviceProfile
     build: Build
     native: Native | None
-    backend: Backend
+    backend: WantedBackend
     error_budget: float
 
 
@@ -81,7 +80,7 @@ def make_plan(
     max_memory_bytes: int | None = None,
     max_error: float | None = None,
     max_threads: int | None = None,
-    backend: Backend = "auto",
+    backend: WantedBackend = "auto",
     precision: Precision | str = "fp32",
     store: Store | None = None,
 ) -> Plan:
@@ -163,7 +162,7 @@ def plan(
     max_memory_bytes: int | None = None,
     max_error: float | None = None,
     max_threads: int | None = None,
-    backend: Backend = "auto",
+    backend: WantedBackend = "auto",
     db: str | None = None,
 ) -> Plan:
     """Plan a model for this machine ("local") or a device stored under its fingerprint, and store the plan.
@@ -208,8 +207,8 @@ class _Draft:
 def _check(objective: str, backend: str, precision: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
         raise AttributeValueError(f"plan: objective is {objective!r}, need latency, throughput or memory")
-    if backend not in get_args(Backend):
-        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(Backend))}")
+    if backend not in get_args(WantedBackend):
+        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
     if precision not in ("fp32", "auto"):
         raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
 

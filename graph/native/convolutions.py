@@ -9,6 +9,7 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
+from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import F32_BYTES, Place, Storage, as_image, image_shape, is_image
@@ -103,7 +104,7 @@ def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: 
     conv = geometry(node, b.spec, as_image(x), y.image)
     tile = tile_of(b, node, conv)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
-    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights))
+    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node, Specs
+from graph.mapped import identity, release
 from graph.native.epilogues import Merged
 from graph.native.place import F32_BYTES, Imaged, Place, Storage, Viewed, image_shape
 from graph.native.rule import known
@@ -43,7 +44,7 @@ class Call:
 class Entry:
     """A constant as kernels read it. source: what it was made of, kept as long as this is, so that its id stays its own."""
 
-    source: object
+    source: Array
     array: Array
 
 
@@ -51,17 +52,18 @@ class Entry:
 class Packed:
     """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them.
 
-    Each is kept as long as a segment uses it.
+    Each is kept as long as a segment uses it. A mapped source is read for packing, and let go of.
     """
 
     _entries: weakref.WeakValueDictionary[Hashable, Entry] = field(default_factory=weakref.WeakValueDictionary)
 
-    def get(self, source: object, key: Hashable, make: Callable[[], Array]) -> Entry:
+    def get(self, source: Array, key: Hashable, make: Callable[[], Array]) -> Entry:
         """What is made of `source` in the way that `key` names."""
-        full = (id(source), key)
+        full = (identity(source) or id(source), key)
         entry = self._entries.get(full)
         if entry is None:
             entry = self._entries[full] = Entry(source, make())
+            release(source)
         return entry
 
 
@@ -290,7 +292,7 @@ class Lowering:
 
     # Constants
 
-    def constant(self, source: object, key: Hashable, make: Callable[[], Array]) -> Storage:
+    def constant(self, source: Array, key: Hashable, make: Callable[[], Array]) -> Storage:
         """Storage of a packed constant; the same source packed the same way is one storage."""
         entry = self._packed.get(source, key, make)
         if id(entry) not in self._constants:

@@ -8,6 +8,7 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
+from graph.mapped import release
 from graph.native.convolutions import bias_of, tile_of, with_bias
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
@@ -105,7 +106,8 @@ def _packed(b: Lowering, node: Node) -> None:
 
     def pack() -> Array:
         outputs = weights if transposed else weights.T
-        return pack_weights(conv, tile, b.isa, (outputs if alpha == 1 else outputs * np.float32(alpha))[:, :, None, None])
+        scaled = outputs if alpha == 1 else outputs * np.float32(alpha)
+        return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
 
     packed = b.constant(weights, ("matrix", tile.vectors, transposed, alpha), pack)
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})

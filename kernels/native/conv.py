@@ -21,6 +21,7 @@ Packed weights: [group][block of V vectors][kernel row][kernel column][input cha
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +64,11 @@ class ConvTile:
         return f"{self.pixels}x{self.vectors}"
 
 
-def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
-    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Callable[[Array], None] = lambda _: None) -> Array:
+    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
+
+    done: is given each part of the weights that is not read any more.
+    """
     lanes, taps = isa.lanes, weights[0].size
     vectors = -(-conv.group_outputs // lanes)
     memory, at = aligned(4 * conv.groups * vectors * lanes * taps).view(np.float32), 0  # zeroed; written in place, block by block
@@ -76,6 +80,7 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
                 rows = group[start + number * size : start + (number + 1) * size]
                 place = memory[at : at + size * taps].reshape(*weights.shape[2:], weights.shape[1], size)
                 place[..., : len(rows)] = rows.transpose(2, 3, 1, 0)
+                done(rows)
                 at += size * taps
     return memory
 

@@ -19,8 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import structlog
-
+from kernels.log import warn
 from kernels.native.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.errors import CompileError
 from kernels.native.isa import Isa, available_cores
@@ -28,7 +27,6 @@ from kernels.native.isa import Isa, available_cores
 SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a process costs
 _SIZE = struct.Struct("<q")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from kernels.native.farm import serve; serve()"
-_log = structlog.get_logger(__name__)
 
 
 def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
@@ -116,7 +114,7 @@ class _Batch:
         try:
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603  our own command
         except OSError as error:
-            _log.warning("compile worker not started", reason=str(error))
+            warn("compile worker not started", reason=str(error))
             return
         n = None
         with worker:
@@ -128,7 +126,7 @@ class _Batch:
                     _write(worker.stdin, json.dumps(job).encode())
                     self._accept(n, _read(worker.stdout))
             except (OSError, EOFError) as error:
-                _log.warning("compile worker died", reason=str(error))
+                warn("compile worker died", reason=str(error))
                 if n is not None:
                     self._todo.put(n)
             finally:

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 import platformdirs
-import structlog
+
+from kernels.log import warn
 
 FOLDER = "EDGEWISE_CODE_CACHE"  # environment variable: where to keep compiled code; empty = keep none
-_log = structlog.get_logger(__name__)
 
 
 class PrivateFolder:
@@ -25,7 +25,7 @@ class PrivateFolder:
         self.path = path
         self.refusal = self._open()
         if self.refusal:
-            _log.warning("code cache not used", folder=str(path), reason=self.refusal)
+            warn("code cache not used", folder=str(path), reason=self.refusal)
 
     @staticmethod
     def default_path() -> Path | None:
@@ -75,7 +75,7 @@ class PrivateFolder:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            _log.warning("code not kept", folder=str(self.path), reason=str(error))
+            warn("code not kept", folder=str(self.path), reason=str(error))
             return False
         return True
 
