@@ -97,11 +97,12 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
     flat = conv.flat()
+    ahead = 2 if conv.x.block == 1 < conv.group_inputs else 1  # where channels are planes, LLVM loads the next one's weights early
     scored = []
     for vectors in range(1, 7):
         for pixels in range(1, 29):
             scratch = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
-            if pixels * vectors + vectors + scratch > isa.vector_registers or pixels > flat.y.width:
+            if pixels * vectors + ahead * vectors + scratch > isa.vector_registers or pixels > flat.y.width:
                 continue
             scored.append((_estimate(flat, pixels, vectors, isa), -pixels * vectors, pixels, vectors))
     return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
