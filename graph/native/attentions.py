@@ -7,16 +7,15 @@ import math
 from graph.ir import Node
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, only
 from kernels.native.attention import Attention, attention_tiles, emit_attention
 from kernels.native.view import View
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why an Attention has no native form, or None."""
-    given = [facts.spec(name) for name in node.inputs if name]
-    if not is_f32(*given, facts.spec(node.outputs[0])):
-        return "it is not fp32"
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
     if any(node.inputs[4:]) or any(node.outputs[1:]):
         return "it has a cache, lengths, or more outputs than one"
     attrs = node.attrs

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph.ir import Node
-from graph.native.elementwise import tape_behind
-from graph.native.epilogues import find_steps
+from graph.native.elementwise import behind
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import F32, Facts, Rule, only
+from graph.native.tapes import refuses_behind
 from kernels.native.layout import Image
 
 _MAKERS = ("Conv", "MaxPool", "AveragePool")  # whose results go where they are told
@@ -17,18 +17,14 @@ _MAKERS = ("Conv", "MaxPool", "AveragePool")  # whose results go where they are 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a Concat has no native form, or None."""
-    if not is_f32(*(facts.spec(name) for name in (*node.reads(), node.outputs[0]))):
-        return "it is not fp32, or a part is empty"
-    if find_steps(node, facts.constants) is None:
-        return "an op that is fused behind it has no native form"
-    return None
+    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
     """Let the producers of what concatenations of images read write straight into the whole."""
     makers = {value: node for node in nodes for value in node.writes()}
     for node in nodes:
-        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" else ()
+        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" and b.spec(node.outputs[0]).dtype == F32 else ()
         if (
             not is_image(shape)
             or node.epilogue
@@ -40,7 +36,7 @@ def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
         if any(size % b.isa.lanes for size in sizes[:-1]):
             continue
         image = Image.blocked(*image_shape(shape), b.isa.lanes)
-        whole = Imaged(Storage(node.outputs[0], image.elements), image)
+        whole = Imaged(Storage(node.outputs[0], image.elements, F32), image)
         b.reserve(node.outputs[0], whole)
         first = 0
         for name, size in zip(node.inputs, sizes, strict=True):
@@ -67,10 +63,13 @@ def lower(b: Lowering, node: Node) -> None:
     y = b.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
     for name in node.inputs:
-        source, count = b.strided(name), b.spec(name).shape[axis]
-        operands, steps = tape_behind(b, node)
-        others = [(place, place.view.broadcast(y.view.shape).sliced(axis, first, count)) for place in operands]
-        b.map((y, y.view.sliced(axis, first, count)), [(source, source.view), *others], steps)
+        count = b.spec(name).shape[axis]
+        if not count:  # of a constant
+            continue
+        source = b.strided(name)
+        places, steps = behind(b, node, source)
+        parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
+        b.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
         first += count
 
 
