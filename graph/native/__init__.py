@@ -3,6 +3,7 @@
     place      where a value lies: a storage, and a view or an image in it
     epilogues  fused elementwise ops as steps that a kernel does before it stores
     tapes      elementwise ops of any type as expressions that a map computes
+    channels   images that are cut, put together and shuffled without leaving their blocks
     lowering   what the rules build with: values, storages, packed constants, kernel calls
     convolutions, matrices, gathers, moves, …    the rules: which nodes a family takes, and the calls that they become
     rules      all of them in one table

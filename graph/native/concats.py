@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph.ir import Node
+from graph.native.channels import fits, in_blocks, pick
 from graph.native.elementwise import behind
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, image_shape, is_image
@@ -33,7 +34,7 @@ def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
         ):
             continue
         sizes = [b.spec(name).shape[1] for name in node.inputs]
-        if any(size % b.isa.lanes for size in sizes[:-1]):
+        if not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
             continue
         image = Image.blocked(*image_shape(shape), b.isa.lanes)
         whole = Imaged(Storage(node.outputs[0], image.elements, F32), image)
@@ -42,12 +43,12 @@ def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
         for name, size in zip(node.inputs, sizes, strict=True):
             maker = makers.get(name)
             if maker is not None and maker.op in _MAKERS and name not in b.results and b.reserved(name) is None:
-                b.reserve(name, _part(whole, first, size))
+                b.reserve(name, whole.part(first, size))
             first += size
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """Copy what is not there yet; in blocks where all parts begin with one."""
+    """Copy what is not there yet, in blocks where parts lie in them."""
     value = node.outputs[0]
     whole = b.reserved(value)
     if isinstance(whole, Imaged):
@@ -55,10 +56,15 @@ def lower(b: Lowering, node: Node) -> None:
         first = 0
         for name in node.inputs:
             size = b.spec(name).shape[1]
-            if b.place(name).storage is not whole.storage:
-                part, blocks = _part(whole, first, size), b.blocked(name)
+            part = whole.part(first, size)
+            if b.place(name) != part:
+                blocks = b.blocked(name)
                 b.map((part, part.blocks), [(blocks, blocks.blocks)])
             first += size
+        return
+    if _stays_in_blocks(b, node):
+        images = [b.blocked(name) for name in node.inputs]
+        pick(b, value, images, [(n, channel) for n, image in enumerate(images) for channel in range(image.image.channels)])
         return
     y = b.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
@@ -73,12 +79,11 @@ def lower(b: Lowering, node: Node) -> None:
         first += count
 
 
-def _part(whole: Imaged, first: int, channels: int) -> Imaged:
-    """Channels of an image in blocks, from the beginning of a block."""
-    image = whole.image
-    part = Image(image.batch, channels, image.height, image.width, image.block, image.n_stride, image.block_stride,
-                 image.y_stride, image.x_stride)  # fmt: skip
-    return Imaged(whole.storage, part, whole.offset + first // image.block * image.block_stride)
+def _stays_in_blocks(b: Lowering, node: Node) -> bool:
+    """Whether channels of images are put together of which at least one lies in blocks."""
+    shape = b.spec(node.outputs[0]).shape
+    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue and fits(b, shape[1])
+    return along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
 
 
 RULES = {"Concat": Rule(refuses, lower, only("copy"))}

@@ -95,6 +95,7 @@ class Lowering:
         self.constants, self.isa = constants, isa
         self.calls: list[Call] = []
         self.watches: list[Watch] = []
+        self.done: set[str] = set()  # nodes that one before them has done with its own
         self.at = 0  # the node at hand
         self.readers: dict[str, list[Node]] = {}
         for node in nodes:
@@ -119,6 +120,11 @@ class Lowering:
     def choice(self, node: Node) -> Choice:
         """How a node shall be computed."""
         return self._choices[node.name]
+
+    def only_reader(self, value: str) -> Node | None:
+        """The node of the segment that alone reads a value, if nobody else wants it."""
+        readers = self.readers.get(value, [])
+        return readers[0] if len(readers) == 1 and value not in self.results else None
 
     def everywhere(self, value: str) -> list[Place]:
         """All the places where a value lies, its producer's first."""
@@ -271,10 +277,10 @@ class Lowering:
 
     def _wanted(self, value: str) -> View:
         shape = self.spec(value).shape
-        readers = self.readers.get(value, [])
-        if value in self.results or len(readers) != 1 or readers[0].op != "Transpose" or readers[0].epilogue:
+        reader = self.only_reader(value)
+        if reader is None or reader.op != "Transpose" or reader.epilogue:
             return View.dense(shape)
-        axes = readers[0].attrs["perm"] or tuple(range(len(shape)))[::-1]
+        axes = reader.attrs["perm"] or tuple(range(len(shape)))[::-1]
         back = sorted(range(len(axes)), key=lambda position: axes[position])
         return View.dense([shape[axis] for axis in axes]).transposed(back)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kernels.native.errors import EmitError
 from kernels.native.layout import Image
@@ -88,6 +88,12 @@ class Imaged:
         image = self.image
         shape = (image.batch, image.blocks, image.height, image.width, image.block)
         return View(shape, (image.n_stride, image.block_stride, image.y_stride, image.x_stride, 1), self.offset)
+
+    def part(self, first: int, channels: int) -> Imaged:
+        """Some of its channels, from the beginning of a block."""
+        image = self.image
+        offset = self.offset + first // image.block * image.block_stride
+        return Imaged(self.storage, replace(image, channels=channels), offset)
 
 
 Place = Viewed | Imaged

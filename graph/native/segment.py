@@ -38,7 +38,8 @@ def lower(
     reserve(lowering, part.nodes)
     for at, node in enumerate(part.nodes):
         lowering.at = at
-        RULES[node.op].lower(lowering, node)
+        if node.name not in lowering.done:
+            RULES[node.op].lower(lowering, node)
     for name in part.outputs:
         lowering.leave(name)
     return lowering

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graph.ir import Node
+from graph.native.channels import fits, in_blocks, shuffled, take
 from graph.native.elementwise import behind
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Viewed
@@ -28,6 +29,8 @@ def define(b: Lowering, node: Node, place: Viewed) -> None:
 
 def _reshape(b: Lowering, node: Node) -> None:
     """Another shape for the same elements in the same order."""
+    if shuffled(b, node):
+        return
     shape = b.spec(node.outputs[0]).shape
     for place in b.everywhere(node.inputs[0]):
         if (found := place.strided) is not None and (seen := found.view.reshaped(shape)) is not None:
@@ -58,8 +61,15 @@ def _refuses_split(node: Node, facts: Facts) -> str | None:
 
 def _split(b: Lowering, node: Node) -> None:
     """Pieces of a dimension."""
+    axis, start = node.attrs["axis"] % b.spec(node.inputs[0]).rank, 0
+    image = in_blocks(b, node.inputs[0]) if axis == 1 else None
+    if image is not None and fits(b, image.image.channels):
+        for value in node.outputs:
+            count = b.spec(value).shape[1]
+            take(b, value, image, range(start, start + count))
+            start += count
+        return
     place = b.strided(node.inputs[0])
-    axis, start = node.attrs["axis"] % len(place.view.shape), 0
     for value in node.outputs:
         count = b.spec(value).shape[axis]
         b.define(value, place.under(place.view.sliced(axis, start, count)))
@@ -74,13 +84,18 @@ def _refuses_slice(node: Node, facts: Facts) -> str | None:
 
 def _slice(b: Lowering, node: Node) -> None:
     """A range of some dimensions."""
+    shape = b.spec(node.inputs[0]).shape
+    starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
+    taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}
+    kept = {axis: range(shape[axis])[slice(*bounds)] for axis, bounds in taken.items()}
+    image = in_blocks(b, node.inputs[0]) if [a for a, r in kept.items() if r != range(shape[a])] == [1] else None
+    if image is not None and not node.epilogue and fits(b, len(kept[1])):
+        take(b, node.outputs[0], image, kept[1])
+        return
     place = b.strided(node.inputs[0])
     view = place.view
-    starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
-    for n, start in enumerate(starts):
-        axis = (axes[n] if axes else n) % len(view.shape)
-        taken = range(view.shape[axis])[start : ends[n] : steps[n] if steps else 1]
-        view = view.sliced(axis, taken.start, len(taken), taken.step)
+    for axis, rows in kept.items():
+        view = view.sliced(axis, rows.start, len(rows), rows.step)
     define(b, node, place.under(view))
 
 
