@@ -133,6 +133,17 @@ def _clip(draft: _Draft, args: Sequence[Any], _attrs: Attrs, _dtype: DType) -> _
     return made if isinstance(made, int) else draft("max", made, made)
 
 
+def _power(draft: _Draft, args: Sequence[Any], _attrs: Attrs, dtype: DType) -> _Ref:
+    """An exponent of each element, which is taken in the base's type."""
+    if dtype.kind != "f":
+        raise EmitError(f"tape: there is no expression for a Pow of {dtype.name}")
+    return draft("pow", args[0], draft("cast", args[1], dtype=dtype))
+
+
+def _swish(draft: _Draft, args: Sequence[Any], attrs: Attrs, dtype: DType) -> _Ref:
+    return draft("mul", args[0], draft("sigmoid", draft("mul", args[0], draft.constant(attrs["alpha"], dtype))))
+
+
 def _mod(draft: _Draft, args: Sequence[Any], attrs: Attrs, _dtype: DType) -> _Ref:
     return draft("rem" if attrs["fmod"] else "mod", *args)
 
@@ -164,7 +175,8 @@ FORMS: Mapping[str, _Form] = {
     "GreaterOrEqual": _plain("ge"),
     "And": _plain("and"), "Or": _plain("or"), "Xor": _plain("xor"), "Not": _plain("not"),
     "BitwiseAnd": _plain("and"), "BitwiseOr": _plain("or"), "BitwiseXor": _plain("xor"), "BitwiseNot": _plain("not"),
-    "Neg": _plain("neg"), "Abs": _plain("abs"), "Sign": _plain("sign"), "Mod": _mod, "BitShift": _shift,
+    "Neg": _plain("neg"), "Abs": _plain("abs"), "Sign": _plain("sign"), "Pow": _power, "Swish": _swish,
+    "Mod": _mod, "BitShift": _shift,
     "Max": _folded("max"), "Min": _folded("min"), "Sum": _folded("add"), "Mean": _mean, "Relu": _relu, "Clip": _clip,
     "IsNaN": _plain("isnan"), "IsInf": _is_infinite, "Where": _plain("where"), "Cast": _cast, "CastLike": _cast_like,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,15 @@ from kernels.spec import FLOATS, Array, Spec
 from tests.native.conftest import HOST_ISAS
 from tests.ops.cases import arrays, assert_close, in_float64, valid_cases
 
+REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
+REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
+    "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
+    "Conv": "no constants|need rank 3 or 4",
+    "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
+    "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
+    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for a Pow of int",
+}  # fmt: skip
+REFUSED_REDUCTION = "it reduces nothing|need fp32"
 NATIVE_EPS = 32  # of float results at least, relative to the largest: sums are taken in another order than numpy's
 GUARD_BYTES = 64
 CASES = [parameter.values for parameter in valid_cases() if parameter.values[0].name in RULES]
@@ -103,6 +113,13 @@ def test_case_runs_natively_as_in_numpy(op, case, fed, isa, cache):
         assert y.dtype == numpys.dtype
         np.testing.assert_array_equal(y, again)
         assert_close(y, expected, max(op.tolerance_eps, NATIVE_EPS))
+
+
+@pytest.mark.parametrize(("op", "case"), CASES, ids=lambda each: getattr(each, "name", getattr(each, "id", None)))
+def test_case_is_refused_for_a_reason_that_is_known(op, case):
+    rest = REFUSED_REDUCTION if op.name.startswith("Reduce") else REFUSED.get(op.name, "nothing else")
+    reasons = [reason for fed in ways(op, case) if (reason := refused(op, case, fed))]
+    assert all(re.search(f"{REFUSED_ALL}|{rest}", reason) for reason in reasons), reasons
 
 
 def test_every_rule_has_a_case_that_runs():
