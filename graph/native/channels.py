@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graph.ir import Node
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged
-from kernels.native.channels import MAX_BLOCKS, Channels, emit_channels
+from kernels.native.channels import Channels, emit_channels, is_regular
 
 
 def in_blocks(b: Lowering, value: str) -> Imaged | None:
@@ -18,13 +18,16 @@ def in_blocks(b: Lowering, value: str) -> Imaged | None:
     return place if place.image.block == b.isa.lanes and place.image.rows_join() else None
 
 
-def fits(b: Lowering, channels: int) -> bool:
-    """Whether one call can make an image of so many channels."""
-    return channels <= MAX_BLOCKS * b.isa.lanes
+Order = Sequence[tuple[int, int]]  # of each channel the image that it comes from, by number, and the channel there
 
 
-def pick(b: Lowering, value: str, places: Sequence[Imaged], order: Sequence[tuple[int, int]]) -> None:
-    """Make a value of channels of images in blocks. order: of each of its channels the image and the channel there."""
+def fits(b: Lowering, order: Order) -> bool:
+    """Whether one call can put channels into that order."""
+    return is_regular(order, b.isa.lanes)
+
+
+def pick(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
+    """Make a value of channels of images in blocks."""
     y = b.new_image(value)
     what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
     b.call(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
@@ -51,9 +54,11 @@ def shuffled(b: Lowering, node: Node) -> bool:
     apart = b.spec(node.outputs[0]).shape
     order = (0, 2, 1, *range(3, len(apart)))
     swaps = len(apart) > 3 and tuple(turn.attrs["perm"]) == order and apart[0] == shape[0] and apart[1] * apart[2] == shape[1]
-    if not swaps or not fits(b, shape[1]):
+    if not swaps:
         return False
-    groups, each = apart[1:3]
-    pick(b, end.outputs[0], [place], [(0, group * each + n) for n in range(each) for group in range(groups)])
+    picked = [(0, group * apart[2] + n) for n in range(apart[2]) for group in range(apart[1])]
+    if not fits(b, picked):
+        return False
+    pick(b, end.outputs[0], [place], picked)
     b.done |= {turn.name, end.name}
     return True

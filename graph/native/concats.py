@@ -63,8 +63,7 @@ def lower(b: Lowering, node: Node) -> None:
             first += size
         return
     if _stays_in_blocks(b, node):
-        images = [b.blocked(name) for name in node.inputs]
-        pick(b, value, images, [(n, channel) for n, image in enumerate(images) for channel in range(image.image.channels)])
+        pick(b, value, [b.blocked(name) for name in node.inputs], _order(b, node))
         return
     y = b.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
@@ -82,8 +81,14 @@ def lower(b: Lowering, node: Node) -> None:
 def _stays_in_blocks(b: Lowering, node: Node) -> bool:
     """Whether channels of images are put together of which at least one lies in blocks."""
     shape = b.spec(node.outputs[0]).shape
-    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue and fits(b, shape[1])
-    return along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
+    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue
+    full = along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
+    return full and fits(b, _order(b, node))
+
+
+def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
+    """Of each channel of the whole, the input that it comes from and the channel there."""
+    return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 
 RULES = {"Concat": Rule(refuses, lower, only("copy"))}

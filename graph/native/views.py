@@ -63,7 +63,7 @@ def _split(b: Lowering, node: Node) -> None:
     """Pieces of a dimension."""
     axis, start = node.attrs["axis"] % b.spec(node.inputs[0]).rank, 0
     image = in_blocks(b, node.inputs[0]) if axis == 1 else None
-    if image is not None and fits(b, image.image.channels):
+    if image is not None:
         for value in node.outputs:
             count = b.spec(value).shape[1]
             take(b, value, image, range(start, start + count))
@@ -89,7 +89,7 @@ def _slice(b: Lowering, node: Node) -> None:
     taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}
     kept = {axis: range(shape[axis])[slice(*bounds)] for axis, bounds in taken.items()}
     image = in_blocks(b, node.inputs[0]) if [a for a, r in kept.items() if r != range(shape[a])] == [1] else None
-    if image is not None and not node.epilogue and fits(b, len(kept[1])):
+    if image is not None and not node.epilogue and fits(b, [(0, channel) for channel in kept[1]]):
         take(b, node.outputs[0], image, kept[1])
         return
     place = b.strided(node.inputs[0])

@@ -67,6 +67,16 @@ def test_images_and_channels_that_do_not_fit_are_refused():
         emit_channels(Channels((image,), image, (*shuffled(8, 2)[:7], (0, 8))), isa)
     with pytest.raises(EmitError, match="y has 8, 7 are named"):
         emit_channels(Channels((image,), image, shuffled(8, 2)[:7]), isa)
-    large = Image.blocked(1, 8 * 257, 1, 1, 8)
-    with pytest.raises(EmitError, match="y has 257 blocks, need at most 256"):
-        emit_channels(Channels((large,), large, shuffled(8 * 257, 2)), isa)
+    large = Image.blocked(1, 8 * 90, 1, 1, 8)
+    anyhow = tuple((0, int(channel)) for channel in np.random.default_rng(0).permutation(8 * 90))
+    with pytest.raises(EmitError, match="runs of blocks, need at most 64"):
+        emit_channels(Channels((large,), large, anyhow), isa)
+
+
+@pytest.mark.parametrize(("order", "most"), [(shuffled(2048, 2), 4), (shuffled(464, 2), 6), (shuffled(240, 3), 6),
+                                             (tuple((0, n) for n in range(3, 500)), 2)])  # fmt: skip
+def test_code_grows_with_runs_and_not_with_blocks(order, most):
+    """What is emitted is as large as a few blocks of code."""
+    image = Image.blocked(1, 2048, 1, 1, 8)
+    kernel = emit_channels(Channels((image,), Image.blocked(1, len(order), 1, 1, 8), order), ISAS["avx2"])
+    assert kernel.ir.count("store <8 x i32>") <= most

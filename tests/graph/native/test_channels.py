@@ -77,9 +77,11 @@ def test_what_is_read_between_is_made_as_ever(isa):
 
 def test_other_swaps_are_no_shuffles(isa):
     nodes = [node("Conv", ["x", "w"], ["a"]), node("Reshape", ["a", "apart"], ["b"]),
-             node("Transpose", ["b"], ["c"], perm=[0, 2, 1, 4, 3]), node("Reshape", ["c", "whole"], ["y"])]  # fmt: skip
-    constants = [weights("w", 12, 3, 1, 1), ints("apart", 1, 3, 4, 4, 4), ints("whole", 1, 12, 4, 4)]
-    check_native(make(nodes, ["y"], constants, image(1, 3, 4, 4)), {"x": normal(1, 3, 4, 4)}, isa)
+             node("Transpose", ["b"], ["c"], perm=[0, 2, 1, 4, 3]), node("Reshape", ["c", "whole"], ["y0"]),
+             node("Reshape", ["a", "flat"], ["d"]), node("Transpose", ["d"], ["e"]),
+             node("Reshape", ["e", "whole"], ["y1"])]  # fmt: skip
+    constants = [weights("w", 12, 3, 1, 1), ints("apart", 1, 3, 4, 4, 4), ints("whole", 1, 12, 4, 4), ints("flat", 3, -1)]
+    check_native(make(nodes, ["y0", "y1"], constants, image(1, 3, 4, 4)), {"x": normal(1, 3, 4, 4)}, isa)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
