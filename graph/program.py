@@ -118,7 +118,7 @@ class Program:
                 call()
             return self._end()
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self._positions[position].node.name!r})") from error
+            raise _placed(error, self._positions[position].node) from error
         finally:
             self._slots[:] = self._idle
 
@@ -137,7 +137,7 @@ class Program:
                 taken += self._segment_ns.get(position.node.name, [ended - began])
             return self._end(), taken
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self._positions[len(marks) - 1].node.name!r})") from error
+            raise _placed(error, self._positions[len(marks) - 1].node) from error
         finally:
             self._slots[:] = self._idle
 
@@ -401,6 +401,11 @@ def _compute(
     if kernel.workspace_bytes is not None:
         extra["workspace"] = _aligned_empty(kernel.workspace_bytes(*specs, **attrs))
     kernel.run(tuple(out), *inputs, **attrs, **extra)
+
+
+def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
+    """The error with the node that it came from; a segment has said which of its own."""
+    return error if node.op == SEGMENT else type(error)(f"{error} (node {node.name!r})")
 
 
 def _label(choice: Choice) -> str:

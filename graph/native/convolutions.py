@@ -12,8 +12,8 @@ from graph.ir import Node
 from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
-from graph.native.place import F32_BYTES, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import Facts, Rule, Transformed, is_f32
+from graph.native.place import Place, Storage, as_image, image_shape, is_image
+from graph.native.rule import F32, Facts, Rule, Transformed
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
@@ -44,10 +44,9 @@ MIN_CHANNELS = 8  # of the input
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a Conv has no native form, or None."""
-    x, w = facts.spec(node.inputs[0]), facts.spec(node.inputs[1])
-    y = facts.spec(node.outputs[0])
-    if not is_f32(x, w, y):
-        return "it is not fp32"
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    x = facts.spec(node.inputs[0])
     if not is_image(x.shape):
         return f"x is {x}, need rank 3 or 4"
     if node.inputs[1] not in facts.constants or (len(node.inputs) > 2 and node.inputs[2] not in (*facts.constants, "")):
@@ -118,7 +117,7 @@ def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps
     packed = b.constant(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
     places: dict[str, Place | Storage] = {"x": x, "w": packed, "y": y, **bias_of(b, winograd.conv, bias), **operands}
     for name, nbytes in winograd_cost(winograd, tile, b.isa).buffer_bytes.items():
-        places[name] = Storage(f"{value}/{name}", nbytes // F32_BYTES)
+        places[name] = Storage(f"{value}/{name}", nbytes // F32.itemsize, F32)
     for kernel in emit_winograd(winograd, tile, epilogue, b.isa):
         written = next(name for name in ("y", "m", "v") if name in kernel.arguments)
         b.call(kernel, {name: places[name] for name in kernel.arguments if name in places}, [written])

@@ -13,7 +13,7 @@ from graph.native.convolutions import bias_of, tile_of, with_bias
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.rows import aligned_view, joins
-from graph.native.rule import Facts, Rule, is_f32
+from graph.native.rule import Facts, Rule
 from kernels.errors import UnsupportedError
 from kernels.native.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.geometry import Conv
@@ -25,10 +25,9 @@ from kernels.spec import Array
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a product has no native form, or None."""
-    a, other, y = (facts.spec(name) for name in (*node.inputs[:2], node.outputs[0]))
-    if not is_f32(a, other, y):
-        return "it is not fp32"
-    if min(a.rank, other.rank) < 2:
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
         return "one of its factors is a vector"
     if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
         return "its addend is scaled, and no constant"
@@ -43,7 +42,7 @@ def _is_packed(node: Node, constants: Mapping[str, Array]) -> bool:
 def _takes_addend(node: Node, facts: Facts) -> bool:
     c, y = facts.spec(node.inputs[2]), facts.spec(node.outputs[0])
     is_bias = node.inputs[2] in facts.constants and c.elements == y.shape[1] and c.shape[-1:] == y.shape[1:]
-    return (is_bias and _is_packed(node, facts.constants)) or (node.attrs["beta"] == 1 and is_f32(c))
+    return (is_bias and _is_packed(node, facts.constants)) or node.attrs["beta"] == 1
 
 
 def lower(b: Lowering, node: Node) -> None:

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, only
 from kernels.native.geometry import Conv
 from kernels.native.layout import Image
 from kernels.native.pooling import Pooling, emit_pooling
@@ -17,9 +17,9 @@ from kernels.ops.pool import geometry
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a pool has no native form, or None."""
-    x, y = facts.spec(node.inputs[0]), facts.spec(node.outputs[0])
-    if not is_f32(x, y):
-        return "it is not fp32"
+    x = facts.spec(node.inputs[0])
+    if reason := facts.not_f32(node.inputs[0]):
+        return reason
     if not is_image(x.shape):
         return f"x is {x}, need rank 3 or 4"
     if len(node.outputs) > 1 and node.outputs[1]:

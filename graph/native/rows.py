@@ -10,7 +10,7 @@ from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, only
 from kernels.native.functions import Activation
 from kernels.native.rows import Norm, Reduce, Rows, emit_rows
 from kernels.native.view import View
@@ -25,9 +25,8 @@ _REDUCTIONS: Mapping[str, Reduce] = {
 
 def _refuses(node: Node, facts: Facts) -> str | None:
     """Why a softmax or a normalization has no native form, or None."""
-    read = [facts.spec(name) for name in node.inputs if name]
-    if not is_f32(*read, facts.spec(node.outputs[0])):
-        return "it is not fp32"
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
     if any(node.outputs[1:]):
         return "more than its first output is asked for"
     return facts.refuses_epilogue(node)
@@ -35,9 +34,9 @@ def _refuses(node: Node, facts: Facts) -> str | None:
 
 def _refuses_reduction(node: Node, facts: Facts) -> str | None:
     """Why a reduction has no native form, or None."""
-    x, y = facts.spec(node.inputs[0]), facts.spec(node.outputs[0])
-    if not is_f32(x, y):
-        return "it is not fp32"
+    x = facts.spec(node.inputs[0])
+    if reason := facts.not_f32(node.inputs[0]):
+        return reason
     if len(node.inputs) > 1 and node.inputs[1] and node.inputs[1] not in facts.constants:
         return "its axes are no constants"
     if not _reduced(node, x, facts.constants):
@@ -132,7 +131,7 @@ def joins(
         elif place.view.shape == own or place.view.size == 1:
             place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
         else:
-            full = Viewed(Storage(step.value, math.prod(own)), View.dense(own))
+            full = Viewed(Storage(step.value, math.prod(own), place.storage.dtype), View.dense(own))
             b.map((full, full.view), [(place, place.view.broadcast(own))])
             place = full.under(View.dense(seen))
         places[f"r{len(places)}"] = place

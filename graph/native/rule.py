@@ -13,12 +13,13 @@ from graph.ir import Node, Specs
 from graph.native.epilogues import Merged, find_steps
 from kernels.native.errors import EmitError
 from kernels.native.isa import Isa
-from kernels.spec import Array, Spec
+from kernels.spec import BOOL, INTS, Array, DType, Spec
 
 if TYPE_CHECKING:
     from graph.native.lowering import Lowering
 
-F32 = np.dtype(np.float32)
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,18 @@ class Facts:
         """What a value is; only static nodes are asked about."""
         return known(self.specs, value)
 
+    def not_f32(self, *values: str) -> str | None:
+        """That one of the values is not fp32, or None. Absent ones are passed over."""
+        found = next((value for value in values if value and self.spec(value).dtype != F32), None)
+        return None if found is None else f"{found!r} is {self.spec(found)}, need fp32"
+
     def refuses_epilogue(self, node: Node) -> str | None:
         """Why a kernel cannot do what is fused behind the node, or None."""
         if (steps := find_steps(node, self.constants)) is None:
             return f"its epilogue {'+'.join(fused.op for fused in node.epilogue)} has an op without a native form"
         for step in steps:
-            if isinstance(step, Merged) and not is_f32(self.spec(step.value)):
-                return f"its epilogue reads {step.value!r}, {self.spec(step.value)}, need fp32"
+            if isinstance(step, Merged) and (reason := self.not_f32(step.value)):
+                return f"its epilogue reads what is not fp32: {reason}"
         return None
 
 
@@ -84,8 +90,3 @@ def known(specs: Specs, value: str) -> Spec:
     if spec is None:
         raise EmitError(f"value {value!r}: its shape is only known at run time")
     return spec
-
-
-def is_f32(*specs: Spec) -> bool:
-    """Whether all of them are fp32 and have elements."""
-    return all(spec.dtype == F32 and spec.elements > 0 for spec in specs)

@@ -12,15 +12,17 @@ from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.memory import Block, place_blocks
 from graph.native.concats import reserve
-from graph.native.lowering import Call, Lowering, Packed
+from graph.native.lowering import Call, Lowering, Packed, Watch
 from graph.native.partition import Part
 from graph.native.place import Storage
 from graph.native.rule import Facts
 from graph.native.rules import RULES
+from kernels.errors import IndexRangeError
 from kernels.native.cache import CodeCache
 from kernels.native.isa import Isa
 from kernels.native.pool import Pool
 from kernels.native.program import Program, Ref, Step
+from kernels.rules import check_indices
 from kernels.spec import Array
 
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
@@ -36,7 +38,8 @@ def lower(
     reserve(lowering, part.nodes)
     for at, node in enumerate(part.nodes):
         lowering.at = at
-        RULES[node.op].lower(lowering, node)
+        if node.name not in lowering.done:
+            RULES[node.op].lower(lowering, node)
     for name in part.outputs:
         lowering.leave(name)
     return lowering
@@ -73,6 +76,7 @@ class Segment:
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self._watches: tuple[Watch, ...] = tuple(lowering.watches)
         self._isa, self._pool, self._cache = isa, pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
         offsets, self.arena_bytes = _place(self.calls, storages)
@@ -107,9 +111,13 @@ class Segment:
         return program
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
-        """Run once. outputs: memory that the results are written to. Everything is contiguous."""
+        """Run once. outputs: memory that the results are written to. Everything is contiguous.
+
+        Raises: IndexRangeError, naming its node, where a run-time index lies outside; the results are worth nothing then.
+        """
         self._bind(self._program, arena, inputs, outputs)
         self._program.run(threads)
+        self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> list[int]:
         """Run once; nanoseconds of each node, which add up to what the run took."""
@@ -119,12 +127,23 @@ class Segment:
         began = time.perf_counter_ns()
         self._timed.run(threads)
         wall_ns = time.perf_counter_ns() - began
+        self._check()
         return self._shares(self._timed.times(threads), wall_ns)
 
     def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        for watch in self._watches:
+            watch.word[0] = 0
         program.bind(_ARENA, arena)
         for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
             program.bind(slot, array)
+
+    def _check(self) -> None:
+        """Raise for the first index that a kernel met outside of its axis."""
+        for watch in self._watches:
+            try:
+                check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
+            except IndexRangeError as error:
+                raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
 
     def _shares(self, ticks: Array, wall_ns: int) -> list[int]:
         """The run's time by node: a call lasts from the end of the one before it to when its last thread is done."""
