@@ -97,7 +97,7 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
     flat = conv.flat()
-    ahead = 2 if conv.x.block == 1 < conv.group_inputs else 1  # where channels are planes, LLVM loads the next one's weights early
+    ahead = 2 if conv.x.block == 1 < conv.group_inputs else 1  # LLVM loads the next plane's weights early
     scored = []
     for vectors in range(1, 7):
         for pixels in range(1, 29):
