@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import attentions, concats, convolutions, elementwise, matrices, pools, rows, views
+from graph.native import attentions, concats, convolutions, elementwise, matrices, pools, resizes, rows, views
 from graph.native.rule import Facts, Rule
 
 RULES: Mapping[str, Rule] = {
     **convolutions.RULES,
     **pools.RULES,
+    **resizes.RULES,
     **matrices.RULES,
     **views.RULES,
     **rows.RULES,

@@ -235,6 +235,11 @@ class Pass:
     weights: Array | None
     outside: Array
 
+    @property
+    def copies(self) -> bool:
+        """Whether every output is one input."""
+        return self.weights is None and not self.outside.any()
+
 
 def passes(
     x: Spec,
@@ -245,14 +250,15 @@ def passes(
     scales_second: bool = False,
     **attrs: Any,
 ) -> list[Pass]:
-    """One pass for each axis that is resized; an axis whose coordinates are its positions needs none."""
+    """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
     if scales_second:
         roi, scales = None, roi
-    return [
+    found = [
         _pass(plan, coordinates, **attrs)
         for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs)
         if not _is_identity(plan, coordinates := _coordinates(plan, attrs["coordinate_transformation_mode"]))
     ]
+    return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
 
 
 def _pass(plan: Axis, coordinates: Array, **attrs: Any) -> Pass:

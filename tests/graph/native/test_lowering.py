@@ -20,11 +20,6 @@ from tests.native.conftest import HOST_ISAS
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
-def isa(request):
-    return request.param
-
-
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
