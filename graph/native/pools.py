@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph.ir import Node
+from graph.native.convolutions import plane
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
@@ -42,14 +43,11 @@ def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
         kind = "max" if node.op == "GlobalMaxPool" else "average"
         return Pooling(Conv(x, y, (x.height, x.width), groups=x.channels), kind)  # type: ignore[arg-type]
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
-    kernel, strides, dilations, begin, end = (
-        (missing, v[0]) if len(v) == 1 else (v[0], v[1])
-        for v, missing in ((slide.kernel, 1), (slide.strides, 1), (slide.dilations, 1), (slide.begin, 0), (slide.end, 0))
-    )
-    pooling = Pooling(Conv(x, y, kernel, strides, dilations, *begin, x.channels), "max")
+    pooling = Pooling(Conv(x, y, *plane(slide), x.channels), "max")
     if node.op == "MaxPool":
         return pooling
-    return replace(pooling, kind="average", counted=end if node.attrs["count_include_pad"] else None)
+    bottom, right = (0, *slide.end)[-2:]
+    return replace(pooling, kind="average", counted=(bottom, right) if node.attrs["count_include_pad"] else None)
 
 
 RULES = dict.fromkeys(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"), Rule(refuses, lower, only("windows")))

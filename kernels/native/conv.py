@@ -133,8 +133,7 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for layouts it cannot address."""
-    _check(conv, tile, isa)
-    epilogue.check(isa.lanes)
+    _check(conv, tile, epilogue, isa)
     flat = conv.flat()
     if flat is not conv:
         epilogue = epilogue.flat()
@@ -150,12 +149,14 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> Nativ
     return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
-def _check(conv: Conv, tile: ConvTile, isa: Isa) -> None:
+def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
+    epilogue.check(isa.lanes)
     per_block = conv.y.block // isa.lanes
     vectors_fit = conv.y.contiguous_channels or (conv.y.block % isa.lanes == 0 and tile.vectors % per_block == 0)
     if not vectors_fit:
         raise EmitError(f"conv: y has blocks of {conv.y.block} channels, a tile writes {tile.vectors} vectors of {isa.lanes}")
-    for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y")):
+    operands = [(image, conv.group_outputs, f"operand {n}") for n, image in enumerate(epilogue.operands)]
+    for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y"), *operands):
         if conv.groups > 1 and not image.contiguous_channels and size % image.block:
             raise EmitError(f"conv: {what} has blocks of {image.block} channels, groups of {size} begin inside them")
     if conv.x.channels % conv.groups or conv.y.channels % conv.groups:
