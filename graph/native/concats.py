@@ -12,7 +12,7 @@ from graph.native.place import Imaged, Storage, image_shape, is_image
 from graph.native.rule import Facts, Rule, is_f32, only
 from kernels.native.layout import Image
 
-_MAKERS = ("Conv", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
+_MAKERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
 
 
 def refuses(node: Node, facts: Facts) -> str | None:

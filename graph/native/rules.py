@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import attentions, concats, convolutions, elementwise, matrices, pools, resizes, rows, views
+from graph.native import attentions, concats, conv_transposes, convolutions, elementwise, matrices, pools, resizes, rows, views
 from graph.native.rule import Facts, Rule
 
 RULES: Mapping[str, Rule] = {
     **convolutions.RULES,
+    **conv_transposes.RULES,
     **pools.RULES,
     **resizes.RULES,
     **matrices.RULES,
