@@ -34,13 +34,12 @@ from kernels.native.winograd import (
     Winograd,
     WinogradTile,
     choose_winograd,
-    emit_winograd,
     error_estimate,
     make_winograd_tile,
-    pack_winograd,
     winograd_cost,
     winograd_tiles,
 )
+from kernels.native.winograd_kernels import emit_winograd, pack_winograd
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
 from kernels.windows import Window
