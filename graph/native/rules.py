@@ -6,7 +6,19 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import attentions, concats, conv_transposes, convolutions, elementwise, matrices, pools, resizes, rows, views
+from graph.native import (
+    attentions,
+    concats,
+    conv_transposes,
+    convolutions,
+    elementwise,
+    matrices,
+    pools,
+    reductions,
+    resizes,
+    rows,
+    views,
+)
 from graph.native.rule import Facts, Rule
 
 RULES: Mapping[str, Rule] = {
@@ -17,6 +29,7 @@ RULES: Mapping[str, Rule] = {
     **matrices.RULES,
     **views.RULES,
     **rows.RULES,
+    **reductions.RULES,
     **attentions.RULES,
     **elementwise.RULES,
     **concats.RULES,
