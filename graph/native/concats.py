@@ -13,7 +13,7 @@ from graph.native.rule import F32, Facts, Rule, only
 from graph.native.tapes import refuses_behind
 from kernels.native.layout import Image
 
-_MAKERS = ("Conv", "MaxPool", "AveragePool")  # whose results go where they are told
+_MAKERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
 
 
 def refuses(node: Node, facts: Facts) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,28 +13,37 @@ from graph.ir import Node
 from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
-from graph.native.place import Place, Storage, as_image, image_shape, is_image
+from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
 from graph.native.rule import F32, Facts, Rule, Transformed
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
-from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
+from kernels.native.depthwise import (
+    DepthwiseTile,
+    depthwise_tiles,
+    emit_depthwise,
+    make_depthwise_tile,
+    pack_depthwise,
+    pack_depthwise_bias,
+)
 from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import Isa
+from kernels.native.kernel import Epilogue
 from kernels.native.layout import Image
+from kernels.native.view import View
 from kernels.native.winograd import (
     Winograd,
     WinogradTile,
     choose_winograd,
-    emit_winograd,
     error_estimate,
     make_winograd_tile,
-    pack_winograd,
     winograd_cost,
     winograd_tiles,
 )
+from kernels.native.winograd_kernels import emit_winograd, pack_winograd
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
+from kernels.windows import Window
 
 MAX_TILE = 32
 MAX_GROUP = 1 << 20
@@ -44,6 +54,11 @@ MIN_CHANNELS = 8  # of the input
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a Conv has no native form, or None."""
+    return refuses_operands(node, facts) or facts.refuses_epilogue(node)
+
+
+def refuses_operands(node: Node, facts: Facts) -> str | None:
+    """Why what a Conv or ConvTranspose reads does not suit native kernels, or None."""
     if reason := facts.not_f32(*node.inputs, node.outputs[0]):
         return reason
     x = facts.spec(node.inputs[0])
@@ -51,7 +66,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return f"x is {x}, need rank 3 or 4"
     if node.inputs[1] not in facts.constants or (len(node.inputs) > 2 and node.inputs[2] not in (*facts.constants, "")):
         return "its weights are no constants"
-    return facts.refuses_epilogue(node)
+    return None
 
 
 def lower(b: Lowering, node: Node) -> None:
@@ -79,27 +94,21 @@ def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
 def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Conv:
     """The convolution of a node between two images."""
     slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
-    kernel, strides, dilations, (top, left) = (_plane(v, n) for v, n in zip(
-        (slide.kernel, slide.strides, slide.dilations, slide.begin), (1, 1, 1, 0), strict=True
-    ))  # fmt: skip
-    return Conv(x, y, kernel, strides, dilations, top, left, node.attrs["group"])
+    return Conv(x, y, *plane(slide), node.attrs["group"])
 
 
-def _plane(sizes: Sequence[int], missing: int) -> tuple[int, int]:
-    """One entry for each axis of an image; a 1-D one has but one row."""
-    return (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+def plane(slide: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
+    """Kernel, strides, dilations, top and left of a window over an image; a 1-D one has but one row."""
+    kernel, strides, dilations, (top, left) = (
+        (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+        for sizes, missing in ((slide.kernel, 1), (slide.strides, 1), (slide.dilations, 1), (slide.begin, 0))
+    )
+    return kernel, strides, dilations, top, left
 
 
 def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
-    value, groups, y_shape = node.outputs[0], node.attrs["group"], b.spec(node.outputs[0]).shape
-    splits = groups > 1 and (weights.shape[1] % b.isa.lanes or weights.shape[0] // groups % b.isa.lanes)
-    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])  # groups that begin inside blocks
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = (
-        b.new_as(value, Image.nhwc(*image_shape(y_shape)))
-        if splits
-        else b.new_image(value, overwritable(list(operands.values()), [x]))
-    )
+    groups = node.attrs["group"]
+    x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
     conv = geometry(node, b.spec, as_image(x), y.image)
     tile = tile_of(b, node, conv)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
@@ -107,11 +116,46 @@ def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: 
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 
-def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+def by_groups(
+    b: Lowering, node: Node, groups: int, shape: Sequence[int], bias: Array | None, steps: Sequence[Activation | Merged]
+) -> tuple[Place, Imaged, Epilogue, dict[str, Place]]:
+    """Where a direct convolution reads and writes: channels last where groups begin inside blocks. shape: of its weights."""
+    splits = groups > 1 and (shape[1] % b.isa.lanes or shape[0] // groups % b.isa.lanes)
+    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])
+    y_shape = b.spec(node.outputs[0]).shape
+    last = Image.nhwc(*image_shape(y_shape)) if splits else None
+    return (x, *finished(b, node, x, bias, steps, last))
+
+
+def finished(
+    b: Lowering, node: Node, x: Place, bias: Array | None, steps: Sequence[Activation | Merged], layout: Image | None = None
+) -> tuple[Imaged, Epilogue, dict[str, Place]]:
+    """Memory for the result of a node, and its epilogue with the operands. layout: where it shall not lie in blocks."""
     value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    operand = _last_operand if layout else Lowering.image_operand
+    epilogue, operands = b.finish(steps, lambda name: operand(b, name, y_shape), bias=bias is not None)
+    y = b.new_as(value, layout) if layout else b.new_image(value, overwritable(list(operands.values()), [x]))
+    return y, epilogue, operands
+
+
+def _last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+    """A value as an operand of an epilogue that writes an image of that shape with its channels last: written out so where it has
+    a plane."""
+    given, wanted = b.spec(value).shape, image_shape(shape)
+    own = (1,) * (len(shape) - len(given)) + given
+    if math.prod(own) == own[1]:
+        return b.dense(value), Image(*wanted, own[1], 0, 0, 0, 0)
+    image, source = Image.nhwc(*wanted), b.strided(value)
+    made = Imaged(Storage(value, image.elements, F32), image)
+    plane_strides = (image.y_stride, image.x_stride)[-len(shape[2:]) :]
+    b.map((made, View(tuple(shape), (image.n_stride, 1, *plane_strides))), [(source, source.view.broadcast(shape))])
+    return made, image
+
+
+def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+    value = node.outputs[0]
     x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    y, epilogue, operands = finished(b, node, x, bias, steps)
     winograd, tile = winograd_of(geometry(node, b.spec, x.image, y.image), b.choice(node), b.isa)
     source, key = b.constants[node.inputs[1]], ("winograd", winograd.unit, tile.vectors, tile.fused)
     packed = b.constant(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
@@ -151,19 +195,25 @@ def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
 
 
 def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
-    value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
     x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    y, epilogue, operands = finished(b, node, x, bias, steps)
     conv = geometry(node, b.spec, x.image, y.image)
-    text = b.choice(node).param("tile")
-    tile = depthwise_tiles(conv, b.isa)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+    tile = depthwise_tile_of(b, node, conv)
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
     packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
-    more: dict[str, Storage] = {}
-    if bias is not None:
-        more["b"] = b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))
-    b.call(emit_depthwise(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **more, **operands})
+    places = {"x": x, "w": packed, "y": y, **depthwise_bias_of(b, bias), **operands}
+    b.call(emit_depthwise(conv, tile, epilogue, b.isa), places)
+
+
+def depthwise_tile_of(b: Lowering, node: Node, conv: Conv) -> DepthwiseTile:
+    """The tile that was chosen for a node, or the best by the port model."""
+    text = b.choice(node).param("tile")
+    return depthwise_tiles(conv, b.isa)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+
+
+def depthwise_bias_of(b: Lowering, bias: Array | None) -> dict[str, Storage]:
+    """The packed bias as an argument."""
+    return {} if bias is None else {"b": b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))}
 
 
 def with_bias(

@@ -45,7 +45,7 @@ class Call:
 class Entry:
     """A constant as kernels read it. source: what it was made of, kept as long as this is, so that its id stays its own."""
 
-    source: Array
+    source: Array | None
     array: Array
 
 
@@ -58,13 +58,14 @@ class Packed:
 
     _entries: weakref.WeakValueDictionary[Hashable, Entry] = field(default_factory=weakref.WeakValueDictionary)
 
-    def get(self, source: Array, key: Hashable, make: Callable[[], Array]) -> Entry:
-        """What is made of `source` in the way that `key` names."""
-        full = (identity(source) or id(source), key)
+    def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Entry:
+        """What is made of `source` in the way that `key` names; None: the key says all."""
+        full = (None if source is None else identity(source) or id(source), key)
         entry = self._entries.get(full)
         if entry is None:
             entry = self._entries[full] = Entry(source, make())
-            release(source)
+            if source is not None:
+                release(source)
         return entry
 
 
@@ -297,7 +298,7 @@ class Lowering:
 
     # Constants
 
-    def constant(self, source: Array, key: Hashable, make: Callable[[], Array]) -> Storage:
+    def constant(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Storage:
         """Storage of a packed constant; the same source packed the same way is one storage."""
         entry = self._packed.get(source, key, make)
         if id(entry) not in self._constants:

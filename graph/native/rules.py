@@ -6,16 +6,33 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import attentions, concats, convolutions, elementwise, gathers, matrices, moves, pools, rows, views
+from graph.native import (
+    attentions,
+    concats,
+    conv_transposes,
+    convolutions,
+    elementwise,
+    gathers,
+    matrices,
+    moves,
+    pools,
+    reductions,
+    resizes,
+    rows,
+    views,
+)
 from graph.native.rule import VALUES, Facts, Rule
 
 MAX_RANK = 8
 RULES: Mapping[str, Rule] = {
     **convolutions.RULES,
+    **conv_transposes.RULES,
     **pools.RULES,
+    **resizes.RULES,
     **matrices.RULES,
     **views.RULES,
     **rows.RULES,
+    **reductions.RULES,
     **attentions.RULES,
     **elementwise.RULES,
     **concats.RULES,

@@ -26,7 +26,7 @@ from tests.ops.cases import arrays, assert_close, in_float64, valid_cases
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
     "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
-    "Conv": "no constants|need rank 3 or 4",
+    "Conv": "no constants|need rank 3 or 4", "ConvTranspose": "no constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
     "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
     "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for a Pow of int",
