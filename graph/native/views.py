@@ -56,13 +56,13 @@ def _refuses_dropout(node: Node, facts: Facts) -> str | None:
 def _refuses_split(node: Node, facts: Facts) -> str | None:
     if not all(node.outputs):
         return "not all of its outputs are named"
-    return "ops are fused behind it" if node.epilogue else _refuses(node, facts)
+    return _refuses(node, facts)
 
 
 def _split(b: Lowering, node: Node) -> None:
-    """Pieces of a dimension."""
+    """Pieces of a dimension. What is fused behind it is done to the first: nobody reads the others then."""
     axis, start = node.attrs["axis"] % b.spec(node.inputs[0]).rank, 0
-    image = in_blocks(b, node.inputs[0]) if axis == 1 else None
+    image = in_blocks(b, node.inputs[0]) if axis == 1 and not node.epilogue else None
     if image is not None:
         for value in node.outputs:
             count = b.spec(value).shape[1]
@@ -70,6 +70,9 @@ def _split(b: Lowering, node: Node) -> None:
             start += count
         return
     place = b.strided(node.inputs[0])
+    if node.epilogue:
+        define(b, node, place.under(place.view.sliced(axis, 0, b.spec(node.outputs[0]).shape[axis])))
+        return
     for value in node.outputs:
         count = b.spec(value).shape[axis]
         b.define(value, place.under(place.view.sliced(axis, start, count)))

@@ -66,6 +66,16 @@ def test_concatenation_with_a_part_of_itself(isa):
     check_native(make(nodes, ["y"], constants, image(1, 3, 4, 4)), {"x": normal(1, 3, 4, 4)}, isa)
 
 
+def test_what_is_fused_behind_the_one_part_that_is_read(isa):
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]),
+        node("Split", ["a", "sizes"], ["b", "c"], axis=1),
+        node("Mul", ["b", "half"], ["y"]),
+    ]
+    constants = [weights("w", 20, 3, 1, 1), ints("sizes", 11, 9), constant("half", 0.5)]
+    check_native(make(nodes, ["y"], constants, image(2, 3, 4, 4)), {"x": normal(2, 3, 4, 4)}, isa)
+
+
 def test_what_is_read_between_is_made_as_ever(isa):
     """A shuffle whose insides somebody else wants is none."""
     nodes, constants = shuffle("a", "y0", (1, 12, 4, 4), 2)
