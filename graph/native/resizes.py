@@ -8,11 +8,10 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.convolutions import parse_tile
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, is_f32
+from graph.native.rule import Facts, Rule, is_f32, parse_tile
 from kernels.errors import UnsupportedError
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
