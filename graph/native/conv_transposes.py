@@ -13,7 +13,6 @@ from graph.native.convolutions import (
     depthwise_bias_of,
     depthwise_tile_of,
     finished,
-    plane,
     refuses_operands,
     tile_of,
     with_bias,
@@ -124,7 +123,7 @@ def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
 def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Transposed:
     """The transposed convolution of a node between two images."""
     slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
-    return Transposed(x, y, *plane(slide), node.attrs["group"])
+    return Transposed(x, y, *slide.plane, node.attrs["group"])
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:

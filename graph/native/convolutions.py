@@ -14,7 +14,7 @@ from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import F32, Facts, Rule, Transformed
+from graph.native.rule import F32, MAX_TILE, Facts, Rule, Transformed, parse_tile
 from kernels.errors import UnsupportedError
 from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import (
@@ -43,9 +43,7 @@ from kernels.native.winograd import (
 from kernels.native.winograd_kernels import emit_winograd, pack_winograd
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
-from kernels.windows import Window
 
-MAX_TILE = 32
 MAX_GROUP = 1 << 20
 _WINOGRAD_TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
 UNITS = (2, 4, 6)
@@ -94,16 +92,7 @@ def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
 def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Conv:
     """The convolution of a node between two images."""
     slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
-    return Conv(x, y, *plane(slide), node.attrs["group"])
-
-
-def plane(slide: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
-    """Kernel, strides, dilations, top and left of a window over an image; a 1-D one has but one row."""
-    kernel, strides, dilations, (top, left) = (
-        (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
-        for sizes, missing in ((slide.kernel, 1), (slide.strides, 1), (slide.dilations, 1), (slide.begin, 0))
-    )
-    return kernel, strides, dilations, top, left
+    return Conv(x, y, *slide.plane, node.attrs["group"])
 
 
 def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
@@ -235,14 +224,6 @@ def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
     if (text := b.choice(node).param("tile")) is None:
         return conv_tiles(conv, b.isa)[0]
     return make_tile(conv, b.isa, *parse_tile(text))
-
-
-def parse_tile(text: str) -> tuple[int, int]:
-    """ "6x4" as pixels and vectors. Raises UnsupportedError."""
-    pixels, _, vectors = text.partition("x")
-    if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
-        raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
-    return int(pixels), int(vectors)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:

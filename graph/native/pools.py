@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from graph.ir import Node
-from graph.native.convolutions import plane
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
@@ -46,7 +45,7 @@ def pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) ->
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     """The pool of a node between two images."""
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
-    pooling = Pooling(Conv(x, y, *plane(slide), x.channels), "max")
+    pooling = Pooling(Conv(x, y, *slide.plane, x.channels), "max")
     if node.op == "MaxPool":
         return pooling
     bottom, right = (0, *slide.end)[-2:]

@@ -1,18 +1,17 @@
-"""Resizing of images, by known scales or sizes."""
+"""Resizing of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.convolutions import parse_tile
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule
+from graph.native.rule import Facts, Rule, parse_tile
 from kernels.errors import UnsupportedError
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
@@ -38,9 +37,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return reason
     if not is_image(x.shape):
         return f"x is {x}, need rank 3 or 4"
-    if any(name and name not in facts.constants for name in node.inputs[1:]):
-        return "its scales, sizes or region are no constants"
-    if any(step.axis < 2 for step in _passes(node, facts.spec, facts.constants)):
+    if any(step.axis < 2 for step in _passes(node, facts.spec)):
         return "it resizes images or channels, not their rows and columns alone"
     return facts.refuses_epilogue(node)
 
@@ -51,7 +48,7 @@ def lower(b: Lowering, node: Node) -> None:
     x = b.blocked(node.inputs[0])
     epilogue, operands = b.finish(steps_of(node, b.constants), lambda name: b.image_operand(name, y_shape), bias=False)
     y = b.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
-    rows, columns = sides(node, b.spec, b.constants)
+    rows, columns = sides(node, b.spec)
     resizing = _resizing(node, rows, columns, x.image, y.image)
     tile = tile_of(resizing, b.choice(node), b.isa)
     tables = {
@@ -69,7 +66,7 @@ def _table(b: Lowering, packed: Array) -> Storage:
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The forms and tiles of a resizing, the best by the port model first."""
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    tiles = resize_tiles(_resizing(node, *sides(node, facts.spec, facts.constants), x, y), facts.isa)
+    tiles = resize_tiles(_resizing(node, *sides(node, facts.spec), x, y), facts.isa)
     return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
 
 
@@ -83,10 +80,10 @@ def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
     return next(tile for tile in resize_tiles(resizing, isa) if tile.separable == separable)
 
 
-def sides(node: Node, spec: Callable[[str], Spec], constants: Mapping[str, Array]) -> tuple[Pass, Pass]:
+def sides(node: Node, spec: Callable[[str], Spec]) -> tuple[Pass, Pass]:
     """What becomes of rows and columns; where nothing does, each is itself. A 1-D image has but one row."""
     shape = spec(node.inputs[0]).shape
-    found = {step.axis: step for step in _passes(node, spec, constants)}
+    found = {step.axis: step for step in _passes(node, spec)}
     rows, columns = (
         found.get(axis) or Pass(axis, np.arange(size)[:, None], None, np.zeros(size, bool))
         for axis, size in zip((2, 3) if len(shape) == 4 else (-1, 2), image_shape(shape)[2:], strict=True)
@@ -94,10 +91,10 @@ def sides(node: Node, spec: Callable[[str], Spec], constants: Mapping[str, Array
     return rows, columns
 
 
-def _passes(node: Node, spec: Callable[[str], Spec], constants: Mapping[str, Array]) -> list[Pass]:
+def _passes(node: Node, spec: Callable[[str], Spec]) -> list[Pass]:
+    """What becomes of each dimension: a node whose result has a known shape has known scales or sizes."""
     attrs = dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
-    given = [Spec.of(constants[name]) if name else None for name in node.inputs[1:]]
-    return passes(spec(node.inputs[0]), *given, **attrs)
+    return passes(spec(node.inputs[0]), *(spec(name) if name else None for name in node.inputs[1:]), **attrs)
 
 
 def _resizing(node: Node, rows: Pass, columns: Pass, x: Image, y: Image) -> Resizing:

@@ -11,6 +11,7 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.native.epilogues import Merged, find_steps
+from kernels.errors import UnsupportedError
 from kernels.native.errors import EmitError
 from kernels.native.isa import Isa
 from kernels.spec import BOOL, INTS, Array, DType, Spec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
+MAX_TILE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,14 @@ class Rule:
 def only(algorithm: str) -> Callable[[Node, Facts], Sequence[Choice]]:
     """The candidates of a family that has one algorithm."""
     return lambda _node, _facts: (Choice("native", algorithm),)
+
+
+def parse_tile(text: str) -> tuple[int, int]:
+    """ "6x4" as pixels and vectors. Raises UnsupportedError."""
+    pixels, _, vectors = text.partition("x")
+    if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
+        raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
+    return int(pixels), int(vectors)
 
 
 def known(specs: Specs, value: str) -> Spec:

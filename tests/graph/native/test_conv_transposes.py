@@ -76,6 +76,26 @@ def test_decoder_with_skips(isa, threads, how):
     assert sum(name.startswith(("b4_copy", "f32_map")) for name in kernels(executor)) <= 1  # of the last layer's two channels
 
 
+@pytest.mark.parametrize("how", ["transposed", "resized"])
+def test_skip_that_dies_in_the_addition_is_overwritten(isa, how):
+    doubled = double("p", "t", "u") if how == "transposed" else node("Resize", ["p", "", "twice"], ["u"], mode="linear")
+    nodes = [
+        node("Conv", ["x", "w"], ["a"]), node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]), doubled,
+        node("Add", ["u", "a"], ["v"]), node("Relu", ["v"], ["r"]), node("Conv", ["r", "last"], ["y"]),
+    ]  # fmt: skip
+    constants = [
+        weights("w", 20, 3, 1, 1),
+        weights("t", 20, 20, 4, 4),
+        weights("last", 6, 20, 1, 1),
+        constant("twice", (1, 1, 2, 2)),
+    ]
+    executor = check_native(make(nodes, ["y"], constants, image(2, 3, 8, 6)), {"x": normal(2, 3, 8, 6)}, isa)
+    (segment,) = executor._program._segments.values()
+    merging = [call for call in segment.calls if "r0" in call.arguments]
+    assert len(merging) == (4 if how == "transposed" else 1)
+    assert all(call.arguments["r0"] == call.arguments["y"] for call in merging)
+
+
 def test_one_dimension_upsampled_as_vocoders_do(isa):
     nodes = [up("x", "w", "a", "b", strides=[8], pads=[4, 4]), node("LeakyRelu", ["a"], ["c"], alpha=0.1),
              node("Conv", ["c", "w1"], ["y"], pads=[3, 3])]  # fmt: skip
