@@ -26,9 +26,10 @@ import edgewise
 from app.pages import quantity, smallest_shapes
 from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
 from graph.errors import FeedError
+from graph.feeds import random_feeds
 from graph.ir import Port
 from kernels.errors import EdgewiseError, InvalidError
-from kernels.spec import STRING, Array
+from kernels.spec import Array, Spec
 from profiler import exports, sweep
 from profiler.counts import OpProfile, Profile, profile
 from profiler.device import DeviceProfile
@@ -354,7 +355,10 @@ def serve_command(
     configure_logging()
     service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
-    uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 30}
+    server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, **options))
+    service.state.service.leaving = lambda: server.should_exit
+    server.run()
 
 
 def configure_logging() -> None:
@@ -437,11 +441,9 @@ def read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, 
             feeds.update(_request_feeds(Path(text)))
         else:
             raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
-    rng = np.random.default_rng(0)
     defaults = {**smallest_shapes(session), **shapes}
-    return {port.name: feeds[port.name] if port.name in feeds else _random(rng, port, defaults) for port in session.inputs} | {
-        name: array for name, array in feeds.items() if name not in {port.name for port in session.inputs}
-    }
+    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
+    return {**random_feeds(missing), **feeds}
 
 
 def _request_feeds(path: Path) -> dict[str, Array]:
@@ -451,15 +453,10 @@ def _request_feeds(path: Path) -> dict[str, Array]:
     return codec.decode(body, len(body), codec.CodecLimits()).feeds
 
 
-def _random(rng: np.random.Generator, port: Port, shapes: dict[str, tuple[int, ...]]) -> Array:
+def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
     if port.name not in shapes:
         raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    shape = shapes[port.name]
-    if port.dtype == STRING:
-        return np.full(shape, "", STRING)
-    if port.dtype.kind in "iub":
-        return rng.integers(0, 2, shape).astype(port.dtype)
-    return rng.standard_normal(shape).astype(port.dtype)
+    return Spec(shapes[port.name], port.dtype)
 
 
 def _print_json(text: bytes | str) -> None:
