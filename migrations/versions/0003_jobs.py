@@ -1,4 +1,4 @@
-"""Jobs, and what was noticed of a plan while it served."""
+"""Jobs, what was noticed of a plan while it served, and the way to the fastest strategy."""
 
 from __future__ import annotations
 
@@ -41,3 +41,5 @@ def upgrade() -> None:
     op.create_index("ix_jobs_model", "jobs", ["model_digest", "id"])
     op.create_index("ix_jobs_lease", "jobs", ["state", "lease_until_us"])
     op.add_column("plans", sa.Column("drift", sa.Text(), nullable=True))
+    best = ["device_id", "signature_id", "engine_build", "kernel_source", "p50_ns"]
+    op.create_index("ix_measurements_best", "measurements", best)

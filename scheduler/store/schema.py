@@ -106,6 +106,7 @@ class MeasurementRow(Base):
         Index("ix_measurements_device_signature", "device_id", "signature_id", "id"),
         Index("ix_measurements_signature", "signature_id", "id"),
         Index("ix_measurements_device", "device_id", "id"),
+        Index("ix_measurements_best", "device_id", "signature_id", "engine_build", "kernel_source", "p50_ns"),
         Index("ix_measurements_fit", "device_id", "op", "engine_build", "kernel_source", "id"),
     )
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from scheduler.build import Build
+from scheduler.store import Here
 from tests.scheduler.samples import DEVICE, HERE, MODEL, key, measurement, plan, step
 
 CURSOR = str(2**40)
+NEWER = Here(DEVICE.fingerprint, Build("new", {}))
 WORK = step().signature_key
 LOOKUPS = {
     "device": lambda s: s.devices.get(DEVICE.fingerprint),
@@ -28,6 +31,11 @@ LOOKUPS = {
     "strategies_by_model": lambda s: s.measurements.page(HERE, model=MODEL),
     "strategies_by_device_and_model": lambda s: s.measurements.page(
         HERE, device=DEVICE.fingerprint, model=MODEL, cursor=f"{CURSOR}.{CURSOR}"
+    ),
+    "best_by_signature": lambda s: s.measurements.best(HERE, signature=WORK),
+    "best_by_model": lambda s: s.measurements.best(HERE, model=MODEL),
+    "best_of_an_older_build": lambda s: s.measurements.best(
+        Here(DEVICE.fingerprint, Build("new", {})), model=MODEL, cursor=CURSOR
     ),
     "fresh": lambda s: s.measurements.fresh(HERE, {WORK: "Conv", key("x"): "Gemm"}),
     "recent": lambda s: s.measurements.recent(HERE, "Conv"),
