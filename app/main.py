@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 import edgewise
-from app import control, errors, jobs, pages
+from app import control, errors, exchange, jobs, pages
 from app.middleware import Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
@@ -50,6 +50,7 @@ def create_app(settings: Settings | None = None, kinds: Mapping[str, Kind] = KIN
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
+    app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
