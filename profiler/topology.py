@@ -46,7 +46,7 @@ class Cache(Record):
     ways: int | None = None
     shared_by: int = Field(ge=1)
     instances: int = Field(ge=1)
-    source: Literal["sysfs", "sysconf", "sysctl"]
+    source: Literal["sysfs", "sysconf", "sysctl", "entered"]
 
 
 class Cluster(Record):

@@ -81,3 +81,35 @@ def test_plan_and_db(tmp_path: Path) -> None:
     refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
     assert refused.returncode == 1
     assert "memory is" in refused.stderr
+
+
+def test_devices_that_are_not_here(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    sheet = {
+        "sheet_version": 1,
+        "vendor": "Acme",
+        "model": "Board 3",
+        "architecture": "aarch64",
+        "physical_cores": 4,
+        "memory_bytes": 1 << 33,
+        "peaks": [{"threads": 4, "ops_per_s": 8e10}],
+        "bandwidths": [{"threads": 4, "bytes_per_s": 1e10}],
+        "method": "data sheet",
+    }
+    (tmp_path / "board.json").write_text(json.dumps(sheet))
+    shown = edgewise("device", "--import", str(tmp_path / "board.json"), "--db", db)
+    assert (shown.returncode, "entered" in shown.stdout, "derived" in shown.stdout) == (0, True, True), shown.stderr
+    (known,) = json.loads(edgewise("device", "--list", "--db", db, "--json").stdout)
+    assert known["name"] == "Board 3, 4 cores"
+    out = tmp_path / "out.json"
+    assert edgewise("device", "--show", known["fingerprint"], "--export", str(out), "--db", db).returncode == 0
+    other = f"sqlite:///{tmp_path / 'other.sqlite'}"
+    again = json.loads(edgewise("device", "--import", str(out), "--db", other, "--json").stdout)
+    assert again == json.loads(out.read_text())
+    plan = edgewise("plan", MODEL, "--dim", "batch=1", "--device", known["fingerprint"], "--db", db, "--json")
+    assert json.loads(plan.stdout)["state"]["status"] == "predicted"
+    assert "Board 3" in edgewise("device", "--list", "--db", db).stdout
+    assert edgewise("device", "--list", "--show", "x", "--db", db).returncode == 2
+    out.write_text("{}")
+    refused = edgewise("device", "--import", str(out), "--db", db)
+    assert (refused.returncode, "device profile" in refused.stderr) == (1, True)
