@@ -12,6 +12,7 @@ from scheduler.store.jobs import Jobs
 from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
 from scheduler.store.profiles import Profiles
+from scheduler.store.pruning import Pruned, Pruning
 from scheduler.store.records import (
     Claim,
     Found,
@@ -37,6 +38,7 @@ __all__ = [
     "Page",
     "ProfileNode",
     "ProfileRun",
+    "Pruned",
     "Store",
     "StoredDevice",
     "StoredModel",
@@ -74,6 +76,10 @@ class Store:
     def label(self) -> str:
         """The URL without its password."""
         return self._database.label
+
+    def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
+        """Delete what is old or stale (`Pruning.prune`)."""
+        return Pruning(self._database).prune(here, older_than_days, stale=stale)
 
     def upgrade(self) -> None:
         """Migrate the schema to this build's. Raises StoreVersionError when it is newer."""

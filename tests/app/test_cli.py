@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scheduler.store import Store
+from tests.scheduler.samples import DEVICE, HERE, measurement
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "app" / "demo"
 MODEL = str(DEMO / "models" / "digits.onnx")
@@ -113,3 +116,26 @@ def test_devices_that_are_not_here(tmp_path: Path) -> None:
     out.write_text("{}")
     refused = edgewise("device", "--import", str(out), "--db", db)
     assert (refused.returncode, "device profile" in refused.stderr) == (1, True)
+
+
+def test_databases_are_moved_merged_and_pruned(tmp_path: Path) -> None:
+    one, two = (f"sqlite:///{tmp_path / name}" for name in ("one.sqlite", "two.sqlite"))
+    with Store(one) as store:
+        store.devices.save(DEVICE)
+        store.measurements.save([measurement("Conv(1)", samples=5), measurement("Conv(2)", samples=50)])
+    with Store(two) as store:
+        store.devices.save(DEVICE)
+        store.measurements.save([measurement("Conv(1)", samples=10), measurement("Conv(2)", samples=10)])
+    file = tmp_path / "out.jsonl"
+    assert edgewise("db", "export", str(file), "--db", one).returncode == 0
+    assert file.read_text() == edgewise("db", "export", "-", "--db", one).stdout
+    copy = f"sqlite:///{tmp_path / 'copy.sqlite'}"
+    assert json.loads(edgewise("db", "import", str(file), "--db", copy, "--json").stdout) == {"devices": 1, "measurements": 2}
+    merged = edgewise("db", "merge", one, "--db", two, "--json")
+    assert json.loads(merged.stdout)["measurements"] == 2, merged.stderr
+    with Store(two) as store:
+        kept = {found.measurement.signature: found.measurement.samples for found in store.measurements.page(HERE).items}
+    assert kept == {"Conv(1)": 10, "Conv(2)": 50}
+    assert edgewise("db", "prune", "--db", two).returncode == 2
+    assert json.loads(edgewise("db", "prune", "--stale", "--db", two, "--json").stdout)["measurements"] == 2
+    assert edgewise("db", "export", str(file), "--db", f"sqlite:///{tmp_path / 'none.sqlite'}").returncode == 1
