@@ -13,6 +13,7 @@ from app.state import Serving
 from profiler.counts import profile
 from profiler.exports import profile_json
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
+from scheduler.drift import ServedPlan
 from scheduler.plan import Plan
 from scheduler.planner import make_plan
 from scheduler.store import Found, Here, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
@@ -105,6 +106,30 @@ class PlanOut(BaseModel):
     id: str
     created_us: int | None
     plan: Plan
+
+
+class WindowOut(BaseModel):
+    """Latencies of `count` runs in a row."""
+
+    count: int
+    p50_ns: float
+    p90_ns: float
+
+
+class ServedPlanOut(BaseModel):
+    """How a plan serves. ratio: median of the last window ÷ expected; drifted: it stays outside low_ns…high_ns."""
+
+    plan_id: str
+    model_digest: str
+    model_name: str
+    count: int
+    expected_ns: float
+    low_ns: float
+    high_ns: float
+    measured: bool
+    ratio: float
+    drifted: bool
+    windows: list[WindowOut]
 
 
 class WhatIfIn(BaseModel):
@@ -289,6 +314,12 @@ async def list_plans(
     return PageOut(items=[_plan(stored) for stored in page.items], next=page.next)
 
 
+@router.get("/plans/served")
+async def served_plans(service: Serving) -> list[ServedPlanOut]:
+    """How plans serve: latencies in windows, beside what each plan says it takes."""
+    return [_served_plan(served) for served in service.observed.served()]
+
+
 @router.get("/plans/{plan_id}")
 async def get_plan(service: Serving, plan_id: str) -> PlanOut:
     """One plan; its state says whether it is still true of what runs here."""
@@ -326,6 +357,23 @@ async def plan_with(service: Serving, asked: WhatIfIn) -> dict[str, Any]:
     found = await service.engine.call(work)
     reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
     return {**reply, "ratio": found.ratio}
+
+
+def _served_plan(served: ServedPlan) -> ServedPlanOut:
+    bounds = served.bounds
+    return ServedPlanOut(
+        plan_id=served.plan_id,
+        model_digest=served.model_digest,
+        model_name=served.model_name,
+        count=served.count,
+        expected_ns=bounds.expected_ns,
+        low_ns=bounds.low_ns,
+        high_ns=bounds.high_ns,
+        measured=bounds.measured,
+        ratio=served.ratio,
+        drifted=served.drifted,
+        windows=[WindowOut(count=w.count, p50_ns=w.p50_ns, p90_ns=w.p90_ns) for w in served.windows],
+    )
 
 
 def _plan(stored: StoredPlan) -> PlanOut:

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from app.engine import Engine
 from app.errors import RequestError
+from app.observed import Observed
 from app.repository import Repository, Served
 from app.runner import Runner
 from app.settings import Settings
@@ -35,6 +36,7 @@ class Service:
         self.repository = Repository(settings.models, settings.threads, settings.max_models)
         self.engine = Engine(settings.workers, settings.queue_limit)
         self.desk = Engine(2, 4096)  # short questions to the database that never wait for an inference
+        self.observed = Observed(lambda: self.store, retune=settings.retune)
         self.listeners = 0
         self.leaving: Callable[[], bool] = lambda: False  # whether the server is to end: those who wait are answered now
         self.kinds = kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -192,6 +193,7 @@ def _p50_ns(line: _Line) -> float:
     return line[0].p50_ns
 
 
+@functools.cache  # building it costs more than asking it
 def _all() -> _Query:
     query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
