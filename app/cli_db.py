@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Annotated
@@ -15,7 +15,7 @@ from app.console import ArgumentError, Database, Json, out, print_json
 from scheduler.build import current_build
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
-from scheduler.store.transfer import export_measurements, import_measurements
+from scheduler.store.transfer import MAX_LINE_BYTES, export_measurements, import_measurements
 
 databases = typer.Typer(no_args_is_help=True, add_completion=False, help="The strategy database: what it holds, and moving it.")
 
@@ -76,6 +76,11 @@ def export_command(
         partial.replace(file)
 
 
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """Lines of a file that may be one endless line: of such a one a piece that import refuses."""
+    return iter(lambda: stream.readline(MAX_LINE_BYTES + 1), "")
+
+
 def _write(stream: IO[str], lines: Iterable[str]) -> None:
     for line in lines:
         stream.write(f"{line}\n")
@@ -93,10 +98,10 @@ def import_command(
     """
     with Store(db) as store:
         if str(file) == "-":
-            imported = import_measurements(store, sys.stdin)
+            imported = import_measurements(store, _lines(sys.stdin))
         else:
             with file.open(encoding="utf-8", newline="\n") as stream:
-                imported = import_measurements(store, stream)
+                imported = import_measurements(store, _lines(stream))
     _print_facts(asdict(imported), json=json)
 
 

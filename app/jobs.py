@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -25,6 +25,7 @@ LOOK_S = 0.25  # between looks at a job that is followed, or for one that is wai
 ALIVE_S = 15.0  # a comment that often, so that nothing between takes a quiet stream for a dead one
 
 router = APIRouter()
+Number = Annotated[int, Path(ge=1, lt=1 << 63)]
 Lease = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
@@ -146,20 +147,20 @@ async def list_jobs(
 
 
 @router.get("/{number}")
-async def get_job(service: Serving, number: int) -> JobOut:
+async def get_job(service: Serving, number: Number) -> JobOut:
     """One job."""
     return _job(await _find(service, number))
 
 
 @router.post("/{number}/cancel")
-async def cancel_job(service: Serving, number: int) -> JobOut:
+async def cancel_job(service: Serving, number: Number) -> JobOut:
     """Cancel a job: at once while it waits, soon while it runs. One that has ended stays as it is."""
     return _job(await service.desk.call(lambda: service.store.jobs.cancel(number)))
 
 
 @router.get("/{number}/events", response_class=StreamingResponse)
 async def job_events(
-    request: Request, service: Serving, number: int, last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,18}$")] = ""
+    request: Request, service: Serving, number: Number, last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,18}$")] = ""
 ) -> Response:
     """Follow a job as server-sent events: `progress` at every change, `end` as the last. The event's id is the job's revision.
 
@@ -229,14 +230,14 @@ async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> Claim
 
 
 @router.post("/{number}/beat")
-async def beat_job(service: Serving, number: int, said: BeatIn) -> BeatOut:
+async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
     """Keep a lease, and say how far the job is. 409 when it is somebody else's by now."""
     progress, lease_s = orjson.dumps(said.progress).decode(), service.settings.job_lease_s
     return BeatOut(cancel=await service.desk.call(lambda: service.store.jobs.beat(number, said.lease, lease_s, progress)))
 
 
 @router.post("/{number}/end")
-async def end_of_job(service: Serving, number: int, said: EndIn) -> JobOut:
+async def end_of_job(service: Serving, number: Number, said: EndIn) -> JobOut:
     """Leave what a job found and end it. Saying it again changes nothing. 409 when it is somebody else's by now."""
 
     def work() -> Job:
@@ -246,7 +247,7 @@ async def end_of_job(service: Serving, number: int, said: EndIn) -> JobOut:
     return _job(await service.desk.call(work))
 
 
-async def _find(service: Service, number: int) -> Job:
+async def _find(service: Service, number: Number) -> Job:
     return await service.desk.call(lambda: service.store.jobs.get(number))
 
 

@@ -25,6 +25,7 @@ log = structlog.get_logger("edgewise.jobs")
 
 IDLE_S = 1.0  # between looks at the queue; a job that is posted here wakes the runner at once
 RETRY_S = 5.0  # after the database failed
+CLOSE_S = 20.0  # that a job gets to stop in
 OWNER = f"service {platform.node()}:{os.getpid()}"
 
 
@@ -88,13 +89,13 @@ class Runner:
         self._wake.set()
 
     def close(self) -> None:
-        """Give back the job that runs, as soon as it can stop, and end the thread."""
+        """Give back the job that runs, as soon as it can stop, and end the thread. One that cannot comes back by its lease."""
         self._closing.set()
         self._wake.set()
         if (worker := self._worker) is not None:
             worker.close()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
         while not self._closing.is_set():

@@ -18,7 +18,7 @@ from graph.feeds import random_feeds
 from graph.ir import Model
 from graph.shapes import bind
 from kernels.errors import UnsupportedError
-from profiler.counts import profile
+from profiler.counts import OpProfile, profile
 from profiler.device import DeviceProfile
 from profiler.exports import profile_json, trace_json
 from scheduler.build import current_build
@@ -34,11 +34,15 @@ _Shape = Annotated[tuple[_Size, ...], Field(max_length=64)]
 _Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
-class _Request(BaseModel):
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Nanoseconds = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+
+
+class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WorkRequest(_Request):
+class WorkRequest(_Data):
     """A model at certain shapes: what a profile is made of. shapes: input -> shape; dims: dynamic dimension -> size."""
 
     shapes: Annotated[dict[_Name, _Shape], Field(max_length=64)] = {}
@@ -61,29 +65,36 @@ class TuneRequest(WorkRequest):
     backend: Literal["auto", "native", "numpy"] = "auto"
 
 
-class ProbeRequest(_Request):
+class ProbeRequest(_Data):
     """Measure the device for about that long."""
 
     seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 8.0
 
 
-class FoundRun(BaseModel):
-    """A profile run to be stored: its document, and a row for each node."""
+class FoundNode(_Data):
+    """One node of a run; the field names are `ProfileNode`'s."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    node: str
+    op: str
+    macs: _Count
+    flops: _Count
+    moved_bytes: _Count
+    p50_ns: _Nanoseconds | None = None
 
-    engine_build: Annotated[str, Field(min_length=1, max_length=200)]
+
+class FoundRun(_Data):
+    """A profile run to be stored: its document, a JSON object, and a row for each node."""
+
+    engine_build: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
     timed: bool
     payload: str
-    nodes: Annotated[tuple[ProfileNode, ...], Field(max_length=1_000_000)]
-    flops: Annotated[int, Field(ge=0, lt=1 << 63)]
-    wall_p50_ns: Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)] | None = None
+    nodes: Annotated[tuple[FoundNode, ...], Field(max_length=1_000_000)]
+    flops: _Count
+    wall_p50_ns: _Nanoseconds | None = None
 
 
-class Outcome(BaseModel):
+class Outcome(_Data):
     """What a job found. summary: for its result. device, plan: JSON documents. All but the summary is stored by `deliver`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     summary: dict[str, Any] = {}
     device: str | None = None
@@ -155,11 +166,12 @@ def deliver(store: Store, job: Job, outcome: Outcome) -> dict[str, Any]:
         store.plans.save(plan)
         result["plan_id"] = plan.id
     if (run := outcome.run) is not None:
+        _require_object(run.payload)
         result["profile_id"] = store.profiles.save(
             job.model_digest,
             run.engine_build,
             run.payload,
-            run.nodes,
+            [ProfileNode(**node.model_dump()) for node in run.nodes],
             flops=run.flops,
             device_fingerprint=job.device_fingerprint if run.timed else None,
             wall_p50_ns=run.wall_p50_ns,
@@ -183,10 +195,19 @@ def _require_same(what: str, found: str, wanted: str) -> None:
         raise RecordFormatError(f"job: {what} is {found[:64]}, need {wanted}")
 
 
+def _require_object(payload: str) -> None:
+    try:
+        found = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise RecordFormatError(f"job: the run's document is not JSON, {error}") from None
+    if not isinstance(found, dict):
+        raise RecordFormatError(f"job: the run's document is a {type(found).__name__}, need an object")
+
+
 def _profile(task: Task) -> Outcome:
     model = task.require_model()
     counted = profile(model, task.request.shapes, task.request.dims)
-    nodes = tuple(ProfileNode(op.name, op.op, op.macs, op.flops, op.read_bytes + op.write_bytes) for op in counted.ops)
+    nodes = tuple(_node(op.name, op.op, op) for op in counted.ops)
     text = profile_json(counted).decode()
     run = FoundRun(engine_build=current_build().id, timed=False, payload=text, nodes=nodes, flops=counted.flops)
     return Outcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
@@ -203,17 +224,7 @@ def _trace(task: Task) -> Outcome:
         return Outcome()
     task.report({"phase": "timing", "runs": asked.runs})
     traced = session.trace(feeds, asked.runs)
-    nodes = tuple(
-        ProfileNode(
-            op.name,
-            op.op,
-            op.cost.macs if op.cost else 0,
-            op.cost.flops if op.cost else 0,
-            op.cost.read_bytes + op.cost.write_bytes if op.cost else 0,
-            op.durations.p50_ns,
-        )
-        for op in traced.ops
-    )
+    nodes = tuple(_node(op.name, op.op, op.cost, op.durations.p50_ns) for op in traced.ops)
     run = FoundRun(
         engine_build=current_build().id,
         timed=True,
@@ -223,6 +234,11 @@ def _trace(task: Task) -> Outcome:
         wall_p50_ns=traced.wall.p50_ns,
     )
     return Outcome(summary={"wall_p50_ns": traced.wall.p50_ns, "runs": asked.runs, "threads": session.threads}, run=run)
+
+
+def _node(name: str, op: str, cost: OpProfile | None, p50_ns: float | None = None) -> FoundNode:
+    macs, flops, moved_bytes = (0, 0, 0) if cost is None else (cost.macs, cost.flops, cost.read_bytes + cost.write_bytes)
+    return FoundNode(node=name, op=op, macs=macs, flops=flops, moved_bytes=moved_bytes, p50_ns=p50_ns)
 
 
 def _probe(task: Task) -> Outcome:

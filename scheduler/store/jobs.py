@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
 from scheduler.store.database import Database
-from scheduler.store.records import Claim, Job, JobState, Page, cursor_ids, now_us, page_limit
+from scheduler.store.records import Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
 from scheduler.store.rows import newest_first
 from scheduler.store.schema import JobRow
 
@@ -109,7 +109,7 @@ class Jobs:
             row = session.scalar(
                 taken.values(
                     state="running",
-                    owner=owner[:200],
+                    owner=short(owner)[:200],
                     lease=lease,
                     lease_until_us=moment + _us(lease_s),
                     attempts=JobRow.attempts + 1,
@@ -143,7 +143,7 @@ class Jobs:
     ) -> Job:
         """End a job. Saying it twice is saying it once. Raises LeaseLostError, NotFoundError."""
         _bounded("result", result)
-        values = {"state": state, "result": result, "error": error[:16_384], "finished_us": now_us()}
+        values = {"state": state, "result": result, "error": error[:16_384].replace("\0", "\ufffd"), "finished_us": now_us()}
 
         def work(session: Session) -> Job:
             if _said(held := _row(session, number), lease, state):

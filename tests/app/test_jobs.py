@@ -208,6 +208,36 @@ def test_jobs_that_make_no_sense_are_refused(client: httpx.Client, asked: dict, 
     assert says in reply.json()["error"]
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"payload": "[]"},
+        {"payload": "no json"},
+        {"flops": 2**63},
+        {"nodes": [{"node": "n", "op": "Conv", "macs": -1, "flops": 1, "moved_bytes": 1}]},
+        {"nodes": [{"node": "n", "op": "Conv", "macs": 1, "flops": 1, "moved_bytes": 1, "p50_ns": 1e30}]},
+        {"engine_build": "a\0b"},
+        {"wall_p50_ns": -1},
+    ],
+    ids=str,
+)
+def test_runs_that_break_a_rule_are_not_stored(client: httpx.Client, run: dict) -> None:
+    number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
+    claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
+    while claim["job"]["id"] != number:  # what other tests left
+        claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
+    found = {"engine_build": "b", "timed": True, "payload": "{}", "nodes": [], "flops": 1, **run}
+    end = {"lease": claim["lease"], "state": "done", "outcome": {"run": found}}
+    assert client.post(f"/v1/jobs/{number}/end", json=end).status_code == 400
+    failed = client.post(f"/v1/jobs/{number}/end", json={"lease": claim["lease"], "state": "failed", "error": "a\0b"}).json()
+    assert (failed["state"], failed["error"]) == ("failed", "a\ufffdb")
+
+
+@pytest.mark.parametrize("path", [f"/v1/jobs/{10**30}", "/v1/jobs/0", "/v1/jobs/x"])
+def test_numbers_that_are_none_are_400(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs/9999", "/v1/jobs/9999/events"])
 def test_unknown_jobs_are_404(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code == 404
