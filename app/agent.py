@@ -45,6 +45,7 @@ class HttpDesk:
 
     def __init__(self, link: Link, store: Store, here: Here, folder: Path) -> None:
         self._link, self._store, self._here = link, store, here
+        self.device = here.device_fingerprint
         self._models, self._outbox = folder / "models", folder / "outbox"
         self._pushed = folder / "pushed.json"
         for made in (self._models, self._outbox):
@@ -106,11 +107,15 @@ class HttpDesk:
             raise
         kept.unlink()
 
+    def forget(self) -> None:
+        """Take nothing for acknowledged: the service knows nothing of this device."""
+        self._pushed.unlink(missing_ok=True)
+
     def push_measurements(self) -> None:
         """Send the measurements of this device that the service has not acknowledged. Raises DeskError, RefusedError."""
         since_us = orjson.loads(self._pushed.read_bytes())["measured_us"] if self._pushed.is_file() else 0
         latest_us = since_us
-        lines = export_measurements(self._store, self._here, self._here.device_fingerprint, since_us)
+        lines = export_measurements(self._store, self._here, self.device, since_us)
         header = next(lines)
         for batch in _batches(line for line in lines if line.startswith('{"measurement"')):
             self._link.ask(ImportedOut, "POST", "/v1/measurements", content="\n".join([header, *batch]).encode())
@@ -144,18 +149,19 @@ class Agent:
         """Work; once: only until no job waits. Returns how many jobs were worked on. Raises RefusedError, StoreError."""
         worked = 0
         with Store(self._db) as store:
-            here = self._register(store)
-            desk = HttpDesk(self._link, store, here, self._folder)
             try:
-                desk.send_kept()
-                self._link.insist(desk.push_measurements)
                 while not self._closing.is_set():
-                    claimed = self._claim(store, 0.0 if once else WAIT_S)
-                    if claimed is None and once:
-                        break
-                    if claimed is not None:
-                        worked += 1
-                        self._work(Bench(self._kinds, store, self._db), desk, *claimed)
+                    desk = self._register(store)
+                    desk.send_kept()
+                    self._link.insist(desk.push_measurements)
+                    try:
+                        while (claimed := self._next(desk.device, once=once)) is not None:
+                            worked += 1
+                            self._work(Bench(self._kinds, store, self._db), desk, *claimed)
+                    except NotFoundError as error:  # the service has a new database
+                        log.warning("registering again", reason=str(error))
+                        continue
+                    break
             except DeskError as error:
                 if not self._closing.is_set():
                     raise
@@ -164,27 +170,29 @@ class Agent:
                 self._link.close()
         return worked
 
-    def _register(self, store: Store) -> Here:
+    def _next(self, device: str, *, once: bool) -> tuple[Claim, float] | None:
+        """The next job; None when the agent is to end. Raises NotFoundError."""
+        while not self._closing.is_set():
+            claimed = self._claim(device, 0.0 if once else WAIT_S)
+            if claimed is not None or once:
+                return claimed
+        return None
+
+    def _register(self, store: Store) -> HttpDesk:
         """Tell the service what this machine is; measure it first when it is new."""
         profile = local_device(store, self._probe_s)
         path, body = f"/v1/devices/{profile.fingerprint}", profile.to_json().encode()
-        self._link.insist(lambda: self._link.ask(DeviceOut, "PUT", path, content=body))
+        known = self._link.insist(lambda: self._link.ask(DeviceOut, "PUT", path, content=body))
+        desk = HttpDesk(self._link, store, Here(profile.fingerprint, current_build()), self._folder)
+        if known.created_us == known.updated_us:  # it is new to the service
+            desk.forget()
         log.info("registered", device=profile.fingerprint, name=profile.name)
-        return Here(profile.fingerprint, current_build())
+        return desk
 
-    def _claim(self, store: Store, wait_s: float) -> tuple[Claim, float] | None:
-        """A job and how long its lease lasts."""
-        device = local_device(store, self._probe_s).fingerprint
+    def _claim(self, device: str, wait_s: float) -> tuple[Claim, float] | None:
+        """A job and how long its lease lasts. Raises NotFoundError when the service does not know the device."""
         asked = {"device": device, "owner": self._owner, "wait_s": wait_s}
-
-        def say() -> ClaimOut:
-            return self._link.ask(ClaimOut, "POST", "/v1/jobs/claim", json=asked, wait_s=wait_s)
-
-        try:
-            answer = self._link.insist(say)
-        except NotFoundError:  # the service has a new database
-            self._register(store)
-            return None
+        answer = self._link.insist(lambda: self._link.ask(ClaimOut, "POST", "/v1/jobs/claim", json=asked, wait_s=wait_s))
         if answer.job is None or answer.lease is None:
             return None
         return Claim(_job(answer.job), answer.lease), answer.lease_s

@@ -240,6 +240,30 @@ def test_an_agent_that_is_asked_to_end_gives_its_job_back(tmp_path: Path, client
         client.post(f"/v1/jobs/{number}/cancel")
 
 
+def test_a_service_with_a_new_database_gets_everything_again(tmp_path: Path, client: httpx.Client, port: int) -> None:
+    mine = _device("one").fingerprint
+    (folder,) = agents_of(tmp_path, "agent")
+    first, second = (f"sqlite:///{tmp_path / name}" for name in ("first.sqlite", "second.sqlite"))
+    with Store(f"sqlite:///{folder / 'own.sqlite'}") as store:
+        store.devices.save(_device("one"))
+        store.measurements.save([measurement(f"Conv({n})", device_fingerprint=mine) for n in range(5)])
+    with running(client, port, first):
+        agent = start(_agent, str(client.base_url), folder, "one", False)
+        registered(client, mine)
+        for _ in range(100):
+            if len(client.get("/v1/strategies", params={"device": mine}).json()["items"]) == 5:
+                break
+            time.sleep(0.1)
+    with running(client, port, second):
+        registered(client, mine)  # it was told 404, and began anew
+        number = add(client, kind="measure", device=mine, request={"seconds": 0.3})["id"]
+        assert wait_for(client, number)["state"] == "done"
+        stop(agent)
+    assert agent.exitcode == 0
+    assert measured(first).keys() < measured(second).keys()
+    assert measured(second) == measured(f"sqlite:///{folder / 'own.sqlite'}")
+
+
 def test_command_line_agent_traces_a_model_it_never_had(tmp_path: Path) -> None:
     settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'service.sqlite'}", jobs=False)
     environment = {**os.environ, "EDGEWISE_DEVICE_SALT": "elsewhere"}
