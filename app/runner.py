@@ -56,8 +56,9 @@ def end_job(store: Store, number: int, lease: str, state: Ended, outcome: Outcom
     if state == "queued":
         store.jobs.release(number, lease)
         return
-    if not store.jobs.ended_by(number, lease, state):
-        result = deliver(store, store.jobs.get(number), outcome)
+    job = store.jobs.held(number, lease, state)
+    if job is not None:
+        result = deliver(store, job, outcome)
         store.jobs.finish(number, lease, state, orjson.dumps(result).decode(), error)
 
 
@@ -104,6 +105,9 @@ class Runner:
                 pause_s = IDLE_S
             except EdgewiseError as error:  # the database may come back
                 log.error("jobs wait", reason=str(error))
+                pause_s = RETRY_S
+            except Exception as error:  # one job must not end the work on all others
+                log.error("jobs wait", exc_info=error)
                 pause_s = RETRY_S
             self._wake.wait(pause_s)
             self._wake.clear()

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
 from scheduler.store.database import Database
-from scheduler.store.records import Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
+from scheduler.store.records import ENDED, Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
 from scheduler.store.rows import newest_first
 from scheduler.store.schema import JobRow
 
@@ -152,9 +152,21 @@ class Jobs:
 
         return self._database.write(work)
 
-    def ended_by(self, number: int, lease: str, state: JobState) -> bool:
-        """Whether this very lease has ended the job so already: the reply to that was lost. Raises NotFoundError."""
-        return self._database.read(lambda session: _said(_row(session, number), lease, state))
+    def held(self, number: int, lease: str, state: JobState) -> Job | None:
+        """The job that is to end so; None where this very lease has ended it so already, and the reply to that was lost.
+
+        Raises: LeaseLostError, NotFoundError.
+        """
+
+        def work(session: Session) -> Job | None:
+            row = _row(session, number)
+            if _said(row, lease, state):
+                return None
+            if not lease or row.lease != lease or row.state in ENDED:
+                raise _lost(row)
+            return _job(row)
+
+        return self._database.read(work)
 
     def release(self, number: int, lease: str) -> None:
         """Put a job back that its worker cannot go on with; this attempt does not count. Raises LeaseLostError, NotFoundError."""
@@ -206,9 +218,12 @@ def _change(session: Session, number: int, lease: str, values: dict[str, Any]) -
     changed = update(JobRow).where(*held).values(**values, revision=JobRow.revision + 1).returning(JobRow)
     row: JobRow | None = session.scalar(changed) if lease else None
     if row is None:
-        found = _row(session, number)
-        raise LeaseLostError(f"job {number}: is {found.state} and not under this lease (taken {found.attempts} times)")
+        raise _lost(_row(session, number))
     return row
+
+
+def _lost(row: JobRow) -> LeaseLostError:
+    return LeaseLostError(f"job {row.id}: is {row.state} and not under this lease (taken {row.attempts} times)")
 
 
 def _said(row: JobRow, lease: str, state: JobState) -> bool:

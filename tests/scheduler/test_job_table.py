@@ -57,6 +57,20 @@ def test_no_lease_says_nothing_of_a_job_that_waits(store):
     assert store.jobs.get(number).state == "queued"
 
 
+def test_who_ends_a_job_has_to_hold_it(store):
+    number = store.jobs.add("probe", D).id
+    first = store.jobs.claim(D, "first", 0.0)
+    assert store.jobs.held(number, first.lease, "done").id == number
+    second = store.jobs.claim(D, "second", 30)
+    with pytest.raises(LeaseLostError):
+        store.jobs.held(number, first.lease, "done")
+    store.jobs.finish(number, second.lease, "done")
+    assert store.jobs.held(number, second.lease, "done") is None
+    for lease, state in ((second.lease, "failed"), (first.lease, "done"), ("", "done")):
+        with pytest.raises(LeaseLostError):
+            store.jobs.held(number, lease, state)
+
+
 def test_a_silent_worker_loses_its_job_to_the_next(store):
     number = store.jobs.add("probe", D).id
     first = store.jobs.claim(D, "first", 0.0)
