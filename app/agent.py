@@ -157,7 +157,7 @@ class Agent:
                     try:
                         while (claimed := self._next(desk.device, once=once)) is not None:
                             worked += 1
-                            self._work(Bench(self._kinds, store, self._db), desk, *claimed)
+                            self._work(Bench(self._kinds, store, self._db, self._probe_s), desk, *claimed)
                     except NotFoundError as error:  # the service has a new database
                         log.warning("registering again", reason=str(error))
                         continue

@@ -18,7 +18,7 @@ from app.worker import Bench, Ended, Worker
 from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.jobs import Kind, Outcome, deliver
-from scheduler.local import local_device, local_fingerprint
+from scheduler.local import local_fingerprint
 from scheduler.store import Claim, Store
 
 log = structlog.get_logger("edgewise.jobs")
@@ -115,8 +115,7 @@ class Runner:
     def _take_all(self) -> None:
         store = self._open_store()
         device = local_fingerprint()
-        worker = Worker(Bench(self._kinds, store, self._db), StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
-        self._worker = worker
+        bench = Bench(self._kinds, store, self._db, self._probe_s)
+        worker = self._worker = Worker(bench, StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
         while not self._closing.is_set() and (claim := store.jobs.claim(device, OWNER, self._lease_s)) is not None:
-            local_device(store, self._probe_s)  # what is measured is of a device that is stored
             worker.run(claim)

@@ -17,6 +17,7 @@ from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.errors import LeaseLostError, StoreError
 from scheduler.jobs import Kind, Outcome, execute
+from scheduler.local import local_device
 from scheduler.store import Claim, Job, Store
 
 log = structlog.get_logger("edgewise.jobs")
@@ -44,11 +45,15 @@ class Desk(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a worker works with: the kinds it can do, and the database that measurements go to, with its URL."""
+    """What a worker works with: the kinds it can do, and the database that measurements go to, with its URL.
+
+    probe_s: how long this machine is measured when the database does not have it yet.
+    """
 
     kinds: Mapping[str, Kind]
     store: Store
     db: str | None
+    probe_s: float
 
 
 class Worker:
@@ -88,8 +93,12 @@ class Worker:
     def _outcome(self, job: Job, holding: _Holding) -> tuple[Ended, Outcome, str]:
         bench = self._bench
         try:
+            local_device(bench.store, bench.probe_s)  # what is measured is of a device that is stored
             model = self._desk.model(job.model_digest) if job.model_digest else None
-            outcome = execute(bench.kinds, job, model, bench.store, bench.db, holding.report, holding.stop)
+            if holding.stop():
+                outcome = Outcome()
+            else:
+                outcome = execute(bench.kinds, job, model, bench.store, bench.db, holding.report, holding.stop)
         except DeskError as error:
             return "queued", Outcome(), str(error)
         except EdgewiseError as error:
