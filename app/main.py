@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 import edgewise
-from app import control, errors, pages
+from app import control, errors, exchange, jobs, pages
 from app.middleware import Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
 from app.state import Service
+from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
 STATIC = Path(__file__).parent / "static"
@@ -32,7 +33,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     starting.add_done_callback(_report)
     yield
     await starting
-    service.close()
+    await asyncio.to_thread(service.close)
 
 
 def _report(started: asyncio.Future[None]) -> None:
@@ -41,14 +42,16 @@ def _report(started: asyncio.Future[None]) -> None:
         log.error("start failed", exc_info=error)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application. Nothing is loaded before it starts."""
+def create_app(settings: Settings | None = None, kinds: Mapping[str, Kind] = KINDS) -> FastAPI:
+    """Build the application. Nothing is loaded before it starts. kinds: the jobs it can run."""
     settings = settings or Settings()
     app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.service = Service(settings)
+    app.state.service = Service(settings, kinds)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
+    app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
+    app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")

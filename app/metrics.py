@@ -10,3 +10,4 @@ REQUESTS = Histogram("edgewise_request_duration_seconds", "HTTP requests", ["rou
 COMPUTE = Histogram("edgewise_compute_seconds", "Inference, without waiting", ["model", "version"], buckets=_SECONDS)
 INFERENCES = Counter("nv_inference_count", "Rows inferred, batches counted by their size", ["model", "version"])
 FAILURES = Counter("nv_inference_request_failure", "Inference requests that failed", ["model", "version"])
+DRIFTS = Counter("edgewise_plan_drift", "Plans that took another time than they say")

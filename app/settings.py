@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
     max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
     max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
+    jobs: bool = Field(True, description="Run the queued jobs of this device in the service; agents run those of others.")
+    retune: bool = Field(False, description="Queue a tune job for a plan whose latencies are not what it says.")
+    job_lease_s: float = Field(30.0, ge=1, le=3600, description="How long a silent worker keeps its job.")
+    max_listeners: int = Field(64, ge=1, le=10_000, description="Clients that follow the events of jobs at once.")
     max_models: int = Field(256, ge=1, description="Models of one repository.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import structlog
@@ -10,12 +11,15 @@ from fastapi import Depends, Request
 
 from app.engine import Engine
 from app.errors import RequestError
-from app.repository import Repository
+from app.observed import Observed
+from app.repository import Repository, Served
+from app.runner import Runner
 from app.settings import Settings
 from graph.ir import Model
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
-from scheduler.errors import StoreError
+from scheduler.errors import NotFoundError, StoreError
+from scheduler.jobs import KINDS, Kind
 from scheduler.local import local_device, local_fingerprint
 from scheduler.store import Here, Store
 
@@ -27,10 +31,18 @@ SERVICE_PROBE_S = 2.0  # a new device is measured this long when a plan first as
 class Service:
     """The parts of a running service. `start` blocks: it loads the models, then opens the database."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, kinds: Mapping[str, Kind] = KINDS) -> None:
         self.settings = settings
         self.repository = Repository(settings.models, settings.threads, settings.max_models)
         self.engine = Engine(settings.workers, settings.queue_limit)
+        self.desk = Engine(2, 4096)  # short questions to the database that never wait for an inference
+        self.observed = Observed(lambda: self.store, retune=settings.retune)
+        self.listeners = 0
+        self.leaving: Callable[[], bool] = lambda: False  # whether the server is to end: those who wait are answered now
+        self.kinds = kinds
+        self.runner = Runner(
+            lambda: self.store, settings.db, kinds, self.model, lease_s=settings.job_lease_s, probe_s=SERVICE_PROBE_S
+        )
         self._store: Store | None = None
         self._opening = threading.Lock()
 
@@ -41,10 +53,25 @@ class Service:
             log.info("database opened", database=self.store.label)
         except StoreError as error:
             log.error("database unavailable", reason=str(error))
+        if self.settings.jobs:
+            self.runner.start()
 
     def remember(self, name: str, model: Model) -> None:
         """Store what a model is, which its plans and profiles refer to. Raises StoreError."""
         self.store.models.save(model.digest, name, model.nbytes)
+
+    def served(self, digest: str) -> Served:
+        """A served model by its digest. Raises NotFoundError."""
+        for served in self.repository.models:
+            if served.session is not None and served.session.model.digest == digest:
+                return served
+        raise NotFoundError(f"model {digest[:64]}: not served")
+
+    def model(self, digest: str) -> Model:
+        """The model itself. Raises NotFoundError."""
+        session = self.served(digest).session
+        assert session is not None, "served() found it by its session"  # noqa: S101
+        return session.model
 
     @property
     def store(self) -> Store:
@@ -71,7 +98,9 @@ class Service:
 
     def close(self) -> None:
         """Finish what runs, then close the database."""
+        self.runner.close()
         self.engine.close()
+        self.desk.close()
         if self._store is not None:
             self._store.close()
 

@@ -46,7 +46,7 @@ class Cache(Record):
     ways: int | None = None
     shared_by: int = Field(ge=1)
     instances: int = Field(ge=1)
-    source: Literal["sysfs", "sysconf", "sysctl"]
+    source: Literal["sysfs", "sysconf", "sysctl", "entered"]
 
 
 class Cluster(Record):
@@ -101,6 +101,8 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
     """Describe this machine."""
     cpus = _cpu_folders(root)
     vendor, model = _names(root)
+    if salt := os.environ.get("EDGEWISE_DEVICE_SALT"):  # for tests: one machine passes for several
+        model = f"{model} {salt}"[:200]
     logical = len(cpus) or psutil.cpu_count(logical=True) or 1
     return Hardware(
         vendor=vendor,

@@ -146,10 +146,11 @@ class State(_Data):
     """Whether the plan may be run as it is.
 
     current: made for this device, engine build and kernels. predicted: made for a device that is not this machine, from its
-    profile alone. stale: device, build or a kernel changed since; `reason` says which.
+    profile alone. stale: device, build or a kernel changed since; `reason` says which. drifted: current, but serving by it
+    takes another time than it says; it may be run, and is to be tuned again.
     """
 
-    status: Literal["current", "predicted", "stale"] = "current"
+    status: Literal["current", "predicted", "stale", "drifted"] = "current"
     reason: _Text = ""
 
 

@@ -114,6 +114,13 @@ class Session:
                     self._executors.clear()
             return self._plan
 
+    def plan_in_use(self, feeds: Mapping[str, Any]) -> Plan | None:
+        """The plan that a run of these feeds follows; None where there is none for their shapes. Makes none."""
+        plan = self._plan
+        if plan is None or any(getattr(feeds.get(port.name), "shape", None) != port.shape for port in plan.inputs):
+            return None
+        return plan
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
         return self.executor(feeds).run(feeds)

@@ -102,7 +102,7 @@ async def _infer(request: Request, service: Service, served: Served, session: Se
     _check_inputs(asked, served, session)
     wanted = _wanted(asked, served, session)
     started = time.perf_counter()
-    results = await service.engine.call(session.run, asked.feeds)
+    results = await service.engine.call(service.observed.run(session), asked.feeds)
     COMPUTE.labels(served.name, served.version).observe(time.perf_counter() - started)
     INFERENCES.labels(served.name, served.version).inc(_rows(asked.feeds))
     head: dict[str, Any] = {"model_name": served.name, "model_version": served.version}

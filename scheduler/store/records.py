@@ -146,6 +146,51 @@ class ProfileRun:
     created_us: int
 
 
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDED: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work for one device, and how far it is.
+
+    request, progress, result: JSON objects. model_digest is "" where no model is needed. owner: who runs it, or ran it last;
+    lease_until_us: until when it is theirs unless they say that they live. revision: counts every change. attempts: how often
+    it was taken.
+    """
+
+    id: int
+    kind: str
+    device_fingerprint: str
+    model_digest: str
+    request: str
+    state: JobState
+    revision: int
+    progress: str
+    owner: str
+    lease_until_us: int
+    attempts: int
+    cancel_asked: bool
+    result: str
+    error: str
+    created_us: int
+    started_us: int | None
+    finished_us: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not change any more."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that was taken. lease: proves to the store that a word about the job comes from who has it."""
+
+    job: Job
+    lease: str
+
+
 def now_us() -> int:
     """Microseconds of UTC since 1970."""
     return time.time_ns() // 1000

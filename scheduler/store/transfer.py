@@ -68,13 +68,13 @@ class _Line(BaseModel):
     measured_us: _Count
 
 
-def export_measurements(store: Store, here: Here, device: str | None = None) -> Iterator[str]:
-    """Every measurement, or those of one device, as lines without their line ends. Raises NotFoundError for the device."""
+def export_measurements(store: Store, here: Here, device: str | None = None, since_us: int = 0) -> Iterator[str]:
+    """Every measurement, or those of one device, or taken since then, as lines without their line ends. Raises NotFoundError."""
     yield orjson.dumps({"edgewise": "measurements", "version": 1}).decode()
     written: set[str] = set()
     cursor: str | None = None
     while True:
-        page = store.measurements.page(here, device=device, limit=MAX_PAGE, cursor=cursor)
+        page = store.measurements.page(here, device=device, limit=MAX_PAGE, cursor=cursor, since_us=since_us)
         for found in page.items:
             fingerprint = found.measurement.device_fingerprint
             if fingerprint not in written:

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
+from scheduler.jobs import KINDS, Kind
 
 
 def text_model() -> bytes:
@@ -26,13 +27,20 @@ def text_model() -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-@contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port in a thread until the block ends."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, kinds: Mapping[str, Kind] = KINDS, port: int = 0) -> Iterator[httpx.Client]:
+    """Run uvicorn on a free port, or on the one given, in a thread until the block ends."""
+    port = port or free_port()
+    app = create_app(settings, kinds)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    app.state.service.leaving = lambda: server.should_exit
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

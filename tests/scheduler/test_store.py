@@ -327,3 +327,55 @@ def test_profile_runs_are_listed_by_model_and_device(store):
 def test_unknown_profile_run_is_not_found(store):
     with pytest.raises(NotFoundError, match="profile 7"):
         store.profiles.get(7)
+
+
+def best_of(store, here=HERE, **asked):
+    (found,) = store.measurements.best(here, **asked).items
+    return found.measurement.p50_ns, found.fresh
+
+
+def test_the_best_strategy_is_the_fastest_fresh_one(store):
+    slow, fast = (Strategy("numpy", name, "fp32", 2) for name in ("slow", "fast"))
+    store.measurements.save(
+        [
+            measurement(strategy=slow, p50_ns=300.0),
+            measurement(strategy=fast, p50_ns=200.0),
+            measurement(strategy=fast, p50_ns=1.0, engine_build="0.0.9+old"),
+            measurement(strategy=fast, p50_ns=2.0, kernel_source="0ddba11f"),
+        ]
+    )
+    assert best_of(store, signature=key("Conv(f32[1])")) == (200.0, True)
+
+
+def test_the_best_strategy_of_an_older_build_is_labelled(store):
+    store.measurements.save([measurement(p50_ns=1.0, engine_build="0.0.8+older")])
+    slow, fast = (Strategy("numpy", name, "fp32", 2) for name in ("slow", "fast"))
+    store.measurements.save(
+        [measurement(strategy=s, p50_ns=p, engine_build="0.0.9+old") for s, p in ((fast, 20.0), (slow, 30.0))]
+    )
+    (found,) = store.measurements.best(HERE, signature=key("Conv(f32[1])")).items
+    assert (found.measurement.p50_ns, found.fresh) == (20.0, False)
+    assert "engine build 0.0.9+old" in found.reason
+
+
+def test_the_best_strategies_of_a_model_are_paged(store):
+    work = [step(f"n{n}", signature=f"Conv({n})", signature_key=key(f"Conv({n})")) for n in range(5)]
+    store.plans.save(plan(steps=tuple(work)))
+    store.devices.save(OTHER_DEVICE)
+    store.measurements.save([measurement(f"Conv({n})", p50_ns=float(n)) for n in (0, 1, 2, 4)])
+    store.measurements.save([measurement("Conv(3)", device_fingerprint=OTHER_DEVICE.fingerprint), measurement("Conv(9)")])
+    seen, cursor = [], None
+    while True:
+        page = store.measurements.best(HERE, model=MODEL, limit=3, cursor=cursor)
+        seen += [found.measurement.signature for found in page.items]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert sorted(seen) == ["Conv(0)", "Conv(1)", "Conv(2)", "Conv(4)"]
+    assert [found.measurement.signature for found in store.measurements.best(OTHER, model=MODEL).items] == ["Conv(3)"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"signature": key("x"), "model": MODEL}])
+def test_the_best_of_nothing_or_of_two_things_is_refused(store, asked):
+    with pytest.raises(RecordFormatError, match="either a signature or a model"):
+        store.measurements.best(HERE, **asked)
