@@ -7,7 +7,7 @@ import math
 from graph.ir import Node
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, is_f32, only, plain
 from kernels.native.attention import Attention, attention_tiles, emit_attention
 from kernels.native.view import View
 
@@ -76,4 +76,4 @@ def _has_gaps(view: View) -> bool:
     return view.shape[3] > 1 and view.strides[3] != 1
 
 
-RULES = {"Attention": Rule(refuses, lower, only("fused"))}
+RULES = {"Attention": Rule(refuses, lower, only("fused"), plain("attention", wants="rows"))}

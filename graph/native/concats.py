@@ -9,7 +9,7 @@ from graph.native.elementwise import tape_behind
 from graph.native.epilogues import find_steps
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, is_f32, only, plain
 from kernels.native.layout import Image
 
 _MAKERS = ("Conv", "MaxPool", "AveragePool")  # whose results go where they are told
@@ -82,4 +82,4 @@ def _part(whole: Imaged, first: int, channels: int) -> Imaged:
     return Imaged(whole.storage, part, whole.offset + first // image.block * image.block_stride)
 
 
-RULES = {"Concat": Rule(refuses, lower, only("copy"))}
+RULES = {"Concat": Rule(refuses, lower, only("copy"), plain("copy"))}

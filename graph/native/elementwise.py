@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.epilogues import BINARY, NATIVE_STEPS, Merged, find_steps, step_of, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, is_f32, only, plain
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
 from kernels.native.functions import Activation
@@ -105,4 +105,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULES = dict.fromkeys((*NATIVE_STEPS, "Sum"), Rule(refuses, lower, only("map")))
+RULES = dict.fromkeys((*NATIVE_STEPS, "Sum"), Rule(refuses, lower, only("map"), plain("map")))

@@ -9,9 +9,10 @@ from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
 from graph.native.lowering import Packed
 from graph.native.partition import Part, partition, without_lone_views
-from graph.native.rule import Facts, Transformed
+from graph.native.rule import Facts
 from graph.native.rules import RULES, refusal
-from graph.native.segment import Segment
+from graph.native.segment import Segment, complete, lower
+from graph.native.work import Work
 from kernels.errors import UnsupportedError
 from kernels.native.cache import CodeCache
 from kernels.native.isa import Isa, host_isa, host_isas
@@ -50,9 +51,19 @@ class Native:
         """The native ways to compute a node that is not refused, the one to use unmeasured on that many threads first."""
         return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
 
-    def transformed(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Transformed | None:
-        """What a candidate multiplies and errs, where that is not what the definition says."""
-        return RULES[node.op].transformed(node, Facts(specs, graph.constants, self.isa), choice)
+    def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
+        """What a candidate does."""
+        return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa), choice)
+
+    def blocked(self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]) -> frozenset[str]:
+        """Values that lie in blocks, and in no other way, as their producers leave them."""
+        _, parts = self.parts(graph, specs, choices)
+        found: set[str] = set()
+        for part in parts.values():
+            chosen = complete(part, specs, graph.constants, self.isa, threads, choices)
+            lowering = lower(part, specs, graph.constants, self.isa, Packed(dry=True), chosen)
+            found.update(name for node in part.nodes for name in node.writes() if lowering.place(name).strided is None)
+        return frozenset(found)
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.

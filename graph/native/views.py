@@ -6,7 +6,7 @@ from graph.ir import Node
 from graph.native.elementwise import tape_behind
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, is_f32, only, plain
 from kernels.native.view import View
 
 
@@ -96,9 +96,9 @@ def _slice(b: Lowering, node: Node) -> None:
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 RULES = {
-    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), view=True)),
-    "Transpose": Rule(_refuses, _transpose, only("view"), view=True),
-    "Gather": Rule(_refuses_gather, _gather, only("view"), view=True),
-    "Split": Rule(_refuses_split, _split, only("view"), view=True),
-    "Slice": Rule(_refuses_slice, _slice, only("view"), view=True),
+    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), plain("view", wants="rows"), view=True)),
+    "Transpose": Rule(_refuses, _transpose, only("view"), plain("view", wants="rows"), view=True),
+    "Gather": Rule(_refuses_gather, _gather, only("view"), plain("view", wants="rows"), view=True),
+    "Split": Rule(_refuses_split, _split, only("view"), plain("view", wants="rows"), view=True),
+    "Slice": Rule(_refuses_slice, _slice, only("view"), plain("view", wants="rows"), view=True),
 }

@@ -119,10 +119,13 @@ class WinogradTile:
 
 @dataclass(frozen=True, slots=True)
 class WinogradCost:
-    """macs: multiplications of the matrix products, overhanging tiles included. weight_bytes: of the transformed weights.
+    """macs: multiplications of the matrix products, overhanging tiles included. cycles: of one core by the port model, transforms
+    included. chunks: pieces that threads share, of the phase that has fewest. weight_bytes: of the transformed weights.
     buffer_bytes: of V and M in the split form, by argument; the fused form has none."""
 
     macs: int
+    cycles: float
+    chunks: int
     weight_bytes: int
     buffer_bytes: Mapping[str, int]
 
@@ -173,7 +176,10 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
     outputs = -(-conv.y.channels // isa.lanes) * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
-    return WinogradCost(winograd.tiles * products, 4 * products, buffers)
+    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
 def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4)) -> Winograd | None:
