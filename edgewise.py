@@ -7,9 +7,10 @@ from profiler.counts import profile
 from scheduler.local import device
 from scheduler.planner import plan
 from scheduler.session import Session
+from scheduler.tuner import TuneProgress, tune
 
 __version__ = "0.1.0"
-__all__ = ["EdgewiseError", "Session", "__version__", "device", "plan", "profile"]
+__all__ = ["EdgewiseError", "Session", "TuneProgress", "__version__", "device", "plan", "profile", "tune"]
 
 if __name__ == "__main__":
     from app.cli import main

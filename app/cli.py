@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -28,13 +30,15 @@ from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
 from graph.errors import FeedError
 from graph.ir import Port
 from kernels.errors import EdgewiseError, InvalidError
-from kernels.spec import STRING, Array
+from kernels.spec import Array
 from profiler import exports, sweep
 from profiler.counts import OpProfile, Profile, profile
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
+from scheduler.evaluation import evaluate_stored
 from scheduler.local import local_device, local_fingerprint
-from scheduler.plan import Objective
+from scheduler.measuring import random_array
+from scheduler.plan import Backend, Objective
 from scheduler.session import Session
 from scheduler.store import Here, Store
 
@@ -243,6 +247,90 @@ def plan_command(
     out.print(table)
     out.print(made.why, markup=False)
     out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
+
+
+@app.command("tune")
+def tune_command(
+    model: ModelPath,
+    budget: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds to measure for.")] = 60.0,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    threads: Threads = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what is less accurate than this.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.
+
+    edgewise tune resnet50.onnx --budget 60
+    edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    """
+    if backend not in get_args(Backend):
+        raise ArgumentError(f"--backend: {backend!r} is none, need one of {', '.join(get_args(Backend))}")
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
+    try:
+        with Progress(*Progress.get_default_columns(), console=notes, transient=True, disable=not notes.is_terminal) as bar:
+            task = bar.add_task("tuning", total=budget)
+
+            def progress(at: edgewise.TuneProgress) -> None:
+                best = f"{at.best_ns / 1e6:.3f} ms, " if at.best_ns else ""
+                text = f"{best}{at.measured}/{at.planned} candidates, {at.now}"
+                bar.update(task, completed=min(at.spent_s, at.budget_s), description=text)
+
+            made = edgewise.tune(
+                model,
+                budget,
+                parse_shapes(shape),
+                {name: sizes[0] for name, sizes in parse_dims(dim).items()},
+                threads=threads,
+                max_error=max_error,
+                backend=cast("Backend", backend),
+                db=db,
+                progress=progress,
+                stop=asked.is_set,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if json:
+        _print_json(made.to_json())
+        return
+    measured = sum(step.measured for step in made.steps)
+    whole = "not run whole" if made.measured_ns is None else f"{made.measured_ns / 1e6:.3f} ms run whole"
+    out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    out.print(
+        f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
+    )
+    out.print(made.why, markup=False)
+
+
+@app.command("bench")
+def bench_command(
+    what: Annotated[str, typer.Argument(help="cost-model.")] = "cost-model", db: Database = None, json: Json = False
+) -> None:
+    """Say how well the cost model predicts measurements that it never saw, kind of kernel by kind.
+
+    edgewise bench cost-model
+    """
+    if what != "cost-model":
+        raise ArgumentError(f"bench: {what!r} is none, need cost-model")
+    with Store(db) as store:
+        found = evaluate_stored(store)
+    if json:
+        _print_json(orjson.dumps(found))
+        return
+    if not found:
+        out.print("nothing was measured on this machine with this build yet: `edgewise tune MODEL` measures")
+        return
+    table = Table(title="held-out measurements, by signature", title_justify="left")
+    for name in ("kernels", "points", "fitted %", "median error %", "works ranked", "Spearman"):
+        table.add_column(name, justify="left" if name == "kernels" else "right")
+    for row in found:
+        rank = "" if row.spearman is None else f"{row.spearman:.3f}"
+        numbers = (str(row.points), f"{row.fitted_percent:.0f}", f"{row.error_percent:.1f}", str(row.works), rank)
+        table.add_row(row.kind, *numbers)
+    out.print(table)
 
 
 @app.command("db")
@@ -454,12 +542,7 @@ def _request_feeds(path: Path) -> dict[str, Array]:
 def _random(rng: np.random.Generator, port: Port, shapes: dict[str, tuple[int, ...]]) -> Array:
     if port.name not in shapes:
         raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    shape = shapes[port.name]
-    if port.dtype == STRING:
-        return np.full(shape, "", STRING)
-    if port.dtype.kind in "iub":
-        return rng.integers(0, 2, shape).astype(port.dtype)
-    return rng.standard_normal(shape).astype(port.dtype)
+    return random_array(rng, port.dtype, shapes[port.name])
 
 
 def _print_json(text: bytes | str) -> None:

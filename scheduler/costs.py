@@ -54,23 +54,68 @@ class Roofline:
         return "compute" if largest == self.compute_ns else "memory" if largest == moved_ns else "dispatch"
 
 
-def roofline(load: Load, device: DeviceProfile) -> Roofline:
-    """The parts of a load's time that the device's measured rates allow."""
-    work = load.work
-    if work.kind.startswith(NUMPY):
-        return _numpy(work, device, load.threads)
-    threads = load.threads
-    rate = NATIVE_EFFICIENCY * device.peak_ops_per_s("fp32", threads)
-    moved_bytes = work.read_bytes + work.write_bytes + 2 * work.buffer_bytes
-    level = device.level_of(moved_bytes, threads)
-    return Roofline(
-        compute_ns=1e9 * work.flops * imbalance(work.chunks, threads) / rate,
-        memory_ns=_transfer_ns(moved_bytes, device, threads),
-        weights_ns=_transfer_ns(work.weight_bytes, device, threads),
-        conversion_ns=_transfer_ns(load.converted_bytes, device, threads) + (NATIVE_STEP_NS if load.converted_bytes else 0),
-        calls_ns=NATIVE_STEP_NS * work.calls,
-        level=level,
-    )
+class Rooflines:
+    """The parts of a load's time that a device's measured rates allow. The device is asked once for each thread count."""
+
+    def __init__(self, device: DeviceProfile) -> None:
+        self._device = device
+        self._rates: dict[int, _Rates] = {}
+
+    def of(self, load: Load) -> Roofline:
+        """What bounds a load."""
+        work, threads = load.work, load.threads
+        if work.kind.startswith(NUMPY):
+            return self._numpy(work, threads)
+        rates = self._at(threads)
+        moved_bytes = work.read_bytes + work.write_bytes + 2 * work.buffer_bytes
+        converting_ns = NATIVE_STEP_NS if load.converted_bytes else 0.0
+        return Roofline(
+            compute_ns=1e9 * work.flops * imbalance(work.chunks, threads) / (NATIVE_EFFICIENCY * rates.instruction),
+            memory_ns=rates.transfer_ns(moved_bytes),
+            weights_ns=rates.transfer_ns(work.weight_bytes),
+            conversion_ns=rates.transfer_ns(load.converted_bytes) + converting_ns,
+            calls_ns=NATIVE_STEP_NS * work.calls,
+            level=rates.level_of(moved_bytes),
+        )
+
+    def _numpy(self, work: Work, threads: int) -> Roofline:
+        workers = threads if work.flops else 1
+        rates = self._at(workers)
+        moved_bytes = work.read_bytes + work.write_bytes + work.weight_bytes
+        return Roofline(
+            compute_ns=1e9 * work.flops / self._device.peak_ops_per_s("fp32", workers, "gemm") if work.flops else 0.0,
+            memory_ns=rates.transfer_ns(moved_bytes),
+            weights_ns=0.0,
+            conversion_ns=self._at(1).transfer_ns(2 * work.buffer_bytes),  # filled and read back by one thread before BLAS starts
+            calls_ns=self._device.overheads.numpy_call.value * work.calls,
+            level=rates.level_of(moved_bytes),
+        )
+
+    def _at(self, threads: int) -> _Rates:
+        if threads not in self._rates:
+            device, capacities = self._device, self._device.capacities_bytes(threads)
+            self._rates[threads] = _Rates(
+                instruction=device.peak_ops_per_s("fp32", threads),
+                levels=tuple(
+                    (level, nbytes, device.bandwidth_bytes_per_s(level, threads))
+                    for level, nbytes in {**capacities, "DRAM": math.inf}.items()
+                ),
+            )
+        return self._rates[threads]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Of a number of threads. levels: name, bytes it holds and bytes a second, the innermost first."""
+
+    instruction: float
+    levels: tuple[tuple[str, float, float], ...]
+
+    def level_of(self, nbytes: int) -> str:
+        return next(level for level, holds, _ in self.levels if nbytes <= holds)
+
+    def transfer_ns(self, nbytes: int) -> float:
+        return next(1e9 * nbytes / rate for _, holds, rate in self.levels if nbytes <= holds)
 
 
 def imbalance(chunks: int, threads: int) -> float:
@@ -97,24 +142,6 @@ def numpy_work(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs) -> Wor
         buffer_bytes=kernel.workspace_bytes(*inputs, **node.attrs) if kernel.workspace_bytes else 0,
         calls=1 + len(node.epilogue),
     )
-
-
-def _numpy(work: Work, device: DeviceProfile, threads: int) -> Roofline:
-    workers = threads if work.flops else 1
-    moved_bytes = work.read_bytes + work.write_bytes + work.weight_bytes
-    level = device.level_of(moved_bytes, workers)
-    return Roofline(
-        compute_ns=1e9 * work.flops / device.peak_ops_per_s("fp32", workers, "gemm") if work.flops else 0.0,
-        memory_ns=_transfer_ns(moved_bytes, device, workers),
-        weights_ns=0.0,
-        conversion_ns=_transfer_ns(2 * work.buffer_bytes, device, 1),  # filled and read back by one thread before BLAS starts
-        calls_ns=device.overheads.numpy_call.value * work.calls,
-        level=level,
-    )
-
-
-def _transfer_ns(nbytes: int, device: DeviceProfile, threads: int) -> float:
-    return 1e9 * nbytes / device.bandwidth_bytes_per_s(device.level_of(nbytes, threads), threads)
 
 
 def error_of(node: Node, specs: Specs) -> float:

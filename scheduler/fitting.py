@@ -17,9 +17,10 @@ from typing import Final
 
 import numpy as np
 
+from graph.blas import BlasThreads
 from kernels.spec import Array
 from profiler.device import DeviceProfile
-from scheduler.costs import UNCERTAINTY, Roofline, imbalance, roofline
+from scheduler.costs import UNCERTAINTY, Roofline, Rooflines, imbalance
 from scheduler.errors import RecordFormatError
 from scheduler.load import Load
 from scheduler.plan import BoundBy
@@ -33,6 +34,7 @@ _CONSTANT, _SLOPE = math.log(UNCERTAINTY) / 2, 0.3  # standard deviations of the
 _LENGTHS, _HEIGHTS = (0.4, 0.8, 1.6), (0.08, 0.2)  # of the smooth part, in deviations of the features and in log time
 _NOISE = 0.02  # of a median at least: what neighbours in the model and the hour of the day do
 _SIGMAS = 1.645  # of the bounds that are given: nine in ten lie between them
+_OUTLIERS = 6.0  # median deviations from the median that a kind of kernel may spread
 _MODELS = 8  # kept in memory
 
 
@@ -60,13 +62,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """The process of one kind. middle, scale: of the features. x: of the points. weights: K⁻¹·y. factor: of K, lower."""
+    """The process of one kind. middle, scale: of the features. x: of the points. weights: K⁻¹·y. inverse: K⁻¹."""
 
     middle: Array
     scale: Array
     x: Array
     weights: Array
-    factor: Array
+    inverse: Array
     length: float
     height: float
 
@@ -74,9 +76,8 @@ class _Fit:
         """Means and standard deviations of the log ratio."""
         z = (features - self.middle) / self.scale
         cross = _kernel(z, self.x, self.length, self.height)
-        solved = np.linalg.solve(self.factor, cross.T)
         prior = _CONSTANT**2 + _SLOPE**2 * np.mean(z * z, axis=1) + self.height**2
-        return cross @ self.weights, np.sqrt(np.maximum(prior - np.sum(solved * solved, axis=0), 0) + _NOISE**2)
+        return cross @ self.weights, np.sqrt(np.maximum(prior - np.sum((cross @ self.inverse) * cross, axis=1), 0) + _NOISE**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,15 @@ class CostModel:
         kinds: dict[str, list[Point]] = {}
         for point in points:
             kinds.setdefault(point.load.work.kind, []).append(point)
-        fits = {kind: _fit(found, device) for kind, found in sorted(kinds.items()) if len(found) >= MIN_POINTS}
+        roofs = Rooflines(device)
+        with BlasThreads(1):  # on matrices so small, more threads mostly wait for each other
+            fits = {kind: _fit(found, roofs) for kind, found in sorted(kinds.items()) if len(found) >= MIN_POINTS}
         return CostModel(device, fits)
 
     def predict(self, loads: Sequence[Load]) -> list[Prediction]:
         """What each load should take, in order."""
-        roofs = [roofline(load, self.device) for load in loads]
+        bounds = Rooflines(self.device)
+        roofs = [bounds.of(load) for load in loads]
         ratios: dict[int, tuple[float, float]] = {}
         kinds: dict[str, list[int]] = {}
         for at, load in enumerate(loads):
@@ -167,12 +171,12 @@ def _features(load: Load, roof: Roofline) -> Array:
     )
 
 
-def _fit(points: Sequence[Point], device: DeviceProfile) -> _Fit:
+def _fit(points: Sequence[Point], bounds: Rooflines) -> _Fit:
     points = _thinned(points, MAX_POINTS)
-    roofs = [roofline(point.load, device) for point in points]
+    roofs = [bounds.of(point.load) for point in points]
     raw = np.stack([_features(point.load, roof) for point, roof in zip(points, roofs, strict=True)])
     y = np.log([point.ns / roof.ns for point, roof in zip(points, roofs, strict=True)])
-    noise = np.array([_NOISE**2 + point.noise**2 for point in points])
+    noise = np.array([_NOISE**2 + point.noise**2 for point in points]) + _beyond(y) ** 2
     middle, spread = raw.mean(0), raw.std(0)
     scale = np.where(spread > 1e-9, spread, 1.0)
     x = (raw - middle) / scale
@@ -181,9 +185,14 @@ def _fit(points: Sequence[Point], device: DeviceProfile) -> _Fit:
         ((length, height) for length in _LENGTHS for height in _HEIGHTS),
         key=lambda pair: _evidence(x[some], y[some], noise[some], *pair),
     )
-    factor = np.linalg.cholesky(_kernel(x, x, length, height) + np.diag(noise))
-    weights = np.linalg.solve(factor.T, np.linalg.solve(factor, y))
-    return _Fit(middle, scale, x, weights, factor, length, height)
+    inverse = np.linalg.inv(_kernel(x, x, length, height) + np.diag(noise))
+    return _Fit(middle, scale, x, inverse @ y, inverse, length, height)
+
+
+def _beyond(y: Array) -> Array:
+    """How far each lies beyond the others of its kind: a run that was interrupted tells little, and is taken for noise."""
+    away = np.abs(y - np.median(y))
+    return np.asarray(np.maximum(away - _OUTLIERS * np.median(away), 0))
 
 
 def _thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
@@ -203,6 +212,5 @@ def _kernel(a: Array, b: Array, length: float, height: float) -> Array:
 
 def _evidence(x: Array, y: Array, noise: Array, length: float, height: float) -> float:
     """Logarithm of the marginal likelihood, up to a constant."""
-    factor = np.linalg.cholesky(_kernel(x, x, length, height) + np.diag(noise))
-    solved = np.linalg.solve(factor, y)
-    return float(-0.5 * solved @ solved - np.log(np.diag(factor)).sum())
+    covariance = _kernel(x, x, length, height) + np.diag(noise)
+    return float(-0.5 * y @ np.linalg.solve(covariance, y) - 0.5 * np.linalg.slogdet(covariance)[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graph.executor import VIEW
@@ -23,10 +23,11 @@ Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strateg
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What plans are made of: fresh measurements, and a model for all else."""
+    """What plans are made of: fresh measurements, and a model for all else. dropped: what is not worth a try, and why."""
 
     known: Known
     model: CostModel
+    dropped: Mapping[tuple[str, Strategy], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,13 @@ def choose_step(
     }
     if (fixed := subject.fixed(node)) is not None:
         return _fixed_step(shared, *fixed)
-    options = subject.options(threads)[index]
+    options = [
+        replace(option, load=None, refused=why) if (why := evidence.dropped.get((text.key, option.strategy))) else option
+        for option in subject.options(threads)[index]
+    ]
     candidates, found = _candidates(options, evidence.known.get(text.key, {}), evidence.model)
     able = _able(subject, candidates)
-    chosen = next((c for c in able if c.strategy == given), None) or min(able, key=lambda c: _rank(c, objective))
+    chosen = next((c for c in able if c.strategy == given), None) or _best(able, objective)
     taken = found[chosen.strategy]
     return Step(
         **shared,
@@ -145,9 +149,18 @@ def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
     return native + [c for c in able if c.strategy.backend != "native" and c.measured_ns is not None] if native else able
 
 
-def _rank(candidate: Candidate, objective: Objective) -> tuple[int, float, str]:
-    nbytes = candidate.workspace_bytes + candidate.packed_bytes if objective == "memory" else 0
-    return nbytes, candidate.expected_ns or 0, str(candidate.strategy)
+def _best(able: Sequence[Candidate], objective: Objective) -> Candidate:
+    """The fastest, of those of least memory where that is asked for.
+
+    Beside one that was measured, a prediction counts by its upper bound: the lowest of many uncertain ones is mostly luck.
+    """
+    if objective == "memory":
+        least = min(c.workspace_bytes + c.packed_bytes for c in able)
+        able = [c for c in able if c.workspace_bytes + c.packed_bytes == least]
+    measured = min((c.measured_ns for c in able if c.measured_ns is not None), default=None)
+    if measured is not None:
+        able = [c for c in able if c.measured_ns is not None or (c.high_ns or 0) < measured]
+    return min(able, key=lambda c: (c.expected_ns or 0, str(c.strategy)))
 
 
 def _judged(candidate: Candidate, chosen: Candidate) -> Candidate:
