@@ -5,6 +5,7 @@ from __future__ import annotations
 from profiler.device import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
 from profiler.topology import read_hardware
 from scheduler.errors import NotFoundError
+from scheduler.exclusive import measuring
 from scheduler.store import Store
 
 
@@ -20,7 +21,8 @@ def local_device(store: Store, seconds: float, *, again: bool = False, progress:
             return DeviceProfile.from_json(store.devices.get(local_fingerprint()).profile)
         except NotFoundError:
             pass
-    measured = probe(seconds, progress)
+    with measuring(None if progress is None else lambda why: progress(0, 1, why)):
+        measured = probe(seconds, progress)
     store.devices.save(measured)
     return measured
 

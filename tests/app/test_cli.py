@@ -81,3 +81,18 @@ def test_plan_and_db(tmp_path: Path) -> None:
     refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
     assert refused.returncode == 1
     assert "memory is" in refused.stderr
+
+
+def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    assert edgewise("device", "--seconds", "0.3", "--db", db).returncode == 0
+    assert "nothing was measured" in edgewise("bench", "cost-model", "--db", db).stdout
+    tuned = json.loads(edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "8", "--db", db, "--json").stdout)
+    assert tuned["measured_ns"] > 0
+    assert tuned["state"]["status"] == "current"
+    found = {row["kind"]: row for row in json.loads(edgewise("bench", "cost-model", "--db", db, "--json").stdout)}
+    assert found["all"]["points"] > 0
+    assert "run whole" in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout.replace("\n", " ")
+    wrong = edgewise("tune", MODEL, "--backend", "cuda")
+    assert (wrong.returncode, "'cuda' is none" in wrong.stderr) == (2, True)
+    assert edgewise("bench", "colour").returncode == 2

@@ -37,8 +37,7 @@ def here(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
-def db(tmp_path: Path, here, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("scheduler.exclusive.lock_path", lambda: tmp_path / "measuring.lock")
+def db(tmp_path: Path, here) -> str:
     url = f"sqlite:///{tmp_path / 'tune.sqlite'}"
     with Store(url) as store:
         store.devices.save(here)
