@@ -26,6 +26,7 @@ from graph.executor import Executor
 from graph.ir import Model
 from graph.reader import read
 from profiler.device import DeviceProfile
+from scheduler.contests import Contest
 from scheduler.exclusive import measuring
 from scheduler.fitting import CostModel
 from scheduler.local import local_device
@@ -84,16 +85,21 @@ def exhaustive(subject: Subject, threads: int, device: DeviceProfile, repeats: i
     for assignment in assignments:
         bench.screen(assignment)  # compiles; what spills is timed all the same
     while assignments:
-        variants = bench.variants(assignments)
-        for turn in range(repeats + 1):
-            for number in range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants))):
-                taken = variants[number].run()
-                for contest in contests if turn else ():
-                    for node in contest.nodes:
-                        arm = next(a for a in contest.arms if a.strategy == assignments[number][node])
-                        arm.add([taken[node]] if node in taken else [])
-        assignments = assignments[len(variants) :]
+        assignments = assignments[_timed(bench, contests, assignments, repeats) :]
     return {node: contest.best.strategy for contest in contests for node in contest.nodes}
+
+
+def _timed(bench: InPlace, contests: list[Contest], assignments: list[dict[str, Strategy]], repeats: int) -> int:
+    """Run as many of these variants as there is memory for, in turns. Returns how many."""
+    variants = bench.variants(assignments)
+    for turn in range(repeats + 1):
+        for number in range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants))):
+            taken = variants[number].run()
+            for contest in contests if turn else ():
+                for node in contest.nodes:
+                    arm = next(a for a in contest.arms if a.strategy == assignments[number][node])
+                    arm.add([taken[node]] if node in taken else [])
+    return len(variants)
 
 
 def entries(

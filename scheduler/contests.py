@@ -16,10 +16,10 @@ import numpy as np
 
 from scheduler.fitting import Prediction
 from scheduler.load import Load
+from scheduler.steps import TIE
 from scheduler.store import Measurement
 from scheduler.strategy import Strategy
 
-TIE_SHARE: Final = 0.01
 MIN_SAMPLES: Final = 5
 MAX_SAMPLES: Final = 400  # of an arm: what is not told apart by so many is left so
 _SIGMAS = 2.0
@@ -162,8 +162,8 @@ class Contest:
     def tied(self) -> bool:
         """Whether several are left, known well enough, and all within one percent of the best."""
         best, active = self.best, self.active
-        close = all(arm.ns <= best.ns * (1 + TIE_SHARE) for arm in active)
-        return len(active) > 1 and close and all(arm.high_ns - arm.ns <= TIE_SHARE * arm.ns for arm in active if arm.summary)
+        close = all(arm.ns <= best.ns * TIE for arm in active)
+        return len(active) > 1 and close and all(arm.high_ns <= TIE * arm.ns for arm in active)
 
     @property
     def gain_ns(self) -> float:

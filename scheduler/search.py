@@ -124,13 +124,18 @@ class Search:
         assignments = _distinct([self._assignment(number, fields) for number in range(width)])
         while assignments:
             self._say(f"preparing {len(assignments)} variants")
-            variants = self._bench.variants(assignments)
-            if not self._turns(assignments[: len(variants)], variants):
+            count = self._group(assignments)
+            if not count:
                 return False
-            assignments = assignments[len(variants) :]
+            assignments = assignments[count:]
         self._save()
         self._learn()
         return True
+
+    def _group(self, assignments: Sequence[Assignment]) -> int:
+        """Run as many of them in turns as there is memory for. Returns how many, 0 when a limit was reached."""
+        variants = self._bench.variants(assignments)
+        return len(variants) if self._turns(assignments[: len(variants)], variants) else 0
 
     def _fields(self, contests: Sequence[Contest]) -> dict[str, list[Arm]]:
         """The arms that run in a stage, by contest: of as many contests as compiling them leaves time for, at least one."""

@@ -61,7 +61,7 @@ def choose_step(
     ]
     candidates, found = _candidates(options, evidence.known.get(text.key, {}), evidence.model)
     able = _able(subject, candidates)
-    chosen = next((c for c in able if c.strategy == given), None) or _best(able, objective)
+    chosen = next((c for c in able if c.strategy == given), None) or _best(able, found, objective)
     taken = found[chosen.strategy]
     return Step(
         **shared,
@@ -149,17 +149,20 @@ def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
     return native + [c for c in able if c.strategy.backend != "native" and c.measured_ns is not None] if native else able
 
 
-def _best(able: Sequence[Candidate], objective: Objective) -> Candidate:
+def _best(able: Sequence[Candidate], found: Mapping[Strategy, _Found], objective: Objective) -> Candidate:
     """The fastest, of those of least memory where that is asked for.
 
-    Beside one that was measured, a prediction counts by its upper bound: the lowest of many uncertain ones is mostly luck.
+    Beside one that was measured, only a fitted prediction counts, and by its upper bound: the lowest of many uncertain ones is
+    mostly luck.
     """
     if objective == "memory":
         least = min(c.workspace_bytes + c.packed_bytes for c in able)
         able = [c for c in able if c.workspace_bytes + c.packed_bytes == least]
     measured = min((c.measured_ns for c in able if c.measured_ns is not None), default=None)
     if measured is not None:
-        able = [c for c in able if c.measured_ns is not None or (c.high_ns or 0) < measured]
+        able = [
+            c for c in able if c.measured_ns is not None or (found[c.strategy].prediction.fitted and (c.high_ns or 0) < measured)
+        ]
     return min(able, key=lambda c: (c.expected_ns or 0, str(c.strategy)))
 
 

@@ -114,19 +114,19 @@ class _Run:
         self.contests = {count: make_contests(self.subject, count, evidence) for count in counts}
         with measuring(self._say, self.stop) as alone:
             self.began_s = time.monotonic()
-            reasons = [self._search(count, counts[: at + 1]) for at, count in enumerate(reversed(counts))] if alone else []
+            reasons = [self._search(count, len(counts) - at) for at, count in enumerate(reversed(counts))] if alone else []
             composed = self._composed()
             why = reasons[0] if len(set(reasons)) == 1 else "; ".join(dict.fromkeys(reasons))
             if not alone or self.stop():
                 return composed.model_copy(update={"why": f"{composed.why}; not run whole, stopped"})
             return self._raced(composed, why)
 
-    def _search(self, threads: int, waiting: Sequence[int]) -> str:
-        """Search one thread count within its part of what is left, the largest first; what it spares is the next one's."""
+    def _search(self, threads: int, left: int) -> str:
+        """Search one thread count within its part of the time, as one of `left`; what it spares is the next one's."""
         self._say(f"{threads} threads")
         race_s = min(RACE_SHARE * self.budget_s, RACE_S)
         left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
-        limits = Limits(time.monotonic, time.monotonic() + left_s / len(waiting), self.stop)
+        limits = Limits(time.monotonic, time.monotonic() + left_s / left, self.stop)
         contests = self.contests[threads]
         bench = InPlace(self.subject, threads)
         search = Search(

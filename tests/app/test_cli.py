@@ -87,7 +87,7 @@ def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tm
     db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
     assert edgewise("device", "--seconds", "0.3", "--db", db).returncode == 0
     assert "nothing was measured" in edgewise("bench", "cost-model", "--db", db).stdout
-    tuned = json.loads(edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "8", "--db", db, "--json").stdout)
+    tuned = json.loads(edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "20", "--db", db, "--json").stdout)
     assert tuned["measured_ns"] > 0
     assert tuned["state"]["status"] == "current"
     found = {row["kind"]: row for row in json.loads(edgewise("bench", "cost-model", "--db", db, "--json").stdout)}

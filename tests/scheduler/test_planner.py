@@ -13,10 +13,12 @@ from graph.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.build import current_build
 from scheduler.errors import InfeasibleError, StalePlanError
+from scheduler.fitting import CostModel, Point
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import Constraints, Plan
 from scheduler.planner import compose, evidence_of, make_plan
 from scheduler.session import Session
+from scheduler.steps import Evidence
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
 from scheduler.subject import Subject
@@ -207,18 +209,19 @@ def test_memory_counts_packed_weights() -> None:
     assert caught.value.closest.memory_bytes == fast.memory_bytes
 
 
-def test_beside_a_measurement_a_prediction_counts_by_its_upper_bound(tmp_path: Path) -> None:
-    model = convolution(64, 28)
-    plan = make_plan(model, DEVICE, max_threads=1)
-    found = {c.strategy: c for c in plan.steps[0].candidates if c.strategy.algorithm == "direct"}
-    slow = max(found.values(), key=lambda c: c.predicted_ns or 0)
-    with Store(f"sqlite:///{tmp_path / 'bounds.db'}") as fresh:
-        fresh.devices.save(DEVICE)
-        for ns, wins in ((plan.predicted_ns * 2, True), (plan.predicted_ns * 50, False)):
-            row = replace(measured(plan, "conv", "direct", ns, DEVICE.fingerprint), strategy=slow.strategy, samples=int(ns))
-            fresh.measurements.save([row])
-            chosen = make_plan(model, DEVICE, max_threads=1, store=fresh).steps[0]
-            assert (chosen.strategy == slow.strategy) == wins
+def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_bound() -> None:
+    subject = Subject.of(convolution(64, 28))
+    (options,) = subject.options(1)
+    slow = next(o for o in options if o.load and o.strategy.algorithm == "direct")
+    points = [Point(o.load, 1e4, 0.01, str(n)) for n in range(8) for o in options if o.load and o.strategy.backend == "native"]
+    fitted, bare = CostModel.fitted(DEVICE, points), CostModel(DEVICE)
+    plan = make_plan(subject.model, DEVICE, max_threads=1)
+    for model, ns, wins in ((fitted, 0.9e4, True), (fitted, 1e9, False), (bare, 1e9, True)):
+        row = replace(measured(plan, "conv", "direct", ns, DEVICE.fingerprint), strategy=slow.strategy)
+        evidence = Evidence({subject.signatures[0].key: {slow.strategy: row}}, model)
+        step = compose(subject, DEVICE, "latency", Constraints(max_threads=1), evidence).steps[0]
+        assert (step.strategy == slow.strategy) == wins
+        assert step.measured == wins
 
 
 def test_what_was_dropped_is_refused_with_the_reason() -> None:
