@@ -7,7 +7,7 @@ whose code spills vectors in its inner loops are not timed: they are slow, and c
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,6 +24,7 @@ from scheduler.subject import Subject
 
 MEMORY_SHARE: Final = 0.25  # of the memory that is free: for variants that are ready at once
 MOST_VARIANTS: Final = 64
+COMPILED_AT_ONCE: Final = 16  # kernels, between two looks at whether to stop
 
 
 class TimedVariant:
@@ -39,10 +40,10 @@ class TimedVariant:
 
 
 class InPlace:
-    """Makes variants of one model on one thread count."""
+    """Makes variants of one model on one thread count. stop: asked now and then; once it says True, what was begun is left."""
 
-    def __init__(self, subject: Subject, threads: int) -> None:
-        self._subject, self._threads = subject, threads
+    def __init__(self, subject: Subject, threads: int, stop: Callable[[], bool] = lambda: False) -> None:
+        self._subject, self._threads, self._stop = subject, threads, stop
         self._feeds = random_feeds(subject.graph.inputs, subject.specs)
         self._weights = {
             (node.name, option.strategy): option.load.work.weight_bytes
@@ -54,15 +55,20 @@ class InPlace:
         self._kept: Sequence[TimedVariant] = ()  # those before: what they packed need not be packed again
 
     def screen(self, assignment: Assignment) -> Mapping[str, str]:
-        """Nodes whose kernels spill, and how much. All kernels are compiled by this."""
+        """Nodes whose kernels spill, and how much. All kernels are compiled by this, unless it was stopped."""
         native = self._subject.native
         if native is None:
             return {}
         choices = {node: strategy.choice for node, strategy in assignment.items()}
         kernels = native.kernels(self._subject.graph, self._subject.specs, self._threads, choices)
         new = {kernel.name: kernel for found in kernels.values() for kernel in found if kernel.name not in self._spills}
-        self._spills.update(zip(new, native.spills(list(new.values())), strict=True))
-        worst = {node: max((self._spills[kernel.name] for kernel in found), default=0.0) for node, found in kernels.items()}
+        names = list(new)
+        for first in range(0, len(names), COMPILED_AT_ONCE):
+            if self._stop():
+                break
+            some = names[first : first + COMPILED_AT_ONCE]
+            self._spills.update(zip(some, native.spills([new[name] for name in some]), strict=True))
+        worst = {n: max((self._spills.get(kernel.name, 0.0) for kernel in found), default=0.0) for n, found in kernels.items()}
         return {
             node: f"{100 * share:.0f} % of the vector instructions in its loops touch the stack, the limit is "
             f"{100 * SPILL_LIMIT:.0f} %"
@@ -77,7 +83,7 @@ class InPlace:
         used = 0
         for assignment in assignments[:MOST_VARIANTS]:
             used += self._nbytes(assignment)
-            if made and used > limit:
+            if made and (used > limit or self._stop()):
                 break
             if used > limit / 2:
                 self._kept = ()

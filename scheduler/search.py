@@ -121,6 +121,8 @@ class Search:
             if self._limits.reached:
                 return False
             self._screen(self._assignment(number, fields))
+        if self._limits.reached:
+            return False
         assignments = _distinct([self._assignment(number, fields) for number in range(width)])
         while assignments:
             self._say(f"preparing {len(assignments)} variants")

@@ -128,7 +128,7 @@ class _Run:
         left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
         limits = Limits(time.monotonic, time.monotonic() + left_s / left, self.stop)
         contests = self.contests[threads]
-        bench = InPlace(self.subject, threads)
+        bench = InPlace(self.subject, threads, lambda: limits.reached)
         search = Search(
             contests,
             bench,
