@@ -140,7 +140,12 @@ class Search:
         return len(variants) if self._turns(assignments[: len(variants)], variants) else 0
 
     def _fields(self, contests: Sequence[Contest]) -> dict[str, list[Arm]]:
-        """The arms that run in a stage, by contest: of as many contests as compiling them leaves time for, at least one."""
+        """The arms that run in a stage, by contest: of as many contests as compiling them leaves time for, at least one.
+
+        The first stage runs the model one way only: which nodes take long is worth knowing before their candidates are compiled.
+        """
+        if not self.runs and any(contest.best.summary is None for contest in self.contests):
+            return {contest.key: contest.field(1) for contest in self.contests}
         left_s = self._limits.ends_s - self._limits.clock()
         fields: dict[str, list[Arm]] = {}
         for contest in contests:
