@@ -101,13 +101,17 @@ def _reached(module: str, sources: Mapping[str, str], closed: str = "") -> set[s
     return reached
 
 
-def _imports(source: str) -> Iterable[str]:
+@functools.cache
+def _imports(source: str) -> frozenset[str]:
+    """Names that a module may import, each package and each name of it."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 def _modules(package: ModuleType) -> list[str]:

@@ -167,9 +167,9 @@ def test_a_kill_loses_nothing_that_was_stored(db, tmp_path):
     lock = str(tmp_path / "measuring.lock")
     victim = subprocess.Popen([sys.executable, "-c", TUNE, str(path), db, lock], cwd=Path.cwd())
     try:
-        ends = time.monotonic() + 110
+        ends = time.monotonic() + 240
         while not stored(db) and victim.poll() is None and time.monotonic() < ends:
-            time.sleep(0.2)
+            time.sleep(0.5)
         assert victim.poll() is None, "it ended before anything was stored"
     finally:
         os.kill(victim.pid, signal.SIGKILL)
@@ -189,7 +189,7 @@ def wide_net() -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     value, nodes, weights = onnx.helper.make_tensor_value_info, [], []
     last, channels = "x", 3
-    for n, (outputs, kernel) in enumerate([(16, 3), (24, 3), (32, 1), (40, 3), (48, 3), (56, 1), (64, 3)]):
+    for n, (outputs, kernel) in enumerate([(16, 3), (24, 3), (32, 1), (40, 3), (48, 3)]):
         array = rng.standard_normal((outputs, channels, kernel, kernel)).astype(np.float32) / channels
         weights.append(onnx.numpy_helper.from_array(array, f"w{n}"))
         nodes.append(onnx.helper.make_node("Conv", [last, f"w{n}"], [f"v{n}"], f"conv{n}", pads=[kernel // 2] * 4))
