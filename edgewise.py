@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     from scheduler.local import device
     from scheduler.planner import plan
     from scheduler.session import Session
+    from scheduler.tuner import TuneProgress, tune
 
 __version__ = "0.1.0"
-__all__ = ["EdgewiseError", "Session", "__version__", "device", "plan", "profile"]
+__all__ = ["EdgewiseError", "Session", "TuneProgress", "__version__", "device", "plan", "profile", "tune"]
 
 _HOMES = {
     "EdgewiseError": "kernels.errors",
     "Session": "scheduler.session",
+    "TuneProgress": "scheduler.tuner",
     "device": "scheduler.local",
     "plan": "scheduler.planner",
     "profile": "profiler.counts",
+    "tune": "scheduler.tuner",
 }
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -17,6 +19,7 @@ import numpy as np
 import orjson
 import psutil
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
 import edgewise
@@ -34,8 +37,11 @@ from kernels.errors import EdgewiseError
 from kernels.spec import Array, Spec
 from profiler import exports, sweep
 from profiler.counts import OpProfile, Profile, profile
+from scheduler.evaluation import evaluate_stored
 from scheduler.plan import Objective
 from scheduler.session import Session
+from scheduler.store import Store
+from scheduler.strategy import WantedBackend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -253,6 +259,90 @@ def plan_command(
     out.print(table)
     out.print(made.why, markup=False)
     out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
+
+
+@app.command("tune")
+def tune_command(
+    model: ModelPath,
+    budget: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds to measure for.")] = 60.0,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    threads: Threads = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what is less accurate than this.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.
+
+    edgewise tune resnet50.onnx --budget 60
+    edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    """
+    if backend not in get_args(WantedBackend):
+        raise ArgumentError(f"--backend: {backend!r} is none, need one of {', '.join(get_args(WantedBackend))}")
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
+    try:
+        with Progress(*Progress.get_default_columns(), console=notes, transient=True, disable=not notes.is_terminal) as bar:
+            task = bar.add_task("tuning", total=budget)
+
+            def progress(at: edgewise.TuneProgress) -> None:
+                best = f"{at.best_ns / 1e6:.3f} ms, " if at.best_ns else ""
+                text = f"{best}{at.measured}/{at.planned} candidates, {at.now}"
+                bar.update(task, completed=min(at.spent_s, at.budget_s), description=text)
+
+            made = edgewise.tune(
+                model,
+                budget,
+                parse_shapes(shape),
+                {name: sizes[0] for name, sizes in parse_dims(dim).items()},
+                threads=threads,
+                max_error=max_error,
+                backend=cast("WantedBackend", backend),
+                db=db,
+                progress=progress,
+                stop=asked.is_set,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if json:
+        print_json(made.to_json())
+        return
+    measured = sum(step.measured for step in made.steps)
+    whole = "not run whole" if made.measured_ns is None else f"{made.measured_ns / 1e6:.3f} ms run whole"
+    out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    out.print(
+        f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
+    )
+    out.print(made.why, markup=False)
+
+
+@app.command("bench")
+def bench_command(
+    what: Annotated[str, typer.Argument(help="cost-model.")] = "cost-model", db: Database = None, json: Json = False
+) -> None:
+    """Say how well the cost model predicts measurements that it never saw, kind of kernel by kind.
+
+    edgewise bench cost-model
+    """
+    if what != "cost-model":
+        raise ArgumentError(f"bench: {what!r} is none, need cost-model")
+    with Store(db) as store:
+        found = evaluate_stored(store)
+    if json:
+        print_json(orjson.dumps(found))
+        return
+    if not found:
+        out.print("nothing was measured on this machine with this build yet: `edgewise tune MODEL` measures")
+        return
+    table = Table(title="held-out measurements, by signature", title_justify="left")
+    for name in ("kernels", "points", "fitted %", "median error %", "works ranked", "Spearman"):
+        table.add_column(name, justify="left" if name == "kernels" else "right")
+    for row in found:
+        rank = "" if row.spearman is None else f"{row.spearman:.3f}"
+        numbers = (str(row.points), f"{row.fitted_percent:.0f}", f"{row.error_percent:.1f}", str(row.works), rank)
+        table.add_row(row.kind, *numbers)
+    out.print(table)
 
 
 @app.command("models")

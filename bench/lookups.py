@@ -86,7 +86,7 @@ def lookups(store: Store, here: Here, keys: list[str]) -> Mapping[str, Callable[
         "best of a signature": lambda rng: found.best(here, rng.choice(keys)),
         "best of a model, 5 signatures": lambda _: found.best(here, model=MODEL, limit=5),
         "fresh of 5 signatures": lambda rng: found.fresh(here, dict.fromkeys(rng.sample(keys, 5), OP)),
-        "newest of an op": lambda _: found.recent(here, OP, limit=20),
+        "evidence for a cost model": lambda _: found.evidence(here, limit=20),
     }
 
 

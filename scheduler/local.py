@@ -5,6 +5,7 @@ from __future__ import annotations
 from profiler.device import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
 from profiler.topology import read_confinement, read_hardware
 from scheduler.errors import NotFoundError
+from scheduler.exclusive import measuring
 from scheduler.store import Store
 
 
@@ -23,7 +24,8 @@ def local_device(store: Store, seconds: float, *, again: bool = False, progress:
         now = read_confinement()
         if not stored.outdated(now):
             return stored.model_copy(update={"confinement": now})
-    measured = probe(seconds, progress)
+    with measuring(None if progress is None else lambda why: progress(0, 1, why)):
+        measured = probe(seconds, progress)
     store.devices.save(measured)
     return measured
 

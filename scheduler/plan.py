@@ -84,7 +84,8 @@ class Candidate(_Data):
     """One way a step could run, at the plan's thread count.
 
     predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the median of the stored
-    measurement of this device and build, which then decides. All None where refused. reason: why it was refused or lost.
+    measurement of this device and build, which then decides. All None where refused. packed_bytes: of constants as its kernel
+    reads them, beside those of the model. reason: why it was refused or lost.
     """
 
     strategy: StrategyText
@@ -93,6 +94,7 @@ class Candidate(_Data):
     high_ns: _Nanoseconds | None = None
     measured_ns: _Nanoseconds | None = None
     workspace_bytes: _Count = 0
+    packed_bytes: _Count = 0
     verdict: Verdict
     reason: _Text = ""
 
@@ -159,7 +161,8 @@ class Plan(_Data):
 
     model_digest, device_fingerprint, engine_build: what it is true of. threads: of every step; replicas: executors to run side
     by side, more than one only for throughput. predicted_ns: one inference, all steps, between low_ns and high_ns.
-    memory_bytes: arena + parameters + graph inputs and outputs, of one replica (parameters are counted once).
+    memory_bytes: arena + parameters, as the model has them and as kernels read them + graph inputs and outputs, of one replica
+    (parameters are counted once).
     error_estimate: the steps' declared tolerances added up, relative to the largest output.
     """
 

@@ -7,7 +7,7 @@ import math
 from graph.ir import Node
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
-from graph.native.rule import F32, Facts, Rule, only
+from graph.native.rule import F32, Facts, Rule, only, plain
 from kernels.native.attention import Attention, attention_tiles, emit_attention
 from kernels.native.expression import Apply
 from kernels.native.view import View
@@ -89,4 +89,4 @@ def _has_gaps(view: View) -> bool:
     return view.shape[3] > 1 and view.strides[3] != 1
 
 
-RULES = {"Attention": Rule(refuses, lower, only("fused"))}
+RULES = {"Attention": Rule(refuses, lower, only("fused"), plain("attention", wants="rows"))}

@@ -9,7 +9,7 @@ from graph.native.channels import fits, in_blocks, pick
 from graph.native.elementwise import behind
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, image_shape, is_image
-from graph.native.rule import F32, Facts, Rule, only
+from graph.native.rule import F32, Facts, Rule, only, plain
 from graph.native.tapes import refuses_behind
 from kernels.native.layout import Image
 
@@ -91,4 +91,4 @@ def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
     return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 
-RULES = {"Concat": Rule(refuses, lower, only("copy"))}
+RULES = {"Concat": Rule(refuses, lower, only("copy"), plain("copy"))}

@@ -21,14 +21,17 @@ from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape
 from graph.native.rule import F32, Facts, Rule
-from kernels.native.conv import conv_tiles, emit_conv, pack_weights
-from kernels.native.depthwise import depthwise_tiles, emit_depthwise, pack_depthwise
+from graph.native.work import Layout, Work, moved_bytes, packed_bytes
+from kernels.native.conv import conv_chunks, conv_cycles, conv_tiles, emit_conv, pack_weights
+from kernels.native.depthwise import depthwise_chunks, depthwise_cycles, depthwise_tiles, emit_depthwise, pack_depthwise
 from kernels.native.kernel import Epilogue, NativeKernel
 from kernels.native.layout import Image
 from kernels.native.phases import Phase, Transposed, as_convolution, phase_count, phase_taps, phases
 from kernels.ops.conv_transpose import geometry as window
 from kernels.spec import Array, Spec
 
+_BLOCKS: Layout = "blocks"
+_ANY: Layout = "any"
 MAX_PHASES = 1024  # each is a call
 MAX_COLUMNS = 32  # taps along a row of a phase: at the borders each pixel has code of its own for those that it meets
 
@@ -101,14 +104,14 @@ def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int,
 
 
 def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
-    tile = tile_of(b, whole.node, phase.conv)
+    tile = tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("phase", phase.conv.groups, tile.vectors, phase.rows, phase.columns)
     packed = b.constant(whole.source, key, lambda: pack_weights(phase.conv, tile, b.isa, phase.weights(whole.weights)))
     return emit_conv(phase.conv, tile, epilogue, b.isa), {"w": packed, **bias_of(b, phase.conv, whole.bias)}
 
 
 def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
-    tile = depthwise_tile_of(b, whole.node, phase.conv)
+    tile = depthwise_tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
     packed = b.constant(whole.source, key, lambda: pack_depthwise(phase.conv, tile, b.isa, phase.weights(whole.weights)))
     return emit_depthwise(phase.conv, tile, epilogue, b.isa), {"w": packed, **depthwise_bias_of(b, whole.bias)}
@@ -134,4 +137,25 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     return [Choice("native", "phases", (("tile", str(tile)),)) for tile in tiles]
 
 
-RULES = {"ConvTranspose": Rule(refuses, lower, candidates)}
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a candidate does: all phases one after another."""
+    isa, slim = facts.isa, is_depthwise(node, facts.spec)
+    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    read, written = moved_bytes(node, facts.specs, facts.constants)
+    cycles, weight_bytes, chunks, calls = 0.0, 0, 0, 0
+    for phase in phases(geometry(node, facts.spec, x, y)):
+        conv = phase.conv
+        taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+        if slim:
+            tile = depthwise_tile_of(choice, conv, isa)
+            cycles, chunks = cycles + depthwise_cycles(conv, tile, isa), chunks + depthwise_chunks(conv, tile, isa)
+        else:
+            broad = tile_of(choice, conv, isa)
+            cycles, chunks = cycles + conv_cycles(conv, broad, isa), chunks + conv_chunks(conv, broad, isa)
+        weight_bytes += packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
+        calls += 1
+    kind, wants = ("depthwise", _BLOCKS) if slim else ("direct", _ANY)
+    return Work(kind, cycles * isa.flops_per_cycle, None, read, written, weight_bytes, 0, chunks, calls, wants=wants)
+
+
+RULES = {"ConvTranspose": Rule(refuses, lower, candidates, work)}

@@ -14,11 +14,14 @@ from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import F32, MAX_TILE, Facts, Rule, Transformed, parse_tile
+from graph.native.rule import F32, MAX_TILE, Facts, Rule, parse_tile
+from graph.native.work import Layout, Work, moved_bytes, packed_bytes
 from kernels.errors import UnsupportedError
-from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
+from kernels.native.conv import ConvTile, conv_chunks, conv_cycles, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.depthwise import (
     DepthwiseTile,
+    depthwise_chunks,
+    depthwise_cycles,
     depthwise_tiles,
     emit_depthwise,
     make_depthwise_tile,
@@ -99,7 +102,7 @@ def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: 
     groups = node.attrs["group"]
     x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
     conv = geometry(node, b.spec, as_image(x), y.image)
-    tile = tile_of(b, node, conv)
+    tile = tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
     packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
@@ -187,17 +190,17 @@ def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, step
     x = b.blocked(node.inputs[0])
     y, epilogue, operands = finished(b, node, x, bias, steps)
     conv = geometry(node, b.spec, x.image, y.image)
-    tile = depthwise_tile_of(b, node, conv)
+    tile = depthwise_tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
     packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
     places = {"x": x, "w": packed, "y": y, **depthwise_bias_of(b, bias), **operands}
     b.call(emit_depthwise(conv, tile, epilogue, b.isa), places)
 
 
-def depthwise_tile_of(b: Lowering, node: Node, conv: Conv) -> DepthwiseTile:
-    """The tile that was chosen for a node, or the best by the port model."""
-    text = b.choice(node).param("tile")
-    return depthwise_tiles(conv, b.isa)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+def depthwise_tile_of(choice: Choice, conv: Conv, isa: Isa) -> DepthwiseTile:
+    """The tile of a choice, or the best by the port model."""
+    text = choice.param("tile")
+    return depthwise_tiles(conv, isa)[0] if text is None else make_depthwise_tile(conv, isa, *parse_tile(text))
 
 
 def depthwise_bias_of(b: Lowering, bias: Array | None) -> dict[str, Storage]:
@@ -219,11 +222,11 @@ def with_bias(
     return steps[1:], np.ascontiguousarray(array.reshape(-1))
 
 
-def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
-    """The tile that was chosen for a node, or the best by the port model."""
-    if (text := b.choice(node).param("tile")) is None:
-        return conv_tiles(conv, b.isa)[0]
-    return make_tile(conv, b.isa, *parse_tile(text))
+def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
+    """The tile of a choice, or the best by the port model."""
+    if (text := choice.param("tile")) is None:
+        return conv_tiles(conv, isa)[0]
+    return make_tile(conv, isa, *parse_tile(text))
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
@@ -234,24 +237,60 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
     if not takes_winograd(conv):
         return direct
-    found = [
-        Choice("native", "winograd", (("tile", str(winograd_tiles(winograd, facts.isa, facts.threads)[0])), ("unit", str(unit))))
-        for unit in UNITS
-        for winograd in (Winograd(conv, unit),)
-    ]
+    by_unit = {unit: _winograd_choices(conv, unit, facts) for unit in UNITS}
     best = choose_winograd(conv, facts.isa, facts.threads)
-    if best is None:
-        return [*direct, *found]
-    first = found.pop(UNITS.index(best.unit))
-    return [first, *direct, *found]
+    first = by_unit[best.unit][:1] if best else []
+    return [*first, *direct, *(choice for found in by_unit.values() for choice in found if choice not in first)]
 
 
-def transformed(node: Node, facts: Facts, choice: Choice) -> Transformed | None:
-    """What Winograd's algorithm multiplies, and what it errs."""
-    if choice.algorithm != "winograd":
-        return None
-    winograd, tile = winograd_of(_in_blocks(node, facts), choice, facts.isa)
-    return Transformed(winograd_cost(winograd, tile, facts.isa).macs, error_estimate(winograd.unit, winograd.conv.x.channels))
+def _winograd_choices(conv: Conv, unit: int, facts: Facts) -> list[Choice]:
+    """The best tile of either form of a unit, the form to use unmeasured first."""
+    tiles = winograd_tiles(Winograd(conv, unit), facts.isa, facts.threads)
+    best = {tile.fused: tile for tile in reversed(tiles)}
+    ranked = sorted(best.values(), key=tiles.index)
+    return [Choice("native", "winograd", (("tile", str(tile)), ("unit", str(unit)))) for tile in ranked]
+
+
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a convolution's candidate does, by the port model that chose its tile."""
+    conv, isa = _in_blocks(node, facts), facts.isa
+    read, written = moved_bytes(node, facts.specs, facts.constants)
+    if choice.algorithm == "winograd":
+        winograd, cut = winograd_of(conv, choice, isa)
+        cost = winograd_cost(winograd, cut, isa)
+        return Work(
+            kind="winograd",
+            flops=cost.cycles * isa.flops_per_cycle,
+            macs=cost.macs,
+            read_bytes=read,
+            write_bytes=written,
+            weight_bytes=cost.weight_bytes,
+            buffer_bytes=sum(cost.buffer_bytes.values()),
+            chunks=cost.chunks,
+            calls=1 if cut.fused else 3,
+            tile=(cut.pixels, cut.vectors, cut.group, winograd.unit),
+            wants="blocks",
+            error=error_estimate(winograd.unit, conv.x.channels),
+        )
+    taps = conv.kernel[0] * conv.kernel[1]
+    if is_depthwise(node, facts.spec):
+        slim = depthwise_tile_of(choice, conv, isa)
+        flops = depthwise_cycles(conv, slim, isa) * isa.flops_per_cycle
+        weight_bytes, chunks = packed_bytes(conv.y.channels, taps, isa.lanes), depthwise_chunks(conv, slim, isa)
+        tile = (slim.pixels, slim.vectors)
+        return Work("depthwise", flops, None, read, written, weight_bytes, 0, chunks, tile=tile, wants="blocks")
+    return direct_work("direct", conv, tile_of(choice, conv, isa), isa, read, written)
+
+
+def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, written: int) -> Work:
+    """What a direct convolution or a product with packed weights does."""
+    taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+    weight_bytes = packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
+    flops = conv_cycles(conv, tile, isa) * isa.flops_per_cycle
+    chunks = conv_chunks(conv, tile, isa)
+    wants: Layout = "rows" if kind == "product" else "any"
+    shape = (tile.pixels, tile.vectors, tile.channels)
+    return Work(kind, flops, None, read, written, weight_bytes, 0, chunks, tile=shape, wants=wants)
 
 
 def _in_blocks(node: Node, facts: Facts) -> Conv:
@@ -260,4 +299,4 @@ def _in_blocks(node: Node, facts: Facts) -> Conv:
     return geometry(node, facts.spec, x, y)
 
 
-RULES = {"Conv": Rule(refuses, lower, candidates, transformed=transformed)}
+RULES = {"Conv": Rule(refuses, lower, candidates, work)}

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.epilogues import NATIVE_STEPS
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from graph.native.tapes import FORMS, tape_behind, tape_of
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
@@ -68,4 +68,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), Rule(refuses, lower, only("map")))
+RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), Rule(refuses, lower, only("map"), plain("map")))

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.elementwise import finish
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from graph.native.tapes import refuses_behind
 from graph.native.views import define
 from kernels.native.gather import Gather, emit_gather
@@ -55,4 +55,4 @@ def _table(b: Lowering, value: str, axis: int) -> Viewed:
     return b.dense(value).under(View.dense(three))
 
 
-RULES = {"Gather": Rule(refuses, lower, only("rows"))}
+RULES = {"Gather": Rule(refuses, lower, only("rows"), plain("copy", wants="rows"))}

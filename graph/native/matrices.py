@@ -9,11 +9,12 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node
 from graph.mapped import release
-from graph.native.convolutions import bias_of, tile_of, with_bias
+from graph.native.convolutions import bias_of, direct_work, tile_of, with_bias
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.rows import aligned_view, joins
 from graph.native.rule import Facts, Rule
+from graph.native.work import Work, moved_bytes, streamed
 from kernels.errors import UnsupportedError
 from kernels.native.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.geometry import Conv
@@ -101,7 +102,7 @@ def _packed(b: Lowering, node: Node) -> None:
         y = b.new_dense(value)
         matrix = View.dense((rows, columns))
     conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
-    tile = tile_of(b, node, conv)
+    tile = tile_of(b.choice(node), conv, b.isa)
 
     def pack() -> Array:
         outputs = weights if transposed else weights.T
@@ -121,10 +122,22 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The tiles of a product, the best by the port model first. Those of two tensors depend on how these will lie."""
     if not _is_packed(node, facts.constants):
         return [Choice("native", "matmul")]
+    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
+
+
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a product's candidate does: by the port model where the second factor is packed."""
+    if not _is_packed(node, facts.constants):
+        return streamed("matmul", node, facts.specs, facts.constants, wants="rows")
+    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts.specs, facts.constants)
+    return direct_work("product", conv, tile_of(choice, conv, facts.isa), facts.isa, read, written)
+
+
+def _in_rows(node: Node, facts: Facts) -> Conv:
+    """A product with packed weights on rows without gaps, wherever they will lie."""
     inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
     rows = facts.spec(node.outputs[0]).elements // columns
-    conv = Conv(_image(rows, inner, inner), _image(rows, columns, columns))
-    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+    return Conv(_image(rows, inner, inner), _image(rows, columns, columns))
 
 
-RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates))
+RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work))

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.elementwise import finish
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from graph.native.tapes import refuses_behind
 from graph.native.views import define
 from kernels.native.maps import emit_map
@@ -114,9 +114,9 @@ def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View
 
 
 RULES = {
-    "Expand": Rule(_refuses, _expand, only("view"), view=True),
-    "Tile": Rule(_refuses, _tile, only("copy")),
-    "DepthToSpace": Rule(_refuses, _depth_to_space, only("copy")),
-    "SpaceToDepth": Rule(_refuses, _space_to_depth, only("copy")),
-    "Pad": Rule(_refuses_pad, _pad, only("copy")),
+    "Expand": Rule(_refuses, _expand, only("view"), plain("view", wants="rows"), view=True),
+    "Tile": Rule(_refuses, _tile, only("copy"), plain("copy")),
+    "DepthToSpace": Rule(_refuses, _depth_to_space, only("copy"), plain("copy")),
+    "SpaceToDepth": Rule(_refuses, _space_to_depth, only("copy"), plain("copy")),
+    "Pad": Rule(_refuses_pad, _pad, only("copy"), plain("copy")),
 }

@@ -9,7 +9,7 @@ from graph.ir import Node
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from kernels.native.geometry import Conv
 from kernels.native.layout import Image
 from kernels.native.pooling import Pooling, emit_pooling
@@ -52,4 +52,4 @@ def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     return replace(pooling, kind="average", counted=(bottom, right) if node.attrs["count_include_pad"] else None)
 
 
-RULES = dict.fromkeys(("MaxPool", "AveragePool"), Rule(refuses, lower, only("windows")))
+RULES = dict.fromkeys(("MaxPool", "AveragePool"), Rule(refuses, lower, only("windows"), plain("pool", wants="blocks")))

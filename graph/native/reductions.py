@@ -10,7 +10,7 @@ from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
 from graph.native.pools import pool
 from graph.native.rows import emit
-from graph.native.rule import F32, Facts, Rule, only
+from graph.native.rule import F32, Facts, Rule, only, plain
 from kernels.native.geometry import Conv
 from kernels.native.kernel import Epilogue
 from kernels.native.layout import Image
@@ -82,4 +82,4 @@ def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, 
     return tuple(sorted({int(axis) % x.rank for axis in named}))
 
 
-RULES = {op: Rule(refuses, lower, only("windows" if op.startswith("Global") else "rows")) for op in _REDUCTIONS}
+RULES = {op: Rule(refuses, lower, only("windows" if op.startswith("Global") else "rows"), plain("rows")) for op in _REDUCTIONS}

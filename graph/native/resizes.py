@@ -11,7 +11,7 @@ from graph.ir import Node
 from graph.native.epilogues import steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, parse_tile
+from graph.native.rule import Facts, Rule, parse_tile, plain
 from kernels.errors import UnsupportedError
 from kernels.native.isa import Isa
 from kernels.native.layout import Image
@@ -108,4 +108,4 @@ def _side(step: Pass) -> Side:
     return Side(step.index.shape[1], step.weights is not None, begin, end)
 
 
-RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates))
+RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates, plain("resize", wants="blocks")))

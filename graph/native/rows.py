@@ -10,7 +10,7 @@ from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, Viewed
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from kernels.native.functions import Activation
 from kernels.native.rows import Norm, Rows, emit_rows
 from kernels.native.view import View
@@ -115,7 +115,9 @@ def aligned_view(place: Viewed, rank: int) -> Viewed:
 
 _ANY = View((), ())  # stands where a view is still to come
 RULES = {
-    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"))),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"))),
-    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"))),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"), plain("rows", wants="rows"))
+    ),
 }

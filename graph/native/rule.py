@@ -11,6 +11,7 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.native.epilogues import Merged, find_steps
+from graph.native.work import Layout, Work, streamed
 from kernels.errors import UnsupportedError
 from kernels.native.errors import EmitError
 from kernels.native.isa import Isa
@@ -56,29 +57,19 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Transformed:
-    """What an algorithm does otherwise than the definition says. macs: that it multiplies. error: that it adds, relative to the
-    largest output."""
-
-    macs: int
-    error: float
-
-
-@dataclass(frozen=True, slots=True)
 class Rule:
     """A family's say on one op.
 
     refuses: why a node has no native form, or None. lower: append its calls, as `Lowering.choice` says. candidates: the ways to
     compute a node that is not refused, the one to use unmeasured first. view: it is but another name for memory where strides can
-    say so, and moves bytes elsewhere: no reason to run natively by itself. transformed: of a candidate that computes otherwise
-    than the definition says.
+    say so, and moves bytes elsewhere: no reason to run natively by itself. work: what a candidate does.
     """
 
     refuses: Callable[[Node, Facts], str | None]
     lower: Callable[[Lowering, Node], None]
     candidates: Callable[[Node, Facts], Sequence[Choice]]
+    work: Callable[[Node, Facts, Choice], Work]
     view: bool = False
-    transformed: Callable[[Node, Facts, Choice], Transformed | None] = lambda _node, _facts, _choice: None
 
 
 def only(algorithm: str) -> Callable[[Node, Facts], Sequence[Choice]]:
@@ -92,6 +83,11 @@ def parse_tile(text: str) -> tuple[int, int]:
     if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
         raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
     return int(pixels), int(vectors)
+
+
+def plain(kind: str, *, wants: Layout = "any") -> Callable[[Node, Facts, Choice], Work]:
+    """The work of a family that has no port model."""
+    return lambda node, facts, _choice: streamed(kind, node, facts.specs, facts.constants, wants=wants)
 
 
 def known(specs: Specs, value: str) -> Spec:

@@ -56,7 +56,8 @@ def complete(
 class Segment:
     """A part of a graph as one native program.
 
-    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time.
+    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time. timed: whether it is
+    compiled to be timed first.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Segment:
         cache: CodeCache | None,
         threads: int,
         choices: Mapping[str, Choice],
+        timed: bool = False,
     ) -> None:
         self.choices = complete(part, specs, constants, isa, threads, choices)
         lowering = lower(part, specs, constants, isa, packed, self.choices)
@@ -86,8 +88,8 @@ class Segment:
         self._steps = _steps(self.calls, where)
         self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
         self._slot_count = max(self._slot_count, len(self._slots) + 1)
-        self._program = self._compiled(timed=False)
-        self._timed: Program | None = None
+        self._programs: dict[bool, Program] = {}
+        self._compiled(timed=timed)
 
     def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
         """Of each storage, its place in the program's table."""
@@ -105,30 +107,33 @@ class Segment:
         return where
 
     def _compiled(self, *, timed: bool) -> Program:
+        """The program, with clock reads or without; compiled when it is first asked for."""
+        if (found := self._programs.get(timed)) is not None:
+            return found
         program = Program(self._steps, self._slot_count, self._isa, self._pool, timed=timed, cache=self._cache)
         for slot, array in self._constants:
             program.bind(slot, array)
-        return program
+        return self._programs.setdefault(timed, program)
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
         """Run once. outputs: memory that the results are written to. Everything is contiguous.
 
         Raises: IndexRangeError, naming its node, where a run-time index lies outside; the results are worth nothing then.
         """
-        self._bind(self._program, arena, inputs, outputs)
-        self._program.run(threads)
+        program = self._compiled(timed=False)
+        self._bind(program, arena, inputs, outputs)
+        program.run(threads)
         self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> list[int]:
         """Run once; nanoseconds of each node, which add up to what the run took."""
-        if self._timed is None:
-            self._timed = self._compiled(timed=True)
-        self._bind(self._timed, arena, inputs, outputs)
+        program = self._compiled(timed=True)
+        self._bind(program, arena, inputs, outputs)
         began = time.perf_counter_ns()
-        self._timed.run(threads)
+        program.run(threads)
         wall_ns = time.perf_counter_ns() - began
         self._check()
-        return self._shares(self._timed.times(threads), wall_ns)
+        return self._shares(program.times(threads), wall_ns)
 
     def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:

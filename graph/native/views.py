@@ -7,7 +7,7 @@ from graph.native.channels import fits, in_blocks, shuffled, take
 from graph.native.elementwise import behind
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, only
+from graph.native.rule import Facts, Rule, only, plain
 from graph.native.tapes import refuses_behind
 from kernels.native.view import View
 
@@ -104,9 +104,9 @@ def _slice(b: Lowering, node: Node) -> None:
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 RULES = {
-    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), view=True)),
-    "Transpose": Rule(_refuses, _transpose, only("view"), view=True),
-    "Dropout": Rule(_refuses_dropout, _reshape, only("view"), view=True),
-    "Split": Rule(_refuses_split, _split, only("view"), view=True),
-    "Slice": Rule(_refuses_slice, _slice, only("view"), view=True),
+    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), plain("view", wants="rows"), view=True)),
+    "Transpose": Rule(_refuses, _transpose, only("view"), plain("view", wants="rows"), view=True),
+    "Dropout": Rule(_refuses_dropout, _reshape, only("view"), plain("view", wants="rows"), view=True),
+    "Split": Rule(_refuses_split, _split, only("view"), plain("view", wants="rows"), view=True),
+    "Slice": Rule(_refuses_slice, _slice, only("view"), plain("view", wants="rows"), view=True),
 }

@@ -114,6 +114,18 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     return total
 
 
+def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
+    """Cycles of one core for the whole convolution by the port model."""
+    flat = conv.flat()
+    rows = flat.y.batch * flat.groups * flat.y.height * flat.kernel[0] * flat.kernel[1] * flat.group_inputs
+    return rows * _estimate(flat, tile.pixels, tile.vectors, isa)
+
+
+def conv_chunks(conv: Conv, tile: ConvTile, isa: Isa) -> int:
+    """Pieces of work that threads share."""
+    return _ConvEmitter(conv.flat(), tile, Epilogue(), isa).chunks
+
+
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     """Fill in the rest of a tile by rule."""
     run = conv.group_inputs if conv.x.contiguous_channels else conv.x.block

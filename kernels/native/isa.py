@@ -47,6 +47,11 @@ class Isa:
         return self.vector_bits // 32
 
     @property
+    def flops_per_cycle(self) -> int:
+        """Of a core with two multiply–add units, which port models assume."""
+        return 4 * self.lanes
+
+    @property
     def key(self) -> str:
         """What generated code depends on, as one string: part of every cache key."""
         return f"{self.name}|{self.triple}|{self.cpu}|{self.features}"

@@ -32,6 +32,7 @@ BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is o
 
 # How long it takes, measured on a 2-core Zen 5.
 PRODUCT_EFFICIENCY = 0.93  # of the peak
+CHUNKS = 32  # of the transforms in the split form
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
 WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
@@ -98,10 +99,13 @@ class WinogradTile:
 
 @dataclass(frozen=True, slots=True)
 class WinogradCost:
-    """macs: multiplications of the matrix products, overhanging tiles included. weight_bytes: of the transformed weights.
+    """macs: multiplications of the matrix products, overhanging tiles included. cycles: of one core by the port model, transforms
+    included. chunks: pieces that threads share, of the phase that has fewest. weight_bytes: of the transformed weights.
     buffer_bytes: of V and M in the split form, by argument; the fused form has none."""
 
     macs: int
+    cycles: float
+    chunks: int
     weight_bytes: int
     buffer_bytes: Mapping[str, int]
 
@@ -137,7 +141,10 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
     outputs = conv.output_vectors(isa.lanes) * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
-    return WinogradCost(winograd.tiles * products, 4 * products, buffers)
+    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
 def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4)) -> Winograd | None:

@@ -31,6 +31,7 @@ from kernels.native.layout import Image
 from kernels.native.product import LINE_ELEMENTS
 from kernels.native.types import I64
 from kernels.native.winograd import (
+    CHUNKS,
     POINTS,
     WEIGHTS_IN_L2_BYTES,
     Buffers,
@@ -42,7 +43,6 @@ from kernels.native.winograd import (
 )
 from kernels.spec import Array
 
-CHUNKS = 32  # of the transforms in the split form
 CHUNK_MACS = 512 << 10  # least of a chunk of products: 4 µs
 TURN_CHANNELS = 16  # unrolled at least in the innermost loop
 

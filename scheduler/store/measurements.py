@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Select, and_, exists, or_, select
 from sqlalchemy.orm import Session
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     _Query = Select[MeasurementRow, str, str, str]  # with device fingerprint, signature key and text
     _Line = Row[MeasurementRow, str, str, str]
 
+MAX_EVIDENCE: Final = 4000
 _BATCH = 500  # rows of one INSERT
 _LAST_BUILD = 200  # newest measurements of one signature that are looked through for those of the build measured last
 _KEY = ("device_id", "signature_id", "engine_build", "kernel_source", "strategy")
 _WORK = ("op", "executed_macs", "other_flops", "moved_bytes")
-_EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us")
+_EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us", "load")
 
 
 class Measurements:
@@ -136,23 +137,29 @@ class Measurements:
         """
         return self._database.read(lambda session: _fresh(session, here, signatures))
 
-    def recent(self, here: Here, op: str, limit: int | None = None) -> list[Measurement]:
-        """The newest fresh measurements of an op, of any signature: what the cost model is fitted on."""
-        bound = page_limit(limit)
+    def evidence(self, here: Here, limit: int = MAX_EVIDENCE) -> list[Measurement]:
+        """The newest fresh measurements, of any signature: what a cost model is fitted on. At most `limit` are looked at."""
 
         def work(session: Session) -> list[Measurement]:
-            query = _all().where(
-                MeasurementRow.device_id == device_id(session, here.device_fingerprint),
-                MeasurementRow.op == op,
-                MeasurementRow.engine_build == here.build.id,
-                MeasurementRow.kernel_source == here.build.kernel_source(op),
-            )
-            return [_measurement(*line) for line in session.execute(query.order_by(MeasurementRow.id.desc()).limit(bound))]
+            return [_measurement(*line) for line in session.execute(_of_build(session, _all(), here).limit(limit))]
+
+        try:
+            found = self._database.read(work)
+        except NotFoundError:  # nothing is known of a device that is not stored
+            return []
+        return [measurement for measurement in found if here.judge(measurement).fresh]
+
+    def newest(self, here: Here) -> int:
+        """The id of the newest measurement of this device and build, 0 where there is none."""
+
+        def work(session: Session) -> int:
+            query = select(MeasurementRow.id)
+            return session.scalar(_of_build(session, query, here).limit(1)) or 0
 
         try:
             return self._database.read(work)
-        except NotFoundError:  # nothing is known of a device that is not stored
-            return []
+        except NotFoundError:
+            return 0
 
 
 def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
@@ -194,6 +201,13 @@ def _p50_ns(line: _Line) -> float:
 
 
 @functools.cache  # building it costs more than asking it
+def _of_build(session: Session, query: Any, here: Here) -> Any:
+    """Of this device and build, the newest first."""
+    device = device_id(session, here.device_fingerprint)
+    query = query.where(MeasurementRow.device_id == device, MeasurementRow.engine_build == here.build.id)
+    return query.order_by(MeasurementRow.id.desc())
+
+
 def _all() -> _Query:
     query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)

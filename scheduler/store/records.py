@@ -64,7 +64,8 @@ class StoredPlan:
 class Measurement:
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970.
+    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970. load: what was timed, as a
+    cost model sees it (`scheduler.load`); "" where that is not known.
     """
 
     device_fingerprint: str
@@ -84,6 +85,7 @@ class Measurement:
     mean_ns: float
     std_ns: float
     measured_us: int
+    load: str = ""
 
 
 @dataclass(frozen=True, slots=True)

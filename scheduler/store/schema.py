@@ -78,7 +78,8 @@ class ModelSignatureRow(Base):
 class MeasurementRow(Base):
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    executed_macs, other_flops, moved_bytes: the work that was timed, for fitting a cost model without the model at hand.
+    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same as a cost model sees it (`scheduler.load`),
+    for fitting one without the model at hand; "" where that is not known.
     """
 
     __tablename__ = "measurements"
@@ -99,6 +100,7 @@ class MeasurementRow(Base):
     mean_ns: Mapped[float]
     std_ns: Mapped[float]
     measured_us: Mapped[int]
+    load: Mapped[str] = mapped_column(Text, server_default="")
     __table_args__ = (
         UniqueConstraint(
             "device_id", "signature_id", "engine_build", "kernel_source", "strategy", name="uq_measurements_evidence"
@@ -107,7 +109,7 @@ class MeasurementRow(Base):
         Index("ix_measurements_signature", "signature_id", "id"),
         Index("ix_measurements_device", "device_id", "id"),
         Index("ix_measurements_best", "device_id", "signature_id", "engine_build", "kernel_source", "p50_ns"),
-        Index("ix_measurements_fit", "device_id", "op", "engine_build", "kernel_source", "id"),
+        Index("ix_measurements_fit", "device_id", "engine_build", "id"),
     )
 
 

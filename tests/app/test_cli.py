@@ -139,3 +139,18 @@ def test_databases_are_moved_merged_and_pruned(tmp_path: Path) -> None:
     assert edgewise("db", "prune", "--db", two).returncode == 2
     assert json.loads(edgewise("db", "prune", "--stale", "--db", two, "--json").stdout)["measurements"] == 2
     assert edgewise("db", "export", str(file), "--db", f"sqlite:///{tmp_path / 'none.sqlite'}").returncode == 1
+
+
+def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    assert edgewise("device", "--seconds", "0.3", "--db", db).returncode == 0
+    assert "nothing was measured" in edgewise("bench", "cost-model", "--db", db).stdout
+    tuned = json.loads(edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "20", "--db", db, "--json").stdout)
+    assert tuned["measured_ns"] > 0
+    assert tuned["state"]["status"] == "current"
+    found = {row["kind"]: row for row in json.loads(edgewise("bench", "cost-model", "--db", db, "--json").stdout)}
+    assert found["all"]["points"] > 0
+    assert "run whole" in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout.replace("\n", " ")
+    wrong = edgewise("tune", MODEL, "--backend", "cuda")
+    assert (wrong.returncode, "'cuda' is none" in wrong.stderr) == (2, True)
+    assert edgewise("bench", "colour").returncode == 2

@@ -38,7 +38,8 @@ LOOKUPS = {
         Here(DEVICE.fingerprint, Build("new", {})), model=MODEL, cursor=CURSOR
     ),
     "fresh": lambda s: s.measurements.fresh(HERE, {WORK: "Conv", key("x"): "Gemm"}),
-    "recent": lambda s: s.measurements.recent(HERE, "Conv"),
+    "evidence": lambda s: s.measurements.evidence(HERE),
+    "newest": lambda s: s.measurements.newest(HERE),
     "profile": lambda s: s.profiles.get(1),
     "profiles": lambda s: s.profiles.page(),
     "profiles_by_model": lambda s: s.profiles.page(model=MODEL),

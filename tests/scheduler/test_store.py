@@ -229,7 +229,8 @@ def test_fresh_gives_only_what_holds_on_this_device_build_and_source(store):
 
 def test_fresh_knows_nothing_of_a_device_that_is_not_stored(store):
     assert store.measurements.fresh(OTHER, {key("Conv(f32[1])"): "Conv"}) == {}
-    assert store.measurements.recent(OTHER, "Conv") == []
+    assert store.measurements.evidence(OTHER) == []
+    assert store.measurements.newest(OTHER) == 0
 
 
 def test_editing_one_kernels_source_invalidates_its_rows_only(store):
@@ -239,11 +240,15 @@ def test_editing_one_kernels_source_invalidates_its_rows_only(store):
     assert {found.measurement.op: found.fresh for found in store.measurements.page(edited).items} == {"Conv": False, "Gemm": True}
 
 
-def test_recent_measurements_of_an_op_are_fresh_and_newest_first(store):
-    store.measurements.save([measurement(f"Conv(f32[{n}])", p50_ns=float(n)) for n in range(1, 6)])
+def test_evidence_is_fresh_and_newest_first(store):
+    for n in range(1, 6):
+        store.measurements.save([measurement(f"Conv(f32[{n}])", p50_ns=float(n))])
     store.measurements.save([measurement("Conv(f32[9])", engine_build="0.0.9+old")])
-    assert len(store.measurements.recent(HERE, "Conv", limit=3)) == 3
-    assert {item.p50_ns for item in store.measurements.recent(HERE, "Conv")} == {1.0, 2.0, 3.0, 4.0, 5.0}
+    newest = store.measurements.newest(HERE)
+    assert [item.p50_ns for item in store.measurements.evidence(HERE, limit=3)] == [5.0, 4.0, 3.0]
+    assert {item.p50_ns for item in store.measurements.evidence(HERE)} == {1.0, 2.0, 3.0, 4.0, 5.0}
+    store.measurements.save([measurement("Conv(f32[10])")])
+    assert store.measurements.newest(HERE) > newest > 0
 
 
 def test_strategies_are_looked_up_by_model(store):
