@@ -16,7 +16,6 @@ from typing import Annotated, Any, cast, get_args
 import numpy as np
 import orjson
 import psutil
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -349,26 +348,13 @@ def serve_command(
         raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
     import uvicorn  # noqa: PLC0415
 
+    from app import logs  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
 
-    configure_logging()
+    logs.configure()
     service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
     uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-
-
-def configure_logging() -> None:
-    """One JSON object a line on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 @app.command("doctor")

@@ -15,10 +15,11 @@ from starlette.responses import Response
 
 import edgewise
 from app import control, errors, pages
+from app.auth import Scope, needs
 from app.middleware import Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
-from app.state import Service
+from app.state import Service, Serving
 
 log = structlog.get_logger("edgewise.service")
 STATIC = Path(__file__).parent / "static"
@@ -45,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application. Nothing is loaded before it starts."""
     settings = settings or Settings()
     app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.service = Service(settings)
+    app.state.service = service = Service(settings)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
@@ -53,9 +54,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
     app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, metrics=service.metrics)
     return app
 
 
-async def _metrics() -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+@needs(Scope.READ)
+async def _metrics(service: Serving) -> Response:
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

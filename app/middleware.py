@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from urllib.parse import urlsplit
@@ -10,9 +11,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import RequestError, error_response
-from app.metrics import REQUESTS
+from app.metrics import Metrics
 
 log = structlog.get_logger("edgewise.http")
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Guard:
@@ -69,15 +72,17 @@ def _hostname(host: str) -> str:
 class RequestLog:
     """Gives every request an id, logs one event when it ends and counts it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Time the request; the id comes back as X-Request-ID."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, started, status = uuid.uuid4().hex, time.perf_counter_ns(), 0
+        request_id, started, status = _request_id(scope), time.perf_counter_ns(), 0
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -92,6 +97,12 @@ class RequestLog:
         finally:
             duration_ns = time.perf_counter_ns() - started
             route = getattr(scope.get("route"), "path", "unmatched")
-            REQUESTS.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
+            self.metrics.requests.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
             log.info("request", method=scope["method"], path=scope["path"][:256], status=status, duration_ns=duration_ns)
             structlog.contextvars.clear_contextvars()
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's X-Request-ID where it is a plain one, else a new one."""
+    given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex

@@ -29,7 +29,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
     max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
     max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
+    max_outputs: int = Field(256, ge=1, description="Outputs that one request may ask for.")
+    max_json_bytes: int = Field(16 * 2**20, ge=1024, description="JSON of one request; binary tensors do not count.")
     max_models: int = Field(256, ge=1, description="Models of one repository.")
+    max_model_bytes: int = Field(2**33, ge=1024, description="One model's file and external data.")
+    max_arena_bytes: int = Field(2**33, ge=1024, description="Activations that one model may keep, over all its shapes.")
+    repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
+    file_uploads: bool = Field(False, description="Whether a load request may bring files.")
 
 
 def knobs() -> list[tuple[str, str, str, str]]:

@@ -10,8 +10,14 @@ from fastapi import Depends, Request
 
 from app.engine import Engine
 from app.errors import RequestError
-from app.repository import Repository
+from app.loading import Loads
+from app.logs import SETTINGS as LOG_SETTINGS
+from app.metrics import Metrics
+from app.oip.codec import CodecLimits
+from app.repository import ModelLimits, Repository, Served
 from app.settings import Settings
+from app.statistics import Statistics, Timed
+from app.tracing import TraceSettings
 from graph.ir import Model
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
@@ -29,8 +35,21 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.repository = Repository(settings.models, settings.threads, settings.max_models)
+        limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
+        self.repository = Repository(settings.models, settings.threads, limits)
         self.engine = Engine(settings.workers, settings.queue_limit)
+        self.loads = Loads(self.repository, self.engine)
+        self.statistics = Statistics()
+        self.metrics = Metrics(self.statistics, self.repository)
+        self.traces = TraceSettings()
+        self.logging = LOG_SETTINGS
+        self.codec_limits = CodecLimits(
+            settings.max_body_bytes,
+            settings.max_tensor_elements,
+            settings.max_inputs,
+            json_bytes=settings.max_json_bytes,
+            outputs=settings.max_outputs,
+        )
         self._store: Store | None = None
         self._opening = threading.Lock()
 
@@ -41,6 +60,20 @@ class Service:
             log.info("database opened", database=self.store.label)
         except StoreError as error:
             log.error("database unavailable", reason=str(error))
+
+    def observe(self, served: Served, timed: Timed) -> None:
+        """Record what an inference took."""
+        labels = (served.name, served.version)
+        self.metrics.inferences.labels(*labels).observe(timed.total_ns / 1e9)
+        self.metrics.queue.labels(*labels).observe(timed.outcome.queue_ns / 1e9)
+        self.metrics.compute.labels(*labels).observe(timed.outcome.compute_ns / 1e9)
+        self.metrics.batch_rows.labels(*labels).observe(timed.outcome.batch_rows)
+        self.traces.record(*labels, timed)
+
+    def audit(self, request: Request, action: str, target: str) -> None:
+        """Record what an administrator did."""
+        client = request.client.host if request.client else ""
+        log.info("audit", action=action, target=target[:128], client=client)
 
     def remember(self, name: str, model: Model) -> None:
         """Store what a model is, which its plans and profiles refer to. Raises StoreError."""
@@ -72,6 +105,7 @@ class Service:
     def close(self) -> None:
         """Finish what runs, then close the database."""
         self.engine.close()
+        self.repository.close()
         if self._store is not None:
             self._store.close()
 

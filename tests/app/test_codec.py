@@ -89,7 +89,7 @@ def tensor(**changes: object) -> dict:
     [
         (b"", "no inference request"),
         (b"{", "no inference request"),
-        (b"[" * 100_000, "no inference request"),
+        (b"[" * 100_000, "nests deeper than 100"),
         (b'{"inputs": 3}', "no inference request"),
         (body_of(tensor(datatype="FP31")), "FP31"),
         (body_of(tensor(shape=[-1])), "sizes ≥ 0"),
@@ -135,7 +135,7 @@ def test_bytes_behind_the_last_tensor_are_refused() -> None:
         codec.decode(body_of(tensor()) + b"x", len(body_of(tensor())), LIMITS)
 
 
-@pytest.mark.parametrize("tail", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00", b"\x01\x00\x00\x00\xff", b"\x00\x00\x00\x00\x00"])
+@pytest.mark.parametrize("tail", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00", b"\x02\x00\x00\x00\xff", b"\x00\x00\x00\x00\x00"])
 def test_string_prefixes_are_checked(tail: bytes) -> None:
     head = body_of({"name": "x", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}})
     with pytest.raises(RequestError):
@@ -176,7 +176,7 @@ def test_raw_body_learns_one_dimension() -> None:
 
 
 def test_classification_is_value_index_label() -> None:
-    top = codec.classify(np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
+    top = codec.classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
     assert top.tolist() == [["0.700000:1:b", "0.200000:2"]]
 
 
