@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import edgewise
+from app.commands import keys
 from app.pages import quantity, smallest_shapes
 from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
 from graph.errors import FeedError
@@ -38,6 +39,7 @@ from scheduler.session import Session
 from scheduler.store import Here, Store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(keys.app, name="keys")
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
@@ -342,8 +344,6 @@ def serve_command(
 
     edgewise serve --models models --port 8000
     """
-    if host not in LOOPBACK:
-        raise ArgumentError(f"--host: {host} is not loopback, without API keys only 127.0.0.1, ::1 or localhost is served")
     if not models.is_dir():
         raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
     import uvicorn  # noqa: PLC0415
@@ -354,6 +354,8 @@ def serve_command(
     logs.configure()
     service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
+    if host not in LOOPBACK:
+        notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
     uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
 
 

@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.auth import Scope, needs
 from app.repository import Served
 from app.state import Serving
 from profiler.counts import profile
@@ -156,18 +157,21 @@ def describe(served: Served) -> ModelOut:
 
 
 @router.get("/models")
+@needs(Scope.READ)
 async def list_models(service: Serving) -> ModelsOut:
     """The served models with their states."""
     return ModelsOut(models=[describe(served) for served in service.repository.models])
 
 
 @router.get("/models/{name}")
+@needs(Scope.READ)
 async def get_model(service: Serving, name: str, version: str | None = None) -> ModelOut:
     """One model; its highest ready version unless one is asked for."""
     return describe(service.repository.find(name, version))
 
 
 @router.get("/devices")
+@needs(Scope.READ)
 async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
     """Devices whose profiles are stored."""
     page = await service.engine.call(lambda: service.store.devices.page(limit, cursor))
@@ -175,6 +179,7 @@ async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = Non
 
 
 @router.get("/devices/{fingerprint}")
+@needs(Scope.READ)
 async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
     """One device with what was measured; "local" is this machine, measured now when it is new."""
 
@@ -192,6 +197,7 @@ def _device(stored: StoredDevice) -> DeviceOut:
 
 
 @router.post("/profiles")
+@needs(Scope.ADMIN)
 async def make_profile(service: Serving, asked: Work) -> ProfileOut:
     """Count what a served model costs for these shapes, per op and in total, and store it."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -209,6 +215,7 @@ async def make_profile(service: Serving, asked: Work) -> ProfileOut:
 
 
 @router.get("/profiles")
+@needs(Scope.READ)
 async def list_profiles(
     service: Serving, model: Key | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> PageOut[ProfileOut]:
@@ -218,6 +225,7 @@ async def list_profiles(
 
 
 @router.get("/profiles/{number}")
+@needs(Scope.READ)
 async def get_profile(service: Serving, number: int) -> ProfileOut:
     """One profile with its whole document."""
     return _profile(await service.engine.call(lambda: service.store.profiles.get(number)), whole=True)
@@ -236,6 +244,7 @@ def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
 
 
 @router.post("/plans")
+@needs(Scope.ADMIN)
 async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
     """Choose how a device should run a served model, and store the plan."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -263,6 +272,7 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
 
 
 @router.get("/plans")
+@needs(Scope.READ)
 async def list_plans(
     service: Serving, model: Key | None = None, device: Key | None = None, limit: Limit = 20, cursor: Cursor = None
 ) -> PageOut[PlanOut]:
@@ -276,12 +286,14 @@ async def list_plans(
 
 
 @router.get("/plans/{plan_id}")
+@needs(Scope.READ)
 async def get_plan(service: Serving, plan_id: str) -> PlanOut:
     """One plan; its state says whether it is still true of what runs here."""
     return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
 
 
 @router.get("/plans/{plan_id}/explain")
+@needs(Scope.READ)
 async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
     """Why every step runs as it does: what else was possible, and what it would have cost."""
     stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
@@ -294,6 +306,7 @@ def _plan(stored: StoredPlan) -> PlanOut:
 
 
 @router.get("/strategies")
+@needs(Scope.READ)
 async def list_strategies(
     service: Serving,
     device: Key | None = None,

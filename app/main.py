@@ -8,15 +8,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 import edgewise
-from app import control, errors, pages
-from app.auth import Scope, needs
-from app.middleware import Guard, RequestLog
+from app import control, errors, login, pages
+from app.auth import Scope, authorise, needs
+from app.limits import Rates
+from app.middleware import Authenticate, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
 from app.state import Service, Serving
@@ -31,9 +32,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
+    flushing = asyncio.ensure_future(service.keep_journal())
     yield
+    flushing.cancel()
     await starting
-    service.close()
+    await asyncio.get_running_loop().run_in_executor(None, service.close)
 
 
 def _report(started: asyncio.Future[None]) -> None:
@@ -45,15 +48,26 @@ def _report(started: asyncio.Future[None]) -> None:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application. Nothing is loaded before it starts."""
     settings = settings or Settings()
-    app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
+    app = FastAPI(
+        title="Edgewise",
+        version=edgewise.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,  # served below, by a route that declares its scope as all do
+        lifespan=_lifespan,
+        dependencies=[Depends(authorise)],
+    )
     app.state.service = service = Service(settings)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
-    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
+    app.add_middleware(Guard, allowed_hosts=settings.host_names, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(RequestLog, metrics=service.metrics)
     return app
 
@@ -61,3 +75,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @needs(Scope.READ)
 async def _metrics(service: Serving) -> Response:
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@needs(Scope.INFER, Scope.READ)
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(request.app.openapi())

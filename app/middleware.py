@@ -1,29 +1,38 @@
-"""Pure ASGI middleware: who may ask (Host, Origin), how much (body), and one log line for every request."""
+"""Pure ASGI middleware: who may ask (Host, Origin, API key), how much (body, rate), and one log line for every request."""
 
 from __future__ import annotations
 
+import hmac
 import re
 import time
 import uuid
 from urllib.parse import urlsplit
 
 import structlog
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.auth import COOKIE, Principal, read_cookie
+from app.directory import Directory
 from app.errors import RequestError, error_response
+from app.limits import Rates
 from app.metrics import Metrics
 
 log = structlog.get_logger("edgewise.http")
 
+PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
+PUBLIC_FOLDER = "/static/"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Guard:
     """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops a body at the limit."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: tuple[str, ...], max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, max_body_bytes: int) -> None:
         self.app = app
-        self.allowed_hosts = frozenset(allowed_hosts)
+        self.allowed_hosts = allowed_hosts
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,10 +61,10 @@ class Guard:
         return RequestError(413, f"body: {size} bytes, the limit is {self.max_body_bytes}", {"Connection": "close"})
 
     def _refusal(self, method: str, headers: dict[str, str]) -> RequestError | None:
-        if _hostname(headers.get("host", "")) not in self.allowed_hosts:
+        if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:
             return RequestError(421, "Host header: not one of this server's names, see EDGEWISE_ALLOWED_HOSTS")
         origin = headers.get("origin")
-        if method not in ("GET", "HEAD", "OPTIONS"):
+        if method not in SAFE_METHODS:
             foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 return RequestError(403, "Origin header: another site may not write here")
@@ -63,6 +72,52 @@ class Guard:
         if length.isdigit() and int(length) > self.max_body_bytes:
             return self._too_large(length)
         return None
+
+
+class Authenticate:
+    """Lets nobody past without a key but to PUBLIC paths, and counts requests against each caller's rate."""
+
+    def __init__(self, app: ASGIApp, directory: Directory, rates: Rates) -> None:
+        self.app = app
+        self.directory = directory
+        self.rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find out who asks, and note it as the request's principal."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        try:
+            principal = await self._principal(scope, headers)
+            key = principal.key
+            self.rates.take(key.prefix if key else principal.name, key.rate_per_s if key else None)
+        except RequestError as error:
+            pages = "text/html" in headers.get("accept", "") and error.status == 401 and scope["method"] == "GET"
+            reply = RedirectResponse("/login", 303) if pages else error_response(error.status, str(error), error.headers)
+            await reply(scope, receive, send)
+            return
+        scope.setdefault("state", {})["principal"] = principal
+        await self.app(scope, receive, send)
+
+    async def _principal(self, scope: Scope, headers: dict[str, str]) -> Principal:
+        kind, _, text = headers.get("authorization", "").partition(" ")
+        text = text.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "").strip()
+        if text:
+            return await self.directory.by_key(text)
+        cookie = read_cookie(headers.get("cookie", ""), COOKIE)
+        if cookie and (principal := await self.directory.by_cookie(cookie)) is not None and principal.key is not None:
+            token = self.directory.sessions.form_token(cookie, principal.key).encode()
+            proven = hmac.compare_digest(headers.get("x-csrf-token", "").encode(), token)
+            scope.setdefault("state", {})["form_token"] = token.decode()
+            if scope["method"] in SAFE_METHODS or proven or scope["path"] == "/logout":  # which looks into its form
+                return principal
+            raise RequestError(403, "X-CSRF-Token header: a page's session needs it to write")
+        local = await self.directory.local()
+        if local is None:
+            raise RequestError(401, "API key: none was sent, need one as Authorization: Bearer or X-API-Key", _CHALLENGE)
+        return local
 
 
 def _hostname(host: str) -> str:

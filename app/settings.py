@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "testserver"})
 
 
 class Settings(BaseSettings):
@@ -18,10 +19,16 @@ class Settings(BaseSettings):
 
     models: Path = Field(DEMO_MODELS, description="Folder with name.onnx or name/<version>/model.onnx.")
     db: str | None = Field(None, description="Database URL; SQLite in the user's data directory when unset.")
-    host: str = Field("127.0.0.1", description="Address to bind; only loopback is served without API keys.")
+    host: str = Field("127.0.0.1", description="Address to bind; on any but loopback every route but health needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
-    allowed_hosts: tuple[str, ...] = Field(
-        ("127.0.0.1", "localhost", "[::1]", "testserver"), description="Host headers that are answered: DNS rebinding ends here."
+    allowed_hosts: tuple[str, ...] | None = Field(
+        None, description="Host headers that are answered; the loopback names when unset and on loopback, else all."
+    )
+    rate_per_s: float = Field(0, ge=0, description="Requests a second of one API key that has no rate of its own; 0 = no limit.")
+    key_refresh_s: float = Field(2, gt=0, description="How old the copy of the database's API keys may be.")
+    key_stale_s: float = Field(300, gt=0, description="How old it may be while the database does not answer.")
+    session_secret: SecretStr = Field(
+        SecretStr(""), description="Signs the pages' sessions; servers that share it accept each other's. Random when unset."
     )
     threads: int | None = Field(None, ge=1, le=1024, description="Cores an inference may use; physical cores when unset.")
     workers: int = Field(2, ge=1, le=256, description="Inferences computed side by side.")
@@ -36,6 +43,18 @@ class Settings(BaseSettings):
     max_arena_bytes: int = Field(2**33, ge=1024, description="Activations that one model may keep, over all its shapes.")
     repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
     file_uploads: bool = Field(False, description="Whether a load request may bring files.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this host can connect."""
+        return self.host in LOOPBACK
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """Host headers that are answered; None = all, which only keys make safe."""
+        if self.allowed_hosts is not None:
+            return frozenset(self.allowed_hosts)
+        return LOOPBACK_NAMES if self.loopback else None
 
 
 def knobs() -> list[tuple[str, str, str, str]]:
@@ -52,4 +71,4 @@ def knobs() -> list[tuple[str, str, str, str]]:
 
 
 def _shown(name: str, value: object) -> str:
-    return "the bundled demo" if name == "models" else "unset" if value is None else str(value)
+    return "the bundled demo" if name == "models" else "unset" if value is None or str(value) == "" else str(value)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from typing import Annotated
 
 import structlog
 from fastapi import Depends, Request
 
+from app.auth import Sessions
+from app.directory import Directory
 from app.engine import Engine
 from app.errors import RequestError
+from app.journal import Journal
 from app.loading import Loads
 from app.logs import SETTINGS as LOG_SETTINGS
 from app.metrics import Metrics
@@ -23,10 +28,11 @@ from profiler.device import DeviceProfile
 from scheduler.build import current_build
 from scheduler.errors import StoreError
 from scheduler.local import local_device, local_fingerprint
-from scheduler.store import Here, Store
+from scheduler.store import AuditEntry, Here, KeyRing, Store
 
 log = structlog.get_logger("edgewise.service")
 
+FLUSH_S = 1.0
 SERVICE_PROBE_S = 2.0  # a new device is measured this long when a plan first asks for it; `edgewise device` measures longer
 
 
@@ -50,6 +56,15 @@ class Service:
             json_bytes=settings.max_json_bytes,
             outputs=settings.max_outputs,
         )
+        self.journal = Journal()
+        self.directory = Directory(
+            lambda: self.engine.call(self._ring),
+            self.journal,
+            Sessions(settings.session_secret.get_secret_value()),
+            settings.loopback,
+            settings.key_refresh_s,
+            settings.key_stale_s,
+        )
         self._store: Store | None = None
         self._opening = threading.Lock()
 
@@ -71,9 +86,27 @@ class Service:
         self.traces.record(*labels, timed)
 
     def audit(self, request: Request, action: str, target: str) -> None:
-        """Record what an administrator did."""
-        client = request.client.host if request.client else ""
-        log.info("audit", action=action, target=target[:128], client=client)
+        """Record what an administrator did: in the log at once, in the database soon."""
+        actor: str = request.state.principal.name if hasattr(request.state, "principal") else "login"
+        entry = AuditEntry(time.time_ns() // 1000, actor, action, target[:1024], request.state.request_id)
+        log.info("audit", actor=entry.actor, action=action, target=target[:128])
+        self.journal.add(entry)
+
+    async def keep_journal(self) -> None:
+        """Write the journal every second, for as long as the service runs."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if self.journal.buffered or not self.journal.database_up:
+                await self.engine.call(self._flush)
+
+    def _ring(self) -> KeyRing:
+        return self.store.keys.ring()
+
+    def _flush(self) -> None:
+        try:
+            self.journal.attempt(self.store)
+        except StoreError as error:
+            self.journal.lost(error)
 
     def remember(self, name: str, model: Model) -> None:
         """Store what a model is, which its plans and profiles refer to. Raises StoreError."""
@@ -107,6 +140,7 @@ class Service:
         self.engine.close()
         self.repository.close()
         if self._store is not None:
+            self.journal.attempt(self._store)
             self._store.close()
 
 

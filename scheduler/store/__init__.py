@@ -1,4 +1,4 @@
-"""The strategy database: devices, models, plans, measurements and profile runs, on SQLite or PostgreSQL."""
+"""The database: devices, models, plans, measurements, profile runs and API keys, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from typing import Self
 from scheduler.errors import StoreVersionError
 from scheduler.store.catalogue import Devices, Models
 from scheduler.store.database import Database, default_url
+from scheduler.store.keys import Audit, Keys
 from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
 from scheduler.store.profiles import Profiles
-from scheduler.store.records import Found, Here, Measurement, Page, ProfileNode, ProfileRun, StoredDevice, StoredModel, StoredPlan
+from scheduler.store.records import (
+    AuditEntry,
+    Found,
+    Here,
+    KeyRing,
+    Measurement,
+    Page,
+    ProfileNode,
+    ProfileRun,
+    StoredDevice,
+    StoredKey,
+    StoredModel,
+    StoredPlan,
+)
 
 __all__ = [
+    "AuditEntry",
     "Found",
     "Here",
+    "KeyRing",
     "Measurement",
     "Page",
     "ProfileNode",
     "ProfileRun",
     "Store",
     "StoredDevice",
+    "StoredKey",
     "StoredModel",
     "StoredPlan",
     "default_url",
@@ -43,6 +60,8 @@ class Store:
         self.plans = Plans(self._database)
         self.measurements = Measurements(self._database)
         self.profiles = Profiles(self._database)
+        self.keys = Keys(self._database)
+        self.audit = Audit(self._database)
         try:
             if upgrade:
                 self.upgrade()

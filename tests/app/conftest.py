@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from onnx import TensorProto, helper
 
 from app.main import create_app
@@ -27,12 +28,12 @@ def text_model() -> bytes:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
+def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
     """Run uvicorn on a free port in a thread until the block ends."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app or create_app(settings), port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
