@@ -24,7 +24,7 @@ from rich.table import Table
 import edgewise
 from app.commands import keys
 from app.pages import quantity, smallest_shapes
-from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
+from app.settings import DEMO_MODELS, Settings, knobs
 from graph.errors import FeedError
 from graph.ir import Port
 from kernels.errors import EdgewiseError, InvalidError
@@ -346,17 +346,15 @@ def serve_command(
     """
     if not models.is_dir():
         raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
-    import uvicorn  # noqa: PLC0415
-
-    from app import logs  # noqa: PLC0415
+    from app import logs, server  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
 
     logs.configure()
-    service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
+    settings = Settings(models=models, host=host, port=port, db=db, threads=threads)
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
-    if host not in LOOPBACK:
+    if not settings.loopback:
         notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
-    uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    server.run(create_app(settings), settings)
 
 
 @app.command("doctor")

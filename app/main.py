@@ -17,7 +17,7 @@ import edgewise
 from app import control, errors, login, pages
 from app.auth import Scope, authorise, needs
 from app.limits import Rates
-from app.middleware import Authenticate, Guard, RequestLog
+from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
 from app.state import Service, Serving
@@ -66,9 +66,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
+    bodies = BodyLimits(settings.max_body_bytes, settings.max_control_bytes, settings.max_bytes_together)
     app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
-    app.add_middleware(Guard, allowed_hosts=settings.host_names, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestLog, metrics=service.metrics)
+    app.add_middleware(Guard, allowed_hosts=settings.host_names, limits=bodies)
+    app.add_middleware(RequestLog, service=service)
     return app
 
 

@@ -6,6 +6,7 @@ import hmac
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import structlog
@@ -16,24 +17,35 @@ from app.auth import COOKIE, Principal, read_cookie
 from app.directory import Directory
 from app.errors import RequestError, error_response
 from app.limits import Rates
-from app.metrics import Metrics
+from app.state import Service
 
 log = structlog.get_logger("edgewise.http")
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
 PUBLIC_FOLDER = "/static/"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CLOSE = {"Connection": "close"}
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-class Guard:
-    """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops a body at the limit."""
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Of one request to the protocol, of one to anything else, and of all requests that are being answered together."""
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, max_body_bytes: int) -> None:
+    protocol_bytes: int
+    control_bytes: int
+    together_bytes: int
+
+
+class Guard:
+    """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops bodies at their limits."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
         self.app = app
         self.allowed_hosts = allowed_hosts
-        self.max_body_bytes = max_body_bytes
+        self.limits = limits
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass HTTP requests that keep the rules."""
@@ -41,7 +53,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = self._refusal(scope["method"], headers)
+        limit = self.limits.protocol_bytes if scope["path"].startswith("/v2") else self.limits.control_bytes
+        refusal = self._refusal(scope["method"], headers, limit)
         if refusal is not None:
             await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
             return
@@ -50,17 +63,21 @@ class Guard:
         async def limited() -> Message:
             nonlocal received
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise self._too_large(f"more than {self.max_body_bytes}")
+            size = len(message.get("body", b""))
+            received += size
+            self.held_bytes += size
+            if received > limit:
+                raise _too_large(f"more than {limit}", limit)
+            if self.held_bytes > self.limits.together_bytes:
+                raise RequestError(503, "body: too much is being answered at once; try again", {"Retry-After": "1"} | _CLOSE)
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self.held_bytes -= received
 
-    def _too_large(self, size: str) -> RequestError:
-        return RequestError(413, f"body: {size} bytes, the limit is {self.max_body_bytes}", {"Connection": "close"})
-
-    def _refusal(self, method: str, headers: dict[str, str]) -> RequestError | None:
+    def _refusal(self, method: str, headers: dict[str, str], limit: int) -> RequestError | None:
         if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:
             return RequestError(421, "Host header: not one of this server's names, see EDGEWISE_ALLOWED_HOSTS")
         origin = headers.get("origin")
@@ -69,9 +86,13 @@ class Guard:
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
                 return RequestError(403, "Origin header: another site may not write here")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.max_body_bytes:
-            return self._too_large(length)
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            return _too_large(length[:20], limit)
         return None
+
+
+def _too_large(size: str, limit: int) -> RequestError:
+    return RequestError(413, f"body: {size} bytes, the limit is {limit}", _CLOSE)
 
 
 class Authenticate:
@@ -127,9 +148,9 @@ def _hostname(host: str) -> str:
 class RequestLog:
     """Gives every request an id, logs one event when it ends and counts it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
-        self.metrics = metrics
+        self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Time the request; the id comes back as X-Request-ID."""
@@ -143,7 +164,8 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                extra = [(b"connection", b"close")] if self.service.draining else []
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *extra]
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -152,7 +174,7 @@ class RequestLog:
         finally:
             duration_ns = time.perf_counter_ns() - started
             route = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.requests.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
+            self.service.metrics.requests.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
             log.info("request", method=scope["method"], path=scope["path"][:256], status=status, duration_ns=duration_ns)
             structlog.contextvars.clear_contextvars()
 

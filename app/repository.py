@@ -32,6 +32,9 @@ from scheduler.session import Session, SessionLimits
 log = structlog.get_logger("edgewise.repository")
 
 
+UNLOADED = "unloaded"
+
+
 class State(StrEnum):
     """As the protocol spells them."""
 
@@ -172,7 +175,7 @@ class Repository:
                 raise RequestError(404, f"Request for unknown model: '{name}' is not found")
             for served in self._models[name].values():
                 served.session = None
-                served.state, served.reason = (State.UNLOADING if served.users else State.UNAVAILABLE), "unloaded"
+                served.state, served.reason = (State.UNLOADING if served.users else State.UNAVAILABLE), UNLOADED
         release()
 
     def index(self) -> list[dict[str, str]]:
@@ -202,6 +205,11 @@ class Repository:
     def models(self) -> list[Served]:
         """Every version of every model, in order."""
         return [served for versions in self._models.values() for served in versions.values()]
+
+    @property
+    def failed(self) -> list[Served]:
+        """Versions that should be served and are not; those unloaded on purpose are none."""
+        return [served for served in self.models if served.state is State.UNAVAILABLE and served.reason != UNLOADED]
 
     def versions(self, name: str) -> list[Served]:
         """Every version of one model. Raises RequestError 404 for what does not exist."""

@@ -56,6 +56,7 @@ class Service:
             json_bytes=settings.max_json_bytes,
             outputs=settings.max_outputs,
         )
+        self.draining = False
         self.journal = Journal()
         self.directory = Directory(
             lambda: self.engine.call(self._ring),
@@ -130,8 +131,20 @@ class Service:
         """What a measurement must match to be fresh here."""
         return Here(local_fingerprint(), current_build())
 
+    def begin_drain(self) -> None:
+        """Be not ready from now on; what comes is still served."""
+        self.draining = True
+
     def require_ready(self) -> None:
-        """Raise RequestError 503 while the first models load."""
+        """Raise RequestError 503 where requests should go elsewhere: see `docs/serving.md`."""
+        self.require_running()
+        if self.settings.strict_ready and (failed := self.repository.failed):
+            raise RequestError(503, f"server: model '{failed[0].name}' version {failed[0].version} failed to load")
+
+    def require_running(self) -> None:
+        """Raise RequestError 503 while the first models load, and once the server is stopping."""
+        if self.draining:
+            raise RequestError(503, "Server is stopping, send requests elsewhere")
         if not self.repository.loaded.is_set():
             raise RequestError(503, "server: models are loading")
 

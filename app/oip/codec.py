@@ -81,6 +81,10 @@ class _Request(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Request)
+MAX_CLASSIFICATIONS = 100_000
+_NO_MARKS = bytes(sorted(set(range(256)) - set(b"[]{},")))
+PIECE_BYTES = 256 * 1024  # of JSON that are decoded, or written, in one call
+_PIECE_ELEMENTS = 16 * 1024
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -225,6 +229,8 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
         raise refuse(f"{subject}: it has neither data nor binary_data_size")
     if tensor.datatype in _HALF:
         raise refuse(f"{subject}: {tensor.datatype} has no JSON form, use the binary data format")
+    if len(tensor.data) > PIECE_BYTES and dtype != STRING:
+        return _large_numbers(subject, bytes(tensor.data), dtype, shape).reshape(shape)
     try:
         values = msgspec.json.decode(tensor.data)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -240,6 +246,33 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
     if array.size != math.prod(shape):
         raise refuse(f"{subject}: data has {array.size} elements, shape {list(shape)} needs {math.prod(shape)}")
     return array.reshape(shape)
+
+
+def _large_numbers(subject: str, data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """Decode piece by piece, so that no single call keeps the other threads waiting for long."""
+    marks = data.translate(None, _NO_MARKS)
+    if b'"' in data or marks not in (_marks((math.prod(shape),)), _marks(shape)):
+        raise refuse(f"{subject}: its data is not {math.prod(shape)} numbers, flat or nested as shape {list(shape)}")
+    flat = data.translate(None, b"[] \t\r\n")
+    pieces, start = [], 0
+    while start < len(flat):
+        comma = flat.find(b",", start + PIECE_BYTES)
+        end = len(flat) if comma < 0 else comma
+        try:
+            values = msgspec.json.decode(b"[%b]" % flat[start:end])
+        except msgspec.DecodeError as error:
+            raise refuse(f"{subject}: data is no JSON array, {str(error)[:100]}") from None
+        pieces.append(_numbers(subject, values, dtype))
+        start = end + 1
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
+
+
+def _marks(shape: tuple[int, ...]) -> bytes:
+    """Brackets and commas of an array of that shape."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[%b]" % b",".join([text] * size)
+    return text
 
 
 def _flat(values: list[Any]) -> list[Any]:
@@ -354,6 +387,8 @@ def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) 
     if array.ndim == 0 or array.size == 0:
         return np.empty((*array.shape[:1], 0) if array.ndim > 1 else (0,), STRING)
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+    if (wanted := len(rows) * min(classes, rows.shape[1])) > MAX_CLASSIFICATIONS:
+        raise refuse(f"output {name!r}: {wanted} classifications, the limit is {MAX_CLASSIFICATIONS}")
     top = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
     text = np.empty(top.shape, STRING)
     for (row, rank), index in np.ndenumerate(top):
@@ -396,4 +431,9 @@ def _to_json(name: str, array: Array) -> Any:
         return texts
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot say, ask for binary_data")
-    return np.ascontiguousarray(array).ravel()
+    flat = np.ascontiguousarray(array).ravel()
+    if flat.size <= _PIECE_ELEMENTS:
+        return flat
+    starts = range(0, flat.size, _PIECE_ELEMENTS)
+    pieces = [orjson.dumps(flat[start : start + _PIECE_ELEMENTS], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for start in starts]
+    return orjson.Fragment(b"[%b]" % b",".join(pieces))

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.auth import Scope, needs
 from app.engine import InferOptions, Outcome, rows_of
-from app.errors import RequestError, status_of
+from app.errors import CLIENT_GONE, RequestError, status_of
 from app.oip import codec, compression
 from app.oip.datatypes import datatype_of
 from app.repository import Served
@@ -28,7 +29,6 @@ from scheduler.session import Session
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LARGE_BYTES = 64 * 1024  # bodies beyond are read, and replies written, off the event loop
-CLIENT_GONE = 499
 
 router = APIRouter()
 T = TypeVar("T")
@@ -57,7 +57,7 @@ async def infer(request: Request, service: Serving, name: str, version: str | No
 
 def _reason(error: BaseException) -> Reason:
     """Why a request failed, as the metric of the same name has it."""
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | ClientDisconnect):
         return "CANCELED"
     status = status_of(error) if isinstance(error, EdgewiseError) else 500
     return (
@@ -78,7 +78,8 @@ class _Call:
         """Decode, compute, encode."""
         body = await self.request.body()
         decoding_ns = time.perf_counter_ns()
-        asked = await self._somewhere(len(body), self._decode, body)
+        packed = "content-encoding" in self.request.headers  # may be of any size once it is unpacked
+        asked = await self._somewhere(LARGE_BYTES + 1 if packed else len(body), self._decode, body)
         input_ns = time.perf_counter_ns() - decoding_ns
         deadline_ns = time.monotonic_ns() + 1000 * asked.timeout_us if asked.timeout_us else None
         options = InferOptions(asked.priority, deadline_ns, asked.id or self.request.state.request_id)

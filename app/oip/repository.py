@@ -80,7 +80,7 @@ async def unload(request: Request, service: Serving, name: str) -> Response:
 def _require_control(service: Service) -> None:
     if not service.settings.repository_control:
         raise RequestError(503, "repository: models are not loaded or unloaded over HTTP here, see EDGEWISE_REPOSITORY_CONTROL")
-    service.require_ready()
+    service.require_running()
 
 
 def _parameters(asked: dict[str, Any]) -> dict[str, Any]:
