@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry, Histogram, PlatformCollector, P
 from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
+from app.engine import Engine
+from app.journal import Journal
 from app.repository import Repository
 from app.statistics import REASONS, ModelStatistics, Statistics
 
@@ -52,11 +54,12 @@ _GAUGES: Final[tuple[tuple[str, str, Read], ...]] = (
 class Metrics:
     """The instruments of one service, in a registry of their own."""
 
-    def __init__(self, statistics: Statistics, repository: Repository) -> None:
+    def __init__(self, statistics: Statistics, repository: Repository, engine: Engine, journal: Journal) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(_Models(statistics, repository))
+        self.registry.register(_Server(engine, journal))
         self.requests = self._histogram("edgewise_request_duration_seconds", "HTTP requests", ("route", "method", "status"))
         self.inferences = self._histogram("edgewise_inference_duration_seconds", "Inferences, from arrival to reply")
         self.queue = self._histogram("edgewise_queue_seconds", "Waiting for the engine")
@@ -103,6 +106,24 @@ class _Models(Collector):
                 plans.add_metric((*labels, plan[:12]), count)
         yield failures
         yield plans
+
+
+class _Server(Collector):
+    """Reads the engine, the journal and the host."""
+
+    def __init__(self, engine: Engine, journal: Journal) -> None:
+        self._engine = engine
+        self._journal = journal
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges of the process and its host."""
+        yield GaugeMetricFamily("edgewise_engine_running", "Requests that run", self._engine.running)
+        yield GaugeMetricFamily("edgewise_engine_waiting", "Requests that wait for the engine", self._engine.waiting)
+        yield GaugeMetricFamily("edgewise_database_up", "Whether the database answered last", float(self._journal.database_up))
+        yield GaugeMetricFamily("edgewise_buffered_writes", "Writes that wait for the database", self._journal.buffered)
+        yield UnknownMetricFamily(
+            "edgewise_dropped_writes_total", "Writes lost to the bound on waiting ones", self._journal.dropped
+        )
         memory = psutil.virtual_memory()
         yield GaugeMetricFamily("nv_cpu_utilization", "Share of this host's cores in use", psutil.cpu_percent() / 100)
         yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of this host", memory.total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, Request
@@ -46,7 +46,6 @@ class Service:
         self.engine = Engine(settings.workers, settings.queue_limit)
         self.loads = Loads(self.repository, self.engine)
         self.statistics = Statistics()
-        self.metrics = Metrics(self.statistics, self.repository)
         self.traces = TraceSettings()
         self.logging = LOG_SETTINGS
         self.codec_limits = CodecLimits(
@@ -58,6 +57,7 @@ class Service:
         )
         self.draining = False
         self.journal = Journal()
+        self.metrics = Metrics(self.statistics, self.repository, self.engine, self.journal)
         self.directory = Directory(
             lambda: self.engine.call(self._ring),
             self.journal,
@@ -140,6 +140,14 @@ class Service:
         self.require_running()
         if self.settings.strict_ready and (failed := self.repository.failed):
             raise RequestError(503, f"server: model '{failed[0].name}' version {failed[0].version} failed to load")
+
+    def health_detail(self) -> dict[str, Any]:
+        """What is wrong and yet no reason to send requests elsewhere."""
+        journal = self.journal
+        if journal.database_up and not journal.dropped:
+            return {}
+        state = "ok" if journal.database_up else "unavailable"
+        return {"database": state, "buffered_writes": journal.buffered, "dropped_writes": journal.dropped}
 
     def require_running(self) -> None:
         """Raise RequestError 503 while the first models load, and once the server is stopping."""

@@ -43,7 +43,7 @@ async def live() -> dict[str, bool]:
 async def ready(service: Serving) -> Response:
     """Whether this server should be sent requests; the reason where not."""
     service.require_ready()
-    return JSONResponse({"ready": True})
+    return JSONResponse({"ready": True, **service.health_detail()})
 
 
 @router.get("/v2")

@@ -1,6 +1,7 @@
 """A real server on a real socket, serving the demo, a model of strings and a broken file."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,13 @@ from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("EDGEWISE_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; set EDGEWISE_SLOW to run it"))
+
+
 def text_model() -> bytes:
     """Strings through Identity, two inputs of other types, one output each."""
     value = helper.make_tensor_value_info
@@ -28,8 +36,8 @@ def text_model() -> bytes:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port in a thread until the block ends."""
+def serving(settings: Settings, app: FastAPI | None = None, *, wait: bool = True) -> Iterator[httpx.Client]:
+    """Run uvicorn on a free port in a thread until the block ends. wait: until it is ready, else until it is live."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -40,7 +48,7 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             for _ in range(200):
                 with contextlib.suppress(httpx.TransportError):
-                    if client.get("/v2/health/ready").status_code == 200:
+                    if client.get(f"/v2/health/{'ready' if wait else 'live'}").status_code == 200:
                         break
                 time.sleep(0.05)
             yield client

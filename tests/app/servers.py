@@ -99,7 +99,7 @@ class Server:
 
 def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = {}, *options: str) -> Server:
     """`edgewise serve` as a process; answers when it is ready."""
-    port = free_port()
+    port = free_port() if "--port" not in options else int(options[options.index("--port") + 1])
     log = folder / f"server-{port}.log"
     command = [sys.executable, "-m", "edgewise", "serve", "--models", str(models), "--port", str(port), "--db", db, *options]
     with log.open("wb") as output:
