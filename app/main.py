@@ -21,6 +21,7 @@ from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
 from app.state import Service, Serving
+from app.telemetry import Telemetry, over_http
 
 log = structlog.get_logger("edgewise.service")
 STATIC = Path(__file__).parent / "static"
@@ -45,9 +46,10 @@ def _report(started: asyncio.Future[None]) -> None:
         log.error("start failed", exc_info=error)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application. Nothing is loaded before it starts."""
+def create_app(settings: Settings | None = None, telemetry: Telemetry | None = None) -> FastAPI:
+    """Build the application. Nothing is loaded before it starts. telemetry: instead of what the settings say."""
     settings = settings or Settings()
+    telemetry = telemetry or over_http(settings.otlp_endpoint)
     app = FastAPI(
         title="Edgewise",
         version=edgewise.__version__,
@@ -56,8 +58,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url=None,  # served below, by a route that declares its scope as all do
         lifespan=_lifespan,
         dependencies=[Depends(authorise)],
+        telemetry=telemetry.config,
     )
-    app.state.service = service = Service(settings)
+    app.state.service = service = Service(settings, telemetry)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])

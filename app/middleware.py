@@ -175,7 +175,8 @@ class RequestLog:
             duration_ns = time.perf_counter_ns() - started
             route = getattr(scope.get("route"), "path", "unmatched")
             self.service.metrics.requests.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
-            log.info("request", method=scope["method"], path=scope["path"][:256], status=status, duration_ns=duration_ns)
+            about = {"method": scope["method"], "path": scope["path"][:256], "status": status, "duration_ns": duration_ns}
+            log.info("request", **about, **scope["state"].get("logged", {}))
             structlog.contextvars.clear_contextvars()
 
 

@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     grace_s: float = Field(5, ge=0, description="On SIGTERM: time to be not ready yet serve, for load balancers to see it.")
     drain_s: int = Field(30, ge=1, description="On SIGTERM, after that: time for running requests to end.")
     strict_ready: bool = Field(False, description="Whether a model that failed to load at the start makes the server not ready.")
+    otlp_endpoint: str = Field("", description="OTLP/HTTP URL for traces, as in http://collector:4318/v1/traces; off when unset.")
     repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
     file_uploads: bool = Field(False, description="Whether a load request may bring files.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Annotated, Any
@@ -22,12 +23,15 @@ from app.oip.codec import CodecLimits
 from app.repository import ModelLimits, Repository, Served
 from app.settings import Settings
 from app.statistics import Statistics, Timed
+from app.telemetry import Telemetry
 from app.tracing import TraceSettings
+from app.work import Shapes, WorkCounts, count
 from graph.ir import Model
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
-from scheduler.errors import StoreError
+from scheduler.errors import NotFoundError, StoreError
 from scheduler.local import local_device, local_fingerprint
+from scheduler.session import Session
 from scheduler.store import AuditEntry, Here, KeyRing, Store
 
 log = structlog.get_logger("edgewise.service")
@@ -39,7 +43,7 @@ SERVICE_PROBE_S = 2.0  # a new device is measured this long when a plan first as
 class Service:
     """The parts of a running service. `start` blocks: it loads the models, then opens the database."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         self.settings = settings
         limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
         self.repository = Repository(settings.models, settings.threads, limits)
@@ -47,6 +51,9 @@ class Service:
         self.loads = Loads(self.repository, self.engine)
         self.statistics = Statistics()
         self.traces = TraceSettings()
+        self.telemetry = telemetry
+        self.work = WorkCounts()
+        self._counting: set[asyncio.Task[None]] = set()
         self.logging = LOG_SETTINGS
         self.codec_limits = CodecLimits(
             settings.max_body_bytes,
@@ -77,14 +84,35 @@ class Service:
         except StoreError as error:
             log.error("database unavailable", reason=str(error))
 
-    def observe(self, served: Served, timed: Timed) -> None:
+    def observe(self, served: Served, session: Session, shapes: Shapes, timed: Timed, request_id: str) -> None:
         """Record what an inference took."""
-        labels = (served.name, served.version)
+        labels, outcome = (served.name, served.version), timed.outcome
         self.metrics.inferences.labels(*labels).observe(timed.total_ns / 1e9)
-        self.metrics.queue.labels(*labels).observe(timed.outcome.queue_ns / 1e9)
-        self.metrics.compute.labels(*labels).observe(timed.outcome.compute_ns / 1e9)
-        self.metrics.batch_rows.labels(*labels).observe(timed.outcome.batch_rows)
+        self.metrics.queue.labels(*labels).observe(outcome.queue_ns / 1e9)
+        self.metrics.compute.labels(*labels).observe(outcome.compute_ns / 1e9)
+        self.metrics.batch_rows.labels(*labels).observe(outcome.batch_rows)
         self.traces.record(*labels, timed)
+        self.telemetry.record(*labels, request_id, timed)
+        work = self.work.find(session, shapes)
+        if work is None:
+            task = asyncio.ensure_future(self._count(session, shapes))
+            self._counting.add(task)  # the loop itself keeps no reference
+            task.add_done_callback(self._counting.discard)
+        elif work.flops:
+            share = timed.rows / outcome.batch_rows if outcome.batch_rows else 1.0
+            self.statistics.of(*labels).worked(work.flops, outcome.compute_ns * share, work.roof_ns)
+
+    async def _count(self, session: Session, shapes: Shapes) -> None:
+        """Count a model at shapes that are new; while too much other work waits it stays uncounted."""
+        with contextlib.suppress(RequestError):
+            self.work.keep(session, shapes, await self.engine.call(lambda: count(session, dict(shapes), self._measured_device())))
+
+    def _measured_device(self) -> DeviceProfile | None:
+        """This device, if it was ever measured; a request is no reason to measure it."""
+        try:
+            return DeviceProfile.from_json(self.store.devices.get(local_fingerprint()).profile)
+        except (NotFoundError, StoreError):
+            return None
 
     def audit(self, request: Request, action: str, target: str) -> None:
         """Record what an administrator did: in the log at once, in the database soon."""
@@ -160,6 +188,7 @@ class Service:
         """Finish what runs, then close the database."""
         self.engine.close()
         self.repository.close()
+        self.telemetry.close()
         if self._store is not None:
             self.journal.attempt(self._store)
             self._store.close()

@@ -22,6 +22,7 @@ from app.repository import Served
 from app.settings import LOOPBACK
 from app.state import Service, Serving
 from app.statistics import Reason, Timed
+from app.work import Shapes
 from graph.ir import Port
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
@@ -44,14 +45,23 @@ async def infer(request: Request, service: Serving, name: str, version: str | No
         statistics = service.statistics.of(served.name, served.version)
         statistics.pending += 1
         try:
-            timed, reply = await _Call(request, service, served, session).answer(started_ns)
+            call = _Call(request, service, served, session)
+            timed, reply = await call.answer(started_ns)
         except BaseException as error:
             statistics.failed(_reason(error), time.perf_counter_ns() - started_ns)
             raise
         finally:
             statistics.pending -= 1
         statistics.succeeded(timed)
-        service.observe(served, timed)
+        service.observe(served, session, call.shapes, timed, request.state.request_id)
+        request.state.logged = {
+            "model": served.name,
+            "version": served.version,
+            "plan": timed.outcome.plan_id[:12],
+            "queue_ns": timed.outcome.queue_ns,
+            "compute_ns": timed.outcome.compute_ns,
+            "batch_rows": timed.outcome.batch_rows,
+        }
     return reply
 
 
@@ -73,6 +83,7 @@ class _Call:
     service: Service
     served: Served
     session: Session
+    shapes: Shapes = ()
 
     async def answer(self, started_ns: int) -> tuple[Timed, Response]:
         """Decode, compute, encode."""
@@ -81,6 +92,7 @@ class _Call:
         packed = "content-encoding" in self.request.headers  # may be of any size once it is unpacked
         asked = await self._somewhere(LARGE_BYTES + 1 if packed else len(body), self._decode, body)
         input_ns = time.perf_counter_ns() - decoding_ns
+        self.shapes = tuple((name, array.shape) for name, array in asked.feeds.items())
         deadline_ns = time.monotonic_ns() + 1000 * asked.timeout_us if asked.timeout_us else None
         options = InferOptions(asked.priority, deadline_ns, asked.id or self.request.state.request_id)
         outcome = await _while_connected(self.request, self.service.engine.infer(self.served, asked.feeds, options))
