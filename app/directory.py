@@ -18,8 +18,6 @@ from scheduler.store import KeyRing, StoredKey
 
 log = structlog.get_logger("edgewise.auth")
 
-RETRY_S = 1.0  # between two attempts to read a database that does not answer
-
 
 class Directory:
     """Keys by prefix. Event loop only.
@@ -48,12 +46,11 @@ class Directory:
         self._keys: dict[str, StoredKey] | None = None
         self._made = False
         self._read_at = float("-inf")
-        self._tried_at = float("-inf")
-        self._refreshing = asyncio.Lock()
+        self._tried = asyncio.Event()
 
     async def local(self) -> Principal | None:
         """Who a caller without a key is: a local one while no key was ever made and the server is on loopback; else nobody."""
-        await self._refresh()
+        await self._tried.wait()
         if not self._loopback or self._made:
             return None
         return LOCAL if self._keys is not None else UNKNOWN_KEYS
@@ -76,29 +73,23 @@ class Directory:
         return Principal(f"{key.prefix} {key.name}"[:256], frozenset(map(Scope, key.scopes)), key, from_cookie)
 
     async def _find(self, prefix: str) -> StoredKey | None:
-        await self._refresh()
+        await self._tried.wait()
         if self._keys is None or time.monotonic() - self._read_at > self._stale_s:
             raise RequestError(503, "API keys: the database does not answer, try again", {"Retry-After": "5"})
         key = self._keys.get(prefix)
         return key if key is not None and key.active(time.time_ns() // 1000) else None
 
-    async def _refresh(self) -> None:
-        """Read the keys again when the copy is old; requests that come meanwhile use it as it is."""
-        now = time.monotonic()
-        if now - self._read_at < self._refresh_s or now - self._tried_at < min(RETRY_S, self._refresh_s):
-            return
-        if self._keys is not None and self._refreshing.locked():
-            return
-        async with self._refreshing:
-            if now < self._tried_at:  # another one read while this one waited
-                return
-            self._tried_at = time.monotonic()
+    async def keep(self) -> None:
+        """Read the keys again and again, for as long as the service runs; no request waits for it but the first ones."""
+        while True:
             try:
                 ring = await self._read()
                 self._keys, self._made = {key.prefix: key for key in ring.usable}, ring.made
                 self._read_at = time.monotonic()
-            except StoreError as error:
+            except (StoreError, RequestError) as error:
                 log.warning("keys not read", reason=str(error))
+            self._tried.set()
+            await asyncio.sleep(self._refresh_s)
 
 
 def _refusal() -> RequestError:

@@ -33,17 +33,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
-    flushing = asyncio.ensure_future(service.keep_journal())
+    keeping = [asyncio.ensure_future(work) for work in (service.keep_journal(), service.directory.keep())]
+    for task in keeping:
+        task.add_done_callback(_report)
     yield
-    flushing.cancel()
+    for task in keeping:
+        task.cancel()
     await starting
     await asyncio.get_running_loop().run_in_executor(None, service.close)
 
 
 def _report(started: asyncio.Future[None]) -> None:
-    """Say at once that the start failed, not only when the service ends."""
+    """Say at once that work in the background failed, not only when the service ends."""
     if not started.cancelled() and (error := started.exception()) is not None:
-        log.error("start failed", exc_info=error)
+        log.error("background work failed", exc_info=error)
 
 
 def create_app(settings: Settings | None = None, telemetry: Telemetry | None = None) -> FastAPI:

@@ -50,12 +50,12 @@ class Server(uvicorn.Server):
         log.info("stopped")
 
 
-def run(app: FastAPI, settings: Settings) -> None:
-    """Serve until a signal ends it."""
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve."""
     limits = ConnectionLimits(
         settings.max_connections, settings.max_head_bytes, head_s=settings.head_timeout_s, body_s=settings.body_timeout_s
     )
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -67,5 +67,9 @@ def run(app: FastAPI, settings: Settings) -> None:
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.drain_s,
     )
+
+
+def run(app: FastAPI, settings: Settings) -> None:
+    """Serve until a signal ends it."""
     service: Service = app.state.service
-    Server(config, service).run()
+    Server(configure(app, settings), service).run()

@@ -126,7 +126,8 @@ class Service:
         while True:
             await asyncio.sleep(FLUSH_S)
             if self.journal.buffered or not self.journal.database_up:
-                await self.engine.call(self._flush)
+                with contextlib.suppress(RequestError):  # too much other work waits: the next second will do
+                    await self.engine.call(self._flush)
 
     def _ring(self) -> KeyRing:
         return self.store.keys.ring()

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from onnx import TensorProto, helper
 
 from app.main import create_app
+from app.server import configure
 from app.settings import DEMO_MODELS, Settings
 
 
@@ -41,7 +42,9 @@ def serving(settings: Settings, app: FastAPI | None = None, *, wait: bool = True
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app or create_app(settings), port=port, log_level="critical"))
+    served = app or create_app(settings)
+    config = configure(served, settings.model_copy(update={"port": port, "host": "127.0.0.1"}))
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
