@@ -79,8 +79,11 @@ async def authorise(request: Request) -> None:
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
         raise RequestError(401, "API key: none was sent, this route needs one", {"WWW-Authenticate": "Bearer"})
-    if Scope.ADMIN not in principal.scopes and not wanted & principal.scopes:
-        raise RequestError(403, f"API key: it has scope {_spelt(principal.scopes)}, this route needs {_spelt(wanted)}")
+    if Scope.ADMIN in principal.scopes or wanted & principal.scopes:
+        return
+    if principal is UNKNOWN_KEYS:
+        raise RequestError(503, "API keys: the database does not answer, only inference and reading go on", {"Retry-After": "5"})
+    raise RequestError(403, f"API key: it has scope {_spelt(principal.scopes)}, this route needs {_spelt(wanted)}")
 
 
 def _spelt(scopes: frozenset[Scope]) -> str:

@@ -111,7 +111,7 @@ def test_sigterm_fails_readiness_first_and_finishes_what_runs(tmp_path: Path) ->
         for name in ("x", "w")
     ]
     head = json.dumps({"inputs": tensors}).encode()
-    with running(tmp_path, models, environment={"EDGEWISE_GRACE_S": "2"}) as server, server.client() as client:
+    with running(tmp_path, models, environment={"EDGEWISE_GRACE_S": "8"}) as server, server.client() as client:
         statuses: list[int] = []
 
         def long() -> None:
@@ -184,7 +184,7 @@ def test_rolling_restart_behind_nginx_loses_no_request(tmp_path: Path) -> None:
     models.mkdir()
     write_models(models)
     db = f"sqlite:///{tmp_path / 'edgewise.db'}"
-    environment = {"EDGEWISE_GRACE_S": "1.5"}
+    environment = {"EDGEWISE_GRACE_S": "2"}
     servers = [start(tmp_path, models, db, environment) for _ in range(2)]
     failures: list[object] = []
     answered = 0
