@@ -173,11 +173,16 @@ class RequestLog:
             await self.app(scope, receive, labelled)
         finally:
             duration_ns = time.perf_counter_ns() - started
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self.service.metrics.requests.labels(route, scope["method"], str(status)).observe(duration_ns / 1e9)
+            self.service.metrics.requests.labels(_route(scope), scope["method"], str(status)).observe(duration_ns / 1e9)
             about = {"method": scope["method"], "path": scope["path"][:256], "status": status, "duration_ns": duration_ns}
             log.info("request", **about, **scope["state"].get("logged", {}))
             structlog.contextvars.clear_contextvars()
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route that was taken, as it is declared; that of an included router lacks its prefix."""
+    path: str = getattr(scope.get("route"), "path", "unmatched")
+    return f"/v1{path}" if scope["path"].startswith("/v1/") and path != "unmatched" and not path.startswith("/v1") else path
 
 
 def _request_id(scope: Scope) -> str:

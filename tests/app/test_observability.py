@@ -70,7 +70,10 @@ def test_labels_are_never_what_a_request_invents(tmp_path: Path) -> None:
     with serving(settings(tmp_path)) as client:
         for path in ("/v2/models/invented/infer", "/invented", "/v1/invented"):
             client.post(path, content=SEVEN, headers={"X-Request-ID": "invented"})
-        assert "invented" not in client.get("/metrics").text
+        client.get("/v1/models")
+        text = client.get("/metrics").text
+        assert "invented" not in text
+        assert 'route="/v1/models"' in text
 
 
 def test_achieved_rate_once_the_shapes_are_counted(tmp_path: Path) -> None:
