@@ -46,7 +46,10 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class Served:
-    """One version of one model. users: requests that hold its session. load_ns: what loading took."""
+    """One version of one model. users: requests that hold its session. load_ns: what loading took.
+
+    leaving: what this entry followed when it was unloaded, for as long as requests hold that.
+    """
 
     name: str
     version: str
@@ -58,6 +61,7 @@ class Served:
     override: Override = NO_OVERRIDE
     users: int = 0
     load_ns: int = 0
+    leaving: Served | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +177,20 @@ class Repository:
         with self._changing:
             if name not in self._models:
                 raise RequestError(404, f"Request for unknown model: '{name}' is not found")
-            for served in self._models[name].values():
-                served.session = None
-                served.state, served.reason = (State.UNLOADING if served.users else State.UNAVAILABLE), UNLOADED
+            self._replace(name, {served.version: _unloaded(served) for served in self._models[name].values()})
+            self._settle()
         release()
+
+    def _settle(self) -> None:
+        """Let go of entries that nobody holds any more."""
+        for served in self.models:
+            leaving = served.leaving
+            if leaving is not None and leaving.users == 0:
+                served.state, served.leaving = State.UNAVAILABLE, None
 
     def index(self) -> list[dict[str, str]]:
         """Every version of every model with its state, and by name only those in the folder that were never loaded."""
+        self._settle()
         table = self._models
         rows = [
             {"name": served.name, "version": served.version, "state": str(served.state), "reason": served.reason}
@@ -198,8 +209,8 @@ class Repository:
             yield served, session
         finally:
             served.users -= 1
-            if served.users == 0 and served.state is State.UNLOADING:
-                served.state = State.UNAVAILABLE
+            if served.users == 0 and self._models.get(served.name, {}).get(served.version) is not served:
+                self._settle()
 
     @property
     def models(self) -> list[Served]:
@@ -240,3 +251,10 @@ class Repository:
     def close(self) -> None:
         """Unload everything."""
         self._models = {}
+
+
+def _unloaded(served: Served) -> Served:
+    """The entry that follows one that is unloaded; whoever holds the old one keeps its session."""
+    leaving = served.leaving if served.session is None else served
+    state = State.UNAVAILABLE if leaving is None else State.UNLOADING
+    return Served(served.name, served.version, served.path, state=state, reason=UNLOADED, leaving=leaving)

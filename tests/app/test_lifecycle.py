@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import event
 
 from app import auth
+from app.errors import RequestError
 from app.journal import Journal
 from app.main import create_app
 from app.memory import release
@@ -261,11 +262,17 @@ def test_an_unloaded_model_finishes_what_runs(tmp_path: Path) -> None:
     (tmp_path / "digits.onnx").write_bytes((DEMO_MODELS / "digits.onnx").read_bytes())
     repository = Repository(tmp_path, threads=1)
     repository.load_all()
-    with repository.lease("digits") as (served, session):
+    with repository.lease("digits") as (served, _):
         repository.unload("digits")
-        assert (served.state, served.session) == (State.UNLOADING, None)
-        assert session.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["digit"].shape == (1,)
-    assert served.state is State.UNAVAILABLE
+        repository.unload("digits")
+        assert repository.find("digits").state is State.UNLOADING
+        with pytest.raises(RequestError, match="unloaded"):
+            repository.ready("digits")
+        assert served.session is not None  # which the engine takes when its turn comes
+        assert served.session.run({"image": np.zeros((1, 1, 8, 8), np.float32)})["digit"].shape == (1,)
+    assert repository.find("digits").state is State.UNAVAILABLE
+    repository.load("digits")
+    assert repository.find("digits").state is State.READY
 
 
 def test_reload_under_load_fails_no_request(tmp_path: Path) -> None:
