@@ -31,7 +31,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Of one request to the protocol, of one to anything else, and of all requests that are being answered together."""
+    """Of one request to infer or load, of one to anything else, and of all requests that are being answered together."""
 
     protocol_bytes: int
     control_bytes: int
@@ -53,7 +53,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        limit = self.limits.protocol_bytes if scope["path"].startswith("/v2") else self.limits.control_bytes
+        large = scope["path"].startswith("/v2/") and scope["path"].endswith(("/infer", "/load"))
+        limit = self.limits.protocol_bytes if large else self.limits.control_bytes
         refusal = self._refusal(scope["method"], headers, limit)
         if refusal is not None:
             await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     workers: int = Field(2, ge=1, le=256, description="Inferences computed side by side.")
     queue_limit: int = Field(256, ge=1, le=100_000, description="Inferences waiting; one more is answered 503.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
-    max_control_bytes: int = Field(2**20, ge=1024, description="Request body of anything but /v2.")
+    max_control_bytes: int = Field(2**20, ge=1024, description="Request body of anything but an inference or a load.")
     max_bytes_together: int = Field(2**30, ge=1024, description="Bodies of all requests that are being answered.")
     max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503.")
     max_head_bytes: int = Field(64 * 1024, ge=1024, description="Request line and headers of one request.")

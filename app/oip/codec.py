@@ -85,7 +85,6 @@ MAX_CLASSIFICATIONS = 100_000
 _NO_MARKS = bytes(sorted(set(range(256)) - set(b"[]{},")))
 PIECE_BYTES = 256 * 1024  # of JSON that are decoded, or written, in one call
 _PIECE_ELEMENTS = 16 * 1024
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -125,23 +124,20 @@ def header_length(text: str | None, body_bytes: int) -> int:
 
 
 def check_depth(text: memoryview | bytes, limit: int) -> None:
-    """Refuse JSON that nests deeper than the limit, before anything is built of it."""
-    if _brackets(text) <= limit or _depth(text) <= limit:
-        return
-    if _depth(_STRINGS.sub(b"", text)) > limit:  # brackets in strings do not count
-        raise refuse(f"request: JSON nests deeper than {limit}, the limit")
-
-
-def _brackets(text: memoryview | bytes) -> int:
-    found = bytes(text)
-    return found.count(b"[") + found.count(b"{")
-
-
-def _depth(text: memoryview | bytes) -> int:
-    codes = np.frombuffer(text, np.uint8)
-    steps = ((codes == ord("[")) | (codes == ord("{"))).astype(np.int8)
-    steps -= (codes == ord("]")) | (codes == ord("}"))
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    """Refuse JSON that nests deeper than the limit, before anything is built of it. Brackets in strings do not count."""
+    depth, inside, carried = 0, 0, b""
+    for start in range(0, len(text), PIECE_BYTES):
+        piece = carried + bytes(text[start : start + PIECE_BYTES])
+        carried = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # half an escape
+        piece = piece[: len(piece) - len(carried)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.split(b'"')
+        codes = np.frombuffer(b"".join(parts[inside::2]), np.uint8)
+        inside = (inside + len(parts) - 1) % 2
+        steps = ((codes == ord("[")) | (codes == ord("{"))).astype(np.int8) - ((codes == ord("]")) | (codes == ord("}")))
+        depths = np.cumsum(steps, dtype=np.int32) + depth
+        if depths.max(initial=0) > limit:
+            raise refuse(f"request: JSON nests deeper than {limit}, the limit")
+        depth = int(depths[-1]) if depths.size else depth
 
 
 def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:

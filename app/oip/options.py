@@ -32,7 +32,7 @@ async def set_trace(request: Request, service: Serving, name: str | None = None)
     """Change the given settings; null takes one back to the server's, or to what it was at the start."""
     if name is not None:
         service.repository.find(name)
-    shown = service.traces.update(name, await json_object(request))
+    shown = service.traces.update(name, await json_object(request, service))
     service.audit(request, "trace.settings", name or "")
     return shown
 
@@ -49,7 +49,7 @@ async def get_logging(service: Serving) -> dict[str, Any]:
 async def set_logging(request: Request, service: Serving) -> dict[str, Any]:
     """Change the given settings."""
     settings: LogSettings = service.logging
-    settings.update(await json_object(request))
+    settings.update(await json_object(request, service))
     service.audit(request, "log.settings", "")
     return settings.shown()
 

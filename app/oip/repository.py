@@ -20,13 +20,18 @@ from app.repository import State
 from app.state import Service, Serving
 
 MAX_DEPTH = 100
+SMALL_BYTES = 16 * 1024  # of JSON; larger is read off the event loop
 
 router = APIRouter()
 
 
-async def json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request, service: Service) -> dict[str, Any]:
     """The body as a JSON object; an empty body is an empty one. Raises RequestError 400."""
     body = await request.body()
+    return _object(body) if len(body) <= SMALL_BYTES else await service.engine.call(_object, body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
     if not body.strip():
         return {}
     check_depth(body, MAX_DEPTH)
@@ -43,7 +48,7 @@ async def json_object(request: Request) -> dict[str, Any]:
 @needs(Scope.READ)
 async def index(request: Request, service: Serving) -> Response:
     """Every model with its state; ready=true: only those that are."""
-    asked = await json_object(request)
+    asked = await json_object(request, service)
     only_ready = asked.get("ready", False)
     if not isinstance(only_ready, bool):
         raise refuse("request: ready is no boolean, need true or false")
@@ -56,8 +61,8 @@ async def index(request: Request, service: Serving) -> Response:
 async def load(request: Request, service: Serving, name: str) -> Response:
     """Load a model, or load it again; answers when it is ready."""
     _require_control(service)
-    parameters = _parameters(await json_object(request))
-    asked = _load_request(name, parameters, service.settings.file_uploads)
+    parameters = _parameters(await json_object(request, service))
+    asked = await service.engine.call(_load_request, name, parameters, service.settings.file_uploads)
     await asyncio.shield(service.loads.join(asked))  # goes on when the client gives up waiting, for it to find it done
     service.audit(request, "model.load", name)
     return Response()
@@ -68,7 +73,7 @@ async def load(request: Request, service: Serving, name: str) -> Response:
 async def unload(request: Request, service: Serving, name: str) -> Response:
     """Serve a model no more; what runs finishes."""
     _require_control(service)
-    parameters = _parameters(await json_object(request))
+    parameters = _parameters(await json_object(request, service))
     for key, value in parameters.items():
         if key != "unload_dependents" or not isinstance(value, bool):
             raise refuse(f"unload: parameter {key[:40]!r} is not understood, need unload_dependents, true or false")
