@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def watched(server: Server) -> Iterator[list[float]]:
-    """Asks /v2/health/live all the while: 19 of 20 answers come within 100 ms, or as fast as before on a busy machine.
+    """Asks /v2/health/live all the while: 9 of 10 answers come within 100 ms, or about as fast as before on a busy machine.
 
     Memory stays bounded.
     """
@@ -58,7 +58,7 @@ def watched(server: Server) -> Iterator[list[float]]:
             time.sleep(0.01)
 
     def slowest(part: list[float]) -> float:
-        return sorted(part)[int(0.95 * len(part))]
+        return sorted(part)[int(0.9 * len(part))]
 
     thread = threading.Thread(target=probe)
     thread.start()
@@ -66,7 +66,7 @@ def watched(server: Server) -> Iterator[list[float]]:
     unabused = list(seconds)
     try:
         yield seconds
-        wait_for(len(unabused) + 20)
+        wait_for(len(unabused) + 30)
     finally:
         done.set()
         thread.join()
