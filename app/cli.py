@@ -27,9 +27,10 @@ from app.cli_agent import agent_command
 from app.cli_db import databases
 from app.cli_device import device_command
 from app.cli_plan import show_diff, show_what_if
-from app.console import ArgumentError, Database, Json, configure_logging, notes, out, print_json
+from app.commands import keys
+from app.console import ArgumentError, Database, Json, notes, out, print_json
 from app.pages import quantity, smallest_shapes
-from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
+from app.settings import DEMO_MODELS, Settings, knobs
 from graph.errors import FeedError
 from graph.feeds import random_feeds
 from graph.ir import Port
@@ -44,6 +45,7 @@ from scheduler.store import Store
 from scheduler.strategy import WantedBackend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(keys.app, name="keys")
 
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
@@ -383,21 +385,17 @@ def serve_command(
 
     edgewise serve --models models --port 8000
     """
-    if host not in LOOPBACK:
-        raise ArgumentError(f"--host: {host} is not loopback, without API keys only 127.0.0.1, ::1 or localhost is served")
     if not models.is_dir():
         raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
-    import uvicorn  # noqa: PLC0415
-
+    from app import logs, server  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
 
-    configure_logging()
-    service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
+    logs.configure()
+    settings = Settings(models=models, host=host, port=port, db=db, threads=threads)
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "timeout_graceful_shutdown": 30}
-    server = uvicorn.Server(uvicorn.Config(service, host=host, port=port, **options))
-    service.state.service.leaving = lambda: server.should_exit
-    server.run()
+    if not settings.loopback:
+        notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
+    server.run(create_app(settings), settings)
 
 
 @app.command("doctor")

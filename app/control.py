@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.auth import Scope, needs
 from app.repository import Served
 from app.state import Serving
 from profiler.counts import profile
@@ -194,18 +195,21 @@ def describe(served: Served) -> ModelOut:
 
 
 @router.get("/models")
+@needs(Scope.READ)
 async def list_models(service: Serving) -> ModelsOut:
     """The served models with their states."""
     return ModelsOut(models=[describe(served) for served in service.repository.models])
 
 
 @router.get("/models/{name}")
+@needs(Scope.READ)
 async def get_model(service: Serving, name: str, version: str | None = None) -> ModelOut:
     """One model; its highest ready version unless one is asked for."""
     return describe(service.repository.find(name, version))
 
 
 @router.get("/devices")
+@needs(Scope.READ)
 async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
     """Devices whose profiles are stored."""
     page = await service.engine.call(lambda: service.store.devices.page(limit, cursor))
@@ -213,6 +217,7 @@ async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = Non
 
 
 @router.get("/devices/{fingerprint}")
+@needs(Scope.READ)
 async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
     """One device with what was measured; "local" is this machine, measured now when it is new."""
 
@@ -231,6 +236,7 @@ def describe_device(stored: StoredDevice) -> DeviceOut:
 
 
 @router.post("/profiles")
+@needs(Scope.ADMIN)
 async def make_profile(service: Serving, asked: Work) -> ProfileOut:
     """Count what a served model costs for these shapes, per op and in total, and store it."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -248,6 +254,7 @@ async def make_profile(service: Serving, asked: Work) -> ProfileOut:
 
 
 @router.get("/profiles")
+@needs(Scope.READ)
 async def list_profiles(
     service: Serving, model: Key | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> PageOut[ProfileOut]:
@@ -257,6 +264,7 @@ async def list_profiles(
 
 
 @router.get("/profiles/{number}")
+@needs(Scope.READ)
 async def get_profile(service: Serving, number: int) -> ProfileOut:
     """One profile with its whole document."""
     return _profile(await service.engine.call(lambda: service.store.profiles.get(number)), whole=True)
@@ -275,6 +283,7 @@ def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
 
 
 @router.post("/plans")
+@needs(Scope.ADMIN)
 async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
     """Choose how a device should run a served model, and store the plan."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -302,6 +311,7 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
 
 
 @router.get("/plans")
+@needs(Scope.READ)
 async def list_plans(
     service: Serving, model: Key | None = None, device: Key | None = None, limit: Limit = 20, cursor: Cursor = None
 ) -> PageOut[PlanOut]:
@@ -315,18 +325,21 @@ async def list_plans(
 
 
 @router.get("/plans/served")
+@needs(Scope.READ)
 async def served_plans(service: Serving) -> list[ServedPlanOut]:
     """How plans serve: latencies in windows, beside what each plan says it takes."""
     return [_served_plan(served) for served in service.observed.served()]
 
 
 @router.get("/plans/{plan_id}")
+@needs(Scope.READ)
 async def get_plan(service: Serving, plan_id: str) -> PlanOut:
     """One plan; its state says whether it is still true of what runs here."""
     return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
 
 
 @router.get("/plans/{plan_id}/explain")
+@needs(Scope.READ)
 async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
     """Why every step runs as it does: what else was possible, and what it would have cost."""
     stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
@@ -335,6 +348,7 @@ async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
 
 
 @router.get("/plans/{before}/diff/{after}")
+@needs(Scope.READ)
 async def diff_plans(service: Serving, before: str, after: str) -> dict[str, Any]:
     """What differs from one plan to another: of two devices, builds, objectives or models."""
 
@@ -348,6 +362,7 @@ async def diff_plans(service: Serving, before: str, after: str) -> dict[str, Any
 
 
 @router.post("/plans/what-if")
+@needs(Scope.READ)
 async def plan_with(service: Serving, asked: WhatIfIn) -> dict[str, Any]:
     """What a stored plan would cost if nodes ran another way; each time is measured, or predicted and says so."""
 
@@ -381,6 +396,7 @@ def _plan(stored: StoredPlan) -> PlanOut:
 
 
 @router.get("/strategies")
+@needs(Scope.READ)
 async def list_strategies(
     service: Serving,
     device: Key | None = None,
@@ -399,6 +415,7 @@ async def list_strategies(
 
 
 @router.get("/strategies/best")
+@needs(Scope.READ)
 async def best_strategies(
     service: Serving,
     device: Annotated[str, Query(pattern=r"^(local|[0-9a-f]{8,64})$")] = "local",

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
+from app.auth import Scope, needs
 from app.control import DeviceOut, describe_device
 from app.errors import RequestError
 from app.state import Serving
@@ -28,6 +29,7 @@ class ImportedOut(BaseModel):
 
 
 @router.put("/devices/{fingerprint}")
+@needs(Scope.ADMIN)
 async def put_device(request: Request, service: Serving, fingerprint: Fingerprint) -> DeviceOut:
     """Store a device's profile (its JSON), replacing the one before. 400 when it is of another device."""
     body = await request.body()
@@ -43,6 +45,7 @@ async def put_device(request: Request, service: Serving, fingerprint: Fingerprin
 
 
 @router.post("/measurements")
+@needs(Scope.ADMIN)
 async def add_measurements(request: Request, service: Serving) -> ImportedOut:
     """Merge measurements, JSON lines as `edgewise db export` writes them: better evidence replaces worse, nothing is doubled."""
     lines = (await request.body()).decode("utf-8", "replace").split("\n")  # not splitlines: names may hold other line ends
@@ -51,6 +54,7 @@ async def add_measurements(request: Request, service: Serving) -> ImportedOut:
 
 
 @router.get("/models/{digest}/file", response_class=FileResponse)
+@needs(Scope.ADMIN)
 async def get_model_file(service: Serving, digest: Digest) -> FileResponse:
     """The ONNX file of a served model, by the model's digest."""
     served = service.served(digest)

@@ -11,8 +11,10 @@ import orjson
 from fastapi import APIRouter, Header, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
+from app.auth import Scope, needs
 from app.control import Cursor, Key, Limit, Name, PageOut
 from app.errors import RequestError
 from app.runner import end_job
@@ -109,6 +111,7 @@ class EndIn(BaseModel):
 
 
 @router.post("")
+@needs(Scope.ADMIN)
 async def add_job(service: Serving, asked: JobIn) -> JobOut:
     """Queue a job. Its device works on it when it comes to it."""
     kind = service.kinds.get(asked.kind)
@@ -133,6 +136,7 @@ async def add_job(service: Serving, asked: JobIn) -> JobOut:
 
 
 @router.get("")
+@needs(Scope.READ)
 async def list_jobs(
     service: Serving,
     device: Key | None = None,
@@ -147,18 +151,21 @@ async def list_jobs(
 
 
 @router.get("/{number}")
+@needs(Scope.READ)
 async def get_job(service: Serving, number: Number) -> JobOut:
     """One job."""
     return _job(await _find(service, number))
 
 
 @router.post("/{number}/cancel")
+@needs(Scope.ADMIN)
 async def cancel_job(service: Serving, number: Number) -> JobOut:
     """Cancel a job: at once while it waits, soon while it runs. One that has ended stays as it is."""
     return _job(await service.desk.call(lambda: service.store.jobs.cancel(number)))
 
 
 @router.get("/{number}/events", response_class=StreamingResponse)
+@needs(Scope.READ)
 async def job_events(
     request: Request, service: Serving, number: Number, last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,18}$")] = ""
 ) -> Response:
@@ -187,7 +194,7 @@ class _Events(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._gone = gone
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Send until the job has ended or the client has left."""
         try:
             await super().__call__(scope, receive, send)
@@ -204,7 +211,7 @@ async def _follow(request: Request, service: Service, job: Job, seen: int) -> As
         elif time.monotonic() - spoken > ALIVE_S:
             spoken = time.monotonic()
             yield b": alive\n\n"
-        if job.ended or service.leaving():
+        if job.ended or service.draining:
             return
         await asyncio.sleep(LOOK_S)
         job = await _find(service, job.id)
@@ -215,6 +222,7 @@ def _event(name: str, job: Job) -> bytes:
 
 
 @router.post("/claim")
+@needs(Scope.ADMIN)
 async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> ClaimOut:
     """Take the job of a device that has waited the longest; where none waits, the answer waits for one that long."""
     lease_s, until = service.settings.job_lease_s, time.monotonic() + asked.wait_s
@@ -223,13 +231,14 @@ async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> Claim
         claim = await service.desk.call(lambda: service.store.jobs.claim(asked.device, asked.owner, lease_s))
         if claim is not None:
             return ClaimOut(job=_job(claim.job), lease=claim.lease, lease_s=lease_s)
-        if time.monotonic() >= until or service.leaving():
+        if time.monotonic() >= until or service.draining:
             break
         await asyncio.sleep(LOOK_S)
     return ClaimOut(job=None, lease=None, lease_s=lease_s)
 
 
 @router.post("/{number}/beat")
+@needs(Scope.ADMIN)
 async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
     """Keep a lease, and say how far the job is. 409 when it is somebody else's by now."""
     progress, lease_s = orjson.dumps(said.progress).decode(), service.settings.job_lease_s
@@ -237,6 +246,7 @@ async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
 
 
 @router.post("/{number}/end")
+@needs(Scope.ADMIN)
 async def end_of_job(service: Serving, number: Number, said: EndIn) -> JobOut:
     """Leave what a job found and end it. Saying it again changes nothing. 409 when it is somebody else's by now."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from app.metrics import DRIFTS
+from app.engine import Run
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
 from scheduler.drift import Drift, ServedPlan
@@ -20,8 +20,6 @@ from scheduler.store import Store
 
 log = structlog.get_logger("edgewise.drift")
 
-Run = Callable[[Mapping[str, Any]], dict[str, Array]]
-
 
 class Observed:
     """Times the runs of sessions. Args: retune: queue a tune job for each plan that drifts."""
@@ -29,6 +27,7 @@ class Observed:
     def __init__(self, open_store: Callable[[], Store], *, retune: bool) -> None:
         self._open_store, self._retune = open_store, retune
         self._drift = Drift(self._drifted)
+        self.drifts = 0  # plans that drifted since the start
 
     def served(self) -> tuple[ServedPlan, ...]:
         """How every plan serves."""
@@ -51,7 +50,7 @@ class Observed:
     def _drifted(self, plan: Plan, found: ServedPlan) -> None:
         """Say it at once, and write it down beside the inference, which must not wait for a database."""
         log.warning("plan drifted", plan=found.plan_id, model=found.model_name, ratio=found.ratio, reason=found.reason)
-        DRIFTS.inc()
+        self.drifts += 1
         threading.Thread(target=self._write_down, args=(plan, found), name="edgewise-drift", daemon=True).start()
 
     def _write_down(self, plan: Plan, found: ServedPlan) -> None:

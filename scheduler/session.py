@@ -121,6 +121,17 @@ class Session:
             return None
         return plan
 
+    @property
+    def plan_id(self) -> str:
+        """The id of the plan it runs; "default" while it has none and every op runs its default."""
+        return "default" if self._plan is None else self._plan.id
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the model and of the arenas kept for its shapes; packed weights come on top."""
+        with self._lock:
+            return self.model.nbytes + self._arena_bytes()
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
         return self.executor(feeds).run(feeds)

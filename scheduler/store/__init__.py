@@ -1,4 +1,4 @@
-"""The strategy database: devices, models, plans, measurements, profile runs and jobs, on SQLite or PostgreSQL."""
+"""The database: devices, models, plans, measurements, profile runs, jobs and API keys, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ from scheduler.errors import StoreVersionError
 from scheduler.store.catalogue import Devices, Models
 from scheduler.store.database import Database, default_url
 from scheduler.store.jobs import Jobs
+from scheduler.store.keys import Audit, Keys
 from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
 from scheduler.store.profiles import Profiles
 from scheduler.store.pruning import Pruned, Pruning
 from scheduler.store.records import (
+    AuditEntry,
     Claim,
     Found,
     Here,
     Job,
     JobState,
+    KeyRing,
     Measurement,
     Page,
     ProfileNode,
     ProfileRun,
     StoredDevice,
+    StoredKey,
     StoredModel,
     StoredPlan,
 )
 
 __all__ = [
+    "AuditEntry",
     "Claim",
     "Found",
     "Here",
     "Job",
     "JobState",
+    "KeyRing",
     "Measurement",
     "Page",
     "ProfileNode",
@@ -41,6 +47,7 @@ __all__ = [
     "Pruned",
     "Store",
     "StoredDevice",
+    "StoredKey",
     "StoredModel",
     "StoredPlan",
     "default_url",
@@ -63,6 +70,8 @@ class Store:
         self.measurements = Measurements(self._database)
         self.profiles = Profiles(self._database)
         self.jobs = Jobs(self._database)
+        self.keys = Keys(self._database)
+        self.audit = Audit(self._database)
         try:
             if upgrade:
                 self.upgrade()

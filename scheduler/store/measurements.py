@@ -200,7 +200,6 @@ def _p50_ns(line: _Line) -> float:
     return line[0].p50_ns
 
 
-@functools.cache  # building it costs more than asking it
 def _of_build(session: Session, query: Any, here: Here) -> Any:
     """Of this device and build, the newest first."""
     device = device_id(session, here.device_fingerprint)
@@ -208,6 +207,7 @@ def _of_build(session: Session, query: Any, here: Here) -> Any:
     return query.order_by(MeasurementRow.id.desc())
 
 
+@functools.cache  # building it costs more than asking it
 def _all() -> _Query:
     query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)

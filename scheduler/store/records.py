@@ -193,6 +193,44 @@ class Claim:
     lease: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """An API key without its secret. scopes: sorted names. None: no own rate, never expires, not revoked, never used."""
+
+    prefix: str
+    name: str
+    secret_sha256: str
+    scopes: tuple[str, ...]
+    rate_per_s: float | None
+    created_us: int
+    expires_us: int | None
+    revoked_us: int | None
+    last_used_us: int | None
+
+    def active(self, moment_us: int) -> bool:
+        """Whether it opens anything then."""
+        return self.revoked_us is None and (self.expires_us is None or moment_us < self.expires_us)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The keys of a database. made: whether there ever was one. usable: those not revoked; expired ones too."""
+
+    made: bool
+    usable: tuple[StoredKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Something that an administrator did. actor: a key's prefix and name, "local" or "cli"."""
+
+    at_us: int
+    actor: str
+    action: str
+    target: str
+    request_id: str = ""
+
+
 def now_us() -> int:
     """Microseconds of UTC since 1970."""
     return time.time_ns() // 1000

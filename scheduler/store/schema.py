@@ -19,7 +19,7 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
-HEAD: Final = "0003"  # the newest migration, so that opening an up-to-date database does not load Alembic
+HEAD: Final = "0004"  # the newest migration, so that opening an up-to-date database does not load Alembic
 _KEY = 64  # a SHA-256 in hex
 
 
@@ -205,3 +205,31 @@ class JobRow(Base):
         Index("ix_jobs_model", "model_digest", "id"),
         Index("ix_jobs_lease", "state", "lease_until_us"),
     )
+
+
+class ApiKeyRow(Base):
+    """A key of the service: what tells it apart (`prefix`) and the SHA-256 of its secret, never the secret."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    prefix: Mapped[str] = mapped_column(String(16), unique=True)
+    name: Mapped[str] = mapped_column(String(1024))
+    secret_sha256: Mapped[str] = mapped_column(String(_KEY))
+    scopes: Mapped[str] = mapped_column(String(64))
+    rate_per_s: Mapped[float | None]
+    created_us: Mapped[int]
+    expires_us: Mapped[int | None]
+    revoked_us: Mapped[int | None]
+    last_used_us: Mapped[int | None]
+
+
+class AuditRow(Base):
+    """Something that an administrator did."""
+
+    __tablename__ = "audit_log"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    at_us: Mapped[int]
+    actor: Mapped[str] = mapped_column(String(1024))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(1024))
+    request_id: Mapped[str] = mapped_column(String(128))

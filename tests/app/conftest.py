@@ -1,6 +1,8 @@
 """A real server on a real socket, serving the demo, a model of strings and a broken file."""
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -8,12 +10,20 @@ from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
-import uvicorn
+from fastapi import FastAPI
 from onnx import TensorProto, helper
 
 from app.main import create_app
+from app.server import Server, configure
 from app.settings import DEMO_MODELS, Settings
 from scheduler.jobs import KINDS, Kind
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("EDGEWISE_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; set EDGEWISE_SLOW to run it"))
 
 
 def text_model() -> bytes:
@@ -35,24 +45,26 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, kinds: Mapping[str, Kind] = KINDS, port: int = 0) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port, or on the one given, in a thread until the block ends."""
+def serving(
+    settings: Settings, app: FastAPI | None = None, *, kinds: Mapping[str, Kind] = KINDS, port: int = 0, wait: bool = True
+) -> Iterator[httpx.Client]:
+    """Run uvicorn on a free port, or on the one given, in a thread until the block ends. wait: until it is ready, else live."""
     port = port or free_port()
-    app = create_app(settings, kinds)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
-    app.state.service.leaving = lambda: server.should_exit
+    served = app or create_app(settings, kinds=kinds)
+    config = configure(served, settings.model_copy(update={"port": port, "host": "127.0.0.1"}))
+    server = Server(config, served.state.service)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             for _ in range(200):
                 with contextlib.suppress(httpx.TransportError):
-                    if client.get("/v2/health/ready").status_code == 200:
+                    if client.get(f"/v2/health/{'ready' if wait else 'live'}").status_code == 200:
                         break
                 time.sleep(0.05)
             yield client
     finally:
-        server.should_exit = True
+        server.handle_exit(signal.SIGINT, None)
         thread.join()
 
 

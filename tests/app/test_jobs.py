@@ -48,7 +48,7 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(db: str) -> Iterator[httpx.Client]:
     with Store(db) as store:
         store.devices.save(DEVICE)
-    with serving(Settings(models=DEMO_MODELS, db=db, job_lease_s=1, max_listeners=2), COUNTING) as found:
+    with serving(Settings(models=DEMO_MODELS, db=db, job_lease_s=1, max_listeners=2), kinds=COUNTING) as found:
         yield found
 
 
@@ -245,11 +245,11 @@ def test_unknown_jobs_are_404(client: httpx.Client, path: str) -> None:
 
 def test_jobs_survive_a_restart(tmp_path: Path) -> None:
     settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'db.sqlite'}", job_lease_s=20)
-    with serving(settings, COUNTING) as client:
+    with serving(settings, kinds=COUNTING) as client:
         running = add(client, kind="count", request={"seconds": 60})["id"]
         waiting = add(client, **WORK)["id"]
         wait_for(client, running, "running")
-    with serving(settings, COUNTING) as client:
+    with serving(settings, kinds=COUNTING) as client:
         done = wait_for(client, running)
         assert (done["state"], done["attempts"]) == ("done", 1)  # given back when the service ended
         assert wait_for(client, waiting)["state"] == "done"
