@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -16,42 +18,39 @@ from typing import Annotated, Any, cast, get_args
 import numpy as np
 import orjson
 import psutil
-import structlog
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import edgewise
+from app.cli_agent import agent_command
+from app.cli_db import databases
+from app.cli_device import device_command
+from app.cli_plan import show_diff, show_what_if
+from app.commands import keys
+from app.console import ArgumentError, Database, Json, notes, out, print_json
 from app.pages import quantity, smallest_shapes
-from app.settings import DEMO_MODELS, LOOPBACK, Settings, knobs
+from app.settings import DEMO_MODELS, Settings, knobs
 from graph.errors import FeedError
+from graph.feeds import random_feeds
 from graph.ir import Port
-from kernels.errors import EdgewiseError, InvalidError
-from kernels.spec import STRING, Array
+from kernels.errors import EdgewiseError
+from kernels.spec import Array, Spec
 from profiler import exports, sweep
 from profiler.counts import OpProfile, Profile, profile
-from profiler.device import DeviceProfile
-from scheduler.build import current_build
-from scheduler.local import local_device, local_fingerprint
+from scheduler.evaluation import evaluate_stored
 from scheduler.plan import Objective
 from scheduler.session import Session
-from scheduler.store import Here, Store
+from scheduler.store import Store
+from scheduler.strategy import WantedBackend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-out = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+app.add_typer(keys.app, name="keys")
 
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
-Database = Annotated[str | None, typer.Option("--db", help="Database URL; SQLite in the user's data directory by default.")]
 Threads = Annotated[int | None, typer.Option(help="Cores to use; physical cores by default.")]
-
-
-class ArgumentError(InvalidError):
-    """A command line that cannot be understood."""
 
 
 def main() -> None:
@@ -70,6 +69,11 @@ def _version(wanted: bool) -> None:
     if wanted:
         out.print(f"edgewise {edgewise.__version__}")
         raise typer.Exit
+
+
+app.command("agent")(agent_command)
+app.command("device")(device_command)
+app.add_typer(databases, name="db")
 
 
 @app.callback()
@@ -103,7 +107,7 @@ def profile_command(
     if csv is not None:
         csv.write_text(exports.to_csv(exports.profile_rows(counted)))
     if json:
-        _print_json(exports.profile_json(counted))
+        print_json(exports.profile_json(counted))
     else:
         _print_profile(counted, _sorted(counted.ops, sort), top)
 
@@ -143,7 +147,7 @@ def _print_profile(counted: Profile, ops: list[OpProfile], top: int) -> None:
 def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
     rows = exports.sweep_rows(points)
     if json:
-        _print_json(orjson.dumps(rows))
+        print_json(orjson.dumps(rows))
         return
     table = Table()
     for column in rows[0]:
@@ -180,7 +184,7 @@ def run_command(
     median_ns = statistics.median(times_ns)
     if json:
         described = {name: {"shape": a.shape, "dtype": a.dtype.name, "first": _first(a)} for name, a in outputs.items()}
-        _print_json(orjson.dumps({"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}))
+        print_json(orjson.dumps({"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}))
         return
     for name, array in outputs.items():
         out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
@@ -195,7 +199,7 @@ def _first(array: Array) -> list[Any]:
 
 @app.command("plan")
 def plan_command(
-    model: ModelPath,
+    model: Annotated[Path | None, typer.Argument(help="An ONNX file.", show_default=False)] = None,
     shape: Shape = [],  # noqa: B006
     dim: Dim = [],  # noqa: B006
     device: Annotated[str, typer.Option(help='"local", or the fingerprint of a stored device.')] = "local",
@@ -205,14 +209,25 @@ def plan_command(
     max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse plans less accurate than this.")] = None,
     max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Every step's candidates and why one won.")] = False,
+    force: Annotated[list[str], typer.Option("--with", help="Also say the cost with node=strategy, or *=strategy.")] = [],  # noqa: B006
+    differ: Annotated[
+        tuple[str, str] | None, typer.Option("--diff", help="Compare two plans instead: ids, or files of --json.")
+    ] = None,
     db: Database = None,
     json: Json = False,
 ) -> None:
     """Choose how a device should run a model: kernel, threads and precision of every step, and why.
 
     edgewise plan resnet50.onnx --explain
+    edgewise plan resnet50.onnx --with '*=numpy' --with conv1=native/direct
+    edgewise plan --diff before.json after.json
     edgewise plan model.onnx --dim batch=8 --objective throughput --max-memory-bytes 200000000
     """
+    if differ is not None:
+        show_diff(*differ, db, json=json)
+        return
+    if model is None:
+        raise ArgumentError("plan: no model is given, need an ONNX file, or --diff with two plans")
     if objective not in get_args(Objective):
         raise ArgumentError(f"--objective: {objective!r} is none, need one of {', '.join(get_args(Objective))}")
     dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
@@ -228,8 +243,11 @@ def plan_command(
         max_threads=max_threads,
         db=db,
     )
+    if force:
+        show_what_if(made, force, json=json)
+        return
     if json:
-        _print_json(made.to_json())
+        print_json(made.to_json())
         return
     table = Table(title=f"{made.model_name} on {made.device_name}", title_justify="left")
     for name in ("step", "strategy", "ms", "why"):
@@ -245,64 +263,88 @@ def plan_command(
     out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
 
 
-@app.command("db")
-def db_command(
-    action: Annotated[str, typer.Argument(help="info or upgrade.")] = "info", db: Database = None, json: Json = False
-) -> None:
-    """Say what the database holds, or migrate its schema to this build's.
-
-    edgewise db upgrade --db postgresql://user:password@host/edgewise
-    """
-    if action not in ("info", "upgrade"):
-        raise ArgumentError(f"db: {action!r} is no action, need info or upgrade")
-    with Store(db, upgrade=action == "upgrade") as store:
-        devices = store.devices.page().items
-        plans = store.plans.page(Here(local_fingerprint(), current_build())).items
-        facts = {"database": store.label, "revision": store.revision(), "devices": len(devices), "recent_plans": len(plans)}
-    if json:
-        _print_json(orjson.dumps(facts))
-        return
-    for name, value in facts.items():
-        out.print(f"{name:14} {value}", markup=False)
-
-
-@app.command("device")
-def device_command(
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0,
+@app.command("tune")
+def tune_command(
+    model: ModelPath,
+    budget: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds to measure for.")] = 60.0,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    threads: Threads = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what is less accurate than this.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads."""
-    measured = _probe(seconds, db)
+    """Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.
+
+    edgewise tune resnet50.onnx --budget 60
+    edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    """
+    if backend not in get_args(WantedBackend):
+        raise ArgumentError(f"--backend: {backend!r} is none, need one of {', '.join(get_args(WantedBackend))}")
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
+    try:
+        with Progress(*Progress.get_default_columns(), console=notes, transient=True, disable=not notes.is_terminal) as bar:
+            task = bar.add_task("tuning", total=budget)
+
+            def progress(at: edgewise.TuneProgress) -> None:
+                best = f"{at.best_ns / 1e6:.3f} ms, " if at.best_ns else ""
+                text = f"{best}{at.measured}/{at.planned} candidates, {at.now}"
+                bar.update(task, completed=min(at.spent_s, at.budget_s), description=text)
+
+            made = edgewise.tune(
+                model,
+                budget,
+                parse_shapes(shape),
+                {name: sizes[0] for name, sizes in parse_dims(dim).items()},
+                threads=threads,
+                max_error=max_error,
+                backend=cast("WantedBackend", backend),
+                db=db,
+                progress=progress,
+                stop=asked.is_set,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     if json:
-        _print_json(measured.to_json())
+        print_json(made.to_json())
         return
-    what = measured.hardware
-    out.print(f"{measured.name}   {measured.fingerprint}   {', '.join(sorted(what.isa))}", markup=False)
-    peaks = Table(title="peak rates", title_justify="left")
-    for column in ("precision", "ISA", "kind", "threads", "rate"):
-        peaks.add_column(column)
-    for peak in measured.peaks:
-        rate = quantity(peak.rate.value, "op/s")
-        peaks.add_row(peak.precision, peak.isa, peak.kind, str(peak.threads), rate)
-    out.print(peaks)
-    bandwidths = Table(title="bandwidth", title_justify="left")
-    for column in ("level", "pattern", "threads", "rate"):
-        bandwidths.add_column(column)
-    for found in measured.bandwidths:
-        bandwidths.add_row(found.level, found.pattern, str(found.threads), quantity(found.rate.value, "B/s"))
-    out.print(bandwidths)
+    measured = sum(step.measured for step in made.steps)
+    whole = "not run whole" if made.measured_ns is None else f"{made.measured_ns / 1e6:.3f} ms run whole"
+    out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    out.print(
+        f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
+    )
+    out.print(made.why, markup=False)
 
 
-def _probe(seconds: float, db: str | None) -> DeviceProfile:
-    """Measure with a progress bar on a terminal, and store."""
-    with Store(db) as store, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("measuring", total=None)
+@app.command("bench")
+def bench_command(
+    what: Annotated[str, typer.Argument(help="cost-model.")] = "cost-model", db: Database = None, json: Json = False
+) -> None:
+    """Say how well the cost model predicts measurements that it never saw, kind of kernel by kind.
 
-        def progress(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
-
-        return local_device(store, seconds, again=True, progress=progress)
+    edgewise bench cost-model
+    """
+    if what != "cost-model":
+        raise ArgumentError(f"bench: {what!r} is none, need cost-model")
+    with Store(db) as store:
+        found = evaluate_stored(store)
+    if json:
+        print_json(orjson.dumps(found))
+        return
+    if not found:
+        out.print("nothing was measured on this machine with this build yet: `edgewise tune MODEL` measures")
+        return
+    table = Table(title="held-out measurements, by signature", title_justify="left")
+    for name in ("kernels", "points", "fitted %", "median error %", "works ranked", "Spearman"):
+        table.add_column(name, justify="left" if name == "kernels" else "right")
+    for row in found:
+        rank = "" if row.spearman is None else f"{row.spearman:.3f}"
+        numbers = (str(row.points), f"{row.fitted_percent:.0f}", f"{row.error_percent:.1f}", str(row.works), rank)
+        table.add_row(row.kind, *numbers)
+    out.print(table)
 
 
 @app.command("models")
@@ -315,7 +357,7 @@ def models_command(folder: Annotated[Path, typer.Argument(help="A folder of mode
     repository.load_all()
     described = [describe(served) for served in repository.models]
     if json:
-        _print_json(orjson.dumps([model.model_dump() for model in described]))
+        print_json(orjson.dumps([model.model_dump() for model in described]))
         return
     table = Table()
     for column in ("model", "version", "state", "inputs", "about"):
@@ -343,32 +385,17 @@ def serve_command(
 
     edgewise serve --models models --port 8000
     """
-    if host not in LOOPBACK:
-        raise ArgumentError(f"--host: {host} is not loopback, without API keys only 127.0.0.1, ::1 or localhost is served")
     if not models.is_dir():
         raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
-    import uvicorn  # noqa: PLC0415
-
+    from app import logs, server  # noqa: PLC0415
     from app.main import create_app  # noqa: PLC0415
 
-    configure_logging()
-    service = create_app(Settings(models=models, host=host, port=port, db=db, threads=threads))
+    logs.configure()
+    settings = Settings(models=models, host=host, port=port, db=db, threads=threads)
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
-    uvicorn.run(service, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
-
-
-def configure_logging() -> None:
-    """One JSON object a line on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    if not settings.loopback:
+        notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
+    server.run(create_app(settings), settings)
 
 
 @app.command("doctor")
@@ -379,7 +406,7 @@ def doctor_command(
     if show_knobs:
         rows = knobs()
         if json:
-            _print_json(orjson.dumps([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows]))
+            print_json(orjson.dumps([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows]))
             return
         table = Table()
         for column in ("variable", "type", "default", "meaning"):
@@ -400,7 +427,7 @@ def doctor_command(
         "memory_bytes": psutil.virtual_memory().total,
     }
     if json:
-        _print_json(orjson.dumps(facts))
+        print_json(orjson.dumps(facts))
         return
     for name, value in facts.items():
         out.print(f"{name:14} {value}", markup=False)
@@ -437,11 +464,9 @@ def read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, 
             feeds.update(_request_feeds(Path(text)))
         else:
             raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
-    rng = np.random.default_rng(0)
     defaults = {**smallest_shapes(session), **shapes}
-    return {port.name: feeds[port.name] if port.name in feeds else _random(rng, port, defaults) for port in session.inputs} | {
-        name: array for name, array in feeds.items() if name not in {port.name for port in session.inputs}
-    }
+    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
+    return {**random_feeds(missing), **feeds}
 
 
 def _request_feeds(path: Path) -> dict[str, Array]:
@@ -451,16 +476,7 @@ def _request_feeds(path: Path) -> dict[str, Array]:
     return codec.decode(body, len(body), codec.CodecLimits()).feeds
 
 
-def _random(rng: np.random.Generator, port: Port, shapes: dict[str, tuple[int, ...]]) -> Array:
+def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
     if port.name not in shapes:
         raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    shape = shapes[port.name]
-    if port.dtype == STRING:
-        return np.full(shape, "", STRING)
-    if port.dtype.kind in "iub":
-        return rng.integers(0, 2, shape).astype(port.dtype)
-    return rng.standard_normal(shape).astype(port.dtype)
-
-
-def _print_json(text: bytes | str) -> None:
-    sys.stdout.write((text if isinstance(text, str) else text.decode()) + "\n")
+    return Spec(shapes[port.name], port.dtype)

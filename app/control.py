@@ -8,14 +8,16 @@ import orjson
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.auth import Scope, needs
 from app.repository import Served
 from app.state import Serving
 from profiler.counts import profile
 from profiler.exports import profile_json
-from scheduler.compare import explain
+from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
+from scheduler.drift import ServedPlan
 from scheduler.plan import Plan
 from scheduler.planner import make_plan
-from scheduler.store import Found, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
+from scheduler.store import Found, Here, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
 
 router = APIRouter()
 T = TypeVar("T")
@@ -107,6 +109,43 @@ class PlanOut(BaseModel):
     plan: Plan
 
 
+class WindowOut(BaseModel):
+    """Latencies of `count` runs in a row."""
+
+    count: int
+    p50_ns: float
+    p90_ns: float
+
+
+class ServedPlanOut(BaseModel):
+    """How a plan serves. ratio: median of the last window ÷ expected; drifted: it stays outside low_ns…high_ns."""
+
+    plan_id: str
+    model_digest: str
+    model_name: str
+    count: int
+    expected_ns: float
+    low_ns: float
+    high_ns: float
+    measured: bool
+    ratio: float
+    drifted: bool
+    windows: list[WindowOut]
+
+
+class WhatIfIn(BaseModel):
+    """A stored plan, and what is to run otherwise: a strategy, or the beginning of one ("numpy", "native/winograd")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    nodes: Annotated[
+        dict[Annotated[str, Field(max_length=1024)], Annotated[str, Field(min_length=1, max_length=512)]],
+        Field(max_length=10_000),
+    ] = {}
+    everywhere: Annotated[str, Field(max_length=512)] = ""
+
+
 class StrategyOut(BaseModel):
     """A measurement of one strategy for one op signature. fresh: true of this device and build; else `reason`."""
 
@@ -156,42 +195,48 @@ def describe(served: Served) -> ModelOut:
 
 
 @router.get("/models")
+@needs(Scope.READ)
 async def list_models(service: Serving) -> ModelsOut:
     """The served models with their states."""
     return ModelsOut(models=[describe(served) for served in service.repository.models])
 
 
 @router.get("/models/{name}")
+@needs(Scope.READ)
 async def get_model(service: Serving, name: str, version: str | None = None) -> ModelOut:
     """One model; its highest ready version unless one is asked for."""
     return describe(service.repository.find(name, version))
 
 
 @router.get("/devices")
+@needs(Scope.READ)
 async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
     """Devices whose profiles are stored."""
     page = await service.engine.call(lambda: service.store.devices.page(limit, cursor))
-    return PageOut(items=[_device(item) for item in page.items], next=page.next)
+    return PageOut(items=[describe_device(item) for item in page.items], next=page.next)
 
 
 @router.get("/devices/{fingerprint}")
+@needs(Scope.READ)
 async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
     """One device with what was measured; "local" is this machine, measured now when it is new."""
 
     def work() -> DeviceOut:
         key = service.device(fingerprint).fingerprint if fingerprint == "local" else fingerprint
         stored = service.store.devices.get(key)
-        return _device(stored).model_copy(update={"profile": orjson.loads(stored.profile)})
+        return describe_device(stored).model_copy(update={"profile": orjson.loads(stored.profile)})
 
     return await service.engine.call(work)
 
 
-def _device(stored: StoredDevice) -> DeviceOut:
+def describe_device(stored: StoredDevice) -> DeviceOut:
+    """A stored device for the reply, without its profile."""
     times = {"created_us": stored.created_us, "updated_us": stored.updated_us}
     return DeviceOut(fingerprint=stored.fingerprint, name=stored.name, **times)
 
 
 @router.post("/profiles")
+@needs(Scope.ADMIN)
 async def make_profile(service: Serving, asked: Work) -> ProfileOut:
     """Count what a served model costs for these shapes, per op and in total, and store it."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -209,6 +254,7 @@ async def make_profile(service: Serving, asked: Work) -> ProfileOut:
 
 
 @router.get("/profiles")
+@needs(Scope.READ)
 async def list_profiles(
     service: Serving, model: Key | None = None, limit: Limit = 50, cursor: Cursor = None
 ) -> PageOut[ProfileOut]:
@@ -218,6 +264,7 @@ async def list_profiles(
 
 
 @router.get("/profiles/{number}")
+@needs(Scope.READ)
 async def get_profile(service: Serving, number: int) -> ProfileOut:
     """One profile with its whole document."""
     return _profile(await service.engine.call(lambda: service.store.profiles.get(number)), whole=True)
@@ -236,6 +283,7 @@ def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
 
 
 @router.post("/plans")
+@needs(Scope.ADMIN)
 async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
     """Choose how a device should run a served model, and store the plan."""
     served, session = service.repository.ready(asked.model, asked.version)
@@ -263,6 +311,7 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
 
 
 @router.get("/plans")
+@needs(Scope.READ)
 async def list_plans(
     service: Serving, model: Key | None = None, device: Key | None = None, limit: Limit = 20, cursor: Cursor = None
 ) -> PageOut[PlanOut]:
@@ -275,13 +324,22 @@ async def list_plans(
     return PageOut(items=[_plan(stored) for stored in page.items], next=page.next)
 
 
+@router.get("/plans/served")
+@needs(Scope.READ)
+async def served_plans(service: Serving) -> list[ServedPlanOut]:
+    """How plans serve: latencies in windows, beside what each plan says it takes."""
+    return [_served_plan(served) for served in service.observed.served()]
+
+
 @router.get("/plans/{plan_id}")
+@needs(Scope.READ)
 async def get_plan(service: Serving, plan_id: str) -> PlanOut:
     """One plan; its state says whether it is still true of what runs here."""
     return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
 
 
 @router.get("/plans/{plan_id}/explain")
+@needs(Scope.READ)
 async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
     """Why every step runs as it does: what else was possible, and what it would have cost."""
     stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
@@ -289,11 +347,56 @@ async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
     return rows
 
 
+@router.get("/plans/{before}/diff/{after}")
+@needs(Scope.READ)
+async def diff_plans(service: Serving, before: str, after: str) -> dict[str, Any]:
+    """What differs from one plan to another: of two devices, builds, objectives or models."""
+
+    def work() -> PlanDiff:
+        here = service.here()
+        return diff(service.store.plans.get(before, here).plan, service.store.plans.get(after, here).plan)
+
+    found = await service.engine.call(work)
+    reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
+    return {**reply, "ratio": found.ratio}
+
+
+@router.post("/plans/what-if")
+@needs(Scope.READ)
+async def plan_with(service: Serving, asked: WhatIfIn) -> dict[str, Any]:
+    """What a stored plan would cost if nodes ran another way; each time is measured, or predicted and says so."""
+
+    def work() -> WhatIf:
+        return what_if(service.store.plans.get(asked.plan_id, service.here()).plan, asked.nodes, asked.everywhere)
+
+    found = await service.engine.call(work)
+    reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
+    return {**reply, "ratio": found.ratio}
+
+
+def _served_plan(served: ServedPlan) -> ServedPlanOut:
+    bounds = served.bounds
+    return ServedPlanOut(
+        plan_id=served.plan_id,
+        model_digest=served.model_digest,
+        model_name=served.model_name,
+        count=served.count,
+        expected_ns=bounds.expected_ns,
+        low_ns=bounds.low_ns,
+        high_ns=bounds.high_ns,
+        measured=bounds.measured,
+        ratio=served.ratio,
+        drifted=served.drifted,
+        windows=[WindowOut(count=w.count, p50_ns=w.p50_ns, p90_ns=w.p90_ns) for w in served.windows],
+    )
+
+
 def _plan(stored: StoredPlan) -> PlanOut:
     return PlanOut(id=stored.plan.id, created_us=stored.created_us, plan=stored.plan)
 
 
 @router.get("/strategies")
+@needs(Scope.READ)
 async def list_strategies(
     service: Serving,
     device: Key | None = None,
@@ -306,6 +409,30 @@ async def list_strategies(
 
     def work() -> Page[Found]:
         return service.store.measurements.page(service.here(), device, signature, model, limit, cursor)
+
+    page = await service.engine.call(work)
+    return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
+
+
+@router.get("/strategies/best")
+@needs(Scope.READ)
+async def best_strategies(
+    service: Serving,
+    device: Annotated[str, Query(pattern=r"^(local|[0-9a-f]{8,64})$")] = "local",
+    signature: Key | None = None,
+    model: Key | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> PageOut[StrategyOut]:
+    """The fastest strategy of an op signature, or of each of a model (its digest), on a device.
+
+    Where none is of this build and kernel source, the fastest of the build measured last, labelled as not fresh.
+    """
+
+    def work() -> Page[Found]:
+        here = service.here()
+        asked = here if device == "local" else Here(device, here.build)
+        return service.store.measurements.best(asked, signature, model, limit, cursor)
 
     page = await service.engine.call(work)
     return PageOut(items=[_strategy(found) for found in page.items], next=page.next)

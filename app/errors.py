@@ -16,12 +16,15 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from scheduler.errors import ConflictError, NotFoundError, StalePlanError, StoreError
 
 log = structlog.get_logger("edgewise.http")
+
+CLIENT_GONE = 499  # nginx's number for it
 
 
 class RequestError(EdgewiseError):
@@ -76,6 +79,11 @@ async def _validation(request: Request, error: Exception) -> Response:
     return error_response(400, f"{place}: {first['msg']}")
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this reply; the log says why there was none."""
+    return error_response(CLIENT_GONE, f"{request.method} {request.url.path}: the client went away")
+
+
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
     return error_response(500, "internal error, the server's log has the details")
@@ -86,4 +94,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(EdgewiseError, _edgewise)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 import edgewise
-from app import control, errors, pages
-from app.disconnect import CancelOnDisconnect
-from app.middleware import Guard, RequestLog
+from app import control, errors, exchange, jobs, login, pages
+from app.auth import Scope, authorise, needs
+from app.limits import Rates
+from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
-from app.state import Service
+from app.state import Service, Serving
+from app.telemetry import Telemetry, over_http
+from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
 STATIC = Path(__file__).parent / "static"
@@ -32,33 +35,65 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.engine.bind()
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
+    keeping = [asyncio.ensure_future(work) for work in (service.keep_journal(), service.directory.keep())]
+    for task in keeping:
+        task.add_done_callback(_report)
     yield
+    for task in keeping:
+        task.cancel()
     await starting
-    service.close()
+    service.engine.stop()
+    await asyncio.to_thread(service.close)
 
 
 def _report(started: asyncio.Future[None]) -> None:
-    """Say at once that the start failed, not only when the service ends."""
+    """Say at once that work in the background failed, not only when the service ends."""
     if not started.cancelled() and (error := started.exception()) is not None:
-        log.error("start failed", exc_info=error)
+        log.error("background work failed", exc_info=error)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the application. Nothing is loaded before it starts."""
+def create_app(
+    settings: Settings | None = None, telemetry: Telemetry | None = None, kinds: Mapping[str, Kind] = KINDS
+) -> FastAPI:
+    """Build the application. Nothing is loaded before it starts.
+
+    telemetry: instead of what the settings say. kinds: the jobs it can run.
+    """
     settings = settings or Settings()
-    app = FastAPI(title="Edgewise", version=edgewise.__version__, docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.service = Service(settings)
+    telemetry = telemetry or over_http(settings.otlp_endpoint)
+    app = FastAPI(
+        title="Edgewise",
+        version=edgewise.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,  # served below, by a route that declares its scope as all do
+        lifespan=_lifespan,
+        dependencies=[Depends(authorise)],
+        telemetry=telemetry.config,
+    )
+    app.state.service = service = Service(settings, telemetry, kinds)
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
+    app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
+    app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC), "static")
-    app.add_middleware(CancelOnDisconnect)
-    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestLog)
+    bodies = BodyLimits(settings.max_body_bytes, settings.max_control_bytes, settings.max_bytes_together)
+    app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
+    app.add_middleware(Guard, allowed_hosts=settings.host_names, limits=bodies)
+    app.add_middleware(RequestLog, service=service)
     return app
 
 
-async def _metrics() -> Response:
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+@needs(Scope.READ)
+async def _metrics(service: Serving) -> Response:
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@needs(Scope.INFER, Scope.READ)
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(request.app.openapi())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from starlette.responses import HTMLResponse
 
 import edgewise
+from app.auth import Scope, needs
 from app.control import describe
 from app.state import Serving
 from graph.errors import FeedError
@@ -21,7 +22,12 @@ router = APIRouter()
 MAX_ROWS = 500  # of a page; the CLI and the API give all
 
 _CSP = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-_HEADERS = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_HEADERS = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 def quantity(value: float, unit: str) -> str:
@@ -38,18 +44,26 @@ _templates = Environment(
 _templates.filters["quantity"] = quantity
 
 
-def _page(name: str, **values: Any) -> HTMLResponse:
-    return HTMLResponse(_templates.get_template(name).render(**values), headers=_HEADERS)
+def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page with the headers that every page has."""
+    return HTMLResponse(_templates.get_template(name).render(**values), status, headers=_HEADERS)
 
 
 @router.get("/")
-async def overview(service: Serving) -> HTMLResponse:
+@needs(Scope.READ)
+async def overview(request: Request, service: Serving) -> HTMLResponse:
     """The served models."""
-    return _page("overview.html", models=[describe(served) for served in service.repository.models], version=edgewise.__version__)
+    return page(
+        "overview.html",
+        form_token=_form_token(request),
+        models=[describe(served) for served in service.repository.models],
+        version=edgewise.__version__,
+    )
 
 
 @router.get("/models/{name}")
-async def model(service: Serving, name: str, version: str | None = None) -> HTMLResponse:
+@needs(Scope.READ)
+async def model(request: Request, service: Serving, name: str, version: str | None = None) -> HTMLResponse:
     """One model: what it takes, and its profile with every open dimension at 1."""
     served, session = service.repository.ready(name, version)
     counted: Profile | None = None
@@ -59,7 +73,20 @@ async def model(service: Serving, name: str, version: str | None = None) -> HTML
     except FeedError as error:
         problem = str(error)
     largest = max((op.flops for op in counted.ops), default=0) if counted else 0
-    return _page("model.html", model=describe(served), profile=counted, problem=problem, largest_flops=largest, max_rows=MAX_ROWS)
+    return page(
+        "model.html",
+        form_token=_form_token(request),
+        model=describe(served),
+        profile=counted,
+        problem=problem,
+        largest_flops=largest,
+        max_rows=MAX_ROWS,
+    )
+
+
+def _form_token(request: Request) -> str:
+    """What the forms of a page's session carry, "" for callers without one."""
+    return getattr(request.state, "form_token", "")
 
 
 def smallest_shapes(session: Session) -> dict[str, tuple[int, ...]]:

@@ -42,7 +42,8 @@ class Executor:
 
     Args:    specs: of every value (`propagate`). choices: node name -> how to compute it, default = natively where `native` can,
              else by the op's first numpy kernel that applies. threads: of BLAS and of native code; None = as many as BLAS is set
-             to, and one per core. native: None = everything in numpy.
+             to, and one per core. native: None = everything in numpy. timed: it is made for `run_timed`; `run` then compiles when
+             it is first called.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
              one asked for.
     """
@@ -54,12 +55,14 @@ class Executor:
         choices: Mapping[str, Choice] | None = None,
         threads: int | None = None,
         native: Native | None = None,
+        *,
+        timed: bool = False,
     ) -> None:
         self.graph = graph
         self.specs = specs
         self.threads = threads
         self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
-        self._program = _program(without_unread(graph), specs, choices or {}, threads, native)
+        self._program = _program(without_unread(graph), specs, choices or {}, threads, native, timed)
         self._names = tuple(port.name for port in graph.outputs)
         self._blas = BlasThreads(threads)
         self._lock = threading.Lock()
@@ -99,7 +102,9 @@ def _known(port: Port, specs: Specs) -> Spec:
     return spec
 
 
-def _program(graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None) -> Program:
+def _program(
+    graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None, timed: bool
+) -> Program:
     """The graph's program, with its native segments where there is a native backend."""
     algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
     if native is None:
@@ -107,5 +112,5 @@ def _program(graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads:
             raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
         return Program(graph, specs, algorithms)
     workers = available_cores() if threads is None else threads
-    rest, segments = native.segments(graph, specs, workers, choices)
+    rest, segments = native.segments(graph, specs, workers, choices, timed=timed)
     return Program(rest, specs, algorithms, segments, workers)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from graph.errors import CorruptModelError, UnsafePathError
+from graph.mapped import LEAST_BYTES, MappedFile
 from kernels.spec import Array, Spec
 
 
@@ -49,18 +50,27 @@ def open_inside(folder: Path, location: str, subject: str) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
 
 
-def read_tensor(folder: Path, entries: dict[str, str], spec: Spec, subject: str) -> Array:
-    """Read one tensor. `entries` are the external_data pairs: location, offset, length. Returns an array of the spec."""
+def read_tensor(folder: Path, entries: dict[str, str], spec: Spec, subject: str, files: dict[str, MappedFile]) -> Array:
+    """Read one tensor, or map it where it is large.
+
+    Args:    entries: the external_data pairs: location, offset, length. files: mapped so far, by location.
+    Returns: an array of the spec.
+    """
     if unknown := sorted(set(entries) - {"location", "offset", "length", "checksum"}):
         raise CorruptModelError(f"external data: key {unknown[0]!r} is unknown ({subject})")
     offset = _count(entries, "offset", 0, subject)
     length = _count(entries, "length", spec.nbytes, subject)
     if length != spec.nbytes:
         raise CorruptModelError(f"external data: length is {length}, {spec} needs {spec.nbytes} bytes ({subject})")
-    with open_inside(folder, entries.get("location", ""), subject) as file:
+    location = entries.get("location", "")
+    with open_inside(folder, location, subject) as file:
         size = os.fstat(file.fileno()).st_size
         if offset + length > size:
             raise CorruptModelError(f"external data: bytes {offset}…{offset + length} are asked, the file has {size} ({subject})")
+        if length >= LEAST_BYTES:
+            if location not in files:
+                files[location] = MappedFile(file.fileno(), location)
+            return files[location].array(offset, spec, subject)
         file.seek(offset)
         array = np.fromfile(file, spec.dtype, spec.elements)
     if array.size != spec.elements:  # it was cut off after its size was read

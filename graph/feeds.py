@@ -9,7 +9,7 @@ import numpy as np
 
 from graph.errors import FeedError
 from graph.ir import Port
-from kernels.spec import STRING, Array
+from kernels.spec import STRING, Array, Spec
 
 
 def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "feeds") -> dict[str, Array]:
@@ -28,6 +28,20 @@ def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "f
             _check_dims(port, array.shape, sizes, where)
         arrays[port.name] = array
     return arrays
+
+
+def random_feeds(specs: Mapping[str, Spec]) -> dict[str, Array]:
+    """Something of the right dtype and shape for every input: normal numbers, 0 or 1, empty strings; the same every time."""
+    rng = np.random.default_rng(0)
+    return {name: _random(rng, spec) for name, spec in specs.items()}
+
+
+def _random(rng: np.random.Generator, spec: Spec) -> Array:
+    if spec.dtype == STRING:
+        return np.full(spec.shape, "", STRING)
+    if spec.dtype.kind in "iub":
+        return rng.integers(0, 2, spec.shape).astype(spec.dtype)
+    return rng.standard_normal(spec.shape).astype(spec.dtype)
 
 
 def _refuse_names(ports: Sequence[Port], feeds: Mapping[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from graph.mapped import MappedFile
 from kernels.spec import Array, DType, Spec
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor itself: their bodies are graphs, which ops know nothing of
@@ -111,7 +112,7 @@ class Model:
     """A graph and where it came from. `digest` is the SHA-256 of the model's bytes, external data included.
 
     initializers: names of the constants that the file stores as initializers, subgraphs' included; the outputs of its
-    Constant nodes are constants too, but not among them.
+    Constant nodes are constants too, but not among them. files: that large constants are mapped from.
     """
 
     graph: Graph
@@ -121,3 +122,4 @@ class Model:
     source: str
     nbytes: int
     initializers: frozenset[str] = frozenset()
+    files: tuple[MappedFile, ...] = ()

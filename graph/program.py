@@ -22,6 +22,7 @@ from graph.choice import Choice
 from graph.control_flow import run_control_flow
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
+from graph.mapped import resident
 from graph.memory import ALIGNMENT_BYTES, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
 from graph.shapes import MAX_VALUE_BYTES, propagate
@@ -117,7 +118,7 @@ class Program:
                 call()
             return self._end()
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self._positions[position].node.name!r})") from error
+            raise _placed(error, self._positions[position].node) from error
         finally:
             self._slots[:] = self._idle
 
@@ -136,7 +137,7 @@ class Program:
                 taken += self._segment_ns.get(position.node.name, [ended - began])
             return self._end(), taken
         except EdgewiseError as error:
-            raise type(error)(f"{error} (node {self._positions[len(marks) - 1].node.name!r})") from error
+            raise _placed(error, self._positions[len(marks) - 1].node) from error
         finally:
             self._slots[:] = self._idle
 
@@ -198,7 +199,10 @@ class Program:
 
     def _place(self) -> None:
         """Give every planned value its array now, or note how a run makes it."""
-        constants, placements = self._graph.constants, self.memory.placements
+        placements = self.memory.placements
+        read = {name for node in self._graph.nodes for name in node.reads()} | {port.name for port in self._graph.outputs}
+        read |= {self.memory.owners.get(name, name) for name in read}
+        constants = {name: resident(array) for name, array in self._graph.constants.items() if name in read}
         for name, array in constants.items():
             self._fix(name, array)
         for value, owner in self.memory.owners.items():
@@ -397,6 +401,11 @@ def _compute(
     if kernel.workspace_bytes is not None:
         extra["workspace"] = _aligned_empty(kernel.workspace_bytes(*specs, **attrs))
     kernel.run(tuple(out), *inputs, **attrs, **extra)
+
+
+def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
+    """The error with the node that it came from; a segment has said which of its own."""
+    return error if node.op == SEGMENT else type(error)(f"{error} (node {node.name!r})")
 
 
 def _label(choice: Choice) -> str:

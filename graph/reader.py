@@ -13,6 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from graph.errors import CorruptModelError, LimitError, UnsafePathError
 from graph.functions import inline
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Limits
+from graph.mapped import LEAST_BYTES, MappedFile, release, require_unchanged
 from graph.order import sort
 from graph.tensors import TensorReader, element_type
+from graph.wire import split
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from kernels.registry import Op, find
-from kernels.spec import STRING, Array
+from kernels.spec import STRING, Array, Spec
 
 OLDEST_OPSET = 7
 _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
@@ -44,9 +47,8 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
              UnsupportedError; FileNotFoundError for a missing path.
     """
-    data, folder, name = _load(source, limits)
-    digest, nbytes, proto = hashlib.sha256(data), len(data), _parse(data, name)
-    del data  # the message holds a copy, and so will the arrays: no third one
+    loaded = _load(source, limits)
+    name, proto = loaded.name, _parse(loaded)
     if proto.functions:
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
@@ -54,43 +56,60 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
-    tensors = TensorReader(folder, limits)
-    reader = _GraphReader(tensors, opset, limits)
+    tensors = TensorReader(loaded.folder, limits)
+    reader = _GraphReader(tensors, opset, limits, loaded.weights)
     reader.refuse_unknown_ops(proto.graph)
     graph = reader.graph(proto.graph, frozenset(), depth=0)
     if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
         raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
-    _add_external(digest, reader.external)
+    digest = loaded.digest
+    for array in reader.external:
+        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        release(array)
+    files = (*loaded.files, *tensors.files.values())
+    require_unchanged(files)
     return Model(
         graph=graph,
         digest=digest.hexdigest(),
         opset=opset,
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         source=name,
-        nbytes=nbytes + tensors.external_bytes,
+        nbytes=loaded.nbytes + tensors.external_bytes,
         initializers=frozenset(reader.initializers),
+        files=files,
     )
 
 
-def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> tuple[bytes, Path | None, str]:
-    """The bytes of a model, the folder its external data may lie in, and what to call it."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model as it was given. message: its protobuf, without the `weights` that stay in the file they lie in (name -> array of
+    bytes). digest: of all its bytes. folder: where its external data may lie."""
+
+    message: bytes
+    digest: Any
+    nbytes: int
+    name: str
+    folder: Path | None = None
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    files: tuple[MappedFile, ...] = ()
+
+
+def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> _Loaded:
+    if not isinstance(source, (bytes, ModelProto)):
+        return _load_file(Path(source), limits.model_bytes)
     if isinstance(source, ModelProto):
         try:
-            data, folder, name = source.SerializeToString(deterministic=True), None, "<ModelProto>"
+            data, name = source.SerializeToString(deterministic=True), "<ModelProto>"
         except (EncodeError, ValueError) as error:
             raise LimitError(f"model: it cannot be written as one protobuf, {str(error)[:200]} (<ModelProto>)") from None
-    elif isinstance(source, bytes):
-        data, folder, name = source, None, "<bytes>"
     else:
-        path = Path(source)
-        data, folder, name = _read_file(path, limits.model_bytes), path.resolve().parent, path.name
-    if len(data) > limits.model_bytes:
-        raise LimitError(f"model: {len(data)} bytes, the limit model_bytes is {limits.model_bytes} ({name})")
-    return data, folder, name
+        data, name = source, "<bytes>"
+    _check_size(len(data), limits.model_bytes, name)
+    return _Loaded(data, hashlib.sha256(data), len(data), name)
 
 
-def _read_file(path: Path, limit_bytes: int) -> bytes:
-    """At most one byte more than the limit. A folder, pipe or device is refused, never waited for."""
+def _load_file(path: Path, limit_bytes: int) -> _Loaded:
+    """Map a file. A folder, pipe or device is refused, never waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -98,30 +117,46 @@ def _read_file(path: Path, limit_bytes: int) -> bytes:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
         raise UnsafePathError(f"model: it is a {kind}, need a file ({path.name})")
     with os.fdopen(descriptor, "rb") as file:
-        if status.st_size > limit_bytes:
-            raise LimitError(f"model: {status.st_size} bytes, the limit model_bytes is {limit_bytes} ({path.name})")
-        return file.read(limit_bytes + 1)
+        _check_size(status.st_size, limit_bytes, path.name)
+        folder = path.resolve().parent
+        if not status.st_size:
+            return _Loaded(b"", hashlib.sha256(), 0, path.name, folder)
+        mapped = MappedFile(descriptor, path.name)
+        digest = hashlib.file_digest(file, "sha256")
+    found = split(memoryview(mapped.map), LEAST_BYTES)
+    if found is None:
+        return _Loaded(bytes(mapped.map), digest, status.st_size, path.name, folder)
+    message, spans = found
+    weights = {
+        name.decode(errors="replace"): mapped.array(
+            span.offset, Spec((span.nbytes,), np.dtype(np.uint8)), f"initializer {name!r:.80}"
+        )
+        for name, span in spans.items()
+    }
+    return _Loaded(message, digest, status.st_size, path.name, folder, weights, (mapped,))
 
 
-def _parse(data: bytes, name: str) -> ModelProto:
+def _check_size(nbytes: int, limit_bytes: int, name: str) -> None:
+    if nbytes > limit_bytes:
+        raise LimitError(f"model: {nbytes} bytes, the limit model_bytes is {limit_bytes} ({name})")
+
+
+def _parse(loaded: _Loaded) -> ModelProto:
+    what = f"model: {loaded.nbytes} bytes"
     try:
-        proto: ModelProto = ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(loaded.message)
     except DecodeError:
-        raise CorruptModelError(f"model: {len(data)} bytes that are no ONNX protobuf, or a part of one ({name})") from None
+        raise CorruptModelError(f"{what} that are no ONNX protobuf, or a part of one ({loaded.name})") from None
     if not proto.HasField("graph") or not proto.opset_import:
-        raise CorruptModelError(f"model: {len(data)} bytes without a graph or an opset, need both ({name})")
+        raise CorruptModelError(f"{what} without a graph or an opset, need both ({loaded.name})")
     return proto
-
-
-def _add_external(digest: Any, arrays: Iterable[Array]) -> None:
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 
 class _GraphReader:
     """Reads one model's graphs; counts nodes over all of them."""
 
-    def __init__(self, tensors: TensorReader, opset: int, limits: Limits) -> None:
+    def __init__(self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array]) -> None:
+        self.weights = weights  # of the outermost graph: raw data that its message does not hold
         self.tensors = tensors
         self.opset = opset
         self.limits = limits
@@ -157,7 +192,7 @@ class _GraphReader:
             raise UnsupportedError(f"graph: sparse initializers are not supported (graph {name!r})")
         ports = [value.name for value in (*proto.input, *proto.output)]
         self._check_names((name, *ports, *(tensor.name for tensor in proto.initializer)), f"graph {name[:40]!r}")
-        constants = self._initializers(proto, name)
+        constants = self._initializers(proto, name, self.weights if depth == 0 else {})
         inputs = tuple(self._port(value, "input") for value in proto.input if value.name not in constants)
         outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
         defined = set(constants)
@@ -179,12 +214,12 @@ class _GraphReader:
         _check_outputs(outputs, defined | outer, name)
         return Graph(name, inputs, outputs, sort(nodes, defined | outer | set(constants)), constants)
 
-    def _initializers(self, proto: GraphProto, graph: str) -> dict[str, Array]:
+    def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
         constants: dict[str, Array] = {}
         for tensor in proto.initializer:
             if not tensor.name or tensor.name in constants:
                 raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
-            constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}")
+            constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}", weights.get(tensor.name))
         self.initializers.update(constants)
         return constants
 
@@ -238,8 +273,8 @@ class _GraphReader:
             if len(name) > self.limits.text_length:
                 raise LimitError(f"graph: a name has {len(name)} characters, the limit is {self.limits.text_length} ({where})")
 
-    def _tensor(self, proto: onnx.TensorProto, subject: str) -> Array:
-        array = self.tensors.read(proto, subject)
+    def _tensor(self, proto: onnx.TensorProto, subject: str, raw: Array | None = None) -> Array:
+        array = self.tensors.read(proto, subject, raw)
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             self.external.append(array)
         return array

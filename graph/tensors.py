@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from graph.errors import CorruptModelError, LimitError
 from graph.external import read_tensor
 from graph.limits import Limits
+from graph.mapped import MappedFile
 from kernels.errors import UnsupportedError
 from kernels.spec import ELEMENT_TYPES, STRING, Array, DType, Spec
 
@@ -29,9 +30,13 @@ class TensorReader:
         self.folder = folder
         self.limits = limits
         self.external_bytes = 0
+        self.files: dict[str, MappedFile] = {}  # of external data, by location
 
-    def read(self, tensor: TensorProto, subject: str) -> Array:
-        """Decode a tensor; read-only where its bytes can be shared with the message."""
+    def read(self, tensor: TensorProto, subject: str, raw: Array | None = None) -> Array:
+        """Decode a tensor; read-only where its bytes can be shared with the message.
+
+        raw: its raw data as bytes, where the message does not hold them.
+        """
         dtype = element_type(tensor.data_type, subject)
         shape = checked_shape(tensor.dims, self.limits, subject)
         spec = Spec(shape, dtype)
@@ -39,11 +44,12 @@ class TensorReader:
             return self._external(tensor, spec, subject)
         if dtype == STRING:
             return _strings(tensor, spec, subject)
-        if tensor.HasField("raw_data"):
-            raw = tensor.raw_data
+        if raw is None and tensor.HasField("raw_data"):
+            raw = np.frombuffer(tensor.raw_data, np.uint8)
+        if raw is not None:
             if len(raw) != spec.nbytes:
                 raise CorruptModelError(f"tensor: raw_data has {len(raw)} bytes, {spec} needs {spec.nbytes} ({subject})")
-            return np.frombuffer(raw, dtype).reshape(shape)
+            return raw.view(dtype).reshape(shape)
         try:
             array = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, OverflowError) as error:
@@ -61,7 +67,7 @@ class TensorReader:
         if self.external_bytes > self.limits.external_bytes:
             raise LimitError(f"external data: more than {self.limits.external_bytes} bytes, the limit external_bytes ({subject})")
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        return read_tensor(self.folder, entries, spec, subject)
+        return read_tensor(self.folder, entries, spec, subject, self.files)
 
 
 def element_type(code: int, subject: str) -> DType:

@@ -39,6 +39,15 @@ class Window:
         """Places the kernel takes."""
         return math.prod(self.out)
 
+    @property
+    def plane(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
+        """Kernel, strides, dilations, top and left padding over an image; a window of one dimension has but one row."""
+        kernel, strides, dilations, (top, left) = (
+            (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+            for sizes, missing in ((self.kernel, 1), (self.strides, 1), (self.dilations, 1), (self.begin, 0))
+        )
+        return kernel, strides, dilations, top, left
+
     def slices(self) -> Iterator[tuple[Any, Any, Any]]:
         """For each tap: its index, the outputs whose tap falls inside the input, and the input elements it meets there.
 

@@ -15,16 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import llvmlite.binding as llvm
 import psutil
 from pydantic import AwareDatetime, Field, ValidationError
 
+from kernels.native.host import llvm_version
 from profiler.bandwidth import PATTERNS, Bandwidth, Pattern, measure_bandwidth, working_sets
 from profiler.errors import MeasurementError, ProfileFormatError
-from profiler.measure import Effort, Team
+from profiler.measure import Effort, Figure, Team
 from profiler.microkernels import Precision, compile_for_host
 from profiler.overheads import Conditions, Overheads, Stability, StabilityWatch, measure_overheads, read_conditions
 from profiler.peaks import FLOAT_DTYPES, Peak, blas_threads, measure_gemm_peak, measure_instruction_peak
+from profiler.teams import TeamCost, measure_team
 from profiler.topology import (
     Confinement,
     Hardware,
@@ -43,8 +44,9 @@ Progress = Callable[[int, int, str], None]
 class DeviceProfile(Record):
     """What a machine is, what it may use, and what it was measured to do.
 
-    hardware, confinement: read from the system. conditions: its state meanwhile. peaks, bandwidths, overheads, stability:
-    measured. probed_at, probe_seconds: when, and how long it took.
+    hardware, confinement: read from the system. conditions: its state meanwhile. peaks, bandwidths, overheads, teams,
+    stability: measured; or entered and derived, for a machine that is not here (`profiler.sheet`). probed_at, probe_seconds:
+    when, and how long it took.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -54,6 +56,7 @@ class DeviceProfile(Record):
     peaks: tuple[Peak, ...] = Field(max_length=10_000)
     bandwidths: tuple[Bandwidth, ...] = Field(max_length=10_000)
     overheads: Overheads
+    teams: tuple[TeamCost, ...] = Field(default=(), max_length=10_000)
     stability: Stability
     probed_at: AwareDatetime
     probe_seconds: float = Field(ge=0)
@@ -72,6 +75,21 @@ class DeviceProfile(Record):
     def usable_cores(self) -> int:
         """Physical cores this process can keep busy, under its affinity and cgroup quota: the default thread count."""
         return usable_cores(self.hardware, self.confinement)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Every number with its provenance."""
+        overheads = (getattr(self.overheads, name) for name in Overheads.model_fields)
+        teams = (figure for team in self.teams for figure in (team.start, team.barrier))
+        rates = (*(peak.rate for peak in self.peaks), *(found.rate for found in self.bandwidths))
+        return (*rates, *overheads, *teams, self.stability.jitter)
+
+    def outdated(self, now: Confinement) -> str:
+        """Why this machine is to be measured again; "" where the profile still says what it can do."""
+        if any(figure.source != "measured" for figure in self.figures):
+            return "its numbers were not all measured"
+        cores = usable_cores(self.hardware, now)
+        return f"{cores} cores may be used, {self.usable_cores} were measured" if cores > self.usable_cores else ""
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -175,7 +193,9 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     memory_bytes = min(psutil.virtual_memory().available, confinement.cgroup_memory_bytes or hardware.memory_bytes)
     sets = {threads: working_sets(hardware, threads, memory_bytes) for threads in counts}
 
-    steps = sum(len(compiled.peaks) + len(FLOAT_DTYPES) + len(PATTERNS) * len(sets[threads]) for threads in counts) + 5
+    steps = (
+        sum(len(compiled.peaks) + len(FLOAT_DTYPES) + len(PATTERNS) * len(sets[threads]) for threads in counts) + 5 + len(counts)
+    )
     repeats = 3 if seconds < 3 else 5
     effort = Effort(window_s=seconds / steps / (repeats + 1.5), repeats=repeats)  # 1.5: calibration and memory
     meter = _Meter(steps, progress)
@@ -198,15 +218,20 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
             peaks.append(measure_gemm_peak(precision, threads, effort))
     meter.next("call and thread overheads")
     overheads = measure_overheads(compiled, effort)
+    teams: list[TeamCost] = []
+    for threads in counts:
+        meter.next(f"native team of {threads} threads")
+        teams += measure_team(threads, effort)
     stability = watch.finish()
     meter.finish()
     return DeviceProfile(
         hardware=hardware,
         confinement=confinement,
-        conditions=read_conditions(blas_threads()[0], ".".join(map(str, llvm.llvm_version_info)), root),
+        conditions=read_conditions(blas_threads()[0], f"llvmlite {llvm_version()}", root),
         peaks=_distinct(peaks),
         bandwidths=tuple(bandwidths),
         overheads=overheads,
+        teams=tuple(teams),
         stability=stability,
         probed_at=stability.jitter.measured_at,
         probe_seconds=time.perf_counter() - started,

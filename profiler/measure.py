@@ -19,15 +19,18 @@ from profiler.topology import Record
 
 Unit = Literal["FLOP/s", "OP/s", "B/s", "ns", "%"]
 Statistic = Literal["max", "median", "min"]
+Source = Literal["measured", "entered", "derived"]
 
 _STATISTICS: dict[Statistic, Callable[[Sequence[float]], float]] = {"max": max, "median": statistics.median, "min": min}
 
 
 class Figure(Record):
-    """One measured number and where it comes from.
+    """One number and where it comes from.
 
-    statistic: which of the repeats `value` is. spread_percent: how far the repeats lie apart, relative to their median: the
-    largest less the smallest, and from ten repeats on the 90th percentile less the 10th, so that one interruption is no spread.
+    source: measured here; entered by somebody who knows the machine, `method` says from where; or derived from other numbers of
+    the profile, `method` says how. measured_at: when it was measured, entered or derived. statistic: which of the repeats
+    `value` is. spread_percent: how far the repeats lie apart, relative to their median: the largest less the smallest, and from
+    ten repeats on the 90th percentile less the 10th, so that one interruption is no spread.
     """
 
     value: float = Field(ge=0)
@@ -37,6 +40,7 @@ class Figure(Record):
     spread_percent: float = Field(ge=0)
     method: str = Field(max_length=1000)
     measured_at: AwareDatetime
+    source: Source = "measured"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import llvmlite.binding as llvm
-
 from kernels.cost import FLOPS_PER_MAC
+from kernels.native.host import host
 
 Precision = Literal["fp32", "fp64", "bf16", "int8"]
 
@@ -277,18 +275,21 @@ class Compiled:
 
 def host_features() -> frozenset[str]:
     """LLVM names of the target features that this CPU and its operating system enable."""
-    found: Mapping[str, bool] = llvm.get_host_cpu_features()
-    return frozenset(name for name, enabled in found.items() if enabled)
+    return frozenset(host().features)
 
 
 def target_machine(triple: str, cpu: str, features: str) -> Any:
     """An LLVM target machine at full code generation effort."""
+    import llvmlite.binding as llvm  # noqa: PLC0415  who only asks for names does not load it
+
     return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
 
 
 @functools.cache
 def compile_for_host() -> Compiled:
     """Compile every loop this machine can run; once per process."""
+    import llvmlite.binding as llvm  # noqa: PLC0415
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     llvm.initialize_native_asmparser()

@@ -2,7 +2,8 @@
 
 The source is split in two. What every kernel shares (the registry, layouts, native builder, pool, executor) is hashed into the
 engine build, together with the versions of what computes: editing it makes every measurement stale. The files of
-`kernels/ops` are hashed one by one, each with what it imports from that folder: editing one makes only its op's rows stale.
+`kernels/ops` are hashed one by one, each with what it imports from that folder, and so are the rules of `graph/native` with the
+families of native kernels that they alone reach: editing one makes only the rows of its ops stale.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import numpy as np
 
 import graph
 import kernels
+from graph.native.rules import RULES
 from kernels.errors import UnsupportedError
 from kernels.registry import home, operators
 
 _HASH_DIGITS = 16
 _OPS = "kernels.ops"
 _EXECUTOR = "graph.executor"  # with what it imports: all that runs between the kernels
+_FAMILIES = ("graph.native.", "kernels.native.")
+_RULES = "graph.native.rules"  # imports every family of native kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,25 @@ def current_build() -> Build:
     """
     llvmlite = importlib.metadata.version("llvmlite")
     libraries = f"python{platform.python_version()}.numpy{np.__version__}.llvmlite{llvmlite}"
-    engine = {name: _source(name) for name in _modules(kernels)}
-    sources = {name: engine.pop(name) for name in list(engine) if name.startswith(f"{_OPS}.")}
-    execution = source_hash(_EXECUTOR, {name: _source(name) for name in _modules(graph)})
+    sources = {name: _source(name) for name in (*_modules(kernels), *_modules(graph))}
+    homes = {op: (home(op), RULES[op].lower.__module__ if op in RULES else "") for op in operators()}
+    return build_of(f"{_version()}+{libraries}", sources, homes)
+
+
+def build_of(prefix: str, sources: Mapping[str, str], homes: Mapping[str, tuple[str, str]]) -> Build:
+    """The build of modules given as name -> source. homes: op -> the module of its operator, and of its native rule or ""."""
+    ops = {name: source for name, source in sources.items() if name.startswith(f"{_OPS}.")}
+    shared = _reached(_EXECUTOR, sources, closed=_RULES)
+    families = {name for name in sources if name.startswith(_FAMILIES)} - shared
+    own = {rule: _reached(rule, sources) & families for _, rule in homes.values() if rule}
+    apart = ops.keys() | {name for found in own.values() for name in found}
+    engine = shared | {name for name in sources if name.partition(".")[0] == kernels.__name__}
     return Build(
-        id=f"{_version()}+{libraries}.{_hash((execution, *(engine[name] for name in sorted(engine))))}",
-        kernels={op: source_hash(home(op), sources) for op in operators()},
+        id=f"{prefix}.{_hash(sources[name] for name in sorted(engine - apart))}",
+        kernels={
+            op: _hash(sources[name] for name in sorted(_reached(module, ops) | own.get(rule, set())))
+            for op, (module, rule) in homes.items()
+        },
     )
 
 
@@ -71,25 +88,30 @@ def _version() -> str:
         return "source"
 
 
-def source_hash(module: str, sources: Mapping[str, str]) -> str:
-    """Hash of a module in `sources` and of every other one there that it imports, directly or through others."""
+def _reached(module: str, sources: Mapping[str, str], closed: str = "") -> set[str]:
+    """A module in `sources` and every other one there that it imports, directly or through others but for `closed`."""
     reached = {module}
     waiting = [module]
     while waiting:
-        for name in _imports(sources[waiting.pop()]):
-            if name in sources and name not in reached:
-                reached.add(name)
-                waiting.append(name)
-    return _hash(sources[name] for name in sorted(reached))
+        name = waiting.pop()
+        for imported in _imports(sources[name]) if name != closed else ():
+            if imported in sources and imported not in reached:
+                reached.add(imported)
+                waiting.append(imported)
+    return reached
 
 
-def _imports(source: str) -> Iterable[str]:
+@functools.cache
+def _imports(source: str) -> frozenset[str]:
+    """Names that a module may import, each package and each name of it."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 def _modules(package: ModuleType) -> list[str]:

@@ -1,10 +1,12 @@
-"""Two plans side by side, and one plan row by row: what the CLI and the pages show, as data."""
+"""Two plans side by side, one plan row by row, and a plan with other choices: what the CLI and the pages show, as data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.plan import Candidate, Plan, Step
+from scheduler.errors import NotFoundError
+from scheduler.plan import EXECUTOR, Candidate, Plan, Step
 
 _HEADER = (
     "model_digest",
@@ -75,6 +77,104 @@ class PlanDiff:
     def ratio(self) -> float:
         """Predicted time after ÷ before; above 1 is slower, 0 where nothing was predicted before."""
         return self.after_ns / self.before_ns if self.before_ns else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedStep:
+    """A step that was made to run another way. measured: whether the time after was measured; else it is predicted."""
+
+    node: str
+    op: str
+    before: str
+    after: str
+    before_ns: float
+    after_ns: float
+    low_ns: float
+    high_ns: float
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """A plan beside itself with other choices; layouts, fusions and threads are the plan's.
+
+    steps: those that run another way. refused: nodes that cannot, with the reason. before_measured, after_measured: how many of
+    all steps were measured.
+    """
+
+    steps: tuple[ForcedStep, ...]
+    refused: tuple[tuple[str, str], ...]
+    before_ns: float
+    after_ns: float
+    before_measured: int
+    after_measured: int
+
+    @property
+    def ratio(self) -> float:
+        """Expected time after ÷ before; 0 where nothing was expected before."""
+        return self.after_ns / self.before_ns if self.before_ns else 0.0
+
+
+def what_if(plan: Plan, nodes: Mapping[str, str], everywhere: str = "") -> WhatIf:
+    """What a plan would cost with other strategies, by what is known of its candidates.
+
+    Args:    nodes: node name -> what it is to run as: a strategy, or the beginning of one that ends at a part of it
+             ("numpy", "native/winograd"); of several that begin so, the fastest. everywhere: the same for all other nodes.
+    Raises:  NotFoundError for a node that is not in the plan, or that has no such candidate.
+    """
+    known = {step.node for step in plan.steps}
+    for node in nodes:
+        if node not in known:
+            raise NotFoundError(f"what-if: the plan has no step {node[:128]!r}")
+    forced: list[ForcedStep] = []
+    refused: list[tuple[str, str]] = []
+    after_measured = 0
+    for step in plan.steps:
+        wanted = nodes.get(step.node, everywhere)
+        found = _forced(step, wanted) if wanted and step.strategy.backend != EXECUTOR else None
+        if found is None and step.node in nodes:
+            others = ", ".join(str(candidate.strategy) for candidate in step.candidates)
+            raise NotFoundError(f"what-if: {wanted[:200]!r} is no candidate of {step.node!r}, it has {others[:1000]}")
+        if found is not None and found.verdict == "refused":
+            refused.append((step.node, found.reason))
+            found = None
+        after_measured += step.measured if found is None else found.measured_ns is not None
+        if found is not None and found.strategy != step.strategy:
+            forced.append(_forced_step(step, found))
+    change_ns = sum(item.after_ns - item.before_ns for item in forced)
+    return WhatIf(
+        steps=tuple(forced),
+        refused=tuple(refused),
+        before_ns=plan.predicted_ns,
+        after_ns=plan.predicted_ns + change_ns,
+        before_measured=sum(step.measured for step in plan.steps),
+        after_measured=after_measured,
+    )
+
+
+def _forced(step: Step, wanted: str) -> Candidate | None:
+    """The fastest candidate whose text begins so; a refused one only where there is no other."""
+    fitting = [c for c in step.candidates if _begins(str(c.strategy), wanted)]
+    return min(fitting, key=lambda c: (c.verdict == "refused", c.expected_ns or 0.0, str(c.strategy)), default=None)
+
+
+def _begins(text: str, wanted: str) -> bool:
+    """Whether the strategy is the one wanted, or goes on behind it with a new part."""
+    return text == wanted or (text.startswith(wanted) and text[len(wanted)] in "/{")
+
+
+def _forced_step(step: Step, found: Candidate) -> ForcedStep:
+    return ForcedStep(
+        node=step.node,
+        op=step.op,
+        before=str(step.strategy),
+        after=str(found.strategy),
+        before_ns=step.predicted_ns,
+        after_ns=found.expected_ns or 0.0,
+        low_ns=found.low_ns or 0.0,
+        high_ns=found.high_ns or 0.0,
+        measured=found.measured_ns is not None,
+    )
 
 
 def explain(plan: Plan) -> tuple[ExplainRow, ...]:

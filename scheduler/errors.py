@@ -6,6 +6,7 @@ EdgewiseError
 │   ├── PlanFormatError       JSON that is no plan, or breaks a limit
 │   ├── RecordFormatError     an imported or paged record that breaks its schema
 │   └── ConflictError         the write contradicts what is stored
+│       └── LeaseLostError    the job is somebody else's by now, or has ended
 ├── UnsupportedError
 │   └── InfeasibleError       no strategy meets the constraints; carries the closest plan and what binds
 ├── NotFoundError             nothing is stored under that key
@@ -43,6 +44,10 @@ class RecordFormatError(InvalidError):
 
 class ConflictError(InvalidError):
     """The write contradicts what is stored."""
+
+
+class LeaseLostError(ConflictError):
+    """Whoever speaks of a job does not have it any more: it was taken by another, or has ended."""
 
 
 class InfeasibleError(UnsupportedError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from profiler.device import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
-from profiler.topology import read_hardware
+from profiler.topology import read_confinement, read_hardware
 from scheduler.errors import NotFoundError
+from scheduler.exclusive import measuring
 from scheduler.store import Store
 
 
@@ -14,15 +15,26 @@ def local_fingerprint() -> str:
 
 
 def local_device(store: Store, seconds: float, *, again: bool = False, progress: Progress | None = None) -> DeviceProfile:
-    """This machine's profile from the store; measured for about `seconds` and stored when it is new, or asked for again."""
-    if not again:
-        try:
-            return DeviceProfile.from_json(store.devices.get(local_fingerprint()).profile)
-        except NotFoundError:
-            pass
-    measured = probe(seconds, progress)
+    """This machine's profile from the store, with what the process may use of it now.
+
+    It is measured for about `seconds` and stored when it is new, when the one stored does not cover what may be used
+    (`DeviceProfile.outdated`), or when it is asked for again.
+    """
+    if not again and (stored := _stored(store)) is not None:
+        now = read_confinement()
+        if not stored.outdated(now):
+            return stored.model_copy(update={"confinement": now})
+    with measuring(None if progress is None else lambda why: progress(0, 1, why)):
+        measured = probe(seconds, progress)
     store.devices.save(measured)
     return measured
+
+
+def _stored(store: Store) -> DeviceProfile | None:
+    try:
+        return DeviceProfile.from_json(store.devices.get(local_fingerprint()).profile)
+    except NotFoundError:
+        return None
 
 
 def device(seconds: float = FULL_S, *, again: bool = False) -> DeviceProfile:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from graph.choice import Choice
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
-from scheduler.strategy import MAX_THREADS, Precision, Strategy
+from scheduler.strategy import MAX_THREADS, Precision, Strategy, WantedBackend
 
 SCHEMA_VERSION: Final = 1
 MAX_PLAN_BYTES: Final = 64 << 20
@@ -26,7 +26,6 @@ MAX_INPUTS: Final = 1024
 EXECUTOR: Final = "executor"  # the backend of steps that have no kernel: views, control flow, shapes only a run decides
 
 Objective = Literal["latency", "throughput", "memory"]
-Backend = Literal["auto", "native", "numpy"]
 BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
 Verdict = Literal["chosen", "tie", "slower", "over_limit", "refused"]
 
@@ -69,7 +68,7 @@ class Constraints(_Data):
     max_memory_bytes: _Count | None = None
     max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_threads: _Threads | None = None
-    backend: Backend = "auto"
+    backend: WantedBackend = "auto"
     precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
 
 
@@ -85,7 +84,8 @@ class Candidate(_Data):
     """One way a step could run, at the plan's thread count.
 
     predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the median of the stored
-    measurement of this device and build, which then decides. All None where refused. reason: why it was refused or lost.
+    measurement of this device and build, which then decides. All None where refused. packed_bytes: of constants as its kernel
+    reads them, beside those of the model. reason: why it was refused or lost.
     """
 
     strategy: StrategyText
@@ -94,6 +94,7 @@ class Candidate(_Data):
     high_ns: _Nanoseconds | None = None
     measured_ns: _Nanoseconds | None = None
     workspace_bytes: _Count = 0
+    packed_bytes: _Count = 0
     verdict: Verdict
     reason: _Text = ""
 
@@ -147,10 +148,11 @@ class State(_Data):
     """Whether the plan may be run as it is.
 
     current: made for this device, engine build and kernels. predicted: made for a device that is not this machine, from its
-    profile alone. stale: device, build or a kernel changed since; `reason` says which.
+    profile alone. stale: device, build or a kernel changed since; `reason` says which. drifted: current, but serving by it
+    takes another time than it says; it may be run, and is to be tuned again.
     """
 
-    status: Literal["current", "predicted", "stale"] = "current"
+    status: Literal["current", "predicted", "stale", "drifted"] = "current"
     reason: _Text = ""
 
 
@@ -159,7 +161,8 @@ class Plan(_Data):
 
     model_digest, device_fingerprint, engine_build: what it is true of. threads: of every step; replicas: executors to run side
     by side, more than one only for throughput. predicted_ns: one inference, all steps, between low_ns and high_ns.
-    memory_bytes: arena + parameters + graph inputs and outputs, of one replica (parameters are counted once).
+    memory_bytes: arena + parameters, as the model has them and as kernels read them + graph inputs and outputs, of one replica
+    (parameters are counted once).
     error_estimate: the steps' declared tolerances added up, relative to the largest output.
     """
 

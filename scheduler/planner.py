@@ -1,8 +1,9 @@
 """Choose how a device should run a model, and say why.
 
 Every kernel of every node is a candidate; those that cannot take the node's shapes are kept with their reason. At each thread
-count the cheapest candidate of each step wins, by measurement where the store has a fresh one and by prediction elsewhere; the
-objective then picks the thread count. The same inputs give the same plan: ties go to the first name, and are reported.
+count the cheapest candidate of each step wins, by measurement where the store has a fresh one and by prediction elsewhere, with
+what has to be converted for it; the objective then picks the thread count. The same inputs give the same plan: ties go to the
+first name, and are reported.
 """
 
 from __future__ import annotations
@@ -10,64 +11,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import onnx
 
-from graph.executor import DYNAMIC, VIEW
-from graph.ir import Graph, Model, Node, Specs
-from graph.memory import is_static, plan_memory
-from graph.native.engine import Native, find_native
-from graph.optimise import optimise
+from graph.ir import Model
+from graph.memory import plan_memory
 from graph.reader import read
-from graph.shapes import bind
 from kernels.errors import AttributeValueError, UnsupportedError
-from kernels.registry import find
-from profiler.counts import OpProfile, count_nodes
 from profiler.device import FULL_S, DeviceProfile, thread_counts
-from scheduler.build import Build, current_build
-from scheduler.costs import UNCERTAINTY, Estimate, error_of, estimate, estimate_native
-from scheduler.errors import InfeasibleError
+from scheduler.build import current_build
+from scheduler.costs import UNCERTAINTY, error_of
+from scheduler.errors import InfeasibleError, NotFoundError
+from scheduler.fitting import CostModel, cost_model
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
-    EXECUTOR,
-    Backend,
     Candidate,
     Constraints,
-    InputShape,
     Objective,
     Plan,
     State,
     Step,
     ThreadOption,
 )
-from scheduler.signature import Signature, signature
-from scheduler.store import Here, Measurement, Store
-from scheduler.strategy import Precision, Strategy
+from scheduler.steps import Evidence, choose_step
+from scheduler.store import Here, Store
+from scheduler.strategy import Precision, Strategy, WantedBackend
+from scheduler.subject import Subject
 
-MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
-TIE = 1.01  # candidates within one percent of each other are a tie
-
-Known = Mapping[str, Mapping[Strategy, Measurement]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a plan is made for: the optimised graph, what each node costs, and what was measured.
-
-    error_budget: what the algorithm of one convolution or product may add, relative to its largest output.
-    """
-
-    graph: Graph
-    specs: Specs
-    costs: Sequence[OpProfile]
-    signatures: Sequence[Signature]
-    known: Known
-    device: DeviceProfile
-    build: Build
-    native: Native | None
-    backend: Backend
-    error_budget: float
+Given = Mapping[str, Strategy]  # node -> what it shall run as
 
 
 def make_plan(
@@ -81,7 +53,7 @@ def make_plan(
     max_memory_bytes: int | None = None,
     max_error: float | None = None,
     max_threads: int | None = None,
-    backend: Backend = "auto",
+    backend: WantedBackend = "auto",
     precision: Precision | str = "fp32",
     store: Store | None = None,
 ) -> Plan:
@@ -94,17 +66,7 @@ def make_plan(
              when a constraint cannot be met.
     """
     _check(objective, backend, precision)
-    inputs = bind(model.graph, shapes, dims)
-    ready = optimise(model.graph, inputs)
-    graph, specs, build = ready.graph, ready.specs, current_build()
-    signatures = [signature(node, specs, graph.constants) for node in graph.nodes]
-    known = store.measurements.fresh(Here(device.fingerprint, build), {s.key: s.op for s in signatures}) if store else {}
-    native = None if backend == "numpy" else find_native(backend)
-    costs = count_nodes(graph, specs)
-    budget = (MODEL_ERROR if max_error is None else max_error) / max(1, sum(cost.macs > 0 for cost in costs))
-    work = _Work(graph, specs, costs, signatures, known, device, build, native, backend, budget)
-    cores = min(device.usable_cores, max_threads or device.usable_cores)
-    plans = [_at(work, threads, objective) for threads in thread_counts(cores)]
+    subject = Subject.of(model, shapes, dims, backend=backend, max_error=max_error)
     constraints = Constraints(
         max_latency_ms=max_latency_ms,
         max_memory_bytes=max_memory_bytes,
@@ -113,7 +75,31 @@ def make_plan(
         backend=backend,
         precision="fp32",
     )
-    ports = tuple(InputShape(name=name, dtype=spec.dtype.name, shape=spec.shape) for name, spec in inputs.items())
+    return compose(subject, device, objective, constraints, evidence_of(subject, device, store))
+
+
+def evidence_of(subject: Subject, device: DeviceProfile, store: Store | None) -> Evidence:
+    """What is stored and fresh for the subject's nodes on that device, and the device's cost model."""
+    here = Here(device.fingerprint, subject.build)
+    known = store.measurements.fresh(here, subject.ops) if store is not None else {}
+    return Evidence(known, cost_model(store, here, device))
+
+
+def compose(
+    subject: Subject,
+    device: DeviceProfile,
+    objective: Objective,
+    constraints: Constraints,
+    evidence: Evidence,
+    given: Mapping[int, Given] | None = None,
+) -> Plan:
+    """The best plan by that evidence. given: of each thread count that may be taken, steps that are decided already.
+
+    Raises: InfeasibleError with the closest plan when a constraint cannot be met.
+    """
+    cores = min(device.usable_cores, constraints.max_threads or device.usable_cores)
+    counts = thread_counts(cores) if given is None else tuple(sorted(given))
+    plans = [_at(subject, threads, objective, evidence, (given or {}).get(threads, {})) for threads in counts]
     options = [_option(draft, cores, objective, constraints) for draft in plans]
     order = sorted(range(len(plans)), key=lambda i: (options[i].verdict == "over_limit", *_rank(options[i], objective)))
     best = order[0]
@@ -122,15 +108,16 @@ def make_plan(
         for index, option in enumerate(options)
     ]
     draft, option = plans[best], options[best]
+    here = device.fingerprint == local_fingerprint()
     plan = Plan(
-        model_digest=model.digest,
-        model_name=model.source,
+        model_digest=subject.model.digest,
+        model_name=subject.model.source,
         device_fingerprint=device.fingerprint,
         device_name=device.name,
-        engine_build=build.id,
+        engine_build=subject.build.id,
         objective=objective,
         constraints=constraints,
-        inputs=ports,
+        inputs=subject.inputs,
         threads=draft.threads,
         replicas=option.replicas,
         precision="fp32",
@@ -144,11 +131,13 @@ def make_plan(
         error_estimate=draft.error,
         thread_options=tuple(options),
         ties=draft.ties,
-        why=_why(draft, option, options, objective),
-        state=State() if device.fingerprint == local_fingerprint() else State(status="predicted", reason="not this machine"),
+        why=_why(draft, option, options, objective, evidence.model),
+        state=State() if here else State(status="predicted", reason="not this machine"),
     )
     if option.verdict == "over_limit":
-        raise InfeasibleError(f"plan of {model.source}: {option.reason}, the closest plan is attached", option.reason, plan)
+        raise InfeasibleError(
+            f"plan of {subject.model.source}: {option.reason}, the closest plan is attached", option.reason, plan
+        )
     return plan
 
 
@@ -163,11 +152,12 @@ def plan(
     max_memory_bytes: int | None = None,
     max_error: float | None = None,
     max_threads: int | None = None,
-    backend: Backend = "auto",
+    backend: WantedBackend = "auto",
     db: str | None = None,
 ) -> Plan:
     """Plan a model for this machine ("local") or a device stored under its fingerprint, and store the plan.
 
+    A plan of the same request that `tune` has run whole, and that is still true, is given back as it is.
     db: database URL, None = SQLite in the user's data directory. A new machine is measured first, which takes seconds.
     """
     loaded = model if isinstance(model, Model) else read(model)
@@ -186,9 +176,23 @@ def plan(
             backend=backend,
             store=store,
         )
+        if (tuned := _tuned(store, made)) is not None:
+            return tuned
         store.models.save(loaded.digest, loaded.source, loaded.nbytes)
         store.plans.save(made)
     return made
+
+
+def _tuned(store: Store, made: Plan) -> Plan | None:
+    """The newest stored plan of the same request, if it was run whole and is true of what runs here."""
+    here = Here(local_fingerprint(), current_build())
+    if made.device_fingerprint != here.device_fingerprint:
+        return None
+    try:
+        found = store.plans.latest(made.model_digest, made.request, here).plan
+    except NotFoundError:
+        return None
+    return found if found.measured_ns is not None and found.state.status == "current" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,178 +212,46 @@ class _Draft:
 def _check(objective: str, backend: str, precision: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
         raise AttributeValueError(f"plan: objective is {objective!r}, need latency, throughput or memory")
-    if backend not in get_args(Backend):
-        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(Backend))}")
+    if backend not in get_args(WantedBackend):
+        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
     if precision not in ("fp32", "auto"):
         raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
 
 
-def _at(work: _Work, threads: int, objective: Objective) -> _Draft:
+def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence, given: Given) -> _Draft:
     """Choose every step at one thread count."""
+    nodes = subject.graph.nodes
     steps = tuple(
-        _step(work, node, cost, text, threads, objective)
-        for node, cost, text in zip(work.graph.nodes, work.costs, work.signatures, strict=True)
+        choose_step(subject, index, threads, evidence, objective, given.get(node.name)) for index, node in enumerate(nodes)
     )
-    scratch = {step.node: next((c.workspace_bytes for c in step.candidates if c.verdict == "chosen"), 0) for step in steps}
-    memory = plan_memory(work.graph, work.specs, scratch)
-    param_bytes = sum(array.nbytes for array in work.graph.constants.values())
-    ports = {port.name for port in (*work.graph.inputs, *work.graph.outputs)}
-    port_bytes = sum(spec.nbytes for name in ports if (spec := work.specs.get(name)) is not None)
-    ties = tuple(f"{step.node}: {c.strategy}" for step in steps for c in step.candidates if c.verdict == "tie")
+    chosen = {step.node: _chosen(step) for step in steps}
+    memory = plan_memory(subject.graph, subject.specs, {name: found.workspace_bytes for name, found in chosen.items()})
+    packed = {(node.inputs[1:], chosen[node.name].strategy): chosen[node.name].packed_bytes for node in nodes}
+    param_bytes = sum(array.nbytes for array in subject.graph.constants.values())
+    ports = {port.name for port in (*subject.graph.inputs, *subject.graph.outputs)}
+    port_bytes = sum(spec.nbytes for name in ports if (spec := subject.specs.get(name)) is not None)
     return _Draft(
         threads=threads,
         steps=steps,
         predicted_ns=sum(step.predicted_ns for step in steps),
-        memory_bytes=memory.arena_bytes + param_bytes + port_bytes,
+        memory_bytes=memory.arena_bytes + param_bytes + port_bytes + sum(packed.values()),
         arena_bytes=memory.arena_bytes,
         param_bytes=param_bytes,
-        error=sum(
-            error_of(node, work.specs) + _added(work, node, step) for node, step in zip(work.graph.nodes, steps, strict=True)
-        ),
-        ties=ties,
+        error=sum(error_of(node, subject.specs) for node in nodes) + _added(subject, steps, threads),
+        ties=tuple(f"{step.node}: {c.strategy}" for step in steps for c in step.candidates if c.verdict == "tie"),
     )
 
 
-def _added(work: _Work, node: Node, step: Step) -> float:
-    """What the algorithm that was chosen adds to rounding."""
-    if work.native is None or step.strategy.backend != "native":
-        return 0.0
-    found = work.native.transformed(node, work.graph, work.specs, step.strategy.choice)
-    return 0.0 if found is None else found.error
+def _chosen(step: Step) -> Candidate:
+    return next(candidate for candidate in step.candidates if candidate.verdict == "chosen")
 
 
-def _step(work: _Work, node: Node, cost: OpProfile, text: Signature, threads: int, objective: Objective) -> Step:
-    """One node: its candidates, the one chosen, and why."""
-    shared: dict[str, Any] = {
-        "node": node.name,
-        "op": node.op,
-        "signature": text.text,
-        "signature_key": text.key,
-        "kernel_source": work.build.kernel_source(node.op),
-        "macs": cost.macs,
-        "other_flops": cost.other_flops,
-        "moved_bytes": cost.read_bytes + cost.write_bytes,
-    }
-    static = is_static(node, work.specs)
-    if not static or (find(node.op).view and not node.epilogue):
-        algorithm, why = (VIEW, "another name for memory") if static else (DYNAMIC, "its shapes are only known at run time")
-        strategy = Strategy(EXECUTOR, algorithm)
-        return Step(
-            **shared,
-            strategy=strategy,
-            executed_macs=0 if static else cost.macs,
-            level="",
-            predicted_ns=0,
-            low_ns=0,
-            high_ns=0,
-            measured=False,
-            bound_by="unknown",
-            candidates=(Candidate(strategy=strategy, predicted_ns=0, low_ns=0, high_ns=0, verdict="chosen"),),
-            why=why,
-        )
-    candidates, estimates = _candidates(work, node, cost, text, threads)
-    able = [c for c in candidates if c.verdict != "refused"]
-    if work.backend == "native":  # numpy only where there is nothing else
-        able = [c for c in able if c.strategy.backend == "native"] or able
-    chosen = min(able, key=lambda c: (c.workspace_bytes if objective == "memory" else 0, c.expected_ns or 0, str(c.strategy)))
-    judged = tuple(sorted((_judged(c, chosen) for c in candidates), key=_listing))
-    found = estimates[chosen.strategy]
-    return Step(
-        **shared,
-        strategy=chosen.strategy,
-        executed_macs=found.executed_macs,
-        level=found.level,
-        predicted_ns=chosen.expected_ns or 0,
-        low_ns=chosen.low_ns or 0,
-        high_ns=chosen.high_ns or 0,
-        measured=chosen.measured_ns is not None,
-        bound_by=found.bound_by,
-        candidates=judged,
-        why=_reason(chosen, [c for c in able if c is not chosen], found) + _not_native(chosen, candidates),
-    )
-
-
-def _candidates(
-    work: _Work, node: Node, cost: OpProfile, text: Signature, threads: int
-) -> tuple[list[Candidate], dict[Strategy, Estimate]]:
-    """Every native candidate and every numpy kernel of the op, refused ones with their reason; and what the others take."""
-    candidates: list[Candidate] = []
-    estimates: dict[Strategy, Estimate] = {}
-    inputs = [work.specs[name] if name else None for name in node.inputs]
-    if work.native is not None:
-        reason = work.native.refusal(node, work.graph, work.specs)
-        if reason is not None:
-            refused = Strategy("native", "any", "fp32", threads)
-            candidates.append(Candidate(strategy=refused, verdict="refused", reason=reason))
-        else:
-            for rank, choice in enumerate(work.native.candidates(node, work.graph, work.specs, threads)):
-                strategy = Strategy.of(choice, threads)
-                found = estimate_native(
-                    cost, rank, work.device, threads, work.native.transformed(node, work.graph, work.specs, choice)
-                )
-                if found.error > work.error_budget:
-                    reason = f"its error estimate is {found.error:.1e}, each product of the model may add {work.error_budget:.1e}"
-                    candidates.append(Candidate(strategy=strategy, verdict="refused", reason=reason))
-                else:
-                    estimates[strategy] = found
-    for kernel in find(node.op).kernels:
-        strategy = Strategy("numpy", kernel.algorithm, "fp32", threads)
-        refusal = kernel.refuses(*inputs, **node.attrs) if kernel.refuses else None
-        if refusal is not None:
-            candidates.append(Candidate(strategy=strategy, verdict="refused", reason=refusal))
-            continue
-        estimates[strategy] = estimate(node, cost, kernel, work.specs, work.device, threads)
-    measured = work.known.get(text.key, {})
-    for strategy, found in estimates.items():
-        evidence = measured.get(strategy)
-        low, high = (evidence.min_ns, evidence.p90_ns) if evidence else (found.ns / UNCERTAINTY, found.ns * UNCERTAINTY)
-        candidates.append(
-            Candidate(
-                strategy=strategy,
-                predicted_ns=found.ns,
-                low_ns=low,
-                high_ns=high,
-                measured_ns=evidence.p50_ns if evidence else None,
-                workspace_bytes=found.workspace_bytes,
-                verdict="slower",
-            )
-        )
-    if cost.macs:
-        for other in ("bf16", "int8"):
-            strategy = Strategy("numpy", find(node.op).kernels[0].algorithm, other, threads)
-            candidates.append(Candidate(strategy=strategy, verdict="refused", reason=f"numpy has no {other} kernels"))
-    return candidates, estimates
-
-
-def _judged(candidate: Candidate, chosen: Candidate) -> Candidate:
-    if candidate.verdict == "refused":
-        return candidate
-    if candidate is chosen:
-        return candidate.model_copy(update={"verdict": "chosen"})
-    ratio = (candidate.expected_ns or 0) / max(chosen.expected_ns or 0, 1e-9)
-    tie = 1 / TIE <= ratio <= TIE
-    return candidate.model_copy(update={"verdict": "tie" if tie else "slower", "reason": f"{ratio:.2f} times the chosen one"})
-
-
-def _listing(candidate: Candidate) -> tuple[bool, bool, float, str]:
-    expected = candidate.expected_ns
-    return candidate.verdict != "chosen", expected is None, expected or 0.0, str(candidate.strategy)
-
-
-def _reason(chosen: Candidate, others: list[Candidate], found: Estimate) -> str:
-    source = "measured" if chosen.measured_ns is not None else "predicted"
-    text = f"{source} {(chosen.expected_ns or 0) / 1e3:.1f} µs, bound by {found.bound_by}"
-    if others:
-        next_best = min(others, key=lambda c: c.expected_ns or 0)
-        return f"{text}; {next_best.strategy.choice} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
-    return f"{text}; the only kernel that takes it"
-
-
-def _not_native(chosen: Candidate, candidates: list[Candidate]) -> str:
-    """Why a step that runs in numpy does not run natively, where that was refused."""
-    refused = (c.reason for c in candidates if c.strategy.backend == "native" and c.verdict == "refused")
-    reason = next(refused, "") if chosen.strategy.backend == "numpy" else ""
-    return f"; not native: {reason}" if reason else ""
+def _added(subject: Subject, steps: Sequence[Step], threads: int) -> float:
+    """What the algorithms that were chosen add to rounding."""
+    total = 0.0
+    for step, options in zip(steps, subject.options(threads), strict=True):
+        total += next((o.load.work.error for o in options if o.strategy == step.strategy and o.load is not None), 0.0)
+    return total
 
 
 def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constraints) -> ThreadOption:
@@ -411,11 +283,12 @@ def _rank(option: ThreadOption, objective: Objective) -> tuple[float, float, int
     return option.predicted_ns, option.memory_bytes, option.threads
 
 
-def _why(draft: _Draft, option: ThreadOption, options: Sequence[ThreadOption], objective: Objective) -> str:
+def _why(draft: _Draft, option: ThreadOption, options: Sequence[ThreadOption], objective: Objective, model: CostModel) -> str:
     measured = sum(step.measured for step in draft.steps)
+    rest = "by what was measured of other work" if model.fits else f"within a factor of {UNCERTAINTY}"
     others = ", ".join(f"{o.predicted_ns / 1e6:.2f} ms on {o.threads}" for o in options if o.threads != option.threads)
     beside = f"; {others}" if others else ""
     return (
         f"{objective}: {draft.predicted_ns / 1e6:.2f} ms on {draft.threads} threads{beside}; "
-        f"{measured} of {len(draft.steps)} steps measured, the others predicted within a factor of {UNCERTAINTY}"
+        f"{measured} of {len(draft.steps)} steps measured, the others predicted {rest}"
     )

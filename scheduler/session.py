@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import onnx
@@ -17,23 +17,23 @@ from graph.errors import LimitError
 from graph.executor import Executor
 from graph.feeds import check_feeds
 from graph.ir import Graph, Model, Port
+from graph.mapped import require_unchanged
 from graph.native.engine import find_native
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.spec import Array
-from profiler.device import usable_cores
-from profiler.topology import read_confinement, read_hardware
 from profiler.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
-from scheduler.local import local_fingerprint
-from scheduler.plan import Backend, Plan
-from scheduler.planner import plan
+from scheduler.strategy import WantedBackend
+
+if TYPE_CHECKING:
+    from scheduler.plan import Plan
 
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
+BACKENDS: tuple[WantedBackend, ...] = get_args(WantedBackend)
 
 _Shapes = tuple[Any, ...]  # the inputs' shapes in order; whatever a caller passes as one, until it is checked
 
@@ -65,7 +65,7 @@ class Session:
         model: str | Path | bytes | onnx.ModelProto | Model,
         threads: int | None = None,
         precision: str = "fp32",
-        backend: Backend = "auto",
+        backend: WantedBackend = "auto",
         plan: Plan | None = None,
         *,
         limits: SessionLimits = _DEFAULT_LIMITS,
@@ -73,8 +73,10 @@ class Session:
         _check_choices(precision, backend)
         self.model = model if isinstance(model, Model) else read(model)
         self._plan = None if plan is None else _usable(plan, self.model)
-        default = plan.threads if plan is not None else available_cores()
-        self.threads = default if threads is None else _checked_threads(threads)
+        if threads is not None:
+            self.threads = _checked_threads(threads)
+        else:
+            self.threads = available_cores() if plan is None else plan.threads
         self.limits = limits
         self.backend = backend
         self._native = None if backend == "numpy" else find_native(backend)
@@ -104,6 +106,8 @@ class Session:
                 with self._lock:
                     used = next(reversed(self._executors), None)
                 shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
+                from scheduler.planner import plan  # noqa: PLC0415  it brings the database, which runs do without
+
                 made = plan(self.model, shapes=shapes, max_threads=self.threads, backend=self.backend)
                 with self._lock:
                     self._plan, self.threads = made, made.threads
@@ -114,6 +118,24 @@ class Session:
     def held_plan(self) -> Plan | None:
         """The plan it runs already; None while every node runs as it does by default."""
         return self._plan
+
+    def plan_in_use(self, shapes: Mapping[str, tuple[int, ...]]) -> Plan | None:
+        """The plan that a run of these shapes follows; None where there is none for them. Makes none."""
+        plan = self._plan
+        if plan is None or {port.name: port.shape for port in plan.inputs} != dict(shapes):
+            return None
+        return plan
+
+    @property
+    def plan_id(self) -> str:
+        """The id of the plan it runs; "default" while it has none and every op runs its default."""
+        return "default" if self._plan is None else self._plan.id
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the model and of the arenas kept for its shapes; packed weights come on top."""
+        with self._lock:
+            return self.model.nbytes + self._arena_bytes()
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
@@ -142,6 +164,7 @@ class Session:
             return found
 
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
+        require_unchanged(self.model.files)
         graph = self.model.graph
         ready = optimise(graph, bind(graph, shapes))
         return Executor(self._sharing(ready.graph), ready.specs, self._choices(shapes), self.threads, self._native)
@@ -159,9 +182,8 @@ class Session:
 
     def _choices(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Choice]:
         """What the plan chose, where it was made for these shapes."""
-        if self._plan is None or {port.name: port.shape for port in self._plan.inputs} != dict(shapes):
-            return {}
-        return self._plan.choices
+        plan = self.plan_in_use(shapes)
+        return {} if plan is None else plan.choices
 
     def _keep(self, key: _Shapes, made: Executor) -> None:
         """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""
@@ -181,6 +203,9 @@ class Session:
 
 def available_cores() -> int:
     """Physical cores this process may use: CPU affinity and the cgroup's quota count, at least one."""
+    from profiler.device import usable_cores  # noqa: PLC0415  it brings pydantic, which runs on known threads do without
+    from profiler.topology import read_confinement, read_hardware  # noqa: PLC0415
+
     return usable_cores(read_hardware(), read_confinement())
 
 
@@ -188,6 +213,8 @@ def _usable(plan: Plan, model: Model) -> Plan:
     """The plan, if it is of this model and true of what runs here."""
     if plan.model_digest != model.digest:
         raise StalePlanError(f"session: plan is of model {plan.model_digest[:12]}, this is {model.digest[:12]}, plan again")
+    from scheduler.local import local_fingerprint  # noqa: PLC0415  as above
+
     if reason := plan.staleness(local_fingerprint(), current_build()):
         raise StalePlanError(f"session: {reason}, plan again")
     return plan

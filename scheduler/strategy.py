@@ -11,6 +11,7 @@ from scheduler.errors import StrategyFormatError
 
 Precision = Literal["fp32", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+WantedBackend = Literal["auto", "native", "numpy"]
 
 MAX_THREADS = 4096
 MAX_TEXT = 512  # characters; it is part of an index key

@@ -37,22 +37,27 @@ class InferOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request's own rows of what its batch gave, and how it went. batch_rows: of the whole batch."""
+    """A request's own rows of what its batch gave, and how it went.
+
+    batch_rows: of the whole batch. plan_id: "default" = each op's default. alone: it shared neither the run nor the cores.
+    """
 
     outputs: dict[str, Array]
     queue_ns: int
     compute_ns: int
     batch_rows: int
-    plan_id: str = ""
+    plan_id: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What running a batch gave: the outputs of each request, in order."""
+    """What running a batch gave: the outputs of each request, in order. alone: nothing else was computed meanwhile."""
 
     outputs: Sequence[dict[str, Array]]
     compute_ns: int
-    plan_id: str = ""
+    plan_id: str = "default"
+    alone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -162,8 +167,8 @@ class Batcher:
 
     @property
     def running(self) -> int:
-        """Requests in runs under way that somebody still waits for."""
-        return sum(not request.gone for batch in self._running for request in batch.requests)
+        """Requests in runs under way, also where nobody waits for them any more."""
+        return sum(len(batch.requests) for batch in self._running)
 
     async def submit(self, feeds: dict[str, Array], rows: int, bucket: Bucket, options: InferOptions) -> Outcome:
         """Wait for the request's turn and its run.
@@ -379,7 +384,8 @@ class Batcher:
             batch.requests[0].bucket.curve.ran(batch.rows, ran.compute_ns)
             for request, outputs in zip(batch.requests, ran.outputs, strict=True):
                 queue_ns = request.started_ns - request.arrived_ns
-                self._answer(request, Outcome(outputs, queue_ns, ran.compute_ns, batch.rows, ran.plan_id))
+                alone = ran.alone and len(batch.requests) == 1
+                self._answer(request, Outcome(outputs, queue_ns, ran.compute_ns, batch.rows, ran.plan_id, alone))
         finally:
             self._running.discard(batch)
 

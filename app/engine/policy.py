@@ -61,8 +61,11 @@ class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.priority_queue_policy.get(str(level), self.default_queue_policy)
 
 
+PRIORITIES = 9  # 1 is the highest; a request that asks for none, or for one beyond, gets the one in the middle
 AUTOMATIC = DynamicBatching(
-    priority_levels=2, default_priority_level=2, default_queue_policy=QueuePolicy(allow_timeout_override=True)
+    priority_levels=PRIORITIES,
+    default_priority_level=(PRIORITIES + 1) // 2,
+    default_queue_policy=QueuePolicy(allow_timeout_override=True),
 )
 
 
@@ -72,6 +75,30 @@ class InstanceGroup(msgspec.Struct, frozen=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     name: str = ""
     kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """How runs of a model may be shared, as the file beside it or the config of a load request says.
+
+    max_batch_size: rows that may share a run, without a proof that they keep apart; 0 = none share, absent = what is proven.
+    """
+
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] | None = None
+    dynamic_batching: DynamicBatching | None = None
+    instance_group: tuple[InstanceGroup, ...] = ()
+
+    @property
+    def instances(self) -> int | None:
+        """Runs side by side; None where nobody says."""
+        return sum(group.count for group in self.instance_group) or None
+
+    def over(self, other: Rules) -> Rules:
+        """These, and the other's where these say nothing."""
+        return Rules(
+            other.max_batch_size if self.max_batch_size is None else self.max_batch_size,
+            self.dynamic_batching or other.dynamic_batching,
+            self.instance_group or other.instance_group,
+        )
 
 
 def ladder(max_rows: int, preferred: Sequence[int] = ()) -> tuple[int, ...]:

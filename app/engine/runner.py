@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import queue
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from app.engine.wire import ModelFile, Shapes
+from app.memory import release
+from graph.ir import Model
+from graph.limits import Limits
 from graph.reader import read
 from graph.rows import mixes_rows
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
 from scheduler.plan import Plan
-from scheduler.session import Session
+from scheduler.session import Session, SessionLimits
 
 DROPPED = "Request timeout expired: the run had not started, and nobody waits for it any more"
 
@@ -46,26 +49,39 @@ class Runner:
     """Any number of threads may call it; a model runs as often at once as it has instances."""
 
     def __init__(self) -> None:
-        self._models: dict[int, _Loaded] = {}
+        self._lock = threading.Lock()
+        self._models: dict[int, _Loaded | None] = {}  # None: expected
+
+    def expect(self, number: int) -> None:
+        """A model is about to be loaded; a drop from now on wins over that."""
+        self._models.setdefault(number, None)
 
     def load(self, number: int, file: ModelFile) -> None:
         """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file is another one now."""
-        model = read(Path(file.path))
+        model = read(Path(file.path), Limits.of_bytes(file.model_bytes))
         if model.digest != file.digest:
             raise DeviceLostError(
                 f"model '{file.name}': its file is {model.digest[:12]} now, {file.digest[:12]} was loaded, load it again"
             )
+        self.adopt(number, file, model)
+
+    def adopt(self, number: int, file: ModelFile, model: Model) -> None:
+        """Make the sessions of a model that was read already."""
         plan = Plan.from_json(file.plan) if file.plan else None
-        sessions = tuple(Session(model, threads=file.threads, plan=plan) for _ in range(file.instances))
+        limits = SessionLimits(arena_bytes=file.arena_bytes)
+        sessions = tuple(Session(model, threads=file.threads, plan=plan, limits=limits) for _ in range(file.instances))
         idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for session in sessions:
             idle.put(session)
-        self._models[number] = _Loaded(sessions, idle, plan.id if plan else "")
+        with self._lock:
+            if number in self._models:
+                self._models[number] = _Loaded(sessions, idle, "default" if plan is None else plan.id)
 
     def drop(self, number: int) -> None:
         """Forget a model, giving its memory back."""
-        self._models.pop(number, None)
-        gc.collect()
+        with self._lock:
+            self._models.pop(number, None)
+        release()
 
     def prove(self, number: int, shapes: Shapes) -> str:
         """Why rows of these shapes may not share a run; "" where they may."""
@@ -92,7 +108,7 @@ class Runner:
             loaded.idle.put(session)
 
     def _find(self, number: int) -> _Loaded:
-        try:
-            return self._models[number]
-        except KeyError:
-            raise DeviceLostError(f"engine: model {number} is not loaded") from None
+        loaded = self._models.get(number)
+        if loaded is None:
+            raise DeviceLostError(f"engine: model {number} is not loaded")
+        return loaded

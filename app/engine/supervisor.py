@@ -24,6 +24,7 @@ from app.engine.link import CONTROL_THREADS, Link, split
 from app.engine.runner import DROPPED, DroppedError, Runner
 from app.engine.wire import Load, ModelFile, Prepare, Prove, Shapes
 from app.errors import RequestError
+from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 
 log = structlog.get_logger("edgewise.engine")
@@ -41,8 +42,8 @@ class Engines(Protocol):
 
     models: dict[int, ModelFile]
 
-    async def load(self, number: int, file: ModelFile) -> None:
-        """Load a model under that number."""
+    async def load(self, number: int, file: ModelFile, model: Model, /) -> None:
+        """Load a model under that number: from its file, or as the service has read it."""
 
     async def ready(self, number: int) -> None:
         """Wait until the model can run, while processes start and load. Raises what keeps it from that."""
@@ -60,7 +61,10 @@ class Engines(Protocol):
         """Forget a model."""
 
     def close(self) -> None:
-        """End."""
+        """End, on the event loop and without waiting."""
+
+    def wait(self) -> None:
+        """Block until it has ended, on any thread."""
 
 
 class Process:
@@ -86,8 +90,8 @@ class Process:
         """The live process."""
         return self._link
 
-    async def load(self, number: int, file: ModelFile) -> None:
-        """Load a model, starting the process where there is none."""
+    async def load(self, number: int, file: ModelFile, _model: Model, /) -> None:
+        """Load a model from its file, starting the process where there is none."""
         self.models[number] = file
         await self._loaded(await self._up(), number)
 
@@ -135,6 +139,9 @@ class Process:
         if self._link is not None:
             self._link.close()
         self._link, self._starting, self._loads = None, None, {}
+
+    def wait(self) -> None:
+        """Nothing to wait for: `close` killed it."""
 
     async def _ready(self, number: int) -> Link:
         """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
@@ -228,23 +235,28 @@ class Process:
 
 
 class InProcess:
-    """The service's own process, on threads: nothing is isolated, and a debugger sees everything."""
+    """The service's own process, on threads: nothing is isolated, nothing is copied, and a debugger sees everything."""
 
     def __init__(self, threads: int) -> None:
         self.models: dict[int, ModelFile] = {}
         self._runner = Runner()
         self._loads: dict[int, asyncio.Future[None]] = {}
+        self._closed = False
         self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
 
-    async def load(self, number: int, file: ModelFile) -> None:
-        """Load a model, on a thread."""
+    async def load(self, number: int, file: ModelFile, model: Model, /) -> None:
+        """Run the service's own copy of the model."""
         self.models[number] = file
-        self._loads[number] = asyncio.ensure_future(self._call(lambda: self._runner.load(number, file)))
+        self._runner.expect(number)
+        self._loads[number] = asyncio.ensure_future(self._call(lambda: self._runner.adopt(number, file, model)))
         await self._loads[number]
 
     async def ready(self, number: int) -> None:
         """See `Engines`."""
-        await asyncio.shield(self._loads[number])
+        load = self._loads.get(number)
+        if load is None:
+            raise DeviceLostError("engine: the model was unloaded")
+        await asyncio.shield(load)
 
     async def prove(self, number: int, shapes: Shapes) -> str:
         """See `Engines`."""
@@ -275,11 +287,17 @@ class InProcess:
         """Forget a model."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
-        self._runner.drop(number)
+        if not self._closed:
+            self._threads.submit(self._runner.drop, number)  # giving memory back takes a while
 
     def close(self) -> None:
-        """Finish what runs."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Start nothing more; `wait` sees what runs to its end."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def wait(self) -> None:
+        """Block until what runs has ended."""
+        self._threads.shutdown(wait=True)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -17,14 +17,20 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """A model as a process loads it: the file, what it must be, and how it runs. plan: its JSON, empty = each op's default."""
+    """A model as it is loaded to run: the file, what it must be, and how it runs.
+
+    path: "" for one whose file is not kept. plan: its JSON, empty = each op's default. model_bytes, arena_bytes: the most it
+    may be.
+    """
 
     name: str
     path: str
     digest: str
-    threads: int | None
-    instances: int = 1
-    plan: bytes = b""
+    threads: int
+    instances: int
+    plan: bytes
+    model_bytes: int
+    arena_bytes: int
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

@@ -7,7 +7,6 @@ is passed from thread to thread. It ends when the socket does.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
@@ -64,6 +63,8 @@ class Worker:
         if isinstance(order, Run):
             self._open.add(order.id)
             self._free(order.freed)
+        elif isinstance(order, Load):
+            self._runner.expect(order.model)
         elif isinstance(order, Cancel) and order.id in self._open:
             self._cancelled.add(order.id)
         elif isinstance(order, Freed):
@@ -74,7 +75,6 @@ class Worker:
             return
         if isinstance(order, Drop):
             self._runner.drop(order.model)
-            _trim()
             return
         try:
             reply = self._carry_out(order)
@@ -132,12 +132,6 @@ class Worker:
     def _send(self, reply: Reply) -> None:
         with self._writing:
             self._stream.sendall(frame(reply))
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads: str) -> None:

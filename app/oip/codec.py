@@ -7,6 +7,7 @@ size is checked before memory is taken; whatever is wrong is a RequestError 400 
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ class CodecLimits:
     tensor_elements: int = 2**26
     inputs: int = 64
     rank: int = 64
+    json_bytes: int = 64 * 2**20
+    json_depth: int = 100
+    outputs: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,15 @@ class OutputRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request. outputs: empty = all of them, `binary_default` says how."""
+    """A decoded request. outputs: empty = all of them, `binary_default` says how. timeout_us: 0 = none."""
 
     feeds: dict[str, Array]
     outputs: tuple[OutputRequest, ...] = ()
     binary_default: bool = False
     id: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    priority: int = 0
+    timeout_us: int = 0
 
 
 class _Tensor(msgspec.Struct):
@@ -75,6 +81,11 @@ class _Request(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Request)
+MAX_CLASSIFICATIONS = 100_000
+_NO_MARKS = bytes(sorted(set(range(256)) - set(b"[]{},")))
+PIECE_BYTES = 256 * 1024  # of JSON that are decoded, or written, in one call
+_PIECE_ELEMENTS = 16 * 1024
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(message: str) -> RequestError:
@@ -112,15 +123,41 @@ def header_length(text: str | None, body_bytes: int) -> int:
     return int(text)
 
 
+def check_depth(text: memoryview | bytes, limit: int) -> None:
+    """Refuse JSON that nests deeper than the limit, before anything is built of it. Brackets in strings do not count."""
+    depth, inside, carried = 0, 0, b""
+    for start in range(0, len(text), PIECE_BYTES):
+        piece = carried + bytes(text[start : start + PIECE_BYTES])
+        carried = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # half an escape
+        piece = piece[: len(piece) - len(carried)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.split(b'"')
+        codes = np.frombuffer(b"".join(parts[inside::2]), np.uint8)
+        inside = (inside + len(parts) - 1) % 2
+        steps = ((codes == ord("[")) | (codes == ord("{"))).astype(np.int8) - ((codes == ord("]")) | (codes == ord("}")))
+        depths = np.cumsum(steps, dtype=np.int32) + depth
+        if depths.max(initial=0) > limit:
+            raise refuse(f"request: JSON nests deeper than {limit}, the limit")
+        depth = int(depths[-1]) if depths.size else depth
+
+
 def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
     """Decode a request whose first `json_bytes` are JSON."""
+    if json_bytes > limits.json_bytes:
+        raise RequestError(
+            413, f"request: {json_bytes} bytes of JSON, the limit is {limits.json_bytes}; use the binary data format"
+        )
+    text = memoryview(body)[:json_bytes]
+    check_depth(text, limits.json_depth)
     try:
-        request = _DECODER.decode(memoryview(body)[:json_bytes])
+        request = _DECODER.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise refuse(f"request: it is no inference request, {str(error)[:200]}") from None
     if len(request.inputs) > limits.inputs:
         raise refuse(f"request: {len(request.inputs)} inputs, the limit is {limits.inputs}")
+    if len(request.outputs) > limits.outputs:
+        raise refuse(f"request: {len(request.outputs)} outputs, the limit is {limits.outputs}")
     _check_parameters("request", request.parameters)
+    _check_sequence(request.parameters)
     feeds: dict[str, Array] = {}
     offset = json_bytes
     for tensor in request.inputs:
@@ -141,14 +178,22 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
     if offset != len(body):
         raise refuse(f"request: unexpected additional input data, {len(body) - offset} bytes behind the last tensor")
     default = _flag("request", request.parameters, "binary_data_output", False)
-    return InferRequest(feeds, _outputs(request.outputs, default), default, request.id, request.parameters)
+    return InferRequest(
+        feeds,
+        _outputs(request.outputs, default),
+        default,
+        request.id,
+        request.parameters,
+        _unsigned("request", request.parameters, "priority"),
+        _unsigned("request", request.parameters, "timeout"),
+    )
 
 
 def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | None]) -> InferRequest:
     """A body that is nothing but the model's only input: batch 1, at most one open dimension, learnt from the length."""
     if dtype == STRING:
         shape: tuple[int, ...] = tuple(1 for _ in dims)
-        return InferRequest({name: np.array([_utf8(name, body)], STRING).reshape(shape)}, binary_default=True)
+        return InferRequest({name: np.array([_text(body)], STRING).reshape(shape)}, binary_default=True)
     sizes: list[int | None] = [dim if isinstance(dim, int) else None for dim in dims]
     if sizes and sizes[0] is None:
         sizes[0] = 1
@@ -180,6 +225,8 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
         raise refuse(f"{subject}: it has neither data nor binary_data_size")
     if tensor.datatype in _HALF:
         raise refuse(f"{subject}: {tensor.datatype} has no JSON form, use the binary data format")
+    if len(tensor.data) > PIECE_BYTES and dtype != STRING:
+        return _large_numbers(subject, bytes(tensor.data), dtype, shape).reshape(shape)
     try:
         values = msgspec.json.decode(tensor.data)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -195,6 +242,33 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
     if array.size != math.prod(shape):
         raise refuse(f"{subject}: data has {array.size} elements, shape {list(shape)} needs {math.prod(shape)}")
     return array.reshape(shape)
+
+
+def _large_numbers(subject: str, data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
+    """Decode piece by piece, so that no single call keeps the other threads waiting for long."""
+    marks = data.translate(None, _NO_MARKS)
+    if b'"' in data or marks not in (_marks((math.prod(shape),)), _marks(shape)):
+        raise refuse(f"{subject}: its data is not {math.prod(shape)} numbers, flat or nested as shape {list(shape)}")
+    flat = data.translate(None, b"[] \t\r\n")
+    pieces, start = [], 0
+    while start < len(flat):
+        comma = flat.find(b",", start + PIECE_BYTES)
+        end = len(flat) if comma < 0 else comma
+        try:
+            values = msgspec.json.decode(b"[%b]" % flat[start:end])
+        except msgspec.DecodeError as error:
+            raise refuse(f"{subject}: data is no JSON array, {str(error)[:100]}") from None
+        pieces.append(_numbers(subject, values, dtype))
+        start = end + 1
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
+
+
+def _marks(shape: tuple[int, ...]) -> bytes:
+    """Brackets and commas of an array of that shape."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[%b]" % b",".join([text] * size)
+    return text
 
 
 def _flat(values: list[Any]) -> list[Any]:
@@ -245,18 +319,16 @@ def _strings(name: str, data: memoryview, count: int) -> Array:
         offset += 4
         if offset > len(data) or length > len(data) - offset:
             raise refuse(f"input {name!r}: element {index} says {length} bytes, {max(0, len(data) - offset)} are left")
-        array[index] = _utf8(name, bytes(data[offset : offset + length]))
+        array[index] = _text(bytes(data[offset : offset + length]))
         offset += length
     if offset != len(data):
         raise refuse(f"input {name!r}: {len(data) - offset} bytes behind its {count} elements")
     return array
 
 
-def _utf8(name: str, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise refuse(f"input {name!r}: a BYTES element is not UTF-8, ONNX strings are") from None
+def _text(data: bytes) -> str:
+    """Bytes as the string a model sees; what is no UTF-8 comes through it unchanged, as lone surrogates."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None:
@@ -265,6 +337,22 @@ def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None
             raise refuse(f"{subject}: parameter {key[:40]!r} is reserved")
         if key.startswith("shared_memory"):
             raise RequestError(501, f"{subject}: shared memory is not supported, send the data")
+
+
+def _check_sequence(parameters: Mapping[str, Parameter]) -> None:
+    """Sequences mean nothing to a model without state, and are taken as the protocol has them."""
+    identity = parameters.get("sequence_id", 0)
+    if isinstance(identity, bool | float) or (isinstance(identity, int) and identity < 0):
+        raise refuse(f"request: parameter sequence_id is {identity!r}, need a number ≥ 0 or a string")
+    for name in ("sequence_start", "sequence_end"):
+        _flag("request", parameters, name, False)
+
+
+def _unsigned(subject: str, parameters: Mapping[str, Parameter], name: str) -> int:
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        raise refuse(f"{subject}: parameter {name} is {value!r}, need an integer in [0, 2^64)")
+    return value
 
 
 def _flag(subject: str, parameters: Mapping[str, Parameter], name: str, default: bool) -> bool:
@@ -288,14 +376,21 @@ def _outputs(wanted: list[_Output], default: bool) -> tuple[OutputRequest, ...]:
     return tuple(found.values())
 
 
-def classify(array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
-    """Top classes as "value:index[:label]" strings: (batch, k) of a batch, (k,) of one row."""
+def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
+    """Top classes as "value:index[:label]" strings: (batch, k) of a batch, (k,) of one row. Raises RequestError 400."""
+    if array.dtype == STRING or array.dtype.kind == "b":
+        raise refuse(f"output {name!r}: classification needs numbers, it holds {datatype_of(array.dtype)}")
+    if array.ndim == 0 or array.size == 0:
+        return np.empty((*array.shape[:1], 0) if array.ndim > 1 else (0,), STRING)
     rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
+    if (wanted := len(rows) * min(classes, rows.shape[1])) > MAX_CLASSIFICATIONS:
+        raise refuse(f"output {name!r}: {wanted} classifications, the limit is {MAX_CLASSIFICATIONS}")
     top = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
     text = np.empty(top.shape, STRING)
     for (row, rank), index in np.ndenumerate(top):
         label = f":{labels[int(index)]}" if index < len(labels) else ""
-        text[row, rank] = f"{rows[row, index]:f}:{index}{label}"
+        value = str(rows[row, index]) if array.dtype.kind in "iu" else f"{float(rows[row, index]):f}"
+        text[row, rank] = f"{value}:{index}{label}"
     return text if array.ndim > 1 else text[0]
 
 
@@ -318,7 +413,7 @@ def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) 
 def _to_bytes(array: Array) -> bytes:
     if array.dtype != STRING:
         return np.ascontiguousarray(array).tobytes()
-    texts = [text.encode() for text in array.ravel()]
+    texts = [text.encode("utf-8", "surrogateescape") for text in array.ravel()]
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
@@ -326,7 +421,15 @@ def _to_json(name: str, array: Array) -> Any:
     if datatype_of(array.dtype) in _HALF:
         raise refuse(f"output {name!r}: {datatype_of(array.dtype)} has no JSON form, ask for binary_data")
     if array.dtype == STRING:
-        return array.ravel().tolist()
+        texts: list[str] = array.ravel().tolist()
+        if any(not text.isascii() and _SURROGATE.search(text) for text in texts):
+            raise refuse(f"output {name!r}: it holds bytes that are no UTF-8, which JSON cannot say, ask for binary_data")
+        return texts
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot say, ask for binary_data")
-    return np.ascontiguousarray(array).ravel()
+    flat = np.ascontiguousarray(array).ravel()
+    if flat.size <= _PIECE_ELEMENTS:
+        return flat
+    starts = range(0, flat.size, _PIECE_ELEMENTS)
+    pieces = [orjson.dumps(flat[start : start + _PIECE_ELEMENTS], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for start in starts]
+    return orjson.Fragment(b"[%b]" % b",".join(pieces))

@@ -6,19 +6,21 @@ import math
 
 from graph.ir import Node
 from graph.native.lowering import Lowering
-from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.place import Storage, Viewed
+from graph.native.rule import F32, Facts, Rule, only, plain
 from kernels.native.attention import Attention, attention_tiles, emit_attention
+from kernels.native.expression import Apply
 from kernels.native.view import View
+from kernels.spec import BOOL
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why an Attention has no native form, or None."""
-    given = [facts.spec(name) for name in node.inputs if name]
-    if not is_f32(*given, facts.spec(node.outputs[0])):
-        return "it is not fp32"
     if any(node.inputs[4:]) or any(node.outputs[1:]):
         return "it has a cache, lengths, or more outputs than one"
+    masks = [name for name in (_mask(node),) if name and facts.spec(name).dtype != BOOL]
+    if reason := facts.not_f32(*node.inputs[:3], *masks, node.outputs[0]):
+        return reason
     attrs = node.attrs
     if attrs["softcap"] or max(attrs["left_window_size"], attrs["right_window_size"]) >= 0:
         return "its scores are capped, or seen through a window"
@@ -39,7 +41,7 @@ def lower(b: Lowering, node: Node) -> None:
         seen = _by_head(y.view, attrs["q_num_heads"])
     mask = None
     if _mask(node):
-        places["mask"] = b.dense(_mask(node))
+        places["mask"] = _added(b, _mask(node))
         shape = places["mask"].view.shape
         mask = View.dense((1,) * (4 - len(shape)) + shape)
     q, k, v = (places[what].view for what in "qkv")
@@ -51,6 +53,17 @@ def lower(b: Lowering, node: Node) -> None:
 
 def _mask(node: Node) -> str:
     return node.inputs[3] if len(node.inputs) > 3 else ""
+
+
+def _added(b: Lowering, mask: str) -> Viewed:
+    """A mask as numbers to add: where one of bools is false nothing is seen."""
+    place = b.dense(mask)
+    if place.storage.dtype != BOOL:
+        return place
+    made = Viewed(Storage(mask, place.view.size, F32), place.view)
+    seen, hidden = (Apply("constant", (), (value,)) for value in (0.0, -math.inf))
+    b.map((made, made.view), [(place, place.view)], [seen, hidden, Apply("where", (0, 1, 2))])
+    return made
 
 
 def _heads(b: Lowering, value: str, heads: int | None) -> Viewed:
@@ -76,4 +89,4 @@ def _has_gaps(view: View) -> bool:
     return view.shape[3] > 1 and view.strides[3] != 1
 
 
-RULES = {"Attention": Rule(refuses, lower, only("fused"))}
+RULES = {"Attention": Rule(refuses, lower, only("fused"), plain("attention", wants="rows"))}

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph.ir import Node
-from graph.native.elementwise import tape_behind
-from graph.native.epilogues import find_steps
+from graph.native.channels import fits, in_blocks, pick
+from graph.native.elementwise import behind
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.tapes import refuses_behind
 from kernels.native.layout import Image
 
-_MAKERS = ("Conv", "MaxPool", "AveragePool")  # whose results go where they are told
+_MAKERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a Concat has no native form, or None."""
-    if not is_f32(*(facts.spec(name) for name in (*node.reads(), node.outputs[0]))):
-        return "it is not fp32, or a part is empty"
-    if find_steps(node, facts.constants) is None:
-        return "an op that is fused behind it has no native form"
-    return None
+    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
     """Let the producers of what concatenations of images read write straight into the whole."""
     makers = {value: node for node in nodes for value in node.writes()}
     for node in nodes:
-        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" else ()
+        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" and b.spec(node.outputs[0]).dtype == F32 else ()
         if (
             not is_image(shape)
             or node.epilogue
@@ -37,21 +34,21 @@ def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
         ):
             continue
         sizes = [b.spec(name).shape[1] for name in node.inputs]
-        if any(size % b.isa.lanes for size in sizes[:-1]):
+        if not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
             continue
         image = Image.blocked(*image_shape(shape), b.isa.lanes)
-        whole = Imaged(Storage(node.outputs[0], image.elements), image)
+        whole = Imaged(Storage(node.outputs[0], image.elements, F32), image)
         b.reserve(node.outputs[0], whole)
         first = 0
         for name, size in zip(node.inputs, sizes, strict=True):
             maker = makers.get(name)
             if maker is not None and maker.op in _MAKERS and name not in b.results and b.reserved(name) is None:
-                b.reserve(name, _part(whole, first, size))
+                b.reserve(name, whole.part(first, size))
             first += size
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """Copy what is not there yet; in blocks where all parts begin with one."""
+    """Copy what is not there yet, in blocks where parts lie in them."""
     value = node.outputs[0]
     whole = b.reserved(value)
     if isinstance(whole, Imaged):
@@ -59,27 +56,39 @@ def lower(b: Lowering, node: Node) -> None:
         first = 0
         for name in node.inputs:
             size = b.spec(name).shape[1]
-            if b.place(name).storage is not whole.storage:
-                part, blocks = _part(whole, first, size), b.blocked(name)
+            part = whole.part(first, size)
+            if b.place(name) != part:
+                blocks = b.blocked(name)
                 b.map((part, part.blocks), [(blocks, blocks.blocks)])
             first += size
+        return
+    if _stays_in_blocks(b, node):
+        pick(b, value, [b.blocked(name) for name in node.inputs], _order(b, node))
         return
     y = b.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
     for name in node.inputs:
-        source, count = b.strided(name), b.spec(name).shape[axis]
-        operands, steps = tape_behind(b, node)
-        others = [(place, place.view.broadcast(y.view.shape).sliced(axis, first, count)) for place in operands]
-        b.map((y, y.view.sliced(axis, first, count)), [(source, source.view), *others], steps)
+        count = b.spec(name).shape[axis]
+        if not count:  # of a constant
+            continue
+        source = b.strided(name)
+        places, steps = behind(b, node, source)
+        parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
+        b.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
         first += count
 
 
-def _part(whole: Imaged, first: int, channels: int) -> Imaged:
-    """Channels of an image in blocks, from the beginning of a block."""
-    image = whole.image
-    part = Image(image.batch, channels, image.height, image.width, image.block, image.n_stride, image.block_stride,
-                 image.y_stride, image.x_stride)  # fmt: skip
-    return Imaged(whole.storage, part, whole.offset + first // image.block * image.block_stride)
+def _stays_in_blocks(b: Lowering, node: Node) -> bool:
+    """Whether channels of images are put together of which at least one lies in blocks."""
+    shape = b.spec(node.outputs[0]).shape
+    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue
+    full = along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
+    return full and fits(b, _order(b, node))
 
 
-RULES = {"Concat": Rule(refuses, lower, only("copy"))}
+def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
+    """Of each channel of the whole, the input that it comes from and the channel there."""
+    return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
+
+
+RULES = {"Concat": Rule(refuses, lower, only("copy"), plain("copy"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -9,32 +10,43 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
+from graph.mapped import release
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
-from graph.native.place import F32_BYTES, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import Facts, Rule, Transformed, is_f32
+from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
+from graph.native.rule import F32, MAX_TILE, Facts, Rule, parse_tile
+from graph.native.work import Layout, Work, moved_bytes, packed_bytes
 from kernels.errors import UnsupportedError
-from kernels.native.conv import ConvTile, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
-from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
+from kernels.native.conv import ConvTile, conv_chunks, conv_cycles, conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
+from kernels.native.depthwise import (
+    DepthwiseTile,
+    depthwise_chunks,
+    depthwise_cycles,
+    depthwise_tiles,
+    emit_depthwise,
+    make_depthwise_tile,
+    pack_depthwise,
+    pack_depthwise_bias,
+)
 from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import Isa
+from kernels.native.kernel import Epilogue
 from kernels.native.layout import Image
+from kernels.native.view import View
 from kernels.native.winograd import (
     Winograd,
     WinogradTile,
     choose_winograd,
-    emit_winograd,
     error_estimate,
     make_winograd_tile,
-    pack_winograd,
     winograd_cost,
     winograd_tiles,
 )
+from kernels.native.winograd_kernels import emit_winograd, pack_winograd
 from kernels.ops.conv import geometry as window
 from kernels.spec import Array, Spec
 
-MAX_TILE = 32
 MAX_GROUP = 1 << 20
 _WINOGRAD_TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
 UNITS = (2, 4, 6)
@@ -43,15 +55,19 @@ MIN_CHANNELS = 8  # of the input
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a Conv has no native form, or None."""
-    x, w = facts.spec(node.inputs[0]), facts.spec(node.inputs[1])
-    y = facts.spec(node.outputs[0])
-    if not is_f32(x, w, y):
-        return "it is not fp32"
+    return refuses_operands(node, facts) or facts.refuses_epilogue(node)
+
+
+def refuses_operands(node: Node, facts: Facts) -> str | None:
+    """Why what a Conv or ConvTranspose reads does not suit native kernels, or None."""
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    x = facts.spec(node.inputs[0])
     if not is_image(x.shape):
         return f"x is {x}, need rank 3 or 4"
     if node.inputs[1] not in facts.constants or (len(node.inputs) > 2 and node.inputs[2] not in (*facts.constants, "")):
         return "its weights are no constants"
-    return facts.refuses_epilogue(node)
+    return None
 
 
 def lower(b: Lowering, node: Node) -> None:
@@ -79,45 +95,65 @@ def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
 def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Conv:
     """The convolution of a node between two images."""
     slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
-    kernel, strides, dilations, (top, left) = (_plane(v, n) for v, n in zip(
-        (slide.kernel, slide.strides, slide.dilations, slide.begin), (1, 1, 1, 0), strict=True
-    ))  # fmt: skip
-    return Conv(x, y, kernel, strides, dilations, top, left, node.attrs["group"])
-
-
-def _plane(sizes: Sequence[int], missing: int) -> tuple[int, int]:
-    """One entry for each axis of an image; a 1-D one has but one row."""
-    return (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+    return Conv(x, y, *slide.plane, node.attrs["group"])
 
 
 def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
-    value, groups, y_shape = node.outputs[0], node.attrs["group"], b.spec(node.outputs[0]).shape
-    splits = groups > 1 and (weights.shape[1] % b.isa.lanes or weights.shape[0] // groups % b.isa.lanes)
-    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])  # groups that begin inside blocks
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = (
-        b.new_as(value, Image.nhwc(*image_shape(y_shape)))
-        if splits
-        else b.new_image(value, overwritable(list(operands.values()), [x]))
-    )
+    groups = node.attrs["group"]
+    x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
     conv = geometry(node, b.spec, as_image(x), y.image)
-    tile = tile_of(b, node, conv)
+    tile = tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
-    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights))
+    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 
-def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+def by_groups(
+    b: Lowering, node: Node, groups: int, shape: Sequence[int], bias: Array | None, steps: Sequence[Activation | Merged]
+) -> tuple[Place, Imaged, Epilogue, dict[str, Place]]:
+    """Where a direct convolution reads and writes: channels last where groups begin inside blocks. shape: of its weights."""
+    splits = groups > 1 and (shape[1] % b.isa.lanes or shape[0] // groups % b.isa.lanes)
+    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])
+    y_shape = b.spec(node.outputs[0]).shape
+    last = Image.nhwc(*image_shape(y_shape)) if splits else None
+    return (x, *finished(b, node, x, bias, steps, last))
+
+
+def finished(
+    b: Lowering, node: Node, x: Place, bias: Array | None, steps: Sequence[Activation | Merged], layout: Image | None = None
+) -> tuple[Imaged, Epilogue, dict[str, Place]]:
+    """Memory for the result of a node, and its epilogue with the operands. layout: where it shall not lie in blocks."""
     value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    operand = _last_operand if layout else Lowering.image_operand
+    epilogue, operands = b.finish(steps, lambda name: operand(b, name, y_shape), bias=bias is not None)
+    y = b.new_as(value, layout) if layout else b.new_image(value, overwritable(list(operands.values()), [x]))
+    return y, epilogue, operands
+
+
+def _last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+    """A value as an operand of an epilogue that writes an image of that shape with its channels last: written out so where it has
+    a plane."""
+    given, wanted = b.spec(value).shape, image_shape(shape)
+    own = (1,) * (len(shape) - len(given)) + given
+    if math.prod(own) == own[1]:
+        return b.dense(value), Image(*wanted, own[1], 0, 0, 0, 0)
+    image, source = Image.nhwc(*wanted), b.strided(value)
+    made = Imaged(Storage(value, image.elements, F32), image)
+    plane_strides = (image.y_stride, image.x_stride)[-len(shape[2:]) :]
+    b.map((made, View(tuple(shape), (image.n_stride, 1, *plane_strides))), [(source, source.view.broadcast(shape))])
+    return made, image
+
+
+def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+    value = node.outputs[0]
     x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    y, epilogue, operands = finished(b, node, x, bias, steps)
     winograd, tile = winograd_of(geometry(node, b.spec, x.image, y.image), b.choice(node), b.isa)
     source, key = b.constants[node.inputs[1]], ("winograd", winograd.unit, tile.vectors, tile.fused)
     packed = b.constant(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
     places: dict[str, Place | Storage] = {"x": x, "w": packed, "y": y, **bias_of(b, winograd.conv, bias), **operands}
     for name, nbytes in winograd_cost(winograd, tile, b.isa).buffer_bytes.items():
-        places[name] = Storage(f"{value}/{name}", nbytes // F32_BYTES)
+        places[name] = Storage(f"{value}/{name}", nbytes // F32.itemsize, F32)
     for kernel in emit_winograd(winograd, tile, epilogue, b.isa):
         written = next(name for name in ("y", "m", "v") if name in kernel.arguments)
         b.call(kernel, {name: places[name] for name in kernel.arguments if name in places}, [written])
@@ -151,19 +187,25 @@ def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
 
 
 def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
-    value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
     x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps, lambda name: b.image_operand(name, y_shape), bias=bias is not None)
-    y = b.new_image(value, overwritable(list(operands.values()), [x]))
+    y, epilogue, operands = finished(b, node, x, bias, steps)
     conv = geometry(node, b.spec, x.image, y.image)
-    text = b.choice(node).param("tile")
-    tile = depthwise_tiles(conv, b.isa)[0] if text is None else make_depthwise_tile(conv, b.isa, *parse_tile(text))
+    tile = depthwise_tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
     packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
-    more: dict[str, Storage] = {}
-    if bias is not None:
-        more["b"] = b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))
-    b.call(emit_depthwise(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **more, **operands})
+    places = {"x": x, "w": packed, "y": y, **depthwise_bias_of(b, bias), **operands}
+    b.call(emit_depthwise(conv, tile, epilogue, b.isa), places)
+
+
+def depthwise_tile_of(choice: Choice, conv: Conv, isa: Isa) -> DepthwiseTile:
+    """The tile of a choice, or the best by the port model."""
+    text = choice.param("tile")
+    return depthwise_tiles(conv, isa)[0] if text is None else make_depthwise_tile(conv, isa, *parse_tile(text))
+
+
+def depthwise_bias_of(b: Lowering, bias: Array | None) -> dict[str, Storage]:
+    """The packed bias as an argument."""
+    return {} if bias is None else {"b": b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))}
 
 
 def with_bias(
@@ -180,19 +222,11 @@ def with_bias(
     return steps[1:], np.ascontiguousarray(array.reshape(-1))
 
 
-def tile_of(b: Lowering, node: Node, conv: Conv) -> ConvTile:
-    """The tile that was chosen for a node, or the best by the port model."""
-    if (text := b.choice(node).param("tile")) is None:
-        return conv_tiles(conv, b.isa)[0]
-    return make_tile(conv, b.isa, *parse_tile(text))
-
-
-def parse_tile(text: str) -> tuple[int, int]:
-    """ "6x4" as pixels and vectors. Raises UnsupportedError."""
-    pixels, _, vectors = text.partition("x")
-    if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
-        raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
-    return int(pixels), int(vectors)
+def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
+    """The tile of a choice, or the best by the port model."""
+    if (text := choice.param("tile")) is None:
+        return conv_tiles(conv, isa)[0]
+    return make_tile(conv, isa, *parse_tile(text))
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
@@ -203,24 +237,60 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
     if not takes_winograd(conv):
         return direct
-    found = [
-        Choice("native", "winograd", (("tile", str(winograd_tiles(winograd, facts.isa, facts.threads)[0])), ("unit", str(unit))))
-        for unit in UNITS
-        for winograd in (Winograd(conv, unit),)
-    ]
+    by_unit = {unit: _winograd_choices(conv, unit, facts) for unit in UNITS}
     best = choose_winograd(conv, facts.isa, facts.threads)
-    if best is None:
-        return [*direct, *found]
-    first = found.pop(UNITS.index(best.unit))
-    return [first, *direct, *found]
+    first = by_unit[best.unit][:1] if best else []
+    return [*first, *direct, *(choice for found in by_unit.values() for choice in found if choice not in first)]
 
 
-def transformed(node: Node, facts: Facts, choice: Choice) -> Transformed | None:
-    """What Winograd's algorithm multiplies, and what it errs."""
-    if choice.algorithm != "winograd":
-        return None
-    winograd, tile = winograd_of(_in_blocks(node, facts), choice, facts.isa)
-    return Transformed(winograd_cost(winograd, tile, facts.isa).macs, error_estimate(winograd.unit, winograd.conv.x.channels))
+def _winograd_choices(conv: Conv, unit: int, facts: Facts) -> list[Choice]:
+    """The best tile of either form of a unit, the form to use unmeasured first."""
+    tiles = winograd_tiles(Winograd(conv, unit), facts.isa, facts.threads)
+    best = {tile.fused: tile for tile in reversed(tiles)}
+    ranked = sorted(best.values(), key=tiles.index)
+    return [Choice("native", "winograd", (("tile", str(tile)), ("unit", str(unit)))) for tile in ranked]
+
+
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a convolution's candidate does, by the port model that chose its tile."""
+    conv, isa = _in_blocks(node, facts), facts.isa
+    read, written = moved_bytes(node, facts.specs, facts.constants)
+    if choice.algorithm == "winograd":
+        winograd, cut = winograd_of(conv, choice, isa)
+        cost = winograd_cost(winograd, cut, isa)
+        return Work(
+            kind="winograd",
+            flops=cost.cycles * isa.flops_per_cycle,
+            macs=cost.macs,
+            read_bytes=read,
+            write_bytes=written,
+            weight_bytes=cost.weight_bytes,
+            buffer_bytes=sum(cost.buffer_bytes.values()),
+            chunks=cost.chunks,
+            calls=1 if cut.fused else 3,
+            tile=(cut.pixels, cut.vectors, cut.group, winograd.unit),
+            wants="blocks",
+            error=error_estimate(winograd.unit, conv.x.channels),
+        )
+    taps = conv.kernel[0] * conv.kernel[1]
+    if is_depthwise(node, facts.spec):
+        slim = depthwise_tile_of(choice, conv, isa)
+        flops = depthwise_cycles(conv, slim, isa) * isa.flops_per_cycle
+        weight_bytes, chunks = packed_bytes(conv.y.channels, taps, isa.lanes), depthwise_chunks(conv, slim, isa)
+        tile = (slim.pixels, slim.vectors)
+        return Work("depthwise", flops, None, read, written, weight_bytes, 0, chunks, tile=tile, wants="blocks")
+    return direct_work("direct", conv, tile_of(choice, conv, isa), isa, read, written)
+
+
+def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, written: int) -> Work:
+    """What a direct convolution or a product with packed weights does."""
+    taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+    weight_bytes = packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
+    flops = conv_cycles(conv, tile, isa) * isa.flops_per_cycle
+    chunks = conv_chunks(conv, tile, isa)
+    wants: Layout = "rows" if kind == "product" else "any"
+    shape = (tile.pixels, tile.vectors, tile.channels)
+    return Work(kind, flops, None, read, written, weight_bytes, 0, chunks, tile=shape, wants=wants)
 
 
 def _in_blocks(node: Node, facts: Facts) -> Conv:
@@ -229,4 +299,4 @@ def _in_blocks(node: Node, facts: Facts) -> Conv:
     return geometry(node, facts.spec, x, y)
 
 
-RULES = {"Conv": Rule(refuses, lower, candidates, transformed=transformed)}
+RULES = {"Conv": Rule(refuses, lower, candidates, work)}

@@ -2,92 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from graph.ir import Node
-from graph.native.epilogues import BINARY, NATIVE_STEPS, Merged, find_steps, step_of, steps_of
+from graph.native.epilogues import NATIVE_STEPS
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, only, plain
+from graph.native.tapes import FORMS, tape_behind, tape_of
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
-from kernels.native.functions import Activation
 from kernels.native.layout import Image
 from kernels.native.view import View
-from kernels.spec import Array
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why an elementwise op has no native form, or None."""
-    read = [facts.spec(name) for name in node.reads() if name not in facts.constants]
-    if not is_f32(*read, facts.spec(node.outputs[0])):
-        return "it is not fp32"
-    if _tape(node, facts.constants) is None:
-        return "it, or what is fused behind it, has no native form"
+    try:
+        tape_of(node, facts.spec, facts.constants)
+    except EmitError as error:
+        return str(error)
     return None
 
 
 def lower(b: Lowering, node: Node) -> None:
     """One map: over blocks where an operand lies in blocks, over strides otherwise."""
-    found = _tape(node, b.constants)
-    if found is None:  # such a node is refused before
-        raise EmitError(f"node {node.name!r}: {node.op} or what is fused behind it has no native form")
-    operands, steps = found
+    tape = tape_of(node, b.spec, b.constants)
     value = node.outputs[0]
     shape = b.spec(value).shape
-    if _in_blocks(b, operands, shape):
-        pairs = [b.image_operand(name, shape) for name in operands]
+    if _in_blocks(b, tape.operands, shape):
+        pairs = [b.image_operand(name, shape) for name in tape.operands]
         y = b.new_image(value, overwritable([place for place, _ in pairs]))
-        b.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], steps)
+        b.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], tape.steps)
         return
-    places = [b.strided(name) for name in operands]
+    places = [b.strided(name) for name in tape.operands]
     made = b.new(value, overwritable(places))
-    b.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], steps)
+    b.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], tape.steps)
 
 
-def _tape(node: Node, constants: Mapping[str, Array]) -> tuple[list[str], tuple[Apply, ...]] | None:
-    """The values that a node and its epilogue read, and what is computed of them; None without a native form."""
-    first = node.inputs[0]
-    follow = find_steps(node, constants)
-    own: Sequence[Activation | Merged] | None
-    if node.op == "Sum" or (len(node.inputs) > 2 and node.op in ("Max", "Min")):
-        own = [Merged("add" if node.op == "Sum" else node.op.lower(), name) for name in node.inputs[1:]]
-    elif node.op in BINARY and node.inputs[0] == node.inputs[-1]:
-        own = [Merged(BINARY[node.op], first)]
-    else:
-        step = step_of(node.op, node.inputs, node.attrs, first, constants)
-        own = None if step is None else [step]
-    if own is None or follow is None:
-        return None
-    return _applied([first], (*own, *follow))
+def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
+    """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
+    tape = tape_behind(node, b.spec, b.constants)
+    return [b.strided(name) if name else source for name in tape.operands], tape.steps
 
 
-def tape_behind(b: Lowering, node: Node) -> tuple[list[Viewed], tuple[Apply, ...]]:
-    """What is fused behind a node that copies: where its operands lie, and the steps on a value before them."""
-    operands, steps = _applied([""], steps_of(node, b.constants))
-    return [b.strided(name) for name in operands[1:]], steps
-
-
-def _applied(operands: list[str], applied: Sequence[Activation | Merged]) -> tuple[list[str], tuple[Apply, ...]]:
-    """The values that steps on the first of them read, and the steps as a tape."""
-    operands = list(operands)
-    tape: list[tuple[str, str | None, tuple[float, ...], bool]] = []
-    for step in applied:
-        if isinstance(step, Merged):
-            operands.append(step.value)
-            tape.append((step.op, step.value, (), step.swapped))
-        else:
-            tape.append((step.name, None, step.parameters, False))
-    steps, at, taken = [], 0, 0
-    for op, merged, parameters, swapped in tape:
-        if merged is None:
-            args: tuple[int, ...] = (at,)
-        else:
-            taken += 1
-            args = (taken, at) if swapped else (at, taken)
-        steps.append(Apply(op, args, parameters))
-        at = len(operands) + len(steps) - 1
-    return operands, tuple(steps)
+def finish(b: Lowering, node: Node, made: Viewed) -> None:
+    """Do what is fused behind a node to its result, where that lies."""
+    if node.epilogue:
+        places, steps = behind(b, node, made)
+        b.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
@@ -105,4 +68,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULES = dict.fromkeys((*NATIVE_STEPS, "Sum"), Rule(refuses, lower, only("map")))
+RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), Rule(refuses, lower, only("map"), plain("map")))

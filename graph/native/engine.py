@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
-from graph.native.lowering import Packed
+from graph.native.lowering import Lowering, Packed
 from graph.native.partition import Part, partition, without_lone_views
-from graph.native.rule import Facts, Transformed
+from graph.native.rule import Facts
 from graph.native.rules import RULES, refusal
-from graph.native.segment import Segment
+from graph.native.segment import Segment, complete, lower
+from graph.native.work import Work
 from kernels.errors import UnsupportedError
 from kernels.native.cache import CodeCache
+from kernels.native.farm import compile_all
 from kernels.native.isa import Isa, host_isa, host_isas
+from kernels.native.kernel import NativeKernel
 from kernels.native.pool import shared_pool
 
 
@@ -50,9 +53,43 @@ class Native:
         """The native ways to compute a node that is not refused, the one to use unmeasured on that many threads first."""
         return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
 
-    def transformed(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Transformed | None:
-        """What a candidate multiplies and errs, where that is not what the definition says."""
-        return RULES[node.op].transformed(node, Facts(specs, graph.constants, self.isa), choice)
+    def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
+        """What a candidate does."""
+        return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa), choice)
+
+    def blocked(self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]) -> frozenset[str]:
+        """Values that lie in blocks, and in no other way, as their producers leave them."""
+        return frozenset(
+            name
+            for part, lowering in self._lowered(graph, specs, threads, choices)
+            for node in part.nodes
+            for name in node.writes()
+            if lowering.place(name).strided is None
+        )
+
+    def kernels(
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
+    ) -> dict[str, tuple[NativeKernel, ...]]:
+        """The kernels that each native node becomes, by node name; those that convert what it reads among them."""
+        found: dict[str, tuple[NativeKernel, ...]] = {}
+        for part, lowering in self._lowered(graph, specs, threads, choices):
+            for at, node in enumerate(part.nodes):
+                found[node.name] = tuple(call.kernel for call in lowering.calls if call.node == at)
+        return found
+
+    def spills(self, kernels: Sequence[NativeKernel]) -> list[float]:
+        """Of each kernel, the share of vector instructions in its innermost loops that touch the stack. Compiles them."""
+        compiled = compile_all([kernel.source for kernel in kernels], self.isa, count_spills=True, cache=self.cache)
+        return [found.spills or 0.0 for found in compiled]
+
+    def _lowered(
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
+    ) -> Iterator[tuple[Part, Lowering]]:
+        """The calls of every segment, with no constant packed: to be looked at."""
+        _, parts = self.parts(graph, specs, choices)
+        for part in parts.values():
+            chosen = complete(part, specs, graph.constants, self.isa, threads, choices)
+            yield part, lower(part, specs, graph.constants, self.isa, Packed(dry=True), chosen)
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.
@@ -70,13 +107,13 @@ class Native:
         return partition(graph, able)
 
     def segments(
-        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], *, timed: bool = False
     ) -> tuple[Graph, Mapping[str, Segment]]:
-        """`parts`, compiled for that many threads."""
+        """`parts`, compiled for that many threads. timed: ready to be timed and not to be run, which is compiled when it is."""
         rest, parts = self.parts(graph, specs, choices)
         pool = shared_pool(threads)
         made = {
-            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, threads, choices)
+            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, threads, choices, timed)
             for name, part in parts.items()
         }
         return rest, made

@@ -12,8 +12,9 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node, Specs
+from graph.mapped import identity, release
 from graph.native.epilogues import Merged
-from graph.native.place import F32_BYTES, Imaged, Place, Storage, Viewed, image_shape
+from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
 from graph.native.rule import known
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
@@ -23,6 +24,7 @@ from kernels.native.kernel import Epilogue, Merge, NativeKernel
 from kernels.native.layout import Image
 from kernels.native.maps import Map, Strided, emit_map
 from kernels.native.pool import aligned
+from kernels.native.rearrange import convert_image
 from kernels.native.view import View
 from kernels.spec import Array, Spec
 
@@ -43,7 +45,7 @@ class Call:
 class Entry:
     """A constant as kernels read it. source: what it was made of, kept as long as this is, so that its id stays its own."""
 
-    source: object
+    source: Array | None
     array: Array
 
 
@@ -51,18 +53,34 @@ class Entry:
 class Packed:
     """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them.
 
-    Each is kept as long as a segment uses it.
+    Each is kept as long as a segment uses it. A mapped source is read for packing, and let go of.
+    dry: none is made; for lowerings that are looked at and never run.
     """
+
+    dry: bool = False
 
     _entries: weakref.WeakValueDictionary[Hashable, Entry] = field(default_factory=weakref.WeakValueDictionary)
 
-    def get(self, source: object, key: Hashable, make: Callable[[], Array]) -> Entry:
-        """What is made of `source` in the way that `key` names."""
-        full = (id(source), key)
+    def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Entry:
+        """What is made of `source` in the way that `key` names; None: the key says all."""
+        if self.dry:
+            return Entry(source, np.empty(0, np.float32))
+        full = (None if source is None else identity(source) or id(source), key)
         entry = self._entries.get(full)
         if entry is None:
             entry = self._entries[full] = Entry(source, make())
+            if source is not None:
+                release(source)
         return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A word of 8 bytes in which a kernel leaves an index that lies outside an axis of that size; 0 until then."""
+
+    node: Node
+    axis_size: int
+    word: Array
 
 
 class Lowering:
@@ -84,6 +102,8 @@ class Lowering:
     ) -> None:
         self.constants, self.isa = constants, isa
         self.calls: list[Call] = []
+        self.watches: list[Watch] = []
+        self.done: set[str] = set()  # nodes that one before them has done with its own
         self.at = 0  # the node at hand
         self.readers: dict[str, list[Node]] = {}
         for node in nodes:
@@ -108,6 +128,11 @@ class Lowering:
     def choice(self, node: Node) -> Choice:
         """How a node shall be computed."""
         return self._choices[node.name]
+
+    def only_reader(self, value: str) -> Node | None:
+        """The node of the segment that alone reads a value, if nobody else wants it."""
+        readers = self.readers.get(value, [])
+        return readers[0] if len(readers) == 1 and value not in self.results else None
 
     def everywhere(self, value: str) -> list[Place]:
         """All the places where a value lies, its producer's first."""
@@ -153,9 +178,8 @@ class Lowering:
         if value in self.constants:
             made = self._blocked_constant(value, shape)
         else:
-            image = Image.blocked(*shape, self.isa.lanes)
-            made = Imaged(Storage(value, image.elements), image)
-            self._into_blocks(self.strided(value), made)
+            made = self._imaged(value, Image.blocked(*shape, self.isa.lanes))
+            self._convert(self.strided(value), made)
         self._places[value].append(made)
         return made
 
@@ -170,7 +194,7 @@ class Lowering:
     def _copied(self, value: str) -> Viewed:
         """Copy a value to be row-major."""
         spec = self.spec(value)
-        made = Viewed(Storage(value, spec.elements), View.dense(spec.shape))
+        made = Viewed(Storage(value, spec.elements, spec.dtype), View.dense(spec.shape))
         self._copy(self.place(value), made)
         self._places[value].append(made)
         return made
@@ -179,37 +203,20 @@ class Lowering:
         if (found := source.strided) is not None:
             view = found.view if found.view.shape == target.view.shape else _lifted(target.view.shape, found.view)
             self.map((target, target.view), [(source, view)])
-        elif isinstance(source, Imaged):
-            self._out_of_blocks(source, target)
+        else:
+            self._convert(source, target)
 
-    def _into_blocks(self, source: Viewed, target: Imaged) -> None:
-        for plain, blocks in self._block_pairs(target, source.view):
-            self.map((target, blocks), [(source, plain)])
-
-    def _out_of_blocks(self, source: Imaged, target: Viewed) -> None:
-        for plain, blocks in self._block_pairs(source, target.view):
-            self.map((target, plain), [(source, blocks)])
-
-    def _block_pairs(self, image: Imaged, plain: View) -> list[tuple[View, View]]:
-        """A plain image and one in blocks as views of one shape: the whole blocks, and the channels of the last."""
-        n, channels, height, width = image_shape(plain.shape)
-        s = plain.strides if len(plain.strides) == 4 else (*plain.strides[:2], 0, plain.strides[2])
-        whole, rest = divmod(channels, self.isa.lanes)
-        pairs = []
-        for first, count, size in ((0, whole, self.isa.lanes), (whole, 1, rest)):
-            if count and size:
-                shape = (n, count, height, width, size)
-                strides = (s[0], s[1] * self.isa.lanes, s[2], s[3], s[1])
-                by_block = View(shape, strides, plain.offset + first * self.isa.lanes * s[1])
-                pairs.append((by_block, image.blocks.sliced(1, first, count).sliced(4, 0, size)))
-        return pairs
+    def _convert(self, source: Place, target: Place) -> None:
+        """Copy an image to where it lies otherwise."""
+        for each in convert_image(as_image(source), as_image(target), target.storage.dtype):
+            self.call(emit_map(each, self.isa), {"x0": source, "y": target})
 
     # Values that are made
 
     def enter(self, value: str) -> None:
         """A value that somebody else makes, row-major."""
         spec = self.spec(value)
-        self._places[value] = [Viewed(Storage(value, spec.elements, port=value), View.dense(spec.shape))]
+        self._places[value] = [Viewed(Storage(value, spec.elements, spec.dtype, port=value), View.dense(spec.shape))]
 
     def leave(self, value: str) -> None:
         """A value that others want, row-major, in memory that they give."""
@@ -217,7 +224,7 @@ class Lowering:
         source = self.place(value)
         found = source.strided
         if found is None or found.storage.port != value or not found.view.is_dense:
-            self._copy(source, Viewed(Storage(value, spec.elements, port=value), View.dense(spec.shape)))
+            self._copy(source, Viewed(Storage(value, spec.elements, spec.dtype, port=value), View.dense(spec.shape)))
 
     def define(self, value: str, place: Place) -> None:
         """A value lies there: another name for memory that is there already."""
@@ -238,13 +245,13 @@ class Lowering:
             return self._made(value, reserved)
         image = Image.blocked(*image_shape(self.spec(value).shape), self.isa.lanes)
         for place in over:
-            if isinstance(place, Imaged) and place.image == image and self._dies_here(place.storage):
+            if isinstance(place, Imaged) and place.image == image and self._takes(value, place.storage):
                 return self._made(value, Imaged(place.storage, image, place.offset))
-        return self._made(value, Imaged(Storage(value, image.elements), image))
+        return self._made(value, self._imaged(value, image))
 
     def new_as(self, value: str, image: Image) -> Imaged:
         """Memory for a new image, laid out as asked."""
-        return self._made(value, Imaged(Storage(value, image.elements), image))
+        return self._made(value, self._imaged(value, image))
 
     def new(self, value: str, over: Sequence[Place] = ()) -> Viewed:
         """Memory for a new value: where it was reserved, or row-major, or so that the transpose that alone reads it is.
@@ -256,7 +263,7 @@ class Lowering:
             return self._made(value, reserved)
         view = self._wanted(value)
         for place in over:
-            if isinstance(place, Viewed) and place.view == view and self._dies_here(place.storage):
+            if isinstance(place, Viewed) and place.view == view and self._takes(value, place.storage):
                 return self._made(value, place)
         return self._made(value, Viewed(self._storage(value, view), view))
 
@@ -266,7 +273,11 @@ class Lowering:
         return self._made(value, Viewed(self._storage(value, view), view))
 
     def _storage(self, value: str, view: View) -> Storage:
-        return Storage(value, view.span, port=value if value in self.results and view.is_dense else "")
+        port = value if value in self.results and view.is_dense else ""
+        return Storage(value, view.span, self.spec(value).dtype, port=port)
+
+    def _imaged(self, value: str, image: Image) -> Imaged:
+        return Imaged(Storage(value, image.elements, self.spec(value).dtype), image)
 
     def _made(self, value: str, place: _P) -> _P:
         self._places[value] = [place]
@@ -274,15 +285,17 @@ class Lowering:
 
     def _wanted(self, value: str) -> View:
         shape = self.spec(value).shape
-        readers = self.readers.get(value, [])
-        if value in self.results or len(readers) != 1 or readers[0].op != "Transpose" or readers[0].epilogue:
+        reader = self.only_reader(value)
+        if reader is None or reader.op != "Transpose" or reader.epilogue:
             return View.dense(shape)
-        axes = readers[0].attrs["perm"] or tuple(range(len(shape)))[::-1]
+        axes = reader.attrs["perm"] or tuple(range(len(shape)))[::-1]
         back = sorted(range(len(axes)), key=lambda position: axes[position])
         return View.dense([shape[axis] for axis in axes]).transposed(back)
 
-    def _dies_here(self, storage: Storage) -> bool:
-        """Whether nobody reads the storage behind the node at hand, and it is the segment's own."""
+    def _takes(self, value: str, storage: Storage) -> bool:
+        """Whether a value may be made there: a storage of its type, the segment's own, that nobody reads behind this node."""
+        if storage.dtype != self.spec(value).dtype:
+            return False
         if storage.array is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
             return False
         held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
@@ -290,22 +303,28 @@ class Lowering:
 
     # Constants
 
-    def constant(self, source: object, key: Hashable, make: Callable[[], Array]) -> Storage:
+    def constant(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Storage:
         """Storage of a packed constant; the same source packed the same way is one storage."""
         entry = self._packed.get(source, key, make)
         if id(entry) not in self._constants:
-            self._constants[id(entry)] = Storage("constant", entry.array.nbytes // F32_BYTES, entry.array, owner=entry)
+            self._constants[id(entry)] = Storage("constant", entry.array.size, entry.array.dtype, entry.array, owner=entry)
         return self._constants[id(entry)]
 
     def _blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
         array, image = self.constants[value], Image.blocked(*shape, self.isa.lanes)
 
         def made() -> Array:
-            memory = aligned(F32_BYTES * image.elements).view(np.float32)
+            memory = aligned(array.itemsize * image.elements).view(array.dtype)
             image.store(array.reshape(shape), memory)
             return memory
 
         return Imaged(self.constant(array, ("blocked", image), made), image)
+
+    def watch(self, node: Node, axis_size: int) -> Storage:
+        """Storage for the word in which a kernel tells of an index outside; whoever runs the segment looks at it."""
+        word = np.zeros(1, np.int64)
+        self.watches.append(Watch(node, axis_size, word))
+        return Storage("watch", 1, word.dtype, word)
 
     # Calls
 
@@ -319,7 +338,8 @@ class Lowering:
 
     def map(self, y: tuple[Place, View], operands: Sequence[tuple[Place, View]], steps: Sequence[Apply] = ()) -> None:
         """Append a call of an elementwise kernel, or a copy. Views say all about where in the storages of the places."""
-        what = Map(Strided(y[1]), tuple(Strided(view) for _, view in operands), tuple(steps))
+        tensors = [Strided(view, place.storage.dtype) for place, view in (y, *operands)]
+        what = Map(tensors[0], tuple(tensors[1:]), tuple(steps))
         named = {f"x{n}": (place.storage, 0) for n, (place, _) in enumerate(operands)}
         self.calls.append(Call(self.at, emit_map(what, self.isa), {**named, "y": (y[0].storage, 0)}))
 
@@ -369,12 +389,11 @@ class Lowering:
         source = self.dense(value)
         seen = source.under(View.dense(own).broadcast(full))
         if own[1] == 1:
-            made = Viewed(Storage(value, math.prod(full)), View.dense(full))
+            made = Viewed(Storage(value, math.prod(full), source.storage.dtype), View.dense(full))
             self.map((made, made.view), [(seen, seen.view)])
             return made
-        image = Image.blocked(*full, self.isa.lanes)
-        blocks = Imaged(Storage(value, image.elements), image)
-        self._into_blocks(seen, blocks)
+        blocks = self._imaged(value, Image.blocked(*full, self.isa.lanes))
+        self._convert(seen, blocks)
         return blocks
 
     def row_operand(self, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
@@ -392,7 +411,7 @@ class Lowering:
             place = self.rows(value, columns)
         else:
             source = self.strided(value)
-            made = Viewed(Storage(value, math.prod(shape)), View.dense(shape))
+            made = Viewed(Storage(value, math.prod(shape), source.storage.dtype), View.dense(shape))
             self.map((made, made.view), [(source, source.view.broadcast(shape))])
             place = made.under(View.dense((rows, columns)))
         step = place.view.strides[0]
@@ -428,6 +447,6 @@ def _lifted(shape: Sequence[int], view: View) -> View:
 
 
 def _flat(array: Array) -> Array:
-    memory = aligned(array.nbytes).view(np.float32)
+    memory = aligned(array.nbytes).view(array.dtype)
     memory[:] = array.ravel()
     return memory

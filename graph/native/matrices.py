@@ -8,11 +8,13 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.convolutions import bias_of, tile_of, with_bias
+from graph.mapped import release
+from graph.native.convolutions import bias_of, direct_work, tile_of, with_bias
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.rows import aligned_view, joins
-from graph.native.rule import Facts, Rule, is_f32
+from graph.native.rule import Facts, Rule
+from graph.native.work import Work, moved_bytes, streamed
 from kernels.errors import UnsupportedError
 from kernels.native.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.geometry import Conv
@@ -24,10 +26,9 @@ from kernels.spec import Array
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a product has no native form, or None."""
-    a, other, y = (facts.spec(name) for name in (*node.inputs[:2], node.outputs[0]))
-    if not is_f32(a, other, y):
-        return "it is not fp32"
-    if min(a.rank, other.rank) < 2:
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
         return "one of its factors is a vector"
     if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
         return "its addend is scaled, and no constant"
@@ -42,7 +43,7 @@ def _is_packed(node: Node, constants: Mapping[str, Array]) -> bool:
 def _takes_addend(node: Node, facts: Facts) -> bool:
     c, y = facts.spec(node.inputs[2]), facts.spec(node.outputs[0])
     is_bias = node.inputs[2] in facts.constants and c.elements == y.shape[1] and c.shape[-1:] == y.shape[1:]
-    return (is_bias and _is_packed(node, facts.constants)) or (node.attrs["beta"] == 1 and is_f32(c))
+    return (is_bias and _is_packed(node, facts.constants)) or node.attrs["beta"] == 1
 
 
 def lower(b: Lowering, node: Node) -> None:
@@ -101,11 +102,12 @@ def _packed(b: Lowering, node: Node) -> None:
         y = b.new_dense(value)
         matrix = View.dense((rows, columns))
     conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
-    tile = tile_of(b, node, conv)
+    tile = tile_of(b.choice(node), conv, b.isa)
 
     def pack() -> Array:
         outputs = weights if transposed else weights.T
-        return pack_weights(conv, tile, b.isa, (outputs if alpha == 1 else outputs * np.float32(alpha))[:, :, None, None])
+        scaled = outputs if alpha == 1 else outputs * np.float32(alpha)
+        return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
 
     packed = b.constant(weights, ("matrix", tile.vectors, transposed, alpha), pack)
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
@@ -120,10 +122,22 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The tiles of a product, the best by the port model first. Those of two tensors depend on how these will lie."""
     if not _is_packed(node, facts.constants):
         return [Choice("native", "matmul")]
+    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
+
+
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a product's candidate does: by the port model where the second factor is packed."""
+    if not _is_packed(node, facts.constants):
+        return streamed("matmul", node, facts.specs, facts.constants, wants="rows")
+    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts.specs, facts.constants)
+    return direct_work("product", conv, tile_of(choice, conv, facts.isa), facts.isa, read, written)
+
+
+def _in_rows(node: Node, facts: Facts) -> Conv:
+    """A product with packed weights on rows without gaps, wherever they will lie."""
     inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
     rows = facts.spec(node.outputs[0]).elements // columns
-    conv = Conv(_image(rows, inner, inner), _image(rows, columns, columns))
-    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+    return Conv(_image(rows, inner, inner), _image(rows, columns, columns))
 
 
-RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates))
+RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work))

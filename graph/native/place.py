@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kernels.native.errors import EmitError
 from kernels.native.layout import Image
 from kernels.native.view import View
-from kernels.spec import Array
-
-F32_BYTES = 4
+from kernels.spec import Array, DType
 
 
 @dataclass(eq=False, slots=True)
 class Storage:
     """A piece of memory that calls of a segment read and write.
 
-    name: of the value that it was made for. elements: of fp32. array: set where it is constant. port: the value that it enters or
-    leaves the segment as, "" for what only the segment knows. owner: what has to live as long as a constant's storage.
+    name: of the value that it was made for. elements: of that dtype, which all views of it count in. array: set where it is
+    constant. port: the value that it enters or leaves the segment as, "" for what only the segment knows. owner: what has to live
+    as long as a constant's storage.
     """
 
     name: str
     elements: int
+    dtype: DType
     array: Array | None = field(default=None, repr=False)
     port: str = ""
     owner: object = field(default=None, repr=False)
@@ -31,7 +31,7 @@ class Storage:
     @property
     def nbytes(self) -> int:
         """Size in memory."""
-        return self.elements * F32_BYTES
+        return self.elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Viewed:
     @property
     def first_byte(self) -> int:
         """Bytes from the storage's beginning to the first element."""
-        return F32_BYTES * self.view.offset
+        return self.storage.dtype.itemsize * self.view.offset
 
     @property
     def strided(self) -> Viewed | None:
@@ -67,7 +67,7 @@ class Imaged:
     @property
     def first_byte(self) -> int:
         """Bytes from the storage's beginning to the first element."""
-        return F32_BYTES * self.offset
+        return self.storage.dtype.itemsize * self.offset
 
     @property
     def strided(self) -> Viewed | None:
@@ -88,6 +88,12 @@ class Imaged:
         image = self.image
         shape = (image.batch, image.blocks, image.height, image.width, image.block)
         return View(shape, (image.n_stride, image.block_stride, image.y_stride, image.x_stride, 1), self.offset)
+
+    def part(self, first: int, channels: int) -> Imaged:
+        """Some of its channels, from the beginning of a block."""
+        image = self.image
+        offset = self.offset + first // image.block * image.block_stride
+        return Imaged(self.storage, replace(image, channels=channels), offset)
 
 
 Place = Viewed | Imaged

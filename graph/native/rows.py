@@ -1,4 +1,4 @@
-"""Softmax, normalizations and reductions along some dimensions."""
+"""Softmax and normalizations along some dimensions."""
 
 from __future__ import annotations
 
@@ -10,38 +10,19 @@ from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
 from graph.native.lowering import Lowering, overwritable
 from graph.native.place import Storage, Viewed
-from graph.native.rule import Facts, Rule, is_f32, only
+from graph.native.rule import Facts, Rule, only, plain
 from kernels.native.functions import Activation
-from kernels.native.rows import Norm, Reduce, Rows, emit_rows
+from kernels.native.rows import Norm, Rows, emit_rows
 from kernels.native.view import View
 from kernels.native.walk import Join, Steps
-from kernels.spec import Array, Spec
-
-_REDUCTIONS: Mapping[str, Reduce] = {
-    "ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min", "ReduceProd": "prod", "ReduceL1": "l1",
-    "ReduceL2": "l2", "ReduceSumSquare": "sum_square", "ReduceLogSum": "log_sum", "ReduceLogSumExp": "log_sum_exp",
-}  # fmt: skip
 
 
 def _refuses(node: Node, facts: Facts) -> str | None:
     """Why a softmax or a normalization has no native form, or None."""
-    read = [facts.spec(name) for name in node.inputs if name]
-    if not is_f32(*read, facts.spec(node.outputs[0])):
-        return "it is not fp32"
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
     if any(node.outputs[1:]):
         return "more than its first output is asked for"
-    return facts.refuses_epilogue(node)
-
-
-def _refuses_reduction(node: Node, facts: Facts) -> str | None:
-    """Why a reduction has no native form, or None."""
-    x, y = facts.spec(node.inputs[0]), facts.spec(node.outputs[0])
-    if not is_f32(x, y):
-        return "it is not fp32"
-    if len(node.inputs) > 1 and node.inputs[1] and node.inputs[1] not in facts.constants:
-        return "its axes are no constants"
-    if not _reduced(node, x, facts.constants):
-        return "it reduces nothing"
     return facts.refuses_epilogue(node)
 
 
@@ -51,7 +32,7 @@ def _softmax(b: Lowering, node: Node) -> None:
     first = node.attrs["axis"] % rank
     axes = tuple(range(first, rank)) if node.attrs["coerce_2d"] else (first,)
     kind: Norm = "softmax" if node.op == "Softmax" else "log_softmax"
-    _emit(b, node, Rows(kind, _ANY, _ANY, axes))
+    emit(b, node, Rows(kind, _ANY, _ANY, axes))
 
 
 def _norm(b: Lowering, node: Node) -> None:
@@ -61,7 +42,7 @@ def _norm(b: Lowering, node: Node) -> None:
     kind: Norm = "layer_norm" if node.op == "LayerNormalization" else "rms_norm"
     places = {name: aligned_view(b.dense(value), len(shape)) for name, value in zip("wb", node.inputs[1:], strict=False) if value}
     scale, bias = (places[name].view if name in places else None for name in "wb")
-    _emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
+    emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
 
 
 def _group_norm(b: Lowering, node: Node) -> None:
@@ -72,24 +53,10 @@ def _group_norm(b: Lowering, node: Node) -> None:
     each = (1, groups, 1, 1) if node.op == "GroupNormalization" and node.attrs["scale_groups"] else (1, *seen[1:3], 1)
     places = {name: b.dense(value).under(View.dense(each)) for name, value in zip("wb", node.inputs[1:], strict=True)}
     epsilon = float(node.attrs["epsilon"])
-    _emit(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
+    emit(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
 
 
-def _reduction(b: Lowering, node: Node) -> None:
-    """A reduction over some dimensions, which stay with size 1 or go."""
-    axes = _reduced(node, b.spec(node.inputs[0]), b.constants)
-    _emit(b, node, Rows(_REDUCTIONS[node.op], _ANY, _ANY, axes))
-
-
-def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, ...]:
-    """The dimensions that a reduction goes over."""
-    named = constants[node.inputs[1]].reshape(-1).tolist() if len(node.inputs) > 1 and node.inputs[1] else []
-    if not named:
-        return () if node.attrs["noop_with_empty_axes"] else tuple(range(len(x.shape)))
-    return tuple(sorted({int(axis) % len(x.shape) for axis in named}))
-
-
-def _emit(
+def emit(
     b: Lowering, node: Node, rows: Rows, places: Mapping[str, Viewed] | None = None, shape: tuple[int, ...] | None = None
 ) -> None:
     """One call. rows: with views still to be filled in. places: of scale and bias. shape: how the kernel sees x."""
@@ -132,7 +99,7 @@ def joins(
         elif place.view.shape == own or place.view.size == 1:
             place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
         else:
-            full = Viewed(Storage(step.value, math.prod(own)), View.dense(own))
+            full = Viewed(Storage(step.value, math.prod(own), place.storage.dtype), View.dense(own))
             b.map((full, full.view), [(place, place.view.broadcast(own))])
             place = full.under(View.dense(seen))
         places[f"r{len(places)}"] = place
@@ -148,8 +115,9 @@ def aligned_view(place: Viewed, rank: int) -> Viewed:
 
 _ANY = View((), ())  # stands where a view is still to come
 RULES = {
-    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"))),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"))),
-    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"))),
-    **dict.fromkeys(_REDUCTIONS, Rule(_refuses_reduction, _reduction, only("rows"))),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"), plain("rows", wants="rows"))
+    ),
 }

@@ -6,18 +6,38 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native import attentions, concats, convolutions, elementwise, matrices, pools, rows, views
-from graph.native.rule import Facts, Rule
+from graph.native import (
+    attentions,
+    concats,
+    conv_transposes,
+    convolutions,
+    elementwise,
+    gathers,
+    matrices,
+    moves,
+    pools,
+    reductions,
+    resizes,
+    rows,
+    views,
+)
+from graph.native.rule import VALUES, Facts, Rule
 
+MAX_RANK = 8
 RULES: Mapping[str, Rule] = {
     **convolutions.RULES,
+    **conv_transposes.RULES,
     **pools.RULES,
+    **resizes.RULES,
     **matrices.RULES,
     **views.RULES,
     **rows.RULES,
+    **reductions.RULES,
     **attentions.RULES,
     **elementwise.RULES,
     **concats.RULES,
+    **moves.RULES,
+    **gathers.RULES,
 }
 
 
@@ -28,6 +48,15 @@ def refusal(node: Node, facts: Facts) -> str | None:
         return f"{node.op} has no native form"
     if not is_static(node, facts.specs):
         return "its shapes are only known at run time"
-    if any(len(facts.spec(name).shape) > 8 for name in (*node.reads(), *node.writes())):
-        return "a value has more than 8 dimensions"
-    return rule.refuses(node, facts)
+    found = (_refuses_value(name, facts) for name in (*node.reads(), *node.writes()))
+    return next((reason for reason in found if reason), None) or rule.refuses(node, facts)
+
+
+def _refuses_value(name: str, facts: Facts) -> str | None:
+    """Why no segment holds a value, or None. Empty constants only say things, like the shape of a scalar."""
+    spec = facts.spec(name)
+    if spec.dtype not in VALUES:
+        return f"{name!r} is {spec}, a segment holds float32, float64, bools and integers of 8 to 64 bits"
+    if spec.rank > MAX_RANK:
+        return f"{name!r} has {spec.rank} dimensions, kernels loop over {MAX_RANK}"
+    return f"{name!r} is empty" if not spec.elements and name not in facts.constants else None

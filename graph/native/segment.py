@@ -12,15 +12,17 @@ from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.memory import Block, place_blocks
 from graph.native.concats import reserve
-from graph.native.lowering import Call, Lowering, Packed
+from graph.native.lowering import Call, Lowering, Packed, Watch
 from graph.native.partition import Part
 from graph.native.place import Storage
 from graph.native.rule import Facts
 from graph.native.rules import RULES
+from kernels.errors import IndexRangeError
 from kernels.native.cache import CodeCache
 from kernels.native.isa import Isa
 from kernels.native.pool import Pool
 from kernels.native.program import Program, Ref, Step
+from kernels.rules import check_indices
 from kernels.spec import Array
 
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
@@ -36,7 +38,8 @@ def lower(
     reserve(lowering, part.nodes)
     for at, node in enumerate(part.nodes):
         lowering.at = at
-        RULES[node.op].lower(lowering, node)
+        if node.name not in lowering.done:
+            RULES[node.op].lower(lowering, node)
     for name in part.outputs:
         lowering.leave(name)
     return lowering
@@ -53,7 +56,8 @@ def complete(
 class Segment:
     """A part of a graph as one native program.
 
-    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time.
+    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time. timed: whether it is
+    compiled to be timed first.
     """
 
     def __init__(
@@ -67,12 +71,14 @@ class Segment:
         cache: CodeCache | None,
         threads: int,
         choices: Mapping[str, Choice],
+        timed: bool = False,
     ) -> None:
         self.choices = complete(part, specs, constants, isa, threads, choices)
         lowering = lower(part, specs, constants, isa, packed, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self._watches: tuple[Watch, ...] = tuple(lowering.watches)
         self._isa, self._pool, self._cache = isa, pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
         offsets, self.arena_bytes = _place(self.calls, storages)
@@ -82,8 +88,8 @@ class Segment:
         self._steps = _steps(self.calls, where)
         self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
         self._slot_count = max(self._slot_count, len(self._slots) + 1)
-        self._program = self._compiled(timed=False)
-        self._timed: Program | None = None
+        self._programs: dict[bool, Program] = {}
+        self._compiled(timed=timed)
 
     def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
         """Of each storage, its place in the program's table."""
@@ -101,30 +107,48 @@ class Segment:
         return where
 
     def _compiled(self, *, timed: bool) -> Program:
+        """The program, with clock reads or without; compiled when it is first asked for."""
+        if (found := self._programs.get(timed)) is not None:
+            return found
         program = Program(self._steps, self._slot_count, self._isa, self._pool, timed=timed, cache=self._cache)
         for slot, array in self._constants:
             program.bind(slot, array)
-        return program
+        return self._programs.setdefault(timed, program)
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
-        """Run once. outputs: memory that the results are written to. Everything is contiguous."""
-        self._bind(self._program, arena, inputs, outputs)
-        self._program.run(threads)
+        """Run once. outputs: memory that the results are written to. Everything is contiguous.
+
+        Raises: IndexRangeError, naming its node, where a run-time index lies outside; the results are worth nothing then.
+        """
+        program = self._compiled(timed=False)
+        self._bind(program, arena, inputs, outputs)
+        program.run(threads)
+        self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> list[int]:
         """Run once; nanoseconds of each node, which add up to what the run took."""
-        if self._timed is None:
-            self._timed = self._compiled(timed=True)
-        self._bind(self._timed, arena, inputs, outputs)
+        program = self._compiled(timed=True)
+        self._bind(program, arena, inputs, outputs)
         began = time.perf_counter_ns()
-        self._timed.run(threads)
+        program.run(threads)
         wall_ns = time.perf_counter_ns() - began
-        return self._shares(self._timed.times(threads), wall_ns)
+        self._check()
+        return self._shares(program.times(threads), wall_ns)
 
     def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        for watch in self._watches:
+            watch.word[0] = 0
         program.bind(_ARENA, arena)
         for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
             program.bind(slot, array)
+
+    def _check(self) -> None:
+        """Raise for the first index that a kernel met outside of its axis."""
+        for watch in self._watches:
+            try:
+                check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
+            except IndexRangeError as error:
+                raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
 
     def _shares(self, ticks: Array, wall_ns: int) -> list[int]:
         """The run's time by node: a call lasts from the end of the one before it to when its last thread is done."""

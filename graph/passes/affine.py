@@ -1,4 +1,4 @@
-"""Scale and shift: what multiplies and adds a constant per channel behind a Conv or Gemm moves into its weight and bias."""
+"""Scale and shift: what multiplies and adds a constant per channel behind a convolution or Gemm moves into weight and bias."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graph.rewrite import Editor
 from kernels.spec import FLOATS, Array, Spec
 
 SHARED_WEIGHT_BYTES = 1 << 20  # a larger weight that several nodes read is not copied for one of them
-_HOSTS = frozenset({"Conv", "Gemm"})
+_HOSTS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -24,7 +24,7 @@ class Affine:
 
 
 def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
-    """Fold Add, Sub, Mul and Div of a constant per channel, or of one number, into the Conv or Gemm in front."""
+    """Fold Add, Sub, Mul and Div of a constant per channel, or of one number, into the convolution or Gemm in front."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op in _ARITHMETIC]:
         node = editor.nodes[name]
@@ -39,11 +39,22 @@ def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
 
 
 def channels(editor: Editor, host: Node) -> int:
-    """How many output channels a Conv or Gemm has whose weight is a constant; 0 for anything else."""
+    """How many output channels a convolution or Gemm has whose weight is a constant; 0 for anything else."""
     weight = editor.constant(host.inputs[1]) if host.op in _HOSTS else None
     if weight is None or weight.dtype not in FLOATS:
         return 0
+    if host.op == "ConvTranspose":
+        return int(weight.shape[1]) * int(host.attrs["group"])
     return int(weight.shape[0 if host.op == "Conv" or host.attrs["transB"] else 1])
+
+
+def _factor(host: Node, weight: Array, scale: Array) -> Array:
+    """What the weight is multiplied by: a scale for each output channel."""
+    if host.op == "ConvTranspose":  # (inputs, outputs of a group, …): the inputs of a group share its outputs' scales
+        each = np.repeat(scale.reshape(host.attrs["group"], -1), weight.shape[0] // host.attrs["group"], axis=0)
+        return each.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+    axis = 0 if host.op == "Conv" or host.attrs["transB"] else 1
+    return scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
 
 
 def absorb(editor: Editor, host: Node, node: Node, affine: Affine) -> bool:
@@ -59,9 +70,8 @@ def absorb(editor: Editor, host: Node, node: Node, affine: Affine) -> bool:
         return False
     inputs = [host.inputs[0], host.inputs[1]]
     if (affine.scale != 1).any():
-        axis = 0 if host.op == "Conv" or host.attrs["transB"] else 1
-        factor = affine.scale.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        inputs[1] = editor.add_constant(f"{host.name}/weight", (weight * factor).astype(weight.dtype))
+        scaled = weight * _factor(host, weight, affine.scale)
+        inputs[1] = editor.add_constant(f"{host.name}/weight", scaled.astype(weight.dtype))
     shifted = bias * affine.scale + affine.shift
     inputs.append(editor.add_constant(f"{host.name}/bias", shifted.astype(weight.dtype)))
     attrs = {**host.attrs, "beta": 1.0} if host.op == "Gemm" else host.attrs

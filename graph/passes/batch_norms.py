@@ -1,4 +1,4 @@
-"""BatchNormalization behind a Conv or Gemm moves into its weight and bias."""
+"""BatchNormalization behind a convolution or Gemm moves into its weight and bias."""
 
 from __future__ import annotations
 

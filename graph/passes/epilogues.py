@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
 from graph.native.epilogues import step_of
+from graph.native.rule import F32, VALUES, known
+from graph.native.tapes import is_expression
 from graph.rewrite import Editor, origins
 from kernels.registry import find
+from kernels.spec import DType
 
 MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its own
 
@@ -17,8 +18,8 @@ MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its
 def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
 
-    What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Of
-    float32 ones only those are fused that native kernels can do before they store.
+    What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Only
+    those are fused that native kernels can do before they store, or, of other types than float32, that maps can do.
     """
     editor = Editor(graph, specs)
     position = {value: index for index, node in enumerate(graph.nodes, 1) for value in node.writes()}
@@ -46,10 +47,17 @@ def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) ->
     if any(editor.specs.get(name) is None or position.get(name, 0) >= index for name in others if name not in editor.constants):
         return None
     inputs = tuple("" if name == value else name for name in reader.inputs)
-    if spec.dtype == np.float32 and step_of(reader.op, inputs, reader.attrs, "", editor.constants) is None:
+    if not _is_native(editor, reader, inputs, spec.dtype):
         return None  # or the host could not run natively
     fused = Fused(reader.op, inputs, reader.attrs, origin=origins(reader)[0])
     return editor.merge(replace(host, outputs=(reader.outputs[0],), epilogue=(*host.epilogue, fused, *reader.epilogue)), reader)
+
+
+def _is_native(editor: Editor, reader: Node, inputs: tuple[str, ...], dtype: DType) -> bool:
+    """Whether native code can do the op behind another one, or does not know its type anyway."""
+    if dtype == F32:
+        return step_of(reader.op, inputs, reader.attrs, "", editor.constants) is not None
+    return dtype not in VALUES or is_expression(reader, lambda value: known(editor.specs, value), editor.constants)
 
 
 def _is_elementwise(node: Node) -> bool:

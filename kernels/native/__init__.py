@@ -10,7 +10,7 @@ From the bottom up:
     kernel     what every kernel looks like from outside
     nest, walk, expression, transpose    loops over strided tensors, elementwise operations on a tape, tiles turned in registers
     product    register tiles of products whose factors are both computed at run time
-    conv, winograd, depthwise, pooling, maps, rows, matmul, attention, gather    the kernels
+    conv, winograd, depthwise, pooling, maps, rows, matmul, attention, gather, channels    the kernels
     rearrange    what takes several maps: layouts of images, padding
     program    kernels composed into the one function that a segment of a model runs as
 """

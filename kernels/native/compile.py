@@ -8,14 +8,11 @@ vectors runs at 116 GFLOP/s with it and at 265 without it, 14×2 at 135 and 256 
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
-from dataclasses import dataclass
-from pathlib import Path
 
-import llvmlite
 import llvmlite.binding as llvm
 
+from kernels.native.cache import Compiled
 from kernels.native.errors import CompileError
 from kernels.native.isa import Isa
 
@@ -26,15 +23,6 @@ _JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.?L?BB\d+_\d+)\s
 _VECTOR = {"x86_64": re.compile(r"%[xyz]mm\d"), "aarch64": re.compile(r"\b[qv]\d")}
 _STACK = {"x86_64": re.compile(r"\(%rsp\b"), "aarch64": re.compile(r"\[sp\b")}
 SPILL_LIMIT = 0.03  # AVX2's 6×2 tile spills 1 % and is its fastest at 96 % of peak; 14×1 spills 8 % and falls to 72 %
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """Machine code of one module. spills: the share of vector instructions in innermost loops that touch the stack, None = not
-    looked at. A candidate above SPILL_LIMIT is not worth timing."""
-
-    code: bytes
-    spills: float | None = None
 
 
 def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
@@ -66,17 +54,7 @@ def spilled_share(text: str, isa: Isa) -> float:
 
 
 @functools.cache
-def build_key() -> str:
-    """What compiled code depends on besides its IR and ISA: LLVM, its options, and the emitters' own source."""
-    digest = hashlib.sha256(repr((llvmlite.__version__, llvm.llvm_version_info, LLVM_OPTIONS)).encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@functools.cache
-def set_up_llvm() -> None:
+def _set_up_llvm() -> None:
     """Set the process-wide options, once: LLVM ends the process when it meets one twice."""
     for option in LLVM_OPTIONS:
         llvm.set_option("edgewise", option)
@@ -92,7 +70,7 @@ def _other_targets() -> None:
 
 @functools.cache
 def _machine(isa: Isa) -> llvm.TargetMachine:
-    set_up_llvm()
+    _set_up_llvm()
     if not llvm.get_process_triple().startswith(isa.triple.partition("-")[0]):
         _other_targets()
     target = llvm.Target.from_triple(isa.triple)
@@ -100,7 +78,7 @@ def _machine(isa: Isa) -> llvm.TargetMachine:
 
 
 def _parse(ir: str) -> llvm.ModuleRef:
-    set_up_llvm()
+    _set_up_llvm()
     try:
         module = llvm.parse_assembly(ir)
         module.verify()

@@ -21,6 +21,7 @@ Packed weights: [group][block of V vectors][kernel row][kernel column][input cha
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +33,12 @@ from kernels.native.isa import Isa
 from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
+from kernels.native.product import BODY_FMAS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.types import I64
 from kernels.spec import Array
 
-BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
-LINE_ELEMENTS = 16  # fp32 of a cache line
 MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
 
@@ -63,10 +63,13 @@ class ConvTile:
         return f"{self.pixels}x{self.vectors}"
 
 
-def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
-    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Callable[[Array], None] = lambda _: None) -> Array:
+    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
+
+    done: is given each part of the weights that is not read any more.
+    """
     lanes, taps = isa.lanes, weights[0].size
-    vectors = -(-conv.group_outputs // lanes)
+    vectors = conv.output_vectors(lanes)
     memory, at = aligned(4 * conv.groups * vectors * lanes * taps).view(np.float32), 0  # zeroed; written in place, block by block
     for group in np.split(weights, conv.groups):
         for block in channel_blocks(conv.group_outputs, tile.vectors, lanes):
@@ -76,13 +79,14 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array) -> Array:
                 rows = group[start + number * size : start + (number + 1) * size]
                 place = memory[at : at + size * taps].reshape(*weights.shape[2:], weights.shape[1], size)
                 place[..., : len(rows)] = rows.transpose(2, 3, 1, 0)
+                done(rows)
                 at += size * taps
     return memory
 
 
 def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
     """Bias (outputs,), each group filled up to whole vectors with 0."""
-    size = -(-conv.group_outputs // isa.lanes) * isa.lanes
+    size = conv.output_vectors(isa.lanes) * isa.lanes
     padded = np.zeros((conv.groups, size), np.float32)
     padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
     return aligned_copy(padded.ravel())
@@ -92,25 +96,34 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
     flat = conv.flat()
+    spread = conv.x.block == 1 < conv.group_inputs  # channels are planes: LLVM loads the weights of the next one early
     scored = []
     for vectors in range(1, 7):
-        for pixels in range(1, 29):
-            scratch = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
-            if pixels * vectors + vectors + scratch > isa.vector_registers or pixels > flat.y.width:
-                continue
+        most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
+        for pixels in range(1, most + 1):
             scored.append((_estimate(flat, pixels, vectors, isa), -pixels * vectors, pixels, vectors))
     return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
-    """Cycles for one output row per input channel and tap: two multiply–adds and two loads a cycle, latency 4; 5 % for broad
-    loads of weights from L2, which a taller tile repeats less often."""
+    """Cycles for one output row per input channel and tap."""
     total = 0.0
     for block in channel_blocks(conv.group_outputs, vectors, isa.lanes):
         for count, p in ((conv.y.width // pixels, pixels), (1, conv.y.width % pixels)):
-            cycles = max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p
-            total += block.count * count * cycles if p else 0
+            total += block.count * count * step_cycles(p, block.vectors) if p else 0
     return total
+
+
+def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
+    """Cycles of one core for the whole convolution by the port model."""
+    flat = conv.flat()
+    rows = flat.y.batch * flat.groups * flat.y.height * flat.kernel[0] * flat.kernel[1] * flat.group_inputs
+    return rows * _estimate(flat, tile.pixels, tile.vectors, isa)
+
+
+def conv_chunks(conv: Conv, tile: ConvTile, isa: Isa) -> int:
+    """Pieces of work that threads share."""
+    return _ConvEmitter(conv.flat(), tile, Epilogue(), isa).chunks
 
 
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
@@ -133,8 +146,7 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for layouts it cannot address."""
-    _check(conv, tile, isa)
-    epilogue.check(isa.lanes)
+    _check(conv, tile, epilogue, isa)
     flat = conv.flat()
     if flat is not conv:
         epilogue = epilogue.flat()
@@ -150,12 +162,14 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> Nativ
     return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
-def _check(conv: Conv, tile: ConvTile, isa: Isa) -> None:
+def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
+    epilogue.check(isa.lanes)
     per_block = conv.y.block // isa.lanes
     vectors_fit = conv.y.contiguous_channels or (conv.y.block % isa.lanes == 0 and tile.vectors % per_block == 0)
     if not vectors_fit:
         raise EmitError(f"conv: y has blocks of {conv.y.block} channels, a tile writes {tile.vectors} vectors of {isa.lanes}")
-    for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y")):
+    operands = [(image, conv.group_outputs, f"operand {n}") for n, image in enumerate(epilogue.operands)]
+    for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y"), *operands):
         if conv.groups > 1 and not image.contiguous_channels and size % image.block:
             raise EmitError(f"conv: {what} has blocks of {image.block} channels, groups of {size} begin inside them")
     if conv.x.channels % conv.groups or conv.y.channels % conv.groups:
@@ -191,7 +205,7 @@ class _ConvEmitter:
     def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
         """All chunks of a call."""
         conv, tile = self.conv, self.tile
-        vectors_per_group = -(-conv.group_outputs // self.lanes)
+        vectors_per_group = conv.output_vectors(self.lanes)
         with k.loop("chunk", begin, end) as chunk:
             inner = self.block_count if tile.weights_inner else self.row_chunks
             slow, fast = chunk // inner, chunk % inner

@@ -87,6 +87,16 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     return total
 
 
+def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
+    """Cycles of one core for the whole convolution by the port model."""
+    return conv.y.batch * conv.y.height * conv.kernel[0] * _estimate(conv, tile.pixels, tile.vectors, isa)
+
+
+def depthwise_chunks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
+    """Pieces of work that threads share."""
+    return _DepthwiseEmitter(conv, tile, Epilogue(), isa).chunks
+
+
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
     """Fill in the rest of a tile by rule."""
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]

@@ -19,17 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-import structlog
-
-from kernels.native.cache import CodeCache, Source, entry_key
-from kernels.native.compile import Compiled, generate
+from kernels.log import warn
+from kernels.native.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.errors import CompileError
 from kernels.native.isa import Isa, available_cores
 
 SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a process costs
 _SIZE = struct.Struct("<q")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from kernels.native.farm import serve; serve()"
-_log = structlog.get_logger(__name__)
+
+
+def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
+    """Compile one module in this process, which loads LLVM: only where there is something to compile."""
+    from kernels.native import compile as compiler  # noqa: PLC0415
+
+    return compiler.generate(ir, isa, count_spills=count_spills)
 
 
 def compile_all(
@@ -110,7 +114,7 @@ class _Batch:
         try:
             worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603  our own command
         except OSError as error:
-            _log.warning("compile worker not started", reason=str(error))
+            warn("compile worker not started", reason=str(error))
             return
         n = None
         with worker:
@@ -122,7 +126,7 @@ class _Batch:
                     _write(worker.stdin, json.dumps(job).encode())
                     self._accept(n, _read(worker.stdout))
             except (OSError, EOFError) as error:
-                _log.warning("compile worker died", reason=str(error))
+                warn("compile worker died", reason=str(error))
                 if n is not None:
                     self._todo.put(n)
             finally:

@@ -2,8 +2,8 @@
 
     for each chunk = (piece of outer, of picked rows, of their elements):    y[o, i, :] = x[o, indices[i], :]
 
-An index from -rows to -1 counts from the end. One that is outside reads the nearest row there is, never other memory, and leaves
-word in "fault": a kernel has no way to raise, whoever runs it has.
+An index from -rows to -1 counts from the end. One that is outside reads the nearest row there is, never other memory, and is left
+in "fault": a kernel has no way to raise, whoever runs it has. As 0 is never outside, 0 there says that all indices were good.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Gather:
 def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
     """Emit the kernel, with the arguments "x", "indices", "fault" and "y".
 
-    fault: address of an int64, which the kernel sets to 1 where an index lies outside and else leaves alone.
+    fault: address of an int64, which the kernel sets to an index that lies outside and else leaves alone.
     Raises EmitError for shapes that do not fit, elements that do not lie side by side, and an x without rows.
     """
     (outer, rows, elements), (y_outer, count, y_elements) = what.x.shape, what.y.shape
@@ -89,5 +89,5 @@ def _row(k: Function, what: Gather, indices: Value, fault: Value, i: Value) -> V
     row = k.select(index < 0, index + rows, index)
     outside = k.op(f"icmp uge {row}, {rows}", k.compare("lt", row, 0).type, "outside")
     with k.when(outside, "fault"):
-        k.store(k.const(I64, 1), fault)
+        k.store(index, fault)
     return k.select(row < 0, k.const(I64, 0), k.select(row < rows, row, k.const(I64, rows - 1)))

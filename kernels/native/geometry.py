@@ -38,6 +38,10 @@ class Conv:
         """Output channels of one group."""
         return self.y.channels // self.groups
 
+    def output_vectors(self, lanes: int) -> int:
+        """Vectors that the outputs of a group fill, the last one maybe not wholly."""
+        return -(-self.group_outputs // lanes)
+
     @property
     def macs(self) -> int:
         """Multiply–accumulates, padding taps included."""

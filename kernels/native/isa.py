@@ -7,12 +7,12 @@ in an emitter depends on the machine. Narrower sets run on wider machines, so ev
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import llvmlite.binding as llvm
-
 from kernels.native.errors import IsaError
+from kernels.native.host import Host, host
 
 OVERRIDE = "EDGEWISE_ISA"  # environment variable: run as this narrower set instead of the widest the host has
 
@@ -45,6 +45,11 @@ class Isa:
     def lanes(self) -> int:
         """32-bit lanes of one vector register."""
         return self.vector_bits // 32
+
+    @property
+    def flops_per_cycle(self) -> int:
+        """Of a core with two multiply–add units, which port models assume."""
+        return 4 * self.lanes
 
     @property
     def key(self) -> str:
@@ -99,21 +104,20 @@ def host_isas() -> tuple[Isa, ...]:
 
     Empty on a machine none fits: the native backend then does not exist there.
     """
-    arch = llvm.get_process_triple().partition("-")[0].replace("arm64", "aarch64")
-    has: Mapping[str, bool] = llvm.get_host_cpu_features()
-    cpu = llvm.get_host_cpu_name()
-    fitting = [isa for isa in ISAS.values() if isa.arch == arch and all(has.get(name) for name in isa.requires)]
-    return tuple(_for_host(isa, cpu, has) for isa in fitting)
+    if sys.platform != "linux":  # threads wait by futex, and code is linked as Linux loads it
+        return ()
+    here = host()
+    fitting = [isa for isa in ISAS.values() if isa.arch == here.arch and set(isa.requires) <= set(here.features)]
+    return tuple(_for_host(isa, here) for isa in fitting)
 
 
-def _for_host(isa: Isa, cpu: str, has: Mapping[str, bool]) -> Isa:
+def _for_host(isa: Isa, here: Host) -> Isa:
     """The widest sets may use all the machine has; a narrower one keeps its own features, so that it stays what it says."""
-    triple = llvm.get_process_triple()
     if isa.vector_bits == 512 or isa.arch == "aarch64":
-        allowed = set(isa.requires) | {name for name, on in has.items() if on and not _beyond(name, isa)}
+        allowed = set(isa.requires) | {name for name in here.features if not _beyond(name, isa)}
         features = ",".join(f"+{name}" for name in sorted(allowed))
-        return replace(isa, triple=triple, cpu=cpu, features=f"{features},-prefer-256-bit" if isa.masks else features)
-    return replace(isa, triple=triple)
+        return replace(isa, cpu=here.cpu, features=f"{features},-prefer-256-bit" if isa.masks else features)
+    return isa
 
 
 def _beyond(feature: str, isa: Isa) -> bool:
@@ -135,7 +139,7 @@ def host_isa() -> Isa:
             raise IsaError(f"isa: {wanted!r} was asked for, this machine runs {list(runs)} ({OVERRIDE})")
         return runs[wanted]
     if not runs:
-        raise IsaError(f"isa: {llvm.get_host_cpu_name()} has none of {sorted(ISAS)}, the numpy backend serves it")
+        raise IsaError(f"isa: {host().cpu} on {sys.platform} has none of {sorted(ISAS)}, the numpy backend serves it")
     return list(runs.values())[-1]
 
 

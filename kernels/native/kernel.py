@@ -113,6 +113,13 @@ class Epilogue:
         steps = (replace(step, operand=step.operand.flat()) if isinstance(step, Merge) else step for step in self.steps)
         return replace(self, steps=tuple(steps))
 
+    def every(self, first: tuple[int, int], steps: tuple[int, int]) -> Epilogue:
+        """The same on some of the pixels, as `Image.every` picks them."""
+        made = (
+            replace(step, operand=step.operand.every(first, steps)[0]) if isinstance(step, Merge) else step for step in self.steps
+        )
+        return replace(self, steps=tuple(made))
+
     def finish(self, k: Function, value: Value, operands: Sequence[tuple[Value, Operand]], lanes: int) -> Value:
         """The steps on one vector of results. operands: of each its address and the element that lane 0 meets."""
         waiting = list(zip(self.operands, operands, strict=True))

@@ -73,7 +73,7 @@ class Image:
 
     def rows_join(self) -> bool:
         """Whether the next row follows where a row ends, so that rows may be walked as one."""
-        return self.y_stride == self.width * self.x_stride
+        return self.height == 1 or self.y_stride == self.width * self.x_stride
 
     def flat(self) -> Image:
         """The same pixels as one row."""
@@ -82,6 +82,13 @@ class Image:
         pixels = self.height * self.width
         return Image(self.batch, self.channels, 1, pixels, self.block, self.n_stride, self.block_stride,
                      pixels * self.x_stride, self.x_stride)  # fmt: skip
+
+    def every(self, first: tuple[int, int], steps: tuple[int, int]) -> tuple[Image, int]:
+        """The pixels from that row and column on, so many rows and columns apart, as an image, and the elements before it."""
+        height, width = (-(-(size - at) // step) for size, at, step in zip((self.height, self.width), first, steps, strict=True))
+        image = Image(self.batch, self.channels, height, width, self.block, self.n_stride, self.block_stride,
+                      steps[0] * self.y_stride, steps[1] * self.x_stride)  # fmt: skip
+        return image, first[0] * self.y_stride + first[1] * self.x_stride
 
     def view(self, memory: Array) -> Array:
         """Strided numpy view (n, blocks, y, x, block) of flat memory, for packing and tests."""

@@ -189,7 +189,7 @@ def leaky_relu(k: Function, x: Value, alpha: Operand = 0.01) -> Value:
 
 def thresholded_relu(k: Function, x: Value, alpha: float = 1.0) -> Value:
     """x where x > alpha, else 0."""
-    return k.select(x <= alpha, k.zero(x.type), x)
+    return k.select(x > alpha, x, k.zero(x.type))
 
 
 def elu(k: Function, x: Value, alpha: float = 1.0) -> Value:

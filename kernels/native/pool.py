@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.native.compile import generate
+from kernels.native.cache import CodeCache, Source
 from kernels.native.errors import PoolError
-from kernels.native.isa import available_cores, host_isa
+from kernels.native.farm import compile_all
+from kernels.native.isa import Isa, available_cores, host_isa
 from kernels.native.library import Library
 from kernels.native.runtime import LINE_BYTES, MAILBOX, MAILBOX_BYTES, TEAM, TEAM_BYTES, runtime_ir
 from kernels.spec import Array
@@ -36,13 +37,17 @@ def aligned(size_bytes: int, alignment_bytes: int = LINE_BYTES) -> Array:
     return raw[start : start + size_bytes]
 
 
+def _runtime_code(isa: Isa) -> bytes:
+    return compile_all([Source.of(runtime_ir(isa))], isa, cache=CodeCache.default())[0].code
+
+
 class Pool:
     """`threads` of them, the caller's own included: a pool of one starts no worker. Workers start when first needed."""
 
     def __init__(self, threads: int) -> None:
         self._pid = os.getpid()
         isa = host_isa()
-        self._runtime = Library([generate(runtime_ir(isa), isa).code], list(_SIGNATURES))
+        self._runtime = Library([_runtime_code(isa)], list(_SIGNATURES))
         self._call = {
             name: ctypes.CFUNCTYPE(None, *kinds)(self._runtime.address(name)) for name, kinds in _SIGNATURES.items()
         }  # fmt: skip

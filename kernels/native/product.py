@@ -15,6 +15,8 @@ from kernels.native.transpose import transpose
 from kernels.native.types import F32, I64
 
 BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
+LINE_ELEMENTS = 16  # fp32 of a cache line
+MOST_PIXELS = 28  # of the tallest tile that is worth trying
 MOST_STEPS = 16  # unrolled
 
 
@@ -34,10 +36,16 @@ class Tile:
     b_step: int
 
 
-def most_rows(vectors: int, isa: Isa) -> int:
-    """Rows of the tallest tile of so many vectors that its registers hold."""
+def most_rows(vectors: int, isa: Isa, steps: int = 1) -> int:
+    """Rows of the tallest tile of so many vectors that its registers hold. steps: of the depth, loaded at once."""
     spare = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
-    return max(1, (isa.vector_registers - vectors - spare) // vectors)
+    return max(1, (isa.vector_registers - steps * vectors - spare) // vectors)
+
+
+def step_cycles(rows: int, vectors: int) -> float:
+    """Cycles of a tile for one step of the depth: two multiply–adds and two loads a cycle, latency 4; 5 % for broad loads of
+    weights from L2, which a taller tile repeats less often."""
+    return max(rows * vectors / 2, (rows + vectors) / 2, 4) + 0.1 * vectors + 0.05 * rows
 
 
 def even(size: int, most: int) -> int:

@@ -21,12 +21,6 @@ from kernels.spec import DType
 # Images
 
 
-def stored_view(image: Image) -> View:
-    """All memory of an image, (batch, blocks, height, width, block): lanes behind the last channel too."""
-    shape = (image.batch, image.blocks, image.height, image.width, image.block)
-    return View(shape, (image.n_stride, image.block_stride, image.y_stride, image.x_stride, 1))
-
-
 def channel_view(image: Image, first: int, blocks: int, block: int) -> View:
     """`blocks` times `block` channels from `first` on, (batch, blocks, block, height, width).
 

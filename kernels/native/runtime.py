@@ -5,8 +5,6 @@ a bounded number of times and then sleeps in the kernel (futex), so that more th
 cost nothing. Who changes the word wakes sleepers only if there are any. Both sides access word and sleepers sequentially
 consistent: either the waiter sees the new word, or the waker sees the sleeper.
 
-Where there is no futex (other systems than Linux) a sleeper naps 100 µs at a time instead: correct, but not free when idle.
-
 Memory, in lines of 128 bytes since processors fetch lines in pairs:
 
     mailbox, one a worker:   0 word  4 sleepers  8 team  16 thread number (i64)  24 stop (i32)  28 spins (i32)
@@ -48,17 +46,6 @@ define internal void @sleep(ptr %word, i32 %old) #0 {
 }
 define internal void @wake(ptr %word) #0 {
   call i64 (i64, ...) @syscall(i64 NUMBER, ptr %word, i64 129, i32 2147483647, ptr null, ptr null, i64 0)
-  ret void
-}
-"""
-
-_NAP = """\
-declare i32 @usleep(i32)
-define internal void @sleep(ptr %word, i32 %old) #0 {
-  call i32 @usleep(i32 100)
-  ret void
-}
-define internal void @wake(ptr %word) #0 {
   ret void
 }
 """
@@ -227,11 +214,10 @@ declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 """
 
 
-def runtime_ir(isa: Isa, *, futex: bool | None = None) -> str:
-    """The IR to link every program with. futex: whether the system has it; default: whether the ISA's triple is Linux."""
-    has_futex = "linux" in isa.triple if futex is None else futex
+def runtime_ir(isa: Isa) -> str:
+    """The IR to link every program with."""
     declaration, pause = _PAUSE[isa.arch]
-    sleeping = _FUTEX.replace("NUMBER", str(_FUTEX_NUMBER[isa.arch])) if has_futex else _NAP
+    sleeping = _FUTEX.replace("NUMBER", str(_FUTEX_NUMBER[isa.arch]))
     target = f'target triple = "{isa.triple}"\nattributes #0 = {{ nounwind "target-cpu"="{isa.cpu}" }}\n'
     return "\n".join((target, declaration, sleeping, _COMMON.replace("PAUSE", pause)))
 

@@ -1,58 +1,38 @@
-"""Winograd convolution, 3×3 with stride 1: F(m, 3) makes m×m outputs with (m+2)² multiplications a channel instead of 9·m².
+"""Winograd convolution, 3×3 with stride 1: what it is, which unit and tile to take, what that costs and errs.
 
-A tile is the t×t inputs (t = m + 2) that m×m outputs need. With B, G and A of Toom–Cook's algorithm at t - 1 points and infinity,
+F(m, 3) makes m×m outputs with (m+2)² multiplications a channel instead of 9·m². A tile is the t×t inputs (t = m + 2) that m×m
+outputs need. With B, G and A of Toom–Cook's algorithm at t - 1 points and infinity,
 
     y = Aᵀ [ Σ over channels (G w Gᵀ) ⊙ (Bᵀ x B) ] A
 
 so each of the t² places ("points") of the transformed tile is a matrix product of its own: tiles × channels × outputs. Tiles are
-numbered through (image, row, column) and cut into groups. The work has three phases, and memory for what goes between them:
-
-    input    x → V[point][block of channels][tile][lanes]             all channels of a tile; zeros where the image ends
-    multiply V, U → M[point][tile][vector][lanes]                     P tiles × V vectors of accumulators, over all channels
-    output   M → y                                                    a vector of channels of a tile; clipped where the image ends
-
-Lanes of V behind the last channel hold whatever x has there; `multiply` reads single channels and never those. Fused, a chunk is
-a group: it transforms the group, then for each block of V output vectors multiplies all points and writes the outputs, V and M
-being scratch that stays in L2, while weights are read once a group. That wants weights near L2's size, or many tiles to a group.
-Split, the phases are three kernels with V and M of all groups between them, and a chunk of `multiply` is a few points of one
-block: every weight is read once by one thread. That wants few tiles, or V and M are more traffic than the weights were.
-
-Distances between points are odd numbers of vectors, or the t² vectors of a tile would meet in few sets of the cache.
-
-Packed weights U: [block of V vectors][point][input channel][V·lanes] where fused, [point][block]… where split: always in the
-order in which they are read, so that the next block is asked for while one is used. Transformed in float64 and rounded once.
+numbered through (image, row, column) and cut into groups. Transformed inputs V and products M lie in memory between the phases,
+a group at a time in scratch (fused), or all of them (split): `winograd_kernels` has the phases.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.builder import Function, Value
-from kernels.native.errors import EmitError
-from kernels.native.geometry import Block, Conv, aligned_copy, channel_blocks, maybe
+from kernels.native.geometry import Conv, channel_blocks
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, emitted, kernel_name
-from kernels.native.layout import Image
-from kernels.native.types import I64
+from kernels.native.product import MOST_PIXELS, most_rows, step_cycles
 from kernels.spec import Array
 
-CHUNKS = 32  # of the transforms in the split form
-CHUNK_MACS = 512 << 10  # least of a chunk of products: 4 µs
 GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
 CACHE_BYTES = 768 << 10  # weights, V and M that L2 holds beside rows of the images
 GROUPS, LEAST_GROUP = 4, 8  # groups and tiles of a group that are worth to read weights of L3 again and again
 WEIGHTS_IN_L2_BYTES, WEIGHTS_NEAR_L2_BYTES, WEIGHTS_IN_L3_BYTES = 768 << 10, 3 << 20, 12 << 20
 BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is on its way to L1 meanwhile
-LINE_ELEMENTS = 16  # fp32 of a cache line
-TURN_CHANNELS = 16  # unrolled at least in the innermost loop
 
 # How long it takes, measured on a 2-core Zen 5.
 PRODUCT_EFFICIENCY = 0.93  # of the peak
+CHUNKS = 32  # of the transforms in the split form
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
 WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
@@ -119,10 +99,13 @@ class WinogradTile:
 
 @dataclass(frozen=True, slots=True)
 class WinogradCost:
-    """macs: multiplications of the matrix products, overhanging tiles included. weight_bytes: of the transformed weights.
+    """macs: multiplications of the matrix products, overhanging tiles included. cycles: of one core by the port model, transforms
+    included. chunks: pieces that threads share, of the phase that has fewest. weight_bytes: of the transformed weights.
     buffer_bytes: of V and M in the split form, by argument; the fused form has none."""
 
     macs: int
+    cycles: float
+    chunks: int
     weight_bytes: int
     buffer_bytes: Mapping[str, int]
 
@@ -142,21 +125,6 @@ def transforms(unit: int) -> tuple[Array, Array, Array]:
     return b, g, a
 
 
-def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Array) -> Array:
-    """Weights (outputs, inputs, 3, 3) transformed and in the order in which the kernel reads them; tails are 0."""
-    _, g, _ = transforms(winograd.unit)
-    parts = []
-    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
-        size = block.vectors * isa.lanes
-        for first in range(block.first, block.first + block.count):
-            start = first * tile.vectors * isa.lanes
-            rows = weights[start : start + size].astype(np.float64)
-            padded = np.zeros((winograd.points, weights.shape[1], size), np.float32)
-            padded[:, :, : len(rows)] = (g @ rows @ g.T).transpose(2, 3, 1, 0).reshape(winograd.points, -1, len(rows))
-            parts.append(padded.reshape(winograd.points, -1))
-    return aligned_copy(np.concatenate([part.ravel() for part in parts] if tile.fused else parts, axis=-1).ravel())
-
-
 def error_estimate(unit: int, channels: int) -> float:
     """What the result may be off, relative to the largest output: twice the worst that was measured.
 
@@ -169,11 +137,14 @@ def error_estimate(unit: int, channels: int) -> float:
 
 def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradCost:
     """What it executes and what memory it needs."""
-    conv, shape = winograd.conv, _Shape(winograd, tile, isa)
-    outputs = -(-conv.y.channels // isa.lanes) * isa.lanes
+    conv, shape = winograd.conv, Buffers(winograd, tile, isa)
+    outputs = conv.output_vectors(isa.lanes) * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
-    return WinogradCost(winograd.tiles * products, 4 * products, buffers)
+    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
 def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4)) -> Winograd | None:
@@ -181,7 +152,7 @@ def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int]
 
     By the larger of the time that multiplications take and the time that weights take from memory, on that many threads.
     """
-    if _fault(conv, isa):
+    if fault(conv, isa):
         return None
     direct = max(conv.macs / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
     cycles = {unit: _cycles(Winograd(conv, unit), isa, threads) for unit in units}
@@ -191,7 +162,7 @@ def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int]
 
 def _cycles(winograd: Winograd, isa: Isa, threads: int) -> float:
     conv = winograd.conv
-    outputs = -(-conv.y.channels // isa.lanes)
+    outputs = conv.output_vectors(isa.lanes)
     products = winograd.tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
     transformed = winograd.tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
@@ -224,24 +195,20 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
 def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[WinogradTile]:
     """Tiles of one form that fit the registers, the best first."""
     widest = 6 if fused else max(2, BLOCK_BYTES // (4 * isa.lanes * winograd.conv.x.channels))
-    scratch = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
     tiles = {
         make_winograd_tile(winograd, isa, pixels, vectors, group, fused=fused)
         for vectors in range(1, min(widest, 6) + 1)
-        for pixels in range(1, 29)
-        if pixels * vectors + vectors + scratch <= isa.vector_registers
+        for pixels in range(1, min(most_rows(vectors, isa), MOST_PIXELS) + 1)
     }
     return sorted(tiles, key=lambda tile: (_estimate(winograd, tile, isa), str(tile)))
 
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
-    """Cycles of a point of a group per input channel: two multiply–adds and two loads a cycle, latency 4; 5 % for broad loads of
-    weights from L2, which a taller tile repeats less often."""
+    """Cycles of a point of a group per input channel."""
     total = 0.0
     for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
         for _, pieces, p in even_spans(tile.group, tile.pixels):
-            cycles = max(p * block.vectors / 2, (p + block.vectors) / 2, 4) + 0.1 * block.vectors + 0.05 * p
-            total += block.count * pieces * cycles
+            total += block.count * pieces * step_cycles(p, block.vectors)
     return total
 
 
@@ -249,34 +216,12 @@ def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, 
     """A tile whose groups are even, with no more tiles each than asked for."""
     groups = -(-winograd.tiles // min(group, winograd.tiles))
     even = -(-winograd.tiles // groups)
-    vectors = min(vectors, -(-winograd.conv.y.channels // isa.lanes))
+    vectors = min(vectors, winograd.conv.output_vectors(isa.lanes))
     return WinogradTile(min(pixels, even), vectors, even, fused)
 
 
-def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, isa: Isa) -> tuple[NativeKernel, ...]:
-    """Emit the kernel, or the three that run one after another. Raises EmitError for what it cannot compute.
-
-    Arguments are "x", "w" (pack_winograd's), "b" (pack_bias's), "y", those of the epilogue and "scratch"; in the split form also
-    "v" and "m", memory of winograd_cost's sizes that the first and second kernel fill for the next.
-    """
-    _check(winograd, epilogue, isa)
-    emitter = _Emitter(winograd, tile, epilogue, isa)
-    return (emitter.fused(),) if tile.fused else (emitter.input(), emitter.multiply(), emitter.output())
-
-
-def _check(winograd: Winograd, epilogue: Epilogue, isa: Isa) -> None:
-    if winograd.unit not in POINTS:
-        raise EmitError(f"winograd: unit is {winograd.unit}, need one of {sorted(POINTS)}")
-    if fault := _fault(winograd.conv, isa):
-        raise EmitError(f"winograd: {fault}")
-    epilogue.check(isa.lanes)
-    for n, image in enumerate(epilogue.operands):
-        if image.block > isa.lanes and not image.contiguous_channels:
-            raise EmitError(f"winograd: operand {n} has blocks of {image.block} channels, need {isa.lanes}, all or one for all")
-
-
-def _fault(conv: Conv, isa: Isa) -> str | None:
-    """Why this module cannot compute it."""
+def fault(conv: Conv, isa: Isa) -> str | None:
+    """Why a convolution is none that is computed so, or None."""
     if (conv.kernel, conv.strides, conv.dilations, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         kind = f"kernel {conv.kernel}, strides {conv.strides}, dilations {conv.dilations}, groups {conv.groups}"
         return f"{kind}, need 3×3 and all else 1"
@@ -290,15 +235,15 @@ def _odd(count: int) -> int:
     return count | 1
 
 
-class _Shape:
-    """Sizes of V and M in elements."""
+class Buffers:
+    """Sizes of V and M in elements, and the blocks of outputs that they are cut by."""
 
     def __init__(self, winograd: Winograd, tile: WinogradTile, isa: Isa) -> None:
         self.lanes = isa.lanes
         self.blocks = channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes)
         self.block_count = sum(block.count for block in self.blocks)
         self.groups = -(-winograd.tiles // tile.group)
-        self.outputs = -(-winograd.conv.y.channels // isa.lanes) * isa.lanes
+        self.outputs = winograd.conv.output_vectors(isa.lanes) * isa.lanes
         self.v_point = _odd(winograd.conv.x.blocks * tile.group) * self.lanes
         self.m_point = _odd(tile.group * tile.vectors) * self.lanes
         self.v_group = winograd.points * self.v_point
@@ -315,304 +260,3 @@ def even_spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
         yield 0, larger, size + 1
     if pieces > larger:
         yield larger * (size + 1), pieces - larger, size
-
-
-class _Emitter:
-    """Emits the phases, and the kernels made of them."""
-
-    def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, isa: Isa) -> None:
-        self.winograd, self.tile, self.epilogue, self.isa = winograd, tile, epilogue, isa
-        self.conv, self.lanes, self.shape = winograd.conv, isa.lanes, _Shape(winograd, tile, isa)
-        self.b, _, self.a = transforms(winograd.unit)
-        self.run = -(-winograd.tiles // CHUNKS)  # tiles of a chunk of the split form's transforms
-        block_macs = tile.group * tile.vectors * isa.lanes * self.conv.x.channels
-        weight_bytes = 4 * winograd.points * self.conv.x.channels * self.conv.y.channels
-        self.spans = -(-tile.group // tile.pixels)
-        self.step = max(1, TURN_CHANNELS // isa.lanes)  # blocks of channels in a turn of the innermost loop
-        # cache lines that each turn asks for of the weights behind those of its point
-        self.ahead = -(-self.step * isa.lanes * tile.vectors // self.spans) if weight_bytes > WEIGHTS_IN_L2_BYTES else 0
-        self.point_run = min(winograd.points, -(-CHUNK_MACS // block_macs))
-        self.point_runs = -(-winograd.points // self.point_run)
-
-    def fused(self) -> NativeKernel:
-        """A chunk is a group: all its phases."""
-        shape = self.shape
-
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            m = k.offset(given[SCRATCH], shape.v_group)
-            zeros = k.offset(m, shape.m_block)
-            k.store(k.zero(k.f32), zeros)
-            with k.loop("chunk", begin, end) as group:
-                v, first = given[SCRATCH], group * self.tile.group
-                stop = self._end(k, first, self.tile.group)
-                with k.loop("tile", first, stop) as number:
-                    self._input(k, number, given["x"], k.offset(v, (number - first) * self.lanes), zeros)
-                for block in shape.blocks:
-                    with k.loop("block", block.first, block.first + block.count) as n:
-                        with k.loop("point", 0, self.winograd.points) as point:
-                            self._multiply(k, block, n, point, v, given["w"], m)
-                        with k.loop("tile", first, stop) as number:
-                            at = k.offset(m, (number - first) * (block.vectors * self.lanes))
-                            self._output(k, block, n, number, at, given["b"], self._places(given))
-
-        return self._kernel(
-            "fused",
-            (self.epilogue,),
-            ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
-            shape.groups,
-            4 * (shape.v_group + shape.m_block + self.lanes),
-            body=body,
-        )
-
-    def input(self) -> NativeKernel:
-        """A chunk is a run of tiles."""
-
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            k.store(k.zero(k.f32), given[SCRATCH])
-            with k.loop("chunk", begin, end) as chunk:
-                first = chunk * self.run
-                with k.loop("tile", first, self._end(k, first, self.run)) as number:
-                    group, place = number // self.tile.group, number % self.tile.group
-                    at = k.offset(given["v"], group * self.shape.v_group + place * self.lanes)
-                    self._input(k, number, given["x"], at, given[SCRATCH])
-
-        return self._kernel("input", (), ("x", "v", SCRATCH), -(-self.winograd.tiles // self.run), 4 * self.lanes, body=body)
-
-    def multiply(self) -> NativeKernel:
-        """A chunk is a few points of a block of a group; consecutive ones take the same V."""
-        shape, points = self.shape, self.winograd.points
-
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            with k.loop("chunk", begin, end) as chunk:
-                n, rest = chunk % shape.block_count, chunk // shape.block_count
-                first, group = rest % self.point_runs * self.point_run, rest // self.point_runs
-                stop = first + self.point_run
-                if points % self.point_run:
-                    stop = k.select(stop < points, stop, k.const(I64, points))
-                v = k.offset(given["v"], group * shape.v_group)
-                m = k.offset(given["m"], (group * shape.block_count + n) * shape.m_block)
-                for block in shape.blocks:
-                    with maybe(k, block.chosen_by(n, shape.blocks)), k.loop("point", first, stop) as point:
-                        self._multiply(k, block, n, point, v, given["w"], m)
-
-        return self._kernel("multiply", (), ("v", "w", "m"), shape.groups * self.point_runs * shape.block_count, body=body)
-
-    def output(self) -> NativeKernel:
-        """A chunk is a run of tiles, in all channels."""
-        shape = self.shape
-
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            with k.loop("chunk", begin, end) as chunk:
-                first = chunk * self.run
-                with k.loop("tile", first, self._end(k, first, self.run)) as number:
-                    group, place = number // self.tile.group, number % self.tile.group
-                    for block in shape.blocks:
-                        with k.loop("block", block.first, block.first + block.count) as n:
-                            at = (group * shape.block_count + n) * shape.m_block + place * (block.vectors * self.lanes)
-                            self._output(k, block, n, number, k.offset(given["m"], at), given["b"], self._places(given))
-
-        return self._kernel(
-            "output", (self.epilogue,), ("m", "b", *self.epilogue.arguments, "y"), -(-self.winograd.tiles // self.run), body=body
-        )
-
-    def _kernel(
-        self,
-        phase: str,
-        key: tuple[Epilogue, ...],
-        names: tuple[str, ...],
-        chunks: int,
-        scratch_bytes: int = 0,
-        *,
-        body: Callable[[Function, Mapping[str, Value], Value, Value], None],
-    ) -> NativeKernel:
-        """The kernel of a phase, or of all of them. body: takes the builder, the pointers by name, and the chunks of a call."""
-        stem = f"f32_winograd{self.winograd.unit}_{phase}_{self.tile.pixels}x{self.tile.vectors * self.lanes}"
-
-        def filled(k: Function, values: list[Value]) -> None:
-            *pointers, begin, end = values
-            body(k, dict(zip(names, pointers, strict=True)), begin, end)
-
-        name = kernel_name(stem, (self.winograd, self.tile, key), self.isa)
-        return emitted(self.isa, name, names, chunks, filled, scratch_bytes)
-
-    def _places(self, given: Mapping[str, Value]) -> Places:
-        return Places.of(self.conv.y, self.epilogue, given["y"], [given[name] for name in self.epilogue.arguments])
-
-    def _end(self, k: Function, first: Value, count: int) -> Value:
-        """Behind the last of `count` tiles from `first`, where the last run may be short."""
-        stop, tiles = first + count, self.winograd.tiles
-        return k.select(stop < tiles, stop, k.const(I64, tiles)) if tiles % count else stop
-
-    def _split(self, number: Value) -> tuple[Value, Value, Value]:
-        """Image, row and column of a tile."""
-        rows, columns = self.winograd.rows, self.winograd.columns
-        return number // (rows * columns), number // columns % rows, number % columns
-
-    def _input(self, k: Function, number: Value, x: Value, v: Value, zeros: Value) -> None:
-        """Transform all channels of a tile. v: where its first vector goes. zeros: a vector of them."""
-        conv, unit, size = self.conv, self.winograd.unit, self.winograd.size
-        n, row, column = self._split(number)
-        top, left = row * unit - conv.top, column * unit - conv.left
-        at = k.offset(x, n * conv.x.n_stride + top * conv.x.y_stride + left * conv.x.x_stride)
-        lines = [(top + i >= 0) & (top + i < conv.x.height) for i in range(size)]
-        columns = [(left + i >= 0) & (left + i < conv.x.width) for i in range(size)]
-        inside = lines[0] & lines[-1] & columns[0] & columns[-1]
-        with k.when(inside, "inside"), k.loop("channels", 0, conv.x.blocks) as block:
-            here = k.offset(at, block * conv.x.block_stride)
-            self._transform_input(k, k.offset(v, block * (self.tile.group * self.lanes)), lambda i, j: self._pixel(k, here, i, j))
-        with k.when(inside ^ 1, "border"), k.loop("channels", 0, conv.x.blocks) as block:
-            there = k.offset(at, block * conv.x.block_stride)
-            self._transform_input(
-                k,
-                k.offset(v, block * (self.tile.group * self.lanes)),
-                lambda i, j: k.select(lines[i] & columns[j], self._pixel(k, there, i, j), zeros),
-            )
-
-    def _pixel(self, k: Function, at: Value, row: int, column: int) -> Value:
-        return k.offset(at, row * self.conv.x.y_stride + column * self.conv.x.x_stride)
-
-    def _transform_input(self, k: Function, v: Value, pixel: Callable[[int, int], Value]) -> None:
-        """Bᵀ x B of one vector of channels; pixel: address of one of the tile."""
-        size = self.winograd.size
-        columns = [linear(k, self.b, [k.load(k.f32, pixel(i, j)) for i in range(size)]) for j in range(size)]
-        for i in range(size):
-            for j, value in enumerate(linear(k, self.b, [column[i] for column in columns])):
-                k.store(value, v, (i * size + j) * self.shape.v_point)
-
-    def _multiply(self, k: Function, block: Block, n: Value, point: Value, v: Value, w: Value, m: Value) -> None:
-        """One point of a group: V · U of one block of outputs. v, m: of the group and of the block in it."""
-        inputs, wide, lanes = self.conv.x.channels, block.vectors * self.lanes, self.lanes
-        v, m = k.offset(v, point * self.shape.v_point), k.offset(m, point * self.shape.m_point)
-        if self.tile.fused:
-            before = n * (self.winograd.points * inputs * self.tile.vectors * lanes) + point * (inputs * wide)
-        else:
-            before = point * (inputs * self.shape.outputs) + n * (inputs * self.tile.vectors * lanes)
-        w, number = k.offset(w, before), 0
-        for first, pieces, pixels in even_spans(self.tile.group, self.tile.pixels):
-            with k.loop("span", 0, pieces) as piece:
-                tile = piece * pixels + first
-                share = self.ahead * LINE_ELEMENTS * (inputs // (self.step * lanes))
-                ahead = k.offset(w, (piece + number) * share + inputs * wide)
-                values = self._products(k, block.vectors, pixels, k.offset(v, tile * lanes), w, ahead)
-                to = k.offset(m, tile * wide)
-                for at, value in enumerate(values):
-                    k.store(value, to, at * lanes)
-            number += pieces
-
-    def _products(self, k: Function, vectors: int, pixels: int, v: Value, w: Value, ahead: Value) -> list[Value]:
-        """A register tile over all channels, some blocks of them unrolled. ahead: weights to ask for."""
-        lanes, per_block = self.lanes, self.tile.group * self.lanes
-        channels = self.step * lanes
-        turns, rest = divmod(self.conv.x.channels, channels)
-        values, wide = [k.zero(k.f32)] * (pixels * vectors), vectors * lanes
-        if turns:
-            with k.fold("c", 0, turns, 1, values) as fold:
-                at, weights = k.offset(v, fold.index * (self.step * per_block)), k.offset(w, fold.index * (channels * wide))
-                coming = k.offset(ahead, fold.index * (self.ahead * LINE_ELEMENTS))
-                fold.values = self._unrolled(k, vectors, pixels, channels, at, weights, fold.values, coming)
-            values = fold.values
-        if rest:
-            at, weights = k.offset(v, turns * self.step * per_block), k.offset(w, turns * channels * wide)
-            values = self._unrolled(k, vectors, pixels, rest, at, weights, values, None)
-        return values
-
-    def _unrolled(
-        self, k: Function, vectors: int, pixels: int, channels: int, v: Value, w: Value, values: list[Value], ahead: Value | None
-    ) -> list[Value]:
-        """The multiply–adds themselves."""
-        values, lanes = list(values), self.lanes
-        for c in range(channels):
-            if ahead is not None:
-                for line in range(self.ahead * c // channels, self.ahead * (c + 1) // channels):
-                    k.prefetch(ahead, line * LINE_ELEMENTS)
-            weights = [k.load(k.f32, w, (c * vectors + n) * lanes) for n in range(vectors)]
-            for p in range(pixels):
-                scalar = k.broadcast(k.f32, v, (c // lanes * self.tile.group + p) * lanes + c % lanes)
-                for n in range(vectors):
-                    values[p * vectors + n] = k.fma(scalar, weights[n], values[p * vectors + n])
-        return values
-
-    def _output(self, k: Function, block: Block, n: Value, number: Value, m: Value, b: Value, to: Places) -> None:
-        """Write a tile in one block of channels. m: its first vector of point 0."""
-        unit, per_block = self.winograd.unit, self.tile.vectors
-        image, row, column = self._split(number)
-        to = to.move(k, lambda y: image * y.n_stride + row * (unit * y.y_stride) + column * (unit * y.x_stride))
-        b = k.offset(b, n * (per_block * self.lanes))
-        whole = block.vectors - (block.tail < self.lanes)
-        if whole:
-            with k.loop("vector", 0, whole) as vector:
-                self._vector(k, n * per_block + vector, vector, self.lanes, row, column, m, b, to)
-        if block.tail < self.lanes:
-            last = k.const(I64, whole)
-            self._vector(k, n * per_block + whole, last, block.tail, row, column, m, b, to)
-
-    def _vector(
-        self, k: Function, block: Value, vector: Value, lanes: int, row: Value, column: Value, m: Value, b: Value, to: Places
-    ) -> None:
-        """Aᵀ M A of one vector of channels, finished and written. lanes: those the epilogue's operands have."""
-        conv, unit, size = self.conv, self.winograd.unit, self.winograd.size
-        m, to = k.offset(m, vector * self.lanes), to.move(k, lambda image: block * _block_stride(image, self.lanes))
-        bias = k.load(k.f32, b, vector * self.lanes) if self.epilogue.bias else None
-        at = [[k.load(k.f32, m, (i * size + j) * self.shape.m_point) for i in range(size)] for j in range(size)]
-        columns = [linear(k, self.a, column) for column in at]
-        lines, last_row = conv.y.height % unit or unit, row < self.winograd.rows - 1
-        for i in range(unit):
-            values = linear(k, self.a, [column[i] for column in columns])
-            if bias is not None:
-                values = [value + bias for value in values]
-            with maybe(k, None if i < lines else last_row):
-                self._line(k, i, values, column, lanes, to)
-
-    def _line(self, k: Function, i: int, values: Sequence[Value], column: Value, lanes: int, to: Places) -> None:
-        """Store a row of a tile: all of it, or in the last column of tiles what of it lies inside the image."""
-        unit, last = self.winograd.unit, self.winograd.columns - 1
-        inside = self.conv.y.width % unit or unit
-        for j in range(inside):
-            to.store(k, self.epilogue, values[j], _pixel_at(i, j), lanes, self.lanes)
-        if inside < unit and last:
-            with k.when(column < last):
-                for j in range(inside, unit):
-                    to.store(k, self.epilogue, values[j], _pixel_at(i, j), lanes, self.lanes)
-
-
-def _pixel_at(row: int, column: int) -> Callable[[Image], int]:
-    return lambda image: row * image.y_stride + column * image.x_stride
-
-
-def _block_stride(image: Image, lanes: int) -> int:
-    """Elements from one vector of channels to the next."""
-    if image.block == 1 and image.block_stride == 0:
-        return 0
-    return lanes if image.contiguous_channels and image.block > lanes else image.block_stride
-
-
-def linear(k: Function, matrix: Array, values: Sequence[Value]) -> list[Value]:
-    """matrix · values, with few instructions: rows, or columns, that differ in signs alone share what they have in common."""
-    rows, columns = matrix.shape
-    out: dict[int, Value] = {}
-    for n in range(rows - 1):
-        even, odd = (matrix[n] + matrix[n + 1]) / 2, (matrix[n] - matrix[n + 1]) / 2
-        if n in out or not even.any() or not odd.any() or (even * odd).any():
-            continue
-        scale = float(odd[np.flatnonzero(odd)[-1]])
-        left, right = combine(k, even, values), combine(k, odd / scale, values)
-        out[n], out[n + 1] = combine(k, (1, scale), (left, right)), combine(k, (1, -scale), (left, right))
-    if out:
-        return [out[n] if n in out else combine(k, matrix[n], values) for n in range(rows)]
-    terms, weights = list(values), matrix.copy()
-    for n in range(columns - 1):
-        a, b = matrix[:, n], matrix[:, n + 1]
-        if (np.abs(a) == np.abs(b)).all() and (a == b).any() and (a != b).any():
-            terms[n], terms[n + 1] = values[n] + values[n + 1], values[n] - values[n + 1]
-            weights[:, n], weights[:, n + 1] = (a + b) / 2, (a - b) / 2
-    return [combine(k, row, terms) for row in weights]
-
-
-def combine(k: Function, weights: Sequence[float] | Array, values: Sequence[Value]) -> Value:
-    """The weighted sum of values, those of weight 1 first."""
-    terms = [(float(weight), value) for weight, value in zip(weights, values, strict=True) if weight]
-    (weight, value), *rest = sorted(terms, key=lambda term: term[0] != 1)
-    total = value if weight == 1 else value * weight
-    for weight, value in rest:
-        total = total + value if weight == 1 else total - value if weight == -1 else k.fma(value, weight, total)
-    return total

@@ -15,8 +15,8 @@ from kernels.spec import STRING, Array, Spec
 _MODES = ("constant", "reflect", "edge", "wrap")
 
 
-def _amounts(rank: int, pads: Spec, axes: Spec | None) -> list[tuple[int, int]]:
-    """(before, after) of every axis; negative takes away."""
+def amounts_of(rank: int, pads: Spec, axes: Spec | None) -> list[tuple[int, int]]:
+    """(before, after) of every axis of a Pad; negative takes away."""
     along = range(rank) if axes is None else axes_of("Pad", known_ints("Pad: axes", axes), rank)
     values = known_ints("Pad: pads", pads, 2 * len(along))
     amounts = [(0, 0)] * rank
@@ -32,7 +32,7 @@ def infer_pad(x: Spec, pads: Spec, fill: Spec | None = None, axes: Spec | None =
         one_dtype("Pad: x and constant_value", x, fill)
         if fill.elements != 1:
             raise ShapeError(f"Pad: constant_value is {fill}, need a scalar")
-    amounts = _amounts(x.rank, pads, axes)
+    amounts = amounts_of(x.rank, pads, axes)
     for axis, (size, (before, after)) in enumerate(zip(x.shape, amounts, strict=True)):
         left = size + min(before, 0) + min(after, 0)
         if left < 0:
@@ -47,7 +47,7 @@ def run_pad(
 ) -> None:
     """Constant: fill the frame, copy the middle. Other modes: every output row names the row of x it repeats."""
     (y,) = out
-    amounts = _amounts(x.ndim, Spec.of(pads), None if axes is None else Spec.of(axes))
+    amounts = amounts_of(x.ndim, Spec.of(pads), None if axes is None else Spec.of(axes))
     left = [slice(max(-a, 0), size - max(-b, 0)) for size, (a, b) in zip(x.shape, amounts, strict=True)]
     index: tuple[Any, ...] = (..., *left)  # the ellipsis makes a view even of a scalar
     kept = x[index]

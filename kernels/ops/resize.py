@@ -225,41 +225,78 @@ def cost(
     return Cost(other_flops=flops)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """What becomes of one axis. index: (size_out, taps), the inputs that every output takes. weights: of each, None where an
+    output is one input. outside: (size_out,), outputs that get the extrapolation value."""
+
+    axis: int
+    index: Array
+    weights: Array | None
+    outside: Array
+
+    @property
+    def copies(self) -> bool:
+        """Whether every output is one input."""
+        return self.weights is None and not self.outside.any()
+
+
+def passes(
+    x: Spec,
+    roi: Spec | None = None,
+    scales: Spec | None = None,
+    sizes: Spec | None = None,
+    *,
+    scales_second: bool = False,
+    **attrs: Any,
+) -> list[Pass]:
+    """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
+    if scales_second:
+        roi, scales = None, roi
+    found = [
+        _pass(plan, coordinates, **attrs)
+        for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs)
+        if not _is_identity(plan, coordinates := _coordinates(plan, attrs["coordinate_transformation_mode"]))
+    ]
+    return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
+
+
+def _pass(plan: Axis, coordinates: Array, **attrs: Any) -> Pass:
+    outside = np.zeros(plan.size_out, bool)
+    if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        outside = (coordinates < 0) | (coordinates > plan.size_in - 1)
+    mode = attrs["mode"]
+    if mode == "nearest":
+        index = np.clip(_NEAREST[attrs["nearest_mode"]](coordinates), 0, plan.size_in - 1).astype(np.intp)
+        return Pass(plan.axis, index[:, None], None, outside)
+    taps = _taps(plan, coordinates, mode, attrs["cubic_coeff_a"], attrs["antialias"], attrs["exclude_outside"])
+    return Pass(plan.axis, *taps, outside)
+
+
 def run(
     out: tuple[Array, ...],
     x: Array,
     roi: Array | None = None,
     scales: Array | None = None,
     sizes: Array | None = None,
-    *,
-    scales_second: bool = False,
     **attrs: Any,
 ) -> None:
     """One pass an axis: a gather for nearest, a sum of weighted gathers otherwise, in float32 or float64."""
     (y,) = out
     if not y.size:
         return
-    if scales_second:
-        roi, scales = None, roi
     inputs = [None if given is None else Spec.of(given) for given in (roi, scales, sizes)]
-    mode = attrs["mode"]
-    work = x if mode == "nearest" or x.dtype in (np.float32, np.float64) else x.astype(_wide(x))
-    outside: list[tuple[int, Array]] = []
-    for plan in _resized_axes("Resize", Spec(x.shape, x.dtype), *inputs, **attrs):
-        coordinates = _coordinates(plan, attrs["coordinate_transformation_mode"])
-        if _is_identity(plan, coordinates):
-            continue
-        if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
-            outside.append((plan.axis, (coordinates < 0) | (coordinates > plan.size_in - 1)))
-        if mode == "nearest":
-            index = np.clip(_NEAREST[attrs["nearest_mode"]](coordinates), 0, plan.size_in - 1).astype(np.intp)
-            work = np.take(work, index, plan.axis)
+    work = x if attrs["mode"] == "nearest" or x.dtype in (np.float32, np.float64) else x.astype(_wide(x))
+    found = passes(Spec(x.shape, x.dtype), *inputs, **attrs)
+    for step in found:
+        if step.weights is None:
+            work = np.take(work, step.index[:, 0], step.axis)
         else:
-            taps = _taps(plan, coordinates, mode, attrs["cubic_coeff_a"], attrs["antialias"], attrs["exclude_outside"])
-            work = _weigh(work, plan.axis, *taps)
+            work = _weigh(work, step.axis, step.index, step.weights)
     np.copyto(y, work, casting="unsafe")
-    for axis, mask in outside:
-        np.moveaxis(y, axis, 0)[mask] = attrs["extrapolation_value"]
+    for step in found:
+        if step.outside.any():
+            np.moveaxis(y, step.axis, 0)[step.outside] = attrs["extrapolation_value"]
 
 
 def _wide(x: Array) -> Any:
@@ -286,6 +323,11 @@ _DEFAULTS = {name: value for name, value in (infer.__kwdefaults__ or {}).items()
 _UPSAMPLE: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
 
 
+def upsample_attributes(*, mode: str) -> dict[str, Any]:
+    """An Upsample's attributes as those of the Resize that it is."""
+    return {**_DEFAULTS, **_UPSAMPLE, "mode": mode, "scales_second": True}
+
+
 def infer_upsample(x: Spec, scales: Spec, *, mode: str = "nearest") -> Spec:
     """Every size times its scale, rounded down."""
     require_dtype("Upsample: x", x, NUMBERS)
@@ -295,12 +337,12 @@ def infer_upsample(x: Spec, scales: Spec, *, mode: str = "nearest") -> Spec:
 
 def cost_upsample(out: tuple[Spec, ...], x: Spec, scales: Spec, *, mode: str = "nearest") -> Cost:
     """As Resize."""
-    return cost(out, x, scales, scales_second=True, **{**_DEFAULTS, **_UPSAMPLE, "mode": mode})
+    return cost(out, x, scales, **upsample_attributes(mode=mode))
 
 
 def run_upsample(out: tuple[Array, ...], x: Array, scales: Array, *, mode: str = "nearest") -> None:
     """As Resize."""
-    run(out, x, scales, scales_second=True, **{**_DEFAULTS, **_UPSAMPLE, "mode": mode})
+    run(out, x, scales, **upsample_attributes(mode=mode))
 
 
 def _f(*values: float) -> Array:

@@ -1,4 +1,4 @@
-"""The strategy database: devices, models, plans, measurements and profile runs, on SQLite or PostgreSQL."""
+"""The database: devices, models, plans, measurements, profile runs, jobs and API keys, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,20 +8,46 @@ from typing import Self
 from scheduler.errors import StoreVersionError
 from scheduler.store.catalogue import Devices, Models
 from scheduler.store.database import Database, default_url
+from scheduler.store.jobs import Jobs
+from scheduler.store.keys import Audit, Keys
 from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
 from scheduler.store.profiles import Profiles
-from scheduler.store.records import Found, Here, Measurement, Page, ProfileNode, ProfileRun, StoredDevice, StoredModel, StoredPlan
+from scheduler.store.pruning import Pruned, Pruning
+from scheduler.store.records import (
+    AuditEntry,
+    Claim,
+    Found,
+    Here,
+    Job,
+    JobState,
+    KeyRing,
+    Measurement,
+    Page,
+    ProfileNode,
+    ProfileRun,
+    StoredDevice,
+    StoredKey,
+    StoredModel,
+    StoredPlan,
+)
 
 __all__ = [
+    "AuditEntry",
+    "Claim",
     "Found",
     "Here",
+    "Job",
+    "JobState",
+    "KeyRing",
     "Measurement",
     "Page",
     "ProfileNode",
     "ProfileRun",
+    "Pruned",
     "Store",
     "StoredDevice",
+    "StoredKey",
     "StoredModel",
     "StoredPlan",
     "default_url",
@@ -43,6 +69,9 @@ class Store:
         self.plans = Plans(self._database)
         self.measurements = Measurements(self._database)
         self.profiles = Profiles(self._database)
+        self.jobs = Jobs(self._database)
+        self.keys = Keys(self._database)
+        self.audit = Audit(self._database)
         try:
             if upgrade:
                 self.upgrade()
@@ -56,6 +85,10 @@ class Store:
     def label(self) -> str:
         """The URL without its password."""
         return self._database.label
+
+    def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
+        """Delete what is old or stale (`Pruning.prune`)."""
+        return Pruning(self._database).prune(here, older_than_days, stale=stale)
 
     def upgrade(self) -> None:
         """Migrate the schema to this build's. Raises StoreVersionError when it is newer."""

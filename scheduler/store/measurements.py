@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Select, and_, or_, select
+from sqlalchemy import Select, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError, RecordFormatError
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     _Query = Select[MeasurementRow, str, str, str]  # with device fingerprint, signature key and text
     _Line = Row[MeasurementRow, str, str, str]
 
+MAX_EVIDENCE: Final = 4000
 _BATCH = 500  # rows of one INSERT
+_LAST_BUILD = 200  # newest measurements of one signature that are looked through for those of the build measured last
 _KEY = ("device_id", "signature_id", "engine_build", "kernel_source", "strategy")
 _WORK = ("op", "executed_macs", "other_flops", "moved_bytes")
-_EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us")
+_EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us", "load")
 
 
 class Measurements:
@@ -66,8 +69,12 @@ class Measurements:
         model: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
+        *,
+        since_us: int = 0,
     ) -> Page[Found]:
         """Measurements of a device, a signature (its key) or all work of a model, each labelled fresh or why not.
+
+        since_us: leave out those taken before; no index helps with that, it is for copying a database, not for requests.
 
         Raises: NotFoundError when device or model is not stored, RecordFormatError when both signature and model are given.
         """
@@ -77,7 +84,7 @@ class Measurements:
         before = cursor_ids(cursor, parts=1 if model is None else 2)
 
         def work(session: Session) -> Page[Found]:
-            query = _all()
+            query = _all() if not since_us else _all().where(MeasurementRow.measured_us >= since_us)
             if device is not None:
                 query = query.where(MeasurementRow.device_id == device_id(session, device))
             if model is not None:
@@ -89,6 +96,40 @@ class Measurements:
 
         return self._database.read(work)
 
+    def best(
+        self,
+        here: Here,
+        signature: str | None = None,
+        model: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Found]:
+        """The fastest known strategy of a signature, or of each signature of a model that was measured on the device of `here`.
+
+        It is a fresh one where there is any; else the fastest of the build that was measured last, labelled with what differs.
+
+        Raises: NotFoundError when device or model is not stored, RecordFormatError unless one of signature and model is given.
+        """
+        (before,), bound = cursor_ids(cursor), page_limit(limit)
+        if (signature is None) == (model is None):
+            raise RecordFormatError("strategies: need either a signature or a model")
+
+        def work(session: Session) -> Page[Found]:
+            device = device_id(session, here.device_fingerprint)
+            query = select(SignatureRow.id, SignatureRow.op).where(SignatureRow.id < before)
+            measured = exists().where(MeasurementRow.device_id == device, MeasurementRow.signature_id == SignatureRow.id)
+            if model is not None:
+                linked = ModelSignatureRow.signature_id == SignatureRow.id
+                query = query.join(ModelSignatureRow, linked).where(ModelSignatureRow.model_id == model_id(session, model))
+                query = query.order_by(ModelSignatureRow.signature_id.desc())
+            else:
+                query = query.where(SignatureRow.key == signature)
+            rows = session.execute(query.where(measured).limit(bound + 1)).all()
+            found = tuple(_best(session, here, device, number, op) for number, op in rows[:bound])
+            return Page(found, str(rows[bound - 1][0]) if len(rows) > bound else None)
+
+        return self._database.read(work)
+
     def fresh(self, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
         """What is known of each signature on this very device, build and kernel source; nothing else is in it.
 
@@ -96,23 +137,29 @@ class Measurements:
         """
         return self._database.read(lambda session: _fresh(session, here, signatures))
 
-    def recent(self, here: Here, op: str, limit: int | None = None) -> list[Measurement]:
-        """The newest fresh measurements of an op, of any signature: what the cost model is fitted on."""
-        bound = page_limit(limit)
+    def evidence(self, here: Here, limit: int = MAX_EVIDENCE) -> list[Measurement]:
+        """The newest fresh measurements, of any signature: what a cost model is fitted on. At most `limit` are looked at."""
 
         def work(session: Session) -> list[Measurement]:
-            query = _all().where(
-                MeasurementRow.device_id == device_id(session, here.device_fingerprint),
-                MeasurementRow.op == op,
-                MeasurementRow.engine_build == here.build.id,
-                MeasurementRow.kernel_source == here.build.kernel_source(op),
-            )
-            return [_measurement(*line) for line in session.execute(query.order_by(MeasurementRow.id.desc()).limit(bound))]
+            return [_measurement(*line) for line in session.execute(_of_build(session, _all(), here).limit(limit))]
+
+        try:
+            found = self._database.read(work)
+        except NotFoundError:  # nothing is known of a device that is not stored
+            return []
+        return [measurement for measurement in found if here.judge(measurement).fresh]
+
+    def newest(self, here: Here) -> int:
+        """The id of the newest measurement of this device and build, 0 where there is none."""
+
+        def work(session: Session) -> int:
+            query = select(MeasurementRow.id)
+            return session.scalar(_of_build(session, query, here).limit(1)) or 0
 
         try:
             return self._database.read(work)
-        except NotFoundError:  # nothing is known of a device that is not stored
-            return []
+        except NotFoundError:
+            return 0
 
 
 def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
@@ -135,6 +182,32 @@ def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[
     return found
 
 
+def _best(session: Session, here: Here, device: int, signature: int, op: str) -> Found:
+    """The fastest of a signature that has measurements."""
+    of_signature = _all().where(MeasurementRow.device_id == device, MeasurementRow.signature_id == signature)
+    fresh = of_signature.where(
+        MeasurementRow.engine_build == here.build.id, MeasurementRow.kernel_source == here.build.kernel_source(op)
+    )
+    fastest = session.execute(fresh.order_by(MeasurementRow.p50_ns).limit(1)).all()
+    if not fastest:
+        newest = _newest(session, of_signature, LAST_ID, _LAST_BUILD)
+        build = (newest[0][0].engine_build, newest[0][0].kernel_source)
+        fastest = [min((line for line in newest if (line[0].engine_build, line[0].kernel_source) == build), key=_p50_ns)]
+    return here.judge(_measurement(*fastest[0]))
+
+
+def _p50_ns(line: _Line) -> float:
+    return line[0].p50_ns
+
+
+def _of_build(session: Session, query: Any, here: Here) -> Any:
+    """Of this device and build, the newest first."""
+    device = device_id(session, here.device_fingerprint)
+    query = query.where(MeasurementRow.device_id == device, MeasurementRow.engine_build == here.build.id)
+    return query.order_by(MeasurementRow.id.desc())
+
+
+@functools.cache  # building it costs more than asking it
 def _all() -> _Query:
     query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)

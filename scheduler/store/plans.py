@@ -8,7 +8,7 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError
-from scheduler.plan import Plan
+from scheduler.plan import Plan, State
 from scheduler.store.database import Database
 from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
 from scheduler.store.rows import device_id, insert_into, model_id, newest_first, signature_ids
@@ -93,6 +93,19 @@ class Plans:
         if self._database.write(work) is None:
             raise NotFoundError(f"plan {plan_id}: not stored")
 
+    def drifted(self, plan_id: str, reason: str) -> None:
+        """Note that serving by this plan takes another time than it says; saving it again, or another plan, starts anew.
+
+        Raises: NotFoundError.
+        """
+
+        def work(session: Session) -> int | None:
+            statement = update(PlanRow).where(PlanRow.digest == plan_id).values(drift=reason[:1000]).returning(PlanRow.id)
+            return session.scalar(statement)
+
+        if self._database.write(work) is None:
+            raise NotFoundError(f"plan {plan_id}: not stored")
+
     def _one(self, query: Select[PlanRow], here: Here, missing: str) -> StoredPlan:
         row = self._database.read(lambda session: session.scalar(query))
         if row is None:
@@ -102,6 +115,8 @@ class Plans:
 
 def _plan(row: PlanRow, here: Here) -> StoredPlan:
     plan = Plan.from_json(row.payload).judged(here.device_fingerprint, here.build)
+    if row.drift is not None and plan.state.status == "current":
+        plan = plan.model_copy(update={"state": State(status="drifted", reason=row.drift)})
     return StoredPlan(plan.model_copy(update={"measured_ns": row.measured_ns}), row.created_us)
 
 

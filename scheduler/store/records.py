@@ -64,7 +64,8 @@ class StoredPlan:
 class Measurement:
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970.
+    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970. load: what was timed, as a
+    cost model sees it (`scheduler.load`); "" where that is not known.
     """
 
     device_fingerprint: str
@@ -84,6 +85,7 @@ class Measurement:
     mean_ns: float
     std_ns: float
     measured_us: int
+    load: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,89 @@ class ProfileRun:
     payload: str
     nodes: tuple[ProfileNode, ...]
     created_us: int
+
+
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDED: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Work for one device, and how far it is.
+
+    request, progress, result: JSON objects. model_digest is "" where no model is needed. owner: who runs it, or ran it last;
+    lease_until_us: until when it is theirs unless they say that they live. revision: counts every change. attempts: how often
+    it was taken.
+    """
+
+    id: int
+    kind: str
+    device_fingerprint: str
+    model_digest: str
+    request: str
+    state: JobState
+    revision: int
+    progress: str
+    owner: str
+    lease_until_us: int
+    attempts: int
+    cancel_asked: bool
+    result: str
+    error: str
+    created_us: int
+    started_us: int | None
+    finished_us: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not change any more."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that was taken. lease: proves to the store that a word about the job comes from who has it."""
+
+    job: Job
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """An API key without its secret. scopes: sorted names. None: no own rate, never expires, not revoked, never used."""
+
+    prefix: str
+    name: str
+    secret_sha256: str
+    scopes: tuple[str, ...]
+    rate_per_s: float | None
+    created_us: int
+    expires_us: int | None
+    revoked_us: int | None
+    last_used_us: int | None
+
+    def active(self, moment_us: int) -> bool:
+        """Whether it opens anything then."""
+        return self.revoked_us is None and (self.expires_us is None or moment_us < self.expires_us)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The keys of a database. made: whether there ever was one. usable: those not revoked; expired ones too."""
+
+    made: bool
+    usable: tuple[StoredKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Something that an administrator did. actor: a key's prefix and name, "local" or "cli"."""
+
+    at_us: int
+    actor: str
+    action: str
+    target: str
+    request_id: str = ""
 
 
 def now_us() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from sqlalchemy import BigInteger, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 _NAMING = {
@@ -19,7 +19,7 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
-HEAD: Final = "0001"  # the newest migration, so that opening an up-to-date database does not load Alembic
+HEAD: Final = "0004"  # the newest migration, so that opening an up-to-date database does not load Alembic
 _KEY = 64  # a SHA-256 in hex
 
 
@@ -78,7 +78,8 @@ class ModelSignatureRow(Base):
 class MeasurementRow(Base):
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    executed_macs, other_flops, moved_bytes: the work that was timed, for fitting a cost model without the model at hand.
+    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same as a cost model sees it (`scheduler.load`),
+    for fitting one without the model at hand; "" where that is not known.
     """
 
     __tablename__ = "measurements"
@@ -99,6 +100,7 @@ class MeasurementRow(Base):
     mean_ns: Mapped[float]
     std_ns: Mapped[float]
     measured_us: Mapped[int]
+    load: Mapped[str] = mapped_column(Text, server_default="")
     __table_args__ = (
         UniqueConstraint(
             "device_id", "signature_id", "engine_build", "kernel_source", "strategy", name="uq_measurements_evidence"
@@ -106,12 +108,16 @@ class MeasurementRow(Base):
         Index("ix_measurements_device_signature", "device_id", "signature_id", "id"),
         Index("ix_measurements_signature", "signature_id", "id"),
         Index("ix_measurements_device", "device_id", "id"),
-        Index("ix_measurements_fit", "device_id", "op", "engine_build", "kernel_source", "id"),
+        Index("ix_measurements_best", "device_id", "signature_id", "engine_build", "kernel_source", "p50_ns"),
+        Index("ix_measurements_fit", "device_id", "engine_build", "id"),
     )
 
 
 class PlanRow(Base):
-    """A plan as it was made. `request` is the hash of what was asked for: the newest of one request is the one in use."""
+    """A plan as it was made. `request` is the hash of what was asked for: the newest of one request is the one in use.
+
+    drift: what serving it showed of its cost; NULL while it takes what it should.
+    """
 
     __tablename__ = "plans"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
@@ -120,6 +126,7 @@ class PlanRow(Base):
     model_id: Mapped[int] = mapped_column(_Id, ForeignKey("models.id", ondelete="CASCADE"))
     device_id: Mapped[int] = mapped_column(_Id, ForeignKey("devices.id", ondelete="CASCADE"))
     measured_ns: Mapped[float | None]
+    drift: Mapped[str | None] = mapped_column(Text)
     payload: Mapped[str] = mapped_column(Text)
     created_us: Mapped[int]
     __table_args__ = (
@@ -163,3 +170,66 @@ class ProfileNodeRow(Base):
     flops: Mapped[int]
     moved_bytes: Mapped[int]
     p50_ns: Mapped[float | None]
+
+
+class JobRow(Base):
+    """Work for one device. `lease` is the secret of whoever runs it, and stays until somebody else takes the job.
+
+    revision counts every change, so that a listener knows what it has seen. Devices and models are named, not referred to: a
+    job outlives both.
+    """
+
+    __tablename__ = "jobs"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    device_fingerprint: Mapped[str] = mapped_column(String(_KEY))
+    model_digest: Mapped[str] = mapped_column(String(_KEY))
+    request: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    revision: Mapped[int]
+    progress: Mapped[str] = mapped_column(Text)
+    owner: Mapped[str] = mapped_column(String(200))
+    lease: Mapped[str] = mapped_column(String(_KEY))
+    lease_until_us: Mapped[int]
+    attempts: Mapped[int]
+    cancel_asked: Mapped[bool] = mapped_column(Boolean)
+    result: Mapped[str] = mapped_column(Text)
+    error: Mapped[str] = mapped_column(Text)
+    created_us: Mapped[int]
+    started_us: Mapped[int | None]
+    finished_us: Mapped[int | None]
+    __table_args__ = (
+        Index("ix_jobs_device_state", "device_fingerprint", "state", "id"),
+        Index("ix_jobs_device", "device_fingerprint", "id"),
+        Index("ix_jobs_state", "state", "id"),
+        Index("ix_jobs_model", "model_digest", "id"),
+        Index("ix_jobs_lease", "state", "lease_until_us"),
+    )
+
+
+class ApiKeyRow(Base):
+    """A key of the service: what tells it apart (`prefix`) and the SHA-256 of its secret, never the secret."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    prefix: Mapped[str] = mapped_column(String(16), unique=True)
+    name: Mapped[str] = mapped_column(String(1024))
+    secret_sha256: Mapped[str] = mapped_column(String(_KEY))
+    scopes: Mapped[str] = mapped_column(String(64))
+    rate_per_s: Mapped[float | None]
+    created_us: Mapped[int]
+    expires_us: Mapped[int | None]
+    revoked_us: Mapped[int | None]
+    last_used_us: Mapped[int | None]
+
+
+class AuditRow(Base):
+    """Something that an administrator did."""
+
+    __tablename__ = "audit_log"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    at_us: Mapped[int]
+    actor: Mapped[str] = mapped_column(String(1024))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str] = mapped_column(String(1024))
+    request_id: Mapped[str] = mapped_column(String(128))

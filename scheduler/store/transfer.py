@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from profiler.device import DeviceProfile
 from profiler.errors import ProfileFormatError
 from scheduler.errors import NotFoundError, RecordFormatError
+from scheduler.load import MAX_LOAD, Load
 from scheduler.plan import StrategyText
 from scheduler.store import Store
 from scheduler.store.records import MAX_PAGE, Here, Measurement
@@ -66,15 +67,16 @@ class _Line(BaseModel):
     mean_ns: _Nanoseconds
     std_ns: _Nanoseconds
     measured_us: _Count
+    load: Annotated[str, Field(max_length=MAX_LOAD)] = ""
 
 
-def export_measurements(store: Store, here: Here, device: str | None = None) -> Iterator[str]:
-    """Every measurement, or those of one device, as lines without their line ends. Raises NotFoundError for the device."""
+def export_measurements(store: Store, here: Here, device: str | None = None, since_us: int = 0) -> Iterator[str]:
+    """Every measurement, or those of one device, or taken since then, as lines without their line ends. Raises NotFoundError."""
     yield orjson.dumps({"edgewise": "measurements", "version": 1}).decode()
     written: set[str] = set()
     cursor: str | None = None
     while True:
-        page = store.measurements.page(here, device=device, limit=MAX_PAGE, cursor=cursor)
+        page = store.measurements.page(here, device=device, limit=MAX_PAGE, cursor=cursor, since_us=since_us)
         for found in page.items:
             fingerprint = found.measurement.device_fingerprint
             if fingerprint not in written:
@@ -103,6 +105,8 @@ def import_measurements(store: Store, lines: Iterable[str]) -> Imported:
             raise RecordFormatError(
                 f"import: signature_key is {record.signature_key}, need the SHA-256 of signature (line {number})"
             )
+        if record.load:
+            _check_load(record.load, number)
         batch.append(record)
         measurements += 1
         if len(batch) == _BATCH:
@@ -147,6 +151,13 @@ def _parse(line: str, number: int) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RecordFormatError(f"import: {type(found).__name__}, need an object (line {number})")
     return found
+
+
+def _check_load(text: str, number: int) -> None:
+    try:
+        Load.from_text(text)
+    except RecordFormatError as error:
+        raise RecordFormatError(f"import: {error} (line {number})") from None
 
 
 def _keep_device(store: Store, profile: DeviceProfile) -> None:

@@ -1,18 +1,29 @@
 """A real server on a real socket, serving the demo, a model of strings and a broken file."""
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
-import uvicorn
+from fastapi import FastAPI
 from onnx import TensorProto, helper
 
 from app.main import create_app
+from app.server import Server, configure
 from app.settings import DEMO_MODELS, Settings
+from scheduler.jobs import KINDS, Kind
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("EDGEWISE_SLOW"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow; set EDGEWISE_SLOW to run it"))
 
 
 def text_model() -> bytes:
@@ -26,25 +37,34 @@ def text_model() -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-@contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port in a thread until the block ends."""
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="critical"))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serving(
+    settings: Settings, app: FastAPI | None = None, *, kinds: Mapping[str, Kind] = KINDS, port: int = 0, wait: bool = True
+) -> Iterator[httpx.Client]:
+    """Run uvicorn on a free port, or on the one given, in a thread until the block ends. wait: until it is ready, else live."""
+    port = port or free_port()
+    served = app or create_app(settings, kinds=kinds)
+    config = configure(served, settings.model_copy(update={"port": port, "host": "127.0.0.1"}))
+    server = Server(config, served.state.service)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             for _ in range(200):
                 with contextlib.suppress(httpx.TransportError):
-                    if client.get("/v2/health/ready").status_code == 200:
+                    if client.get(f"/v2/health/{'ready' if wait else 'live'}").status_code == 200:
                         break
                 time.sleep(0.05)
             yield client
     finally:
-        server.should_exit = True
+        server.handle_exit(signal.SIGINT, None)
         thread.join()
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scheduler.store import Store
+from tests.scheduler.samples import DEVICE, HERE, measurement
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "app" / "demo"
 MODEL = str(DEMO / "models" / "digits.onnx")
@@ -59,7 +62,8 @@ def test_models_and_doctor() -> None:
         (["profile", MODEL, "--shape", "x"], 2, "--shape: 'x' is not understood"),
         (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "'colour' is no column"),
         (["profile"], 2, "Missing argument"),
-        (["serve", "--host", "0.0.0.0"], 2, "0.0.0.0 is not loopback"),
+        (["keys", "create", "--name", "x", "--scope", "root"], 2, "'root' is not one of"),
+        (["keys", "create", "--name", "x"], 2, "--scope"),
         (["serve", "--models", "nowhere"], 2, "'nowhere' is no folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
     ],
@@ -81,3 +85,73 @@ def test_plan_and_db(tmp_path: Path) -> None:
     refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
     assert refused.returncode == 1
     assert "memory is" in refused.stderr
+
+
+def test_devices_that_are_not_here(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    sheet = {
+        "sheet_version": 1,
+        "vendor": "Acme",
+        "model": "Board 3",
+        "architecture": "aarch64",
+        "physical_cores": 4,
+        "memory_bytes": 1 << 33,
+        "peaks": [{"threads": 4, "ops_per_s": 8e10}],
+        "bandwidths": [{"threads": 4, "bytes_per_s": 1e10}],
+        "method": "data sheet",
+    }
+    (tmp_path / "board.json").write_text(json.dumps(sheet))
+    shown = edgewise("device", "--import", str(tmp_path / "board.json"), "--db", db)
+    assert (shown.returncode, "entered" in shown.stdout, "derived" in shown.stdout) == (0, True, True), shown.stderr
+    (known,) = json.loads(edgewise("device", "--list", "--db", db, "--json").stdout)
+    assert known["name"] == "Board 3, 4 cores"
+    out = tmp_path / "out.json"
+    assert edgewise("device", "--show", known["fingerprint"], "--export", str(out), "--db", db).returncode == 0
+    other = f"sqlite:///{tmp_path / 'other.sqlite'}"
+    again = json.loads(edgewise("device", "--import", str(out), "--db", other, "--json").stdout)
+    assert again == json.loads(out.read_text())
+    plan = edgewise("plan", MODEL, "--dim", "batch=1", "--device", known["fingerprint"], "--db", db, "--json")
+    assert json.loads(plan.stdout)["state"]["status"] == "predicted"
+    assert "Board 3" in edgewise("device", "--list", "--db", db).stdout
+    assert edgewise("device", "--list", "--show", "x", "--db", db).returncode == 2
+    out.write_text("{}")
+    refused = edgewise("device", "--import", str(out), "--db", db)
+    assert (refused.returncode, "device profile" in refused.stderr) == (1, True)
+
+
+def test_databases_are_moved_merged_and_pruned(tmp_path: Path) -> None:
+    one, two = (f"sqlite:///{tmp_path / name}" for name in ("one.sqlite", "two.sqlite"))
+    with Store(one) as store:
+        store.devices.save(DEVICE)
+        store.measurements.save([measurement("Conv(1)", samples=5), measurement("Conv(2)", samples=50)])
+    with Store(two) as store:
+        store.devices.save(DEVICE)
+        store.measurements.save([measurement("Conv(1)", samples=10), measurement("Conv(2)", samples=10)])
+    file = tmp_path / "out.jsonl"
+    assert edgewise("db", "export", str(file), "--db", one).returncode == 0
+    assert file.read_text() == edgewise("db", "export", "-", "--db", one).stdout
+    copy = f"sqlite:///{tmp_path / 'copy.sqlite'}"
+    assert json.loads(edgewise("db", "import", str(file), "--db", copy, "--json").stdout) == {"devices": 1, "measurements": 2}
+    merged = edgewise("db", "merge", one, "--db", two, "--json")
+    assert json.loads(merged.stdout)["measurements"] == 2, merged.stderr
+    with Store(two) as store:
+        kept = {found.measurement.signature: found.measurement.samples for found in store.measurements.page(HERE).items}
+    assert kept == {"Conv(1)": 10, "Conv(2)": 50}
+    assert edgewise("db", "prune", "--db", two).returncode == 2
+    assert json.loads(edgewise("db", "prune", "--stale", "--db", two, "--json").stdout)["measurements"] == 2
+    assert edgewise("db", "export", str(file), "--db", f"sqlite:///{tmp_path / 'none.sqlite'}").returncode == 1
+
+
+def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    assert edgewise("device", "--seconds", "0.3", "--db", db).returncode == 0
+    assert "nothing was measured" in edgewise("bench", "cost-model", "--db", db).stdout
+    tuned = json.loads(edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "20", "--db", db, "--json").stdout)
+    assert tuned["measured_ns"] > 0
+    assert tuned["state"]["status"] == "current"
+    found = {row["kind"]: row for row in json.loads(edgewise("bench", "cost-model", "--db", db, "--json").stdout)}
+    assert found["all"]["points"] > 0
+    assert "run whole" in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout.replace("\n", " ")
+    wrong = edgewise("tune", MODEL, "--backend", "cuda")
+    assert (wrong.returncode, "'cuda' is none" in wrong.stderr) == (2, True)
+    assert edgewise("bench", "colour").returncode == 2

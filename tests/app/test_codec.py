@@ -89,7 +89,7 @@ def tensor(**changes: object) -> dict:
     [
         (b"", "no inference request"),
         (b"{", "no inference request"),
-        (b"[" * 100_000, "no inference request"),
+        (b"[" * 100_000, "nests deeper than 100"),
         (b'{"inputs": 3}', "no inference request"),
         (body_of(tensor(datatype="FP31")), "FP31"),
         (body_of(tensor(shape=[-1])), "sizes ≥ 0"),
@@ -135,7 +135,7 @@ def test_bytes_behind_the_last_tensor_are_refused() -> None:
         codec.decode(body_of(tensor()) + b"x", len(body_of(tensor())), LIMITS)
 
 
-@pytest.mark.parametrize("tail", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00", b"\x01\x00\x00\x00\xff", b"\x00\x00\x00\x00\x00"])
+@pytest.mark.parametrize("tail", [b"\xff\xff\xff\xff", b"\x01\x00\x00\x00", b"\x02\x00\x00\x00\xff", b"\x00\x00\x00\x00\x00"])
 def test_string_prefixes_are_checked(tail: bytes) -> None:
     head = body_of({"name": "x", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}})
     with pytest.raises(RequestError):
@@ -176,7 +176,7 @@ def test_raw_body_learns_one_dimension() -> None:
 
 
 def test_classification_is_value_index_label() -> None:
-    top = codec.classify(np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
+    top = codec.classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
     assert top.tolist() == [["0.700000:1:b", "0.200000:2"]]
 
 
@@ -189,3 +189,48 @@ def test_datatype_names() -> None:
 def test_noise_is_refused_and_nothing_else(noise: bytes, cut: int) -> None:
     with pytest.raises(RequestError):
         codec.decode(noise, min(cut, len(noise)), LIMITS)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64", "UINT8", "UINT64", "BOOL"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_large_data_is_decoded_as_small_data_is(monkeypatch: pytest.MonkeyPatch, datatype: str, nested: bool) -> None:
+    rng = np.random.default_rng(1)
+    array = rng.integers(0, 2, (7, 5, 11)).astype(DATATYPES[datatype]) if datatype != "FP64" else rng.standard_normal((7, 5, 11))
+    data = array.tolist() if nested else array.ravel().tolist()
+    body = body_of(tensor(shape=[7, 5, 11], datatype=datatype, data=data))
+    small = decode(body).feeds["x"]
+    monkeypatch.setattr(codec, "PIECE_BYTES", 64)
+    large = decode(body).feeds["x"]
+    assert (large.dtype, large.shape) == (small.dtype, small.shape)
+    np.testing.assert_array_equal(large, small)
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["[[1,2],[3]]", "[[[1,2]],[[3,4]]]", '[[1,2],[3,"4"]]', "[[1,2],[3,null]]", "[{},{}]", "[[1,2],[3,4],[5]]", "[[1,2,3,4]]"],
+)
+def test_large_data_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    monkeypatch.setattr(codec, "PIECE_BYTES", 4)
+    body = b'{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":%b}]}' % data.encode()
+    with pytest.raises(RequestError):
+        decode(body)
+
+
+def test_large_replies_are_written_as_small_ones_are() -> None:
+    array = np.random.default_rng(2).standard_normal(50_000).astype(np.float32)
+    reply, length = codec.encode({"model_name": "m"}, [("y", array, False)])
+    assert length is None
+    np.testing.assert_array_equal(np.array(json.loads(reply)["outputs"][0]["data"], np.float32), array)
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    body = body_of({"name": "x", "shape": [1], "datatype": "BYTES", "data": ["[" * 500 + '\\"' + "{" * 500]})
+    assert decode(body).feeds["x"][0].startswith("[[[")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("priority", -1), ("priority", True), ("timeout", 1.5), ("timeout", 2**64), ("sequence_id", -1)]
+)
+def test_parameters_have_their_types(name: str, value: object) -> None:
+    with pytest.raises(RequestError, match=name):
+        decode(body_of(tensor(), parameters={name: value}))

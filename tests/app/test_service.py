@@ -92,8 +92,9 @@ def test_strings_halves_and_flags(client: httpx.Client) -> None:
     [
         ("/v2/models/nope", 404, "unknown model"),
         ("/v2/models/digits/versions/9", 404, "version 9"),
+        ("/v2/models/digits/versions/x", 404, "version x"),
         ("/v2/models/broken/ready", 503, "no ONNX protobuf"),
-        ("/v2/models/stats", 404, "unknown model"),
+        ("/v2/models/nope/stats", 400, "unknown model"),
         ("/v2/models/..%2f..%2fetc%2fpasswd", 404, ""),
         ("/v2/models/%2e%2e/ready", 404, ""),
         ("/nothing", 404, "Not Found"),
@@ -115,9 +116,9 @@ def test_wrong_method_is_405(client: httpx.Client) -> None:
     ("change", "says"),
     [
         ({"name": "pixels"}, "unexpected inference input 'pixels' for model 'digits'"),
-        ({"shape": [1, 64]}, "rank 2, need rank 4"),
-        ({"datatype": "FP64"}, "dtype is float64, need float32"),
-        ({"shape": [1, 1, 4, 16]}, "need 8 in dimension 2"),
+        ({"shape": [1, 64]}, "unexpected shape for input 'image' for model 'digits'. Expected [-1,1,8,8], got [1,64]."),
+        ({"datatype": "FP64"}, "data-type is 'FP64', model 'digits' expects 'FP32'"),
+        ({"shape": [1, 1, 4, 16]}, "Expected [-1,1,8,8], got [1,1,4,16]."),
     ],
 )
 def test_wrong_tensors_are_refused_by_name(client: httpx.Client, change: dict, says: str) -> None:
@@ -180,7 +181,7 @@ def test_pages_show_models_and_their_profile(client: httpx.Client) -> None:
 def test_metrics_count_by_model(client: httpx.Client) -> None:
     infer(client, SEVEN)
     text = client.get("/metrics").text
-    assert 'nv_inference_count_total{model="digits",version="1"}' in text
+    assert 'nv_inference_count{model="digits",version="1"}' in text
     assert 'route="/v2/models/{name}/infer"' in text
 
 

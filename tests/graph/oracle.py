@@ -86,8 +86,8 @@ def check(proto: onnx.ModelProto, feeds) -> Executor:
     for array in frozen.values():
         array.flags.writeable = False
     shapes = {name: np.shape(array) for name, array in feeds.items()}
-    in_numpy, in_native = build(proto, shapes), build(proto, shapes, threads=2, native=NATIVE)
-    for executor in (in_numpy, in_native, in_numpy, in_native):
+    plain, in_native = build(proto, shapes), build(proto, shapes, threads=2, native=NATIVE)
+    for executor in (plain, in_native, plain, in_native):
         poison(executor)
         outputs = executor.run(frozen)
         assert_agrees(outputs, wanted)
@@ -95,20 +95,33 @@ def check(proto: onnx.ModelProto, feeds) -> Executor:
             assert array.flags.writeable
             assert not np.shares_memory(array, executor._program._arena)
             assert not any(np.shares_memory(array, feed) for feed in frozen.values())
-    return in_numpy
+    return plain
 
 
-def check_native(proto: onnx.ModelProto, feeds, isa: Isa, numpy_ops: set[str] = frozenset(), tolerance: float = 2e-5) -> Executor:
-    """Optimise, run what can natively on several thread counts over poisoned memory, and compare with ONNX Runtime.
+def in_numpy(proto: onnx.ModelProto, feeds) -> dict[str, np.ndarray]:
+    """What the numpy backend answers, without any pass."""
+    return build(proto, {name: np.shape(array) for name, array in feeds.items()}).run(feeds)
+
+
+def check_native(
+    proto: onnx.ModelProto,
+    feeds,
+    isa: Isa,
+    numpy_ops: set[str] = frozenset(),
+    tolerance: float = 2e-5,
+    threads: int = 3,
+    oracle=expected,
+) -> Executor:
+    """Optimise, run what can natively over poisoned memory, and compare with ONNX Runtime, or another oracle.
 
     numpy_ops: the ops that may stay behind in numpy. Returns the executor.
     """
-    wanted, graph = expected(proto, feeds), read(proto).graph
+    wanted, graph = oracle(proto, feeds), read(proto).graph
     ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
     native = Native(isa, cache=None)
     refused = native.refusals(ready.graph, ready.specs)
     assert {node.op for node in ready.graph.nodes if node.name in refused} <= numpy_ops, refused
-    executor = Executor(ready.graph, ready.specs, threads=3, native=native)
+    executor = Executor(ready.graph, ready.specs, threads=threads, native=native)
     for _ in range(2):
         poison(executor)
         assert_agrees(executor.run(feeds), wanted, tolerance)

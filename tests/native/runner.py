@@ -1,6 +1,7 @@
 """Calls of emitted functions: in this process, or in an emulator where the instruction set is another architecture's.
 
-For AArch64 on another host the object is linked with `_DRIVER` into a program without a C library, which QEMU's user mode runs.
+For AArch64 on another host the object is linked as it would be there, and laid beside `_DRIVER` into a program without a
+C library, which QEMU's user mode runs.
 Its standard input is a file that it maps into memory at `_BASE`: the calls to make, then the arrays, read and written there.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels.native.elf import Image, read_object
 from kernels.native.isa import Isa, host_isas
 from kernels.native.library import Library
 
@@ -24,6 +26,7 @@ _ASSEMBLER, _LINKER, _EMULATOR = "aarch64-linux-gnu-as", "aarch64-linux-gnu-ld",
 MISSING_TOOLS = [tool for tool in (_ASSEMBLER, _LINKER, _EMULATOR) if shutil.which(tool) is None]
 
 _BASE = 0x10_0000_0000
+_CODE = 0x100_0000
 _GAP = 0xA5  # between arrays: nobody may write there
 _GAP_BYTES = 256
 _REGISTERS, _STACK = 8, 16  # arguments of a call in registers and behind them
@@ -129,11 +132,18 @@ def _in_emulator(code: bytes, name: str, memory: np.ndarray) -> np.ndarray:
     """The memory after the calls."""
     folder, driver = _driver()
     with tempfile.TemporaryDirectory(dir=folder.name) as case:
-        kernel, program, data = (Path(case) / file for file in ("kernel.o", "program", "memory"))
-        kernel.write_bytes(code)
+        image, linked, kernel, program, data = (
+            Path(case) / file for file in ("image", "linked.s", "kernel.o", "program", "memory")
+        )
         data.write_bytes(memory.tobytes())
-        symbols = [f"--defsym=function={name}", f"--defsym=memory_bytes={len(memory)}"]
-        subprocess.run([_LINKER, "-o", program, driver, kernel, *symbols], check=True)
+        laid_out = Image([read_object(code)], lambda _: None)
+        whole = np.zeros(laid_out.nbytes, np.uint8)
+        laid_out.write(whole, _CODE)
+        image.write_bytes(whole.tobytes())
+        linked.write_text(f'.section .image,"ax"\n.incbin "{image}"\n')
+        subprocess.run([_ASSEMBLER, "-o", kernel, linked], check=True)
+        symbols = [f"--defsym=function={_CODE + laid_out.exports[name]}", f"--defsym=memory_bytes={len(memory)}"]
+        subprocess.run([_LINKER, f"--section-start=.image={_CODE:#x}", "-o", program, driver, kernel, *symbols], check=True)
         with data.open("r+b") as file:
             subprocess.run([_EMULATOR, program], stdin=file, check=True)
         return np.fromfile(data, np.uint8)

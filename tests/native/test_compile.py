@@ -10,9 +10,12 @@ import pytest
 
 from kernels.native import farm
 from kernels.native.builder import Module
-from kernels.native.cache import CodeCache, Source, entry_key
-from kernels.native.compile import Compiled, assembly, generate, spilled_share
+from kernels.native.cache import CodeCache, Compiled, Source, entry_key
+from kernels.native.compile import assembly, generate, spilled_share
+from kernels.native.elf import Image, read_object
 from kernels.native.errors import CompileError
+from kernels.native.folder import FOLDER
+from kernels.native.host import host
 from kernels.native.isa import ISAS, host_isa
 from kernels.native.library import Library
 from kernels.native.types import F32, PTR
@@ -89,13 +92,13 @@ def test_closing_libraries_returns_their_memory():
 
 @pytest.mark.parametrize("broken", [b"", b"\x7fELF", b"nonsense" * 100])
 def test_broken_object_is_refused(broken):
-    with pytest.raises(CompileError, match="does not link"):
+    with pytest.raises(CompileError, match="no whole ELF object"):
         Library([broken], ["f"])
 
 
 def test_missing_symbol_is_refused():
     isa = host_isa()
-    with pytest.raises(CompileError, match="does not link"):
+    with pytest.raises(CompileError, match="g is in none of its 1 objects"):
         Library([generate(adds(isa, 1.0), isa).code], ["g"])
 
 
@@ -120,20 +123,20 @@ def test_cache_returns_what_was_put(cache):
 
 def test_cache_folder_and_entries_are_private(cache):
     cache.put(KEY, Compiled(b"code"))
-    (entry,) = cache.folder.iterdir()
-    assert cache.folder.stat().st_mode & 0o077 == 0
+    (entry,) = cache.files.path.iterdir()
+    assert cache.files.path.stat().st_mode & 0o077 == 0
     assert entry.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "empty", "longer"])
 def test_cache_ignores_a_damaged_entry_and_heals_it(cache, damage):
     cache.put(KEY, Compiled(b"code" * 100))
-    (entry,) = cache.folder.iterdir()
+    (entry,) = cache.files.path.iterdir()
     data = entry.read_bytes()
     if damage == "foreign":
         other = hashlib.sha256(b"other").digest()
         cache.put(other, Compiled(b"code of another key"))
-        data = (cache.folder / f"{other.hex()}.o").read_bytes()
+        data = (cache.files.path / f"{other.hex()}.o").read_bytes()
     flipped = data[:-1] + bytes([data[-1] ^ 1])
     entry.write_bytes({"truncated": data[:-9], "flipped": flipped, "foreign": data, "empty": b"", "longer": data + b"x"}[damage])
     assert cache.get(KEY) is None
@@ -147,7 +150,7 @@ def test_cache_is_not_used_when_others_can_write_to_it(tmp_path):
     folder.chmod(0o777)
     cache = CodeCache(folder)
     cache.put(KEY, Compiled(b"code"))
-    assert "others must not be able to write" in cache.refusal
+    assert "others must not be able to write" in cache.files.refusal
     assert cache.get(KEY) is None
     assert not list(folder.iterdir())
 
@@ -155,7 +158,7 @@ def test_cache_is_not_used_when_others_can_write_to_it(tmp_path):
 def test_cache_is_not_used_through_a_link(tmp_path):
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert CodeCache(tmp_path / "link").refusal == "it is no folder"
+    assert CodeCache(tmp_path / "link").files.refusal == "it is no folder"
 
 
 def test_cache_drops_the_least_recently_used(tmp_path):
@@ -163,14 +166,14 @@ def test_cache_drops_the_least_recently_used(tmp_path):
     keys = [hashlib.sha256(bytes([n])).digest() for n in range(4)]
     for n, key in enumerate(keys[:3]):
         cache.put(key, Compiled(bytes(1000)))
-        os.utime(cache.folder / f"{key.hex()}.o", (n, n))
+        os.utime(cache.files.path / f"{key.hex()}.o", (n, n))
     assert cache.get(keys[0])  # used now: key 1 is the oldest
     cache.put(keys[3], Compiled(bytes(1000)))
     assert [cache.get(key) is not None for key in keys] == [True, False, True, True]
 
 
 def test_cache_survives_a_folder_that_vanishes(cache):
-    cache.folder.rmdir()
+    cache.files.path.rmdir()
     cache.put(KEY, Compiled(b"code"))
     assert cache.get(KEY) is None
 
@@ -241,3 +244,68 @@ def test_compile_all_needs_no_main_guard(tmp_path):
     )
     root = Path(farm.__file__).parents[2]
     subprocess.run([sys.executable, str(script)], check=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=60)
+
+
+# Linking, and what is known without LLVM
+
+
+def test_object_with_any_byte_changed_links_or_is_refused():
+    """A broken object is never read beyond its end: it links to something, or says why not."""
+    code = generate(adds(host_isa(), 1.5), host_isa()).code
+    rng = np.random.default_rng(0)
+    refused = 0
+    for at in rng.choice(len(code), 300):
+        broken = bytearray(code)
+        broken[at] ^= 1 << int(rng.integers(8))
+        try:
+            image = Image([read_object(bytes(broken))], lambda _: 4096)
+            if image.nbytes < 1 << 20:
+                image.write(np.zeros(image.nbytes, np.uint8), 1 << 40)
+        except CompileError:
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize("cut", [64, 200, 400])
+def test_truncated_object_is_refused(cut):
+    code = generate(adds(host_isa(), 1.5), host_isa()).code
+    with pytest.raises(CompileError, match="no whole ELF object"):
+        read_object(code[:-cut])
+
+
+def test_name_in_two_objects_is_refused():
+    code = generate(adds(host_isa(), 1.0), host_isa()).code
+    with pytest.raises(CompileError, match="'f' is defined twice"):
+        Library([code, code], ["f"])
+
+
+def test_name_in_no_object_is_refused():
+    isa = host_isa()
+    text = f'target triple = "{isa.triple}"\ndeclare void @system()\ndefine void @f() {{\n  call void @system()\n  ret void\n}}\n'
+    with pytest.raises(CompileError, match="'system' is defined nowhere"):
+        Library([generate(text, isa).code], ["f"])
+
+
+def test_second_process_runs_without_llvm(tmp_path):
+    """What costs 70 MB: a process whose code is in the cache must not load it."""
+    script = tmp_path / "user.py"
+    script.write_text(
+        "import sys, numpy as np\nfrom kernels.native.pool import Pool\n"
+        "pool = Pool(2)\npool.close()\nprint(sorted(m for m in sys.modules if m.startswith('llvmlite')))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(farm.__file__).parents[2]), FOLDER: str(tmp_path / "code")}
+    first, second = (
+        subprocess.run([sys.executable, str(script)], check=True, env=environment, capture_output=True, text=True).stdout
+        for _ in range(2)
+    )
+    assert "llvmlite.binding" in first
+    assert second == "[]\n"
+
+
+def test_damaged_memory_of_the_host_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "code"))
+    known = host.__wrapped__()
+    (entry,) = (tmp_path / "code").iterdir()
+    for damage in (b"", b"[]", b'{"arch": 1, "cpu": "x", "features": []}', entry.read_bytes()[:-3]):
+        entry.write_bytes(damage)
+        assert host.__wrapped__() == known

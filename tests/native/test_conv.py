@@ -199,6 +199,9 @@ def test_layouts_that_vectors_cannot_write_are_refused():
     blocked = Image.blocked(1, 24, 4, 4, 16)
     with pytest.raises(EmitError, match="x has blocks of 16 channels, groups of 12 begin inside them"):
         emit_conv(Conv(blocked, blocked, groups=2), make_tile(Conv(blocked, blocked, groups=2), isa, 4, 1), Epilogue(), isa)
+    last = Conv(*[Image.nhwc(1, 24, 4, 4)] * 2, groups=2)
+    with pytest.raises(EmitError, match="operand 0 has blocks of 16 channels, groups of 12 begin inside them"):
+        emit_conv(last, make_tile(last, isa, 4, 1), Epilogue(False, (Merge("add", blocked),)), isa)
 
 
 def test_kernels_with_other_strides_have_other_names(isa):

@@ -194,12 +194,48 @@ def test_integers_wrap_around(isa, dtype):
         np.testing.assert_array_equal(run_map(what, isa, x0), exact)
 
 
-@pytest.mark.parametrize("dtype", [*INTEGERS, np.float32])
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_divide_and_shift_as_numpys(isa, dtype):
+    """By 0 and by -1 too, and by more bits than there are."""
+    limits, bits = np.iinfo(dtype), 8 * np.dtype(dtype).itemsize
+    edges = np.array([limits.min, limits.max, 0, 1, 2, 3, 7, bits - 1, bits, 100], dtype)
+    if limits.min < 0:
+        edges = np.concatenate([edges, np.array([-1, -2, -7, limits.min + 1], dtype)])
+    a, b = (grid.ravel() for grid in np.meshgrid(edges, edges))
+    with np.errstate(all="ignore"):
+        rest = np.fmod(a, b)
+        cases = {"div": np.floor_divide(a - rest, b), "rem": rest, "mod": np.remainder(a, b), "shl": np.left_shift(a, b),
+                 "shr": np.right_shift(a, b)}  # fmt: skip
+    for op, exact in cases.items():
+        what = Map(dense(a.size, dtype=dtype), (dense(a.size, dtype=dtype),) * 2, (Apply(op, (0, 1)),))
+        np.testing.assert_array_equal(run_map(what, isa, a, b), exact, err_msg=op)
+    what = Map(dense(a.size, dtype=dtype), (dense(a.size, dtype=dtype),), (Apply("sign", (0,)),))
+    np.testing.assert_array_equal(run_map(what, isa, a), np.sign(a))
+
+
+def test_doubles_compute(isa):
+    rng = np.random.default_rng(0)
+    a, b = rng.uniform(0.5, 4, (2, 77))
+    a[:3], b[3] = (np.nan, np.inf, -2.5), -0.0
+    double = dense(77, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        two = {"add": a + b, "sub": a - b, "mul": a * b, "div": a / b, "max": np.maximum(a, b), "min": np.minimum(a, b)}
+        one = {"neg": -a, "abs": np.abs(a), "square": a * a, "sqrt": np.sqrt(a), "reciprocal": 1 / a, "floor": np.floor(a),
+               "ceil": np.ceil(a), "round": np.rint(a), "relu": np.maximum(a, 0)}  # fmt: skip
+    for op, exact in two.items():
+        np.testing.assert_array_equal(run_map(Map(double, (double, double), (Apply(op, (0, 1)),)), isa, a, b), exact, err_msg=op)
+    for op, exact in one.items():
+        np.testing.assert_array_equal(run_map(Map(double, (double,), (Apply(op, (0,)),)), isa, a), exact, err_msg=op)
+    clipped = run_map(Map(double, (double,), (Apply("clip", (0,), (1.0, 3.0)),)), isa, a)
+    np.testing.assert_array_equal(clipped, np.clip(a, 1, 3))
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, np.float32, np.float64])
 def test_comparisons_make_bools(isa, dtype):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 3, 90).astype(dtype) for _ in range(2))
-    a[0] = np.inf if dtype == np.float32 else np.iinfo(dtype).max
-    if dtype == np.float32:
+    a[0] = np.inf if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    if np.dtype(dtype).kind == "f":
         a[1] = b[1] = a[2] = np.nan
     exact = {"lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b, "eq": a == b, "ne": a != b}
     for op, expected in exact.items():
@@ -267,10 +303,12 @@ def test_integers_that_lose_high_bits(isa):
         np.testing.assert_array_equal(run_map(what, isa, x), x.astype(dtype))
 
 
-def test_predicates_of_floats(isa):
-    x = np.array([np.nan, np.inf, -np.inf, 0, 1.5, -np.nan], np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predicates_of_floats(isa, dtype):
+    x = np.array([np.nan, np.inf, -np.inf, 0, 1.5, -np.nan], dtype)
     for op, exact in (("isnan", np.isnan(x)), ("isinf", np.isinf(x))):
-        np.testing.assert_array_equal(run_map(Map(dense(6, dtype=bool), (dense(6),), (Apply(op, (0,)),)), isa, x), exact)
+        what = Map(dense(6, dtype=bool), (dense(6, dtype=dtype),), (Apply(op, (0,)),))
+        np.testing.assert_array_equal(run_map(what, isa, x), exact)
 
 
 def test_without_elements_there_is_no_chunk(isa):

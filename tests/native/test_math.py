@@ -62,7 +62,11 @@ def test_range_is_never_left_even_in_the_tails(apply, name, low, high):
     assert y.max() <= high
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_nan_is_above_no_threshold(apply):
+    assert (apply(ACTIVATIONS["thresholded_relu"], np.full(3, np.nan)) == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"thresholded_relu"}))
 def test_nan_stays_nan(apply, name):
     assert np.isnan(apply(ACTIVATIONS[name], np.full(3, np.nan))).all()
 

@@ -257,14 +257,5 @@ def test_waiter_that_is_interrupted_leaves_the_queue(pool, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["avx2", "neon"])
-@pytest.mark.parametrize("futex", [True, False])
-def test_runtime_compiles_for_every_architecture_with_and_without_futex(name, futex):
-    assert generate(runtime_ir(ISAS[name], futex=futex), ISAS[name]).code
-
-
-def test_runtime_without_futex_works(monkeypatch, pool):
-    monkeypatch.setattr(pool_module, "runtime_ir", lambda isa: runtime_ir(isa, futex=False))
-    program, one = Program(lockstep(5), 4 * WORDS), pool(3)
-    for _ in range(3):
-        program.run(one, 3)
-    assert program.memory[0] == 0
+def test_runtime_compiles_for_every_architecture(name):
+    assert generate(runtime_ir(ISAS[name]), ISAS[name]).code

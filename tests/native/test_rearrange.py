@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from kernels.native.errors import EmitError
 from kernels.native.layout import Image
 from kernels.native.maps import emit_map
-from kernels.native.rearrange import convert_image, pad_tensor, stored_view
+from kernels.native.rearrange import convert_image, pad_tensor
 from kernels.native.view import View
 from tests.native.reference import place, run_kernel
 
@@ -29,11 +29,6 @@ def test_images_are_converted_between_layouts(isa, size, source, target):
         run_kernel(emit_map(each, isa), isa, x0=place(x, pixels), y=memory)
     np.testing.assert_array_equal(y.load(memory), pixels)
     assert np.isnan(memory).sum() == memory.size - pixels.size
-
-
-def test_stored_view_has_all_lanes():
-    image = Image.blocked(2, 20, 3, 4, 16)
-    assert stored_view(image) == View.dense((2, 2, 3, 4, 16))
 
 
 def test_images_of_other_sizes_or_other_blocks_are_refused():

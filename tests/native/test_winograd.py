@@ -16,14 +16,13 @@ from kernels.native.layout import Image
 from kernels.native.winograd import (
     Winograd,
     choose_winograd,
-    emit_winograd,
     error_estimate,
     make_winograd_tile,
-    pack_winograd,
     transforms,
     winograd_cost,
     winograd_tiles,
 )
+from kernels.native.winograd_kernels import emit_winograd, pack_winograd
 from tests.native.reference import PLAIN, conv_reference, epilogue_operands, place, run_kernel
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.native.isa import host_isas
 from profiler.bandwidth import PATTERNS
 from profiler.device import DeviceProfile, probe, thread_counts
 from profiler.errors import MeasurementError, ProfileFormatError
@@ -207,3 +208,33 @@ def test_thread_counts_hold_one_and_all(cores):
 def test_figure_refuses_a_negative_rate():
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         figure(-1, "FLOP/s")
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "says"),
+    [
+        (Confinement(affinity=8), Confinement(affinity=8), ""),
+        (Confinement(affinity=8), Confinement(affinity=2), ""),
+        (Confinement(affinity=2), Confinement(affinity=8), "4 cores may be used, 1 were measured"),
+        (Confinement(affinity=8, cgroup_cpus=2), Confinement(affinity=8), "4 cores may be used, 2 were measured"),
+    ],
+)
+def test_a_profile_is_outdated_when_more_may_be_used_than_was_measured(then, now, says):
+    assert device(confinement=then).outdated(now) == says
+
+
+def test_probe_times_native_teams(probed):
+    if not host_isas():
+        assert probed.teams == ()
+        return
+    assert [team.threads for team in probed.teams] == list(thread_counts(probed.usable_cores))
+    assert all(team.start.value > 0 and team.start.unit == team.barrier.unit == "ns" for team in probed.teams)
+    assert {figure.source for figure in probed.figures} == {"measured"}
+
+
+def test_profiles_of_earlier_versions_are_read():
+    data = json.loads(device().to_json())
+    del data["teams"]
+    for peak in data["peaks"]:
+        del peak["rate"]["source"]
+    assert DeviceProfile.from_json(json.dumps(data)) == device()

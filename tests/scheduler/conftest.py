@@ -18,6 +18,15 @@ from scheduler.store import Store
 from tests.scheduler.samples import DEVICE, MODEL
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measurements of tests wait for each other, not for what else measures on this machine."""
+    path = tmp_path_factory.mktemp("lock") / "measuring.lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scheduler.exclusive.lock_path", lambda: path)
+        yield
+
+
 def _programs() -> Path | None:
     """The folder of initdb and postgres; Debian keeps it off the PATH."""
     folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []

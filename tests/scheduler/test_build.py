@@ -1,34 +1,60 @@
 from __future__ import annotations
 
+import pytest
+
 import kernels.registry
-from scheduler.build import Build, current_build, source_hash
+from scheduler.build import Build, build_of, current_build
 
 SOURCES = {
     "kernels.ops.a": "from kernels.ops import shared\n",
     "kernels.ops.b": "import kernels.cost\n",
     "kernels.ops.shared": "from kernels.ops.deep import f\n",
     "kernels.ops.deep": "def f(): ...\n",
+    "kernels.cost": "",
+    "kernels.native.builder": "",
+    "kernels.native.tiles": "from kernels.native import builder\n",
+    "graph.executor": "import graph.native.rules\nimport kernels.native.builder\n",
+    "graph.native.rules": "from graph.native import products\n",
+    "graph.native.products": "from kernels.native.tiles import emit\nfrom kernels.ops.b import infer\n",
 }
+HOMES = {"A": ("kernels.ops.a", ""), "B": ("kernels.ops.b", "graph.native.products")}
 
 
-def test_kernel_hash_changes_with_its_own_source():
-    edited = {**SOURCES, "kernels.ops.b": "import kernels.cost  # faster\n"}
-    assert source_hash("kernels.ops.b", edited) != source_hash("kernels.ops.b", SOURCES)
+def changed(module: str, sources: dict[str, str] = SOURCES) -> set[str]:
+    """What an edit of one module makes stale: ops, and the whole engine."""
+    before = build_of("v", SOURCES, HOMES)
+    after = build_of("v", {**sources, module: sources[module] + "# faster\n"}, HOMES)
+    ops = {op for op in HOMES if after.kernel_source(op) != before.kernel_source(op)}
+    return ops | ({"engine"} if after.id != before.id else set())
 
 
-def test_kernel_hash_is_untouched_by_another_ops_source():
-    edited = {**SOURCES, "kernels.ops.b": "import kernels.cost  # faster\n"}
-    assert source_hash("kernels.ops.a", edited) == source_hash("kernels.ops.a", SOURCES)
+@pytest.mark.parametrize(
+    ("module", "stale"),
+    [
+        ("kernels.ops.b", {"B"}),
+        ("kernels.ops.a", {"A"}),
+        ("kernels.ops.deep", {"A"}),
+        ("kernels.cost", {"engine"}),
+        ("kernels.native.builder", {"engine"}),
+        ("kernels.native.tiles", {"B"}),
+        ("graph.native.products", {"B"}),
+        ("graph.native.rules", {"engine"}),
+        ("graph.executor", {"engine"}),
+    ],
+)
+def test_editing_a_module_makes_stale_what_depends_on_it(module, stale):
+    assert changed(module) == stale
 
 
-def test_kernel_hash_follows_imports():
-    edited = {**SOURCES, "kernels.ops.deep": "def f(): return 1\n"}
-    assert source_hash("kernels.ops.a", edited) != source_hash("kernels.ops.a", SOURCES)
-
-
-def test_kernel_hash_ignores_line_ends():
+def test_line_ends_change_nothing():
     windows = {name: source.replace("\n", "\r\n") for name, source in SOURCES.items()}
-    assert source_hash("kernels.ops.a", windows) == source_hash("kernels.ops.a", SOURCES)
+    assert build_of("v", windows, HOMES) == build_of("v", SOURCES, HOMES)
+
+
+def test_families_of_native_kernels_are_not_of_the_engine():
+    build = current_build()
+    assert build.kernel_source("Conv") != build.kernel_source("ConvTranspose")
+    assert build.kernel_source("MaxPool") != build.kernel_source("LpPool")
 
 
 def test_current_build_knows_every_operator():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from scheduler.build import Build
+from scheduler.store import Here
 from tests.scheduler.samples import DEVICE, HERE, MODEL, key, measurement, plan, step
 
 CURSOR = str(2**40)
+NEWER = Here(DEVICE.fingerprint, Build("new", {}))
 WORK = step().signature_key
 LOOKUPS = {
     "device": lambda s: s.devices.get(DEVICE.fingerprint),
@@ -29,12 +32,26 @@ LOOKUPS = {
     "strategies_by_device_and_model": lambda s: s.measurements.page(
         HERE, device=DEVICE.fingerprint, model=MODEL, cursor=f"{CURSOR}.{CURSOR}"
     ),
+    "best_by_signature": lambda s: s.measurements.best(HERE, signature=WORK),
+    "best_by_model": lambda s: s.measurements.best(HERE, model=MODEL),
+    "best_of_an_older_build": lambda s: s.measurements.best(
+        Here(DEVICE.fingerprint, Build("new", {})), model=MODEL, cursor=CURSOR
+    ),
     "fresh": lambda s: s.measurements.fresh(HERE, {WORK: "Conv", key("x"): "Gemm"}),
-    "recent": lambda s: s.measurements.recent(HERE, "Conv"),
+    "evidence": lambda s: s.measurements.evidence(HERE),
+    "newest": lambda s: s.measurements.newest(HERE),
     "profile": lambda s: s.profiles.get(1),
     "profiles": lambda s: s.profiles.page(),
     "profiles_by_model": lambda s: s.profiles.page(model=MODEL),
     "profiles_by_device": lambda s: s.profiles.page(device=DEVICE.fingerprint),
+    "job": lambda s: s.jobs.get(1),
+    "jobs": lambda s: s.jobs.page(),
+    "jobs_by_device": lambda s: s.jobs.page(device=DEVICE.fingerprint),
+    "jobs_by_state": lambda s: s.jobs.page(state="queued"),
+    "jobs_by_device_and_state": lambda s: s.jobs.page(device=DEVICE.fingerprint, state="queued", cursor=CURSOR),
+    "jobs_by_model": lambda s: s.jobs.page(model=MODEL),
+    "job_to_take": lambda s: s.jobs.claim("feed", "w", 30),
+    "jobs_of_the_lost": lambda s: s.jobs.sweep(),
     "profiles_by_model_and_device": lambda s: s.profiles.page(model=MODEL, device=DEVICE.fingerprint),
 }
 
@@ -44,6 +61,7 @@ def test_lookup_goes_through_an_index(store, lookup):
     store.plans.save(plan())
     store.measurements.save([measurement(step().signature)])
     store.profiles.save(MODEL, "b", "{}", [], flops=0, device_fingerprint=DEVICE.fingerprint, wall_p50_ns=1.0)
+    store.jobs.add("trace", DEVICE.fingerprint, model=MODEL)
     engine = store._database._engine
     asked: list[tuple[str, object]] = []
 
@@ -58,6 +76,8 @@ def test_lookup_goes_through_an_index(store, lookup):
     with engine.connect() as connection:
         for statement, parameters in asked:
             for line in explained(connection, statement, parameters):
+                if line == "SCAN CONSTANT ROW":  # a SELECT without a table
+                    continue
                 assert "SCAN" not in line.upper().replace("INDEX SCAN", "").replace("INDEX ONLY SCAN", ""), (line, statement)
                 assert "TEMP B-TREE" not in line, (line, statement)
                 assert "Sort" not in line, (line, statement)

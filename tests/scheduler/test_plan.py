@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from graph.choice import Choice
 from scheduler.build import Build
-from scheduler.compare import diff, explain
-from scheduler.errors import PlanFormatError
+from scheduler.compare import diff, explain, what_if
+from scheduler.errors import NotFoundError, PlanFormatError
 from scheduler.plan import EXECUTOR, MAX_PLAN_BYTES, Candidate, Constraints, Plan, State
 from scheduler.strategy import Strategy
 from tests.scheduler.samples import BUILD, DEVICE, ROWS, plan, step
@@ -202,3 +202,32 @@ def test_diff_does_not_list_every_step_when_only_the_thread_count_differs():
     other = Strategy("numpy", "rows", "fp32", 4)
     after = plan(threads=4, steps=(step("conv", strategy=other), step("relu", "Relu", strategy=other)))
     assert diff(plan(), after).steps == ()
+
+
+def test_what_if_takes_the_fastest_candidate_that_begins_so():
+    found = what_if(plan(), {"conv": "numpy/slow"})
+    (step,) = found.steps
+    assert (step.node, step.before, step.after, step.measured) == ("conv", "numpy/rows/fp32/t2", "numpy/slow/fp32/t2", False)
+    assert (found.before_ns, found.after_ns, found.ratio) == (200.0, 250.0, 1.25)
+    assert what_if(plan(), {}, "numpy").steps == ()  # the fastest of numpy is what is planned
+    assert len(what_if(plan(), {"relu": "numpy/rows"}, "numpy/slow").steps) == 1
+
+
+def test_what_if_keeps_what_is_refused_and_says_why():
+    found = what_if(plan(), {"conv": "numpy/bf"})
+    assert (found.steps, found.refused, found.after_ns) == ((), (("conv", "no kernel"),), 200.0)
+    assert [node for node, _ in what_if(plan(), {}, "numpy/bf").refused] == ["conv", "relu"]
+
+
+def test_what_if_says_what_was_measured():
+    fast = Candidate(strategy=Strategy("numpy", "fast", "fp32", 2), predicted_ns=9.0, measured_ns=50.0, verdict="slower")
+    base = step("conv")
+    found = what_if(plan(steps=(base.model_copy(update={"candidates": (*base.candidates, fast)}),)), {"conv": "numpy/fast"})
+    assert (found.steps[0].after_ns, found.steps[0].measured) == (50.0, True)
+    assert (found.before_measured, found.after_measured) == (0, 1)
+
+
+@pytest.mark.parametrize(("nodes", "says"), [({"nope": "numpy"}, "no step 'nope'"), ({"conv": "num"}, "no candidate of 'conv'")])
+def test_what_if_of_nothing_is_refused(nodes, says):
+    with pytest.raises(NotFoundError, match=says):
+        what_if(plan(), nodes)

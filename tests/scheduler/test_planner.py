@@ -1,5 +1,6 @@
 """Plans: every step has a reason, constraints bind, the same question has the same answer, the executor runs what was planned."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from graph.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.build import current_build
 from scheduler.errors import InfeasibleError, StalePlanError
+from scheduler.fitting import CostModel, Point
 from scheduler.local import local_device, local_fingerprint
-from scheduler.plan import Plan
-from scheduler.planner import make_plan
+from scheduler.plan import Constraints, Plan
+from scheduler.planner import compose, evidence_of, make_plan
 from scheduler.session import Session
+from scheduler.steps import Evidence
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
+from scheduler.subject import Subject
 from tests.profiler.devices import device
 
 DEVICE = device()
@@ -161,6 +165,73 @@ def test_a_fresh_measurement_overrules_the_prediction(store: Store) -> None:
 def test_a_measurement_of_another_device_is_not_used(store: Store) -> None:
     other = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}, max_threads=1, store=store)
     assert not any(step.measured for step in other.steps)
+
+
+def convolution(channels: int, size: int) -> Model:
+    """One 3×3 convolution of an image that comes row-major."""
+    weights = np.random.default_rng(0).standard_normal((channels, channels, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1] * 4)
+    value = helper.make_tensor_value_info
+    shape = [1, channels, size, size]
+    graph = helper.make_graph(
+        [node],
+        "net",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    return read(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_converting_the_input_is_counted() -> None:
+    (options,) = Subject.of(convolution(64, 28)).options(1)
+    moved = {o.strategy.algorithm: o.load.converted_bytes for o in options if o.load and o.strategy.backend == "native"}
+    assert moved == {"direct": 0, "winograd": 2 * 4 * 64 * 28 * 28}
+
+
+def test_the_unmeasured_default_is_the_rules_first() -> None:
+    model = convolution(64, 28)
+    step = make_plan(model, DEVICE, max_threads=1).steps[0]
+    (options,) = Subject.of(model).options(1)
+    assert step.strategy == options[0].strategy
+
+
+def test_memory_counts_packed_weights() -> None:
+    model = convolution(64, 28)
+    fast, small = (make_plan(model, DEVICE, objective, max_threads=1) for objective in ("latency", "memory"))
+    assert fast.steps[0].strategy.algorithm == "winograd"
+    assert small.steps[0].strategy.algorithm != "winograd"
+    packed = next(c.packed_bytes for c in fast.steps[0].candidates if c.verdict == "chosen")
+    assert fast.memory_bytes - packed == fast.arena_bytes + fast.param_bytes + 2 * 4 * 64 * 28 * 28
+    assert small.memory_bytes < fast.memory_bytes
+    with pytest.raises(InfeasibleError, match="memory is") as caught:
+        make_plan(model, DEVICE, max_threads=1, max_memory_bytes=fast.memory_bytes - 1)
+    assert caught.value.closest.memory_bytes == fast.memory_bytes
+
+
+def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_bound() -> None:
+    subject = Subject.of(convolution(64, 28))
+    (options,) = subject.options(1)
+    slow = next(o for o in options if o.load and o.strategy.algorithm == "direct")
+    points = [Point(o.load, 1e4, 0.01, str(n)) for n in range(8) for o in options if o.load and o.strategy.backend == "native"]
+    fitted, bare = CostModel.fitted(DEVICE, points), CostModel(DEVICE)
+    plan = make_plan(subject.model, DEVICE, max_threads=1)
+    for model, ns, wins in ((fitted, 0.9e4, True), (fitted, 1e9, False), (bare, 1e9, True)):
+        row = replace(measured(plan, "conv", "direct", ns, DEVICE.fingerprint), strategy=slow.strategy)
+        evidence = Evidence({subject.signatures[0].key: {slow.strategy: row}}, model)
+        step = compose(subject, DEVICE, "latency", Constraints(max_threads=1), evidence).steps[0]
+        assert (step.strategy == slow.strategy) == wins
+        assert step.measured == wins
+
+
+def test_what_was_dropped_is_refused_with_the_reason() -> None:
+    subject = Subject.of(convolution(64, 28))
+    (options,) = subject.options(1)
+    first = options[0].strategy
+    evidence = replace(evidence_of(subject, DEVICE, None), dropped={(subject.signatures[0].key, first): "it spills"})
+    step = compose(subject, DEVICE, "latency", Constraints(max_threads=1), evidence).steps[0]
+    assert {c.strategy: c.reason for c in step.candidates if c.verdict == "refused"}[first] == "it spills"
+    assert step.strategy != first
 
 
 def _as_run(strategy: Strategy) -> str:

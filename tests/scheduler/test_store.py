@@ -229,7 +229,8 @@ def test_fresh_gives_only_what_holds_on_this_device_build_and_source(store):
 
 def test_fresh_knows_nothing_of_a_device_that_is_not_stored(store):
     assert store.measurements.fresh(OTHER, {key("Conv(f32[1])"): "Conv"}) == {}
-    assert store.measurements.recent(OTHER, "Conv") == []
+    assert store.measurements.evidence(OTHER) == []
+    assert store.measurements.newest(OTHER) == 0
 
 
 def test_editing_one_kernels_source_invalidates_its_rows_only(store):
@@ -239,11 +240,15 @@ def test_editing_one_kernels_source_invalidates_its_rows_only(store):
     assert {found.measurement.op: found.fresh for found in store.measurements.page(edited).items} == {"Conv": False, "Gemm": True}
 
 
-def test_recent_measurements_of_an_op_are_fresh_and_newest_first(store):
-    store.measurements.save([measurement(f"Conv(f32[{n}])", p50_ns=float(n)) for n in range(1, 6)])
+def test_evidence_is_fresh_and_newest_first(store):
+    for n in range(1, 6):
+        store.measurements.save([measurement(f"Conv(f32[{n}])", p50_ns=float(n))])
     store.measurements.save([measurement("Conv(f32[9])", engine_build="0.0.9+old")])
-    assert len(store.measurements.recent(HERE, "Conv", limit=3)) == 3
-    assert {item.p50_ns for item in store.measurements.recent(HERE, "Conv")} == {1.0, 2.0, 3.0, 4.0, 5.0}
+    newest = store.measurements.newest(HERE)
+    assert [item.p50_ns for item in store.measurements.evidence(HERE, limit=3)] == [5.0, 4.0, 3.0]
+    assert {item.p50_ns for item in store.measurements.evidence(HERE)} == {1.0, 2.0, 3.0, 4.0, 5.0}
+    store.measurements.save([measurement("Conv(f32[10])")])
+    assert store.measurements.newest(HERE) > newest > 0
 
 
 def test_strategies_are_looked_up_by_model(store):
@@ -327,3 +332,55 @@ def test_profile_runs_are_listed_by_model_and_device(store):
 def test_unknown_profile_run_is_not_found(store):
     with pytest.raises(NotFoundError, match="profile 7"):
         store.profiles.get(7)
+
+
+def best_of(store, here=HERE, **asked):
+    (found,) = store.measurements.best(here, **asked).items
+    return found.measurement.p50_ns, found.fresh
+
+
+def test_the_best_strategy_is_the_fastest_fresh_one(store):
+    slow, fast = (Strategy("numpy", name, "fp32", 2) for name in ("slow", "fast"))
+    store.measurements.save(
+        [
+            measurement(strategy=slow, p50_ns=300.0),
+            measurement(strategy=fast, p50_ns=200.0),
+            measurement(strategy=fast, p50_ns=1.0, engine_build="0.0.9+old"),
+            measurement(strategy=fast, p50_ns=2.0, kernel_source="0ddba11f"),
+        ]
+    )
+    assert best_of(store, signature=key("Conv(f32[1])")) == (200.0, True)
+
+
+def test_the_best_strategy_of_an_older_build_is_labelled(store):
+    store.measurements.save([measurement(p50_ns=1.0, engine_build="0.0.8+older")])
+    slow, fast = (Strategy("numpy", name, "fp32", 2) for name in ("slow", "fast"))
+    store.measurements.save(
+        [measurement(strategy=s, p50_ns=p, engine_build="0.0.9+old") for s, p in ((fast, 20.0), (slow, 30.0))]
+    )
+    (found,) = store.measurements.best(HERE, signature=key("Conv(f32[1])")).items
+    assert (found.measurement.p50_ns, found.fresh) == (20.0, False)
+    assert "engine build 0.0.9+old" in found.reason
+
+
+def test_the_best_strategies_of_a_model_are_paged(store):
+    work = [step(f"n{n}", signature=f"Conv({n})", signature_key=key(f"Conv({n})")) for n in range(5)]
+    store.plans.save(plan(steps=tuple(work)))
+    store.devices.save(OTHER_DEVICE)
+    store.measurements.save([measurement(f"Conv({n})", p50_ns=float(n)) for n in (0, 1, 2, 4)])
+    store.measurements.save([measurement("Conv(3)", device_fingerprint=OTHER_DEVICE.fingerprint), measurement("Conv(9)")])
+    seen, cursor = [], None
+    while True:
+        page = store.measurements.best(HERE, model=MODEL, limit=3, cursor=cursor)
+        seen += [found.measurement.signature for found in page.items]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert sorted(seen) == ["Conv(0)", "Conv(1)", "Conv(2)", "Conv(4)"]
+    assert [found.measurement.signature for found in store.measurements.best(OTHER, model=MODEL).items] == ["Conv(3)"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"signature": key("x"), "model": MODEL}])
+def test_the_best_of_nothing_or_of_two_things_is_refused(store, asked):
+    with pytest.raises(RecordFormatError, match="either a signature or a model"):
+        store.measurements.best(HERE, **asked)

@@ -42,7 +42,11 @@ def test_commands_and_options_exist(page: Path) -> None:
         if words[:1] != ["edgewise"]:
             continue
         assert words[1] in commands, line
-        known = {name for parameter in commands[words[1]].params for name in parameter.opts}
+        command, rest = commands[words[1]], words[2:]
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, line
+            command, rest = command.commands[rest[0]], rest[1:]
+        known = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
 
 

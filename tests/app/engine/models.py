@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from app.repository import Card, Served, State
+from app.files import Card
+from app.repository import Served, State
 from scheduler.session import Session
 
 F = TensorProto.FLOAT

@@ -230,7 +230,7 @@ def test_a_cancelled_request_is_not_computed_and_one_in_a_run_is_dropped(bench: 
     running.cancel()
     b.world.settle()
     assert abandoned == [1]
-    assert (b.batcher.queued, b.batcher.running) == (1, 0)
+    assert (b.batcher.queued, b.batcher.running) == (1, 1)  # the core is busy though nobody waits for it
     b.finish()
     b.finish()
     assert b.computed == [1, 3]

@@ -22,7 +22,8 @@ from app.engine.policy import DynamicBatching, InstanceGroup
 from app.engine.slab import Space
 from app.engine.supervisor import Process
 from app.errors import RequestError
-from app.repository import Card, Served, State
+from app.files import Card
+from app.repository import Served, State
 from app.settings import Settings
 from kernels.errors import InvalidError
 from scheduler.session import Session
@@ -37,11 +38,12 @@ async def engine(**settings: Any) -> AsyncIterator[Engine]:
     made = Engine(Settings(**settings))
     try:
         yield made
-        assert made.pending == 0
-        assert made.budget.free == made.budget.cores
         for lane in made._lanes.values():
-            assert (lane.batcher.queued, lane.batcher.running) == (0, 0)
+            await lane.batcher.drained()
+        assert (made.pending, made.working) == (0, 0)
+        assert made._shared.budget.free == made._shared.budget.cores
     finally:
+        made.stop()
         made.close()
 
 
@@ -64,9 +66,7 @@ def rows(count: int, seed: int = 0) -> dict[str, Any]:
 
 
 def process(made: Engine, index: int = 0) -> Process:
-    found = made._engines[index]
-    assert isinstance(found, Process)
-    return found
+    return made._processes[index]
 
 
 def lane_of(made: Engine, entry: Served) -> Any:
@@ -224,12 +224,12 @@ def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pyt
 
     async def work() -> None:
         async with engine(workers=2) as made:
-            made._loop = asyncio.get_running_loop()
+            made.bind()
             for entry in (pick, dense):
                 made.preload(entry)
             await made.load(pick)
             await made.load(dense)
-            assert [len(engines.models) for engines in made._engines] == [1, 1]
+            assert [len(engines.models) for engines in made._processes] == [1, 1]
             os.kill(pid(made, 0), signal.SIGKILL)
             await until(lambda: process(made, 0).restarts == 1)
             waiting = asyncio.ensure_future(made.infer(pick, {"ids": np.array([1])}))
@@ -358,7 +358,7 @@ def test_a_run_that_everybody_left_is_not_started_by_the_process(tmp_path: Path)
             second = asyncio.ensure_future(made.infer(slow, feeds))
             link = process(made).link
             assert link is not None
-            if made.budget.cores > 1:
+            if made._shared.budget.cores > 1:
                 await until(lambda: link.in_flight == 2)
             second.cancel()
             await first

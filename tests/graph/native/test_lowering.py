@@ -20,11 +20,6 @@ from tests.native.conftest import HOST_ISAS
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
-def isa(request):
-    return request.param
-
-
 def normal(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
@@ -109,6 +104,19 @@ def test_one_dimensional_convolution_and_pool(isa):
              node("Conv", ["c", "w1"], ["y"])]  # fmt: skip
     proto = make(nodes, ["y"], [weights("w", 9, 4, 3), weights("w1", 5, 9, 1)], image(2, 4, 21))
     check_native(proto, {"x": normal(2, 4, 21)}, isa)
+
+
+@pytest.mark.parametrize("shape", [(2, 12, 8, 9), (12, 1, 1), (8, 9), (2, 1, 8, 9), (9,), ()])
+def test_what_is_merged_behind_groups_that_are_no_whole_blocks(isa, shape):
+    nodes = [node("Conv", ["x", "w"], ["a"], group=2, pads=[1, 1, 1, 1]), node("Mul", ["a", "z"], ["y"])]
+    inputs = [*image(2, 6, 8, 9), port("z", list(shape))]
+    proto = make(nodes, ["y"], [weights("w", 12, 3, 3, 3)], inputs)
+    check_native(proto, {"x": normal(2, 6, 8, 9), "z": normal(*shape)}, isa)
+
+
+def test_residual_of_a_pointwise_convolution_of_one_dimension(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Add", ["a", "x"], ["y"])]
+    check_native(make(nodes, ["y"], [weights("w", 12, 12, 1)], image(2, 12, 7)), {"x": normal(2, 12, 7)}, isa)
 
 
 def test_products_of_rows_with_biases_residuals_and_activations(isa):

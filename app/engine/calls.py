@@ -1,0 +1,41 @@
+"""Blocking work that is no inference, on threads of its own, away from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from app.errors import RequestError
+
+T = TypeVar("T")
+
+THREADS = 2
+LIMIT = 256  # calls that wait or run
+
+
+class Calls:
+    """Bounded; used from one event loop. What is slow and what is quick get one each, so that neither waits for the other."""
+
+    def __init__(self, name: str, threads: int = THREADS, limit: int = LIMIT) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)
+        self._limit = limit
+        self.working = 0
+
+    async def call(self, work: Callable[..., T], *arguments: object, **keywords: object) -> T:
+        """Await work(*arguments, **keywords) on a thread. Raises RequestError 503 when too much of it waits already."""
+        if self.working >= self._limit:
+            raise RequestError(503, f"server: {self.working} calls are waiting, the limit; try again", {"Retry-After": "1"})
+        self.working += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(work, *arguments, **keywords))
+        future.add_done_callback(self._worked)
+        return await future
+
+    def _worked(self, _: object) -> None:
+        self.working -= 1
+
+    def close(self) -> None:
+        """Finish what runs, drop what waits."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

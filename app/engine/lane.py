@@ -1,0 +1,235 @@
+"""A model's way to what runs it: its queue, its buckets of shapes, the batch sizes that are ready, its place in an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
+from app.engine.budget import Account, CoreBudget
+from app.engine.policy import AUTOMATIC, Rules, ladder
+from app.engine.supervisor import Engines
+from app.engine.wire import ModelFile
+from app.errors import RequestError
+from app.settings import Settings
+from graph.ir import Model
+from kernels.errors import DeviceLostError, EdgewiseError
+from kernels.spec import Array
+from scheduler.drift import Alone
+from scheduler.session import Session
+
+log = structlog.get_logger("edgewise.engine")
+
+MAX_BUCKETS = 64  # sets of shapes that a lane remembers
+MAX_PREPARED_BYTES = 2**30  # of inputs: larger batches are not built ahead
+
+
+class Servable(Protocol):
+    """What the engine needs of a served model."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+    @property
+    def session(self) -> Session | None:
+        """The model and how it runs; None where it is not ready."""
+
+    @property
+    def file(self) -> Path | None:
+        """Where another process can read it; None where nowhere."""
+
+    @property
+    def rules(self) -> Rules:
+        """How its runs may be shared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all lanes of an engine share."""
+
+    settings: Settings
+    budget: CoreBudget
+    alone: Alone = field(default_factory=Alone)
+
+
+class LoopClock:
+    """The running loop's time."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds of the monotonic clock."""
+        return time.monotonic_ns()
+
+    def call_at(self, when_ns: int, work: Callable[[], None]) -> Timer:
+        """Call then."""
+        return asyncio.get_running_loop().call_at(when_ns / 1e9, work)
+
+
+class Lane:
+    """One model's way to its engine."""
+
+    def __init__(self, served: Servable, session: Session, engines: Engines, shared: Shared, number: int) -> None:
+        rules, limits = served.rules, shared.settings
+        self.engines, self.number, self._shared = engines, number, shared
+        self.cores, instances = _share(rules.instances, session.threads, limits.threads, shared.budget.cores)
+        self.file = _model_file(served, session, self.cores, instances, limits)
+        self.trusted = rules.max_batch_size is not None
+        self.max_rows = limits.max_batch_size if rules.max_batch_size is None else rules.max_batch_size
+        self.policy = rules.dynamic_batching or AUTOMATIC
+        self.account = Account(served.name)
+        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, instances)
+        self.ladder = ladder(self.max_rows, self.policy.preferred_batch_size) if self.max_rows > 1 else ()
+        self._buckets: OrderedDict[tuple[tuple[int, ...], ...], Bucket] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._growing: set[Bucket] = set()
+        engines.models[number] = self.file  # at once: the next lane goes where there are fewer
+        self.end: weakref.finalize[..., Session] | None = None
+        self.loading = self._spawn(self._load(session.model))
+
+    @asynccontextmanager
+    async def _lease(self, rank: Callable[[], int]) -> AsyncIterator[None]:
+        """Cores, once the model can run: who waits for a process holds none. Why it cannot is told to the batch by its run."""
+        with contextlib.suppress(EdgewiseError):
+            await self.engines.ready(self.number)
+        async with self._shared.budget.lease(self.account, self.cores, rank):
+            yield
+
+    async def _run(self, batch: Batch) -> Ran:
+        with self._shared.alone.run() as alone:
+            ran = await self.engines.run(self.number, batch)
+            return replace(ran, alone=alone())
+
+    async def _load(self, model: Model) -> None:
+        try:
+            await self.engines.load(self.number, self.file, model)
+        except EdgewiseError as error:  # tried again, and told, when a request needs it
+            log.warning("model not loaded by its engine", model=self.file.name, reason=str(error))
+
+    async def submit(self, feeds: dict[str, Array], options: InferOptions) -> Outcome:
+        """Run one request, alone or with others. Raises what `Batcher.submit` raises, RequestError 400 for too many rows."""
+        rows, together = rows_of(feeds), _leading(feeds) is not None
+        if self.trusted and self.max_rows and rows > self.max_rows:
+            raise RequestError(400, f"inference request batch-size must be <= {self.max_rows} for '{self.file.name}', got {rows}")
+        bucket = self._bucket(feeds) if together and rows and self.ladder else Bucket()
+        self._grow(bucket, feeds, bucket.waiting_rows + rows)
+        return await self.batcher.submit(feeds, rows, bucket, options)
+
+    def _bucket(self, feeds: Mapping[str, Array]) -> Bucket:
+        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart."""
+        key = tuple(feed.shape[1:] for feed in feeds.values())
+        if (found := self._buckets.get(key)) is not None:
+            self._buckets.move_to_end(key)
+            return found
+        found = self._buckets[key] = Bucket()
+        if len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        if self.trusted:
+            found.sizes = (1,)
+        else:
+            self._spawn(self._prove(found, {name: feed.shape[1:] for name, feed in feeds.items()}))
+        return found
+
+    async def _prove(self, bucket: Bucket, shapes: dict[str, tuple[int, ...]]) -> None:
+        try:
+            reason = await self.engines.prove(self.number, shapes)
+        except EdgewiseError as error:
+            reason = str(error)
+        if reason:
+            log.info("model is not batched", model=self.file.name, reason=reason)
+        else:
+            bucket.sizes = (1,)
+
+    def _grow(self, bucket: Bucket, feeds: Mapping[str, Array], waiting_rows: int) -> None:
+        """Have the next batch size built when that many rows wait: a batch never waits for its own code.
+
+        Where nobody has asked for the sizes, one that does not pay is given up, and larger ones are not tried.
+        """
+        if not bucket.sizes or bucket in self._growing:
+            return
+        if not self.trusted and bucket.sizes[-1] > bucket.paying:
+            pays = bucket.curve.gains(*bucket.sizes[-2:])
+            if pays is None:
+                return
+            if not pays:
+                self._growing.add(bucket)
+                log.info("batch size does not pay", model=self.file.name, rows=bucket.sizes[-1])
+                bucket.sizes = bucket.sizes[:-1]
+                return
+            bucket.paying = bucket.sizes[-1]
+        size = next((size for size in self.ladder if size > bucket.sizes[-1]), None)
+        if size is None or waiting_rows < size or sum(f[:1].nbytes for f in feeds.values()) * size > MAX_PREPARED_BYTES:
+            return
+        self._growing.add(bucket)
+        self._spawn(self._prepare(bucket, size, {name: (size, *feed.shape[1:]) for name, feed in feeds.items()}))
+
+    async def _prepare(self, bucket: Bucket, size: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        try:
+            with self._shared.alone.run():
+                await self.engines.prepare(self.number, shapes)
+        except DeviceLostError:
+            self._growing.discard(bucket)  # another try, when there is another process
+        except EdgewiseError as error:  # it stays among those that grow: no larger size is tried
+            log.info("batch size not available", model=self.file.name, rows=size, reason=str(error))
+        else:
+            bucket.sizes = (*bucket.sizes, size)
+            self._growing.discard(bucket)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def close(self) -> None:
+        """Refuse who waits, forget the model."""
+        self.batcher.close()
+        for task in list(self._tasks):
+            task.cancel()
+        self.engines.drop(self.number)
+
+
+def _share(instances: int | None, threads: int, wanted: int | None, cores: int) -> tuple[int, int]:
+    """Threads of a run and runs side by side. Instances that are asked for share the cores, where threads are not asked for."""
+    if instances is not None and wanted is None:
+        return max(1, min(threads, cores // instances)), instances
+    each = min(threads, cores)
+    return each, instances or max(1, cores // each)
+
+
+def _model_file(served: Servable, session: Session, threads: int, instances: int, limits: Settings) -> ModelFile:
+    plan = session.held_plan
+    return ModelFile(
+        name=served.name,
+        path="" if served.file is None else str(served.file),
+        digest=session.model.digest,
+        threads=threads,
+        instances=instances,
+        plan=b"" if plan is None else plan.to_json().encode(),
+        model_bytes=limits.max_model_bytes,
+        arena_bytes=limits.max_arena_bytes,
+    )
+
+
+def rows_of(feeds: Mapping[str, Array]) -> int:
+    """Rows of a request: what all of its inputs lead with; 1 where they do not agree."""
+    found = _leading(feeds)
+    return 1 if found is None else found
+
+
+def _leading(feeds: Mapping[str, Array]) -> int | None:
+    found = {feed.shape[:1] for feed in feeds.values()}
+    return found.pop()[0] if len(found) == 1 and () not in found else None

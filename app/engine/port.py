@@ -1,0 +1,147 @@
+"""The port between the service and what computes: `infer` for models, `call` for other work that blocks.
+
+Every served model has a lane: its queue, which groups requests by shape, and a place in one of the engine processes, or in the
+service's own. All lanes lease cores from one budget. A lane belongs to a session and ends with it, so that a reloaded model gets
+a lane of its own, and requests of the old one finish in theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from app.engine.batching import InferOptions, Outcome
+from app.engine.budget import CoreBudget
+from app.engine.calls import Calls
+from app.engine.lane import Lane, Servable, Shared
+from app.engine.supervisor import Engines, InProcess, Process
+from app.errors import RequestError
+from app.settings import Settings
+from graph.feeds import check_feeds
+from kernels.errors import DeviceLostError
+from kernels.spec import Array
+from scheduler.session import Session, available_cores
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs models and other blocking work off the event loop; bounded everywhere. Used from one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        cores = available_cores()
+        self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns))
+        self._calls = Calls("edgewise-work")
+        self._here = InProcess(cores)
+        self._processes = [Process(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
+        self._lanes: weakref.WeakKeyDictionary[Session, Lane] = weakref.WeakKeyDictionary()
+        self._numbers = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inferring = 0  # requests that are not answered: no fewer than wait, and quicker to know
+        self._stopped = False
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return sum(lane.batcher.running for lane in self._lanes.values())
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queues."""
+        return sum(lane.batcher.queued for lane in self._lanes.values())
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return self.running + self.waiting
+
+    @property
+    def working(self) -> int:
+        """Calls that wait or run."""
+        return self._calls.working
+
+    async def infer(self, served: Servable, feeds: Mapping[str, Array], options: InferOptions = InferOptions()) -> Outcome:  # noqa: B008
+        """Run a model on one request, alone or with others.
+
+        Raises: FeedError; RequestError 503 when the model is not loaded, too many wait, the request's time is over, what ran it
+                is lost or the service ends; whatever the model's ops raise.
+        """
+        session = served.session
+        if session is None:
+            raise RequestError(503, f"model '{served.name}' version {served.version} is not ready")
+        if self._stopped:
+            raise RequestError(503, "Server is stopping, its engine takes no more work")
+        limit = self._shared.settings.queue_limit
+        if self._inferring >= limit and (waiting := self.waiting) >= limit:
+            message = f"Exceeds maximum queue size: {waiting} requests are waiting, the limit; try again"
+            raise RequestError(503, message, {"Retry-After": "1"})
+        arrays = check_feeds(session.inputs, feeds)
+        self._inferring += 1
+        try:
+            return await self._lane(served, session).submit(arrays, options)
+        except DeviceLostError as error:
+            raise RequestError(503, str(error), {"Retry-After": "1"}) from None
+        finally:
+            self._inferring -= 1
+
+    async def call(self, work: Callable[..., T], *arguments: object, **keywords: object) -> T:
+        """Await other blocking work, beside the inferences. Raises RequestError 503 when too much of it waits already."""
+        return await self._calls.call(work, *arguments, **keywords)
+
+    def bind(self) -> None:
+        """Belong to the running loop, so that `preload` may be called from other threads."""
+        self._loop = asyncio.get_running_loop()
+
+    def preload(self, served: Servable) -> None:
+        """Have a model loaded by its engine before a request asks for it. From any thread, and without waiting."""
+        session = served.session
+        if session is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._lane, served, session)
+
+    async def load(self, served: Servable) -> None:
+        """The same from the loop, waiting until it is loaded or has failed, which then `infer` tells."""
+        if served.session is not None:
+            await asyncio.shield(self._lane(served, served.session).loading)
+
+    def _lane(self, served: Servable, session: Session) -> Lane:
+        lane = self._lanes.get(session)
+        if lane is None:
+            lane = self._lanes[session] = Lane(served, session, self._place(served), self._shared, next(self._numbers))
+            lane.end = weakref.finalize(session, _from_any_thread, asyncio.get_running_loop(), lane.close)
+            lane.end.atexit = False
+        return lane
+
+    def _place(self, served: Servable) -> Engines:
+        """The process with the fewest models; the service's own where there is none, or no file that one could load."""
+        if served.file is None or not self._processes:
+            return self._here
+        return min(self._processes, key=lambda process: len(process.models))
+
+    def stop(self) -> None:
+        """Refuse what waits and all that comes, end the processes. On the loop's thread, without waiting."""
+        self._stopped = True
+        for lane in list(self._lanes.values()):
+            if lane.end is not None:
+                lane.end.detach()
+            lane.close()
+        self._lanes.clear()
+        self._here.close()
+        for process in self._processes:
+            process.close()
+
+    def close(self) -> None:
+        """Finish what runs, after `stop`. On any thread."""
+        self._stopped = True
+        self._here.wait()
+        self._calls.close()
+
+
+def _from_any_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    """Where a session's last reference goes is anybody's guess."""
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and everything with it
+        loop.call_soon_threadsafe(work)

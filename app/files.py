@@ -1,0 +1,110 @@
+"""The repository's files: names that are allowed, versions of a model, what lies beside one, files that a load request brings."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import msgspec
+import structlog
+
+from app.engine.policy import Rules
+from app.errors import RequestError
+
+log = structlog.get_logger("edgewise.repository")
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+FORBIDDEN_NAMES = frozenset({"stats"})  # /v2/models/stats is a route
+MAX_CARD_BYTES = 4 * 2**20
+MAX_ENTRIES = 100_000  # of the repository's folder, looked through for models
+MODEL_FILE: Final = Path("model.onnx")
+_UPLOAD = re.compile(r"([0-9]{1,18})/([A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7})")
+
+
+class Card(Rules, frozen=True):
+    """What the file beside a model may say. labels: output name -> label of each class."""
+
+    description: str = ""
+    labels: dict[str, list[str]] = msgspec.field(default_factory=dict)
+
+
+def check_name(asked: str) -> str:
+    """The name of a model, trimmed, before any path is made of it. Raises RequestError 400."""
+    name = asked.strip()
+    if not name:
+        raise RequestError(400, "model name: it is empty, need one")
+    if ".." in name or "/" in name or "\\" in name or "\0" in name:
+        raise RequestError(400, "model name: it must not contain path traversal characters")
+    if not NAME.fullmatch(name) or name in FORBIDDEN_NAMES:
+        raise RequestError(400, f"model name: need one that matches {NAME.pattern} and is not stats")
+    return name
+
+
+def models_in(folder: Path) -> list[str]:
+    """Names of the models of a repository, in order."""
+    names = set()
+    for count, path in enumerate(folder.iterdir()):
+        if count >= MAX_ENTRIES:
+            log.warning("repository entries skipped", limit=MAX_ENTRIES)
+            break
+        name = path.name.removesuffix(".onnx")
+        if path.suffix != ".onnx" and not (path.is_dir() and _numbered(path)):
+            continue
+        if not NAME.fullmatch(name) or ".." in name or name in FORBIDDEN_NAMES:
+            log.warning("model skipped", name=name[:128], rule=f"need a name like {NAME.pattern}")
+            continue
+        names.add(name)
+    return sorted(names)
+
+
+def find_versions(folder: Path, name: str) -> dict[str, Path]:
+    """Version -> file, of a name that was checked; a single file is version 1. Empty where there is no such model."""
+    single = folder / f"{name}.onnx"
+    if single.is_file():
+        return {"1": single}
+    return _numbered(folder / name) if (folder / name).is_dir() else {}
+
+
+def _numbered(folder: Path) -> dict[str, Path]:
+    numbers = [path for path in folder.iterdir() if path.name.isdecimal() and path.name.isascii() and len(path.name) < 19]
+    found = {str(int(path.name)): path / MODEL_FILE for path in sorted(numbers, key=lambda path: int(path.name))}
+    return {version: file for version, file in found.items() if file.is_file()}
+
+
+def read_card(folder: Path, name: str) -> Card:
+    """What the file beside a model says. Raises RequestError 400, msgspec.DecodeError."""
+    for path in (folder / f"{name}.json", folder / name / "config.json"):
+        if path.is_file():
+            if path.stat().st_size > MAX_CARD_BYTES:
+                raise RequestError(400, f"{path.name}: larger than {MAX_CARD_BYTES} bytes, the limit")
+            return msgspec.json.decode(path.read_bytes(), type=Card)
+    return Card()
+
+
+@contextlib.contextmanager
+def unpacked(files: Mapping[str, bytes] | None) -> Iterator[Path | None]:
+    """Files of a load request in a fresh folder that goes with the block, as versions of `model`; None without any.
+
+    Raises: RequestError 400 for a path that is not plainly inside it.
+    """
+    if not files:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="edgewise-upload-") as made:
+        root = Path(made)
+        for path, data in files.items():
+            parts = _UPLOAD.fullmatch(path)
+            if parts is None or ".." in path:
+                raise RequestError(400, "file: need file:<version>/<path> of plain names, without path traversal characters")
+            target = root / MODEL_FILE.stem / str(int(parts[1])) / PurePosixPath(parts[2])
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("xb") as file:
+                    file.write(data)
+            except OSError as error:
+                raise RequestError(400, f"file: it cannot be kept, {error.strerror}") from None
+        yield root

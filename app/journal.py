@@ -1,0 +1,80 @@
+"""Writes that requests cause and nobody waits for: kept within a bound while the database does not answer, and said so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+import structlog
+
+from scheduler.errors import StoreError
+from scheduler.store import AuditEntry, Store
+
+log = structlog.get_logger("edgewise.journal")
+
+MAX_ENTRIES = 10_000
+
+
+class Journal:
+    """Audit entries and the last use of keys, until they are written. Thread-safe."""
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
+        self._entries: deque[AuditEntry] = deque()
+        self._used_us: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.dropped = 0
+        self.database_up = True
+
+    @property
+    def buffered(self) -> int:
+        """Writes that wait."""
+        return len(self._entries) + len(self._used_us)
+
+    def add(self, entry: AuditEntry) -> None:
+        """Keep an entry; beyond the bound the oldest goes, which is counted."""
+        with self._lock:
+            if len(self._entries) >= self._max_entries:
+                self._entries.popleft()
+                self.dropped += 1
+            self._entries.append(entry)
+
+    def touch(self, prefix: str) -> None:
+        """Note that a key was used now. Keys are bounded by the database's."""
+        with self._lock:
+            self._used_us[prefix] = time.time_ns() // 1000
+
+    def flush(self, store: Store) -> None:
+        """Write what waits; on an error it goes on waiting. Raises StoreError."""
+        with self._lock:
+            entries, used_us = list(self._entries), dict(self._used_us)
+        if entries:
+            store.audit.add(entries)
+        with self._lock:
+            for entry in entries:
+                if self._entries and self._entries[0] is entry:  # those dropped meanwhile are gone already
+                    self._entries.popleft()
+        if used_us:
+            store.keys.touch(used_us)
+        with self._lock:
+            for prefix, moment in used_us.items():
+                if self._used_us.get(prefix) == moment:
+                    del self._used_us[prefix]
+
+    def attempt(self, store: Store) -> None:
+        """Write what waits, or note that the database does not answer."""
+        try:
+            self.flush(store)
+        except StoreError as error:
+            self.lost(error)
+            return
+        if not self.database_up:
+            log.info("database back", buffered=self.buffered)
+        self.database_up = True
+
+    def lost(self, error: StoreError) -> None:
+        """Note that the database does not answer; said once."""
+        if self.database_up:
+            log.error("database lost", reason=str(error), buffered=self.buffered)
+        self.database_up = False

@@ -1,0 +1,57 @@
+"""What the service does with the latencies of its plans: watches them, and acts when a plan no longer takes what it says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from app.engine import Outcome
+from app.work import Shapes
+from kernels.errors import EdgewiseError
+from scheduler.drift import Drift, ServedPlan
+from scheduler.jobs import TuneRequest
+from scheduler.plan import Plan
+from scheduler.session import Session
+from scheduler.store import Store
+
+log = structlog.get_logger("edgewise.drift")
+
+
+class Observed:
+    """Told of every inference. Args: retune: queue a tune job for each plan that drifts."""
+
+    def __init__(self, open_store: Callable[[], Store], *, retune: bool) -> None:
+        self._open_store, self._retune = open_store, retune
+        self._drift = Drift(self._drifted)
+        self.drifts = 0  # plans that drifted since the start
+
+    def served(self) -> tuple[ServedPlan, ...]:
+        """How every plan serves."""
+        return self._drift.served()
+
+    def ran(self, session: Session, shapes: Shapes, outcome: Outcome) -> None:
+        """Count an inference that followed a plan, and shared neither its run nor the cores."""
+        plan = session.plan_in_use(dict(shapes)) if outcome.alone else None
+        if plan is not None and plan.id == outcome.plan_id:
+            self._drift.observe(plan, outcome.compute_ns)
+
+    def _drifted(self, plan: Plan, found: ServedPlan) -> None:
+        """Say it at once, and write it down beside the inference, which must not wait for a database."""
+        log.warning("plan drifted", plan=found.plan_id, model=found.model_name, ratio=found.ratio, reason=found.reason)
+        self.drifts += 1
+        threading.Thread(target=self._write_down, args=(plan, found), name="edgewise-drift", daemon=True).start()
+
+    def _write_down(self, plan: Plan, found: ServedPlan) -> None:
+        try:
+            store = self._open_store()
+            store.plans.drifted(found.plan_id, found.reason)
+            if self._retune:
+                shapes = {port.name: port.shape for port in plan.inputs}
+                limits = plan.constraints
+                asked = TuneRequest(shapes=shapes, max_error=limits.max_error, backend=limits.backend, threads=plan.threads)
+                job = store.jobs.add("tune", plan.device_fingerprint, asked.model_dump_json(), plan.model_digest)
+                log.info("plan is tuned again", plan=found.plan_id, job=job.id)
+        except EdgewiseError as error:
+            log.error("drift not written down", plan=found.plan_id, reason=str(error))

@@ -1,0 +1,77 @@
+"""Trace and logging settings, and the shared-memory routes, which are refused: no file path is ever taken over the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.auth import Scope, needs
+from app.errors import RequestError
+from app.logs import LogSettings
+from app.oip.repository import json_object
+from app.state import Serving
+
+router = APIRouter()
+
+
+@router.get("/v2/trace/setting")
+@router.get("/v2/models/{name}/trace/setting")
+@needs(Scope.READ)
+async def get_trace(service: Serving, name: str | None = None) -> dict[str, Any]:
+    """The trace settings, of the server or as they hold for one model."""
+    if name is not None:
+        service.repository.find(name)
+    return service.traces.shown(name)
+
+
+@router.post("/v2/trace/setting")
+@router.post("/v2/models/{name}/trace/setting")
+@needs(Scope.ADMIN)
+async def set_trace(request: Request, service: Serving, name: str | None = None) -> dict[str, Any]:
+    """Change the given settings; null takes one back to the server's, or to what it was at the start."""
+    if name is not None:
+        service.repository.find(name)
+    shown = service.traces.update(name, await json_object(request, service))
+    service.audit(request, "trace.settings", name or "")
+    return shown
+
+
+@router.get("/v2/logging")
+@needs(Scope.READ)
+async def get_logging(service: Serving) -> dict[str, Any]:
+    """The logging settings."""
+    return service.logging.shown()
+
+
+@router.post("/v2/logging")
+@needs(Scope.ADMIN)
+async def set_logging(request: Request, service: Serving) -> dict[str, Any]:
+    """Change the given settings."""
+    settings: LogSettings = service.logging
+    settings.update(await json_object(request, service))
+    service.audit(request, "log.settings", "")
+    return settings.shown()
+
+
+@router.get("/v2/{kind}sharedmemory/status")
+@router.get("/v2/{kind}sharedmemory/region/{region}/status")
+@needs(Scope.INFER, Scope.READ)
+async def shared_memory_status(kind: str, region: str | None = None) -> None:
+    """Refused."""
+    raise _unsupported(kind)
+
+
+@router.post("/v2/{kind}sharedmemory/region/{region}/register")
+@router.post("/v2/{kind}sharedmemory/unregister")
+@router.post("/v2/{kind}sharedmemory/region/{region}/unregister")
+@needs(Scope.INFER, Scope.ADMIN)
+async def shared_memory_change(kind: str, region: str | None = None) -> None:
+    """Refused."""
+    raise _unsupported(kind)
+
+
+def _unsupported(kind: str) -> RequestError:
+    if kind not in ("system", "cuda"):
+        return RequestError(404, "shared memory: need system or cuda")
+    return RequestError(501, f"{kind} shared memory is not supported, send tensors in the request")

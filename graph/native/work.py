@@ -1,0 +1,69 @@
+"""What a candidate does, as its rule knows it: what a cost model predicts its time from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from graph.ir import Node, Specs
+from kernels.cost import FLOPS_PER_MAC
+from kernels.registry import find
+from kernels.spec import Array
+
+Layout = Literal["any", "blocks", "rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The work of one candidate on one node.
+
+    kind: the class of kernels that behave alike. flops: of a core at its peak in the cycles that the kernel's port model gives,
+    tails of tiles and vectors included; without such a model the op's own. macs: that the algorithm multiplies, None = as many as
+    the definition says. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed. buffer_bytes:
+    between the phases of one node, written and read again. chunks: pieces that threads share. calls: kernels one after another.
+    tile: its sizes. wants: how its first input has to lie, which is converted where it lies otherwise.
+    error: that the algorithm adds to rounding, relative to the largest output.
+    """
+
+    kind: str
+    flops: float
+    macs: int | None = None
+    read_bytes: int = 0
+    write_bytes: int = 0
+    weight_bytes: int = 0
+    buffer_bytes: int = 0
+    chunks: int = 1
+    calls: int = 1
+    tile: tuple[int, ...] = ()
+    wants: Layout = "any"
+    error: float = 0.0
+
+
+def moved_bytes(node: Node, specs: Specs, constants: Mapping[str, Array]) -> tuple[int, int]:
+    """Bytes of activations that a node reads and writes, each once."""
+    read, written = dict.fromkeys(node.reads()), dict.fromkeys(node.writes())
+    return _nbytes([name for name in read if name not in constants], specs), _nbytes(list(written), specs)
+
+
+def streamed(kind: str, node: Node, specs: Specs, constants: Mapping[str, Array], *, wants: Layout = "any") -> Work:
+    """Work without a port model: the op's own arithmetic, and what is fused behind it."""
+    inputs = [specs.get(name) if name else None for name in node.inputs]
+    op = find(node.op)
+    cost = op.count(inputs, op.infer_specs(inputs, node.attrs), node.attrs)
+    read, written = moved_bytes(node, specs, constants)
+    spec = specs.get(node.outputs[0])
+    fused = len(node.epilogue) * (spec.elements if spec is not None else 0)
+    flops = fused + (0 if cost is None else FLOPS_PER_MAC * cost.macs + cost.other_flops)
+    weights = _nbytes([name for name in dict.fromkeys(node.reads()) if name in constants], specs)
+    return Work(kind, float(flops), None, read, written, weights, wants=wants)
+
+
+def packed_bytes(outputs: int, taps: int, lanes: int, groups: int = 1) -> int:
+    """Bytes of fp32 weights whose outputs of each group are filled up to whole vectors."""
+    return 4 * groups * math.ceil(outputs / lanes) * lanes * taps
+
+
+def _nbytes(names: list[str], specs: Specs) -> int:
+    return sum(spec.nbytes for name in names if (spec := specs.get(name)) is not None)

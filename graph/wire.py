@@ -1,0 +1,131 @@
+"""The protobuf of a model file without the bytes of its large initializers, which stay where they are: in the file.
+
+protobuf's own parser would hold a second copy of all weights, and hand out a third. Only what exporters write is taken apart: one
+graph, initializers whose raw data stands in one piece. `split` answers None for any other file; protobuf reads that one whole.
+
+Source: protobuf encoding, https://protobuf.dev/programming-guides/encoding; field numbers of onnx.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_NAME, _TENSOR_RAW = 8, 9
+_MAX_VARINT_BYTES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a file: from `offset`, `nbytes` of them."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One field of a message: its bytes with key and length are [start, end), those of its value [value, end)."""
+
+    number: int
+    wire: int
+    start: int
+    value: int
+    end: int
+
+
+class _UnusualError(Exception):
+    """The file is no protobuf, or not as exporters write it."""
+
+
+def split(data: memoryview, least_bytes: int) -> tuple[bytes, dict[bytes, Span]] | None:
+    """The model without the raw data of initializers of at least that many bytes, and where these are, by the tensor's name."""
+    spans: dict[bytes, Span] = {}
+    pieces: list[bytes] = []
+    try:
+        fields = list(_fields(data, 0, len(data)))
+        if sum(field.number == _MODEL_GRAPH for field in fields) != 1:
+            return None
+        for field in fields:
+            if field.number == _MODEL_GRAPH and field.wire == _BYTES:
+                pieces.append(_message(field.number, _graph(data, field, least_bytes, spans)))
+            else:
+                pieces.append(bytes(data[field.start : field.end]))
+    except _UnusualError:
+        return None
+    return b"".join(pieces), spans
+
+
+def _graph(data: memoryview, graph: _Field, least_bytes: int, spans: dict[bytes, Span]) -> bytes:
+    pieces: list[bytes] = []
+    for field in _fields(data, graph.value, graph.end):
+        if field.number == _GRAPH_INITIALIZER and field.wire == _BYTES and field.end - field.value >= least_bytes:
+            pieces.append(_message(field.number, _tensor(data, field, least_bytes, spans)))
+        else:
+            pieces.append(bytes(data[field.start : field.end]))
+    return b"".join(pieces)
+
+
+def _tensor(data: memoryview, tensor: _Field, least_bytes: int, spans: dict[bytes, Span]) -> bytes:
+    fields = list(_fields(data, tensor.value, tensor.end))
+    raw = [field for field in fields if field.number == _TENSOR_RAW]
+    names = [bytes(data[field.value : field.end]) for field in fields if field.number == _TENSOR_NAME]
+    if len(raw) != 1 or raw[0].wire != _BYTES or raw[0].end - raw[0].value < least_bytes:
+        return bytes(data[tensor.value : tensor.end])
+    if len(names) != 1 or not names[0] or names[0] in spans:
+        raise _UnusualError
+    spans[names[0]] = Span(raw[0].value, raw[0].end - raw[0].value)
+    return b"".join(bytes(data[field.start : field.end]) for field in fields if field.number != _TENSOR_RAW)
+
+
+def _fields(data: memoryview, at: int, end: int) -> Iterator[_Field]:
+    """The fields of a message that lies in [at, end)."""
+    while at < end:
+        start = at
+        key, at = _varint(data, at, end)
+        wire, value = key & 7, at
+        if wire == _VARINT:
+            _, at = _varint(data, at, end)
+        elif wire == _FIXED64:
+            at += 8
+        elif wire == _FIXED32:
+            at += 4
+        elif wire == _BYTES:
+            size, value = _varint(data, at, end)
+            at = value + size
+        else:
+            raise _UnusualError
+        if at > end:
+            raise _UnusualError
+        yield _Field(key >> 3, wire, start, value, at)
+
+
+def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
+    """A number, and where it ends."""
+    number = 0
+    for shift in range(_MAX_VARINT_BYTES):
+        if at >= end:
+            raise _UnusualError
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:  # the bit that says more follow
+            return number, at
+    raise _UnusualError
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """A field that holds a message."""
+    return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
+
+
+def _as_varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

@@ -1,0 +1,169 @@
+"""The closed loop: what plans really take while they serve, against what they say.
+
+Latencies are gathered in windows of WINDOW runs. A plan has drifted when the medians of SUSTAINED windows in a row all lie on the
+same side of what it may take: within TOLERANCE of what was measured, or within the uncertainty of what was only predicted. One
+window beyond is noise. Only runs that had the engine for themselves count: what others slow down says nothing of the plan. Memory
+is bounded: a window, a few summaries, and at most MAX_PLANS plans, those served last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from scheduler.plan import Plan
+
+WINDOW: Final = 50  # runs
+SUSTAINED: Final = 3  # windows
+KEPT_WINDOWS: Final = 20
+TOLERANCE: Final = 1.3  # either way, of a measured time
+MAX_PLANS: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Latencies of `count` runs in a row."""
+
+    count: int
+    p50_ns: float
+    p90_ns: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a plan may take. expected_ns: measured where `measured`, else predicted."""
+
+    expected_ns: float
+    low_ns: float
+    high_ns: float
+    measured: bool
+
+    def side(self, nanoseconds: float) -> int:
+        """-1 below, 1 above, 0 within."""
+        return (nanoseconds > self.high_ns) - (nanoseconds < self.low_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPlan:
+    """How a plan has served. windows: the last ones, the newest last; drifted: it takes another time than it says."""
+
+    plan_id: str
+    model_digest: str
+    model_name: str
+    count: int
+    bounds: Bounds
+    windows: tuple[Window, ...]
+    drifted: bool
+
+    @property
+    def ratio(self) -> float:
+        """The last window's median ÷ what was expected; 0 before there is one."""
+        return self.windows[-1].p50_ns / self.bounds.expected_ns if self.windows and self.bounds.expected_ns else 0.0
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+        source = "measured" if self.bounds.measured else "predicted"
+        return (
+            f"the median of the last {WINDOW} runs is {self.windows[-1].p50_ns / 1e6:.3f} ms, {self.ratio:.2f} times the "
+            f"{self.bounds.expected_ns / 1e6:.3f} ms that were {source}, in each of {SUSTAINED} windows"
+        )
+
+
+@dataclass(slots=True)
+class _Watched:
+    plan: Plan
+    id: str
+    bounds: Bounds
+    samples: list[float] = field(default_factory=list)
+    windows: deque[Window] = field(default_factory=lambda: deque(maxlen=KEPT_WINDOWS))
+    count: int = 0
+    drifted: bool = False
+
+
+def bounds_of(plan: Plan) -> Bounds:
+    """What one inference by this plan may take before its plan is doubted."""
+    if plan.measured_ns is not None:
+        return Bounds(plan.measured_ns, plan.measured_ns / TOLERANCE, plan.measured_ns * TOLERANCE, True)
+    low, high = min(plan.low_ns, plan.predicted_ns / TOLERANCE), max(plan.high_ns, plan.predicted_ns * TOLERANCE)
+    return Bounds(plan.predicted_ns, low, high, False)
+
+
+class Alone:
+    """Who computes, to tell who did so alone. Any number of threads may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = self._started = 0
+
+    @contextmanager
+    def run(self) -> Iterator[Callable[[], bool]]:
+        """Around a run: gives a function that says whether it has been alone until now."""
+        with self._lock:
+            self._running += 1
+            self._started += 1
+            alone, mine = self._running == 1, self._started
+        try:
+            yield lambda: alone and self._started == mine
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+class Drift:
+    """Watches plans that serve. Any number of threads may use it.
+
+    Args: on_drift: told once of each plan that drifts, on the thread that observed it; it has to be quick.
+    """
+
+    def __init__(self, on_drift: Callable[[Plan, ServedPlan], None]) -> None:
+        self._on_drift = on_drift
+        self._lock = threading.Lock()
+        self._watched: OrderedDict[int, _Watched] = OrderedDict()  # by id() of the plan, which the entry keeps alive
+
+    def observe(self, plan: Plan, latency_ns: float) -> None:
+        """Count one run by a plan."""
+        with self._lock:
+            watched = self._watched.get(id(plan))
+        if watched is None:
+            watched = _Watched(plan, plan.id, bounds_of(plan))  # the id hashes the whole plan: not under the lock
+        with self._lock:
+            watched = self._watched.setdefault(id(plan), watched)
+            self._watched.move_to_end(id(plan))
+            while len(self._watched) > MAX_PLANS:
+                self._watched.popitem(last=False)
+            found = _count(watched, latency_ns)
+        if found is not None:
+            self._on_drift(plan, found)
+
+    def served(self) -> tuple[ServedPlan, ...]:
+        """Every plan that is watched, the one served last first."""
+        with self._lock:
+            return tuple(_served(watched) for watched in reversed(self._watched.values()))
+
+
+def _count(watched: _Watched, latency_ns: float) -> ServedPlan | None:
+    """Add a run; the plan's record when it has just drifted."""
+    watched.count += 1
+    watched.samples.append(latency_ns)
+    if len(watched.samples) < WINDOW:
+        return None
+    p50, p90 = np.percentile(watched.samples, (50, 90))
+    watched.windows.append(Window(WINDOW, float(p50), float(p90)))
+    watched.samples.clear()
+    last = list(watched.windows)[-SUSTAINED:]
+    sides = {watched.bounds.side(window.p50_ns) for window in last}
+    before, watched.drifted = watched.drifted, len(last) == SUSTAINED and sides in ({1}, {-1})
+    return _served(watched) if watched.drifted and not before else None
+
+
+def _served(watched: _Watched) -> ServedPlan:
+    plan = watched.plan
+    windows = tuple(watched.windows)
+    return ServedPlan(watched.id, plan.model_digest, plan.model_name, watched.count, watched.bounds, windows, watched.drifted)

@@ -1,0 +1,83 @@
+"""One measurement at a time: what runs beside it on the same cores would be measured too.
+
+A lock on a file in the user's data directory, which the system lets go of when its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import platformdirs
+
+if sys.platform == "win32":  # which locks bytes of a file instead
+    import msvcrt
+else:
+    import fcntl
+
+FILE: Final = "measuring.lock"
+POLL_S: Final = 0.2
+
+
+def lock_path() -> Path:
+    """Where the lock is."""
+    return platformdirs.user_data_path("edgewise") / FILE
+
+
+@contextlib.contextmanager
+def measuring(
+    waiting: Callable[[str], None] | None = None, stop: Callable[[], bool] | None = None, path: Path | None = None
+) -> Iterator[bool]:
+    """Hold the lock. Gives False where `stop` said so while another process held it.
+
+    waiting: called now and then with what is waited for.
+    """
+    path = path or lock_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        while not _taken(file):
+            if stop is not None and stop():
+                yield False
+                return
+            if waiting is not None:
+                waiting(f"waiting for process {_holder(path)}, which measures on this machine")
+            time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield True
+        finally:
+            _release(file)
+
+
+def _taken(file: IO[str]) -> bool:
+    """Take the lock, if nobody holds it."""
+    try:
+        if sys.platform == "win32":
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _release(file: IO[str]) -> None:
+    if sys.platform == "win32":
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _holder(path: Path) -> str:
+    """The process that holds it, as it wrote itself."""
+    text = path.read_text(errors="replace").strip()
+    return text if text.isdecimal() else "?"

@@ -1,0 +1,290 @@
+"""What jobs do: the kinds there are, what each is asked, how it is run and what it finds. Knows neither service nor network.
+
+A worker calls `execute` with a job that it took (`Store.jobs`), and hands the outcome to `deliver`, on its own database or, over
+the network, on that of the service. A kind is one row of `KINDS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graph.feeds import random_feeds
+from graph.ir import Model
+from graph.shapes import bind
+from kernels.errors import UnsupportedError
+from profiler.counts import OpProfile, profile
+from profiler.device import DeviceProfile
+from profiler.exports import profile_json, trace_json
+from scheduler.build import current_build
+from scheduler.errors import RecordFormatError
+from scheduler.local import local_device
+from scheduler.plan import Plan
+from scheduler.session import Session
+from scheduler.store import Job, ProfileNode, Store
+
+_Size = Annotated[int, Field(ge=0, le=2**40)]
+_Name = Annotated[str, Field(max_length=1024)]
+_Shape = Annotated[tuple[_Size, ...], Field(max_length=64)]
+_Threads = Annotated[int, Field(ge=1, le=1024)]
+
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_Nanoseconds = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkRequest(_Data):
+    """A model at certain shapes: what a profile is made of. shapes: input -> shape; dims: dynamic dimension -> size."""
+
+    shapes: Annotated[dict[_Name, _Shape], Field(max_length=64)] = {}
+    dims: Annotated[dict[_Name, _Size], Field(max_length=64)] = {}
+
+
+class TraceRequest(WorkRequest):
+    """Time that many runs, on random inputs."""
+
+    runs: Annotated[int, Field(ge=1, le=10_000)] = 50
+    threads: _Threads | None = None
+
+
+class TuneRequest(WorkRequest):
+    """Measure candidates for at most that long, then plan."""
+
+    budget_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
+    threads: _Threads | None = None
+    max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    backend: Literal["auto", "native", "numpy"] = "auto"
+
+
+class ProbeRequest(_Data):
+    """Measure the device for about that long."""
+
+    seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 8.0
+
+
+class FoundNode(_Data):
+    """One node of a run; the field names are `ProfileNode`'s."""
+
+    node: str
+    op: str
+    macs: _Count
+    flops: _Count
+    moved_bytes: _Count
+    p50_ns: _Nanoseconds | None = None
+
+
+class FoundRun(_Data):
+    """A profile run to be stored: its document, a JSON object, and a row for each node."""
+
+    engine_build: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+    timed: bool
+    payload: str
+    nodes: Annotated[tuple[FoundNode, ...], Field(max_length=1_000_000)]
+    flops: _Count
+    wall_p50_ns: _Nanoseconds | None = None
+
+
+class Outcome(_Data):
+    """What a job found. summary: for its result. device, plan: JSON documents. All but the summary is stored by `deliver`."""
+
+    summary: dict[str, Any] = {}
+    device: str | None = None
+    plan: str | None = None
+    run: FoundRun | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A job being run. db: the URL of `store`. report: takes how far it is. stop: whether to end early, as soon as it can."""
+
+    request: Any
+    model: Model | None
+    store: Store
+    db: str | None
+    report: Callable[[Mapping[str, Any]], None]
+    stop: Callable[[], bool]
+
+    def require_model(self) -> Model:
+        """The model of a kind that needs one."""
+        if self.model is None:
+            raise RecordFormatError("job: no model is named, this kind needs one")
+        return self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of job: what it is asked, whether of a model, and how it is run."""
+
+    request: type[BaseModel]
+    of_model: bool
+    run: Callable[[Task], Outcome]
+
+
+def check_request(kinds: Mapping[str, Kind], kind: str, request: object) -> str:
+    """The request as JSON with every default in it. Raises RecordFormatError."""
+    return _parse(kinds, kind, orjson.dumps(request)).model_dump_json()
+
+
+def execute(
+    kinds: Mapping[str, Kind],
+    job: Job,
+    model: Model | None,
+    store: Store,
+    db: str | None,
+    report: Callable[[Mapping[str, Any]], None],
+    stop: Callable[[], bool],
+) -> Outcome:
+    """Run a job on this machine. Raises RecordFormatError for what cannot be run, and what running it raises."""
+    request = _parse(kinds, job.kind, job.request.encode())
+    return kinds[job.kind].run(Task(request, model, store, db, report, stop))
+
+
+def deliver(store: Store, job: Job, outcome: Outcome) -> dict[str, Any]:
+    """Store what a job found and return its result: the summary and the keys of what was stored. It may come from anywhere.
+
+    Raises: RecordFormatError for what is not of the job's model and device; PlanFormatError, ProfileFormatError.
+    """
+    result = dict(outcome.summary)
+    if outcome.device is not None:
+        device = DeviceProfile.from_json(outcome.device)
+        _require_same("device", device.fingerprint, job.device_fingerprint)
+        store.devices.save(device)
+        result["device"] = device.fingerprint
+    if outcome.plan is not None:
+        plan = Plan.from_json(outcome.plan)
+        _require_same("plan's model", plan.model_digest, job.model_digest)
+        _require_same("plan's device", plan.device_fingerprint, job.device_fingerprint)
+        store.plans.save(plan)
+        result["plan_id"] = plan.id
+    if (run := outcome.run) is not None:
+        _require_object(run.payload)
+        result["profile_id"] = store.profiles.save(
+            job.model_digest,
+            run.engine_build,
+            run.payload,
+            [ProfileNode(**node.model_dump()) for node in run.nodes],
+            flops=run.flops,
+            device_fingerprint=job.device_fingerprint if run.timed else None,
+            wall_p50_ns=run.wall_p50_ns,
+        )
+    return result
+
+
+def _parse(kinds: Mapping[str, Kind], kind: str, request: bytes) -> BaseModel:
+    if kind not in kinds:
+        raise RecordFormatError(f"job: kind is {kind[:40]!r}, need one of {', '.join(kinds)}")
+    try:
+        return kinds[kind].request.model_validate_json(request)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "request"
+        raise RecordFormatError(f"job: {first['msg']} ({kind}, {where})") from None
+
+
+def _require_same(what: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise RecordFormatError(f"job: {what} is {found[:64]}, need {wanted}")
+
+
+def _require_object(payload: str) -> None:
+    try:
+        found = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise RecordFormatError(f"job: the run's document is not JSON, {error}") from None
+    if not isinstance(found, dict):
+        raise RecordFormatError(f"job: the run's document is a {type(found).__name__}, need an object")
+
+
+def _profile(task: Task) -> Outcome:
+    model = task.require_model()
+    counted = profile(model, task.request.shapes, task.request.dims)
+    nodes = tuple(_node(op.name, op.op, op) for op in counted.ops)
+    text = profile_json(counted).decode()
+    run = FoundRun(engine_build=current_build().id, timed=False, payload=text, nodes=nodes, flops=counted.flops)
+    return Outcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
+
+
+def _trace(task: Task) -> Outcome:
+    model, asked = task.require_model(), task.request
+    specs = bind(model.graph, asked.shapes, asked.dims)
+    session = Session(model, threads=asked.threads)
+    task.report({"phase": "building", "runs": asked.runs})
+    feeds = random_feeds(specs)
+    session.executor(feeds)
+    if task.stop():
+        return Outcome()
+    task.report({"phase": "timing", "runs": asked.runs})
+    traced = session.trace(feeds, asked.runs)
+    nodes = tuple(_node(op.name, op.op, op.cost, op.durations.p50_ns) for op in traced.ops)
+    run = FoundRun(
+        engine_build=current_build().id,
+        timed=True,
+        payload=trace_json(traced).decode(),
+        nodes=nodes,
+        flops=sum(node.flops for node in nodes),
+        wall_p50_ns=traced.wall.p50_ns,
+    )
+    return Outcome(summary={"wall_p50_ns": traced.wall.p50_ns, "runs": asked.runs, "threads": session.threads}, run=run)
+
+
+def _node(name: str, op: str, cost: OpProfile | None, p50_ns: float | None = None) -> FoundNode:
+    macs, flops, moved_bytes = (0, 0, 0) if cost is None else (cost.macs, cost.flops, cost.read_bytes + cost.write_bytes)
+    return FoundNode(node=name, op=op, macs=macs, flops=flops, moved_bytes=moved_bytes, p50_ns=p50_ns)
+
+
+def _probe(task: Task) -> Outcome:
+    def progress(done: int, total: int, what: str) -> None:
+        task.report({"phase": what, "done": done, "total": total})
+
+    measured = local_device(task.store, task.request.seconds, again=True, progress=progress)
+    return Outcome(summary={"name": measured.name}, device=measured.to_json())
+
+
+def _tune(task: Task) -> Outcome:
+    model, asked = task.require_model(), task.request
+
+    def progress(at: Any) -> None:
+        names = ("measured", "planned", "spent_s", "budget_s", "best_ns", "now")
+        task.report({name: getattr(at, name) for name in names})
+
+    task.store.models.save(model.digest, model.source, model.nbytes)
+    tuned = _tuner()(
+        model,
+        asked.budget_s,
+        asked.shapes,
+        asked.dims,
+        threads=asked.threads,
+        max_error=asked.max_error,
+        backend=asked.backend,
+        db=task.db,
+        progress=progress,
+        stop=task.stop,
+    )
+    return Outcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
+
+
+def _tuner() -> Callable[..., Plan]:
+    try:
+        tune: Callable[..., Plan] = importlib.import_module("scheduler.tuner").tune
+    except ModuleNotFoundError as error:
+        if error.name != "scheduler.tuner":
+            raise
+        raise UnsupportedError("job: this build has no tuner, it profiles, traces and probes") from None
+    return tune
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "tune": Kind(TuneRequest, True, _tune),
+    "trace": Kind(TraceRequest, True, _trace),
+    "profile": Kind(WorkRequest, True, _profile),
+    "probe": Kind(ProbeRequest, False, _probe),
+}

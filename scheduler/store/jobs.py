@@ -1,0 +1,251 @@
+"""Jobs: work for a device that waits, is taken under a lease, and ends once.
+
+Whoever takes a job gets a lease, and keeps it by saying often enough that they live (`beat`). A lease that ran out puts the job
+back, and after MAX_ATTEMPTS it has failed. The lease is a secret word: what is said of a job counts only with it, until another
+takes the job. So no job is run by two who both believe it theirs and can both end it, and none is lost with its worker.
+
+Clocks: all times are of the machine that runs this code; several services on one database need clocks that agree within a
+fraction of a lease.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import fields
+from typing import Any, Final, Literal
+
+from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
+from scheduler.store.database import Database
+from scheduler.store.records import ENDED, Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
+from scheduler.store.rows import newest_first
+from scheduler.store.schema import JobRow
+
+MAX_ATTEMPTS: Final = 3
+MAX_QUEUED: Final = 10_000
+MAX_TEXT_BYTES: Final = 1 << 20  # request, progress, result, error
+_COLUMNS: Final = tuple(item.name for item in fields(Job))
+
+
+class Jobs:
+    """Jobs by number."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, kind: str, device: str, request: str = "{}", model: str = "") -> Job:
+        """Queue a job. Raises RecordFormatError, ConflictError when too many wait already."""
+        _bounded("request", request)
+
+        def work(session: Session) -> Job:
+            waiting = session.scalar(
+                select(func.count()).select_from(select(JobRow.id).where(JobRow.state == "queued").limit(MAX_QUEUED).subquery())
+            )
+            if (waiting or 0) >= MAX_QUEUED:
+                raise ConflictError(f"jobs: {waiting} are queued, the limit is {MAX_QUEUED}")
+            row = JobRow(
+                kind=kind,
+                device_fingerprint=device,
+                model_digest=model,
+                request=request,
+                state="queued",
+                revision=1,
+                progress="{}",
+                owner="",
+                lease="",
+                lease_until_us=0,
+                attempts=0,
+                cancel_asked=False,
+                result="{}",
+                error="",
+                created_us=now_us(),
+            )
+            session.add(row)
+            session.flush()
+            return _job(row)
+
+        return self._database.write(work)
+
+    def get(self, number: int) -> Job:
+        """Raises NotFoundError."""
+        return self._database.read(lambda session: _job(_row(session, number)))
+
+    def page(
+        self,
+        device: str | None = None,
+        state: JobState | None = None,
+        model: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page[Job]:
+        """Jobs of a device, in a state, or both; or of a model. Raises RecordFormatError."""
+        (before,), bound = cursor_ids(cursor), page_limit(limit)
+        if model is not None and (device is not None or state is not None):
+            raise RecordFormatError("jobs: a model and a device or state are given, need one or the other")
+        query = select(JobRow)
+        for column, value in ((JobRow.device_fingerprint, device), (JobRow.state, state), (JobRow.model_digest, model)):
+            query = query if value is None else query.where(column == value)
+        return self._database.read(lambda session: newest_first(session, query, JobRow.id, bound, before, _job))
+
+    def claim(self, device: str, owner: str, lease_s: float) -> Claim | None:
+        """Take the job of a device that has waited the longest; None where none waits."""
+        if not self._database.read(lambda session: _claimable(session, device)):
+            return None
+        lease = secrets.token_hex(16)
+
+        def work(session: Session) -> Claim | None:
+            _sweep(session)
+            oldest = (
+                select(JobRow.id)
+                .where(JobRow.device_fingerprint == device, JobRow.state == "queued")
+                .order_by(JobRow.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)  # PostgreSQL: two that come together take two jobs; SQLite has one writer
+            )
+            moment = now_us()
+            taken = update(JobRow).where(JobRow.id == oldest.scalar_subquery(), JobRow.state == "queued")
+            row = session.scalar(
+                taken.values(
+                    state="running",
+                    owner=short(owner)[:200],
+                    lease=lease,
+                    lease_until_us=moment + _us(lease_s),
+                    attempts=JobRow.attempts + 1,
+                    revision=JobRow.revision + 1,
+                    progress="{}",
+                    started_us=func.coalesce(JobRow.started_us, moment),
+                ).returning(JobRow)
+            )
+            return None if row is None else Claim(_job(row), lease)
+
+        return self._database.write(work)
+
+    def beat(self, number: int, lease: str, lease_s: float, progress: str = "") -> bool:
+        """Say that the worker lives, and how far it is. Returns whether it is to stop, for the job is to be cancelled.
+
+        A worker that was silent for too long, and whose job nobody else took meanwhile, gets it back.
+
+        Raises: LeaseLostError, NotFoundError.
+        """
+        _bounded("progress", progress)
+
+        def work(session: Session) -> bool:
+            changed = {"progress": progress} if progress else {}
+            values: dict[str, Any] = {**changed, "state": "running", "lease_until_us": now_us() + _us(lease_s)}
+            return _change(session, number, lease, values).cancel_asked
+
+        return self._database.write(work)
+
+    def finish(
+        self, number: int, lease: str, state: Literal["done", "failed", "cancelled"], result: str = "{}", error: str = ""
+    ) -> Job:
+        """End a job. Saying it twice is saying it once. Raises LeaseLostError, NotFoundError."""
+        _bounded("result", result)
+        values = {"state": state, "result": result, "error": error[:16_384].replace("\0", "\ufffd"), "finished_us": now_us()}
+
+        def work(session: Session) -> Job:
+            if _said(held := _row(session, number), lease, state):
+                return _job(held)
+            return _job(_change(session, number, lease, values))
+
+        return self._database.write(work)
+
+    def held(self, number: int, lease: str, state: JobState) -> Job | None:
+        """The job that is to end so; None where this very lease has ended it so already, and the reply to that was lost.
+
+        Raises: LeaseLostError, NotFoundError.
+        """
+
+        def work(session: Session) -> Job | None:
+            row = _row(session, number)
+            if _said(row, lease, state):
+                return None
+            if not lease or row.lease != lease or row.state in ENDED:
+                raise _lost(row)
+            return _job(row)
+
+        return self._database.read(work)
+
+    def release(self, number: int, lease: str) -> None:
+        """Put a job back that its worker cannot go on with; this attempt does not count. Raises LeaseLostError, NotFoundError."""
+        values: dict[str, Any] = {"state": "queued", "lease": "", "owner": "", "attempts": JobRow.attempts - 1}
+        self._database.write(lambda session: _change(session, number, lease, values))
+
+    def cancel(self, number: int) -> Job:
+        """Cancel a job: at once while it waits, at its worker's next beat while it runs. Raises NotFoundError."""
+
+        def work(session: Session) -> Job:
+            asked = update(JobRow).where(JobRow.id == number)
+            at_once = {"state": "cancelled", "finished_us": now_us(), "lease": ""}
+            session.execute(asked.where(JobRow.state == "queued").values(**at_once, revision=JobRow.revision + 1))
+            waiting = (JobRow.state == "running", JobRow.cancel_asked.is_(False))
+            session.execute(asked.where(*waiting).values(cancel_asked=True, revision=JobRow.revision + 1))
+            return _job(_row(session, number))
+
+        return self._database.write(work)
+
+    def sweep(self) -> None:
+        """Put back, or end, every job whose worker has been silent for too long."""
+        if self._database.read(lambda session: session.scalar(select(_expired(now_us())))):
+            self._database.write(_sweep)
+
+
+def _expired(moment: int) -> Any:
+    return exists().where(JobRow.state == "running", JobRow.lease_until_us < moment)
+
+
+def _claimable(session: Session, device: str) -> bool:
+    """Asked first, so that waiting for work takes no write lock."""
+    waiting = exists().where(JobRow.device_fingerprint == device, JobRow.state == "queued")
+    return bool(session.scalar(select(or_(waiting, _expired(now_us())))))
+
+
+def _sweep(session: Session) -> None:
+    moment = now_us()
+    lost = update(JobRow).where(JobRow.state == "running", JobRow.lease_until_us < moment)
+    ended: dict[str, Any] = {"finished_us": moment, "revision": JobRow.revision + 1}
+    session.execute(lost.where(JobRow.cancel_asked.is_(True)).values(state="cancelled", **ended))
+    reason = f"its worker was lost in each of {MAX_ATTEMPTS} attempts"
+    session.execute(lost.where(JobRow.attempts >= MAX_ATTEMPTS).values(state="failed", error=reason, **ended))
+    session.execute(lost.values(state="queued", revision=JobRow.revision + 1))
+
+
+def _change(session: Session, number: int, lease: str, values: dict[str, Any]) -> JobRow:
+    """Change a job that is still of this lease. Raises LeaseLostError, NotFoundError."""
+    held = (JobRow.id == number, JobRow.lease == lease, JobRow.state.in_(("running", "queued")))
+    changed = update(JobRow).where(*held).values(**values, revision=JobRow.revision + 1).returning(JobRow)
+    row: JobRow | None = session.scalar(changed) if lease else None
+    if row is None:
+        raise _lost(_row(session, number))
+    return row
+
+
+def _lost(row: JobRow) -> LeaseLostError:
+    return LeaseLostError(f"job {row.id}: is {row.state} and not under this lease (taken {row.attempts} times)")
+
+
+def _said(row: JobRow, lease: str, state: JobState) -> bool:
+    return bool(lease) and row.lease == lease and row.state == state
+
+
+def _row(session: Session, number: int) -> JobRow:
+    row = session.get(JobRow, number, populate_existing=True)
+    if row is None:
+        raise NotFoundError(f"job {number}: not stored")
+    return row
+
+
+def _job(row: JobRow) -> Job:
+    return Job(**{name: getattr(row, name) for name in _COLUMNS})
+
+
+def _us(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def _bounded(what: str, text: str) -> None:
+    nbytes = len(text.encode())
+    if nbytes > MAX_TEXT_BYTES:
+        raise RecordFormatError(f"job: {what} is {nbytes} bytes, need at most {MAX_TEXT_BYTES}")

@@ -1,0 +1,386 @@
+"""Measuring agents: several processes, one service in a process of its own, killed and restarted; and services that lie."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from urllib.parse import unquote
+
+import httpx
+import pytest
+
+from app import link
+from app.link import Link, RefusedError
+from app.settings import DEMO_MODELS, Settings
+from app.worker import DeskError
+from kernels.errors import InvalidError
+from profiler.device import DeviceProfile
+from scheduler.build import Build
+from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
+from scheduler.local import local_fingerprint
+from scheduler.store import Here, Store
+from scheduler.store.records import now_us
+from tests.app.conftest import free_port, serving
+from tests.app.test_jobs import add, wait_for
+from tests.profiler.devices import device
+from tests.scheduler.samples import measurement
+
+ROOT = Path(__file__).parents[2]
+CONTEXT = multiprocessing.get_context("spawn")
+COUNT = 30
+ANYWHERE = Here("feedfeed", Build("any", {}))
+
+
+def _measure(task: Task) -> Outcome:
+    """Measures COUNT signatures, one by one, as the tuner does: what its database knows is not measured again."""
+    known = {found.measurement.signature for found in task.store.measurements.page(ANYWHERE, limit=200).items}
+    for number in range(COUNT):
+        if task.stop():
+            return Outcome(summary={"measured": number})
+        text = f"Conv(f32[{number}])"
+        if text not in known:
+            time.sleep(task.request.seconds / COUNT)
+            taken = {"device_fingerprint": local_fingerprint(), "samples": 10 + os.getpid() % 7, "measured_us": now_us()}
+            task.store.measurements.save([measurement(text, **taken)])
+        task.report({"done": number + 1})
+    return Outcome(summary={"measured": COUNT})
+
+
+MEASURING = {**KINDS, "measure": Kind(ProbeRequest, False, _measure)}
+
+
+def _serve(port: int, db: str) -> None:
+    import uvicorn
+
+    from app.main import create_app
+
+    app = create_app(Settings(models=DEMO_MODELS, db=db, jobs=False, job_lease_s=2), MEASURING)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    app.state.service.leaving = lambda: server.should_exit
+    server.run()
+
+
+def _agent(server: str, folder: Path, salt: str, once: bool) -> None:
+    from app.agent import Agent
+
+    link.LAST_PAUSE_S = 1.0
+    db = f"sqlite:///{folder / 'own.sqlite'}"
+    with Store(db) as store:  # measured by hand, which saves the time
+        store.devices.save(_device(salt))
+    os.environ["EDGEWISE_DEVICE_SALT"] = salt
+    agent = Agent(server, None, db, folder, probe_s=0.2, kinds=MEASURING)
+    signal.signal(signal.SIGTERM, lambda *_: agent.close())
+    agent.run(once=once)
+
+
+def _device(salt: str) -> DeviceProfile:
+    from profiler.topology import read_hardware
+
+    os.environ["EDGEWISE_DEVICE_SALT"] = salt
+    try:
+        return device(hardware=read_hardware())
+    finally:
+        del os.environ["EDGEWISE_DEVICE_SALT"]
+
+
+def start(target: object, *arguments: object) -> BaseProcess:
+    process = CONTEXT.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def stop(process: BaseProcess, number: int = signal.SIGTERM) -> None:
+    os.kill(process.pid, number)
+    process.join(60)
+    assert not process.is_alive()
+
+
+def agents_of(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).mkdir()
+    return [folder / name for name in names]
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'service.sqlite'}"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@contextlib.contextmanager
+def running(client: httpx.Client, port: int, db: str) -> Iterator[None]:
+    server = start(_serve, port, db)
+    try:
+        until_ready(client)
+        yield
+    finally:
+        stop(server)
+
+
+def until_ready(client: httpx.Client) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/v2/health/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the service does not answer")
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as opened:
+        yield opened
+
+
+def measured(url: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Evidence by device and signature; a row of one key twice would show as a larger count than signatures."""
+    with Store(url) as store:
+        items = store.measurements.page(ANYWHERE, limit=200).items
+    found = {(i.measurement.device_fingerprint, i.measurement.signature): i.measurement for i in items}
+    assert len(found) == len(items)
+    return {key: (item.samples, item.measured_us) for key, item in found.items()}
+
+
+def registered(client: httpx.Client, fingerprint: str) -> None:
+    for _ in range(600):
+        if client.get(f"/v1/devices/{fingerprint}").status_code == 200:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no agent of that device registered")
+
+
+def test_a_killed_agents_job_is_finished_by_another_and_no_measurement_is_lost(
+    tmp_path: Path, client: httpx.Client, port: int, db: str
+) -> None:
+    server = str(client.base_url)
+    mine, theirs = _device("one").fingerprint, _device("two").fingerprint
+    first, second, third = agents_of(tmp_path, "first", "second", "third")
+    with running(client, port, db):
+        agents = {folder: start(_agent, server, folder, salt, False) for folder, salt in ((first, "one"), (third, "two"))}
+        for fingerprint in (mine, theirs):
+            registered(client, fingerprint)
+        number = add(client, kind="measure", device=mine, request={"seconds": 6})["id"]
+        other = add(client, kind="measure", device=theirs, request={"seconds": 1})["id"]
+        for _ in range(600):
+            if client.get(f"/v1/jobs/{number}").json()["progress"].get("done", 0) >= 5:
+                break
+            time.sleep(0.05)
+        stop(agents.pop(first), signal.SIGKILL)
+        assert client.get(f"/v1/jobs/{number}").json()["state"] == "running"
+        agents[second] = start(_agent, server, second, "one", False)
+        done = wait_for(client, number)
+        assert (done["state"], done["attempts"], done["result"]) == ("done", 2, {"measured": COUNT})
+        assert wait_for(client, other)["attempts"] == 1  # by the agent of its own device
+        again = start(_agent, server, first, "one", True)  # the killed one comes back and brings what it had
+        again.join(60)
+        assert again.exitcode == 0
+        for agent in agents.values():
+            stop(agent)
+        assert [agent.exitcode for agent in agents.values()] == [0, 0]
+    kept = measured(db)
+    assert len(kept) == 2 * COUNT
+    lost_agents = measured(f"sqlite:///{first / 'own.sqlite'}")
+    assert 0 < len(lost_agents) < COUNT
+    for folder in (first, second, third):
+        for key, evidence in measured(f"sqlite:///{folder / 'own.sqlite'}").items():
+            assert kept[key] >= evidence, key
+
+
+def test_a_result_outlives_the_service(tmp_path: Path, client: httpx.Client, port: int, db: str) -> None:
+    mine = _device("one").fingerprint
+    (folder,) = agents_of(tmp_path, "agent")
+    with running(client, port, db):
+        agent = start(_agent, str(client.base_url), folder, "one", False)
+        registered(client, mine)
+        number = add(client, kind="measure", device=mine, request={"seconds": 2})["id"]
+        wait_for(client, number, "running")
+    for _ in range(600):  # the job ends while nobody listens
+        if list((folder / "outbox").glob("*.json")):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("no result was kept")
+    stop(agent, signal.SIGKILL)
+    with running(client, port, db):
+        assert client.get(f"/v1/jobs/{number}").json()["state"] == "running"
+        again = start(_agent, str(client.base_url), folder, "one", True)
+        done = wait_for(client, number)
+        again.join(60)
+    assert (done["state"], done["attempts"], done["result"]) == ("done", 1, {"measured": COUNT})
+    assert list((folder / "outbox").iterdir()) == []
+    assert measured(db) == measured(f"sqlite:///{folder / 'own.sqlite'}")
+
+
+def test_an_agent_that_is_asked_to_end_gives_its_job_back(tmp_path: Path, client: httpx.Client, port: int, db: str) -> None:
+    mine = _device("one").fingerprint
+    (folder,) = agents_of(tmp_path, "agent")
+    with running(client, port, db):
+        agent = start(_agent, str(client.base_url), folder, "one", False)
+        registered(client, mine)
+        number = add(client, kind="measure", device=mine, request={"seconds": 30})["id"]
+        wait_for(client, number, "running")
+        stop(agent)
+        job = client.get(f"/v1/jobs/{number}").json()
+        assert (job["state"], job["attempts"]) == ("queued", 0)
+        client.post(f"/v1/jobs/{number}/cancel")
+
+
+def test_a_service_with_a_new_database_gets_everything_again(tmp_path: Path, client: httpx.Client, port: int) -> None:
+    mine = _device("one").fingerprint
+    (folder,) = agents_of(tmp_path, "agent")
+    first, second = (f"sqlite:///{tmp_path / name}" for name in ("first.sqlite", "second.sqlite"))
+    with Store(f"sqlite:///{folder / 'own.sqlite'}") as store:
+        store.devices.save(_device("one"))
+        store.measurements.save([measurement(f"Conv({n})", device_fingerprint=mine) for n in range(5)])
+    with running(client, port, first):
+        agent = start(_agent, str(client.base_url), folder, "one", False)
+        registered(client, mine)
+        for _ in range(100):
+            if len(client.get("/v1/strategies", params={"device": mine}).json()["items"]) == 5:
+                break
+            time.sleep(0.1)
+    with running(client, port, second):
+        registered(client, mine)  # it was told 404, and began anew
+        number = add(client, kind="measure", device=mine, request={"seconds": 0.3})["id"]
+        assert wait_for(client, number)["state"] == "done"
+        stop(agent)
+    assert agent.exitcode == 0
+    assert measured(first).keys() < measured(second).keys()
+    assert measured(second) == measured(f"sqlite:///{folder / 'own.sqlite'}")
+
+
+def test_command_line_agent_traces_a_model_it_never_had(tmp_path: Path) -> None:
+    settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'service.sqlite'}", jobs=False)
+    environment = {**os.environ, "EDGEWISE_DEVICE_SALT": "elsewhere"}
+    with serving(settings) as client:
+        own = ["--folder", str(tmp_path / "agent"), "--db", f"sqlite:///{tmp_path / 'own.sqlite'}", "--seconds", "0.3"]
+        call = [sys.executable, "-m", "edgewise", "agent", "--server", str(client.base_url), "--once", "--json", *own]
+
+        def agent() -> dict:
+            done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout)
+
+        assert agent() == {"jobs": 0}
+        (known,) = client.get("/v1/devices").json()["items"]
+        assert known["name"].partition(",")[0].endswith("elsewhere")
+        asked = {"model": "digits", "device": known["fingerprint"], "request": {"dims": {"batch": 1}}}
+        numbers = [add(client, kind="trace", **asked)["id"], add(client, kind="profile", **asked)["id"]]
+        numbers.append(add(client, kind="probe", device=known["fingerprint"], request={"seconds": 0.3})["id"])
+        assert agent() == {"jobs": 3}
+        jobs = [client.get(f"/v1/jobs/{number}").json() for number in numbers]
+        assert [job["state"] for job in jobs] == ["done"] * 3, jobs
+        stored = client.get(f"/v1/profiles/{jobs[0]['result']['profile_id']}").json()
+        assert stored["kind"] == "trace"
+        assert jobs[2]["result"]["device"] == known["fingerprint"]
+
+
+def test_files_of_served_models_only(tmp_path: Path) -> None:
+    with serving(Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'service.sqlite'}", jobs=False)) as client:
+        digest = client.get("/v1/models/digits").json()["digest"]
+        assert client.get(f"/v1/models/{digest}/file").content == (DEMO_MODELS / "digits.onnx").read_bytes()
+        assert client.get(f"/v1/models/{'0' * 64}/file").status_code == 404
+        assert client.get("/v1/models/digits/file").status_code == 400
+        wrong = client.put(f"/v1/devices/{'0' * 16}", content=device().to_json())
+        assert (wrong.status_code, "need 0000" in wrong.json()["error"]) == (400, True)
+        assert client.put(f"/v1/devices/{'0' * 16}", content=b"{}").status_code == 400
+        assert client.post("/v1/measurements", content=b"no json").status_code == 400
+
+
+class _Liar(BaseHTTPRequestHandler):
+    """Answers what the path says: /<status>/<body>."""
+
+    def do_GET(self) -> None:
+        _, status, body = unquote(self.path).split("/", 2)
+        raw = b"x" * (17 << 20) if body == "huge" else body.replace("_", '"').encode()
+        if status == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"short")
+            return
+        self.send_response(int(status))
+        self.send_header("Content-Length", str(len(raw)))
+        self.send_header("Location", "http://127.0.0.1:1/")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(raw)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def lying() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), _Liar)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "says"),
+    [
+        ("/401/{_error_:_no key_}", RefusedError, "401, no key"),
+        ("/403/", RefusedError, "403, no reason"),
+        ("/302/", RefusedError, "302"),
+        ("/500/boom", RefusedError, "500"),
+        ("/503/{_error_:_busy_}", DeskError, "busy"),
+        ("/200/{}", RefusedError, "is this an Edgewise service"),
+        ("/200/[", RefusedError, "is this an Edgewise service"),
+        ("/200/huge", RefusedError, "the limit"),
+        ("/cut/", DeskError, "GET"),
+    ],
+)
+def test_answers_are_checked(lying: str, path: str, kind: type[Exception], says: str) -> None:
+    from app.jobs import BeatOut
+
+    found = Link(lying, "k", threading.Event())
+    with pytest.raises(kind, match=says):
+        found.ask(BeatOut, "GET", path)
+    found.close()
+
+
+@pytest.mark.parametrize("server", ["", "localhost:8000", "ftp://x", "file:///etc/passwd", "http://"])
+def test_addresses_that_are_none_are_refused(server: str) -> None:
+    with pytest.raises(InvalidError, match="need an address"):
+        Link(server, None, threading.Event())
+
+
+def test_a_model_that_is_another_is_not_used(lying: str, tmp_path: Path) -> None:
+    found = Link(lying, None, threading.Event())
+    assert found.download("/200/abc", tmp_path / "m") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(RefusedError):
+        found.download("/302/", tmp_path / "m")
+    with pytest.raises(DeskError):
+        found.download("/cut/", tmp_path / "m")
+    found.close()
+
+
+def test_patience_ends_with_the_agent() -> None:
+    closing = threading.Event()
+    found = Link("http://127.0.0.1:1", None, closing)
+    threading.Timer(0.3, closing.set).start()
+    started = time.monotonic()
+    with pytest.raises(DeskError):
+        found.insist(lambda: found.download("/x", Path(os.devnull)))
+    assert 0.2 < time.monotonic() - started < 10
+    found.close()

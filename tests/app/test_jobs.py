@@ -1,0 +1,264 @@
+"""Jobs over a real socket: queued, run by the service, followed, cancelled, and taken by somebody else."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import DEMO_MODELS, Settings
+from scheduler import jobs
+from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
+from scheduler.local import local_fingerprint
+from scheduler.store import Store
+from tests.app.conftest import serving
+from tests.scheduler.samples import DEVICE
+
+WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
+
+
+def _count(task: Task) -> Outcome:
+    """A job that takes as many twentieths of a second as it is asked, and can be stopped."""
+    for done in range(round(task.request.seconds)):
+        task.report({"done": done})
+        if task.stop():
+            return Outcome(summary={"counted": done})
+        time.sleep(0.05)
+    return Outcome(summary={"counted": round(task.request.seconds)})
+
+
+def _fail(task: Task) -> Outcome:
+    raise ZeroDivisionError
+
+
+COUNTING = {**KINDS, "count": Kind(ProbeRequest, False, _count), "fail": Kind(ProbeRequest, False, _fail)}
+
+
+@pytest.fixture(scope="module")
+def db(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('jobs') / 'jobs.sqlite'}"
+
+
+@pytest.fixture(scope="module")
+def client(db: str) -> Iterator[httpx.Client]:
+    with Store(db) as store:
+        store.devices.save(DEVICE)
+    with serving(Settings(models=DEMO_MODELS, db=db, job_lease_s=1, max_listeners=2), kinds=COUNTING) as found:
+        yield found
+
+
+def wait_for(client: httpx.Client, number: int, *states: str) -> dict:
+    for _ in range(2400):
+        job: dict = client.get(f"/v1/jobs/{number}").json()
+        if job["state"] in (states or ("done", "failed", "cancelled")):
+            return job
+        time.sleep(0.05)
+    raise AssertionError(job)
+
+
+def add(client: httpx.Client, **asked: object) -> dict:
+    reply = client.post("/v1/jobs", json=asked)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_a_profile_and_a_trace_are_run_and_stored(client: httpx.Client) -> None:
+    queued = add(client, **WORK)
+    assert (queued["state"], queued["device"]) == ("queued", local_fingerprint())
+    assert queued["request"] == {"shapes": {}, "dims": {"batch": 2}}
+    done = wait_for(client, queued["id"])
+    assert (done["state"], done["result"]["macs"]) == ("done", 905728)
+    assert client.get(f"/v1/profiles/{done['result']['profile_id']}").json()["profile"]["macs"] == 905728
+    traced = wait_for(client, add(client, kind="trace", model="digits", request={"dims": {"batch": 1}, "runs": 5})["id"])
+    assert traced["state"] == "done", traced
+    stored = client.get(f"/v1/profiles/{traced['result']['profile_id']}").json()
+    assert (stored["kind"], len(stored["profile"]["runs"])) == ("trace", 5)
+
+
+@pytest.mark.skipif(not (Path(jobs.__file__).parent / "tuner.py").exists(), reason="this tree has no tuner yet")
+def test_tuning_leaves_a_plan(client: httpx.Client) -> None:
+    asked = {"budget_s": 10, "dims": {"batch": 1}, "threads": 1}
+    done = wait_for(client, add(client, kind="tune", model="digits", request=asked)["id"])
+    assert done["state"] == "done", done
+    assert client.get(f"/v1/plans/{done['result']['plan_id']}").status_code == 200
+    assert client.get("/v1/strategies").json()["items"]
+
+
+def test_a_job_that_cannot_be_done_fails_with_its_reason(client: httpx.Client) -> None:
+    failed = wait_for(client, add(client, kind="profile", model="digits")["id"])
+    assert failed["state"] == "failed"
+    assert "batch" in failed["error"]
+    failed = wait_for(client, add(client, kind="fail")["id"])
+    assert (failed["state"], "ZeroDivisionError" in failed["error"]) == ("failed", True)
+
+
+def test_one_runs_at_a_time_and_a_cancelled_one_stops(client: httpx.Client) -> None:
+    first, second, third = (add(client, kind="count", request={"seconds": 500})["id"] for _ in range(3))
+    wait_for(client, first, "running")
+    assert client.get(f"/v1/jobs/{second}").json()["state"] == "queued"
+    assert client.post(f"/v1/jobs/{third}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/v1/jobs/{first}/cancel").json()["cancel_asked"] is True
+    stopped = wait_for(client, first)
+    assert stopped["state"] == "cancelled"
+    assert 0 < stopped["result"]["counted"] < 500
+    client.post(f"/v1/jobs/{second}/cancel")
+    assert wait_for(client, second)["state"] == "cancelled"
+    assert client.get("/v2/health/live").elapsed.total_seconds() < 1
+
+
+def events(client: httpx.Client, number: int, last: str = "") -> Iterator[dict[str, str]]:
+    headers = {"Last-Event-ID": last} if last else {}
+    with client.stream("GET", f"/v1/jobs/{number}/events", headers=headers) as stream:
+        assert stream.status_code == 200, stream.read()
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        event: dict[str, str] = {}
+        for line in stream.iter_lines():
+            if line:
+                name, _, value = line.partition(": ")
+                event[name] = value
+            elif event:
+                yield event
+                event = {}
+
+
+def test_events_tell_every_change_and_the_end(client: httpx.Client) -> None:
+    number = add(client, kind="count", request={"seconds": 40})["id"]
+    told = list(events(client, number))
+    assert [event["event"] for event in told] == ["progress"] * (len(told) - 1) + ["end"]
+    ids = [int(event["id"]) for event in told]
+    assert ids == sorted(set(ids))
+    assert any(json.loads(event["data"])["progress"].get("done", 0) > 0 for event in told)
+    assert json.loads(told[-1]["data"])["result"] == {"counted": 40}
+    assert [event["event"] for event in events(client, number, told[0]["id"])] == ["end"]
+    again = client.get(f"/v1/jobs/{number}/events", headers={"Last-Event-ID": told[-1]["id"]})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+def test_listeners_are_bounded_and_those_who_leave_make_room(client: httpx.Client) -> None:
+    number = add(client, kind="count", request={"seconds": 400})["id"]
+    listening = [events(client, number) for _ in range(2)]
+    for listener in listening:
+        assert next(listener)["event"] == "progress"
+    refused = client.get(f"/v1/jobs/{number}/events")
+    assert (refused.status_code, list(refused.json()), refused.headers["retry-after"]) == (503, ["error"], "5")
+    for listener in listening:
+        listener.close()
+    for _ in range(100):
+        with client.stream("GET", f"/v1/jobs/{number}/events") as stream:
+            if stream.status_code == 200:
+                break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the listeners that left still count")
+    client.post(f"/v1/jobs/{number}/cancel")
+    wait_for(client, number)
+
+
+def test_a_job_of_another_device_waits_for_its_worker(client: httpx.Client) -> None:
+    number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
+    mine = {"device": DEVICE.fingerprint, "owner": "far away"}
+    claim = client.post("/v1/jobs/claim", json=mine).json()
+    assert (claim["job"]["id"], claim["job"]["state"], claim["lease_s"]) == (number, "running", 1)
+    assert client.post("/v1/jobs/claim", json={**mine, "wait_s": 0.4}).json()["job"] is None
+    lease = claim["lease"]
+    assert client.post(f"/v1/jobs/{number}/beat", json={"lease": lease, "progress": {"at": 1}}).json() == {"cancel": False}
+    assert client.post(f"/v1/jobs/{number}/beat", json={"lease": "0" * 32}).status_code == 409
+    run = {"engine_build": "b", "timed": True, "payload": "{}", "nodes": [], "flops": 1, "wall_p50_ns": 5.0}
+    end = {"lease": lease, "state": "done", "outcome": {"summary": {"x": 1}, "run": run}}
+    done = client.post(f"/v1/jobs/{number}/end", json=end).json()
+    assert client.post(f"/v1/jobs/{number}/end", json=end).json() == done
+    assert done["result"]["x"] == 1
+    profiles = client.get("/v1/profiles", params={"model": done["model_digest"]}).json()["items"]
+    assert [item["id"] for item in profiles if item["kind"] == "trace"].count(done["result"]["profile_id"]) == 1
+
+
+def test_a_claim_waits_for_a_job_to_come(client: httpx.Client) -> None:
+    later = threading.Timer(0.3, lambda: add(client, kind="probe", device=DEVICE.fingerprint))
+    later.start()
+    claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "w", "wait_s": 20}).json()
+    later.join()
+    assert claim["job"]["kind"] == "probe"
+    refused = {"lease": claim["lease"], "state": "done", "outcome": {"plan": "{}"}}
+    assert client.post(f"/v1/jobs/{claim['job']['id']}/end", json=refused).status_code == 400
+    given_back = client.post(f"/v1/jobs/{claim['job']['id']}/end", json={"lease": claim["lease"], "state": "queued"}).json()
+    assert (given_back["state"], given_back["attempts"]) == ("queued", 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "says"),
+    [
+        ({"kind": "bake"}, 400, "need one of tune, trace, profile, probe"),
+        ({"kind": "profile"}, 400, "needs a model"),
+        ({"kind": "probe", "model": "digits"}, 400, "is of no model"),
+        ({"kind": "profile", "model": "nope"}, 404, "unknown model"),
+        ({"kind": "trace", "model": "digits", "request": {"runs": 10**9}}, 400, "runs"),
+        ({"kind": "trace", "model": "digits", "request": {"what": 1}}, 400, "what"),
+        ({"kind": "probe", "device": "f" * 16}, 404, "device ffff"),
+        ({"kind": "probe", "device": "../x"}, 400, "device"),
+    ],
+)
+def test_jobs_that_make_no_sense_are_refused(client: httpx.Client, asked: dict, status: int, says: str) -> None:
+    reply = client.post("/v1/jobs", json=asked)
+    assert (reply.status_code, list(reply.json())) == (status, ["error"])
+    assert says in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"payload": "[]"},
+        {"payload": "no json"},
+        {"flops": 2**63},
+        {"nodes": [{"node": "n", "op": "Conv", "macs": -1, "flops": 1, "moved_bytes": 1}]},
+        {"nodes": [{"node": "n", "op": "Conv", "macs": 1, "flops": 1, "moved_bytes": 1, "p50_ns": 1e30}]},
+        {"engine_build": "a\0b"},
+        {"wall_p50_ns": -1},
+    ],
+    ids=str,
+)
+def test_runs_that_break_a_rule_are_not_stored(client: httpx.Client, run: dict) -> None:
+    number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
+    claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
+    while claim["job"]["id"] != number:  # what other tests left
+        claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
+    found = {"engine_build": "b", "timed": True, "payload": "{}", "nodes": [], "flops": 1, **run}
+    end = {"lease": claim["lease"], "state": "done", "outcome": {"run": found}}
+    assert client.post(f"/v1/jobs/{number}/end", json=end).status_code == 400
+    failed = client.post(f"/v1/jobs/{number}/end", json={"lease": claim["lease"], "state": "failed", "error": "a\0b"}).json()
+    assert (failed["state"], failed["error"]) == ("failed", "a\ufffdb")
+
+
+@pytest.mark.parametrize("path", [f"/v1/jobs/{10**30}", "/v1/jobs/0", "/v1/jobs/x"])
+def test_numbers_that_are_none_are_400(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/9999", "/v1/jobs/9999/events"])
+def test_unknown_jobs_are_404(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_jobs_survive_a_restart(tmp_path: Path) -> None:
+    settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'db.sqlite'}", job_lease_s=20)
+    with serving(settings, kinds=COUNTING) as client:
+        running = add(client, kind="count", request={"seconds": 60})["id"]
+        waiting = add(client, **WORK)["id"]
+        wait_for(client, running, "running")
+    with serving(settings, kinds=COUNTING) as client:
+        done = wait_for(client, running)
+        assert (done["state"], done["attempts"]) == ("done", 1)  # given back when the service ended
+        assert wait_for(client, waiting)["state"] == "done"
+
+
+def test_a_service_that_runs_no_jobs_leaves_them(tmp_path: Path) -> None:
+    settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'db.sqlite'}", jobs=False)
+    with serving(settings) as client:
+        number = add(client, **WORK)["id"]
+        time.sleep(1.5)
+        assert client.get(f"/v1/jobs/{number}").json()["state"] == "queued"
+        assert [job["id"] for job in client.get("/v1/jobs", params={"state": "queued"}).json()["items"]] == [number]

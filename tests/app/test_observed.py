@@ -1,0 +1,97 @@
+"""The closed loop in a service: a plan that promises too much is noticed while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from app.engine import Engine, Outcome
+from app.observed import Observed
+from app.repository import Served
+from app.settings import DEMO_MODELS, Settings
+from profiler.device import DeviceProfile
+from scheduler.build import current_build
+from scheduler.drift import SUSTAINED, WINDOW
+from scheduler.local import local_device
+from scheduler.planner import make_plan
+from scheduler.session import Session
+from scheduler.store import Here, Store
+
+FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
+    with Store(f"sqlite:///{tmp_path_factory.mktemp('machine') / 'db.sqlite'}") as store:
+        return local_device(store, 0.3)
+
+
+def infer(observed: Observed, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
+    """Run through an engine, and tell of it, as the service does."""
+    served = Served("digits", "1", DEMO_MODELS / "digits.onnx", session=session)
+    shapes = tuple((name, array.shape) for name, array in feeds.items())
+    engine = Engine(Settings())
+
+    async def work() -> None:
+        for _ in range(times):
+            outcome = await engine.infer(served, feeds)
+            assert outcome.outputs["digit"].shape == (len(feeds["image"]),)
+            observed.ran(session, shapes, outcome)
+        engine.stop()
+
+    asyncio.run(work())
+    engine.close()
+
+
+def test_a_plan_that_promises_too_much_is_marked_and_tuned_again(tmp_path: Path, machine: DeviceProfile) -> None:
+    with Store(f"sqlite:///{tmp_path / 'db.sqlite'}") as store:
+        store.devices.save(machine)
+        session = Session(DEMO_MODELS / "digits.onnx")
+        model = session.model
+        store.models.save(model.digest, model.source, model.nbytes)
+        made = make_plan(model, machine, dims={"batch": 1}, max_threads=1, backend="numpy")
+        store.plans.save(made)
+        optimist = made.model_copy(update={"measured_ns": 1.0})  # an inference in a nanosecond
+        session = Session(model, plan=optimist)
+        observed = Observed(lambda: store, retune=True)
+        infer(observed, session, WINDOW * SUSTAINED, FEEDS)
+        infer(observed, session, 1, {"image": np.zeros((3, 1, 8, 8), np.float32)})  # other shapes follow no plan
+        (served,) = observed.served()
+        assert (served.plan_id, served.count, served.drifted) == (made.id, WINDOW * SUSTAINED, True)
+        here = Here(machine.fingerprint, current_build())
+        for _ in range(200):
+            if store.plans.get(made.id, here).plan.state.status == "drifted" and store.jobs.page().items:
+                break
+            time.sleep(0.05)
+        state = store.plans.get(made.id, here).plan.state
+        assert (state.status, "were measured" in state.reason) == ("drifted", True)
+        (job,) = store.jobs.page().items
+        assert (job.kind, job.model_digest, job.device_fingerprint) == ("tune", model.digest, machine.fingerprint)
+        assert '"image":[1,1,8,8]' in job.request
+
+
+def test_a_session_without_a_plan_is_left_alone() -> None:
+    session = Session(DEMO_MODELS / "digits.onnx")
+    observed = Observed(lambda: pytest.fail("no database is needed"), retune=True)
+    infer(observed, session, 1, FEEDS)
+    assert observed.served() == ()
+    assert session.plan_in_use({"image": (1, 1, 8, 8)}) is None
+
+
+def test_a_run_that_was_shared_says_nothing_of_its_plan(machine: DeviceProfile) -> None:
+    session = Session(DEMO_MODELS / "digits.onnx")
+    made = make_plan(session.model, machine, dims={"batch": 1}, max_threads=1, backend="numpy")
+    session = Session(session.model, plan=made)
+    observed = Observed(lambda: pytest.fail("no database is needed"), retune=True)
+    for alone, plan_id in ((False, made.id), (True, "default")):
+        observed.ran(session, (("image", (1, 1, 8, 8)),), Outcome({}, 0, 1, 1, plan_id, alone))
+    assert observed.served() == ()
+
+
+def test_a_service_says_how_plans_serve(client: httpx.Client) -> None:
+    assert client.get("/v1/plans/served").json() == []

@@ -1,0 +1,126 @@
+"""Every case of every operator that has a native form, natively, against the same op in numpy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from graph.ir import Graph, Node, Port
+from graph.native.lowering import Packed
+from graph.native.partition import Part
+from graph.native.rule import Facts, known
+from graph.native.rules import RULES, refusal
+from graph.native.segment import Segment
+from graph.shapes import propagate
+from kernels.native.cache import CodeCache
+from kernels.native.isa import Isa
+from kernels.native.pool import shared_pool
+from kernels.registry import Case, Op, evaluate
+from kernels.spec import FLOATS, Array, Spec
+from tests.native.conftest import HOST_ISAS
+from tests.ops.cases import arrays, assert_close, in_float64, valid_cases
+
+REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
+REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
+    "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
+    "Conv": "no constants|need rank 3 or 4", "ConvTranspose": "no constants|need rank 3 or 4", "Resize": "need fp32",
+    "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
+    "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
+    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for a Pow of int",
+}  # fmt: skip
+REFUSED_REDUCTION = "it reduces nothing|need fp32"
+NATIVE_EPS = 32  # of float results at least, relative to the largest: sums are taken in another order than numpy's
+GUARD_BYTES = 64
+CASES = [parameter.values for parameter in valid_cases() if parameter.values[0].name in RULES]
+
+
+def single(op: Op, case: Case, fed: Sequence[int]) -> tuple[Graph, dict[str, Spec]]:
+    """A graph of one node, and the specs of its inputs. fed: positions of inputs that only a run knows."""
+    given = arrays(op, case)
+    inputs = tuple("" if array is None else f"x{n}" for n, array in enumerate(given))
+    ports = [Port(f"x{n}", given[n].dtype, given[n].shape) for n in fed]
+    outputs = tuple(f"y{n}" for n in range(case.outputs))
+    node = Node("it", op.name, inputs, outputs, op.bind(case.attrs))
+    constants = {name: array for n, (name, array) in enumerate(zip(inputs, given, strict=True)) if name and n not in fed}
+    specs = {port.name: Spec(port.dims, port.dtype) for port in ports}
+    return Graph("g", tuple(ports), tuple(Port(name, np.dtype(np.float32), None) for name in outputs), (node,), constants), specs
+
+
+def refused(op: Op, case: Case, fed: Sequence[int], isa: Isa = HOST_ISAS[0]) -> str | None:
+    """Why the case has no native form, or None."""
+    graph, specs = single(op, case, fed)
+    return refusal(graph.nodes[0], Facts(propagate(graph, specs), graph.constants, isa))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
+    """Compiled code that cases share: many have the same kernels."""
+    return CodeCache(tmp_path_factory.mktemp("code"))
+
+
+def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache) -> tuple[Segment, list[Spec]]:
+    """The case as a segment of its own, and what it makes."""
+    graph, inputs = single(op, case, fed)
+    specs, node = propagate(graph, inputs), graph.nodes[0]
+    part = Part((node,), tuple(port.name for port in graph.inputs), node.outputs)
+    segment = Segment(part, specs, graph.constants, isa, shared_pool(2), Packed(), cache, 2, {})
+    return segment, [known(specs, name) for name in node.outputs]
+
+
+def run(segment: Segment, inputs: Sequence[Array], specs: Sequence[Spec], threads: int) -> list[Array]:
+    """The segment's outputs, made over poisoned memory with guards around."""
+    outputs, memories = [], []
+    for spec in specs:
+        memory = np.full(spec.nbytes + 2 * GUARD_BYTES, 0xA5, np.uint8)
+        memories.append(memory)
+        outputs.append(memory[GUARD_BYTES : GUARD_BYTES + spec.nbytes].view(spec.dtype).reshape(spec.shape))
+    arena = np.full(segment.arena_bytes + 64, 0xFF, np.uint8)
+    arena = arena[-arena.ctypes.data % 64 :]
+    segment.run(arena, inputs, outputs, threads)
+    for memory in memories:
+        assert (memory[:GUARD_BYTES] == 0xA5).all()
+        assert (memory[len(memory) - GUARD_BYTES :] == 0xA5).all()
+    return outputs
+
+
+def ways(op: Op, case: Case) -> list[tuple[int, ...]]:
+    """Positions of inputs that only a run knows: the first, the others being constants, or all of them."""
+    given = tuple(n for n, array in enumerate(arrays(op, case)) if array is not None)
+    return list(dict.fromkeys([given[:1], given]))
+
+
+RUNS = [
+    pytest.param(op, case, fed, id=f"{op.name}-{case.id}-{len(fed)}")
+    for op, case in CASES
+    for fed in ways(op, case)
+    if refused(op, case, fed) is None
+]
+
+
+@pytest.mark.parametrize("isa", HOST_ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(("op", "case", "fed"), RUNS)
+def test_case_runs_natively_as_in_numpy(op, case, fed, isa, cache):
+    """Moves, integers and bools bit for bit, floats within a tolerance of float64; on one thread and on two, which agree."""
+    given = arrays(op, case)
+    wanted = evaluate(op, given, case.attrs)
+    exact = wanted if wanted[0].dtype not in FLOATS else evaluate(op, in_float64(given), case.attrs)
+    segment, specs = compiled(op, case, fed, isa, cache)
+    one, two = (run(segment, [given[n] for n in fed], specs, threads) for threads in (1, 2))
+    for y, again, expected, numpys in zip(one, two, exact, wanted, strict=False):
+        assert y.dtype == numpys.dtype
+        np.testing.assert_array_equal(y, again)
+        assert_close(y, expected, max(op.tolerance_eps, NATIVE_EPS))
+
+
+@pytest.mark.parametrize(("op", "case"), CASES, ids=lambda each: getattr(each, "name", getattr(each, "id", None)))
+def test_case_is_refused_for_a_reason_that_is_known(op, case):
+    rest = REFUSED_REDUCTION if op.name.startswith("Reduce") else REFUSED.get(op.name, "nothing else")
+    reasons = [reason for fed in ways(op, case) if (reason := refused(op, case, fed))]
+    assert all(re.search(f"{REFUSED_ALL}|{rest}", reason) for reason in reasons), reasons
+
+
+def test_every_rule_has_a_case_that_runs():
+    assert set(RULES) - {parameter.values[0].name for parameter in RUNS} == set()

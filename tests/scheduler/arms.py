@@ -1,0 +1,77 @@
+"""Contests made by hand, and a bench that answers from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from graph.native.work import Work
+from scheduler.contests import Arm, Contest
+from scheduler.fitting import Prediction
+from scheduler.load import Load
+from scheduler.search import Assignment
+from scheduler.strategy import Strategy
+
+LOAD = Load(Work("direct", 1e6), 1)
+
+
+def strategy(name: str) -> Strategy:
+    return Strategy("native", name)
+
+
+def prediction(ns: float, factor: float = 2.5, *, fitted: bool = False) -> Prediction:
+    return Prediction(ns, ns / factor, ns * factor, fitted, "compute", "L1")
+
+
+def contest(key: str, names: Sequence[str], nodes: int = 1, ns: float = 1000.0) -> Contest:
+    arms = [Arm(strategy(name), LOAD, prediction(ns)) for name in names]
+    return Contest(key, "Conv", tuple(f"{key}{n}" for n in range(nodes)), arms)
+
+
+class Clock:
+    """Seconds that pass only when something is done."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class TableBench:
+    """Times by node and strategy, with seeded noise; every run and every compilation moves the clock."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        ns: Callable[[str, Strategy], float],
+        noise: float = 0.02,
+        spills: Mapping[Strategy, str] | None = None,
+        most: int = 64,
+    ) -> None:
+        self.clock, self.ns, self.noise, self.spills, self.most = clock, ns, noise, spills or {}, most
+        self.rng = np.random.default_rng(0)
+        self.ran: list[Assignment] = []
+
+    def screen(self, assignment: Assignment) -> Mapping[str, str]:
+        self.clock.now_s += 0.01
+        return {node: self.spills[s] for node, s in assignment.items() if s in self.spills}
+
+    def variants(self, assignments: Sequence[Assignment]) -> Sequence[TableVariant]:
+        return [TableVariant(self, assignment) for assignment in assignments[: self.most]]
+
+
+class TableVariant:
+    def __init__(self, bench: TableBench, assignment: Assignment) -> None:
+        self.bench, self.assignment = bench, assignment
+
+    def run(self) -> Mapping[str, int]:
+        bench = self.bench
+        bench.ran.append(self.assignment)
+        taken = {
+            node: round(bench.ns(node, s) * (1 + bench.noise * abs(bench.rng.standard_normal())))
+            for node, s in self.assignment.items()
+        }
+        bench.clock.now_s += sum(taken.values()) / 1e9 + 0.001
+        return taken
