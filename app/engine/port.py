@@ -108,6 +108,11 @@ class Engine:
         if served.session is not None:
             await asyncio.shield(self._lane(served, served.session).loading)
 
+    def memory_bytes(self, session: Session) -> int:
+        """What a served model takes in the service: the model, and the arenas of its runs."""
+        lane = self._lanes.get(session)
+        return session.memory_bytes + (0 if lane is None else lane.engines.arena_bytes(lane.number))
+
     def _lane(self, served: Servable, session: Session) -> Lane:
         lane = self._lanes.get(session)
         if lane is None:

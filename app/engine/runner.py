@@ -83,6 +83,11 @@ class Runner:
             self._models.pop(number, None)
         release()
 
+    def arena_bytes(self, number: int) -> int:
+        """Of the activations that a model keeps."""
+        loaded = self._models.get(number)
+        return 0 if loaded is None else sum(session.memory_bytes - session.model.nbytes for session in loaded.sessions)
+
     def prove(self, number: int, shapes: Shapes) -> str:
         """Why rows of these shapes may not share a run; "" where they may."""
         return mixes_rows(self._find(number).sessions[0].model.graph, shapes)

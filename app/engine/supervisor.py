@@ -57,6 +57,9 @@ class Engines(Protocol):
     async def run(self, number: int, batch: Batch) -> Ran:
         """Run a batch. Raises DeviceLostError when what ran it is gone."""
 
+    def arena_bytes(self, number: int, /) -> int:
+        """Of the activations that a model keeps in this process."""
+
     def drop(self, number: int) -> None:
         """Forget a model."""
 
@@ -115,6 +118,10 @@ class Process:
         """See `Engines`."""
         link = await self._ready(number)
         return await link.run(number, batch, self._run_timeout_s)
+
+    def arena_bytes(self, _number: int, /) -> int:
+        """None here: they are the process's own."""
+        return 0
 
     def drop(self, number: int) -> None:
         """Forget a model; a process without any other is ended."""
@@ -282,6 +289,10 @@ class InProcess:
         await self.ready(number)
         computed = await self._call(lambda: self._runner.run(number, feeds, check))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
+
+    def arena_bytes(self, number: int, /) -> int:
+        """See `Engines`."""
+        return self._runner.arena_bytes(number)
 
     def drop(self, number: int) -> None:
         """Forget a model."""

@@ -17,6 +17,7 @@ import time
 
 import structlog
 
+from app import logs
 from app.engine.runner import DROPPED, DroppedError, Runner
 from app.engine.slab import Slab, Space, layout, view, write
 from app.engine.wire import Cancel, Done, Drop, Freed, Load, Order, Prepare, Prove, Reply, Result, Run, failure, frame, receive
@@ -139,7 +140,7 @@ def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's, which ends this process by closing the socket
     sys.setswitchinterval(SWITCH_S)
     faulthandler.enable()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logs.configure()
     slabs = [Slab(int(number), int(size_bytes)) for number in (requests, replies)]
     for number in (requests, replies):
         os.close(int(number))

@@ -80,7 +80,7 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
         raise RequestError(400, str(error)) from None  # as the statistics extension has it
     rows = []
     for served in found:
-        memory_bytes = 0 if served.session is None else served.session.memory_bytes
+        memory_bytes = 0 if served.session is None else service.engine.memory_bytes(served.session)
         rows.append(service.statistics.of(served.name, served.version).shown(served.name, served.version, memory_bytes))
     return {"model_stats": rows}
 

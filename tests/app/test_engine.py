@@ -1,6 +1,7 @@
 """The engine as the service uses it: bounded, by priority, with deadlines, and nothing leaks from it."""
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.app.conftest import serving
 from tests.app.engine.models import served
 from tests.app.servers import identity_model
 
+SEVEN = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
 FEEDS = {"x": np.zeros((3, 2), np.float32)}
 
 
@@ -197,12 +199,11 @@ def test_nothing_runs_after_the_end(model: Served) -> None:
 
 
 def test_abandoned_requests_leave_the_queue(tmp_path: Path, gate: Gate) -> None:
-    body = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
     with serving(Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'a.db'}")) as client:
 
         def abandon() -> None:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{client.base_url}/v2/models/digits/infer", content=body, timeout=0.5)
+                httpx.post(f"{client.base_url}/v2/models/digits/infer", content=SEVEN, timeout=0.5)
 
         threads = [threading.Thread(target=abandon) for _ in range(5)]
         for thread in threads:
@@ -218,4 +219,35 @@ def test_abandoned_requests_leave_the_queue(tmp_path: Path, gate: Gate) -> None:
         assert 'nv_inference_request_failure{model="digits",reason="CANCELED",version="1"} 5.0' in metrics
         assert 'nv_inference_pending_request_count{model="digits",version="1"} 0.0' in metrics
         gate.open.set()
-        assert client.post("/v2/models/digits/infer", content=body).status_code == 200
+        assert client.post("/v2/models/digits/infer", content=SEVEN).status_code == 200
+
+
+def test_the_timeout_parameter_reaches_the_queue(tmp_path: Path, gate: Gate) -> None:
+    body = json.loads(SEVEN)
+    late = {**body, "parameters": {"timeout": 20_000}}
+    with serving(Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'a.db'}")) as client:
+        statuses: list[int] = []
+        first = threading.Thread(target=lambda: statuses.append(client.post("/v2/models/digits/infer", json=body).status_code))
+        first.start()
+        for _ in range(200):
+            if "edgewise_engine_running 1.0" in client.get("/metrics").text:
+                break
+            time.sleep(0.05)
+        reply = client.post("/v2/models/digits/infer", json=late)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        assert "Request timeout expired" in reply.json()["error"]
+        gate.open.set()
+        first.join()
+        assert statuses == [200]
+
+
+def test_statistics_count_the_arenas_of_runs(tmp_path: Path) -> None:
+    with serving(Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'a.db'}")) as client:
+
+        def memory() -> int:
+            found = client.get("/v2/models/digits/stats").json()["model_stats"][0]["memory_usage"]
+            return int(found[0]["byte_size"])
+
+        before = memory()
+        assert client.post("/v2/models/digits/infer", content=SEVEN).status_code == 200
+        assert memory() > before > 0
