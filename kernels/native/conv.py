@@ -39,6 +39,8 @@ from kernels.spec import Array
 
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
+FEW_REGISTERS = 16
+TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
 MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
 
@@ -101,7 +103,9 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     for vectors in range(1, 7):
         most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
         for pixels in range(1, most + 1):
-            scored.append((_estimate(flat, pixels, vectors, isa), -pixels * vectors, pixels, vectors))
+            tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
+            cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1)
+            scored.append((cycles, -pixels * vectors, pixels, vectors))
     return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
 
