@@ -12,7 +12,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -26,6 +26,7 @@ from app.engine.wire import Load, ModelFile, Prepare, Prove, Shapes
 from app.errors import RequestError
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+from kernels.spec import Array
 
 log = structlog.get_logger("edgewise.engine")
 T = TypeVar("T")
@@ -285,9 +286,8 @@ class InProcess:
                 raise DroppedError(DROPPED)
 
         parts = [request.feeds for request in batch.requests]
-        feeds = parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         await self.ready(number)
-        computed = await self._call(lambda: self._runner.run(number, feeds, check))
+        computed = await self._call(lambda: self._runner.run(number, _joined(parts), check))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
 
     def arena_bytes(self, number: int, /) -> int:
@@ -312,6 +312,11 @@ class InProcess:
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """The rows of all requests, one after another."""
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _later(seconds: float, message: str) -> RequestError:
