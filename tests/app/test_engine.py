@@ -69,7 +69,7 @@ def run(work: Callable[[Engine], Any], limit: int = 8) -> Any:
         try:
             return await work(engine)
         finally:
-            for lane in engine._lanes.values():
+            for lane in list(engine._lanes.values()):
                 await lane.batcher.drained()
             assert (engine.running, engine.waiting) == (0, 0)
             engine.stop()

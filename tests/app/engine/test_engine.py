@@ -38,7 +38,7 @@ async def engine(**settings: Any) -> AsyncIterator[Engine]:
     made = Engine(Settings(**settings))
     try:
         yield made
-        for lane in made._lanes.values():
+        for lane in list(made._lanes.values()):
             await lane.batcher.drained()
         assert (made.pending, made.working) == (0, 0)
         assert made._shared.budget.free == made._shared.budget.cores
