@@ -109,7 +109,7 @@ def pack(parts: Sequence[Array]) -> tuple[bytes, tuple[int, ...]] | None:
     if parts[0].dtype != STRING:
         return None
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return msgspec.msgpack.encode(joined.ravel().tolist()), joined.shape
+    return msgspec.msgpack.encode([text.encode("utf-8", "surrogatepass") for text in joined.ravel()]), joined.shape
 
 
 def layout(groups: Sequence[Sequence[Array]]) -> tuple[list[Tensor], list[bytes | None], int]:
@@ -154,7 +154,7 @@ def view(region: Array, tensor: Tensor) -> Array:
         raise DeviceLostError(f"slab: {tensor} is no tensor of a region of {region.nbytes} bytes")
     raw = region[tensor.offset : tensor.offset + tensor.nbytes]
     if dtype == STRING:
-        values = msgspec.msgpack.decode(raw.tobytes(), type=list[str])
+        values = [text.decode("utf-8", "surrogatepass") for text in msgspec.msgpack.decode(raw.tobytes(), type=list[bytes])]
         strings = np.empty(len(values), STRING)
         strings[:] = values
         return strings.reshape(tensor.shape)

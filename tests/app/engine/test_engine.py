@@ -124,7 +124,7 @@ def test_every_kind_of_tensor_travels(tmp_path: Path, workers: int) -> None:
     outputs = [value(f"{name}_out", kind, ["n"]) for name, kind in kinds.items()]
     path = models._save(tmp_path, "echo", nodes, inputs, outputs, [])
     feeds = {
-        "text": np.array(["ä", "", "long" * 100], object),
+        "text": np.array(["ä\udcff", "", "long" * 100], object),
         "half": np.array([1.5, -2, 3], ml_dtypes.bfloat16),
         "flag": np.array([True, False, True]),
         "none": np.array([1, -2, 3], np.int8),
