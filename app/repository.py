@@ -166,7 +166,8 @@ class Repository:
         started_ns = time.perf_counter_ns()
         try:
             served.card = read_card(self.folder, served.name)
-            model = read(served.path, Limits.of_bytes(self.limits.model_bytes))
+            # Not mapped: people copy new files over old ones while they serve.
+            model = read(served.path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
             if model.nbytes > self.limits.model_bytes:
                 raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
             session = Session(model, threads=self.threads, limits=SessionLimits(arena_bytes=self.limits.arena_bytes))

@@ -50,8 +50,10 @@ def open_inside(folder: Path, location: str, subject: str) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
 
 
-def read_tensor(folder: Path, entries: dict[str, str], spec: Spec, subject: str, files: dict[str, MappedFile]) -> Array:
-    """Read one tensor, or map it where it is large.
+def read_tensor(
+    folder: Path, entries: dict[str, str], spec: Spec, subject: str, files: dict[str, MappedFile] | None = None
+) -> Array:
+    """Read one tensor, or map it where it is large and `files` are given.
 
     Args:    entries: the external_data pairs: location, offset, length. files: mapped so far, by location.
     Returns: an array of the spec.
@@ -67,7 +69,7 @@ def read_tensor(folder: Path, entries: dict[str, str], spec: Spec, subject: str,
         size = os.fstat(file.fileno()).st_size
         if offset + length > size:
             raise CorruptModelError(f"external data: bytes {offset}…{offset + length} are asked, the file has {size} ({subject})")
-        if length >= LEAST_BYTES:
+        if files is not None and length >= LEAST_BYTES:
             if location not in files:
                 files[location] = MappedFile(file.fileno(), location)
             return files[location].array(offset, spec, subject)

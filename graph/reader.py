@@ -40,14 +40,15 @@ _DEFAULT_LIMITS = Limits()
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
-def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS) -> Model:
+def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
     """Read and check a model.
 
     Args:    source: a path (external data is read from its folder only), the bytes of a file, or a ModelProto.
+             mapped: large weights stay in their file, which must not be written to; else the file is read as a whole.
     Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
              UnsupportedError; FileNotFoundError for a missing path.
     """
-    loaded = _load(source, limits)
+    loaded = _load(source, limits, mapped)
     name, proto = loaded.name, _parse(loaded)
     if proto.functions:
         proto = inline(proto, limits)
@@ -56,7 +57,7 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
-    tensors = TensorReader(loaded.folder, limits)
+    tensors = TensorReader(loaded.folder, limits, mapped=mapped)
     reader = _GraphReader(tensors, opset, limits, loaded.weights)
     reader.refuse_unknown_ops(proto.graph)
     graph = reader.graph(proto.graph, frozenset(), depth=0)
@@ -94,9 +95,9 @@ class _Loaded:
     files: tuple[MappedFile, ...] = ()
 
 
-def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> _Loaded:
+def _load(source: str | Path | bytes | ModelProto, limits: Limits, mapped: bool) -> _Loaded:
     if not isinstance(source, (bytes, ModelProto)):
-        return _load_file(Path(source), limits.model_bytes)
+        return _load_file(Path(source), limits.model_bytes, mapped)
     if isinstance(source, ModelProto):
         try:
             data, name = source.SerializeToString(deterministic=True), "<ModelProto>"
@@ -108,8 +109,8 @@ def _load(source: str | Path | bytes | ModelProto, limits: Limits) -> _Loaded:
     return _Loaded(data, hashlib.sha256(data), len(data), name)
 
 
-def _load_file(path: Path, limit_bytes: int) -> _Loaded:
-    """Map a file. A folder, pipe or device is refused, never waited for."""
+def _load_file(path: Path, limit_bytes: int, mapped: bool) -> _Loaded:
+    """Map a file, or read it. A folder, pipe or device is refused, never waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -119,21 +120,21 @@ def _load_file(path: Path, limit_bytes: int) -> _Loaded:
     with os.fdopen(descriptor, "rb") as file:
         _check_size(status.st_size, limit_bytes, path.name)
         folder = path.resolve().parent
-        if not status.st_size:
-            return _Loaded(b"", hashlib.sha256(), 0, path.name, folder)
-        mapped = MappedFile(descriptor, path.name)
+        if not mapped or not status.st_size:
+            data = file.read(limit_bytes + 1)
+            _check_size(len(data), limit_bytes, path.name)
+            return _Loaded(data, hashlib.sha256(data), len(data), path.name, folder)
+        whole = MappedFile(descriptor, path.name)
         digest = hashlib.file_digest(file, "sha256")
-    found = split(memoryview(mapped.map), LEAST_BYTES)
+    found = split(memoryview(whole.map), LEAST_BYTES)
     if found is None:
-        return _Loaded(bytes(mapped.map), digest, status.st_size, path.name, folder)
+        return _Loaded(bytes(whole.map), digest, status.st_size, path.name, folder)
     message, spans = found
-    weights = {
-        name.decode(errors="replace"): mapped.array(
-            span.offset, Spec((span.nbytes,), np.dtype(np.uint8)), f"initializer {name!r:.80}"
-        )
-        for name, span in spans.items()
-    }
-    return _Loaded(message, digest, status.st_size, path.name, folder, weights, (mapped,))
+    weights: dict[str, Array] = {}
+    for raw_name, span in spans.items():
+        name, spec = raw_name.decode(errors="replace"), Spec((span.nbytes,), np.dtype(np.uint8))
+        weights[name] = whole.array(span.offset, spec, f"initializer {name!r:.80}")
+    return _Loaded(message, digest, status.st_size, path.name, folder, weights, (whole,))
 
 
 def _check_size(nbytes: int, limit_bytes: int, name: str) -> None:

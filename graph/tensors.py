@@ -26,10 +26,11 @@ class TensorReader:
     folder: where external data may lie, None = refuse it. external_bytes and digest_parts accumulate over the tensors read.
     """
 
-    def __init__(self, folder: Path | None, limits: Limits) -> None:
+    def __init__(self, folder: Path | None, limits: Limits, *, mapped: bool = False) -> None:
         self.folder = folder
         self.limits = limits
         self.external_bytes = 0
+        self.mapped = mapped
         self.files: dict[str, MappedFile] = {}  # of external data, by location
 
     def read(self, tensor: TensorProto, subject: str, raw: Array | None = None) -> Array:
@@ -67,7 +68,7 @@ class TensorReader:
         if self.external_bytes > self.limits.external_bytes:
             raise LimitError(f"external data: more than {self.limits.external_bytes} bytes, the limit external_bytes ({subject})")
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        return read_tensor(self.folder, entries, spec, subject, self.files)
+        return read_tensor(self.folder, entries, spec, subject, self.files if self.mapped else None)
 
 
 def element_type(code: int, subject: str) -> DType:

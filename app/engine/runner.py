@@ -58,7 +58,7 @@ class Runner:
 
     def load(self, number: int, file: ModelFile) -> None:
         """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file is another one now."""
-        model = read(Path(file.path), Limits.of_bytes(file.model_bytes))
+        model = read(Path(file.path), Limits.of_bytes(file.model_bytes), mapped=False)
         if model.digest != file.digest:
             raise DeviceLostError(
                 f"model '{file.name}': its file is {model.digest[:12]} now, {file.digest[:12]} was loaded, load it again"

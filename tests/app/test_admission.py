@@ -212,7 +212,7 @@ def test_body_past_the_limit(server: Server) -> None:
         head = "POST /v2/models/digits/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
         piece = b"%x\r\n%b\r\n" % (MIB, bytes(MIB))
         assert ask(server, head, piece * 40)[0] == 413
-    assert post(server, bytes(2 * MIB), "/v1/plans")[0] == 413
+    assert post(server, bytes(17 * MIB), "/v1/plans")[0] == 413
 
 
 @pytest.mark.parametrize(

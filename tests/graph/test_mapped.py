@@ -241,3 +241,13 @@ def test_folder_and_pipe_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     with pytest.raises(CorruptModelError):
         read(tmp_path / "empty.onnx")
+
+
+def test_file_that_is_not_mapped_may_be_written_over(path: Path) -> None:
+    model = read(path, mapped=False)
+    assert not model.files
+    assert model.digest == read(path).digest
+    session = Session(model)
+    y = session.run({"x": X})["y"]
+    path.write_bytes(b"no model")
+    np.testing.assert_array_equal(session.run({"x": np.concatenate((X, X))})["y"][:3], y)
