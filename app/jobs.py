@@ -19,7 +19,7 @@ from app.control import Cursor, Key, Limit, Name, PageOut
 from app.errors import RequestError
 from app.runner import end_job
 from app.state import Service, Serving
-from scheduler.jobs import Outcome, check_request
+from scheduler.jobs import Outcome, check_request, to_json
 from scheduler.local import local_fingerprint
 from scheduler.store import Job, JobState
 
@@ -241,7 +241,7 @@ async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> Claim
 @needs(Scope.ADMIN)
 async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
     """Keep a lease, and say how far the job is. 409 when it is somebody else's by now."""
-    progress, lease_s = orjson.dumps(said.progress).decode(), service.settings.job_lease_s
+    progress, lease_s = to_json(said.progress).decode(), service.settings.job_lease_s
     return BeatOut(cancel=await service.desk.call(lambda: service.store.jobs.beat(number, said.lease, lease_s, progress)))
 
 

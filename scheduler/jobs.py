@@ -131,7 +131,15 @@ class Kind:
 
 def check_request(kinds: Mapping[str, Kind], kind: str, request: object) -> str:
     """The request as JSON with every default in it. Raises RecordFormatError."""
-    return _parse(kinds, kind, orjson.dumps(request)).model_dump_json()
+    return _parse(kinds, kind, to_json(request)).model_dump_json()
+
+
+def to_json(value: object) -> bytes:
+    """A caller's value as JSON. Raises RecordFormatError for integers beyond 64 bits, and whatever else JSON has no form for."""
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise RecordFormatError(f"job: {error}, need what JSON can hold") from None
 
 
 def execute(

@@ -61,14 +61,11 @@ MEASURING = {**KINDS, "measure": Kind(ProbeRequest, False, _measure)}
 
 
 def _serve(port: int, db: str) -> None:
-    import uvicorn
-
     from app.main import create_app
+    from app.server import run
 
-    app = create_app(Settings(models=DEMO_MODELS, db=db, jobs=False, job_lease_s=2), MEASURING)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
-    app.state.service.leaving = lambda: server.should_exit
-    server.run()
+    settings = Settings(models=DEMO_MODELS, db=db, jobs=False, job_lease_s=2, port=port, grace_s=0)
+    run(create_app(settings, kinds=MEASURING), settings)
 
 
 def _agent(server: str, folder: Path, salt: str, once: bool) -> None:
