@@ -38,14 +38,15 @@ _STUBS = {"x86_64": b"\xff\x25\x00\x00\x00\x00", "aarch64": b"\x50\x00\x00\x58\x
 class Object:
     """One object file, read. sections: number in the file -> (place in the object's memory, bytes). exports: name -> place.
 
-    relocations: of each section that has any. symbols: place of each, or None for the outside, whose names are in `wants`.
+    places: of every symbol, by number; -1 for what lies outside, whose names are in `wants`. relocations: of each section that
+    has any, with its place.
     """
 
     arch: str
     nbytes: int
     sections: Mapping[int, tuple[int, bytes]]
     exports: Mapping[str, int]
-    places: Array  # of every symbol: in the object's memory, -1 outside
+    places: Array
     wants: Mapping[int, str]
     relocations: Sequence[tuple[int, Array]]
 
