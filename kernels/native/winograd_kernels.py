@@ -24,10 +24,11 @@ import numpy as np
 
 from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
-from kernels.native.geometry import Block, aligned_copy, channel_blocks, maybe
+from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
 from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, emitted, kernel_name
 from kernels.native.layout import Image
+from kernels.native.pool import aligned
 from kernels.native.product import LINE_ELEMENTS
 from kernels.native.types import I64
 from kernels.native.winograd import (
@@ -50,16 +51,21 @@ TURN_CHANNELS = 16  # unrolled at least in the innermost loop
 def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Array) -> Array:
     """Weights (outputs, inputs, 3, 3) transformed and in the order in which the kernel reads them; tails are 0."""
     _, g, _ = transforms(winograd.unit)
-    parts = []
-    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
-        size = block.vectors * isa.lanes
-        for first in range(block.first, block.first + block.count):
-            start = first * tile.vectors * isa.lanes
-            rows = weights[start : start + size].astype(np.float64)
-            padded = np.zeros((winograd.points, weights.shape[1], size), np.float32)
-            padded[:, :, : len(rows)] = (g @ rows @ g.T).transpose(2, 3, 1, 0).reshape(winograd.points, -1, len(rows))
-            parts.append(padded.reshape(winograd.points, -1))
-    return aligned_copy(np.concatenate([part.ravel() for part in parts] if tile.fused else parts, axis=-1).ravel())
+    both = np.kron(g, g)  # what makes all points of a kernel's nine weights
+    points, inputs, lanes = winograd.points, weights.shape[1], isa.lanes
+    memory, at = aligned(4 * points * inputs * lanes * winograd.conv.output_vectors(lanes)).view(np.float32), 0
+    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, lanes):
+        size = block.vectors * lanes
+        taps, made = np.zeros((inputs * both.shape[1], size)), np.empty((inputs, points, size))
+        for number in range(block.count):
+            rows = weights[block.first * tile.vectors * lanes + number * size :][:size]
+            taps[:, : len(rows)] = rows.reshape(len(rows), -1).T
+            np.matmul(both, taps.reshape(inputs, -1, size), out=made)  # a small product per channel, from cache to cache
+            whole, end = memory.reshape(points, -1), at + inputs * size
+            place = memory[points * at : points * end] if tile.fused else whole[:, at:end]
+            place.reshape(points, inputs, size)[:] = made.transpose(1, 0, 2)
+            at = end
+    return memory
 
 
 def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, isa: Isa) -> tuple[NativeKernel, ...]:
