@@ -9,6 +9,7 @@ import psutil
 import typer
 
 from bench.accuracy import compare_accuracy
+from bench.costs import compare_costs
 from bench.counts import check_counts
 from bench.exports import EXPORTS
 from bench.models import compare
@@ -26,9 +27,10 @@ def main(
     shapes: Annotated[str, typer.Option(help="Comma-separated exports whose shapes are timed one by one; empty = none.")] = (
         ",".join(SHAPES_OF)
     ),
+    costs: Annotated[bool, typer.Option(help="Time starts, timing itself, and what threads bring.")] = True,
     accuracy: Annotated[bool, typer.Option(help="Compare with float64, and memory with ONNX Runtime's.")] = True,
 ) -> None:
-    """Check the counts of the exports, then print one table per thread count."""
+    """Check the counts of the exports, then print a table per thread count, and those of what else is asked for."""
     cores = psutil.cpu_count(logical=False)
     typer.echo(
         f"{platform.platform()}, {platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}"
@@ -38,6 +40,8 @@ def main(
         compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
     if shapes:
         compare_shapes(shapes.split(","), 1, seconds / 10)
+    if costs:
+        compare_costs(models.split(","), max(map(int, threads.split(","))), 4 * seconds)
     if accuracy:
         compare_accuracy(models.split(","), max(map(int, threads.split(","))))
 

@@ -1,0 +1,70 @@
+"""What surrounds the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import edgewise
+from bench.models import exports_folder, feeds_of
+
+TURN_RUNS = 5  # of one way in a row
+
+_START = """
+import sys, numpy as np, edgewise
+edgewise.Session(sys.argv[1], threads=int(sys.argv[3])).run(dict(np.load(sys.argv[2])))
+"""
+
+
+def start_seconds(model: Path, threads: int, code: Path) -> float:
+    """From starting Python to the first result of a model. code: the folder of compiled code."""
+    with tempfile.TemporaryDirectory() as folder:
+        feeds = Path(folder) / "feeds.npz"
+        np.savez(feeds, **feeds_of(model))
+        environment = {**os.environ, "EDGEWISE_CODE_CACHE": str(code)}
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", _START, str(model), str(feeds), str(threads)], check=True, env=environment)
+        return time.perf_counter() - began
+
+
+def medians_ns(model: Path, threads: int, seconds: float) -> tuple[float, float, float]:
+    """Median run on one thread, on `threads`, and on `threads` with every step timed; all in turns."""
+    feeds = feeds_of(model)
+    one, many = edgewise.Session(model, threads=1), edgewise.Session(model, threads=threads)
+    ways = (one.executor(feeds).run, many.executor(feeds).run, many.executor(feeds).run_timed)
+    times: list[list[int]] = [[], [], []]
+    for way in ways:
+        way(feeds)
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        for way, taken in zip(ways, times, strict=True):
+            for _ in range(TURN_RUNS):
+                began = time.perf_counter_ns()
+                way(feeds)
+                taken.append(time.perf_counter_ns() - began)
+    one_ns, many_ns, timed_ns = map(statistics.median, times)
+    return one_ns, many_ns, timed_ns
+
+
+def compare_costs(names: list[str], threads: int, seconds: float) -> None:
+    """Print starting times, the gain of threads and the cost of timing, per export."""
+    table = Table(title=f"Starting, threads and timing; {threads} threads, medians in turns")
+    for column in ("model", "cold start s", "warm start s", f"{threads} threads / 1, speed", "timed / untimed"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name in names:
+        path = exports_folder() / f"{name}.onnx"
+        with tempfile.TemporaryDirectory() as code:
+            cold, *warm = (start_seconds(path, threads, Path(code)) for _ in range(4))
+        one_ns, many_ns, timed_ns = medians_ns(path, threads, seconds)
+        gain, cost = one_ns / many_ns, timed_ns / many_ns
+        table.add_row(name, f"{cold:.2f}", f"{min(warm):.2f}", f"{gain:.2f}", f"{cost:.3f}")
+    Console(width=120).print(table)
