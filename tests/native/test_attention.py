@@ -149,7 +149,7 @@ def test_every_group_of_a_chunk_is_done(isa):
         check(attention, isa, replace(tile, groups=groups))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_attention_on_its_tiles(isa, data):
     def draw(low, high):
