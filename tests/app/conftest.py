@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 
 import httpx
@@ -17,6 +16,7 @@ from app.main import create_app
 from app.server import Server, configure
 from app.settings import DEMO_MODELS, Settings
 from scheduler.jobs import KINDS, Kind
+from tests.waiting import until
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +44,14 @@ def free_port() -> int:
         return port
 
 
+def answers(client: httpx.Client, path: str) -> bool:
+    """Whether it is 200; a service that does not listen yet does not."""
+    try:
+        return client.get(path).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @contextlib.contextmanager
 def serving(
     settings: Settings, app: FastAPI | None = None, *, kinds: Mapping[str, Kind] = KINDS, port: int = 0, wait: bool = True
@@ -57,11 +65,7 @@ def serving(
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            for _ in range(200):
-                with contextlib.suppress(httpx.TransportError):
-                    if client.get(f"/v2/health/{'ready' if wait else 'live'}").status_code == 200:
-                        break
-                time.sleep(0.05)
+            until(lambda: answers(client, f"/v2/health/{'ready' if wait else 'live'}"))
             yield client
     finally:
         server.handle_exit(signal.SIGINT, None)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.app.servers import Server, running, write_models
+from tests.waiting import until
 
 MIB = 2**20
 LIMITS = {
@@ -143,9 +144,8 @@ def test_too_many_connections_are_told(server: Server) -> None:
         many = [stack.enter_context(connect(server)) for _ in range(310)]
         status, found = reply_of(many[-1])
         assert (status, "the limit" in found["error"]) == (503, True)
-    time.sleep(0.5)
     with server.client() as client:
-        assert client.get("/v2/health/live").status_code == 200
+        until(lambda: client.get("/v2/health/live").status_code == 200)
 
 
 @pytest.mark.parametrize(

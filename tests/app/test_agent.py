@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,13 +28,13 @@ from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 from scheduler.store.records import now_us
-from tests.app.conftest import free_port, serving
+from tests.app.conftest import answers, free_port, serving
 from tests.app.test_jobs import add, wait_for
+from tests.processes import edgewise, start
 from tests.profiler.devices import device
 from tests.scheduler.samples import measurement
+from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
-CONTEXT = multiprocessing.get_context("spawn")
 COUNT = 30
 ANYWHERE = Here("feedfeed", Build("any", {}))
 
@@ -91,12 +88,6 @@ def _device(salt: str) -> DeviceProfile:
         del os.environ["EDGEWISE_DEVICE_SALT"]
 
 
-def start(target: object, *arguments: object) -> BaseProcess:
-    process = CONTEXT.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
-
-
 def stop(process: BaseProcess, number: int = signal.SIGTERM) -> None:
     os.kill(process.pid, number)
     process.join(60)
@@ -123,19 +114,10 @@ def port() -> int:
 def running(client: httpx.Client, port: int, db: str) -> Iterator[None]:
     server = start(_serve, port, db)
     try:
-        until_ready(client)
+        until(lambda: answers(client, "/v2/health/ready"))
         yield
     finally:
         stop(server)
-
-
-def until_ready(client: httpx.Client) -> None:
-    for _ in range(600):
-        with contextlib.suppress(httpx.TransportError):
-            if client.get("/v2/health/ready").status_code == 200:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the service does not answer")
 
 
 @pytest.fixture
@@ -154,11 +136,8 @@ def measured(url: str) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def registered(client: httpx.Client, fingerprint: str) -> None:
-    for _ in range(600):
-        if client.get(f"/v1/devices/{fingerprint}").status_code == 200:
-            return
-        time.sleep(0.1)
-    raise AssertionError("no agent of that device registered")
+    """An agent of that device did."""
+    until(lambda: client.get(f"/v1/devices/{fingerprint}").status_code == 200)
 
 
 def test_a_killed_agents_job_is_finished_by_another_and_no_measurement_is_lost(
@@ -173,10 +152,7 @@ def test_a_killed_agents_job_is_finished_by_another_and_no_measurement_is_lost(
             registered(client, fingerprint)
         number = add(client, kind="measure", device=mine, request={"seconds": 6})["id"]
         other = add(client, kind="measure", device=theirs, request={"seconds": 1})["id"]
-        for _ in range(600):
-            if client.get(f"/v1/jobs/{number}").json()["progress"].get("done", 0) >= 5:
-                break
-            time.sleep(0.05)
+        until(lambda: client.get(f"/v1/jobs/{number}").json()["progress"].get("done", 0) >= 5)
         stop(agents.pop(first), signal.SIGKILL)
         assert client.get(f"/v1/jobs/{number}").json()["state"] == "running"
         agents[second] = start(_agent, server, second, "one", False)
@@ -206,12 +182,7 @@ def test_a_result_outlives_the_service(tmp_path: Path, client: httpx.Client, por
         registered(client, mine)
         number = add(client, kind="measure", device=mine, request={"seconds": 2})["id"]
         wait_for(client, number, "running")
-    for _ in range(600):  # the job ends while nobody listens
-        if list((folder / "outbox").glob("*.json")):
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("no result was kept")
+    until(lambda: list((folder / "outbox").glob("*.json")))  # the job ends while nobody listens
     stop(agent, signal.SIGKILL)
     with running(client, port, db):
         assert client.get(f"/v1/jobs/{number}").json()["state"] == "running"
@@ -247,10 +218,7 @@ def test_a_service_with_a_new_database_gets_everything_again(tmp_path: Path, cli
     with running(client, port, first):
         agent = start(_agent, str(client.base_url), folder, "one", False)
         registered(client, mine)
-        for _ in range(100):
-            if len(client.get("/v1/strategies", params={"device": mine}).json()["items"]) == 5:
-                break
-            time.sleep(0.1)
+        until(lambda: len(client.get("/v1/strategies", params={"device": mine}).json()["items"]) == 5)
     with running(client, port, second):
         registered(client, mine)  # it was told 404, and began anew
         number = add(client, kind="measure", device=mine, request={"seconds": 0.3})["id"]
@@ -263,13 +231,12 @@ def test_a_service_with_a_new_database_gets_everything_again(tmp_path: Path, cli
 
 def test_command_line_agent_traces_a_model_it_never_had(tmp_path: Path) -> None:
     settings = Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'service.sqlite'}", jobs=False)
-    environment = {**os.environ, "EDGEWISE_DEVICE_SALT": "elsewhere"}
     with serving(settings) as client:
         own = ["--folder", str(tmp_path / "agent"), "--db", f"sqlite:///{tmp_path / 'own.sqlite'}", "--seconds", "0.3"]
-        call = [sys.executable, "-m", "edgewise", "agent", "--server", str(client.base_url), "--once", "--json", *own]
+        call = ["agent", "--server", str(client.base_url), "--once", "--json", *own]
 
         def agent() -> dict:
-            done = subprocess.run(call, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            done = edgewise(*call, environment={"EDGEWISE_DEVICE_SALT": "elsewhere"})
             assert done.returncode == 0, done.stderr
             return json.loads(done.stdout)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgewise import __version__
 from scheduler.store import Store
+from tests.processes import edgewise
 from tests.scheduler.samples import DEVICE, HERE, measurement
 
 ROOT = Path(__file__).parents[2]
@@ -16,10 +18,9 @@ DEMO = ROOT / "app" / "demo"
 MODEL = str(DEMO / "models" / "digits.onnx")
 
 
-def edgewise(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgewise", *arguments], check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+def test_it_is_a_module_that_runs() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgewise", "--version"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"edgewise {__version__}\n"
 
 
 def test_profile_prints_a_table_and_totals() -> None:

@@ -30,6 +30,7 @@ from scheduler.store import AuditEntry, Store
 from scheduler.store.database import Database
 from tests.app.conftest import serving
 from tests.app.servers import free_port, identity_model, running, slow_model, start, write_models
+from tests.waiting import until
 
 SEVEN = (Path(__file__).parents[2] / "app" / "demo" / "images" / "7.json").read_bytes()
 
@@ -61,11 +62,7 @@ def test_ready_while_the_first_models_load(tmp_path: Path, monkeypatch: pytest.M
         assert readiness(client) == (200, 503, 404)
         assert client.post("/v2/repository/models/digits/load").status_code == 503
         may_go_on.set()
-        for _ in range(200):
-            if readiness(client) == (200, 200, 200):
-                break
-            time.sleep(0.05)
-        assert readiness(client) == (200, 200, 200)
+        until(lambda: readiness(client) == (200, 200, 200))
 
 
 def test_ready_after_unload_reload_and_failed_reload(tmp_path: Path) -> None:
@@ -91,12 +88,8 @@ def test_ready_with_a_model_that_failed_at_the_start(tmp_path: Path, strict: boo
     (models / "broken.onnx").write_bytes(b"no model")
     settings = Settings(models=models, db=f"sqlite:///{tmp_path / 'a.db'}", strict_ready=strict)
     with serving(settings, wait=False) as client:
-        for _ in range(200):
-            if client.get("/v2/models/id_uint8/ready").status_code == 200:
-                break
-            time.sleep(0.05)
-        time.sleep(0.5)
-        assert readiness(client) == (200, ready, 200)
+        until(lambda: client.get("/v2/models/versioned/ready").status_code == 200)  # the last
+        until(lambda: readiness(client) == (200, ready, 200))
         client.post("/v2/repository/models/broken/unload")
         assert readiness(client) == (200, 200, 200)
 
@@ -129,9 +122,8 @@ def test_sigterm_fails_readiness_first_and_finishes_what_runs(tmp_path: Path) ->
             thread.start()
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        refused = until(lambda: not (found := client.get("/v2/health/ready")).is_success and found)
         assert client.get("/v2/health/live").status_code == 200
-        refused = client.get("/v2/health/ready")
         assert (refused.status_code, list(refused.json())) == (503, ["error"])
         late = client.post("/v2/models/digits/infer", content=SEVEN)
         assert (late.status_code, late.headers["connection"]) == (200, "close")
@@ -336,17 +328,12 @@ def test_a_lost_database_stops_no_inference_and_writes_wait(tmp_path: Path, monk
         for _ in range(5):
             assert client.post("/v2/repository/models/digits/load").status_code == 200
         assert client.get("/v1/devices").status_code == 503
-        time.sleep(1.5)
+        until(lambda: client.get("/v2/health/ready").json().get("buffered_writes", 0) >= 5)
         health = client.get("/v2/health/ready")
         assert (health.status_code, health.json()["database"]) == (200, "unavailable")
-        assert health.json()["buffered_writes"] >= 5
         assert "edgewise_database_up 0.0" in client.get("/metrics").text
         broken.on = False
-        for _ in range(100):
-            if client.get("/v2/health/ready").json() == {"ready": True}:
-                break
-            time.sleep(0.1)
-        assert client.get("/v2/health/ready").json() == {"ready": True}
+        until(lambda: client.get("/v2/health/ready").json() == {"ready": True})
         with Store(db) as store:
             assert [entry.action for entry in store.audit.page().items] == ["model.load"] * 5
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import structlog
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import format_span_id, format_trace_id
@@ -23,6 +22,7 @@ from app.telemetry import Telemetry, over_http
 from app.work import WorkCounts, count
 from scheduler.session import Session
 from tests.app.conftest import serving
+from tests.waiting import until
 
 SEVEN = (Path(__file__).parents[2] / "app" / "demo" / "images" / "7.json").read_bytes()
 INFER = "/v2/models/digits/infer"
@@ -79,11 +79,12 @@ def test_labels_are_never_what_a_request_invents(tmp_path: Path) -> None:
 def test_achieved_rate_once_the_shapes_are_counted(tmp_path: Path) -> None:
     with serving(settings(tmp_path)) as client:
         rate = 'edgewise_model_achieved_flops_per_second{model="digits",version="1"}'
-        for _ in range(100):
+
+        def is_counted() -> bool:
             client.post(INFER, content=SEVEN)
-            if values(client)[rate]:
-                break
-            time.sleep(0.05)
+            return values(client)[rate] > 0
+
+        until(is_counted)
         found = values(client)
         flops = found['edgewise_model_flops_total{model="digits",version="1"}']
         assert flops > 2 * 452_864
@@ -123,12 +124,12 @@ def test_spans_carry_the_callers_trace(tmp_path: Path) -> None:
     with serving(app.state.service.settings, app) as client:
         headers = {"traceparent": f"00-{trace_id}-{parent_id}-01", "X-Request-ID": "r-9"}
         client.post(INFER, content=SEVEN, headers=headers)
-        for _ in range(100):
-            found = [s for s in exporter.get_finished_spans() if format_trace_id(s.context.trace_id) == trace_id]
-            if any(span.name not in ("model", "queue", "compute") for span in found):
-                break
-            time.sleep(0.02)
-        spans = {span.name: span for span in found}  # others are of looks at readiness
+
+        def found() -> list[ReadableSpan]:  # others are of looks at readiness
+            return [s for s in exporter.get_finished_spans() if format_trace_id(s.context.trace_id) == trace_id]
+
+        until(lambda: any(span.name not in ("model", "queue", "compute") for span in found()))
+        spans = {span.name: span for span in found()}
     model, compute = spans["model"], spans["compute"]
     (request,) = (span for name, span in spans.items() if name not in ("model", "queue", "compute"))
     assert format_span_id(request.parent.span_id) == parent_id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import httpx
@@ -21,6 +20,7 @@ from scheduler.local import local_device
 from scheduler.planner import make_plan
 from scheduler.session import Session
 from scheduler.store import Here, Store
+from tests.waiting import until
 
 FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
 
@@ -64,10 +64,7 @@ def test_a_plan_that_promises_too_much_is_marked_and_tuned_again(tmp_path: Path,
         (served,) = observed.served()
         assert (served.plan_id, served.count, served.drifted) == (made.id, WINDOW * SUSTAINED, True)
         here = Here(machine.fingerprint, current_build())
-        for _ in range(200):
-            if store.plans.get(made.id, here).plan.state.status == "drifted" and store.jobs.page().items:
-                break
-            time.sleep(0.05)
+        until(lambda: store.plans.get(made.id, here).plan.state.status == "drifted" and store.jobs.page().items)
         state = store.plans.get(made.id, here).plan.state
         assert (state.status, "were measured" in state.reason) == ("drifted", True)
         (job,) = store.jobs.page().items

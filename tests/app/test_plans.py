@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.test_cli import MODEL, edgewise
+from tests.app.test_cli import MODEL
+from tests.processes import edgewise
 
 
 @pytest.fixture(scope="module")

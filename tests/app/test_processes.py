@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from app.settings import DEMO_MODELS, Settings
 from app.state import Service
 from tests.app.conftest import serving
 from tests.app.engine import models
+from tests.waiting import until
 
 SEVEN = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
 
@@ -31,11 +31,7 @@ class Served:
 
     def link(self) -> Link:
         (process,) = self.service.engine._processes
-        for _ in range(200):
-            if process.link is not None:
-                return process.link
-            time.sleep(0.05)
-        raise AssertionError("no process")
+        return until(lambda: process.link)
 
     def placed(self, name: str) -> list[str]:
         """Where the model's lanes are."""
@@ -81,11 +77,7 @@ def test_a_model_that_came_with_its_request_runs_in_the_service(server: Served) 
     assert (refused.status_code, "batch-size must be <= 3" in refused.json()["error"]) == (400, True)
     assert server.client.post("/v2/repository/models/uploaded/unload").status_code == 200
     assert server.infer("uploaded").status_code == 503
-    for _ in range(100):
-        if not server.placed("uploaded"):
-            break
-        time.sleep(0.05)
-    assert server.placed("uploaded") == []
+    until(lambda: not server.placed("uploaded"))
 
 
 def test_reloads_swap_what_the_process_runs_and_failed_ones_do_not(server: Served) -> None:
@@ -100,10 +92,7 @@ def test_reloads_swap_what_the_process_runs_and_failed_ones_do_not(server: Serve
     assert server.infer("dense").json()["outputs"][0]["data"] == before
     path.write_bytes(good)
     assert server.load("dense") == 200
-    for _ in range(100):
-        if len(server.placed("dense")) == 1:
-            break
-        time.sleep(0.05)
+    until(lambda: len(server.placed("dense")) == 1)
     assert server.placed("dense") == ["process"]  # the ones before are forgotten
 
 
@@ -125,12 +114,12 @@ def test_the_config_reaches_the_engine(server: Served) -> None:
 def test_a_process_that_dies_comes_back_with_its_models(server: Served) -> None:
     before = server.link().process.pid
     os.kill(before, signal.SIGKILL)
-    statuses = []
-    for _ in range(200):
+    statuses: list[int] = []
+
+    def is_back() -> bool:
         statuses.append(server.infer("dense").status_code)
-        if statuses[-1] == 200 and server.link().process.pid != before:
-            break
-        time.sleep(0.05)
+        return statuses[-1] == 200 and server.link().process.pid != before
+
+    until(is_back)
     assert set(statuses) <= {200, 503}
-    assert statuses[-1] == 200
     assert server.client.post("/v2/models/digits/infer", content=SEVEN).status_code == 200

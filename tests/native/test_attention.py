@@ -130,7 +130,7 @@ def test_causal(isa, past):
 @pytest.mark.parametrize("vectors", [1, 2])
 def test_keys_in_blocks(isa, vectors, more):
     attention = dense(1, 2, 37, 75, 20, v_size=isa.lanes + 3, **more)
-    tile = make_attention_tile(attention, isa, vectors, 1)
+    tile = replace(make_attention_tile(attention, isa, vectors, 1), keys=6)  # few: every tail is code to compile
     for blocks in (1, 2, 3):
         check(attention, isa, replace(tile, block=blocks * tile.keys))
 
@@ -149,7 +149,7 @@ def test_every_group_of_a_chunk_is_done(isa):
         check(attention, isa, replace(tile, groups=groups))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_attention_on_its_tiles(isa, data):
     def draw(low, high):

@@ -134,7 +134,7 @@ def test_outputs_that_meet_nothing_get_the_bias_even_beside_infinity(isa):
     np.testing.assert_array_equal(t.y.load(y)[0, 0], [row, nothing, row, nothing])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_transposed_convolution_on_its_default_tiles(isa, data):
     pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731

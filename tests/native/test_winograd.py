@@ -81,7 +81,7 @@ FORMS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "split"])
 @pytest.mark.parametrize("unit", [2, 4, 6])
 @pytest.mark.parametrize("pad", [0, 1, 2])
 def test_units_paddings_and_sizes(isa, unit, pad, fused):
-    for size in ((7, 12), (5, 3), (13, 9)):
+    for size in ((7, 12), (5, 3)):
         winograd = square(isa, size, isa.lanes + 3, 2 * isa.lanes + 1, pad, unit=unit)
         check_winograd(winograd, make_winograd_tile(winograd, isa, 6, 2, 8, fused=fused), isa)
 
@@ -136,7 +136,7 @@ def test_transforms_are_the_convolution(unit):
     np.testing.assert_allclose(a @ ((g @ w) * (b @ x)), exact, rtol=0, atol=1e-13)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_error_stays_below_its_estimate(isa, data):
     unit, pad = data.draw(st.sampled_from([2, 4, 6])), data.draw(st.integers(0, 2))

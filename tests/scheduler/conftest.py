@@ -93,22 +93,45 @@ def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the PostgreSQL server does not answer:\n{log.read_text()}")
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    """The name of a database with the schema, to make others from."""
+    Store(_create(postgres_server, "migrated")).close()
+    return "migrated"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the schema, to copy."""
+    path = tmp_path_factory.mktemp("template") / "migrated.db"
+    Store(f"sqlite:///{path}").close()
+    return path
+
+
+def _create(server: str, name: str, template: str = "template1") -> str:
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return f"{server}/{name}"
+
+
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """A database of its own for one test."""
-    name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return f"{postgres_server}/{name}"
+    return _create(postgres_server, f"t{uuid.uuid4().hex}")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
+    """An empty database of each kind; where the test opens a store, one that was migrated before."""
+    migrated = "store" in request.fixturenames
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    found: str = request.getfixturevalue("postgres_url")
-    return found
+        path = tmp_path / "store.db"
+        if migrated:
+            shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        return f"sqlite:///{path}"
+    server: str = request.getfixturevalue("postgres_server")
+    template: str = request.getfixturevalue("postgres_template") if migrated else "template1"
+    return _create(server, f"t{uuid.uuid4().hex}", template)
 
 
 @pytest.fixture

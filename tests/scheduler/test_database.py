@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -30,6 +29,7 @@ from scheduler.errors import (
 from scheduler.store import Store, database, default_url
 from scheduler.store.database import VERSION_TABLE
 from scheduler.store.schema import HEAD, Base
+from tests.processes import CONTEXT
 from tests.scheduler.samples import DEVICE, HERE, measurement
 
 
@@ -282,12 +282,11 @@ def _write_many(url: str, worker: int, ready, count: int) -> None:
 
 
 def test_processes_that_open_and_write_at_once_lose_nothing(url):
-    context = multiprocessing.get_context("spawn")
     workers, count = 4, 25
     with Store(url) as store:
         store.devices.save(DEVICE)
-        ready = context.Barrier(workers)
-        processes = [context.Process(target=_write_many, args=(url, worker, ready, count)) for worker in range(workers)]
+        ready = CONTEXT.Barrier(workers)
+        processes = [CONTEXT.Process(target=_write_many, args=(url, worker, ready, count)) for worker in range(workers)]
         for process in processes:
             process.start()
         for process in processes:
@@ -312,9 +311,8 @@ def _open(url: str, ready) -> None:
 
 
 def test_processes_that_migrate_at_once_agree(url):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(3)
-    processes = [context.Process(target=_open, args=(url, ready)) for _ in range(3)]
+    ready = CONTEXT.Barrier(3)
+    processes = [CONTEXT.Process(target=_open, args=(url, ready)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

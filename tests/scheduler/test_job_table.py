@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ import pytest
 from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
 from scheduler.store import Store, jobs
 from scheduler.store.jobs import MAX_ATTEMPTS, MAX_TEXT_BYTES
+from tests.processes import CONTEXT
 
 D = "0123456789abcdef"
 
@@ -164,11 +164,10 @@ def _worker(url: str, name: str, ready, log) -> None:
 
 
 def test_processes_that_take_jobs_at_once_take_each_once(url):
-    context = multiprocessing.get_context("spawn")
     with Store(url) as store:
         numbers = [store.jobs.add("probe", D).id for _ in range(40)]
-        ready, log = context.Barrier(4), context.Queue()
-        workers = [context.Process(target=_worker, args=(url, f"w{n}", ready, log)) for n in range(4)]
+        ready, log = CONTEXT.Barrier(4), CONTEXT.Queue()
+        workers = [CONTEXT.Process(target=_worker, args=(url, f"w{n}", ready, log)) for n in range(4)]
         for worker in workers:
             worker.start()
         events = [log.get(timeout=60) for _ in range(2 * len(numbers))]
@@ -189,11 +188,10 @@ def _dies(url: str, taken) -> None:
 
 
 def test_the_job_of_a_killed_process_is_finished_by_another(url):
-    context = multiprocessing.get_context("spawn")
     with Store(url) as store:
         numbers = [store.jobs.add("probe", D).id for _ in range(6)]
-        taken = context.Queue()
-        victims = [context.Process(target=_dies, args=(url, taken)) for _ in range(2)]
+        taken = CONTEXT.Queue()
+        victims = [CONTEXT.Process(target=_dies, args=(url, taken)) for _ in range(2)]
         for victim in victims:
             victim.start()
         lost = {taken.get(timeout=60) for _ in victims}
@@ -201,9 +199,9 @@ def test_the_job_of_a_killed_process_is_finished_by_another(url):
         for victim in victims:
             os.kill(victim.pid, signal.SIGKILL)
             victim.join(30)
-        ready, log = context.Barrier(2), context.Queue()
+        ready, log = CONTEXT.Barrier(2), CONTEXT.Queue()
         for wave in range(2):  # the first finds what waits; the second, after the leases, what the killed ones had
-            workers = [context.Process(target=_worker, args=(url, f"w{wave}{n}", ready, log)) for n in range(2)]
+            workers = [CONTEXT.Process(target=_worker, args=(url, f"w{wave}{n}", ready, log)) for n in range(2)]
             for worker in workers:
                 worker.start()
             for worker in workers:
