@@ -91,9 +91,9 @@ class Lane:
         self.max_rows = limits.max_batch_size if rules.max_batch_size is None else rules.max_batch_size
         self.policy = rules.dynamic_batching or AUTOMATIC
         self.account = Account(served.name)
-        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, instances)
+        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, self._build, instances)
         self.ladder = ladder(self.max_rows, self.policy.preferred_batch_size) if self.max_rows > 1 else ()
-        self._buckets: OrderedDict[tuple[tuple[int, ...], ...], Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[object, ...], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
         engines.models[number] = self.file  # at once: the next lane goes where there are fewer
@@ -113,6 +113,10 @@ class Lane:
             ran = await self.engines.run(self.number, batch)
             return replace(ran, alone=alone())
 
+    async def _build(self, batch: Batch) -> None:
+        with self._shared.alone.run():
+            await self.engines.prepare(self.number, batch.shapes)
+
     async def _load(self, model: Model) -> None:
         try:
             await self.engines.load(self.number, self.file, model)
@@ -124,22 +128,25 @@ class Lane:
         rows, together = rows_of(feeds), _leading(feeds) is not None
         if self.trusted and self.max_rows and rows > self.max_rows:
             raise RequestError(400, f"inference request batch-size must be <= {self.max_rows} for '{self.file.name}', got {rows}")
-        bucket = self._bucket(feeds) if together and rows and self.ladder else Bucket()
+        bucket = self._bucket(feeds, shares=bool(together and rows and self.ladder))
         self._grow(bucket, feeds, bucket.waiting_rows + rows)
         return await self.batcher.submit(feeds, rows, bucket, options)
 
-    def _bucket(self, feeds: Mapping[str, Array]) -> Bucket:
-        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart."""
-        key = tuple(feed.shape[1:] for feed in feeds.values())
+    def _bucket(self, feeds: Mapping[str, Array], *, shares: bool) -> Bucket:
+        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart.
+
+        shares: whether that is to be tried.
+        """
+        key = (shares, *(feed.shape[1:] if shares else feed.shape for feed in feeds.values()))
         if (found := self._buckets.get(key)) is not None:
             self._buckets.move_to_end(key)
             return found
         found = self._buckets[key] = Bucket()
         if len(self._buckets) > MAX_BUCKETS:
             self._buckets.popitem(last=False)
-        if self.trusted:
+        if shares and self.trusted:
             found.sizes = (1,)
-        else:
+        elif shares:
             self._spawn(self._prove(found, {name: feed.shape[1:] for name, feed in feeds.items()}))
         return found
 

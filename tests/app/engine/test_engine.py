@@ -242,6 +242,27 @@ def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pyt
     run(work)
 
 
+@MODES
+def test_one_model_answers_while_another_is_built(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling holds no cores, no instance and no thread that runs."""
+    monkeypatch.setenv("EDGEWISE_CODE_CACHE", str(tmp_path / "code"))
+    dense, chain = models.served(models.dense(tmp_path)), models.served(models.chain(tmp_path, 40))
+    assert chain.session is not None
+
+    async def work() -> None:
+        async with engine(workers=workers) as made:
+            await made.infer(dense, rows(1))
+            building = asyncio.ensure_future(made.infer(chain, rows(1)))
+            answered = 0
+            while not building.done():
+                await made.infer(dense, rows(1))
+                answered += 1
+            assert answered > 10
+            assert (await building).outputs["y"].shape == (1, 56)
+
+    run(work)
+
+
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     dense = models.served(models.dense(tmp_path))
 
