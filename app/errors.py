@@ -1,7 +1,8 @@
 """What went wrong, as HTTP: one JSON body `{"error": "<text>"}` for every route, and a status from the error's class.
 
 EdgewiseError (kernels.errors)
-└── RequestError          a request that the service refuses before any model sees it; carries its own status
+├── RequestError          a request that the service refuses before any model sees it; carries its own status
+└── UnbuiltError          a run that was not started: what runs its shapes has to be built first. No client sees it
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, DeviceLostError and
 StoreError → 503.
@@ -34,6 +35,10 @@ class RequestError(EdgewiseError):
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
+
+
+class UnbuiltError(EdgewiseError):
+    """A run was not started, because what runs these shapes has to be built first."""
 
 
 _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (

@@ -33,6 +33,7 @@ from graph.ir import Model
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
 from scheduler.errors import NotFoundError, StoreError
+from scheduler.forecast import forecast
 from scheduler.jobs import KINDS, Kind
 from scheduler.local import local_device, local_fingerprint
 from scheduler.session import Session
@@ -52,7 +53,7 @@ class Service:
         limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
         self.repository = Repository(settings.models, settings.threads, limits)
         self.observed = Observed(lambda: self.store, retune=settings.retune)
-        self.engine = Engine(settings)
+        self.engine = Engine(settings, self._forecast)
         self.desk = Calls("edgewise-desk")  # short questions to the database that never wait for other work
         self.listeners = 0
         self.kinds = kinds
@@ -122,6 +123,11 @@ class Service:
         """Count a model at shapes that are new; while too much other work waits it stays uncounted."""
         with contextlib.suppress(RequestError):
             self.work.keep(session, shapes, await self.engine.call(lambda: count(session, dict(shapes), self._measured_device())))
+
+    def _forecast(self, session: Session, threads: int, shapes: Mapping[int, Mapping[str, tuple[int, ...]]]) -> dict[int, float]:
+        """What plans say of a model's batches, where this device was measured."""
+        device = self._measured_device()
+        return {} if device is None else forecast(session.model, shapes, threads, device, self.store, session.backend)
 
     def _measured_device(self) -> DeviceProfile | None:
         """This device, if it was ever measured; a request is no reason to measure it."""

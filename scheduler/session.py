@@ -145,9 +145,13 @@ class Session:
         """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
         return trace(self.executor(feeds), feeds, runs)
 
+    def built(self, feeds: Mapping[str, Any]) -> Executor | None:
+        """The executor for the shapes of these feeds, where there is one."""
+        return self._find(self._key(feeds))
+
     def executor(self, feeds: Mapping[str, Any]) -> Executor:
         """The executor for the shapes of these feeds, built when they are new. Raises FeedError, LimitError."""
-        key = tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
+        key = self._key(feeds)
         if (found := self._find(key)) is not None:
             return found
         arrays = check_feeds(self.inputs, feeds)
@@ -156,6 +160,9 @@ class Session:
                 found = self._build({name: array.shape for name, array in arrays.items()})
                 self._keep(key, found)
             return found
+
+    def _key(self, feeds: Mapping[str, Any]) -> _Shapes:
+        return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
 
     def _find(self, key: _Shapes) -> Executor | None:
         with self._lock:

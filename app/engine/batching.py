@@ -2,7 +2,8 @@
 
 Triton's rules. A batch is formed when cores are free, not before, so that it grows as long as it has to wait anyway; a request
 is never split; whoever is cancelled or too late is not computed. When a run fails by its data, its requests run again one by
-one, so that a bad one harms no other; when what runs it is lost, all of them fail and may be tried again.
+one, so that a bad one harms no other; when what runs it is lost, all of them fail and may be tried again. A batch whose shapes
+have no code yet goes back to the queue until they have it, and others run meanwhile.
 Nothing here knows of HTTP, models or processes: the clock, the cores and what runs a batch are given.
 """
 
@@ -19,7 +20,7 @@ from typing import Protocol
 
 from app.engine.curve import BatchCurve
 from app.engine.policy import NS_PER_US, DynamicBatching
-from app.errors import RequestError
+from app.errors import RequestError, UnbuiltError
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 
@@ -65,13 +66,17 @@ class Bucket:
     """Requests that may share a run: one dtype and shape for every input, but for the rows.
 
     sizes: the batch sizes that may be run, ascending; empty = each request by itself. paying: the largest of them that was seen
-    to be worth it. waiting_rows: of those in the queue.
+    to be worth it. waiting_rows: of those in the queue. building: rows whose code is being built, and who was put back for it.
+    built: rows for which it was, and which the next run builds itself should that be gone: with more shapes in use than a model
+    keeps, each gets its turn.
     """
 
     sizes: tuple[int, ...] = ()
     paying: int = 1
     curve: BatchCurve = field(default_factory=BatchCurve)
     waiting_rows: int = 0
+    building: dict[int, list[Request]] = field(default_factory=dict)
+    built: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +92,7 @@ class Request:
     rejects: bool  # when it expires; else it goes on, behind the others
     answer: asyncio.Future[Outcome]
     started_ns: int = 0
+    parked: bool = False  # until its code is built
     timer: Timer | None = None
     ready: Outcome | BaseException | None = None  # decided, and held back until those before it are
 
@@ -95,18 +101,32 @@ class Request:
         """Nobody waits for it any more."""
         return self.answer.done()
 
+    @property
+    def runnable(self) -> bool:
+        """Whether nothing that it needs is being built."""
+        return not self.parked and self.rows not in self.bucket.building
+
 
 class Batch:
     """Requests in one run. `on_abandoned` is called when the last of them is gone before the run ends."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
+        self.build = False  # what it needs, in the run
         self.on_abandoned: Callable[[], None] | None = None
 
     @property
     def rows(self) -> int:
         """Rows of all requests."""
         return sum(request.rows for request in self.requests)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its inputs, with the rows of all requests."""
+        feeds = self.requests[0].feeds
+        if len(self.requests) == 1:
+            return {name: feed.shape for name, feed in feeds.items()}
+        return {name: (self.rows, *feed.shape[1:]) for name, feed in feeds.items()}
 
     @property
     def deadline_ns(self) -> int | None:
@@ -141,20 +161,28 @@ class Clock(Protocol):
 
 Lease = Callable[[Callable[[], int]], AbstractAsyncContextManager[None]]
 Run = Callable[[Batch], Awaitable[Ran]]
+Build = Callable[[Batch], Awaitable[None]]
 
 
 class Batcher:
-    """The queue of one model. lease: holds the cores of one run, given the priority of who is next. instances: runs at once."""
+    """The queue of one model.
 
-    def __init__(self, name: str, policy: DynamicBatching, clock: Clock, lease: Lease, run: Run, instances: int = 1) -> None:
+    lease: holds the cores of one run, given the priority of who is next. run: raises UnbuiltError for what `build` has to make
+    ready. instances: runs at once.
+    """
+
+    def __init__(
+        self, name: str, policy: DynamicBatching, clock: Clock, lease: Lease, run: Run, build: Build, instances: int = 1
+    ) -> None:
         self.name = name
         self.policy = policy
         self.instances = instances
-        self._clock, self._lease, self._run = clock, lease, run
+        self._clock, self._lease, self._run, self._build = clock, lease, run, build
         self._levels = {level: deque[Request]() for level in policy.levels}
         self._delayed = {level: deque[Request]() for level in policy.levels}
         self._order: deque[Request] = deque()  # unanswered ones as they came, where replies keep that order
         self._turns: set[asyncio.Task[None]] = set()
+        self._builds: set[asyncio.Task[None]] = set()
         self._claimed = False  # a turn waits for cores, and will take what is waiting when it has them
         self._running: set[Batch] = set()
         self._hold: Timer | None = None
@@ -194,15 +222,15 @@ class Batcher:
         for request in list(self._waiting()):
             self._withdraw(request)
             self._answer(request, error)
-        for turn in list(self._turns):
-            turn.cancel()
+        for task in [*self._turns, *self._builds]:
+            task.cancel()
         if self._hold is not None:
             self._hold.cancel()
 
     async def drained(self) -> None:
-        """Wait for the runs under way."""
-        while self._turns:
-            await asyncio.wait(self._turns)
+        """Wait for the runs and builds under way."""
+        while self._turns or self._builds:
+            await asyncio.wait(self._turns | self._builds)
 
     def _admit(self, feeds: dict[str, Array], rows: int, bucket: Bucket, options: InferOptions) -> Request:
         now_ns = self._clock.now_ns()
@@ -224,9 +252,13 @@ class Batcher:
         bucket.curve.arrived(now_ns, rows)
         if self.policy.preserve_ordering:
             self._order.append(request)
-        if expires_ns is not None:
-            request.timer = self._clock.call_at(expires_ns, lambda: self._expire(request))
+        self._arm(request)
         return request
+
+    def _arm(self, request: Request) -> None:
+        """Come back when the time of a request that waits is over."""
+        if request.expires_ns is not None:
+            request.timer = self._clock.call_at(request.expires_ns, lambda: self._expire(request))
 
     def _late(self, request: Request) -> RequestError:
         waited_us = (self._clock.now_ns() - request.arrived_ns) // NS_PER_US
@@ -253,6 +285,10 @@ class Batcher:
             yield from self._levels[level]
             yield from self._delayed[level]
 
+    def _next(self) -> Request | None:
+        """Who is next of those that may run."""
+        return next((request for request in self._waiting() if request.runnable), None)
+
     def _withdraw(self, request: Request) -> None:
         """Take a request out of the queue, where it is still in it."""
         if request.timer is not None:
@@ -265,7 +301,7 @@ class Batcher:
 
     def _rank(self) -> int:
         """Priority of who is next."""
-        head = next(self._waiting(), None)
+        head = self._next()
         return len(self.policy.levels) if head is None else head.level
 
     def _pump(self) -> None:
@@ -275,7 +311,7 @@ class Batcher:
             self._hold = None
         if self._closed or self._claimed or len(self._turns) >= self.instances:
             return
-        head = next(self._waiting(), None)
+        head = self._next()
         if head is None:
             return
         due_ns = self._due_ns(head)
@@ -316,7 +352,7 @@ class Batcher:
         rows = head.rows
         if head.bucket.sizes:
             for request in self._waiting():
-                if request is not head and request.bucket is head.bucket:
+                if request is not head and request.bucket is head.bucket and request.runnable:
                     rows += request.rows
                     if rows > head.bucket.sizes[-1]:
                         break
@@ -331,7 +367,7 @@ class Batcher:
 
     def _take(self) -> Batch | None:
         """The next batch, out of the queue; None when nobody waits or the next is better held."""
-        while (head := next(self._waiting(), None)) is not None and self._due_ns(head) <= self._clock.now_ns():
+        while (head := self._next()) is not None and self._due_ns(head) <= self._clock.now_ns():
             chosen = self._choose(head)
             now_ns = self._clock.now_ns()
             late = [request for request in chosen if request.timer is not None and (request.expires_ns or 0) <= now_ns]
@@ -340,7 +376,10 @@ class Batcher:
             if not late:
                 for request in chosen:
                     self._withdraw(request)
-                return Batch(chosen)
+                batch = Batch(chosen)
+                batch.build = batch.rows in head.bucket.built
+                head.bucket.built.discard(batch.rows)
+                return batch
         return None
 
     def _choose(self, head: Request) -> list[Request]:
@@ -376,6 +415,8 @@ class Batcher:
         except asyncio.CancelledError:
             self._fail(batch, RequestError(503, f"Server is stopping, model '{self.name}' was interrupted", {"Retry-After": "1"}))
             raise
+        except UnbuiltError:
+            self._put_back(batch)
         except DeviceLostError as error:
             self._fail(batch, error)
         except Exception as error:  # noqa: BLE001  whatever a run raises is its requests' answer
@@ -388,6 +429,42 @@ class Batcher:
                 self._answer(request, Outcome(outputs, queue_ns, ran.compute_ns, batch.rows, ran.plan_id, alone))
         finally:
             self._running.discard(batch)
+
+    def _put_back(self, batch: Batch) -> None:
+        """Let a batch wait, before those who wait already, until its code is built."""
+        bucket, requests = batch.requests[0].bucket, [request for request in batch.requests if not request.gone]
+        for request in reversed(requests):
+            late = request.expires_ns is not None and request.expires_ns <= self._clock.now_ns()
+            if late and request.rejects:
+                self._answer(request, self._late(request))
+                continue
+            request.parked = True
+            (self._delayed if late else self._levels)[request.level].appendleft(request)
+            bucket.waiting_rows += request.rows
+            if not late:
+                self._arm(request)
+        if batch.rows in bucket.building:
+            bucket.building[batch.rows] += requests
+        else:
+            bucket.building[batch.rows] = requests
+            task = asyncio.get_running_loop().create_task(self._have_built(batch, bucket))
+            self._builds.add(task)
+            task.add_done_callback(self._builds.discard)
+
+    async def _have_built(self, batch: Batch, bucket: Bucket) -> None:
+        error: Exception | None = None
+        try:
+            await self._build(batch)
+            bucket.built.add(batch.rows)
+        except Exception as raised:  # noqa: BLE001  as of a run
+            error = raised
+        finally:
+            for request in bucket.building.pop(batch.rows):
+                request.parked = False
+                if error is not None:
+                    self._withdraw(request)
+                    self._answer(request, error)
+            self._pump()
 
     async def _run_singly(self, batch: Batch, error: Exception) -> None:
         """One of these requests was refused: find out which by running each alone."""

@@ -1,12 +1,20 @@
-"""What a batch of n rows takes, from the batches that ran: t(n) = a + b·n. It says what waiting for another row may save."""
+"""What a batch of n rows takes, and so what waiting for another row may save: by plans at first, then by the batches that ran.
+
+Plans give the first curve. Once batches of one size have run, it is scaled to what they took; once those of two sizes have, it is
+the line through them, t(n) = a + b·n.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
 
 SAMPLES = 64  # batches remembered: a machine that grows busy is noticed within that many
 ENOUGH = 3  # runs of a size before it is judged by the fastest of them
 WORTH = 0.97  # of the time a row takes at the size below: less of a gain is none
+Source = Literal["none", "plan", "scaled", "measured"]
 _ARRIVAL_SHARE = 0.2  # weight of the newest gap between arrivals
 
 
@@ -16,6 +24,7 @@ class BatchCurve:
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int]] = deque()
         self._sums = [0, 0, 0, 0]  # of rows, ns, rows², rows·ns over the samples: integers, so that they stay exact
+        self._planned: tuple[tuple[int, float], ...] = ()
         self._last_ns: int | None = None
         self.gap_ns: float | None = None
 
@@ -25,6 +34,19 @@ class BatchCurve:
             gap = (now_ns - self._last_ns) / max(rows, 1)
             self.gap_ns = gap if self.gap_ns is None else self.gap_ns + _ARRIVAL_SHARE * (gap - self.gap_ns)
         self._last_ns = now_ns
+
+    def planned(self, times_ns: Mapping[int, float]) -> None:
+        """What plans say a run takes, by rows."""
+        self._planned = tuple(sorted(times_ns.items()))
+
+    @property
+    def source(self) -> Source:
+        """Where the curve comes from: plans, plans scaled to what ran, or what ran alone."""
+        if self._line() is not None:
+            return "measured"
+        if not self._planned:
+            return "none"
+        return "scaled" if self._samples else "plan"
 
     def ran(self, rows: int, compute_ns: int) -> None:
         """A batch of that many rows took so long."""
@@ -38,9 +60,17 @@ class BatchCurve:
             self._sums[index] += sign * term
 
     def predict_ns(self, rows: int) -> float | None:
-        """What that many rows would take; None before two different sizes have run."""
+        """What that many rows would take; None while neither plans nor runs of two different sizes tell."""
         line = self._line()
-        return None if line is None else max(line[0] + line[1] * rows, 0.0)
+        if line is not None:
+            return max(line[0] + line[1] * rows, 0.0)
+        if not self._planned:
+            return None
+        planned_ns = _between(self._planned, rows)
+        if not self._samples:
+            return planned_ns
+        ran_rows, ran_ns = self._samples[0][0], self._sums[1] / len(self._samples)  # without a line all are of one size
+        return planned_ns * ran_ns / _between(self._planned, ran_rows)
 
     def gains(self, small: int, large: int) -> bool | None:
         """Whether a row takes less time in batches of the larger size; None before each has run often enough to tell."""
@@ -73,3 +103,14 @@ class BatchCurve:
             return None
         gain = here / rows - there / aim
         return int(gain) if self.gap_ns * (aim - rows) <= gain else 0
+
+
+def _between(points: tuple[tuple[int, float], ...], rows: int) -> float:
+    """The height of a polyline there; beyond its ends it goes on in proportion to the rows, which is never 0."""
+    (first, low_ns), (last, high_ns) = points[0], points[-1]
+    if rows <= first:
+        return low_ns * rows / first
+    for (left, left_ns), (right, right_ns) in pairwise(points):
+        if rows <= right:
+            return left_ns + (right_ns - left_ns) * (rows - left) / (right - left)
+    return high_ns * rows / last

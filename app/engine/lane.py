@@ -7,11 +7,11 @@ import contextlib
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -32,6 +32,10 @@ log = structlog.get_logger("edgewise.engine")
 
 MAX_BUCKETS = 64  # sets of shapes that a lane remembers
 MAX_PREPARED_BYTES = 2**30  # of inputs: larger batches are not built ahead
+MAX_PLANNED_SIZES = 6  # batch sizes that are planned for a first curve; beyond them it goes on straight
+
+Shapes = Mapping[str, tuple[int, ...]]
+Forecast = Callable[[Session, int, Mapping[int, Shapes]], Awaitable[Mapping[int, float]]]
 
 
 class Servable(Protocol):
@@ -60,10 +64,11 @@ class Servable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all lanes of an engine share."""
+    """What all lanes of an engine share. forecast: nanoseconds of runs on that many threads, by rows, before any has run."""
 
     settings: Settings
     budget: CoreBudget
+    forecast: Forecast
     alone: Alone = field(default_factory=Alone)
 
 
@@ -91,12 +96,13 @@ class Lane:
         self.max_rows = limits.max_batch_size if rules.max_batch_size is None else rules.max_batch_size
         self.policy = rules.dynamic_batching or AUTOMATIC
         self.account = Account(served.name)
-        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, instances)
+        self.batcher = Batcher(served.name, self.policy, LoopClock(), self._lease, self._run, self._build, instances)
         self.ladder = ladder(self.max_rows, self.policy.preferred_batch_size) if self.max_rows > 1 else ()
-        self._buckets: OrderedDict[tuple[tuple[int, ...], ...], Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[bool, tuple[tuple[int, ...], ...]], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
         engines.models[number] = self.file  # at once: the next lane goes where there are fewer
+        self._session = weakref.ref(session)  # which owns the lane
         self.end: weakref.finalize[..., Session] | None = None
         self.loading = self._spawn(self._load(session.model))
 
@@ -113,6 +119,10 @@ class Lane:
             ran = await self.engines.run(self.number, batch)
             return replace(ran, alone=alone())
 
+    async def _build(self, batch: Batch) -> None:
+        with self._shared.alone.run():
+            await self.engines.prepare(self.number, batch.shapes)
+
     async def _load(self, model: Model) -> None:
         try:
             await self.engines.load(self.number, self.file, model)
@@ -124,22 +134,25 @@ class Lane:
         rows, together = rows_of(feeds), _leading(feeds) is not None
         if self.trusted and self.max_rows and rows > self.max_rows:
             raise RequestError(400, f"inference request batch-size must be <= {self.max_rows} for '{self.file.name}', got {rows}")
-        bucket = self._bucket(feeds) if together and rows and self.ladder else Bucket()
+        bucket = self._bucket(feeds, shares=bool(together and rows and self.ladder))
         self._grow(bucket, feeds, bucket.waiting_rows + rows)
         return await self.batcher.submit(feeds, rows, bucket, options)
 
-    def _bucket(self, feeds: Mapping[str, Array]) -> Bucket:
-        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart."""
-        key = tuple(feed.shape[1:] for feed in feeds.values())
+    def _bucket(self, feeds: Mapping[str, Array], *, shares: bool) -> Bucket:
+        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart.
+
+        shares: whether that is to be tried.
+        """
+        key = shares, tuple(feed.shape[1:] if shares else feed.shape for feed in feeds.values())
         if (found := self._buckets.get(key)) is not None:
             self._buckets.move_to_end(key)
             return found
         found = self._buckets[key] = Bucket()
         if len(self._buckets) > MAX_BUCKETS:
             self._buckets.popitem(last=False)
-        if self.trusted:
+        if shares and self.trusted:
             found.sizes = (1,)
-        else:
+        elif shares:
             self._spawn(self._prove(found, {name: feed.shape[1:] for name, feed in feeds.items()}))
         return found
 
@@ -174,6 +187,10 @@ class Lane:
         if size is None or waiting_rows < size or sum(f[:1].nbytes for f in feeds.values()) * size > MAX_PREPARED_BYTES:
             return
         self._growing.add(bucket)
+        if bucket.curve.source == "none":
+            sizes = self.ladder[:MAX_PLANNED_SIZES]
+            shapes = {rows: {name: (rows, *feed.shape[1:]) for name, feed in feeds.items()} for rows in sizes}
+            self._spawn(self._foresee(bucket, shapes))
         self._spawn(self._prepare(bucket, size, {name: (size, *feed.shape[1:]) for name, feed in feeds.items()}))
 
     async def _prepare(self, bucket: Bucket, size: int, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -187,6 +204,29 @@ class Lane:
         else:
             bucket.sizes = (*bucket.sizes, size)
             self._growing.discard(bucket)
+
+    async def _foresee(self, bucket: Bucket, shapes: Mapping[int, Shapes]) -> None:
+        """Give a bucket its first curve. Without one it waits for what is measured."""
+        session = self._session()
+        if session is None:
+            return
+        try:
+            bucket.curve.planned(await self._shared.forecast(session, self.cores, shapes))
+        except EdgewiseError as error:
+            log.info("no batch curve by plans", model=self.file.name, reason=str(error))
+
+    def curves(self) -> list[dict[str, Any]]:
+        """Of every shape whose requests may share runs: the sizes that are run, what each takes, and how that is known."""
+        return [
+            {
+                "shapes": [list(shape) for shape in shapes],
+                "source": bucket.curve.source,
+                "batch_sizes": list(bucket.sizes),
+                "ns": [None if (ns := bucket.curve.predict_ns(rows)) is None else round(ns) for rows in bucket.sizes],
+            }
+            for (_, shapes), bucket in self._buckets.items()
+            if bucket.sizes
+        ]
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

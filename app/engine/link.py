@@ -27,7 +27,7 @@ START_S = 60.0  # a process that has not said hello by then is given up
 FLUSH_S = 0.02  # how long the space of replies that were read may wait for the next run to carry the news
 FLUSH_BYTES = 4 * 2**20  # and how much of it
 INLINE_BYTES = 2 * 2**20  # larger tensors are copied off the event loop
-CONTROL_THREADS = 4  # for loading, proving and preparing, beside those that run
+CONTROL_THREADS = 4  # for loading, proving and preparing, beside those that run and one that reads when all are busy
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +65,14 @@ class Link:
             self._socket.setblocking(False)
             passed = [theirs.fileno(), *descriptors]
             self.process = subprocess.Popen(  # noqa: S603  this interpreter and numbers
-                [sys.executable, "-m", "app.engine.worker", *map(str, passed), str(size_bytes), str(threads + CONTROL_THREADS)],
+                [
+                    sys.executable,
+                    "-m",
+                    "app.engine.worker",
+                    *map(str, passed),
+                    str(size_bytes),
+                    str(threads + CONTROL_THREADS + 1),
+                ],
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
@@ -109,7 +116,7 @@ class Link:
             else:
                 write(self._requests, region, tensors, texts, groups)
             inputs = dict(zip(names, tensors, strict=True))
-            self._send(Run(number, model, region, nbytes, inputs, batch.deadline_ns, self._take_freed()))
+            self._send(Run(number, model, region, nbytes, inputs, batch.deadline_ns, batch.build, self._take_freed()))
             batch.on_abandoned = lambda: self._send(Cancel(number))
             batch.check()
             reply = await self._reply(number, model, timeout_s)

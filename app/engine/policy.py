@@ -34,7 +34,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How requests wait for one another.
 
-    max_queue_delay_microseconds: the longest that a batch is held for more requests; None = as the measured batch curve says.
+    max_queue_delay_microseconds: the longest that a batch is held for more requests; None = as the batch curve says.
     """
 
     preferred_batch_size: tuple[_Rows, ...] = ()

@@ -13,12 +13,12 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.engine.batching import InferOptions, Outcome
 from app.engine.budget import CoreBudget
 from app.engine.calls import Calls
-from app.engine.lane import Lane, Servable, Shared
+from app.engine.lane import Lane, Servable, Shapes, Shared
 from app.engine.supervisor import Engines, InProcess, Process
 from app.errors import RequestError
 from app.settings import Settings
@@ -30,12 +30,22 @@ from scheduler.session import Session, available_cores
 T = TypeVar("T")
 
 
-class Engine:
-    """Runs models and other blocking work off the event loop; bounded everywhere. Used from one event loop."""
+def _unforeseen(_session: Session, _threads: int, _shapes: Mapping[int, Shapes]) -> Mapping[int, float]:
+    return {}
 
-    def __init__(self, settings: Settings) -> None:
+
+class Engine:
+    """Runs models and other blocking work off the event loop; bounded everywhere. Used from one event loop.
+
+    forecast: nanoseconds of a model's runs on that many threads, by rows, before any has run; what is missing is measured.
+    """
+
+    def __init__(
+        self, settings: Settings, forecast: Callable[[Session, int, Mapping[int, Shapes]], Mapping[int, float]] = _unforeseen
+    ) -> None:
         cores = available_cores()
-        self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns))
+        self._forecast = forecast
+        self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee)
         self._calls = Calls("edgewise-work")
         self._here = InProcess(cores)
         self._processes = [Process(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
@@ -107,6 +117,14 @@ class Engine:
         """The same from the loop, waiting until it is loaded or has failed, which then `infer` tells."""
         if served.session is not None:
             await asyncio.shield(self._lane(served, served.session).loading)
+
+    def batch_curves(self, session: Session) -> list[dict[str, Any]]:
+        """What batches of a served model take; see `Lane.curves`."""
+        lane = self._lanes.get(session)
+        return [] if lane is None else lane.curves()
+
+    async def _foresee(self, session: Session, threads: int, shapes: Mapping[int, Shapes]) -> Mapping[int, float]:
+        return await self.call(self._forecast, session, threads, shapes)
 
     def memory_bytes(self, session: Session) -> int:
         """What a served model takes in the service: the model, and the arenas of its runs."""

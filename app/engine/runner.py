@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from app.engine.wire import ModelFile, Shapes
+from app.errors import UnbuiltError
 from app.memory import release
 from graph.ir import Model
 from graph.limits import Limits
 from graph.reader import read
 from graph.rows import mixes_rows
 from kernels.errors import DeviceLostError
-from kernels.spec import Array
+from kernels.spec import STRING, Array, DType
 from scheduler.plan import Plan
 from scheduler.session import Session, SessionLimits
 
@@ -95,16 +96,21 @@ class Runner:
     def prepare(self, number: int, shapes: Shapes) -> None:
         """Build what runs these shapes, so that no request waits for it."""
         for session in self._find(number).sessions:
-            session.executor({port.name: np.zeros(shapes[port.name], port.dtype) for port in session.inputs})
+            session.executor({port.name: _blank(shapes[port.name], port.dtype) for port in session.inputs})
 
-    def run(self, number: int, feeds: Mapping[str, Array], check: Callable[[], None]) -> Computed:
-        """Run once. check: called before anything is computed, to raise DroppedError when that is not worth it."""
+    def run(self, number: int, feeds: Mapping[str, Array], check: Callable[[], None], *, build: bool) -> Computed:
+        """Run once. check: called before anything is computed, to raise DroppedError when that is not worth it.
+
+        Raises UnbuiltError where these shapes have to be prepared first, and `build` does not say to do that here.
+        """
         loaded = self._find(number)
         check()
         session = loaded.idle.get()
         try:
             check()
-            executor = session.executor(feeds)
+            executor = session.executor(feeds) if build else session.built(feeds)
+            if executor is None:
+                raise UnbuiltError("engine: what runs these shapes has to be built first")
             check()
             began_ns = time.perf_counter_ns()
             outputs = executor.run(feeds)
@@ -117,3 +123,7 @@ class Runner:
         if loaded is None:
             raise DeviceLostError(f"engine: model {number} is not loaded")
         return loaded
+
+
+def _blank(shape: tuple[int, ...], dtype: DType) -> Array:
+    return np.full(shape, "", dtype) if dtype == STRING else np.zeros(shape, dtype)

@@ -22,7 +22,7 @@ import structlog
 from app.engine.batching import Batch, Ran
 from app.engine.link import CONTROL_THREADS, Link, split
 from app.engine.runner import DROPPED, DroppedError, Runner
-from app.engine.wire import Load, ModelFile, Prepare, Prove, Shapes
+from app.engine.wire import Done, Load, ModelFile, Order, Prepare, Prove, Shapes
 from app.errors import RequestError
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
@@ -105,15 +105,13 @@ class Process:
 
     async def prove(self, number: int, shapes: Shapes) -> str:
         """See `Engines`."""
-        async with self._control:
-            link = await self._ready(number)
-            return (await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Prove(call, number, shapes))).reason
+        link = await self._ready(number)
+        return (await self._ask(link, number, lambda call: Prove(call, number, shapes))).reason
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
         """See `Engines`."""
-        async with self._control:
-            link = await self._ready(number)
-            await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Prepare(call, number, shapes))
+        link = await self._ready(number)
+        await self._ask(link, number, lambda call: Prepare(call, number, shapes))
 
     async def run(self, number: int, batch: Batch) -> Ran:
         """See `Engines`."""
@@ -150,6 +148,17 @@ class Process:
 
     def wait(self) -> None:
         """Nothing to wait for: `close` killed it."""
+
+    async def _ask(self, link: Link, number: int, order: Callable[[int], Order]) -> Done:
+        """Have slow work done, no more at once than there are threads for it: also where nobody waits for it any more."""
+
+        async def ask() -> Done:
+            async with self._control:
+                return await link.ask(number, CONTROL_TIMEOUT_S, order)
+
+        task = asyncio.get_running_loop().create_task(ask())
+        task.add_done_callback(_retrieved)
+        return await asyncio.shield(task)
 
     async def _ready(self, number: int) -> Link:
         """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
@@ -209,7 +218,7 @@ class Process:
     async def _load(self, link: Link, number: int) -> None:
         file = self.models[number]
         try:
-            await link.ask(number, CONTROL_TIMEOUT_S, lambda call: Load(call, number, file))
+            await self._ask(link, number, lambda call: Load(call, number, file))
         except (InvalidError, UnsupportedError) as error:  # no fault of the request that waits for it
             raise RequestError(503, f"model '{file.name}' cannot be loaded again, {error}") from None
 
@@ -249,6 +258,7 @@ class InProcess:
         self.models: dict[int, ModelFile] = {}
         self._runner = Runner()
         self._loads: dict[int, asyncio.Future[None]] = {}
+        self._control = asyncio.Semaphore(CONTROL_THREADS)
         self._closed = False
         self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
 
@@ -256,7 +266,7 @@ class InProcess:
         """Run the service's own copy of the model."""
         self.models[number] = file
         self._runner.expect(number)
-        self._loads[number] = asyncio.ensure_future(self._call(lambda: self._runner.adopt(number, file, model)))
+        self._loads[number] = asyncio.ensure_future(self._slowly(lambda: self._runner.adopt(number, file, model)))
         await self._loads[number]
 
     async def ready(self, number: int) -> None:
@@ -269,11 +279,11 @@ class InProcess:
     async def prove(self, number: int, shapes: Shapes) -> str:
         """See `Engines`."""
         await self.ready(number)
-        return await self._call(lambda: self._runner.prove(number, shapes))
+        return await self._slowly(lambda: self._runner.prove(number, shapes))
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
         """See `Engines`."""
-        await self._call(lambda: self._runner.prepare(number, shapes))
+        await self._slowly(lambda: self._runner.prepare(number, shapes))
 
     async def run(self, number: int, batch: Batch) -> Ran:
         """See `Engines`."""
@@ -287,7 +297,7 @@ class InProcess:
 
         parts = [request.feeds for request in batch.requests]
         await self.ready(number)
-        computed = await self._call(lambda: self._runner.run(number, _joined(parts), check))
+        computed = await self._call(lambda: self._runner.run(number, _joined(parts), check, build=batch.build))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
 
     def arena_bytes(self, number: int, /) -> int:
@@ -309,6 +319,17 @@ class InProcess:
     def wait(self) -> None:
         """Block until what runs has ended."""
         self._threads.shutdown(wait=True)
+
+    async def _slowly(self, work: Callable[[], T]) -> T:
+        """See `Process._ask`."""
+
+        async def call() -> T:
+            async with self._control:
+                return await self._call(work)
+
+        task = asyncio.get_running_loop().create_task(call())
+        task.add_done_callback(_retrieved)
+        return await asyncio.shield(task)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

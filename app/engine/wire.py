@@ -8,6 +8,7 @@ import struct
 import msgspec
 
 from app.engine.slab import Tensor
+from app.errors import UnbuiltError
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 
 MAX_MESSAGE_BYTES = 80 * 2**20  # a plan may be 64 MiB of JSON
@@ -58,7 +59,8 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Run once. region, nbytes: where the inputs lie. deadline_ns: on the monotonic clock. freed: replies that were read."""
+    """Run once. region, nbytes: where the inputs lie. deadline_ns: on the monotonic clock. build: what is not ready for these
+    shapes. freed: replies that were read."""
 
     id: int
     model: int
@@ -66,6 +68,7 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     nbytes: int
     inputs: dict[str, Tensor]
     deadline_ns: int | None
+    build: bool
     freed: list[int]
 
 
@@ -120,6 +123,7 @@ _KINDS: dict[str, type[EdgewiseError]] = {
     "invalid": InvalidError,
     "unsupported": UnsupportedError,
     "lost": DeviceLostError,
+    "unbuilt": UnbuiltError,
     "failed": EdgewiseError,
 }
 _ENCODER = msgspec.msgpack.Encoder()

@@ -105,7 +105,7 @@ class Worker:
         try:
             region = self._requests.bytes_at(order.region, order.nbytes)
             feeds = {name: view(region, tensor) for name, tensor in order.inputs.items()}
-            computed = self._runner.run(order.model, feeds, check)
+            computed = self._runner.run(order.model, feeds, check, build=order.build)
             groups = [[output] for output in computed.outputs.values()]
             return self._place(order.id, list(computed.outputs), groups, computed.compute_ns, computed.plan_id)
         finally:

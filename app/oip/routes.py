@@ -81,7 +81,9 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
     rows = []
     for served in found:
         memory_bytes = 0 if served.session is None else service.engine.memory_bytes(served.session)
-        rows.append(service.statistics.of(served.name, served.version).shown(served.name, served.version, memory_bytes))
+        row = service.statistics.of(served.name, served.version).shown(served.name, served.version, memory_bytes)
+        row["batch_curves"] = [] if served.session is None else service.engine.batch_curves(served.session)
+        rows.append(row)
     return {"model_stats": rows}
 
 

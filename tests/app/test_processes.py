@@ -5,8 +5,10 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,6 +18,7 @@ from app.engine.link import Link
 from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
 from app.state import Service
+from scheduler.local import local_device
 from tests.app.conftest import serving
 from tests.app.engine import models
 from tests.waiting import until
@@ -109,6 +112,31 @@ def test_the_config_reaches_the_engine(server: Served) -> None:
         assert server.load("dense", config=json.dumps(bad)) == 400
     assert server.load("dense") == 200
     assert server.infer("dense", 3).status_code == 200
+
+
+def test_the_first_batch_curve_comes_from_plans(server: Served) -> None:
+    """The digits are asked by many at once, on a machine that was measured; statistics say how the curve is known."""
+    local_device(server.service.store, 0.3)
+
+    def curves() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = server.client.get("/v2/models/digits/stats").json()["model_stats"][0]["batch_curves"]
+        return found
+
+    (entry,) = server.service.repository.versions("digits")
+    assert entry.session is not None
+    shapes = {rows: {"image": (rows, 1, 8, 8)} for rows in (1, 2, 4)}
+    times = server.service._forecast(entry.session, 1, shapes)
+    assert list(times) == [1, 2, 4]
+    with ThreadPoolExecutor(16) as clients:
+        for _ in range(100):
+            list(clients.map(lambda _: server.client.post("/v2/models/digits/infer", content=SEVEN), range(32)))
+            if curves() and curves()[0]["source"] != "none":
+                break
+    (curve,) = curves()
+    assert curve["shapes"] == [[1, 8, 8]]
+    assert curve["source"] in ("plan", "scaled", "measured")
+    assert len(curve["ns"]) == len(curve["batch_sizes"])
+    assert None not in curve["ns"]
 
 
 def test_a_process_that_dies_comes_back_with_its_models(server: Served) -> None:

@@ -247,6 +247,9 @@ def test_file_that_is_not_mapped_may_be_written_over(path: Path) -> None:
     model = read(path, mapped=False)
     assert not model.files
     assert model.digest == read(path).digest
+    for array in model.graph.constants.values():
+        assert array.flags.aligned
+        assert not array.flags.writeable
     session = Session(model)
     y = session.run({"x": X})["y"]
     path.write_bytes(b"no model")

@@ -1,5 +1,6 @@
 """Small models that the engine's tests serve, and sessions and entries for them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def slow(folder: Path, rounds: int, name: str = "slow") -> Path:
     ]
     nodes = [helper.make_node("Loop", ["trips", "go", "x"], ["y"], body=body)]
     return _save(folder, name, nodes, [value("x", F, ["n"])], [value("y", F, ["n"])], constants)
+
+
+def chain(folder: Path, length: int, name: str = "chain") -> Path:
+    """A product after another, each of other sizes: as many kernels to compile, and little to compute."""
+    random, widths = np.random.default_rng(5), range(16, 16 + length + 1)
+    pairs = list(itertools.pairwise(widths))
+    weights = [numpy_helper.from_array(random.standard_normal(pair, np.float32), f"w{n}") for n, pair in enumerate(pairs)]
+    steps = ["x", *(f"v{n}" for n in range(1, length)), "y"]
+    nodes = [helper.make_node("MatMul", [steps[n], f"w{n}"], [steps[n + 1]]) for n in range(length)]
+    value = helper.make_tensor_value_info
+    return _save(folder, name, nodes, [value("x", F, ["n", 16])], [value("y", F, ["n", 16 + length])], weights)
 
 
 def wide(folder: Path, name: str = "wide") -> Path:

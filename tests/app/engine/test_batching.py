@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran
 from app.engine.budget import Account, CoreBudget
 from app.engine.policy import DynamicBatching, QueuePolicy, ladder
-from app.errors import RequestError
+from app.errors import RequestError, UnbuiltError
 from kernels.errors import DeviceLostError, InvalidError
 from tests.app.engine.virtual import World
 
@@ -32,12 +32,30 @@ class Bench:
         self.runs: list[tuple[Batch, asyncio.Future[None]]] = []
         self.sizes: list[int] = []
         self.computed: list[int] = []
-        self.batcher = Batcher("m", policy, self.world.clock, self.lease, self.run, instances)
+        self.unbuilt: set[int] = set()  # rows without code
+        self.builds: list[tuple[int, asyncio.Future[None]]] = []
+        self.batcher = Batcher("m", policy, self.world.clock, self.lease, self.run, self.build, instances)
 
     def lease(self, rank: Any) -> Any:
         return self.budget.lease(self.account, 1, rank)
 
+    async def build(self, batch: Batch) -> None:
+        done = asyncio.get_running_loop().create_future()
+        self.builds.append((batch.rows, done))
+        await done
+
+    def finish_build(self, error: BaseException | None = None) -> None:
+        rows, done = self.builds.pop(0)
+        if error is None:
+            self.unbuilt.discard(rows)
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+        self.world.settle()
+
     async def run(self, batch: Batch) -> Ran:
+        if batch.rows in self.unbuilt and not batch.build:
+            raise UnbuiltError("no code")
         done = asyncio.get_running_loop().create_future()
         self.runs.append((batch, done))
         self.sizes.append(batch.rows)
@@ -256,6 +274,68 @@ def test_a_lost_worker_fails_the_batch(bench: Any) -> None:
     assert b.batcher.running == 0
 
 
+def test_others_run_while_a_shape_is_built(bench: Any) -> None:
+    b, new, known = bench(), Bucket(), Bucket()
+    b.unbuilt = {3}
+    first, second = b.submit(new, 1, 2, 3), b.submit(new, 4, 5, 6)
+    others = [b.submit(known, 7), b.submit(new, 8)]
+    assert (b.budget.free, b.sizes, [rows for rows, _ in b.builds]) == (0, [1], [3])
+    for _ in others:
+        b.finish()
+    assert [values(task) for task in others] == [[14], [16]]
+    assert (b.batcher.queued, b.batcher.running, b.budget.free) == (2, 0, 1)
+    b.finish_build()
+    for _ in range(2):
+        b.finish()
+    assert [values(task) for task in (first, second)] == [[2, 4, 6], [8, 10, 12]]
+
+
+def test_a_batch_whose_code_is_gone_waits_before_those_who_came_later(bench: Any) -> None:
+    b, bucket = bench(), Bucket(ladder(4))
+    blocker = b.submit(bucket, 1)
+    pair = [b.submit(bucket, value) for value in (2, 3)]
+    b.unbuilt = {2}
+    b.finish()
+    later = b.submit(bucket, 4)
+    assert b.computed == [1, 4]
+    b.finish_build()
+    b.finish()
+    b.finish()
+    assert b.computed == [1, 4, 2, 3]
+    assert [values(task) for task in (blocker, *pair, later)] == [[2], [4], [6], [8]]
+    assert bucket.waiting_rows == 0
+
+
+def test_who_waits_for_code_may_leave_be_late_or_be_told_that_there_is_none(bench: Any) -> None:
+    b, new = bench(DynamicBatching(default_queue_policy=QueuePolicy(allow_timeout_override=True))), Bucket()
+    b.unbuilt = {2}
+    leaving, late, failing = b.submit(new, 1, 2), b.submit(new, 3, 4, deadline_ns=5 * MS), b.submit(new, 5, 6)
+    leaving.cancel()
+    b.world.advance(5 * MS)
+    assert "Request timeout expired" in str(late.exception())
+    assert b.batcher.queued == 1
+    b.finish_build(InvalidError("cannot be built"))
+    assert not failing.done()  # it was not put back, and is told by its own build
+    b.finish_build(InvalidError("cannot be built"))
+    assert "cannot be built" in str(failing.exception())
+    assert (b.computed, b.batcher.queued, b.budget.free) == ([], 0, 1)
+
+
+def test_with_more_shapes_than_are_kept_each_gets_its_turn(bench: Any) -> None:
+    b, new = bench(), Bucket()
+    b.unbuilt = {2}
+    task = b.submit(new, 1, 2)
+    b.finish_build()
+    b.finish()
+    b.unbuilt = {2}
+    task = b.submit(new, 3, 4)
+    rows, done = b.builds.pop()
+    done.set_result(None)  # and it was thrown away again at once
+    b.world.settle()
+    b.finish()
+    assert (rows, values(task)) == (2, [6, 8])
+
+
 def test_replies_keep_the_order_where_asked(bench: Any) -> None:
     b = bench(DynamicBatching(preserve_ordering=True), instances=2, cores=2)
     one, other = Bucket(), Bucket()
@@ -343,6 +423,15 @@ class BatcherMachine(RuleBasedStateMachine):
             found.task.cancel()
             self.bench.world.settle()
 
+    @rule(rows=st.integers(1, 5))
+    def lose_code(self, rows: int) -> None:
+        self.bench.unbuilt.add(rows)
+
+    @precondition(lambda self: self.bench.builds)
+    @rule(fails=st.booleans())
+    def finish_build(self, fails: bool) -> None:
+        self.bench.finish_build(DeviceLostError("gone") if fails else None)
+
     @invariant()
     def runs_keep_the_limits(self) -> None:
         assert len(self.bench.runs) <= min(self.bench.batcher.instances, self.bench.budget.cores)
@@ -372,8 +461,10 @@ class BatcherMachine(RuleBasedStateMachine):
         bench = self.bench
         try:
             for _ in range(200):
-                if all(sent.task.done() for sent in self.sent) and not bench.runs:
+                if all(sent.task.done() for sent in self.sent) and not bench.runs and not bench.builds:
                     break
+                if bench.builds:
+                    bench.finish_build()
                 if bench.runs:
                     bench.finish()
                 bench.world.advance(MS)

@@ -21,6 +21,25 @@ def test_the_line_is_least_squares_of_the_last_samples(samples: list[tuple[int, 
     assert curve.predict_ns(4) == pytest.approx(max(start + 4 * slope, 0), rel=1e-6, abs=1e-3 * 10**6)
 
 
+def test_plans_give_the_first_curve_and_runs_refine_it() -> None:
+    curve = BatchCurve()
+    assert (curve.source, curve.predict_ns(1)) == ("none", None)
+    curve.planned({4: 4000.0, 1: 2500.0, 2: 3000.0})
+    assert curve.source == "plan"
+    assert [curve.predict_ns(rows) for rows in (1, 2, 3, 4, 8)] == [2500, 3000, 3500, 4000, 8000]
+    for now_ns in range(0, 500, 100):
+        curve.arrived(now_ns, 1)
+    assert curve.patience_ns(1, 2) == 1000  # 2500 alone, 1500 each together
+    for ns in (4000, 6000):
+        curve.ran(1, ns)
+    assert curve.source == "scaled"
+    assert [curve.predict_ns(rows) for rows in (1, 2, 4)] == [5000, 6000, 8000]
+    curve.ran(2, 5100)
+    assert curve.source == "measured"
+    assert curve.predict_ns(2) == pytest.approx(5100)
+    assert curve.predict_ns(3) == pytest.approx(5200)
+
+
 def test_waiting_lasts_as_long_as_its_gain_and_only_where_requests_come_in_time() -> None:
     curve = BatchCurve()
     assert curve.patience_ns(1, 2) is None

@@ -242,6 +242,27 @@ def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pyt
     run(work)
 
 
+@MODES
+def test_one_model_answers_while_another_is_built(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling holds no cores, no instance and no thread that runs."""
+    monkeypatch.setenv("EDGEWISE_CODE_CACHE", str(tmp_path / "code"))
+    dense, chain = models.served(models.dense(tmp_path)), models.served(models.chain(tmp_path, 40))
+    assert chain.session is not None
+
+    async def work() -> None:
+        async with engine(workers=workers) as made:
+            await made.infer(dense, rows(1))
+            building = asyncio.ensure_future(made.infer(chain, rows(1)))
+            answered = 0
+            while not building.done():
+                await made.infer(dense, rows(1))
+                answered += 1
+            assert answered > 10
+            assert (await building).outputs["y"].shape == (1, 56)
+
+    run(work)
+
+
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     dense = models.served(models.dense(tmp_path))
 
@@ -429,6 +450,40 @@ def test_batches_grow_to_sizes_that_are_ready(tmp_path: Path) -> None:
                     break
             assert 3 in seen
             assert seen <= {1, 2, 3, 4, 6}
+
+    run(work)
+
+
+def test_a_bucket_that_grows_asks_for_its_first_curve(tmp_path: Path) -> None:
+    """Before any batch has run, and once; where plans cannot tell, it stays to be measured."""
+    dense, pick = (
+        models.served(models.dense(tmp_path), 1, max_batch_size=4),
+        models.served(models.pick(tmp_path), 1, max_batch_size=4),
+    )
+    asked: list[tuple[str, int, list[tuple[int, ...]]]] = []
+
+    def forecast(session: Session, threads: int, shapes: Any) -> dict[int, float]:
+        name = session.inputs[0].name
+        asked.append((name, threads, [inputs[name] for inputs in shapes.values()]))
+        if name == "ids":
+            raise InvalidError("no plan")
+        return {rows: 1000.0 * rows for rows in shapes}
+
+    async def work() -> None:
+        made = Engine(Settings(), forecast)
+        assert dense.session is not None
+        try:
+            await asyncio.gather(*(made.infer(dense, rows(1, n)) for n in range(4)))
+            await asyncio.gather(*(made.infer(pick, {"ids": np.array([n])}) for n in range(4)))
+            await until(lambda: len(asked) == 2)
+            assert asked == [("x", 1, [(1, 16), (2, 16), (4, 16)]), ("ids", 1, [(1,), (2,), (4,)])]
+            await until(lambda: lane_of(made, dense).curves()[0]["source"] == "scaled")
+            assert lane_of(made, pick).curves()[0]["source"] == "none"
+            for lane in made._lanes.values():
+                await lane.batcher.drained()
+        finally:
+            made.stop()
+            made.close()
 
     run(work)
 

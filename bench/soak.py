@@ -1,0 +1,413 @@
+"""`python -m bench.soak --minutes 10`: the service with engine processes and PostgreSQL under mixed load and chaos.
+
+Clients of every kind ask at once while engine processes are killed, the database goes away and comes back, and a model is loaded
+and unloaded. Every answer is compared with the one that is known; a refusal is a 503 with a reason and nothing else. What the
+service acknowledged as written must be in the database afterwards, nothing may be left waiting, and its memory must not grow.
+Prints a table; exits with 1 and the reasons where something broke.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import psutil
+import typer
+from onnx import TensorProto, helper, numpy_helper
+
+from app.settings import DEMO_MODELS
+from bench.cluster import Cluster, missing
+from scheduler.build import current_build
+from scheduler.errors import NotFoundError
+from scheduler.local import local_fingerprint
+from scheduler.store import Here, Store
+
+ROOT = Path(__file__).parent.parent
+WIDTH, SLOW_ROWS, FLOOD = 16, 4096, 300
+QUEUE_LIMIT = 64
+SETTLE_S = 60.0  # for what waits when the load ends
+JUDGED_S = 300.0  # a shorter run is all warm-up: its memory is printed and not judged
+MAX_GROWTH = 1.0  # MiB a minute, of the service's own process
+SETTINGS = {"EDGEWISE_WORKERS": "2", "EDGEWISE_QUEUE_LIMIT": str(QUEUE_LIMIT), "EDGEWISE_JOBS": "false"}
+BAD_BODIES = (
+    b"",
+    b"{",
+    b"[" * 5000,
+    b'{"inputs": []}',
+    b'{"inputs": [{"name": "x", "shape": [1, 16], "datatype": "FP32", "data": [1]}]}',
+    b'{"inputs": [{"name": "x", "shape": [-1, 16], "datatype": "FP32", "data": []}]}',
+    b'{"inputs": [{"name": "y", "shape": [1, 16], "datatype": "INT8", "data": [1]}]}',
+)
+
+
+def affine(path: Path) -> None:
+    """y = 2x + 1 of rows of 16: every answer is known exactly."""
+    value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
+    nodes = [helper.make_node("Mul", ["x", "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]
+    constants = [numpy_helper.from_array(np.array([v], np.float32), name) for name, v in (("two", 2), ("one", 1))]
+    ports = [[value(name, kind, ["n", WIDTH])] for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "affine", *ports, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(made.SerializeToString())
+
+
+@dataclass
+class Soak:
+    """What runs, and what was seen. broken: what must never happen, with how often."""
+
+    port: int
+    server: psutil.Process
+    cluster: Cluster
+    end_s: float
+    seen: dict[str, Counter[str]] = field(default_factory=dict)
+    broken: Counter[str] = field(default_factory=Counter)
+    jobs: list[int] = field(default_factory=list)
+    plans: set[str] = field(default_factory=set)
+    health_ms: list[float] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    @property
+    def going(self) -> bool:
+        """Whether the load goes on."""
+        return time.monotonic() < self.end_s
+
+    def note(self, who: str, reply: httpx.Response, right: Callable[[httpx.Response], bool], status: int = 200) -> None:
+        """Count a reply: as expected, refused for now, or a breach."""
+        seen = self.seen.setdefault(who, Counter())
+        if reply.status_code == status and right(reply):
+            seen["right"] += 1
+        elif reply.status_code == 503 and "error" in reply.json():
+            seen["refused"] += 1
+        else:
+            self.broken[f"{who}: {reply.status_code} {reply.text[:160]}"] += 1
+
+    def rows(self) -> np.ndarray:
+        """Input of a few rows."""
+        count = self.random.choice((1, 1, 1, 2, 4))
+        return np.array([[self.random.randrange(1000) for _ in range(WIDTH)] for _ in range(count)], np.float32)
+
+
+Client = Callable[[Soak, httpx.AsyncClient], Awaitable[None]]
+
+
+def _tensor(x: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": list(x.shape), "datatype": "FP32", **more}
+
+
+def _body(x: np.ndarray) -> bytes:
+    return json.dumps({"inputs": [_tensor(x, data=x.reshape(-1).tolist())]}).encode()
+
+
+def _is(x: np.ndarray) -> Callable[[httpx.Response], bool]:
+    return lambda reply: reply.json()["outputs"][0]["data"] == (2 * x + 1).reshape(-1).tolist()
+
+
+def _ends_with(x: np.ndarray) -> Callable[[httpx.Response], bool]:
+    return lambda reply: reply.content.endswith((2 * x + 1).tobytes())
+
+
+async def as_json(soak: Soak, client: httpx.AsyncClient) -> None:
+    """Numbers in JSON."""
+    x = soak.rows()
+    soak.note("json", await client.post("/v2/models/affine/infer", content=_body(x)), _is(x))
+
+
+async def as_binary(soak: Soak, client: httpx.AsyncClient) -> None:
+    """Tensors behind the JSON."""
+    x = soak.rows()
+    asked = {"inputs": [_tensor(x, parameters={"binary_data_size": x.nbytes})], "parameters": {"binary_data_output": True}}
+    head = json.dumps(asked).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    reply = await client.post("/v2/models/affine/infer", content=head + x.tobytes(), headers=headers)
+    soak.note("binary", reply, _ends_with(x))
+
+
+async def as_raw(soak: Soak, client: httpx.AsyncClient) -> None:
+    """A body that is the tensor: one row."""
+    x = soak.rows()[:1]
+    headers = {"Inference-Header-Content-Length": "0"}
+    soak.note("raw", await client.post("/v2/models/affine/infer", content=x.tobytes(), headers=headers), _ends_with(x))
+
+
+async def digits(soak: Soak, client: httpx.AsyncClient) -> None:
+    """Another model."""
+    digit = soak.random.choice((3, 7))
+    body = (DEMO_MODELS.parent / "images" / f"{digit}.json").read_bytes()
+    reply = await client.post("/v2/models/digits/infer", content=body)
+    soak.note("digits", reply, lambda r: r.json()["outputs"][0]["data"] == [digit])
+
+
+async def slow_reader(soak: Soak, _: httpx.AsyncClient) -> None:
+    """A large answer through a small window."""
+    x = np.arange(SLOW_ROWS * WIDTH, dtype=np.float32).reshape(SLOW_ROWS, WIDTH)
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    found.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(found, ("127.0.0.1", soak.port))
+    reader, writer = await asyncio.open_connection(sock=found, limit=4096)
+    try:
+        writer.write(_head(len(body := _body(x))) + body)
+        await writer.drain()
+        data = bytearray()
+        while part := await reader.read(16384):
+            data += part
+            await asyncio.sleep(0.005)
+    finally:
+        writer.close()
+    status, content = int(data.split(b" ", 2)[1]), bytes(data).partition(b"\r\n\r\n")[2]
+    soak.note("slow reader", httpx.Response(status, content=content), _is(x))
+
+
+async def abandoner(soak: Soak, _: httpx.AsyncClient) -> None:
+    """Asks, and is gone before the answer; or in the middle of its own body."""
+    _, writer = await asyncio.open_connection("127.0.0.1", soak.port)
+    body = _body(soak.rows())
+    writer.write(_head(len(body)) + (body if soak.random.random() < 0.7 else body[: len(body) // 2]))
+    await writer.drain()
+    await asyncio.sleep(soak.random.random() * 0.01)
+    writer.close()
+    soak.seen.setdefault("abandoner", Counter())["left"] += 1
+
+
+def _head(length: int) -> bytes:
+    lines = ("POST /v2/models/affine/infer HTTP/1.1", "Host: 127.0.0.1", "Connection: close", f"Content-Length: {length}", "", "")
+    return "\r\n".join(lines).encode()
+
+
+async def bad_body(soak: Soak, client: httpx.AsyncClient) -> None:
+    """What has to be refused."""
+    reply = await client.post("/v2/models/affine/infer", content=soak.random.choice(BAD_BODIES))
+    soak.note("bad body", reply, lambda r: "error" in r.json(), status=400)
+
+
+async def flood(soak: Soak, client: httpx.AsyncClient) -> None:
+    """More at once than may wait."""
+    await asyncio.sleep(5)
+    await asyncio.gather(*(as_json(soak, client) for _ in range(FLOOD)))
+
+
+async def health(soak: Soak, client: httpx.AsyncClient) -> None:
+    """Whether the service lives, which it must say whatever goes on."""
+    began = time.perf_counter()
+    reply = await client.get("/v2/health/live")
+    soak.health_ms.append(1e3 * (time.perf_counter() - began))
+    soak.note("health", reply, lambda _: True)
+    await asyncio.sleep(0.05)
+
+
+async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
+    """Jobs and plans: what is acknowledged has to be there in the end."""
+    batch = soak.random.choice((1, 2, 4))
+    if soak.random.random() < 0.8:
+        asked = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": batch}}}
+        reply = await client.post("/v1/jobs", json=asked)
+        soak.note("jobs", reply, lambda r: r.json()["state"] == "queued")
+        if reply.status_code == 200:
+            soak.jobs.append(reply.json()["id"])
+    else:
+        reply = await client.post("/v1/plans", json={"model": "digits", "dims": {"batch": batch}})
+        soak.note("plans", reply, lambda r: bool(r.json()["id"]))
+        if reply.status_code == 200:
+            soak.plans.add(reply.json()["id"])
+    await asyncio.sleep(0.5)
+
+
+async def visitor(soak: Soak, client: httpx.AsyncClient) -> None:
+    """A model that comes, is asked, and goes."""
+    x = soak.rows()
+    soak.note("load", await client.post("/v2/repository/models/visitor/load"), lambda _: True)
+    soak.note("visitor", await client.post("/v2/models/visitor/infer", content=_body(x)), _is(x))
+    soak.note("unload", await client.post("/v2/repository/models/visitor/unload"), lambda _: True)
+    await asyncio.sleep(1)
+
+
+async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
+    """Ends an engine process, no oftener than what is put down to chance rather than to a model."""
+    await asyncio.sleep(25 + 10 * soak.random.random())
+    workers = [child for child in soak.server.children() if "app.engine.worker" in child.cmdline()]
+    if workers:
+        soak.random.choice(workers).send_signal(signal.SIGKILL)
+        soak.seen.setdefault("kill a process", Counter())["done"] += 1
+
+
+async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
+    """Takes the database away for a while."""
+    await asyncio.sleep(20)
+    if soak.going:
+        await asyncio.to_thread(soak.cluster.stop)
+        await asyncio.sleep(5)
+        await asyncio.to_thread(soak.cluster.start)
+        soak.seen.setdefault("stop the database", Counter())["done"] += 1
+
+
+async def watcher(soak: Soak, _: httpx.AsyncClient) -> None:
+    """The memory of the service's own process."""
+    soak.memory.append((time.monotonic(), soak.server.memory_info().rss))
+    await asyncio.sleep(1)
+
+
+CLIENTS: Mapping[Client, int] = {
+    as_json: 3,
+    as_binary: 3,
+    as_raw: 2,
+    digits: 3,
+    slow_reader: 2,
+    abandoner: 2,
+    bad_body: 1,
+    flood: 1,
+    writer: 1,
+    visitor: 1,
+    killer: 1,
+    outage: 1,
+    watcher: 1,
+}
+
+
+async def _repeat(soak: Soak, work: Client) -> None:
+    limits = httpx.Limits(max_connections=FLOOD, max_keepalive_connections=8)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{soak.port}", timeout=120, limits=limits) as client:
+        while soak.going:
+            try:
+                await work(soak, client)
+            except (httpx.HTTPError, OSError, ValueError) as error:
+                soak.broken[f"{work.__name__}: {type(error).__name__} {error}"] += 1
+                await asyncio.sleep(0.1)
+
+
+async def _settled(soak: Soak) -> None:
+    """Wait until nothing is pending. Notes what is."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{soak.port}", timeout=60) as client:
+        end_s = time.monotonic() + SETTLE_S
+        while True:
+            lines = (await client.get("/metrics")).text.splitlines()
+            gauges = {line for line in lines if line.startswith(("nv_inference_pending_request_count", "edgewise_engine_"))}
+            waiting = sorted(line for line in gauges if float(line.rpartition(" ")[2]) != 0)
+            ready = (await client.get("/v2/health/ready")).json()
+            if not waiting and "database" not in ready:
+                return
+            if time.monotonic() > end_s:
+                soak.broken[f"left over: {waiting} {ready}"] += 1
+                return
+            await asyncio.sleep(0.5)
+
+
+def _compare(soak: Soak) -> None:
+    """Look up everything that was acknowledged."""
+    here = Here(local_fingerprint(), current_build())
+    with Store(soak.cluster.url) as store:
+        for what, keys, find in (
+            ("job", soak.jobs, store.jobs.get),
+            ("plan", sorted(soak.plans), lambda key: store.plans.get(key, here)),
+        ):
+            for key in keys:
+                try:
+                    find(key)
+                except NotFoundError:
+                    soak.broken[f"{what} {key}: acknowledged, and not in the database"] += 1
+
+
+def growth(memory: list[tuple[float, int]]) -> float:
+    """MiB a minute: the slope of the last two thirds."""
+    at, rss = np.array(memory[len(memory) // 3 :], np.float64).T
+    return float(np.polyfit(at / 60, rss / 2**20, 1)[0])
+
+
+def report(soak: Soak, minutes: float) -> None:
+    """Print what was seen."""
+    for who, seen in sorted(soak.seen.items()):
+        typer.echo(f"{who:<18} " + ", ".join(f"{count:,} {what}" for what, count in sorted(seen.items())))
+    p50, p99, most = np.percentile(soak.health_ms, (50, 99, 100))
+    typer.echo(f"{'health':<18} p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {most:.0f} ms")
+    typer.echo(f"{'written':<18} {len(soak.jobs):,} jobs and {len(soak.plans)} plans acknowledged")
+    rss = [bytes_ / 2**20 for _, bytes_ in soak.memory]
+    typer.echo(f"{'memory':<18} {rss[0]:.0f} MiB at first, {rss[-1]:.0f} at last, {growth(soak.memory):+.2f} MiB a minute")
+    if minutes * 60 >= JUDGED_S and growth(soak.memory) > MAX_GROWTH:
+        soak.broken[f"memory grows by more than {MAX_GROWTH} MiB a minute"] += 1
+    for what, count in soak.broken.most_common():
+        typer.echo(f"BROKEN ×{count}: {what}")
+
+
+@contextlib.contextmanager
+def _folder() -> Any:
+    with tempfile.TemporaryDirectory(prefix="edgewise-soak-") as name:
+        folder = Path(name)
+        (folder / "models").mkdir()
+        affine(folder / "models" / "affine.onnx")
+        affine(folder / "models" / "visitor.onnx")
+        for suffix in ("onnx", "json"):
+            (folder / "models" / f"digits.{suffix}").write_bytes((DEMO_MODELS / f"digits.{suffix}").read_bytes())
+        yield folder
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5).status_code == 200:
+                return
+        if process.poll() is not None:
+            raise RuntimeError(f"the service ended:\n{log.read_text()}")
+        time.sleep(0.2)
+
+
+async def _run(soak: Soak) -> None:
+    beside = asyncio.to_thread(lambda: asyncio.run(_repeat(soak, health)))  # what it takes is not to be the other clients' doing
+    await asyncio.gather(beside, *(_repeat(soak, work) for work, count in CLIENTS.items() for _ in range(count)))
+    await _settled(soak)
+
+
+def main(minutes: Annotated[float, typer.Option(help="How long the load goes on.")] = 10.0) -> None:
+    """Soak the service."""
+    if reason := missing():
+        raise typer.BadParameter(reason)
+    cluster = Cluster()
+    try:
+        with _folder() as folder:
+            with socket.socket() as found:
+                found.bind(("127.0.0.1", 0))
+                port = int(found.getsockname()[1])
+            log = folder / "log"
+            command = [sys.executable, "-m", "edgewise", "serve", "--models", str(folder / "models"), "--port", str(port)]
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [*command, "--db", cluster.url], cwd=ROOT, env=os.environ | SETTINGS, stdout=out, stderr=out
+                )
+            try:
+                _wait_ready(process, port, log)
+                httpx.post(f"http://127.0.0.1:{port}/v1/plans", json={"model": "digits", "dims": {"batch": 1}}, timeout=300)
+                soak = Soak(port, psutil.Process(process.pid), cluster, time.monotonic() + 60 * minutes)
+                asyncio.run(_run(soak))
+                if process.poll() is not None:
+                    soak.broken["the service ended"] += 1
+                _compare(soak)
+                report(soak, minutes)
+            finally:
+                process.terminate()
+                process.wait(120)
+                tracebacks = log.read_text().count("Traceback")
+            if tracebacks:
+                soak.broken[f"{tracebacks} tracebacks in the log"] += 1
+                typer.echo(log.read_text()[log.read_text().index("Traceback") :][:3000])
+    finally:
+        cluster.remove()
+    raise typer.Exit(1 if soak.broken else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
