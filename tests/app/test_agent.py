@@ -34,6 +34,7 @@ from scheduler.store.records import now_us
 from tests.app.conftest import free_port, serving
 from tests.app.test_jobs import add, wait_for
 from tests.profiler.devices import device
+from tests.scheduler.conftest import postgres_server, postgres_url  # noqa: F401  fixtures
 from tests.scheduler.samples import measurement
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +111,12 @@ def agents_of(folder: Path, *names: str) -> list[Path]:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'service.sqlite'}"
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The service's database; PostgreSQL where a test asks for that, too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'service.sqlite'}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
 
 
 @pytest.fixture
@@ -161,6 +166,7 @@ def registered(client: httpx.Client, fingerprint: str) -> None:
     raise AssertionError("no agent of that device registered")
 
 
+@pytest.mark.parametrize("db", ["sqlite", "postgres"], indirect=True)
 def test_a_killed_agents_job_is_finished_by_another_and_no_measurement_is_lost(
     tmp_path: Path, client: httpx.Client, port: int, db: str
 ) -> None:
