@@ -338,12 +338,22 @@ def bench_command(
         out.print("nothing was measured on this machine with this build yet: `edgewise tune MODEL` measures")
         return
     table = Table(title="held-out measurements, by signature", title_justify="left")
-    for name in ("kernels", "points", "fitted %", "median error %", "works ranked", "Spearman"):
+    for name in (
+        "kernels",
+        "points",
+        "fitted %",
+        "median error %",
+        "works ranked",
+        "Spearman",
+        "ceiling",
+        "pairs apart",
+        "their rank",
+    ):
         table.add_column(name, justify="left" if name == "kernels" else "right")
     for row in found:
-        rank = "" if row.spearman is None else f"{row.spearman:.3f}"
-        numbers = (str(row.points), f"{row.fitted_percent:.0f}", f"{row.error_percent:.1f}", str(row.works), rank)
-        table.add_row(row.kind, *numbers)
+        rank, ceiling, gamma = ("" if r is None else f"{r:.3f}" for r in (row.spearman, row.ceiling, row.gamma))
+        numbers = (str(row.points), f"{row.fitted_percent:.0f}", f"{row.error_percent:.1f}", str(row.works))
+        table.add_row(row.kind, *numbers, rank, ceiling, str(row.pairs), gamma)
     out.print(table)
 
 

@@ -16,7 +16,7 @@ from profiler.exports import profile_json
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.drift import ServedPlan
 from scheduler.plan import Plan
-from scheduler.planner import make_plan
+from scheduler.planner import make_plan, tuned
 from scheduler.store import Found, Here, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
 
 router = APIRouter()
@@ -37,8 +37,16 @@ class TensorOut(BaseModel):
     shape: list[int | str | None] | None
 
 
+class RunPlanOut(BaseModel):
+    """A stored plan that runs of these input shapes follow."""
+
+    plan_id: str
+    inputs: dict[str, list[int]]
+    threads: int
+
+
 class ModelOut(BaseModel):
-    """One version of a served model."""
+    """One version of a served model. plans: what its runs follow; runs of other shapes are labelled "default"."""
 
     name: str
     version: str
@@ -48,6 +56,7 @@ class ModelOut(BaseModel):
     digest: str | None
     inputs: list[TensorOut]
     outputs: list[TensorOut]
+    plans: list[RunPlanOut]
 
 
 class ModelsOut(BaseModel):
@@ -190,8 +199,13 @@ def describe(served: Served) -> ModelOut:
         reason=served.reason,
         description=served.card.description,
         digest=session.model.digest if session else None,
+        plans=[_run_plan(plan_id, plan) for plan_id, plan in session.plans.items()] if session else [],
         **tensors,
     )
+
+
+def _run_plan(plan_id: str, plan: Plan) -> RunPlanOut:
+    return RunPlanOut(plan_id=plan_id, inputs={item.name: list(item.shape) for item in plan.inputs}, threads=plan.threads)
 
 
 @router.get("/models")
@@ -285,7 +299,7 @@ def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
 @router.post("/plans")
 @needs(Scope.ADMIN)
 async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
-    """Choose how a device should run a served model, and store the plan."""
+    """Choose how a device should run a served model, and store the plan. What was tuned stays the answer until it is stale."""
     served, session = service.repository.ready(asked.model, asked.version)
 
     def work() -> PlanOut:
@@ -304,8 +318,10 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
             precision=asked.precision,
             store=service.store,
         )
-        service.store.plans.save(made)
-        return _plan(service.store.plans.get(made.id, service.here()))
+        known = tuned(service.store, made)
+        if known is None:
+            service.store.plans.save(made)
+        return _plan(service.store.plans.get((known or made).id, service.here()))
 
     return await service.engine.call(work)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import structlog
 
 from app.engine import Outcome
-from app.work import Shapes
 from kernels.errors import EdgewiseError
 from scheduler.drift import Drift, ServedPlan
 from scheduler.jobs import TuneRequest
@@ -31,10 +30,10 @@ class Observed:
         """How every plan serves."""
         return self._drift.served()
 
-    def ran(self, session: Session, shapes: Shapes, outcome: Outcome) -> None:
+    def ran(self, session: Session, outcome: Outcome) -> None:
         """Count an inference that followed a plan, and shared neither its run nor the cores."""
-        plan = session.plan_in_use(dict(shapes)) if outcome.alone else None
-        if plan is not None and plan.id == outcome.plan_id:
+        plan = session.plans.get(outcome.plan_id) if outcome.alone else None
+        if plan is not None:
             self._drift.observe(plan, outcome.compute_ns)
 
     def _drifted(self, plan: Plan, found: ServedPlan) -> None:
@@ -50,7 +49,7 @@ class Observed:
             if self._retune:
                 shapes = {port.name: port.shape for port in plan.inputs}
                 limits = plan.constraints
-                asked = TuneRequest(shapes=shapes, max_error=limits.max_error, backend=limits.backend, threads=plan.threads)
+                asked = TuneRequest(shapes=shapes, max_error=limits.max_error, backend=limits.backend, threads=limits.max_threads)
                 job = store.jobs.add("tune", plan.device_fingerprint, asked.model_dump_json(), plan.model_digest)
                 log.info("plan is tuned again", plan=found.plan_id, job=job.id)
         except EdgewiseError as error:

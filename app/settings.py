@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(300, gt=0, description="Time to send a request's body.")
     max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
     max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
+    plan_refresh_s: float = Field(2, gt=0, description="How soon a plan that was stored for a served model runs it.")
     jobs: bool = Field(True, description="Run the queued jobs of this device in the service; agents run those of others.")
     retune: bool = Field(False, description="Queue a tune job for a plan whose latencies are not what it says.")
     job_lease_s: float = Field(30.0, ge=1, le=3600, description="How long a silent worker keeps its job.")

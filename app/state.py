@@ -22,6 +22,7 @@ from app.logs import SETTINGS as LOG_SETTINGS
 from app.metrics import Metrics
 from app.observed import Observed
 from app.oip.codec import CodecLimits
+from app.planned import Planned
 from app.repository import ModelLimits, Repository, Served
 from app.runner import Runner
 from app.settings import Settings
@@ -55,6 +56,7 @@ class Service:
         self.observed = Observed(lambda: self.store, retune=settings.retune)
         self.engine = Engine(settings, self._forecast)
         self.desk = Calls("edgewise-desk")  # short questions to the database that never wait for other work
+        self.planned = Planned(self.repository, self.engine, self.desk, lambda: self.store, self.here)
         self.listeners = 0
         self.kinds = kinds
         self.runner = Runner(
@@ -109,7 +111,7 @@ class Service:
         self.metrics.batch_rows.labels(*labels).observe(outcome.batch_rows)
         self.traces.record(*labels, timed)
         self.telemetry.record(*labels, request_id, timed)
-        self.observed.ran(session, shapes, outcome)
+        self.observed.ran(session, outcome)
         work = self.work.find(session, shapes)
         if work is None:
             task = asyncio.ensure_future(self._count(session, shapes))

@@ -1,12 +1,18 @@
 """How well the cost model predicts what it never saw: held-out measurements, fold by fold.
 
-Folds are by signature, so that nothing of a held-out piece of work was seen. Two figures a kind of kernel: the median absolute
+Folds are by signature, so that nothing of a held-out piece of work was seen. Of each kind of kernel: the median absolute
 percentage error, and how well the candidates of one piece of work are ranked (Spearman, mean over the works that have enough).
+
+Candidates that lie within each other's noise are in no order that anything could predict. So beside the raw figure stand its
+ceiling, which a model would score that knew every time exactly, and the rank correlation (Goodman and Kruskal's gamma) of those
+pairs alone that the measurements tell apart.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,23 +24,31 @@ from profiler.device import DeviceProfile
 from scheduler.build import current_build
 from scheduler.fitting import CostModel, Point, Prediction, points_of
 from scheduler.local import local_device, local_fingerprint
+from scheduler.steps import TIE
 from scheduler.store import Here, Store
 
 FOLDS: Final = 5
 LEAST_RANKED: Final = 3  # candidates of a work whose ranking says something
+APART: Final = 2.0  # standard errors of their difference that two medians are told apart by, beyond a tie
+_MEDIAN: Final = 1.2533  # standard error of a median ÷ that of a mean, of a normal distribution
+_DRAWS: Final = 32  # of the noise of a work's medians, for the ceiling
 ALL: Final = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
     """Of one kind of kernel, or of all. points: held-out measurements, each once. works: signatures and thread counts that were
-    ranked. spearman: None where none could be. fitted_percent: of the points, that a fit predicted and not the roofline alone."""
+    ranked. spearman, ceiling: None where none could be. pairs: of candidates of one work that are told apart; gamma: of the order
+    these were predicted in. fitted_percent: of the points, that a fit predicted and not the roofline alone."""
 
     kind: str
     points: int
     works: int
     error_percent: float
     spearman: float | None
+    ceiling: float | None
+    pairs: int
+    gamma: float | None
     fitted_percent: float
 
 
@@ -80,20 +94,51 @@ def _accuracy(kind: str, held: Sequence[_Held]) -> Accuracy:
     works: dict[tuple[str, int], list[_Held]] = {}
     for item in held:
         works.setdefault((item.point.group, item.point.load.threads), []).append(item)
-    ranked = [
-        found
-        for group in works.values()
-        if len(group) >= LEAST_RANKED
-        and (found := spearman([i.prediction.ns for i in group], [i.point.ns for i in group])) is not None
-    ]
+    ranked: list[float] = []
+    ceilings: list[float] = []
+    for group in works.values():
+        if len(group) >= LEAST_RANKED:
+            found = spearman([item.prediction.ns for item in group], [item.point.ns for item in group])
+            ranked += [] if found is None else [found]
+            ceilings += [] if found is None else [_ceiling([item.point for item in group])]
+    orders = [order for group in works.values() for order in _orders(group)]
     return Accuracy(
         kind=kind,
         points=len(held),
         works=len(ranked),
         error_percent=100 * float(np.median(errors)),
         spearman=float(np.mean(ranked)) if ranked else None,
+        ceiling=float(np.mean(ceilings)) if ceilings else None,
+        pairs=len(orders),
+        gamma=float(np.mean(orders)) if orders else None,
         fitted_percent=100 * sum(item.prediction.fitted for item in held) / len(held),
     )
+
+
+def _error_ns(point: Point) -> float:
+    """Standard error of a measured median."""
+    return _MEDIAN * point.noise * point.ns
+
+
+def _ceiling(points: Sequence[Point]) -> float:
+    """What the true times would score against medians with the noise of these: the mean over draws of that noise.
+
+    Runs are not stored, so two halves of them cannot be compared; the medians' standard errors stand for that.
+    """
+    rng = np.random.default_rng(0)
+    ns, errors = np.array([point.ns for point in points]), np.array([_error_ns(point) for point in points])
+    drawn = ns + errors * rng.standard_normal((_DRAWS, len(points)))
+    return float(np.mean([spearman(ns.tolist(), times.tolist()) or 0.0 for times in drawn]))
+
+
+def _orders(group: Sequence[_Held]) -> list[float]:
+    """Of each pair that is told apart: 1 where it was predicted in its order, -1 where in the other, 0 where alike."""
+    found = []
+    for fast, slow in itertools.combinations(sorted(group, key=lambda item: item.point.ns), 2):
+        apart_ns = slow.point.ns - fast.point.ns
+        if apart_ns > APART * math.hypot(_error_ns(fast.point), _error_ns(slow.point)) and slow.point.ns > TIE * fast.point.ns:
+            found.append(float(np.sign(slow.prediction.ns - fast.prediction.ns)))
+    return found
 
 
 def _fold(group: str, folds: int) -> int:

@@ -14,6 +14,7 @@ import psutil
 
 from graph.executor import Executor
 from kernels.native.compile import SPILL_LIMIT
+from kernels.native.farm import Pace
 from kernels.spec import Array
 from profiler.topology import read_confinement
 from scheduler.search import Assignment
@@ -22,7 +23,7 @@ from scheduler.subject import Subject
 
 MEMORY_SHARE: Final = 0.25  # of the memory that is free: for variants that are ready at once
 MOST_VARIANTS: Final = 64
-COMPILED_AT_ONCE: Final = 16  # kernels, between two looks at whether to stop
+COMPILED_AT_ONCE: Final = 16  # kernels whose code is written out before they are compiled
 
 
 class TimedVariant:
@@ -38,10 +39,12 @@ class TimedVariant:
 
 
 class InPlace:
-    """Makes variants of one model on one thread count. stop: asked now and then; once it says True, what was begun is left."""
+    """Makes variants of one model on one thread count. fits: whether work of so many seconds may be begun, asked before each
+    kernel is compiled and each variant is made, with what those before them took. What does not fit is left."""
 
-    def __init__(self, subject: Subject, threads: int, stop: Callable[[], bool] = lambda: False) -> None:
-        self._subject, self._threads, self._stop = subject, threads, stop
+    def __init__(self, subject: Subject, threads: int, fits: Callable[[float], bool] = lambda _seconds: True) -> None:
+        self._subject, self._threads, self._fits = subject, threads, fits
+        self._pace, self._variant_s = Pace(fits), 0.0
         self._feeds = subject.feeds()
         self._weights = {
             (node.name, option.strategy): option.load.work.weight_bytes
@@ -53,7 +56,7 @@ class InPlace:
         self._kept: Sequence[TimedVariant] = ()  # those before: what they packed need not be packed again
 
     def screen(self, assignment: Assignment) -> Mapping[str, str]:
-        """Nodes whose kernels spill, and how much. All kernels are compiled by this, unless it was stopped."""
+        """Nodes whose kernels spill, and how much. All kernels are compiled by this that there is time for."""
         native = self._subject.native
         if native is None:
             return {}
@@ -62,10 +65,11 @@ class InPlace:
         new = {kernel.name: kernel for found in kernels.values() for kernel in found if kernel.name not in self._spills}
         names = list(new)
         for first in range(0, len(names), COMPILED_AT_ONCE):
-            if self._stop():
+            if not self._fits(0.0):
                 break
             some = names[first : first + COMPILED_AT_ONCE]
-            self._spills.update(zip(some, native.spills([new[name] for name in some]), strict=True))
+            shares = zip(some, native.spills([new[name] for name in some], self._pace), strict=True)
+            self._spills.update({name: share for name, share in shares if share is not None})
         worst = {n: max((self._spills.get(kernel.name, 0.0) for kernel in found), default=0.0) for n, found in kernels.items()}
         return {
             node: f"{100 * share:.0f} % of the vector instructions in its loops touch the stack, the limit is "
@@ -75,17 +79,19 @@ class InPlace:
         }
 
     def variants(self, assignments: Sequence[Assignment]) -> Sequence[TimedVariant]:
-        """As many of them as there is memory for, at least one."""
+        """As many of them as there is memory and time for; of memory, for at least one."""
         limit = MEMORY_SHARE * free_bytes()
         made: list[TimedVariant] = []
         used = 0
         for assignment in assignments[:MOST_VARIANTS]:
             used += self._nbytes(assignment)
-            if made and (used > limit or self._stop()):
+            if (made and used > limit) or not self._fits(self._variant_s):
                 break
             if used > limit / 2:
                 self._kept = ()
+            began_s = time.monotonic()
             made.append(TimedVariant(executor_of(self._subject, self._threads, assignment, timed=True), self._feeds))
+            self._variant_s = time.monotonic() - began_s
         self._kept = made
         return made
 

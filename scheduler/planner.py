@@ -176,15 +176,15 @@ def plan(
             backend=backend,
             store=store,
         )
-        if (tuned := _tuned(store, made)) is not None:
-            return tuned
+        if (standing := tuned(store, made)) is not None:
+            return standing
         store.models.save(loaded.digest, loaded.source, loaded.nbytes)
         store.plans.save(made)
     return made
 
 
-def _tuned(store: Store, made: Plan) -> Plan | None:
-    """The newest stored plan of the same request, if it was run whole and is true of what runs here."""
+def tuned(store: Store, made: Plan) -> Plan | None:
+    """The newest stored plan of the request that `made` answers, if it was run whole and is true of what runs here."""
     here = Here(local_fingerprint(), current_build())
     if made.device_fingerprint != here.device_fingerprint:
         return None

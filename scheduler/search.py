@@ -42,21 +42,27 @@ class Bench(Protocol):
         """Nodes whose candidate is not worth a run, and why."""
 
     def variants(self, assignments: Sequence[Assignment]) -> Sequence[Variant]:
-        """Make the model ready, as many ways at once as there is memory for: a beginning of what was asked for, at least one."""
+        """Make the model ready, as many ways at once as there is memory and time for: a beginning of what was asked for."""
 
 
 @dataclass(slots=True)
 class Limits:
-    """When to stop. clock: seconds. ends_s: on that clock. stop: asked between runs."""
+    """When to stop. clock: seconds. ends_s: on that clock. stop: asked between runs. spent: something did not fit any more."""
 
     clock: Callable[[], float]
     ends_s: float
     stop: Callable[[], bool]
+    spent: bool = False
 
     @property
     def reached(self) -> bool:
         """Whether no run may be started."""
-        return self.stop() or self.clock() >= self.ends_s
+        return self.spent or self.stop() or self.clock() >= self.ends_s
+
+    def fits(self, seconds: float) -> bool:
+        """Whether work of so many seconds may be begun. Once some may not, the end is reached: what it was for cannot be had."""
+        self.spent = self.spent or self.clock() + seconds >= self.ends_s
+        return not self.reached
 
 
 class Search:
@@ -137,7 +143,7 @@ class Search:
     def _group(self, assignments: Sequence[Assignment]) -> int:
         """Run as many of them in turns as there is memory for. Returns how many, 0 when a limit was reached."""
         variants = self._bench.variants(assignments)
-        return len(variants) if self._turns(assignments[: len(variants)], variants) else 0
+        return len(variants) if variants and self._turns(assignments[: len(variants)], variants) else 0
 
     def _fields(self, contests: Sequence[Contest]) -> dict[str, list[Arm]]:
         """The arms that run in a stage, by contest: of as many contests as compiling them leaves time for, at least one.

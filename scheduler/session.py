@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import onnx
 
-from graph.choice import Choice
 from graph.errors import LimitError
 from graph.executor import Executor
 from graph.feeds import check_feeds
@@ -48,6 +47,24 @@ class SessionLimits:
 
 _DEFAULT_LIMITS = SessionLimits()
 _SHARED_BYTES = 4096  # smaller constants are not worth comparing
+MAX_PLANS = 64  # of one session, each for other shapes: the newest ones
+DEFAULT = "default"  # the plan id of runs that follow none
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What runs one set of input shapes. plan_id: of the plan it follows, DEFAULT where every op runs its default."""
+
+    executor: Executor
+    plan_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A plan with its id, which is a hash of all of it and not to be made for every run."""
+
+    plan_id: str
+    plan: Plan
 
 
 class Session:
@@ -55,7 +72,7 @@ class Session:
 
     Args:    model: a path, the bytes of a file, a ModelProto, or a Model already read. threads: of one run; None = one for each
              physical core this process may use. precision, backend: see PRECISIONS, BACKENDS.
-             plan: what to run, for the shapes it was made for; other shapes run each op's default.
+             plan: what to run, for the shapes it was made for; other shapes run each op's default, until `follow` says otherwise.
     Raises:  what `read` raises; StalePlanError for a plan of another model, device or build; AttributeValueError for a value
              that does not exist, UnsupportedError for one not built yet.
     """
@@ -72,7 +89,9 @@ class Session:
     ) -> None:
         _check_choices(precision, backend)
         self.model = model if isinstance(model, Model) else read(model)
-        self._plan = None if plan is None else _usable(plan, self.model)
+        self._plans: dict[_Shapes, _Followed] = {}  # by the shapes they are for, the newest last
+        if plan is not None:
+            self._plans[self._planned(plan)] = _Followed(plan.id, plan)
         if threads is not None:
             self.threads = _checked_threads(threads)
         else:
@@ -82,7 +101,7 @@ class Session:
         self._native = None if backend == "numpy" else find_native(backend)
         self._lock = threading.Lock()
         self._building = threading.Lock()
-        self._executors: OrderedDict[_Shapes, Executor] = OrderedDict()
+        self._ready: OrderedDict[_Shapes, Ready] = OrderedDict()
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -102,34 +121,53 @@ class Session:
         Raises: FeedError while dimensions are open and nothing has run; StoreError.
         """
         with self._building:
-            if self._plan is None:
+            if not self._plans:
                 with self._lock:
-                    used = next(reversed(self._executors), None)
+                    used = next(reversed(self._ready), None)
                 shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
                 from scheduler.planner import plan  # noqa: PLC0415  it brings the database, which runs do without
 
                 made = plan(self.model, shapes=shapes, max_threads=self.threads, backend=self.backend)
                 with self._lock:
-                    self._plan, self.threads = made, made.threads
-                    self._executors.clear()
-            return self._plan
+                    self._plans, self.threads = {self._planned(made): _Followed(made.id, made)}, made.threads
+                    self._ready.clear()
+            return next(reversed(self._plans.values())).plan
 
     @property
-    def held_plan(self) -> Plan | None:
-        """The plan it runs already; None while every node runs as it does by default."""
-        return self._plan
+    def plans(self) -> dict[str, Plan]:
+        """The plans that runs follow by their ids, each for its own shapes, the newest last."""
+        return {followed.plan_id: followed.plan for followed in self._plans.values()}
+
+    def follow(self, plan: Plan) -> None:
+        """Run this plan from now on, for the shapes it was made for; what other shapes run stays. No run waits for that.
+
+        Runs that have begun end as they began. Where it cannot be built, what ran before runs on.
+        Raises: StalePlanError for a plan of another model, device or build; what building it raises.
+        """
+        key = self._planned(plan)
+        with self._building:
+            before, known = self._plans, self._find(key) is not None
+            others = [(shapes, kept) for shapes, kept in before.items() if shapes != key]
+            self._plans = dict([*others[1 - MAX_PLANS :], (key, _Followed(plan.id, plan))])
+            try:
+                if known:  # other shapes are built when they are met
+                    self._keep(key, self._build({item.name: item.shape for item in plan.inputs}))
+            except BaseException:
+                self._plans = before
+                raise
 
     def plan_in_use(self, shapes: Mapping[str, tuple[int, ...]]) -> Plan | None:
         """The plan that a run of these shapes follows; None where there is none for them. Makes none."""
-        plan = self._plan
-        if plan is None or {port.name: port.shape for port in plan.inputs} != dict(shapes):
-            return None
-        return plan
+        found = self._followed(shapes)
+        return None if found is None else found.plan
+
+    def _followed(self, shapes: Mapping[str, tuple[int, ...]]) -> _Followed | None:
+        return self._plans.get(tuple(shapes.get(port.name) for port in self.inputs))
 
     @property
     def plan_id(self) -> str:
-        """The id of the plan it runs; "default" while it has none and every op runs its default."""
-        return "default" if self._plan is None else self._plan.id
+        """The id of the newest plan it runs; DEFAULT while it has none and every op runs its default."""
+        return next(reversed(self.plans), DEFAULT)
 
     @property
     def memory_bytes(self) -> int:
@@ -145,12 +183,16 @@ class Session:
         """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
         return trace(self.executor(feeds), feeds, runs)
 
-    def built(self, feeds: Mapping[str, Any]) -> Executor | None:
-        """The executor for the shapes of these feeds, where there is one."""
+    def built(self, feeds: Mapping[str, Any]) -> Ready | None:
+        """What runs the shapes of these feeds, where there is something."""
         return self._find(self._key(feeds))
 
     def executor(self, feeds: Mapping[str, Any]) -> Executor:
         """The executor for the shapes of these feeds, built when they are new. Raises FeedError, LimitError."""
+        return self.ready(feeds).executor
+
+    def ready(self, feeds: Mapping[str, Any]) -> Ready:
+        """The same, with the plan that it follows."""
         key = self._key(feeds)
         if (found := self._find(key)) is not None:
             return found
@@ -164,22 +206,30 @@ class Session:
     def _key(self, feeds: Mapping[str, Any]) -> _Shapes:
         return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
 
-    def _find(self, key: _Shapes) -> Executor | None:
+    def _find(self, key: _Shapes) -> Ready | None:
         with self._lock:
-            if (found := self._executors.get(key)) is not None:
-                self._executors.move_to_end(key)
+            if (found := self._ready.get(key)) is not None:
+                self._ready.move_to_end(key)
             return found
 
-    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Executor:
+    def _planned(self, plan: Plan) -> _Shapes:
+        """The shapes that a plan is for, in order. Raises StalePlanError where it is not true of what runs here."""
+        shapes = {item.name: item.shape for item in _usable(plan, self.model).inputs}
+        return tuple(shapes.get(port.name) for port in self.inputs)
+
+    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Ready:
         require_unchanged(self.model.files)
         graph = self.model.graph
         ready = optimise(graph, bind(graph, shapes))
-        return Executor(self._sharing(ready.graph), ready.specs, self._choices(shapes), self.threads, self._native)
+        found = self._followed(shapes)
+        choices, threads = ({}, self.threads) if found is None else (found.plan.choices, min(found.plan.threads, self.threads))
+        executor = Executor(self._sharing(ready.graph), ready.specs, choices, threads, self._native)
+        return Ready(executor, DEFAULT if found is None else found.plan_id)
 
     def _sharing(self, graph: Graph) -> Graph:
         """The graph with every constant that the passes made anew replaced by another executor's, where that is the same."""
         with self._lock:
-            others = [executor.graph.constants for executor in self._executors.values()]
+            others = [ready.executor.graph.constants for ready in self._ready.values()]
         constants = dict(graph.constants)
         for name, array in graph.constants.items():
             if array.nbytes >= _SHARED_BYTES and array is not self.model.graph.constants.get(name):
@@ -187,25 +237,18 @@ class Session:
                 constants[name] = next(same, array)
         return replace(graph, constants=constants)
 
-    def _choices(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Choice]:
-        """What the plan chose, where it was made for these shapes."""
-        plan = self.plan_in_use(shapes)
-        return {} if plan is None else plan.choices
-
-    def _keep(self, key: _Shapes, made: Executor) -> None:
+    def _keep(self, key: _Shapes, made: Ready) -> None:
         """Remember an executor, letting go of those unused the longest. The arena of one in use lives until its run ends."""
-        limit = self.limits.arena_bytes
-        if made.memory.arena_bytes > limit:
-            raise LimitError(
-                f"session: shapes {list(key)} need an arena of {made.memory.arena_bytes} bytes, the limit is {limit}"
-            )
+        limit, arena_bytes = self.limits.arena_bytes, made.executor.memory.arena_bytes
+        if arena_bytes > limit:
+            raise LimitError(f"session: shapes {list(key)} need an arena of {arena_bytes} bytes, the limit is {limit}")
         with self._lock:
-            self._executors[key] = made
-            while len(self._executors) > self.limits.executors or self._arena_bytes() > limit:
-                self._executors.popitem(last=False)
+            self._ready[key] = made
+            while len(self._ready) > self.limits.executors or self._arena_bytes() > limit:
+                self._ready.popitem(last=False)
 
     def _arena_bytes(self) -> int:
-        return sum(executor.memory.arena_bytes for executor in self._executors.values())
+        return sum(ready.executor.memory.arena_bytes for ready in self._ready.values())
 
 
 def available_cores() -> int:

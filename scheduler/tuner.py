@@ -36,7 +36,7 @@ from scheduler.subject import Option, Subject
 
 MAX_BUDGET_S: Final = 86_400.0
 RACE_SHARE: Final = 0.1  # of the budget: for the plans against each other
-RACE_S: Final = 5.0  # and no more
+RACE_S: Final = 5.0  # and no more; nor more for compiling what only the composed plan runs
 LEAST_RUNS: Final = 5  # of each plan
 
 
@@ -128,7 +128,7 @@ class _Run:
         left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
         limits = Limits(time.monotonic, time.monotonic() + left_s / left, self.stop)
         contests = self.contests[threads]
-        bench = InPlace(self.subject, threads, lambda: limits.reached)
+        bench = InPlace(self.subject, threads, limits.fits)
         search = Search(
             contests,
             bench,
@@ -174,6 +174,11 @@ class _Run:
         """The composed plan or the untuned one, whichever is faster when run whole; both say how they did."""
         untuned = compose(self.subject, self.device, "latency", self.constraints, Evidence({}, CostModel(self.device)))
         plans = [composed] if untuned.choices == composed.choices and untuned.threads == composed.threads else [composed, untuned]
+        limits = Limits(time.monotonic, time.monotonic() + RACE_S, self.stop)
+        for plan in plans:
+            InPlace(self.subject, plan.threads, limits.fits).screen(_strategies(plan))  # compiles
+        if limits.reached:
+            return composed.model_copy(update={"why": f"{composed.why}; not run whole, no time was left; {why}"})
         self._say("running plans whole")
         executors = [executor_of(self.subject, plan.threads, _strategies(plan)) for plan in plans]
         seconds = max(0.0, min(RACE_S, self.began_s + self.budget_s - time.monotonic()))

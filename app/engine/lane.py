@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 from scheduler.drift import Alone
+from scheduler.plan import Plan
 from scheduler.session import Session
 
 log = structlog.get_logger("edgewise.engine")
@@ -104,7 +105,7 @@ class Lane:
         engines.models[number] = self.file  # at once: the next lane goes where there are fewer
         self._session = weakref.ref(session)  # which owns the lane
         self.end: weakref.finalize[..., Session] | None = None
-        self.loading = self._spawn(self._load(session.model))
+        self.loading = self._spawn(self._load(session.model, tuple(session.plans.values())))
 
     @asynccontextmanager
     async def _lease(self, rank: Callable[[], int]) -> AsyncIterator[None]:
@@ -123,11 +124,17 @@ class Lane:
         with self._shared.alone.run():
             await self.engines.prepare(self.number, batch.shapes)
 
-    async def _load(self, model: Model) -> None:
+    async def _load(self, model: Model, plans: Sequence[Plan]) -> None:
         try:
-            await self.engines.load(self.number, self.file, model)
+            await self.engines.load(self.number, self.file, model, {plan.inputs: _text(plan) for plan in plans})
         except EdgewiseError as error:  # tried again, and told, when a request needs it
             log.warning("model not loaded by its engine", model=self.file.name, reason=str(error))
+
+    async def follow(self, plan: Plan) -> None:
+        """Run a plan from now on, built before a run waits for it. Raises what `Session.follow` raises."""
+        text = await asyncio.to_thread(_text, plan)
+        with self._shared.alone.run():
+            await self.engines.follow(self.number, plan.inputs, text)
 
     async def submit(self, feeds: dict[str, Array], options: InferOptions) -> Outcome:
         """Run one request, alone or with others. Raises what `Batcher.submit` raises, RequestError 400 for too many rows."""
@@ -250,15 +257,17 @@ def _share(instances: int | None, threads: int, wanted: int | None, cores: int) 
     return each, instances or max(1, cores // each)
 
 
+def _text(plan: Plan) -> bytes:
+    return plan.to_json().encode()
+
+
 def _model_file(served: Servable, session: Session, threads: int, instances: int, limits: Settings) -> ModelFile:
-    plan = session.held_plan
     return ModelFile(
         name=served.name,
         path="" if served.file is None else str(served.file),
         digest=session.model.digest,
         threads=threads,
         instances=instances,
-        plan=b"" if plan is None else plan.to_json().encode(),
         model_bytes=limits.max_model_bytes,
         arena_bytes=limits.max_arena_bytes,
     )

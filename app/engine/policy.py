@@ -81,11 +81,14 @@ class Rules(msgspec.Struct, frozen=True):
     """How runs of a model may be shared, as the file beside it or the config of a load request says.
 
     max_batch_size: rows that may share a run, without a proof that they keep apart; 0 = none share, absent = what is proven.
+    objective, max_error: of the plans that it runs, as they are asked for; absent = latency, and no limit.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] | None = None
     dynamic_batching: DynamicBatching | None = None
     instance_group: tuple[InstanceGroup, ...] = ()
+    objective: Literal["latency", "throughput", "memory"] | None = None
+    max_error: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
     @property
     def instances(self) -> int | None:
@@ -98,6 +101,8 @@ class Rules(msgspec.Struct, frozen=True):
             other.max_batch_size if self.max_batch_size is None else self.max_batch_size,
             self.dynamic_batching or other.dynamic_batching,
             self.instance_group or other.instance_group,
+            self.objective or other.objective,
+            other.max_error if self.max_error is None else self.max_error,
         )
 
 

@@ -25,6 +25,7 @@ from app.settings import Settings
 from graph.feeds import check_feeds
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
+from scheduler.plan import Plan
 from scheduler.session import Session, available_cores
 
 T = TypeVar("T")
@@ -125,6 +126,18 @@ class Engine:
 
     async def _foresee(self, session: Session, threads: int, shapes: Mapping[int, Shapes]) -> Mapping[int, float]:
         return await self.call(self._forecast, session, threads, shapes)
+
+    async def follow(self, served: Servable, session: Session, plan: Plan) -> None:
+        """Have a model run a plan from now on, for its shapes, without a run that waits; labels follow when runs do.
+
+        Raises: what `Session.follow` raises; DeviceLostError, RequestError 503.
+        """
+        await self._lane(served, session).follow(plan)
+        await self._calls.call(session.follow, plan)
+
+    def share_of(self, served: Servable, session: Session) -> tuple[int, int]:
+        """Threads of a model's runs, and the cores that there are."""
+        return self._lane(served, session).cores, self._shared.budget.cores
 
     def memory_bytes(self, session: Session) -> int:
         """What a served model takes in the service: the model, and the arenas of its runs."""

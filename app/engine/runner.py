@@ -34,7 +34,6 @@ class DroppedError(DeviceLostError):
 class _Loaded:
     sessions: tuple[Session, ...]
     idle: queue.SimpleQueue[Session]
-    plan_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +67,20 @@ class Runner:
 
     def adopt(self, number: int, file: ModelFile, model: Model) -> None:
         """Make the sessions of a model that was read already."""
-        plan = Plan.from_json(file.plan) if file.plan else None
         limits = SessionLimits(arena_bytes=file.arena_bytes)
-        sessions = tuple(Session(model, threads=file.threads, plan=plan, limits=limits) for _ in range(file.instances))
+        sessions = tuple(Session(model, threads=file.threads, limits=limits) for _ in range(file.instances))
         idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for session in sessions:
             idle.put(session)
         with self._lock:
             if number in self._models:
-                self._models[number] = _Loaded(sessions, idle, "default" if plan is None else plan.id)
+                self._models[number] = _Loaded(sessions, idle)
+
+    def follow(self, number: int, plan: bytes) -> None:
+        """Run a plan from now on. Runs go on meanwhile. Raises what `Session.follow` raises; PlanFormatError."""
+        sessions, found = self._find(number).sessions, Plan.from_json(plan)
+        for session in sessions:
+            session.follow(found)
 
     def drop(self, number: int) -> None:
         """Forget a model, giving its memory back."""
@@ -108,13 +112,13 @@ class Runner:
         session = loaded.idle.get()
         try:
             check()
-            executor = session.executor(feeds) if build else session.built(feeds)
-            if executor is None:
+            ready = session.ready(feeds) if build else session.built(feeds)
+            if ready is None:
                 raise UnbuiltError("engine: what runs these shapes has to be built first")
             check()
             began_ns = time.perf_counter_ns()
-            outputs = executor.run(feeds)
-            return Computed(outputs, time.perf_counter_ns() - began_ns, loaded.plan_id)
+            outputs = ready.executor.run(feeds)
+            return Computed(outputs, time.perf_counter_ns() - began_ns, ready.plan_id)
         finally:
             loaded.idle.put(session)
 

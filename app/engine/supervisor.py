@@ -12,8 +12,9 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,14 +23,17 @@ import structlog
 from app.engine.batching import Batch, Ran
 from app.engine.link import CONTROL_THREADS, Link, split
 from app.engine.runner import DROPPED, DroppedError, Runner
-from app.engine.wire import Done, Load, ModelFile, Order, Prepare, Prove, Shapes
+from app.engine.wire import Done, Follow, Load, ModelFile, Order, Prepare, Prove, Shapes
 from app.errors import RequestError
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from kernels.spec import Array
+from scheduler.plan import InputShape
+from scheduler.session import MAX_PLANS
 
 log = structlog.get_logger("edgewise.engine")
 T = TypeVar("T")
+Plans = Mapping[tuple[InputShape, ...], bytes]  # as JSON, by the inputs they are for
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
 STEADY_S = 10.0  # a process that lived that long has recovered
@@ -43,8 +47,11 @@ class Engines(Protocol):
 
     models: dict[int, ModelFile]
 
-    async def load(self, number: int, file: ModelFile, model: Model, /) -> None:
-        """Load a model under that number: from its file, or as the service has read it."""
+    async def load(self, number: int, file: ModelFile, model: Model, plans: Plans, /) -> None:
+        """Load a model under that number, with what it follows: from its file, or as the service has read it."""
+
+    async def follow(self, number: int, inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
+        """Run a plan for these inputs from now on, built before a run waits for it. Raises what `Session.follow` raises."""
 
     async def ready(self, number: int) -> None:
         """Wait until the model can run, while processes start and load. Raises what keeps it from that."""
@@ -81,6 +88,7 @@ class Process:
         self._starting: asyncio.Task[Link] | None = None
         self._link: Link | None = None
         self._loads: dict[int, asyncio.Task[None]] = {}  # of the present link
+        self._plans: dict[int, Plans] = {}  # what each model follows, for the process that comes next
         self._deaths = 0  # in a row
         self._up_at = 0.0
         self._again_at = 0.0
@@ -94,10 +102,18 @@ class Process:
         """The live process."""
         return self._link
 
-    async def load(self, number: int, file: ModelFile, _model: Model, /) -> None:
+    async def load(self, number: int, file: ModelFile, _model: Model, plans: Plans, /) -> None:
         """Load a model from its file, starting the process where there is none."""
-        self.models[number] = file
+        self.models[number], self._plans[number] = file, plans
         await self._loaded(await self._up(), number)
+
+    async def follow(self, number: int, inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
+        """See `Engines`."""
+        link = await self._ready(number)
+        await self._ask(link, number, partial(_follow, number, plan))
+        if number in self.models:
+            others = [(shapes, kept) for shapes, kept in self._plans[number].items() if shapes != inputs]
+            self._plans[number] = dict([*others[1 - MAX_PLANS :], (inputs, plan)])
 
     async def ready(self, number: int) -> None:
         """See `Engines`."""
@@ -126,6 +142,7 @@ class Process:
         """Forget a model; a process without any other is ended."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
+        self._plans.pop(number, None)
         self._strikes.pop(number, None)
         self._aside.pop(number, None)
         if self._link is None:
@@ -221,6 +238,8 @@ class Process:
             await self._ask(link, number, lambda call: Load(call, number, file))
         except (InvalidError, UnsupportedError) as error:  # no fault of the request that waits for it
             raise RequestError(503, f"model '{file.name}' cannot be loaded again, {error}") from None
+        for plan in self._plans[number].values():
+            await self._ask(link, number, partial(_follow, number, plan))
 
     def _lost(self, link: Link, reason: str, suspects: set[int]) -> None:
         now = time.monotonic()
@@ -262,12 +281,23 @@ class InProcess:
         self._closed = False
         self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
 
-    async def load(self, number: int, file: ModelFile, model: Model, /) -> None:
+    async def load(self, number: int, file: ModelFile, model: Model, plans: Plans, /) -> None:
         """Run the service's own copy of the model."""
+
+        def work() -> None:
+            self._runner.adopt(number, file, model)
+            for plan in plans.values():
+                self._runner.follow(number, plan)
+
         self.models[number] = file
         self._runner.expect(number)
-        self._loads[number] = asyncio.ensure_future(self._slowly(lambda: self._runner.adopt(number, file, model)))
+        self._loads[number] = asyncio.ensure_future(self._slowly(work))
         await self._loads[number]
+
+    async def follow(self, number: int, _inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
+        """See `Engines`."""
+        await self.ready(number)
+        await self._slowly(lambda: self._runner.follow(number, plan))
 
     async def ready(self, number: int) -> None:
         """See `Engines`."""
@@ -338,6 +368,10 @@ class InProcess:
 def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
     """The rows of all requests, one after another."""
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _follow(number: int, plan: bytes, call: int) -> Follow:
+    return Follow(call, number, plan)
 
 
 def _later(seconds: float, message: str) -> RequestError:

@@ -20,8 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 class ModelFile(msgspec.Struct, frozen=True):
     """A model as it is loaded to run: the file, what it must be, and how it runs.
 
-    path: "" for one whose file is not kept. plan: its JSON, empty = each op's default. model_bytes, arena_bytes: the most it
-    may be.
+    path: "" for one whose file is not kept. model_bytes, arena_bytes: the most it may be.
     """
 
     name: str
@@ -29,7 +28,6 @@ class ModelFile(msgspec.Struct, frozen=True):
     digest: str
     threads: int
     instances: int
-    plan: bytes
     model_bytes: int
     arena_bytes: int
 
@@ -40,6 +38,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     id: int
     model: int
     file: ModelFile
+
+
+class Follow(msgspec.Struct, frozen=True, tag=True):
+    """Run a plan, given as JSON, from now on."""
+
+    id: int
+    model: int
+    plan: bytes
 
 
 class Prove(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +122,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Order = Load | Prove | Prepare | Run | Cancel | Drop | Freed
+Order = Load | Follow | Prove | Prepare | Run | Cancel | Drop | Freed
 Reply = Done | Result | Failed
 
 _KINDS: dict[str, type[EdgewiseError]] = {

@@ -20,7 +20,23 @@ import structlog
 from app import logs
 from app.engine.runner import DROPPED, DroppedError, Runner
 from app.engine.slab import Slab, Space, layout, view, write
-from app.engine.wire import Cancel, Done, Drop, Freed, Load, Order, Prepare, Prove, Reply, Result, Run, failure, frame, receive
+from app.engine.wire import (
+    Cancel,
+    Done,
+    Drop,
+    Follow,
+    Freed,
+    Load,
+    Order,
+    Prepare,
+    Prove,
+    Reply,
+    Result,
+    Run,
+    failure,
+    frame,
+    receive,
+)
 from graph.errors import LimitError
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
@@ -85,9 +101,12 @@ class Worker:
             reply = failure(order.id, error)
         self._send(reply)
 
-    def _carry_out(self, order: Load | Prove | Prepare | Run) -> Reply:
+    def _carry_out(self, order: Load | Follow | Prove | Prepare | Run) -> Reply:
         if isinstance(order, Load):
             self._runner.load(order.model, order.file)
+            return Done(order.id)
+        if isinstance(order, Follow):
+            self._runner.follow(order.model, order.plan)
             return Done(order.id)
         if isinstance(order, Prove):
             return Done(order.id, self._runner.prove(order.model, order.shapes))

@@ -15,7 +15,7 @@ from graph.native.segment import Segment, complete, lower
 from graph.native.work import Work
 from kernels.errors import UnsupportedError
 from kernels.native.cache import CodeCache
-from kernels.native.farm import compile_all
+from kernels.native.farm import Pace, compile_some
 from kernels.native.isa import Isa, host_isa, host_isas
 from kernels.native.kernel import NativeKernel
 from kernels.native.pool import shared_pool
@@ -77,10 +77,12 @@ class Native:
                 found[node.name] = tuple(call.kernel for call in lowering.calls if call.node == at)
         return found
 
-    def spills(self, kernels: Sequence[NativeKernel]) -> list[float]:
-        """Of each kernel, the share of vector instructions in its innermost loops that touch the stack. Compiles them."""
-        compiled = compile_all([kernel.source for kernel in kernels], self.isa, count_spills=True, cache=self.cache)
-        return [found.spills or 0.0 for found in compiled]
+    def spills(self, kernels: Sequence[NativeKernel], pace: Pace | None = None) -> list[float | None]:
+        """Of each kernel, the share of vector instructions in its innermost loops that touch the stack. Compiles them; None where
+        `pace` leaves no time for that."""
+        sources = [kernel.source for kernel in kernels]
+        compiled = compile_some(sources, self.isa, pace, count_spills=True, cache=self.cache)
+        return [None if found is None else found.spills or 0.0 for found in compiled]
 
     def _lowered(
         self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError
@@ -13,6 +14,8 @@ from scheduler.store.database import Database
 from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
 from scheduler.store.rows import device_id, insert_into, model_id, newest_first, signature_ids
 from scheduler.store.schema import ModelSignatureRow, PlanRow
+
+MAX_STANDING: Final = 64  # requests of one model, which are looked through for those that may serve
 
 
 class Plans:
@@ -61,6 +64,28 @@ class Plans:
         if row is None:
             raise NotFoundError(missing)
         return _plan(row, here)
+
+    def newest(self) -> int:
+        """The id of the row stored last, 0 where there is none: whether plans came since an earlier look."""
+        return self._database.read(lambda session: session.scalar(select(func.max(PlanRow.id))) or 0)
+
+    def standing(self, model_digest: str, here: Here, after: int = 0) -> list[StoredPlan]:
+        """The newest plan of every request for a model on a device, the newest first, of rows beyond `after`.
+
+        At most MAX_STANDING; none of a model or a device that is not stored.
+        """
+
+        def work(session: Session) -> list[PlanRow]:
+            model, device = model_id(session, model_digest), device_id(session, here.device_fingerprint)
+            query = select(func.max(PlanRow.id)).where(PlanRow.model_id == model, PlanRow.device_id == device, PlanRow.id > after)
+            ids = query.group_by(PlanRow.request).order_by(func.max(PlanRow.id).desc()).limit(MAX_STANDING)
+            return list(session.scalars(select(PlanRow).where(PlanRow.id.in_(ids)).order_by(PlanRow.id.desc())))
+
+        try:
+            rows = self._database.read(work)
+        except NotFoundError:
+            return []
+        return [_plan(row, here) for row in rows]
 
     def page(
         self,

@@ -32,6 +32,7 @@ from tests.app.conftest import answers, free_port, serving
 from tests.app.test_jobs import add, wait_for
 from tests.processes import edgewise, start
 from tests.profiler.devices import device
+from tests.scheduler.conftest import postgres_server, postgres_url  # noqa: F401  fixtures
 from tests.scheduler.samples import measurement
 from tests.waiting import until
 
@@ -101,8 +102,12 @@ def agents_of(folder: Path, *names: str) -> list[Path]:
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'service.sqlite'}"
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The service's database; PostgreSQL where a test asks for that, too."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'service.sqlite'}"
+    found: str = request.getfixturevalue("postgres_url")
+    return found
 
 
 @pytest.fixture
@@ -140,6 +145,7 @@ def registered(client: httpx.Client, fingerprint: str) -> None:
     until(lambda: client.get(f"/v1/devices/{fingerprint}").status_code == 200)
 
 
+@pytest.mark.parametrize("db", ["sqlite", "postgres"], indirect=True)
 def test_a_killed_agents_job_is_finished_by_another_and_no_measurement_is_lost(
     tmp_path: Path, client: httpx.Client, port: int, db: str
 ) -> None:

@@ -34,14 +34,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
 def infer(observed: Observed, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
     """Run through an engine, and tell of it, as the service does."""
     served = Served("digits", "1", DEMO_MODELS / "digits.onnx", session=session)
-    shapes = tuple((name, array.shape) for name, array in feeds.items())
     engine = Engine(Settings())
 
     async def work() -> None:
         for _ in range(times):
             outcome = await engine.infer(served, feeds)
             assert outcome.outputs["digit"].shape == (len(feeds["image"]),)
-            observed.ran(session, shapes, outcome)
+            observed.ran(session, outcome)
         engine.stop()
 
     asyncio.run(work())
@@ -86,7 +85,7 @@ def test_a_run_that_was_shared_says_nothing_of_its_plan(machine: DeviceProfile) 
     session = Session(session.model, plan=made)
     observed = Observed(lambda: pytest.fail("no database is needed"), retune=True)
     for alone, plan_id in ((False, made.id), (True, "default")):
-        observed.ran(session, (("image", (1, 1, 8, 8)),), Outcome({}, 0, 1, 1, plan_id, alone))
+        observed.ran(session, Outcome({}, 0, 1, 1, plan_id, alone))
     assert observed.served() == ()
 
 

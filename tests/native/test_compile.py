@@ -205,6 +205,32 @@ def test_compile_all_looks_again_when_spills_were_not_counted(cache):
     assert farm.compile_all([Source.of(text)], isa, cache=cache)[0].spills == 0
 
 
+def test_a_pace_ends_a_batch_and_what_was_compiled_is_kept(cache, monkeypatch):
+    isa, compiled, asked = host_isa(), [], []
+    monkeypatch.setattr(farm, "generate", lambda ir, *rest, **named: compiled.append(ir) or generate(ir, *rest, **named))
+
+    def two_fit(seconds: float) -> bool:
+        asked.append(seconds)
+        return len(asked) <= 2
+
+    sources = [*map(Source.of, (adds(isa, float(n)) for n in range(4)))]
+    first = farm.compile_some(sources, isa, farm.Pace(two_fit), cache=cache)
+    assert (sum(found is None for found in first), len(compiled)) == (2, 2)
+    second = farm.compile_some(sources, isa, farm.Pace(lambda _: True), cache=cache)
+    assert (None in second, len(compiled)) == (False, 4)
+
+
+def test_a_pace_goes_by_what_compiling_took():
+    asked = []
+    pace = farm.Pace(lambda seconds: asked.append(seconds) or True)
+    pace.allows(1000)
+    pace.took(1000, 3.0)
+    pace.took(3000, 5.0)
+    pace.allows(500)
+    assert 0 < asked[0] < 1
+    assert asked[1] == pytest.approx(1.0)
+
+
 def test_compile_all_in_processes_gives_the_same_code():
     isa = host_isa()
     texts = [adds(isa, float(n)) for n in range(6)]

@@ -88,6 +88,29 @@ def test_held_out_work_is_predicted_and_ranked():
     assert found["direct"].fitted_percent == 100
 
 
+def test_noise_lowers_the_ceiling_and_takes_pairs_out():
+    found = {noise: evaluate(PLACE, points(40, noise=noise))[-1] for noise in (0.001, 0.2)}
+    quiet, noisy = found.values()
+    assert quiet.ceiling is not None
+    assert noisy.ceiling is not None
+    assert quiet.ceiling > 0.98 > noisy.ceiling
+    assert quiet.pairs > noisy.pairs
+    assert quiet.gamma is not None
+    assert noisy.spearman is not None
+    assert noisy.gamma is not None
+    assert quiet.gamma > 0.95
+    assert noisy.gamma > noisy.spearman
+
+
+def test_pairs_within_a_tie_or_within_noise_are_in_no_order():
+    loads = [point.load for point in points(1)[:3]]
+    at = {"exact": (100.0, 100.5, 120.0), "noisy": (100.0, 150.0, 200.0)}
+    noise = {"exact": 0.0, "noisy": 0.15}
+    for name, times in at.items():
+        (row, _) = evaluate(PLACE, [Point(load, ns, noise[name], name) for load, ns in zip(loads, times, strict=True)])
+        assert row.pairs == {"exact": 2, "noisy": 1}[name]
+
+
 def test_nine_in_ten_lie_between_the_bounds():
     model = CostModel.fitted(PLACE, points(40))
     unseen = points(30, seed=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.errors import FeedError
+from graph.errors import FeedError, LimitError
 from graph.ir import Model
 from graph.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
@@ -17,7 +17,7 @@ from scheduler.fitting import CostModel, Point
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import Constraints, Plan
 from scheduler.planner import compose, evidence_of, make_plan
-from scheduler.session import Session
+from scheduler.session import MAX_PLANS, Session, SessionLimits
 from scheduler.steps import Evidence
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
@@ -264,6 +264,39 @@ def test_a_plan_of_something_else_is_refused(store: Store, change, says) -> None
     plan = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}).model_copy(update=change)
     with pytest.raises(StalePlanError, match=says):
         Session(MODEL, plan=plan)
+
+
+def test_a_session_follows_plans_that_come_later(store: Store) -> None:
+    here = local_device(store, 0.3)
+    session = Session(MODEL, threads=2)
+    feeds = {n: {"x": np.random.default_rng(n).standard_normal((n, 3, 16, 16)).astype(np.float32)} for n in (1, 2)}
+    before = {n: session.run(feeds[n])["y"] for n in feeds}
+    running = {n: session.ready(feeds[n]) for n in feeds}
+    plan = make_plan(MODEL, here, dims={"n": 2}, max_threads=1, backend="numpy")
+    session.follow(plan)
+    assert session.ready(feeds[1]) is running[1]  # other shapes stay as they are
+    swapped = session.ready(feeds[2])
+    assert (swapped.plan_id, swapped.executor.threads, running[2].plan_id) == (plan.id, 1, "default")
+    assert {step.node.name: step.algorithm for step in swapped.executor.steps} == {
+        step.node: _as_run(step.strategy) for step in plan.steps
+    }
+    for n in feeds:
+        np.testing.assert_allclose(session.run(feeds[n])["y"], before[n], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(running[2].executor.run(feeds[2])["y"], before[2])  # who holds the old one ends by it
+    for n in range(3, 4 + MAX_PLANS):
+        session.follow(plan.model_copy(update={"inputs": (plan.inputs[0].model_copy(update={"shape": (n, 3, 16, 16)}),)}))
+    assert (len(session.plans), plan.id in session.plans) == (MAX_PLANS, False)
+
+
+def test_a_plan_that_cannot_be_built_changes_nothing(store: Store) -> None:
+    feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
+    needed = Session(MODEL, threads=1).executor(feeds).memory.arena_bytes
+    session = Session(MODEL, threads=1, limits=SessionLimits(arena_bytes=needed))
+    ready = session.ready(feeds)
+    plan = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}, max_threads=1, backend="numpy")
+    with pytest.raises(LimitError, match="the limit is"):
+        session.follow(plan)
+    assert (session.ready(feeds) is ready, session.plan_id) == (True, "default")
 
 
 def test_local_device_is_measured_once(tmp_path: Path) -> None:

@@ -48,6 +48,22 @@ def test_the_budget_is_kept_to():
     assert clock.now_s < 0.25
 
 
+def test_what_does_not_fit_any_more_ends_the_search_before_its_time():
+    clock = Clock()
+    limits = Limits(clock, 60.0, lambda: False)
+
+    class Busy(TableBench):
+        """Compiling what comes behind the first variant would take longer than there is time for."""
+
+        def screen(self, assignment):
+            return super().screen(assignment) if limits.fits(100.0 if clock() > 0 else 1.0) else {}
+
+    contests = [contest("n", ["a", "b", "c"])]
+    assert Search(contests, Busy(clock, table), limits).run() == "the budget is spent"
+    assert clock() < 60
+    assert sum(arm.runs > 0 for arm in contests[0].arms) <= 1
+
+
 def test_stop_ends_it_and_what_was_run_is_kept():
     asked = [0]
     saved = [0]

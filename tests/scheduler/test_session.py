@@ -118,7 +118,7 @@ def test_bad_feeds_are_refused_before_anything_is_built(feed) -> None:
     session = Session(rows_model())
     with pytest.raises(FeedError, match="x: "):
         session.run({"x": feed})
-    assert not session._executors
+    assert not session._ready
 
 
 def test_a_known_shape_with_another_dtype_is_refused() -> None:

@@ -95,6 +95,22 @@ def test_latest_plan_is_the_one_saved_last_even_if_saved_before(store):
     assert len(store.plans.page(HERE).items) == 2
 
 
+def test_the_newest_plan_of_each_request_stands(store):
+    assert (store.plans.newest(), store.plans.standing(MODEL, HERE)) == (0, [])
+    shapes = [(n, 3, 8, 8) for n in (1, 2)]
+    asked = [[plan().inputs[0].model_copy(update={"shape": shape})] for shape in shapes]
+    saved = [plan(inputs=tuple(inputs), why=why) for why in ("old", "new") for inputs in asked]
+    for one in saved:
+        store.plans.save(one)
+    assert [found.plan.id for found in store.plans.standing(MODEL, HERE)] == [saved[3].id, saved[2].id]
+    before = store.plans.newest()
+    store.plans.save(plan(inputs=tuple(asked[0]), why="newer"))
+    (found,) = store.plans.standing(MODEL, HERE, before)
+    assert (found.plan.why, found.plan.inputs[0].shape, store.plans.newest() > before) == ("newer", shapes[0], True)
+    (stale,) = store.plans.standing(MODEL, Here(DEVICE.fingerprint, Build("other", BUILD.kernels)), before)
+    assert stale.plan.state.status == "stale"
+
+
 def test_latest_plan_keeps_to_its_request(store):
     store.plans.save(plan(objective="memory"))
     with pytest.raises(NotFoundError, match="request"):
