@@ -82,7 +82,7 @@ async def make_profile(service: Serving, asked: Work) -> ProfileOut:
 @router.get("/models/{name}/count")
 @needs(Scope.READ)
 async def count_model(service: Serving, name: str, version: str | None = None) -> Report:
-    """Count what a served model costs with every open dimension at 1, without storing it. 400 where its shapes do not allow that."""
+    """Count what a served model costs with every open dimension at 1, without storing it. 400 where those shapes do not do."""
     served, session = service.repository.ready(name, version)
 
     def work() -> Report:
