@@ -33,7 +33,7 @@ function lineOptions(chart, width) {
     return {
       label: one.name, stroke, width: 1.5, dash: one.dashed ? [5, 4] : undefined, value: (_, value) => format(chart.y, value),
       fill: one.area ? `${stroke}33` : undefined, paths: one.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
-      points: { show: chart.x.values.length < 60 },
+      points: { show: !one.stepped && chart.x.values.length < 60 },
     };
   });
   return {
