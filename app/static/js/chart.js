@@ -1,7 +1,7 @@
 // Charts: uPlot with titles and units on every axis, in the theme's colours, and each with its data as a table.
 
 import uPlot from "../vendor/uPlot.esm.js";
-import { el, fill } from "./dom.js";
+import { el, fill, onTheme } from "./dom.js";
 import { when } from "./format.js";
 
 const MOST_ROWS = 500; // of a data table
@@ -114,9 +114,10 @@ const lineTable = (chart) =>
 
 /**
  * Points on logarithmic axes, with lines. chart: {label, x: {title, format}, y: {title, format}, points: [{x, y, name, colour, ring}],
- * lines: [{name, from: [x, y], to: [x, y], dashed, labelAt}], height, onPick(point), describe(point)}. colour: a CSS colour; ring: drawn
- * around what stands out; labelAt: where along a sloping line its name begins, 0…1. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click
- * shows all. Returns {element, update(chart), select(name)}.
+ * lines: [{name, from: [x, y], to: [x, y], dashed, labelAt}], height, onPick(point), describe(point)}. colour: a CSS colour, or a
+ * custom property, which follows the theme; ring: drawn around what stands out; labelAt: where along a sloping line its name
+ * begins, 0…1. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click shows all.
+ * Returns {element, update(chart), select(name)}.
  */
 export function scatter(chart) {
   let points = [];
@@ -225,7 +226,7 @@ function drawPoint(ctx, point, [x, y], chosen) {
   const radius = (chosen ? 7 : 4.5) * devicePixelRatio;
   ctx.beginPath();
   ctx.arc(x, y, radius, 0, 2 * Math.PI);
-  ctx.fillStyle = point.colour ?? colour("--accent");
+  ctx.fillStyle = point.colour?.startsWith("--") ? colour(point.colour) : (point.colour ?? colour("--accent"));
   ctx.globalAlpha = 0.85;
   ctx.fill();
   ctx.globalAlpha = 1;
@@ -259,7 +260,7 @@ function framed(chart, make, tabulate) {
     if (!plot) renew();
     else if (plot.width !== width) plot.setSize({ width, height: plot.height });
   }).observe(canvas);
-  addEventListener("themechange", renew);
+  onTheme(element, renew);
   return { element, canvas, renew };
 }
 

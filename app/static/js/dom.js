@@ -41,5 +41,13 @@ export const failure = (title, error) => notice("problem", title, error.message)
 export const figures = (pairs) =>
   el("dl", { class: "figures" }, pairs.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))));
 
+/** Call f whenever the theme changes, for as long as the element is in the page. */
+export function onTheme(element, f) {
+  addEventListener("themechange", function heard() {
+    if (element.isConnected) f();
+    else removeEventListener("themechange", heard);
+  });
+}
+
 /** The JSON that the server put into the page under an id. */
 export const embedded = (id) => JSON.parse(document.getElementById(id).textContent);

@@ -1,6 +1,6 @@
 // One model: a run is picked, or the model is counted on the spot, and drawn.
 
-import { address, get, list } from "../api.js";
+import { Problem, address, get, list } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
 import { duration, flops, when } from "../format.js";
 import { read, write } from "../state.js";
@@ -49,6 +49,7 @@ async function load(run) {
   try {
     const report = run === COUNT ? await get(`/v1/models/${encodeURIComponent(name)}/count`, { version }) : (await get(`/v1/profiles/${encodeURIComponent(run)}`)).profile;
     if (run !== asked) return; // another one was picked meanwhile
+    if (report.schema_version !== 2) throw new Problem(0, "It was stored by an early build, in a form that is no longer read. Profile the model again.");
     shown = showRun(report, { traceHref: report.timeline ? `/v1/profiles/${run}/trace` : null });
     fill(links, run === COUNT ? null : linksOf(run));
     fill(place, report.model.digest === digest ? null : notice("info", "This run is of another model", `It was taken of ${report.model.name}.`), shown.element);

@@ -42,14 +42,16 @@ function show(live) {
   }
   cards.title = `Of the last ${live.window_s} s`;
   showHealth(live.health);
+  const rows = document.querySelectorAll("#models tbody tr").length;
+  if (rows !== live.models.length) location.reload(); // a model came or went
   for (const model of live.models) {
     const row = document.querySelector(`tr[data-model="${CSS.escape(model.name)}"][data-version="${CSS.escape(model.version)}"]`);
-    if (!row) continue;
+    if (!row) return;
     put(row, "rate", number(model.requests_per_s));
     put(row, "p50", duration(model.p50_ns));
     put(row, "p99", duration(model.p99_ns));
     const state = row.querySelector(".state");
-    if (state.textContent !== model.state) location.reload(); // a model came or went: its inputs and links are new
+    if (state.textContent !== model.state) location.reload(); // it is loaded, or no longer: its inputs and links are new
   }
 }
 

@@ -1,6 +1,6 @@
 // The graph: nodes placed by layout.js, coloured by what they cost. Only pieces in sight are in the document.
 
-import { el, svg } from "../dom.js";
+import { el, onTheme, svg } from "../dom.js";
 import { shorten } from "../format.js";
 import { gradient, heat, part } from "../heat.js";
 import { NODE, place } from "../layout.js";
@@ -39,7 +39,7 @@ export function graph(run, { colour, onOpen, onState }) {
 
   box.addEventListener("wheel", wheel, { passive: false });
   new ResizeObserver(() => draw()).observe(box);
-  addEventListener("themechange", paint);
+  onTheme(box, paint);
   build();
 
   async function build() {
@@ -196,7 +196,7 @@ export function graph(run, { colour, onOpen, onState }) {
   /** The whole model from top to bottom, beside the part that is in sight. */
   function paintStrip(top) {
     strip.height = Math.max(1, box.clientHeight);
-    const pen = strip.getContext("2d");
+    const pen = strip.getContext("2d", { willReadFrequently: true });
     pen.clearRect(0, 0, strip.width, strip.height);
     const px = strip.height / laid.height;
     const rows = new Map();
@@ -213,7 +213,7 @@ export function graph(run, { colour, onOpen, onState }) {
 
   function markStrip() {
     if (!whole) return;
-    const pen = strip.getContext("2d");
+    const pen = strip.getContext("2d", { willReadFrequently: true });
     pen.putImageData(whole, 0, 0);
     const px = strip.height / laid.height;
     pen.strokeStyle = getComputedStyle(box).color;

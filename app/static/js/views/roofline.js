@@ -1,6 +1,6 @@
 // The roofline: what every op reached against how much it computes for each byte, below what the device can do.
 
-import { colour, scatter } from "../chart.js";
+import { scatter } from "../chart.js";
 import { el, notice } from "../dom.js";
 import { bytes, duration, number, percent, rate } from "../format.js";
 
@@ -12,7 +12,7 @@ export function roofline(run, { onOpen }) {
   const bad = new Set(run.check.problems.map((problem) => problem.name));
   const points = placed.map((op) => ({
     op, x: op.intensity, y: op.achieved_flops_per_s, name: op.name, ring: Boolean(op.contradiction) || bad.has(op.name),
-    colour: colour(op.bound === "memory" ? "--series-2" : "--series-1"),
+    colour: op.bound === "memory" ? "--series-2" : "--series-1",
   }));
   const chart = scatter({
     label: "Roofline",
@@ -21,9 +21,6 @@ export function roofline(run, { onOpen }) {
     points, lines: roofs(run.roof, points), height: 460,
     describe: ({ op }) => `${op.name} (${op.op}): ${duration(op.p50_ns)}, ${rate(op.achieved_flops_per_s)} at ${number(op.intensity)} FLOPs/B, ${percent(op.roof_percent)} of its roof, ${op.bound || "not"} bound`,
     onPick: ({ op }) => onOpen(op.index),
-  });
-  addEventListener("themechange", () => {
-    for (const point of points) point.colour = colour(point.op.bound === "memory" ? "--series-2" : "--series-1");
   });
   return el("div", {},
     el("p", { class: "legend" }, key("--series-1", "bound by arithmetic"), key("--series-2", "bound by memory"), bad.size ? key("--bad", "above its roof", "ring") : null),

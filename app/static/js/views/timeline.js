@@ -1,7 +1,7 @@
 // What every thread did in the median run, on a canvas: zoomed by wheel, buttons or keys, and read segment by segment.
 
 import { colour, seriesColour } from "../chart.js";
-import { el, fill, notice } from "../dom.js";
+import { el, fill, notice, onTheme } from "../dom.js";
 import { duration } from "../format.js";
 
 const LANE = 30;
@@ -25,7 +25,7 @@ export function timeline(run, { traceHref, onOpen }) {
   let dragged = false;
   box.addEventListener("wheel", wheel, { passive: false });
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(box);
-  addEventListener("themechange", draw);
+  onTheme(box, draw);
 
   const px = (ns) => LEFT + ((ns - span.from) / (span.to - span.from)) * (box.clientWidth - LEFT - 8);
   const ns = (x) => span.from + ((x - LEFT) / (box.clientWidth - LEFT - 8)) * (span.to - span.from);
