@@ -5,6 +5,7 @@ import { el, fill, onTheme } from "./dom.js";
 import { when } from "./format.js";
 
 const MOST_ROWS = 500; // of a data table
+const WHOLE = [1, 2, 5].flatMap((step) => [1, 10, 100, 1e3, 1e4, 1e5].map((power) => step * power)).sort((a, b) => a - b);
 
 /** A custom property of the style sheet, as it is in the present theme. */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -13,7 +14,7 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 export const seriesColour = (at) => colour(`--series-${(at % 8) + 1}`);
 
 /**
- * Lines over x. chart: {label, x: {title, values, format, time}, y: {title, format, log}, series: [{name, values, colour, area, dashed,
+ * Lines over x. chart: {label, x: {title, values, format, time, whole}, y: {title, format, log}, series: [{name, values, colour, area, dashed,
  * stepped}], height, marks: [{at, text}] (vertical lines), onCursor(index or null)}. Titles hold the unit. Returns {element, update(chart)}.
  */
 export function lines(chart) {
@@ -77,6 +78,7 @@ function axis(side) {
   const log = side.log
     ? { splits: (plot, at, low, high) => decades(low, high, room(plot, at)), filter: (_, ticks) => ticks }
     : {};
+  const whole = side.whole ? { incrs: WHOLE } : {};
   return {
     label: side.title,
     stroke: colour("--text-2"),
@@ -89,6 +91,7 @@ function axis(side) {
     labelSize: 20,
     gap: 4,
     ...log,
+    ...whole,
   };
 }
 

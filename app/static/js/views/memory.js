@@ -51,7 +51,7 @@ export function memory(run, { at, onState, onOpen }) {
 
   const chart = lines({
     label: "Memory held by activations, per step",
-    x: { title: "step, in the order of execution", values: run.ops.map((_, index) => index), format: count },
+    x: { title: "step, in the order of execution", values: run.ops.map((_, index) => index), format: count, whole: true },
     y: { title: "activations held, bytes", format: bytes },
     series: [{ name: "held", values: run.ops.map((op) => op.live_bytes), area: true, stepped: true }],
     marks: [{ at: peak, text: `peak ${bytes(run.totals.peak_activation_bytes)}` }],

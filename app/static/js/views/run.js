@@ -72,7 +72,7 @@ export function showRun(run, { traceHref = null } = {}) {
     { class: "run" },
     setup(run),
     figures(totals(run)),
-    run.totals.params_note ? el("p", { class: "quiet note" }, `Parameters: ${run.totals.params_note}.`) : null,
+    run.totals.params_note ? el("p", { class: "quiet remark" }, `Parameters: ${run.totals.params_note}.`) : null,
     check(run),
     uncounted(run),
     views.element,
