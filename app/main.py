@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from fastapi import Depends, FastAPI, Request
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
@@ -20,12 +18,12 @@ from app.limits import Rates
 from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
+from app.shell import STATIC, StaticPages
 from app.state import Service, Serving
 from app.telemetry import Telemetry, over_http
 from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
-STATIC = Path(__file__).parent / "static"
 
 
 @asynccontextmanager
@@ -82,7 +80,7 @@ def create_app(
     app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    app.mount("/static", StaticFiles(directory=STATIC), "static")
+    app.mount("/static", StaticPages(directory=STATIC), "static")
     bodies = BodyLimits(
         settings.max_body_bytes, settings.max_upload_bytes, settings.max_control_bytes, settings.max_bytes_together
     )
