@@ -39,7 +39,7 @@ function lineOptions(chart, width) {
   return {
     width, height: chart.height ?? 260, series: [{ label: chart.x.title, value: (_, value) => format(chart.x, value) }, ...series],
     scales: { x: { time: Boolean(chart.x.time) }, y: chart.y.log ? { distr: 3 } : { range: (_, low, high) => rangeFromZero(low, high) } },
-    axes: [axis(chart.x), { ...axis(chart.y), size: 78 }], legend: { live: true },
+    axes: [axis(chart.x), { ...axis(chart.y), size: 78, space: 36 }], legend: { live: true },
     cursor: { drag: { x: true, y: false } },
     hooks: {
       setCursor: [(plot) => chart.onCursor?.(plot.cursor.idx ?? null)],
@@ -61,7 +61,7 @@ function axis(side) {
   const values = (_, ticks) => (side.time ? clock(ticks) : ticks.map((tick) => (tick == null ? "" : format(side, tick))));
   const log = side.log ? { splits: (_, at, low, high) => decades(low, high), filter: (_, ticks) => ticks } : {};
   return {
-    label: side.title, stroke: colour("--text-2"), grid: line, ticks: line, values, space: side.time ? 80 : undefined,
+    label: side.title, stroke: colour("--text-2"), grid: line, ticks: line, values, space: side.time ? 80 : 50,
     font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, gap: 4, ...log,
   };
 }
