@@ -32,7 +32,7 @@ export async function list(path, params = {}, most = 1000) {
   const items = [];
   let cursor = null;
   do {
-    const page = await get(path, { limit: Math.min(500, most - items.length), ...params, cursor });
+    const page = await get(path, { limit: Math.min(200, most - items.length), ...params, cursor });
     items.push(...page.items);
     cursor = page.next;
   } while (cursor && items.length < most);
