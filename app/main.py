@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 import edgewise
-from app import control, errors, exchange, jobs, live, login, pages, uploads
+from app import control, errors, exchange, jobs, live, login, pages, uploads, views
 from app.auth import Scope, authorise, needs
 from app.limits import Rates
 from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
@@ -78,6 +78,7 @@ def create_app(
     app.include_router(live.router, prefix="/v1", tags=["Control"])
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(views.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
