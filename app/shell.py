@@ -62,9 +62,14 @@ _templates.filters["quantity"] = quantity
 _templates.globals["version"] = edgewise.__version__
 
 
+def render(template: str, **values: Any) -> str:
+    """A template as text."""
+    return _templates.get_template(template).render(**values)
+
+
 def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
     """A page with the headers that every page has, for anybody."""
-    return HTMLResponse(_templates.get_template(name).render(**values), status, headers=_HEADERS)
+    return HTMLResponse(render(name, **values), status, headers=_HEADERS)
 
 
 def shell(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:

@@ -52,6 +52,9 @@ export function number(value) {
   return String(Number(value.toPrecision(Math.abs(value) < 1 ? 2 : 3)));
 }
 
+/** Text with its middle left out where it is longer than `most`: the ends of names tell them apart. */
+export const shorten = (text, most) => (text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`);
+
 /** Three significant digits. */
 function digits(value) {
   const size = Math.abs(value);

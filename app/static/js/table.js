@@ -1,6 +1,7 @@
 // A table that stays quick with thousands of rows: an ARIA grid of which only the rows in sight are in the document.
 
 import { el, fill } from "./dom.js";
+import { shorten } from "./format.js";
 
 const ROW_PX = 28; // as --row in style.css
 const SPARE = 12; // rows beyond the edge, so that scrolling shows no blanks
@@ -128,11 +129,12 @@ export function table(columns, rows, options = {}) {
     const open = options.onOpen;
     const cells = shown.map((column, index) => {
       const text = textOf(column, row);
-      const content = index === 0 && options.href ? el("a", { href: options.href(row), tabindex: "-1", onclick: follow }, text) : text;
+      const brief = shorten(text, MOST_CH);
+      const content = index === 0 && options.href ? el("a", { href: options.href(row), tabindex: "-1", onclick: follow }, brief) : brief;
       const part = column.part?.(row);
       return el("div", {
-        role: "gridcell", "aria-colindex": String(index + 1), class: column.numeric ? "cell n" : "cell", tabindex: content === text ? "-1" : null,
-        title: text.length > 12 ? text : null, style: part == null ? {} : { "--part": `${Math.min(100, Math.max(0, 100 * part))}%` },
+        role: "gridcell", "aria-colindex": String(index + 1), class: column.numeric ? "cell n" : "cell", tabindex: content === brief ? "-1" : null,
+        title: brief === text ? null : text, style: part == null ? {} : { "--part": `${Math.min(100, Math.max(0, 100 * part))}%` },
       }, content);
     });
     function follow(event) {
