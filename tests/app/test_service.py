@@ -166,18 +166,6 @@ def test_models_listing_tells_states(client: httpx.Client) -> None:
     assert states == {("broken", "1"): "UNAVAILABLE", ("digits", "1"): "READY", ("echo", "1"): "READY", ("echo", "3"): "READY"}
 
 
-def test_pages_show_models_and_their_profile(client: httpx.Client) -> None:
-    overview = client.get("/")
-    assert "digits" in overview.text
-    assert "no ONNX protobuf" in overview.text
-    policy = overview.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    page = client.get("/models/digits").text
-    assert "294,912" in page  # MACs of the last convolution
-    assert "<script" not in page
-    assert client.get("/static/style.css").status_code == 200
-
-
 def test_metrics_count_by_model(client: httpx.Client) -> None:
     infer(client, SEVEN)
     text = client.get("/metrics").text

@@ -32,7 +32,7 @@ export const clear = (element) => fill(element);
 
 /** A message in place of what is missing. kind: "info" | "problem" | "good". */
 export const notice = (kind, title, ...text) =>
-  el("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" }, el("strong", {}, title), el("p", {}, ...text));
+  el("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" }, el("strong", {}, title), text.length ? el("p", {}, ...text) : null);
 
 /** What goes in place of a part that could not be had. */
 export const failure = (title, error) => notice("problem", title, error.message);

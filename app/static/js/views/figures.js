@@ -56,7 +56,7 @@ export function totals(run) {
     ...measured,
     ["Multiply–accumulates", macs(all.macs)],
     ["Arithmetic", flops(all.flops)],
-    ["Parameters", all.params_note ? `${count(all.params)} (${all.params_note})` : count(all.params)],
+    ["Parameters", count(all.params)],
     ["Peak activations", bytes(all.peak_activation_bytes)],
     ["Counted", `${all.coverage_percent.toFixed(0)} % of ops`],
   ];

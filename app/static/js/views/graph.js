@@ -8,6 +8,7 @@ import { amounts, chooser } from "./figures.js";
 
 const [LEAST, MOST] = [0.02, 3]; // scale
 const READABLE = 0.45; // below it names are left out
+const START = 0.8; // scale at first, or smaller where the graph is wide
 const STEP = 1.3; // of a zoom
 const MARGIN = 24;
 
@@ -98,7 +99,7 @@ export function graph(run, { colour, onOpen, onState }) {
     svg("rect", { width: NODE.width, height: NODE.height, rx: 5, fill: paints.fill }),
     svg("text", { x: 8, y: 17, fill: paints.text, class: "type" }, shorten(op.op, 14)),
     svg("text", { x: NODE.width - 8, y: 17, fill: paints.text, class: "amount" }, text),
-    svg("text", { x: 8, y: 33, fill: paints.text }, shorten(op.name, 27)));
+    svg("text", { x: 8, y: 33, fill: paints.text }, shorten(op.name, 25)));
   }
 
   function choose(node) {
@@ -153,9 +154,10 @@ export function graph(run, { colour, onOpen, onState }) {
   }
 
   function start() {
-    const k = Math.max(READABLE, Math.min(1, (box.clientWidth - 2 * MARGIN) / (laid?.width ?? 1)));
-    const first = at.get(0);
-    view = { scale: k, x: box.clientWidth / 2 - (first?.x ?? 0) * k, y: MARGIN - (laid?.top ?? 0) * k };
+    if (!laid) return;
+    const k = Math.max(START, Math.min(1, (box.clientWidth - 2 * MARGIN) / laid.width));
+    const [first] = laid.pieces[0].nodes;
+    view = { scale: k, x: box.clientWidth / 2 - first.x * k, y: MARGIN - laid.top * k };
     draw();
   }
 

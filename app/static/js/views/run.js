@@ -47,7 +47,7 @@ export function showRun(run, { traceHref = null } = {}) {
     show(state.op == null ? null : Number(state.op));
   }
 
-  const element = el("div", { class: "run" }, setup(run), figures(totals(run)), check(run), uncounted(run), views.element, side.element);
+  const element = el("div", { class: "run" }, setup(run), figures(totals(run)), run.totals.params_note ? el("p", { class: "quiet note" }, `Parameters: ${run.totals.params_note}.`) : null, check(run), uncounted(run), views.element, side.element);
   if (now.op != null) queueMicrotask(() => show(Number(now.op)));
   return { element, follow };
 }
@@ -68,11 +68,13 @@ function setup(run) {
 function check(run) {
   if (run.check.ok) return null;
   const { problems } = run.check;
-  const list = el("ul", {}, problems.slice(0, 20).map((problem) => el("li", {}, el("code", {}, problem.name), ` (${problem.op}) at ${percent(problem.roof_percent)} of its roof: ${problem.reason}`)));
   const box = notice("problem", `${problems.length} op${problems.length === 1 ? " is" : "s are"} faster than this device can be: the numbers of this run do not agree`);
   box.id = "check";
-  box.append(list);
-  if (problems.length > 20) box.append(el("p", {}, `And ${problems.length - 20} more.`));
+  for (const [reason, ops] of Map.groupBy(problems, (problem) => problem.reason)) {
+    const worst = Math.max(...ops.map((op) => op.roof_percent));
+    const list = ops.slice(0, 100).map((op) => el("li", {}, el("code", {}, op.name), ` (${op.op}) at ${percent(op.roof_percent)} of its roof`));
+    box.append(el("details", { open: ops.length < 4 }, el("summary", {}, `${reason} (${ops.length} op${ops.length === 1 ? "" : "s"}, up to ${percent(worst)} of the roof)`), el("ul", {}, list)));
+  }
   return box;
 }
 
