@@ -245,10 +245,7 @@ class Plan(_Data):
         """Why this plan is not to be run on that device by that build; "" when it is."""
         if self.device_fingerprint != device_fingerprint:
             return f"made for device {self.device_fingerprint} ({self.device_name}), this is {device_fingerprint}"
-        if self.engine_build != build.id:
-            return f"made by engine build {self.engine_build}, this is {build.id}"
-        changed = _changed_kernels({step.op: step.kernel_source for step in self.steps}, build)
-        return f"the source of {', '.join(changed)} changed since" if changed else ""
+        return since_built(self.engine_build, {step.op: step.kernel_source for step in self.steps}, build)
 
 
 def request_key(objective: Objective, constraints: Constraints, inputs: tuple[InputShape, ...]) -> str:
@@ -257,5 +254,9 @@ def request_key(objective: Objective, constraints: Constraints, inputs: tuple[In
     return hashlib.sha256(orjson.dumps(asked)).hexdigest()
 
 
-def _changed_kernels(made_with: Mapping[str, str], build: Build) -> list[str]:
-    return sorted(op for op, source in made_with.items() if build.kernel_source(op) != source)
+def since_built(engine_build: str, kernels: Mapping[str, str], build: Build) -> str:
+    """What changed since a plan was made by a build with these kernel sources (by op); "" where nothing did."""
+    if engine_build != build.id:
+        return f"made by engine build {engine_build}, this is {build.id}"
+    changed = sorted(op for op, source in kernels.items() if build.kernel_source(op) != source)
+    return f"the source of {', '.join(changed)} changed since" if changed else ""

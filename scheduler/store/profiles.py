@@ -165,16 +165,16 @@ def _since(before: ProfileRunRow, report: Report) -> dict[str, Any]:
     if not before.wall_p50_ns or totals.wall_p50_ns is None:
         return {"previous_id": before.id}
     grown = 100 * (totals.wall_p50_ns / before.wall_p50_ns - 1)
-    noise = max(_noise_percent(before.wall_p50_ns, before.wall_p90_ns), _noise_percent(totals.wall_p50_ns, totals.wall_p90_ns))
+    noise = max(noise_percent(before.wall_p50_ns, before.wall_p90_ns), noise_percent(totals.wall_p50_ns, totals.wall_p90_ns))
     if grown <= noise or before.schema_version != SCHEMA_VERSION:
         return {"previous_id": before.id}
     growth = orjson.dumps([asdict(item) for item in _grown(Report.from_json(before.payload), report)]).decode()
     return {"previous_id": before.id, "growth_percent": grown, "growth": growth}
 
 
-def _noise_percent(p50_ns: float, p90_ns: float | None) -> float:
+def noise_percent(p50_ns: float, p90_ns: float | None) -> float:
     """How far runs lie above their median: nine of ten lie nearer."""
-    return 0.0 if p90_ns is None else 100 * (p90_ns / p50_ns - 1)
+    return 0.0 if p90_ns is None or not p50_ns else 100 * (p90_ns / p50_ns - 1)
 
 
 def _grown(before: Report, after: Report) -> list[Growth]:

@@ -1,0 +1,318 @@
+"""What is asked of stored runs: their ops by cost, sums of them, and runs that take longer than the one before.
+
+A question about ops is about at most MOST_RUNS runs: those that are named, or the newest ones of a model or a device. All of
+their ops can be sorted and summed by whatever column; what is found by an index is the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import orjson
+from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy.orm import Session, aliased, defer
+
+from scheduler.build import Build
+from scheduler.errors import RecordFormatError
+from scheduler.plan import since_built
+from scheduler.store.database import Database
+from scheduler.store.profiles import Growth, Kind, noise_percent, run_of
+from scheduler.store.records import Page, ProfileRun, cursor_ids, page_limit
+from scheduler.store.rows import device_id, model_id
+from scheduler.store.schema import DeviceRow, PlanRow
+from scheduler.store.schema import ProfileNodeRow as Node
+from scheduler.store.schema import ProfileRunRow as Run
+
+MOST_RUNS: Final = 16
+MOST_PLANS: Final = 500
+MOST_OPS: Final = 1_000_000_000  # where paging ends at the latest
+
+GroupBy = Literal["op", "bound", "backend", "strategy", "run"]
+SortKey = Literal[
+    "position",
+    "p50_ns",
+    "flops",
+    "macs",
+    "executed_macs",
+    "moved_bytes",
+    "wasted_ns",
+    "roof_ns",
+    "roof_percent",
+    "share_percent",
+    "predicted_ns",
+    "measured_ratio",
+]
+SORT_KEYS: Final[tuple[SortKey, ...]] = get_args(SortKey)
+
+
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which ops. runs: by number; without any, the newest of a model (digest), a device, or both, of a kind where one is said.
+
+    op, bound, backend: as they are stored. strategy: how it begins. name: part of it. min_p50_ns: at least.
+    """
+
+    runs: tuple[int, ...] = ()
+    model: str | None = None
+    device: str | None = None
+    kind: Kind | None = None
+    op: str | None = None
+    bound: str | None = None
+    backend: str | None = None
+    strategy: str | None = None
+    name: str | None = None
+    min_p50_ns: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOp:
+    """An op of a run. measured_ratio: p50_ns / predicted_ns. What is not known is None."""
+
+    run: int
+    position: int
+    name: str
+    op: str
+    backend: str
+    strategy: str
+    bound: str
+    macs: int
+    executed_macs: int | None
+    flops: int
+    moved_bytes: int
+    p50_ns: float | None
+    share_percent: float | None
+    predicted_ns: float | None
+    measured_ratio: float | None
+    roof_ns: float | None
+    roof_percent: float | None
+    wasted_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundGroup:
+    """Ops that have something in common, summed. share_percent: of the run, and of several runs the mean."""
+
+    group: str
+    rows: int
+    macs: int
+    flops: int
+    moved_bytes: int
+    p50_ns: float | None
+    share_percent: float | None
+    predicted_ns: float | None
+    roof_ns: float | None
+    wasted_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Regression:
+    """A run that takes longer than the one before it of its series, by more than either of them varies. ops: that grew most."""
+
+    before: ProfileRun
+    after: ProfileRun
+    growth_percent: float
+    noise_percent: float
+    ops: tuple[Growth, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCard:
+    """A plan without its steps. latency_ns: measured of the whole plan where it was (`measured`), else predicted.
+
+    stale: what changed since it was made, "" where nothing did. drift: what serving it showed, None while it takes what it says.
+    """
+
+    plan_id: str
+    device: str
+    device_name: str
+    objective: str
+    precision: str
+    threads: int
+    latency_ns: float
+    measured: bool
+    error_estimate: float
+    memory_bytes: int
+    stale: str
+    drift: str | None
+    created_us: int
+
+
+_MEASURED_RATIO: Final = Node.p50_ns / func.nullif(Node.predicted_ns, 0.0)
+_SUMS: Final[dict[str, ColumnElement[Any]]] = {
+    "rows": func.count(),
+    "macs": func.sum(Node.macs),
+    "flops": func.sum(Node.flops),
+    "moved_bytes": func.sum(Node.moved_bytes),
+    "p50_ns": func.sum(Node.p50_ns),
+    "share_percent": func.sum(Node.share_percent),
+    "predicted_ns": func.sum(Node.predicted_ns),
+    "roof_ns": func.sum(Node.roof_ns),
+    "wasted_ns": func.sum(Node.wasted_ns),
+}
+_COUNTS: Final = ("rows", "macs", "flops", "moved_bytes")  # PostgreSQL sums integers to decimals
+
+
+class Queries:
+    """Questions about stored runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def ops(self, which: Which, sort: str = "-p50_ns", limit: int | None = None, cursor: str | None = None) -> Page[FoundOp]:
+        """Ops in the order of a column, "-" before it for the largest first; what lacks it comes last.
+
+        Raises: NotFoundError; RecordFormatError for a column that there is not, or where no runs, model or device are named.
+        """
+        start, bound = _start(cursor), page_limit(limit)
+        key, descending = sort.removeprefix("-"), sort.startswith("-")
+        if key not in SORT_KEYS:
+            raise RecordFormatError(
+                f"ops: sort is {sort[:40]!r}, need one of {', '.join(SORT_KEYS)}, with - for the largest first"
+            )
+        column: ColumnElement[Any] = _MEASURED_RATIO if key == "measured_ratio" else getattr(Node, key)
+
+        def work(session: Session) -> Page[FoundOp]:
+            query = select(Node).where(*_conditions(session, which))
+            query = query.order_by(column.is_(None), column.desc() if descending else column, Node.run_id.desc(), Node.position)
+            return _page([_op(row) for row in session.scalars(query.offset(start).limit(bound + 1))], start, bound)
+
+        return self._database.read(work)
+
+    def groups(
+        self, which: Which, by: GroupBy, sort: str = "-p50_ns", limit: int | None = None, cursor: str | None = None
+    ) -> Page[FoundGroup]:
+        """Sums of ops, by what they have in common. Raises as `ops` does."""
+        start, bound = _start(cursor), page_limit(limit)
+        key, descending = sort.removeprefix("-"), sort.startswith("-")
+        if key not in _SUMS:
+            raise RecordFormatError(
+                f"groups: sort is {sort[:40]!r}, need one of {', '.join(_SUMS)}, with - for the largest first"
+            )
+        column = Node.run_id if by == "run" else getattr(Node, by)
+        order = _SUMS[key]
+
+        def work(session: Session) -> Page[FoundGroup]:
+            runs = _runs(session, which)
+            query = select(column, *_SUMS.values()).where(Node.run_id.in_(runs), *_filters(which)).group_by(column)
+            query = query.order_by(order.is_(None), order.desc() if descending else order, column)
+            shared = 1 if by == "run" else max(len(runs), 1)
+            return _page([_group(row, shared) for row in session.execute(query.offset(start).limit(bound + 1))], start, bound)
+
+        return self._database.read(work)
+
+    def regressions(
+        self, model: str | None = None, threshold_percent: float = 0.0, limit: int | None = None, cursor: str | None = None
+    ) -> Page[Regression]:
+        """Runs slower than the one before by more than that, of all models or one: those that grew most first.
+
+        Raises: NotFoundError, RecordFormatError.
+        """
+        start, bound = _start(cursor), page_limit(limit)
+
+        def work(session: Session) -> Page[Regression]:
+            before = aliased(Run)
+            query = select(Run, before).join(before, before.id == Run.previous_id).where(Run.growth_percent > threshold_percent)
+            if model is not None:
+                query = query.where(Run.model_id == model_id(session, model))
+            query = query.options(defer(Run.payload), defer(before.payload), defer(before.growth))
+            query = query.order_by(Run.growth_percent.desc(), Run.id.desc()).offset(start).limit(bound + 1)
+            return _page([_regression(session, row, earlier) for row, earlier in session.execute(query)], start, bound)
+
+        return self._database.read(work)
+
+    def plans(self, build: Build, model: str, device: str | None = None) -> list[PlanCard]:
+        """The newest plans of a model, on all devices or one; at most MOST_PLANS. Raises NotFoundError."""
+
+        def work(session: Session) -> list[PlanCard]:
+            query = select(PlanRow, DeviceRow).join(DeviceRow, DeviceRow.id == PlanRow.device_id)
+            query = query.where(PlanRow.model_id == model_id(session, model))
+            if device is not None:
+                query = query.where(PlanRow.device_id == device_id(session, device))
+            query = query.options(defer(PlanRow.payload), defer(DeviceRow.profile)).order_by(PlanRow.id.desc()).limit(MOST_PLANS)
+            return [_card(plan, of, build) for plan, of in session.execute(query)]
+
+        return self._database.read(work)
+
+
+def _start(cursor: str | None) -> int:
+    start = 0 if cursor is None else cursor_ids(cursor)[0]
+    if start > MOST_OPS:
+        raise RecordFormatError(f"page: cursor is {start}, need one that an earlier page gave as next")
+    return start
+
+
+def _page(found: Sequence[Any], start: int, bound: int) -> Page[Any]:
+    return Page(tuple(found[:bound]), str(start + bound) if len(found) > bound else None)
+
+
+def _conditions(session: Session, which: Which) -> list[ColumnElement[bool]]:
+    return [Node.run_id.in_(_runs(session, which)), *_filters(which)]
+
+
+def _runs(session: Session, which: Which) -> Sequence[int]:
+    """The runs that are meant, at most MOST_RUNS."""
+    if which.runs:
+        if len(which.runs) > MOST_RUNS:
+            raise RecordFormatError(f"ops: {len(which.runs)} runs are named, need at most {MOST_RUNS}")
+        return which.runs
+    if which.model is None and which.device is None:
+        raise RecordFormatError("ops: neither run, model nor device is named, need one of them")
+    query: Select[int] = select(Run.id)
+    if which.model is not None:
+        query = query.where(Run.model_id == model_id(session, which.model))
+    if which.device is not None:
+        query = query.where(Run.device_id == device_id(session, which.device))
+    if which.kind is not None:
+        query = query.where(Run.kind == which.kind)
+    return session.scalars(query.order_by(Run.id.desc()).limit(MOST_RUNS)).all()
+
+
+def _filters(which: Which) -> list[ColumnElement[bool]]:
+    equal = {Node.op: which.op, Node.bound: which.bound, Node.backend: which.backend}
+    found = [column == value for column, value in equal.items() if value is not None]
+    if which.strategy is not None:
+        found.append(Node.strategy.startswith(which.strategy, autoescape=True))
+    if which.name is not None:
+        found.append(Node.node.contains(which.name, autoescape=True))
+    if which.min_p50_ns is not None:
+        found.append(and_(Node.p50_ns.is_not(None), Node.p50_ns >= which.min_p50_ns))
+    return found
+
+
+def _op(row: Node) -> FoundOp:
+    ratio = None if row.p50_ns is None or not row.predicted_ns else row.p50_ns / row.predicted_ns
+    same = [name for name in FoundOp.__slots__ if name not in ("run", "name", "measured_ratio")]
+    return FoundOp(run=row.run_id, name=row.node, measured_ratio=ratio, **{name: getattr(row, name) for name in same})
+
+
+def _group(row: Any, runs: int) -> FoundGroup:
+    group, *sums = row
+    named = dict(zip(_SUMS, sums, strict=True))
+    share = named.pop("share_percent")
+    counts = {name: int(named.pop(name)) for name in _COUNTS}
+    return FoundGroup(group=str(group), share_percent=None if share is None else share / runs, **counts, **named)
+
+
+def _regression(session: Session, after: Run, before: Run) -> Regression:
+    return Regression(
+        run_of(session, before),
+        run_of(session, after),
+        after.growth_percent or 0.0,
+        max(noise_percent(run.wall_p50_ns or 0.0, run.wall_p90_ns) for run in (before, after)),
+        tuple(Growth(**item) for item in orjson.loads(after.growth)),
+    )
+
+
+def _card(plan: PlanRow, device: DeviceRow, build: Build) -> PlanCard:
+    same = ("objective", "precision", "threads", "error_estimate", "memory_bytes", "drift", "created_us")
+    return PlanCard(
+        plan_id=plan.digest,
+        device=device.fingerprint,
+        device_name=device.name,
+        latency_ns=plan.predicted_ns if plan.measured_ns is None else plan.measured_ns,
+        measured=plan.measured_ns is not None,
+        stale=since_built(plan.engine_build, orjson.loads(plan.kernels), build),
+        **{name: getattr(plan, name) for name in same},
+    )
