@@ -153,9 +153,14 @@ def _prediction(roof: Roofline, ratio: tuple[float, float] | None) -> Prediction
 
 
 def _features(load: Load, roof: Roofline) -> Array:
-    """What the ratio to the roofline may depend on, all in logarithms."""
+    """What the ratio to the roofline may depend on, all in logarithms.
+
+    Of a tile also its accumulators and the operands that are loaded for each of them; of the bytes, which decide the caches that
+    panels come from, each part by itself: their sum is in the roofline.
+    """
     work = load.work
     tile = [*work.tile, *[0] * _TILE][:_TILE]
+    pixels, vectors = max(tile[0], 1), max(tile[1], 1)
     return np.log(
         [
             1 + roof.compute_ns,
@@ -167,6 +172,11 @@ def _features(load: Load, roof: Roofline) -> Array:
             work.calls,
             load.threads,
             *(1 + size for size in tile),
+            pixels * vectors,
+            (pixels + vectors) / (pixels * vectors),
+            1 + work.weight_bytes,
+            1 + work.read_bytes,
+            1 + work.write_bytes,
         ]
     )
 
