@@ -104,7 +104,7 @@ async def count_model(service: Serving, name: str, version: str | None = None) -
     return await service.engine.call(work)
 
 
-@router.get("/profiles")
+@router.get("/profiles", response_model=PageOut[RunOut])
 @needs(Scope.READ)
 async def list_profiles(
     service: Serving,
@@ -113,10 +113,11 @@ async def list_profiles(
     kind: Kind | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
-) -> PageOut[RunOut]:
+    format: Format = "json",
+) -> Any:
     """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
     page = await service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
-    return PageOut(items=[run_out(run) for run in page.items], next=page.next)
+    return _written(Page(tuple(run_out(run).model_dump() for run in page.items), page.next), format)
 
 
 @router.get("/profiles/query", response_model=PageOut[FoundOp] | PageOut[FoundGroup])
@@ -139,7 +140,7 @@ async def query_ops(
     cursor: Cursor = None,
     format: Format = "json",
 ) -> Any:
-    """Ops of runs by cost, or with `group` sums of them; of the runs named, or of the newest 16 of a model or a device.
+    """Ops of runs by cost, or with `group` sums of them: of the runs named, or of the newest ones of a model or a device.
 
     `strategy` is how it begins, `name` a part of it. What ran in numpy, beside the native segments, has backend "numpy".
     """
@@ -149,7 +150,8 @@ async def query_ops(
         queries = service.store.queries
         return queries.ops(which, sort, limit, cursor) if group is None else queries.groups(which, group, sort, limit, cursor)
 
-    return _written(await service.desk.call(work), format)
+    page = await service.desk.call(work)
+    return _written(Page(tuple(asdict(row) for row in page.items), page.next), format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,12 +357,11 @@ def _numbers(runs: str | None) -> tuple[int, ...]:
     return () if runs is None else tuple(dict.fromkeys(map(int, runs.split(","))))
 
 
-def _written(page: Page[Any], form: str) -> Any:
+def _written(page: Page[dict[str, Any]], form: str) -> Any:
     """A page as JSON or CSV; with CSV, the cursor of the next is a header."""
-    rows = [asdict(row) for row in page.items]
     if form == "json":
-        return {"items": rows, "next": page.next}
-    return _csv(rows, {} if page.next is None else {"X-Next-Cursor": page.next})
+        return {"items": page.items, "next": page.next}
+    return _csv(page.items, {} if page.next is None else {"X-Next-Cursor": page.next})
 
 
 def _csv(rows: Sequence[dict[str, Any]], headers: dict[str, str] | None = None) -> Response:

@@ -1,7 +1,7 @@
 """What is asked of stored runs: their ops by cost, sums of them, and runs that take longer than the one before.
 
-A question about ops is about at most MOST_RUNS runs: those that are named, or the newest ones of a model or a device. All of
-their ops can be sorted and summed by whatever column; what is found by an index is the runs.
+A question about ops is about a few runs: those that are named, or the newest ones of a model or a device, as many as have
+WINDOW_OPS ops together. These are found by their key, whatever the database holds besides, and sorted and summed by any column.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import orjson
-from sqlalchemy import ColumnElement, Select, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, aliased, defer
 
 from scheduler.build import Build
@@ -26,6 +26,7 @@ from scheduler.store.schema import ProfileNodeRow as Node
 from scheduler.store.schema import ProfileRunRow as Run
 
 MOST_RUNS: Final = 16
+WINDOW_OPS: Final = 10_000
 MOST_PLANS: Final = 500
 MOST_OPS: Final = 1_000_000_000  # where paging ends at the latest
 
@@ -252,21 +253,28 @@ def _conditions(session: Session, which: Which) -> list[ColumnElement[bool]]:
 
 
 def _runs(session: Session, which: Which) -> Sequence[int]:
-    """The runs that are meant, at most MOST_RUNS."""
+    """The runs that are meant, at most MOST_RUNS; of those not named, one, and more while all have at most WINDOW_OPS ops."""
     if which.runs:
         if len(which.runs) > MOST_RUNS:
             raise RecordFormatError(f"ops: {len(which.runs)} runs are named, need at most {MOST_RUNS}")
         return which.runs
     if which.model is None and which.device is None:
         raise RecordFormatError("ops: neither run, model nor device is named, need one of them")
-    query: Select[int] = select(Run.id)
+    query = select(Run.id, Run.ops)
     if which.model is not None:
         query = query.where(Run.model_id == model_id(session, which.model))
     if which.device is not None:
         query = query.where(Run.device_id == device_id(session, which.device))
     if which.kind is not None:
         query = query.where(Run.kind == which.kind)
-    return session.scalars(query.order_by(Run.id.desc()).limit(MOST_RUNS)).all()
+    found: list[int] = []
+    room = WINDOW_OPS
+    for number, ops in session.execute(query.order_by(Run.id.desc()).limit(MOST_RUNS)):
+        room -= ops
+        if found and room < 0:
+            break
+        found.append(number)
+    return found
 
 
 def _filters(which: Which) -> list[ColumnElement[bool]]:
