@@ -14,6 +14,7 @@ from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
 from scheduler.store.profiles import Profiles
 from scheduler.store.pruning import Pruned, Pruning
+from scheduler.store.queries import Queries
 from scheduler.store.records import (
     AuditEntry,
     Claim,
@@ -67,6 +68,7 @@ class Store:
         self.plans = Plans(self._database)
         self.measurements = Measurements(self._database)
         self.profiles = Profiles(self._database)
+        self.queries = Queries(self._database)
         self.jobs = Jobs(self._database)
         self.keys = Keys(self._database)
         self.audit = Audit(self._database)

@@ -55,6 +55,10 @@ LOOKUPS = {
     "profiles_by_kind": lambda s: s.profiles.page(kind="trace", cursor=CURSOR),
     "profiles_by_model_and_kind": lambda s: s.profiles.page(model=MODEL, kind="static"),
     "profile_that_is_compared": lambda s: s.profiles.save(report(wall_p50_ns=3.0), "b"),
+    "history": lambda s: s.queries.history(MODEL),
+    "plans_that_fit": lambda s: s.queries.plans(HERE, MODEL),
+    "regressions": lambda s: s.queries.regressions(),
+    "regressions_of_a_model": lambda s: s.queries.regressions(MODEL),
     "profiles_by_model_and_device": lambda s: s.profiles.page(model=MODEL, device=DEVICE.fingerprint),
 }
 
