@@ -40,10 +40,14 @@ Call = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node as it will run. algorithm: its kernel's, or VIEW or DYNAMIC; with "native/" before it inside a native segment."""
+    """One node as it will run. algorithm: its kernel's, or VIEW or DYNAMIC; with "native/" before it inside a native segment.
+
+    macs: what a native algorithm multiplies, where that is not what the op's definition says.
+    """
 
     node: Node
     algorithm: str
+    macs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Program:
         self._clocks: dict[int, SegmentClock] = {}
         self._idle = list(self._slots)
 
-    @property
+    @functools.cached_property
     def steps(self) -> tuple[Step, ...]:
         """Every node as it runs, in order; those of a segment one by one."""
         return tuple(step for position in self._positions for step in self._expanded(position))
@@ -110,14 +114,18 @@ class Program:
         if (segment := self._segments.get(position.node.name)) is None:
             return (position,)
         return [
-            Step(node, _label(segment.choices[node.name]) if at in segment.at_work else VIEW)
+            Step(node, _label(segment.choices[node.name]), segment.macs(node)) if at in segment.at_work else Step(node, VIEW)
             for at, node in enumerate(segment.nodes)
         ]
+
+    def _width(self, position: Step) -> int:
+        segment = self._segments.get(position.node.name)
+        return 1 if segment is None else len(segment.nodes)
 
     @property
     def held(self) -> tuple[Held, ...]:
         """What takes activation memory while which of `steps` run; of what a segment works in, each value by itself."""
-        counts = [len(self._expanded(position)) for position in self._positions]
+        counts = [self._width(position) for position in self._positions]
         firsts = [0, *itertools.accumulate(counts)]
         found = [replace(item, first=firsts[item.first], last=firsts[item.last + 1] - 1) for item in self.memory.held]
         for name, place in self.memory.workspaces.items():

@@ -132,11 +132,15 @@ class DeviceProfile(Record):
         fitting = (level for level, nbytes in self.capacities_bytes(threads).items() if working_set_bytes <= nbytes)
         return next(fitting, "DRAM")
 
-    def least_transfer_ns(self, nbytes: int, threads: int = 1) -> float:
-        """The least time in which `nbytes` can be moved: each level gives what it can hold, at its fastest pattern."""
-        spent_ns, given = 0.0, 0
+    def least_transfer_ns(self, nbytes: int, threads: int = 1, footprint_bytes: int | None = None) -> float:
+        """The least time in which `nbytes` can be moved: each level gives what it can hold, at its fastest pattern.
+
+        footprint_bytes: of the memory they lie in, less than `nbytes` where something is read and then written over.
+        """
+        spent_ns, given = 0.0, 0.0
+        times = nbytes / footprint_bytes if footprint_bytes else 1.0  # each byte that a level holds is moved
         for level, capacity in {**self.capacities_bytes(threads), "DRAM": nbytes}.items():
-            part = max(0, min(nbytes, capacity) - given)
+            part = max(0.0, min(nbytes, capacity * times) - given)
             if part:
                 spent_ns += 1e9 * part / max(self.bandwidth_bytes_per_s(level, threads, pattern) for pattern in PATTERNS)
                 given += part

@@ -1,9 +1,10 @@
 """How far each step is from what the device can do.
 
 A step that computes F FLOPs and moves B bytes takes at least max(F / peak, B / bandwidth) seconds: the roof. Seen as a rate that
-is min(peak, intensity · bandwidth). The bandwidth is that of the innermost level of memory that holds the step's B bytes, the
-fastest pattern measured there, so that the roof is one. Bytes are each input and output once, arithmetic is what the chosen
-algorithm executes; a step above its roof is therefore a contradiction, and says what is probably wrong.
+is min(peak, intensity · bandwidth). The bandwidth is that of the innermost levels of memory that hold the step's B bytes, the
+fastest pattern measured there, so that the roof is one; what is written over what was read takes no room of its own. Bytes are
+each input and output once, arithmetic is what the chosen algorithm executes; a step above its roof is therefore a contradiction,
+and says what is probably wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from graph.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
+from kernels.registry import find
 from profiler.counts import OpProfile
 from profiler.device import DeviceProfile
 from profiler.microkernels import Precision
@@ -105,9 +107,10 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
     precision = precision_of(cost)
     flops = FLOPS_PER_MAC * row.executed_macs + cost.other_flops
     moved_bytes = cost.moved_bytes if row.op not in PARTIAL_READS else 2 * cost.write_bytes
-    level = device.level_of(moved_bytes, threads)
+    footprint_bytes = moved_bytes - _overwritten_bytes(cost)
+    level = device.level_of(footprint_bytes, threads)
     peak = device.peak_ops_per_s(precision, threads)
-    compute_ns, memory_ns = 1e9 * flops / peak, device.least_transfer_ns(moved_bytes, threads)
+    compute_ns, memory_ns = 1e9 * flops / peak, device.least_transfer_ns(moved_bytes, threads, footprint_bytes)
     bandwidth = 1e9 * moved_bytes / memory_ns
     roof_ns = max(compute_ns, memory_ns)
     measured_ns = max(row.durations.p50_ns, 1.0)
@@ -133,6 +136,15 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
         wasted_ns=max(0.0, measured_ns - roof_ns),
         contradiction=_contradiction(percent, bound, measured_ns, level, device),
     )
+
+
+def _overwritten_bytes(cost: OpProfile) -> int:
+    """What an elementwise op may write over what it has read: it then lies in half the memory."""
+    written = cost.output_specs[0] if cost.output_specs else None
+    if written is None or not find(cost.op).elementwise:
+        return 0
+    read = (spec for at, spec in enumerate(cost.input_specs) if at not in cost.constant_inputs)
+    return written.nbytes if any(spec == written for spec in read) else 0
 
 
 def precision_of(cost: OpProfile) -> Precision:

@@ -34,6 +34,10 @@ class TimedStep(Protocol):
     def algorithm(self) -> str:
         """The name of its kernel."""
 
+    @property
+    def macs(self) -> int | None:
+        """What its algorithm multiplies, where it is known to be other than what the op's definition says."""
+
 
 class TimedOutcome(Protocol):
     """One timed run: nanoseconds of every step, and of the whole."""
@@ -265,8 +269,8 @@ def _origins(node: Node) -> tuple[str, ...]:
 
 def _executed_macs(step: TimedStep, specs: Specs, cost: OpProfile) -> int:
     """MACs of the step's algorithm where it multiplies more or less than the op's definition."""
-    if step.node.op in CONTROL_FLOW:
-        return cost.macs
+    if step.macs is not None or step.node.op in CONTROL_FLOW:
+        return cost.macs if step.macs is None else step.macs
     inputs = [specs.get(name) if name else None for name in step.node.inputs]
     for kernel in find(step.node.op).kernels:
         if kernel.algorithm == step.algorithm and kernel.executed_macs is not None:

@@ -73,6 +73,7 @@ class Segment:
         timed: bool = False,
     ) -> None:
         self.choices = complete(part, specs, constants, isa, threads, choices)
+        self._facts = Facts(specs, constants, isa, threads)
         lowering = lower(part, specs, constants, isa, packed, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
@@ -97,6 +98,10 @@ class Segment:
         self._slot_count = max(self._slot_count, len(self._slots) + 1)
         self._programs: dict[bool, Program] = {}
         self._compiled(timed=timed)
+
+    def macs(self, node: Node) -> int | None:
+        """What the algorithm of a node multiplies, None where that is what the op's definition says."""
+        return RULES[node.op].work(node, self._facts, self.choices[node.name]).macs
 
     def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
         """Of each storage, its place in the program's table."""

@@ -20,6 +20,7 @@ from tests.profiler.models import small_convnet
 class Step:
     node: Node
     algorithm: str
+    macs: int | None = None
 
 
 @dataclass
