@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 import orjson
 from sqlalchemy import insert, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, defer, joinedload
+from sqlalchemy.orm.interfaces import ORMOption
 
 from profiler.matching import match
 from profiler.report import SCHEMA_VERSION, Op, Report
@@ -16,7 +17,7 @@ from scheduler.errors import NotFoundError
 from scheduler.store.database import Database
 from scheduler.store.records import Page, ProfileRun, cursor_ids, document, now_us, page_limit, short
 from scheduler.store.rows import chunks, device_id, model_id, newest_first
-from scheduler.store.schema import DeviceRow, ModelRow, ProfileNodeRow, ProfileRunRow
+from scheduler.store.schema import DeviceRow, ProfileNodeRow, ProfileRunRow
 
 MOST_GROWN: Final = 5  # ops of a run that are kept as those that grew most
 _BATCH = 500
@@ -95,7 +96,7 @@ class Profiles:
             run = session.get(ProfileRunRow, number)
             if run is None:
                 raise NotFoundError(f"profile {number}: not stored")
-            return run_of(session, run, run.payload)
+            return run_of(run, run.payload)
 
         return self._database.read(work)
 
@@ -112,14 +113,14 @@ class Profiles:
         (before,), bound = cursor_ids(cursor), page_limit(limit)
 
         def work(session: Session) -> Page[ProfileRun]:
-            query = select(ProfileRunRow).options(defer(ProfileRunRow.payload), defer(ProfileRunRow.growth))
+            query = select(ProfileRunRow).options(defer(ProfileRunRow.growth), *without_documents(ProfileRunRow))
             if model is not None:
                 query = query.where(ProfileRunRow.model_id == model_id(session, model))
             if device is not None:
                 query = query.where(ProfileRunRow.device_id == device_id(session, device))
             if kind is not None:
                 query = query.where(ProfileRunRow.kind == kind)
-            return newest_first(session, query, ProfileRunRow.id, bound, before, lambda row: run_of(session, row))
+            return newest_first(session, query, ProfileRunRow.id, bound, before, run_of)
 
         return self._database.read(work)
 
@@ -133,10 +134,14 @@ def series_of(report: Report) -> str:
     return hashlib.sha256(orjson.dumps(said)).hexdigest()
 
 
-def run_of(session: Session, row: ProfileRunRow, payload: str = "") -> ProfileRun:
+def without_documents(run: type[ProfileRunRow]) -> tuple[ORMOption, ...]:
+    """What a query of runs has to be told to leave large texts where they are."""
+    return defer(run.payload), joinedload(run.device).defer(DeviceRow.profile)
+
+
+def run_of(row: ProfileRunRow, payload: str = "") -> ProfileRun:
     """A row as a record."""
-    model = session.get_one(ModelRow, row.model_id)
-    device = None if row.device_id is None else session.get_one(DeviceRow, row.device_id)
+    model, device = row.model, row.device
     kind: Kind = "static" if device is None else "trace"
     return ProfileRun(
         id=row.id,

@@ -18,7 +18,7 @@ from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import since_built
 from scheduler.store.database import Database
-from scheduler.store.profiles import Growth, Kind, noise_percent, run_of
+from scheduler.store.profiles import Growth, Kind, noise_percent, run_of, without_documents
 from scheduler.store.records import Page, ProfileRun, cursor_ids, page_limit
 from scheduler.store.rows import device_id, model_id
 from scheduler.store.schema import DeviceRow, PlanRow
@@ -217,9 +217,9 @@ class Queries:
             query = select(Run, before).join(before, before.id == Run.previous_id).where(Run.growth_percent > threshold_percent)
             if model is not None:
                 query = query.where(Run.model_id == model_id(session, model))
-            query = query.options(defer(Run.payload), defer(before.payload), defer(before.growth))
+            query = query.options(defer(before.growth), *without_documents(Run), *without_documents(before))
             query = query.order_by(Run.growth_percent.desc(), Run.id.desc()).offset(start).limit(bound + 1)
-            return _page([_regression(session, row, earlier) for row, earlier in session.execute(query)], start, bound)
+            return _page([_regression(row, earlier) for row, earlier in session.execute(query)], start, bound)
 
         return self._database.read(work)
 
@@ -303,10 +303,10 @@ def _group(row: Any, runs: int) -> FoundGroup:
     return FoundGroup(group=str(group), share_percent=None if share is None else share / runs, **counts, **named)
 
 
-def _regression(session: Session, after: Run, before: Run) -> Regression:
+def _regression(after: Run, before: Run) -> Regression:
     return Regression(
-        run_of(session, before),
-        run_of(session, after),
+        run_of(before),
+        run_of(after),
         after.growth_percent or 0.0,
         max(noise_percent(run.wall_p50_ns or 0.0, run.wall_p90_ns) for run in (before, after)),
         tuple(Growth(**item) for item in orjson.loads(after.growth)),

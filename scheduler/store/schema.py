@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from sqlalchemy import BigInteger, Boolean, Double, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 _NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -184,6 +184,8 @@ class ProfileRunRow(Base):
     growth: Mapped[str] = mapped_column(Text, server_default="[]")
     payload: Mapped[str] = mapped_column(Text)
     created_us: Mapped[int]
+    model: Mapped[ModelRow] = relationship(lazy="joined", innerjoin=True)
+    device: Mapped[DeviceRow | None] = relationship(lazy="joined")
     __table_args__ = (
         Index("ix_profile_runs_series", "series", "id"),
         Index("ix_profile_runs_kind", "kind", "id"),
