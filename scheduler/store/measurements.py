@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Select, and_, exists, or_, select
+from sqlalchemy import Select, and_, exists, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError, RecordFormatError
@@ -85,8 +85,12 @@ class Measurements:
 
         def work(session: Session) -> Page[Found]:
             query = _all() if not since_us else _all().where(MeasurementRow.measured_us >= since_us)
-            if device is not None:
-                query = query.where(MeasurementRow.device_id == device_id(session, device))
+            of = None if device is None else device_id(session, device)
+            if of is not None and model is None and signature is None:
+                lines = _newest_of_device(session, query, of, before[0], bound + 1)
+                return _page(lines, bound, here, lambda row: str(row.id))
+            if of is not None:
+                query = query.where(MeasurementRow.device_id == of)
             if model is not None:
                 return _page_of_model(session, query, model_id(session, model), before, bound, here)
             if signature is not None:
@@ -210,12 +214,21 @@ def _of_build(session: Session, query: Any, here: Here) -> Any:
 @functools.cache  # building it costs more than asking it
 def _all() -> _Query:
     query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
-    query = query.join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
-    return query.join(SignatureRow, SignatureRow.id == MeasurementRow.signature_id)
+    # Every row has both; said so as outer joins, PostgreSQL keeps to the order of the measurements.
+    query = query.outerjoin(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
+    return query.outerjoin(SignatureRow, SignatureRow.id == MeasurementRow.signature_id)
 
 
 def _newest(session: Session, query: _Query, before: int, limit: int) -> list[_Line]:
     return list(session.execute(query.where(MeasurementRow.id < before).order_by(MeasurementRow.id.desc()).limit(limit)))
+
+
+def _newest_of_device(session: Session, query: _Query, device: int, before: int, limit: int) -> list[_Line]:
+    """The same of a device, whose column is compared and ordered together with the id: told that it is equal, PostgreSQL walks
+    through all rows by id, believing that those of the device lie evenly among them."""
+    key = (MeasurementRow.device_id, MeasurementRow.id)
+    query = query.where(tuple_(*key) > tuple_(device, 0), tuple_(*key) < tuple_(device, before))
+    return list(session.execute(query.order_by(*(column.desc() for column in key)).limit(limit)))
 
 
 def _page_of_model(session: Session, query: _Query, model: int, before: Sequence[int], limit: int, here: Here) -> Page[Found]:

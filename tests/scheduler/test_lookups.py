@@ -120,6 +120,7 @@ def explained(connection: sa.Connection, statement: str, parameters: object) -> 
     for setting in (
         "enable_seqscan",
         "enable_sort",
+        "enable_incremental_sort",
         "enable_bitmapscan",
         "enable_hashjoin",
         "enable_mergejoin",
