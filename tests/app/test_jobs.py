@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store
 from tests.app.conftest import serving
-from tests.scheduler.samples import DEVICE
+from tests.scheduler.samples import DEVICE, report, run_op
 from tests.waiting import until
 
 WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
@@ -168,7 +169,7 @@ def test_a_job_of_another_device_waits_for_its_worker(client: httpx.Client) -> N
     lease = claim["lease"]
     assert client.post(f"/v1/jobs/{number}/beat", json={"lease": lease, "progress": {"at": 1}}).json() == {"cancel": False}
     assert client.post(f"/v1/jobs/{number}/beat", json={"lease": "0" * 32}).status_code == 409
-    run = {"engine_build": "b", "timed": True, "payload": "{}", "nodes": [], "flops": 1, "wall_p50_ns": 5.0}
+    run = {"engine_build": "b", "report": json.loads(report(wall_p50_ns=5.0, model=claim["job"]["model_digest"]).to_json())}
     end = {"lease": lease, "state": "done", "outcome": {"summary": {"x": 1}, "run": run}}
     done = client.post(f"/v1/jobs/{number}/end", json=end).json()
     assert client.post(f"/v1/jobs/{number}/end", json=end).json() == done
@@ -209,24 +210,32 @@ def test_jobs_that_make_no_sense_are_refused(client: httpx.Client, asked: dict, 
 
 
 @pytest.mark.parametrize(
-    "run",
+    ("where", "value"),
     [
-        {"payload": "[]"},
-        {"payload": "no json"},
-        {"flops": 2**63},
-        {"nodes": [{"node": "n", "op": "Conv", "macs": -1, "flops": 1, "moved_bytes": 1}]},
-        {"nodes": [{"node": "n", "op": "Conv", "macs": 1, "flops": 1, "moved_bytes": 1, "p50_ns": 1e30}]},
-        {"engine_build": "a\0b"},
-        {"wall_p50_ns": -1},
+        (("report",), "no report"),
+        (("report", "schema_version"), 1),
+        (("report", "totals", "flops"), 2**63),
+        (("report", "ops", 0, "macs"), -1),
+        (("report", "ops", 0, "p50_ns"), 1e30),
+        (("report", "setup", "device"), "f" * 16),
+        (("report", "setup"), None),
+        (("report", "model", "digest"), "0" * 64),
+        (("report", "totals", "wall_p50_ns"), -1),
+        (("engine_build",), "a\0b"),
     ],
     ids=str,
 )
-def test_runs_that_break_a_rule_are_not_stored(client: httpx.Client, run: dict) -> None:
+def test_runs_that_break_a_rule_are_not_stored(client: httpx.Client, where: tuple[str | int, ...], value: object) -> None:
     number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
     claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
     while claim["job"]["id"] != number:  # what other tests left
         claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
-    found = {"engine_build": "b", "timed": True, "payload": "{}", "nodes": [], "flops": 1, **run}
+    ops, digest = [run_op(p50_ns=1.0)], claim["job"]["model_digest"]
+    found = {"engine_build": "b", "report": json.loads(report(ops, wall_p50_ns=5.0, model=digest).to_json())}
+    place: Any = found
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
     end = {"lease": claim["lease"], "state": "done", "outcome": {"run": found}}
     assert client.post(f"/v1/jobs/{number}/end", json=end).status_code == 400
     failed = client.post(f"/v1/jobs/{number}/end", json={"lease": claim["lease"], "state": "failed", "error": "a\0b"}).json()
