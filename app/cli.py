@@ -29,8 +29,9 @@ from app.cli_device import device_command
 from app.cli_plan import show_diff, show_what_if
 from app.commands import keys
 from app.console import ArgumentError, Database, Json, notes, out, print_json
-from app.pages import quantity, smallest_shapes
+from app.pages import smallest_shapes
 from app.settings import DEMO_MODELS, Settings, knobs
+from app.shell import quantity
 from graph.errors import FeedError
 from graph.feeds import random_feeds
 from graph.ir import Port

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.console import ArgumentError, Database, Json, notes, out, print_json
-from app.pages import quantity
+from app.shell import quantity
 from profiler.device import DeviceProfile
 from profiler.measure import Figure
 from profiler.sheet import read_profile

@@ -15,7 +15,8 @@ from profiler.counts import profile
 from profiler.exports import profile_json
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.drift import ServedPlan
-from scheduler.plan import Plan
+from scheduler.pareto import Tradeoff, tradeoffs
+from scheduler.plan import Candidate, Plan
 from scheduler.planner import make_plan
 from scheduler.store import Found, Here, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
 
@@ -107,6 +108,23 @@ class PlanOut(BaseModel):
     id: str
     created_us: int | None
     plan: Plan
+
+
+class TradeoffOut(BaseModel):
+    """A plan by what it takes and how exact it is. latency_ns: measured or predicted. efficient: none beats it."""
+
+    plan_id: str
+    device: str
+    device_name: str
+    objective: str
+    precision: str
+    threads: int
+    status: str
+    latency_ns: float
+    measured: bool
+    error_estimate: float
+    memory_bytes: int
+    efficient: bool
 
 
 class WindowOut(BaseModel):
@@ -313,15 +331,21 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
 @router.get("/plans")
 @needs(Scope.READ)
 async def list_plans(
-    service: Serving, model: Key | None = None, device: Key | None = None, limit: Limit = 20, cursor: Cursor = None
+    service: Serving,
+    model: Key | None = None,
+    device: Key | None = None,
+    steps: bool = True,
+    limit: Limit = 20,
+    cursor: Cursor = None,
 ) -> PageOut[PlanOut]:
-    """Stored plans, of a model (its digest), a device, or all."""
+    """Stored plans, of a model (its digest), a device, or all. steps=false leaves out each plan's steps, which are most of it."""
 
     def work() -> Page[StoredPlan]:
         return service.store.plans.page(service.here(), model, device, limit, cursor)
 
     page = await service.engine.call(work)
-    return PageOut(items=[_plan(stored) for stored in page.items], next=page.next)
+    found = [_plan(stored) for stored in page.items]
+    return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
 
 
 @router.get("/plans/served")
@@ -343,8 +367,12 @@ async def get_plan(service: Serving, plan_id: str) -> PlanOut:
 async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
     """Why every step runs as it does: what else was possible, and what it would have cost."""
     stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
-    rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=str))
+    rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=_candidate))
     return rows
+
+
+def _candidate(value: Candidate) -> dict[str, Any]:
+    return value.model_dump(mode="json")
 
 
 @router.get("/plans/{before}/diff/{after}")
@@ -393,6 +421,39 @@ def _served_plan(served: ServedPlan) -> ServedPlanOut:
 
 def _plan(stored: StoredPlan) -> PlanOut:
     return PlanOut(id=stored.plan.id, created_us=stored.created_us, plan=stored.plan)
+
+
+def _without_steps(item: PlanOut) -> PlanOut:
+    return item.model_copy(update={"plan": item.plan.model_copy(update={"steps": ()})})
+
+
+@router.get("/pareto")
+@needs(Scope.READ)
+async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[TradeoffOut]:
+    """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
+
+    def work() -> list[Tradeoff]:
+        return tradeoffs(service.store.plans.page(service.here(), model, device, limit).items)
+
+    return [_tradeoff(found) for found in await service.engine.call(work)]
+
+
+def _tradeoff(found: Tradeoff) -> TradeoffOut:
+    plan = found.stored.plan
+    return TradeoffOut(
+        plan_id=plan.id,
+        device=plan.device_fingerprint,
+        device_name=plan.device_name,
+        objective=plan.objective,
+        precision=plan.precision,
+        threads=plan.threads,
+        status=plan.state.status,
+        latency_ns=found.latency_ns,
+        measured=found.measured,
+        error_estimate=plan.error_estimate,
+        memory_bytes=plan.memory_bytes,
+        efficient=found.efficient,
+    )
 
 
 @router.get("/strategies")

@@ -1,5 +1,7 @@
 """What went wrong, as HTTP: one JSON body `{"error": "<text>"}` for every route, and a status from the error's class.
 
+Who asks for a page with a browser gets a page that says it.
+
 EdgewiseError (kernels.errors)
 └── RequestError          a request that the service refuses before any model sees it; carries its own status
 
@@ -19,11 +21,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from app.shell import shell
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from scheduler.errors import ConflictError, NotFoundError, StalePlanError, StoreError
 
 log = structlog.get_logger("edgewise.http")
 
+_NO_PAGES = ("/v1/", "/v2/", "/static/")
+_TITLES = {403: "Not allowed", 404: "Not found", 503: "Not available now"}
 CLIENT_GONE = 499  # nginx's number for it
 
 
@@ -59,16 +64,26 @@ def status_of(error: EdgewiseError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
+def _reply(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as a page for browsers that ask for one, else as the JSON body."""
+    page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_NO_PAGES)
+    if not page:
+        return error_response(status, message, headers)
+    reply = shell(request, "error.html", status, title=_TITLES.get(status, "That did not work"), message=message)
+    reply.headers.update(headers or {})
+    return reply
+
+
 async def _edgewise(request: Request, error: Exception) -> Response:
     if not isinstance(error, EdgewiseError):
         raise error
-    return error_response(status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
+    return _reply(request, status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+    return _reply(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
 
 async def _validation(request: Request, error: Exception) -> Response:
@@ -76,7 +91,7 @@ async def _validation(request: Request, error: Exception) -> Response:
         raise error
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    return error_response(400, f"{place}: {first['msg']}")
+    return _reply(request, 400, f"{place}: {first['msg']}")
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -86,7 +101,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
-    return error_response(500, "internal error, the server's log has the details")
+    return _reply(request, 500, "internal error, the server's log has the details")
 
 
 def install(app: FastAPI) -> None:

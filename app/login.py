@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from app import auth
 from app.auth import Scope, needs
 from app.errors import RequestError
-from app.pages import page
+from app.shell import page
 from app.state import Serving
 
 router = APIRouter()

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from fastapi import Depends, FastAPI, Request
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 import edgewise
-from app import control, errors, exchange, jobs, login, pages
+from app import control, errors, exchange, jobs, live, login, pages, uploads, views
 from app.auth import Scope, authorise, needs
 from app.limits import Rates
 from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import routes as oip
 from app.settings import Settings
+from app.shell import STATIC, StaticPages
 from app.state import Service, Serving
 from app.telemetry import Telemetry, over_http
 from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
-STATIC = Path(__file__).parent / "static"
 
 
 @asynccontextmanager
@@ -75,14 +73,19 @@ def create_app(
     errors.install(app)
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
+    app.include_router(uploads.router, prefix="/v1", tags=["Control"])
     app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
+    app.include_router(live.router, prefix="/v1", tags=["Control"])
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(views.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
-    app.mount("/static", StaticFiles(directory=STATIC), "static")
-    bodies = BodyLimits(settings.max_body_bytes, settings.max_control_bytes, settings.max_bytes_together)
+    app.mount("/static", StaticPages(directory=STATIC), "static")
+    bodies = BodyLimits(
+        settings.max_body_bytes, settings.max_upload_bytes, settings.max_control_bytes, settings.max_bytes_together
+    )
     app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
     app.add_middleware(Guard, allowed_hosts=settings.host_names, limits=bodies)
     app.add_middleware(RequestLog, service=service)

@@ -23,6 +23,7 @@ log = structlog.get_logger("edgewise.http")
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
 PUBLIC_FOLDER = "/static/"
+UPLOAD = "/v1/models"  # POST: a body that goes to disk as it comes, and is never held
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSE = {"Connection": "close"}
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -31,9 +32,10 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Of one request to infer or load, of one to anything else, and of all requests that are being answered together."""
+    """Of one request to infer or load, of an upload, of one to anything else, and of all that are being answered together."""
 
     protocol_bytes: int
+    upload_bytes: int
     control_bytes: int
     together_bytes: int
 
@@ -54,21 +56,26 @@ class Guard:
             return
         headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
         large = scope["path"].startswith("/v2/") and scope["path"].endswith(("/infer", "/load"))
-        limit = self.limits.protocol_bytes if large else self.limits.control_bytes
+        upload = scope["path"] == UPLOAD and scope["method"] == "POST"
+        limits = self.limits
+        limit = limits.protocol_bytes if large else limits.upload_bytes if upload else limits.control_bytes
         refusal = self._refusal(scope["method"], headers, limit)
         if refusal is not None:
             await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
             return
-        received = 0
+        received = held = 0
 
         async def limited() -> Message:
-            nonlocal received
+            nonlocal received, held
             message = await receive()
             size = len(message.get("body", b""))
             received += size
-            self.held_bytes += size
             if received > limit:
                 raise _too_large(f"more than {limit}", limit)
+            if upload:
+                return message
+            held += size
+            self.held_bytes += size
             if self.held_bytes > self.limits.together_bytes:
                 raise RequestError(503, "body: too much is being answered at once; try again", {"Retry-After": "1"} | _CLOSE)
             return message
@@ -76,7 +83,7 @@ class Guard:
         try:
             await self.app(scope, limited, send)
         finally:
-            self.held_bytes -= received
+            self.held_bytes -= held
 
     def _refusal(self, method: str, headers: dict[str, str], limit: int) -> RequestError | None:
         if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:

@@ -161,6 +161,35 @@ class Repository:
             release()
         return list(made.values())
 
+    def admit(self, asked: str, staged: Path, *, replace: bool) -> Served:
+        """Load a file that lies staged within the folder, make it the folder's `name.onnx`, and serve it.
+
+        Raises: RequestError 409 for a name that is taken, unless `replace`, which only a single file can be; 400 for a name or a
+                model that breaks a rule; the staged file and what was served are as they were then. OSError.
+        """
+        name = check_name(asked)
+        with self._changing:
+            self.check_place(name, replace=replace)
+            served = Served(name, "1", staged)
+            if (error := self._attempt(served)) is not None:
+                raise error
+            served.path = staged.replace(self.folder / f"{name}.onnx")
+            self._replace(name, {served.version: served})
+        release()
+        return served
+
+    def check_place(self, name: str, *, replace: bool) -> None:
+        """Whether a file may become `name.onnx`. Raises RequestError 400, 409."""
+        single, known = (self.folder / f"{name}.onnx").is_file(), name in self._models
+        if not single and (known or find_versions(self.folder, name)):
+            raise RequestError(
+                409, f"model '{name}': it has versions of its own, an upload takes the place of a single file only"
+            )
+        if single and not replace:
+            raise RequestError(409, f"model '{name}': there is one of this name, choose another or ask to replace it")
+        if not known and len(self.models) >= self.limits.models:
+            raise RequestError(400, f"model '{name}': {len(self.models)} models are served, the limit is {self.limits.models}")
+
     def _attempt(self, served: Served) -> RequestError | None:
         """Load one version; what went wrong, which its state says too."""
         started_ns = time.perf_counter_ns()

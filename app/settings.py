@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     drain_s: int = Field(30, ge=1, description="On SIGTERM, after that: time for running requests to end.")
     strict_ready: bool = Field(False, description="Whether a model that failed to load at the start makes the server not ready.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP URL for traces, as in http://collector:4318/v1/traces; off when unset.")
+    max_upload_bytes: int = Field(2**30, ge=0, description="A model file that is uploaded into the folder; 0 takes none.")
     repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
     file_uploads: bool = Field(False, description="Whether a load request may bring files.")
 

@@ -6,8 +6,10 @@ by the batch's, so that executions and compute times add up to the engine's.
 
 from __future__ import annotations
 
+import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ from app.engine import Outcome
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 REASONS: tuple[Reason, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 MAX_BATCH_SIZES = 256  # rows of `batch_stats`; larger batches beyond them are counted in the totals only
+RECENT_S = 10.0  # what "live" means
+MAX_RECENT = 4096  # answers of one model that are kept to tell how it does
 
 
 @dataclass(slots=True)
@@ -55,6 +59,48 @@ class Timed:
     total_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request that was answered lately. at_ns: of the monotonic clock."""
+
+    at_ns: int
+    total_ns: int
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How requests did lately: answers per second, latencies from arrival to reply, and the rows of the batch that a
+    request ran in, on average (None without any)."""
+
+    requests_per_s: float
+    p50_ns: int | None
+    p99_ns: int | None
+    batch_rows: float | None
+
+
+def traffic(kept: Iterable[Iterable[Answer]], now_ns: int) -> Traffic:
+    """Sum up the answers of the last RECENT_S, those kept of each model."""
+    recent = [[answer for answer in answers if now_ns - answer.at_ns <= RECENT_S * 1e9] for answers in kept]
+    together = [answer for answers in recent for answer in answers]
+    if not together:
+        return Traffic(0.0, None, None, None)
+    totals = sorted(answer.total_ns for answer in together)
+    rows = sum(answer.batch_rows for answer in together) / len(together)
+    return Traffic(sum(_per_second(answers, now_ns) for answers in recent), _rank(totals, 0.5), _rank(totals, 0.99), rows)
+
+
+def _per_second(recent: list[Answer], now_ns: int) -> float:
+    """As many as there may be are not all of the window's: then the time since the oldest is the window."""
+    full = len(recent) == MAX_RECENT
+    return len(recent) / (max((now_ns - recent[0].at_ns) / 1e9, 1e-3) if full else RECENT_S)
+
+
+def _rank(ordered: list[int], share: float) -> int:
+    """The nearest-rank percentile."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
 @dataclass(slots=True)
 class ModelStatistics:
     """Of one version of one model; kept while it is reloaded."""
@@ -76,6 +122,7 @@ class ModelStatistics:
     last_ms: int = 0
     pending: int = 0
     load_ns: int = 0
+    recent: deque[Answer] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
 
     def succeeded(self, done: Timed) -> None:
         """Count a request that was answered."""
@@ -89,6 +136,7 @@ class ModelStatistics:
         self.inferences += done.rows
         self.executions += share
         self.last_ms = time.time_ns() // 1_000_000
+        self.recent.append(Answer(time.monotonic_ns(), done.total_ns, outcome.batch_rows))
         if outcome.plan_id in self.plans or len(self.plans) < MAX_BATCH_SIZES:
             self.plans[outcome.plan_id] = self.plans.get(outcome.plan_id, 0) + 1
         if outcome.batch_rows in self.batches or len(self.batches) < MAX_BATCH_SIZES:

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 import platform
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -32,6 +33,7 @@ _OPS = "kernels.ops"
 _EXECUTOR = "graph.executor"  # with what it imports: all that runs between the kernels
 _FAMILIES = ("graph.native.", "kernels.native.")
 _RULES = "graph.native.rules"  # imports every family of native kernels
+_READING = threading.Lock()  # CPython 3.11 counts the depth of syntax trees for all threads together: two at once fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,17 @@ class Build:
         return _hash((first, *fused)) if fused else first
 
 
-@functools.cache
 def current_build() -> Build:
     """The build of this process. Source is read once, when it is first asked for.
 
     Raises: UnsupportedError where the engine's source is not there to be hashed.
     """
+    with _READING:
+        return _read_build()
+
+
+@functools.cache
+def _read_build() -> Build:
     llvmlite = importlib.metadata.version("llvmlite")
     libraries = f"python{platform.python_version()}.numpy{np.__version__}.llvmlite{llvmlite}"
     sources = {name: _source(name) for name in (*_modules(kernels), *_modules(graph))}

@@ -65,6 +65,11 @@ class Engine:
         """Calls that wait or run."""
         return self._calls.working
 
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """The engine processes; none where models run in the service's own."""
+        return tuple(self._processes)
+
     async def infer(self, served: Servable, feeds: Mapping[str, Array], options: InferOptions = InferOptions()) -> Outcome:  # noqa: B008
         """Run a model on one request, alone or with others.
 

@@ -60,7 +60,7 @@ async def index(request: Request, service: Serving) -> Response:
 @needs(Scope.ADMIN)
 async def load(request: Request, service: Serving, name: str) -> Response:
     """Load a model, or load it again; answers when it is ready."""
-    _require_control(service)
+    require_control(service)
     parameters = _parameters(await json_object(request, service))
     asked = await service.engine.call(_load_request, name, parameters, service.settings.file_uploads)
     await asyncio.shield(service.loads.join(asked))  # goes on when the client gives up waiting, for it to find it done
@@ -72,7 +72,7 @@ async def load(request: Request, service: Serving, name: str) -> Response:
 @needs(Scope.ADMIN)
 async def unload(request: Request, service: Serving, name: str) -> Response:
     """Serve a model no more; what runs finishes."""
-    _require_control(service)
+    require_control(service)
     parameters = _parameters(await json_object(request, service))
     for key, value in parameters.items():
         if key != "unload_dependents" or not isinstance(value, bool):
@@ -82,7 +82,8 @@ async def unload(request: Request, service: Serving, name: str) -> Response:
     return Response()
 
 
-def _require_control(service: Service) -> None:
+def require_control(service: Service) -> None:
+    """Raise RequestError 503 where models may not be loaded or unloaded over HTTP."""
     if not service.settings.repository_control:
         raise RequestError(503, "repository: models are not loaded or unloaded over HTTP here, see EDGEWISE_REPOSITORY_CONTROL")
     service.require_running()

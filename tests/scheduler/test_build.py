@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 import kernels.registry
@@ -77,3 +80,16 @@ def test_kernel_source_of_fused_ops_changes_with_each_of_them():
     sources.add(Build("b", {"Conv": "c1", "Relu": "r2"}).kernel_source("Conv+Relu"))
     sources.add(Build("b", {"Conv": "c2", "Relu": "r1"}).kernel_source("Conv+Relu"))
     assert len(sources) == 4
+
+
+def test_the_build_may_be_asked_for_by_several_threads_at_once():
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from scheduler.build import current_build\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    assert len({build.id for build in pool.map(lambda _: current_build(), range(8))}) == 1\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )  # a process that has not read it yet
+    assert ran.returncode == 0, ran.stderr
