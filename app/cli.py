@@ -27,8 +27,22 @@ from app.cli_agent import agent_command
 from app.cli_db import databases
 from app.cli_device import device_command
 from app.cli_plan import show_diff, show_what_if
+from app.cli_profile import profile_command
 from app.commands import keys
-from app.console import ArgumentError, Database, Json, notes, out, print_json
+from app.console import (
+    ArgumentError,
+    Database,
+    Dim,
+    Json,
+    ModelPath,
+    Shape,
+    Threads,
+    notes,
+    out,
+    parse_dims,
+    parse_shapes,
+    print_json,
+)
 from app.pages import smallest_shapes
 from app.settings import DEMO_MODELS, Settings, knobs
 from app.shell import quantity
@@ -37,21 +51,16 @@ from graph.feeds import random_feeds
 from graph.ir import Port
 from kernels.errors import EdgewiseError
 from kernels.spec import Array, Spec
-from profiler import exports, sweep
-from profiler.counts import OpProfile, Profile, profile
+from profiler.exports import chrome_trace
 from scheduler.evaluation import evaluate_stored
 from scheduler.plan import Objective
+from scheduler.reports import timed
 from scheduler.session import Session
 from scheduler.store import Store
 from scheduler.strategy import WantedBackend
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(keys.app, name="keys")
-
-ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
-Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
-Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
-Threads = Annotated[int | None, typer.Option(help="Cores to use; physical cores by default.")]
 
 
 def main() -> None:
@@ -74,6 +83,7 @@ def _version(wanted: bool) -> None:
 
 app.command("agent")(agent_command)
 app.command("device")(device_command)
+app.command("profile")(profile_command)
 app.add_typer(databases, name="db")
 
 
@@ -82,80 +92,6 @@ def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Profile an ONNX model op by op, plan how this device should run it, and serve it with that plan."""
-
-
-@app.command("profile")
-def profile_command(
-    model: ModelPath,
-    shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
-    dim: Dim = [],  # noqa: B006
-    top: Annotated[int, typer.Option(help="Rows to print, 0 = all.")] = 20,
-    sort: Annotated[str, typer.Option(help="flops, macs, read_bytes, write_bytes, param_bytes or order.")] = "flops",
-    csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
-    json: Json = False,
-) -> None:
-    """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
-
-    edgewise profile resnet50.onnx
-    edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
-    edgewise profile model.onnx --dim batch=1,2,4,8
-    """
-    shapes, dims = parse_shapes(shape), parse_dims(dim)
-    if any(len(sizes) > 1 for sizes in dims.values()):
-        _print_sweep(sweep.sweep(model, dims, shapes), json)
-        return
-    counted = profile(model, shapes, {name: sizes[0] for name, sizes in dims.items()})
-    if csv is not None:
-        csv.write_text(exports.to_csv(exports.profile_rows(counted)))
-    if json:
-        print_json(exports.profile_json(counted))
-    else:
-        _print_profile(counted, _sorted(counted.ops, sort), top)
-
-
-def _sorted(ops: tuple[OpProfile, ...], key: str) -> list[OpProfile]:
-    if key == "order":
-        return list(ops)
-    keys = ("flops", "macs", "read_bytes", "write_bytes", "param_bytes")
-    if key not in keys:
-        raise ArgumentError(f"--sort: {key!r} is no column, need one of {', '.join(keys)}, order")
-    return sorted(ops, key=lambda op: -getattr(op, key))
-
-
-def _print_profile(counted: Profile, ops: list[OpProfile], top: int) -> None:
-    table = Table(title=f"{counted.model}: cost per op", title_justify="left")
-    for name, width in (("op", 8), ("node", 12), ("output", 8)):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, max_width=44)
-    for name, width in (("MACs", 7), ("FLOPs", 7), ("%", 4), ("read", 7), ("written", 7)):
-        table.add_column(name, justify="right", no_wrap=True, min_width=width)
-    for op in ops[: top or None]:
-        share = 100 * op.flops / counted.flops if counted.flops else 0
-        moved = [quantity(op.read_bytes, "B"), quantity(op.write_bytes, "B")]
-        counts = [quantity(op.macs, ""), quantity(op.flops, ""), f"{share:.1f}", *moved]
-        table.add_row(op.op, op.name, " ".join(op.outputs), *counts)
-    out.print(table)
-    if top and len(ops) > top:
-        out.print(f"{top} of {len(ops)} ops; --top 0 prints all", style="dim")
-    out.print(f"macs {counted.macs:,}   flops {counted.flops:,} (2·macs + {counted.other_flops:,})   params {counted.params:,}")
-    peak = quantity(counted.peak_activation_bytes, "B")
-    out.print(
-        f"peak activations {peak}   parameters {quantity(counted.param_bytes, 'B')}   counted {counted.coverage_percent:.1f} %"
-    )
-    for missing in counted.uncounted:
-        out.print(f"not counted: {missing}", style="yellow", markup=False)
-
-
-def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
-    rows = exports.sweep_rows(points)
-    if json:
-        print_json(orjson.dumps(rows))
-        return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()])
-    out.print(table)
 
 
 @app.command("run")
@@ -179,7 +115,7 @@ def run_command(
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
-        trace_out.write_bytes(exports.chrome_trace(session.trace(feeds, runs)))
+        trace_out.write_bytes(chrome_trace(timed(session, feeds, runs)))
     if save is not None:
         np.savez(save, allow_pickle=False, **outputs)
     median_ns = statistics.median(times_ns)
@@ -432,24 +368,6 @@ def doctor_command(
         return
     for name, value in facts.items():
         out.print(f"{name:14} {value}", markup=False)
-
-
-def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """--shape x=1,3,224,224 as {"x": (1, 3, 224, 224)}. Raises ArgumentError."""
-    return dict(_assignment("--shape", text) for text in texts)
-
-
-def parse_dims(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """--dim batch=8 as {"batch": (8,)}. Raises ArgumentError."""
-    return dict(_assignment("--dim", text) for text in texts)
-
-
-def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
-    name, equals, sizes = text.rpartition("=")
-    parts = sizes.split(",") if sizes else []
-    if not equals or not name or not all(part.strip().isdecimal() for part in parts):
-        raise ArgumentError(f"{option}: {text!r} is not understood, need name=size[,size…]")
-    return name, tuple(int(part) for part in parts)
 
 
 def read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""/v1: models, devices, profiles, plans and strategies as typed JSON. Lists come in bounded pages, the newest first."""
+"""/v1: models, devices, plans and strategies as typed JSON. Lists come in bounded pages, the newest first."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.auth import Scope, needs
 from app.repository import Served
 from app.state import Serving
-from profiler.counts import profile
-from profiler.exports import profile_json
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.drift import ServedPlan
 from scheduler.pareto import Tradeoff, tradeoffs
 from scheduler.plan import Candidate, Plan
 from scheduler.planner import make_plan
-from scheduler.store import Found, Here, Page, ProfileNode, ProfileRun, StoredDevice, StoredPlan
+from scheduler.store import Found, Here, Page, StoredDevice, StoredPlan
 
 router = APIRouter()
 T = TypeVar("T")
@@ -181,18 +179,6 @@ class StrategyOut(BaseModel):
     measured_us: int
 
 
-class ProfileOut(BaseModel):
-    """A stored profile. profile: the whole document; only of a single one."""
-
-    id: int
-    model_digest: str
-    kind: str
-    macs: int
-    flops: int
-    created_us: int
-    profile: dict[str, Any] | None = None
-
-
 def describe(served: Served) -> ModelOut:
     """A served model for the reply."""
     session = served.session
@@ -251,53 +237,6 @@ def describe_device(stored: StoredDevice) -> DeviceOut:
     """A stored device for the reply, without its profile."""
     times = {"created_us": stored.created_us, "updated_us": stored.updated_us}
     return DeviceOut(fingerprint=stored.fingerprint, name=stored.name, **times)
-
-
-@router.post("/profiles")
-@needs(Scope.ADMIN)
-async def make_profile(service: Serving, asked: Work) -> ProfileOut:
-    """Count what a served model costs for these shapes, per op and in total, and store it."""
-    served, session = service.repository.ready(asked.model, asked.version)
-
-    def work() -> ProfileOut:
-        service.remember(served.name, session.model)
-        counted = profile(session.model, asked.bound(), asked.dims)
-        nodes = [ProfileNode(op.name, op.op, op.macs, op.flops, op.read_bytes + op.write_bytes) for op in counted.ops]
-        text = profile_json(counted)
-        build = service.here().build.id
-        number = service.store.profiles.save(counted.digest, build, text.decode(), nodes, flops=counted.flops)
-        return _profile(service.store.profiles.get(number), whole=True)
-
-    return await service.engine.call(work)
-
-
-@router.get("/profiles")
-@needs(Scope.READ)
-async def list_profiles(
-    service: Serving, model: Key | None = None, limit: Limit = 50, cursor: Cursor = None
-) -> PageOut[ProfileOut]:
-    """Stored profiles, of all models or one (its digest)."""
-    page = await service.engine.call(lambda: service.store.profiles.page(model, None, limit, cursor))
-    return PageOut(items=[_profile(run, whole=False) for run in page.items], next=page.next)
-
-
-@router.get("/profiles/{number}")
-@needs(Scope.READ)
-async def get_profile(service: Serving, number: int) -> ProfileOut:
-    """One profile with its whole document."""
-    return _profile(await service.engine.call(lambda: service.store.profiles.get(number)), whole=True)
-
-
-def _profile(run: ProfileRun, *, whole: bool) -> ProfileOut:
-    return ProfileOut(
-        id=run.id,
-        model_digest=run.model_digest,
-        kind=run.kind,
-        macs=run.macs,
-        flops=run.flops,
-        created_us=run.created_us,
-        profile=orjson.loads(run.payload) if whole else None,
-    )
 
 
 @router.post("/plans")

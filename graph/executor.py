@@ -15,9 +15,10 @@ from graph.choice import Choice
 from graph.errors import FeedError
 from graph.feeds import check_feeds
 from graph.ir import Graph, Port, Specs
-from graph.memory import MemoryPlan
+from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
 from graph.program import DYNAMIC, VIEW, Program, Step, without_unread
+from graph.timing import RunClock
 from kernels.errors import UnsupportedError
 from kernels.native.isa import available_cores
 from kernels.spec import Array, Spec
@@ -32,6 +33,7 @@ class TimedRun:
     outputs: dict[str, Array]
     step_ns: list[int]
     wall_ns: int
+    clock: RunClock
 
 
 class Executor:
@@ -77,6 +79,11 @@ class Executor:
         """Where every value lives."""
         return self._program.memory
 
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """What takes activation memory, and while which of `steps`."""
+        return self._program.held
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every graph output, the caller's own arrays. Raises FeedError."""
         arrays = check_feeds(self._ports, feeds)
@@ -87,12 +94,14 @@ class Executor:
     def run_timed(self, feeds: Mapping[str, Any]) -> TimedRun:
         """Run once, reading the clock between steps."""
         with self._lock:
-            began = time.perf_counter_ns()
+            began_ns = time.perf_counter_ns()
             arrays = check_feeds(self._ports, feeds)
             with self._blas, np.errstate(all="ignore"):
-                outputs, step_ns = self._program.run_timed(tuple(arrays.values()))
+                outputs, marks_ns, segments = self._program.run_timed(tuple(arrays.values()))
             named = dict(zip(self._names, outputs, strict=True))
-            return TimedRun(named, step_ns, time.perf_counter_ns() - began)
+            wall_ns = time.perf_counter_ns() - began_ns
+            clock = RunClock(began_ns, marks_ns, segments)
+            return TimedRun(named, clock.step_ns(), wall_ns, clock)
 
 
 def _known(port: Port, specs: Specs) -> Spec:

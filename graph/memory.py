@@ -39,6 +39,20 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Activation memory that one value takes from step `first` to step `last`, both included.
+
+    name: of the value it was made for, where several share it. offset_bytes: in the arena; None for graph inputs and outputs.
+    """
+
+    name: str
+    nbytes: int
+    first: int
+    last: int
+    offset_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """What is alive while one step runs.
 
@@ -60,7 +74,8 @@ class MemoryPlan:
     owners: value -> the value whose storage it shares (itself when it has its own), whatever kind of memory that is;
     values that only a run can size are absent. returned: owners of storage that holds a graph output.
     arena_bytes: what this plan needs. lower_bound_bytes: what any plan with this sharing needs, the most that is alive at
-    once. peak_bytes: the most alive at once with graph inputs and outputs. order: the placement order that won.
+    once. peak_bytes: the most alive at once with graph inputs and outputs. order: the placement order that won. held: every
+    storage that takes activation memory, workspaces left out.
     """
 
     placements: Mapping[str, Placement]
@@ -72,6 +87,7 @@ class MemoryPlan:
     peak_bytes: int
     timeline: tuple[Moment, ...]
     order: str
+    held: tuple[Held, ...]
 
 
 def is_static(node: Node, specs: Specs) -> bool:
@@ -116,6 +132,7 @@ def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) 
         peak_bytes=max((moment.live_bytes + moment.outside_bytes for moment in timeline), default=0),
         timeline=timeline,
         order=order,
+        held=tuple(_held(storages, placements, len(graph.nodes))),
     )
 
 
@@ -311,6 +328,16 @@ def _smallest_gap(start: Array, end: Array, nbytes: int) -> int:
     gap_bytes = start - gap_start
     fits = np.flatnonzero(gap_bytes >= nbytes)
     return int(gap_start[fits[np.argmin(gap_bytes[fits])]]) if len(fits) else int(reach[-1])
+
+
+def _held(storages: Iterable[_Storage], placements: Mapping[str, Placement], steps: int) -> Iterable[Held]:
+    """What takes activation memory: as long as it is needed in the arena, to the end of the run outside of it."""
+    for storage in storages:
+        if storage.kind == "arena":
+            last, offset_bytes = min(storage.last, steps - 1), placements[storage.owner].offset_bytes
+            yield Held(storage.owner, storage.nbytes, storage.first, last, offset_bytes)
+        elif storage.kind in ("input", "output"):
+            yield Held(storage.owner, storage.nbytes, storage.first, steps - 1, None)
 
 
 def _timeline(

@@ -23,14 +23,15 @@ from graph.control_flow import run_control_flow
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
 from graph.mapped import resident
-from graph.memory import ALIGNMENT_BYTES, MemoryPlan, is_static, plan_memory
+from graph.memory import ALIGNMENT_BYTES, Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
 from graph.shapes import MAX_VALUE_BYTES, propagate
+from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError
 from kernels.registry import Kernel, Op, find
 from kernels.spec import Array, Spec
 
-VIEW = "view"  # the algorithm of a step that is only another name for memory
+VIEW = "view"  # the algorithm of a step that does nothing: another name for memory, or what steps before it did already
 DYNAMIC = "dynamic"  # of a step that is inferred and allocated while it runs
 _BODY_PROGRAMS = 4  # sets of shapes a body is made ready for; one that meets more is run without any
 
@@ -97,7 +98,7 @@ class Program:
         calls = [self._call(step, kernels[step.node.name]) for step in self._positions]
         self._calls = [self._releasing(i, call) for i, call in enumerate(calls)]
         self._outputs = self._output_slots()
-        self._segment_ns: dict[str, list[int]] = {}
+        self._clocks: dict[int, SegmentClock] = {}
         self._idle = list(self._slots)
 
     @property
@@ -108,7 +109,26 @@ class Program:
     def _expanded(self, position: Step) -> Sequence[Step]:
         if (segment := self._segments.get(position.node.name)) is None:
             return (position,)
-        return [Step(node, _label(segment.choices[node.name])) for node in segment.nodes]
+        return [
+            Step(node, _label(segment.choices[node.name]) if at in segment.at_work else VIEW)
+            for at, node in enumerate(segment.nodes)
+        ]
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """What takes activation memory while which of `steps` run; of what a segment works in, each value by itself."""
+        counts = [len(self._expanded(position)) for position in self._positions]
+        firsts = [0, *itertools.accumulate(counts)]
+        found = [replace(item, first=firsts[item.first], last=firsts[item.last + 1] - 1) for item in self.memory.held]
+        for name, place in self.memory.workspaces.items():
+            step, segment = firsts[place.first], self._segments.get(name)
+            if segment is None:
+                found.append(Held(f"{name} workspace", place.nbytes, step, step, place.offset_bytes))
+                continue
+            for item in segment.held:
+                offset_bytes = place.offset_bytes + (item.offset_bytes or 0)
+                found.append(replace(item, first=step + item.first, last=step + item.last, offset_bytes=offset_bytes))
+        return tuple(found)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run once. feeds: of every graph input in order. Returns every graph output in order, all of them new memory."""
@@ -122,8 +142,8 @@ class Program:
         finally:
             self._slots[:] = self._idle
 
-    def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int]]:
-        """Run once, reading the clock between steps: outputs, and the nanoseconds that each of `steps` took."""
+    def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int], dict[int, SegmentClock]]:
+        """Run once, reading the clock: outputs, and what a `RunClock` is made of."""
         clock = time.perf_counter_ns
         marks: list[int] = []
         try:
@@ -132,23 +152,20 @@ class Program:
             for call in self._timed_calls():
                 call()
                 marks.append(clock())
-            taken: list[int] = []
-            for position, (began, ended) in zip(self._positions, itertools.pairwise(marks), strict=True):
-                taken += self._segment_ns.get(position.node.name, [ended - began])
-            return self._end(), taken
+            return self._end(), marks, dict(self._clocks)
         except EdgewiseError as error:
             raise _placed(error, self._positions[len(marks) - 1].node) from error
         finally:
             self._slots[:] = self._idle
 
     def _timed_calls(self) -> Iterator[Call]:
-        """The calls, those of segments replaced by ones that also note what each of their nodes took."""
-        for position, call in zip(self._positions, self._calls, strict=True):
+        """The calls, those of segments replaced by ones that also keep what their threads read from the clock."""
+        for at, (position, call) in enumerate(zip(self._positions, self._calls, strict=True)):
             segment = self._segments.get(position.node.name)
-            yield call if segment is None else self._segment_call(position.node, segment, timed=True)
+            yield call if segment is None else self._segment_call(position.node, segment, timed_as=at)
 
-    def _segment_call(self, node: Node, segment: Segment, *, timed: bool = False) -> Call:
-        """A native segment on its slots."""
+    def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
+        """A native segment on its slots. timed_as: its position, where it is to be timed."""
         slots, threads = self._slots, self._threads
         read, written = [self._slot(name) for name in node.inputs], [self._slot(name) for name in node.outputs]
         place = self.memory.workspaces.get(node.name)
@@ -157,11 +174,15 @@ class Program:
         def call() -> None:
             segment.run(arena, [np.ascontiguousarray(slots[i]) for i in read], [slots[i] for i in written], threads)
 
+        if timed_as is None:
+            return call
+        position = timed_as
+
         def timed_call() -> None:
             inputs = [np.ascontiguousarray(slots[i]) for i in read]
-            self._segment_ns[node.name] = segment.run_timed(arena, inputs, [slots[i] for i in written], threads)
+            self._clocks[position] = segment.run_timed(arena, inputs, [slots[i] for i in written], threads)
 
-        return timed_call if timed else call
+        return timed_call
 
     def _begin(self, feeds: Sequence[Array]) -> None:
         slots = self._slots

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from graph.ir import Graph, Model, Node, Specs
-from graph.memory import plan_memory
+from graph.memory import Held, plan_memory
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.cost import FLOPS_PER_MAC, Cost
@@ -118,12 +118,14 @@ class Profile:
     initializers of the file. param_bytes: constants that running nodes read, each stored tensor once.
     peak_activation_bytes: the most of `timeline`. arena_bytes: what the memory plan needs for intermediate values (elementwise
     ops in place, views shared, no kernel workspace); arena_lower_bound_bytes: what any plan needs.
-    coverage_percent: counted share of the nodes that run.
+    coverage_percent: counted share of the nodes that run. outputs: None where only a run tells. held: what takes activation
+    memory, by indices of `ops`.
     """
 
     model: str
     digest: str
     inputs: Mapping[str, Spec]
+    outputs: Mapping[str, Spec | None]
     macs: int
     other_flops: int
     read_bytes: int
@@ -136,6 +138,7 @@ class Profile:
     arena_bytes: int
     arena_lower_bound_bytes: int
     timeline: tuple[LiveBytes, ...]
+    held: tuple[Held, ...]
     coverage_percent: float
     uncounted: tuple[Uncounted, ...]
     ops: tuple[OpProfile, ...]
@@ -182,6 +185,7 @@ def profile(
         model=loaded.source,
         digest=loaded.digest,
         inputs=inputs,
+        outputs={port.name: specs.get(port.name) for port in loaded.graph.outputs},
         macs=sum(op.macs for op in running),
         other_flops=sum(op.other_flops for op in running),
         read_bytes=sum(op.read_bytes for op in running),
@@ -194,6 +198,9 @@ def profile(
         arena_bytes=memory.arena_bytes,
         arena_lower_bound_bytes=memory.lower_bound_bytes,
         timeline=tuple(LiveBytes(node, live_bytes) for node, live_bytes in moments.items()),
+        held=tuple(
+            replace(item, first=running[item.first].index, last=running[item.last].index) for item in memory.held if running
+        ),
         coverage_percent=100 * sum(op.counted for op in running) / len(running) if running else 100.0,
         uncounted=tuple(_uncounted(running)),
         ops=ops,

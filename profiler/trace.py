@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.timing import RunClock, Slice
 from kernels.registry import find
 from kernels.spec import Array
 from profiler.counts import OpProfile, count_nodes
@@ -44,6 +45,10 @@ class TimedOutcome(Protocol):
     @property
     def wall_ns(self) -> int:
         """From before the first step to after the last."""
+
+    @property
+    def clock(self) -> RunClock:
+        """What was read meanwhile."""
 
 
 class TimedExecutor(Protocol):
@@ -123,7 +128,8 @@ class Trace:
     """Measured times of an executor.
 
     rows: every step in execution order and, last, the unattributed rest; their shares add up to 100. wall: of whole runs.
-    first: the very first run. runs: the measured ones. warmup: runs thrown away between them.
+    first: the very first run. runs: the measured ones. warmup: runs thrown away between them. slices: what every thread did in
+    the median run.
     """
 
     rows: tuple[OpTrace, ...]
@@ -131,6 +137,7 @@ class Trace:
     first: RunTimes
     runs: tuple[RunTimes, ...]
     warmup: int
+    slices: tuple[Slice, ...]
 
     @property
     def ops(self) -> tuple[OpTrace, ...]:
@@ -145,7 +152,7 @@ class Trace:
     @property
     def median_run(self) -> RunTimes:
         """The run whose wall time is nearest to the median."""
-        return min(self.runs, key=lambda run: abs(run.wall_ns - self.wall.p50_ns))
+        return self.runs[_nearest(self.runs, self.wall.p50_ns)]
 
     def ranked(self) -> tuple[OpTrace, ...]:
         """The rows, the slowest first, with cumulative shares in that order."""
@@ -174,10 +181,11 @@ def trace(executor: TimedExecutor, feeds: Mapping[str, Array], runs: int = 50, w
     """
     if runs < 1 or warmup < 0:
         raise MeasurementError(f"trace: runs is {runs} and warmup {warmup}, need at least 1 and 0")
-    first = _run(executor, feeds)
+    first, _ = _run(executor, feeds)
     for _ in range(warmup):
         executor.run_timed(feeds)
-    measured = tuple(_run(executor, feeds) for _ in range(runs))
+    clocked = [_run(executor, feeds) for _ in range(runs)]
+    measured = tuple(run for run, _ in clocked)
 
     by_step = np.array([run.step_ns for run in measured], np.int64).reshape(runs, len(executor.steps))
     nodes = Graph(executor.graph.name, (), (), tuple(step.node for step in executor.steps), executor.graph.constants)
@@ -199,10 +207,15 @@ def trace(executor: TimedExecutor, feeds: Mapping[str, Array], runs: int = 50, w
     rest = _durations(first.unattributed_ns, np.array([run.unattributed_ns for run in measured], np.int64))
     rows.append(OpTrace(UNATTRIBUTED, "", (), "", None, 0, rest, 0, 0))
     wall = _durations(first.wall_ns, np.array([run.wall_ns for run in measured], np.int64))
-    return Trace(_with_shares(rows, wall.total_ns), wall, first, measured, warmup)
+    _, clock = clocked[_nearest(measured, wall.p50_ns)]
+    return Trace(_with_shares(rows, wall.total_ns), wall, first, measured, warmup, tuple(clock.slices()))
 
 
-def _run(executor: TimedExecutor, feeds: Mapping[str, Array]) -> RunTimes:
+def _nearest(runs: Sequence[RunTimes], wall_ns: float) -> int:
+    return min(range(len(runs)), key=lambda i: abs(runs[i].wall_ns - wall_ns))
+
+
+def _run(executor: TimedExecutor, feeds: Mapping[str, Array]) -> tuple[RunTimes, RunClock]:
     outcome = executor.run_timed(feeds)
     step_ns, wall_ns = tuple(outcome.step_ns), outcome.wall_ns
     unattributed_ns = wall_ns - sum(step_ns)
@@ -211,7 +224,7 @@ def _run(executor: TimedExecutor, feeds: Mapping[str, Array]) -> RunTimes:
             f"trace: {len(step_ns)} step times of {sum(step_ns)} ns in a run of {wall_ns} ns with {len(executor.steps)} steps, "
             "steps must lie in their run"
         )
-    return RunTimes(step_ns, unattributed_ns, wall_ns)
+    return RunTimes(step_ns, unattributed_ns, wall_ns), outcome.clock
 
 
 def _durations(first_ns: int, samples_ns: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Durations:

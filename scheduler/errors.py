@@ -10,6 +10,7 @@ EdgewiseError
 ├── UnsupportedError
 │   └── InfeasibleError       no strategy meets the constraints; carries the closest plan and what binds
 ├── NotFoundError             nothing is stored under that key
+├── StoppedError              what was to be measured was stopped before it was
 ├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
 └── StoreError                the database cannot do it now; names the database and what to do
     ├── StoreMissingError     the database does not exist and was not to be created
@@ -64,6 +65,10 @@ class InfeasibleError(UnsupportedError):
 
 class NotFoundError(EdgewiseError):
     """Nothing is stored under that key."""
+
+
+class StoppedError(EdgewiseError):
+    """What was to be measured was stopped before it was, because somebody asked for that."""
 
 
 class StalePlanError(EdgewiseError):

@@ -14,19 +14,18 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graph.feeds import random_feeds
 from graph.ir import Model
-from graph.shapes import bind
 from kernels.errors import UnsupportedError
-from profiler.counts import OpProfile, profile
+from profiler.counts import profile
 from profiler.device import DeviceProfile
-from profiler.exports import profile_json, trace_json
+from profiler.report import Report
+from profiler.reporting import static_report
 from scheduler.build import current_build
-from scheduler.errors import RecordFormatError
-from scheduler.local import local_device
+from scheduler.errors import RecordFormatError, StoppedError
+from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import Plan
-from scheduler.session import Session
-from scheduler.store import Job, ProfileNode, Store
+from scheduler.reports import measure
+from scheduler.store import Here, Job, Store
 
 _Size = Annotated[int, Field(ge=0, le=2**40)]
 _Name = Annotated[str, Field(max_length=1024)]
@@ -34,8 +33,7 @@ _Shape = Annotated[tuple[_Size, ...], Field(max_length=64)]
 _Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
-_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-_Nanoseconds = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
+PROBE_S: Final = 2.0  # a new device is measured that long before a trace
 
 
 class _Data(BaseModel):
@@ -50,10 +48,11 @@ class WorkRequest(_Data):
 
 
 class TraceRequest(WorkRequest):
-    """Time that many runs, on random inputs."""
+    """Time that many runs, on random inputs. plan_id: a stored plan to run; None = every op's default."""
 
     runs: Annotated[int, Field(ge=1, le=10_000)] = 50
     threads: _Threads | None = None
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
 class TuneRequest(WorkRequest):
@@ -71,26 +70,11 @@ class ProbeRequest(_Data):
     seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 8.0
 
 
-class FoundNode(_Data):
-    """One node of a run; the field names are `ProfileNode`'s."""
-
-    node: str
-    op: str
-    macs: _Count
-    flops: _Count
-    moved_bytes: _Count
-    p50_ns: _Nanoseconds | None = None
-
-
 class FoundRun(_Data):
-    """A profile run to be stored: its document, a JSON object, and a row for each node."""
+    """A profile run to be stored."""
 
     engine_build: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-    timed: bool
-    payload: str
-    nodes: Annotated[tuple[FoundNode, ...], Field(max_length=1_000_000)]
-    flops: _Count
-    wall_p50_ns: _Nanoseconds | None = None
+    report: Report
 
 
 class Outcome(_Data):
@@ -174,16 +158,10 @@ def deliver(store: Store, job: Job, outcome: Outcome) -> dict[str, Any]:
         store.plans.save(plan)
         result["plan_id"] = plan.id
     if (run := outcome.run) is not None:
-        _require_object(run.payload)
-        result["profile_id"] = store.profiles.save(
-            job.model_digest,
-            run.engine_build,
-            run.payload,
-            [ProfileNode(**node.model_dump()) for node in run.nodes],
-            flops=run.flops,
-            device_fingerprint=job.device_fingerprint if run.timed else None,
-            wall_p50_ns=run.wall_p50_ns,
-        )
+        _require_same("run's model", run.report.model.digest, job.model_digest)
+        if run.report.setup is not None:
+            _require_same("run's device", run.report.setup.device, job.device_fingerprint)
+        result["profile_id"] = store.profiles.save(run.report, run.engine_build)
     return result
 
 
@@ -203,50 +181,44 @@ def _require_same(what: str, found: str, wanted: str) -> None:
         raise RecordFormatError(f"job: {what} is {found[:64]}, need {wanted}")
 
 
-def _require_object(payload: str) -> None:
-    try:
-        found = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise RecordFormatError(f"job: the run's document is not JSON, {error}") from None
-    if not isinstance(found, dict):
-        raise RecordFormatError(f"job: the run's document is a {type(found).__name__}, need an object")
-
-
 def _profile(task: Task) -> Outcome:
-    model = task.require_model()
-    counted = profile(model, task.request.shapes, task.request.dims)
-    nodes = tuple(_node(op.name, op.op, op) for op in counted.ops)
-    text = profile_json(counted).decode()
-    run = FoundRun(engine_build=current_build().id, timed=False, payload=text, nodes=nodes, flops=counted.flops)
+    counted = profile(task.require_model(), task.request.shapes, task.request.dims)
+    run = FoundRun(engine_build=current_build().id, report=static_report(counted))
     return Outcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
 
 
 def _trace(task: Task) -> Outcome:
     model, asked = task.require_model(), task.request
-    specs = bind(model.graph, asked.shapes, asked.dims)
-    session = Session(model, threads=asked.threads)
-    task.report({"phase": "building", "runs": asked.runs})
-    feeds = random_feeds(specs)
-    session.executor(feeds)
-    if task.stop():
+
+    def say(phase: str) -> None:
+        task.report({"phase": phase, "runs": asked.runs})
+
+    here = Here(local_fingerprint(), current_build())
+    plan = None if asked.plan_id is None else task.store.plans.get(asked.plan_id, here).plan
+    device = local_device(task.store, PROBE_S)
+    try:
+        report = measure(
+            model,
+            device,
+            task.store,
+            asked.shapes,
+            asked.dims,
+            runs=asked.runs,
+            threads=asked.threads,
+            plan=plan,
+            say=say,
+            stop=task.stop,
+        )
+    except StoppedError:
         return Outcome()
-    task.report({"phase": "timing", "runs": asked.runs})
-    traced = session.trace(feeds, asked.runs)
-    nodes = tuple(_node(op.name, op.op, op.cost, op.durations.p50_ns) for op in traced.ops)
-    run = FoundRun(
-        engine_build=current_build().id,
-        timed=True,
-        payload=trace_json(traced).decode(),
-        nodes=nodes,
-        flops=sum(node.flops for node in nodes),
-        wall_p50_ns=traced.wall.p50_ns,
-    )
-    return Outcome(summary={"wall_p50_ns": traced.wall.p50_ns, "runs": asked.runs, "threads": session.threads}, run=run)
-
-
-def _node(name: str, op: str, cost: OpProfile | None, p50_ns: float | None = None) -> FoundNode:
-    macs, flops, moved_bytes = (0, 0, 0) if cost is None else (cost.macs, cost.flops, cost.read_bytes + cost.write_bytes)
-    return FoundNode(node=name, op=op, macs=macs, flops=flops, moved_bytes=moved_bytes, p50_ns=p50_ns)
+    totals = report.totals
+    summary = {
+        "wall_p50_ns": totals.wall_p50_ns,
+        "runs": asked.runs,
+        "threads": report.setup.threads if report.setup else 0,
+        "problems": len(report.check.problems),
+    }
+    return Outcome(summary=summary, run=FoundRun(engine_build=here.build.id, report=report))
 
 
 def _probe(task: Task) -> Outcome:

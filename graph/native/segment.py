@@ -6,17 +6,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from graph.choice import Choice
 from graph.ir import Node, Specs
-from graph.memory import Block, place_blocks
+from graph.memory import Block, Held, place_blocks
 from graph.native.concats import reserve
 from graph.native.lowering import Call, Lowering, Packed, Watch
 from graph.native.partition import Part
 from graph.native.place import Storage
 from graph.native.rule import Facts
 from graph.native.rules import RULES
+from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
 from kernels.native.cache import CodeCache
 from kernels.native.isa import Isa
@@ -56,8 +55,8 @@ def complete(
 class Segment:
     """A part of a graph as one native program.
 
-    A run works in `arena_bytes` of memory that the caller lends it. Not thread-safe: one run at a time. timed: whether it is
-    compiled to be timed first.
+    A run works in `arena_bytes` of memory that the caller lends it; `held` is what lies there while which nodes run.
+    Not thread-safe: one run at a time. timed: whether it is compiled to be timed first.
     """
 
     def __init__(
@@ -78,10 +77,18 @@ class Segment:
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self._node_of = [call.node for call in self.calls]
+        self.at_work = frozenset(self._node_of)  # positions of the nodes that anything is called for
         self._watches: tuple[Watch, ...] = tuple(lowering.watches)
         self._isa, self._pool, self._cache = isa, pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
-        offsets, self.arena_bytes = _place(self.calls, storages)
+        own, blocks = _own(self.calls, storages)
+        placed, self.arena_bytes = place_blocks(blocks)
+        offsets = dict(zip(own, placed, strict=True))
+        self.held = tuple(
+            Held(storage.name, storage.nbytes, self.calls[block.first].node, self.calls[block.last].node, offsets[storage])
+            for storage, block in zip(own, blocks, strict=True)
+        )
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
         self._constants = [(where[storage].slot, storage.array) for storage in storages if storage.array is not None]
@@ -125,15 +132,15 @@ class Segment:
         program.run(threads)
         self._check()
 
-    def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> list[int]:
-        """Run once; nanoseconds of each node, which add up to what the run took."""
+    def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> SegmentClock:
+        """Run once, every thread reading the clock around every call."""
         program = self._compiled(timed=True)
         self._bind(program, arena, inputs, outputs)
-        began = time.perf_counter_ns()
+        began_ns = time.perf_counter_ns()
         program.run(threads)
-        wall_ns = time.perf_counter_ns() - began
+        ended_ns = time.perf_counter_ns()
         self._check()
-        return self._shares(program.times(threads), wall_ns)
+        return SegmentClock(began_ns, ended_ns, program.times(threads), len(self.nodes), self._node_of)
 
     def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:
@@ -150,19 +157,9 @@ class Segment:
             except IndexRangeError as error:
                 raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
 
-    def _shares(self, ticks: Array, wall_ns: int) -> list[int]:
-        """The run's time by node: a call lasts from the end of the one before it to when its last thread is done."""
-        ends = np.maximum.accumulate(ticks[:, :, 1].max(0)) if len(self.calls) else np.zeros(0, np.int64)
-        starts = np.concatenate(([ticks[:, 0, 0].min()], ends[:-1])) if len(ends) else ends
-        total = int(ends[-1] - starts[0]) if len(ends) else 1
-        shares = [0.0] * len(self.nodes)
-        for call, ticks_taken in zip(self.calls, ends - starts, strict=True):
-            shares[call.node] += wall_ns * int(ticks_taken) / max(total, 1)
-        return [round(share) for share in shares]
 
-
-def _place(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[dict[Storage, int], int]:
-    """Offsets in the arena of every storage that is the segment's own, and the bytes they need together."""
+def _own(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[list[Storage], list[Block]]:
+    """The storages that are the segment's own, and from which call to which each is held."""
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for at, call in enumerate(calls):
@@ -170,8 +167,7 @@ def _place(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[dict[Sto
             first.setdefault(storage, at)
             last[storage] = at
     own = [storage for storage in storages if storage.array is None and not storage.port]
-    offsets, nbytes = place_blocks([Block(storage.nbytes, first[storage], last[storage]) for storage in own])
-    return dict(zip(own, offsets, strict=True)), nbytes
+    return own, [Block(storage.nbytes, first[storage], last[storage]) for storage in own]
 
 
 def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import orjson
 from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
@@ -35,6 +36,14 @@ class Plans:
                     model_id=model,
                     device_id=device,
                     measured_ns=plan.measured_ns,
+                    predicted_ns=plan.predicted_ns,
+                    error_estimate=plan.error_estimate,
+                    memory_bytes=plan.memory_bytes,
+                    threads=plan.threads,
+                    objective=plan.objective,
+                    precision=plan.precision,
+                    engine_build=plan.engine_build,
+                    kernels=orjson.dumps({step.op: step.kernel_source for step in plan.steps}).decode(),
                     payload=payload,
                     created_us=now_us(),
                 )

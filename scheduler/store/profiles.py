@@ -1,20 +1,43 @@
-"""Profile runs: counts and measured traces of models."""
+"""Profile runs: the reports of counts and measured traces of models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
+import orjson
 from sqlalchemy import insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
+from profiler.matching import match
+from profiler.report import SCHEMA_VERSION, Op, Report
 from scheduler.errors import NotFoundError
 from scheduler.store.database import Database
-from scheduler.store.records import Page, ProfileNode, ProfileRun, cursor_ids, document, now_us, page_limit, short
+from scheduler.store.records import Page, ProfileRun, cursor_ids, document, now_us, page_limit, short
 from scheduler.store.rows import chunks, device_id, model_id, newest_first
 from scheduler.store.schema import DeviceRow, ModelRow, ProfileNodeRow, ProfileRunRow
 
+MOST_GROWN: Final = 5  # ops of a run that are kept as those that grew most
 _BATCH = 500
+_TIMES = ("wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns", "roof_ns", "wasted_ns")
+_COLUMNS = ("schema_version", "threads", "precision", "backend", "plan_id", "ops", "problems", "peak_activation_bytes")
+_OP = ("op", "macs", "flops", "moved_bytes", "p50_ns", "backend", "bound", "strategy", "executed_macs", "predicted_ns")
+_OP_PLACED = ("roof_ns", "roof_percent", "wasted_ns", "share_percent")
+
+Kind = Literal["static", "trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """An op, or several that do the same work, and what it took in the run before and in this one."""
+
+    name: str
+    op: str
+    before_ns: float
+    after_ns: float
+    before_strategy: str
+    after_strategy: str
 
 
 class Profiles:
@@ -23,38 +46,42 @@ class Profiles:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def save(
-        self,
-        model_digest: str,
-        engine_build: str,
-        payload: str,
-        nodes: Sequence[ProfileNode],
-        *,
-        flops: int,
-        device_fingerprint: str | None = None,
-        wall_p50_ns: float | None = None,
-    ) -> int:
-        """Store a run and return its number; with a device and a wall time it is a trace, without them a count.
+    def save(self, report: Report, engine_build: str) -> int:
+        """Store a report and return its number. engine_build: that made it.
 
+        A trace is compared with the one before it in its series.
         Raises: NotFoundError when the model or the device is not stored.
         """
-        document("profile run", payload)
+        payload = document("profile run", report.to_json())
+        series = series_of(report)
 
         def work(session: Session) -> int:
+            before = None if not series else _newest(session, series)
+            setup, totals = report.setup, report.totals
             run = ProfileRunRow(
-                model_id=model_id(session, model_digest),
-                device_id=None if device_fingerprint is None else device_id(session, device_fingerprint),
-                kind="static" if device_fingerprint is None else "trace",
+                model_id=model_id(session, report.model.digest),
+                device_id=None if setup is None else device_id(session, setup.device),
+                kind=report.kind,
                 engine_build=engine_build,
-                macs=sum(node.macs for node in nodes),
-                flops=flops,
-                wall_p50_ns=wall_p50_ns,
+                macs=totals.macs,
+                flops=totals.flops,
+                schema_version=report.schema_version,
+                series=series,
+                threads=None if setup is None else setup.threads,
+                precision="" if setup is None else setup.precision,
+                backend="" if setup is None else setup.backend,
+                plan_id="" if setup is None else setup.plan_id,
+                ops=len(report.ops),
+                problems=len(report.check.problems),
+                peak_activation_bytes=totals.peak_activation_bytes,
+                **{name: getattr(totals, name) for name in _TIMES},
+                **({} if before is None else _since(before, report)),
                 payload=payload,
                 created_us=now_us(),
             )
             session.add(run)
             session.flush()
-            rows = [_node_columns(run.id, position, node) for position, node in enumerate(nodes)]
+            rows = [_op_columns(run.id, op) for op in report.ops]
             for chunk in chunks(rows, _BATCH):
                 session.connection().execute(insert(ProfileNodeRow), chunk)
             return run.id
@@ -62,64 +89,105 @@ class Profiles:
         return self._database.write(work)
 
     def get(self, number: int) -> ProfileRun:
-        """A run with its nodes and its document. Raises NotFoundError."""
+        """A run with its document. Raises NotFoundError."""
 
         def work(session: Session) -> ProfileRun:
             run = session.get(ProfileRunRow, number)
             if run is None:
                 raise NotFoundError(f"profile {number}: not stored")
-            rows = session.scalars(
-                select(ProfileNodeRow).where(ProfileNodeRow.run_id == number).order_by(ProfileNodeRow.position)
-            )
-            nodes = tuple(ProfileNode(row.node, row.op, row.macs, row.flops, row.moved_bytes, row.p50_ns) for row in rows)
-            return _run(session, run, nodes)
+            return run_of(session, run, run.payload)
 
         return self._database.read(work)
 
     def page(
-        self, model: str | None = None, device: str | None = None, limit: int | None = None, cursor: str | None = None
+        self,
+        model: str | None = None,
+        device: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        *,
+        kind: Kind | None = None,
     ) -> Page[ProfileRun]:
-        """Runs without their nodes: all of them, of one model, one device or both. Raises NotFoundError, RecordFormatError."""
+        """Runs without their documents: all, of a model, a device, a kind. Raises NotFoundError, RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
 
         def work(session: Session) -> Page[ProfileRun]:
-            query = select(ProfileRunRow)
+            query = select(ProfileRunRow).options(defer(ProfileRunRow.payload), defer(ProfileRunRow.growth))
             if model is not None:
                 query = query.where(ProfileRunRow.model_id == model_id(session, model))
             if device is not None:
                 query = query.where(ProfileRunRow.device_id == device_id(session, device))
-            return newest_first(session, query, ProfileRunRow.id, bound, before, lambda row: _run(session, row, ()))
+            if kind is not None:
+                query = query.where(ProfileRunRow.kind == kind)
+            return newest_first(session, query, ProfileRunRow.id, bound, before, lambda row: run_of(session, row))
 
         return self._database.read(work)
 
 
-def _node_columns(run: int, position: int, node: ProfileNode) -> dict[str, object]:
-    return {
-        "run_id": run,
-        "position": position,
-        "node": short(node.node),
-        "op": short(node.op),
-        "macs": node.macs,
-        "flops": node.flops,
-        "moved_bytes": node.moved_bytes,
-        "p50_ns": node.p50_ns,
-    }
+def series_of(report: Report) -> str:
+    """What runs are compared by from one to the next: model, device, threads, precision and shapes. "" for a count."""
+    setup = report.setup
+    if setup is None:
+        return ""
+    said = [report.model.digest, setup.device, setup.threads, setup.precision, sorted(report.model.inputs.items())]
+    return hashlib.sha256(orjson.dumps(said)).hexdigest()
 
 
-def _run(session: Session, row: ProfileRunRow, nodes: tuple[ProfileNode, ...]) -> ProfileRun:
+def run_of(session: Session, row: ProfileRunRow, payload: str = "") -> ProfileRun:
+    """A row as a record."""
     model = session.get_one(ModelRow, row.model_id)
     device = None if row.device_id is None else session.get_one(DeviceRow, row.device_id)
-    kind: Literal["static", "trace"] = "static" if device is None else "trace"
+    kind: Kind = "static" if device is None else "trace"
     return ProfileRun(
         id=row.id,
         model_digest=model.digest,
+        model_name=model.name,
         device_fingerprint="" if device is None else device.fingerprint,
+        device_name="" if device is None else device.name,
         kind=kind,
         engine_build=row.engine_build,
         macs=row.macs,
         flops=row.flops,
-        wall_p50_ns=row.wall_p50_ns,
-        payload=row.payload,
-        nodes=nodes,
+        **{name: getattr(row, name) for name in (*_COLUMNS, *_TIMES)},
         created_us=row.created_us,
+        payload=payload,
     )
+
+
+def _newest(session: Session, series: str) -> ProfileRunRow | None:
+    query = select(ProfileRunRow).where(ProfileRunRow.series == series).order_by(ProfileRunRow.id.desc()).limit(1)
+    return session.scalar(query)
+
+
+def _since(before: ProfileRunRow, report: Report) -> dict[str, Any]:
+    """What became of a run since the one before it."""
+    totals = report.totals
+    if not before.wall_p50_ns or totals.wall_p50_ns is None:
+        return {"previous_id": before.id}
+    grown = 100 * (totals.wall_p50_ns / before.wall_p50_ns - 1)
+    noise = max(_noise_percent(before.wall_p50_ns, before.wall_p90_ns), _noise_percent(totals.wall_p50_ns, totals.wall_p90_ns))
+    if grown <= noise or before.schema_version != SCHEMA_VERSION:
+        return {"previous_id": before.id}
+    growth = orjson.dumps([asdict(item) for item in _grown(Report.from_json(before.payload), report)]).decode()
+    return {"previous_id": before.id, "growth_percent": grown, "growth": growth}
+
+
+def _noise_percent(p50_ns: float, p90_ns: float | None) -> float:
+    """How far runs lie above their median: nine of ten lie nearer."""
+    return 0.0 if p90_ns is None else 100 * (p90_ns / p50_ns - 1)
+
+
+def _grown(before: Report, after: Report) -> list[Growth]:
+    """The work that takes most more time than before."""
+    found = [pair for pair in match([before, after]) if (pair.delta_ns or 0) > 0]
+    found.sort(key=lambda pair: -(pair.delta_ns or 0))
+    grown = []
+    for pair in found[:MOST_GROWN]:
+        (before_ns, after_ns), strategies = pair.p50_ns, pair.strategies
+        grown.append(Growth(pair.name, pair.op, before_ns or 0.0, after_ns or 0.0, *strategies))
+    return grown
+
+
+def _op_columns(run: int, op: Op) -> dict[str, object]:
+    columns: dict[str, object] = {name: getattr(op, name) for name in (*_OP, *_OP_PLACED)}
+    return {**columns, "op": short(op.op), "run_id": run, "position": op.index, "node": short(op.name)}

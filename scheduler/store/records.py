@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
+from profiler.report import SCHEMA_VERSION, Report
 from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import Plan
@@ -117,35 +118,49 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfileNode:
-    """One node of a profile run; p50_ns where it was timed."""
-
-    node: str
-    op: str
-    macs: int
-    flops: int
-    moved_bytes: int
-    p50_ns: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ProfileRun:
-    """A count ("static") or a measured trace ("trace") of a model. payload: the whole document as JSON.
+    """A count ("static") or a measured trace ("trace") of a model, and its totals.
 
-    device_fingerprint is "" for a static run: counts hold on every device. nodes is empty in a list of runs.
+    device_fingerprint is "" for a static run: counts hold on every device. payload: the document as JSON, "" in a list of runs;
+    schema_version: its. A run stored by an early build has version 1, a document of its own, and no more totals than macs,
+    flops and wall_p50_ns. ops: how many it has. problems: ops above their roof.
     """
 
     id: int
     model_digest: str
+    model_name: str
     device_fingerprint: str
+    device_name: str
     kind: Literal["static", "trace"]
     engine_build: str
+    schema_version: int
+    threads: int | None
+    precision: str
+    backend: str
+    plan_id: str
+    ops: int
+    problems: int
     macs: int
     flops: int
+    peak_activation_bytes: int | None
     wall_p50_ns: float | None
-    payload: str
-    nodes: tuple[ProfileNode, ...]
+    wall_p90_ns: float | None
+    wall_min_ns: float | None
+    first_ns: float | None
+    predicted_ns: float | None
+    roof_ns: float | None
+    wasted_ns: float | None
     created_us: int
+    payload: str = ""
+
+    @property
+    def report(self) -> Report:
+        """The document. Raises RecordFormatError where it is of an earlier build."""
+        if self.schema_version != SCHEMA_VERSION:
+            raise RecordFormatError(
+                f"profile {self.id}: its document has schema_version {self.schema_version}, need {SCHEMA_VERSION}, profile again"
+            )
+        return Report.from_json(self.payload)
 
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]

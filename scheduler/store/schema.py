@@ -19,7 +19,7 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
-HEAD: Final = "0004"  # the newest migration, so that opening an up-to-date database does not load Alembic
+HEAD: Final = "0005"  # the newest migration, so that opening an up-to-date database does not load Alembic
 _KEY = 64  # a SHA-256 in hex
 
 
@@ -116,7 +116,8 @@ class MeasurementRow(Base):
 class PlanRow(Base):
     """A plan as it was made. `request` is the hash of what was asked for: the newest of one request is the one in use.
 
-    drift: what serving it showed of its cost; NULL while it takes what it should.
+    drift: what serving it showed of its cost; NULL while it takes what it should. predicted_ns … kernels: of the document, to
+    choose among plans without reading them; kernels: op -> hash of its source, as JSON.
     """
 
     __tablename__ = "plans"
@@ -127,6 +128,14 @@ class PlanRow(Base):
     device_id: Mapped[int] = mapped_column(_Id, ForeignKey("devices.id", ondelete="CASCADE"))
     measured_ns: Mapped[float | None]
     drift: Mapped[str | None] = mapped_column(Text)
+    predicted_ns: Mapped[float] = mapped_column(server_default="0")
+    error_estimate: Mapped[float] = mapped_column(server_default="0")
+    memory_bytes: Mapped[int] = mapped_column(server_default="0")
+    threads: Mapped[int] = mapped_column(server_default="0")
+    objective: Mapped[str] = mapped_column(String(16), server_default="")
+    precision: Mapped[str] = mapped_column(String(16), server_default="")
+    engine_build: Mapped[str] = mapped_column(String(200), server_default="")
+    kernels: Mapped[str] = mapped_column(Text, server_default="{}")
     payload: Mapped[str] = mapped_column(Text)
     created_us: Mapped[int]
     __table_args__ = (
@@ -138,7 +147,13 @@ class PlanRow(Base):
 
 
 class ProfileRunRow(Base):
-    """A count or a measured trace of a model: the document, and its totals beside."""
+    """A count or a measured trace of a model: the document, and its totals beside.
+
+    schema_version: of the document; the columns after it are empty for documents of version 1. series: runs of one model, device,
+    thread count, precision and shapes have one; "" for counts. ops: rows of it in `profile_nodes`. problems: ops above their
+    roof. previous_id: the run before it in its series. growth_percent: of its median since then, where that is beyond the noise
+    of both; growth: the ops that grew most, as JSON.
+    """
 
     __tablename__ = "profile_runs"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
@@ -149,9 +164,32 @@ class ProfileRunRow(Base):
     macs: Mapped[int]
     flops: Mapped[int]
     wall_p50_ns: Mapped[float | None]
+    schema_version: Mapped[int] = mapped_column(server_default="1")
+    series: Mapped[str] = mapped_column(String(200), server_default="")
+    threads: Mapped[int | None]
+    precision: Mapped[str] = mapped_column(String(200), server_default="")
+    backend: Mapped[str] = mapped_column(String(200), server_default="")
+    plan_id: Mapped[str] = mapped_column(String(200), server_default="")
+    ops: Mapped[int] = mapped_column(server_default="0")
+    problems: Mapped[int] = mapped_column(server_default="0")
+    peak_activation_bytes: Mapped[int | None]
+    wall_p90_ns: Mapped[float | None]
+    wall_min_ns: Mapped[float | None]
+    first_ns: Mapped[float | None]
+    predicted_ns: Mapped[float | None]
+    roof_ns: Mapped[float | None]
+    wasted_ns: Mapped[float | None]
+    previous_id: Mapped[int | None]
+    growth_percent: Mapped[float | None]
+    growth: Mapped[str] = mapped_column(Text, server_default="[]")
     payload: Mapped[str] = mapped_column(Text)
     created_us: Mapped[int]
     __table_args__ = (
+        Index("ix_profile_runs_series", "series", "id"),
+        Index("ix_profile_runs_kind", "kind", "id"),
+        Index("ix_profile_runs_model_kind", "model_id", "kind", "id"),
+        Index("ix_profile_runs_growth", "growth_percent", "id"),
+        Index("ix_profile_runs_model_growth", "model_id", "growth_percent", "id"),
         Index("ix_profile_runs_model_device", "model_id", "device_id", "id"),
         Index("ix_profile_runs_model", "model_id", "id"),
         Index("ix_profile_runs_device", "device_id", "id"),
@@ -170,6 +208,15 @@ class ProfileNodeRow(Base):
     flops: Mapped[int]
     moved_bytes: Mapped[int]
     p50_ns: Mapped[float | None]
+    backend: Mapped[str] = mapped_column(String(16), server_default="")
+    bound: Mapped[str] = mapped_column(String(16), server_default="")
+    strategy: Mapped[str] = mapped_column(String(512), server_default="")
+    executed_macs: Mapped[int | None]
+    predicted_ns: Mapped[float | None]
+    roof_ns: Mapped[float | None]
+    roof_percent: Mapped[float | None]
+    wasted_ns: Mapped[float | None]
+    share_percent: Mapped[float | None]
 
 
 class JobRow(Base):

@@ -74,11 +74,11 @@ def test_a_profile_and_a_trace_are_run_and_stored(client: httpx.Client) -> None:
     assert queued["request"] == {"shapes": {}, "dims": {"batch": 2}}
     done = wait_for(client, queued["id"])
     assert (done["state"], done["result"]["macs"]) == ("done", 905728)
-    assert client.get(f"/v1/profiles/{done['result']['profile_id']}").json()["profile"]["macs"] == 905728
+    assert client.get(f"/v1/profiles/{done['result']['profile_id']}").json()["profile"]["totals"]["macs"] == 905728
     traced = wait_for(client, add(client, kind="trace", model="digits", request={"dims": {"batch": 1}, "runs": 5})["id"])
     assert traced["state"] == "done", traced
     stored = client.get(f"/v1/profiles/{traced['result']['profile_id']}").json()
-    assert (stored["kind"], len(stored["profile"]["runs"])) == ("trace", 5)
+    assert (stored["kind"], stored["profile"]["setup"]["runs"]) == ("trace", 5)
 
 
 @pytest.mark.skipif(not (Path(jobs.__file__).parent / "tuner.py").exists(), reason="this tree has no tuner yet")

@@ -154,7 +154,7 @@ def test_foreign_hosts_and_sites_are_refused(client: httpx.Client) -> None:
 def test_profile_of_a_served_model(client: httpx.Client) -> None:
     reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 2}}).json()
     single = client.post("/v1/profiles", json={"model": "digits", "shapes": {"image": [1, 1, 8, 8]}}).json()
-    assert reply["profile"]["macs"] == reply["macs"] == 2 * single["macs"] > 0
+    assert reply["profile"]["totals"]["macs"] == reply["macs"] == 2 * single["macs"] > 0
     refused = client.post("/v1/profiles", json={"model": "digits", "dims": {"batches": 2}})
     assert refused.status_code == 400
     assert "'batches' does not exist" in refused.json()["error"]
@@ -208,7 +208,7 @@ def test_profiles_are_stored_and_paged(client: httpx.Client) -> None:
     assert [item["id"] for item in first["items"]] == numbers[:0:-1]
     second = client.get("/v1/profiles", params={"limit": 1, "cursor": first["next"]}).json()
     assert second["items"][0]["id"] == numbers[0]
-    assert client.get(f"/v1/profiles/{numbers[0]}").json()["profile"]["macs"] == 452864
+    assert client.get(f"/v1/profiles/{numbers[0]}").json()["profile"]["totals"]["macs"] == 452864
 
 
 @pytest.mark.parametrize(

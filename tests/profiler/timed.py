@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from graph.executor import VIEW
 from graph.ir import Graph, Node, Specs
 from graph.reader import read
 from graph.shapes import bind, propagate
+from graph.timing import RunClock
 from kernels.registry import find
 from tests.profiler.models import small_convnet
 
@@ -24,6 +26,11 @@ class Step:
 class Outcome:
     step_ns: Sequence[int]
     wall_ns: int
+
+    @property
+    def clock(self) -> RunClock:
+        """Steps one after another from the beginning."""
+        return RunClock(0, [0, *itertools.accumulate(self.step_ns)], {})
 
 
 class ScriptedExecutor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
+from profiler.report import Check, ModelFacts, Op, Report, Setup, Totals
 from scheduler.build import Build
 from scheduler.plan import Candidate, Constraints, InputShape, Plan, Step, ThreadOption
 from scheduler.store import Here, Measurement
@@ -100,3 +102,64 @@ def plan(**changes: Any) -> Plan:
         "why": "2 threads are the fastest",
     }
     return Plan(**{**fields, **changes})
+
+
+def run_op(index: int = 0, name: str = "", **changes: Any) -> Op:
+    """One op of a report; timed when it has a p50_ns."""
+    counts = dict.fromkeys(("read_bytes", "write_bytes", "param_bytes", "live_bytes"), 100)
+    fields: dict[str, Any] = {
+        **counts,
+        "index": index,
+        "name": name or f"conv{index}",
+        "op": "Conv",
+        "origins": (name or f"conv{index}",),
+        "inputs": ("x",),
+        "outputs": ("y",),
+        "output": "float32[1,8]",
+        "macs": 1000,
+        "executed_macs": 1000,
+        "flops": 2010,
+        "moved_bytes": 4000,
+        "intensity": 0.5,
+        "share_percent": 10.0,
+        "counted": True,
+    }
+    return Op(**{**fields, **changes})
+
+
+def report(ops: Sequence[Op] = (), *, wall_p50_ns: float | None = None, model: str = MODEL, **setup: Any) -> Report:
+    """A static report, or with a wall time a trace on DEVICE."""
+    how: dict[str, Any] = {
+        "device": DEVICE.fingerprint,
+        "device_name": DEVICE.name,
+        "threads": 2,
+        "precision": "fp32",
+        "backend": "auto",
+        "plan_id": "default",
+        "engine_build": BUILD.id,
+        "runs": 10,
+        "warmup": 3,
+        "measured_us": 1_700_000_000_000_000,
+    }
+    counts = (
+        "params",
+        "initializer_elements",
+        "param_bytes",
+        "read_bytes",
+        "write_bytes",
+        "peak_activation_bytes",
+        "arena_bytes",
+    )
+    totals: dict[str, Any] = {**dict.fromkeys(counts, 0), "params_note": "", "other_flops": 0, "coverage_percent": 100.0}
+    totals |= {name: sum(getattr(op, name) for op in ops) for name in ("macs", "flops", "executed_macs")}
+    if wall_p50_ns is not None:
+        totals |= {"wall_p50_ns": wall_p50_ns, "wall_p90_ns": 1.01 * wall_p50_ns, "first_ns": 10 * wall_p50_ns}
+    return Report(
+        kind="static" if wall_p50_ns is None else "trace",
+        model=ModelFacts(name="tiny.onnx", digest=model, inputs={"x": "float32[1,3,8,8]"}, outputs={}),
+        setup=None if wall_p50_ns is None else Setup(**{**how, **setup}),
+        totals=Totals(**totals),
+        ops=tuple(ops),
+        values=(),
+        check=Check(ok=True),
+    )

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from scheduler.build import Build
 from scheduler.store import Here
-from tests.scheduler.samples import DEVICE, HERE, MODEL, key, measurement, plan, step
+from tests.scheduler.samples import DEVICE, HERE, MODEL, key, measurement, plan, report, run_op, step
 
 CURSOR = str(2**40)
 NEWER = Here(DEVICE.fingerprint, Build("new", {}))
@@ -52,6 +52,9 @@ LOOKUPS = {
     "jobs_by_model": lambda s: s.jobs.page(model=MODEL),
     "job_to_take": lambda s: s.jobs.claim("feed", "w", 30),
     "jobs_of_the_lost": lambda s: s.jobs.sweep(),
+    "profiles_by_kind": lambda s: s.profiles.page(kind="trace", cursor=CURSOR),
+    "profiles_by_model_and_kind": lambda s: s.profiles.page(model=MODEL, kind="static"),
+    "profile_that_is_compared": lambda s: s.profiles.save(report(wall_p50_ns=3.0), "b"),
     "profiles_by_model_and_device": lambda s: s.profiles.page(model=MODEL, device=DEVICE.fingerprint),
 }
 
@@ -60,7 +63,8 @@ LOOKUPS = {
 def test_lookup_goes_through_an_index(store, lookup):
     store.plans.save(plan())
     store.measurements.save([measurement(step().signature)])
-    store.profiles.save(MODEL, "b", "{}", [], flops=0, device_fingerprint=DEVICE.fingerprint, wall_p50_ns=1.0)
+    for wall_p50_ns in (1.0, 2.0):
+        store.profiles.save(report([run_op(p50_ns=wall_p50_ns)], wall_p50_ns=wall_p50_ns), "b")
     store.jobs.add("trace", DEVICE.fingerprint, model=MODEL)
     engine = store._database._engine
     asked: list[tuple[str, object]] = []

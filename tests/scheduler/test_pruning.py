@@ -6,7 +6,7 @@ from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.store import Here, pruning
 from scheduler.store.records import now_us
-from tests.scheduler.samples import BUILD, DEVICE, HERE, MODEL, measurement, plan
+from tests.scheduler.samples import BUILD, DEVICE, HERE, measurement, plan, report
 
 DAY_US = 86_400 * 1_000_000
 NEWER = Here(DEVICE.fingerprint, Build("0.2.0+new", BUILD.kernels))
@@ -55,7 +55,7 @@ def test_stale_and_old_is_both(store):
 
 def test_runs_and_ended_jobs_go_by_age(store):
     for _ in range(5):
-        store.profiles.save(MODEL, BUILD.id, "{}", [], flops=0)
+        store.profiles.save(report(), BUILD.id)
     waiting, ended = (store.jobs.add("probe", DEVICE.fingerprint).id for _ in range(2))
     store.jobs.cancel(ended)
     pruned = store.prune(HERE, older_than_days=0)

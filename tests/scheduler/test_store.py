@@ -4,14 +4,16 @@ import dataclasses
 import hashlib
 
 import pytest
+import sqlalchemy as sa
 
 from scheduler.build import Build
 from scheduler.errors import NotFoundError, RecordFormatError
 from scheduler.plan import State
-from scheduler.store import Here, ProfileNode
+from scheduler.store import Here
+from scheduler.store.schema import ProfileRunRow
 from scheduler.strategy import Strategy
 from tests.profiler.devices import device, hardware
-from tests.scheduler.samples import BUILD, DEVICE, HERE, MODEL, ROWS, key, measurement, plan, step
+from tests.scheduler.samples import BUILD, DEVICE, HERE, MODEL, ROWS, key, measurement, plan, report, run_op, step
 
 OTHER_DEVICE = device(hardware=hardware(model="Other 1"))
 OTHER = Here(OTHER_DEVICE.fingerprint, BUILD)
@@ -310,23 +312,33 @@ def test_many_measurements_are_saved_in_one_go(store):
     assert len(store.measurements.fresh(HERE, {item.signature_key: "Conv" for item in items})) == 1201
 
 
-def test_profile_run_comes_back_with_its_nodes(store):
-    nodes = [ProfileNode("conv", "Conv", 1000, 2010, 4000, 55.5), ProfileNode("relu", "Relu", 0, 10, 80)]
-    number = store.profiles.save(
-        MODEL, BUILD.id, '{"all": 1}', nodes, flops=2020, device_fingerprint=DEVICE.fingerprint, wall_p50_ns=70.0
-    )
-    run = store.profiles.get(number)
-    assert (run.kind, run.macs, run.flops, run.wall_p50_ns, run.payload) == ("trace", 1000, 2020, 70.0, '{"all": 1}')
-    assert list(run.nodes) == nodes
-    assert (run.model_digest, run.device_fingerprint) == (MODEL, DEVICE.fingerprint)
+def test_profile_run_comes_back_with_its_document(store):
+    saved = report([run_op(0, p50_ns=55.5), run_op(1, "relu", op="Relu", p50_ns=1.0)], wall_p50_ns=70.0)
+    run = store.profiles.get(store.profiles.save(saved, BUILD.id))
+    assert (run.kind, run.macs, run.flops, run.wall_p50_ns, run.first_ns, run.threads) == ("trace", 2000, 4020, 70.0, 700.0, 2)
+    assert run.report == saved
+    assert run.payload == saved.to_json()
+    assert (run.model_digest, run.device_fingerprint, run.ops) == (MODEL, DEVICE.fingerprint, 2)
 
 
-def test_profile_runs_are_listed_by_model_and_device(store):
-    static = store.profiles.save(MODEL, BUILD.id, "{}", [], flops=0)
-    traced = store.profiles.save(MODEL, BUILD.id, "{}", [], flops=0, device_fingerprint=DEVICE.fingerprint, wall_p50_ns=1.0)
-    assert [run.id for run in store.profiles.page(model=MODEL).items] == [traced, static]
+def test_profile_runs_are_listed_without_documents_by_model_device_and_kind(store):
+    static = store.profiles.save(report(), BUILD.id)
+    traced = store.profiles.save(report(wall_p50_ns=1.0), BUILD.id)
+    listed = store.profiles.page(model=MODEL).items
+    assert [(run.id, run.payload) for run in listed] == [(traced, ""), (static, "")]
     assert [run.id for run in store.profiles.page(device=DEVICE.fingerprint).items] == [traced]
+    assert [run.id for run in store.profiles.page(kind="static").items] == [static]
     assert [run.kind for run in store.profiles.page().items] == ["trace", "static"]
+
+
+def test_a_run_of_an_early_build_is_listed_and_its_document_kept(store):
+    number = store.profiles.save(report(), BUILD.id)
+    early = {"schema_version": 1, "payload": '{"schema_version":1}'}
+    store._database.write(lambda session: session.execute(sa.update(ProfileRunRow).values(**early)))
+    run = store.profiles.get(number)
+    assert run.payload == '{"schema_version":1}'
+    with pytest.raises(RecordFormatError, match="schema_version 1, need 2, profile again"):
+        _ = run.report
 
 
 def test_unknown_profile_run_is_not_found(store):

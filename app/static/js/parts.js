@@ -65,10 +65,10 @@ export const planLink = (id, text = id.slice(0, 12)) => el("a", { href: `/plans/
 export const deviceLink = (fingerprint, text = fingerprint) => el("a", { href: `/devices/${fingerprint}` }, text);
 export const modelLink = (name, text = name) => el("a", { href: `/models/${encodeURIComponent(name)}` }, text);
 
-/** Digest → served model, of those that are served now. */
+/** Digest → served model, of those that are served now; the first of several with one file. */
 export async function modelsByDigest() {
   const { models } = await get("/v1/models");
-  return new Map(models.filter((model) => model.digest).map((model) => [model.digest, model]));
+  return new Map(models.filter((model) => model.digest).toReversed().map((model) => [model.digest, model]));
 }
 
 /** Fingerprint → name of the devices that are known. */

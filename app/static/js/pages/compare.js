@@ -62,3 +62,43 @@ async function show() {
     return [totals(found), el("h2", {}, "Op by op"), ops(found), el("h2", {}, "By op type"), byType(found, types)];
   });
 }
+
+/** Every total of every run; behind those of the others, how many times the first run's it is. */
+function totals({ runs: compared, ratios }) {
+  const known = TOTALS.filter(([key]) => compared.some((run) => run[key] != null));
+  const beside = (key, at) => {
+    const ratio = at ? ratios?.[key]?.[at] : null;
+    return ratio == null ? null : el("small", { class: ratio > 1.005 ? "worse" : ratio < 0.995 ? "better" : "quiet" }, ` ${format.ratio(ratio)}`);
+  };
+  const facts = [
+    ["Device", (run) => (run.device ? deviceLink(run.device, run.device_name ?? run.device) : null)], ["Threads", (run) => run.threads?.toString()], ["Precision", (run) => run.precision],
+    ["Plan", (run) => (/^[0-9a-f]{64}$/.test(run.plan_id ?? "") ? planLink(run.plan_id) : run.kind === "trace" ? "default" : null)], ["Engine build", (run) => el("code", {}, run.engine_build.split(".").at(-1))],
+  ];
+  return plain("Totals of the runs", ["", ...compared.map((run) => ({ text: runLink(run), n: true }))], [
+    ...facts.map(([title, of]) => [title, ...compared.map(of)]),
+    ...known.map(([key, title, say]) => [title, ...compared.map((run, at) => el("span", {}, say(run[key]), beside(key, at)))]),
+  ]);
+}
+
+function runLink(run) {
+  return el("a", { href: `/models/${encodeURIComponent(run.model_name)}?run=${run.id}` }, `run ${run.id}: ${run.model_name}`);
+}
+
+function ops({ runs: compared, rows }) {
+  const most = Math.max(...rows.map((row) => Math.abs(row.delta_ns ?? 0)));
+  const timed = rows.some((row) => row.p50_ns.some((ns) => ns != null));
+  const missing = rows.filter((row) => row.flops.includes(null)).length;
+  const columns = [
+    { key: "name", title: "Op" },
+    { key: "op", title: "Type" },
+    ...compared.map((run, at) => ({ key: `p50-${run.id}`, title: `Run ${run.id}`, numeric: true, value: (row) => row.p50_ns[at], hidden: !timed, format: (value, row) => (row.flops[at] == null ? "not in it" : format.duration(value)) })),
+    { key: "delta_ns", title: "Change", numeric: true, hidden: !timed, format: (value) => (value > 0 ? `+${format.duration(value)}` : format.duration(value)), part: (row) => (row.delta_ns > 0 && most ? row.delta_ns / most : null), about: "Of the last run against the first" },
+    { key: "ratio", title: "Last ÷ first", numeric: true, hidden: !timed, format: format.ratio },
+    ...compared.map((run, at) => ({ key: `flops-${run.id}`, title: `FLOPs, run ${run.id}`, numeric: true, value: (row) => row.flops[at], format: format.flops, hidden: timed })),
+    ...compared.map((run, at) => ({ key: `strategy-${run.id}`, title: `Strategy, run ${run.id}`, value: (row) => row.strategy[at], format: (value) => value || "–", hidden: !timed })),
+  ];
+  const { sort = timed ? "-delta_ns" : "", q, cols } = read();
+  const grid = table(columns, rows, { label: "Ops of the runs", noun: "op", sort, q, cols, onState: write, id: (row) => row.key });
+  onChange((state) => grid.show({ sort: timed ? "-delta_ns" : "", ...state }));
+  return [missing ? el("p", {}, `${missing} of ${rows.length} ops are not in every run.`) : null, grid.element];
+}

@@ -126,8 +126,12 @@ function asked(job, model, devices) {
     ["Model", model ? modelLink(model.name) : job.model_digest ? el("code", {}, job.model_digest) : null],
     ["Device", deviceLink(job.device, devices.get(job.device) ?? job.device)],
     ["Shapes", shapes.join(", ")],
-    ...rest.map(([name, value]) => [name.replace(/_s$/, ", s").replaceAll("_", " "), String(value)]),
+    ...rest.map(([name, value]) => [capital(name.replace(/_s$/, ", s").replaceAll("_", " ")), String(value)]),
     ["Posted", format.when(job.created_us)],
     ["Attempts", job.attempts > 1 ? String(job.attempts) : null],
   ]);
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
 }

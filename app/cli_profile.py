@@ -1,0 +1,210 @@
+"""`edgewise profile`: what a model costs, and with --measure where its time goes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.bar import Bar
+from rich.progress import Progress
+from rich.table import Table
+
+from app.console import (
+    ArgumentError,
+    Database,
+    Dim,
+    Json,
+    ModelPath,
+    Shape,
+    Threads,
+    notes,
+    out,
+    parse_dims,
+    parse_shapes,
+    print_json,
+)
+from app.shell import quantity
+from graph.ir import Model
+from graph.reader import read
+from profiler import sweep
+from profiler.counts import profile
+from profiler.device import FULL_S
+from profiler.exports import op_rows, sweep_rows, to_csv
+from profiler.report import Op, Report
+from profiler.reporting import static_report
+from scheduler.build import current_build
+from scheduler.local import local_device, local_fingerprint
+from scheduler.reports import measure
+from scheduler.store import Here, Store
+
+BAR_WIDTH = 16
+COUNTS = ("flops", "macs", "read_bytes", "write_bytes", "param_bytes")
+TIMES = ("p50_ns", "wasted_ns", "first_ns")
+
+
+def profile_command(
+    model: ModelPath,
+    shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
+    dim: Dim = [],  # noqa: B006
+    measured: Annotated[bool, typer.Option("--measure", help="Run it, and say where the time goes.")] = False,
+    runs: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to time, with --measure.")] = 50,
+    threads: Threads = None,
+    plan: Annotated[str | None, typer.Option(help="Run by this stored plan, with --measure: its id.")] = None,
+    store: Annotated[bool, typer.Option(help="Keep what was measured in the database.")] = True,
+    db: Database = None,
+    top: Annotated[int, typer.Option(help="Rows to print, 0 = all.")] = 20,
+    sort: Annotated[
+        str | None, typer.Option(help=f"{', '.join(COUNTS)}, order; with --measure {', '.join(TIMES)} too.", show_default=False)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
+    json: Json = False,
+) -> None:
+    """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
+
+    With --measure also what each step takes here, how far that is from what the machine can do, and whether the numbers agree
+    with one another: exit 1 where they do not.
+
+    edgewise profile resnet50.onnx
+    edgewise profile resnet50.onnx --measure --threads 1
+    edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
+    edgewise profile model.onnx --dim batch=1,2,4,8
+    """
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
+    if not measured and (threads is not None or plan is not None):
+        raise ArgumentError("profile: --threads and --plan say how to run, need --measure")
+    if any(len(sizes) > 1 for sizes in dims.values()):
+        if measured:
+            raise ArgumentError("profile: --measure times one size of each dimension, --dim gives several")
+        _print_sweep(sweep.sweep(model, dims, shapes), json)
+        return
+    sizes = {name: several[0] for name, several in dims.items()}
+    key = _sort_key(sort or ("p50_ns" if measured else "flops"), COUNTS + TIMES if measured else COUNTS)
+    if measured:
+        report = _measure(read(model), shapes, sizes, runs, threads, plan, db, store=store)
+    else:
+        report = static_report(profile(model, shapes, sizes))
+    if csv is not None:
+        csv.write_text(to_csv(op_rows(report)), encoding="utf-8")
+    if json:
+        print_json(report.to_json())
+    else:
+        ops = sorted(report.ops, key=key)
+        (_print_trace if measured else _print_counts)(report, ops, top)
+    if not report.check.ok:
+        raise typer.Exit(1)
+
+
+def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:
+    """The largest first, or the order they run in."""
+    if name == "order":
+        return lambda op: op.index
+    if name not in columns:
+        raise ArgumentError(f"--sort: {name!r} is no column, need one of {', '.join(columns)}, order")
+    return lambda op: -(getattr(op, name) or 0)
+
+
+def _measure(
+    model: Model,
+    shapes: dict[str, tuple[int, ...]],
+    dims: dict[str, int],
+    runs: int,
+    threads: int | None,
+    plan_id: str | None,
+    db: str | None,
+    *,
+    store: bool,
+) -> Report:
+    """Time the model with a progress bar on a terminal; the machine is measured first where it is new."""
+    here = Here(local_fingerprint(), current_build())
+    with Store(db) as opened, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("measuring the machine", total=None)
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        device = local_device(opened, FULL_S, progress=progress)
+        plan = None if plan_id is None else opened.plans.get(plan_id, here).plan
+        bar.update(task, total=None)
+
+        def say(what: str) -> None:
+            bar.update(task, description=what)
+
+        report = measure(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
+        if store:
+            opened.models.save(model.digest, model.source, model.nbytes)
+            number = opened.profiles.save(report, here.build.id)
+            notes.print(f"stored as profile {number}", style="dim")
+    return report
+
+
+def _print_counts(report: Report, ops: list[Op], top: int) -> None:
+    table = _table(f"{report.model.name}: cost per op", ("MACs", "FLOPs", "%", "read", "written"), ("output",))
+    for op in ops[: top or None]:
+        moved = [quantity(op.read_bytes, "B"), quantity(op.write_bytes, "B")]
+        table.add_row(op.op, op.name, op.output, quantity(op.macs, ""), quantity(op.flops, ""), f"{op.share_percent:.1f}", *moved)
+    _print(table, report, top)
+
+
+def _print_trace(report: Report, ops: list[Op], top: int) -> None:
+    setup, totals = report.setup, report.totals
+    table = _table(f"{report.model.name}: time per step", ("µs", "%", "", "% of roof", "wasted µs"), ("strategy", "bound"))
+    largest = max((op.share_percent for op in ops), default=1.0) or 1.0
+    for op in ops[: top or None]:
+        roof = "" if op.roof_percent is None else f"{op.roof_percent:.0f}"
+        wasted = "" if op.wasted_ns is None else f"{op.wasted_ns / 1e3:.1f}"
+        bar = Bar(largest, 0, op.share_percent, width=BAR_WIDTH)
+        times = (f"{(op.p50_ns or 0) / 1e3:.1f}", f"{op.share_percent:.1f}", bar, roof, wasted)
+        table.add_row(op.op, op.name, op.strategy, op.bound, *times)
+    _print(table, report, top)
+    if setup is not None:
+        how = f"{setup.device_name}; {setup.threads} threads, plan {setup.plan_id[:12]}, {setup.runs} runs"
+        out.print(f"{how}, activations {quantity(totals.peak_activation_bytes, 'B')} at the peak", markup=False)
+    rest = f"steps and {(totals.unattributed_ns or 0) / 1e6:.3f} ms between them"
+    out.print(f"median {_ms(totals.wall_p50_ns)} ({rest}), best {_ms(totals.wall_min_ns)}, first run {_ms(totals.first_ns)}")
+    out.print(f"roof {_ms(totals.roof_ns)}, above it {_ms(totals.wasted_ns)}, predicted {_ms(totals.predicted_ns)}")
+    for problem in report.check.problems:
+        text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
+        out.print(text, style="red", markup=False)
+    out.print("self-check: ok" if report.check.ok else f"self-check: {len(report.check.problems)} steps are above their roof")
+
+
+def _table(title: str, numbers: tuple[str, ...], texts: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name, width in (("op", 8), ("node", 12), *((name, 6) for name in texts)):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, max_width=44)
+    for name in numbers:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True, min_width=4)
+    return table
+
+
+def _print(table: Table, report: Report, top: int) -> None:
+    """The table, and the totals that every report has."""
+    totals = report.totals
+    out.print(table)
+    if top and len(report.ops) > top:
+        out.print(f"{top} of {len(report.ops)} ops; --top 0 prints all", style="dim")
+    out.print(f"macs {totals.macs:,}   flops {totals.flops:,} (2·macs + {totals.other_flops:,})   params {totals.params:,}")
+    peak, params = quantity(totals.peak_activation_bytes, "B"), quantity(totals.param_bytes, "B")
+    out.print(f"peak activations {peak}   parameters {params}   counted {totals.coverage_percent:.1f} %")
+    for missing in report.uncounted:
+        out.print(f"not counted: {missing.node} ({missing.op}): {missing.reason}", style="yellow", markup=False)
+
+
+def _ms(nanoseconds: float | None) -> str:
+    return "unknown" if nanoseconds is None else f"{nanoseconds / 1e6:.3f} ms"
+
+
+def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
+    rows = sweep_rows(points)
+    if json:
+        print_json(orjson.dumps(rows))
+        return
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()])
+    out.print(table)
