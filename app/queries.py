@@ -13,8 +13,10 @@ from pydantic import BaseModel
 
 from app.auth import Scope, needs
 from app.control import Cursor, Key, Limit, PageOut, Work
+from app.pages import smallest_shapes
 from app.state import Serving
 from profiler.counts import profile
+from profiler.report import Report
 from profiler.reporting import static_report
 from scheduler.store import ProfileRun
 
@@ -73,6 +75,19 @@ async def make_profile(service: Serving, asked: Work) -> ProfileOut:
         counted = profile(session.model, asked.bound(), asked.dims)
         number = service.store.profiles.save(static_report(counted), service.here().build.id)
         return _whole(service.store.profiles.get(number))
+
+    return await service.engine.call(work)
+
+
+@router.get("/models/{name}/count")
+@needs(Scope.READ)
+async def count_model(service: Serving, name: str, version: str | None = None) -> Report:
+    """Count what a served model costs with every open dimension at 1, without storing it. 400 where those shapes do not do."""
+    served, session = service.repository.ready(name, version)
+
+    def work() -> Report:
+        report = static_report(profile(session.model, smallest_shapes(session)))
+        return report.model_copy(update={"model": report.model.model_copy(update={"name": served.name})})
 
     return await service.engine.call(work)
 

@@ -90,7 +90,7 @@ export function panel(run, { onClose, onShow }) {
   let from = null;
 
   const link = (op) => el("button", { type: "button", class: "link", onclick: () => onShow(op.index) }, op.name);
-  const values = (title, names, ops) => names.length && [el("h3", {}, title), el("ul", { class: "values" }, names.map((value) => el("li", {}, el("code", {}, value), ops(value).flatMap((op) => [" ", link(op)]))))];
+  const values = (title, names, ops) => names.length > 0 && [el("h3", {}, title), el("ul", { class: "values" }, names.map((value) => el("li", {}, el("code", {}, value), ops(value).flatMap((op) => [" ", link(op)]))))];
 
   function open(index) {
     const op = run.ops.find((one) => one.index === index);
@@ -99,9 +99,9 @@ export function panel(run, { onClose, onShow }) {
     const rows = columns(run).filter((figure) => figure.key !== "name" && op[figure.key] != null && op[figure.key] !== "");
     fill(content,
       el("h2", {}, op.name),
-      op.contradiction && el("p", { class: "problem" }, op.contradiction),
+      op.contradiction !== "" && el("p", { class: "problem" }, op.contradiction),
       !op.counted && el("p", { class: "problem" }, `Not counted: ${op.reason}`),
-      op.counted && op.reason && el("p", { class: "quiet" }, op.reason),
+      op.counted && op.reason !== "" && el("p", { class: "quiet" }, op.reason),
       el("dl", { class: "facts" }, rows.map((figure) => [el("dt", {}, figure.unit ? `${figure.title}, ${figure.unit}` : figure.title), el("dd", {}, figure.format ? figure.format(op[figure.key], op) : String(op[figure.key]))]).flat()),
       values("Takes", op.inputs, (value) => [makers.get(value)].filter(Boolean)),
       values("Makes", op.outputs, (value) => (takers.get(value) ?? []).map(([, taker]) => taker)),

@@ -34,7 +34,7 @@ export function graph(run, { colour, onOpen, onState }) {
     el("div", { class: "toolbar" },
       chooser("Colour by", choices, amount, (next) => { amount = next; paint(); onState({ colour: next.key }); }),
       el("span", { class: "legend" }, "0", scale, most),
-      el("span", { class: "buttons" }, button("+", "Zoom in", () => zoom(STEP)), button("−", "Zoom out", () => zoom(1 / STEP)), button("All", "Show the whole graph", fit), button("Start", "Go to the first op", start))),
+      el("span", { class: "buttons" }, button("+", "+ Zoom in", () => zoom(STEP)), button("−", "− Zoom out", () => zoom(1 / STEP)), button("All", "All: show the whole graph", fit), button("Start", "Start: go to the first op", start))),
     state, box);
 
   box.addEventListener("wheel", wheel, { passive: false });
@@ -92,14 +92,15 @@ export function graph(run, { colour, onOpen, onState }) {
     const paints = heat(part(op[amount.key], top));
     const text = amount.format(op[amount.key]);
     return svg("g", {
-      id: `node-${node}`, class: `node-box${node === chosen ? " chosen" : ""}`, role: "option", "aria-selected": String(node === chosen), "aria-label": `${op.name}, ${op.op}, ${text}`,
+      id: `node-${node}`, class: `node-box${node === chosen ? " chosen" : ""}`, role: "option", "aria-selected": String(node === chosen),
       transform: `translate(${x - NODE.width / 2} ${y - NODE.height / 2})`, onclick: () => { choose(node); onOpen(op.index); },
     },
     svg("title", {}, `${op.name} (${op.op})\n${amount.title}: ${text}\n${op.output}`),
     svg("rect", { width: NODE.width, height: NODE.height, rx: 5, fill: paints.fill }),
-    svg("text", { x: 8, y: 17, fill: paints.text, class: "type" }, shorten(op.op, 14)),
-    svg("text", { x: NODE.width - 8, y: 17, fill: paints.text, class: "amount" }, text),
-    svg("text", { x: 8, y: 33, fill: paints.text }, shorten(op.name, 25)));
+    svg("g", { "aria-hidden": "true", fill: paints.text },
+      svg("text", { x: 8, y: 17, class: "type" }, shorten(op.op, 14)),
+      svg("text", { x: NODE.width - 8, y: 17, class: "amount" }, text),
+      svg("text", { x: 8, y: 33 }, shorten(op.name, 25))));
   }
 
   function choose(node) {

@@ -8,7 +8,7 @@ import { table } from "../table.js";
 /** memory(run, {at, onState, onOpen}) → a node. at: the step looked at, the peak where it is null. */
 export function memory(run, { at, onState, onOpen }) {
   const peak = run.ops.reduce((best, op, index) => (op.live_bytes > run.ops[best].live_bytes ? index : best), 0);
-  const title = el("h3", {});
+  const title = el("h2", {});
   const slider = el("input", { type: "range", min: "0", max: String(run.ops.length - 1), "aria-label": "Step", oninput: () => look(Number(slider.value)), onchange: () => onState({ at: slider.value }) });
   const alive = table([
     { key: "name", title: "Tensor" },

@@ -184,7 +184,7 @@ export function timeline(run, { traceHref, onOpen }) {
   showLegend();
   return el("div", {},
     el("div", { class: "toolbar" },
-      el("span", { class: "buttons" }, tool("+", "Zoom in", () => zoom(1.5)), tool("−", "Zoom out", () => zoom(1 / 1.5)), tool("All", "Show the whole run", all)),
+      el("span", { class: "buttons" }, tool("+", "+ Zoom in", () => zoom(1.5)), tool("−", "− Zoom out", () => zoom(1 / 1.5)), tool("All", "All: show the whole run", all)),
       traceHref ? el("a", { class: "button", href: traceHref, download: "" }, "Download Perfetto trace") : null,
       el("span", { class: "quiet" }, `The median run, ${duration(wall)} on ${threads.length} thread${threads.length === 1 ? "" : "s"}. Ctrl and scroll to zoom, drag to move.`)),
     legend, box, said);

@@ -26,5 +26,5 @@ function group(run, key, title, amount) {
     name: `${one.name} (${one.ops})`, value: one.value, text: amount.format(one.value), note: percent(total ? (100 * one.value) / total : 0),
   }));
   const heading = `${title}: ${amount.title.toLowerCase()}, ${amount.unit}`;
-  return el("section", {}, el("h3", {}, heading), bars(heading, rows), sums.length > MOST ? el("p", { class: "quiet" }, `The ${MOST} largest of ${sums.length}.`) : null);
+  return el("section", {}, el("h2", {}, heading), bars(heading, rows), sums.length > MOST ? el("p", { class: "quiet" }, `The ${MOST} largest of ${sums.length}.`) : null);
 }
