@@ -26,6 +26,7 @@ from app.console import (
     parse_shapes,
     print_json,
 )
+from app.report import write_report
 from app.shell import quantity
 from graph.ir import Model
 from graph.reader import read
@@ -60,6 +61,7 @@ def profile_command(
         str | None, typer.Option(help=f"{', '.join(COUNTS)}, order; with --measure {', '.join(TIMES)} too.", show_default=False)
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a report here: one file that opens in a browser.")] = None,
     json: Json = False,
 ) -> None:
     """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
@@ -69,6 +71,7 @@ def profile_command(
 
     edgewise profile resnet50.onnx
     edgewise profile resnet50.onnx --measure --threads 1
+    edgewise profile resnet50.onnx --measure --html report.html
     edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
     edgewise profile model.onnx --dim batch=1,2,4,8
     """
@@ -88,6 +91,8 @@ def profile_command(
         report = static_report(profile(model, shapes, sizes))
     if csv is not None:
         csv.write_text(to_csv(op_rows(report)), encoding="utf-8")
+    if html is not None:
+        write_report(report.to_json().encode(), html)
     if json:
         print_json(report.to_json())
     else:

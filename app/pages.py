@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
 from app.auth import Scope, needs
 from app.control import describe
+from app.errors import RequestError
 from app.shell import shell
 from app.state import Serving
 from graph.ir import Port
+from scheduler.errors import StoreError
 from scheduler.session import Session
 
 router = APIRouter()
@@ -26,7 +30,9 @@ async def overview(request: Request, service: Serving) -> HTMLResponse:
 @needs(Scope.READ)
 async def model(request: Request, service: Serving, name: str, version: str | None = None) -> HTMLResponse:
     """One model: its runs, and the views of the one that is looked at."""
-    served, _ = service.repository.ready(name, version)
+    served, session = service.repository.ready(name, version)
+    with contextlib.suppress(RequestError, StoreError):  # the page says itself what it cannot read
+        await service.desk.call(service.remember, served.name, session.model)  # else nothing can be asked of its runs
     return shell(request, "model.html", model=describe(served))
 
 

@@ -34,7 +34,7 @@ _CSP = "; ".join(
 _HEADERS: Final = {
     "Content-Security-Policy": _CSP,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # no-referrer makes browsers send forms with "Origin: null", which are refused
     "Cache-Control": "no-store",
 }
 NAVIGATION: Final = (

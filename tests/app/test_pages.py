@@ -84,3 +84,19 @@ def test_live_tells_traffic_queues_and_health(client: httpx.Client) -> None:
     assert live["health"]["ready"]
     assert live["health"]["database"] == "ok"
     assert next(model for model in live["models"] if model["name"] == "broken")["state"] == "UNAVAILABLE"
+
+
+def test_a_model_is_counted_on_the_spot_and_nothing_is_stored(client: httpx.Client) -> None:
+    stored = client.get("/v1/profiles").json()["items"]
+    report = client.get("/v1/models/digits/count").json()
+    assert report["kind"] == "static"
+    assert report["model"]["name"] == "digits"
+    assert max(op["macs"] for op in report["ops"]) == 294_912  # of the last convolution
+    assert client.get("/v1/profiles").json()["items"] == stored
+    assert client.get("/v1/models/nope/count").status_code == 404
+
+
+def test_runs_of_a_model_can_be_asked_for_once_its_page_was_opened(client: httpx.Client) -> None:
+    digest = client.get("/v1/models/digits").json()["digest"]
+    assert client.get("/models/digits").status_code == 200
+    assert client.get("/v1/profiles", params={"model": digest, "kind": "trace"}).status_code == 200

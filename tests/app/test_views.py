@@ -32,6 +32,7 @@ def test_a_page_is_a_frame_for_modules_that_exist(client: httpx.Client, path: st
     reply = client.get(path)
     assert reply.status_code == 200, reply.text
     assert "script-src 'self'" in reply.headers["content-security-policy"]
+    assert reply.headers["referrer-policy"] == "same-origin"  # no-referrer makes browsers send forms with "Origin: null"
     assert len(re.findall(r"<h1[ >]", reply.text)) == 1
     assert not re.search(r"<script(?![^>]*(src=|application/json))|<style|\sstyle=|\son\w+=", reply.text)  # nothing inline
     waiting = re.findall(r'(?:src|href)="(/static/[^"]+)"', reply.text)

@@ -33,7 +33,7 @@ function lineOptions(chart, width) {
     return {
       label: one.name, stroke, width: 1.5, dash: one.dashed ? [5, 4] : undefined, value: (_, value) => format(chart.y, value),
       fill: one.area ? `${stroke}33` : undefined, paths: one.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
-      points: { show: chart.x.values.length < 60 },
+      points: { show: !one.stepped && chart.x.values.length < 60 },
     };
   });
   return {
@@ -59,19 +59,23 @@ function format(side, value) {
 function axis(side) {
   const line = { stroke: colour("--line"), width: 1 };
   const values = (_, ticks) => (side.time ? clock(ticks) : ticks.map((tick) => (tick == null ? "" : format(side, tick))));
-  const log = side.log ? { splits: (_, at, low, high) => decades(low, high), filter: (_, ticks) => ticks } : {};
+  const log = side.log ? { splits: (plot, at, low, high) => decades(low, high, room(plot, at)), filter: (_, ticks) => ticks } : {};
   return {
     label: side.title, stroke: colour("--text-2"), grid: line, ticks: line, values, space: side.time ? 80 : 50,
     font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, gap: 4, ...log,
   };
 }
 
-/** Ticks of a logarithmic axis: powers of ten, and 2 and 5 times them where few fit. */
-function decades(low, high) {
+/** How many labels an axis has room for: 0 is the one below, 1 the one beside. */
+const room = (plot, at) => (at === 0 ? plot.bbox.width / 60 : plot.bbox.height / 24) / devicePixelRatio;
+
+/** Ticks of a logarithmic axis, at most so many: powers of ten, with 2 and 5 times them where there is room. */
+function decades(low, high, most) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const steps = last - first > 4 ? [1] : [1, 2, 5];
-  const ticks = Array.from({ length: last - first + 1 }, (_, at) => steps.map((step) => step * 10 ** (first + at))).flat();
-  return ticks.filter((tick) => tick >= low && tick <= high);
+  const steps = (last - first) * 3 > most ? [1] : [1, 2, 5];
+  const each = Math.max(1, Math.ceil((last - first) / Math.max(2, most)));
+  const powers = Array.from({ length: last - first + 1 }, (_, at) => first + at).filter((power) => power % each === 0);
+  return powers.flatMap((power) => steps.map((step) => step * 10 ** power)).filter((tick) => tick >= low && tick <= high);
 }
 
 /** Seconds since 1970 as times of day; as days where they are days apart. */
@@ -110,8 +114,8 @@ const lineTable = (chart) =>
 
 /**
  * Points on logarithmic axes, with lines. chart: {label, x: {title, format}, y: {title, format}, points: [{x, y, name, colour, ring}],
- * lines: [{name, from: [x, y], to: [x, y], dashed}], height, onPick(point), describe(point)}. colour: a CSS colour; ring: drawn
- * around what stands out. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click
+ * lines: [{name, from: [x, y], to: [x, y], dashed, labelAt}], height, onPick(point), describe(point)}. colour: a CSS colour; ring: drawn
+ * around what stands out; labelAt: where along a sloping line its name begins, 0…1. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click
  * shows all. Returns {element, update(chart), select(name)}.
  */
 export function scatter(chart) {
@@ -138,7 +142,7 @@ export function scatter(chart) {
     plot = new uPlot({
       width, height: chart.height ?? 420, legend: { show: false }, series: [{}, { paths: () => null, points: { show: false } }],
       scales: { x: { time: false, distr: 3, auto: false }, y: { distr: 3, auto: false } },
-      axes: [axis({ ...chart.x, log: true }), { ...axis({ ...chart.y, log: true }), size: 88 }],
+      axes: [axis({ ...chart.x, log: true }), { ...axis({ ...chart.y, log: true }), size: 106 }],
       cursor: { drag: { x: true, y: true, uni: 12 }, points: { show: false }, bind: { dblclick: () => () => { show(plot); return null; } } },
       hooks: { setCursor: [(made) => hover(made)], draw: [paint] },
     }, [points.map((point) => point.x), points.map((point) => point.y)], frame.canvas);
@@ -208,7 +212,8 @@ function drawLine(ctx, line, [x0, y0], [x1, y1], bbox) {
   ctx.stroke();
   ctx.setLineDash([]);
   if (y0 === y1) return write(ctx, line.name, Math.min(x1, bbox.left + bbox.width) - 4, y0 - 6 * devicePixelRatio, "right");
-  const [x, y] = [Math.max(x0, bbox.left + 8), y0 + ((y1 - y0) * (Math.max(x0, bbox.left + 8) - x0)) / (x1 - x0)];
+  const x = Math.max(x0 + (x1 - x0) * (line.labelAt ?? 0), bbox.left + 8);
+  const y = y0 + ((y1 - y0) * (x - x0)) / (x1 - x0);
   ctx.save();
   ctx.translate(x, y);
   ctx.rotate(Math.atan2(y1 - y0, x1 - x0));

@@ -50,7 +50,7 @@ export const choice = (pairs, selected, attrs = {}) =>
 
 /** A definition list of [name, text or node] pairs; those without a value are left out. */
 export const facts = (pairs) =>
-  el("dl", { class: "facts" }, pairs.filter(([, value]) => value != null && value !== "").map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  el("dl", { class: "particulars" }, pairs.filter(([, value]) => value != null && value !== "").map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
 /** A plain table: titles as text, or {text, n: true} for figures; cells are text or nodes. */
 export function plain(label, titles, rows) {

@@ -27,6 +27,7 @@ export function tabs(label, items, selected, onSelect = () => {}) {
       buttons[index].tabIndex = open ? 0 : -1;
       panels[index].hidden = !open;
     });
+    list.scrollLeft = buttons[at].offsetLeft - (list.clientWidth - buttons[at].clientWidth) / 2; // on small screens not all fit
     const item = items[at];
     if (!made.has(item.id)) {
       made.set(item.id, item.panel());

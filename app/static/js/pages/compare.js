@@ -2,7 +2,7 @@
 
 import { get, list } from "../api.js";
 import { bars } from "../bars.js";
-import { clear, el, failure, fill, notice } from "../dom.js";
+import { el, failure, fill, notice } from "../dom.js";
 import * as format from "../format.js";
 import { deviceLink, field, part, plain, planLink } from "../parts.js";
 import { onChange, read, write } from "../state.js";
@@ -58,8 +58,9 @@ async function show() {
     return;
   }
   await part("comparison", "The runs cannot be compared", async () => {
-    const [found, ...types] = await Promise.all([get("/v1/compare", { runs: shown }), ...taken.map((run) => get("/v1/profiles/query", { run, group: "op", sort: "-p50_ns", limit: 50 }))]);
-    return [totals(found), el("h2", {}, "Op by op"), ops(found), el("h2", {}, "By op type"), byType(found, types)];
+    const [found, ...types] = await Promise.allSettled([get("/v1/compare", { runs: shown }), ...taken.map((run) => get("/v1/profiles/query", { run, group: "op", sort: "-p50_ns", limit: 50 }))]);
+    if (found.status === "rejected") throw found.reason;
+    return [totals(found.value), el("h2", {}, "Op by op"), ...ops(found.value), el("h2", {}, "By op type"), byType(found.value, types)];
   });
 }
 
@@ -100,5 +101,18 @@ function ops({ runs: compared, rows }) {
   const { sort = timed ? "-delta_ns" : "", q, cols } = read();
   const grid = table(columns, rows, { label: "Ops of the runs", noun: "op", sort, q, cols, onState: write, id: (row) => row.key });
   onChange((state) => grid.show({ sort: timed ? "-delta_ns" : "", ...state }));
-  return [missing ? el("p", {}, `${missing} of ${rows.length} ops are not in every run.`) : null, grid.element];
+  return [missing ? el("p", {}, `Not in every run: ${missing} of ${rows.length} ops.`) : null, grid.element];
+}
+
+function byType({ runs: compared }, types) {
+  return el("div", { class: "works" }, compared.map((run, at) => {
+    const title = el("h3", {}, runLink(run));
+    if (types[at].status === "rejected") return el("section", {}, title, failure("The op types cannot be read", types[at].reason));
+    const { items } = types[at].value;
+    const timed = run.kind === "trace";
+    return el("section", { "aria-label": `Run ${run.id} by op type` }, title,
+      bars(timed ? `Time by op type, run ${run.id}` : `FLOPs by op type, run ${run.id}`, items.map((item) => ({
+        name: item.group, value: timed ? item.p50_ns : item.flops, text: timed ? format.duration(item.p50_ns) : format.flops(item.flops), note: `${format.percent(item.share_percent)} · ${item.rows} op${item.rows === 1 ? "" : "s"}`,
+      }))));
+  }));
 }

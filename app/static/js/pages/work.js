@@ -2,12 +2,13 @@
 
 import { list, post } from "../api.js";
 import { el, embedded, failure, fill } from "../dom.js";
+import * as format from "../format.js";
 import { inferForm } from "../infer.js";
 import { action, choice, field } from "../parts.js";
 
 const model = embedded("model");
 const place = document.getElementById("work");
-const devices = await list("/v1/devices").catch(() => []); // without them this machine can still be asked for
+const [devices, plans] = await Promise.all([known("/v1/devices", {}), known("/v1/plans", { steps: false, model: model.digest })]);
 const sizes = openDimensions();
 
 if (model.state === "READY") {
@@ -17,7 +18,7 @@ if (model.state === "READY") {
     el("div", { class: "works" },
       section("count", "Count", "What each op costs for these shapes: multiply–accumulates, bytes, memory. Nothing is run.", countForm()),
       section("measure", "Measure", "Time runs on random inputs, op by op, and store them.", jobForm("trace", "Measure", {
-        runs: number("Runs", { min: 1, max: 10_000, value: 50 }), threads: number("Threads", { min: 1, max: 1024, hint: "All cores when empty" }), device: deviceField(),
+        runs: number("Runs", { min: 1, max: 10_000, value: 50 }), threads: number("Threads", { min: 1, max: 1024, hint: "All cores when empty" }), plan_id: planField(), device: deviceField(),
       })),
       section("plan", "Plan", "Choose the strategy of every step by what is known, without measuring.", planForm()),
       section("tune", "Tune", "Measure candidates for that long, keep what is learned, and plan with it.", jobForm("tune", "Tune", {
@@ -25,6 +26,11 @@ if (model.state === "READY") {
         max_error: number("Largest error", { min: 0, max: 1, step: "any", hint: "Relative to the largest output" }), backend: backendField(), device: deviceField(),
       }))));
   document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+
+/** A list for a select; without it the defaults can still be chosen. */
+async function known(path, params) {
+  return model.digest ? list(path, params).catch(() => []) : [];
 }
 
 function section(id, title, about, content) {
@@ -63,11 +69,17 @@ function number(label, { hint, value, ...attrs }) {
 }
 
 function options(label, pairs, selected) {
-  return { node: (control) => field(label, control), control: choice(pairs, selected), read: (control) => control.value };
+  return { node: (control) => field(label, control), control: choice(pairs, selected), read: (control) => control.value || null };
 }
 
 function deviceField() {
   return options("Device", [["local", "this machine"], ...devices.map((device) => [device.fingerprint, device.name])], "local");
+}
+
+function planField() {
+  const usable = plans.filter(({ plan }) => plan.state.status === "current");
+  const say = ({ id, plan }) => [id, `${plan.objective}, ${plan.threads} threads, ${format.duration(plan.measured_ns ?? plan.predicted_ns)}, ${id.slice(0, 12)}`];
+  return options("Plan", [["", "every op's default"], ...usable.map(say)], "");
 }
 
 function backendField() {

@@ -35,17 +35,19 @@ export function roofline(run, { onOpen }) {
 
 const key = (name, text, kind = "") => el("span", { class: `key ${kind}`, style: { "--key": `var(${name})` } }, text);
 
-/** A sloping line for each level of memory, up to the highest peak; a level line for each peak. */
+/** A sloping line for each level of memory, up to the highest peak; a level line for each peak that matters here. */
 function roofs(roof, points) {
-  const peak = Math.max(...roof.peaks.map((one) => one.flops_per_s));
+  const used = new Set(points.map((point) => point.op.precision));
+  const shown = roof.peaks.some((one) => used.has(one.precision)) ? roof.peaks.filter((one) => used.has(one.precision)) : roof.peaks;
+  const peak = Math.max(...shown.map((one) => one.flops_per_s));
   const xs = points.map((point) => point.x);
   const slowest = Math.min(...roof.bandwidths.map((one) => one.bytes_per_s));
   const fastest = Math.max(...roof.bandwidths.map((one) => one.bytes_per_s));
   const low = Math.min(...xs, peak / fastest) / 2;
   const high = Math.max(...xs, peak / slowest) * 4;
-  const slopes = roof.bandwidths.map((one) => ({
-    name: `${one.level} ${bytes(one.bytes_per_s)}/s`, from: [low, low * one.bytes_per_s], to: [peak / one.bytes_per_s, peak],
+  const slopes = roof.bandwidths.map((one, at) => ({
+    name: `${one.level} ${bytes(one.bytes_per_s)}/s`, from: [low, low * one.bytes_per_s], to: [peak / one.bytes_per_s, peak], labelAt: at / (roof.bandwidths.length + 1),
   }));
-  const peaks = roof.peaks.map((one) => ({ name: `${one.precision} ${rate(one.flops_per_s)}`, from: [one.flops_per_s / fastest, one.flops_per_s], to: [high, one.flops_per_s] }));
+  const peaks = shown.map((one) => ({ name: `${one.precision} ${rate(one.flops_per_s)}`, from: [one.flops_per_s / fastest, one.flops_per_s], to: [high, one.flops_per_s] }));
   return [...slopes, ...peaks];
 }

@@ -58,10 +58,10 @@ const tableState = ({ sort = "", q = "", cols = "" }) => ({ sort, q, cols });
 
 /** How the run came about. */
 function setup(run) {
-  const inputs = Object.entries(run.model.inputs).flatMap(([name, spec]) => [el("code", {}, `${name}: ${spec}`), " "]);
-  if (!run.setup) return el("p", { class: "quiet" }, "Counted, not measured, for ", inputs, "1 MAC = 2 FLOPs; bytes count each tensor once.");
+  const inputs = Object.entries(run.model.inputs).flatMap(([name, spec], at) => [at ? ", " : "", el("code", {}, `${name}: ${spec}`)]);
+  if (!run.setup) return el("p", { class: "quiet" }, "Counted, not measured, for ", inputs, ". 1 MAC = 2 FLOPs; bytes count each tensor once.");
   const { device_name: device, threads, precision, plan_id: plan, runs, warmup, measured_us: at } = run.setup;
-  return el("p", { class: "quiet" }, `Measured ${when(at)} on ${device}, ${threads} thread${threads === 1 ? "" : "s"}, ${precision}, `, plan && plan !== "default" ? `plan ${plan.slice(0, 12)}` : "without a plan", `, ${runs} runs after ${warmup} to warm up, for `, inputs);
+  return el("p", { class: "quiet" }, `Measured ${when(at)} on ${device}, ${threads} thread${threads === 1 ? "" : "s"}, ${precision}, `, plan && plan !== "default" ? `plan ${plan.slice(0, 12)}` : "without a plan", `, ${runs} runs after ${warmup} to warm up, for `, inputs, ".");
 }
 
 /** Whether every op lies below its roof; where not, which number is to be doubted. */

@@ -54,7 +54,7 @@ export function timeline(run, { traceHref, onOpen }) {
     pen.strokeStyle = colour("--line");
     threads.forEach((_, thread) => pen.fillText(`thread ${thread}`, 4, thread * LANE + 19));
     pen.textAlign = "center";
-    for (const tick of ticks(span.from, span.to, Math.max(2, Math.floor(width / 140)))) {
+    for (const tick of ticks(span.from, span.to, Math.max(2, Math.floor(width / 100)))) {
       const x = px(tick);
       pen.beginPath();
       pen.moveTo(x, 0);
