@@ -22,7 +22,12 @@ export function address(path, params = {}) {
 export const get = (path, params, signal) => request(address(path, params), { signal });
 
 export const post = (path, body, signal) =>
-  request(path, { method: "POST", signal, body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...written() } });
+  request(path, {
+    method: "POST",
+    signal,
+    body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json", ...written() },
+  });
 
 /** What a write has to carry so that the service knows it comes from this page. */
 export const written = () => (meta("form-token") ? { "X-CSRF-Token": meta("form-token") } : {});
@@ -60,7 +65,11 @@ export function events(path, onEvent) {
 export async function request(path, options = {}) {
   let reply;
   try {
-    reply = await fetch(path, { credentials: "same-origin", ...options, headers: { Accept: "application/json", ...options.headers } });
+    reply = await fetch(path, {
+      credentials: "same-origin",
+      ...options,
+      headers: { Accept: "application/json", ...options.headers },
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, "The service does not answer. Is it still running?");

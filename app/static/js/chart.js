@@ -1,10 +1,11 @@
 // Charts: uPlot with titles and units on every axis, in the theme's colours, and each with its data as a table.
 
 import uPlot from "../vendor/uPlot.esm.js";
-import { el, fill } from "./dom.js";
+import { el, fill, onTheme } from "./dom.js";
 import { when } from "./format.js";
 
 const MOST_ROWS = 500; // of a data table
+const WHOLE = [1, 2, 5].flatMap((step) => [1, 10, 100, 1e3, 1e4, 1e5].map((power) => step * power)).sort((a, b) => a - b);
 
 /** A custom property of the style sheet, as it is in the present theme. */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -13,11 +14,15 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 export const seriesColour = (at) => colour(`--series-${(at % 8) + 1}`);
 
 /**
- * Lines over x. chart: {label, x: {title, values, format, time}, y: {title, format, log}, series: [{name, values, colour, area, dashed,
+ * Lines over x. chart: {label, x: {title, values, format, time, whole}, y: {title, format, log}, series: [{name, values, colour, area, dashed,
  * stepped}], height, marks: [{at, text}] (vertical lines), onCursor(index or null)}. Titles hold the unit. Returns {element, update(chart)}.
  */
 export function lines(chart) {
-  const frame = framed(chart, (width) => new uPlot(lineOptions(chart, width), [chart.x.values, ...chart.series.map((one) => one.values)], frame.canvas), () => lineTable(chart));
+  const frame = framed(
+    chart,
+    (width) => new uPlot(lineOptions(chart, width), [chart.x.values, ...chart.series.map((one) => one.values)], frame.canvas),
+    () => lineTable(chart),
+  );
   return {
     element: frame.element,
     update(next) {
@@ -31,15 +36,26 @@ function lineOptions(chart, width) {
   const series = chart.series.map((one, at) => {
     const stroke = one.colour ? colour(one.colour) : seriesColour(at);
     return {
-      label: one.name, stroke, width: 1.5, dash: one.dashed ? [5, 4] : undefined, value: (_, value) => format(chart.y, value),
-      fill: one.area ? `${stroke}33` : undefined, paths: one.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
+      label: one.name,
+      stroke,
+      width: 1.5,
+      dash: one.dashed ? [5, 4] : undefined,
+      value: (_, value) => format(chart.y, value),
+      fill: one.area ? `${stroke}33` : undefined,
+      paths: one.stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
       points: { show: !one.stepped && chart.x.values.length < 60 },
     };
   });
   return {
-    width, height: chart.height ?? 260, series: [{ label: chart.x.title, value: (_, value) => format(chart.x, value) }, ...series],
-    scales: { x: { time: Boolean(chart.x.time) }, y: chart.y.log ? { distr: 3 } : { range: (_, low, high) => rangeFromZero(low, high) } },
-    axes: [axis(chart.x), { ...axis(chart.y), size: 78, space: 36 }], legend: { live: true },
+    width,
+    height: chart.height ?? 260,
+    series: [{ label: chart.x.title, value: (_, value) => format(chart.x, value) }, ...series],
+    scales: {
+      x: { time: Boolean(chart.x.time) },
+      y: chart.y.log ? { distr: 3 } : { range: (_, low, high) => rangeFromZero(low, high) },
+    },
+    axes: [axis(chart.x), { ...axis(chart.y), size: 78, space: 36 }],
+    legend: { live: true },
     cursor: { drag: { x: true, y: false } },
     hooks: {
       setCursor: [(plot) => chart.onCursor?.(plot.cursor.idx ?? null)],
@@ -59,10 +75,23 @@ function format(side, value) {
 function axis(side) {
   const line = { stroke: colour("--line"), width: 1 };
   const values = (_, ticks) => (side.time ? clock(ticks) : ticks.map((tick) => (tick == null ? "" : format(side, tick))));
-  const log = side.log ? { splits: (plot, at, low, high) => decades(low, high, room(plot, at)), filter: (_, ticks) => ticks } : {};
+  const log = side.log
+    ? { splits: (plot, at, low, high) => decades(low, high, room(plot, at)), filter: (_, ticks) => ticks }
+    : {};
+  const whole = side.whole ? { incrs: WHOLE } : {};
   return {
-    label: side.title, stroke: colour("--text-2"), grid: line, ticks: line, values, space: side.time ? 80 : 50,
-    font: "12px system-ui", labelFont: "12px system-ui", labelSize: 20, gap: 4, ...log,
+    label: side.title,
+    stroke: colour("--text-2"),
+    grid: line,
+    ticks: line,
+    values,
+    space: side.time ? 80 : 50,
+    font: "12px system-ui",
+    labelFont: "12px system-ui",
+    labelSize: 20,
+    gap: 4,
+    ...log,
+    ...whole,
   };
 }
 
@@ -109,14 +138,18 @@ function write(ctx, text, x, y, align) {
 }
 
 const lineTable = (chart) =>
-  dataTable(chart.label, [chart.x.title, ...chart.series.map((one) => one.name)],
-    chart.x.values.map((x, at) => [format(chart.x, x), ...chart.series.map((one) => format(chart.y, one.values[at]))]));
+  dataTable(
+    chart.label,
+    [chart.x.title, ...chart.series.map((one) => one.name)],
+    chart.x.values.map((x, at) => [format(chart.x, x), ...chart.series.map((one) => format(chart.y, one.values[at]))]),
+  );
 
 /**
  * Points on logarithmic axes, with lines. chart: {label, x: {title, format}, y: {title, format}, points: [{x, y, name, colour, ring}],
- * lines: [{name, from: [x, y], to: [x, y], dashed, labelAt}], height, onPick(point), describe(point)}. colour: a CSS colour; ring: drawn
- * around what stands out; labelAt: where along a sloping line its name begins, 0…1. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click
- * shows all. Returns {element, update(chart), select(name)}.
+ * lines: [{name, from: [x, y], to: [x, y], dashed, labelAt}], height, onPick(point), describe(point)}. colour: a CSS colour, or a
+ * custom property, which follows the theme; ring: drawn around what stands out; labelAt: where along a sloping line its name
+ * begins, 0…1. The plot takes the focus: arrow keys go from point to point, Enter picks. Dragging zooms, a double click shows all.
+ * Returns {element, update(chart), select(name)}.
  */
 export function scatter(chart) {
   let points = [];
@@ -138,14 +171,31 @@ export function scatter(chart) {
       x: extent(points.map((point) => point.x).concat(ends.map(([x]) => x))),
       y: extent(points.map((point) => point.y).concat(ends.map(([, y]) => y))),
     };
-    const show = (made) => made.batch(() => Object.entries(whole).forEach(([side, [min, max]]) => made.setScale(side, { min, max })));
-    plot = new uPlot({
-      width, height: chart.height ?? 420, legend: { show: false }, series: [{}, { paths: () => null, points: { show: false } }],
-      scales: { x: { time: false, distr: 3, auto: false }, y: { distr: 3, auto: false } },
-      axes: [axis({ ...chart.x, log: true }), { ...axis({ ...chart.y, log: true }), size: 106 }],
-      cursor: { drag: { x: true, y: true, uni: 12 }, points: { show: false }, bind: { dblclick: () => () => { show(plot); return null; } } },
-      hooks: { setCursor: [(made) => hover(made)], draw: [paint] },
-    }, [points.map((point) => point.x), points.map((point) => point.y)], frame.canvas);
+    const show = (made) =>
+      made.batch(() => Object.entries(whole).forEach(([side, [min, max]]) => made.setScale(side, { min, max })));
+    plot = new uPlot(
+      {
+        width,
+        height: chart.height ?? 420,
+        legend: { show: false },
+        series: [{}, { paths: () => null, points: { show: false } }],
+        scales: { x: { time: false, distr: 3, auto: false }, y: { distr: 3, auto: false } },
+        axes: [axis({ ...chart.x, log: true }), { ...axis({ ...chart.y, log: true }), size: 106 }],
+        cursor: {
+          drag: { x: true, y: true, uni: 12 },
+          points: { show: false },
+          bind: {
+            dblclick: () => () => {
+              show(plot);
+              return null;
+            },
+          },
+        },
+        hooks: { setCursor: [(made) => hover(made)], draw: [paint] },
+      },
+      [points.map((point) => point.x), points.map((point) => point.y)],
+      frame.canvas,
+    );
     show(plot);
     return plot;
   }
@@ -167,7 +217,10 @@ export function scatter(chart) {
     const { left, top } = made.cursor;
     if (left < 0) return;
     const far = (point) => Math.hypot(made.valToPos(point.x, "x") - left, made.valToPos(point.y, "y") - top);
-    const near = points.reduce((best, point) => (far(point) < best.px ? { point, px: far(point) } : best), { point: null, px: 24 });
+    const near = points.reduce((best, point) => (far(point) < best.px ? { point, px: far(point) } : best), {
+      point: null,
+      px: 24,
+    });
     if (near.point) choose(near.point);
   }
 
@@ -225,7 +278,7 @@ function drawPoint(ctx, point, [x, y], chosen) {
   const radius = (chosen ? 7 : 4.5) * devicePixelRatio;
   ctx.beginPath();
   ctx.arc(x, y, radius, 0, 2 * Math.PI);
-  ctx.fillStyle = point.colour ?? colour("--accent");
+  ctx.fillStyle = point.colour?.startsWith("--") ? colour(point.colour) : (point.colour ?? colour("--accent"));
   ctx.globalAlpha = 0.85;
   ctx.fill();
   ctx.globalAlpha = 1;
@@ -237,13 +290,20 @@ function drawPoint(ctx, point, [x, y], chosen) {
 }
 
 const pointTable = (chart) =>
-  dataTable(chart.label, ["name", chart.x.title, chart.y.title],
-    chart.points.map((point) => [point.name, format(chart.x, point.x), format(chart.y, point.y)]));
+  dataTable(
+    chart.label,
+    ["name", chart.x.title, chart.y.title],
+    chart.points.map((point) => [point.name, format(chart.x, point.x), format(chart.y, point.y)]),
+  );
 
 /** A figure that makes its plot when it has a width, and again when the theme changes; its data are a table that opens. */
 function framed(chart, make, tabulate) {
   const canvas = el("div", { class: "plot" });
-  const data = el("details", { class: "data", ontoggle: () => data.open && fill(data, data.firstElementChild, tabulate()) }, el("summary", {}, "Data as a table"));
+  const data = el(
+    "details",
+    { class: "data", ontoggle: () => data.open && fill(data, data.firstElementChild, tabulate()) },
+    el("summary", {}, "Data as a table"),
+  );
   const element = el("figure", { class: "chart", "aria-label": chart.label }, canvas, data);
   let plot = null;
   function renew() {
@@ -259,13 +319,26 @@ function framed(chart, make, tabulate) {
     if (!plot) renew();
     else if (plot.width !== width) plot.setSize({ width, height: plot.height });
   }).observe(canvas);
-  addEventListener("themechange", renew);
+  onTheme(element, renew);
   return { element, canvas, renew };
 }
 
 function dataTable(label, titles, rows) {
-  const cells = (tag, row) => row.map((text, at) => el(tag, at && tag === "td" ? { class: "n" } : tag === "th" ? { scope: "col" } : {}, text));
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${label}: data` },
-    el("table", {}, el("thead", {}, el("tr", {}, cells("th", titles))), el("tbody", {}, rows.slice(0, MOST_ROWS).map((row) => el("tr", {}, cells("td", row))))),
-    rows.length > MOST_ROWS ? el("p", { class: "quiet" }, `The first ${MOST_ROWS} of ${rows.length}.`) : null);
+  const cells = (tag, row) =>
+    row.map((text, at) => el(tag, at && tag === "td" ? { class: "n" } : tag === "th" ? { scope: "col" } : {}, text));
+  return el(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": `${label}: data` },
+    el(
+      "table",
+      {},
+      el("thead", {}, el("tr", {}, cells("th", titles))),
+      el(
+        "tbody",
+        {},
+        rows.slice(0, MOST_ROWS).map((row) => el("tr", {}, cells("td", row))),
+      ),
+    ),
+    rows.length > MOST_ROWS ? el("p", { class: "quiet" }, `The first ${MOST_ROWS} of ${rows.length}.`) : null,
+  );
 }

@@ -32,14 +32,31 @@ export const clear = (element) => fill(element);
 
 /** A message in place of what is missing. kind: "info" | "problem" | "good". */
 export const notice = (kind, title, ...text) =>
-  el("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" }, el("strong", {}, title), text.length ? el("p", {}, ...text) : null);
+  el(
+    "div",
+    { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status" },
+    el("strong", {}, title),
+    text.length ? el("p", {}, ...text) : null,
+  );
 
 /** What goes in place of a part that could not be had. */
 export const failure = (title, error) => notice("problem", title, error.message);
 
 /** A list of figures: [[name, text], …]. */
 export const figures = (pairs) =>
-  el("dl", { class: "figures" }, pairs.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))));
+  el(
+    "dl",
+    { class: "figures" },
+    pairs.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))),
+  );
+
+/** Call f whenever the theme changes, for as long as the element is in the page. */
+export function onTheme(element, f) {
+  addEventListener("themechange", function heard() {
+    if (element.isConnected) f();
+    else removeEventListener("themechange", heard);
+  });
+}
 
 /** The JSON that the server put into the page under an id. */
 export const embedded = (id) => JSON.parse(document.getElementById(id).textContent);

@@ -1,6 +1,11 @@
 // Figures as people read them; the same words as `quantity` in app/pages.py.
 
-const STEPS = [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]];
+const STEPS = [
+  ["T", 1e12],
+  ["G", 1e9],
+  ["M", 1e6],
+  ["k", 1e3],
+];
 const UNKNOWN = "–";
 
 /** 300774272, "MACs" → "300.8 MMACs". Null is unknown, "–". */
@@ -53,7 +58,8 @@ export function number(value) {
 }
 
 /** Text with its middle left out where it is longer than `most`: the ends of names tell them apart. */
-export const shorten = (text, most) => (text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`);
+export const shorten = (text, most) =>
+  text.length <= most ? text : `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`;
 
 /** Three significant digits. */
 function digits(value) {

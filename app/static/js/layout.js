@@ -43,7 +43,10 @@ export async function place(count, edges, signal) {
       rested = performance.now();
     }
   }
-  return bounded(pieces, lanes.map(([from, to]) => [at[from], at[to]]));
+  return bounded(
+    pieces,
+    lanes.map(([from, to]) => [at[from], at[to]]),
+  );
 }
 
 /** The order with every node that takes nothing right before the first that takes from it. */
@@ -118,25 +121,41 @@ function hang(laid, first, order, local, at, before) {
   const beside = others.some(([, y]) => y < NODE.height);
   const fits = !before || (others.every(([, y]) => y > -1) && anchor.y >= before.bottom && (before.alone || !beside));
   const dy = fits ? anchor.y : before.bottom + NODE.height + GAP - Math.min(...others.map(([, y]) => y)); // else it would lie over what is there
-  const nodes = others.map(([x, y], index) => (at[first + 1 + index] = { node: order[first + 1 + index], x: x + anchor.x, y: y + dy }));
+  const nodes = others.map(
+    ([x, y], index) => (at[first + 1 + index] = { node: order[first + 1 + index], x: x + anchor.x, y: y + dy }),
+  );
   const edges = laid.edges.map((points, edge) => {
     const moved = points.map(([x, y]) => [x + anchor.x, y + dy]);
     return local[edge][0] === 0 && !fits ? [[anchor.x, anchor.y + NODE.height / 2], moved.at(-1)] : moved;
   });
   const bottom = Math.max(anchor.y, ...nodes.map(({ y }) => y));
   const alone = nodes.filter(({ y }) => y > bottom - NODE.height).length === 1;
-  return { nodes: before ? nodes : [anchor, ...nodes], edges, top: Math.min(anchor.y, ...nodes.map(({ y }) => y)), bottom, alone };
+  return {
+    nodes: before ? nodes : [anchor, ...nodes],
+    edges,
+    top: Math.min(anchor.y, ...nodes.map(({ y }) => y)),
+    bottom,
+    alone,
+  };
 }
 
 function bounded(pieces, ends) {
   const all = pieces.flatMap((piece) => piece.nodes);
-  const [left, right] = [Math.min(...all.map(({ x }) => x)) - NODE.width / 2, Math.max(...all.map(({ x }) => x)) + NODE.width / 2];
+  const [left, right] = [
+    Math.min(...all.map(({ x }) => x)) - NODE.width / 2,
+    Math.max(...all.map(({ x }) => x)) + NODE.width / 2,
+  ];
   const bottom = Math.max(...pieces.map((piece) => piece.bottom)) + NODE.height / 2;
   const top = Math.min(...pieces.map((piece) => piece.top)) - NODE.height / 2;
   const lanes = ends.map(([from, to], lane) => {
     const x = right + 16 + 8 * (lane % 12);
     const [out, into] = [from.y + NODE.height / 2, to.y - NODE.height / 2];
-    return [[from.x, out], [x, out + GAP], [x, into - GAP], [to.x, into]];
+    return [
+      [from.x, out],
+      [x, out + GAP],
+      [x, into - GAP],
+      [to.x, into],
+    ];
   });
   return { pieces, lanes, left, top, width: right - left + (lanes.length ? 120 : 0), height: bottom - top };
 }

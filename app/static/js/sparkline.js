@@ -7,7 +7,17 @@ const [WIDTH, HEIGHT] = [160, 36];
 /** sparkline("Latency") → {element, update(values)}; null is a gap, the lower edge is 0, the upper the largest value. */
 export function sparkline(label) {
   const line = svg("path", { class: "spark-line" });
-  const element = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true", "data-label": label }, line);
+  const element = svg(
+    "svg",
+    {
+      class: "spark",
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+      "data-label": label,
+    },
+    line,
+  );
   return {
     element,
     update(values) {

@@ -29,14 +29,35 @@ export function table(columns, rows, options = {}) {
 
   const header = el("div", { role: "row", class: "row head", "aria-rowindex": "1" });
   const body = el("div", { role: "rowgroup", class: "body" });
-  const grid = el("div", { role: "grid", "aria-label": label, class: "grid", id: `grid-${++grids}`, onkeydown: key, onfocusin: focused },
-    el("div", { role: "rowgroup", class: "heading" }, header), body);
+  const grid = el(
+    "div",
+    { role: "grid", "aria-label": label, class: "grid", id: `grid-${++grids}`, onkeydown: key, onfocusin: focused },
+    el("div", { role: "rowgroup", class: "heading" }, header),
+    body,
+  );
   const box = el("div", { class: "grid-box", onscroll: () => requestAnimationFrame(render) }, grid);
   const nothing = el("p", { class: "quiet", hidden: true });
-  const search = el("input", { type: "search", placeholder: "Search", "aria-label": `Search ${noun}s`, "aria-controls": grid.id, oninput: searched });
+  const search = el("input", {
+    type: "search",
+    placeholder: "Search",
+    "aria-label": `Search ${noun}s`,
+    "aria-controls": grid.id,
+    oninput: searched,
+  });
   const total = el("span", { class: "quiet total", role: "status" });
-  const picker = el("details", { class: "picker" }, el("summary", {}, "Columns"), el("div", { role: "group", "aria-label": "Columns" }));
-  const element = el("div", { class: "table" }, toolbar ? el("div", { class: "toolbar" }, search, picker, total) : null, box, nothing);
+  const picker = el(
+    "details",
+    { class: "picker" },
+    el("summary", {}, "Columns"),
+    el("div", { role: "group", "aria-label": "Columns" }),
+  );
+  const element = el(
+    "div",
+    { class: "table" },
+    toolbar ? el("div", { class: "toolbar" }, search, picker, total) : null,
+    box,
+    nothing,
+  );
   new ResizeObserver(() => render()).observe(box);
 
   const valueOf = (column, row) => (column.value ? column.value(row) : row[column.key]);
@@ -52,7 +73,10 @@ export function table(columns, rows, options = {}) {
     const terms = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const words = columns.filter((column) => !column.numeric);
     view = rows.filter((row) => {
-      const text = words.map((column) => textOf(column, row)).join(" ").toLowerCase();
+      const text = words
+        .map((column) => textOf(column, row))
+        .join(" ")
+        .toLowerCase();
       return terms.every((term) => text.includes(term));
     });
     const by = columns.find((column) => column.key === state.sort.replace(/^-/, ""));
@@ -64,10 +88,13 @@ export function table(columns, rows, options = {}) {
   }
 
   function pick() {
-    fill(picker.lastElementChild, columns.map((column) => {
-      const input = el("input", { type: "checkbox", value: column.key, checked: shown.includes(column), onchange: picked });
-      return el("label", {}, input, ` ${column.title}`);
-    }));
+    fill(
+      picker.lastElementChild,
+      columns.map((column) => {
+        const input = el("input", { type: "checkbox", value: column.key, checked: shown.includes(column), onchange: picked });
+        return el("label", {}, input, ` ${column.title}`);
+      }),
+    );
   }
 
   function draw() {
@@ -75,7 +102,10 @@ export function table(columns, rows, options = {}) {
     grid.setAttribute("aria-colcount", String(shown.length));
     grid.style.setProperty("--columns", shown.map(width).join(" "));
     fill(header, shown.map(heading));
-    total.textContent = view.length === rows.length ? `${rows.length} ${noun}${rows.length === 1 ? "" : "s"}` : `${view.length} of ${rows.length} ${noun}s`;
+    total.textContent =
+      view.length === rows.length
+        ? `${rows.length} ${noun}${rows.length === 1 ? "" : "s"}`
+        : `${view.length} of ${rows.length} ${noun}s`;
     nothing.hidden = view.length > 0;
     nothing.textContent = rows.length ? `No ${noun} matches “${state.q}”.` : empty;
     body.style.setProperty("height", `${view.length * ROW_PX}px`);
@@ -96,10 +126,22 @@ export function table(columns, rows, options = {}) {
     const down = state.sort === `-${column.key}`;
     const up = state.sort === column.key;
     const arrow = el("span", { class: "arrow", "aria-hidden": "true" }, down ? "▼" : up ? "▲" : "");
-    const button = el("button", { type: "button", title: column.about ?? title(column), tabindex: "-1", onclick: () => sort(column) }, title(column), arrow);
-    return el("div", {
-      role: "columnheader", "aria-colindex": String(at + 1), "aria-sort": down ? "descending" : up ? "ascending" : "none", class: column.numeric ? "cell n" : "cell",
-    }, button);
+    const button = el(
+      "button",
+      { type: "button", title: column.about ?? title(column), tabindex: "-1", onclick: () => sort(column) },
+      title(column),
+      arrow,
+    );
+    return el(
+      "div",
+      {
+        role: "columnheader",
+        "aria-colindex": String(at + 1),
+        "aria-sort": down ? "descending" : up ? "ascending" : "none",
+        class: column.numeric ? "cell n" : "cell",
+      },
+      button,
+    );
   }
 
   function render() {
@@ -130,21 +172,42 @@ export function table(columns, rows, options = {}) {
     const cells = shown.map((column, index) => {
       const text = textOf(column, row);
       const brief = shorten(text, MOST_CH);
-      const content = index === 0 && options.href ? el("a", { href: options.href(row), tabindex: "-1", onclick: follow }, brief) : brief;
+      const content =
+        index === 0 && options.href ? el("a", { href: options.href(row), tabindex: "-1", onclick: follow }, brief) : brief;
       const part = column.part?.(row);
-      return el("div", {
-        role: "gridcell", "aria-colindex": String(index + 1), class: column.numeric ? "cell n" : "cell", tabindex: content === brief ? "-1" : null,
-        title: brief === text ? null : text, style: part == null ? {} : { "--part": `${Math.min(100, Math.max(0, 100 * part))}%` },
-      }, content);
+      return el(
+        "div",
+        {
+          role: "gridcell",
+          "aria-colindex": String(index + 1),
+          class: column.numeric ? "cell n" : "cell",
+          tabindex: content === brief ? "-1" : null,
+          title: brief === text ? null : text,
+          style: part == null ? {} : { "--part": `${Math.min(100, Math.max(0, 100 * part))}%` },
+        },
+        content,
+      );
     });
     function follow(event) {
       if (!open || event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
     }
-    return el("div", {
-      role: "row", class: `row ${open ? "opens" : ""} ${options.mark?.(row) ?? ""}`, "aria-rowindex": String(at + 2), "data-at": String(at),
-      style: { top: `${at * ROW_PX}px` }, onclick: open ? (event) => { if (!event.ctrlKey && !event.metaKey) open(row); } : null,
-    }, cells);
+    return el(
+      "div",
+      {
+        role: "row",
+        class: `row ${open ? "opens" : ""} ${options.mark?.(row) ?? ""}`,
+        "aria-rowindex": String(at + 2),
+        "data-at": String(at),
+        style: { top: `${at * ROW_PX}px` },
+        onclick: open
+          ? (event) => {
+              if (!event.ctrlKey && !event.metaKey) open(row);
+            }
+          : null,
+      },
+      cells,
+    );
   }
 
   /** What takes the focus in a cell: its button or link, else the cell. */
@@ -168,9 +231,14 @@ export function table(columns, rows, options = {}) {
     const { row, column } = active;
     const last = view.length - 1;
     const to = {
-      ArrowDown: [row + 1, column], ArrowUp: [row - 1, column], ArrowRight: [row, column + 1], ArrowLeft: [row, column - 1],
-      PageDown: [row + page, column], PageUp: [Math.max(row - page, Math.min(row, 0)), column],
-      Home: [event.ctrlKey ? 0 : row, 0], End: [event.ctrlKey ? last : row, shown.length - 1],
+      ArrowDown: [row + 1, column],
+      ArrowUp: [row - 1, column],
+      ArrowRight: [row, column + 1],
+      ArrowLeft: [row, column - 1],
+      PageDown: [row + page, column],
+      PageUp: [Math.max(row - page, Math.min(row, 0)), column],
+      Home: [event.ctrlKey ? 0 : row, 0],
+      End: [event.ctrlKey ? last : row, shown.length - 1],
     }[event.key];
     if (to) {
       event.preventDefault();

@@ -9,9 +9,17 @@ import { el } from "./dom.js";
 export function tabs(label, items, selected, onSelect = () => {}) {
   const made = new Map();
   const buttons = items.map((item) =>
-    el("button", {
-      type: "button", role: "tab", id: `tab-${item.id}`, "aria-controls": `panel-${item.id}`, onclick: () => choose(item.id),
-    }, item.title),
+    el(
+      "button",
+      {
+        type: "button",
+        role: "tab",
+        id: `tab-${item.id}`,
+        "aria-controls": `panel-${item.id}`,
+        onclick: () => choose(item.id),
+      },
+      item.title,
+    ),
   );
   const panels = items.map((item) =>
     el("div", { role: "tabpanel", id: `panel-${item.id}`, "aria-labelledby": `tab-${item.id}`, tabindex: "0", hidden: true }),
@@ -20,7 +28,10 @@ export function tabs(label, items, selected, onSelect = () => {}) {
   const element = el("div", {}, list, panels);
 
   function select(id) {
-    const at = Math.max(0, items.findIndex((item) => item.id === id));
+    const at = Math.max(
+      0,
+      items.findIndex((item) => item.id === id),
+    );
     items.forEach((item, index) => {
       const open = index === at;
       buttons[index].setAttribute("aria-selected", String(open));

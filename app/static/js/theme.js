@@ -19,6 +19,9 @@
       const next = current() === "dark" ? "Light" : "Dark";
       button.textContent = next;
       button.setAttribute("aria-label", `${next} theme`);
+    };
+    const change = () => {
+      show();
       dispatchEvent(new Event("themechange"));
     };
     button.hidden = false;
@@ -29,9 +32,9 @@
       } catch {
         // then it lasts as long as the page
       }
-      show();
+      change();
     });
-    dark.addEventListener("change", show);
+    dark.addEventListener("change", change);
     show();
   });
 })();

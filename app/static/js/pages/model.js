@@ -1,6 +1,6 @@
 // One model: a run is picked, or the model is counted on the spot, and drawn.
 
-import { address, get, list } from "../api.js";
+import { Problem, address, get, list } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
 import { duration, flops, when } from "../format.js";
 import { read, write } from "../state.js";
@@ -23,9 +23,14 @@ async function start() {
   } catch (error) {
     place.before(failure("The stored runs could not be read", error));
   }
-  fill(picker,
+  fill(
+    picker,
     el("option", { value: COUNT }, "Count only, nothing measured"),
-    el("optgroup", { label: "Measured runs" }, runs.map((run) => el("option", { value: String(run.id) }, described(run)))),
+    el(
+      "optgroup",
+      { label: "Measured runs" },
+      runs.map((run) => el("option", { value: String(run.id) }, described(run))),
+    ),
   );
   picker.disabled = false;
   const usual = runs.length ? String(runs[0].id) : COUNT;
@@ -39,7 +44,16 @@ async function start() {
 }
 
 const described = (run) =>
-  [`#${run.id}`, when(run.created_us), duration(run.wall_p50_ns), `${run.threads} thread${run.threads === 1 ? "" : "s"}`, run.precision, run.problems ? `${run.problems} above the roof` : ""].filter(Boolean).join(" · ");
+  [
+    `#${run.id}`,
+    when(run.created_us),
+    duration(run.wall_p50_ns),
+    `${run.threads} thread${run.threads === 1 ? "" : "s"}`,
+    run.precision,
+    run.problems ? `${run.problems} above the roof` : "",
+  ]
+    .filter(Boolean)
+    .join(" · ");
 
 async function load(run) {
   asked = run;
@@ -47,20 +61,36 @@ async function load(run) {
   picker.value = run;
   fill(place, el("p", { class: "skeleton", role: "status" }, run === COUNT ? "Counting…" : "Reading the run…"));
   try {
-    const report = run === COUNT ? await get(`/v1/models/${encodeURIComponent(name)}/count`, { version }) : (await get(`/v1/profiles/${encodeURIComponent(run)}`)).profile;
+    const report =
+      run === COUNT
+        ? await get(`/v1/models/${encodeURIComponent(name)}/count`, { version })
+        : (await get(`/v1/profiles/${encodeURIComponent(run)}`)).profile;
     if (run !== asked) return; // another one was picked meanwhile
+    if (report.schema_version !== 2)
+      throw new Problem(0, "It was stored by an early build, in a form that is no longer read. Profile the model again.");
     shown = showRun(report, { traceHref: report.timeline ? `/v1/profiles/${run}/trace` : null });
     fill(links, run === COUNT ? null : linksOf(run));
-    fill(place, report.model.digest === digest ? null : notice("info", "This run is of another model", `It was taken of ${report.model.name}.`), shown.element);
+    fill(
+      place,
+      report.model.digest === digest
+        ? null
+        : notice("info", "This run is of another model", `It was taken of ${report.model.name}.`),
+      shown.element,
+    );
   } catch (error) {
-    if (run === asked) fill(place, failure(run === COUNT ? "The model could not be counted" : `Run ${run} could not be read`, error));
+    if (run === asked)
+      fill(place, failure(run === COUNT ? "The model could not be counted" : `Run ${run} could not be read`, error));
   }
 }
 
 const linksOf = (run) => [
   el("a", { class: "button", href: address("/compare", { runs: run }) }, "Compare"),
   el("a", { class: "button", href: `/v1/profiles/${run}`, download: `run-${run}.json` }, "JSON"),
-  el("a", { class: "button", href: address("/v1/profiles/query", { run, format: "csv", limit: 500 }), download: `run-${run}.csv` }, "CSV"),
+  el(
+    "a",
+    { class: "button", href: address("/v1/profiles/query", { run, format: "csv", limit: 500 }), download: `run-${run}.csv` },
+    "CSV",
+  ),
 ];
 
 start();

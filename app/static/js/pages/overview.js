@@ -20,9 +20,23 @@ const health = document.getElementById("health");
 const gauges = GAUGES.map((gauge) => {
   const spark = sparkline(gauge.title);
   const value = el("dd", {}, "–");
-  return { ...gauge, spark, value, past: [], element: el("dl", { class: "card gauge", id: `live-${gauge.key}` }, el("div", {}, el("dt", {}, gauge.title), value), spark.element) };
+  return {
+    ...gauge,
+    spark,
+    value,
+    past: [],
+    element: el(
+      "dl",
+      { class: "card gauge", id: `live-${gauge.key}` },
+      el("div", {}, el("dt", {}, gauge.title), value),
+      spark.element,
+    ),
+  };
 });
-const cards = fill(document.getElementById("traffic"), gauges.map((gauge) => gauge.element));
+const cards = fill(
+  document.getElementById("traffic"),
+  gauges.map((gauge) => gauge.element),
+);
 
 async function watch() {
   try {
@@ -42,14 +56,16 @@ function show(live) {
   }
   cards.title = `Of the last ${live.window_s} s`;
   showHealth(live.health);
+  const rows = document.querySelectorAll("#models tbody tr").length;
+  if (rows !== live.models.length) location.reload(); // a model came or went
   for (const model of live.models) {
     const row = document.querySelector(`tr[data-model="${CSS.escape(model.name)}"][data-version="${CSS.escape(model.version)}"]`);
-    if (!row) continue;
+    if (!row) return;
     put(row, "rate", number(model.requests_per_s));
     put(row, "p50", duration(model.p50_ns));
     put(row, "p99", duration(model.p99_ns));
     const state = row.querySelector(".state");
-    if (state.textContent !== model.state) location.reload(); // a model came or went: its inputs and links are new
+    if (state.textContent !== model.state) location.reload(); // it is loaded, or no longer: its inputs and links are new
   }
 }
 
@@ -59,16 +75,24 @@ function showHealth(now) {
   const restarts = engines.reduce((sum, engine) => sum + engine.restarts, 0);
   const said = [
     now.ready ? pill("good", "Ready") : pill("bad", `Not ready: ${now.reason}`),
-    now.database === "ok" ? pill("good", "Database answers") : pill("bad", `Database does not answer, ${count(now.buffered_writes)} writes wait`),
+    now.database === "ok"
+      ? pill("good", "Database answers")
+      : pill("bad", `Database does not answer, ${count(now.buffered_writes)} writes wait`),
     engines.length
-      ? pill(up === engines.length && !restarts ? "good" : "warn", `${up} of ${engines.length} engine processes up, ${restarts} restarts`)
+      ? pill(
+          up === engines.length && !restarts ? "good" : "warn",
+          `${up} of ${engines.length} engine processes up, ${restarts} restarts`,
+        )
       : pill("good", "Models run in the service's process"),
   ];
   if (now.dropped_writes) said.push(pill("bad", `${count(now.dropped_writes)} writes lost`));
   const text = said.map((one) => one.textContent).join();
   if (text === health.dataset.said) return; // a status that says the same again is noise to a screen reader
   health.dataset.said = text;
-  fill(health, said.flatMap((one) => [one, " "]));
+  fill(
+    health,
+    said.flatMap((one) => [one, " "]),
+  );
 }
 
 const pill = (kind, text) => el("span", { class: `state ${kind}` }, text);
@@ -81,11 +105,28 @@ async function showDevices() {
   const place = document.getElementById("devices");
   try {
     const devices = await list("/v1/devices", {}, 50);
-    fill(place, devices.length
-      ? el("div", { class: "cards" }, devices.map((device) =>
-          el("div", { class: "card" }, el("h3", {}, el("a", { href: `/devices/${device.fingerprint}` }, device.name)),
-            el("p", { class: "quiet" }, el("code", {}, device.fingerprint), ` · measured ${when(device.updated_us)}`))))
-      : notice("info", "No device was measured yet", el("code", {}, "edgewise device"), " measures this one; so does the first plan made here."));
+    fill(
+      place,
+      devices.length
+        ? el(
+            "div",
+            { class: "cards" },
+            devices.map((device) =>
+              el(
+                "div",
+                { class: "card" },
+                el("h3", {}, el("a", { href: `/devices/${device.fingerprint}` }, device.name)),
+                el("p", { class: "quiet" }, el("code", {}, device.fingerprint), ` · measured ${when(device.updated_us)}`),
+              ),
+            ),
+          )
+        : notice(
+            "info",
+            "No device was measured yet",
+            el("code", {}, "edgewise device"),
+            " measures this one; so does the first plan made here.",
+          ),
+    );
   } catch (error) {
     fill(place, failure("The devices could not be read", error));
   }
@@ -97,7 +138,10 @@ async function showMeasured() {
     const last = runs.find((run) => run.model_digest === row.dataset.digest && run.wall_p50_ns != null);
     if (!last) continue;
     const href = `/models/${encodeURIComponent(row.dataset.model)}?version=${row.dataset.version}&run=${last.id}`;
-    fill(row.querySelector('[data-figure="measured"]'), el("a", { href, title: when(last.created_us) }, duration(last.wall_p50_ns)));
+    fill(
+      row.querySelector('[data-figure="measured"]'),
+      el("a", { href, title: when(last.created_us) }, duration(last.wall_p50_ns)),
+    );
   }
 }
 

@@ -10,14 +10,50 @@ const FIGURES = [
   { key: "name", title: "Op", about: "The name of the node; of a fused step, of its first one" },
   { key: "op", title: "Type" },
   { key: "index", title: "Step", numeric: true, format: count, about: "Place in the order of execution" },
-  { key: "p50_ns", title: "Time, p50", numeric: true, format: duration, of: "trace", bar: "p50_ns", about: "Median of the measured runs" },
-  { key: "share_percent", title: "Share", numeric: true, format: percent, about: "Of the time; of the FLOPs where nothing was measured" },
+  {
+    key: "p50_ns",
+    title: "Time, p50",
+    numeric: true,
+    format: duration,
+    of: "trace",
+    bar: "p50_ns",
+    about: "Median of the measured runs",
+  },
+  {
+    key: "share_percent",
+    title: "Share",
+    numeric: true,
+    format: percent,
+    about: "Of the time; of the FLOPs where nothing was measured",
+  },
   { key: "strategy", title: "Strategy", of: "trace", about: "What the op ran as" },
-  { key: "roof_percent", title: "Of roof", numeric: true, format: percent, of: "trace", about: "Least time on this device ÷ time taken" },
+  {
+    key: "roof_percent",
+    title: "Of roof",
+    numeric: true,
+    format: percent,
+    of: "trace",
+    about: "Least time on this device ÷ time taken",
+  },
   { key: "bound", title: "Bound by", of: "trace", about: "What its least time is set by: arithmetic, or moving bytes" },
-  { key: "wasted_ns", title: "Wasted", numeric: true, format: duration, of: "trace", bar: "wasted_ns", about: "Time beyond the least that the device allows" },
+  {
+    key: "wasted_ns",
+    title: "Wasted",
+    numeric: true,
+    format: duration,
+    of: "trace",
+    bar: "wasted_ns",
+    about: "Time beyond the least that the device allows",
+  },
   { key: "macs", title: "MACs", numeric: true, format: count, about: "Multiply–accumulates, 1 MAC = 2 FLOPs" },
-  { key: "flops", title: "FLOPs", numeric: true, format: count, bar: "flops", about: "Floating point operations as the model says them" },
+  {
+    key: "flops",
+    title: "FLOPs",
+    numeric: true,
+    format: count,
+    bar: "flops",
+    about: "Floating point operations as the model says them",
+  },
   { key: "moved_bytes", title: "Moved", numeric: true, format: bytes, about: "Bytes read and written as executed" },
   { key: "output", title: "Output", about: "Type and shape of the first output" },
   { key: "backend", title: "Backend", of: "trace", hidden: true },
@@ -34,7 +70,14 @@ const FIGURES = [
   { key: "read_bytes", title: "Read", numeric: true, format: bytes, hidden: true },
   { key: "write_bytes", title: "Written", numeric: true, format: bytes, hidden: true },
   { key: "param_bytes", title: "Weights", numeric: true, format: bytes, hidden: true },
-  { key: "live_bytes", title: "Memory held", numeric: true, format: bytes, hidden: true, about: "Activations alive while it runs" },
+  {
+    key: "live_bytes",
+    title: "Memory held",
+    numeric: true,
+    format: bytes,
+    hidden: true,
+    about: "Activations alive while it runs",
+  },
 ];
 
 /** The figures that a run has, as columns of table.js. */
@@ -49,9 +92,17 @@ export function columns(run) {
 /** The totals of a run that head its page. */
 export function totals(run) {
   const all = run.totals;
-  const measured = run.kind === "trace"
-    ? [["Time, p50", duration(all.wall_p50_ns)], ["Time, p90", duration(all.wall_p90_ns)], ["First run", duration(all.first_ns)], ["Least possible", duration(all.roof_ns)], ["Wasted", duration(all.wasted_ns)], ["Between ops", duration(all.unattributed_ns)]]
-    : [];
+  const measured =
+    run.kind === "trace"
+      ? [
+          ["Time, p50", duration(all.wall_p50_ns)],
+          ["Time, p90", duration(all.wall_p90_ns)],
+          ["First run", duration(all.first_ns)],
+          ["Least possible", duration(all.roof_ns)],
+          ["Wasted", duration(all.wasted_ns)],
+          ["Between ops", duration(all.unattributed_ns)],
+        ]
+      : [];
   return [
     ...measured,
     ["Multiply–accumulates", macs(all.macs)],
@@ -66,14 +117,21 @@ export function totals(run) {
 export function amounts(run) {
   const time = { key: "p50_ns", title: "Time", unit: "p50", format: duration };
   const waste = { key: "wasted_ns", title: "Wasted time", unit: "beyond the roof", format: duration };
-  const rest = [{ key: "flops", title: "Arithmetic", unit: "FLOPs", format: flops }, { key: "moved_bytes", title: "Bytes moved", unit: "read and written", format: bytes }, { key: "live_bytes", title: "Memory held", unit: "while the op runs", format: bytes }];
+  const rest = [
+    { key: "flops", title: "Arithmetic", unit: "FLOPs", format: flops },
+    { key: "moved_bytes", title: "Bytes moved", unit: "read and written", format: bytes },
+    { key: "live_bytes", title: "Memory held", unit: "while the op runs", format: bytes },
+  ];
   return run.kind === "trace" ? [time, waste, ...rest] : rest;
 }
 
 /** A choice of one of the amounts. */
 export function chooser(label, choices, chosen, onChoose) {
-  const select = el("select", { onchange: () => onChoose(choices.find((one) => one.key === select.value)) },
-    choices.map((one) => el("option", { value: one.key, selected: one.key === chosen.key }, one.title)));
+  const select = el(
+    "select",
+    { onchange: () => onChoose(choices.find((one) => one.key === select.value)) },
+    choices.map((one) => el("option", { value: one.key, selected: one.key === chosen.key }, one.title)),
+  );
   return el("label", {}, label, select);
 }
 
@@ -84,28 +142,76 @@ export function chooser(label, choices, chosen, onChoose) {
 export function panel(run, { onClose, onShow }) {
   const content = el("div", {});
   const close = el("button", { type: "button", class: "close", "aria-label": "Close", onclick: onClose }, "×");
-  const element = el("aside", { class: "op-panel", "aria-label": "Op", hidden: true, tabindex: "-1", onkeydown: (event) => event.key === "Escape" && onClose() }, close, content);
+  const element = el(
+    "aside",
+    {
+      class: "op-panel",
+      "aria-label": "Op",
+      hidden: true,
+      tabindex: "-1",
+      onkeydown: (event) => event.key === "Escape" && onClose(),
+    },
+    close,
+    content,
+  );
   const makers = new Map(run.ops.flatMap((op) => op.outputs.map((value) => [value, op])));
-  const takers = Map.groupBy(run.ops.flatMap((op) => op.inputs.map((value) => [value, op])), ([value]) => value);
+  const takers = Map.groupBy(
+    run.ops.flatMap((op) => op.inputs.map((value) => [value, op])),
+    ([value]) => value,
+  );
   let from = null;
 
   const link = (op) => el("button", { type: "button", class: "link", onclick: () => onShow(op.index) }, op.name);
-  const values = (title, names, ops) => names.length > 0 && [el("h3", {}, title), el("ul", { class: "values" }, names.map((value) => el("li", {}, el("code", {}, value), ops(value).flatMap((op) => [" ", link(op)]))))];
+  const values = (title, names, ops) =>
+    names.length > 0 && [
+      el("h3", {}, title),
+      el(
+        "ul",
+        { class: "values" },
+        names.map((value) =>
+          el(
+            "li",
+            {},
+            el("code", {}, value),
+            ops(value).flatMap((op) => [" ", link(op)]),
+          ),
+        ),
+      ),
+    ];
 
   function open(index) {
     const op = run.ops.find((one) => one.index === index);
     if (!op) return;
     if (element.hidden) from = document.activeElement;
     const rows = columns(run).filter((figure) => figure.key !== "name" && op[figure.key] != null && op[figure.key] !== "");
-    fill(content,
+    fill(
+      content,
       el("h2", {}, op.name),
       op.contradiction !== "" && el("p", { class: "problem" }, op.contradiction),
       !op.counted && el("p", { class: "problem" }, `Not counted: ${op.reason}`),
       op.counted && op.reason !== "" && el("p", { class: "quiet" }, op.reason),
-      el("dl", { class: "facts" }, rows.map((figure) => [el("dt", {}, figure.unit ? `${figure.title}, ${figure.unit}` : figure.title), el("dd", {}, figure.format ? figure.format(op[figure.key], op) : String(op[figure.key]))]).flat()),
+      el(
+        "dl",
+        { class: "facts" },
+        rows
+          .map((figure) => [
+            el("dt", {}, figure.unit ? `${figure.title}, ${figure.unit}` : figure.title),
+            el("dd", {}, figure.format ? figure.format(op[figure.key], op) : String(op[figure.key])),
+          ])
+          .flat(),
+      ),
       values("Takes", op.inputs, (value) => [makers.get(value)].filter(Boolean)),
       values("Makes", op.outputs, (value) => (takers.get(value) ?? []).map(([, taker]) => taker)),
-      op.origins.length > 1 || (op.origins.length && op.origins[0] !== op.name) ? [el("h3", {}, "Stands for the nodes"), el("ul", { class: "values" }, op.origins.map((origin) => el("li", {}, el("code", {}, origin))))] : null,
+      op.origins.length > 1 || (op.origins.length && op.origins[0] !== op.name)
+        ? [
+            el("h3", {}, "Stands for the nodes"),
+            el(
+              "ul",
+              { class: "values" },
+              op.origins.map((origin) => el("li", {}, el("code", {}, origin))),
+            ),
+          ]
+        : null,
     );
     element.hidden = false;
     element.scrollTop = 0;

@@ -1,6 +1,6 @@
 // The graph: nodes placed by layout.js, coloured by what they cost. Only pieces in sight are in the document.
 
-import { el, svg } from "../dom.js";
+import { el, onTheme, svg } from "../dom.js";
 import { shorten } from "../format.js";
 import { gradient, heat, part } from "../heat.js";
 import { NODE, place } from "../layout.js";
@@ -25,27 +25,69 @@ export function graph(run, { colour, onOpen, onState }) {
 
   const scene = svg("g", {});
   const picture = svg("svg", { class: "scene", role: "none" }, scene);
-  const strip = el("canvas", { class: "strip", width: "14", "aria-hidden": "true", title: "The whole model; click to go there", onpointerdown: jump });
+  const strip = el("canvas", {
+    class: "strip",
+    width: "14",
+    "aria-hidden": "true",
+    title: "The whole model; click to go there",
+    onpointerdown: jump,
+  });
   const scale = el("span", { class: "scale", "aria-hidden": "true" });
   const most = el("span", { class: "quiet" });
-  const box = el("div", { class: "graph", role: "listbox", tabindex: "0", "aria-label": "Graph of ops. Arrow keys go from op to op, Enter opens one, plus and minus zoom, 0 shows all.", onkeydown: key, onpointerdown: drag }, picture, strip);
+  const box = el(
+    "div",
+    {
+      class: "graph",
+      role: "listbox",
+      tabindex: "0",
+      "aria-label": "Graph of ops. Arrow keys go from op to op, Enter opens one, plus and minus zoom, 0 shows all.",
+      onkeydown: key,
+      onpointerdown: drag,
+    },
+    picture,
+    strip,
+  );
   const state = el("p", { class: "quiet", role: "status" }, `Laying out ${run.ops.length} ops…`);
-  const element = el("div", {},
-    el("div", { class: "toolbar" },
-      chooser("Colour by", choices, amount, (next) => { amount = next; paint(); onState({ colour: next.key }); }),
+  const element = el(
+    "div",
+    {},
+    el(
+      "div",
+      { class: "toolbar" },
+      chooser("Colour by", choices, amount, (next) => {
+        amount = next;
+        paint();
+        onState({ colour: next.key });
+      }),
       el("span", { class: "legend" }, "0", scale, most),
-      el("span", { class: "buttons" }, button("+", "+ Zoom in", () => zoom(STEP)), button("−", "− Zoom out", () => zoom(1 / STEP)), button("All", "All: show the whole graph", fit), button("Start", "Start: go to the first op", start))),
-    state, box);
+      el(
+        "span",
+        { class: "buttons" },
+        button("+", "+ Zoom in", () => zoom(STEP)),
+        button("−", "− Zoom out", () => zoom(1 / STEP)),
+        button("All", "All: show the whole graph", fit),
+        button("Start", "Start: go to the first op", start),
+      ),
+    ),
+    state,
+    box,
+  );
 
   box.addEventListener("wheel", wheel, { passive: false });
   new ResizeObserver(() => draw()).observe(box);
-  addEventListener("themechange", paint);
+  onTheme(box, paint);
   build();
 
   async function build() {
     laid = await place(run.ops.length, edgesOf(run));
     for (const piece of laid.pieces) for (const node of piece.nodes) at.set(node.node, node);
-    scene.append(svg("g", { class: "lanes" }, laid.lanes.map((points) => svg("path", { d: path(points) }))));
+    scene.append(
+      svg(
+        "g",
+        { class: "lanes" },
+        laid.lanes.map((points) => svg("path", { d: path(points) })),
+      ),
+    );
     state.textContent = "Drag or scroll to move, Ctrl and scroll to zoom.";
     start();
     paint();
@@ -84,23 +126,41 @@ export function graph(run, { colour, onOpen, onState }) {
 
   function drawPiece(piece) {
     const top = Math.max(0, ...run.ops.map((op) => op[amount.key] ?? 0));
-    return svg("g", { role: "none" }, piece.edges.map((points) => svg("path", { class: "edge", d: path(points), "aria-hidden": "true" })), piece.nodes.map((node) => drawNode(node, top)));
+    return svg(
+      "g",
+      { role: "none" },
+      piece.edges.map((points) => svg("path", { class: "edge", d: path(points), "aria-hidden": "true" })),
+      piece.nodes.map((node) => drawNode(node, top)),
+    );
   }
 
   function drawNode({ node, x, y }, top) {
     const op = run.ops[node];
     const paints = heat(part(op[amount.key], top));
     const text = amount.format(op[amount.key]);
-    return svg("g", {
-      id: `node-${node}`, class: `node-box${node === chosen ? " chosen" : ""}`, role: "option", "aria-selected": String(node === chosen),
-      transform: `translate(${x - NODE.width / 2} ${y - NODE.height / 2})`, onclick: () => { choose(node); onOpen(op.index); },
-    },
-    svg("title", {}, `${op.name} (${op.op})\n${amount.title}: ${text}\n${op.output}`),
-    svg("rect", { width: NODE.width, height: NODE.height, rx: 5, fill: paints.fill }),
-    svg("g", { "aria-hidden": "true", fill: paints.text },
-      svg("text", { x: 8, y: 17, class: "type" }, shorten(op.op, 14)),
-      svg("text", { x: NODE.width - 8, y: 17, class: "amount" }, text),
-      svg("text", { x: 8, y: 33 }, shorten(op.name, 25))));
+    return svg(
+      "g",
+      {
+        id: `node-${node}`,
+        class: `node-box${node === chosen ? " chosen" : ""}`,
+        role: "option",
+        "aria-selected": String(node === chosen),
+        transform: `translate(${x - NODE.width / 2} ${y - NODE.height / 2})`,
+        onclick: () => {
+          choose(node);
+          onOpen(op.index);
+        },
+      },
+      svg("title", {}, `${op.name} (${op.op})\n${amount.title}: ${text}\n${op.output}`),
+      svg("rect", { width: NODE.width, height: NODE.height, rx: 5, fill: paints.fill }),
+      svg(
+        "g",
+        { "aria-hidden": "true", fill: paints.text },
+        svg("text", { x: 8, y: 17, class: "type" }, shorten(op.op, 14)),
+        svg("text", { x: NODE.width - 8, y: 17, class: "amount" }, text),
+        svg("text", { x: 8, y: 33 }, shorten(op.name, 25)),
+      ),
+    );
   }
 
   function choose(node) {
@@ -131,7 +191,16 @@ export function graph(run, { colour, onOpen, onState }) {
   function key(event) {
     const last = run.ops.length - 1;
     const now = chosen ?? -1;
-    const to = { ArrowDown: now + 1, ArrowRight: now + 1, ArrowUp: now - 1, ArrowLeft: now - 1, Home: 0, End: last, PageDown: now + 10, PageUp: now - 10 }[event.key];
+    const to = {
+      ArrowDown: now + 1,
+      ArrowRight: now + 1,
+      ArrowUp: now - 1,
+      ArrowLeft: now - 1,
+      Home: 0,
+      End: last,
+      PageDown: now + 10,
+      PageUp: now - 10,
+    }[event.key];
     if (to !== undefined) select(Math.min(last, Math.max(0, to)));
     else if (event.key === "Enter" && chosen != null) onOpen(run.ops[chosen].index);
     else if (event.key === "+" || event.key === "=") zoom(STEP);
@@ -149,7 +218,10 @@ export function graph(run, { colour, onOpen, onState }) {
 
   function fit() {
     if (!laid) return;
-    const k = Math.max(LEAST / 4, Math.min(1, (box.clientWidth - 2 * MARGIN) / laid.width, (box.clientHeight - 2 * MARGIN) / laid.height));
+    const k = Math.max(
+      LEAST / 4,
+      Math.min(1, (box.clientWidth - 2 * MARGIN) / laid.width, (box.clientHeight - 2 * MARGIN) / laid.height),
+    );
     view = { scale: k, x: (box.clientWidth - laid.width * k) / 2 - laid.left * k, y: MARGIN - laid.top * k };
     draw();
   }
@@ -196,7 +268,7 @@ export function graph(run, { colour, onOpen, onState }) {
   /** The whole model from top to bottom, beside the part that is in sight. */
   function paintStrip(top) {
     strip.height = Math.max(1, box.clientHeight);
-    const pen = strip.getContext("2d");
+    const pen = strip.getContext("2d", { willReadFrequently: true });
     pen.clearRect(0, 0, strip.width, strip.height);
     const px = strip.height / laid.height;
     const rows = new Map();
@@ -213,7 +285,7 @@ export function graph(run, { colour, onOpen, onState }) {
 
   function markStrip() {
     if (!whole) return;
-    const pen = strip.getContext("2d");
+    const pen = strip.getContext("2d", { willReadFrequently: true });
     pen.putImageData(whole, 0, 0);
     const px = strip.height / laid.height;
     pen.strokeStyle = getComputedStyle(box).color;
@@ -236,7 +308,11 @@ const button = (text, label, onclick) => el("button", { type: "button", "aria-la
 /** From producer to consumer, by the values between them. */
 function edgesOf(run) {
   const makers = new Map(run.ops.flatMap((op, node) => op.outputs.map((value) => [value, node])));
-  return run.ops.flatMap((op, node) => [...new Set(op.inputs.map((value) => makers.get(value)))].filter((from) => from !== undefined && from < node).map((from) => [from, node]));
+  return run.ops.flatMap((op, node) =>
+    [...new Set(op.inputs.map((value) => makers.get(value)))]
+      .filter((from) => from !== undefined && from < node)
+      .map((from) => [from, node]),
+  );
 }
 
 /** A curve through points, from above each to below the one before. */

@@ -1,7 +1,7 @@
 // What every thread did in the median run, on a canvas: zoomed by wheel, buttons or keys, and read segment by segment.
 
 import { colour, seriesColour } from "../chart.js";
-import { el, fill, notice } from "../dom.js";
+import { el, fill, notice, onTheme } from "../dom.js";
 import { duration } from "../format.js";
 
 const LANE = 30;
@@ -11,8 +11,17 @@ const NAMED = 46; // pixels of a segment that its name needs
 
 /** timeline(run, {traceHref, onOpen}) → a node. traceHref: where the Perfetto trace is, null where there is none. */
 export function timeline(run, { traceHref, onOpen }) {
-  if (!run.timeline) return notice("info", "There is no timeline", run.kind === "trace" ? "This run was stored without one." : "Nothing was measured: measure the model, or choose a measured run above.");
-  const threads = run.timeline.threads.map((segments) => segments.map(([op, start, length, doing]) => ({ op, start, length, doing })));
+  if (!run.timeline)
+    return notice(
+      "info",
+      "There is no timeline",
+      run.kind === "trace"
+        ? "This run was stored without one."
+        : "Nothing was measured: measure the model, or choose a measured run above.",
+    );
+  const threads = run.timeline.threads.map((segments) =>
+    segments.map(([op, start, length, doing]) => ({ op, start, length, doing })),
+  );
   const flat = threads.flatMap((segments, thread) => segments.map((segment) => ({ ...segment, thread })));
   const kinds = kindsOf(run);
   const wall = run.timeline.wall_ns;
@@ -21,11 +30,26 @@ export function timeline(run, { traceHref, onOpen }) {
 
   const canvas = el("canvas", { "aria-hidden": "true" });
   const said = el("output", { class: "said" });
-  const box = el("div", { class: "timeline", role: "application", tabindex: "0", "aria-label": "Timeline of threads. Left and right go from step to step, up and down from thread to thread, Enter opens a step, plus and minus zoom, 0 shows all.", onkeydown: key, onpointermove: hover, onpointerdown: drag, ondblclick: all, onclick: () => chosen && !dragged && onOpen(run.ops[chosen.op].index) }, canvas);
+  const box = el(
+    "div",
+    {
+      class: "timeline",
+      role: "application",
+      tabindex: "0",
+      "aria-label":
+        "Timeline of threads. Left and right go from step to step, up and down from thread to thread, Enter opens a step, plus and minus zoom, 0 shows all.",
+      onkeydown: key,
+      onpointermove: hover,
+      onpointerdown: drag,
+      ondblclick: all,
+      onclick: () => chosen && !dragged && onOpen(run.ops[chosen.op].index),
+    },
+    canvas,
+  );
   let dragged = false;
   box.addEventListener("wheel", wheel, { passive: false });
   new ResizeObserver(() => requestAnimationFrame(draw)).observe(box);
-  addEventListener("themechange", draw);
+  onTheme(box, draw);
 
   const px = (ns) => LEFT + ((ns - span.from) / (span.to - span.from)) * (box.clientWidth - LEFT - 8);
   const ns = (x) => span.from + ((x - LEFT) / (box.clientWidth - LEFT - 8)) * (span.to - span.from);
@@ -96,7 +120,9 @@ export function timeline(run, { traceHref, onOpen }) {
     if (segment === chosen) return;
     chosen = segment;
     const op = segment && run.ops[segment.op];
-    said.textContent = segment ? `Thread ${segment.thread}: ${segment.doing === "wait" ? "waits after" : ""} ${op.name} (${op.op}), ${duration(segment.length)} from ${duration(segment.start)}` : "";
+    said.textContent = segment
+      ? `Thread ${segment.thread}: ${segment.doing === "wait" ? "waits after" : ""} ${op.name} (${op.op}), ${duration(segment.length)} from ${duration(segment.start)}`
+      : "";
     draw();
   }
 
@@ -170,7 +196,11 @@ export function timeline(run, { traceHref, onOpen }) {
   function cross(step) {
     const thread = Math.min(threads.length - 1, Math.max(0, (chosen?.thread ?? 0) + step));
     const at = chosen?.start ?? 0;
-    reveal(flat.filter((one) => one.thread === thread).reduce((best, one) => (best && Math.abs(best.start - at) <= Math.abs(one.start - at) ? best : one), null));
+    reveal(
+      flat
+        .filter((one) => one.thread === thread)
+        .reduce((best, one) => (best && Math.abs(best.start - at) <= Math.abs(one.start - at) ? best : one), null),
+    );
   }
 
   function reveal(segment) {
@@ -180,14 +210,39 @@ export function timeline(run, { traceHref, onOpen }) {
   }
 
   const legend = el("p", { class: "legend" });
-  const showLegend = () => fill(legend, [...kinds].slice(0, 8).map(([kind, { series }]) => el("span", { class: "key", style: { "--key": `var(--series-${series + 1})` } }, kind)), el("span", { class: "key", style: { "--key": "var(--line-2)" } }, "waits for other threads"));
+  const showLegend = () =>
+    fill(
+      legend,
+      [...kinds]
+        .slice(0, 8)
+        .map(([kind, { series }]) => el("span", { class: "key", style: { "--key": `var(--series-${series + 1})` } }, kind)),
+      el("span", { class: "key", style: { "--key": "var(--line-2)" } }, "waits for other threads"),
+    );
   showLegend();
-  return el("div", {},
-    el("div", { class: "toolbar" },
-      el("span", { class: "buttons" }, tool("+", "+ Zoom in", () => zoom(1.5)), tool("−", "− Zoom out", () => zoom(1 / 1.5)), tool("All", "All: show the whole run", all)),
+  return el(
+    "div",
+    {},
+    el(
+      "div",
+      { class: "toolbar" },
+      el(
+        "span",
+        { class: "buttons" },
+        tool("+", "+ Zoom in", () => zoom(1.5)),
+        tool("−", "− Zoom out", () => zoom(1 / 1.5)),
+        tool("All", "All: show the whole run", all),
+      ),
       traceHref ? el("a", { class: "button", href: traceHref, download: "" }, "Download Perfetto trace") : null,
-      el("span", { class: "quiet" }, `The median run, ${duration(wall)} on ${threads.length} thread${threads.length === 1 ? "" : "s"}. Ctrl and scroll to zoom, drag to move.`)),
-    legend, box, said);
+      el(
+        "span",
+        { class: "quiet" },
+        `The median run, ${duration(wall)} on ${threads.length} thread${threads.length === 1 ? "" : "s"}. Ctrl and scroll to zoom, drag to move.`,
+      ),
+    ),
+    legend,
+    box,
+    said,
+  );
 }
 
 const tool = (text, label, onclick) => el("button", { type: "button", "aria-label": label, title: label, onclick }, text);
@@ -205,5 +260,8 @@ function ticks(from, to, about) {
   const rough = (to - from) / about;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough);
-  return Array.from({ length: Math.floor(to / step) - Math.ceil(from / step) + 1 }, (_, at) => (Math.ceil(from / step) + at) * step);
+  return Array.from(
+    { length: Math.floor(to / step) - Math.ceil(from / step) + 1 },
+    (_, at) => (Math.ceil(from / step) + at) * step,
+  );
 }
