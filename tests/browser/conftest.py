@@ -1,0 +1,46 @@
+"""Chromium, as the system has it, and a service to look at; both for all tests of this folder."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.browser.site import Site, site
+from tests.browser.watching import Watch
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:  # measurements of tests wait for each other only
+        patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")
+        with site(folder) as found:
+            yield found
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def watch(browser: Browser, served: Site) -> Iterator[Watch]:
+    """A page of its own; at the end nothing was said on its console, and nothing left the server."""
+    context = browser.new_context(base_url=served.address, viewport={"width": 1280, "height": 800})
+    watched = Watch(context.new_page(), served.address)
+    yield watched
+    context.close()
+    assert watched.wrong == []
+
+
+@pytest.fixture
+def page(watch: Watch) -> Page:
+    return watch.page

@@ -1,0 +1,86 @@
+"""A service as its pages want to be seen: models, a measured machine, stored runs, a plan and jobs, all made by the service."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.settings import DEMO_MODELS, Settings
+from graph.reader import read
+from profiler.device import DeviceProfile
+from scheduler.build import current_build
+from scheduler.local import local_device
+from scheduler.reports import measure
+from scheduler.store import Store
+from tests.app.conftest import serving
+from tests.app.test_jobs import add, wait_for
+from tests.browser.models import long, residual
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the service is, and the numbers of what it stores. impossible: a run with ops above their roof."""
+
+    address: str
+    client: httpx.Client
+    db: str
+    runs: tuple[int, int]
+    counted: int
+    impossible: int
+    plan: str
+    device: str
+    jobs: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """The service on a free port, until the block ends."""
+    models = folder / "models"
+    models.mkdir()
+    for name in ("digits.onnx", "digits.json"):
+        (models / name).write_bytes((DEMO_MODELS / name).read_bytes())
+    (models / "residual.onnx").write_bytes(residual())
+    (models / "long.onnx").write_bytes(long())
+    db = f"sqlite:///{folder / 'site.sqlite'}"
+    with Store(db) as store:
+        device = local_device(store, 0.3)
+    settings = Settings(models=models, db=db, max_upload_bytes=1 << 20)
+    with serving(settings) as client:
+        jobs = [_done(client, "probe", seconds=0.3)]
+        for threads in (1, None):
+            jobs.append(_done(client, "trace", "residual", dims={"batch": 1}, runs=10, threads=threads))
+        first, second = (job["result"]["profile_id"] for job in jobs[1:])
+        counted = _posted(client, "/v1/profiles", model="long")["id"]
+        plan = _posted(client, "/v1/plans", model="residual", dims={"batch": 1}, max_threads=1)["id"]
+        impossible = _impossible(models / "residual.onnx", device, db)
+        numbers = tuple(job["id"] for job in jobs)
+        yield Site(
+            str(client.base_url).rstrip("/"), client, db, (first, second), counted, impossible, plan, device.fingerprint, numbers
+        )
+
+
+def _done(client: httpx.Client, kind: str, model: str | None = None, **request: object) -> dict[str, Any]:
+    asked = {name: value for name, value in request.items() if value is not None}
+    job = wait_for(client, add(client, kind=kind, request=asked, **({"model": model} if model else {}))["id"])
+    assert job["state"] == "done", job
+    return job
+
+
+def _posted(client: httpx.Client, path: str, **asked: object) -> dict[str, Any]:
+    reply = client.post(path, json=asked, timeout=120)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
+    """A run that is judged by a machine whose arithmetic was measured a thousand times too slow."""
+    peaks = [peak.model_copy(update={"rate": peak.rate.model_copy(update={"value": peak.rate.value / 1000})}) for peak in device.peaks]
+    slow = device.model_copy(update={"peaks": tuple(peaks)})
+    with Store(db) as store:
+        report = measure(read(path), slow, store, dims={"batch": 1}, runs=5, threads=1)
+        assert not report.check.ok
+        return store.profiles.save(report, current_build().id)

@@ -1,0 +1,42 @@
+"""Every page in a real browser: it shows what it is for, says nothing on the console, fits, and can be used by everybody."""
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser.site import Site
+from tests.browser.watching import Watch, violations
+
+VIEWS = ("table", "graph", "roofline", "types", "memory", "timeline")
+PAGES = {
+    "overview": "/",
+    **{view: f"/models/residual?run={{runs[0]}}&view={view}" for view in VIEWS},
+    "counted": "/models/digits?run=count",
+    "work": "/models/residual/work",
+    "plans": "/plans",
+    "plan": "/plans/{plan}",
+    "pareto": "/pareto?model=residual",
+    "devices": "/devices",
+    "device": "/devices/{device}",
+    "jobs": "/jobs",
+    "job": "/jobs/{jobs[1]}",
+    "upload": "/upload",
+}
+ALL = pytest.mark.parametrize("name", PAGES)
+
+
+def path_of(name: str, served: Site) -> str:
+    return PAGES[name].format_map(served.__dict__)
+
+
+@ALL
+def test_a_page_fits_and_is_for_everybody(watch: Watch, served: Site, name: str) -> None:
+    page = watch.open(path_of(name, served))
+    assert page.locator("h1").count() == 1
+    assert page.locator(".problem:not(#check):visible").all_inner_texts() == []
+    for width in (375, 1920, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) <= 0, f"{width} px: the page is wider than the window"
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert violations(page) == [], scheme
