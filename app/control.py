@@ -13,6 +13,7 @@ from app.repository import Served
 from app.state import Serving
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.drift import ServedPlan
+from scheduler.errors import NotFoundError
 from scheduler.pareto import Tradeoff, tradeoffs
 from scheduler.plan import Candidate, Plan
 from scheduler.planner import make_plan, tuned
@@ -298,7 +299,12 @@ async def list_plans(
     def work() -> Page[StoredPlan]:
         return service.store.plans.page(service.here(), model, device, limit, cursor)
 
-    page = await service.engine.call(work)
+    try:
+        page = await service.engine.call(work)
+    except NotFoundError:
+        if device is not None or not service.serves(model):
+            raise
+        page = Page((), None)  # nothing is stored of it yet
     found = [_plan(stored) for stored in page.items]
     return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
 
@@ -390,7 +396,12 @@ async def pareto(service: Serving, model: Key, device: Key | None = None, limit:
     def work() -> list[Tradeoff]:
         return tradeoffs(service.store.plans.page(service.here(), model, device, limit).items)
 
-    return [_tradeoff(found) for found in await service.engine.call(work)]
+    try:
+        return [_tradeoff(found) for found in await service.engine.call(work)]
+    except NotFoundError:
+        if device is not None or not service.serves(model):
+            raise
+        return []  # nothing is stored of it yet
 
 
 def _tradeoff(found: Tradeoff) -> TradeoffOut:

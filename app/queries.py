@@ -24,6 +24,7 @@ from profiler.exports import chrome_trace, to_csv
 from profiler.matching import match
 from profiler.report import Report, Value
 from profiler.reporting import static_report
+from scheduler.errors import NotFoundError
 from scheduler.store import Page, ProfileRun
 from scheduler.store.queries import FoundGroup, FoundOp, GroupBy, PlanCard, Regression, Which
 
@@ -116,7 +117,12 @@ async def list_profiles(
     format: Format = "json",
 ) -> Any:
     """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
-    page = await service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
+    try:
+        page = await service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
+    except NotFoundError:
+        if device is not None or not service.serves(model):
+            raise
+        page = Page((), None)  # nothing is stored of it yet
     return _written(Page(tuple(run_out(run).model_dump() for run in page.items), page.next), format)
 
 

@@ -102,6 +102,10 @@ class Service:
         if self.settings.jobs:
             self.runner.start()
 
+    def serves(self, digest: str | None) -> bool:
+        """Whether a model of that digest is served, so that a database that lacks it holds nothing of it yet."""
+        return any(served.session is not None and served.session.model.digest == digest for served in self.repository.models)
+
     def observe(self, served: Served, session: Session, shapes: Shapes, timed: Timed, request_id: str) -> None:
         """Record what an inference took."""
         labels, outcome = (served.name, served.version), timed.outcome

@@ -52,12 +52,16 @@ def long() -> bytes:
 
 
 def _model(
-    name: str, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: list[int | str], x: str, y: str, out: list[int | str]
+    name: str,
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    shape: list[int | str],
+    x: str,
+    y: str,
+    out: list[int | str],
 ) -> bytes:
     value = helper.make_tensor_value_info
     initializers = [numpy_helper.from_array(array, at) for at, array in weights.items()]
-    graph = helper.make_graph(
-        nodes, name, [value(x, TensorProto.FLOAT, shape)], [value(y, TensorProto.FLOAT, out)], initializers
-    )
+    graph = helper.make_graph(nodes, name, [value(x, TensorProto.FLOAT, shape)], [value(y, TensorProto.FLOAT, out)], initializers)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return made.SerializeToString()

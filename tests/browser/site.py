@@ -47,7 +47,7 @@ def site(folder: Path) -> Iterator[Site]:
     db = f"sqlite:///{folder / 'site.sqlite'}"
     with Store(db) as store:
         device = local_device(store, 0.3)
-    settings = Settings(models=models, db=db, max_upload_bytes=1 << 20)
+    settings = Settings(models=models, db=db, max_upload_bytes=8 << 20)
     with serving(settings) as client:
         jobs = [_done(client, "probe", seconds=0.3)]
         for threads in (1, None):
@@ -78,7 +78,9 @@ def _posted(client: httpx.Client, path: str, **asked: object) -> dict[str, Any]:
 
 def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
     """A run that is judged by a machine whose arithmetic was measured a thousand times too slow."""
-    peaks = [peak.model_copy(update={"rate": peak.rate.model_copy(update={"value": peak.rate.value / 1000})}) for peak in device.peaks]
+    peaks = [
+        peak.model_copy(update={"rate": peak.rate.model_copy(update={"value": peak.rate.value / 1000})}) for peak in device.peaks
+    ]
     slow = device.model_copy(update={"peaks": tuple(peaks)})
     with Store(db) as store:
         report = measure(read(path), slow, store, dims={"batch": 1}, runs=5, threads=1)

@@ -1,7 +1,6 @@
 """Every page in a real browser: it shows what it is for, says nothing on the console, fits, and can be used by everybody."""
 
 import pytest
-from playwright.sync_api import Browser
 
 from tests.browser.site import Site
 from tests.browser.watching import Watch, violations
@@ -19,6 +18,8 @@ PAGES = {
     "device": "/devices/{device}",
     "jobs": "/jobs",
     "job": "/jobs/{jobs[1]}",
+    "compare": "/compare?runs={runs[0]},{runs[1]}",
+    "regressions": "/regressions?model=residual",
     "upload": "/upload",
 }
 ALL = pytest.mark.parametrize("name", PAGES)
@@ -38,5 +39,6 @@ def test_a_page_fits_and_is_for_everybody(watch: Watch, served: Site, name: str)
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 0, f"{width} px: the page is wider than the window"
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         assert violations(page) == [], scheme

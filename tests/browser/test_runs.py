@@ -1,0 +1,124 @@
+"""A run as it is looked at: figures, sorting, search, columns, the URL, the keyboard, and thousands of ops."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.site import Site
+from tests.browser.watching import Watch, settled
+from tests.processes import edgewise
+
+
+def run_path(served: Site, number: int | None = None, **query: object) -> str:
+    return "/models/residual?" + "&".join(f"{k}={v}" for k, v in {"run": number or served.runs[0], **query}.items())
+
+
+def cells(page: Page, title: str) -> list[str]:
+    """The column of that title, of the rows that are in the document."""
+    heads = page.get_by_role("columnheader").all_inner_texts()
+    at = next(at for at, head in enumerate(heads) if head.strip("▲▼ \n") == title)
+    return page.locator(f'.grid .body [role=row] [aria-colindex="{at + 1}"]').all_inner_texts()
+
+
+def say(page: Page, kind: str, value: float | None) -> str:
+    """As the pages say such a figure."""
+    return str(page.evaluate("([kind, value]) => import('/static/js/format.js').then((all) => all[kind](value))", [kind, value]))
+
+
+def test_figures_of_the_page_are_the_apis_and_the_command_lines(watch: Watch, served: Site) -> None:
+    stored = served.client.get(f"/v1/profiles/{served.runs[0]}").json()["profile"]
+    page = watch.open(run_path(served, sort="index", cols="name,p50_ns,wasted_ns,macs,moved_bytes"))
+    ops = {op["name"]: op for op in stored["ops"]}
+    shown = zip(*(cells(page, title) for title in ("Op", "Time, p50", "Wasted", "MACs", "Moved")), strict=True)
+    seen = 0
+    for name, time, wasted, macs, moved in shown:
+        op, seen = ops[name], seen + 1
+        assert time == say(page, "duration", op["p50_ns"])
+        assert wasted == say(page, "duration", op["wasted_ns"])
+        assert macs == say(page, "count", op["macs"])
+        assert moved == say(page, "bytes", op["moved_bytes"])
+    assert seen > 10
+    totals = page.locator(".figures").first.inner_text()
+    for kind, key in (("duration", "wall_p50_ns"), ("macs", "macs"), ("bytes", "peak_activation_bytes")):
+        assert say(page, kind, stored["totals"][key]) in totals
+    model = f"{served.db.removeprefix('sqlite:///').rpartition('/')[0]}/models/residual.onnx"
+    counted = json.loads(edgewise("profile", model, "--dim", "batch=1", "--json").stdout)
+    for key in ("macs", "flops", "params"):
+        assert counted["totals"][key] == stored["totals"][key]
+    page = watch.open(run_path(served, "count"))
+    assert say(page, "macs", counted["totals"]["macs"]) in page.locator(".figures").first.inner_text()
+
+
+def test_sorting_searching_and_columns_are_in_the_url_and_survive_a_reload(watch: Watch, served: Site) -> None:
+    page = watch.open(run_path(served))
+    page.get_by_role("button", name="MACs", exact=True).click()
+    page.get_by_role("searchbox", name="Search ops").fill("conv1")
+    page.get_by_text("Columns", exact=True).click()
+    page.get_by_role("checkbox", name="Backend").check()
+    expect(page).to_have_url(re.compile("sort=-macs.*q=conv1.*cols=|cols="))
+    before = (page.url, cells(page, "Op"), cells(page, "Backend"))
+    macs = [int(text.replace(",", "")) for text in cells(page, "MACs")]
+    assert macs == sorted(macs, reverse=True)
+    assert before[1]
+    assert all("conv1" in name for name in before[1])
+    page.reload()
+    settled(page)
+    assert (page.url, cells(page, "Op"), cells(page, "Backend")) == before
+
+
+def test_back_undoes_a_view(watch: Watch, served: Site) -> None:
+    page = watch.open(run_path(served))
+    page.get_by_role("tab", name="Memory").click()
+    expect(page).to_have_url(re.compile("view=memory"))
+    page.go_back()
+    expect(page.get_by_role("tab", name="Table")).to_have_attribute("aria-selected", "true")
+
+
+def test_the_keyboard_reaches_everything(watch: Watch, served: Site) -> None:
+    page = watch.open(run_path(served))
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    tab = page.get_by_role("tab", name="Table")
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if tab.evaluate("element => element === document.activeElement"):
+            break
+    expect(tab).to_be_focused()
+    for name in ("Graph", "Roofline", "By type", "Memory", "Timeline", "Table"):
+        page.keyboard.press("ArrowRight")
+        expect(page.get_by_role("tab", name=name)).to_be_focused()
+        expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+    page.locator(".grid [tabindex='0']").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator(".op-panel")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".op-panel")).to_be_hidden()
+
+
+def test_ops_above_the_roof_are_said(watch: Watch, served: Site) -> None:
+    page = watch.open(run_path(served, served.impossible))
+    check = served.client.get(f"/v1/profiles/{served.impossible}").json()["profile"]["check"]
+    expect(page.locator("#check")).to_contain_text(f"{len(check['problems'])} op")
+    expect(page.locator("#check")).to_contain_text(check["problems"][0]["reason"])
+    watch.open(run_path(served))
+    expect(page.locator("#check")).to_have_count(0)
+
+
+@pytest.mark.parametrize("view", ["table", "graph", "memory", "types"])
+def test_two_thousand_ops(watch: Watch, served: Site, view: str) -> None:
+    page = watch.open(f"/models/long?run={served.counted}&view={view}")
+    panel = page.locator(f"#panel-{view}")
+    expect(panel).to_be_visible()
+    if view != "table":
+        return
+    rows = page.locator(".grid [role=row]")
+    expect(page.locator(".grid")).to_have_attribute("aria-rowcount", "2001")
+    assert rows.count() < 200
+    page.locator(".grid-box").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+    expect(page.get_by_role("link", name="step1999")).to_be_visible()
+    assert rows.count() < 200
