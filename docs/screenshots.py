@@ -17,13 +17,14 @@ from tests.browser.watching import settled
 FOLDER = Path(__file__).parent / "screenshots"
 WIDTH, HEIGHT = 1280, 860
 COLOURS = 64
+PROBE_S = 8.0
 DARK = {"roofline", "plan", "device"}
 
 
 def main() -> None:
     """One picture of every page, the dark theme in some."""
     FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, site(Path(folder)) as served, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder, site(Path(folder), PROBE_S) as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, path in PAGES.items():
             theme = "dark" if name in DARK else "light"

@@ -59,6 +59,16 @@ def test_calibrate_fills_the_window(ns_per_turn, window_s):
     assert turns == 1 or window_ns * 0.5 < turns * ns_per_turn < window_ns * 2
 
 
+def test_an_interruption_does_not_end_the_calibration():
+    runs = []
+
+    def run_ns(turns):
+        runs.append(turns)
+        return turns * 100 + (10**9 if len(runs) == 2 else 0)
+
+    assert calibrate(run_ns, 0.01) == 100_000
+
+
 def test_sample_rates_are_work_over_time():
     rates = sample_rates(lambda turns: turns * 500, work_per_turn=8, effort=Effort(0.001, 4))
     assert rates == [pytest.approx(16e6)] * 4  # 8 in 500 ns
