@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.auth import Scope, needs
 from app.repository import Served
-from app.state import Serving
+from app.state import Service, Serving
 from scheduler.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.drift import ServedPlan
 from scheduler.errors import NotFoundError
@@ -189,6 +190,16 @@ class StrategyOut(BaseModel):
     measured_us: int
 
 
+async def page_of(service: Service, model: str | None, device: str | None, asked: Awaitable[Page[T]]) -> Page[T]:
+    """What was asked of a model and a device; nothing of a model that is served and that the database has not met yet."""
+    try:
+        return await asked
+    except NotFoundError:
+        if device is not None or not service.serves(model):
+            raise
+        return Page((), None)
+
+
 def describe(served: Served) -> ModelOut:
     """A served model for the reply."""
     session = served.session
@@ -299,12 +310,7 @@ async def list_plans(
     def work() -> Page[StoredPlan]:
         return service.store.plans.page(service.here(), model, device, limit, cursor)
 
-    try:
-        page = await service.engine.call(work)
-    except NotFoundError:
-        if device is not None or not service.serves(model):
-            raise
-        page = Page((), None)  # nothing is stored of it yet
+    page = await page_of(service, model, device, service.engine.call(work))
     found = [_plan(stored) for stored in page.items]
     return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
 
@@ -393,15 +399,11 @@ def _without_steps(item: PlanOut) -> PlanOut:
 async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[TradeoffOut]:
     """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
 
-    def work() -> list[Tradeoff]:
-        return tradeoffs(service.store.plans.page(service.here(), model, device, limit).items)
+    def work() -> Page[Tradeoff]:
+        return Page(tuple(tradeoffs(service.store.plans.page(service.here(), model, device, limit).items)), None)
 
-    try:
-        return [_tradeoff(found) for found in await service.engine.call(work)]
-    except NotFoundError:
-        if device is not None or not service.serves(model):
-            raise
-        return []  # nothing is stored of it yet
+    page = await page_of(service, model, device, service.engine.call(work))
+    return [_tradeoff(found) for found in page.items]
 
 
 def _tradeoff(found: Tradeoff) -> TradeoffOut:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.auth import Scope, needs
-from app.control import Cursor, Key, Limit, PageOut, Size, Work
+from app.control import Cursor, Key, Limit, PageOut, Size, Work, page_of
 from app.errors import RequestError
 from app.pages import smallest_shapes
 from app.state import Serving
@@ -24,8 +24,8 @@ from profiler.exports import chrome_trace, to_csv
 from profiler.matching import match
 from profiler.report import Report, Value
 from profiler.reporting import static_report
-from scheduler.errors import NotFoundError
 from scheduler.store import Page, ProfileRun
+from scheduler.store.profiles import Growth
 from scheduler.store.queries import FoundGroup, FoundOp, GroupBy, PlanCard, Regression, Which
 
 router = APIRouter()
@@ -117,12 +117,8 @@ async def list_profiles(
     format: Format = "json",
 ) -> Any:
     """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
-    try:
-        page = await service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
-    except NotFoundError:
-        if device is not None or not service.serves(model):
-            raise
-        page = Page((), None)  # nothing is stored of it yet
+    asked = service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
+    page = await page_of(service, model, device, asked)
     return _written(Page(tuple(run_out(run).model_dump() for run in page.items), page.next), format)
 
 
@@ -185,8 +181,8 @@ class CompareOut(BaseModel):
     ratios: dict[str, list[float | None]]
 
 
-_COMPARED = ("macs", "flops", "peak_activation_bytes", "wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns")
-_COMPARED_ROOF = ("roof_ns", "wasted_ns")
+_COUNTS = ("macs", "flops", "peak_activation_bytes")
+_TIMES = ("wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns", "roof_ns", "wasted_ns")
 
 
 @router.get("/compare", response_model=CompareOut)
@@ -204,22 +200,11 @@ async def compare_runs(service: Serving, runs: Runs, format: Format = "json") ->
             for one in match([run.report for run in found])
         ]
         outs = [run_out(run) for run in found]
-        ratios = {name: _ratios([getattr(run, name) for run in outs]) for name in (*_COMPARED, *_COMPARED_ROOF)}
+        ratios = {name: _ratios([getattr(run, name) for run in outs]) for name in (*_COUNTS, *_TIMES)}
         return CompareOut(runs=outs, rows=rows, ratios=ratios)
 
     found = await service.engine.call(work)  # matching may take a while
     return found if format == "json" else _csv([_flat(row, numbers) for row in found.rows])
-
-
-class GrowthOut(BaseModel):
-    """An op that grew, and how it ran before and after."""
-
-    name: str
-    op: str
-    before_ns: float
-    after_ns: float
-    before_strategy: str
-    after_strategy: str
 
 
 class RegressionOut(BaseModel):
@@ -229,7 +214,7 @@ class RegressionOut(BaseModel):
     after: RunOut
     growth_percent: float
     noise_percent: float
-    ops: list[GrowthOut]
+    ops: list[Growth]
 
 
 @router.get("/regressions")
@@ -393,7 +378,7 @@ def _regression(found: Regression) -> RegressionOut:
         after=run_out(found.after),
         growth_percent=found.growth_percent,
         noise_percent=found.noise_percent,
-        ops=[GrowthOut(**asdict(growth)) for growth in found.ops],
+        ops=list(found.ops),
     )
 
 
