@@ -39,7 +39,7 @@ def main(
     for count in map(int, threads.split(",")):
         compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
     if shapes:
-        compare_shapes(shapes.split(","), 1, seconds / 10)
+        compare_shapes(shapes.split(","), 1, seconds / 2)
     if costs:
         compare_costs(models.split(","), max(map(int, threads.split(","))), 4 * seconds)
     if accuracy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,6 +52,7 @@ MAX_GROUP = 1 << 20
 _WINOGRAD_TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
 UNITS = (2, 4, 6)
 MIN_CHANNELS = 8  # of the input
+MIN_PICKED = 64  # outputs of a convolution that first copies the pixels it reads: then copying costs some percent of it
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -102,10 +104,33 @@ def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: 
     groups = node.attrs["group"]
     x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
     conv = geometry(node, b.spec, as_image(x), y.image)
+    if isinstance(x, Imaged) and picks(conv, b.isa):
+        x, conv = _picked(b, node, x, conv)
     tile = tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
     packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
     b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+
+
+def picks(conv: Conv, isa: Isa) -> bool:
+    """Whether a convolution had better read a copy of the pixels that it needs: their rows join, and fill cache lines."""
+    thin = conv.kernel == (1, 1) != conv.strides and conv.x.every((0, 0), conv.strides)[0].plane == conv.y.plane
+    return thin and conv.x.block == isa.lanes and conv.top == conv.left == 0 and conv.group_outputs >= MIN_PICKED
+
+
+def on_picked(conv: Conv) -> Conv:
+    """The convolution of that copy."""
+    x = Image.blocked(conv.x.batch, conv.x.channels, *conv.y.plane, conv.x.block)
+    return replace(conv, x=x, strides=(1, 1))
+
+
+def _picked(b: Lowering, node: Node, x: Imaged, conv: Conv) -> tuple[Imaged, Conv]:
+    image, before = x.image.every((0, 0), conv.strides)
+    dense = on_picked(conv)
+    source = Imaged(x.storage, image, x.offset + before)
+    made = Imaged(Storage(f"{node.inputs[0]}/picked", dense.x.elements, F32), dense.x)
+    b.map((made, made.blocks), [(source, source.blocks)])
+    return made, dense
 
 
 def by_groups(
@@ -234,13 +259,14 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     conv = _in_blocks(node, facts)
     if is_depthwise(node, facts.spec):
         return [Choice("native", "depthwise", (("tile", str(tile)),)) for tile in depthwise_tiles(conv, facts.isa)]
-    direct = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+    direct = on_picked(conv) if picks(conv, facts.isa) else conv
+    by_tile = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(direct, facts.isa)]
     if not takes_winograd(conv):
-        return direct
+        return by_tile
     by_unit = {unit: _winograd_choices(conv, unit, facts) for unit in UNITS}
     best = choose_winograd(conv, facts.isa, facts.threads)
     first = by_unit[best.unit][:1] if best else []
-    return [*first, *direct, *(choice for found in by_unit.values() for choice in found if choice not in first)]
+    return [*first, *by_tile, *(choice for found in by_unit.values() for choice in found if choice not in first)]
 
 
 def _winograd_choices(conv: Conv, unit: int, facts: Facts) -> list[Choice]:
@@ -279,7 +305,11 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
         weight_bytes, chunks = packed_bytes(conv.y.channels, taps, isa.lanes), depthwise_chunks(conv, slim, isa)
         tile = (slim.pixels, slim.vectors)
         return Work("depthwise", flops, None, read, written, weight_bytes, 0, chunks, tile=tile, wants="blocks")
-    return direct_work("direct", conv, tile_of(choice, conv, isa), isa, read, written)
+    if not picks(conv, isa):
+        return direct_work("direct", conv, tile_of(choice, conv, isa), isa, read, written)
+    dense = on_picked(conv)
+    found = direct_work("direct", dense, tile_of(choice, dense, isa), isa, read, written)
+    return replace(found, buffer_bytes=dense.x.elements * F32.itemsize, calls=2)
 
 
 def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, written: int) -> Work:

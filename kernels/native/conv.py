@@ -41,8 +41,10 @@ CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, a
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 FEW_REGISTERS = 16
 TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
+SPLIT_LINES = 1.03  # of a tile that ends within a cache line of x, which the next one reads again: 5×2 against 4×2, on Zen 3
 MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
-WEIGHTS_IN_L2_BYTES = 512 << 10  # weights up to this are walked innermost, so that the pixels of a chunk stay in L1
+WEIGHTS_INNER_BYTES = 1 << 20  # weights up to this are walked innermost, so that the pixels of a chunk stay where they are near
+CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a quarter of L2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
         most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
         for pixels in range(1, most + 1):
             tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
-            cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1)
+            splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
+            cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)
             scored.append((cycles, -pixels * vectors, pixels, vectors))
     return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
@@ -141,11 +144,14 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     )  # fmt: skip
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     rows, row_pixels = max(1, min(flat.y.height, chunk_macs // max(row_macs, 1))), 0
-    if conv.is_product and flat.y.height == 1 and row_macs > chunk_macs:
-        tiles = max(1, chunk_macs * flat.y.width // row_macs // pixels)
-        row_pixels = tiles * pixels if tiles * pixels < flat.y.width else 0
-    weight_bytes = 4 * conv.y.channels * conv.group_inputs * conv.kernel[0] * conv.kernel[1]
-    return ConvTile(pixels, vectors, channels, rows, row_pixels, weight_bytes <= WEIGHTS_IN_L2_BYTES)
+    weights_inner = 4 * conv.y.channels * conv.group_inputs * conv.kernel[0] * conv.kernel[1] <= WEIGHTS_INNER_BYTES
+    if conv.is_product and flat.y.height == 1:
+        wanted = chunk_macs * flat.y.width // max(row_macs, 1)
+        if weights_inner:
+            wanted = min(wanted, CHUNK_BYTES // (4 * conv.group_inputs))
+        wanted = max(1, wanted // pixels) * pixels
+        row_pixels = wanted if wanted < flat.y.width else 0
+    return ConvTile(pixels, vectors, channels, rows, row_pixels, weights_inner)
 
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:

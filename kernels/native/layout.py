@@ -47,6 +47,11 @@ class Image:
         return Image(batch, channels, height, width, block, -(-channels // block) * plane, plane, width * block, block)
 
     @property
+    def plane(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
     def blocks(self) -> int:
         """Blocks of channels."""
         return -(-self.channels // self.block)

@@ -98,6 +98,21 @@ def test_groups_that_are_no_whole_blocks(isa, group):
     check_native(proto, {"x": normal(2, 6, 8, 9)}, isa)
 
 
+@pytest.mark.parametrize(("height", "width", "strides"), [(9, 7, [2, 2]), (8, 6, [2, 2]), (7, 9, [3, 1]), (1, 8, [1, 2])])
+def test_pointwise_convolution_with_strides_reads_a_copy_of_its_pixels(isa, height, width, strides):
+    nodes = [node("Conv", ["x", "w0"], ["a"]), node("Conv", ["a", "w1"], ["b"], strides=strides), node("Relu", ["b"], ["y"])]
+    constants = [weights("w0", 21, 3, 1, 1), weights("w1", 70, 21, 1, 1)]
+    proto = make(nodes, ["y"], constants, image(2, 3, height, width))
+    executor = check_native(proto, {"x": normal(2, 3, height, width)}, isa)
+    assert [name for name in kernels(executor) if not name.startswith("b4_copy")][-1].startswith("f32_gemm")
+
+
+def test_pointwise_convolution_with_strides_and_padding(isa):
+    nodes = [node("Conv", ["x", "w0"], ["a"]), node("Conv", ["a", "w1"], ["y"], strides=[2, 2], pads=[1, 0, 0, 1])]
+    constants = [weights("w0", 21, 3, 1, 1), weights("w1", 70, 21, 1, 1)]
+    check_native(make(nodes, ["y"], constants, image(1, 3, 8, 7)), {"x": normal(1, 3, 8, 7)}, isa)
+
+
 def test_one_dimensional_convolution_and_pool(isa):
     nodes = [node("Conv", ["x", "w"], ["a"], pads=[2, 2], dilations=[2]), node("Sigmoid", ["a"], ["b"]),
              node("AveragePool", ["b"], ["c"], kernel_shape=[3], strides=[2], count_include_pad=1, pads=[1, 1]),
