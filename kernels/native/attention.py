@@ -22,7 +22,7 @@ from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
 from kernels.native.kernel import SCRATCH, NativeKernel, emitted, kernel_name
-from kernels.native.math import EXP_ZERO, exp_within
+from kernels.native.math import exp_or_zero
 from kernels.native.product import Tile, even, most_rows, multiply, turn, unrolled
 from kernels.native.types import I32, I64
 from kernels.native.view import View
@@ -351,7 +351,7 @@ class _AttentionEmitter:
             for row in range(turns):
                 for v in range(vectors):
                     place = row * group.lanes + v * self.lanes
-                    value = exp_within(k, k.at_least(k.load(k.f32, at, place) - tops[v], EXP_ZERO))
+                    value = exp_or_zero(k, k.load(k.f32, at, place) - tops[v])
                     k.store(value, at, place)
                     sums[v] = sums[v] + value
             return sums
@@ -362,7 +362,7 @@ class _AttentionEmitter:
             if not self.several:
                 k.store(self._inverse(k, total), scratch, where.factors + at)
                 continue
-            shrunk = exp_within(k, k.at_least(k.load(k.f32, scratch, where.factors + at) - tops[v], EXP_ZERO))
+            shrunk = exp_or_zero(k, k.load(k.f32, scratch, where.factors + at) - tops[v])
             k.store(k.fma(k.load(k.f32, scratch, where.sums + at), shrunk, total), scratch, where.sums + at)
             k.store(shrunk, scratch, where.factors + at)
 

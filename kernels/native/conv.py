@@ -30,7 +30,7 @@ from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
 from kernels.native.product import BODY_FMAS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
@@ -285,11 +285,13 @@ class _ConvEmitter:
             weights = k.offset(w, fold.index * (self.taps // conv.kernel[0] * block.vectors * self.lanes))
             fold.values = self._columns(k, block, span, at, weights, fold.values)
         to = to.move(k, lambda image: column * image.x_stride)
+        results = []
         for p in range(span.pixels):
             for v in range(block.vectors):
                 lanes = block.tail if v == block.vectors - 1 else self.lanes
                 stored = lanes if conv.y.contiguous_channels else self.lanes
-                to.store(k, self.epilogue, fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, stored)
+                results.append(Result(fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, stored))
+        to.store(k, self.epilogue, results)
 
     def _first_ahead(self, k: Function, block: Block, w: Value, number: Value) -> list[Value]:
         """Where a tile begins to ask for the next block's weights, in a list; empty where it does not."""

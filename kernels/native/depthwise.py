@@ -24,7 +24,7 @@ from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import I64
 from kernels.spec import Array
@@ -189,10 +189,12 @@ class _DepthwiseEmitter:
             weights = k.offset(w, fold.index * (conv.kernel[1] * block.vectors * self.lanes))
             fold.values = self._taps(k, block, span, k.offset(x, image_row * conv.x.y_stride), weights, fold.values)
         to = to.move(k, lambda image: column * image.x_stride)
+        results = []
         for p in range(span.pixels):
             for v in range(block.vectors):
                 lanes = self._lanes(block, v, conv.y)
-                to.store(k, self.epilogue, fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, lanes)
+                results.append(Result(fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, lanes))
+        to.store(k, self.epilogue, results)
 
     def _lanes(self, block: Block, v: int, image: Image) -> int:
         """Lanes of vector v there is memory for."""

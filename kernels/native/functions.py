@@ -182,6 +182,9 @@ FUNCTIONS: Mapping[str, Callable[..., Value]] = {
 }  # fmt: skip
 BINARY_FUNCTIONS: Mapping[str, Callable[[Function, Value, Value], Value]] = {"pow": pow}
 UNARY: Mapping[str, Callable[..., Value]] = {**ACTIVATIONS, **FUNCTIONS}
+SHORT = frozenset(
+    {"relu", "clip", "leaky_relu", "thresholded_relu", "hard_sigmoid", "hard_swish", *FUNCTIONS} - {"sin", "cos", "pow"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,11 @@ class Activation:
     def __call__(self, k: Function, x: Value) -> Value:
         """Emit it."""
         return UNARY[self.name](k, x, *self.parameters)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it takes but a few instructions one after another."""
+        return self.name in SHORT
 
     def __str__(self) -> str:
         return "_".join((self.name, *(f"{p:g}" for p in self.parameters)))

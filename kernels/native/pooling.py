@@ -21,7 +21,7 @@ from kernels.native.builder import Function, Operand, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, Conv, Span, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
+from kernels.native.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.types import F32, I64
 
@@ -142,9 +142,11 @@ class _PoolingEmitter:
         conv = self.conv
         x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
         to, lanes = to.move(k, lambda layout: column * layout.x_stride), self._lanes(block, conv.y)
+        results = []
         for p, value in enumerate(self._pool(k, block, span, row, rows, x)):
             pooled = value if self.pooling.kind == "max" else value / self._divisor(k, span, p, counted)
-            to.store(k, self.epilogue, pooled, vector_at(p, 0), lanes, lanes)
+            results.append(Result(pooled, vector_at(p, 0), lanes, lanes))
+        to.store(k, self.epilogue, results)
 
     def _lanes(self, block: Block, image: Image) -> int:
         """Lanes of a vector there is memory for."""

@@ -28,7 +28,7 @@ from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, even_rows, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, emitted, kernel_name, vector_at
+from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
 from kernels.native.product import unrolled
@@ -291,9 +291,11 @@ class _ResizeEmitter:
     def _store(self, k: Function, block: Block, column: Value, values: Sequence[Value], to: Places) -> None:
         """Finish and write a pixel. to: the row."""
         to = to.move(k, lambda layout: column * layout.x_stride)
+        results = []
         for v, value in enumerate(values):
             lanes = self._lanes(block, v, self.resizing.y)
-            to.store(k, self.epilogue, value, vector_at(0, v * self.lanes), lanes, lanes)
+            results.append(Result(value, vector_at(0, v * self.lanes), lanes, lanes))
+        to.store(k, self.epilogue, results)
 
     def _vectors(self, k: Function, block: Block, at: Value) -> list[Value]:
         """The vectors of a pixel of x."""

@@ -217,8 +217,7 @@ class _RowsEmitter:
         top = self._gather(k, block, at, _MAXIMUM, self._x)
 
         def exponential(k: Function, spot: _Spot) -> Value:
-            below = k.at_least(self._x(k, spot) - top[spot.column], functions.EXP_ZERO)
-            value = functions.exp_within(k, below)
+            value = functions.exp_or_zero(k, self._x(k, spot) - top[spot.column])
             if not logarithm:
                 k.store_part(value, spot.at.values[y], spot.lanes)
             return value

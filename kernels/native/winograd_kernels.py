@@ -26,7 +26,7 @@ from kernels.native.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.geometry import Block, channel_blocks, maybe
 from kernels.native.isa import Isa
-from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, emitted, kernel_name
+from kernels.native.kernel import SCRATCH, Epilogue, NativeKernel, Places, Result, emitted, kernel_name
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
 from kernels.native.product import LINE_ELEMENTS
@@ -340,12 +340,11 @@ class _Emitter:
         """Store a row of a tile: all of it, or in the last column of tiles what of it lies inside the image."""
         unit, last = self.winograd.unit, self.winograd.columns - 1
         inside = self.conv.y.width % unit or unit
-        for j in range(inside):
-            to.store(k, self.epilogue, values[j], _pixel_at(i, j), lanes, self.lanes)
+        results = [Result(value, _pixel_at(i, j), lanes, self.lanes) for j, value in enumerate(values)]
+        to.store(k, self.epilogue, results[:inside])
         if inside < unit and last:
             with k.when(column < last):
-                for j in range(inside, unit):
-                    to.store(k, self.epilogue, values[j], _pixel_at(i, j), lanes, self.lanes)
+                to.store(k, self.epilogue, results[inside:])
 
 
 def _pixel_at(row: int, column: int) -> Callable[[Image], int]:

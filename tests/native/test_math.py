@@ -22,6 +22,8 @@ def exact_sigmoid(x):
     return np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x)))
 
 
+LEAST = np.finfo(np.float32).smallest_normal
+FLUSHED = {"sigmoid", "softplus"}  # may be 0 where they lie below every normal number
 BOUNDS = {  # exact function in float64, ULP
     "exp": (np.exp, 1.2),
     "log": (np.log, 0.9),
@@ -37,7 +39,10 @@ def test_error_over_the_whole_range(apply, name):
     exact, bound = BOUNDS[name]
     x = everything()
     with np.errstate(all="ignore"):
-        error = ulp_error(apply(ACTIVATIONS[name], x), exact(x.astype(np.float64)))
+        got, wanted = apply(ACTIVATIONS[name], x), exact(x.astype(np.float64))
+        error = ulp_error(got, wanted)
+    if name in FLUSHED:
+        error[(got == 0) & (np.abs(wanted) <= LEAST)] = 0
     worst = error.argmax()
     assert error[worst] <= bound, f"{error[worst]} ULP at {x[worst]}"
 
