@@ -109,8 +109,8 @@ class Timed:
 
 
 def _memory(storage: Storage) -> np.ndarray:
-    if storage.array is not None:
-        return storage.array
+    if storage.constant is not None:
+        return storage.constant.array
     memory = aligned(storage.nbytes).view(np.float32)
     memory[:] = np.random.default_rng(0).standard_normal(memory.size, np.float32)
     return memory

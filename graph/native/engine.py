@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from graph.choice import Choice
@@ -114,8 +115,10 @@ class Native:
         """`parts`, compiled for that many threads. timed: ready to be timed and not to be run, which is compiled when it is."""
         rest, parts = self.parts(graph, specs, choices)
         pool = shared_pool(threads)
-        made = {
-            name: Segment(part, specs, graph.constants, self.isa, pool, self.packed, self.cache, threads, choices, timed)
-            for name, part in parts.items()
-        }
+        with ThreadPoolExecutor(threads, "packing") as workers:
+            packed = self.packed.by(workers)
+            made = {
+                name: Segment(part, specs, graph.constants, self.isa, pool, packed, self.cache, threads, choices, timed)
+                for name, part in parts.items()
+            }
         return rest, made

@@ -47,7 +47,7 @@ def _table(b: Lowering, value: str, axis: int) -> Viewed:
     three = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
     array = b.constants.get(value)
     if array is not None and array.flags.c_contiguous and array.flags.aligned:  # tables are large: no second one for few rows
-        return Viewed(b.constant(array, "in place", lambda: array.reshape(-1)), View.dense(three))
+        return Viewed(b.constant(array, "in place", lambda: array.reshape(-1), array.dtype), View.dense(three))
     for place in b.everywhere(value):
         seen = None if (found := place.strided) is None else found.view.reshaped(three)
         if seen is not None and (three[2] == 1 or seen.strides[2] == 1):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +15,8 @@ from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.mapped import identity, release
 from graph.native.epilogues import Merged
-from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
-from graph.native.rule import known
+from graph.native.place import Entry, Imaged, Place, Storage, Viewed, as_image, image_shape
+from graph.native.rule import F32, known
 from kernels.native.errors import EmitError
 from kernels.native.expression import Apply
 from kernels.native.functions import Activation
@@ -26,7 +27,7 @@ from kernels.native.maps import Map, Strided, emit_map
 from kernels.native.pool import aligned
 from kernels.native.rearrange import convert_image
 from kernels.native.view import View
-from kernels.spec import Array, Spec
+from kernels.spec import Array, DType, Spec
 
 _P = TypeVar("_P", Viewed, Imaged)
 
@@ -41,36 +42,38 @@ class Call:
     writes: tuple[str, ...] = ("y",)
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Entry:
-    """A constant as kernels read it. source: what it was made of, kept as long as this is, so that its id stays its own."""
-
-    source: Array | None
-    array: Array
-
-
 @dataclass(slots=True)
 class Packed:
     """Constants as kernels read them, by what they are made of: segments for other shapes of one model share them.
 
     Each is kept as long as a segment uses it. A mapped source is read for packing, and let go of.
-    dry: none is made; for lowerings that are looked at and never run.
+    dry: none is made; for lowerings that are looked at and never run. workers: who makes them, None = whoever asks, at once.
     """
 
     dry: bool = False
-
+    workers: Executor | None = None
     _entries: weakref.WeakValueDictionary[Hashable, Entry] = field(default_factory=weakref.WeakValueDictionary)
+
+    def by(self, workers: Executor) -> Packed:
+        """The same constants; what is missing is made by others meanwhile."""
+        return replace(self, workers=workers)
 
     def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Entry:
         """What is made of `source` in the way that `key` names; None: the key says all."""
         if self.dry:
-            return Entry(source, np.empty(0, np.float32))
+            return Entry(source, Future())
         full = (None if source is None else identity(source) or id(source), key)
         entry = self._entries.get(full)
-        if entry is None:
-            entry = self._entries[full] = Entry(source, make())
+        if entry is not None:
+            return entry
+
+        def packed() -> Array:
+            array = make()
             if source is not None:
                 release(source)
+            return array
+
+        entry = self._entries[full] = Entry(source, self.workers.submit(packed) if self.workers else Entry.of(packed()).made)
         return entry
 
 
@@ -138,7 +141,7 @@ class Lowering:
         """All the places where a value lies, its producer's first."""
         if value not in self._places:
             array = self.constants[value]
-            storage = self.constant(array, "dense", lambda: _flat(array))
+            storage = self.constant(array, "dense", lambda: _flat(array), array.dtype)
             self._places[value] = [Viewed(storage, View.dense(array.shape))]
         return self._places[value]
 
@@ -296,18 +299,18 @@ class Lowering:
         """Whether a value may be made there: a storage of its type, the segment's own, that nobody reads behind this node."""
         if storage.dtype != self.spec(value).dtype:
             return False
-        if storage.array is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
+        if storage.constant is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
             return False
         held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
         return all(self._last_read.get(name, -1) <= self.at for name in held)
 
     # Constants
 
-    def constant(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Storage:
-        """Storage of a packed constant; the same source packed the same way is one storage."""
+    def constant(self, source: Array | None, key: Hashable, make: Callable[[], Array], dtype: DType = F32) -> Storage:
+        """Storage of a packed constant of that type; the same source packed the same way is one storage."""
         entry = self._packed.get(source, key, make)
         if id(entry) not in self._constants:
-            self._constants[id(entry)] = Storage("constant", entry.array.size, entry.array.dtype, entry.array, owner=entry)
+            self._constants[id(entry)] = Storage("constant", 0, dtype, entry)
         return self._constants[id(entry)]
 
     def _blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
@@ -318,13 +321,13 @@ class Lowering:
             image.store(array.reshape(shape), memory)
             return memory
 
-        return Imaged(self.constant(array, ("blocked", image), made), image)
+        return Imaged(self.constant(array, ("blocked", image), made, array.dtype), image)
 
     def watch(self, node: Node, axis_size: int) -> Storage:
         """Storage for the word in which a kernel tells of an index outside; whoever runs the segment looks at it."""
         word = np.zeros(1, np.int64)
         self.watches.append(Watch(node, axis_size, word))
-        return Storage("watch", 1, word.dtype, word)
+        return Storage("watch", 0, word.dtype, Entry.of(word))
 
     # Calls
 

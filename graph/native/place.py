@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from kernels.native.errors import EmitError
@@ -12,21 +13,40 @@ from kernels.native.view import View
 from kernels.spec import Array, DType
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Entry:
+    """A constant as kernels read it, which may still be at work. source: what it is made of, kept as long as this is, so that its
+    id stays its own."""
+
+    source: Array | None
+    made: Future[Array]
+
+    @staticmethod
+    def of(array: Array) -> Entry:
+        """One that is there."""
+        made: Future[Array] = Future()
+        made.set_result(array)
+        return Entry(None, made)
+
+    @property
+    def array(self) -> Array:
+        """Its memory, waited for. Raises what making it raised."""
+        return self.made.result()
+
+
 @dataclass(eq=False, slots=True)
 class Storage:
     """A piece of memory that calls of a segment read and write.
 
-    name: of the value that it was made for. elements: of that dtype, which all views of it count in. array: set where it is
-    constant. port: the value that it enters or leaves the segment as, "" for what only the segment knows. owner: what has to live
-    as long as a constant's storage.
+    name: of the value that it was made for. elements: of that dtype, which all views of it count in. constant: set where it holds
+    one, and then `elements` is 0. port: the value that it enters or leaves the segment as, "" for what only the segment knows.
     """
 
     name: str
     elements: int
     dtype: DType
-    array: Array | None = field(default=None, repr=False)
+    constant: Entry | None = field(default=None, repr=False)
     port: str = ""
-    owner: object = field(default=None, repr=False)
 
     @property
     def nbytes(self) -> int:

@@ -60,7 +60,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 def _table(b: Lowering, packed: Array) -> Storage:
     """A table as a constant; equal ones are one."""
-    return b.constant(None, ("resize", packed.tobytes()), lambda: packed)
+    return b.constant(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:

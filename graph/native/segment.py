@@ -92,7 +92,7 @@ class Segment:
         )
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
-        self._constants = [(where[storage].slot, storage.array) for storage in storages if storage.array is not None]
+        self._constants = [(where[storage].slot, storage.constant) for storage in storages if storage.constant is not None]
         self._steps = _steps(self.calls, where)
         self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
         self._slot_count = max(self._slot_count, len(self._slots) + 1)
@@ -109,7 +109,7 @@ class Segment:
         next_slot = len(self._slots) + 1
         written = {call.arguments[name][0] for call in self.calls for name in call.writes}
         for storage in storages:
-            if storage.array is not None:
+            if storage.constant is not None:
                 where[storage] = Ref(next_slot)
                 next_slot += 1
             elif storage.port:
@@ -123,8 +123,8 @@ class Segment:
         if (found := self._programs.get(timed)) is not None:
             return found
         program = Program(self._steps, self._slot_count, self._isa, self._pool, timed=timed, cache=self._cache)
-        for slot, array in self._constants:
-            program.bind(slot, array)
+        for slot, constant in self._constants:
+            program.bind(slot, constant.array)
         return self._programs.setdefault(timed, program)
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
@@ -171,7 +171,7 @@ def _own(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[list[Stora
         for storage, _ in call.arguments.values():
             first.setdefault(storage, at)
             last[storage] = at
-    own = [storage for storage in storages if storage.array is None and not storage.port]
+    own = [storage for storage in storages if storage.constant is None and not storage.port]
     return own, [Block(storage.nbytes, first[storage], last[storage]) for storage in own]
 
 
@@ -182,7 +182,7 @@ def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
     writes: list[tuple[Storage, Ref]] = []
     for call in calls:
         written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
-        read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.array is None}
+        read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.constant is None}
         behind = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
         behind = behind or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
         behind = behind or any(
