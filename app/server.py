@@ -53,7 +53,11 @@ class Server(uvicorn.Server):
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn is to serve."""
     limits = ConnectionLimits(
-        settings.max_connections, settings.max_head_bytes, head_s=settings.head_timeout_s, body_s=settings.body_timeout_s
+        settings.max_connections,
+        settings.max_requests,
+        settings.max_head_bytes,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
     )
     return uvicorn.Config(
         app,

@@ -1,5 +1,6 @@
 """Abuse over raw sockets: every bound answers in the protocol's error shape, and the server stays alive and small meanwhile."""
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -8,11 +9,14 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import uvicorn
 
+from app.connection import ConnectionLimits, bounded
 from tests.app.servers import Server, running, write_models
 from tests.waiting import until
 
@@ -365,3 +369,53 @@ def test_nothing_was_an_internal_error(server: Server) -> None:
         for line in client.get("/metrics").text.splitlines():
             if line.startswith("nv_inference_pending_request_count{"):
                 assert line.endswith(" 0.0"), line
+
+
+def test_requests_whose_clients_left_are_counted() -> None:
+    """However many clients ask and leave, no more requests are on their way than the limit, and health is answered."""
+    limit = 3
+
+    async def check() -> None:
+        begun, release = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(scope: Any, _receive: Any, send: Any) -> None:
+            if not scope["path"].startswith("/v2/health/"):
+                begun.release()
+                await release.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+        async def ask(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection(sock=socket.create_connection(listening.getsockname()))
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return reader, writer
+
+        async def answer(path: str) -> bytes:
+            reader, writer = await ask(path)
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+        config = uvicorn.Config(slow, http=bounded(ConnectionLimits(requests=limit)), lifespan="off", log_level="warning")
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.create_task(server.serve([listening]))
+            for _ in range(limit):
+                _, writer = await ask("/work")
+                await begun.acquire()
+                writer.close()
+            while server.server_state.connections:  # the server knows that they left
+                await asyncio.sleep(0.01)
+            refusal = await answer("/work")
+            assert refusal.startswith(b"HTTP/1.1 503 ")
+            assert json.loads(refusal.partition(b"\r\n\r\n")[2])["error"].startswith(f"server: {limit} requests")
+            assert (await answer("/v2/health/live")).startswith(b"HTTP/1.1 200 ")
+            release.set()
+            while server.server_state.tasks:
+                await asyncio.sleep(0.01)
+            assert (await answer("/work")).startswith(b"HTTP/1.1 200 ")
+            server.should_exit = True
+            await serving
+
+    asyncio.run(asyncio.wait_for(check(), 60))
