@@ -109,11 +109,13 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Answer a request, or refuse it in one step: its body is read past, so that the client sees why."""
+        """Answer a request, or refuse it without a look at it."""
         crowded = len(self.tasks) >= self.limits.requests and not cycle.scope["path"].startswith(HEALTH)
         super()._start_asgi_task(cycle, self._crowded if crowded else app)
 
     async def _crowded(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):  # who still sends when the connection closes would not see the answer
+            pass
         text = f"server: {self.limits.requests} requests are being answered, the limit; try again"
         await error_response(503, text, {"Retry-After": "1"})(scope, receive, send)
 

@@ -385,14 +385,17 @@ def test_requests_whose_clients_left_are_counted() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body"})
 
-        async def ask(path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        async def ask(path: str, body: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
             reader, writer = await asyncio.open_connection(sock=socket.create_connection(listening.getsockname()))
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            length = len(body)
+            writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n".encode())
+            writer.write(body)
             return reader, writer
 
-        async def answer(path: str) -> bytes:
-            reader, writer = await ask(path)
+        async def answer(path: str, body: bytes = b"") -> bytes:
+            reader, writer = await ask(path, body)
             try:
+                await writer.drain()
                 return await reader.read()
             finally:
                 writer.close()
@@ -407,7 +410,7 @@ def test_requests_whose_clients_left_are_counted() -> None:
                 writer.close()
             while server.server_state.connections:  # the server knows that they left
                 await asyncio.sleep(0.01)
-            refusal = await answer("/work")
+            refusal = await answer("/work", bytes(16 * MIB))
             assert refusal.startswith(b"HTTP/1.1 503 ")
             assert json.loads(refusal.partition(b"\r\n\r\n")[2])["error"].startswith(f"server: {limit} requests")
             assert (await answer("/v2/health/live")).startswith(b"HTTP/1.1 200 ")
