@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -40,43 +41,40 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def watched(server: Server) -> Iterator[list[float]]:
-    """Asks /v2/health/live all the while: 9 of 10 answers come within 100 ms, or about as fast as before on a busy machine.
+def watched(server: Server) -> Iterator[None]:
+    """Asks /v2/health/live all the while and for a while after: every answer is 200, and comes before the client gives up.
 
-    Memory stays bounded.
+    Memory stays bounded. How long answers take is measured by `bench.soak`.
     """
     process = psutil.Process(server.process.pid)
     before_bytes = process.memory_info().rss
-    seconds: list[float] = []
+    answers: list[int] = []
+    failures: list[httpx.HTTPError] = []
     done = threading.Event()
 
     def probe() -> None:
         with server.client() as client:
-            while not done.is_set():
-                started = time.perf_counter()
-                assert client.get("/v2/health/live").status_code == 200
-                seconds.append(time.perf_counter() - started)
-                time.sleep(0.01)
+            while not done.wait(0.01) and not failures:
+                try:
+                    answers.append(client.get("/v2/health/live").status_code)
+                except httpx.HTTPError as error:
+                    failures.append(error)
 
-    def wait_for(count: int) -> None:
-        while thread.is_alive() and len(seconds) < count:
-            time.sleep(0.01)
-
-    def slowest(part: list[float]) -> float:
-        return sorted(part)[int(0.9 * len(part))]
+    def more_answers(count: int) -> None:
+        wanted = len(answers) + count
+        until(lambda: failures or len(answers) >= wanted, every_s=0.01)
 
     thread = threading.Thread(target=probe)
     thread.start()
-    wait_for(30)
-    unabused = list(seconds)
     try:
-        yield seconds
-        wait_for(len(unabused) + 30)
+        more_answers(1)
+        yield
+        more_answers(10)
     finally:
         done.set()
         thread.join()
-    abused = seconds[len(unabused) :]
-    assert slowest(abused) < max(0.1, 3 * slowest(unabused)), f"{slowest(abused):.3f} s, {slowest(unabused):.3f} s before"
+    assert not failures
+    assert set(answers) == {200}
     assert process.memory_info().rss - before_bytes < 600 * MIB
 
 
