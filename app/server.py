@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.connection import ConnectionLimits, bounded
+from app.memory import settle
 from app.settings import Settings
 from app.state import Service
 
@@ -76,4 +77,5 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def run(app: FastAPI, settings: Settings) -> None:
     """Serve until a signal ends it."""
     service: Service = app.state.service
+    settle()
     Server(configure(app, settings), service).run()
