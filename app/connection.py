@@ -1,6 +1,8 @@
 """A connection that gives up on clients which never come to the point: bounds on heads, tiny chunks, time, and their number.
 
-uvicorn parses HTTP (in C, through httptools) and applies backpressure; it sets no bound on any of these itself.
+uvicorn parses HTTP (in C, through httptools) and applies backpressure; it sets no bound on any of these itself. A request whose
+client left goes on until it notices, so requests are counted beside connections: clients that ask and leave would otherwise pile
+up as many as they can send.
 """
 
 from __future__ import annotations
@@ -10,16 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.errors import error_response
+
+HEALTH = "/v2/health/"  # answered however many other requests are: it says that the service lives
 TINY_BYTES = 1024  # pieces of a body that are shorter are counted: only chunked coding makes many of them
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """head_s, body_s: to send all of a request's head, and all of its body. head_bytes: request line and headers."""
+    """requests: that are answered at once. head_s, body_s: to send all of a request's head, and all of its body.
+
+    head_bytes: request line and headers.
+    """
 
     connections: int = 1024
+    requests: int = 512
     head_bytes: int = 64 * 1024
     headers: int = 256
     head_s: float = 10.0
@@ -97,6 +107,17 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._arm(self.limits.body_s, "request body")
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Answer a request, or refuse it without a look at it."""
+        crowded = len(self.tasks) >= self.limits.requests and not cycle.scope["path"].startswith(HEALTH)
+        super()._start_asgi_task(cycle, self._crowded if crowded else app)
+
+    async def _crowded(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):  # who still sends when the connection closes would not see the answer
+            pass
+        text = f"server: {self.limits.requests} requests are being answered, the limit; try again"
+        await error_response(503, text, {"Retry-After": "1"})(scope, receive, send)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.connection import ConnectionLimits, bounded
+from app.memory import settle
 from app.settings import Settings
 from app.state import Service
 
@@ -53,7 +54,11 @@ class Server(uvicorn.Server):
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn is to serve."""
     limits = ConnectionLimits(
-        settings.max_connections, settings.max_head_bytes, head_s=settings.head_timeout_s, body_s=settings.body_timeout_s
+        settings.max_connections,
+        settings.max_requests,
+        settings.max_head_bytes,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
     )
     return uvicorn.Config(
         app,
@@ -72,4 +77,5 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
 def run(app: FastAPI, settings: Settings) -> None:
     """Serve until a signal ends it."""
     service: Service = app.state.service
+    settle()
     Server(configure(app, settings), service).run()

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     max_control_bytes: int = Field(16 * 2**20, ge=1024, description="Request body of anything but an inference or a load.")
     max_bytes_together: int = Field(2**30, ge=1024, description="Bodies of all requests that are being answered.")
     max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503.")
+    max_requests: int = Field(
+        512, ge=1, description="Requests being answered, those of clients that left included; one more is answered 503."
+    )
     max_head_bytes: int = Field(64 * 1024, ge=1024, description="Request line and headers of one request.")
     head_timeout_s: float = Field(10, gt=0, description="Time to send a request's head.")
     body_timeout_s: float = Field(300, gt=0, description="Time to send a request's body.")

@@ -44,7 +44,12 @@ QUEUE_LIMIT = 64
 SETTLE_S = 60.0  # for what waits when the load ends
 JUDGED_S = 300.0  # a shorter run is all warm-up: its memory is printed and not judged
 MAX_GROWTH = 1.0  # MiB a minute, of the service's own process
-SETTINGS = {"EDGEWISE_WORKERS": "2", "EDGEWISE_QUEUE_LIMIT": str(QUEUE_LIMIT), "EDGEWISE_JOBS": "false"}
+SETTINGS = {
+    "EDGEWISE_WORKERS": "2",
+    "EDGEWISE_QUEUE_LIMIT": str(QUEUE_LIMIT),
+    "EDGEWISE_MAX_REQUESTS": str(2 * QUEUE_LIMIT),
+    "EDGEWISE_JOBS": "false",
+}
 BAD_BODIES = (
     b"",
     b"{",

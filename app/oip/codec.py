@@ -123,6 +123,13 @@ def header_length(text: str | None, body_bytes: int) -> int:
     return int(text)
 
 
+def slow_bytes(body: bytes, json_bytes: int) -> int:
+    """Bytes that `decode` looks at one by one: the JSON, and all where tensors may be strings or bools; others are views."""
+    head = body[:json_bytes]
+    whole = not head or any(mark in head for mark in (b"BYTES", b"BOOL", b"\\"))  # an escape may hide either
+    return len(body) if whole else json_bytes
+
+
 def check_depth(text: memoryview | bytes, limit: int) -> None:
     """Refuse JSON that nests deeper than the limit, before anything is built of it. Brackets in strings do not count."""
     depth, inside, carried = 0, 0, b""

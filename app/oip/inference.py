@@ -29,7 +29,7 @@ from kernels.spec import Array
 from scheduler.session import Session
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-LARGE_BYTES = 64 * 1024  # bodies beyond are read, and replies written, off the event loop
+LARGE_BYTES = 64 * 1024  # bodies with more to decode are read, and larger replies written, off the event loop
 
 router = APIRouter()
 T = TypeVar("T")
@@ -89,8 +89,7 @@ class _Call:
         """Decode, compute, encode."""
         body = await self.request.body()
         decoding_ns = time.perf_counter_ns()
-        packed = "content-encoding" in self.request.headers  # may be of any size once it is unpacked
-        asked = await self._somewhere(LARGE_BYTES + 1 if packed else len(body), self._decode, body)
+        asked = await self._somewhere(self._slow_bytes(body), self._decode, body)
         input_ns = time.perf_counter_ns() - decoding_ns
         self.shapes = tuple((name, array.shape) for name, array in asked.feeds.items())
         deadline_ns = time.monotonic_ns() + 1000 * asked.timeout_us if asked.timeout_us else None
@@ -106,6 +105,13 @@ class _Call:
     async def _somewhere(self, size: int, work: Callable[..., T], *arguments: object) -> T:
         """Small work here at once, large work beside the event loop."""
         return work(*arguments) if size <= LARGE_BYTES else await self.service.engine.call(work, *arguments)
+
+    def _slow_bytes(self, body: bytes) -> int:
+        """What there is to decode of a body, which may be of any size once it is unpacked."""
+        headers = self.request.headers
+        if "content-encoding" in headers:
+            return LARGE_BYTES + 1
+        return codec.slow_bytes(body, codec.header_length(headers.get(HEADER_LENGTH), len(body)))
 
     def _decode(self, body: bytes) -> codec.InferRequest:
         limits = self.service.codec_limits

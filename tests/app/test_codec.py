@@ -234,3 +234,14 @@ def test_brackets_in_strings_are_no_depth() -> None:
 def test_parameters_have_their_types(name: str, value: object) -> None:
     with pytest.raises(RequestError, match=name):
         decode(body_of(tensor(), parameters={name: value}))
+
+
+def test_slow_bytes_are_those_read_one_by_one() -> None:
+    def head(datatype: str, name: str = "x") -> bytes:
+        tensor = {"name": name, "shape": [8], "datatype": datatype, "parameters": {"binary_data_size": 1000}}
+        return json.dumps({"inputs": [tensor]}).encode()
+
+    views, tail = head("FP32"), bytes(1000)
+    assert codec.slow_bytes(views + tail, len(views)) == len(views)
+    for slow in (head("BYTES"), head("BOOL"), head("BYTES").replace(b"BYTES", b"\\u0042YTES"), b""):
+        assert codec.slow_bytes(slow + tail, len(slow)) == len(slow) + 1000
