@@ -64,7 +64,7 @@ class Packed:
     def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> Entry:
         """What is made of `source` in the way that `key` names; None: the key says all."""
         if self.dry:
-            return Entry(source, np.empty(0, np.float32))
+            return Entry(source, np.empty(0, np.float32 if source is None else source.dtype))  # kernels ask for its type
         full = (None if source is None else identity(source) or id(source), key)
         entry = self._entries.get(full)
         if entry is None:
