@@ -17,16 +17,20 @@ from scheduler.reports import measure
 from scheduler.store import Store
 from tests.app.conftest import serving
 from tests.app.test_jobs import add, wait_for
-from tests.browser.models import long, residual
+from tests.browser.models import EXPORT, long
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the service is, and the numbers of what it stores. impossible: a run with ops above their roof."""
+    """Where the service is, and the numbers of what it stores. model: the file of the export that the runs are of.
+
+    impossible: a run with ops above their roof.
+    """
 
     address: str
     client: httpx.Client
     db: str
+    model: Path
     runs: tuple[int, int]
     counted: int
     impossible: int
@@ -36,14 +40,15 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(folder: Path, probe_s: float = 0.3) -> Iterator[Site]:
-    """The service on a free port, until the block ends. probe_s: how long the machine is measured; longer than by default for
-    figures that are to be believed."""
+def site(folder: Path, export: bytes, probe_s: float = 0.3) -> Iterator[Site]:
+    """The service on a free port, until the block ends. export: the model that is measured. probe_s: how long the machine is;
+    longer than by default for figures that are to be believed."""
     models = folder / "models"
     models.mkdir()
     for name in ("digits.onnx", "digits.json"):
         (models / name).write_bytes((DEMO_MODELS / name).read_bytes())
-    (models / "residual.onnx").write_bytes(residual())
+    model = models / f"{EXPORT}.onnx"
+    model.write_bytes(export)
     (models / "long.onnx").write_bytes(long())
     db = f"sqlite:///{folder / 'site.sqlite'}"
     with Store(db) as store:
@@ -52,15 +57,14 @@ def site(folder: Path, probe_s: float = 0.3) -> Iterator[Site]:
     with serving(settings) as client:
         jobs = [_done(client, "probe", seconds=probe_s)]
         for threads in (1, None):
-            jobs.append(_done(client, "trace", "residual", dims={"batch": 1}, runs=10, threads=threads))
+            jobs.append(_done(client, "trace", EXPORT, runs=10, threads=threads))
         first, second = (job["result"]["profile_id"] for job in jobs[1:])
         counted = _posted(client, "/v1/profiles", model="long")["id"]
-        plan = _posted(client, "/v1/plans", model="residual", dims={"batch": 1}, max_threads=1)["id"]
-        impossible = _impossible(models / "residual.onnx", device, db)
+        plan = _posted(client, "/v1/plans", model=EXPORT, max_threads=1)["id"]
+        impossible = _impossible(model, device, db)
         numbers = tuple(job["id"] for job in jobs)
-        yield Site(
-            str(client.base_url).rstrip("/"), client, db, (first, second), counted, impossible, plan, device.fingerprint, numbers
-        )
+        address = str(client.base_url).rstrip("/")
+        yield Site(address, client, db, model, (first, second), counted, impossible, plan, device.fingerprint, numbers)
 
 
 def _done(client: httpx.Client, kind: str, model: str | None = None, **request: object) -> dict[str, Any]:
@@ -84,6 +88,6 @@ def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
     ]
     slow = device.model_copy(update={"peaks": tuple(peaks)})
     with Store(db) as store:
-        report = measure(read(path), slow, store, dims={"batch": 1}, runs=5, threads=1)
+        report = measure(read(path), slow, store, runs=5, threads=1)
         assert not report.check.ok
         return store.profiles.save(report, current_build().id)
