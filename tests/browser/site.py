@@ -11,6 +11,7 @@ import httpx
 from app.settings import DEMO_MODELS, Settings
 from graph.reader import read
 from profiler.device import DeviceProfile
+from profiler.report import Op, Totals
 from scheduler.build import current_build
 from scheduler.local import local_device
 from scheduler.reports import measure
@@ -19,11 +20,15 @@ from tests.app.conftest import serving
 from tests.app.test_jobs import add, wait_for
 from tests.browser.models import EXPORT, long
 
+SLOWDOWN = 3
+_TIMES = ("p50_ns", "p90_ns", "min_ns", "first_ns", "wall_p50_ns", "wall_p90_ns", "wall_min_ns", "unattributed_ns")
+
 
 @dataclass(frozen=True)
 class Site:
     """Where the service is, and the numbers of what it stores. model: the file of the export that the runs are of.
 
+    slowed: two runs like the first one, without its noise, of which the second takes SLOWDOWN times as long.
     impossible: a run with ops above their roof.
     """
 
@@ -33,6 +38,7 @@ class Site:
     model: Path
     runs: tuple[int, int]
     counted: int
+    slowed: tuple[int, int]
     impossible: int
     plan: str
     device: str
@@ -61,10 +67,11 @@ def site(folder: Path, export: bytes, probe_s: float = 0.3) -> Iterator[Site]:
         first, second = (job["result"]["profile_id"] for job in jobs[1:])
         counted = _posted(client, "/v1/profiles", model="long")["id"]
         plan = _posted(client, "/v1/plans", model=EXPORT, max_threads=1)["id"]
+        slowed = _slowed(first, db)
         impossible = _impossible(model, device, db)
         numbers = tuple(job["id"] for job in jobs)
         address = str(client.base_url).rstrip("/")
-        yield Site(address, client, db, model, (first, second), counted, impossible, plan, device.fingerprint, numbers)
+        yield Site(address, client, db, model, (first, second), counted, slowed, impossible, plan, device.fingerprint, numbers)
 
 
 def _done(client: httpx.Client, kind: str, model: str | None = None, **request: object) -> dict[str, Any]:
@@ -79,6 +86,23 @@ def _posted(client: httpx.Client, path: str, **asked: object) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()
     return found
+
+
+def _slowed(number: int, db: str) -> tuple[int, int]:
+    """A stored run twice more: as steady as on a quiet machine, and then everything in it SLOWDOWN times as long."""
+
+    def longer(part: Op | Totals) -> dict[str, Any]:
+        found = {name: getattr(part, name, None) for name in _TIMES}
+        return {name: SLOWDOWN * value for name, value in found.items() if value is not None}
+
+    with Store(db) as store:
+        noisy = store.profiles.get(number).report
+        steady = noisy.model_copy(update={"totals": noisy.totals.model_copy(update={"wall_p90_ns": noisy.totals.wall_p50_ns})})
+        ops = tuple(op.model_copy(update=longer(op)) for op in steady.ops)
+        totals = steady.totals.model_copy(update=longer(steady.totals))
+        slow = steady.model_copy(update={"ops": ops, "totals": totals})
+        before, after = (store.profiles.save(report, current_build().id) for report in (steady, slow))
+    return before, after
 
 
 def _impossible(path: Path, device: DeviceProfile, db: str) -> int:

@@ -19,7 +19,7 @@ def run_path(served: Site, number: int | str | None = None, **query: object) -> 
 
 def cells(page: Page, title: str) -> list[str]:
     """The column of that title, of the rows that are in the document."""
-    heads = page.get_by_role("columnheader").all_inner_texts()
+    heads = page.locator(".grid").get_by_role("columnheader").all_inner_texts()
     at = next(at for at, head in enumerate(heads) if head.strip("▲▼ \n") == title)
     found = page.locator(f'.grid .body [role=row] [aria-colindex="{at + 1}"]').all()
     return [cell.get_attribute("title") or cell.inner_text() for cell in found]  # a title says what is shortened
