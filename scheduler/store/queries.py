@@ -215,15 +215,15 @@ class Queries:
 
         return self._database.read(work)
 
-    def plans(self, build: Build, model: str, device: str | None = None) -> list[PlanCard]:
-        """The newest plans of a model, on all devices or one; at most MOST_PLANS. Raises NotFoundError."""
+    def plans(self, build: Build, model: str, device: str | None = None, limit: int = MOST_PLANS) -> list[PlanCard]:
+        """The newest plans of a model, on all devices or one. Raises NotFoundError."""
 
         def work(session: Session) -> list[PlanCard]:
             query = select(PlanRow, DeviceRow).join(DeviceRow, DeviceRow.id == PlanRow.device_id)
             query = query.where(PlanRow.model_id == model_id(session, model))
             if device is not None:
                 query = query.where(PlanRow.device_id == device_id(session, device))
-            query = query.options(defer(PlanRow.payload), defer(DeviceRow.profile)).order_by(PlanRow.id.desc()).limit(MOST_PLANS)
+            query = query.options(defer(PlanRow.payload), defer(DeviceRow.profile)).order_by(PlanRow.id.desc()).limit(limit)
             return [_card(plan, of, build) for plan, of in session.execute(query)]
 
         return self._database.read(work)
