@@ -28,6 +28,7 @@ from app.console import (
 )
 from app.report import write_report
 from app.shell import quantity
+from app.tables import Column, fitted
 from graph.ir import Model
 from graph.reader import read
 from profiler import sweep
@@ -41,9 +42,10 @@ from scheduler.local import local_device, local_fingerprint
 from scheduler.reports import measure
 from scheduler.store import Here, Store
 
-BAR_WIDTH = 16
+BAR_WIDTH = 12
 COUNTS = ("flops", "macs", "read_bytes", "write_bytes", "param_bytes")
 TIMES = ("p50_ns", "wasted_ns", "first_ns")
+SWEPT = ("macs", "flops", "peak_activation_bytes", "read_bytes", "write_bytes", "param_bytes", "intensity", "other_flops")
 
 
 def profile_command(
@@ -96,7 +98,7 @@ def profile_command(
     if json:
         print_json(report.to_json())
     else:
-        ops = sorted(report.ops, key=key)
+        ops = sorted(report.ops, key=key)[: top or None]
         (_print_trace if measured else _print_counts)(report, ops, top)
     if not report.check.ok:
         raise typer.Exit(1)
@@ -146,29 +148,36 @@ def _measure(
 
 
 def _print_counts(report: Report, ops: list[Op], top: int) -> None:
-    table = _table(f"{report.model.name}: cost per op", ("MACs", "FLOPs", "%", "read", "written"), ("output",))
-    for op in ops[: top or None]:
-        moved = [quantity(op.read_bytes, "B"), quantity(op.write_bytes, "B")]
-        table.add_row(op.op, op.name, op.output, quantity(op.macs, ""), quantity(op.flops, ""), f"{op.share_percent:.1f}", *moved)
-    _print(table, report, top)
+    figures = [
+        Column("MACs", [quantity(op.macs, "") for op in ops]),
+        Column("FLOPs", [quantity(op.flops, "") for op in ops]),
+        Column("%", [f"{op.share_percent:.1f}" for op in ops]),
+        Column("read", [quantity(op.read_bytes, "B") for op in ops]),
+        Column("written", [quantity(op.write_bytes, "B") for op in ops]),
+    ]
+    output = Column("output", [op.output for op in ops], least=12, rank=1)
+    _print(fitted(f"{report.model.name}: cost per op", [*_names(ops), output, *figures], out.width), report, top)
 
 
 def _print_trace(report: Report, ops: list[Op], top: int) -> None:
     setup, totals = report.setup, report.totals
-    table = _table(f"{report.model.name}: time per step", ("µs", "%", "", "% of roof", "wasted µs"), ("strategy", "bound"))
     largest = max((op.share_percent for op in ops), default=1.0) or 1.0
-    for op in ops[: top or None]:
-        roof = "" if op.roof_percent is None else f"{op.roof_percent:.0f}"
-        wasted = "" if op.wasted_ns is None else f"{op.wasted_ns / 1e3:.1f}"
-        bar = Bar(largest, 0, op.share_percent, width=BAR_WIDTH)
-        times = (f"{(op.p50_ns or 0) / 1e3:.1f}", f"{op.share_percent:.1f}", bar, roof, wasted)
-        table.add_row(op.op, op.name, op.strategy, op.bound, *times)
-    _print(table, report, top)
+    columns = [
+        *_names(ops),
+        Column("strategy", [op.strategy for op in ops], least=16, rank=3),
+        Column("bound", [op.bound for op in ops], least=7, rank=2),
+        Column("µs", [f"{(op.p50_ns or 0) / 1e3:.1f}" for op in ops]),
+        Column("%", [f"{op.share_percent:.1f}" for op in ops]),
+        Column("", [Bar(largest, 0, op.share_percent, width=BAR_WIDTH) for op in ops], rank=4),
+        Column("% of roof", ["" if op.roof_percent is None else f"{op.roof_percent:.0f}" for op in ops], rank=1),
+        Column("wasted µs", ["" if op.wasted_ns is None else f"{op.wasted_ns / 1e3:.1f}" for op in ops]),
+    ]
+    _print(fitted(f"{report.model.name}: time per step", columns, out.width), report, top)
     if setup is not None:
         how = f"{setup.device_name}; {setup.threads} threads, plan {setup.plan_id[:12]}, {setup.runs} runs"
-        out.print(f"{how}, activations {quantity(totals.peak_activation_bytes, 'B')} at the peak", markup=False)
-    rest = f"steps and {(totals.unattributed_ns or 0) / 1e6:.3f} ms between them"
-    out.print(f"median {_ms(totals.wall_p50_ns)} ({rest}), best {_ms(totals.wall_min_ns)}, first run {_ms(totals.first_ns)}")
+        out.print(how, markup=False)
+    out.print(f"median {_ms(totals.wall_p50_ns)}, of which {_ms(totals.unattributed_ns)} between the steps")
+    out.print(f"best {_ms(totals.wall_min_ns)}, first run {_ms(totals.first_ns)}")
     out.print(f"roof {_ms(totals.roof_ns)}, above it {_ms(totals.wasted_ns)}, predicted {_ms(totals.predicted_ns)}")
     for problem in report.check.problems:
         text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
@@ -176,13 +185,8 @@ def _print_trace(report: Report, ops: list[Op], top: int) -> None:
     out.print("self-check: ok" if report.check.ok else f"self-check: {len(report.check.problems)} steps are above their roof")
 
 
-def _table(title: str, numbers: tuple[str, ...], texts: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name, width in (("op", 8), ("node", 12), *((name, 6) for name in texts)):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width, max_width=44)
-    for name in numbers:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True, min_width=4)
-    return table
+def _names(ops: list[Op]) -> list[Column]:
+    return [Column("op", [op.op for op in ops], least=8), Column("node", [op.name for op in ops], least=18)]
 
 
 def _print(table: Table, report: Report, top: int) -> None:
@@ -191,7 +195,8 @@ def _print(table: Table, report: Report, top: int) -> None:
     out.print(table)
     if top and len(report.ops) > top:
         out.print(f"{top} of {len(report.ops)} ops; --top 0 prints all", style="dim")
-    out.print(f"macs {totals.macs:,}   flops {totals.flops:,} (2·macs + {totals.other_flops:,})   params {totals.params:,}")
+    out.print(f"macs {totals.macs:,}   params {totals.params:,}")
+    out.print(f"flops {totals.flops:,} (2·macs + {totals.other_flops:,})")
     peak, params = quantity(totals.peak_activation_bytes, "B"), quantity(totals.param_bytes, "B")
     out.print(f"peak activations {peak}   parameters {params}   counted {totals.coverage_percent:.1f} %")
     for missing in report.uncounted:
@@ -207,9 +212,10 @@ def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
     if json:
         print_json(orjson.dumps(rows))
         return
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*[f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()])
-    out.print(table)
+    ranks = {name: rank for rank, name in enumerate(SWEPT)}
+    columns = [Column(name, [_figure(row[name]) for row in rows], rank=ranks.get(name, 0)) for name in rows[0]]
+    out.print(fitted(None, columns, out.width))
+
+
+def _figure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -119,23 +119,6 @@ class PlanOut(BaseModel):
     plan: Plan
 
 
-class TradeoffOut(BaseModel):
-    """A plan by what it takes and how exact it is. latency_ns: measured or predicted. efficient: none beats it."""
-
-    plan_id: str
-    device: str
-    device_name: str
-    objective: str
-    precision: str
-    threads: int
-    status: str
-    latency_ns: float
-    measured: bool
-    error_estimate: float
-    memory_bytes: int
-    efficient: bool
-
-
 class WindowOut(BaseModel):
     """Latencies of `count` runs in a row."""
 
@@ -396,32 +379,13 @@ def _without_steps(item: PlanOut) -> PlanOut:
 
 @router.get("/pareto")
 @needs(Scope.READ)
-async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[TradeoffOut]:
+async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[Tradeoff]:
     """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
 
     def work() -> Page[Tradeoff]:
-        return Page(tuple(tradeoffs(service.store.plans.page(service.here(), model, device, limit).items)), None)
+        return Page(tuple(tradeoffs(service.store.queries.plans(service.here().build, model, device, limit))), None)
 
-    page = await page_of(service, model, device, service.engine.call(work))
-    return [_tradeoff(found) for found in page.items]
-
-
-def _tradeoff(found: Tradeoff) -> TradeoffOut:
-    plan = found.stored.plan
-    return TradeoffOut(
-        plan_id=plan.id,
-        device=plan.device_fingerprint,
-        device_name=plan.device_name,
-        objective=plan.objective,
-        precision=plan.precision,
-        threads=plan.threads,
-        status=plan.state.status,
-        latency_ns=found.latency_ns,
-        measured=found.measured,
-        error_estimate=plan.error_estimate,
-        memory_bytes=plan.memory_bytes,
-        efficient=found.efficient,
-    )
+    return list((await page_of(service, model, device, service.desk.call(work))).items)
 
 
 @router.get("/strategies")

@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import CHROMIUM
+from tests.browser.models import mobilenet_v2
 from tests.browser.site import site
 from tests.browser.test_pages import PAGES
 from tests.browser.watching import settled
@@ -24,7 +25,11 @@ DARK = {"roofline", "plan", "device"}
 def main() -> None:
     """One picture of every page, the dark theme in some."""
     FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, site(Path(folder), PROBE_S) as served, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        site(Path(folder), mobilenet_v2(), PROBE_S) as served,
+        sync_playwright() as playwright,
+    ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for name, path in PAGES.items():
             theme = "dark" if name in DARK else "light"

@@ -6,7 +6,7 @@ WINDOW_OPS ops together. These are found by their key, whatever the database hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -167,11 +167,7 @@ class Queries:
         Raises: NotFoundError; RecordFormatError for a column that there is not, or where no runs, model or device are named.
         """
         start, bound = _start(cursor), page_limit(limit)
-        key, descending = sort.removeprefix("-"), sort.startswith("-")
-        if key not in SORT_KEYS:
-            raise RecordFormatError(
-                f"ops: sort is {sort[:40]!r}, need one of {', '.join(SORT_KEYS)}, with - for the largest first"
-            )
+        key, descending = _order("ops", sort, SORT_KEYS)
         column: ColumnElement[Any] = _MEASURED_RATIO if key == "measured_ratio" else getattr(Node, key)
 
         def work(session: Session) -> Page[FoundOp]:
@@ -186,11 +182,7 @@ class Queries:
     ) -> Page[FoundGroup]:
         """Sums of ops, by what they have in common. Raises as `ops` does."""
         start, bound = _start(cursor), page_limit(limit)
-        key, descending = sort.removeprefix("-"), sort.startswith("-")
-        if key not in _SUMS:
-            raise RecordFormatError(
-                f"groups: sort is {sort[:40]!r}, need one of {', '.join(_SUMS)}, with - for the largest first"
-            )
+        key, descending = _order("groups", sort, _SUMS)
         column = Node.run_id if by == "run" else getattr(Node, by)
         order = _SUMS[key]
 
@@ -223,18 +215,26 @@ class Queries:
 
         return self._database.read(work)
 
-    def plans(self, build: Build, model: str, device: str | None = None) -> list[PlanCard]:
-        """The newest plans of a model, on all devices or one; at most MOST_PLANS. Raises NotFoundError."""
+    def plans(self, build: Build, model: str, device: str | None = None, limit: int = MOST_PLANS) -> list[PlanCard]:
+        """The newest plans of a model, on all devices or one. Raises NotFoundError."""
 
         def work(session: Session) -> list[PlanCard]:
             query = select(PlanRow, DeviceRow).join(DeviceRow, DeviceRow.id == PlanRow.device_id)
             query = query.where(PlanRow.model_id == model_id(session, model))
             if device is not None:
                 query = query.where(PlanRow.device_id == device_id(session, device))
-            query = query.options(defer(PlanRow.payload), defer(DeviceRow.profile)).order_by(PlanRow.id.desc()).limit(MOST_PLANS)
+            query = query.options(defer(PlanRow.payload), defer(DeviceRow.profile)).order_by(PlanRow.id.desc()).limit(limit)
             return [_card(plan, of, build) for plan, of in session.execute(query)]
 
         return self._database.read(work)
+
+
+def _order(subject: str, sort: str, keys: Collection[str]) -> tuple[str, bool]:
+    """The column that is sorted by, and whether the largest comes first."""
+    key = sort.removeprefix("-")
+    if key not in keys:
+        raise RecordFormatError(f"{subject}: sort is {sort[:40]!r}, need one of {', '.join(keys)}, with - for the largest first")
+    return key, sort.startswith("-")
 
 
 def _start(cursor: str | None) -> int:

@@ -1,23 +1,31 @@
 """Chromium, as the system has it, and a service to look at; both for all tests of this folder."""
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.browser.models import EXPORT, mobilenet_v2
 from tests.browser.site import Site, site
 from tests.browser.watching import PATIENCE_MS, Watch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
+EXPORTED = [pytest.param("exported", marks=pytest.mark.exports)] if FOLDER else []
 
-@pytest.fixture(scope="package")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+
+@pytest.fixture(scope="package", params=["built", *EXPORTED])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Everything is looked at over the export as tests build it, and over PyTorch's own where that is at hand."""
+    export = mobilenet_v2() if request.param == "built" else (Path(FOLDER) / f"{EXPORT}.onnx").read_bytes()
     folder = tmp_path_factory.mktemp("site")
     with pytest.MonkeyPatch.context() as patch:  # measurements of tests wait for each other only
         patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")
-        with site(folder) as found:
+        with site(folder, export) as found:
             yield found
 
 

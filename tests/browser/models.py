@@ -1,43 +1,38 @@
-"""Models to look at in pages: a residual network of a usual size, and one of two thousand nodes."""
+"""Models to look at in pages: MobileNetV2 as PyTorch exports it, and a chain of two thousand nodes."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-WIDTHS = (16, 32, 64)
-BLOCKS = 3
+EXPORT = "mobilenet_v2"  # as bench/exports.py calls it
+BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+FIRST_NUMBER = 538  # of the weights whose batch norm the exporter folded in
 LONG = 2000
 
 
-def residual() -> bytes:
-    """Three stages of three blocks of two convolutions for 32×32 images, about sixty nodes."""
-    nodes: list[onnx.NodeProto] = []
-    weights: dict[str, np.ndarray] = {}
-    random = np.random.default_rng(0)
+def mobilenet_v2() -> bytes:
+    """The graph of torchvision's MobileNetV2 after `torch.onnx.export`, node by node under the same names; weights are drawn.
 
-    def add(op: str, inputs: list[str], name: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
-
-    def conv(x: str, name: str, inputs: int, outputs: int, size: int, stride: int = 1) -> str:
-        scale = np.sqrt(2 / (inputs * size * size))
-        weights[f"{name}.w"] = (random.standard_normal((outputs, inputs, size, size)) * scale).astype(np.float32)
-        weights[f"{name}.b"] = np.zeros(outputs, np.float32)
-        return add("Conv", [x, f"{name}.w", f"{name}.b"], name, strides=[stride] * 2, pads=[size // 2] * 4)
-
-    x, width = add("Relu", [conv("image", "stem", 3, WIDTHS[0], 3)], "stem.relu"), WIDTHS[0]
-    for stage, outputs in enumerate(WIDTHS):
-        for block in range(BLOCKS):
-            name, stride = f"stage{stage}.block{block}", 2 if stage and not block else 1
-            y = add("Relu", [conv(x, f"{name}.conv1", width, outputs, 3, stride)], f"{name}.relu1")
-            y = conv(y, f"{name}.conv2", outputs, outputs, 3)
-            if width != outputs:
-                x = conv(x, f"{name}.shortcut", width, outputs, 1, stride)
-            x, width = add("Relu", [add("Add", [y, x], f"{name}.add")], f"{name}.relu2"), outputs
-    weights["head.w"] = (random.standard_normal((10, width)) / np.sqrt(width)).astype(np.float32)
-    pooled = add("Flatten", [add("GlobalAveragePool", [x], "pool")], "flat")
-    add("Softmax", [add("Gemm", [pooled, "head.w"], "head", transB=1)], "probabilities")
-    return _model("residual", nodes, weights, ["batch", 3, 32, 32], "image", "probabilities", ["batch", 10])
+    Source: arXiv 1801.04381 §4, table 2; expansion, channels, repeats and first stride of each row are BLOCKS.
+    """
+    made = _Export()
+    x, width = made.relu6(made.conv("x", "features.0/features.0.0", 3, 32, 3, 2)), 32
+    number = 0
+    for expansion, outputs, repeats, first_stride in BLOCKS:
+        for repeat in range(repeats):
+            number += 1
+            x, width = made.block(x, f"features.{number}", width, outputs, expansion, 1 if repeat else first_stride), outputs
+    x = made.relu6(made.conv(x, f"features.{number + 1}/features.{number + 1}.0", width, 1280, 1))
+    x = made.add("/Flatten", "Flatten", [made.add("/GlobalAveragePool", "GlobalAveragePool", [x])], axis=1)
+    made.draw("classifier.1.weight", 1000, 1280)
+    made.draw("classifier.1.bias", 1000)
+    gemm = [x, "classifier.1.weight", "classifier.1.bias"]
+    made.add("/classifier/classifier.1/Gemm", "Gemm", gemm, "out", alpha=1.0, beta=1.0, transB=1)
+    return _model(made.nodes, made.weights, "x", [1, 3, 224, 224], "out", [1, 1000])
 
 
 def long() -> bytes:
@@ -48,20 +43,61 @@ def long() -> bytes:
         before = f"v{number - 1}" if number else "x"
         inputs = [before, "one"] if number % 2 == 0 else [before]
         nodes.append(helper.make_node("Add" if number % 2 == 0 else "Sqrt", inputs, [last], name=f"step{number:04}"))
-    return _model("long", nodes, {"one": np.ones(1, np.float32)}, [64], "x", "y", [64])
+    return _model(nodes, {"one": np.ones(1, np.float32)}, "x", [64], "y", [64])
+
+
+class _Export:
+    """Nodes as the exporter names them: by the module that they come from. Methods return the name of their output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray] = {}
+        self._random = np.random.default_rng(0)
+
+    def add(self, name: str, op: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        output = output or f"{name}_output_0"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+    def draw(self, name: str, outputs: int, *rest: int) -> None:
+        """A weight whose products stay as large as what they are made of."""
+        scale = np.float32(np.sqrt(2 / max(np.prod(rest), 1)))
+        self.weights[name] = self._random.standard_normal((outputs, *rest), np.float32) * scale
+
+    def conv(self, x: str, module: str, inputs: int, outputs: int, size: int, stride: int = 1, group: int = 1) -> str:
+        number = FIRST_NUMBER + 3 * len(self.weights) // 2
+        names = [f"onnx::Conv_{number}", f"onnx::Conv_{number + 1}"]
+        self.draw(names[0], outputs, inputs // group, size, size)
+        self.weights[names[1]] = np.zeros(outputs, np.float32)
+        window = {"dilations": [1, 1], "kernel_shape": [size, size], "pads": [size // 2] * 4, "strides": [stride, stride]}
+        return self.add(f"/features/{module}/Conv", "Conv", [x, *names], group=group, **window)
+
+    def relu6(self, x: str) -> str:
+        """What stands two places behind the convolution in its sequence: the batch norm between them is gone."""
+        module = x.removesuffix(".0/Conv_output_0") + ".2"
+        bounds = []
+        for suffix, bound in (("", 0), ("_1", 6)):
+            value = numpy_helper.from_array(np.array(bound, np.float32))
+            bounds.append(self.add(f"{module}/Constant{suffix}", "Constant", [], value=value))
+        return self.add(f"{module}/Clip", "Clip", [x, *bounds])
+
+    def block(self, x: str, name: str, inputs: int, outputs: int, expansion: int, stride: int) -> str:
+        """An inverted residual: expand, filter each channel, project; added to where it came from if shapes allow."""
+        start, width, place = x, inputs * expansion, 0
+        if expansion > 1:
+            x = self.relu6(self.conv(x, f"{name}/conv/conv.0/conv.0.0", inputs, width, 1))
+            place = 1
+        x = self.relu6(self.conv(x, f"{name}/conv/conv.{place}/conv.{place}.0", width, width, 3, stride, group=width))
+        x = self.conv(x, f"{name}/conv/conv.{place + 1}", width, outputs, 1)
+        return self.add(f"/features/{name}/Add", "Add", [start, x]) if stride == 1 and inputs == outputs else x
 
 
 def _model(
-    name: str,
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, np.ndarray],
-    shape: list[int | str],
-    x: str,
-    y: str,
-    out: list[int | str],
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: str, shape: list[int], y: str, out: list[int]
 ) -> bytes:
     value = helper.make_tensor_value_info
-    initializers = [numpy_helper.from_array(array, at) for at, array in weights.items()]
-    graph = helper.make_graph(nodes, name, [value(x, TensorProto.FLOAT, shape)], [value(y, TensorProto.FLOAT, out)], initializers)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return made.SerializeToString()
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    ports = ([value(x, TensorProto.FLOAT, shape)], [value(y, TensorProto.FLOAT, out)])
+    graph = helper.make_graph(nodes, "main_graph", *ports, initializers)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="pytorch").SerializeToString()

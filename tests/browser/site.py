@@ -11,24 +11,34 @@ import httpx
 from app.settings import DEMO_MODELS, Settings
 from graph.reader import read
 from profiler.device import DeviceProfile
+from profiler.report import Op, Totals
 from scheduler.build import current_build
 from scheduler.local import local_device
 from scheduler.reports import measure
 from scheduler.store import Store
 from tests.app.conftest import serving
 from tests.app.test_jobs import add, wait_for
-from tests.browser.models import long, residual
+from tests.browser.models import EXPORT, long
+
+SLOWDOWN = 3
+_TIMES = ("p50_ns", "p90_ns", "min_ns", "first_ns", "wall_p50_ns", "wall_p90_ns", "wall_min_ns", "unattributed_ns")
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the service is, and the numbers of what it stores. impossible: a run with ops above their roof."""
+    """Where the service is, and the numbers of what it stores. model: the file of the export that the runs are of.
+
+    slowed: two runs like the first one, without its noise, of which the second takes SLOWDOWN times as long.
+    impossible: a run with ops above their roof.
+    """
 
     address: str
     client: httpx.Client
     db: str
+    model: Path
     runs: tuple[int, int]
     counted: int
+    slowed: tuple[int, int]
     impossible: int
     plan: str
     device: str
@@ -36,14 +46,15 @@ class Site:
 
 
 @contextlib.contextmanager
-def site(folder: Path, probe_s: float = 0.3) -> Iterator[Site]:
-    """The service on a free port, until the block ends. probe_s: how long the machine is measured; longer than by default for
-    figures that are to be believed."""
+def site(folder: Path, export: bytes, probe_s: float = 0.3) -> Iterator[Site]:
+    """The service on a free port, until the block ends. export: the model that is measured. probe_s: how long the machine is;
+    longer than by default for figures that are to be believed."""
     models = folder / "models"
     models.mkdir()
     for name in ("digits.onnx", "digits.json"):
         (models / name).write_bytes((DEMO_MODELS / name).read_bytes())
-    (models / "residual.onnx").write_bytes(residual())
+    model = models / f"{EXPORT}.onnx"
+    model.write_bytes(export)
     (models / "long.onnx").write_bytes(long())
     db = f"sqlite:///{folder / 'site.sqlite'}"
     with Store(db) as store:
@@ -52,15 +63,15 @@ def site(folder: Path, probe_s: float = 0.3) -> Iterator[Site]:
     with serving(settings) as client:
         jobs = [_done(client, "probe", seconds=probe_s)]
         for threads in (1, None):
-            jobs.append(_done(client, "trace", "residual", dims={"batch": 1}, runs=10, threads=threads))
+            jobs.append(_done(client, "trace", EXPORT, runs=10, threads=threads))
         first, second = (job["result"]["profile_id"] for job in jobs[1:])
         counted = _posted(client, "/v1/profiles", model="long")["id"]
-        plan = _posted(client, "/v1/plans", model="residual", dims={"batch": 1}, max_threads=1)["id"]
-        impossible = _impossible(models / "residual.onnx", device, db)
+        plan = _posted(client, "/v1/plans", model=EXPORT, max_threads=1)["id"]
+        slowed = _slowed(first, db)
+        impossible = _impossible(model, device, db)
         numbers = tuple(job["id"] for job in jobs)
-        yield Site(
-            str(client.base_url).rstrip("/"), client, db, (first, second), counted, impossible, plan, device.fingerprint, numbers
-        )
+        address = str(client.base_url).rstrip("/")
+        yield Site(address, client, db, model, (first, second), counted, slowed, impossible, plan, device.fingerprint, numbers)
 
 
 def _done(client: httpx.Client, kind: str, model: str | None = None, **request: object) -> dict[str, Any]:
@@ -77,6 +88,23 @@ def _posted(client: httpx.Client, path: str, **asked: object) -> dict[str, Any]:
     return found
 
 
+def _slowed(number: int, db: str) -> tuple[int, int]:
+    """A stored run twice more: as steady as on a quiet machine, and then everything in it SLOWDOWN times as long."""
+
+    def longer(part: Op | Totals) -> dict[str, Any]:
+        found = {name: getattr(part, name, None) for name in _TIMES}
+        return {name: SLOWDOWN * value for name, value in found.items() if value is not None}
+
+    with Store(db) as store:
+        noisy = store.profiles.get(number).report
+        steady = noisy.model_copy(update={"totals": noisy.totals.model_copy(update={"wall_p90_ns": noisy.totals.wall_p50_ns})})
+        ops = tuple(op.model_copy(update=longer(op)) for op in steady.ops)
+        totals = steady.totals.model_copy(update=longer(steady.totals))
+        slow = steady.model_copy(update={"ops": ops, "totals": totals})
+        before, after = (store.profiles.save(report, current_build().id) for report in (steady, slow))
+    return before, after
+
+
 def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
     """A run that is judged by a machine whose arithmetic was measured a thousand times too slow."""
     peaks = [
@@ -84,6 +112,6 @@ def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
     ]
     slow = device.model_copy(update={"peaks": tuple(peaks)})
     with Store(db) as store:
-        report = measure(read(path), slow, store, dims={"batch": 1}, runs=5, threads=1)
+        report = measure(read(path), slow, store, runs=5, threads=1)
         assert not report.check.ok
         return store.profiles.save(report, current_build().id)

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 from app.settings import DEMO_MODELS, Settings
 from tests.app.conftest import serving
 from tests.app.test_auth import make_key
-from tests.browser.models import residual
+from tests.browser.models import EXPORT
 from tests.browser.site import Site
 from tests.browser.watching import Watch, settled
 from tests.processes import edgewise
@@ -18,11 +18,11 @@ from tests.processes import edgewise
 
 @pytest.fixture
 def work(watch: Watch, served: Site) -> Page:
-    return watch.open("/models/residual/work")
+    return watch.open(f"/models/{EXPORT}/work")
 
 
 def test_an_uploaded_model_is_served(watch: Watch, served: Site, tmp_path: Path) -> None:
-    (tmp_path / "mine.onnx").write_bytes(residual())
+    (tmp_path / "mine.onnx").write_bytes((DEMO_MODELS / "digits.onnx").read_bytes())
     page = watch.open("/upload")
     page.get_by_label("Model file").set_input_files(tmp_path / "mine.onnx")
     expect(page.get_by_label("Name", exact=True)).to_have_value("mine")
@@ -103,10 +103,9 @@ def test_a_key_that_may_only_read_is_told_so(reader: Page) -> None:
     expect(reader.get_by_role("button", name="Run", exact=True)).to_be_disabled()
 
 
-def test_a_report_is_one_file_that_needs_no_network(browser: Browser, tmp_path: Path) -> None:
-    (tmp_path / "residual.onnx").write_bytes(residual())
+def test_a_report_is_one_file_that_needs_no_network(browser: Browser, served: Site, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
-    done = edgewise("profile", str(tmp_path / "residual.onnx"), "--dim", "batch=1", "--html", str(report))
+    done = edgewise("profile", str(served.model), "--html", str(report))
     assert done.returncode == 0, done.stderr
     context = browser.new_context(offline=True)
     page = context.new_page()

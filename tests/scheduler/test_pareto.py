@@ -3,48 +3,47 @@
 from __future__ import annotations
 
 from scheduler.pareto import tradeoffs
-from scheduler.plan import State
-from scheduler.store import StoredPlan
-from tests.scheduler.samples import plan
+from scheduler.store.queries import PlanCard
 
 
-def stored(
-    predicted_ns: float, error: float, *, measured_ns: float | None = None, device: str = "a" * 16, status: str = "current"
-) -> StoredPlan:
-    changes = {
-        "predicted_ns": predicted_ns,
-        "measured_ns": measured_ns,
-        "error_estimate": error,
-        "device_fingerprint": device,
-        "state": State(status=status),
-    }
-    return StoredPlan(plan().model_copy(update=changes), 0)
+def card(latency_ns: float, error: float, *, device: str = "a" * 16, stale: str = "") -> PlanCard:
+    return PlanCard(
+        plan_id=f"{latency_ns} {error} {device} {stale}",
+        device=device,
+        device_name="",
+        objective="latency",
+        precision="fp32",
+        threads=1,
+        latency_ns=latency_ns,
+        measured=False,
+        error_estimate=error,
+        memory_bytes=1,
+        stale=stale,
+        drift=None,
+        created_us=0,
+    )
 
 
-def front(*plans: StoredPlan) -> list[bool]:
-    found = {id(item.stored): item.efficient for item in tradeoffs(plans)}
-    return [found[id(item)] for item in plans]
+def front(*plans: PlanCard) -> list[bool]:
+    found = {item.plan_id: item.efficient for item in tradeoffs(plans)}
+    return [found[plan.plan_id] for plan in plans]
 
 
 def test_a_plan_that_another_beats_in_both_is_not_on_the_front() -> None:
-    assert front(stored(10, 0.1), stored(5, 0.2), stored(11, 0.15)) == [True, True, False]
+    assert front(card(10, 0.1), card(5, 0.2), card(11, 0.15)) == [True, True, False]
 
 
 def test_a_plan_that_another_equals_in_one_and_beats_in_the_other_is_not_either() -> None:
-    assert front(stored(10, 0.1), stored(10, 0.2)) == [True, False]
+    assert front(card(10, 0.1), card(10, 0.2)) == [True, False]
 
 
 def test_equals_stand_side_by_side() -> None:
-    assert front(stored(10, 0.1), stored(10, 0.1)) == [True, True]
-
-
-def test_what_was_measured_counts() -> None:
-    assert front(stored(1, 0.1, measured_ns=20), stored(10, 0.1)) == [False, True]
+    assert [item.efficient for item in tradeoffs([card(10, 0.1), card(10, 0.1)])] == [True, True]
 
 
 def test_a_stale_plan_beats_nobody_and_another_device_neither() -> None:
-    assert front(stored(1, 0.1, status="stale"), stored(1, 0.1, device="b" * 16), stored(10, 0.2)) == [False, True, True]
+    assert front(card(1, 0.1, stale="old"), card(1, 0.1, device="b" * 16), card(10, 0.2)) == [False, True, True]
 
 
 def test_the_most_exact_comes_first() -> None:
-    assert [item.stored.plan.error_estimate for item in tradeoffs([stored(1, 0.2), stored(9, 0.1)])] == [0.1, 0.2]
+    assert [item.error_estimate for item in tradeoffs([card(1, 0.2), card(9, 0.1)])] == [0.1, 0.2]

@@ -388,3 +388,13 @@ def test_product_written_as_the_transpose_that_reads_it(isa):
     proto = make(nodes, ["y"], [weights("w", 4, 3)], [port("x", [2, 4, 5]), port("z", [2, 5, 6])])
     executor = check_native(proto, {"x": normal(2, 4, 5), "z": normal(2, 5, 6)}, isa)
     assert len(kernels(executor)) == 2
+
+
+def test_kernels_that_are_only_looked_at_are_those_that_run(isa):
+    nodes = [node("Gather", ["x", "at"], ["g"]), node("Conv", ["g", "w"], ["y"])]
+    proto = make(nodes, ["y"], [ints("at", 2, 0), weights("w", 8, 3, 1, 1)], image(4, 3, 5, 5))
+    graph = read(proto).graph
+    executor = check_native(proto, {"x": normal(4, 3, 5, 5)}, isa)
+    ready = optimise(graph, bind(graph, None))
+    looked_at = Native(isa).kernels(ready.graph, ready.specs, 1, {})
+    assert [kernel.name.partition("__")[0] for found in looked_at.values() for kernel in found] == kernels(executor)

@@ -16,7 +16,8 @@ const TOTALS = [
 const MOST_RUNS = 8;
 
 let runs = [];
-let shown = "";
+let shown = null; // what was asked for last
+let forget = () => {}; // the table of runs that were shown before
 await part("picker", "The runs cannot be read", async () => {
   runs = await list("/v1/profiles", {}, 400);
   return pick();
@@ -42,8 +43,12 @@ function pick() {
     [...groups].map(([model, items]) => el("optgroup", { label: model }, items.map((run) => el("option", { value: String(run.id) }, name(run))))));
   const chips = taken.map((id) => {
     const run = runs.find((other) => String(other.id) === id);
-    const drop = () => write({ runs: taken.filter((other) => other !== id).join(",") }, { step: true });
-    return el("li", {}, run ? name(run) : `run ${id}`, " ", el("button", { type: "button", "aria-label": `Leave out run ${id}`, onclick: drop }, "✕"));
+    const others = taken.filter((other) => other !== id);
+    const lead = () => write({ runs: [id, ...others].join(",") }, { step: true });
+    const drop = () => write({ runs: others.join(",") }, { step: true });
+    return el("li", {}, run ? name(run) : `run ${id}`, " ",
+      id === taken[0] ? el("strong", {}, "baseline") : el("button", { type: "button", "aria-label": `Make run ${id} the baseline`, onclick: lead }, "baseline"),
+      el("button", { type: "button", "aria-label": `Leave out run ${id}`, onclick: drop }, "✕"));
   });
   return [chips.length ? el("ol", { class: "chips", "aria-label": "Runs that are compared" }, chips) : null, taken.length < MOST_RUNS ? el("form", { class: "form row" }, field("Add a run", select)) : null];
 }
@@ -52,9 +57,10 @@ async function show() {
   const taken = chosen();
   if (taken.join() === shown) return;
   shown = taken.join();
+  forget();
   if (runs.length) fill(document.getElementById("picker"), pick());
   if (taken.length < 2) {
-    fill(document.getElementById("comparison"), runs.length ? notice("info", "Choose two runs or more", "The first one is what the others are compared with.") : null);
+    fill(document.getElementById("comparison"), runs.length ? notice("info", "Choose two runs or more", "The others are compared with the baseline.") : null);
     return;
   }
   await part("comparison", "The runs cannot be compared", async () => {
@@ -100,7 +106,7 @@ function ops({ runs: compared, rows }) {
   ];
   const { sort = timed ? "-delta_ns" : "", q, cols } = read();
   const grid = table(columns, rows, { label: "Ops of the runs", noun: "op", sort, q, cols, onState: write, id: (row) => row.key });
-  onChange((state) => grid.show({ sort: timed ? "-delta_ns" : "", ...state }));
+  forget = onChange((state) => grid.show({ sort: timed ? "-delta_ns" : "", ...state }));
   return [missing ? el("p", {}, `Not in every run: ${missing} of ${rows.length} ops.`) : null, grid.element];
 }
 

@@ -19,7 +19,7 @@ const COLUMNS = [
   { key: "objective", title: "Objective" },
   { key: "threads", title: "Threads", numeric: true },
   { key: "device_name", title: "Device" },
-  { key: "status", title: "State", format: stateWord },
+  { key: "state", title: "State", value: (plan) => (plan.stale ? "stale" : plan.drift ? "drifted" : "current"), format: stateWord },
 ];
 
 modelChoice(show);
