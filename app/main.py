@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 import edgewise
-from app import control, errors, exchange, jobs, live, login, pages, queries, uploads, views
+from app import control, errors, exchange, jobs, live, login, pages, profiles, queries, uploads, views
 from app.auth import Scope, authorise, needs
 from app.limits import Rates
 from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
@@ -75,7 +75,8 @@ def create_app(
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
     app.include_router(uploads.router, prefix="/v1", tags=["Control"])
-    app.include_router(queries.router, prefix="/v1", tags=["Profiles"])
+    app.include_router(queries.router, prefix="/v1", tags=["Profiles"])  # before "profiles/{number}": it has "profiles/query"
+    app.include_router(profiles.router, prefix="/v1", tags=["Profiles"])
     app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
     app.include_router(live.router, prefix="/v1", tags=["Control"])
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])

@@ -30,6 +30,7 @@ from scheduler.store.records import (
     StoredKey,
     StoredModel,
     StoredPlan,
+    StoredProfile,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StoredKey",
     "StoredModel",
     "StoredPlan",
+    "StoredProfile",
     "default_url",
 ]
 

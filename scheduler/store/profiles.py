@@ -15,7 +15,7 @@ from profiler.matching import match
 from profiler.report import SCHEMA_VERSION, Op, Report
 from scheduler.errors import NotFoundError
 from scheduler.store.database import Database
-from scheduler.store.records import Page, ProfileRun, cursor_ids, document, now_us, page_limit, short
+from scheduler.store.records import Page, ProfileRun, StoredProfile, cursor_ids, document, now_us, page_limit, short
 from scheduler.store.rows import chunks, device_id, model_id, newest_first
 from scheduler.store.schema import DeviceRow, ProfileNodeRow, ProfileRunRow
 
@@ -89,14 +89,14 @@ class Profiles:
 
         return self._database.write(work)
 
-    def get(self, number: int) -> ProfileRun:
+    def get(self, number: int) -> StoredProfile:
         """A run with its document. Raises NotFoundError."""
 
-        def work(session: Session) -> ProfileRun:
+        def work(session: Session) -> StoredProfile:
             run = session.get(ProfileRunRow, number)
             if run is None:
                 raise NotFoundError(f"profile {number}: not stored")
-            return run_of(run, run.payload)
+            return StoredProfile(run_of(run), run.payload)
 
         return self._database.read(work)
 
@@ -139,23 +139,22 @@ def without_documents(run: type[ProfileRunRow]) -> tuple[ORMOption, ...]:
     return defer(run.payload), joinedload(run.device).defer(DeviceRow.profile)
 
 
-def run_of(row: ProfileRunRow, payload: str = "") -> ProfileRun:
-    """A row as a record."""
+def run_of(row: ProfileRunRow) -> ProfileRun:
+    """A row as a record, without its document."""
     model, device = row.model, row.device
     kind: Kind = "static" if device is None else "trace"
     return ProfileRun(
         id=row.id,
         model_digest=model.digest,
         model_name=model.name,
-        device_fingerprint="" if device is None else device.fingerprint,
-        device_name="" if device is None else device.name,
+        device=None if device is None else device.fingerprint,
+        device_name=None if device is None else device.name,
         kind=kind,
         engine_build=row.engine_build,
         macs=row.macs,
         flops=row.flops,
         **{name: getattr(row, name) for name in (*_COLUMNS, *_TIMES)},
         created_us=row.created_us,
-        payload=payload,
     )
 
 

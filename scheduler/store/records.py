@@ -121,23 +121,23 @@ class Here:
 class ProfileRun:
     """A count ("static") or a measured trace ("trace") of a model, and its totals.
 
-    device_fingerprint is "" for a static run: counts hold on every device. payload: the document as JSON, "" in a list of runs;
-    schema_version: its. A run stored by an early build has version 1, a document of its own, and no more totals than macs,
-    flops and wall_p50_ns. ops: how many it has. problems: ops above their roof.
+    device (its fingerprint), threads and times are of traces: counts hold on every device. What is not known is None.
+    schema_version: of the document. A run stored by an early build has version 1, a document of its own, and no more totals than
+    macs, flops and wall_p50_ns. ops: how many it has. problems: ops above their roof.
     """
 
     id: int
     model_digest: str
     model_name: str
-    device_fingerprint: str
-    device_name: str
     kind: Literal["static", "trace"]
-    engine_build: str
-    schema_version: int
+    device: str | None
+    device_name: str | None
     threads: int | None
     precision: str
     backend: str
     plan_id: str
+    engine_build: str
+    schema_version: int
     ops: int
     problems: int
     macs: int
@@ -151,14 +151,22 @@ class ProfileRun:
     roof_ns: float | None
     wasted_ns: float | None
     created_us: int
-    payload: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProfile:
+    """A run and its document as JSON."""
+
+    run: ProfileRun
+    payload: str
 
     @property
     def report(self) -> Report:
         """The document. Raises RecordFormatError where it is of an earlier build."""
-        if self.schema_version != SCHEMA_VERSION:
+        version = self.run.schema_version
+        if version != SCHEMA_VERSION:
             raise RecordFormatError(
-                f"profile {self.id}: its document has schema_version {self.schema_version}, need {SCHEMA_VERSION}, profile again"
+                f"profile {self.run.id}: its document has schema_version {version}, need {SCHEMA_VERSION}, profile again"
             )
         return Report.from_json(self.payload)
 

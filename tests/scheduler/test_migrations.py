@@ -95,8 +95,8 @@ def test_runs_count_their_ops_and_say_that_their_documents_are_old(early: str) -
     with Store(early) as store:
         counted, traced = store.profiles.get(1), store.profiles.get(2)
         found = store.queries.ops(Which(runs=(2,))).items
-    assert (counted.ops, traced.ops, traced.wall_p50_ns) == (0, 2, 900.0)
-    assert (traced.threads, traced.wasted_ns, traced.problems) == (None, None, 0)
+    assert (counted.run.ops, traced.run.ops, traced.run.wall_p50_ns) == (0, 2, 900.0)
+    assert (traced.run.threads, traced.run.wasted_ns, traced.run.problems) == (None, None, 0)
     with pytest.raises(RecordFormatError, match=f"schema_version 1, need {SCHEMA_VERSION}, profile again"):
         _ = traced.report
     assert [(op.name, op.p50_ns, op.strategy, op.wasted_ns) for op in found] == [
