@@ -35,6 +35,7 @@ class ConnectionLimits:
     head_s: float = 10.0
     body_s: float = 300.0
     chunks: int = 65_536
+    ahead_bytes: int = 1 << 20  # of a body that is kept until somebody reads it
 
 
 class Connection(HttpToolsProtocol):
@@ -125,7 +126,10 @@ class Connection(HttpToolsProtocol):
             self._chunks += 1
             if self._chunks > self.limits.chunks:
                 self._stop(400, f"request body: more than {self.limits.chunks} tiny chunks, the limit")
-        super().on_body(body)
+        if len(self.cycle.body) + len(body) > self.limits.ahead_bytes:
+            super().on_body(body)  # which stops reading, and wakes who takes it
+        elif not self.cycle.response_complete:
+            self.cycle.body += body  # uvicorn stops, and wakes, with every 64 KiB
 
     def on_message_complete(self) -> None:
         """The request is whole."""

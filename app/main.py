@@ -16,6 +16,7 @@ from app import control, errors, exchange, jobs, live, login, pages, profiles, q
 from app.auth import Scope, authorise, needs
 from app.limits import Rates
 from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
+from app.oip import inference
 from app.oip import routes as oip
 from app.settings import Settings
 from app.shell import STATIC, StaticPages
@@ -72,6 +73,7 @@ def create_app(
     )
     app.state.service = service = Service(settings, telemetry, kinds)
     errors.install(app)
+    app.router.routes += inference.ROUTES  # first: they are asked for most
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     app.include_router(control.router, prefix="/v1", tags=["Control"])
     app.include_router(uploads.router, prefix="/v1", tags=["Control"])

@@ -62,6 +62,8 @@ def _native(port: Port, value: Any, where: str) -> Array:
         return _strings(port, array, where)
     if array.dtype.newbyteorder("=") != port.dtype:
         raise FeedError(f"{port.name}: dtype is {array.dtype.name}, need {port.dtype.name}, feeds are never cast ({where})")
+    if array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned:
+        return array
     return np.require(array, port.dtype, ("C", "A"))
 
 

@@ -24,6 +24,7 @@ from kernels.spec import Array
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0  # a process that has not said hello by then is given up
+EXIT_S = 0.2  # how long to wait for what a dead process ended by
 FLUSH_S = 0.02  # how long the space of replies that were read may wait for the next run to carry the news
 FLUSH_BYTES = 4 * 2**20  # and how much of it
 INLINE_BYTES = 2 * 2**20  # larger tensors are copied off the event loop
@@ -55,6 +56,7 @@ class Link:
         self._held_bytes = 0  # of replies that arrays are views of
         self._flush: asyncio.TimerHandle | None = None
         self.lost = ""
+        self._dying = False
         with contextlib.ExitStack() as stack:
             descriptors = [anonymous_file(size_bytes) for _ in range(2)]
             for descriptor in descriptors:
@@ -214,7 +216,7 @@ class Link:
         return freed
 
     def _send(self, order: Order) -> None:
-        if self.lost:
+        if self.lost or self._dying:
             return
         if not self._unsent:
             self._unsent += frame(order)
@@ -259,12 +261,20 @@ class Link:
             self._died()
 
     def _died(self) -> None:
-        """The socket ended, and the process with it."""
+        """The socket ended, and the process with it: its memory is being taken down, which a thread waits for."""
+        if not self._dying:
+            self._dying = True
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            threading.Thread(target=self._tell_how, name="edgewise-reaper", daemon=True).start()
+
+    def _tell_how(self) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(0.2)  # it is being taken down by the system
+            self.process.wait(EXIT_S)
         code = self.process.returncode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        self._lose(f"engine: the process that held the request ended by {how}, try again")
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and who waited is gone
+            self._loop.call_soon_threadsafe(self._lose, f"engine: the process that held the request ended by {how}, try again")
 
     def _lose(self, reason: str) -> None:
         """The one way to end: no call stays open, nothing stays allocated."""
@@ -276,7 +286,7 @@ class Link:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         self.process.kill()
-        self.process.wait()
+        threading.Thread(target=self.process.wait, name="edgewise-reaper", daemon=True).start()
         suspects = {call.model for call in self._calls.values() if call.model >= 0}
         for call in self._calls.values():
             if call.watchdog is not None:

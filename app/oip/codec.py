@@ -132,6 +132,8 @@ def slow_bytes(body: bytes, json_bytes: int) -> int:
 
 def check_depth(text: memoryview | bytes, limit: int) -> None:
     """Refuse JSON that nests deeper than the limit, before anything is built of it. Brackets in strings do not count."""
+    if len(text) <= PIECE_BYTES and (whole := bytes(text)).count(b"[") + whole.count(b"{") <= limit:
+        return
     depth, inside, carried = 0, 0, b""
     for start in range(0, len(text), PIECE_BYTES):
         piece = carried + bytes(text[start : start + PIECE_BYTES])

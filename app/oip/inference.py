@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.auth import Scope, needs
+from app.auth import DirectRoute, Scope, needs
 from app.engine import InferOptions, Outcome, rows_of
 from app.errors import CLIENT_GONE, RequestError, status_of
 from app.oip import codec, compression
 from app.oip.datatypes import datatype_of
 from app.repository import Served
 from app.settings import LOOPBACK
-from app.state import Service, Serving
+from app.state import Service, service_of
 from app.statistics import Reason, Timed
 from app.work import Shapes
 from graph.ir import Port
@@ -31,17 +30,14 @@ from scheduler.session import Session
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LARGE_BYTES = 64 * 1024  # bodies with more to decode are read, and larger replies written, off the event loop
 
-router = APIRouter()
 T = TypeVar("T")
 
 
-@router.post("/v2/models/{name}/infer")
-@router.post("/v2/models/{name}/versions/{version}/infer")
 @needs(Scope.INFER)
-async def infer(request: Request, service: Serving, name: str, version: str | None = None) -> Response:
+async def infer(request: Request) -> Response:
     """Run the model on one request."""
-    started_ns = time.perf_counter_ns()
-    with service.repository.lease(name, version) as (served, session):
+    started_ns, service = time.perf_counter_ns(), service_of(request)
+    with service.repository.lease(request.path_params["name"], request.path_params.get("version")) as (served, session):
         statistics = service.statistics.of(served.name, served.version)
         statistics.pending += 1
         try:
@@ -63,6 +59,12 @@ async def infer(request: Request, service: Serving, name: str, version: str | No
             "batch_rows": timed.outcome.batch_rows,
         }
     return reply
+
+
+ROUTES = [
+    DirectRoute(path, infer, methods=["POST"])
+    for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
+]
 
 
 def _reason(error: BaseException) -> Reason:
@@ -147,27 +149,25 @@ class _Call:
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     """Await the work; give up on it when the client goes away. Raises RequestError 499 then."""
-    task = asyncio.ensure_future(work)
-    async with _watching(request) as gone:
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not task.done():
-                task.cancel()
-        if task.done():
-            return task.result()
-    with contextlib.suppress(asyncio.CancelledError, EdgewiseError):
-        await task
-    raise RequestError(CLIENT_GONE, "request: the client went away")
+    here = asyncio.current_task()
+    watching, left = True, False
 
+    def leave(received: asyncio.Future[Any]) -> None:
+        nonlocal left
+        if watching and here is not None and not received.cancelled():
+            left = True
+            here.cancel()
 
-@contextlib.asynccontextmanager
-async def _watching(request: Request) -> AsyncIterator[asyncio.Task[Any]]:
-    """A task that ends when the client disconnects: after the body nothing else can be received."""
-    gone = asyncio.ensure_future(request.receive())
+    gone = asyncio.ensure_future(request.receive())  # after the body nothing else can be received
+    gone.add_done_callback(leave)
     try:
-        yield gone
+        return await work
+    except asyncio.CancelledError:
+        if here is not None and left and not here.uncancel():
+            raise RequestError(CLIENT_GONE, "request: the client went away") from None
+        raise
     finally:
+        watching = False
         gone.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await gone

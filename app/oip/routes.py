@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from app.auth import Scope, needs
 from app.errors import RequestError
 from app.modelconfig import PLATFORM, model_config
-from app.oip import inference, options, repository
+from app.oip import options, repository
 from app.oip.datatypes import datatype_of
 from app.state import Serving
 from graph.ir import Port
@@ -126,6 +126,5 @@ def _tensor(port: Port) -> dict[str, Any]:
     return {"name": port.name, "datatype": datatype_of(port.dtype), "shape": shape}
 
 
-router.include_router(inference.router)
 router.include_router(repository.router)
 router.include_router(options.router)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount
 
 from app import auth
-from app.auth import COOKIE, Scope, declared
+from app.auth import COOKIE, DirectRoute, Scope, declared
 from app.main import create_app
 from app.middleware import PUBLIC
 from app.settings import DEMO_MODELS, Settings
@@ -76,12 +76,22 @@ def test_every_route_declares_a_scope(db: str) -> None:
         if isinstance(route, Mount):
             assert path == "/static"
             continue
-        assert isinstance(route, fastapi.routing.APIRoute), path  # others would not meet the dependency
+        assert isinstance(route, fastapi.routing.APIRoute | DirectRoute), path  # others would not meet `authorise`
         scopes = declared(route.endpoint)
         assert scopes is not None, path
         assert (path in PUBLIC) == (scopes == frozenset()), path
         if route.methods - {"GET", "HEAD"} and path.startswith(("/v1", "/v2/repository/models", "/v2/logging", "/v2/trace")):
             assert scopes == ({Scope.READ} if path in ASKING else {Scope.ADMIN}), path
+
+
+def test_inference_is_posted_by_holders_of_its_scope(keyed: tuple[httpx.Client, dict[str, str]]) -> None:
+    client, keys = keyed
+    path = "/v2/models/digits/infer"
+    for scope, status in (("read", 403), ("infer", 400), ("admin", 400)):
+        assert client.post(path, content=b"{}", headers={"X-API-Key": keys[scope]}).status_code == status
+    refused = client.get(path, headers={"X-API-Key": keys["infer"]})
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert client.post(path, content=b"{}").status_code == 401
 
 
 def test_every_route_but_the_public_ones_is_closed_without_a_key(db: str) -> None:
