@@ -1,8 +1,8 @@
 """A load generator in a process of its own: one JSON order on stdin, one JSON report on stdout. Nothing but the standard library.
 
-order: host, port, path, headers, body (a file), clients, seconds, warmup, rate. Without a rate the loop is closed: every client
-sends as soon as it has its answer. With one it is open: requests are due at random times of that mean rate whether or not answers
-came, and latency counts from when a request was due, so that a server which falls behind cannot hide it.
+order: host, port, method, path, headers, body (a file), clients, seconds, warmup, rate. Without a rate the loop is closed: every
+client sends as soon as it has its answer. With one it is open: requests are due at random times of that mean rate whether or not
+answers came, and latency counts from when a request was due, so that a server which falls behind cannot hide it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
-    async def post(self, request: bytes) -> int:
+    async def ask(self, request: bytes) -> int:
         """Send a request and read the whole reply; its status."""
         self.writer.write(request)
         head = await self.reader.readuntil(b"\r\n\r\n")
@@ -39,7 +39,7 @@ class Load:
         self.order = order
         body = Path(order["body"]).read_bytes()
         headers = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **order["headers"]}
-        lines = [f"POST {order['path']} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        lines = [f"{order['method']} {order['path']} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         self.request = "\r\n".join(lines).encode() + body
         self.latencies_ns: list[int] = []
         self.errors = 0
@@ -51,7 +51,7 @@ class Load:
 
     async def send(self, connection: Connection, due_ns: int) -> None:
         """One request; it counts when it was due after the warm-up."""
-        status = await connection.post(self.request)
+        status = await connection.ask(self.request)
         if due_ns >= self.counts_from_ns:
             if status == 200:
                 self.latencies_ns.append(time.monotonic_ns() - due_ns)
@@ -104,6 +104,7 @@ class Load:
             "requests_per_s": len(found) / seconds,
             "p50_ms": _quantile(found, 0.5),
             "p99_ms": _quantile(found, 0.99),
+            "most_ms": _quantile(found, 1),
             "requests": len(found),
             "errors": self.errors,
             "generator_cpu_percent": 100 * (time.process_time() - cpu_s) / (seconds + self.order["warmup"]),

@@ -187,8 +187,8 @@ def load(setup: Setup, endpoint: Endpoint, clients: int, seconds: float, warmup:
     body = setup.folder / "body.bin"
     body.write_bytes(endpoint.body)
     order = {
-        "host": "127.0.0.1", "port": endpoint.port, "path": endpoint.path, "headers": endpoint.headers, "body": str(body),
-        "clients": clients, "seconds": seconds, "warmup": warmup, "rate": rate,
+        "host": "127.0.0.1", "port": endpoint.port, "method": "POST", "path": endpoint.path, "headers": endpoint.headers,
+        "body": str(body), "clients": clients, "seconds": seconds, "warmup": warmup, "rate": rate,
     }  # fmt: skip
     cores = () if setup.generator is None else (setup.generator,)
     command = pinned(cores, [sys.executable, str(Path(__file__).with_name("load.py"))])

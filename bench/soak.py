@@ -41,6 +41,7 @@ from scheduler.store import Here, Store
 ROOT = Path(__file__).parent.parent
 WIDTH, SLOW_ROWS, FLOOD = 16, 4096, 300
 QUEUE_LIMIT = 64
+HEALTH_RATE = 20.0  # times a second that the service is asked whether it lives, whether or not it answered
 SETTLE_S = 60.0  # for what waits when the load ends
 JUDGED_S = 300.0  # a shorter run is all warm-up: its memory is printed and not judged
 MAX_GROWTH = 1.0  # MiB a minute, of the service's own process
@@ -84,7 +85,7 @@ class Soak:
     broken: Counter[str] = field(default_factory=Counter)
     jobs: list[int] = field(default_factory=list)
     plans: set[str] = field(default_factory=set)
-    health_ms: list[float] = field(default_factory=list)
+    health: dict[str, Any] = field(default_factory=dict)
     memory: list[tuple[float, int]] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -208,13 +209,21 @@ async def flood(soak: Soak, client: httpx.AsyncClient) -> None:
     await asyncio.gather(*(as_json(soak, client) for _ in range(FLOOD)))
 
 
-async def health(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Whether the service lives, which it must say whatever goes on."""
-    began = time.perf_counter()
-    reply = await client.get("/v2/health/live")
-    soak.health_ms.append(1e3 * (time.perf_counter() - began))
-    soak.note("health", reply, lambda _: True)
-    await asyncio.sleep(0.05)
+async def health(soak: Soak) -> None:
+    """Whether the service lives, which it must say whatever goes on: asked by a process that has nothing else to do."""
+    order = {
+        "host": "127.0.0.1", "port": soak.port, "method": "GET", "path": "/v2/health/live", "headers": {}, "body": os.devnull,
+        "clients": 0, "seconds": soak.end_s - time.monotonic(), "warmup": 0, "rate": HEALTH_RATE,
+    }  # fmt: skip
+    load = [sys.executable, str(Path(__file__).with_name("load.py"))]
+    asking = await asyncio.create_subprocess_exec(*load, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said, failed = await asking.communicate(json.dumps(order).encode())
+    if asking.returncode:
+        soak.broken[f"health: {failed.decode().strip()[-160:]}"] += 1
+        return
+    soak.health = json.loads(said)
+    if soak.health["errors"]:
+        soak.broken["health: another status than 200"] += soak.health["errors"]
 
 
 async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
@@ -338,8 +347,9 @@ def report(soak: Soak, minutes: float) -> None:
     """Print what was seen."""
     for who, seen in sorted(soak.seen.items()):
         typer.echo(f"{who:<18} " + ", ".join(f"{count:,} {what}" for what, count in sorted(seen.items())))
-    p50, p99, most = np.percentile(soak.health_ms, (50, 99, 100))
-    typer.echo(f"{'health':<18} p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {most:.0f} ms")
+    if soak.health:
+        p50, p99, most = (soak.health[key] for key in ("p50_ms", "p99_ms", "most_ms"))
+        typer.echo(f"{'health':<18} {soak.health['requests']:,} asked, p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {most:.0f} ms")
     typer.echo(f"{'written':<18} {len(soak.jobs):,} jobs and {len(soak.plans)} plans acknowledged")
     rss = [bytes_ / 2**20 for _, bytes_ in soak.memory]
     typer.echo(f"{'memory':<18} {rss[0]:.0f} MiB at first, {rss[-1]:.0f} at last, {growth(soak.memory):+.2f} MiB a minute")
@@ -372,8 +382,7 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 async def _run(soak: Soak) -> None:
-    beside = asyncio.to_thread(lambda: asyncio.run(_repeat(soak, health)))  # what it takes is not to be the other clients' doing
-    await asyncio.gather(beside, *(_repeat(soak, work) for work, count in CLIENTS.items() for _ in range(count)))
+    await asyncio.gather(health(soak), *(_repeat(soak, work) for work, count in CLIENTS.items() for _ in range(count)))
     await _settled(soak)
 
 
