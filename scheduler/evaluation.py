@@ -29,9 +29,8 @@ from scheduler.store import Here, Store
 
 FOLDS: Final = 5
 LEAST_RANKED: Final = 3  # candidates of a work whose ranking says something
-APART: Final = 2.0  # standard errors of their difference that two medians are told apart by, beyond a tie
-_MEDIAN: Final = 1.2533  # standard error of a median ÷ that of a mean, of a normal distribution
-_DRAWS: Final = 32  # of the noise of a work's medians, for the ceiling
+APART: Final = 2.0  # standard errors of their difference that two times are told apart by, beyond a tie
+_DRAWS: Final = 32  # of the noise of a work's times, for the ceiling
 ALL: Final = "all"
 
 
@@ -116,14 +115,14 @@ def _accuracy(kind: str, held: Sequence[_Held]) -> Accuracy:
 
 
 def _error_ns(point: Point) -> float:
-    """Standard error of a measured median."""
-    return _MEDIAN * point.noise * point.ns
+    """Standard error of a measured time."""
+    return point.noise * point.ns
 
 
 def _ceiling(points: Sequence[Point]) -> float:
-    """What the true times would score against medians with the noise of these: the mean over draws of that noise.
+    """What the true times would score against times with the noise of these: the mean over draws of that noise.
 
-    Runs are not stored, so two halves of them cannot be compared; the medians' standard errors stand for that.
+    Runs are not stored, so two halves of them cannot be compared; the times' standard errors stand for that.
     """
     rng = np.random.default_rng(0)
     ns, errors = np.array([point.ns for point in points]), np.array([_error_ns(point) for point in points])

@@ -32,7 +32,7 @@ _TUNED_ON: Final = 128  # points that the length and height of the smooth part a
 _TILE: Final = 4  # sizes of a tile that are looked at
 _CONSTANT, _SLOPE = math.log(UNCERTAINTY) / 2, 0.3  # standard deviations of the constant, and of the trend for one deviation
 _LENGTHS, _HEIGHTS = (0.4, 0.8, 1.6), (0.08, 0.2)  # of the smooth part, in deviations of the features and in log time
-_NOISE = 0.02  # of a median at least: what neighbours in the model and the hour of the day do
+_NOISE = 0.02  # of a time at least: what neighbours in the model and the hour of the day do
 _SIGMAS = 1.645  # of the bounds that are given: nine in ten lie between them
 _OUTLIERS = 6.0  # median deviations from the median that a kind of kernel may spread
 _MODELS = 8  # kept in memory
@@ -132,15 +132,21 @@ def points_of(measurements: Iterable[Measurement]) -> list[Point]:
     """Measurements as points; those whose load is not known, or not of this build's form, are left out."""
     points = []
     for item in measurements:
-        if not item.load or item.p50_ns <= 0:
+        if not item.load or item.min_ns <= 0:
             continue
         try:
             load = Load.from_text(item.load)
         except RecordFormatError:  # imported from a build that says it otherwise
             continue
-        spread = min(item.std_ns, max(item.p90_ns - item.p50_ns, 0.0)) / item.p50_ns
-        points.append(Point(load, item.p50_ns, spread / math.sqrt(item.samples), item.signature_key))
+        error_ns = floor_error_ns(item.samples, item.min_ns, item.p50_ns)
+        points.append(Point(load, item.min_ns, error_ns / item.min_ns, item.signature_key))
     return points
+
+
+def floor_error_ns(samples: int, min_ns: float, p50_ns: float) -> float:
+    """Standard error of the fastest of so many runs as what they would take undisturbed: delays are taken for exponential, whose
+    median is ln 2 of their mean, and the least of n of which is a mean ÷ n on average, with a standard deviation of as much."""
+    return max(p50_ns - min_ns, 0.0) / math.log(2) / samples
 
 
 def _prediction(roof: Roofline, ratio: tuple[float, float] | None) -> Prediction:

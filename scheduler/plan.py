@@ -83,7 +83,7 @@ class InputShape(_Data):
 class Candidate(_Data):
     """One way a step could run, at the plan's thread count.
 
-    predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the median of the stored
+    predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the fastest run of the stored
     measurement of this device and build, which then decides. All None where refused. packed_bytes: of constants as its kernel
     reads them, beside those of the model. reason: why it was refused or lost.
     """

@@ -131,7 +131,7 @@ def _candidates(
                 predicted_ns=prediction.ns,
                 low_ns=low,
                 high_ns=high,
-                measured_ns=measured.p50_ns if measured else None,
+                measured_ns=measured.min_ns if measured else None,
                 workspace_bytes=option.load.work.buffer_bytes,
                 packed_bytes=option.load.work.weight_bytes if option.strategy.backend == "native" else 0,
                 verdict="slower",

@@ -183,13 +183,14 @@ class _Run:
         executors = [executor_of(self.subject, plan.threads, _strategies(plan)) for plan in plans]
         seconds = max(0.0, min(RACE_S, self.began_s + self.budget_s - time.monotonic()))
         feeds = self.subject.feeds()
-        medians = [float(statistics.median(taken)) for taken in race(executors, feeds, seconds, LEAST_RUNS)]
+        taken = race(executors, feeds, seconds, LEAST_RUNS)
+        fastest, medians = [min(runs) for runs in taken], [float(statistics.median(runs)) for runs in taken]
         if len(plans) == 1:
             text = f"run whole: {medians[0] / 1e6:.3f} ms, the same as untuned"
         else:
-            text = f"run whole, in turns: composed {medians[0] / 1e6:.3f} ms, untuned {medians[1] / 1e6:.3f} ms"
+            text = f"run whole, in turns: composed {fastest[0] / 1e6:.3f} ms at its fastest, untuned {fastest[1] / 1e6:.3f} ms"
         won, measured_ns = composed, medians[0]
-        if len(plans) == 2 and medians[1] <= medians[0]:
+        if len(plans) == 2 and fastest[1] <= fastest[0]:
             evidence = evidence_of(self.subject, self.device, self.store)
             given = {untuned.threads: _strategies(untuned)}
             won, measured_ns = compose(self.subject, self.device, "latency", self.constraints, evidence, given), medians[1]

@@ -192,16 +192,16 @@ def _best(session: Session, here: Here, device: int, signature: int, op: str) ->
     fresh = of_signature.where(
         MeasurementRow.engine_build == here.build.id, MeasurementRow.kernel_source == here.build.kernel_source(op)
     )
-    fastest = session.execute(fresh.order_by(MeasurementRow.p50_ns).limit(1)).all()
+    fastest = session.execute(fresh.order_by(MeasurementRow.min_ns).limit(1)).all()
     if not fastest:
         newest = _newest(session, of_signature, LAST_ID, _LAST_BUILD)
         build = (newest[0][0].engine_build, newest[0][0].kernel_source)
-        fastest = [min((line for line in newest if (line[0].engine_build, line[0].kernel_source) == build), key=_p50_ns)]
+        fastest = [min((line for line in newest if (line[0].engine_build, line[0].kernel_source) == build), key=_min_ns)]
     return here.judge(_measurement(*fastest[0]))
 
 
-def _p50_ns(line: _Line) -> float:
-    return line[0].p50_ns
+def _min_ns(line: _Line) -> float:
+    return line[0].min_ns
 
 
 def _of_build(session: Session, query: Any, here: Here) -> Any:

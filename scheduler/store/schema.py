@@ -19,7 +19,7 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
-HEAD: Final = "0005"  # the newest migration, so that opening an up-to-date database does not load Alembic
+HEAD: Final = "0006"  # the newest migration, so that opening an up-to-date database does not load Alembic
 _KEY = 64  # a SHA-256 in hex
 
 
@@ -108,7 +108,7 @@ class MeasurementRow(Base):
         Index("ix_measurements_device_signature", "device_id", "signature_id", "id"),
         Index("ix_measurements_signature", "signature_id", "id"),
         Index("ix_measurements_device", "device_id", "id"),
-        Index("ix_measurements_best", "device_id", "signature_id", "engine_build", "kernel_source", "p50_ns"),
+        Index("ix_measurements_best", "device_id", "signature_id", "engine_build", "kernel_source", "min_ns"),
         Index("ix_measurements_fit", "device_id", "engine_build", "id"),
     )
 
