@@ -19,8 +19,8 @@ from scheduler.strategy import Strategy
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-    _Query = Select[MeasurementRow, str, str, str]  # with device fingerprint, signature key and text
-    _Line = Row[MeasurementRow, str, str, str]
+    _Query = Select[Any]  # see `_all`
+    _Line = Row[Any]
 
 MAX_EVIDENCE: Final = 4000
 _BATCH = 500  # rows of one INSERT
@@ -145,7 +145,7 @@ class Measurements:
         """The newest fresh measurements, of any signature: what a cost model is fitted on. At most `limit` are looked at."""
 
         def work(session: Session) -> list[Measurement]:
-            return [_measurement(*line) for line in session.execute(_of_build(session, _all(), here).limit(limit))]
+            return [_measurement(line) for line in session.execute(_of_build(session, _all(), here).limit(limit))]
 
         try:
             found = self._database.read(work)
@@ -180,7 +180,7 @@ def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[
             MeasurementRow.kernel_source.in_(sorted(sources)),
         )
         for line in session.execute(query):
-            measurement = _measurement(*line)
+            measurement = _measurement(line)
             if here.judge(measurement).fresh:
                 found.setdefault(measurement.signature_key, {})[measurement.strategy] = measurement
     return found
@@ -195,13 +195,10 @@ def _best(session: Session, here: Here, device: int, signature: int, op: str) ->
     fastest = session.execute(fresh.order_by(MeasurementRow.min_ns).limit(1)).all()
     if not fastest:
         newest = _newest(session, of_signature, LAST_ID, _LAST_BUILD)
-        build = (newest[0][0].engine_build, newest[0][0].kernel_source)
-        fastest = [min((line for line in newest if (line[0].engine_build, line[0].kernel_source) == build), key=_min_ns)]
-    return here.judge(_measurement(*fastest[0]))
-
-
-def _min_ns(line: _Line) -> float:
-    return line[0].min_ns
+        build = (newest[0].engine_build, newest[0].kernel_source)
+        of_build = [line for line in newest if (line.engine_build, line.kernel_source) == build]
+        fastest = [min(of_build, key=lambda line: float(line.min_ns))]
+    return here.judge(_measurement(fastest[0]))
 
 
 def _of_build(session: Session, query: Any, here: Here) -> Any:
@@ -213,7 +210,8 @@ def _of_build(session: Session, query: Any, here: Here) -> Any:
 
 @functools.cache  # building it costs more than asking it
 def _all() -> _Query:
-    query = select(MeasurementRow, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
+    """Columns and no objects, which cost as much again."""
+    query = select(*MeasurementRow.__table__.columns, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     # Every row has both; said so as outer joins, PostgreSQL keeps to the order of the measurements.
     query = query.outerjoin(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
     return query.outerjoin(SignatureRow, SignatureRow.id == MeasurementRow.signature_id)
@@ -224,8 +222,11 @@ def _newest(session: Session, query: _Query, before: int, limit: int) -> list[_L
 
 
 def _newest_of_device(session: Session, query: _Query, device: int, before: int, limit: int) -> list[_Line]:
-    """The same of a device, whose column is compared and ordered together with the id: told that it is equal, PostgreSQL walks
-    through all rows by id, believing that those of the device lie evenly among them."""
+    """The same of a device. Told that its column is equal, PostgreSQL walks through all rows by id, believing that those of the
+    device lie evenly among them: there column and id are compared together. SQLite would look at the column alone then, and read
+    everything that is newer."""
+    if session.connection().dialect.name == "sqlite":
+        return _newest(session, query.where(MeasurementRow.device_id == device), before, limit)
     key = (MeasurementRow.device_id, MeasurementRow.id)
     query = query.where(tuple_(*key) > tuple_(device, 0), tuple_(*key) < tuple_(device, before))
     return list(session.execute(query.order_by(*(column.desc() for column in key)).limit(limit)))
@@ -250,10 +251,10 @@ def _page_of_model(session: Session, query: _Query, model: int, before: Sequence
     return _page(lines, limit, here, lambda row: f"{row.signature_id}.{row.id}")
 
 
-def _page(lines: list[_Line], limit: int, here: Here, cursor: Callable[[MeasurementRow], str]) -> Page[Found]:
+def _page(lines: list[_Line], limit: int, here: Here, cursor: Callable[[_Line], str]) -> Page[Found]:
     kept = lines[:limit]
-    following = cursor(kept[-1][0]) if len(lines) > limit else None
-    return Page(tuple(here.judge(_measurement(*line)) for line in kept), following)
+    following = cursor(kept[-1]) if len(lines) > limit else None
+    return Page(tuple(here.judge(_measurement(line)) for line in kept), following)
 
 
 def _columns(item: Measurement, device: int, signature: int) -> dict[str, object]:
@@ -262,11 +263,11 @@ def _columns(item: Measurement, device: int, signature: int) -> dict[str, object
     return {**values, "device_id": device, "signature_id": signature, "strategy": str(item.strategy)}
 
 
-def _measurement(row: MeasurementRow, fingerprint: str, key: str, text: str) -> Measurement:
+def _measurement(row: _Line) -> Measurement:
     return Measurement(
-        device_fingerprint=fingerprint,
-        signature=text,
-        signature_key=key,
+        device_fingerprint=row.fingerprint,
+        signature=row.text,
+        signature_key=row.key,
         strategy=Strategy.parse(row.strategy),
         **{name: getattr(row, name) for name in ("engine_build", "kernel_source", *_WORK, *_EVIDENCE)},
     )

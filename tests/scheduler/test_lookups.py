@@ -79,6 +79,13 @@ def test_lookup_goes_through_an_index(store, lookup):
         assert "Sort" not in line, (line, statement)
 
 
+def test_a_page_of_a_device_begins_at_its_cursor(store):
+    """Of two columns that are compared together, SQLite looks at the first alone, and reads all that is newer."""
+    lines = [line for line, _ in plans_of(store, lambda s: s.measurements.page(HERE, device=DEVICE.fingerprint, cursor="5"))]
+    bound = "(device_id=? AND id<?)" if store.label.startswith("sqlite") else "ROW(device_id, id) < ROW"
+    assert any(bound in line for line in lines), lines
+
+
 @pytest.mark.parametrize("lookup", OF_RUNS.values(), ids=OF_RUNS.keys())
 def test_ops_of_runs_are_found_through_an_index(store, lookup):
     assert plans_of(store, lookup)
