@@ -35,7 +35,7 @@ class ConnectionLimits:
     head_s: float = 10.0
     body_s: float = 300.0
     chunks: int = 65_536
-    ahead_bytes: int = 1 << 20  # of a body that is kept until somebody reads it
+    ahead_bytes: int = 1 << 18  # of a body that are kept before who reads it is woken, and counts them
 
 
 class Connection(HttpToolsProtocol):

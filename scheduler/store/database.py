@@ -131,7 +131,8 @@ class Database:
 
     def _make_engine(self) -> Engine:
         if not self.is_sqlite:
-            return create_engine(self._url, pool_pre_ping=True, pool_timeout=30, connect_args={"connect_timeout": 10})
+            # No ping before a transaction, one of four round trips: a transaction that meets a closed connection is run again.
+            return create_engine(self._url, pool_timeout=30, connect_args={"connect_timeout": 10})
         # mode=rw: a file that vanished is an error, never an empty database.
         # isolation_level None: `_prepare_transactions` says BEGIN, not sqlite3.
         uri = f"file:{quote(str(self._url.database))}?mode=rw"

@@ -266,6 +266,17 @@ def test_server_that_does_not_answer_is_named_without_its_password():
     assert "secret" not in str(raised.value)
 
 
+def test_a_connection_that_the_server_closed_is_replaced(postgres_url):
+    mine = "datname = current_database() AND pid <> pg_backend_pid()"
+    end_others = sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {mine}")
+    with Store(postgres_url) as store, Store(postgres_url) as other:
+        for work in (store.devices.page, lambda: store.models.save("0" * 64, "m", 1)):
+            assert store.devices.page().items == ()
+            assert other._database.read(lambda session: session.execute(end_others).all())
+            work()
+        assert store.models.get("0" * 64).name == "m"
+
+
 def test_server_without_that_database_is_named(postgres_server):
     with pytest.raises(StoreMissingError, match="create it first"):
         Store(f"{postgres_server}/nowhere")
