@@ -10,6 +10,7 @@ writes over an input of equal spec that nobody reads afterwards.
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Placement:
 class Held:
     """Activation memory that one value takes from step `first` to step `last`, both included.
 
+    What is held in one step is held at one moment of it (`held_by_step`): it adds up, and no two overlap.
     name: of the value it was made for, where several share it. offset_bytes: in the arena; None for graph inputs and outputs.
     """
 
@@ -239,6 +241,27 @@ def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
     lower_bound_bytes = max(_sums(steps, [(b.nbytes, b.first, b.last) for b in rounded]), default=0)
     _, offsets, arena_bytes = _place(rounded, lower_bound_bytes)
     return offsets, arena_bytes
+
+
+def held_by_step(blocks: Sequence[Block], step_of: Sequence[int]) -> list[tuple[int, int] | None]:
+    """The first and the last step that each block is counted in, where a step has several moments and blocks come and go between.
+
+    A step counts what is held at the moment of it at which most is, the first of equals: blocks of one step that are never held
+    together may share memory, and their sum would be more than is ever used. None: a block held at no such moment.
+
+    Args: blocks: held from a moment to a moment. step_of: of every moment its step, ascending; every step has one at least.
+    """
+    sums = _sums(len(step_of), [(block.nbytes, block.first, block.last) for block in blocks])
+    fullest: dict[int, int] = {}  # step -> moment
+    for moment, step in enumerate(step_of):
+        if sums[moment] > sums[fullest.setdefault(step, moment)]:
+            fullest[step] = moment
+    steps, moments = list(fullest), list(fullest.values())
+    found: list[tuple[int, int] | None] = []
+    for block in blocks:
+        first, behind = bisect.bisect_left(moments, block.first), bisect.bisect_right(moments, block.last)
+        found.append((steps[first], steps[behind - 1]) if first < behind else None)
+    return found
 
 
 def _aligned(nbytes: int) -> int:

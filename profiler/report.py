@@ -83,8 +83,8 @@ class Op(Record):
     """A node of the model, or a step as it ran.
 
     origins: the ONNX nodes it stands for. inputs, outputs: names of values; output: what the first output is. strategy: what it
-    ran as, "" where nothing ran. share_percent: of the time, of the FLOPs where there is none. live_bytes: activation memory
-    held meanwhile. moved_bytes, intensity, achieved_flops_per_s: as executed. roof_percent: roof_ns / p50_ns.
+    ran as, "" where nothing ran. share_percent: of the time, of the FLOPs where there is none. live_bytes: the most activation
+    memory held at once meanwhile. moved_bytes, intensity, achieved_flops_per_s: as executed. roof_percent: roof_ns / p50_ns.
     contradiction: why it is above its roof, "" where it is not. reason: why it is not counted, or what was assumed.
     """
 
@@ -125,7 +125,7 @@ class Op(Record):
 
 
 class Value(Record):
-    """Activation memory, held while the ops `first` to `last` run.
+    """Activation memory, held while the ops `first` to `last` run: at the moment of each at which most is held.
 
     offset_bytes: in the arena; None for the model's inputs and outputs, which lie outside.
     """

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from graph.choice import Choice
 from graph.ir import Node, Specs
-from graph.memory import Block, Held, place_blocks
+from graph.native.arena import lay_out
 from graph.native.concats import reserve
 from graph.native.lowering import Call, Lowering, Packed, Watch
 from graph.native.partition import Part
@@ -83,13 +83,8 @@ class Segment:
         self._watches: tuple[Watch, ...] = tuple(lowering.watches)
         self._isa, self._pool, self._cache = isa, pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
-        own, blocks = _own(self.calls, storages)
-        placed, self.arena_bytes = place_blocks(blocks)
-        offsets = dict(zip(own, placed, strict=True))
-        self.held = tuple(
-            Held(storage.name, storage.nbytes, self.calls[block.first].node, self.calls[block.last].node, offsets[storage])
-            for storage, block in zip(own, blocks, strict=True)
-        )
+        arena = lay_out(self.calls, len(self.nodes))
+        offsets, self.arena_bytes, self.held = arena.offsets, arena.nbytes, arena.held
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
         self._constants = [(where[storage].slot, storage.constant) for storage in storages if storage.constant is not None]
@@ -161,18 +156,6 @@ class Segment:
                 check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
             except IndexRangeError as error:
                 raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
-
-
-def _own(calls: Sequence[Call], storages: Sequence[Storage]) -> tuple[list[Storage], list[Block]]:
-    """The storages that are the segment's own, and from which call to which each is held."""
-    first: dict[Storage, int] = {}
-    last: dict[Storage, int] = {}
-    for at, call in enumerate(calls):
-        for storage, _ in call.arguments.values():
-            first.setdefault(storage, at)
-            last[storage] = at
-    own = [storage for storage in storages if storage.constant is None and not storage.port]
-    return own, [Block(storage.nbytes, first[storage], last[storage]) for storage in own]
 
 
 def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:

@@ -1,5 +1,7 @@
 """Small models by hand, and ONNX Runtime as the judge of how they run."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,10 +9,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graph.executor import Executor
 from graph.native.engine import Native, find_native
+from graph.native.lowering import Call
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.native.isa import Isa
+from tests.machines import as_here
 
 FLOAT, INT64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
 X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
@@ -129,3 +133,29 @@ def check_native(
     assert_agrees(timed.outputs, wanted, tolerance)
     assert len(timed.step_ns) == len(executor.steps)
     return executor
+
+
+def calls_of(executor: Executor) -> list[Call]:
+    """The calls of all native segments, in order."""
+    return [call for segment in executor._program._segments.values() for call in segment.calls]
+
+
+def kernels(calls: Iterable[Call]) -> list[str]:
+    """The kernels that are called, by the first words of their names."""
+    return [call.kernel.name.partition("__")[0] for call in calls]
+
+
+def lowered(proto: onnx.ModelProto, feeds, machine: Isa, threads: int = 3) -> list[Call]:
+    """The calls that a model becomes on a described machine; they are made and not run."""
+    graph = read(proto).graph
+    ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
+    parts = Native(machine, cache=None)._lowered(ready.graph, ready.specs, threads, {})
+    return [call for _, lowering in parts for call in lowering.calls]
+
+
+def check_on(machine: Isa, proto: onnx.ModelProto, feeds, threads: int = 3, check=check_native, **options) -> list[Call]:
+    """`lowered`, and where this machine has the instruction set the model is run and checked too: it must make the same calls."""
+    calls = lowered(proto, feeds, machine, threads)
+    if (here := as_here(machine)) is not None:
+        assert kernels(calls_of(check(proto, feeds, here, threads=threads, **options))) == kernels(calls)
+    return calls

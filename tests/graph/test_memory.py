@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.ir import Graph
-from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, is_static, plan_memory
+from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, held_by_step, is_static, plan_memory
 from graph.reader import read
 from graph.shapes import bind, propagate
 from tests.graph.oracle import BOOL, body, constant, ints, make, node, port
@@ -194,3 +194,14 @@ def test_climbing_finds_what_no_order_does() -> None:
         ]
         found.add(_place(blocks, max(_sums(20, [(b.nbytes, b.first, b.last) for b in blocks])))[0])
     assert found >= {"size", "climbed"}
+
+
+def test_blocks_of_one_step_that_are_never_held_together_are_not_added():
+    blocks = [Block(100, 0, 1), Block(50, 1, 2), Block(200, 2, 4), Block(7, 2, 2), Block(10, 3, 5)]
+    found = held_by_step(blocks, [0, 1, 1, 1, 2, 3])  # step 1 is moments 1 to 3, and holds most at moment 2: 257 bytes
+    assert found == [(0, 0), (1, 1), (1, 2), (1, 1), (2, 3)]
+
+
+def test_a_block_that_is_held_beside_the_fullest_moment_only_is_in_no_step():
+    assert held_by_step([Block(1, 0, 0), Block(2, 1, 1), Block(2, 2, 2)], [0, 0, 0]) == [None, (0, 0), None]
+    assert held_by_step([], [0, 1]) == []

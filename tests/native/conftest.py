@@ -10,6 +10,7 @@ from kernels.native.builder import Module
 from kernels.native.compile import generate
 from kernels.native.isa import ISAS, Isa, host_isas
 from kernels.native.types import I64, PTR
+from tests.machines import MACHINES, TUNED, label
 from tests.native.runner import MISSING_TOOLS, run
 
 HOST_ISAS = [isa for isa in host_isas() if isa.name in {"sse", "avx2", "avx512_bf16", "avx512", "neon"}]
@@ -30,6 +31,18 @@ def isa(request: pytest.FixtureRequest) -> Isa:
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
 def host(request: pytest.FixtureRequest) -> Isa:
     """Those that this machine runs itself, for what is more than one function."""
+    return request.param
+
+
+@pytest.fixture(params=MACHINES, ids=label)
+def machine(request: pytest.FixtureRequest) -> Isa:
+    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
+    return request.param
+
+
+@pytest.fixture(params=TUNED, ids=label)
+def tuned(request: pytest.FixtureRequest) -> Isa:
+    """The described machines, and models of them: for what is asserted of the code that LLVM makes."""
     return request.param
 
 

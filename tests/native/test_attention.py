@@ -199,11 +199,11 @@ def test_nan_and_infinite_scores_stay_with_their_query(isa):
         np.testing.assert_allclose(got[0, 0, others], exact[0, 0, others], rtol=0, atol=2e-5)
 
 
-def test_default_tiles_do_not_spill(isa):
+def test_default_tiles_do_not_spill(tuned):
     for attention in (fused(1, 12, 197, 64), dense(1, 12, 128, 128, 64, mask=View.dense((1, 1, 128, 128)))):
-        tile = attention_tiles(attention, isa)[0]
+        tile = attention_tiles(attention, tuned)[0]
         assert tile.keys * tile.vectors >= 8
-        assert generate(emit_attention(attention, tile, isa).ir, isa, count_spills=True).spills <= SPILL_LIMIT
+        assert generate(emit_attention(attention, tile, tuned).ir, tuned, count_spills=True).spills <= SPILL_LIMIT
 
 
 def test_what_cannot_be_read_is_refused():

@@ -40,11 +40,17 @@ def test_shuffles_of_channels(isa, channels, groups):
     check(Channels((image,), image, shuffled(channels, groups)), isa)
 
 
-def test_large_images_are_cut_into_chunks(isa):
+def large(isa):
     image = Image.blocked(2, isa.lanes + 2, 50, 47, isa.lanes)
-    what = Channels((image,), image, shuffled(isa.lanes + 2, 2))
-    assert emit_channels(what, isa).chunks == 2 * 2 * 2
-    check(what, isa)
+    return Channels((image,), image, shuffled(isa.lanes + 2, 2))
+
+
+def test_large_images_are_cut_into_chunks(machine):
+    assert emit_channels(large(machine), machine).chunks == 2 * 2 * 2
+
+
+def test_chunks_of_large_images_are_the_whole(isa):
+    check(large(isa), isa)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -178,16 +178,16 @@ def test_any_convolution_on_its_default_tiles(isa, data):
     check_conv(conv, tile, isa, Epilogue(bias=True))
 
 
-def test_default_tiles_fill_the_registers_and_do_not_spill(isa):
+def test_default_tiles_fill_the_registers_and_do_not_spill(tuned):
     for conv in (
-        square(isa, "blocked", 28, 128, 128, 3, pad=1),
-        square(isa, "blocked", 14, 256, 512, 1),
-        square(isa, "blocked", 64, 3, 4 * isa.lanes, 7, stride=2, pad=3, x_layout="nchw"),
-        product(isa, "nhwc", 197, 768, 768),
+        square(tuned, "blocked", 28, 128, 128, 3, pad=1),
+        square(tuned, "blocked", 14, 256, 512, 1),
+        square(tuned, "blocked", 64, 3, 4 * tuned.lanes, 7, stride=2, pad=3, x_layout="nchw"),
+        product(tuned, "nhwc", 197, 768, 768),
     ):
-        best = conv_tiles(conv, isa)[0]
+        best = conv_tiles(conv, tuned)[0]
         assert best.pixels * best.vectors >= 8
-        spills = generate(emit_conv(conv, best, Epilogue(bias=True), isa).ir, isa, count_spills=True).spills
+        spills = generate(emit_conv(conv, best, Epilogue(bias=True), tuned).ir, tuned, count_spills=True).spills
         assert spills <= SPILL_LIMIT
 
 

@@ -95,9 +95,11 @@ def test_any_depthwise_convolution_on_its_default_tiles(isa, data):
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(56, 3, 1), (28, 5, 1), (14, 3, 1), (7, 5, 1), (112, 3, 2)])
-def test_default_tiles_do_not_spill(isa, size, kernel, stride):
-    conv = depthwise(isa, "blocked", size, 6 * isa.lanes, kernel, stride, pad=kernel // 2)
-    code = generate(emit_depthwise(conv, depthwise_tiles(conv, isa)[0], Epilogue(bias=True), isa).ir, isa, count_spills=True)
+def test_default_tiles_do_not_spill(tuned, size, kernel, stride):
+    conv = depthwise(tuned, "blocked", size, 6 * tuned.lanes, kernel, stride, pad=kernel // 2)
+    code = generate(
+        emit_depthwise(conv, depthwise_tiles(conv, tuned)[0], Epilogue(bias=True), tuned).ir, tuned, count_spills=True
+    )
     assert code.spills <= SPILL_LIMIT
 
 

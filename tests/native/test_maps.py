@@ -10,6 +10,7 @@ from kernels.native.expression import Apply
 from kernels.native.isa import ISAS
 from kernels.native.maps import Map, Strided, emit_map
 from kernels.native.view import View
+from tests.machines import MACHINES
 from tests.native.reference import CALL, assert_close, run_kernel
 
 POISON = 0xA5  # of every byte that is not to be written
@@ -119,8 +120,8 @@ def test_large_maps_are_cut_into_chunks_that_cover_all(isa):
         ((2, 5, 70, 300), (3, 0, 1, 2)),
     ):
         x = View.dense(shape).transposed(axes)
-        kernel = emit_map(Map(Strided(View.dense(x.shape)), (Strided(x),)), isa)
-        assert kernel.chunks > 1
+        what = Map(Strided(View.dense(x.shape)), (Strided(x),))
+        assert all(emit_map(what, machine).chunks > 1 for machine in MACHINES)
         check_copy(View.dense(x.shape), x, np.float32, isa)
 
 

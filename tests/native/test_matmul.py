@@ -12,6 +12,7 @@ from kernels.native.isa import ISAS
 from kernels.native.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
 from kernels.native.view import View
 from kernels.native.walk import Join
+from tests.machines import MACHINES
 from tests.native.reference import assert_close, assert_only_written, lay, run_kernel, seen
 
 
@@ -73,10 +74,14 @@ def test_tails_of_rows_and_columns(isa, method):
 def test_few_rows_by_contiguous_columns_are_dots(isa, m):
     for k in (1, isa.lanes, 5 * isa.lanes + 3):
         for n in (1, isa.lanes - 1, 2 * isa.lanes, 3 * isa.lanes + 1):
-            matmul = product(m, k, n, b="columns")
-            if n > 1 and k > 1:
-                assert matmul_tiles(matmul, isa)[0].method == "dots"
-            check(matmul, isa)
+            check(product(m, k, n, b="columns"), isa)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_few_rows_by_contiguous_columns_are_chosen_to_be_dots(machine, m):
+    for k in (machine.lanes, 5 * machine.lanes + 3):
+        for n in (machine.lanes - 1, 2 * machine.lanes, 3 * machine.lanes + 1):
+            assert matmul_tiles(product(m, k, n, b="columns"), machine)[0].method == "dots"
 
 
 def test_vector_times_matrix_and_matrix_times_vector(isa):
@@ -94,7 +99,7 @@ def test_batches_repeat(isa):
 
 def test_batches_that_share_b_are_more_rows(isa):
     shared = MatMul(View.dense((8, 1, 6)), View.dense((1, 6, 20)), View.dense((8, 1, 20)))
-    assert matmul_tiles(shared, isa)[0].rows > 1
+    assert all(matmul_tiles(shared, machine)[0].rows > 1 for machine in MACHINES)
     check(shared, isa)
 
 
@@ -138,13 +143,13 @@ def test_steps_follow_the_product(isa, m, y):
     assert_close(seen(matmul.y, memory), r1 - np.maximum(0.5 * (a.astype(np.float64) @ b) + r0, 0), 10)
 
 
-def test_large_products_make_enough_chunks_and_do_not_spill(isa):
+def test_large_products_make_enough_chunks_and_do_not_spill(tuned):
     fused = product(197, 64, 197, b="columns", batch=(12,))
     for matmul, chunks in ((fused, 24), (product(256, 256, 256), 15), (product(1, 2048, 1000), 8)):
-        tile = matmul_tiles(matmul, isa)[0]
-        kernel = emit_matmul(matmul, tile, isa)
+        tile = matmul_tiles(matmul, tuned)[0]
+        kernel = emit_matmul(matmul, tile, tuned)
         assert kernel.chunks >= chunks
-        assert generate(kernel.ir, isa, count_spills=True).spills <= SPILL_LIMIT
+        assert generate(kernel.ir, tuned, count_spills=True).spills <= SPILL_LIMIT
 
 
 def test_nothing_outside_of_b_is_read_into_results(isa):

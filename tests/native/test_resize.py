@@ -166,9 +166,9 @@ def test_any_resizing_on_its_default_tiles(isa, data):
 
 
 @pytest.mark.parametrize(("size", "out", "taps"), [(28, 56, 1), (28, 56, 2), (32, 128, 4), (56, 28, 2)])
-def test_default_tiles_do_not_spill(isa, size, out, taps):
-    resizing, _, _ = case(isa, (size, size), (out, out), (taps, taps), 8 * isa.lanes)
-    code = generate(emit_resize(resizing, resize_tiles(resizing, isa)[0], PLAIN, isa).ir, isa, count_spills=True)
+def test_default_tiles_do_not_spill(tuned, size, out, taps):
+    resizing, _, _ = case(tuned, (size, size), (out, out), (taps, taps), 8 * tuned.lanes)
+    code = generate(emit_resize(resizing, resize_tiles(resizing, tuned)[0], PLAIN, tuned).ir, tuned, count_spills=True)
     assert code.spills <= SPILL_LIMIT
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from graph.executor import Executor
-from graph.native.engine import find_native
+from graph.native.engine import Native
 from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
@@ -19,6 +19,7 @@ from profiler.errors import ProfileFormatError
 from profiler.report import Report, Setup
 from profiler.reporting import static_report, trace_report
 from profiler.trace import trace
+from tests.native.conftest import HOST_ISAS
 from tests.profiler.devices import device
 from tests.profiler.models import model, node, small_convnet
 
@@ -32,10 +33,10 @@ SETUP = {
 }
 
 
-def traced(made: onnx.ModelProto, batch: int, *, threads: int = 2, native: bool = True) -> Report:
+def traced(made: onnx.ModelProto, batch: int, native: Native | None, *, threads: int = 2) -> Report:
     loaded = read(made)
     ready = optimise(loaded.graph, bind(loaded.graph, dims={"batch": batch}))
-    executor = Executor(ready.graph, ready.specs, threads=threads, native=find_native("native") if native else None)
+    executor = Executor(ready.graph, ready.specs, threads=threads, native=native)
     feeds = {port.name: np.ones(ready.specs[port.name].shape, np.float32) for port in ready.graph.inputs}
     measured = trace(executor, feeds, runs=3, warmup=1)
     on = device()
@@ -44,9 +45,10 @@ def traced(made: onnx.ModelProto, batch: int, *, threads: int = 2, native: bool 
     return trace_report(profile(loaded, dims={"batch": batch}), executor, measured, setup, on, predicted)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["native", "numpy"])
+@pytest.fixture(scope="module", params=[*HOST_ISAS, None], ids=lambda isa: f"native-{isa.name}" if isa else "numpy")
 def report(request) -> Report:
-    return traced(small_convnet(), 2, native=request.param)
+    """Of a run in numpy, and of one by every instruction set of this machine: its width decides which calls a step makes."""
+    return traced(small_convnet(), 2, request.param and Native(request.param))
 
 
 def test_a_static_report_says_what_was_counted():

@@ -22,6 +22,7 @@ from scheduler.steps import Evidence
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
 from scheduler.subject import Subject
+from tests.machines import HOSTS, describe
 from tests.profiler.devices import device
 
 DEVICE = device()
@@ -167,6 +168,12 @@ def test_a_measurement_of_another_device_is_not_used(store: Store) -> None:
     assert not any(step.measured for step in other.steps)
 
 
+@pytest.fixture(params=HOSTS)
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan for a described processor."""
+    describe(monkeypatch, request.param)
+
+
 def convolution(channels: int, size: int) -> Model:
     """One 3×3 convolution of an image that comes row-major."""
     weights = np.random.default_rng(0).standard_normal((channels, channels, 3, 3)).astype(np.float32)
@@ -183,12 +190,14 @@ def convolution(channels: int, size: int) -> Model:
     return read(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
+@pytest.mark.usefixtures("machine")
 def test_converting_the_input_is_counted() -> None:
     (options,) = Subject.of(convolution(64, 28)).options(1)
     moved = {o.strategy.algorithm: o.load.converted_bytes for o in options if o.load and o.strategy.backend == "native"}
     assert moved == {"direct": 0, "winograd": 2 * 4 * 64 * 28 * 28}
 
 
+@pytest.mark.usefixtures("machine")
 def test_the_unmeasured_default_is_the_rules_first() -> None:
     model = convolution(64, 28)
     step = make_plan(model, DEVICE, max_threads=1).steps[0]
@@ -196,6 +205,7 @@ def test_the_unmeasured_default_is_the_rules_first() -> None:
     assert step.strategy == options[0].strategy
 
 
+@pytest.mark.usefixtures("machine")
 def test_memory_counts_packed_weights() -> None:
     model = convolution(64, 28)
     fast, small = (make_plan(model, DEVICE, objective, max_threads=1) for objective in ("latency", "memory"))
@@ -209,6 +219,7 @@ def test_memory_counts_packed_weights() -> None:
     assert caught.value.closest.memory_bytes == fast.memory_bytes
 
 
+@pytest.mark.usefixtures("machine")
 def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_bound() -> None:
     subject = Subject.of(convolution(64, 28))
     (options,) = subject.options(1)
@@ -224,6 +235,7 @@ def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_b
         assert step.measured == wins
 
 
+@pytest.mark.usefixtures("machine")
 def test_what_was_dropped_is_refused_with_the_reason() -> None:
     subject = Subject.of(convolution(64, 28))
     (options,) = subject.options(1)

@@ -2,10 +2,17 @@
 
 import pytest
 
+from tests.machines import MACHINES
 from tests.native.conftest import HOST_ISAS
 
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
 def isa(request):
     """Every instruction set of distinct vector width that this machine runs."""
+    return request.param
+
+
+@pytest.fixture(params=MACHINES, ids=lambda isa: isa.name)
+def machine(request):
+    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
     return request.param

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.graph.native.test_lowering import image, kernels, normal, weights
-from tests.graph.oracle import check_native, constant, ints, make, node
+from tests.graph.native.test_lowering import image, normal, weights
+from tests.graph.oracle import check_native, check_on, constant, ints, kernels, make, node
 from tests.native.conftest import HOST_ISAS
 
 
@@ -15,9 +15,9 @@ def isa(request):
     return request.param
 
 
-def moved(executor) -> list[str]:
+def moved(calls) -> list[str]:
     """What is called only to move elements."""
-    return [name for name in kernels(executor) if name.startswith("b4_")]
+    return [name for name in kernels(calls) if name.startswith("b4_")]
 
 
 def shuffle(source: str, target: str, shape: tuple[int, int, int, int], groups: int):
@@ -32,16 +32,16 @@ def shuffle(source: str, target: str, shape: tuple[int, int, int, int], groups: 
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(116, 2), (240, 3), (48, 4)])
-def test_shuffle_is_one_copy_between_images_in_blocks(isa, channels, groups):
+def test_shuffle_is_one_copy_between_images_in_blocks(machine, channels, groups):
     nodes, constants = shuffle("a", "s", (2, channels, 5, 6), groups)
     nodes = [node("Conv", ["x", "w0"], ["a"]), *nodes, node("Conv", ["s", "w1"], ["y"], pads=[1, 1, 1, 1], group=channels)]
     constants += [weights("w0", channels, 3, 1, 1), weights("w1", channels, 1, 3, 3)]
-    executor = check_native(make(nodes, ["y"], constants, image(2, 3, 5, 6)), {"x": normal(2, 3, 5, 6)}, isa)
-    assert moved(executor)[0] == "b4_channels"
-    assert moved(executor)[1:] == ["b4_copy"] * (1 + (channels % isa.lanes > 0))  # the result out of its blocks
+    calls = check_on(machine, make(nodes, ["y"], constants, image(2, 3, 5, 6)), {"x": normal(2, 3, 5, 6)})
+    assert moved(calls)[0] == "b4_channels"
+    assert moved(calls)[1:] == ["b4_copy"] * (1 + (channels % machine.lanes > 0))  # the result out of its blocks
 
 
-def test_unit_of_a_shuffle_net_stays_in_blocks(isa):
+def test_unit_of_a_shuffle_net_stays_in_blocks(machine):
     """Both halves side by side, shuffled, and cut in two again."""
     half = 29
     nodes, constants = shuffle("c", "s", (1, 2 * half, 7, 7), 2)
@@ -53,8 +53,8 @@ def test_unit_of_a_shuffle_net_stays_in_blocks(isa):
     constants += [weights("w0", half, 3, 1, 1), weights("w1", half, 3, 3, 3), weights("w2", half, half, 1, 1),
                   weights("w3", 8, 2 * half, 1, 1), ints("halves", half, half)]  # fmt: skip
     nodes[1].attribute.extend(node("Conv", [], [], pads=[1, 1, 1, 1]).attribute)
-    executor = check_native(make(nodes, ["y"], constants, image(1, 3, 7, 7)), {"x": normal(1, 3, 7, 7)}, isa)
-    assert moved(executor)[:4] == ["b4_channels"] * 4  # concatenation, shuffle, the second half, concatenation
+    calls = check_on(machine, make(nodes, ["y"], constants, image(1, 3, 7, 7)), {"x": normal(1, 3, 7, 7)})
+    assert moved(calls)[:4] == ["b4_channels"] * 4  # concatenation, shuffle, the second half, concatenation
 
 
 def test_concatenation_with_a_part_of_itself(isa):

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from graph.executor import Executor
-from tests.graph.native.test_lowering import graph_of, image, kernels, normal, weights
-from tests.graph.oracle import NATIVE, check_native, constant, in_numpy, make, node, port
+from tests.graph.native.test_lowering import graph_of, image, normal, weights
+from tests.graph.oracle import NATIVE, check_native, check_on, constant, in_numpy, kernels, make, node, port
 from tests.native.conftest import HOST_ISAS
 
 
@@ -23,7 +23,7 @@ def double(x, w, y, *bias):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_generator_from_a_vector_to_an_image(isa, threads):
+def test_generator_from_a_vector_to_an_image(machine, threads):
     """DCGAN's: every layer but the last is normalised and rectified, all of it inside of the convolutions."""
     sizes, nodes, constants, x = (20, 40, 24, 12), [], [], "x"
     for n, (c, k) in enumerate(itertools.pairwise(sizes)):
@@ -36,17 +36,17 @@ def test_generator_from_a_vector_to_an_image(isa, threads):
     nodes += [double(x, "w", "c", "b"), node("Tanh", ["c"], ["y"])]
     constants += [weights("w", sizes[-1], 3, 4, 4), constant("b", normal(3))]
     proto = make(nodes, ["y"], constants, image(2, sizes[0], 1, 1))
-    executor = check_native(proto, {"x": normal(2, sizes[0], 1, 1)}, isa, threads=threads, tolerance=1e-4)
-    names = kernels(executor)
+    calls = check_on(machine, proto, {"x": normal(2, sizes[0], 1, 1)}, threads=threads, tolerance=1e-4)
+    names = kernels(calls)
     assert sum(name.startswith(("f32_conv2d", "f32_gemm")) for name in names) == 1 + 3 * 4
     assert sum(name.startswith("f32_map") for name in names) <= 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("how", ["transposed", "linear", "nearest"])
-def test_decoder_with_skips(isa, threads, how):
+def test_decoder_with_skips(machine, threads, how):
     """U-Net's: convolutions and pools down, what is doubled beside the skip on the way up."""
-    c = 2 * isa.lanes
+    c = 2 * machine.lanes
     nodes = [
         node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4), node("Relu", ["c0"], ["s0"]),
         node("MaxPool", ["s0"], ["p0"], kernel_shape=[2, 2], strides=[2, 2]),
@@ -70,14 +70,14 @@ def test_decoder_with_skips(isa, threads, how):
         x = f"e{level}"
     nodes.append(node("Conv", [x, "last"], ["y"]))
     constants.append(weights("last", 2, c, 1, 1))
-    executor = check_native(make(nodes, ["y"], constants, image(1, 3, 16, 12)), {"x": normal(1, 3, 16, 12)}, isa, threads=threads)
+    calls = check_on(machine, make(nodes, ["y"], constants, image(1, 3, 16, 12)), {"x": normal(1, 3, 16, 12)}, threads=threads)
     stem, count = ("f32_conv2d", 2 * 4) if how == "transposed" else ("f32_resize", 2)
-    assert sum(name.startswith(stem) for name in kernels(executor)) >= count
-    assert sum(name.startswith(("b4_copy", "f32_map")) for name in kernels(executor)) <= 1  # of the last layer's two channels
+    assert sum(name.startswith(stem) for name in kernels(calls)) >= count
+    assert sum(name.startswith(("b4_copy", "f32_map")) for name in kernels(calls)) <= 1  # of the last layer's two channels
 
 
 @pytest.mark.parametrize("how", ["transposed", "resized"])
-def test_skip_that_dies_in_the_addition_is_overwritten(isa, how):
+def test_skip_that_dies_in_the_addition_is_overwritten(machine, how):
     doubled = double("p", "t", "u") if how == "transposed" else node("Resize", ["p", "", "twice"], ["u"], mode="linear")
     nodes = [
         node("Conv", ["x", "w"], ["a"]), node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]), doubled,
@@ -89,9 +89,8 @@ def test_skip_that_dies_in_the_addition_is_overwritten(isa, how):
         weights("last", 6, 20, 1, 1),
         constant("twice", (1, 1, 2, 2)),
     ]
-    executor = check_native(make(nodes, ["y"], constants, image(2, 3, 8, 6)), {"x": normal(2, 3, 8, 6)}, isa)
-    (segment,) = executor._program._segments.values()
-    merging = [call for call in segment.calls if "r0" in call.arguments]
+    calls = check_on(machine, make(nodes, ["y"], constants, image(2, 3, 8, 6)), {"x": normal(2, 3, 8, 6)})
+    merging = [call for call in calls if "r0" in call.arguments]
     assert len(merging) == (4 if how == "transposed" else 1)
     assert all(call.arguments["r0"] == call.arguments["y"] for call in merging)
 
@@ -112,12 +111,12 @@ def test_groups_that_are_no_whole_blocks(isa, group):
     check_native(proto, {"x": normal(2, 6, 4, 5), "z": normal(2, 12, 8, 10)}, isa)
 
 
-def test_each_channel_by_itself(isa):
+def test_each_channel_by_itself(machine):
     nodes = [node("Conv", ["x", "w0"], ["a"]), double("a", "w", "c", "b"), node("Relu", ["c"], ["y"])]
     nodes[1].attribute.add(name="group", i=20, type=2)
     constants = [weights("w0", 20, 3, 1, 1), weights("w", 20, 1, 4, 4), constant("b", normal(20))]
-    executor = check_native(make(nodes, ["y"], constants, image(1, 3, 5, 6)), {"x": normal(1, 3, 5, 6)}, isa)
-    assert sum(name.startswith("f32_dwconv2d") for name in kernels(executor)) == 4
+    calls = check_on(machine, make(nodes, ["y"], constants, image(1, 3, 5, 6)), {"x": normal(1, 3, 5, 6)})
+    assert sum(name.startswith("f32_dwconv2d") for name in kernels(calls)) == 4
 
 
 @pytest.mark.parametrize("group", [1, 2])

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from graph.choice import Choice
 from graph.executor import Executor
+from graph.native.engine import Native
 from kernels.errors import UnsupportedError
-from tests.graph.native.test_lowering import graph_of, image, kernels, normal, weights
-from tests.graph.oracle import NATIVE, check_native, constant, in_numpy, ints, make, node, port
+from tests.graph.native.test_lowering import graph_of, image, normal, weights
+from tests.graph.oracle import NATIVE, check_native, check_on, constant, in_numpy, ints, kernels, make, node, port
+from tests.machines import MACHINES
 from tests.native.conftest import HOST_ISAS
 
 COORDINATES = (
@@ -65,7 +67,7 @@ def test_older_forms(isa, mode):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_pyramid_of_features_adds_in_the_resize(isa, threads):
+def test_pyramid_of_features_adds_in_the_resize(machine, threads):
     """Three levels, each resized to the one above and added to what a 1×1 convolution makes of that."""
     nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     nodes = [
@@ -83,21 +85,21 @@ def test_pyramid_of_features_adds_in_the_resize(isa, threads):
         weights("l1", 18, 20, 1, 1), weights("l2", 18, 24, 1, 1), weights("o0", 18, 18, 3, 3), constant("s2", (1, 1, 2, 2)),
     ]  # fmt: skip
     proto = make(nodes, ["y"], constants, image(1, 3, 32, 48))
-    executor = check_native(proto, {"x": normal(1, 3, 32, 48)}, isa, threads=threads)
-    assert sum(name.startswith("f32_resize") for name in kernels(executor)) == 2
-    assert not any(name.startswith("f32_map") for name in kernels(executor))
+    calls = check_on(machine, proto, {"x": normal(1, 3, 32, 48)}, threads=threads)
+    assert sum(name.startswith("f32_resize") for name in kernels(calls)) == 2
+    assert not any(name.startswith("f32_map") for name in kernels(calls))
 
 
-def test_resize_writes_straight_into_a_concat(isa):
-    c = isa.lanes
+def test_resize_writes_straight_into_a_concat(machine):
+    c = machine.lanes
     nodes = [
         node("Conv", ["x", "w0"], ["a"]), node("MaxPool", ["a"], ["b"], kernel_shape=[2, 2], strides=[2, 2]),
         node("Resize", ["b", "", "s"], ["d"], mode="linear"), node("Concat", ["d", "a"], ["e"], axis=1),
         node("Conv", ["e", "w1"], ["f"]), node("GlobalMaxPool", ["f"], ["y"]),
     ]  # fmt: skip
     constants = [weights("w0", 2 * c, 3, 1, 1), weights("w1", c, 4 * c, 1, 1), constant("s", (1, 1, 2, 2))]
-    executor = check_native(make(nodes, ["y"], constants, image(1, 3, 8, 8)), {"x": normal(1, 3, 8, 8)}, isa)
-    assert sum("copy" in name or "map" in name for name in kernels(executor)) <= 1  # the skip, which the pool reads too
+    calls = check_on(machine, make(nodes, ["y"], constants, image(1, 3, 8, 8)), {"x": normal(1, 3, 8, 8)})
+    assert sum("copy" in name or "map" in name for name in kernels(calls)) <= 1  # the skip, which the pool reads too
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,9 @@ def test_every_candidate_gives_the_same_result():
     graph, specs = graph_of(proto, feeds)
     wanted, (resized,) = in_numpy(proto, feeds)["y"], graph.nodes
     choices = NATIVE.candidates(resized, graph, specs, 2)
-    assert {choice.algorithm for choice in choices} == {"direct", "separable"}
+    for machine in MACHINES:
+        offered = Native(machine, cache=None).candidates(resized, graph, specs, 2)
+        assert {choice.algorithm for choice in offered} == {"direct", "separable"}
     for choice in (*choices, Choice("native", "direct"), Choice("native", "separable")):
         executor = Executor(graph, specs, {"r": choice}, threads=2, native=NATIVE)
         np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import IndexRangeError
-from tests.graph.oracle import assert_agrees, constant, ints, make, node, poison, port
+from tests.graph.oracle import assert_agrees, check_on, constant, ints, kernels, make, node, poison, port
 from tests.native.conftest import HOST_ISAS
 
 INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
@@ -43,30 +43,26 @@ def model(nodes, outputs: dict, constants, feeds: dict, opset: int = 21):
     return make(nodes, {name: code(dtype) for name, dtype in outputs.items()}, constants, ports, opset)
 
 
-def agrees(proto, feeds: dict, isa) -> Executor:
-    """Run on one thread and on two over poisoned memory; no node may be refused, all results must be numpy's."""
+def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
+    """Run on one thread and on several over poisoned memory; no node may be refused, all results must be numpy's."""
     graph = read(proto).graph
     specs = bind(graph, {name: array.shape for name, array in feeds.items()})
     wanted = Executor(graph, propagate(graph, specs)).run(feeds)
     ready, native = optimise(graph, specs), Native(isa, cache=None)
     assert native.refusals(ready.graph, ready.specs) == {}
-    for threads in (1, 2):
-        executor = Executor(ready.graph, ready.specs, threads=threads, native=native)
+    for used in (1, threads):
+        executor = Executor(ready.graph, ready.specs, threads=used, native=native)
         for _ in range(2):
             poison(executor)
             assert_agrees(executor.run(feeds), wanted)
     return executor
 
 
-def natively(proto, feeds: dict, isa) -> Executor:
+def natively(proto, feeds: dict, isa, threads: int = 2) -> Executor:
     """As above, and nothing stays in numpy."""
-    executor = agrees(proto, feeds, isa)
+    executor = agrees(proto, feeds, isa, threads)
     assert {step.algorithm.partition("/")[0] for step in executor.steps} <= {"native", "view"}
     return executor
-
-
-def kernels(executor: Executor) -> list[str]:
-    return [call.kernel.name.partition("__")[0] for segment in executor._program._segments.values() for call in segment.calls]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
@@ -137,14 +133,14 @@ def test_doubles_compute_and_are_cast(isa):
 
 
 @pytest.mark.parametrize("index", [np.int64, np.int32], ids=lambda dtype: np.dtype(dtype).name)
-def test_embedding_and_what_is_fused_behind_it(isa, index):
+def test_embedding_and_what_is_fused_behind_it(machine, index):
     rng = np.random.default_rng(0)
     feeds = {"ids": rng.integers(-50, 50, (2, 7)).astype(index)}
     nodes = [node("Gather", ["table", "ids"], ["e"]), node("Add", ["e", "position"], ["a"]), node("Mul", ["a", "half"], ["y"])]
     constants = [constant("table", rng.standard_normal((50, 24))), constant("position", rng.standard_normal((7, 24))),
                  constant("half", 0.5)]  # fmt: skip
-    executor = natively(model(nodes, {"y": np.float32}, constants, feeds), feeds, isa)
-    assert [name.split("_")[1] for name in kernels(executor)] == ["gather", "map2"]
+    calls = check_on(machine, model(nodes, {"y": np.float32}, constants, feeds), feeds, check=natively)
+    assert [name.split("_")[1] for name in kernels(calls)] == ["gather", "map2"]
 
 
 def test_index_outside_is_the_error_that_numpy_raises(isa):
@@ -238,17 +234,17 @@ def test_blocks_of_pixels_go_among_channels_and_back(isa, mode, dtype):
     natively(model(nodes, {"y0": dtype, "y1": dtype, "d": dtype}, [], feeds), feeds, isa)
 
 
-def test_padding_of_an_image_in_blocks_stays_in_them(isa):
+def test_padding_of_an_image_in_blocks_stays_in_them(machine):
     rng = np.random.default_rng(0)
     feeds = {"x": rng.standard_normal((1, 3, 6, 5)).astype(np.float32)}
-    channels = 2 * isa.lanes + 3
+    channels = 2 * machine.lanes + 3
     nodes = [node("Conv", ["x", "w0"], ["a"]), node("Pad", ["a", "pads"], ["b"], mode="reflect"),
              node("Conv", ["b", "w1"], ["c"]), node("Greater", ["c", "zero"], ["y"])]  # fmt: skip
     constants = [constant("w0", rng.standard_normal((channels, 3, 1, 1))),
                  constant("w1", rng.standard_normal((4, channels, 3, 3)) / 9),
                  ints("pads", 0, 0, 1, 2, 0, 0, 2, 1), constant("zero", 0)]  # fmt: skip
-    executor = natively(model(nodes, {"y": np.bool_, "c": np.float32}, constants, feeds), feeds, isa)
-    copies = [name for name in kernels(executor) if name == "b4_copy"]
+    calls = check_on(machine, model(nodes, {"y": np.bool_, "c": np.float32}, constants, feeds), feeds, check=natively)
+    copies = [name for name in kernels(calls) if name == "b4_copy"]
     assert len(copies) == 9 + 1  # what is around the image and itself; the result out of its blocks
 
 
