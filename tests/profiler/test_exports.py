@@ -11,7 +11,7 @@ from profiler.exports import chrome_trace, op_rows, sweep_rows, to_csv
 from profiler.reporting import static_report
 from profiler.sweep import sweep
 from tests.profiler.models import small_convnet
-from tests.profiler.test_reporting import traced
+from tests.profiler.traced import traced
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.graph.native.nets import draw_anew
 from tests.native.conftest import HOST_ISAS
 
 
@@ -9,3 +10,9 @@ from tests.native.conftest import HOST_ISAS
 def isa(request):
     """Every instruction set of distinct vector width that this machine runs."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def own_draws() -> None:
+    """Every test draws the same numbers, whichever ran before it."""
+    draw_anew()

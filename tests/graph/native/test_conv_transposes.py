@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from graph.executor import Executor
-from tests.graph.native.test_lowering import graph_of, image, kernels, normal, weights
+from tests.graph.native.nets import graph_of, image, kernels, normal, weights
 from tests.graph.oracle import NATIVE, check_native, constant, in_numpy, make, node, port
 from tests.native.conftest import HOST_ISAS
 

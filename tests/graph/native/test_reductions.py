@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.graph.native.test_lowering import image, kernels, normal, weights
+from tests.graph.native.nets import image, kernels, normal, weights
 from tests.graph.oracle import check_native, constant, in_numpy, ints, make, node
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graph.choice import Choice
 from graph.executor import Executor
 from kernels.errors import UnsupportedError
-from tests.graph.native.test_lowering import graph_of, image, kernels, normal, weights
+from tests.graph.native.nets import graph_of, image, kernels, normal, weights
 from tests.graph.oracle import NATIVE, check_native, constant, in_numpy, ints, make, node, port
 from tests.native.conftest import HOST_ISAS
 
