@@ -18,8 +18,8 @@ import pytest
 import uvicorn
 
 from app.connection import ConnectionLimits, bounded
+from bench.waiting import until
 from tests.app.servers import Server, running, write_models
-from tests.waiting import until
 
 MIB = 2**20
 LIMITS = {

@@ -17,23 +17,12 @@ from app.auth import COOKIE, DirectRoute, Scope, declared
 from app.main import create_app
 from app.middleware import PUBLIC
 from app.settings import DEMO_MODELS, Settings
+from bench.local import serving
+from bench.waiting import until
 from scheduler.store import Store, StoredKey
-from tests.app.conftest import serving
+from tests.app.demo import SEVEN
+from tests.app.keys import bearer, make_key
 from tests.processes import edgewise
-from tests.waiting import until
-
-SEVEN = (Path(__file__).parents[2] / "app" / "demo" / "images" / "7.json").read_bytes()
-
-
-def make_key(db: str, *scopes: str, expires_us: int | None = None, rate_per_s: float | None = None) -> str:
-    text, prefix, digest = auth.new_key()
-    with Store(db) as store:
-        store.keys.add(prefix, "test", digest, scopes, expires_us, rate_per_s)
-    return text
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 @pytest.fixture

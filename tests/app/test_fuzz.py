@@ -17,8 +17,8 @@ from schemathesis.core.result import Ok
 
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conftest import serving
-from tests.app.faults import INFER, binary, post, tensor
+from bench.local import serving
+from docs.faults import INFER, binary, post, tensor
 from tests.app.servers import write_models
 
 QUIET = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

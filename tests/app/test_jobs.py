@@ -13,13 +13,14 @@ import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
+from bench.jobs import add, wait_for
+from bench.local import serving
+from bench.waiting import until
 from scheduler import jobs
 from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store
-from tests.app.conftest import serving
 from tests.scheduler.samples import DEVICE, report, run_op
-from tests.waiting import until
 
 WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
 
@@ -52,21 +53,6 @@ def client(db: str) -> Iterator[httpx.Client]:
         store.devices.save(DEVICE)
     with serving(Settings(models=DEMO_MODELS, db=db, job_lease_s=1, max_listeners=2), kinds=COUNTING) as found:
         yield found
-
-
-def wait_for(client: httpx.Client, number: int, *states: str) -> dict:
-    for _ in range(2400):
-        job: dict = client.get(f"/v1/jobs/{number}").json()
-        if job["state"] in (states or ("done", "failed", "cancelled")):
-            return job
-        time.sleep(0.05)
-    raise AssertionError(job)
-
-
-def add(client: httpx.Client, **asked: object) -> dict:
-    reply = client.post("/v1/jobs", json=asked)
-    assert reply.status_code == 200, reply.text
-    return reply.json()
 
 
 def test_a_profile_and_a_trace_are_run_and_stored(client: httpx.Client) -> None:

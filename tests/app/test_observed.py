@@ -13,6 +13,7 @@ from app.engine import Engine, Outcome
 from app.observed import Observed
 from app.repository import Served
 from app.settings import DEMO_MODELS, Settings
+from bench.waiting import until
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
 from scheduler.drift import SUSTAINED, WINDOW
@@ -20,7 +21,6 @@ from scheduler.local import local_device
 from scheduler.planner import make_plan
 from scheduler.session import Session
 from scheduler.store import Here, Store
-from tests.waiting import until
 
 FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.app.test_cli import MODEL
+from tests.app.demo import MODEL
 from tests.processes import edgewise
 
 

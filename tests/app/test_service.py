@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
-
-IMAGES = Path(__file__).parents[2] / "app" / "demo" / "images"
-SEVEN = (IMAGES / "7.json").read_bytes()
+from bench.local import serving
+from tests.app.demo import IMAGES, SEVEN
 
 
 def infer(client: httpx.Client, body: bytes | dict, path: str = "/v2/models/digits/infer", **headers: str) -> httpx.Response:

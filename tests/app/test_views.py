@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
-from tests.app.test_auth import bearer, make_key
+from bench.local import serving
+from tests.app.keys import bearer, make_key
 
 PAGES = [
     "/plans",
