@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
-from tests.app.servers import text_model
+from profiler.device import DeviceProfile
+from scheduler.local import local_device
+from scheduler.store import Store
+from tests.app.servers import serving_demo, text_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,4 +36,20 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with serving(
         Settings(models=folder, db=f"sqlite:///{database}", max_body_bytes=1 << 20, max_tensor_elements=1 << 18)
     ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
+    """This machine, measured once for all tests that plan."""
+    folder = tmp_path_factory.mktemp("machine")
+    with pytest.MonkeyPatch.context() as patch, Store(f"sqlite:///{folder / 'db.sqlite'}") as store:
+        patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")  # other measurements are not waited for
+        return local_device(store, 0.3)
+
+
+@pytest.fixture
+def own_client(tmp_path: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
+    """The demo in a service of its own, for a test that stores something. `client` is for tests that only read."""
+    with serving_demo(tmp_path, machine) as found:
         yield found

@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 from onnx import TensorProto, helper
 
-from app.settings import DEMO_MODELS
-from bench.local import free_port
+from app.settings import DEMO_MODELS, Settings
+from bench.local import free_port, serving
+from profiler.device import DeviceProfile
+from scheduler.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +80,16 @@ def write_models(folder: Path) -> Path:
         (folder / "versioned" / version).mkdir(parents=True)
         (folder / "versioned" / version / "model.onnx").write_bytes(identity_model(TensorProto.FLOAT))
     return folder
+
+
+@contextlib.contextmanager
+def serving_demo(folder: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
+    """The demo in this process, with a database in the folder that knows the machine."""
+    db = f"sqlite:///{folder / 'demo.sqlite'}"
+    with Store(db) as store:
+        store.devices.save(machine)
+    with serving(Settings(models=DEMO_MODELS, db=db)) as found:
+        yield found
 
 
 @dataclass
