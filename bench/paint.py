@@ -19,11 +19,9 @@ from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
 from rich.table import Table
 
-from tests.browser.conftest import CHROMIUM
-from tests.browser.models import mobilenet_v2
-from tests.browser.site import site
-from tests.browser.test_pages import PAGES
-from tests.browser.watching import settled
+from bench.dashboard.models import mobilenet_v2
+from bench.dashboard.pages import CHROMIUM, PAGES, settled
+from bench.dashboard.site import site
 
 LIMIT_MS = 1000.0
 ROUNDS = 5

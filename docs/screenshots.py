@@ -9,11 +9,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.browser.conftest import CHROMIUM
-from tests.browser.models import mobilenet_v2
-from tests.browser.site import site
-from tests.browser.test_pages import PAGES
-from tests.browser.watching import settled
+from bench.dashboard.models import mobilenet_v2
+from bench.dashboard.pages import CHROMIUM, PAGES, settled
+from bench.dashboard.site import site
 
 FOLDER = Path(__file__).parent / "screenshots"
 WIDTH, HEIGHT = 1280, 860

@@ -1,22 +1,18 @@
 """A real server on a real socket, serving the demo, a model of strings and a broken file."""
 
-import contextlib
 import os
-import signal
-import socket
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from onnx import TensorProto, helper
 
-from app.main import create_app
-from app.server import Server, configure
 from app.settings import DEMO_MODELS, Settings
-from scheduler.jobs import KINDS, Kind
-from tests.waiting import until
+from bench.local import serving
+from profiler.device import DeviceProfile
+from scheduler.local import local_device
+from scheduler.store import Store
+from tests.app.servers import serving_demo, text_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,52 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; set EDGEWISE_SLOW to run it"))
-
-
-def text_model() -> bytes:
-    """Strings through Identity, two inputs of other types, one output each."""
-    value = helper.make_tensor_value_info
-    kinds = {"text": TensorProto.STRING, "half": TensorProto.FLOAT16, "flag": TensorProto.BOOL}
-    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
-    inputs = [value(name, kind, ["n"]) for name, kind in kinds.items()]
-    outputs = [value(f"{name}_out", kind, ["n"]) for name, kind in kinds.items()]
-    graph = helper.make_graph(nodes, "echo", inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-def answers(client: httpx.Client, path: str) -> bool:
-    """Whether it is 200; a service that does not listen yet does not."""
-    try:
-        return client.get(path).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-@contextlib.contextmanager
-def serving(
-    settings: Settings, app: FastAPI | None = None, *, kinds: Mapping[str, Kind] = KINDS, port: int = 0, wait: bool = True
-) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port, or on the one given, in a thread until the block ends. wait: until it is ready, else live."""
-    port = port or free_port()
-    served = app or create_app(settings, kinds=kinds)
-    config = configure(served, settings.model_copy(update={"port": port, "host": "127.0.0.1"}))
-    server = Server(config, served.state.service)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            until(lambda: answers(client, f"/v2/health/{'ready' if wait else 'live'}"))
-            yield client
-    finally:
-        server.handle_exit(signal.SIGINT, None)
-        thread.join()
 
 
 @pytest.fixture(scope="session")
@@ -86,4 +36,20 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with serving(
         Settings(models=folder, db=f"sqlite:///{database}", max_body_bytes=1 << 20, max_tensor_elements=1 << 18)
     ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
+    """This machine, measured once for all tests that plan."""
+    folder = tmp_path_factory.mktemp("machine")
+    with pytest.MonkeyPatch.context() as patch, Store(f"sqlite:///{folder / 'db.sqlite'}") as store:
+        patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")  # other measurements are not waited for
+        return local_device(store, 0.3)
+
+
+@pytest.fixture
+def own_client(tmp_path: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
+    """The demo in a service of its own, for a test that stores something. `client` is for tests that only read."""
+    with serving_demo(tmp_path, machine) as found:
         yield found

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,10 @@ from pathlib import Path
 import httpx
 from onnx import TensorProto, helper
 
-from app.settings import DEMO_MODELS
+from app.settings import DEMO_MODELS, Settings
+from bench.local import free_port, serving
+from profiler.device import DeviceProfile
+from scheduler.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +47,17 @@ def identity_model(kind: int, dims: tuple[int | str, ...] = ("n", "m")) -> bytes
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
+def text_model() -> bytes:
+    """Strings through Identity, two inputs of other types, one output each."""
+    value = helper.make_tensor_value_info
+    kinds = {"text": TensorProto.STRING, "half": TensorProto.FLOAT16, "flag": TensorProto.BOOL}
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
+    inputs = [value(name, kind, ["n"]) for name, kind in kinds.items()]
+    outputs = [value(f"{name}_out", kind, ["n"]) for name, kind in kinds.items()]
+    graph = helper.make_graph(nodes, "echo", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
 def slow_model(repeats: int = 400, width: int = 256) -> bytes:
     """A chain of square products with a weight that is computed, so that nothing folds."""
     value = helper.make_tensor_value_info
@@ -69,11 +82,14 @@ def write_models(folder: Path) -> Path:
     return folder
 
 
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+@contextlib.contextmanager
+def serving_demo(folder: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
+    """The demo in this process, with a database in the folder that knows the machine."""
+    db = f"sqlite:///{folder / 'demo.sqlite'}"
+    with Store(db) as store:
+        store.devices.save(machine)
+    with serving(Settings(models=DEMO_MODELS, db=db)) as found:
+        yield found
 
 
 @dataclass

@@ -21,6 +21,9 @@ from app import link
 from app.link import Link, RefusedError
 from app.settings import DEMO_MODELS, Settings
 from app.worker import DeskError
+from bench.jobs import add, wait_for
+from bench.local import answers, free_port, serving
+from bench.waiting import until
 from kernels.errors import InvalidError
 from profiler.device import DeviceProfile
 from scheduler.build import Build
@@ -28,13 +31,10 @@ from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 from scheduler.store.records import now_us
-from tests.app.conftest import answers, free_port, serving
-from tests.app.test_jobs import add, wait_for
 from tests.processes import edgewise, start
 from tests.profiler.devices import device
 from tests.scheduler.conftest import postgres_server, postgres_url  # noqa: F401  fixtures
 from tests.scheduler.samples import measurement
-from tests.waiting import until
 
 COUNT = 30
 ANYWHERE = Here("feedfeed", Build("any", {}))

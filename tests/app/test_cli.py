@@ -10,12 +10,11 @@ import pytest
 
 from edgewise import __version__
 from scheduler.store import Store
+from tests.app.demo import IMAGES, MODEL
 from tests.processes import edgewise
 from tests.scheduler.samples import DEVICE, HERE, measurement
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "app" / "demo"
-MODEL = str(DEMO / "models" / "digits.onnx")
 
 
 def test_it_is_a_module_that_runs() -> None:
@@ -44,7 +43,7 @@ def test_sweep_over_a_dimension() -> None:
 
 def test_run_on_an_image(tmp_path: Path) -> None:
     saved = tmp_path / "out.npz"
-    done = edgewise("run", MODEL, "--input", str(DEMO / "images" / "7.json"), "--save", str(saved), "--json", "--runs", "2")
+    done = edgewise("run", MODEL, "--input", str(IMAGES / "7.json"), "--save", str(saved), "--json", "--runs", "2")
     assert json.loads(done.stdout)["outputs"]["digit"]["first"] == [7]
     assert np.load(saved)["digit"].tolist() == [7]
 

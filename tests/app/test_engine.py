@@ -18,11 +18,11 @@ from app.engine.runner import Computed, Runner
 from app.errors import RequestError
 from app.repository import Served
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
+from bench.local import serving
+from tests.app.demo import SEVEN
 from tests.app.engine.models import served
 from tests.app.servers import identity_model
 
-SEVEN = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
 FEEDS = {"x": np.zeros((3, 2), np.float32)}
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.app.faults import FAULTS, Fault
+from docs.faults import FAULTS, Fault
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -13,14 +14,17 @@ import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
-from scheduler import jobs
+from bench.jobs import add, wait_for
+from bench.local import serving
+from bench.waiting import until
+from profiler.device import DeviceProfile
 from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store
-from tests.app.conftest import serving
-from tests.scheduler.samples import DEVICE, report, run_op
-from tests.waiting import until
+from tests.profiler.devices import device, hardware
+from tests.scheduler.samples import report, run_op
 
+NUMBERS = itertools.count()
 WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
 
 
@@ -47,26 +51,20 @@ def db(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def client(db: str) -> Iterator[httpx.Client]:
+def client(db: str, machine: DeviceProfile) -> Iterator[httpx.Client]:
     with Store(db) as store:
-        store.devices.save(DEVICE)
+        store.devices.save(machine)
     with serving(Settings(models=DEMO_MODELS, db=db, job_lease_s=1, max_listeners=2), kinds=COUNTING) as found:
         yield found
 
 
-def wait_for(client: httpx.Client, number: int, *states: str) -> dict:
-    for _ in range(2400):
-        job: dict = client.get(f"/v1/jobs/{number}").json()
-        if job["state"] in (states or ("done", "failed", "cancelled")):
-            return job
-        time.sleep(0.05)
-    raise AssertionError(job)
-
-
-def add(client: httpx.Client, **asked: object) -> dict:
-    reply = client.post("/v1/jobs", json=asked)
-    assert reply.status_code == 200, reply.text
-    return reply.json()
+@pytest.fixture
+def far(db: str, client: httpx.Client) -> DeviceProfile:
+    """Another machine that the service knows; only one test adds and takes jobs of it."""
+    made = device(hardware=hardware(model=f"Far {next(NUMBERS)}"))
+    with Store(db) as store:
+        store.devices.save(made)
+    return made
 
 
 def test_a_profile_and_a_trace_are_run_and_stored(client: httpx.Client) -> None:
@@ -82,7 +80,6 @@ def test_a_profile_and_a_trace_are_run_and_stored(client: httpx.Client) -> None:
     assert (stored["kind"], stored["profile"]["setup"]["runs"]) == ("trace", 5)
 
 
-@pytest.mark.skipif(not (Path(jobs.__file__).parent / "tuner.py").exists(), reason="this tree has no tuner yet")
 def test_tuning_leaves_a_plan(client: httpx.Client) -> None:
     asked = {"budget_s": 10, "dims": {"batch": 1}, "threads": 1}
     done = wait_for(client, add(client, kind="tune", model="digits", request=asked)["id"])
@@ -163,16 +160,19 @@ def test_listeners_are_bounded_and_those_who_leave_make_room(client: httpx.Clien
     wait_for(client, number)
 
 
-def test_a_job_of_another_device_waits_for_its_worker(client: httpx.Client) -> None:
-    number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
-    mine = {"device": DEVICE.fingerprint, "owner": "far away"}
+def test_a_job_of_another_device_waits_for_its_worker(client: httpx.Client, far: DeviceProfile) -> None:
+    number = add(client, **WORK, device=far.fingerprint)["id"]
+    mine = {"device": far.fingerprint, "owner": "far away"}
     claim = client.post("/v1/jobs/claim", json=mine).json()
     assert (claim["job"]["id"], claim["job"]["state"], claim["lease_s"]) == (number, "running", 1)
     assert client.post("/v1/jobs/claim", json={**mine, "wait_s": 0.4}).json()["job"] is None
     lease = claim["lease"]
     assert client.post(f"/v1/jobs/{number}/beat", json={"lease": lease, "progress": {"at": 1}}).json() == {"cancel": False}
     assert client.post(f"/v1/jobs/{number}/beat", json={"lease": "0" * 32}).status_code == 409
-    run = {"engine_build": "b", "report": json.loads(report(wall_p50_ns=5.0, model=claim["job"]["model_digest"]).to_json())}
+    run = {
+        "engine_build": "b",
+        "report": json.loads(report(wall_p50_ns=5.0, model=claim["job"]["model_digest"], device=far.fingerprint).to_json()),
+    }
     end = {"lease": lease, "state": "done", "outcome": {"summary": {"x": 1}, "run": run}}
     done = client.post(f"/v1/jobs/{number}/end", json=end).json()
     assert client.post(f"/v1/jobs/{number}/end", json=end).json() == done
@@ -181,10 +181,10 @@ def test_a_job_of_another_device_waits_for_its_worker(client: httpx.Client) -> N
     assert [item["id"] for item in profiles if item["kind"] == "trace"].count(done["result"]["profile_id"]) == 1
 
 
-def test_a_claim_waits_for_a_job_to_come(client: httpx.Client) -> None:
-    later = threading.Timer(0.3, lambda: add(client, kind="probe", device=DEVICE.fingerprint))
+def test_a_claim_waits_for_a_job_to_come(client: httpx.Client, far: DeviceProfile) -> None:
+    later = threading.Timer(0.3, lambda: add(client, kind="probe", device=far.fingerprint))
     later.start()
-    claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "w", "wait_s": 20}).json()
+    claim = client.post("/v1/jobs/claim", json={"device": far.fingerprint, "owner": "w", "wait_s": 20}).json()
     later.join()
     assert claim["job"]["kind"] == "probe"
     refused = {"lease": claim["lease"], "state": "done", "outcome": {"plan": "{}"}}
@@ -228,13 +228,17 @@ def test_jobs_that_make_no_sense_are_refused(client: httpx.Client, asked: dict, 
     ],
     ids=str,
 )
-def test_runs_that_break_a_rule_are_not_stored(client: httpx.Client, where: tuple[str | int, ...], value: object) -> None:
-    number = add(client, **WORK, device=DEVICE.fingerprint)["id"]
-    claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
-    while claim["job"]["id"] != number:  # what other tests left
-        claim = client.post("/v1/jobs/claim", json={"device": DEVICE.fingerprint, "owner": "liar"}).json()
+def test_runs_that_break_a_rule_are_not_stored(
+    client: httpx.Client, far: DeviceProfile, where: tuple[str | int, ...], value: object
+) -> None:
+    number = add(client, **WORK, device=far.fingerprint)["id"]
+    claim = client.post("/v1/jobs/claim", json={"device": far.fingerprint, "owner": "liar"}).json()
+    assert claim["job"]["id"] == number
     ops, digest = [run_op(p50_ns=1.0)], claim["job"]["model_digest"]
-    found = {"engine_build": "b", "report": json.loads(report(ops, wall_p50_ns=5.0, model=digest).to_json())}
+    found = {
+        "engine_build": "b",
+        "report": json.loads(report(ops, wall_p50_ns=5.0, model=digest, device=far.fingerprint).to_json()),
+    }
     place: Any = found
     for key in where[:-1]:
         place = place[key]

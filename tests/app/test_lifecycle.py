@@ -25,14 +25,13 @@ from app.main import create_app
 from app.memory import release
 from app.repository import Repository, State
 from app.settings import DEMO_MODELS, Settings
+from bench.local import free_port, serving
+from bench.waiting import until
 from scheduler.errors import StoreUnreachableError
 from scheduler.store import AuditEntry, Store
 from scheduler.store.database import Database
-from tests.app.conftest import serving
-from tests.app.servers import free_port, identity_model, running, slow_model, start, write_models
-from tests.waiting import until
-
-SEVEN = (Path(__file__).parents[2] / "app" / "demo" / "images" / "7.json").read_bytes()
+from tests.app.demo import SEVEN
+from tests.app.servers import identity_model, running, slow_model, start, write_models
 
 
 def seven(client: httpx.Client) -> int:

@@ -20,11 +20,11 @@ from app.settings import DEMO_MODELS, Settings
 from app.statistics import ModelStatistics, Timed
 from app.telemetry import Telemetry, over_http
 from app.work import WorkCounts, count
+from bench.local import serving
+from bench.waiting import until
 from scheduler.session import Session
-from tests.app.conftest import serving
-from tests.waiting import until
+from tests.app.demo import SEVEN
 
-SEVEN = (Path(__file__).parents[2] / "app" / "demo" / "images" / "7.json").read_bytes()
 INFER = "/v2/models/digits/infer"
 
 

@@ -13,22 +13,15 @@ from app.engine import Engine, Outcome
 from app.observed import Observed
 from app.repository import Served
 from app.settings import DEMO_MODELS, Settings
+from bench.waiting import until
 from profiler.device import DeviceProfile
 from scheduler.build import current_build
 from scheduler.drift import SUSTAINED, WINDOW
-from scheduler.local import local_device
 from scheduler.planner import make_plan
 from scheduler.session import Session
 from scheduler.store import Here, Store
-from tests.waiting import until
 
 FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    with Store(f"sqlite:///{tmp_path_factory.mktemp('machine') / 'db.sqlite'}") as store:
-        return local_device(store, 0.3)
 
 
 def infer(observed: Observed, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
@@ -89,5 +82,5 @@ def test_a_run_that_was_shared_says_nothing_of_its_plan(machine: DeviceProfile) 
     assert observed.served() == ()
 
 
-def test_a_service_says_how_plans_serve(client: httpx.Client) -> None:
-    assert client.get("/v1/plans/served").json() == []
+def test_a_service_says_how_plans_serve(own_client: httpx.Client) -> None:
+    assert own_client.get("/v1/plans/served").json() == []

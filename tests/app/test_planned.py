@@ -16,21 +16,14 @@ from app.main import create_app
 from app.planned import Terms
 from app.settings import DEMO_MODELS, Settings
 from app.state import Service
+from bench.local import serving
 from profiler.device import DeviceProfile
-from scheduler.local import local_device
 from scheduler.plan import Constraints, Plan, State
 from scheduler.store import Store
-from tests.app.conftest import serving
 from tests.scheduler.samples import plan as sample
 
 ONE = {"model": "digits", "dims": {"batch": 1}}
 WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    with Store(f"sqlite:///{tmp_path_factory.mktemp('machine') / 'db.sqlite'}") as store:
-        return local_device(store, 0.3)
 
 
 @pytest.fixture

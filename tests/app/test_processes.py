@@ -18,12 +18,11 @@ from app.engine.link import Link
 from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
 from app.state import Service
+from bench.local import serving
+from bench.waiting import until
 from scheduler.local import local_device
-from tests.app.conftest import serving
+from tests.app.demo import SEVEN
 from tests.app.engine import models
-from tests.waiting import until
-
-SEVEN = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
 
 
 @dataclass

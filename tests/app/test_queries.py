@@ -8,9 +8,9 @@ import io
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
+from bench.local import serving
 from profiler.report import Timeline, Value
 from scheduler.store import Store
-from tests.app.conftest import serving
 from tests.scheduler.samples import DEVICE, MODEL, plan, report, run_op
 
 STEM = run_op(

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
-
-IMAGES = Path(__file__).parents[2] / "app" / "demo" / "images"
-SEVEN = (IMAGES / "7.json").read_bytes()
+from bench.local import serving
+from tests.app.demo import IMAGES, SEVEN
 
 
 def infer(client: httpx.Client, body: bytes | dict, path: str = "/v2/models/digits/infer", **headers: str) -> httpx.Response:
@@ -151,14 +149,14 @@ def test_foreign_hosts_and_sites_are_refused(client: httpx.Client) -> None:
     assert infer(client, SEVEN, **{"Sec-Fetch-Site": "cross-site"}).status_code == 403
 
 
-def test_profile_of_a_served_model(client: httpx.Client) -> None:
-    reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 2}}).json()
-    single = client.post("/v1/profiles", json={"model": "digits", "shapes": {"image": [1, 1, 8, 8]}}).json()
+def test_profile_of_a_served_model(own_client: httpx.Client) -> None:
+    reply = own_client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 2}}).json()
+    single = own_client.post("/v1/profiles", json={"model": "digits", "shapes": {"image": [1, 1, 8, 8]}}).json()
     assert reply["profile"]["totals"]["macs"] == reply["macs"] == 2 * single["macs"] > 0
-    refused = client.post("/v1/profiles", json={"model": "digits", "dims": {"batches": 2}})
+    refused = own_client.post("/v1/profiles", json={"model": "digits", "dims": {"batches": 2}})
     assert refused.status_code == 400
     assert "'batches' does not exist" in refused.json()["error"]
-    assert client.post("/v1/profiles", json={"model": "digits", "extra": 1}).status_code == 400
+    assert own_client.post("/v1/profiles", json={"model": "digits", "extra": 1}).status_code == 400
 
 
 def test_models_listing_tells_states(client: httpx.Client) -> None:
@@ -177,38 +175,38 @@ def test_openapi_is_served(client: httpx.Client) -> None:
     assert "/v1/profiles" in client.get("/openapi.json").json()["paths"]
 
 
-def test_devices_plans_and_strategies(client: httpx.Client) -> None:
+def test_devices_plans_and_strategies(own_client: httpx.Client) -> None:
     asked = {"model": "digits", "dims": {"batch": 1}, "max_threads": 1}
-    made = client.post("/v1/plans", json=asked, timeout=120).json()
+    made = own_client.post("/v1/plans", json=asked, timeout=120).json()
     assert made["plan"]["state"]["status"] == "current"
     assert made["plan"]["threads"] == 1
-    assert client.get(f"/v1/plans/{made['id']}").json() == made
-    explained = client.get(f"/v1/plans/{made['id']}/explain").json()
+    assert own_client.get(f"/v1/plans/{made['id']}").json() == made
+    explained = own_client.get(f"/v1/plans/{made['id']}/explain").json()
     assert explained[0]["node"] == "scale"
     assert {"chosen"} == {step["candidates"][0]["verdict"] for step in explained if step["candidates"]}
     fingerprint = made["plan"]["device_fingerprint"]
-    assert client.get("/v1/devices").json()["items"][0]["fingerprint"] == fingerprint
-    local = client.get("/v1/devices/local").json()
+    assert own_client.get("/v1/devices").json()["items"][0]["fingerprint"] == fingerprint
+    local = own_client.get("/v1/devices/local").json()
     assert local["profile"]["peaks"]
-    assert client.get("/v1/strategies", params={"device": fingerprint}).json() == {"items": [], "next": None}
-    assert made["id"] in [item["id"] for item in client.get("/v1/plans", params={"limit": 5}).json()["items"]]
-    short = client.get("/v1/plans", params={"limit": 1, "steps": False}).json()["items"][0]
+    assert own_client.get("/v1/strategies", params={"device": fingerprint}).json() == {"items": [], "next": None}
+    assert made["id"] in [item["id"] for item in own_client.get("/v1/plans", params={"limit": 5}).json()["items"]]
+    short = own_client.get("/v1/plans", params={"limit": 1, "steps": False}).json()["items"][0]
     assert (len(short["id"]), short["plan"]["steps"]) == (64, [])
 
 
-def test_an_infeasible_plan_says_what_binds(client: httpx.Client) -> None:
-    reply = client.post("/v1/plans", json={"model": "digits", "dims": {"batch": 1}, "max_memory_bytes": 10}, timeout=120)
+def test_an_infeasible_plan_says_what_binds(own_client: httpx.Client) -> None:
+    reply = own_client.post("/v1/plans", json={"model": "digits", "dims": {"batch": 1}, "max_memory_bytes": 10}, timeout=120)
     assert reply.status_code == 400
     assert "memory is" in reply.json()["error"]
 
 
-def test_profiles_are_stored_and_paged(client: httpx.Client) -> None:
-    numbers = [client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": n}}).json()["id"] for n in (1, 2, 3)]
-    first = client.get("/v1/profiles", params={"limit": 2}).json()
+def test_profiles_are_stored_and_paged(own_client: httpx.Client) -> None:
+    numbers = [own_client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": n}}).json()["id"] for n in (1, 2, 3)]
+    first = own_client.get("/v1/profiles", params={"limit": 2}).json()
     assert [item["id"] for item in first["items"]] == numbers[:0:-1]
-    second = client.get("/v1/profiles", params={"limit": 1, "cursor": first["next"]}).json()
+    second = own_client.get("/v1/profiles", params={"limit": 1, "cursor": first["next"]}).json()
     assert second["items"][0]["id"] == numbers[0]
-    assert client.get(f"/v1/profiles/{numbers[0]}").json()["profile"]["totals"]["macs"] == 452864
+    assert own_client.get(f"/v1/profiles/{numbers[0]}").json()["profile"]["totals"]["macs"] == 452864
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import tritonclient.http as sync_http
 import tritonclient.http.aio as aio_http
 from tritonclient.utils import InferenceServerException
 
+from tests.app.demo import IMAGES
 from tests.app.servers import KINDS, Server, running, write_models
 
-IMAGES = Path(__file__).parents[2] / "app" / "demo" / "images"
 Call = Callable[..., Any]
 
 VALUES: dict[str, np.ndarray] = {

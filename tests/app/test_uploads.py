@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
+from bench.local import serving
 from scheduler.store import Store
-from tests.app.conftest import serving, text_model
-from tests.app.servers import slow_model
-from tests.app.test_auth import bearer, make_key
+from tests.app.demo import SEVEN
+from tests.app.keys import bearer, make_key
+from tests.app.servers import slow_model, text_model
 
 DIGITS = (DEMO_MODELS / "digits.onnx").read_bytes()
-SEVEN = (DEMO_MODELS.parent / "images" / "7.json").read_bytes()
 MAX_BYTES = 4 << 20
 
 

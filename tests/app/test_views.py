@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
-from tests.app.test_auth import bearer, make_key
+from bench.local import serving
+from tests.app.keys import bearer, make_key
 
 PAGES = [
     "/plans",
@@ -70,12 +70,12 @@ def test_a_page_says_what_its_key_may_do(tmp_path: Path) -> None:
         assert "takes no files" in client.get("/upload", headers=bearer(keys["read"])).text
 
 
-def test_plans_by_latency_and_error(client: httpx.Client) -> None:
-    digest = client.get("/v1/models/digits").json()["digest"]
+def test_plans_by_latency_and_error(own_client: httpx.Client) -> None:
+    digest = own_client.get("/v1/models/digits").json()["digest"]
     for backend in ("auto", "numpy"):
         asked = {"model": "digits", "dims": {"batch": 1}, "max_threads": 1, "backend": backend}
-        assert client.post("/v1/plans", json=asked, timeout=120).status_code == 200
-    points = client.get("/v1/pareto", params={"model": digest}).json()
+        assert own_client.post("/v1/plans", json=asked, timeout=120).status_code == 200
+    points = own_client.get("/v1/pareto", params={"model": digest}).json()
     assert [point["error_estimate"] for point in points] == sorted(point["error_estimate"] for point in points)
     front = [point for point in points if point["efficient"]]
     assert front
@@ -87,5 +87,5 @@ def test_plans_by_latency_and_error(client: httpx.Client) -> None:
             for other in points
         )
         assert point["efficient"] != beaten
-    assert client.get("/v1/pareto", params={"model": "f" * 64}).status_code == 404
-    assert client.get("/v1/pareto").status_code == 400
+    assert own_client.get("/v1/pareto", params={"model": "f" * 64}).status_code == 404
+    assert own_client.get("/v1/pareto").status_code == 400

@@ -1,18 +1,16 @@
 """Chromium, as the system has it, and a service to look at; both for all tests of this folder."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.models import EXPORT, mobilenet_v2
-from tests.browser.site import Site, site
+from bench.dashboard.models import EXPORT, mobilenet_v2
+from bench.dashboard.pages import CHROMIUM
+from bench.dashboard.site import Site, site
 from tests.browser.watching import PATIENCE_MS, Watch
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
 EXPORTED = [pytest.param("exported", marks=pytest.mark.exports)] if FOLDER else []

@@ -8,11 +8,12 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from app.settings import DEMO_MODELS, Settings
-from tests.app.conftest import serving
-from tests.app.test_auth import make_key
-from tests.browser.models import EXPORT
-from tests.browser.site import Site
-from tests.browser.watching import Watch, settled
+from bench.dashboard.models import EXPORT
+from bench.dashboard.pages import settled
+from bench.dashboard.site import Site
+from bench.local import serving
+from tests.app.keys import make_key
+from tests.browser.watching import Watch
 from tests.processes import edgewise
 
 

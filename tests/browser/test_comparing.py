@@ -4,10 +4,11 @@ import re
 
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from tests.browser.models import EXPORT
-from tests.browser.site import SLOWDOWN, Site
-from tests.browser.test_runs import cells, say
-from tests.browser.watching import Watch, settled
+from bench.dashboard.models import EXPORT
+from bench.dashboard.pages import settled
+from bench.dashboard.site import SLOWDOWN, Site
+from tests.browser.shown import cells, say
+from tests.browser.watching import Watch
 
 
 def signed(page: Page, delta_ns: float) -> str:

@@ -8,10 +8,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from bench.dashboard.models import EXPORT, mobilenet_v2
 from bench.exports import GOLDEN
 from graph.reader import read
 from profiler.counts import profile
-from tests.browser.models import EXPORT, mobilenet_v2
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
 

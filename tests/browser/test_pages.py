@@ -2,27 +2,10 @@
 
 import pytest
 
-from tests.browser.models import EXPORT
-from tests.browser.site import Site
+from bench.dashboard.pages import PAGES
+from bench.dashboard.site import Site
 from tests.browser.watching import Watch, violations
 
-VIEWS = ("table", "graph", "roofline", "types", "memory", "timeline")
-PAGES = {
-    "overview": "/",
-    **{view: f"/models/{EXPORT}?run={{runs[0]}}&view={view}" for view in VIEWS},
-    "counted": "/models/digits?run=count",
-    "work": f"/models/{EXPORT}/work",
-    "plans": "/plans",
-    "plan": "/plans/{plan}",
-    "pareto": f"/pareto?model={EXPORT}",
-    "devices": "/devices",
-    "device": "/devices/{device}",
-    "jobs": "/jobs",
-    "job": "/jobs/{jobs[1]}",
-    "compare": "/compare?runs={runs[0]},{runs[1]}",
-    "regressions": f"/regressions?model={EXPORT}",
-    "upload": "/upload",
-}
 ALL = pytest.mark.parametrize("name", PAGES)
 
 

@@ -5,29 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
-from tests.browser.models import EXPORT
-from tests.browser.site import Site
-from tests.browser.watching import Watch, settled
+from bench.dashboard.models import EXPORT
+from bench.dashboard.pages import settled
+from bench.dashboard.site import Site
+from tests.browser.shown import cells, say
+from tests.browser.watching import Watch
 from tests.processes import edgewise
 
 
 def run_path(served: Site, number: int | str | None = None, **query: object) -> str:
     return f"/models/{EXPORT}?" + "&".join(f"{k}={v}" for k, v in {"run": number or served.runs[0], **query}.items())
-
-
-def cells(page: Page, title: str) -> list[str]:
-    """The column of that title, of the rows that are in the document."""
-    heads = page.locator(".grid").get_by_role("columnheader").all_inner_texts()
-    at = next(at for at, head in enumerate(heads) if head.strip("▲▼ \n") == title)
-    found = page.locator(f'.grid .body [role=row] [aria-colindex="{at + 1}"]').all()
-    return [cell.get_attribute("title") or cell.inner_text() for cell in found]  # a title says what is shortened
-
-
-def say(page: Page, kind: str, value: float | None) -> str:
-    """As the pages say such a figure."""
-    return str(page.evaluate("([kind, value]) => import('/static/js/format.js').then((all) => all[kind](value))", [kind, value]))
 
 
 def test_figures_of_the_page_are_the_apis_and_the_command_lines(watch: Watch, served: Site, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from playwright.sync_api import ConsoleMessage, Page, Request
 
+from bench.dashboard.pages import settled
+
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 PATIENCE_MS = 60_000
 
@@ -37,11 +39,6 @@ class Watch:
         self.page.goto(path)
         settled(self.page)
         return self.page
-
-
-def settled(page: Page) -> None:
-    """Nothing is being read any more."""
-    page.wait_for_function("() => !document.querySelector('.skeleton, [aria-busy=true]')")
 
 
 def violations(page: Page) -> list[str]:

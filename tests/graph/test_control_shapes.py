@@ -9,7 +9,7 @@ from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
 from tests.graph.interpreter import interpret
-from tests.graph.test_reader import model
+from tests.graph.protos import model
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 node = helper.make_node

@@ -15,7 +15,7 @@ from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import EdgewiseError, ShapeError
-from tests.graph.test_reader import model, relu
+from tests.graph.protos import model, relu
 
 
 def pool(**attrs: object) -> onnx.NodeProto:

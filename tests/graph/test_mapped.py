@@ -223,9 +223,26 @@ def test_any_file_reads_as_its_bytes_do(tmp_path_factory: pytest.TempPathFactory
     assert _outcome(path) == _outcome(bytes(data))
 
 
+SMALL = matrix_model(size=3).SerializeToString()
+
+
+def test_splitting_takes_the_weights_out_and_nothing_else() -> None:
+    found = split(memoryview(SMALL), 36)
+    assert found is not None
+    message, spans = found
+    whole = onnx.load_from_string(SMALL)
+    assert {bytes(name).decode(): SMALL[span.offset : span.offset + span.nbytes] for name, span in spans.items()} == {
+        weight.name: weight.raw_data for weight in whole.graph.initializer
+    }
+    for weight in whole.graph.initializer:
+        weight.ClearField("raw_data")
+    assert onnx.load_from_string(message) == whole
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200), st.integers(1, 50))
-def test_splitting_loses_nothing(data: bytes, least: int) -> None:
+@given(st.integers(0, len(SMALL) - 1), st.binary(max_size=3), st.integers(1, 50))
+def test_splitting_what_was_changed_stays_within_it(at: int, noise: bytes, least: int) -> None:
+    data = SMALL[:at] + noise + SMALL[at + len(noise) :]
     found = split(memoryview(data), least)
     if found is not None:
         message, spans = found

@@ -9,7 +9,7 @@ from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import ShapeError
 from kernels.spec import Spec
-from tests.graph.test_reader import model, relu
+from tests.graph.protos import model, relu
 
 F32 = np.dtype(np.float32)
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from kernels.native.compile import generate
-from kernels.native.conv import Conv, ConvTile, emit_conv, pack_bias, pack_weights
+from kernels.native.conv import Conv
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.pool import aligned
@@ -96,26 +96,6 @@ def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:
     tolerance = np.finfo(np.float32).eps * (4 + np.sqrt(terms)) * max(1.0, float(np.abs(exact).max()))
     assert not np.isnan(got).any()
     np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance)
-
-
-def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exact_activation=None, seed=0) -> None:
-    """Run a convolution on random data and compare it with the reference, including that nothing else was written."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
-    w = rng.standard_normal((conv.y.channels, conv.group_inputs, *conv.kernel)).astype(np.float32)
-    w /= np.sqrt(conv.group_inputs * conv.kernel[0] * conv.kernel[1])
-    b = rng.standard_normal(conv.y.channels).astype(np.float32) if epilogue.bias else None
-    exact = conv_reference(conv, x, w, b)
-    operands, exact = epilogue_operands(epilogue, exact, rng)
-    if exact_activation:
-        exact = exact_activation(exact)
-    memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    bias = {} if b is None else {"b": pack_bias(conv, isa, b)}
-    kernel, packed = emit_conv(conv, tile, epilogue, isa), pack_weights(conv, tile, isa, w)
-    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, y=memory, **bias, **operands)
-    assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])
-    conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
 
 
 F32_MAX = float(np.finfo(np.float32).max)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.compile import SPILL_LIMIT, generate
@@ -12,29 +12,12 @@ from kernels.native.functions import Activation
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from tests.native.reference import check_conv, place, run_kernel
-
-
-def image(layout, isa, n, c, h, w):
-    if layout == "blocked":
-        return Image.blocked(n, c, h, w, isa.lanes)
-    if layout == "slice":
-        return Image.nhwc(n, c, h, w, pixel_stride=c + 3)
-    return (Image.nhwc if layout == "nhwc" else Image.nchw)(n, c, h, w)
+from tests.native.convolutions import DIRECT, LAYOUTS, check_conv, image, square
+from tests.native.reference import place, run_kernel
 
 
 def product(isa, layout, pixels, inputs, outputs, batch=1):
     return Conv(image(layout, isa, batch, inputs, 1, pixels), image(layout, isa, batch, outputs, 1, pixels))
-
-
-def square(isa, layout, size, inputs, outputs, kernel, stride=1, dilation=1, pad=0, groups=1, batch=1, x_layout=None):
-    out = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-    x = image(x_layout or layout, isa, batch, inputs, size, size)
-    y = image(layout, isa, batch, outputs, out, out)
-    return Conv(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, groups)
-
-
-LAYOUTS = ["blocked", "nhwc", "slice"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -70,20 +53,6 @@ def test_product_cut_into_rows(isa, weights_inner, pixels, row_pixels):
     conv = product(isa, "nhwc", pixels, 9, 3 * isa.lanes + 1)
     tile = replace(make_tile(conv, isa, 4, 2), row_pixels=row_pixels, rows=2, weights_inner=weights_inner)
     check_conv(conv, tile, isa, Epilogue(True, (Merge("add", conv.y),)))
-
-
-# kernel, stride, dilation, pad
-DIRECT = [
-    (3, 1, 1, 1),
-    (3, 2, 1, 1),
-    (3, 1, 2, 2),
-    (3, 1, 3, 1),
-    (5, 1, 1, 2),
-    (5, 2, 1, 2),
-    (7, 2, 1, 3),
-    (2, 1, 1, 0),
-    (1, 2, 1, 0),
-]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -169,8 +138,7 @@ def test_any_convolution_on_its_default_tiles(isa, data):
         data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3))),
     )
     out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
-    if min(out) < 1:
-        return
+    assume(min(out) >= 1)
     inputs, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
     x_layout = data.draw(st.sampled_from([*LAYOUTS, "nchw"]))
     conv = Conv(image(x_layout, isa, 1, inputs, *size), image(layout, isa, 1, outputs, *out), kernel, stride, dilation, *pad)

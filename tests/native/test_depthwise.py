@@ -6,38 +6,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.compile import SPILL_LIMIT, generate
-from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
+from kernels.native.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.errors import EmitError
 from kernels.native.functions import Activation
 from kernels.native.geometry import Conv
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
-from tests.native.reference import assert_close, conv_reference, epilogue_operands, place, run_kernel
-from tests.native.test_conv import DIRECT, LAYOUTS, image
-
-
-def depthwise(isa, layout, size, channels, kernel, stride=1, dilation=1, pad=0, batch=1):
-    out = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-    x, y = image(layout, isa, batch, channels, size, size), image(layout, isa, batch, channels, out, out)
-    return Conv(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, channels)
-
-
-def check(conv, tile, isa, epilogue=None, exact_activation=None):
-    epilogue = epilogue or Epilogue(bias=True)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
-    w = rng.standard_normal((conv.y.channels, 1, *conv.kernel)).astype(np.float32)
-    b = rng.standard_normal(conv.y.channels).astype(np.float32)
-    exact = conv_reference(conv, x, w, b if epilogue.bias else None)
-    operands, exact = epilogue_operands(epilogue, exact, rng)
-    exact = exact_activation(exact) if exact_activation else exact
-    memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    kernel, packed = emit_depthwise(conv, tile, epilogue, isa), pack_depthwise(conv, tile, isa, w)
-    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=pack_depthwise_bias(isa, b), y=memory, **operands)
-    assert_close(conv.y.load(memory), exact, conv.kernel[0] * conv.kernel[1])
-    conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+from tests.native.convolutions import DIRECT, LAYOUTS, check_depthwise, depthwise, image
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,7 +21,7 @@ def check(conv, tile, isa, epilogue=None, exact_activation=None):
 def test_kernels_strides_dilations_and_padding(isa, layout, kernel, stride, dilation, pad):
     for size in (8, 11):
         conv = depthwise(isa, layout, size, isa.lanes, kernel, stride, dilation, pad)
-        check(conv, make_depthwise_tile(conv, isa, min(4, conv.y.width), 1), isa)
+        check_depthwise(conv, make_depthwise_tile(conv, isa, min(4, conv.y.width), 1), isa)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -54,25 +30,25 @@ def test_channel_tails(isa, layout, vectors):
     lanes = isa.lanes
     for channels in sorted({1, 3, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes - 1, 4 * lanes + 2}):
         conv = depthwise(isa, layout, 6, channels, 3, pad=1)
-        check(conv, make_depthwise_tile(conv, isa, 3, vectors), isa)
+        check_depthwise(conv, make_depthwise_tile(conv, isa, 3, vectors), isa)
 
 
 @pytest.mark.parametrize("pixels", range(1, 9))
 def test_pixel_tails(isa, pixels):
     conv = depthwise(isa, "blocked", 8, isa.lanes, 3, pad=1, batch=2)
-    check(conv, make_depthwise_tile(conv, isa, pixels, 1), isa)
+    check_depthwise(conv, make_depthwise_tile(conv, isa, pixels, 1), isa)
 
 
 def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
     conv = depthwise(isa, "blocked", 7, 2 * isa.lanes, 3, pad=1, batch=2)
     for rows in (1, 2, 3, 7):
-        check(conv, replace(make_depthwise_tile(conv, isa, 4, 1), rows=rows), isa)
+        check_depthwise(conv, replace(make_depthwise_tile(conv, isa, 4, 1), rows=rows), isa)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_epilogue(isa, layout):
     conv = depthwise(isa, layout, 6, isa.lanes + 2, 3, pad=1)
-    check(
+    check_depthwise(
         conv,
         make_depthwise_tile(conv, isa, 3, 1),
         isa,
@@ -91,7 +67,7 @@ def test_any_depthwise_convolution_on_its_default_tiles(isa, data):
     channels, layouts = data.draw(st.integers(1, 40)), st.sampled_from(LAYOUTS)
     x, y = (image(data.draw(layouts), isa, 1, channels, *shape) for shape in (size, out))
     conv = Conv(x, y, kernel, stride, dilation, *pad, groups=channels)
-    check(conv, data.draw(st.sampled_from(depthwise_tiles(conv, isa))), isa)
+    check_depthwise(conv, data.draw(st.sampled_from(depthwise_tiles(conv, isa))), isa)
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(56, 3, 1), (28, 5, 1), (14, 3, 1), (7, 5, 1), (112, 3, 2)])

@@ -11,8 +11,8 @@ from kernels.native.functions import Activation
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.phases import Transposed, as_convolution, phase_count, phase_taps, phases
+from tests.native.convolutions import LAYOUTS, image
 from tests.native.reference import assert_close, epilogue_operands, place, run_kernel
-from tests.native.test_conv import LAYOUTS, image
 
 
 def transposed(isa, layout, size, channels, form, groups=1, batch=1, x_layout=None):

@@ -5,54 +5,17 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
 from kernels.native import pool as pool_module
-from kernels.native.builder import Module
 from kernels.native.compile import generate
 from kernels.native.errors import PoolError
-from kernels.native.isa import ISAS, available_cores, host_isa
-from kernels.native.library import Library
-from kernels.native.pool import Pool, aligned, shared_pool
+from kernels.native.isa import ISAS, available_cores
+from kernels.native.pool import Pool, shared_pool
 from kernels.native.runtime import barrier, runtime_ir, shares
-from kernels.native.types import I64, PTR
-
-SIGNATURE = {"arguments": PTR, "thread": I64, "threads": I64, "team": PTR}
-WORDS = 16  # i64 words in a line of 128 bytes
-
-
-class Program:
-    """A linked program and the memory it works on: `words` of i64, from which counters are the first."""
-
-    def __init__(self, body, words):
-        isa = host_isa()
-        module = Module(isa)
-        with module.function("program", SIGNATURE) as (k, *arguments):
-            body(k, *arguments)
-        self.library = Library([generate(module.text, isa).code, generate(runtime_ir(isa), isa).code], ["program"])
-        self.memory = aligned(words * 8).view(np.int64)
-
-    def run(self, pool, threads, counters=0):
-        zeroed = self.memory[:counters] if counters else None
-        pool.run(self.library.address("program"), self.memory.ctypes.data, threads, zeroed)
-
-
-def lockstep(steps):
-    """Every thread writes the step into its line, and after a barrier looks whether all others did; word 0 counts who did not."""
-
-    def body(k, memory, thread, threads, team):
-        with k.loop("step", 1, steps + 1) as step:
-            k.store(step, memory, (thread + 1) * WORDS)
-            barrier(k, team)
-            with k.loop("other", 0, threads) as other:
-                seen = k.load(I64, memory, (other + 1) * WORDS)
-                with k.when(k.compare("ne", seen, step)):
-                    k.fetch_add(memory, 1)
-            barrier(k, team)
-
-    return body
+from kernels.native.types import I64
+from tests.native.teams import WORDS, Program, lockstep
 
 
 def share_out(steps, cells):
@@ -194,7 +157,8 @@ def test_forgotten_pool_ends_its_workers():
 def test_interpreter_ends_while_workers_sleep_and_while_they_run(tmp_path):
     script = tmp_path / "user.py"
     script.write_text(
-        "import threading, time\nfrom tests.native.test_pool import *\n"
+        "import threading, time\nfrom kernels.native.errors import PoolError\nfrom kernels.native.pool import shared_pool\n"
+        "from tests.native.teams import WORDS, Program, lockstep\n"
         "program, one = Program(lockstep(1), 3 * WORDS), shared_pool(2)\n"
         "program.run(one, 2)\n"
         "def forever():\n    try:\n        while True: program.run(one, 2)\n    except PoolError: pass\n"

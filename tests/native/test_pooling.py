@@ -13,44 +13,9 @@ from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge
 from kernels.native.layout import Image
 from kernels.native.pooling import Pooling, emit_pooling
-from tests.native.reference import assert_close, epilogue_operands, place, run_kernel
-from tests.native.test_conv import LAYOUTS, image
-
-
-def pool(isa, kind, size, channels, kernel, stride=1, dilation=1, pad=0, batch=1, counts=False, extra=0, layout="blocked"):
-    """extra: bottom and right padding beyond that of the other sides, as ceil mode makes it without counting it."""
-    out = (size + 2 * pad + extra - dilation * (kernel - 1) - 1) // stride + 1
-    x, y = (image(layout, isa, batch, channels, side, side) for side in (size, out))
-    conv = Conv(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, channels)
-    return Pooling(conv, kind, (pad, pad) if counts else None)
-
-
-def reference(pooling, x):
-    """Every window by its definition, in float64."""
-    conv, (bottom, right) = pooling.window, pooling.counted or (0, 0)
-    exact = np.empty((conv.y.batch, conv.y.channels, conv.y.height, conv.y.width))
-    for row, column in np.ndindex(exact.shape[2:]):
-        ys = [row * conv.strides[0] - conv.top + n * conv.dilations[0] for n in range(conv.kernel[0])]
-        xs = [column * conv.strides[1] - conv.left + n * conv.dilations[1] for n in range(conv.kernel[1])]
-        inside = [[n for n in at if 0 <= n < side] for at, side in ((ys, conv.x.height), (xs, conv.x.width))]
-        taken = x[:, :, inside[0]][:, :, :, inside[1]].astype(np.float64)
-        taps = len(inside[0]) * len(inside[1])
-        if pooling.counted:
-            taps = sum(n < conv.x.height + bottom for n in ys) * sum(n < conv.x.width + right for n in xs)
-        exact[:, :, row, column] = taken.max((2, 3)) if pooling.kind == "max" else taken.sum((2, 3)) / taps
-    return exact
-
-
-def check(pooling, isa, epilogue=None, exact_activation=None):
-    conv, epilogue, rng = pooling.window, epilogue or Epilogue(), np.random.default_rng(0)
-    x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
-    operands, exact = epilogue_operands(epilogue, reference(pooling, x), rng)
-    exact = exact_activation(exact) if exact_activation else exact
-    memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    run_kernel(emit_pooling(pooling, epilogue, isa), isa, x=place(conv.x, x), y=memory, **operands)
-    assert_close(conv.y.load(memory), exact, sum(conv.kernel))
-    conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+from tests.native.convolutions import LAYOUTS, image
+from tests.native.poolings import check_pool, pool
+from tests.native.reference import place, run_kernel
 
 
 @pytest.mark.parametrize(("kind", "counts"), [("max", False), ("average", False), ("average", True)])
@@ -59,40 +24,40 @@ def check(pooling, isa, epilogue=None, exact_activation=None):
     [(2, 2, 1, 0, 0), (3, 2, 1, 1, 0), (3, 1, 1, 1, 0), (3, 2, 1, 0, 1), (3, 2, 1, 1, 1), (2, 1, 3, 1, 0), (5, 3, 1, 2, 0)],
 )
 def test_windows_strides_dilations_and_padding(isa, kind, counts, kernel, stride, dilation, pad, extra):
-    check(pool(isa, kind, 11, isa.lanes + 3, kernel, stride, dilation, pad, 2, counts, extra), isa)
+    check_pool(pool(isa, kind, 11, isa.lanes + 3, kernel, stride, dilation, pad, 2, counts, extra), isa)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_channel_tails(isa, layout):
     lanes = isa.lanes
     for channels in sorted({1, 3, lanes - 1, lanes, lanes + 1, 2 * lanes + 2}):
-        check(pool(isa, "max", 7, channels, 3, 2, pad=1, batch=2, layout=layout), isa)
+        check_pool(pool(isa, "max", 7, channels, 3, 2, pad=1, batch=2, layout=layout), isa)
 
 
 def test_blocks_of_several_vectors(isa):
     x, y = Image.blocked(2, 5 * isa.lanes, 6, 6, 4 * isa.lanes), Image.blocked(2, 5 * isa.lanes, 3, 3, 2 * isa.lanes)
-    check(Pooling(Conv(x, y, (2, 2), (2, 2), groups=x.channels), "average"), isa)
+    check_pool(Pooling(Conv(x, y, (2, 2), (2, 2), groups=x.channels), "average"), isa)
 
 
 def test_pools_of_one_dimension_are_images_one_high(isa):
     x, y = Image.nhwc(2, 9, 1, 23), Image.nhwc(2, 9, 1, 12)
-    check(Pooling(Conv(x, y, (1, 4), (1, 2), left=1, groups=9), "average", (0, 1)), isa)
+    check_pool(Pooling(Conv(x, y, (1, 4), (1, 2), left=1, groups=9), "average", (0, 1)), isa)
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])
 @pytest.mark.parametrize("size", [1, 7, 20, 37])
 def test_global_pool(isa, kind, size):
-    check(pool(isa, kind, size, 2 * isa.lanes + 1, size, batch=2), isa)
+    check_pool(pool(isa, kind, size, 2 * isa.lanes + 1, size, batch=2), isa)
 
 
 def test_epilogue(isa):
     pooling = pool(isa, "average", 9, isa.lanes, 3, pad=1)
-    check(pooling, isa, Epilogue(False, (Merge("add", pooling.window.y), Activation("relu"))), lambda v: np.maximum(v, 0))
+    check_pool(pooling, isa, Epilogue(False, (Merge("add", pooling.window.y), Activation("relu"))), lambda v: np.maximum(v, 0))
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])
 def test_windows_wider_than_the_registers_at_the_border(isa, kind):
-    check(pool(isa, kind, 40, isa.lanes, 35, 3, pad=15), isa)
+    check_pool(pool(isa, kind, 40, isa.lanes, 35, 3, pad=15), isa)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -110,7 +75,7 @@ def test_any_pool(isa, data):
     counted = tuple(pad) if kind == "average" and data.draw(st.booleans()) else None
     assume(counted or all(conv.columns_inside(column) for column in range(out[1])))  # a window with nothing in it has no maximum
     assume(counted or all(turned(conv).columns_inside(row) for row in range(out[0])))
-    check(Pooling(conv, kind, counted), isa)
+    check_pool(Pooling(conv, kind, counted), isa)
 
 
 def turned(conv):

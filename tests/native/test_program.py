@@ -12,9 +12,8 @@ from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue, Merge, emitted
 from kernels.native.pool import Pool, aligned
 from kernels.native.program import Program, Ref, Step, emit_program
+from tests.native.convolutions import depthwise, square
 from tests.native.reference import assert_close, conv_reference
-from tests.native.test_conv import square
-from tests.native.test_depthwise import depthwise
 
 X, ARENA, Y, WEIGHTS = range(4)
 

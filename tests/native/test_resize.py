@@ -19,8 +19,8 @@ from kernels.native.resize import (
     pack_rows,
     resize_tiles,
 )
+from tests.native.convolutions import LAYOUTS, image
 from tests.native.reference import PLAIN, assert_close, epilogue_operands, place, run_kernel
-from tests.native.test_conv import LAYOUTS, image
 
 FORMS = pytest.mark.parametrize("separable", [True, False], ids=["separable", "direct"])
 

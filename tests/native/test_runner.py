@@ -5,18 +5,16 @@ import pytest
 
 from kernels.native.builder import Module
 from kernels.native.compile import generate
+from kernels.native.conv import conv_tiles
 from kernels.native.depthwise import depthwise_tiles
 from kernels.native.isa import ISAS
 from kernels.native.kernel import Epilogue
 from kernels.native.runtime import denormals_as_zero
 from kernels.native.types import F32, I8, I32, I64, PTR, VOID
 from tests.native.conftest import EMULATED_ISAS, needs_emulator
+from tests.native.convolutions import check_conv, check_depthwise, depthwise, square
+from tests.native.poolings import check_pool, pool
 from tests.native.runner import run
-from tests.native.test_conv import check_conv, conv_tiles, square
-from tests.native.test_depthwise import check as check_depthwise
-from tests.native.test_depthwise import depthwise
-from tests.native.test_pooling import check as check_pool
-from tests.native.test_pooling import pool
 
 
 def function(isa, arguments, body):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -14,9 +14,19 @@ from kernels.registry import Case, Kernel, Op, operators
 from kernels.spec import FLOATS, STRING, Array, Spec
 
 
-def valid_cases() -> list[Any]:
-    """(op, case) of every case that is no refusal, as pytest parameters."""
-    return [_parameter(op, case) for op in operators().values() for case in op.cases if case.raises is None]
+def every(_: Op) -> bool:
+    """All operators."""
+    return True
+
+
+def deterministic(op: Op) -> bool:
+    """Those that compute the same from the same inputs."""
+    return op.deterministic
+
+
+def valid_cases(of: Callable[[Op], bool] = every) -> list[Any]:
+    """(op, case) of every case that is no refusal, as pytest parameters. of: which operators."""
+    return [_parameter(op, case) for op in operators().values() if of(op) for case in op.cases if case.raises is None]
 
 
 def refused_cases() -> list[Any]:
@@ -24,10 +34,10 @@ def refused_cases() -> list[Any]:
     return [_parameter(op, case) for op in operators().values() for case in op.cases if case.raises is not None]
 
 
-def kernel_cases() -> list[Any]:
-    """(op, case, kernel) of every valid case and every kernel that takes it."""
+def kernel_cases(of: Callable[[Op], bool] = every) -> list[Any]:
+    """(op, case, kernel) of every valid case and every kernel that takes it. of: which operators."""
     found = []
-    for op in operators().values():
+    for op in filter(of, operators().values()):
         for case in op.cases:
             if case.raises is None:
                 specs = [None if array is None else Spec.of(array) for array in arrays(op, case)]

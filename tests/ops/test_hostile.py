@@ -91,11 +91,10 @@ def test_spoiled_attributes_crash_nothing(op: Op, case: Case) -> None:
             _attempt(op, inputs, {**case.attrs, name: value})
 
 
-@pytest.mark.parametrize("op", operators().values(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in operators().values() if op.upgrade is not None], ids=lambda op: op.name)
 def test_spoiled_older_nodes_crash_nothing(op: Op) -> None:
     """`upgrade` reads attributes before anything has checked them."""
-    if op.upgrade is None:
-        return
+    assert op.upgrade is not None
     older = {"axes", "axis", "ends", "k", "keepdims", "max", "min", "mode", "pads", "ratio", "scales", "split", "starts", "value"}
     names = older | {name for name, default in op.defaults.items() if default is not inspect.Parameter.empty}
     for opset in (7, 9, 10, 11, 13, 17):

@@ -6,17 +6,18 @@ import json
 
 import pytest
 
+from graph.native.engine import find_native
 from profiler.counts import profile
 from profiler.exports import chrome_trace, op_rows, sweep_rows, to_csv
 from profiler.reporting import static_report
 from profiler.sweep import sweep
 from tests.profiler.models import small_convnet
-from tests.profiler.test_reporting import traced
+from tests.profiler.traced import traced
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return traced(small_convnet(), batch=1)
+    return traced(small_convnet(), 1, find_native("native"))
 
 
 def read_csv(text: str) -> list[dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -14,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from bench.local import free_port
 from scheduler.store import Store
 from tests.scheduler.samples import DEVICE, MODEL
 
@@ -34,13 +34,6 @@ def _programs() -> Path | None:
     return next((folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()), None)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a private cluster, without a database name."""
@@ -55,7 +48,7 @@ def postgres_server() -> Iterator[str]:
             pytest.skip("running as root, and there is no user postgres to run the server as")
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
-    data, port = folder / "data", _free_port()
+    data, port = folder / "data", free_port()
     make = [*as_user, str(programs / "initdb"), "-D", str(data), "-U", "edgewise", "-A", "trust", "--no-sync", "-E", "UTF8"]
     subprocess.run([*make, "--locale=C"], check=True, capture_output=True, cwd=folder)
     settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": folder, "fsync": "off"}

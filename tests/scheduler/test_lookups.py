@@ -74,7 +74,9 @@ OF_RUNS = {
 
 @pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS.keys())
 def test_lookup_goes_through_an_index(store, lookup):
-    for line, statement in plans_of(store, lookup):
+    found = plans_of(store, lookup)
+    assert found
+    for line, statement in found:
         assert "TEMP B-TREE" not in line, (line, statement)
         assert "Sort" not in line, (line, statement)
 

@@ -24,7 +24,7 @@ from scheduler.store import Here, Store
 from scheduler.subject import Subject
 from scheduler.tuner import TuneProgress, make_contests
 from tests.profiler.devices import device as other_device
-from tests.scheduler.test_planner import MODEL
+from tests.scheduler.convnet import MODEL
 
 SMALL = {"dims": {"n": 1}}
 

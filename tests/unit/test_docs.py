@@ -34,7 +34,10 @@ def test_python_examples_run(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+WITH_COMMANDS = [page for page in PAGES if re.search(r"^edgewise ", "\n".join(blocks(page, "sh")), re.M)]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_commands_and_options_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for line in "\n".join(blocks(page, "sh")).splitlines():
@@ -50,8 +53,12 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert {word for word in words if word.startswith("--")} <= known, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def links(page: Path) -> list[str]:
+    """What a page links to within the repository."""
+    return [target for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not target.startswith(("http:", "https:"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if links(page)], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), target
+    for target in links(page):
+        assert (page.parent / target).exists(), target

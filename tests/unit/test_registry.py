@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_find_unknown_op_names_the_closest():
 
 
 def test_every_module_of_the_folder_registers_an_op():
-    files = {module for module in vars(ops) if not module.startswith("_") and isinstance(vars(ops)[module], ModuleType)}
+    files = {path.stem for path in Path(ops.__path__[0]).glob("*.py") if not path.stem.startswith("_")}
+    assert len(files) > 50
     operators()
     for name in files:
         module = vars(ops)[name]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.graph.native.nets import draw_anew
 from tests.machines import MACHINES
 from tests.native.conftest import HOST_ISAS
 
@@ -16,3 +17,9 @@ def isa(request):
 def machine(request):
     """Every described machine, whether or not this one is like it: for what is asserted of choices."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def own_draws() -> None:
+    """Every test draws the same numbers, whichever ran before it."""
+    draw_anew()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.graph.native.test_lowering import image, normal, weights
+from tests.graph.native.nets import image, normal, weights
 from tests.graph.oracle import check_native, check_on, constant, ints, kernels, make, node
 from tests.native.conftest import HOST_ISAS
 

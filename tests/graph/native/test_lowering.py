@@ -14,22 +14,9 @@ from graph.optimise import optimise
 from graph.reader import read
 from graph.shapes import bind
 from kernels.errors import UnsupportedError
+from tests.graph.native.nets import RNG, graph_of, image, normal, weights
 from tests.graph.oracle import NATIVE, calls_of, check_native, check_on, constant, ints, kernels, make, node, port
 from tests.native.conftest import HOST_ISAS
-
-RNG = np.random.default_rng(0)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def weights(name: str, *shape: int):
-    return constant(name, normal(*shape) / np.sqrt(max(1, int(np.prod(shape[1:])))))
-
-
-def image(*shape: int):
-    return [port("x", list(shape))]
 
 
 def test_convolution_reads_the_input_as_it_is_and_writes_the_output_row_major(machine):
@@ -182,12 +169,6 @@ def test_independent_numpy_ops_do_not_split_segments(isa):
              node("Add", ["c", "b"], ["y"])]  # fmt: skip
     proto = make(nodes, ["y"], [weights("w", 3, 3, 1, 1), constant("axis", 1, np.int64)], image(1, 3, 4, 5))
     assert len(check_native(proto, {"x": normal(1, 3, 4, 5)}, isa, {"CumSum"})._program._segments) == 1
-
-
-def graph_of(proto, feeds):
-    graph = read(proto).graph
-    ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
-    return ready.graph, ready.specs
 
 
 def test_chosen_tiles_give_the_same_result():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.graph.native.test_lowering import image, normal, weights
+from tests.graph.native.nets import image, normal, weights
 from tests.graph.oracle import check_native, check_on, constant, in_numpy, ints, kernels, make, node
 
 

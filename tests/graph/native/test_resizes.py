@@ -11,7 +11,7 @@ from graph.choice import Choice
 from graph.executor import Executor
 from graph.native.engine import Native
 from kernels.errors import UnsupportedError
-from tests.graph.native.test_lowering import graph_of, image, normal, weights
+from tests.graph.native.nets import graph_of, image, normal, weights
 from tests.graph.oracle import NATIVE, check_native, check_on, constant, in_numpy, ints, kernels, make, node, port
 from tests.machines import MACHINES
 from tests.native.conftest import HOST_ISAS

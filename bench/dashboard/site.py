@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 
 from app.settings import DEMO_MODELS, Settings
+from bench.dashboard.models import EXPORT, long
+from bench.jobs import add, wait_for
+from bench.local import serving
 from graph.reader import read
 from profiler.device import DeviceProfile
 from profiler.report import Op, Totals
@@ -16,9 +19,6 @@ from scheduler.build import current_build
 from scheduler.local import local_device
 from scheduler.reports import measure
 from scheduler.store import Store
-from tests.app.conftest import serving
-from tests.app.test_jobs import add, wait_for
-from tests.browser.models import EXPORT, long
 
 SLOWDOWN = 3
 _TIMES = ("p50_ns", "p90_ns", "min_ns", "first_ns", "wall_p50_ns", "wall_p90_ns", "wall_min_ns", "unattributed_ns")

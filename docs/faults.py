@@ -1,7 +1,7 @@
 # ruff: noqa: E501  a table
 """The fault table: what went wrong elsewhere, what is sent here, what comes back. `docs/faults.md` is made from it.
 
-A row with a request is sent over a raw socket by `test_faults.py`; a row with a proof is shown by the test it names.
+A row with a request is sent over a raw socket by `tests/app/test_faults.py`; a row with a proof is shown by the test it names.
 """
 
 import gzip
@@ -26,17 +26,20 @@ INFER = "/v2/models/digits/infer"
 
 
 def post(body: bytes, path: str = INFER, **headers: str) -> bytes:
+    """Return a POST request; underscores in the names of headers are sent as hyphens."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\nHost: {{host}}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n{lines}\r\n"
     return head.encode() + body
 
 
 def tensor(**changes: object) -> bytes:
+    """Return an inference request in JSON whose one input is changed; None leaves a key out."""
     made = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0] * 64, **changes}
     return json.dumps({"inputs": [{key: value for key, value in made.items() if value is not None}]}).encode()
 
 
 def binary(size: object, sent: int = 256, **headers: str) -> bytes:
+    """Return an inference request that promises `size` bytes behind its JSON and sends `sent`."""
     head = tensor(data=None, parameters={"binary_data_size": size})
     return post(head + bytes(sent), Inference_Header_Content_Length=str(len(head)), **headers)
 
