@@ -5,25 +5,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kernels.version import VERSION
+
 if TYPE_CHECKING:
     from kernels.errors import EdgewiseError
-    from profiler.counts import profile
+    from profiler.counting.counts import profile
     from scheduler.local import device
-    from scheduler.planner import plan
+    from scheduler.planning.planner import plan
     from scheduler.session import Session
-    from scheduler.tuner import TuneProgress, tune
+    from scheduler.tuning.tuner import TuneProgress, tune
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["EdgewiseError", "Session", "TuneProgress", "__version__", "device", "plan", "profile", "tune"]
 
 _HOMES = {
     "EdgewiseError": "kernels.errors",
     "Session": "scheduler.session",
-    "TuneProgress": "scheduler.tuner",
+    "TuneProgress": "scheduler.tuning.tuner",
     "device": "scheduler.local",
-    "plan": "scheduler.planner",
-    "profile": "profiler.counts",
-    "tune": "scheduler.tuner",
+    "plan": "scheduler.planning.planner",
+    "profile": "profiler.counting.counts",
+    "tune": "scheduler.tuning.tuner",
 }
 
 
@@ -35,6 +37,6 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    from app.cli import main
+    from app.cli.main import main
 
     main()

@@ -1,35 +1,20 @@
-"""What went wrong, as HTTP: one JSON body `{"error": "<text>"}` for every route, and a status from the error's class.
-
-Who asks for a page with a browser gets a page that says it.
+"""Errors of the service and the HTTP status of every error. `app/http/handlers.py` makes replies of them.
 
 EdgewiseError (kernels.errors)
-├── RequestError          a request that the service refuses before any model sees it; carries its own status
-└── UnbuiltError          a run that was not started: what runs its shapes has to be built first. No client sees it
+├── RequestError          the service refuses a request before any model sees it; carries its own status
+└── UnbuiltError          a run was not started: the code for its shapes has to be built first. No client sees it
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, DeviceLostError and
-StoreError → 503.
-Messages are the errors' own; they name models, tensors and values, never paths of this host.
+StoreError → 503. Messages name models, tensors and values, never paths of this host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
-
-from app.shell import shell
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from scheduler.errors import ConflictError, NotFoundError, StalePlanError, StoreError
 
-log = structlog.get_logger("edgewise.http")
-
-_NO_PAGES = ("/v1/", "/v2/", "/static/")
-_TITLES = {403: "Not allowed", 404: "Not found", 503: "Not available now"}
 CLIENT_GONE = 499  # nginx's number for it
 
 
@@ -57,62 +42,8 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
 )
 
 
-def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The one error body."""
-    return JSONResponse({"error": message}, status, headers)
-
-
 def status_of(error: EdgewiseError) -> int:
     """The HTTP status of an error by its class; 500 for one that is nobody's fault outside."""
     if isinstance(error, RequestError):
         return error.status
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-def _reply(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as a page for browsers that ask for one, else as the JSON body."""
-    page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_NO_PAGES)
-    if not page:
-        return error_response(status, message, headers)
-    reply = shell(request, "error.html", status, title=_TITLES.get(status, "That did not work"), message=message)
-    reply.headers.update(headers or {})
-    return reply
-
-
-async def _edgewise(request: Request, error: Exception) -> Response:
-    if not isinstance(error, EdgewiseError):
-        raise error
-    return _reply(request, status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
-
-
-async def _http(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    return _reply(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
-
-
-async def _validation(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return _reply(request, 400, f"{place}: {first['msg']}")
-
-
-async def _gone(request: Request, error: Exception) -> Response:
-    """Nobody reads this reply; the log says why there was none."""
-    return error_response(CLIENT_GONE, f"{request.method} {request.url.path}: the client went away")
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected", path=request.url.path, exc_info=error)
-    return _reply(request, 500, "internal error, the server's log has the details")
-
-
-def install(app: FastAPI) -> None:
-    """Register the handlers."""
-    app.add_exception_handler(EdgewiseError, _edgewise)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unexpected)

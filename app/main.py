@@ -11,17 +11,20 @@ from fastapi import Depends, FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
-import edgewise
-from app import control, errors, exchange, jobs, live, login, pages, profiles, queries, uploads, views
-from app.auth import Scope, authorise, needs
-from app.limits import Rates
-from app.middleware import Authenticate, BodyLimits, Guard, RequestLog
+from app.access.auth import Scope, authorise, needs
+from app.access.rates import Rates
+from app.http import handlers
+from app.http.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import inference
 from app.oip import routes as oip
+from app.pages import login
+from app.pages import routes as pages
+from app.pages.shell import STATIC, StaticPages
+from app.service import Service, Serving
 from app.settings import Settings
-from app.shell import STATIC, StaticPages
-from app.state import Service, Serving
-from app.telemetry import Telemetry, over_http
+from app.v1 import devices, exchange, jobs, live, models, plans, profiles, queries, strategies, uploads
+from app.watch.spans import Telemetry, over_http
+from kernels.version import VERSION
 from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
@@ -63,7 +66,7 @@ def create_app(
     telemetry = telemetry or over_http(settings.otlp_endpoint)
     app = FastAPI(
         title="Edgewise",
-        version=edgewise.__version__,
+        version=VERSION,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # served below, by a route that declares its scope as all do
@@ -72,10 +75,11 @@ def create_app(
         telemetry=telemetry.config,
     )
     app.state.service = service = Service(settings, telemetry, kinds)
-    errors.install(app)
+    handlers.install(app)
     app.router.routes += inference.ROUTES  # first: they are asked for most
     app.include_router(oip.router, tags=["Open Inference Protocol"])
-    app.include_router(control.router, prefix="/v1", tags=["Control"])
+    for part in (models, devices, plans, strategies):
+        app.include_router(part.router, prefix="/v1", tags=["Control"])
     app.include_router(uploads.router, prefix="/v1", tags=["Control"])
     app.include_router(queries.router, prefix="/v1", tags=["Profiles"])  # before "profiles/{number}": it has "profiles/query"
     app.include_router(profiles.router, prefix="/v1", tags=["Profiles"])
@@ -83,7 +87,6 @@ def create_app(
     app.include_router(live.router, prefix="/v1", tags=["Control"])
     app.include_router(jobs.router, prefix="/v1/jobs", tags=["Jobs"])
     app.include_router(pages.router, include_in_schema=False)
-    app.include_router(views.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 import httpx
 from fastapi import FastAPI
 
+from app.http.server import Server, configure
 from app.main import create_app
-from app.server import Server, configure
 from app.settings import Settings
 from bench.waiting import until
 from scheduler.jobs import KINDS, Kind

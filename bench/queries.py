@@ -18,7 +18,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from bench.lookups import MODEL
-from profiler.topology import read_hardware
+from profiler.device.topology import read_hardware
 from scheduler.build import current_build
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store

@@ -23,23 +23,23 @@ from rich.table import Table
 import edgewise
 from bench.exports import EXPORTS
 from bench.models import exports_folder
-from graph.executor import Executor
+from graph.formats.onnx.reader import read
 from graph.ir import Model
-from graph.reader import read
-from profiler.device import DeviceProfile
-from scheduler.contests import Contest
+from graph.run.executor import Executor
+from profiler.device.profile import DeviceProfile
+from scheduler.cost.fitting import CostModel
 from scheduler.exclusive import measuring
-from scheduler.fitting import CostModel
 from scheduler.local import local_device
-from scheduler.measuring import InPlace, executor_of, race
 from scheduler.plan import Constraints, Plan
-from scheduler.planner import compose
-from scheduler.search import Assignment
-from scheduler.steps import Evidence
+from scheduler.planning.planner import compose
+from scheduler.planning.steps import Evidence
+from scheduler.planning.subject import Option, Subject
 from scheduler.store import Store
 from scheduler.strategy import Strategy
-from scheduler.subject import Option, Subject
-from scheduler.tuner import make_contests
+from scheduler.tuning.contests import Contest
+from scheduler.tuning.in_place import InPlace, executor_of, race
+from scheduler.tuning.search import Assignment
+from scheduler.tuning.tuner import make_contests
 
 FIXED: Mapping[str, Callable[[Option], bool]] = {
     "direct": lambda option: option.strategy.algorithm != "winograd",

@@ -13,20 +13,21 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.models import exports_folder
+from graph.formats.onnx.reader import read
 from graph.ir import Node, Specs
 from graph.native.engine import Native
 from graph.native.lowering import Call, Storage
 from graph.native.segment import complete, lower
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind
 from kernels.cost import FLOPS_PER_MAC
-from kernels.native.pool import Pool, aligned
-from kernels.native.program import Program, Ref, Step
+from kernels.native.memory.buffers import aligned
+from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.thread_pool import ThreadPool
 from kernels.registry import find
-from profiler.measure import Effort, Team
-from profiler.microkernels import compile_for_host
-from profiler.peaks import measure_instruction_peak
+from profiler.device.measure import Effort, PinnedThreads
+from profiler.device.probe.loops import compile_for_host
+from profiler.device.probe.peaks import measure_instruction_peak
 
 SHAPES_OF = ("resnet50", "mobilenet_v2", "vit_b_16")
 REPEATS = 8  # of a node's calls in one program: what starting a run costs is spread over them
@@ -86,12 +87,12 @@ def _text(node: Node, specs: Specs) -> str:
 class Timed:
     """A shape's calls as a program on memory of its own, and the fastest run of it so far."""
 
-    def __init__(self, shape: Shape, native: Native, pool: Pool) -> None:
+    def __init__(self, shape: Shape, native: Native, pool: ThreadPool) -> None:
         self.shape, self.best_ns = shape, float("inf")
         storages = list(dict.fromkeys(storage for call in shape.calls for storage, _ in call.arguments.values()))
         slots = {storage: n for n, storage in enumerate(storages)}
         steps = [
-            Step(call.kernel, {name: Ref(slots[storage], at) for name, (storage, at) in call.arguments.items()})
+            KernelCall(call.kernel, {name: Ref(slots[storage], at) for name, (storage, at) in call.arguments.items()})
             for call in shape.calls
         ] * REPEATS
         self._program = Program(steps, len(storages), native.isa, pool, cache=native.cache)
@@ -120,7 +121,7 @@ def fma_peak(threads: int) -> float:
     """FLOP/s of a loop of independent multiply–adds, measured now."""
     compiled = compile_for_host()
     kernels = [kernel for kernel in compiled.peaks if kernel.precision == "fp32"]
-    with Team(threads, sorted(os.sched_getaffinity(0))[:threads]) as team:
+    with PinnedThreads(threads, sorted(os.sched_getaffinity(0))[:threads]) as team:
         return max(measure_instruction_peak(compiled, kernel, team, Effort(0.05, 3)).rate.value for kernel in kernels)
 
 
@@ -129,7 +130,7 @@ def compare_shapes(names: list[str], threads: int, seconds: float) -> None:
 
     Someone else's work on the same cores slows a kernel by a third for seconds at a time, and the peak by nothing.
     """
-    native, pool, console = Native(), Pool(threads), Console(width=140)
+    native, pool, console = Native(), ThreadPool(threads), Console(width=140)
     for name in names:
         timed = [Timed(shape, native, pool) for shape in shapes_of(name, native, threads)]
         peak = 0.0

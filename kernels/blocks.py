@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels.single import is_half
+from kernels.half import is_half
 from kernels.spec import Array
 
 BLOCK_ELEMENTS = 16384  # 64 KiB of float32: input, output and two temporaries fit in a 256 KiB L2 cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.errors import AttributeValueError, ShapeError
-from kernels.rules import one_of
+from kernels.operands import one_of
 
 Ints = Sequence[int] | None
 

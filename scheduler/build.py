@@ -24,15 +24,15 @@ import numpy as np
 
 import graph
 import kernels
-from graph.native.rules import RULES
+from graph.native.rules.table import RULES
 from kernels.errors import UnsupportedError
 from kernels.registry import home, operators
 
 _HASH_DIGITS = 16
 _OPS = "kernels.ops"
-_EXECUTOR = "graph.executor"  # with what it imports: all that runs between the kernels
+_EXECUTOR = "graph.run.executor"  # with what it imports: all that runs between the kernels
 _FAMILIES = ("graph.native.", "kernels.native.")
-_RULES = "graph.native.rules"  # imports every family of native kernels
+_RULES = "graph.native.rules.table"  # imports every family of native kernels
 _READING = threading.Lock()  # CPython 3.11 counts the depth of syntax trees for all threads together: two at once fail
 
 

@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.ir import Model
 from kernels.errors import UnsupportedError
-from profiler.counts import profile
-from profiler.device import DeviceProfile
-from profiler.report import Report
-from profiler.reporting import static_report
+from profiler.counting.counts import profile
+from profiler.device.profile import DeviceProfile
+from profiler.report.build import static_report
+from profiler.report.document import Report
 from scheduler.build import current_build
 from scheduler.errors import RecordFormatError, StoppedError
 from scheduler.local import local_device, local_fingerprint
+from scheduler.measured import measure
 from scheduler.plan import Plan
-from scheduler.reports import measure
 from scheduler.store import Here, Job, Store
 
 _Size = Annotated[int, Field(ge=0, le=2**40)]
@@ -254,9 +254,9 @@ def _tune(task: Task) -> Outcome:
 
 def _tuner() -> Callable[..., Plan]:
     try:
-        tune: Callable[..., Plan] = importlib.import_module("scheduler.tuner").tune
+        tune: Callable[..., Plan] = importlib.import_module("scheduler.tuning.tuner").tune
     except ModuleNotFoundError as error:
-        if error.name != "scheduler.tuner":
+        if error.name != "scheduler.tuning.tuner":
             raise
         raise UnsupportedError("job: this build has no tuner, it profiles, traces and probes") from None
     return tune

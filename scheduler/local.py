@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiler.device import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
-from profiler.topology import read_confinement, read_hardware
+from profiler.device.profile import FULL_S, DeviceProfile, Progress, fingerprint_of, probe
+from profiler.device.topology import read_confinement, read_hardware
 from scheduler.errors import NotFoundError
 from scheduler.exclusive import measuring
 from scheduler.store import Store

@@ -13,17 +13,17 @@ import numpy as np
 import onnx
 
 from graph.errors import LimitError
-from graph.executor import Executor
-from graph.feeds import check_feeds
+from graph.formats.onnx.reader import read
 from graph.ir import Graph, Model, Port
 from graph.mapped import require_unchanged
 from graph.native.engine import find_native
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
+from graph.run.feeds import check_feeds
 from graph.shapes import bind
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.spec import Array
-from profiler.trace import Trace, trace
+from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.strategy import WantedBackend
@@ -125,7 +125,7 @@ class Session:
                 with self._lock:
                     used = next(reversed(self._ready), None)
                 shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
-                from scheduler.planner import plan  # noqa: PLC0415  it brings the database, which runs do without
+                from scheduler.planning.planner import plan  # noqa: PLC0415  it brings the database, which runs do without
 
                 made = plan(self.model, shapes=shapes, max_threads=self.threads, backend=self.backend)
                 with self._lock:
@@ -253,8 +253,8 @@ class Session:
 
 def available_cores() -> int:
     """Physical cores this process may use: CPU affinity and the cgroup's quota count, at least one."""
-    from profiler.device import usable_cores  # noqa: PLC0415  it brings pydantic, which runs on known threads do without
-    from profiler.topology import read_confinement, read_hardware  # noqa: PLC0415
+    from profiler.device.profile import usable_cores  # noqa: PLC0415  it brings pydantic, which runs on known threads do without
+    from profiler.device.topology import read_confinement, read_hardware  # noqa: PLC0415
 
     return usable_cores(read_hardware(), read_confinement())
 

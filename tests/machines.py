@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from kernels.native.host import Host
-from kernels.native.isa import ISAS, Isa, host_isas
+from kernels.native.target.host import Host
+from kernels.native.target.isa import ISAS, Isa, host_isas
 
 MACHINES = tuple(ISAS[name] for name in ("sse", "avx2", "avx512", "neon"))  # one of each vector width and architecture
 TUNED = (*MACHINES, *(replace(ISAS["avx512"], cpu=model) for model in ("znver5", "sapphirerapids")))
@@ -25,8 +25,8 @@ def describe(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     It is planned and compiled for; whether this machine can run the result is another matter.
     """
-    monkeypatch.setattr("kernels.native.isa.host", lambda: HOSTS[name])
-    monkeypatch.setattr("kernels.native.isa.sys.platform", "linux")
+    monkeypatch.setattr("kernels.native.target.isa.host", lambda: HOSTS[name])
+    monkeypatch.setattr("kernels.native.target.isa.sys.platform", "linux")
     monkeypatch.delenv("EDGEWISE_ISA", raising=False)
 
 

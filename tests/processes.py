@@ -11,7 +11,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # Not app.console: it looks at its terminal when it is imported, and the fork server's is not the command's.
-CONTEXT.set_forkserver_preload(["app.main", "rich.progress", "scheduler.tuner", "typer"])
+CONTEXT.set_forkserver_preload(["app.main", "rich.progress", "scheduler.tuning.tuner", "typer"])
 
 
 def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
@@ -48,6 +48,6 @@ def _command(environment: Mapping[str, str], arguments: tuple[str, ...], out: Pa
         with path.open("wb") as stream:
             os.dup2(stream.fileno(), number)
     sys.argv = ["edgewise", *arguments]
-    from app.cli import main
+    from app.cli.main import main
 
     _run(environment, main)

@@ -22,7 +22,7 @@ from app.engine.lane import Lane, Servable, Shapes, Shared
 from app.engine.supervisor import Engines, InProcess, Process
 from app.errors import RequestError
 from app.settings import Settings
-from graph.feeds import check_feeds
+from graph.run.feeds import check_feeds
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
 from scheduler.plan import Plan

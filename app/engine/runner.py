@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from app.engine.memory import release
 from app.engine.wire import ModelFile, Shapes
 from app.errors import UnbuiltError
-from app.memory import release
+from graph.batching import mixes_rows
+from graph.formats.onnx.reader import read
 from graph.ir import Model
 from graph.limits import Limits
-from graph.reader import read
-from graph.rows import mixes_rows
 from kernels.errors import DeviceLostError
 from kernels.spec import STRING, Array, DType
 from scheduler.plan import Plan

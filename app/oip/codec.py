@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from app.errors import RequestError
-from app.oip.datatypes import DATATYPES, datatype_of
+from app.models.datatypes import DATATYPES, datatype_of
 from kernels.spec import BOOL, STRING, Array, DType
 
 Parameter = str | int | float | bool

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.auth import DirectRoute, Scope, needs
+from app.access.auth import DirectRoute, Scope, needs
 from app.engine import InferOptions, Outcome, rows_of
 from app.errors import CLIENT_GONE, RequestError, status_of
+from app.models.datatypes import datatype_of
+from app.models.repository import Served
 from app.oip import codec, compression
-from app.oip.datatypes import datatype_of
-from app.repository import Served
+from app.service import Service, service_of
 from app.settings import LOOPBACK
-from app.state import Service, service_of
-from app.statistics import Reason, Timed
-from app.work import Shapes
+from app.watch.flops import Shapes
+from app.watch.statistics import Reason, Timed
 from graph.ir import Port
 from kernels.errors import EdgewiseError
 from kernels.spec import Array

@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.auth import Scope, needs
+from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.logs import LogSettings
-from app.oip.repository import json_object
-from app.state import Serving
+from app.oip.management import json_object
+from app.service import Serving
 
 router = APIRouter()
 

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from app.auth import Scope, needs
+from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.modelconfig import PLATFORM, model_config
-from app.oip import options, repository
-from app.oip.datatypes import datatype_of
-from app.state import Serving
+from app.models.config import PLATFORM, model_config
+from app.models.datatypes import datatype_of
+from app.oip import management as repository
+from app.oip import options
+from app.service import Serving
 from graph.ir import Port
 
 EXTENSIONS = (

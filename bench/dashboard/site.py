@@ -12,12 +12,12 @@ from app.settings import DEMO_MODELS, Settings
 from bench.dashboard.models import EXPORT, long
 from bench.jobs import add, wait_for
 from bench.local import serving
-from graph.reader import read
-from profiler.device import DeviceProfile
-from profiler.report import Op, Totals
+from graph.formats.onnx.reader import read
+from profiler.device.profile import DeviceProfile
+from profiler.report.document import Op, Totals
 from scheduler.build import current_build
 from scheduler.local import local_device
-from scheduler.reports import measure
+from scheduler.measured import measure
 from scheduler.store import Store
 
 SLOWDOWN = 3

@@ -11,15 +11,15 @@ from graph.ir import Graph, Node, Specs
 from graph.native.lowering import Lowering, Packed
 from graph.native.partition import Part, partition, without_lone_views
 from graph.native.rule import Facts
-from graph.native.rules import RULES, refusal
+from graph.native.rules.table import RULES, refusal
 from graph.native.segment import Segment, complete, lower
 from graph.native.work import Work
 from kernels.errors import UnsupportedError
-from kernels.native.cache import CodeCache
-from kernels.native.farm import Pace, compile_some
-from kernels.native.isa import Isa, host_isa, host_isas
-from kernels.native.kernel import NativeKernel
-from kernels.native.pool import shared_pool
+from kernels.native.code.cache import CodeCache
+from kernels.native.code.farm import Pace, compile_some
+from kernels.native.emit.kernel import NativeKernel
+from kernels.native.run.thread_pool import shared_thread_pool
+from kernels.native.target.isa import Isa, host_isa, host_isas
 
 
 def find_native(backend: str) -> Native | None:
@@ -114,7 +114,7 @@ class Native:
     ) -> tuple[Graph, Mapping[str, Segment]]:
         """`parts`, compiled for that many threads. timed: ready to be timed and not to be run, which is compiled when it is."""
         rest, parts = self.parts(graph, specs, choices)
-        pool = shared_pool(threads)
+        pool = shared_thread_pool(threads)
         with ThreadPoolExecutor(threads, "packing") as workers:
             packed = self.packed.by(workers)
             made = {

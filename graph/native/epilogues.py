@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graph.ir import Node
+from kernels.native.emit.functions import Activation
 from kernels.native.errors import EmitError
-from kernels.native.functions import Activation
 from kernels.spec import Array
 
 BINARY: Mapping[str, str] = {

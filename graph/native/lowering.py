@@ -17,16 +17,16 @@ from graph.mapped import identity, release
 from graph.native.epilogues import Merged
 from graph.native.place import Entry, Imaged, Place, Storage, Viewed, as_image, image_shape
 from graph.native.rule import F32, known
+from kernels.native.emit.expression import Apply
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.kernel import Epilogue, Merge, NativeKernel
 from kernels.native.errors import EmitError
-from kernels.native.expression import Apply
-from kernels.native.functions import Activation
-from kernels.native.isa import Isa
-from kernels.native.kernel import Epilogue, Merge, NativeKernel
-from kernels.native.layout import Image
-from kernels.native.maps import Map, Strided, emit_map
-from kernels.native.pool import aligned
-from kernels.native.rearrange import convert_image
-from kernels.native.view import View
+from kernels.native.families.elementwise import Map, Strided, emit_map
+from kernels.native.families.rearrange import convert_image
+from kernels.native.memory.buffers import aligned
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from kernels.native.target.isa import Isa
 from kernels.spec import Array, DType, Spec
 
 _P = TypeVar("_P", Viewed, Imaged)

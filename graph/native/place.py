@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from kernels.native.errors import EmitError
-from kernels.native.layout import Image
-from kernels.native.view import View
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
 from kernels.spec import Array, DType
 
 

@@ -14,7 +14,7 @@ from graph.native.epilogues import Merged, find_steps
 from graph.native.work import Layout, Work, streamed
 from kernels.errors import UnsupportedError
 from kernels.native.errors import EmitError
-from kernels.native.isa import Isa
+from kernels.native.target.isa import Isa
 from kernels.spec import BOOL, INTS, Array, DType, Spec
 
 if TYPE_CHECKING:

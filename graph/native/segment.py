@@ -9,19 +9,19 @@ from dataclasses import replace
 from graph.choice import Choice
 from graph.ir import Node, Specs
 from graph.native.arena import lay_out
-from graph.native.concats import reserve
 from graph.native.lowering import Call, Lowering, Packed, Watch
 from graph.native.partition import Part
 from graph.native.place import Storage
 from graph.native.rule import Facts
-from graph.native.rules import RULES
+from graph.native.rules.concat import reserve
+from graph.native.rules.table import RULES
 from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
-from kernels.native.cache import CodeCache
-from kernels.native.isa import Isa
-from kernels.native.pool import Pool
-from kernels.native.program import Program, Ref, Step
-from kernels.rules import check_indices
+from kernels.native.code.cache import CodeCache
+from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.thread_pool import ThreadPool
+from kernels.native.target.isa import Isa
+from kernels.operands import check_indices
 from kernels.spec import Array
 
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
@@ -65,7 +65,7 @@ class Segment:
         specs: Specs,
         constants: Mapping[str, Array],
         isa: Isa,
-        pool: Pool,
+        pool: ThreadPool,
         packed: Packed,
         cache: CodeCache | None,
         threads: int,
@@ -158,9 +158,9 @@ class Segment:
                 raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
 
 
-def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
+def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[KernelCall]:
     """The calls as steps of a program, with a barrier only where one reads or overwrites what another thread may still be at."""
-    steps: list[Step] = []
+    steps: list[KernelCall] = []
     reads: list[tuple[Storage, Ref]] = []
     writes: list[tuple[Storage, Ref]] = []
     for call in calls:
@@ -175,7 +175,7 @@ def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[Step]:
             steps[-1] = replace(steps[-1], barrier=True)
             reads, writes = [], []
         refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}
-        steps.append(Step(call.kernel, refs, barrier=False))
+        steps.append(KernelCall(call.kernel, refs, barrier=False))
         reads += [(storage, where[storage]) for storage in read]
         writes += [(storage, where[storage]) for storage in written]
     return steps

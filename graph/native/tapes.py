@@ -10,9 +10,9 @@ from typing import Any
 
 from graph.ir import Fused, Node
 from graph.native.epilogues import BINARY, step_of
+from kernels.native.emit.expression import Apply, value_types
+from kernels.native.emit.functions import Activation
 from kernels.native.errors import EmitError
-from kernels.native.expression import Apply, value_types
-from kernels.native.functions import Activation
 from kernels.spec import BOOL, ELEMENT_TYPES, Array, DType, Spec
 
 SpecOf = Callable[[str], Spec]

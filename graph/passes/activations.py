@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor, is_close, origins, scalar
+from graph.passes.editor import Editor, is_close, origins, scalar
 from kernels.registry import find
 from kernels.spec import FLOATS
 

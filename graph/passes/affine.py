@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor
+from graph.passes.editor import Editor
 from kernels.spec import FLOATS, Array, Spec
 
 SHARED_WEIGHT_BYTES = 1 << 20  # a larger weight that several nodes read is not copied for one of them

@@ -6,7 +6,7 @@ import numpy as np
 
 from graph.ir import Graph, Node, Specs
 from graph.passes.affine import Affine, absorb, channels
-from graph.rewrite import Editor
+from graph.passes.editor import Editor
 from kernels.ops.batch_norm import scale_and_shift
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
-from graph.rewrite import Editor, sizes
+from graph.passes.editor import Editor, sizes
 from kernels.errors import EdgewiseError
 from kernels.registry import evaluate, find
 from kernels.spec import Array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graph.ir import Graph, Specs
-from graph.rewrite import Editor
+from graph.passes.editor import Editor
 
 
 def remove_dead(graph: Graph, specs: Specs) -> Graph:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
-from graph.rewrite import Editor, origins
+from graph.passes.editor import Editor, origins
 from kernels.registry import find
 
 SMALL_CONSTANT_BYTES = 4096  # larger constants are compared by name only

@@ -8,7 +8,7 @@ from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
 from graph.native.epilogues import step_of
 from graph.native.rule import F32, VALUES, known
 from graph.native.tapes import is_expression
-from graph.rewrite import Editor, origins
+from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import DType
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor, origins
+from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import FLOATS
 

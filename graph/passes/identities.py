@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor
+from graph.passes.editor import Editor
 from kernels.spec import Array
 
 

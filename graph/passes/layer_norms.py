@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor, origins, scalar
+from graph.passes.editor import Editor, origins, scalar
 from kernels.registry import find
 from kernels.spec import FLOATS, Spec
 

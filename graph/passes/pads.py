@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from graph.ir import Graph, Node, Specs
-from graph.rewrite import Editor
+from graph.passes.editor import Editor
 from kernels.spec import Array, Spec
 
 _HOSTS = frozenset({"Conv", "AveragePool", "MaxPool"})

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
-from graph.rewrite import Editor, origins
+from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import Spec
 

@@ -12,8 +12,8 @@ import numpy as np
 from kernels.blocks import blockwise
 from kernels.cost import Cost
 from kernels.errors import DTypeError
+from kernels.operands import SIGNED, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import SIGNED, per_element
 from kernels.spec import FLOATS, INTS, Array, DType, Spec
 from kernels.special import erf
 

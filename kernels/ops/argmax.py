@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import NUMBERS, axis_of, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, axis_of, per_element
 from kernels.spec import FLOATS, Array, Spec
 
 _INT64 = np.dtype(np.int64)

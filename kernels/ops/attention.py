@@ -10,9 +10,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.half import in_single
+from kernels.operands import NUMBERS, element_type, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, element_type, one_dtype, one_of
-from kernels.single import in_single
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
 _RAW, _CAPPED, _BIASED, _SOFTMAX = range(4)  # what qk_matmul_output shows

@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import ShapeError, UnsupportedError
+from kernels.half import in_single
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from kernels.errors import AttributeValueError, DTypeError, InvalidError
+from kernels.operands import element_type, moves, one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import element_type, moves, one_of
 from kernels.spec import BOOL, STRING, Array, DType, Spec
 
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)

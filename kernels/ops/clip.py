@@ -6,8 +6,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import NUMBERS, attribute_inputs
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, attribute_inputs
 from kernels.spec import FLOATS, Array, Spec
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import NUMBERS, known_ints
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, known_ints
 from kernels.spec import FLOATS, Array, Spec
 
 

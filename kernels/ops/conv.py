@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
+from kernels.half import in_single, is_half
+from kernels.operands import one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_dtype
-from kernels.single import in_single, is_half
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import Window, window
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.half import in_single
+from kernels.operands import INDICES, NUMBERS, axis_of, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import INDICES, NUMBERS, axis_of, per_element
-from kernels.single import in_single
 from kernels.spec import Array, Spec
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import ShapeError
+from kernels.half import in_single
+from kernels.operands import one_dtype
 from kernels.ops import conv
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_dtype
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import Window, window
 

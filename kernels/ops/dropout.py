@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, UnsupportedError
+from kernels.operands import moves
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import moves
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
+from kernels.half import in_single
+from kernels.operands import NUMBERS, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, one_dtype
-from kernels.single import in_single
 from kernels.spec import Array, Spec
 
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")

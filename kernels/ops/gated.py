@@ -6,10 +6,10 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.half import in_single
+from kernels.operands import NUMBERS, broadcast, one_dtype, per_element
 from kernels.ops.activations import swish
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, broadcast, one_dtype, per_element
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 

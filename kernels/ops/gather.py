@@ -6,8 +6,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, IndexRangeError, ShapeError
+from kernels.operands import INDICES, axis_of, check_indices, moves
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import INDICES, axis_of, check_indices, moves
 from kernels.spec import Array, Spec
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from kernels.blocks import Formula, blockwise
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_dtype, one_of
 from kernels.spec import FLOATS, Array, Spec
 from kernels.special import erf
 

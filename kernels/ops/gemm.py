@@ -8,9 +8,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import ShapeError
+from kernels.half import in_single
+from kernels.operands import NUMBERS, broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, broadcast, one_dtype
-from kernels.single import in_single
 from kernels.spec import Array, Spec
 
 

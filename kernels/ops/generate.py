@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import NUMBERS, SCALARS, element_type, known_scalar, moves, one_dtype, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, SCALARS, element_type, known_scalar, moves, one_dtype, per_element
 from kernels.spec import STRING, Array, DType, Spec
 
 

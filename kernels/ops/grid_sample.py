@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import NUMBERS, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, known_ints, one_of
 from kernels.spec import FLOATS, Array, Spec
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}

@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import attribute_inputs, axes_of, axis_of, broadcast, constant_of, known_ints, moves, one_dtype
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import attribute_inputs, axes_of, axis_of, broadcast, constant_of, known_ints, moves, one_dtype
 from kernels.spec import Array, Spec
 
 

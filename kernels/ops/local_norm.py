@@ -8,9 +8,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
+from kernels.half import in_single
+from kernels.operands import axis_of, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import axis_of, one_of
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 

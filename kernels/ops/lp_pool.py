@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
+from kernels.half import in_single
 from kernels.ops.pool import geometry
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 

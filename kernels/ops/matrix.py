@@ -6,9 +6,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.half import in_single
+from kernels.operands import SCALARS, moves
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import SCALARS, moves
-from kernels.single import in_single
 from kernels.spec import FLOATS, STRING, Array, Spec
 
 

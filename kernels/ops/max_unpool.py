@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.operands import known_ints, moves
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import known_ints, moves
 from kernels.spec import FLOATS, Array, Spec
 
 Ints = tuple[int, ...]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_of
 from kernels.spec import Array, DType, Spec
 
 _F32, _INT64 = frozenset({np.dtype(np.float32)}), frozenset({np.dtype(np.int64)})

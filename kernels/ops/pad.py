@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import axes_of, constant_of, known_ints, moves, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import axes_of, constant_of, known_ints, moves, one_dtype, one_of
 from kernels.spec import STRING, Array, Spec
 
 _MODES = ("constant", "reflect", "edge", "wrap")

@@ -10,9 +10,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import axis_of, element_type
 from kernels.ops.cast import convert
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import axis_of, element_type
 from kernels.spec import BFLOAT16, Array, DType, Spec
 
 _F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)

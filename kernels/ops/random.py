@@ -13,8 +13,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import INDICES, SCALARS, element_type, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import INDICES, SCALARS, element_type, per_element
 from kernels.spec import FLOATS, Array, DType, Spec
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, IndexRangeError, ShapeError
+from kernels.operands import moves, one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import moves, one_of
 from kernels.spec import Array, Spec
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.half import is_half
+from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_dtype, one_of
-from kernels.single import is_half
 from kernels.spec import FLOATS, Array, Spec
 
 Activation = Callable[[Array], Array]

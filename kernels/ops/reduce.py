@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.half import is_half
+from kernels.operands import NUMBERS, attribute_inputs, axes_of, known_ints
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, attribute_inputs, axes_of, known_ints
-from kernels.single import is_half
 from kernels.spec import BOOL, FLOATS, Array, DType, Spec
 
 Axes = tuple[int, ...]

@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import attribute_inputs, axes_of, known_ints, moves, one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import attribute_inputs, axes_of, known_ints, moves, one_of
 from kernels.spec import Array, Spec
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import NUMBERS, attribute_inputs, axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, attribute_inputs, axes_of, known_ints, one_of
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError, UnsupportedError
+from kernels.half import in_single
+from kernels.operands import axis_of, broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import axis_of, broadcast, one_dtype
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 _F32 = np.dtype(np.float32)

@@ -9,9 +9,9 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, InvalidError, ShapeError
+from kernels.half import in_single
+from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import one_dtype, one_of
-from kernels.single import in_single
 from kernels.spec import FLOATS, Array, Spec
 
 _MOST_BINS = 65_536  # an axis

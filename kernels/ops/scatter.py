@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.operands import INDICES, axis_of, check_indices, moves, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import INDICES, axis_of, check_indices, moves, one_dtype, one_of
 from kernels.spec import Array, Spec
 
 # what an update does to the element it meets; `at` handles one element met several times

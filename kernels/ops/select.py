@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import NUMBERS, SCALARS, attribute_inputs, axis_of, known_scalar, moves
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, SCALARS, attribute_inputs, axis_of, known_scalar, moves
 from kernels.spec import BOOL, STRING, Array, Spec
 
 _INT64 = np.dtype(np.int64)

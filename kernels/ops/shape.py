@@ -6,8 +6,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
+from kernels.operands import known_ints, moves
 from kernels.registry import Case, Kernel, Op
-from kernels.rules import known_ints, moves
 from kernels.spec import Array, Spec
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.operands import INDICES, NUMBERS, axis_of, constant_of, element_type, known_scalar, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import INDICES, NUMBERS, axis_of, constant_of, element_type, known_scalar, per_element
 from kernels.spec import FLOATS, Array, Spec
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import ShapeError
+from kernels.operands import axis_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import axis_of
 from kernels.spec import FLOATS, Array, Spec
 
 

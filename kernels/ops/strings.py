@@ -8,8 +8,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.operands import broadcast, moves, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import broadcast, moves, one_of
 from kernels.spec import STRING, Array, Spec
 
 _STRINGS = frozenset({STRING})

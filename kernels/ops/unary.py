@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError
+from kernels.operands import NUMBERS, SIGNED, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, SIGNED, per_element
 from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
 
 Ufunc = Callable[..., Any]

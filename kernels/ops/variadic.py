@@ -9,8 +9,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import NUMBERS, broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import NUMBERS, broadcast, one_dtype
 from kernels.spec import FLOATS, Array, DType, Spec
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import broadcast, moves, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.rules import broadcast, moves, one_dtype
 from kernels.spec import BOOL, Array, Spec
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import select
 
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.errors import NotFoundError
 from scheduler.store.database import Database
+from scheduler.store.lookups import newest_first, upsert
 from scheduler.store.records import Page, StoredDevice, StoredModel, cursor_ids, document, now_us, page_limit, short
-from scheduler.store.rows import newest_first, upsert
 from scheduler.store.schema import DeviceRow, ModelRow
 
 

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
 from scheduler.store.database import Database
+from scheduler.store.lookups import newest_first
 from scheduler.store.records import ENDED, Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
-from scheduler.store.rows import newest_first
 from scheduler.store.schema import JobRow
 
 MAX_ATTEMPTS: Final = 3

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import ConflictError, NotFoundError
 from scheduler.store.database import Database
+from scheduler.store.lookups import insert_into, newest_first
 from scheduler.store.records import AuditEntry, KeyRing, Page, StoredKey, cursor_ids, now_us, page_limit, short
-from scheduler.store.rows import insert_into, newest_first
 from scheduler.store.schema import ApiKeyRow, AuditRow
 
 MAX_KEYS: Final = 10_000  # that are not revoked; a server holds them all in memory

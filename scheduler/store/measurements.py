@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError, RecordFormatError
 from scheduler.store.database import Database
+from scheduler.store.lookups import chunks, device_id, ids_of_keys, insert_into, model_id, signature_ids
 from scheduler.store.records import LAST_ID, Found, Here, Measurement, Page, cursor_ids, page_limit
-from scheduler.store.rows import chunks, device_id, ids_of_keys, insert_into, model_id, signature_ids
 from scheduler.store.schema import DeviceRow, MeasurementRow, ModelSignatureRow, SignatureRow
 from scheduler.strategy import Strategy
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from scheduler.errors import NotFoundError
 from scheduler.plan import Plan, State
 from scheduler.store.database import Database
+from scheduler.store.lookups import device_id, insert_into, model_id, newest_first, signature_ids
 from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
-from scheduler.store.rows import device_id, insert_into, model_id, newest_first, signature_ids
 from scheduler.store.schema import ModelSignatureRow, PlanRow
 
 MAX_STANDING: Final = 64  # requests of one model, which are looked through for those that may serve

@@ -11,12 +11,12 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session, defer, joinedload
 from sqlalchemy.orm.interfaces import ORMOption
 
-from profiler.matching import match
-from profiler.report import SCHEMA_VERSION, Op, Report
+from profiler.report.document import SCHEMA_VERSION, Op, Report
+from profiler.report.matching import match
 from scheduler.errors import NotFoundError
 from scheduler.store.database import Database
+from scheduler.store.lookups import chunks, device_id, model_id, newest_first
 from scheduler.store.records import Page, ProfileRun, StoredProfile, cursor_ids, document, now_us, page_limit, short
-from scheduler.store.rows import chunks, device_id, model_id, newest_first
 from scheduler.store.schema import DeviceRow, ProfileNodeRow, ProfileRunRow
 
 MOST_GROWN: Final = 5  # ops of a run that are kept as those that grew most

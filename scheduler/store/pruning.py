@@ -15,8 +15,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from scheduler.errors import RecordFormatError
 from scheduler.plan import Plan
 from scheduler.store.database import Database
+from scheduler.store.lookups import chunks
 from scheduler.store.records import ENDED, LAST_ID, Here, now_us
-from scheduler.store.rows import chunks
 from scheduler.store.schema import Base, JobRow, MeasurementRow, PlanRow, ProfileRunRow
 
 BATCH: Final = 2000  # rows looked at in one transaction

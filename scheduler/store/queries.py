@@ -18,9 +18,9 @@ from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import since_built
 from scheduler.store.database import Database
+from scheduler.store.lookups import device_id, model_id
 from scheduler.store.profiles import Growth, Kind, noise_percent, run_of, without_documents
 from scheduler.store.records import Page, ProfileRun, cursor_ids, page_limit
-from scheduler.store.rows import device_id, model_id
 from scheduler.store.schema import DeviceRow, PlanRow
 from scheduler.store.schema import ProfileNodeRow as Node
 from scheduler.store.schema import ProfileRunRow as Run

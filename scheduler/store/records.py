@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
-from profiler.report import SCHEMA_VERSION, Report
+from profiler.report.document import SCHEMA_VERSION, Report
 from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import Plan
@@ -66,7 +66,7 @@ class Measurement:
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
     samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970. load: what was timed, as a
-    cost model sees it (`scheduler.load`); "" where that is not known.
+    cost model sees it (`scheduler.workload`); "" where that is not known.
     """
 
     device_fingerprint: str

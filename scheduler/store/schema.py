@@ -78,8 +78,8 @@ class ModelSignatureRow(Base):
 class MeasurementRow(Base):
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same as a cost model sees it (`scheduler.load`),
-    for fitting one without the model at hand; "" where that is not known.
+    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same as a cost model sees it
+    (`scheduler.workload`), for fitting one without the model at hand; "" where that is not known.
     """
 
     __tablename__ = "measurements"

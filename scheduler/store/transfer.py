@@ -15,13 +15,13 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from profiler.errors import ProfileFormatError
 from scheduler.errors import NotFoundError, RecordFormatError
-from scheduler.load import MAX_LOAD, Load
 from scheduler.plan import StrategyText
 from scheduler.store import Store
 from scheduler.store.records import MAX_PAGE, Here, Measurement
+from scheduler.workload import MAX_LOAD, Workload
 
 MAX_LINE_BYTES: Final = 4 << 20  # a device profile of a large machine is the longest
 _BATCH = 500
@@ -155,7 +155,7 @@ def _parse(line: str, number: int) -> dict[str, Any]:
 
 def _check_load(text: str, number: int) -> None:
     try:
-        Load.from_text(text)
+        Workload.from_text(text)
     except RecordFormatError as error:
         raise RecordFormatError(f"import: {error} (line {number})") from None
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.local import local_device
 from scheduler.store import Store
 from tests.app.servers import serving_demo, text_model

@@ -1,6 +1,6 @@
 """API keys as tests make and send them."""
 
-from app import auth
+from app.access import auth
 from scheduler.store import Store
 
 

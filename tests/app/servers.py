@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import free_port, serving
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.store import Store
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import uvicorn
 
-from app.connection import ConnectionLimits, bounded
+from app.http.connection import ConnectionLimits, bounded
 from bench.waiting import until
 from tests.app.servers import Server, running, write_models
 

@@ -17,15 +17,15 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from app import link
-from app.link import Link, RefusedError
+from app.agent import client as link
+from app.agent.client import RefusedError, ServiceClient
+from app.jobs.worker import DeskError
 from app.settings import DEMO_MODELS, Settings
-from app.worker import DeskError
 from bench.jobs import add, wait_for
 from bench.local import answers, free_port, serving
 from bench.waiting import until
 from kernels.errors import InvalidError
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.build import Build
 from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
@@ -59,15 +59,15 @@ MEASURING = {**KINDS, "measure": Kind(ProbeRequest, False, _measure)}
 
 
 def _serve(port: int, db: str) -> None:
+    from app.http.server import run
     from app.main import create_app
-    from app.server import run
 
     settings = Settings(models=DEMO_MODELS, db=db, jobs=False, job_lease_s=2, port=port, grace_s=0)
     run(create_app(settings, kinds=MEASURING), settings)
 
 
 def _agent(server: str, folder: Path, salt: str, once: bool) -> None:
-    from app.agent import Agent
+    from app.agent.agent import Agent
 
     link.LAST_PAUSE_S = 1.0
     db = f"sqlite:///{folder / 'own.sqlite'}"
@@ -80,7 +80,7 @@ def _agent(server: str, folder: Path, salt: str, once: bool) -> None:
 
 
 def _device(salt: str) -> DeviceProfile:
-    from profiler.topology import read_hardware
+    from profiler.device.topology import read_hardware
 
     os.environ["EDGEWISE_DEVICE_SALT"] = salt
     try:
@@ -321,9 +321,9 @@ def lying() -> Iterator[str]:
     ],
 )
 def test_answers_are_checked(lying: str, path: str, kind: type[Exception], says: str) -> None:
-    from app.jobs import BeatOut
+    from app.v1.jobs import BeatOut
 
-    found = Link(lying, "k", threading.Event())
+    found = ServiceClient(lying, "k", threading.Event())
     with pytest.raises(kind, match=says):
         found.ask(BeatOut, "GET", path)
     found.close()
@@ -332,11 +332,11 @@ def test_answers_are_checked(lying: str, path: str, kind: type[Exception], says:
 @pytest.mark.parametrize("server", ["", "localhost:8000", "ftp://x", "file:///etc/passwd", "http://"])
 def test_addresses_that_are_none_are_refused(server: str) -> None:
     with pytest.raises(InvalidError, match="need an address"):
-        Link(server, None, threading.Event())
+        ServiceClient(server, None, threading.Event())
 
 
 def test_a_model_that_is_another_is_not_used(lying: str, tmp_path: Path) -> None:
-    found = Link(lying, None, threading.Event())
+    found = ServiceClient(lying, None, threading.Event())
     assert found.download("/200/abc", tmp_path / "m") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(RefusedError):
         found.download("/302/", tmp_path / "m")
@@ -347,7 +347,7 @@ def test_a_model_that_is_another_is_not_used(lying: str, tmp_path: Path) -> None
 
 def test_patience_ends_with_the_agent() -> None:
     closing = threading.Event()
-    found = Link("http://127.0.0.1:1", None, closing)
+    found = ServiceClient("http://127.0.0.1:1", None, closing)
     threading.Timer(0.3, closing.set).start()
     started = time.monotonic()
     with pytest.raises(DeskError):

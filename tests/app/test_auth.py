@@ -12,10 +12,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount
 
-from app import auth
-from app.auth import COOKIE, DirectRoute, Scope, declared
+from app.access import auth
+from app.access.auth import COOKIE, DirectRoute, Scope, declared
+from app.http.middleware import PUBLIC
 from app.main import create_app
-from app.middleware import PUBLIC
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
 from bench.waiting import until

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.errors import RequestError
+from app.models.datatypes import DATATYPES, datatype_of
 from app.oip import codec
-from app.oip.datatypes import DATATYPES, datatype_of
 
 LIMITS = codec.CodecLimits(1 << 20, 1 << 16)
 

@@ -16,7 +16,7 @@ import pytest
 from app.engine import Engine, InferOptions
 from app.engine.runner import Computed, Runner
 from app.errors import RequestError
-from app.repository import Served
+from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
 from tests.app.demo import SEVEN

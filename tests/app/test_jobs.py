@@ -17,7 +17,7 @@ from app.settings import DEMO_MODELS, Settings
 from bench.jobs import add, wait_for
 from bench.local import serving
 from bench.waiting import until
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store

@@ -18,12 +18,12 @@ import psutil
 import pytest
 from sqlalchemy import event
 
-from app import auth
+from app.access import auth
+from app.access.journal import Journal
+from app.engine.memory import release
 from app.errors import RequestError
-from app.journal import Journal
 from app.main import create_app
-from app.memory import release
-from app.repository import Repository, State
+from app.models.repository import Repository, State
 from app.settings import DEMO_MODELS, Settings
 from bench.local import free_port, serving
 from bench.waiting import until

@@ -2,7 +2,7 @@
 
 import gc
 
-from app.memory import settle
+from app.engine.memory import settle
 
 
 def test_collections_leave_out_what_was_settled() -> None:

@@ -17,9 +17,9 @@ from app import logs
 from app.engine import Outcome
 from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
-from app.statistics import ModelStatistics, Timed
-from app.telemetry import Telemetry, over_http
-from app.work import WorkCounts, count
+from app.watch.flops import RunCosts, count
+from app.watch.spans import Telemetry, over_http
+from app.watch.statistics import ModelStatistics, Timed
 from bench.local import serving
 from bench.waiting import until
 from scheduler.session import Session
@@ -93,7 +93,7 @@ def test_achieved_rate_once_the_shapes_are_counted(tmp_path: Path) -> None:
 
 
 def test_work_is_counted_once_and_goes_with_its_session() -> None:
-    session, counts = Session(DEMO_MODELS / "digits.onnx", threads=1), WorkCounts()
+    session, counts = Session(DEMO_MODELS / "digits.onnx", threads=1), RunCosts()
     shapes = (("image", (2, 1, 8, 8)),)
     assert counts.find(session, shapes) is None
     made = count(session, dict(shapes), None)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from app.engine import Engine, Outcome
-from app.observed import Observed
-from app.repository import Served
+from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
+from app.watch.drift import Observed
 from bench.waiting import until
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
 from scheduler.drift import SUSTAINED, WINDOW
-from scheduler.planner import make_plan
+from scheduler.planning.planner import make_plan
 from scheduler.session import Session
 from scheduler.store import Here, Store
 

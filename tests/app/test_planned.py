@@ -13,11 +13,11 @@ import pytest
 
 from app.engine.policy import Rules
 from app.main import create_app
-from app.planned import Terms
+from app.models.planned import Terms
+from app.service import Service
 from app.settings import DEMO_MODELS, Settings
-from app.state import Service
 from bench.local import serving
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from scheduler.plan import Constraints, Plan, State
 from scheduler.store import Store
 from tests.scheduler.samples import plan as sample

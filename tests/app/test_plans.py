@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from profiler.device import DeviceProfile
+from profiler.device.profile import DeviceProfile
 from tests.app.demo import MODEL
 from tests.app.servers import serving_demo
 from tests.processes import edgewise

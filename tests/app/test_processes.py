@@ -16,8 +16,8 @@ import pytest
 
 from app.engine.link import Link
 from app.main import create_app
+from app.service import Service
 from app.settings import DEMO_MODELS, Settings
-from app.state import Service
 from bench.local import serving
 from bench.waiting import until
 from scheduler.local import local_device

@@ -9,7 +9,7 @@ import pytest
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
-from profiler.report import Timeline, Value
+from profiler.report.document import Timeline, Value
 from scheduler.store import Store
 from tests.scheduler.samples import DEVICE, MODEL, plan, report, run_op
 

@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import edgewise
-from app.cli import app
-from app.report import write_report
+from app.cli.main import app
+from app.pages.report import write_report
 from app.settings import DEMO_MODELS
-from profiler.report import Report
-from profiler.reporting import static_report
+from profiler.report.build import static_report
+from profiler.report.document import Report
 
 CHROMIUM = shutil.which("chromium")
 

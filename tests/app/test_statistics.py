@@ -1,6 +1,6 @@
 """What is told of the answers of the last seconds."""
 
-from app.statistics import MAX_RECENT, Answer, traffic
+from app.watch.statistics import MAX_RECENT, Answer, traffic
 
 S = 1_000_000_000
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.cli.tables import Column, fitted
 from app.settings import DEMO_MODELS
-from app.tables import Column, fitted
 from tests.processes import edgewise
 
 COLUMNS = [

@@ -10,8 +10,8 @@ from onnx import helper, numpy_helper
 
 from bench.dashboard.models import EXPORT, mobilenet_v2
 from bench.exports import GOLDEN
-from graph.reader import read
-from profiler.counts import profile
+from graph.formats.onnx.reader import read
+from profiler.counting.counts import profile
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
 

@@ -7,13 +7,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.executor import Executor
+from graph.formats.onnx.reader import read
 from graph.native.engine import Native, find_native
 from graph.native.lowering import Call
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
 from graph.shapes import bind, propagate
-from kernels.native.isa import Isa
+from kernels.native.target.isa import Isa
 from tests.machines import as_here
 
 FLOAT, INT64, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING

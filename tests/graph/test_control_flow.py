@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from graph.errors import LimitError
-from graph.executor import DYNAMIC, Executor
-from graph.reader import read
+from graph.formats.onnx.reader import read
+from graph.run.executor import DYNAMIC, Executor
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, EdgewiseError, ShapeError
 from kernels.spec import Spec

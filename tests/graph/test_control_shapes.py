@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graph.formats.onnx.reader import read
 from graph.ir import Graph
-from graph.reader import read
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
 from tests.graph.interpreter import interpret

@@ -9,9 +9,9 @@ import pytest
 
 from graph.choice import Choice
 from graph.errors import FeedError, LimitError
-from graph.executor import DYNAMIC, VIEW, Executor
+from graph.formats.onnx.reader import read
 from graph.ir import Fused, Graph, Node, Port
-from graph.reader import read
+from graph.run.executor import DYNAMIC, VIEW, Executor
 from graph.shapes import bind, propagate
 from kernels.errors import ShapeError, UnsupportedError
 from kernels.registry import find
@@ -170,7 +170,7 @@ def test_nothing_of_a_run_is_held_after_it() -> None:
 
 
 def test_a_run_time_size_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graph.program.MAX_VALUE_BYTES", 1000)
+    monkeypatch.setattr("graph.run.prepared.MAX_VALUE_BYTES", 1000)
     nodes = [node("Expand", ["x", "s"], ["y"], "grow")]
     executor = build(make(nodes, ["y"], inputs=[port("x", [1]), port("s", [1], INT64)]))
     assert executor.run({"x": X[0, :1], "s": np.array([250])})["y"].shape == (250,)

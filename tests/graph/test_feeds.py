@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from graph.errors import FeedError
-from graph.feeds import check_feeds
 from graph.ir import Port
+from graph.run.feeds import check_feeds
 from kernels.spec import STRING
 
 F32, STR = np.dtype(np.float32), STRING

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import CorruptModelError, LimitError, UnsafePathError
+from graph.formats.onnx.reader import read
 from graph.limits import Limits
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind, propagate
 from kernels.errors import EdgewiseError, ShapeError
 from tests.graph.protos import model, relu

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import CorruptModelError, UnsafePathError
+from graph.formats.onnx.reader import read
+from graph.formats.onnx.wire import split
 from graph.mapped import LEAST_BYTES, identity, release, resident
-from graph.reader import read
-from graph.wire import split
 from kernels.errors import EdgewiseError
 from scheduler.session import Session
 

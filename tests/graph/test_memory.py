@@ -5,9 +5,9 @@ import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph.formats.onnx.reader import read
 from graph.ir import Graph
 from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, held_by_step, is_static, plan_memory
-from graph.reader import read
 from graph.shapes import bind, propagate
 from tests.graph.oracle import BOOL, body, constant, ints, make, node, port
 from tests.graph.random_models import random_models

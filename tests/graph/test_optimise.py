@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.exports import EXPORTS
-from graph.optimise import optimise
-from graph.reader import read
+from graph.formats.onnx.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind, propagate
 from tests.graph.interpreter import interpret
 from tests.graph.passes.checks import build, const, node, ops, optimised, random

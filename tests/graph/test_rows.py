@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.executor import Executor
-from graph.optimise import optimise
-from graph.reader import read
-from graph.rows import mixes_rows
+from graph.batching import mixes_rows
+from graph.formats.onnx.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
 from graph.shapes import bind
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64

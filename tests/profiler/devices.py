@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from profiler.bandwidth import PATTERNS, Bandwidth
-from profiler.device import DeviceProfile
-from profiler.measure import Figure, Unit
-from profiler.overheads import Conditions, Overheads, Stability
-from profiler.peaks import Peak
-from profiler.topology import Cache, Cluster, Confinement, Hardware, NumaNode
+from profiler.device.measure import Figure, Unit
+from profiler.device.probe.bandwidth import PATTERNS, Bandwidth
+from profiler.device.probe.overheads import Conditions, Overheads, Stability
+from profiler.device.probe.peaks import Peak
+from profiler.device.profile import DeviceProfile
+from profiler.device.topology import Cache, Cluster, Confinement, Hardware, NumaNode
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

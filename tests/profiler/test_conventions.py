@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.conventions import CONVENTIONS, compare, convention_of, count_as
-from profiler.counts import profile
+from profiler.counting.conventions import CONVENTIONS, compare, convention_of, count_as
+from profiler.counting.counts import profile
 from profiler.errors import ConventionError
 from tests.profiler import zoo
 from tests.profiler.models import model, node, random

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from graph.reader import read
+from graph.formats.onnx.reader import read
 from kernels.cost import Cost
 from kernels.registry import find
-from profiler import counts
-from profiler.counts import DATA_DEPENDENT, NO_FORMULA, OpProfile, Uncounted, profile
+from profiler.counting import counts
+from profiler.counting.counts import DATA_DEPENDENT, NO_FORMULA, OpProfile, Uncounted, profile
 from tests.profiler import zoo
 from tests.profiler.models import branch, model, node, random, small_convnet
 

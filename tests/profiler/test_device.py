@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.native.isa import host_isas
-from profiler.bandwidth import PATTERNS
-from profiler.device import DeviceProfile, probe, thread_counts
+from kernels.native.target.isa import host_isas
+from profiler.device.probe.bandwidth import PATTERNS
+from profiler.device.profile import DeviceProfile, probe, thread_counts
+from profiler.device.topology import Confinement
 from profiler.errors import MeasurementError, ProfileFormatError
-from profiler.topology import Confinement
 from tests.profiler.devices import device, figure, hardware
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.exports import GOLDEN
-from profiler.counts import profile
+from profiler.counting.counts import profile
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from graph.native.engine import find_native
-from profiler.counts import profile
-from profiler.exports import chrome_trace, op_rows, sweep_rows, to_csv
-from profiler.reporting import static_report
-from profiler.sweep import sweep
+from profiler.counting.counts import profile
+from profiler.counting.sweep import sweep
+from profiler.report.build import static_report
+from profiler.report.exports import chrome_trace, op_rows, sweep_rows, to_csv
 from tests.profiler.models import small_convnet
 from tests.profiler.traced import traced
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from profiler.matching import match
+from profiler.report.matching import match
 from tests.scheduler.samples import report, run_op
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.bandwidth import ARRAYS, DRAM_MIN_BYTES, PATTERNS, TRANSFERS, working_sets
+from profiler.device.measure import Effort, PinnedThreads, calibrate, sample_rates, summarise
+from profiler.device.probe.bandwidth import ARRAYS, DRAM_MIN_BYTES, PATTERNS, TRANSFERS, working_sets
 from profiler.errors import MeasurementError
-from profiler.measure import Effort, Team, calibrate, sample_rates, summarise
 from tests.profiler.devices import hardware
 
 
@@ -21,7 +21,7 @@ def test_team_runs_each_call_on_a_thread_of_its_own():
         meeting.wait(timeout=10)
         seen.append((name, threading.get_ident()))
 
-    with Team(3, ()) as team:
+    with PinnedThreads(3, ()) as team:
         team.run([lambda name=name: call(name) for name in "abc"])
     assert sorted(name for name, _ in seen) == ["a", "b", "c"]
     assert len({ident for _, ident in seen}) == 3
@@ -31,25 +31,25 @@ def test_team_reports_what_a_call_raised_and_goes_on():
     def fail():
         raise ValueError("broken")
 
-    with Team(2, ()) as team:
+    with PinnedThreads(2, ()) as team:
         with pytest.raises(ValueError, match="broken"):
             team.run([fail, lambda: None])
         assert team.run([lambda: None, lambda: None]) >= 0
 
 
 def test_team_time_spans_the_longest_call():
-    with Team(2, ()) as team:
+    with PinnedThreads(2, ()) as team:
         elapsed_ns = team.run([lambda: time.sleep(0.02), lambda: None])
     assert elapsed_ns >= 20_000_000
 
 
 def test_team_needs_one_call_a_thread():
-    with Team(2, ()) as team, pytest.raises(MeasurementError, match="1 calls for 2 threads"):
+    with PinnedThreads(2, ()) as team, pytest.raises(MeasurementError, match="1 calls for 2 threads"):
         team.run([lambda: None])
 
 
 def test_team_without_enough_cores_does_not_pin():
-    assert not Team(2, (0,)).pinned
+    assert not PinnedThreads(2, (0,)).pinned
 
 
 @given(st.floats(1, 1e7), st.floats(1e-4, 1.0))

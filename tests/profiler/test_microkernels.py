@@ -7,8 +7,8 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from profiler.bandwidth import PATTERNS
-from profiler.microkernels import (
+from profiler.device.probe.bandwidth import PATTERNS
+from profiler.device.probe.loops import (
     OPERAND_BYTES,
     UNROLL,
     PeakKernel,
@@ -19,7 +19,7 @@ from profiler.microkernels import (
     target_machine,
     vector_bits,
 )
-from profiler.peaks import aligned_bytes
+from profiler.device.probe.peaks import aligned_bytes
 
 X86 = frozenset({"avx", "avx2", "fma", "avxvnni", "avx512f", "avx512vl", "avx512bw", "avx512vnni", "avx512bf16"})
 ARM = frozenset({"neon", "dotprod", "i8mm", "bf16"})

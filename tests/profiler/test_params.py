@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graph.reader import read
-from profiler.params import count_params
+from graph.formats.onnx.reader import read
+from profiler.counting.params import count_params
 from tests.profiler.models import model, node, random, small_convnet
 
 

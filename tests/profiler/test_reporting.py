@@ -8,11 +8,11 @@ import json
 import pytest
 
 from graph.native.engine import Native
-from profiler.counts import profile
+from profiler.counting.counts import profile
 from profiler.errors import ProfileFormatError
-from profiler.report import Report
-from profiler.reporting import static_report
-from tests.native.conftest import HOST_ISAS
+from profiler.report.build import static_report
+from profiler.report.document import Report
+from tests.kernels.native.conftest import HOST_ISAS
 from tests.profiler.models import model, node, small_convnet
 from tests.profiler.traced import traced
 

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.spec import Spec
-from profiler.counts import OpProfile
-from profiler.roofline import RooflinePoint, precision_of, roofline
-from profiler.trace import trace
+from profiler.counting.counts import OpProfile
+from profiler.run.roofline import RooflinePoint, precision_of, roofline
+from profiler.run.trace import trace
 from tests.profiler.devices import device
 from tests.profiler.timed import scripted
 

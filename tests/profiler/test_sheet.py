@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from profiler.device.sheet import from_sheet, read_profile
+from profiler.device.topology import Confinement
 from profiler.errors import ProfileFormatError
-from profiler.sheet import from_sheet, read_profile
-from profiler.topology import Confinement
 from tests.profiler.devices import device
 
 SHEET = {
@@ -92,6 +92,6 @@ def test_entered_numbers_are_measured_when_the_machine_is_here():
 
 
 def from_sheet_of(**changes):
-    from profiler.sheet import Sheet
+    from profiler.device.sheet import Sheet
 
     return from_sheet(Sheet.model_validate({**SHEET, **changes}))

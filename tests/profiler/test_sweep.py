@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from graph.errors import FeedError
-from profiler.counts import profile
+from profiler.counting.counts import profile
+from profiler.counting.sweep import sweep
 from profiler.errors import SweepError
-from profiler.sweep import sweep
 from tests.profiler import zoo
 from tests.profiler.models import model, node, random, small_convnet
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler.topology import (
+from profiler.device.topology import (
     Cluster,
     NumaNode,
     core_cpus,

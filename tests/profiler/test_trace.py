@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from graph.errors import FeedError
-from graph.executor import DYNAMIC, Executor
+from graph.formats.onnx.reader import read
 from graph.ir import Fused
-from graph.reader import read
+from graph.run.executor import DYNAMIC, Executor
 from graph.shapes import bind, propagate
 from profiler.errors import MeasurementError
-from profiler.trace import UNATTRIBUTED, trace
+from profiler.run.trace import UNATTRIBUTED, trace
 from tests.profiler.models import branch, model, node, random, small_convnet
 from tests.profiler.timed import scripted
 

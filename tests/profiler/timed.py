@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graph.executor import VIEW
+from graph.formats.onnx.reader import read
 from graph.ir import Graph, Node, Specs
-from graph.reader import read
+from graph.run.executor import VIEW
 from graph.shapes import bind, propagate
 from graph.timing import RunClock
 from kernels.registry import find

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from graph.executor import Executor
+from graph.formats.onnx.reader import read
 from graph.native.engine import Native
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
 from graph.shapes import bind
-from profiler.counts import profile
-from profiler.report import Report, Setup
-from profiler.reporting import trace_report
-from profiler.trace import trace
+from profiler.counting.counts import profile
+from profiler.report.build import trace_report
+from profiler.report.document import Report, Setup
+from profiler.run.trace import trace
 from tests.profiler.devices import device
 
 SETUP = {

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from graph.native.work import Work
-from scheduler.contests import Arm, Contest
-from scheduler.fitting import Prediction
-from scheduler.load import Load
-from scheduler.search import Assignment
+from scheduler.cost.fitting import Prediction
 from scheduler.strategy import Strategy
+from scheduler.tuning.contests import Arm, Contest
+from scheduler.tuning.search import Assignment
+from scheduler.workload import Workload
 
-LOAD = Load(Work("direct", 1e6), 1)
+LOAD = Workload(Work("direct", 1e6), 1)
 
 
 def strategy(name: str) -> Strategy:

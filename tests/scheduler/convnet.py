@@ -3,8 +3,8 @@
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from graph.formats.onnx.reader import read
 from graph.ir import Model
-from graph.reader import read
 
 
 def convnet() -> Model:

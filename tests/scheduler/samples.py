@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from profiler.report import Check, ModelFacts, Op, Report, Setup, Totals
+from profiler.report.document import Check, ModelFacts, Op, Report, Setup, Totals
 from scheduler.build import Build
 from scheduler.plan import Candidate, Constraints, InputShape, Plan, Step, ThreadOption
 from scheduler.store import Here, Measurement

@@ -14,10 +14,10 @@ SOURCES = {
     "kernels.ops.shared": "from kernels.ops.deep import f\n",
     "kernels.ops.deep": "def f(): ...\n",
     "kernels.cost": "",
-    "kernels.native.builder": "",
-    "kernels.native.tiles": "from kernels.native import builder\n",
-    "graph.executor": "import graph.native.rules\nimport kernels.native.builder\n",
-    "graph.native.rules": "from graph.native import products\n",
+    "kernels.native.emit.builder": "",
+    "kernels.native.tiles": "from kernels.native.emit import builder\n",
+    "graph.run.executor": "import graph.native.rules.table\nimport kernels.native.emit.builder\n",
+    "graph.native.rules.table": "from graph.native import products\n",
     "graph.native.products": "from kernels.native.tiles import emit\nfrom kernels.ops.b import infer\n",
 }
 HOMES = {"A": ("kernels.ops.a", ""), "B": ("kernels.ops.b", "graph.native.products")}
@@ -38,11 +38,11 @@ def changed(module: str, sources: dict[str, str] = SOURCES) -> set[str]:
         ("kernels.ops.a", {"A"}),
         ("kernels.ops.deep", {"A"}),
         ("kernels.cost", {"engine"}),
-        ("kernels.native.builder", {"engine"}),
+        ("kernels.native.emit.builder", {"engine"}),
         ("kernels.native.tiles", {"B"}),
         ("graph.native.products", {"B"}),
-        ("graph.native.rules", {"engine"}),
-        ("graph.executor", {"engine"}),
+        ("graph.native.rules.table", {"engine"}),
+        ("graph.run.executor", {"engine"}),
     ],
 )
 def test_editing_a_module_makes_stale_what_depends_on_it(module, stale):

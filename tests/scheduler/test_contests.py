@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scheduler.contests import MIN_SAMPLES, Arm, Contest, Summary
+from scheduler.tuning.contests import MIN_SAMPLES, Arm, Contest, Summary
 from tests.scheduler.arms import LOAD, contest, prediction, strategy
 from tests.scheduler.samples import measurement
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from graph.native.work import Work
-from scheduler.costs import UNCERTAINTY, Roofline, Rooflines
+from scheduler.cost.bounds import UNCERTAINTY, Roofline, Rooflines
+from scheduler.cost.evaluation import ALL, evaluate, spearman
+from scheduler.cost.fitting import MIN_POINTS, CostModel, Point, cost_model, points_of
 from scheduler.errors import RecordFormatError
-from scheduler.evaluation import ALL, evaluate, spearman
-from scheduler.fitting import MIN_POINTS, CostModel, Point, cost_model, points_of
-from scheduler.load import Load
 from scheduler.store import Here, Store
+from scheduler.workload import Workload
 from tests.profiler.devices import device
 from tests.scheduler.samples import BUILD, DEVICE, measurement
 
@@ -23,20 +23,20 @@ PLACE = device()
 BOUNDS = Rooflines(PLACE)
 
 
-def roofline(load: Load) -> Roofline:
+def roofline(load: Workload) -> Roofline:
     return BOUNDS.of(load)
 
 
-def load(rng: np.random.Generator, kind: str = "direct", threads: int | None = None) -> Load:
+def load(rng: np.random.Generator, kind: str = "direct", threads: int | None = None) -> Workload:
     flops = math.exp(rng.uniform(math.log(1e6), math.log(1e9)))
     nbytes = int(math.exp(rng.uniform(math.log(1e4), math.log(4e6))))
     tile = (int(rng.integers(1, 15)), int(rng.integers(1, 5)))
     chunks = int(rng.integers(8, 90))
     work = Work(kind, flops, None, nbytes, nbytes // 2, nbytes // 4, 0, chunks, tile=tile)
-    return Load(work, threads or int(rng.choice([1, 2, 4])))
+    return Workload(work, threads or int(rng.choice([1, 2, 4])))
 
 
-def truth(found: Load) -> float:
+def truth(found: Workload) -> float:
     """A machine that differs from its roofline by kind, tile and size."""
     pixels, vectors = found.work.tile[:2]
     loss = 1.25 + 0.3 / pixels + 0.1 / vectors + 0.02 * math.log(found.work.flops / 1e6)
@@ -65,17 +65,17 @@ def test_without_measurements_the_roofline_stands_with_its_uncertainty():
 
 def test_the_roofline_is_the_larger_of_arithmetic_and_memory():
     work = Work("direct", 9e8, None, 0, 0, 0)
-    assert roofline(Load(work, 1)).compute_ns == pytest.approx(1e7)
-    assert roofline(Load(work, 1)).bound_by == "compute"
-    assert roofline(Load(Work("map", 1e3, None, 10**9, 10**9), 1)).bound_by == "memory"
-    assert roofline(Load(Work("map", 1e3), 1)).bound_by == "dispatch"
+    assert roofline(Workload(work, 1)).compute_ns == pytest.approx(1e7)
+    assert roofline(Workload(work, 1)).bound_by == "compute"
+    assert roofline(Workload(Work("map", 1e3, None, 10**9, 10**9), 1)).bound_by == "memory"
+    assert roofline(Workload(Work("map", 1e3), 1)).bound_by == "dispatch"
 
 
 def test_chunks_that_do_not_divide_evenly_cost_and_conversions_too():
-    even, odd = (roofline(Load(Work("direct", 1e9, chunks=n), 4)).ns for n in (8, 9))
+    even, odd = (roofline(Workload(Work("direct", 1e9, chunks=n), 4)).ns for n in (8, 9))
     assert odd > 1.2 * even
     work = Work("winograd", 1e6, None, 10**6, 10**6)
-    assert roofline(Load(work, 1, 2 * 10**6)).ns > roofline(Load(work, 1)).ns
+    assert roofline(Workload(work, 1, 2 * 10**6)).ns > roofline(Workload(work, 1)).ns
 
 
 def test_held_out_work_is_predicted_and_ranked():
@@ -165,11 +165,11 @@ def test_the_model_is_made_anew_when_there_are_newer_measurements(tmp_path):
 
 
 def test_a_load_survives_its_text_and_bad_ones_are_refused_or_left_out():
-    one = Load(Work("winograd", 1.5e6, 10, 1, 2, 3, 4, 5, 3, (6, 2, 14, 4), "blocks", 1e-6), 2, 77)
-    assert Load.from_text(one.to_text()) == one
+    one = Workload(Work("winograd", 1.5e6, 10, 1, 2, 3, 4, 5, 3, (6, 2, 14, 4), "blocks", 1e-6), 2, 77)
+    assert Workload.from_text(one.to_text()) == one
     for text in ("", "{}", '{"kind":"a","flops":-1,"threads":1}', '{"kind":"a","flops":1,"threads":1,"x":1}', "x" * 5000):
         with pytest.raises(RecordFormatError, match="load"):
-            Load.from_text(text)
+            Workload.from_text(text)
     assert points_of([measurement(), measurement(load="{}")]) == []
     assert len(points_of([measurement(load=one.to_text())])) == 1
 

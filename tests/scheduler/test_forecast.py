@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from app.settings import DEMO_MODELS
-from graph.reader import read
-from scheduler.forecast import forecast
+from graph.formats.onnx.reader import read
 from scheduler.local import local_device
-from scheduler.planner import make_plan
+from scheduler.planning.forecast import forecast
+from scheduler.planning.planner import make_plan
 from scheduler.store import Store
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.topology import Confinement, read_hardware
+from profiler.device.topology import Confinement, read_hardware
 from scheduler import local
 from scheduler.local import local_device, local_fingerprint
 from tests.profiler.devices import device, hardware

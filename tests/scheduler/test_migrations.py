@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import command
 from sqlalchemy.orm import Session
 
-from profiler.report import SCHEMA_VERSION
+from profiler.report.document import SCHEMA_VERSION
 from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import Plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.pareto import tradeoffs
+from scheduler.planning.pareto import tradeoffs
 from scheduler.store.queries import PlanCard
 
 

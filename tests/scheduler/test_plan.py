@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from graph.choice import Choice
 from scheduler.build import Build
-from scheduler.compare import diff, explain, what_if
 from scheduler.errors import NotFoundError, PlanFormatError
 from scheduler.plan import EXECUTOR, MAX_PLAN_BYTES, Candidate, Constraints, Plan, State
+from scheduler.planning.compare import diff, explain, what_if
 from scheduler.strategy import Strategy
 from tests.scheduler.samples import BUILD, DEVICE, ROWS, plan, step
 

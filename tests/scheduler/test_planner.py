@@ -8,20 +8,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import FeedError, LimitError
+from graph.formats.onnx.reader import read
 from graph.ir import Model
-from graph.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.build import current_build
+from scheduler.cost.fitting import CostModel, Point
 from scheduler.errors import InfeasibleError, StalePlanError
-from scheduler.fitting import CostModel, Point
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import Constraints, Plan
-from scheduler.planner import compose, evidence_of, make_plan
+from scheduler.planning.planner import compose, evidence_of, make_plan
+from scheduler.planning.steps import Evidence
+from scheduler.planning.subject import Subject
 from scheduler.session import MAX_PLANS, Session, SessionLimits
-from scheduler.steps import Evidence
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
-from scheduler.subject import Subject
 from tests.machines import HOSTS, describe
 from tests.profiler.devices import device
 from tests.scheduler.convnet import MODEL

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.contests import Contest, model_ns
-from scheduler.search import Limits, Search
 from scheduler.strategy import Strategy
+from scheduler.tuning.contests import Contest, model_ns
+from scheduler.tuning.search import Limits, Search
 from tests.scheduler.arms import Clock, TableBench, contest, prediction, strategy
 
 TRUE = {"a": 1000e3, "b": 1300e3, "c": 900e3, "d": 905e3}

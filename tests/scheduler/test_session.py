@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgewise
 from graph.errors import FeedError, LimitError
-from graph.reader import read
+from graph.formats.onnx.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.session import Session, SessionLimits, available_cores
 

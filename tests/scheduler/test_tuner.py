@@ -18,11 +18,11 @@ import edgewise
 from kernels.errors import AttributeValueError
 from scheduler.build import current_build
 from scheduler.local import local_device, local_fingerprint
-from scheduler.planner import evidence_of
+from scheduler.planning.planner import evidence_of
+from scheduler.planning.subject import Subject
 from scheduler.session import Session
 from scheduler.store import Here, Store
-from scheduler.subject import Subject
-from scheduler.tuner import TuneProgress, make_contests
+from scheduler.tuning.tuner import TuneProgress, make_contests
 from tests.profiler.devices import device as other_device
 from tests.scheduler.convnet import MODEL
 
@@ -207,7 +207,7 @@ def wide_net() -> onnx.ModelProto:
 def test_tuning_again_from_the_same_evidence_plans_the_same(db, here):
     tune_a_little(db)
     with Store(db) as store:
-        from scheduler.planner import make_plan
+        from scheduler.planning.planner import make_plan
 
         first = make_plan(MODEL, here, **SMALL, max_threads=1, store=store)
         assert make_plan(MODEL, here, **SMALL, max_threads=1, store=store) == first

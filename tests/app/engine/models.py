@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from app.files import Card
-from app.repository import Served, State
+from app.models.files import Card
+from app.models.repository import Served, State
 from scheduler.session import Session
 
 F = TensorProto.FLOAT

@@ -22,8 +22,8 @@ from app.engine.policy import DynamicBatching, InstanceGroup
 from app.engine.slab import Space
 from app.engine.supervisor import Process
 from app.errors import RequestError
-from app.files import Card
-from app.repository import Served, State
+from app.models.files import Card
+from app.models.repository import Served, State
 from app.settings import Settings
 from kernels.errors import InvalidError
 from scheduler.session import Session

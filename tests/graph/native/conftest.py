@@ -3,8 +3,8 @@
 import pytest
 
 from tests.graph.native.nets import draw_anew
+from tests.kernels.native.conftest import HOST_ISAS
 from tests.machines import MACHINES
-from tests.native.conftest import HOST_ISAS
 
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from graph.optimise import optimise
-from graph.reader import read
+from graph.formats.onnx.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind
 from tests.graph.oracle import constant, port
 

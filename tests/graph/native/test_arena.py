@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 
+from graph.formats.onnx.reader import read
 from graph.native.arena import Arena, lay_out
 from graph.native.engine import Native
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind
-from kernels.native.isa import Isa
+from kernels.native.target.isa import Isa
 from tests.graph.native.test_lowering import image, weights
 from tests.graph.oracle import make, node
 from tests.profiler.models import small_convnet

@@ -12,16 +12,16 @@ from graph.ir import Graph, Node, Port
 from graph.native.lowering import Packed
 from graph.native.partition import Part
 from graph.native.rule import Facts, known
-from graph.native.rules import RULES, refusal
+from graph.native.rules.table import RULES, refusal
 from graph.native.segment import Segment
 from graph.shapes import propagate
-from kernels.native.cache import CodeCache
-from kernels.native.isa import Isa
-from kernels.native.pool import shared_pool
+from kernels.native.code.cache import CodeCache
+from kernels.native.run.thread_pool import shared_thread_pool
+from kernels.native.target.isa import Isa
 from kernels.registry import Case, Op, evaluate
 from kernels.spec import FLOATS, Array, Spec
-from tests.native.conftest import HOST_ISAS
-from tests.ops.cases import arrays, assert_close, in_float64, valid_cases
+from tests.kernels.native.conftest import HOST_ISAS
+from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_cases
 
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
@@ -66,7 +66,7 @@ def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache)
     graph, inputs = single(op, case, fed)
     specs, node = propagate(graph, inputs), graph.nodes[0]
     part = Part((node,), tuple(port.name for port in graph.inputs), node.outputs)
-    segment = Segment(part, specs, graph.constants, isa, shared_pool(2), Packed(), cache, 2, {})
+    segment = Segment(part, specs, graph.constants, isa, shared_thread_pool(2), Packed(), cache, 2, {})
     return segment, [known(specs, name) for name in node.outputs]
 
 

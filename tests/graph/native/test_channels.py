@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.graph.native.nets import image, normal, weights
 from tests.graph.oracle import check_native, check_on, constant, ints, kernels, make, node
-from tests.native.conftest import HOST_ISAS
+from tests.kernels.native.conftest import HOST_ISAS
 
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from graph.executor import Executor
+from graph.run.executor import Executor
 from tests.graph.native.nets import graph_of, image, normal, weights
 from tests.graph.oracle import NATIVE, check_native, check_on, constant, in_numpy, kernels, make, node, port
-from tests.native.conftest import HOST_ISAS
+from tests.kernels.native.conftest import HOST_ISAS
 
 
 def up(x, w, y, *bias, **attrs):

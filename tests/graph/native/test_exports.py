@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.exports import EXPORTS
+from graph.formats.onnx.reader import read
 from graph.ir import SEGMENT
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
 from graph.shapes import bind
 from tests.graph.oracle import NATIVE
 

@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graph.choice import Choice
-from graph.executor import Executor
+from graph.formats.onnx.reader import read
 from graph.native.engine import Native
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
 from graph.shapes import bind
 from kernels.errors import UnsupportedError
 from tests.graph.native.nets import RNG, graph_of, image, normal, weights
 from tests.graph.oracle import NATIVE, calls_of, check_native, check_on, constant, ints, kernels, make, node, port
-from tests.native.conftest import HOST_ISAS
+from tests.kernels.native.conftest import HOST_ISAS
 
 
 def test_convolution_reads_the_input_as_it_is_and_writes_the_output_row_major(machine):

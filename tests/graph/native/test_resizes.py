@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graph.choice import Choice
-from graph.executor import Executor
 from graph.native.engine import Native
+from graph.run.executor import Executor
 from kernels.errors import UnsupportedError
 from tests.graph.native.nets import graph_of, image, normal, weights
 from tests.graph.oracle import NATIVE, check_native, check_on, constant, in_numpy, ints, kernels, make, node, port
+from tests.kernels.native.conftest import HOST_ISAS
 from tests.machines import MACHINES
-from tests.native.conftest import HOST_ISAS
 
 COORDINATES = (
     "half_pixel",

@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from graph.executor import Executor
+from graph.formats.onnx.reader import read
 from graph.native.engine import Native
-from graph.optimise import optimise
-from graph.reader import read
+from graph.passes.optimise import optimise
+from graph.run.executor import Executor
 from graph.shapes import bind, propagate
 from kernels.errors import IndexRangeError
 from tests.graph.oracle import assert_agrees, check_on, constant, ints, kernels, make, node, poison, port
-from tests.native.conftest import HOST_ISAS
+from tests.kernels.native.conftest import HOST_ISAS
 
 INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
 DTYPES = [*INTEGERS, np.bool_, np.float32, np.float64]

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from graph.formats.onnx.reader import read
 from graph.ir import Graph
-from graph.optimise import Optimised, optimise
 from graph.passes.constants import fold_constants
-from graph.reader import read
+from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind, propagate
 from tests.graph.interpreter import interpret
 

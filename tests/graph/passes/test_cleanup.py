@@ -5,9 +5,9 @@ import pytest
 
 from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
+from graph.passes.editor import Editor
 from graph.passes.identities import remove_identities
 from graph.passes.views import collapse_views
-from graph.rewrite import Editor
 from tests.graph.passes.checks import build, const, node, ops, optimised, random, rewritten
 
 

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from graph.executor import Executor
 from graph.passes.activations import find_activations
 from graph.passes.epilogues import MAX_FUSED, fuse_epilogues
 from graph.passes.layer_norms import find_layer_norms
+from graph.run.executor import Executor
 from graph.shapes import bind, propagate
 from tests.graph.passes.checks import agree, build, const, node, ops, optimised, random, rewritten
 

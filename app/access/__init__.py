@@ -1,0 +1,1 @@
+"""Who may do what: keys, sessions, scopes, rates, and the audit journal."""

@@ -1,0 +1,96 @@
+"""The keys that a server knows: a copy of the database's, a few seconds old at most, and good for a while without it."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from app.access import auth
+from app.access.auth import LOCAL, UNKNOWN_KEYS, Principal, Scope, Sessions
+from app.access.journal import Journal
+from app.errors import RequestError
+from scheduler.errors import StoreError
+from scheduler.store import KeyRing, StoredKey
+
+log = structlog.get_logger("edgewise.auth")
+
+
+class Directory:
+    """Keys by prefix. Event loop only.
+
+    sessions: of the pages.
+
+    Args:   read: gets the database's keys. loopback: whether callers without a key are local ones, while there is no key.
+            refresh_s: how old the copy may be. stale_s: how old while the database does not answer.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[KeyRing]],
+        journal: Journal,
+        sessions: Sessions,
+        loopback: bool,
+        refresh_s: float,
+        stale_s: float,
+    ) -> None:
+        self.sessions = sessions
+        self._read = read
+        self._journal = journal
+        self._loopback = loopback
+        self._refresh_s = refresh_s
+        self._stale_s = stale_s
+        self._keys: dict[str, StoredKey] | None = None
+        self._made = False
+        self._read_at = float("-inf")
+        self._tried = asyncio.Event()
+
+    async def local(self) -> Principal | None:
+        """Who a caller without a key is: a local one while no key was ever made and the server is on loopback; else nobody."""
+        await self._tried.wait()
+        if not self._loopback or self._made:
+            return None
+        return LOCAL if self._keys is not None else UNKNOWN_KEYS
+
+    async def by_key(self, text: str) -> Principal:
+        """The holder of a key. Raises RequestError 401; 503 while no keys could be read."""
+        prefix, secret = auth.split_key(text)
+        key = await self._find(prefix)
+        if key is None or not hmac.compare_digest(auth.digest_of(secret), key.secret_sha256):
+            raise _refusal()
+        return self._principal(key, from_cookie=False)
+
+    async def by_cookie(self, value: str) -> Principal | None:
+        """The holder of a session; None where it has ended."""
+        key = await self._find(Sessions.prefix(value))
+        return self._principal(key, from_cookie=True) if key is not None and self.sessions.check(value, key) else None
+
+    def _principal(self, key: StoredKey, *, from_cookie: bool) -> Principal:
+        self._journal.touch(key.prefix)
+        return Principal(f"{key.prefix} {key.name}"[:256], frozenset(map(Scope, key.scopes)), key, from_cookie)
+
+    async def _find(self, prefix: str) -> StoredKey | None:
+        await self._tried.wait()
+        if self._keys is None or time.monotonic() - self._read_at > self._stale_s:
+            raise RequestError(503, "API keys: the database does not answer, try again", {"Retry-After": "5"})
+        key = self._keys.get(prefix)
+        return key if key is not None and key.active(time.time_ns() // 1000) else None
+
+    async def keep(self) -> None:
+        """Read the keys again and again, for as long as the service runs; no request waits for it but the first ones."""
+        while True:
+            try:
+                ring = await self._read()
+                self._keys, self._made = {key.prefix: key for key in ring.usable}, ring.made
+                self._read_at = time.monotonic()
+            except (StoreError, RequestError) as error:
+                log.warning("keys not read", reason=str(error))
+            self._tried.set()
+            await asyncio.sleep(self._refresh_s)
+
+
+def _refusal() -> RequestError:
+    return RequestError(401, "API key: unknown, expired or revoked", {"WWW-Authenticate": "Bearer"})

@@ -1,0 +1,235 @@
+"""A measuring agent: takes the jobs of this machine from a service far away, runs them here, and brings back what they found.
+
+Everything measured goes into a database of the agent's own first, and every result into a folder, where it stays until the
+service has acknowledged it: a lost connection, a restart of either side or a killed agent costs time and no measurement. What
+is said twice changes nothing: measurements have keys, plans are named by what they say, and a job ends once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import orjson
+import structlog
+
+from app.agent.client import RefusedError, ServiceClient
+from app.jobs.worker import Bench, DeskError, Ended, JobWorker
+from app.v1.devices import DeviceOut
+from app.v1.exchange import ImportedOut
+from app.v1.jobs import BeatOut, ClaimOut, JobOut
+from graph.formats.onnx.reader import read
+from graph.ir import Model
+from kernels.errors import EdgewiseError
+from scheduler.build import current_build
+from scheduler.errors import NotFoundError
+from scheduler.jobs import KINDS, Kind, Outcome
+from scheduler.local import local_device
+from scheduler.store import Claim, Here, Job, Store
+from scheduler.store.transfer import export_measurements
+
+log = structlog.get_logger("edgewise.agent")
+
+WAIT_S: Final = 10.0  # that the service may keep a request for work
+REST_S: Final = 0.5  # after a job went back, so that two who cannot do it do not hand it to each other without pause
+LINES: Final = 1000  # measurements of one request, some 700 bytes each
+KEPT_MODELS: Final = 16
+
+
+class HttpDesk:
+    """Jobs, models and results over HTTP. Args: folder: where models and unacknowledged results lie."""
+
+    def __init__(self, link: ServiceClient, store: Store, here: Here, folder: Path) -> None:
+        self._link, self._store, self._here = link, store, here
+        self.device = here.device_fingerprint
+        self._models, self._outbox = folder / "models", folder / "outbox"
+        self._pushed = folder / "pushed.json"
+        for made in (self._models, self._outbox):
+            made.mkdir(parents=True, exist_ok=True)
+
+    def model(self, digest: str) -> Model:
+        """The model of that digest, fetched unless it is here. Raises DeskError, NotFoundError, RefusedError."""
+        path = self._models / f"{digest}.onnx"
+        if not path.is_file():
+            self._fetch(digest, path)
+        os.utime(path)
+        for old in sorted(self._models.glob("*.onnx"), key=lambda found: -found.stat().st_mtime)[KEPT_MODELS:]:
+            old.unlink(missing_ok=True)
+        return read(path)
+
+    def _fetch(self, digest: str, path: Path) -> None:
+        partial = path.with_suffix(f".{os.getpid()}")
+        try:
+            found = self._link.insist(lambda: self._link.download(f"/v1/models/{digest}/file", partial))
+            if found != digest:
+                raise RefusedError(f"agent: model {digest} came as {found}, the file is another or was cut")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def beat(self, claim: Claim, progress: str) -> bool:
+        """Keep the lease, then send what was measured since the last time. Raises DeskError, LeaseLostError."""
+        said = {"lease": claim.lease, "progress": orjson.loads(progress)}
+        cancel = self._link.ask(BeatOut, "POST", f"/v1/jobs/{claim.job.id}/beat", json=said).cancel
+        self.push_measurements()
+        return cancel
+
+    def end(self, claim: Claim, state: Ended, outcome: Outcome, error: str) -> None:
+        """Send every measurement, then the result, which is kept until it is acknowledged. Raises DeskError, LeaseLostError."""
+        said = {"lease": claim.lease, "state": state, "outcome": outcome.model_dump(mode="json"), "error": error[:16_384]}
+        kept = self._outbox / f"{claim.job.id}-{claim.lease}.json"
+        _write(kept, orjson.dumps({"job": claim.job.id, "said": said}))
+        self._link.insist(self.push_measurements)
+        self._send(kept)
+
+    def send_kept(self) -> None:
+        """Send the results that an earlier life of this agent could not. Raises DeskError."""
+        for kept in sorted(self._outbox.glob("*.json")):
+            try:
+                self._send(kept)
+            except EdgewiseError as error:
+                if isinstance(error, DeskError):
+                    raise
+                log.warning("result no longer wanted", file=kept.name, reason=str(error))
+
+    def _send(self, kept: Path) -> None:
+        item = orjson.loads(kept.read_bytes())
+        try:
+            self._link.insist(lambda: self._link.ask(JobOut, "POST", f"/v1/jobs/{item['job']}/end", json=item["said"]))
+        except DeskError:
+            raise
+        except EdgewiseError:  # acknowledged too: with a no
+            kept.unlink()
+            raise
+        kept.unlink()
+
+    def forget(self) -> None:
+        """Take nothing for acknowledged: the service knows nothing of this device."""
+        self._pushed.unlink(missing_ok=True)
+
+    def push_measurements(self) -> None:
+        """Send the measurements of this device that the service has not acknowledged. Raises DeskError, RefusedError."""
+        since_us = orjson.loads(self._pushed.read_bytes())["measured_us"] if self._pushed.is_file() else 0
+        latest_us = since_us
+        lines = export_measurements(self._store, self._here, self.device, since_us)
+        header = next(lines)
+        for batch in _batches(line for line in lines if line.startswith('{"measurement"')):
+            self._link.ask(ImportedOut, "POST", "/v1/measurements", content="\n".join([header, *batch]).encode())
+            latest_us = max(latest_us, *(orjson.loads(line)["measurement"]["measured_us"] for line in batch))
+        if latest_us > since_us:
+            _write(self._pushed, orjson.dumps({"measured_us": latest_us}))
+
+
+class Agent:
+    """Works for one service until it is closed.
+
+    Args: server: its address. key: of scope admin. db: where measurements are kept. folder: for models and unsent results.
+    """
+
+    def __init__(
+        self, server: str, key: str | None, db: str | None, folder: Path, *, probe_s: float, kinds: Mapping[str, Kind] = KINDS
+    ) -> None:
+        self._closing = threading.Event()
+        self._link = ServiceClient(server, key, self._closing)
+        self._db, self._folder, self._kinds, self._probe_s = db, folder, kinds, probe_s
+        self._owner = f"agent {platform.node()}:{os.getpid()}"
+        self._worker: JobWorker | None = None
+
+    def close(self) -> None:
+        """End as soon as the job that runs can stop; it goes back to the queue."""
+        self._closing.set()
+        if (worker := self._worker) is not None:
+            worker.close()
+
+    def run(self, *, once: bool) -> int:
+        """Work; once: only until no job waits. Returns how many jobs were worked on. Raises RefusedError, StoreError."""
+        worked = 0
+        with Store(self._db) as store:
+            try:
+                while not self._closing.is_set():
+                    desk = self._register(store)
+                    desk.send_kept()
+                    self._link.insist(desk.push_measurements)
+                    try:
+                        while (claimed := self._next(desk.device, once=once)) is not None:
+                            worked += 1
+                            self._work(Bench(self._kinds, store, self._db, self._probe_s), desk, *claimed)
+                    except NotFoundError as error:  # the service has a new database
+                        log.warning("registering again", reason=str(error))
+                        continue
+                    break
+            except DeskError as error:
+                if not self._closing.is_set():
+                    raise
+                log.warning("ended with something unsent, it is kept", reason=str(error))
+            finally:
+                self._link.close()
+        return worked
+
+    def _next(self, device: str, *, once: bool) -> tuple[Claim, float] | None:
+        """The next job; None when the agent is to end. Raises NotFoundError."""
+        while not self._closing.is_set():
+            claimed = self._claim(device, 0.0 if once else WAIT_S)
+            if claimed is not None or once:
+                return claimed
+        return None
+
+    def _register(self, store: Store) -> HttpDesk:
+        """Tell the service what this machine is; measure it first when it is new."""
+        profile = local_device(store, self._probe_s)
+        path, body = f"/v1/devices/{profile.fingerprint}", profile.to_json().encode()
+        known = self._link.insist(lambda: self._link.ask(DeviceOut, "PUT", path, content=body))
+        desk = HttpDesk(self._link, store, Here(profile.fingerprint, current_build()), self._folder)
+        if known.created_us == known.updated_us:  # it is new to the service
+            desk.forget()
+        log.info("registered", device=profile.fingerprint, name=profile.name)
+        return desk
+
+    def _claim(self, device: str, wait_s: float) -> tuple[Claim, float] | None:
+        """A job and how long its lease lasts. Raises NotFoundError when the service does not know the device."""
+        asked = {"device": device, "owner": self._owner, "wait_s": wait_s}
+        answer = self._link.insist(lambda: self._link.ask(ClaimOut, "POST", "/v1/jobs/claim", json=asked, wait_s=wait_s))
+        if answer.job is None or answer.lease is None:
+            return None
+        return Claim(_job(answer.job), answer.lease), answer.lease_s
+
+    def _work(self, bench: Bench, desk: HttpDesk, claim: Claim, lease_s: float) -> None:
+        worker = self._worker = JobWorker(bench, desk, lease_s)
+        if self._closing.is_set():
+            worker.close()
+        worker.run(claim)
+        self._worker = None
+        self._closing.wait(REST_S)
+
+
+def _job(out: JobOut) -> Job:
+    fields = out.model_dump()
+    fields["device_fingerprint"] = fields.pop("device")
+    for name in ("request", "progress", "result"):
+        fields[name] = orjson.dumps(fields[name]).decode()
+    return Job(**fields)
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for line in lines:
+        batch.append(line)
+        if len(batch) == LINES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write(path: Path, raw: bytes) -> None:
+    """Replace a file so that a crash leaves the old one or the new one."""
+    partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    with partial.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

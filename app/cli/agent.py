@@ -1,0 +1,42 @@
+"""`edgewise agent`: measure this machine for a service elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import platformdirs
+import typer
+
+from app.cli.console import Database, Json, configure_logging, out, print_json
+
+
+def agent_command(
+    server: Annotated[str, typer.Option(help="Address of the service, as in http://host:8000.", show_default=False)],
+    key: Annotated[str | None, typer.Option(envvar="EDGEWISE_KEY", help="API key of scope admin.", show_envvar=True)] = None,
+    once: Annotated[bool, typer.Option("--once", help="Work on the jobs that wait, then end.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure this machine when it is new.")] = 8.0,
+    folder: Annotated[Path | None, typer.Option(help="For models and results not yet delivered.", show_default=False)] = None,
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Take the jobs of this machine from a service, run them here, and bring back measurements, plans and profiles.
+
+    EDGEWISE_KEY=… edgewise agent --server https://edgewise.example
+    """
+    from app.agent.agent import Agent  # noqa: PLC0415  what only an agent needs
+
+    configure_logging()
+    own = platformdirs.user_state_path("edgewise") / "agent" if folder is None else folder
+    of_server = own / hashlib.sha256(server.encode()).hexdigest()[:12]  # what one service has acknowledged another has not
+    agent = Agent(server, key, db, of_server, probe_s=seconds)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: agent.close())
+    worked = agent.run(once=once)
+    if json:
+        print_json(orjson.dumps({"jobs": worked}))
+    else:
+        out.print(f"{worked} jobs worked on")

@@ -1,0 +1,221 @@
+"""`edgewise profile`: what a model costs, and with --measure where its time goes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+from rich.bar import Bar
+from rich.progress import Progress
+from rich.table import Table
+
+from app.cli.console import (
+    ArgumentError,
+    Database,
+    Dim,
+    Json,
+    ModelPath,
+    Shape,
+    Threads,
+    notes,
+    out,
+    parse_dims,
+    parse_shapes,
+    print_json,
+)
+from app.cli.tables import Column, fitted
+from app.pages.report import write_report
+from graph.formats.onnx.reader import read
+from graph.ir import Model
+from profiler.counting import sweep
+from profiler.counting.counts import profile
+from profiler.device.profile import FULL_S
+from profiler.report.build import static_report
+from profiler.report.document import Op, Report
+from profiler.report.exports import op_rows, sweep_rows, to_csv
+from profiler.units import quantity
+from scheduler.build import current_build
+from scheduler.local import local_device, local_fingerprint
+from scheduler.measured import measure
+from scheduler.store import Here, Store
+
+BAR_WIDTH = 12
+COUNTS = ("flops", "macs", "read_bytes", "write_bytes", "param_bytes")
+TIMES = ("p50_ns", "wasted_ns", "first_ns")
+SWEPT = ("macs", "flops", "peak_activation_bytes", "read_bytes", "write_bytes", "param_bytes", "intensity", "other_flops")
+
+
+def profile_command(
+    model: ModelPath,
+    shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
+    dim: Dim = [],  # noqa: B006
+    measured: Annotated[bool, typer.Option("--measure", help="Run it, and say where the time goes.")] = False,
+    runs: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to time, with --measure.")] = 50,
+    threads: Threads = None,
+    plan: Annotated[str | None, typer.Option(help="Run by this stored plan, with --measure: its id.")] = None,
+    store: Annotated[bool, typer.Option(help="Keep what was measured in the database.")] = True,
+    db: Database = None,
+    top: Annotated[int, typer.Option(help="Rows to print, 0 = all.")] = 20,
+    sort: Annotated[
+        str | None, typer.Option(help=f"{', '.join(COUNTS)}, order; with --measure {', '.join(TIMES)} too.", show_default=False)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a report here: one file that opens in a browser.")] = None,
+    json: Json = False,
+) -> None:
+    """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
+
+    With --measure also what each step takes here, how far that is from what the machine can do, and whether the numbers agree
+    with one another: exit 1 where they do not.
+
+    edgewise profile resnet50.onnx
+    edgewise profile resnet50.onnx --measure --threads 1
+    edgewise profile resnet50.onnx --measure --html report.html
+    edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
+    edgewise profile model.onnx --dim batch=1,2,4,8
+    """
+    shapes, dims = parse_shapes(shape), parse_dims(dim)
+    if not measured and (threads is not None or plan is not None):
+        raise ArgumentError("profile: --threads and --plan say how to run, need --measure")
+    if any(len(sizes) > 1 for sizes in dims.values()):
+        if measured:
+            raise ArgumentError("profile: --measure times one size of each dimension, --dim gives several")
+        _print_sweep(sweep.sweep(model, dims, shapes), json)
+        return
+    sizes = {name: several[0] for name, several in dims.items()}
+    key = _sort_key(sort or ("p50_ns" if measured else "flops"), COUNTS + TIMES if measured else COUNTS)
+    if measured:
+        report = _measure(read(model), shapes, sizes, runs, threads, plan, db, store=store)
+    else:
+        report = static_report(profile(model, shapes, sizes))
+    if csv is not None:
+        csv.write_text(to_csv(op_rows(report)), encoding="utf-8")
+    if html is not None:
+        write_report(report.to_json().encode(), html)
+    if json:
+        print_json(report.to_json())
+    else:
+        ops = sorted(report.ops, key=key)[: top or None]
+        (_print_trace if measured else _print_counts)(report, ops, top)
+    if not report.check.ok:
+        raise typer.Exit(1)
+
+
+def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:
+    """The largest first, or the order they run in."""
+    if name == "order":
+        return lambda op: op.index
+    if name not in columns:
+        raise ArgumentError(f"--sort: {name!r} is no column, need one of {', '.join(columns)}, order")
+    return lambda op: -(getattr(op, name) or 0)
+
+
+def _measure(
+    model: Model,
+    shapes: dict[str, tuple[int, ...]],
+    dims: dict[str, int],
+    runs: int,
+    threads: int | None,
+    plan_id: str | None,
+    db: str | None,
+    *,
+    store: bool,
+) -> Report:
+    """Time the model with a progress bar on a terminal; the machine is measured first where it is new."""
+    here = Here(local_fingerprint(), current_build())
+    with Store(db) as opened, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
+        task = bar.add_task("measuring the machine", total=None)
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        device = local_device(opened, FULL_S, progress=progress)
+        plan = None if plan_id is None else opened.plans.get(plan_id, here).plan
+        bar.update(task, total=None)
+
+        def say(what: str) -> None:
+            bar.update(task, description=what)
+
+        report = measure(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
+        if store:
+            opened.models.save(model.digest, model.source, model.nbytes)
+            number = opened.profiles.save(report, here.build.id)
+            notes.print(f"stored as profile {number}", style="dim")
+    return report
+
+
+def _print_counts(report: Report, ops: list[Op], top: int) -> None:
+    figures = [
+        Column("MACs", [quantity(op.macs, "") for op in ops]),
+        Column("FLOPs", [quantity(op.flops, "") for op in ops]),
+        Column("%", [f"{op.share_percent:.1f}" for op in ops]),
+        Column("read", [quantity(op.read_bytes, "B") for op in ops]),
+        Column("written", [quantity(op.write_bytes, "B") for op in ops]),
+    ]
+    output = Column("output", [op.output for op in ops], least=12, rank=1)
+    _print(fitted(f"{report.model.name}: cost per op", [*_names(ops), output, *figures], out.width), report, top)
+
+
+def _print_trace(report: Report, ops: list[Op], top: int) -> None:
+    setup, totals = report.setup, report.totals
+    largest = max((op.share_percent for op in ops), default=1.0) or 1.0
+    columns = [
+        *_names(ops),
+        Column("strategy", [op.strategy for op in ops], least=16, rank=3),
+        Column("bound", [op.bound for op in ops], least=7, rank=2),
+        Column("µs", [f"{(op.p50_ns or 0) / 1e3:.1f}" for op in ops]),
+        Column("%", [f"{op.share_percent:.1f}" for op in ops]),
+        Column("", [Bar(largest, 0, op.share_percent, width=BAR_WIDTH) for op in ops], rank=4),
+        Column("% of roof", ["" if op.roof_percent is None else f"{op.roof_percent:.0f}" for op in ops], rank=1),
+        Column("wasted µs", ["" if op.wasted_ns is None else f"{op.wasted_ns / 1e3:.1f}" for op in ops]),
+    ]
+    _print(fitted(f"{report.model.name}: time per step", columns, out.width), report, top)
+    if setup is not None:
+        how = f"{setup.device_name}; {setup.threads} threads, plan {setup.plan_id[:12]}, {setup.runs} runs"
+        out.print(how, markup=False)
+    out.print(f"median {_ms(totals.wall_p50_ns)}, of which {_ms(totals.unattributed_ns)} between the steps")
+    out.print(f"best {_ms(totals.wall_min_ns)}, first run {_ms(totals.first_ns)}")
+    out.print(f"roof {_ms(totals.roof_ns)}, above it {_ms(totals.wasted_ns)}, predicted {_ms(totals.predicted_ns)}")
+    for problem in report.check.problems:
+        text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
+        out.print(text, style="red", markup=False)
+    out.print("self-check: ok" if report.check.ok else f"self-check: {len(report.check.problems)} steps are above their roof")
+
+
+def _names(ops: list[Op]) -> list[Column]:
+    return [Column("op", [op.op for op in ops], least=8), Column("node", [op.name for op in ops], least=18)]
+
+
+def _print(table: Table, report: Report, top: int) -> None:
+    """The table, and the totals that every report has."""
+    totals = report.totals
+    out.print(table)
+    if top and len(report.ops) > top:
+        out.print(f"{top} of {len(report.ops)} ops; --top 0 prints all", style="dim")
+    out.print(f"macs {totals.macs:,}   params {totals.params:,}")
+    out.print(f"flops {totals.flops:,} (2·macs + {totals.other_flops:,})")
+    peak, params = quantity(totals.peak_activation_bytes, "B"), quantity(totals.param_bytes, "B")
+    out.print(f"peak activations {peak}   parameters {params}   counted {totals.coverage_percent:.1f} %")
+    for missing in report.uncounted:
+        out.print(f"not counted: {missing.node} ({missing.op}): {missing.reason}", style="yellow", markup=False)
+
+
+def _ms(nanoseconds: float | None) -> str:
+    return "unknown" if nanoseconds is None else f"{nanoseconds / 1e6:.3f} ms"
+
+
+def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:
+    rows = sweep_rows(points)
+    if json:
+        print_json(orjson.dumps(rows))
+        return
+    ranks = {name: rank for rank, name in enumerate(SWEPT)}
+    columns = [Column(name, [_figure(row[name]) for row in rows], rank=ranks.get(name, 0)) for name in rows[0]]
+    out.print(fitted(None, columns, out.width))
+
+
+def _figure(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else str(value)

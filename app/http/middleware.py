@@ -1,0 +1,200 @@
+"""Pure ASGI middleware: who may ask (Host, Origin, API key), how much (body, rate), and one log line for every request."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.access.auth import COOKIE, Principal, read_cookie
+from app.access.directory import Directory
+from app.access.rates import Rates
+from app.errors import RequestError
+from app.http.handlers import error_response
+from app.service import Service
+
+log = structlog.get_logger("edgewise.http")
+
+PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
+PUBLIC_FOLDER = "/static/"
+UPLOAD = "/v1/models"  # POST: a body that goes to disk as it comes, and is never held
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_CLOSE = {"Connection": "close"}
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Of one request to infer or load, of an upload, of one to anything else, and of all that are being answered together."""
+
+    protocol_bytes: int
+    upload_bytes: int
+    control_bytes: int
+    together_bytes: int
+
+
+class Guard:
+    """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops bodies at their limits."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
+        self.app = app
+        self.allowed_hosts = allowed_hosts
+        self.limits = limits
+        self.held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass HTTP requests that keep the rules."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        large = scope["path"].startswith("/v2/") and scope["path"].endswith(("/infer", "/load"))
+        upload = scope["path"] == UPLOAD and scope["method"] == "POST"
+        limits = self.limits
+        limit = limits.protocol_bytes if large else limits.upload_bytes if upload else limits.control_bytes
+        refusal = self._refusal(scope["method"], headers, limit)
+        if refusal is not None:
+            await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
+            return
+        received = held = 0
+
+        async def limited() -> Message:
+            nonlocal received, held
+            message = await receive()
+            size = len(message.get("body", b""))
+            received += size
+            if received > limit:
+                raise _too_large(f"more than {limit}", limit)
+            if upload:
+                return message
+            held += size
+            self.held_bytes += size
+            if self.held_bytes > self.limits.together_bytes:
+                raise RequestError(503, "body: too much is being answered at once; try again", {"Retry-After": "1"} | _CLOSE)
+            return message
+
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self.held_bytes -= held
+
+    def _refusal(self, method: str, headers: dict[str, str], limit: int) -> RequestError | None:
+        if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:
+            return RequestError(421, "Host header: not one of this server's names, see EDGEWISE_ALLOWED_HOSTS")
+        origin = headers.get("origin")
+        if method not in SAFE_METHODS:
+            foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
+            if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+                return RequestError(403, "Origin header: another site may not write here")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            return _too_large(length[:20], limit)
+        return None
+
+
+def _too_large(size: str, limit: int) -> RequestError:
+    return RequestError(413, f"body: {size} bytes, the limit is {limit}", _CLOSE)
+
+
+class Authenticate:
+    """Lets nobody past without a key but to PUBLIC paths, and counts requests against each caller's rate."""
+
+    def __init__(self, app: ASGIApp, directory: Directory, rates: Rates) -> None:
+        self.app = app
+        self.directory = directory
+        self.rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find out who asks, and note it as the request's principal."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
+            await self.app(scope, receive, send)
+            return
+        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
+        try:
+            principal = await self._principal(scope, headers)
+            key = principal.key
+            self.rates.take(key.prefix if key else principal.name, key.rate_per_s if key else None)
+        except RequestError as error:
+            pages = "text/html" in headers.get("accept", "") and error.status == 401 and scope["method"] == "GET"
+            reply = RedirectResponse("/login", 303) if pages else error_response(error.status, str(error), error.headers)
+            await reply(scope, receive, send)
+            return
+        scope.setdefault("state", {})["principal"] = principal
+        await self.app(scope, receive, send)
+
+    async def _principal(self, scope: Scope, headers: dict[str, str]) -> Principal:
+        kind, _, text = headers.get("authorization", "").partition(" ")
+        text = text.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "").strip()
+        if text:
+            return await self.directory.by_key(text)
+        cookie = read_cookie(headers.get("cookie", ""), COOKIE)
+        if cookie and (principal := await self.directory.by_cookie(cookie)) is not None and principal.key is not None:
+            token = self.directory.sessions.form_token(cookie, principal.key).encode()
+            proven = hmac.compare_digest(headers.get("x-csrf-token", "").encode(), token)
+            scope.setdefault("state", {})["form_token"] = token.decode()
+            if scope["method"] in SAFE_METHODS or proven or scope["path"] == "/logout":  # which looks into its form
+                return principal
+            raise RequestError(403, "X-CSRF-Token header: a page's session needs it to write")
+        local = await self.directory.local()
+        if local is None:
+            raise RequestError(401, "API key: none was sent, need one as Authorization: Bearer or X-API-Key", _CHALLENGE)
+        return local
+
+
+def _hostname(host: str) -> str:
+    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+
+
+class RequestLog:
+    """Gives every request an id, logs one event when it ends and counts it."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Time the request; the id comes back as X-Request-ID."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, started, status = _request_id(scope), time.perf_counter_ns(), 0
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def labelled(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(b"connection", b"close")] if self.service.draining else []
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *extra]
+            await send(message)
+
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self.app(scope, receive, labelled)
+        finally:
+            duration_ns = time.perf_counter_ns() - started
+            self.service.metrics.requests.labels(_route(scope), scope["method"], str(status)).observe(duration_ns / 1e9)
+            about = {"method": scope["method"], "path": scope["path"][:256], "status": status, "duration_ns": duration_ns}
+            log.info("request", **about, **scope["state"].get("logged", {}))
+            structlog.contextvars.clear_contextvars()
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route that was taken, as it is declared; that of an included router lacks its prefix."""
+    path: str = getattr(scope.get("route"), "path", "unmatched")
+    return f"/v1{path}" if scope["path"].startswith("/v1/") and path != "unmatched" and not path.startswith("/v1") else path
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's X-Request-ID where it is a plain one, else a new one."""
+    given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,81 @@
+"""Running the service: a bounded HTTP server that leaves in two phases.
+
+On SIGTERM readiness fails at once, requests are served on for the grace period while load balancers look elsewhere, each reply
+asking its connection to close; then the server stops accepting, lets running requests end, and unloads. SIGINT skips the grace, a
+second SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app.engine.memory import settle
+from app.http.connection import ConnectionLimits, bounded
+from app.service import Service
+from app.settings import Settings
+
+log = structlog.get_logger("edgewise.service")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with a grace period before it stops accepting."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._signals = 0
+        self._interrupted = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end."""
+        self._signals += 1
+        self._interrupted |= sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Fail readiness, wait, then stop accepting and let requests end."""
+        grace_s = 0.0 if self._interrupted else self._service.settings.grace_s
+        self._service.begin_drain()
+        log.info("draining", grace_s=grace_s, running=self._service.engine.pending)
+        ends = asyncio.get_running_loop().time() + grace_s
+        while asyncio.get_running_loop().time() < ends and self._signals < 2 and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve."""
+    limits = ConnectionLimits(
+        settings.max_connections,
+        settings.max_requests,
+        settings.max_head_bytes,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+    )
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=bounded(limits),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+
+
+def run(app: FastAPI, settings: Settings) -> None:
+    """Serve until a signal ends it."""
+    service: Service = app.state.service
+    settle()
+    Server(configure(app, settings), service).run()

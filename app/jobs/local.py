@@ -1,0 +1,121 @@
+"""The service's own worker: runs jobs for this device, one at a time, on a thread beside the event loop.
+
+The queue is the database's, so a restart loses nothing: what ran is taken again when its lease is over, or at once where the
+service had the time to give it back.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Mapping
+
+import orjson
+import structlog
+
+from app.jobs.worker import Bench, Ended, JobWorker
+from graph.ir import Model
+from kernels.errors import EdgewiseError
+from scheduler.jobs import Kind, Outcome, deliver
+from scheduler.local import local_fingerprint
+from scheduler.store import Claim, Store
+
+log = structlog.get_logger("edgewise.jobs")
+
+IDLE_S = 1.0  # between looks at the queue; a job that is posted here wakes the runner at once
+RETRY_S = 5.0  # after the database failed
+CLOSE_S = 20.0  # that a job gets to stop in
+OWNER = f"service {platform.node()}:{os.getpid()}"
+
+
+class StoreDesk:
+    """Jobs straight from the database, models from the service's own."""
+
+    def __init__(self, store: Store, find_model: Callable[[str], Model], lease_s: float) -> None:
+        self._store, self._find_model, self._lease_s = store, find_model, lease_s
+
+    def model(self, digest: str) -> Model:
+        """A served model. Raises NotFoundError."""
+        return self._find_model(digest)
+
+    def beat(self, claim: Claim, progress: str) -> bool:
+        """Keep the lease. Raises LeaseLostError, StoreError."""
+        return self._store.jobs.beat(claim.job.id, claim.lease, self._lease_s, progress)
+
+    def end(self, claim: Claim, state: Ended, outcome: Outcome, error: str) -> None:
+        """Store what was found, and end the job or put it back. Raises LeaseLostError, StoreError."""
+        end_job(self._store, claim.job.id, claim.lease, state, outcome, error)
+
+
+def end_job(store: Store, number: int, lease: str, state: Ended, outcome: Outcome, error: str) -> None:
+    """Store what a job found, then end it or put it back. What was said before is not stored twice.
+
+    Raises: LeaseLostError, NotFoundError, StoreError, and what `deliver` raises for an outcome that is not of the job.
+    """
+    if state == "queued":
+        store.jobs.release(number, lease)
+        return
+    job = store.jobs.held(number, lease, state)
+    if job is not None:
+        result = deliver(store, job, outcome)
+        store.jobs.finish(number, lease, state, orjson.dumps(result).decode(), error)
+
+
+class LocalJobs:
+    """A thread that takes the jobs of this device until it is closed."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        db: str | None,
+        kinds: Mapping[str, Kind],
+        find_model: Callable[[str], Model],
+        *,
+        lease_s: float,
+        probe_s: float,
+    ) -> None:
+        self._open_store, self._db, self._kinds, self._find_model = open_store, db, kinds, find_model
+        self._lease_s, self._probe_s = lease_s, probe_s
+        self._thread = threading.Thread(target=self._run, name="edgewise-jobs", daemon=True)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._worker: JobWorker | None = None
+
+    def start(self) -> None:
+        """Begin to take jobs."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the queue now: a job was posted."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Give back the job that runs, as soon as it can stop, and end the thread. One that cannot comes back by its lease."""
+        self._closing.set()
+        self._wake.set()
+        if (worker := self._worker) is not None:
+            worker.close()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._take_all()
+                pause_s = IDLE_S
+            except EdgewiseError as error:  # the database may come back
+                log.error("jobs wait", reason=str(error))
+                pause_s = RETRY_S
+            except Exception as error:  # one job must not end the work on all others
+                log.error("jobs wait", exc_info=error)
+                pause_s = RETRY_S
+            self._wake.wait(pause_s)
+            self._wake.clear()
+
+    def _take_all(self) -> None:
+        store = self._open_store()
+        device = local_fingerprint()
+        bench = Bench(self._kinds, store, self._db, self._probe_s)
+        worker = self._worker = JobWorker(bench, StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
+        while not self._closing.is_set() and (claim := store.jobs.claim(device, OWNER, self._lease_s)) is not None:
+            worker.run(claim)

@@ -1,0 +1,303 @@
+"""The models that are served: `name.onnx` or `name/<version>/model.onnx` below one folder, each with its state.
+
+A model that cannot be loaded is listed with the reason and harms no other. `name.json` (or `name/config.json`) may hold a
+description and labels of outputs.
+
+Loading again builds the new sessions first, then replaces the old ones at once; requests that run keep the session they began
+with, and a load that fails leaves what is served as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from app.engine.memory import release
+from app.engine.policy import Rules
+from app.errors import RequestError
+from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
+from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, unpacked
+from graph.formats.onnx.reader import read
+from graph.limits import Limits
+from kernels.errors import EdgewiseError
+from scheduler.session import Session, SessionLimits
+
+log = structlog.get_logger("edgewise.repository")
+
+
+UNLOADED = "unloaded"
+
+
+class State(StrEnum):
+    """As the protocol spells them."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNLOADING = "UNLOADING"
+
+
+@dataclass(slots=True)
+class Served:
+    """One version of one model. users: requests that hold its session. load_ns: what loading took.
+
+    leaving: what this entry followed when it was unloaded, for as long as requests hold that. kept: its file is the
+    repository's, and stays; one that came with a load request does not.
+    """
+
+    name: str
+    version: str
+    path: Path
+    card: Card = field(default_factory=Card)
+    state: State = State.LOADING
+    reason: str = ""
+    session: Session | None = None
+    override: Override = NO_OVERRIDE
+    users: int = 0
+    load_ns: int = 0
+    leaving: Served | None = None
+    kept: bool = True
+
+    @property
+    def rules(self) -> Rules:
+        """How its runs may be shared."""
+        return self.override.over(self.card)
+
+    @property
+    def file(self) -> Path | None:
+        """Where another process can read it; None where nowhere."""
+        return self.path if self.kept else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """Bounds of what is served. model_bytes: of one model's file and weights; arena_bytes: of its activations."""
+
+    models: int = 256
+    model_bytes: int = 2**31 - 1
+    arena_bytes: int = 8 * 2**30
+
+
+_DEFAULT_LIMITS = ModelLimits()
+_Versions = Mapping[str, Served]
+
+
+class Repository:
+    """Finds, loads and unloads the models of a folder. Reads are lock-free: the table is replaced, never changed."""
+
+    def __init__(self, folder: Path, threads: int | None = None, limits: ModelLimits = _DEFAULT_LIMITS) -> None:
+        self.folder = folder
+        self.threads = threads
+        self.limits = limits
+        self._models: Mapping[str, _Versions] = {}
+        self._changing = threading.Lock()  # one load at a time: two would add up their peaks of memory
+        self.loaded = threading.Event()
+
+    def load_all(self) -> None:
+        """Find every model, then load one after another; sets `loaded` at the end, whatever failed."""
+        try:
+            with self._changing:
+                found = list(self._scan())
+                table: dict[str, dict[str, Served]] = {}
+                for served in found:
+                    table.setdefault(served.name, {})[served.version] = served
+                self._models = table
+                for served in found:
+                    self._attempt(served)
+        finally:
+            self.loaded.set()
+
+    def _scan(self) -> Iterator[Served]:
+        if not self.folder.is_dir():
+            raise RequestError(404, f"models: {self.folder.name!r} is no folder, give one with --models")
+        count = 0
+        for name in models_in(self.folder):
+            for version, file in find_versions(self.folder, name).items():
+                count += 1
+                if count > self.limits.models:
+                    log.warning("models skipped", limit=self.limits.models)
+                    return
+                yield Served(name, version, file)
+
+    def load(self, asked: str, config: str | None = None, files: Mapping[str, bytes] | None = None) -> list[Served]:
+        """Load a model, or load it again: all its versions, or those that the config's version_policy chooses.
+
+        Args:   config: JSON, laid over what the model says of itself. files: "<version>/<path>" -> bytes, not the folder's.
+        Raises: RequestError 404 for what is not there, 400 for a name, config or model that breaks a rule; what was served is
+                served on then.
+        """
+        name = check_name(asked)
+        override = NO_OVERRIDE if config is None else parse_override(name, config)
+        with self._changing, unpacked(files) as folder:
+            root = self.folder if folder is None else folder
+            versions = find_versions(root, name) if folder is None else find_versions(root, MODEL_FILE.stem)
+            if not versions:
+                raise RequestError(404, f"Request for unknown model: '{name}' is not found in the repository")
+            before = self._models.get(name, {})
+            if name not in self._models and len(self.models) + len(versions) > self.limits.models:
+                raise RequestError(
+                    400, f"model '{name}': {len(self.models)} models are served, the limit is {self.limits.models}"
+                )
+            made = {
+                version: Served(name, version, versions[version], override=override, kept=folder is None)
+                for version in override.version_policy.choose(versions)
+            }
+            serving = any(served.session is not None for served in before.values())
+            if not serving:
+                self._replace(name, made)  # so that the index shows it loading
+            if errors := [error for served in made.values() if (error := self._attempt(served)) is not None]:
+                raise errors[0]
+            self._replace(name, made)
+        if serving:
+            before = {}
+            release()
+        return list(made.values())
+
+    def admit(self, asked: str, staged: Path, *, replace: bool) -> Served:
+        """Load a file that lies staged within the folder, make it the folder's `name.onnx`, and serve it.
+
+        Raises: RequestError 409 for a name that is taken, unless `replace`, which only a single file can be; 400 for a name or a
+                model that breaks a rule; the staged file and what was served are as they were then. OSError.
+        """
+        name = check_name(asked)
+        with self._changing:
+            self.check_place(name, replace=replace)
+            served = Served(name, "1", staged)
+            if (error := self._attempt(served)) is not None:
+                raise error
+            served.path = staged.replace(self.folder / f"{name}.onnx")
+            self._replace(name, {served.version: served})
+        release()
+        return served
+
+    def check_place(self, name: str, *, replace: bool) -> None:
+        """Whether a file may become `name.onnx`. Raises RequestError 400, 409."""
+        single, known = (self.folder / f"{name}.onnx").is_file(), name in self._models
+        if not single and (known or find_versions(self.folder, name)):
+            raise RequestError(
+                409, f"model '{name}': it has versions of its own, an upload takes the place of a single file only"
+            )
+        if single and not replace:
+            raise RequestError(409, f"model '{name}': there is one of this name, choose another or ask to replace it")
+        if not known and len(self.models) >= self.limits.models:
+            raise RequestError(400, f"model '{name}': {len(self.models)} models are served, the limit is {self.limits.models}")
+
+    def _attempt(self, served: Served) -> RequestError | None:
+        """Load one version; what went wrong, which its state says too."""
+        started_ns = time.perf_counter_ns()
+        try:
+            served.card = read_card(self.folder, served.name)
+            # Not mapped: people copy new files over old ones while they serve.
+            model = read(served.path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
+            if model.nbytes > self.limits.model_bytes:
+                raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
+            session = Session(model, threads=self.threads, limits=SessionLimits(arena_bytes=self.limits.arena_bytes))
+            check_override(served.name, served.override, served.rules, session)
+        except (EdgewiseError, OSError, msgspec.DecodeError) as error:
+            reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
+            served.reason = reason.replace(str(served.path.parent), "").replace(str(self.folder), "")
+            served.state = State.UNAVAILABLE
+            log.warning("model failed", model=served.name, version=served.version, reason=served.reason)
+            return RequestError(400, f"load failed for model '{served.name}' version {served.version}: {served.reason}")
+        served.session, served.reason, served.state = session, "", State.READY
+        served.load_ns = time.perf_counter_ns() - started_ns
+        return None
+
+    def _replace(self, name: str, versions: _Versions) -> None:
+        self._models = {**self._models, name: versions}
+
+    def unload(self, asked: str) -> None:
+        """Refuse new requests at once; what runs finishes. Raises RequestError 400, 404."""
+        name = check_name(asked)
+        with self._changing:
+            if name not in self._models:
+                raise RequestError(404, f"Request for unknown model: '{name}' is not found")
+            self._replace(name, {served.version: _unloaded(served) for served in self._models[name].values()})
+            self._settle()
+        release()
+
+    def _settle(self) -> None:
+        """Let go of entries that nobody holds any more."""
+        for served in self.models:
+            leaving = served.leaving
+            if leaving is not None and leaving.users == 0:
+                served.state, served.leaving = State.UNAVAILABLE, None
+
+    def index(self) -> list[dict[str, str]]:
+        """Every version of every model with its state, and by name only those in the folder that were never loaded."""
+        self._settle()
+        table = self._models
+        rows = [
+            {"name": served.name, "version": served.version, "state": str(served.state), "reason": served.reason}
+            for versions in table.values()
+            for served in versions.values()
+        ]
+        unknown = [name for name in models_in(self.folder) if name not in table] if self.folder.is_dir() else []
+        return rows + [{"name": name} for name in unknown[: self.limits.models]]
+
+    @contextlib.contextmanager
+    def lease(self, name: str, version: str | None = None) -> Iterator[tuple[Served, Session]]:
+        """A model that is ready, kept until the block ends though it may be unloaded meanwhile. Raises like `ready`."""
+        served, session = self.ready(name, version)
+        served.users += 1
+        try:
+            yield served, session
+        finally:
+            served.users -= 1
+            if served.users == 0 and self._models.get(served.name, {}).get(served.version) is not served:
+                self._settle()
+
+    @property
+    def models(self) -> list[Served]:
+        """Every version of every model, in order."""
+        return [served for versions in self._models.values() for served in versions.values()]
+
+    @property
+    def failed(self) -> list[Served]:
+        """Versions that should be served and are not; those unloaded on purpose are none."""
+        return [served for served in self.models if served.state is State.UNAVAILABLE and served.reason != UNLOADED]
+
+    def versions(self, name: str) -> list[Served]:
+        """Every version of one model. Raises RequestError 404 for what does not exist."""
+        versions = self._models.get(name)
+        if versions is None:
+            raise RequestError(404, f"Request for unknown model: '{name[:128]}' is not found")
+        return list(versions.values())
+
+    def find(self, name: str, version: str | None = None) -> Served:
+        """That version, or the highest one that is ready. Raises RequestError 404 for what does not exist."""
+        versions = self.versions(name)
+        if version is not None:
+            found = next((served for served in versions if served.version == version), None)
+            if found is None:
+                raise RequestError(404, f"Request for unknown model: '{name}' version {version[:20]} is not found")
+            return found
+        ready = [served for served in versions if served.state is State.READY]
+        return max(ready or versions, key=lambda served: int(served.version))
+
+    def ready(self, name: str, version: str | None = None) -> tuple[Served, Session]:
+        """Like `find`, and able to run. Raises RequestError 503 where it is not."""
+        served = self.find(name, version)
+        session = served.session
+        if session is None:
+            raise RequestError(503, f"model '{name}' version {served.version} is not ready: {served.reason or 'it is loading'}")
+        return served, session
+
+    def close(self) -> None:
+        """Unload everything."""
+        self._models = {}
+
+
+def _unloaded(served: Served) -> Served:
+    """The entry that follows one that is unloaded; whoever holds the old one keeps its session."""
+    leaving = served.leaving if served.session is None else served
+    state = State.UNAVAILABLE if leaving is None else State.UNLOADING
+    return Served(served.name, served.version, served.path, state=state, reason=UNLOADED, leaving=leaving)

@@ -1,0 +1,122 @@
+"""The repository extension: what could be served, loading, unloading. Bodies may be empty or of any content type."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from app.access.auth import Scope, needs
+from app.errors import RequestError
+from app.models.loading import LoadRequest
+from app.models.repository import State
+from app.oip.codec import check_depth, refuse
+from app.service import Service, Serving
+
+MAX_DEPTH = 100
+SMALL_BYTES = 16 * 1024  # of JSON; larger is read off the event loop
+
+router = APIRouter()
+
+
+async def json_object(request: Request, service: Service) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty one. Raises RequestError 400."""
+    body = await request.body()
+    return _object(body) if len(body) <= SMALL_BYTES else await service.engine.call(_object, body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        return {}
+    check_depth(body, MAX_DEPTH)
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refuse(f"request: it is no JSON, {str(error)[:200]}") from None
+    if not isinstance(found, dict):
+        raise refuse(f"request: it is a JSON {type(found).__name__}, need an object")
+    return found
+
+
+@router.post("/v2/repository/index")
+@needs(Scope.READ)
+async def index(request: Request, service: Serving) -> Response:
+    """Every model with its state; ready=true: only those that are."""
+    asked = await json_object(request, service)
+    only_ready = asked.get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise refuse("request: ready is no boolean, need true or false")
+    rows = await service.engine.call(service.repository.index)
+    return JSONResponse([row for row in rows if not only_ready or row.get("state") == State.READY])
+
+
+@router.post("/v2/repository/models/{name:path}/load")
+@needs(Scope.ADMIN)
+async def load(request: Request, service: Serving, name: str) -> Response:
+    """Load a model, or load it again; answers when it is ready."""
+    require_control(service)
+    parameters = _parameters(await json_object(request, service))
+    asked = await service.engine.call(_load_request, name, parameters, service.settings.file_uploads)
+    await asyncio.shield(service.loads.join(asked))  # goes on when the client gives up waiting, for it to find it done
+    service.audit(request, "model.load", name)
+    return Response()
+
+
+@router.post("/v2/repository/models/{name:path}/unload")
+@needs(Scope.ADMIN)
+async def unload(request: Request, service: Serving, name: str) -> Response:
+    """Serve a model no more; what runs finishes."""
+    require_control(service)
+    parameters = _parameters(await json_object(request, service))
+    for key, value in parameters.items():
+        if key != "unload_dependents" or not isinstance(value, bool):
+            raise refuse(f"unload: parameter {key[:40]!r} is not understood, need unload_dependents, true or false")
+    await service.engine.call(service.repository.unload, name)
+    service.audit(request, "model.unload", name)
+    return Response()
+
+
+def require_control(service: Service) -> None:
+    """Raise RequestError 503 where models may not be loaded or unloaded over HTTP."""
+    if not service.settings.repository_control:
+        raise RequestError(503, "repository: models are not loaded or unloaded over HTTP here, see EDGEWISE_REPOSITORY_CONTROL")
+    service.require_running()
+
+
+def _parameters(asked: dict[str, Any]) -> dict[str, Any]:
+    parameters = asked.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise refuse("request: parameters is no object")
+    return parameters
+
+
+def _load_request(name: str, parameters: dict[str, Any], uploads: bool) -> LoadRequest:
+    config = parameters.pop("config", None)
+    if config is not None and not isinstance(config, str):
+        raise refuse("load: config is no string, need the configuration as a string of JSON")
+    files = {}
+    for key, value in parameters.items():
+        if not key.startswith("file:"):
+            raise refuse(f"load: parameter {key[:40]!r} is not understood, need config or file:<version>/<path>")
+        if not uploads:
+            raise refuse("load: files are not taken here, see EDGEWISE_FILE_UPLOADS")
+        if config is None:
+            raise refuse("load: files need a config beside them")
+        files[key.removeprefix("file:")] = _decoded(value)
+    digest = hashlib.sha256(repr((name, config, sorted(files.items()))).encode())
+    return LoadRequest(name, config, files, digest.hexdigest())
+
+
+def _decoded(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise refuse("load: a file is no string, need base64")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise refuse("load: a file is no base64") from None

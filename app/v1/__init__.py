@@ -1,0 +1,1 @@
+"""The `/v1` API: models, devices, plans, strategies, profiles, queries, jobs, uploads and live figures as typed JSON."""

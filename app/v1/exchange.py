@@ -1,0 +1,65 @@
+"""/v1, the part that machines talk to each other: device profiles and measurements come in, files of served models go out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from pydantic import BaseModel
+from starlette.responses import FileResponse
+
+from app.access.auth import Scope, needs
+from app.errors import RequestError
+from app.service import Serving
+from app.v1.devices import DeviceOut, describe_device
+from profiler.device.profile import DeviceProfile
+from scheduler.errors import NotFoundError, RecordFormatError
+from scheduler.store.transfer import import_measurements
+
+router = APIRouter()
+Fingerprint = Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ImportedOut(BaseModel):
+    """How much was read. What of it was better than what was there is not counted."""
+
+    devices: int
+    measurements: int
+
+
+@router.put("/devices/{fingerprint}")
+@needs(Scope.ADMIN)
+async def put_device(request: Request, service: Serving, fingerprint: Fingerprint) -> DeviceOut:
+    """Store a device's profile (its JSON), replacing the one before. 400 when it is of another device."""
+    body = await request.body()
+
+    def work() -> DeviceOut:
+        profile = DeviceProfile.from_json(body)
+        if profile.fingerprint != fingerprint:
+            raise RecordFormatError(f"device profile: is of {profile.fingerprint}, need {fingerprint}")
+        service.store.devices.save(profile)
+        return describe_device(service.store.devices.get(fingerprint))
+
+    return await service.desk.call(work)
+
+
+@router.post("/measurements")
+@needs(Scope.ADMIN)
+async def add_measurements(request: Request, service: Serving) -> ImportedOut:
+    """Merge measurements, JSON lines as `edgewise db export` writes them: better evidence replaces worse, nothing is doubled."""
+    lines = (await request.body()).decode("utf-8", "replace").split("\n")  # not splitlines: names may hold other line ends
+    imported = await service.desk.call(lambda: import_measurements(service.store, lines))
+    return ImportedOut(devices=imported.devices, measurements=imported.measurements)
+
+
+@router.get("/models/{digest}/file", response_class=FileResponse)
+@needs(Scope.ADMIN)
+async def get_model_file(service: Serving, digest: Digest) -> FileResponse:
+    """The ONNX file of a served model, by the model's digest."""
+    served = service.served(digest)
+    if not served.path.is_file():
+        raise NotFoundError(f"model {digest}: its file is gone")
+    if served.session is not None and served.session.model.nbytes != served.path.stat().st_size:
+        raise RequestError(400, f"model {digest}: it has external data, only models of one file are sent")
+    return FileResponse(served.path, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})

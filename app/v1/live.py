@@ -1,0 +1,124 @@
+"""/v1/live: how the service does now, for the overview page. Cheap: nothing here asks the database or the engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from app.access.auth import Scope, needs
+from app.errors import RequestError
+from app.service import Service, Serving
+from app.watch.statistics import RECENT_S, ModelStatistics, traffic
+
+router = APIRouter()
+
+
+class TrafficOut(BaseModel):
+    """Of the last `window_s`: answers per second, latency from arrival to reply, mean rows of the batch
+    that a request ran in; null without answers."""
+
+    requests_per_s: float
+    p50_ns: int | None
+    p99_ns: int | None
+    batch_rows: float | None
+
+
+class LiveModel(TrafficOut):
+    """One version of a served model. requests, failures: since the start. last_ms: when it last answered, of the Unix clock."""
+
+    name: str
+    version: str
+    state: str
+    pending: int
+    requests: int
+    failures: int
+    last_ms: int | None
+
+
+class EngineProcess(BaseModel):
+    """One engine process. restarts: how often it died since the start."""
+
+    up: bool
+    models: int
+    restarts: int
+
+
+class HealthOut(BaseModel):
+    """Whether requests should come here; the reason where not."""
+
+    ready: bool
+    reason: str
+    database: Literal["ok", "unavailable"]
+    buffered_writes: int
+    dropped_writes: int
+    engine_processes: list[EngineProcess]
+
+
+class LiveOut(BaseModel):
+    """The service at this moment. running and waiting are requests; together: the traffic of all models."""
+
+    at_us: int
+    window_s: float
+    health: HealthOut
+    running: int
+    waiting: int
+    together: TrafficOut
+    models: list[LiveModel]
+
+
+@router.get("/live")
+@needs(Scope.READ)
+async def live(service: Serving) -> LiveOut:
+    """Traffic of the last seconds, queues and health."""
+    now_ns = time.monotonic_ns()
+    found = {
+        (served.name, served.version): (served.state, service.statistics.of(served.name, served.version))
+        for served in service.repository.models
+    }
+    everything = [statistics.recent for _, statistics in found.values()]
+    return LiveOut(
+        at_us=time.time_ns() // 1000,
+        window_s=RECENT_S,
+        health=_health(service),
+        running=service.engine.running,
+        waiting=service.engine.waiting,
+        together=TrafficOut(**asdict(traffic(everything, now_ns))),
+        models=[_model(*key, *state, now_ns) for key, state in found.items()],
+    )
+
+
+def _model(name: str, version: str, state: str, statistics: ModelStatistics, now_ns: int) -> LiveModel:
+    return LiveModel(
+        name=name,
+        version=version,
+        state=state,
+        pending=statistics.pending,
+        requests=round(statistics.success.count),
+        failures=round(statistics.fail.count),
+        last_ms=statistics.last_ms or None,
+        **asdict(traffic([statistics.recent], now_ns)),
+    )
+
+
+def _health(service: Service) -> HealthOut:
+    reason = ""
+    try:
+        service.require_ready()
+    except RequestError as error:
+        reason = str(error)
+    journal = service.journal
+    return HealthOut(
+        ready=not reason,
+        reason=reason,
+        database="ok" if journal.database_up else "unavailable",
+        buffered_writes=journal.buffered,
+        dropped_writes=journal.dropped,
+        engine_processes=[
+            EngineProcess(up=process.link is not None, models=len(process.models), restarts=process.restarts)
+            for process in service.engine.processes
+        ],
+    )

@@ -1,0 +1,37 @@
+"""What lists of `/v1` share: bounded pages with a cursor, the newest first, and the types of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, Field
+
+from app.service import Service
+from scheduler.errors import NotFoundError
+from scheduler.store import Page
+
+T = TypeVar("T")
+Size = Annotated[int, Field(ge=0, le=2**40)]
+Name = Annotated[str, Field(max_length=256)]
+Key = Annotated[str, Query(pattern=r"^[0-9a-f]{8,64}$")]
+Limit = Annotated[int, Query(ge=1, le=500, description="Rows of this page.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
+
+
+class PageOut(BaseModel, Generic[T]):
+    """Part of a list; `next` is the cursor of the following part, null at the end."""
+
+    items: list[T]
+    next: str | None
+
+
+async def page_of(service: Service, model: str | None, device: str | None, asked: Awaitable[Page[T]]) -> Page[T]:
+    """What was asked of a model and a device; nothing of a model that is served and that the database has not met yet."""
+    try:
+        return await asked
+    except NotFoundError:
+        if device is not None or not service.serves(model):
+            raise
+        return Page((), None)

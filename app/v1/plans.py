@@ -1,0 +1,220 @@
+"""/v1/plans and /v1/pareto: make, list, explain and compare plans."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.access.auth import Scope, needs
+from app.service import Serving
+from app.v1.models import AtShapes
+from app.v1.paging import Cursor, Key, Limit, PageOut, Size, page_of
+from scheduler.drift import ServedPlan
+from scheduler.plan import Candidate, Plan
+from scheduler.planning.compare import PlanDiff, WhatIf, diff, explain, what_if
+from scheduler.planning.pareto import Tradeoff, tradeoffs
+from scheduler.planning.planner import make_plan, tuned
+from scheduler.store import Page, StoredPlan
+
+router = APIRouter()
+
+
+class PlanIn(AtShapes):
+    """What to plan, for which device ("local" or a stored fingerprint), to what end and within what bounds."""
+
+    device: Annotated[str, Field(pattern=r"^(local|[0-9a-f]{16})$")] = "local"
+    objective: Literal["latency", "throughput", "memory"] = "latency"
+    max_latency_ms: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = None
+    max_memory_bytes: Size | None = None
+    max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    max_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    backend: Literal["auto", "native", "numpy"] = "auto"
+
+
+class PlanOut(BaseModel):
+    """A plan, its id, and whether it is true of what runs here (`plan.state`)."""
+
+    id: str
+    created_us: int | None
+    plan: Plan
+
+
+class WindowOut(BaseModel):
+    """Latencies of `count` runs in a row."""
+
+    count: int
+    p50_ns: float
+    p90_ns: float
+
+
+class ServedPlanOut(BaseModel):
+    """How a plan serves. ratio: median of the last window ÷ expected; drifted: it stays outside low_ns…high_ns."""
+
+    plan_id: str
+    model_digest: str
+    model_name: str
+    count: int
+    expected_ns: float
+    low_ns: float
+    high_ns: float
+    measured: bool
+    ratio: float
+    drifted: bool
+    windows: list[WindowOut]
+
+
+class WhatIfIn(BaseModel):
+    """A stored plan, and what is to run otherwise: a strategy, or the beginning of one ("numpy", "native/winograd")."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    nodes: Annotated[
+        dict[Annotated[str, Field(max_length=1024)], Annotated[str, Field(min_length=1, max_length=512)]],
+        Field(max_length=10_000),
+    ] = {}
+    everywhere: Annotated[str, Field(max_length=512)] = ""
+
+
+@router.post("/plans")
+@needs(Scope.ADMIN)
+async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
+    """Choose how a device should run a served model, and store the plan. What was tuned stays the answer until it is stale."""
+    served, session = service.repository.ready(asked.model, asked.version)
+
+    def work() -> PlanOut:
+        service.remember(served.name, session.model)
+        made = make_plan(
+            session.model,
+            service.device(asked.device),
+            asked.objective,
+            asked.bound(),
+            asked.dims,
+            max_latency_ms=asked.max_latency_ms,
+            max_memory_bytes=asked.max_memory_bytes,
+            max_error=asked.max_error,
+            max_threads=asked.max_threads,
+            backend=asked.backend,
+            precision=asked.precision,
+            store=service.store,
+        )
+        known = tuned(service.store, made)
+        if known is None:
+            service.store.plans.save(made)
+        return _plan(service.store.plans.get((known or made).id, service.here()))
+
+    return await service.engine.call(work)
+
+
+@router.get("/plans")
+@needs(Scope.READ)
+async def list_plans(
+    service: Serving,
+    model: Key | None = None,
+    device: Key | None = None,
+    steps: bool = True,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> PageOut[PlanOut]:
+    """Stored plans, of a model (its digest), a device, or all. steps=false leaves out each plan's steps, which are most of it."""
+
+    def work() -> Page[StoredPlan]:
+        return service.store.plans.page(service.here(), model, device, limit, cursor)
+
+    page = await page_of(service, model, device, service.engine.call(work))
+    found = [_plan(stored) for stored in page.items]
+    return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
+
+
+@router.get("/plans/served")
+@needs(Scope.READ)
+async def served_plans(service: Serving) -> list[ServedPlanOut]:
+    """How plans serve: latencies in windows, beside what each plan says it takes."""
+    return [_served_plan(served) for served in service.observed.served()]
+
+
+@router.get("/plans/{plan_id}")
+@needs(Scope.READ)
+async def get_plan(service: Serving, plan_id: str) -> PlanOut:
+    """One plan; its state says whether it is still true of what runs here."""
+    return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
+
+
+@router.get("/plans/{plan_id}/explain")
+@needs(Scope.READ)
+async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
+    """Why every step runs as it does: what else was possible, and what it would have cost."""
+    stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
+    rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=_candidate))
+    return rows
+
+
+def _candidate(value: Candidate) -> dict[str, Any]:
+    return value.model_dump(mode="json")
+
+
+@router.get("/plans/{before}/diff/{after}")
+@needs(Scope.READ)
+async def diff_plans(service: Serving, before: str, after: str) -> dict[str, Any]:
+    """What differs from one plan to another: of two devices, builds, objectives or models."""
+
+    def work() -> PlanDiff:
+        here = service.here()
+        return diff(service.store.plans.get(before, here).plan, service.store.plans.get(after, here).plan)
+
+    found = await service.engine.call(work)
+    reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
+    return {**reply, "ratio": found.ratio}
+
+
+@router.post("/plans/what-if")
+@needs(Scope.READ)
+async def plan_with(service: Serving, asked: WhatIfIn) -> dict[str, Any]:
+    """What a stored plan would cost if nodes ran another way; each time is measured, or predicted and says so."""
+
+    def work() -> WhatIf:
+        return what_if(service.store.plans.get(asked.plan_id, service.here()).plan, asked.nodes, asked.everywhere)
+
+    found = await service.engine.call(work)
+    reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
+    return {**reply, "ratio": found.ratio}
+
+
+def _served_plan(served: ServedPlan) -> ServedPlanOut:
+    bounds = served.bounds
+    return ServedPlanOut(
+        plan_id=served.plan_id,
+        model_digest=served.model_digest,
+        model_name=served.model_name,
+        count=served.count,
+        expected_ns=bounds.expected_ns,
+        low_ns=bounds.low_ns,
+        high_ns=bounds.high_ns,
+        measured=bounds.measured,
+        ratio=served.ratio,
+        drifted=served.drifted,
+        windows=[WindowOut(count=w.count, p50_ns=w.p50_ns, p90_ns=w.p90_ns) for w in served.windows],
+    )
+
+
+def _plan(stored: StoredPlan) -> PlanOut:
+    return PlanOut(id=stored.plan.id, created_us=stored.created_us, plan=stored.plan)
+
+
+def _without_steps(item: PlanOut) -> PlanOut:
+    return item.model_copy(update={"plan": item.plan.model_copy(update={"steps": ()})})
+
+
+@router.get("/pareto")
+@needs(Scope.READ)
+async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[Tradeoff]:
+    """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
+
+    def work() -> Page[Tradeoff]:
+        return Page(tuple(tradeoffs(service.store.queries.plans(service.here().build, model, device, limit))), None)
+
+    return list((await page_of(service, model, device, service.desk.call(work))).items)

@@ -1,0 +1,147 @@
+"""/v1: profiles as they are stored: counted, listed, read, and downloaded as traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from app.access.auth import Scope, needs
+from app.engine.shapes import smallest_shapes
+from app.errors import RequestError
+from app.service import Serving
+from app.v1.models import AtShapes
+from app.v1.paging import Cursor, Key, Limit, PageOut, page_of
+from profiler.counting.counts import profile
+from profiler.report.build import static_report
+from profiler.report.document import Report, Value
+from profiler.report.exports import chrome_trace, to_csv
+from scheduler.store import Page, ProfileRun, StoredProfile
+
+router = APIRouter()
+Number = Annotated[int, Path(ge=1, lt=1 << 63)]
+Kind = Literal["static", "trace"]
+Format = Annotated[Literal["json", "csv"], Query(description="How the rows are to be written.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOut(ProfileRun):
+    """A stored profile with its whole document (`docs/profiling.md`)."""
+
+    profile: dict[str, Any]
+
+
+@router.post("/profiles")
+@needs(Scope.ADMIN)
+async def make_profile(service: Serving, asked: AtShapes) -> ProfileOut:
+    """Count what a served model costs for these shapes, per op and in total, and store it. A job of kind `trace` times it."""
+    served, session = service.repository.ready(asked.model, asked.version)
+
+    def work() -> ProfileOut:
+        service.remember(served.name, session.model)
+        counted = profile(session.model, asked.bound(), asked.dims)
+        number = service.store.profiles.save(static_report(counted), service.here().build.id)
+        return _whole(service.store.profiles.get(number))
+
+    return await service.engine.call(work)
+
+
+@router.get("/models/{name}/count")
+@needs(Scope.READ)
+async def count_model(service: Serving, name: str, version: str | None = None) -> Report:
+    """Count what a served model costs with every open dimension at 1, without storing it. 400 where those shapes do not do."""
+    served, session = service.repository.ready(name, version)
+
+    def work() -> Report:
+        report = static_report(profile(session.model, smallest_shapes(session)))
+        return report.model_copy(update={"model": report.model.model_copy(update={"name": served.name})})
+
+    return await service.engine.call(work)
+
+
+@router.get("/profiles", response_model=PageOut[ProfileRun])
+@needs(Scope.READ)
+async def list_profiles(
+    service: Serving,
+    model: Key | None = None,
+    device: Key | None = None,
+    kind: Kind | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    format: Format = "json",
+) -> Any:
+    """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
+    asked = service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
+    page = await page_of(service, model, device, asked)
+    return written(page, format)
+
+
+@router.get("/profiles/{number}/trace", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+@needs(Scope.READ)
+async def download_trace(service: Serving, number: Number) -> Response:
+    """The run as trace events, to be opened in ui.perfetto.dev or chrome://tracing."""
+
+    def work() -> bytes:
+        report = service.store.profiles.get(number).report
+        if report.timeline is None:
+            raise RequestError(404, f"profile {number}: it was counted, not measured, and has no trace")
+        return chrome_trace(report)
+
+    body = await service.engine.call(work)
+    named = {"Content-Disposition": f'attachment; filename="edgewise-run-{number}.trace.json"'}
+    return Response(body, media_type="application/json", headers=named)
+
+
+class MemoryOut(BaseModel):
+    """What is held while an op runs. at: its index. peak: the index where most is. values: the largest first."""
+
+    at: int
+    peak: int
+    live_bytes: int
+    values: list[Value]
+
+
+@router.get("/profiles/{number}/memory")
+@needs(Scope.READ)
+async def memory_at(service: Serving, number: Number, at: Annotated[int, Query(ge=0, lt=1 << 31)] | None = None) -> MemoryOut:
+    """The tensors alive while an op runs; where most memory is held, without `at`."""
+
+    def work() -> MemoryOut:
+        report = service.store.profiles.get(number).report
+        peak = max(report.ops, key=lambda op: op.live_bytes).index if report.ops else 0
+        index = peak if at is None else at
+        if index >= max(len(report.ops), 1):
+            raise RequestError(404, f"profile {number}: it has {len(report.ops)} ops, there is none {index}")
+        values = report.alive(index)
+        return MemoryOut(at=index, peak=peak, live_bytes=sum(value.nbytes for value in values), values=list(values))
+
+    return await service.engine.call(work)
+
+
+@router.get("/profiles/{number}")
+@needs(Scope.READ)
+async def get_profile(service: Serving, number: Number) -> ProfileOut:
+    """One profile with its whole document."""
+    return _whole(await service.desk.call(lambda: service.store.profiles.get(number)))
+
+
+def _whole(stored: StoredProfile) -> ProfileOut:
+    return ProfileOut(**asdict(stored.run), profile=orjson.loads(stored.payload))
+
+
+def written(page: Page[Any], form: str) -> Any:
+    """A page of records as JSON or CSV; with CSV, the cursor of the next is a header."""
+    rows = [asdict(item) for item in page.items]
+    if form == "json":
+        return {"items": rows, "next": page.next}
+    return as_csv(rows, {} if page.next is None else {"X-Next-Cursor": page.next})
+
+
+def as_csv(rows: Sequence[dict[str, Any]], headers: dict[str, str] | None = None) -> Response:
+    """Rows as a CSV reply."""
+    return Response(to_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)

@@ -1,0 +1,93 @@
+"""/v1/strategies: what was measured of each way to run an op, and the fastest one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from app.access.auth import Scope, needs
+from app.service import Serving
+from app.v1.paging import Cursor, Key, Limit, PageOut
+from scheduler.store import Found, Here, Page
+
+router = APIRouter()
+
+
+class StrategyOut(BaseModel):
+    """A measurement of one strategy for one op signature. fresh: true of this device and build; else `reason`."""
+
+    device: str
+    op: str
+    signature: str
+    signature_key: str
+    strategy: str
+    samples: int
+    min_ns: float
+    p50_ns: float
+    p90_ns: float
+    fresh: bool
+    reason: str
+    measured_us: int
+
+
+@router.get("/strategies")
+@needs(Scope.READ)
+async def list_strategies(
+    service: Serving,
+    device: Key | None = None,
+    signature: Key | None = None,
+    model: Key | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> PageOut[StrategyOut]:
+    """What was measured, by device and by op signature or model; each labelled fresh, or why not."""
+
+    def work() -> Page[Found]:
+        return service.store.measurements.page(service.here(), device, signature, model, limit, cursor)
+
+    page = await service.engine.call(work)
+    return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
+
+
+@router.get("/strategies/best")
+@needs(Scope.READ)
+async def best_strategies(
+    service: Serving,
+    device: Annotated[str, Query(pattern=r"^(local|[0-9a-f]{8,64})$")] = "local",
+    signature: Key | None = None,
+    model: Key | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> PageOut[StrategyOut]:
+    """The fastest strategy of an op signature, or of each of a model (its digest), on a device.
+
+    Where none is of this build and kernel source, the fastest of the build measured last, labelled as not fresh.
+    """
+
+    def work() -> Page[Found]:
+        here = service.here()
+        asked = here if device == "local" else Here(device, here.build)
+        return service.store.measurements.best(asked, signature, model, limit, cursor)
+
+    page = await service.engine.call(work)
+    return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
+
+
+def _strategy(found: Found) -> StrategyOut:
+    item = found.measurement
+    return StrategyOut(
+        device=item.device_fingerprint,
+        op=item.op,
+        signature=item.signature,
+        signature_key=item.signature_key,
+        strategy=str(item.strategy),
+        samples=item.samples,
+        min_ns=item.min_ns,
+        p50_ns=item.p50_ns,
+        p90_ns=item.p90_ns,
+        fresh=found.fresh,
+        reason=found.reason,
+        measured_us=item.measured_us,
+    )

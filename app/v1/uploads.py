@@ -1,0 +1,82 @@
+"""POST /v1/models: a model file comes in, is loaded, and only then becomes one of the folder's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Query, Request
+
+from app.access.auth import Scope, needs
+from app.errors import RequestError
+from app.models.files import check_name
+from app.models.repository import Served
+from app.oip.management import require_control
+from app.service import Serving
+from app.settings import DEMO_MODELS, Settings
+from app.v1.models import ModelOut, describe
+
+WRITE_BYTES = 1 << 20  # gathered before a thread writes them
+
+router = APIRouter()
+
+
+@router.post("/models")
+@needs(Scope.ADMIN)
+async def upload_model(
+    request: Request, service: Serving, name: Annotated[str, Query(max_length=256)], replace: bool = False
+) -> ModelOut:
+    """Take an ONNX file as the body, load it and serve it as `name`; one that cannot be loaded leaves nothing behind.
+
+    replace: where there is such a file, the old model serves until the new one is ready.
+    """
+    require_control(service)
+    if reason := refusal(service.settings):
+        raise RequestError(403, f"upload: {reason}")
+    repository, name = service.repository, check_name(name)
+    repository.check_place(name, replace=replace)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".upload-", dir=repository.folder) as made:  # no name of a model
+            staged = Path(made) / f"{name}.onnx"
+            nbytes = await _write(request, staged)
+            served: Served = await service.engine.call(repository.admit, name, staged, replace=replace)
+    except OSError as error:
+        raise RequestError(503, f"upload: the model folder cannot be written to, {error.strerror}") from None
+    await service.engine.load(served)
+    service.audit(request, "model.upload", f"{served.name} {nbytes} bytes")
+    return describe(served)
+
+
+def refusal(settings: Settings) -> str:
+    """Why no file is taken by this service; "" where files are."""
+    if not settings.max_upload_bytes:
+        return "files are not taken here, see EDGEWISE_MAX_UPLOAD_BYTES"
+    if settings.models.resolve() == DEMO_MODELS.resolve():
+        return "the bundled demo is served, which stays as it is; serve a folder of your own with --models"
+    return "" if os.access(settings.models, os.W_OK) else "the model folder may only be read"
+
+
+async def _write(request: Request, staged: Path) -> int:
+    """The body as a file; how many bytes it has. Raises OSError, RequestError 400, and what ends a body early."""
+    nbytes, gathered = 0, bytearray()
+    with await asyncio.to_thread(staged.open, "xb") as file:
+        async for part in request.stream():
+            gathered += part
+            nbytes += len(part)
+            if len(gathered) >= WRITE_BYTES:
+                await asyncio.to_thread(file.write, gathered)
+                gathered = bytearray()
+        await asyncio.to_thread(_finish, file, gathered)
+    if not nbytes:
+        raise RequestError(400, "upload: the body is empty, need an ONNX file")
+    return nbytes
+
+
+def _finish(file: BinaryIO, rest: bytes | bytearray) -> None:
+    """What is renamed into place has to be on disk."""
+    file.write(rest)
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""ONNX files, read as if every byte were an attack."""

@@ -1,0 +1,439 @@
+"""ONNX files to `Model`: hostile until checked, every refusal naming its place.
+
+The reader rewrites what only looks different: model-local functions are inlined, Constant nodes become constants, attributes
+get their defaults, nodes of older opsets say the same in the newest form (`Op.upgrade`), nodes are put in topological order and
+named. Names of inputs, outputs and values stay the file's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+from graph.errors import CorruptModelError, LimitError, UnsafePathError
+from graph.formats.onnx.functions import inline
+from graph.formats.onnx.tensors import TensorReader, element_type
+from graph.formats.onnx.wire import Span, split
+from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
+from graph.limits import Limits
+from graph.mapped import LEAST_BYTES, MappedFile, release, require_unchanged
+from graph.order import sort
+from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
+from kernels.registry import Op, find
+from kernels.spec import STRING, Array, Spec
+
+OLDEST_OPSET = 7
+_SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
+_DEFAULT_LIMITS = Limits()
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
+    """Read and check a model.
+
+    Args:    source: a path (external data is read from its folder only), the bytes of a file, or a ModelProto.
+             mapped: large weights stay in their file, which must not be written to; else the file is read as a whole.
+    Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
+             UnsupportedError; FileNotFoundError for a missing path.
+    """
+    loaded = _load(source, limits, mapped)
+    name, proto = loaded.name, _parse(loaded)
+    if proto.functions:
+        proto = inline(proto, limits)
+    opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
+    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
+    tensors = TensorReader(loaded.folder, limits, mapped=mapped)
+    reader = _GraphReader(tensors, opset, limits, loaded.weights)
+    reader.refuse_unknown_ops(proto.graph)
+    graph = reader.graph(proto.graph, frozenset(), depth=0)
+    if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
+        raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
+    digest = loaded.digest
+    for array in reader.external:
+        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        release(array)
+    files = (*loaded.files, *tensors.files.values())
+    require_unchanged(files)
+    return Model(
+        graph=graph,
+        digest=digest.hexdigest(),
+        opset=opset,
+        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
+        source=name,
+        nbytes=loaded.nbytes + tensors.external_bytes,
+        initializers=frozenset(reader.initializers),
+        files=files,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model as it was given. message: its protobuf, without the `weights` that lie elsewhere (name -> array of bytes). digest:
+    of all its bytes. folder: where its external data may lie."""
+
+    message: bytes
+    digest: Any
+    nbytes: int
+    name: str
+    folder: Path | None = None
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    files: tuple[MappedFile, ...] = ()
+
+
+def _load(source: str | Path | bytes | ModelProto, limits: Limits, mapped: bool) -> _Loaded:
+    if not isinstance(source, (bytes, ModelProto)):
+        return _load_file(Path(source), limits.model_bytes, mapped)
+    if isinstance(source, ModelProto):
+        try:
+            data, name = source.SerializeToString(deterministic=True), "<ModelProto>"
+        except (EncodeError, ValueError) as error:
+            raise LimitError(f"model: it cannot be written as one protobuf, {str(error)[:200]} (<ModelProto>)") from None
+    else:
+        data, name = source, "<bytes>"
+    _check_size(len(data), limits.model_bytes, name)
+    return _Loaded(data, hashlib.sha256(data), len(data), name)
+
+
+def _load_file(path: Path, limit_bytes: int, mapped: bool) -> _Loaded:
+    """Map a file, or read it. A folder, pipe or device is refused, never waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
+        raise UnsafePathError(f"model: it is a {kind}, need a file ({path.name})")
+    with os.fdopen(descriptor, "rb") as file:
+        _check_size(status.st_size, limit_bytes, path.name)
+        folder = path.resolve().parent
+        if not mapped or not status.st_size:
+            data = file.read(limit_bytes + 1)
+            _check_size(len(data), limit_bytes, path.name)
+            digest = hashlib.sha256(data)
+            message, spans = split(memoryview(data), LEAST_BYTES) or (data, {})
+            # protobuf copies under the interpreter's lock: 550 MB stopped all other threads for 1.0 to 3.3 s, this for 0.1 to 0.2
+            copies = {name.decode(errors="replace"): _copied(data, span) for name, span in spans.items()}
+            return _Loaded(message, digest, len(data), path.name, folder, copies)
+        whole = MappedFile(descriptor, path.name)
+        digest = hashlib.file_digest(file, "sha256")
+    found = split(memoryview(whole.map), LEAST_BYTES)
+    if found is None:
+        return _Loaded(bytes(whole.map), digest, status.st_size, path.name, folder)
+    message, spans = found
+    weights: dict[str, Array] = {}
+    for raw_name, span in spans.items():
+        name, spec = raw_name.decode(errors="replace"), Spec((span.nbytes,), np.dtype(np.uint8))
+        weights[name] = whole.array(span.offset, spec, f"initializer {name!r:.80}")
+    return _Loaded(message, digest, status.st_size, path.name, folder, weights, (whole,))
+
+
+def _copied(data: bytes, span: Span) -> Array:
+    """A weight in memory of its own, which is aligned. numpy copies without the interpreter's lock."""
+    array = np.frombuffer(data, np.uint8, span.nbytes, span.offset).copy()
+    array.flags.writeable = False
+    return array
+
+
+def _check_size(nbytes: int, limit_bytes: int, name: str) -> None:
+    if nbytes > limit_bytes:
+        raise LimitError(f"model: {nbytes} bytes, the limit model_bytes is {limit_bytes} ({name})")
+
+
+def _parse(loaded: _Loaded) -> ModelProto:
+    what = f"model: {loaded.nbytes} bytes"
+    try:
+        proto: ModelProto = ModelProto.FromString(loaded.message)
+    except DecodeError:
+        raise CorruptModelError(f"{what} that are no ONNX protobuf, or a part of one ({loaded.name})") from None
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise CorruptModelError(f"{what} without a graph or an opset, need both ({loaded.name})")
+    return proto
+
+
+class _GraphReader:
+    """Reads one model's graphs; counts nodes over all of them."""
+
+    def __init__(self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array]) -> None:
+        self.weights = weights  # of the outermost graph: raw data that its message does not hold
+        self.tensors = tensors
+        self.opset = opset
+        self.limits = limits
+        self.nodes = 0
+        self.initializers: set[str] = set()
+        self.external: list[Array] = []
+        self.node_names: set[str] = set()
+
+    def refuse_unknown_ops(self, proto: GraphProto) -> None:
+        """Raise UnknownOpError naming every op that is not registered, once each, with the first node that wants it."""
+        unknown: dict[str, str] = {}
+        graphs = [proto]
+        while graphs:
+            graph = graphs.pop()
+            for node in graph.node:
+                op = op_name(node)
+                graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
+                if op in CONTROL_FLOW or op == "Constant" or op in unknown:
+                    continue
+                try:
+                    find(op)
+                except UnknownOpError as error:
+                    unknown[op] = f"{error} (node {node.name!r})"
+        if unknown:
+            raise UnknownOpError("; ".join(unknown.values()))
+
+    def graph(self, proto: GraphProto, outer: frozenset[str], depth: int) -> Graph:
+        """Read a graph whose nodes may also read the values of the graphs around it."""
+        name = proto.name or "graph"
+        if depth > self.limits.depth:
+            raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
+        if proto.sparse_initializer:
+            raise UnsupportedError(f"graph: sparse initializers are not supported (graph {name!r})")
+        ports = [value.name for value in (*proto.input, *proto.output)]
+        self._check_names((name, *ports, *(tensor.name for tensor in proto.initializer)), f"graph {name[:40]!r}")
+        constants = self._initializers(proto, name, self.weights if depth == 0 else {})
+        inputs = tuple(self._port(value, "input") for value in proto.input if value.name not in constants)
+        outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
+        defined = set(constants)
+        for port in inputs:
+            _define(defined, port.name, f"input of graph {name!r}")
+        self.nodes += len(proto.node)
+        if self.nodes > self.limits.nodes:
+            raise LimitError(f"graph: more than {self.limits.nodes} nodes, the limit nodes (graph {name!r})")
+        visible = outer | defined | {value for node in proto.node for value in node.output if value}
+        nodes = []
+        for index, node in enumerate(proto.node):
+            if op_name(node) == "Constant":
+                _define(defined, node.output[0] if node.output else "", f"Constant {node.name!r}")
+                constants[node.output[0]] = self._constant(node)
+            else:
+                nodes.append(self._node(node, index, visible, constants, depth))
+        for writer, value in [(node, value) for node in nodes for value in node.writes()]:
+            _define(defined, value, f"node {writer.name!r}")
+        _check_outputs(outputs, defined | outer, name)
+        return Graph(name, inputs, outputs, sort(nodes, defined | outer | set(constants)), constants)
+
+    def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
+        constants: dict[str, Array] = {}
+        for tensor in proto.initializer:
+            if not tensor.name or tensor.name in constants:
+                raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
+            constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}", weights.get(tensor.name))
+        self.initializers.update(constants)
+        return constants
+
+    def _node(self, proto: NodeProto, index: int, visible: frozenset[str], constants: dict[str, Array], depth: int) -> Node:
+        op = op_name(proto)
+        name = self._unique(proto.name or f"{proto.op_type}_{index}")
+        for value in proto.input:
+            if value and value not in visible:
+                raise CorruptModelError(f"{op}: input {value!r} is written nowhere (node {name!r})")
+        attribute_names = (attribute.name for attribute in proto.attribute)
+        self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
+        _check_attribute_kinds(proto, op, self.opset, name)
+        attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
+        inputs, outputs = list(proto.input), tuple(proto.output)
+        if not outputs:
+            raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
+        if op in CONTROL_FLOW:
+            if op == "Scan" and self.opset < _SCAN_OPSET:
+                raise UnsupportedError(
+                    f"Scan: opset is {self.opset}, its batched form before {_SCAN_OPSET} is not read (node {name!r})"
+                )
+            if not any(isinstance(value, Graph) for value in attrs.values()):
+                raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
+            return Node(name, op, tuple(inputs), outputs, attrs, origins=(name,))
+        definition = find(op)
+        try:
+            if definition.upgrade is not None:
+                attrs, extra = definition.upgrade(self.opset, attrs, len(outputs))
+                inputs = _with_constants(inputs, extra, name, constants, visible)
+            bound = definition.bind(attrs)
+        except EdgewiseError as error:
+            raise type(error)(f"{error} (node {name!r})") from None
+        _check_attributes(definition, bound, name)
+        while inputs and not inputs[-1]:
+            inputs.pop()  # trailing absent inputs say nothing
+        return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 1
+        while unique in self.node_names:
+            count += 1
+            unique = f"{name}#{count}"
+        self.node_names.add(unique)
+        return unique
+
+    def _check_names(self, names: Iterable[str], where: str) -> None:
+        """protobuf hands out bytes where a name is not UTF-8."""
+        for name in names:
+            if not isinstance(name, str):
+                raise CorruptModelError(f"graph: a name is not UTF-8, {bytes(name)[:40]!r} ({where})")
+            if len(name) > self.limits.text_length:
+                raise LimitError(f"graph: a name has {len(name)} characters, the limit is {self.limits.text_length} ({where})")
+
+    def _tensor(self, proto: onnx.TensorProto, subject: str, raw: Array | None = None) -> Array:
+        array = self.tensors.read(proto, subject, raw)
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            self.external.append(array)
+        return array
+
+    def _constant(self, node: NodeProto) -> Array:
+        where = f"Constant {node.name or node.output[0]!r}"
+        if len(node.attribute) != 1:
+            raise CorruptModelError(f"Constant: it has {len(node.attribute)} attributes, need one value ({where})")
+        attribute = node.attribute[0]
+        value = self._attribute(attribute, where, frozenset(), 0)
+        if attribute.name == "value" and isinstance(value, np.ndarray):
+            return value
+        dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+        if attribute.name in dtypes:
+            return np.array(value, dtypes[attribute.name])
+        if attribute.name in ("value_string", "value_strings"):
+            return np.array(value, STRING)
+        raise UnsupportedError(f"Constant: attribute {attribute.name!r} is not supported ({where})")
+
+    def _attribute(self, proto: AttributeProto, node: str, visible: frozenset[str], depth: int) -> Any:
+        where = f"attribute {proto.name!r} of node {node!r}"
+        if proto.ref_attr_name:
+            raise CorruptModelError(f"attribute: it refers to {proto.ref_attr_name!r} outside of a function ({where})")
+        kind = AttributeProto.AttributeType.Name(proto.type) if proto.type in AttributeProto.AttributeType.values() else "?"
+        if kind in ("FLOATS", "INTS", "STRINGS"):
+            values = {"FLOATS": proto.floats, "INTS": proto.ints, "STRINGS": proto.strings}[kind]
+            if len(values) > self.limits.list_length:
+                raise LimitError(f"attribute: {len(values)} values, the limit is {self.limits.list_length} ({where})")
+            return tuple(_text(v, where) if kind == "STRINGS" else v for v in values)
+        if kind == "STRING":
+            if len(proto.s) > self.limits.text_length:
+                raise LimitError(f"attribute: {len(proto.s)} bytes of text, the limit is {self.limits.text_length} ({where})")
+            return _text(proto.s, where)
+        if kind == "TENSOR":
+            return self._tensor(proto.t, where)
+        if kind == "GRAPH":
+            return self.graph(proto.g, visible, depth + 1)
+        if kind in ("FLOAT", "INT"):
+            return proto.f if kind == "FLOAT" else proto.i
+        raise UnsupportedError(f"attribute: type {kind} is not supported ({where})")
+
+    def _port(self, value: ValueInfoProto, role: str, *, optional_type: bool = False) -> Port:
+        where = f"{role} {value.name!r}"
+        kind = value.type.WhichOneof("value")
+        if kind is None and (optional_type or role == "output"):
+            return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may leave types out
+        if kind != "tensor_type":
+            raise UnsupportedError(
+                f"graph: {where} is a {(kind or 'value without a type').removesuffix('_type')}, only tensors are supported"
+            )
+        tensor = value.type.tensor_type
+        dtype = element_type(tensor.elem_type, where)
+        if not tensor.HasField("shape"):
+            return Port(value.name, dtype, None)
+        return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
+
+
+def op_name(node: NodeProto) -> str:
+    """The registry name of a node's operator."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:
+    if not outputs:
+        raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
+    for port in outputs:
+        if port.name not in defined:
+            raise CorruptModelError(f"graph: output {port.name!r} is written by no node (graph {graph!r})")
+
+
+def _define(defined: set[str], value: str, where: str) -> None:
+    if not value or value in defined:
+        raise CorruptModelError(f"graph: value {value!r} is empty or written twice, need one producer ({where})")
+    defined.add(value)
+
+
+def _with_constants(
+    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: Set[str]
+) -> list[str]:
+    for position, array in extra.items():
+        value = f"{node}/input_{position}"
+        while value in visible or value in constants:
+            value += "'"
+        inputs += [""] * (position + 1 - len(inputs))
+        inputs[position] = value
+        constants[value] = array
+    return inputs
+
+
+def _check_attribute_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
+    """Each attribute once, and of the kind that ONNX's schema gives it. Unknown ones are refused when they are bound."""
+    kinds = _schema_kinds(proto.op_type, opset) if proto.domain in ("", "ai.onnx") else {}
+    seen: set[str] = set()
+    for attribute in proto.attribute:
+        wanted = kinds.get(attribute.name, attribute.type)
+        if attribute.name in seen:
+            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is given twice (node {node!r})")
+        if attribute.type != wanted:
+            found, need = (_kind_name(number) for number in (attribute.type, wanted))
+            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is {found}, need {need} (node {node!r})")
+        seen.add(attribute.name)
+
+
+@functools.cache
+def _schema_kinds(op: str, opset: int) -> Mapping[str, int]:
+    """Attribute name -> AttributeProto.AttributeType, as that opset defines the op; empty for an op it lacks."""
+    if not onnx.defs.has(op):
+        return {}
+    try:
+        schema = onnx.defs.get_schema(op, opset)
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        name: AttributeProto.AttributeType.Value(str(attribute.type).rpartition(".")[2])
+        for name, attribute in schema.attributes.items()
+    }
+
+
+def _kind_name(number: int) -> str:
+    return AttributeProto.AttributeType.Name(number) if number in AttributeProto.AttributeType.values() else f"of kind {number}"
+
+
+def _check_attributes(op: Op, bound: Mapping[str, Any], node: str) -> None:
+    """A value of another kind than its default's would surface as a TypeError deep inside an op."""
+    for name, default in op.defaults.items():
+        value = bound[name]
+        if default is None or value is None or not isinstance(default, (int, float, str, tuple)):
+            continue
+        wanted = (int, float) if isinstance(default, float) else (int,) if isinstance(default, bool) else (type(default),)
+        if not isinstance(value, wanted):
+            raise CorruptModelError(
+                f"{op.name}: attribute {name!r} is a {type(value).__name__}, need {wanted[0].__name__} (node {node!r})"
+            )
+
+
+def _text(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise CorruptModelError(f"attribute: a string is not UTF-8 ({where})") from None
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension, where: str) -> Dim:
+    if dim.HasField("dim_value"):
+        if dim.dim_value < 0:
+            return None  # some exporters write -1 for an open dimension
+        return int(dim.dim_value)
+    if not isinstance(dim.dim_param, str):
+        raise CorruptModelError(f"graph: the name of a dimension is not UTF-8, {bytes(dim.dim_param)[:40]!r} ({where})")
+    return dim.dim_param or None

@@ -1,0 +1,92 @@
+"""Attention over heads that lie anywhere: slices of one matrix, packed side by side, transposed."""
+
+from __future__ import annotations
+
+import math
+
+from graph.ir import Node
+from graph.native.lowering import Lowering
+from graph.native.place import Storage, Viewed
+from graph.native.rule import F32, Facts, Rule, only, plain
+from kernels.native.emit.expression import Apply
+from kernels.native.families.attention import Attention, attention_tiles, emit_attention
+from kernels.native.memory.view import View
+from kernels.spec import BOOL
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why an Attention has no native form, or None."""
+    if any(node.inputs[4:]) or any(node.outputs[1:]):
+        return "it has a cache, lengths, or more outputs than one"
+    masks = [name for name in (_mask(node),) if name and facts.spec(name).dtype != BOOL]
+    if reason := facts.not_f32(*node.inputs[:3], *masks, node.outputs[0]):
+        return reason
+    attrs = node.attrs
+    if attrs["softcap"] or max(attrs["left_window_size"], attrs["right_window_size"]) >= 0:
+        return "its scores are capped, or seen through a window"
+    if _mask(node) and facts.spec(_mask(node)).shape[-1] != facts.spec(node.inputs[1]).shape[-2]:
+        return "its mask is shorter than the keys"
+    return facts.refuses_epilogue(node) or ("ops are fused behind it" if node.epilogue else None)
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """One call; what has gaps inside a head is copied first."""
+    attrs = node.attrs
+    names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
+    places = {what: _heads(b, value, attrs[name]) for what, value, name in zip("qkv", node.inputs, names, strict=False)}
+    y = b.new(node.outputs[0])
+    seen = _by_head(y.view, attrs["q_num_heads"])
+    if seen is None or _has_gaps(seen):
+        y = b.new_dense(node.outputs[0])
+        seen = _by_head(y.view, attrs["q_num_heads"])
+    mask = None
+    if _mask(node):
+        places["mask"] = _added(b, _mask(node))
+        shape = places["mask"].view.shape
+        mask = View.dense((1,) * (4 - len(shape)) + shape)
+    q, k, v = (places[what].view for what in "qkv")
+    scale = 1 / math.sqrt(q.shape[3]) if attrs["scale"] is None else float(attrs["scale"])
+    attention = Attention(q, k, v, seen or y.view, scale, mask, causal=bool(attrs["is_causal"]), blind="zero")
+    kernel = emit_attention(attention, attention_tiles(attention, b.isa, 1)[0], b.isa)
+    b.call(kernel, {name: place.storage for name, place in (*places.items(), ("y", y))})
+
+
+def _mask(node: Node) -> str:
+    return node.inputs[3] if len(node.inputs) > 3 else ""
+
+
+def _added(b: Lowering, mask: str) -> Viewed:
+    """A mask as numbers to add: where one of bools is false nothing is seen."""
+    place = b.dense(mask)
+    if place.storage.dtype != BOOL:
+        return place
+    made = Viewed(Storage(mask, place.view.size, F32), place.view)
+    seen, hidden = (Apply("constant", (), (value,)) for value in (0.0, -math.inf))
+    b.map((made, made.view), [(place, place.view)], [seen, hidden, Apply("where", (0, 1, 2))])
+    return made
+
+
+def _heads(b: Lowering, value: str, heads: int | None) -> Viewed:
+    """A value as (batch, heads, length, size), the elements of a head without gaps."""
+    place = b.strided(value)
+    seen = _by_head(place.view, heads)
+    if seen is None or _has_gaps(seen):
+        place = b.dense(value)
+        seen = _by_head(place.view, heads)
+    return place.under(seen or place.view)
+
+
+def _by_head(view: View, heads: int | None) -> View | None:
+    """A view of rank 4 itself, one of rank 3 with the heads that lie side by side taken apart."""
+    if len(view.shape) == 4:
+        return view
+    batch, length, width = view.shape
+    apart = view.reshaped((batch, length, heads or 1, width // (heads or 1)))
+    return None if apart is None else apart.transposed((0, 2, 1, 3))
+
+
+def _has_gaps(view: View) -> bool:
+    return view.shape[3] > 1 and view.strides[3] != 1
+
+
+RULES = {"Attention": Rule(refuses, lower, only("fused"), plain("attention", wants="rows"))}

@@ -1,0 +1,64 @@
+"""Images in blocks whose channels go elsewhere: parts, concatenations and shuffles that stay in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graph.ir import Node
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged
+from kernels.native.families.channels import Channels, emit_channels, is_regular
+
+
+def in_blocks(b: Lowering, value: str) -> Imaged | None:
+    """Where a value lies if that is in blocks of channels, and no strides say it."""
+    place = b.place(value)
+    if not isinstance(place, Imaged) or place.strided is not None:
+        return None
+    return place if place.image.block == b.isa.lanes and place.image.rows_join() else None
+
+
+Order = Sequence[tuple[int, int]]  # of each channel the image that it comes from, by number, and the channel there
+
+
+def fits(b: Lowering, order: Order) -> bool:
+    """Whether one call can put channels into that order."""
+    return is_regular(order, b.isa.lanes)
+
+
+def pick(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
+    """Make a value of channels of images in blocks."""
+    y = b.new_image(value)
+    what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
+    b.call(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
+
+
+def take(b: Lowering, value: str, place: Imaged, taken: range) -> None:
+    """Let a value be some channels of an image: where they lie if they begin with a block and follow each other."""
+    if taken.step == 1 and taken.start % place.image.block == 0:
+        b.define(value, place.part(taken.start, len(taken)))
+    else:
+        pick(b, value, [place], [(0, channel) for channel in taken])
+
+
+def shuffled(b: Lowering, node: Node) -> bool:
+    """Do a Reshape, and the Transpose and Reshape behind it, as one copy, where they shuffle the channels of an image in blocks.
+
+    (n, c, …) is seen as (n, groups, c / groups, …), both swapped, and seen as (n, c, …) again.
+    """
+    place, shape = in_blocks(b, node.inputs[0]), b.spec(node.inputs[0]).shape
+    turn = b.only_reader(node.outputs[0])
+    end = b.only_reader(turn.outputs[0]) if turn is not None and turn.op == "Transpose" and not turn.epilogue else None
+    if place is None or turn is None or end is None or end.op != "Reshape" or b.spec(end.outputs[0]).shape != shape:
+        return False
+    apart = b.spec(node.outputs[0]).shape
+    order = (0, 2, 1, *range(3, len(apart)))
+    swaps = len(apart) > 3 and tuple(turn.attrs["perm"]) == order and apart[0] == shape[0] and apart[1] * apart[2] == shape[1]
+    if not swaps:
+        return False
+    picked = [(0, group * apart[2] + n) for n in range(apart[2]) for group in range(apart[1])]
+    if not fits(b, picked):
+        return False
+    pick(b, end.outputs[0], [place], picked)
+    b.done |= {turn.name, end.name}
+    return True

@@ -1,0 +1,94 @@
+"""Concatenations: their inputs are made in place where their producers can, and copied where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graph.ir import Node
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged, Storage, image_shape, is_image
+from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.rules.channels import fits, in_blocks, pick
+from graph.native.rules.elementwise import behind
+from graph.native.tapes import refuses_behind
+from kernels.native.memory.image import Image
+
+_MAKERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a Concat has no native form, or None."""
+    return refuses_behind(node, facts.spec, facts.constants)
+
+
+def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
+    """Let the producers of what concatenations of images read write straight into the whole."""
+    makers = {value: node for node in nodes for value in node.writes()}
+    for node in nodes:
+        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" and b.spec(node.outputs[0]).dtype == F32 else ()
+        if (
+            not is_image(shape)
+            or node.epilogue
+            or node.attrs["axis"] % len(shape) != 1
+            or len(set(node.inputs)) < len(node.inputs)
+        ):
+            continue
+        sizes = [b.spec(name).shape[1] for name in node.inputs]
+        if not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
+            continue
+        image = Image.blocked(*image_shape(shape), b.isa.lanes)
+        whole = Imaged(Storage(node.outputs[0], image.elements, F32), image)
+        b.reserve(node.outputs[0], whole)
+        first = 0
+        for name, size in zip(node.inputs, sizes, strict=True):
+            maker = makers.get(name)
+            if maker is not None and maker.op in _MAKERS and name not in b.results and b.reserved(name) is None:
+                b.reserve(name, whole.part(first, size))
+            first += size
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """Copy what is not there yet, in blocks where parts lie in them."""
+    value = node.outputs[0]
+    whole = b.reserved(value)
+    if isinstance(whole, Imaged):
+        b.define(value, whole)
+        first = 0
+        for name in node.inputs:
+            size = b.spec(name).shape[1]
+            part = whole.part(first, size)
+            if b.place(name) != part:
+                blocks = b.blocked(name)
+                b.map((part, part.blocks), [(blocks, blocks.blocks)])
+            first += size
+        return
+    if _stays_in_blocks(b, node):
+        pick(b, value, [b.blocked(name) for name in node.inputs], _order(b, node))
+        return
+    y = b.new(value)
+    axis, first = node.attrs["axis"] % len(y.view.shape), 0
+    for name in node.inputs:
+        count = b.spec(name).shape[axis]
+        if not count:  # of a constant
+            continue
+        source = b.strided(name)
+        places, steps = behind(b, node, source)
+        parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
+        b.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
+        first += count
+
+
+def _stays_in_blocks(b: Lowering, node: Node) -> bool:
+    """Whether channels of images are put together of which at least one lies in blocks."""
+    shape = b.spec(node.outputs[0]).shape
+    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue
+    full = along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
+    return full and fits(b, _order(b, node))
+
+
+def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
+    """Of each channel of the whole, the input that it comes from and the channel there."""
+    return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
+
+
+RULES = {"Concat": Rule(refuses, lower, only("copy"), plain("copy"))}

@@ -1,0 +1,71 @@
+"""Elementwise ops that nothing absorbed, with what is fused behind them: one loop that reads each operand once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graph.ir import Node
+from graph.native.epilogues import NATIVE_STEPS
+from graph.native.lowering import Lowering, overwritable
+from graph.native.place import Imaged, Place, Viewed
+from graph.native.rule import Facts, Rule, only, plain
+from graph.native.tapes import FORMS, tape_behind, tape_of
+from kernels.native.emit.expression import Apply
+from kernels.native.errors import EmitError
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why an elementwise op has no native form, or None."""
+    try:
+        tape_of(node, facts.spec, facts.constants)
+    except EmitError as error:
+        return str(error)
+    return None
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """One map: over blocks where an operand lies in blocks, over strides otherwise."""
+    tape = tape_of(node, b.spec, b.constants)
+    value = node.outputs[0]
+    shape = b.spec(value).shape
+    if _in_blocks(b, tape.operands, shape):
+        pairs = [b.image_operand(name, shape) for name in tape.operands]
+        y = b.new_image(value, overwritable([place for place, _ in pairs]))
+        b.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], tape.steps)
+        return
+    places = [b.strided(name) for name in tape.operands]
+    made = b.new(value, overwritable(places))
+    b.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], tape.steps)
+
+
+def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
+    """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
+    tape = tape_behind(node, b.spec, b.constants)
+    return [b.strided(name) if name else source for name in tape.operands], tape.steps
+
+
+def finish(b: Lowering, node: Node, made: Viewed) -> None:
+    """Do what is fused behind a node to its result, where that lies."""
+    if node.epilogue:
+        places, steps = behind(b, node, made)
+        b.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
+
+
+def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
+    """Whether an operand of the result's shape lies in blocks only."""
+    return any(isinstance(p := b.place(name), Imaged) and p.strided is None and b.spec(name).shape == shape for name in operands)
+
+
+def _blocks(place: Place, image: Image, y: Imaged) -> View:
+    """An operand of an image in blocks as a view of the blocks' rank."""
+    if image.block == 1 and image.block_stride == 0:
+        steps = (image.n_stride, 0, image.y_stride, image.x_stride, 0)
+    else:
+        steps = (image.n_stride, image.block_stride, image.y_stride, image.x_stride, 1)
+    offset = place.view.offset if isinstance(place, Viewed) else place.offset
+    return View(y.blocks.shape, steps, offset)
+
+
+RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), Rule(refuses, lower, only("map"), plain("map")))

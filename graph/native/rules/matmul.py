@@ -1,0 +1,143 @@
+"""Products with constant matrices: MatMul and Gemm whose B is known, packed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node
+from graph.mapped import release
+from graph.native.epilogues import Merged, steps_of
+from graph.native.lowering import Lowering, overwritable
+from graph.native.rule import Facts, Rule
+from graph.native.rules.conv import bias_of, direct_work, tile_of, with_bias
+from graph.native.rules.normalize import aligned_view, joins
+from graph.native.work import Work, moved_bytes, streamed
+from kernels.errors import UnsupportedError
+from kernels.native.emit.geometry import Conv
+from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
+from kernels.native.families.matmul import MatMul, emit_matmul, matmul_tiles
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from kernels.spec import Array
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a product has no native form, or None."""
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
+        return "one of its factors is a vector"
+    if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
+        return "its addend is scaled, and no constant"
+    return facts.refuses_epilogue(node)
+
+
+def _is_packed(node: Node, constants: Mapping[str, Array]) -> bool:
+    """Whether the second factor is a matrix known beforehand, and the first is read as it lies."""
+    return node.inputs[1] in constants and constants[node.inputs[1]].ndim == 2 and not node.attrs.get("transA", 0)
+
+
+def _takes_addend(node: Node, facts: Facts) -> bool:
+    c, y = facts.spec(node.inputs[2]), facts.spec(node.outputs[0])
+    is_bias = node.inputs[2] in facts.constants and c.elements == y.shape[1] and c.shape[-1:] == y.shape[1:]
+    return (is_bias and _is_packed(node, facts.constants)) or node.attrs["beta"] == 1
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A product: with packed weights where these are known, else of two tensors as they lie."""
+    if _is_packed(node, b.constants):
+        _packed(b, node)
+    else:
+        _product(b, node)
+
+
+def _product(b: Lowering, node: Node) -> None:
+    """A product of two tensors of any strides, batch by batch."""
+    value = node.outputs[0]
+    shape = b.spec(value).shape
+    steps = steps_of(node, b.constants)
+    alpha = 1.0
+    factors = [aligned_view(b.strided(name), len(shape)) for name in node.inputs[:2]]
+    if node.op == "Gemm":
+        alpha = float(node.attrs["alpha"])
+        turned = (node.attrs["transA"], node.attrs["transB"])
+        factors = [f.under(f.view.transposed((1, 0))) if turn else f for f, turn in zip(factors, turned, strict=True)]
+        steps = [*([Merged("add", node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []), *steps]
+    made, operands = joins(b, steps, shape, shape)
+    y = b.new(value)
+    if 1 not in y.view.strides[-2:]:
+        y = b.new_dense(value)
+    matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, made)
+    tiles = {str(tile): tile for tile in matmul_tiles(matmul, b.isa)}
+    wanted = b.choice(node).param("tile") or next(iter(tiles))
+    if wanted not in tiles:
+        raise UnsupportedError(f"matmul: tile is {wanted!r:.60}, need one of {', '.join(tiles)}")
+    places = {"a": factors[0], "b": factors[1], **operands, "y": y}
+    b.call(emit_matmul(matmul, tiles[wanted], b.isa), {name: place.storage for name, place in places.items()})
+
+
+def _packed(b: Lowering, node: Node) -> None:
+    """A product as the convolution of one row of pixels, whose channels are the columns."""
+    value, weights = node.outputs[0], b.constants[node.inputs[1]]
+    shape = b.spec(value).shape
+    steps = steps_of(node, b.constants)
+    transposed, alpha, bias = False, 1.0, None
+    if node.op == "Gemm":
+        transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
+        if len(node.inputs) > 2 and node.inputs[2]:
+            steps = [Merged("add", node.inputs[2]), *steps]
+    rest, bias = with_bias(steps, bias, b, shape[-1], shape, axis=-1)
+    if bias is not None and node.op == "Gemm" and node.attrs["beta"] != 1:
+        bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
+    inner, columns = weights.shape[::-1] if transposed else weights.shape
+    rows = b.spec(value).elements // columns
+    x = b.rows(node.inputs[0], inner)
+    epilogue, operands = b.finish(rest, lambda name: b.row_operand(name, shape), bias=bias is not None)
+    y = b.new(value, overwritable(list(operands.values()), [x]))
+    matrix = y.view.reshaped((rows, columns))
+    if matrix is None or (columns > 1 and matrix.strides[1] != 1):
+        y = b.new_dense(value)
+        matrix = View.dense((rows, columns))
+    conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
+    tile = tile_of(b.choice(node), conv, b.isa)
+
+    def pack() -> Array:
+        outputs = weights if transposed else weights.T
+        scaled = outputs if alpha == 1 else outputs * np.float32(alpha)
+        return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
+
+    packed = b.constant(weights, ("matrix", tile.vectors, transposed, alpha), pack)
+    b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+
+
+def _image(rows: int, columns: int, step: int) -> Image:
+    """Rows as pixels, columns as channels."""
+    return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
+
+
+def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
+    """The tiles of a product, the best by the port model first. Those of two tensors depend on how these will lie."""
+    if not _is_packed(node, facts.constants):
+        return [Choice("native", "matmul")]
+    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
+
+
+def work(node: Node, facts: Facts, choice: Choice) -> Work:
+    """What a product's candidate does: by the port model where the second factor is packed."""
+    if not _is_packed(node, facts.constants):
+        return streamed("matmul", node, facts.specs, facts.constants, wants="rows")
+    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts.specs, facts.constants)
+    return direct_work("product", conv, tile_of(choice, conv, facts.isa), facts.isa, read, written)
+
+
+def _in_rows(node: Node, facts: Facts) -> Conv:
+    """A product with packed weights on rows without gaps, wherever they will lie."""
+    inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
+    rows = facts.spec(node.outputs[0]).elements // columns
+    return Conv(_image(rows, inner, inner), _image(rows, columns, columns))
+
+
+RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work))

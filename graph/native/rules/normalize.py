@@ -1,0 +1,123 @@
+"""Softmax and normalizations along some dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from graph.ir import Node
+from graph.native.epilogues import Merged, steps_of
+from graph.native.lowering import Lowering, overwritable
+from graph.native.place import Storage, Viewed
+from graph.native.rule import Facts, Rule, only, plain
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.walk import Join, Steps
+from kernels.native.families.normalize import Norm, Rows, emit_rows
+from kernels.native.memory.view import View
+
+
+def _refuses(node: Node, facts: Facts) -> str | None:
+    """Why a softmax or a normalization has no native form, or None."""
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]):
+        return reason
+    if any(node.outputs[1:]):
+        return "more than its first output is asked for"
+    return facts.refuses_epilogue(node)
+
+
+def _softmax(b: Lowering, node: Node) -> None:
+    """A softmax over one dimension, or, as it was before opset 13, over all from one on."""
+    rank = len(b.spec(node.inputs[0]).shape)
+    first = node.attrs["axis"] % rank
+    axes = tuple(range(first, rank)) if node.attrs["coerce_2d"] else (first,)
+    kind: Norm = "softmax" if node.op == "Softmax" else "log_softmax"
+    emit(b, node, Rows(kind, _ANY, _ANY, axes))
+
+
+def _norm(b: Lowering, node: Node) -> None:
+    """A normalization over the last dimensions, scaled and shifted along them."""
+    shape = b.spec(node.inputs[0]).shape
+    axes = tuple(range(node.attrs["axis"] % len(shape), len(shape)))
+    kind: Norm = "layer_norm" if node.op == "LayerNormalization" else "rms_norm"
+    places = {name: aligned_view(b.dense(value), len(shape)) for name, value in zip("wb", node.inputs[1:], strict=False) if value}
+    scale, bias = (places[name].view if name in places else None for name in "wb")
+    emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
+
+
+def _group_norm(b: Lowering, node: Node) -> None:
+    """A normalization over groups of channels, or over each channel by itself, scaled and shifted channel by channel."""
+    n, channels, *plane = b.spec(node.inputs[0]).shape
+    groups = node.attrs["num_groups"] if node.op == "GroupNormalization" else channels
+    seen = (n, groups, channels // groups, math.prod(plane))
+    each = (1, groups, 1, 1) if node.op == "GroupNormalization" and node.attrs["scale_groups"] else (1, *seen[1:3], 1)
+    places = {name: b.dense(value).under(View.dense(each)) for name, value in zip("wb", node.inputs[1:], strict=True)}
+    epsilon = float(node.attrs["epsilon"])
+    emit(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
+
+
+def emit(
+    b: Lowering, node: Node, rows: Rows, places: Mapping[str, Viewed] | None = None, shape: tuple[int, ...] | None = None
+) -> None:
+    """One call. rows: with views still to be filled in. places: of scale and bias. shape: how the kernel sees x."""
+    value, given = node.outputs[0], b.spec(node.inputs[0]).shape
+    shape = shape or given
+    out = tuple(1 if rows.reduces and axis in rows.axes else size for axis, size in enumerate(shape))
+    x = b.strided(node.inputs[0])
+    if (x_view := x.view.reshaped(shape)) is None or not _runs(x_view):
+        x = b.dense(node.inputs[0])
+        x_view = View.dense(shape)
+    steps, operands = joins(b, steps_of(node, b.constants), b.spec(value).shape, out)
+    y = b.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
+    if (y_view := y.view.reshaped(out)) is None or not _runs(y_view):
+        y = b.new_dense(value)
+        y_view = View.dense(out)
+    kernel = replace(rows, x=x_view, y=y_view, steps=steps)
+    where = {"x": x, **(places or {}), **operands, "y": y}
+    b.call(emit_rows(kernel, b.isa), {name: place.storage for name, place in where.items()})
+
+
+def _runs(view: View) -> bool:
+    """Whether vectors can run along the last dimension that has elements side by side in memory that is row-major."""
+    strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
+    return not strides or strides[-1] == 1
+
+
+def joins(
+    b: Lowering, steps: Sequence[Activation | Merged], own: tuple[int, ...], seen: tuple[int, ...]
+) -> tuple[Steps, dict[str, Viewed]]:
+    """The steps of an epilogue as the kernel sees the result, and where their operands lie; written out where they must be."""
+    made: list[Activation | Join] = []
+    places: dict[str, Viewed] = {}
+    for step in steps:
+        if isinstance(step, Activation):
+            made.append(step)
+            continue
+        place = b.dense(step.value)
+        if own == seen:
+            place = aligned_view(place, len(own))
+        elif place.view.shape == own or place.view.size == 1:
+            place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
+        else:
+            full = Viewed(Storage(step.value, math.prod(own), place.storage.dtype), View.dense(own))
+            b.map((full, full.view), [(place, place.view.broadcast(own))])
+            place = full.under(View.dense(seen))
+        places[f"r{len(places)}"] = place
+        made.append(Join(step.op, place.view, step.swapped))
+    return tuple(made), places
+
+
+def aligned_view(place: Viewed, rank: int) -> Viewed:
+    """A value under as many dimensions, those that it lacks of size 1."""
+    extra = rank - len(place.view.shape)
+    return place.under(View((1,) * extra + place.view.shape, (0,) * extra + place.view.strides, place.view.offset))
+
+
+_ANY = View((), ())  # stands where a view is still to come
+RULES = {
+    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"), plain("rows", wants="rows"))),
+    **dict.fromkeys(
+        ("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"), plain("rows", wants="rows"))
+    ),
+}

@@ -1,0 +1,55 @@
+"""Max and average pools of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from graph.ir import Node
+from graph.native.epilogues import steps_of
+from graph.native.lowering import Lowering
+from graph.native.place import is_image
+from graph.native.rule import Facts, Rule, only, plain
+from kernels.native.emit.geometry import Conv
+from kernels.native.families.pool import Pooling, emit_pooling
+from kernels.native.memory.image import Image
+from kernels.ops.pool import geometry
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a pool has no native form, or None."""
+    x = facts.spec(node.inputs[0])
+    if reason := facts.not_f32(node.inputs[0]):
+        return reason
+    if not is_image(x.shape):
+        return f"x is {x}, need rank 3 or 4"
+    if len(node.outputs) > 1 and node.outputs[1]:
+        return "the indices of the maxima are asked for"
+    return facts.refuses_epilogue(node)
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A pool as a call."""
+    pool(b, node, lambda x, y: _pooling(b, node, x, y))
+
+
+def pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) -> None:
+    """A call that pools an image in blocks. pooling: takes it and the result."""
+    y_shape = b.spec(node.outputs[0]).shape
+    x = b.blocked(node.inputs[0])
+    epilogue, operands = b.finish(steps_of(node, b.constants), lambda name: b.image_operand(name, y_shape), bias=False)
+    y = b.new_image(node.outputs[0])
+    b.call(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
+
+
+def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
+    """The pool of a node between two images."""
+    slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
+    pooling = Pooling(Conv(x, y, *slide.plane, x.channels), "max")
+    if node.op == "MaxPool":
+        return pooling
+    bottom, right = (0, *slide.end)[-2:]
+    return replace(pooling, kind="average", counted=(bottom, right) if node.attrs["count_include_pad"] else None)
+
+
+RULES = dict.fromkeys(("MaxPool", "AveragePool"), Rule(refuses, lower, only("windows"), plain("pool", wants="blocks")))

@@ -1,0 +1,122 @@
+"""Ops that put elements elsewhere where no strides say it: repetitions, padding, and blocks of pixels among channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graph.ir import Node
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged, Place
+from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rules.elementwise import finish
+from graph.native.rules.view import define
+from graph.native.tapes import refuses_behind
+from kernels.native.families.elementwise import emit_map
+from kernels.native.families.rearrange import pad_tensor
+from kernels.native.memory.view import View
+from kernels.ops.pad import amounts_of
+from kernels.spec import Array, Spec
+
+MAX_SIDES = 3  # axes padded by something else than a constant: each makes three times as many calls
+
+
+def _refuses(node: Node, facts: Facts) -> str | None:
+    """Why a move that its shapes decide has no native form, or None."""
+    return refuses_behind(node, facts.spec, facts.constants)
+
+
+def _expand(b: Lowering, node: Node) -> None:
+    """Every element where it is, seen again and again."""
+    place = b.strided(node.inputs[0])
+    define(b, node, place.under(place.view.broadcast(b.spec(node.outputs[0]).shape)))
+
+
+def _tile(b: Lowering, node: Node) -> None:
+    """One copy; both sides as (repeats, size) of each axis."""
+    x, y = b.strided(node.inputs[0]), b.new_dense(node.outputs[0])
+    pairs = [n for whole, size in zip(y.view.shape, x.view.shape, strict=True) for n in (whole // size, size)]
+    strides = [n for stride in x.view.strides for n in (0, stride)]
+    b.map((y, View.dense(pairs)), [(x, View(tuple(pairs), tuple(strides), x.view.offset))])
+    finish(b, node, y)
+
+
+def _depth_to_space(b: Lowering, node: Node) -> None:
+    """One copy into the result as (n, c, h, block, w, block)."""
+    x, y, size = b.strided(node.inputs[0]), b.new_dense(node.outputs[0]), node.attrs["blocksize"]
+    n, c, h, w = x.view.shape
+    (ns, cs, hs, ws), depth = x.view.strides, c // size**2
+    by_pixel, by_channel = (depth * cs, cs) if node.attrs["mode"] == "DCR" else (cs, size * size * cs)
+    shape, strides = (n, depth, h, size, w, size), (ns, by_channel, hs, size * by_pixel, ws, by_pixel)
+    b.map((y, View.dense(shape)), [(x, View(shape, strides, x.view.offset))])
+    finish(b, node, y)
+
+
+def _space_to_depth(b: Lowering, node: Node) -> None:
+    """One copy of x seen as (n, block, block, c, h, w), or with the channels in front of the blocks."""
+    x, y, size = b.strided(node.inputs[0]), b.new_dense(node.outputs[0]), node.attrs["blocksize"]
+    n, c, h, w = x.view.shape
+    ns, cs, hs, ws = x.view.strides
+    whole = View((n, c, size, size, h // size, w // size), (ns, cs, hs, ws, size * hs, size * ws), x.view.offset)
+    seen = whole.transposed((0, 2, 3, 1, 4, 5)) if node.attrs["mode"] == "DCR" else whole
+    b.map((y, View.dense(seen.shape)), [(x, seen)])
+    finish(b, node, y)
+
+
+def _refuses_pad(node: Node, facts: Facts) -> str | None:
+    """Why a Pad has no native form, or None."""
+    if any(name and name not in facts.constants for name in node.inputs[1:]):
+        return "its pads or its fill are no constants"
+    x, mode = facts.spec(node.inputs[0]), node.attrs["mode"]
+    sides = _sides(node, x, facts.constants)
+    if mode != "constant":
+        if sum(max(side) > 0 for side in sides) > MAX_SIDES:
+            return f"more than {MAX_SIDES} axes are padded in mode {mode}"
+        for size, (before, after) in zip(x.shape, sides, strict=True):
+            left = size + min(before, 0) + min(after, 0)
+            most = {"reflect": left - 1, "wrap": left}.get(mode, max(before, after))
+            if max(before, after, 0) > max(most, 0):
+                return f"an axis of {left} is padded by {max(before, after)}, {mode} shows {most} without beginning again"
+    return _refuses(node, facts)
+
+
+def _sides(node: Node, x: Spec, constants: Mapping[str, Array]) -> list[tuple[int, int]]:
+    """Elements before and behind each axis."""
+    axes = node.inputs[3] if len(node.inputs) > 3 else ""
+    return amounts_of(x.rank, Spec.of(constants[node.inputs[1]]), Spec.of(constants[axes]) if axes else None)
+
+
+def _pad(b: Lowering, node: Node) -> None:
+    """A copy of x, and what is around it; an image in blocks stays in them where no channels are added."""
+    value, spec = node.outputs[0], b.spec(node.inputs[0])
+    sides = _sides(node, spec, b.constants)
+    source = b.place(node.inputs[0])
+    if isinstance(source, Imaged) and source.strided is None and not node.epilogue and not any(map(any, sides[:2])):
+        image = b.new_image(value)
+        plane = [(0, 0)] * (4 - spec.rank) + sides[2:]
+        _around(b, node, (source, source.blocks), (image, image.blocks), [*sides[:2], *plane, (0, 0)])
+        return
+    x, y = b.strided(node.inputs[0]), b.new_dense(value)
+    _around(b, node, (x, x.view), (y, y.view), sides)
+    finish(b, node, y)
+
+
+def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View], sides: Sequence[tuple[int, int]]) -> None:
+    """The calls that fill y. sides: of each axis of the views."""
+    given = node.inputs[2] if len(node.inputs) > 2 else ""
+    fill = b.constants[given].item() if given else 0
+    kept = x[1]
+    for axis, (before, after) in enumerate(sides):
+        kept = kept.sliced(axis, max(-before, 0), kept.shape[axis] + min(before, 0) + min(after, 0))
+    storages = {"x0": x[0].storage, "y": y[0].storage}
+    for each in pad_tensor(kept, y[1], [max(before, 0) for before, _ in sides], node.attrs["mode"], fill, storages["y"].dtype):
+        kernel = emit_map(each, b.isa)
+        b.call(kernel, {name: storages[name] for name in kernel.arguments})
+
+
+RULES = {
+    "Expand": Rule(_refuses, _expand, only("view"), plain("view", wants="rows"), view=True),
+    "Tile": Rule(_refuses, _tile, only("copy"), plain("copy")),
+    "DepthToSpace": Rule(_refuses, _depth_to_space, only("copy"), plain("copy")),
+    "SpaceToDepth": Rule(_refuses, _space_to_depth, only("copy"), plain("copy")),
+    "Pad": Rule(_refuses_pad, _pad, only("copy"), plain("copy")),
+}

@@ -1,0 +1,85 @@
+"""Reductions along some dimensions, and global pools: whole planes of an image in blocks are pooled where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from graph.ir import Node
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
+from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.rules.normalize import emit
+from graph.native.rules.pool import pool
+from kernels.native.emit.geometry import Conv
+from kernels.native.emit.kernel import Epilogue
+from kernels.native.families.normalize import Reduce, Rows
+from kernels.native.families.pool import Pooling, emit_pooling
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from kernels.spec import Array, Spec
+
+_REDUCTIONS: Mapping[str, Reduce] = {
+    "ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max", "ReduceMin": "min", "ReduceProd": "prod", "ReduceL1": "l1",
+    "ReduceL2": "l2", "ReduceSumSquare": "sum_square", "ReduceLogSum": "log_sum", "ReduceLogSumExp": "log_sum_exp",
+    "GlobalAveragePool": "mean", "GlobalMaxPool": "max",
+}  # fmt: skip
+_POOLS: Mapping[Reduce, Literal["average", "max"]] = {"mean": "average", "max": "max"}
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a reduction has no native form, or None."""
+    x = facts.spec(node.inputs[0])
+    if reason := facts.not_f32(node.inputs[0], node.outputs[0]):
+        return reason
+    if len(node.inputs) > 1 and node.inputs[1] and node.inputs[1] not in facts.constants:
+        return "its axes are no constants"
+    if not _reduced(node, x, facts.constants):
+        return "it reduces nothing"
+    return facts.refuses_epilogue(node)
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A pool where it goes over whole planes, else a call over rows."""
+    kind, x = _REDUCTIONS[node.op], b.spec(node.inputs[0])
+    axes = _reduced(node, x, b.constants)
+    if kind in _POOLS and is_image(x.shape) and axes == tuple(range(2, x.rank)) and _pools(b, node):
+        _pooled(b, node, kind)
+    else:
+        emit(b, node, Rows(kind, View((), ()), View((), ()), axes))
+
+
+def _pools(b: Lowering, node: Node) -> bool:
+    """Whether a pool does it: what is one, and else what lies in blocks if it keeps its dimensions or nothing is fused behind."""
+    place = b.place(node.inputs[0])
+    in_blocks = isinstance(place, Imaged) and place.image.block == b.isa.lanes
+    return "keepdims" not in node.attrs or (in_blocks and (node.attrs["keepdims"] == 1 or not node.epilogue))
+
+
+def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
+    """One window as large as the image."""
+
+    def whole(x: Image, y: Image) -> Pooling:
+        return Pooling(Conv(x, y, (x.height, x.width), groups=x.channels), _POOLS[kind])
+
+    if node.attrs.get("keepdims", 1):
+        pool(b, node, whole)
+        return
+    value, (n, channels, *_) = node.outputs[0], image_shape(b.spec(node.inputs[0]).shape)
+    x, y = b.blocked(node.inputs[0]), Image.blocked(n, channels, 1, 1, b.isa.lanes)
+    made = Viewed(Storage(value, y.elements, F32), View((n, channels), (y.n_stride, 1)))
+    b.call(emit_pooling(whole(x.image, y), Epilogue(), b.isa), {"x": x, "y": made})
+    b.define(value, made)
+
+
+def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, ...]:
+    """The dimensions that a reduction goes over."""
+    if node.op.startswith("Global"):
+        return tuple(range(2, x.rank))
+    named = constants[node.inputs[1]].reshape(-1).tolist() if len(node.inputs) > 1 and node.inputs[1] else []
+    if not named:
+        return () if node.attrs["noop_with_empty_axes"] else tuple(range(x.rank))
+    return tuple(sorted({int(axis) % x.rank for axis in named}))
+
+
+RULES = {op: Rule(refuses, lower, only("windows" if op.startswith("Global") else "rows"), plain("rows")) for op in _REDUCTIONS}

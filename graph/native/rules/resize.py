@@ -1,0 +1,111 @@
+"""Resizing of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node
+from graph.native.epilogues import steps_of
+from graph.native.lowering import Lowering, overwritable
+from graph.native.place import Storage, image_shape, is_image
+from graph.native.rule import Facts, Rule, parse_tile, plain
+from kernels.errors import UnsupportedError
+from kernels.native.families.resize import (
+    MOST_TAPS,
+    ResizeTile,
+    Resizing,
+    Side,
+    emit_resize,
+    make_resize_tile,
+    pack_columns,
+    pack_rows,
+    resize_tiles,
+)
+from kernels.native.memory.image import Image
+from kernels.native.target.isa import Isa
+from kernels.ops.resize import Pass, passes, upsample_attributes
+from kernels.spec import Array, Spec
+
+
+def refuses(node: Node, facts: Facts) -> str | None:
+    """Why a resizing has no native form, or None."""
+    x = facts.spec(node.inputs[0])
+    if reason := facts.not_f32(node.inputs[0], node.outputs[0]):
+        return reason
+    if not is_image(x.shape):
+        return f"x is {x}, need rank 3 or 4"
+    if any(step.axis < 2 for step in _passes(node, facts.spec)):
+        return "it resizes images or channels, not their rows and columns alone"
+    return facts.refuses_epilogue(node)
+
+
+def lower(b: Lowering, node: Node) -> None:
+    """A resizing as a call."""
+    y_shape = b.spec(node.outputs[0]).shape
+    x = b.blocked(node.inputs[0])
+    epilogue, operands = b.finish(steps_of(node, b.constants), lambda name: b.image_operand(name, y_shape), bias=False)
+    y = b.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
+    rows, columns = sides(node, b.spec)
+    resizing = _resizing(node, rows, columns, x.image, y.image)
+    tile = tile_of(resizing, b.choice(node), b.isa)
+    tables = {
+        "rows": _table(b, pack_rows(resizing, rows.index, rows.weights)),
+        "columns": _table(b, pack_columns(resizing, tile, b.isa, columns.index, columns.weights)),
+    }
+    b.call(emit_resize(resizing, tile, epilogue, b.isa), {"x": x, **tables, "y": y, **operands})
+
+
+def _table(b: Lowering, packed: Array) -> Storage:
+    """A table as a constant; equal ones are one."""
+    return b.constant(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
+
+
+def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
+    """The forms and tiles of a resizing, the best by the port model first."""
+    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    tiles = resize_tiles(_resizing(node, *sides(node, facts.spec), x, y), facts.isa)
+    return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
+
+
+def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
+    """The tile of a choice, or the best of its form. Raises UnsupportedError where there is no such."""
+    separable = choice.algorithm == "separable"
+    if not separable and resizing.rows.taps > MOST_TAPS:
+        raise UnsupportedError(f"resize: a row has {resizing.rows.taps} taps, {MOST_TAPS} at most go directly")
+    if (text := choice.param("tile")) is not None:
+        return make_resize_tile(resizing, isa, *parse_tile(text), separable=separable)
+    return next(tile for tile in resize_tiles(resizing, isa) if tile.separable == separable)
+
+
+def sides(node: Node, spec: Callable[[str], Spec]) -> tuple[Pass, Pass]:
+    """What becomes of rows and columns; where nothing does, each is itself. A 1-D image has but one row."""
+    shape = spec(node.inputs[0]).shape
+    found = {step.axis: step for step in _passes(node, spec)}
+    rows, columns = (
+        found.get(axis) or Pass(axis, np.arange(size)[:, None], None, np.zeros(size, bool))
+        for axis, size in zip((2, 3) if len(shape) == 4 else (-1, 2), image_shape(shape)[2:], strict=True)
+    )
+    return rows, columns
+
+
+def _passes(node: Node, spec: Callable[[str], Spec]) -> list[Pass]:
+    """What becomes of each dimension: a node whose result has a known shape has known scales or sizes."""
+    attrs = dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
+    return passes(spec(node.inputs[0]), *(spec(name) if name else None for name in node.inputs[1:]), **attrs)
+
+
+def _resizing(node: Node, rows: Pass, columns: Pass, x: Image, y: Image) -> Resizing:
+    return Resizing(x, y, _side(rows), _side(columns), float(node.attrs.get("extrapolation_value", 0.0)))
+
+
+def _side(step: Pass) -> Side:
+    """Coordinates go one way, so what lies outside is at the ends."""
+    inside = np.flatnonzero(~step.outside)
+    begin, end = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
+    return Side(step.index.shape[1], step.weights is not None, begin, end)
+
+
+RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates, plain("resize", wants="blocks")))

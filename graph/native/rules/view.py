@@ -1,0 +1,112 @@
+"""Reshapes, transposes and slices: other names for memory where strides can say so."""
+
+from __future__ import annotations
+
+from graph.ir import Node
+from graph.native.lowering import Lowering, overwritable
+from graph.native.place import Viewed
+from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rules.channels import fits, in_blocks, shuffled, take
+from graph.native.rules.elementwise import behind
+from graph.native.tapes import refuses_behind
+from kernels.native.memory.view import View
+
+
+def _refuses(node: Node, facts: Facts) -> str | None:
+    """Why a reshape or transpose has no native form, or None."""
+    return refuses_behind(node, facts.spec, facts.constants)
+
+
+def define(b: Lowering, node: Node, place: Viewed) -> None:
+    """Let the node's value be that memory, or what is fused behind the node makes of it."""
+    if not node.epilogue:
+        b.define(node.outputs[0], place)
+        return
+    places, steps = behind(b, node, place)
+    made = b.new(node.outputs[0], overwritable(places))
+    b.map((made, made.view), [(each, each.view.broadcast(made.view.shape)) for each in places], steps)
+
+
+def _reshape(b: Lowering, node: Node) -> None:
+    """Another shape for the same elements in the same order."""
+    if shuffled(b, node):
+        return
+    shape = b.spec(node.outputs[0]).shape
+    for place in b.everywhere(node.inputs[0]):
+        if (found := place.strided) is not None and (seen := found.view.reshaped(shape)) is not None:
+            define(b, node, found.under(seen))
+            return
+    define(b, node, b.dense(node.inputs[0]).under(View.dense(shape)))
+
+
+def _transpose(b: Lowering, node: Node) -> None:
+    """The same elements with their dimensions in another order."""
+    place = b.strided(node.inputs[0])
+    axes = node.attrs["perm"] or tuple(range(len(place.view.shape)))[::-1]
+    define(b, node, place.under(place.view.transposed(axes)))
+
+
+def _refuses_dropout(node: Node, facts: Facts) -> str | None:
+    training = node.inputs[2] if len(node.inputs) > 2 else ""
+    if any(node.outputs[1:]) or (training and training not in facts.constants):
+        return "its mask is asked for, or whether it trains is no constant"
+    return _refuses(node, facts)
+
+
+def _refuses_split(node: Node, facts: Facts) -> str | None:
+    if not all(node.outputs):
+        return "not all of its outputs are named"
+    return _refuses(node, facts)
+
+
+def _split(b: Lowering, node: Node) -> None:
+    """Pieces of a dimension. What is fused behind it is done to the first: nobody reads the others then."""
+    axis, start = node.attrs["axis"] % b.spec(node.inputs[0]).rank, 0
+    image = in_blocks(b, node.inputs[0]) if axis == 1 and not node.epilogue else None
+    if image is not None:
+        for value in node.outputs:
+            count = b.spec(value).shape[1]
+            take(b, value, image, range(start, start + count))
+            start += count
+        return
+    place = b.strided(node.inputs[0])
+    if node.epilogue:
+        define(b, node, place.under(place.view.sliced(axis, 0, b.spec(node.outputs[0]).shape[axis])))
+        return
+    for value in node.outputs:
+        count = b.spec(value).shape[axis]
+        b.define(value, place.under(place.view.sliced(axis, start, count)))
+        start += count
+
+
+def _refuses_slice(node: Node, facts: Facts) -> str | None:
+    if any(name and name not in facts.constants for name in node.inputs[1:]):
+        return "its bounds are no constants"
+    return _refuses(node, facts)
+
+
+def _slice(b: Lowering, node: Node) -> None:
+    """A range of some dimensions."""
+    shape = b.spec(node.inputs[0]).shape
+    starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
+    taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}
+    kept = {axis: range(shape[axis])[slice(*bounds)] for axis, bounds in taken.items()}
+    image = in_blocks(b, node.inputs[0]) if [a for a, r in kept.items() if r != range(shape[a])] == [1] else None
+    if image is not None and not node.epilogue and fits(b, [(0, channel) for channel in kept[1]]):
+        take(b, node.outputs[0], image, kept[1])
+        return
+    place = b.strided(node.inputs[0])
+    view = place.view
+    for axis, rows in kept.items():
+        view = view.sliced(axis, rows.start, len(rows), rows.step)
+    define(b, node, place.under(view))
+
+
+_SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+RULES = {
+    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), plain("view", wants="rows"), view=True)),
+    "Transpose": Rule(_refuses, _transpose, only("view"), plain("view", wants="rows"), view=True),
+    "Dropout": Rule(_refuses_dropout, _reshape, only("view"), plain("view", wants="rows"), view=True),
+    "Split": Rule(_refuses_split, _split, only("view"), plain("view", wants="rows"), view=True),
+    "Slice": Rule(_refuses_slice, _slice, only("view"), plain("view", wants="rows"), view=True),
+}

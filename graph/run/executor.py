@@ -1,0 +1,129 @@
+"""Runs a graph for one set of input shapes, for any number of threads, one run at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.errors import FeedError
+from graph.ir import Graph, Port, Specs
+from graph.memory import Held, MemoryPlan
+from graph.native.engine import Native
+from graph.run.blas import BlasThreads
+from graph.run.feeds import check_feeds
+from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep, without_unread
+from graph.timing import RunClock
+from kernels.errors import UnsupportedError
+from kernels.native.target.isa import available_cores
+from kernels.spec import Array, Spec
+
+__all__ = ["DYNAMIC", "VIEW", "Executor", "PreparedStep", "TimedRun"]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """What a run gave and what it read from the clock. wall_ns: from before the feeds are checked to the end."""
+
+    outputs: dict[str, Array]
+    wall_ns: int
+    clock: RunClock
+
+    @property
+    def step_ns(self) -> list[int]:
+        """Nanoseconds of every step; reckoned here, not in the run."""
+        return self.clock.step_ns()
+
+
+class Executor:
+    """A graph ready to run.
+
+    Intermediate values live at fixed places of one arena (`memory`); graph outputs are allocated by every run and become the
+    caller's. Executors of several threads may run side by side.
+
+    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it, default = natively where `native` can,
+             else by the op's first numpy kernel that applies. threads: of BLAS and of native code; None = as many as BLAS is set
+             to, and one per core. native: None = everything in numpy. timed: it is made for `run_timed`; `run` then compiles when
+             it is first called.
+    Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
+             one asked for.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        specs: Specs,
+        choices: Mapping[str, Choice] | None = None,
+        threads: int | None = None,
+        native: Native | None = None,
+        *,
+        timed: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.specs = specs
+        self.threads = threads
+        self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
+        self._program = _program(without_unread(graph), specs, choices or {}, threads, native, timed)
+        self._names = tuple(port.name for port in graph.outputs)
+        self._blas = BlasThreads(threads)
+        self._lock = threading.Lock()
+
+    @property
+    def steps(self) -> tuple[PreparedStep, ...]:
+        """What runs, in order. Nodes that no output depends on are not among them."""
+        return self._program.steps
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """Where every value lives."""
+        return self._program.memory
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """What takes activation memory, and while which of `steps`."""
+        return self._program.held
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """Run once. feeds: every input by name. Returns every graph output, the caller's own arrays. Raises FeedError."""
+        arrays = check_feeds(self._ports, feeds)
+        with self._lock, self._blas, np.errstate(all="ignore"):
+            outputs = self._program.run(tuple(arrays.values()))
+        return dict(zip(self._names, outputs, strict=True))
+
+    def run_timed(self, feeds: Mapping[str, Any]) -> TimedRun:
+        """Run once, reading the clock between steps."""
+        with self._lock:
+            began_ns = time.perf_counter_ns()
+            arrays = check_feeds(self._ports, feeds)
+            with self._blas, np.errstate(all="ignore"):
+                outputs, marks_ns, segments = self._program.run_timed(tuple(arrays.values()))
+            named = dict(zip(self._names, outputs, strict=True))
+            wall_ns = time.perf_counter_ns() - began_ns
+            clock = RunClock(began_ns, marks_ns, segments)
+            return TimedRun(named, wall_ns, clock)
+
+
+def _known(port: Port, specs: Specs) -> Spec:
+    spec = specs.get(port.name)
+    if spec is None:
+        raise FeedError(f"input {port.name!r}: its shape is not bound, an executor serves one set of shapes ({port})")
+    return spec
+
+
+def _program(
+    graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None, timed: bool
+) -> PreparedGraph:
+    """The graph's program, with its native segments where there is a native backend."""
+    algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
+    if native is None:
+        if wanted := next((name for name in choices if name not in algorithms), None):
+            raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
+        return PreparedGraph(graph, specs, algorithms)
+    workers = available_cores() if threads is None else threads
+    rest, segments = native.segments(graph, specs, workers, choices, timed=timed)
+    return PreparedGraph(rest, specs, algorithms, segments, workers)

@@ -1,0 +1,472 @@
+"""A graph made ready for one set of specs: everything decided here, so that a run is a loop over prepared calls.
+
+Every value has a slot. Constants and arena values are put into theirs once; the rest (graph inputs, graph outputs, values whose
+shape only a run decides) come and go with each run. A call whose slots are all of the first kind is bound to its arrays and
+looks nothing up. Bodies of If, Loop and Scan are programs too.
+
+A program is not thread-safe: `graph.run.executor` lets one run at a time in.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.control_flow import run_control_flow
+from graph.errors import LimitError
+from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
+from graph.mapped import resident
+from graph.memory import ALIGNMENT_BYTES, Held, MemoryPlan, is_static, plan_memory
+from graph.native.segment import Segment
+from graph.shapes import MAX_VALUE_BYTES, propagate
+from graph.timing import SegmentClock
+from kernels.errors import EdgewiseError, ShapeError
+from kernels.registry import Kernel, Op, find
+from kernels.spec import Array, Spec
+
+VIEW = "view"  # the algorithm of a step that does nothing: another name for memory, or what steps before it did already
+DYNAMIC = "dynamic"  # of a step that is inferred and allocated while it runs
+_BODY_PROGRAMS = 4  # sets of shapes a body is made ready for; one that meets more is run without any
+
+Call = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStep:
+    """One node as it will run. algorithm: its kernel's, or VIEW or DYNAMIC; with "native/" before it inside a native segment.
+
+    macs: what a native algorithm multiplies, where that is not what the op's definition says.
+    """
+
+    node: Node
+    algorithm: str
+    macs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A kernel for a node, or for an op of its epilogue, and what it reads."""
+
+    kernel: Kernel
+    inputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    scratch_bytes: int
+
+
+class PreparedGraph:
+    """The prepared calls of a graph, and the memory they work in.
+
+    Args:    specs: of every value; None or left out where only a run decides. algorithms: node name -> kernel to use, default =
+             each op's first that applies. segments: native code of the nodes whose op is SEGMENT, by their names.
+             threads: that segments run on.
+    Raises:  UnsupportedError when a node has no kernel for its specs, or not the one asked for.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        specs: Specs,
+        algorithms: Mapping[str, str] | None = None,
+        segments: Mapping[str, Segment] | None = None,
+        threads: int = 1,
+    ) -> None:
+        graph = without_unread(graph)
+        self._graph = graph
+        self._segments = segments or {}
+        self._threads = threads
+        self._specs = specs
+        self._algorithms = algorithms or {}
+        kernels = {node.name: self._kernels(node) for node in graph.nodes}
+        scratch = {name: max((chosen.scratch_bytes for chosen in found), default=0) for name, found in kernels.items()}
+        scratch |= {name: segment.arena_bytes for name, segment in self._segments.items()}
+        self.memory: MemoryPlan = plan_memory(graph, specs, scratch)
+        self._arena = _aligned_empty(self.memory.arena_bytes)
+        self._slots: list[Any] = [None]  # arrays; None where there is none yet, and always in slot 0
+        self._slot_of: dict[str, int] = {"": 0}
+        self._fixed = {0}
+        self._allocated: set[str] = set()
+        self._last_read = {name: step for step, node in enumerate(graph.nodes) for name in node.reads()}
+        self._last_read.update((port.name, len(graph.nodes)) for port in graph.outputs)
+        self._inputs = [self._slot(port.name) for port in graph.inputs]
+        self._returned: list[tuple[int, Spec]] = []
+        self._renamed: list[tuple[int, int, tuple[int, ...]]] = []
+        self._place()
+        self._positions = tuple(PreparedStep(node, self._algorithm(node, kernels[node.name])) for node in graph.nodes)
+        calls = [self._call(step, kernels[step.node.name]) for step in self._positions]
+        self._calls = [self._releasing(i, call) for i, call in enumerate(calls)]
+        self._outputs = self._output_slots()
+        self._clocks: dict[int, SegmentClock] = {}
+        self._idle = list(self._slots)
+
+    @functools.cached_property
+    def steps(self) -> tuple[PreparedStep, ...]:
+        """Every node as it runs, in order; those of a segment one by one."""
+        return tuple(step for position in self._positions for step in self._expanded(position))
+
+    def _expanded(self, position: PreparedStep) -> Sequence[PreparedStep]:
+        if (segment := self._segments.get(position.node.name)) is None:
+            return (position,)
+        return [
+            PreparedStep(node, _label(segment.choices[node.name]), segment.macs(node))
+            if at in segment.at_work
+            else PreparedStep(node, VIEW)
+            for at, node in enumerate(segment.nodes)
+        ]
+
+    def _width(self, position: PreparedStep) -> int:
+        segment = self._segments.get(position.node.name)
+        return 1 if segment is None else len(segment.nodes)
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        """What takes activation memory while which of `steps` run; of what a segment works in, each value by itself."""
+        counts = [self._width(position) for position in self._positions]
+        firsts = [0, *itertools.accumulate(counts)]
+        found = [replace(item, first=firsts[item.first], last=firsts[item.last + 1] - 1) for item in self.memory.held]
+        for name, place in self.memory.workspaces.items():
+            step, segment = firsts[place.first], self._segments.get(name)
+            if segment is None:
+                found.append(Held(f"{name} workspace", place.nbytes, step, step, place.offset_bytes))
+                continue
+            for item in segment.held:
+                offset_bytes = place.offset_bytes + (item.offset_bytes or 0)
+                found.append(replace(item, first=step + item.first, last=step + item.last, offset_bytes=offset_bytes))
+        return tuple(found)
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Run once. feeds: of every graph input in order. Returns every graph output in order, all of them new memory."""
+        try:
+            self._begin(feeds)
+            for position, call in enumerate(self._calls):  # noqa: B007  the error below asks for it
+                call()
+            return self._end()
+        except EdgewiseError as error:
+            raise _placed(error, self._positions[position].node) from error
+        finally:
+            self._slots[:] = self._idle
+
+    def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int], dict[int, SegmentClock]]:
+        """Run once, reading the clock: outputs, and what a `RunClock` is made of."""
+        clock = time.perf_counter_ns
+        marks: list[int] = []
+        try:
+            self._begin(feeds)
+            marks.append(clock())
+            for call in self._timed_calls():
+                call()
+                marks.append(clock())
+            return self._end(), marks, dict(self._clocks)
+        except EdgewiseError as error:
+            raise _placed(error, self._positions[len(marks) - 1].node) from error
+        finally:
+            self._slots[:] = self._idle
+
+    def _timed_calls(self) -> Iterator[Call]:
+        """The calls, those of segments replaced by ones that also keep what their threads read from the clock."""
+        for at, (position, call) in enumerate(zip(self._positions, self._calls, strict=True)):
+            segment = self._segments.get(position.node.name)
+            yield call if segment is None else self._segment_call(position.node, segment, timed_as=at)
+
+    def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
+        """A native segment on its slots. timed_as: its position, where it is to be timed."""
+        slots, threads = self._slots, self._threads
+        read, written = [self._slot(name) for name in node.inputs], [self._slot(name) for name in node.outputs]
+        place = self.memory.workspaces.get(node.name)
+        arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+
+        def call() -> None:
+            segment.run(arena, [np.ascontiguousarray(slots[i]) for i in read], [slots[i] for i in written], threads)
+
+        if timed_as is None:
+            return call
+        position = timed_as
+
+        def timed_call() -> None:
+            inputs = [np.ascontiguousarray(slots[i]) for i in read]
+            self._clocks[position] = segment.run_timed(arena, inputs, [slots[i] for i in written], threads)
+
+        return timed_call
+
+    def _begin(self, feeds: Sequence[Array]) -> None:
+        slots = self._slots
+        for slot, array in zip(self._inputs, feeds, strict=True):
+            slots[slot] = array
+        for slot, spec in self._returned:
+            slots[slot] = np.empty(spec.shape, spec.dtype)
+        for slot, owner, shape in self._renamed:
+            slots[slot] = slots[owner].reshape(shape)
+
+    def _end(self) -> list[Array]:
+        slots = self._slots
+        return [slots[slot] if is_new else slots[slot].copy() for slot, is_new in self._outputs]
+
+    def _output_slots(self) -> list[tuple[int, bool]]:
+        """Of every output its slot, and whether it is new memory: not an input's, a constant's, or given out already."""
+        borrowed = {port.name for port in self._graph.inputs} | set(self._graph.constants)
+        outputs = []
+        for port in self._graph.outputs:
+            owner = self.memory.owners.get(port.name, port.name)
+            outputs.append((self._slot(port.name), owner not in borrowed))
+            borrowed.add(owner)
+        return outputs
+
+    def _slot(self, name: str) -> int:
+        if name not in self._slot_of:
+            self._slot_of[name] = len(self._slots)
+            self._slots.append(None)
+        return self._slot_of[name]
+
+    def _fix(self, name: str, array: Array) -> None:
+        slot = self._slot(name)
+        self._slots[slot] = array
+        self._fixed.add(slot)
+
+    def _place(self) -> None:
+        """Give every planned value its array now, or note how a run makes it."""
+        placements = self.memory.placements
+        read = {name for node in self._graph.nodes for name in node.reads()} | {port.name for port in self._graph.outputs}
+        read |= {self.memory.owners.get(name, name) for name in read}
+        constants = {name: resident(array) for name, array in self._graph.constants.items() if name in read}
+        for name, array in constants.items():
+            self._fix(name, array)
+        for value, owner in self.memory.owners.items():
+            if (spec := self._specs[value]) is None:
+                continue
+            if value in placements:
+                start = placements[value].offset_bytes
+                self._fix(value, self._arena[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape))
+            elif owner in constants:
+                self._fix(value, constants[owner].reshape(spec.shape))
+            elif value != owner:
+                self._renamed.append((self._slot(value), self._slot(owner), spec.shape))
+            elif owner in self.memory.returned:
+                self._returned.append((self._slot(value), spec))
+
+    def _kernels(self, node: Node) -> list[_Chosen]:
+        """The node's kernel, then one for each op of its epilogue; none where a run decides."""
+        if node.op == SEGMENT or not is_static(node, self._specs):
+            return []
+        wanted = [(node.op, node.inputs, node.attrs, self._algorithms.get(node.name))]
+        for fused in node.epilogue:
+            wanted.append((fused.op, tuple(name or node.outputs[0] for name in fused.inputs), fused.attrs, None))
+        found = []
+        for op, names, attrs, algorithm in wanted:
+            specs = tuple(self._specs[name] if name else None for name in names)
+            try:
+                kernel = find(op).choose(specs, attrs, algorithm)
+            except EdgewiseError as error:
+                raise type(error)(f"{error} (node {node.name!r})") from None
+            scratch_bytes = 0 if kernel.workspace_bytes is None else kernel.workspace_bytes(*specs, **attrs)
+            found.append(_Chosen(kernel, names, attrs, scratch_bytes))
+        return found
+
+    def _algorithm(self, node: Node, kernels: Sequence[_Chosen]) -> str:
+        if node.op == SEGMENT:
+            return SEGMENT
+        if not kernels:
+            return DYNAMIC
+        owners, value = self.memory.owners, node.outputs[0]
+        shares = value in owners and bool(node.inputs) and owners[value] == owners.get(node.inputs[0])
+        return VIEW if find(node.op).view and shares else kernels[0].kernel.algorithm
+
+    def _call(self, step: PreparedStep, kernels: Sequence[_Chosen]) -> Call:
+        node = step.node
+        if (segment := self._segments.get(node.name)) is not None:
+            return self._segment_call(node, segment)
+        if node.op in CONTROL_FLOW:
+            return self._control_flow_call(node)
+        if not kernels:
+            return self._dynamic_call(node)
+        place = self.memory.workspaces.get(node.name)
+        workspace = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+        own, *fused = kernels
+        calls = [] if step.algorithm == VIEW else [self._kernel_call(own, self._written(node), workspace)]
+        calls += [self._kernel_call(chosen, node.outputs[:1], workspace) for chosen in fused]
+        return _in_turn(calls)
+
+    def _written(self, node: Node) -> tuple[str, ...]:
+        """The outputs the kernel is given; "" where nobody reads one. Output 0 is always there, in scratch if it must."""
+        names = [name if name in self.memory.owners else "" for name in node.outputs]
+        if not names[0]:
+            inputs = [self._specs[name] if name else None for name in node.inputs]
+            spec = find(node.op).infer_specs(inputs, node.attrs)[0]
+            names[0] = f"{node.name}/unread"
+            while names[0] in self._slot_of:
+                names[0] += "'"
+            self._fix(names[0], np.empty(spec.shape, spec.dtype))
+        return tuple(names)
+
+    def _kernel_call(self, chosen: _Chosen, outputs: Sequence[str], workspace: Array) -> Call:
+        """A kernel on its slots: bound to their arrays where these never change."""
+        run, slots = chosen.kernel.run, self._slots
+        keywords = dict(chosen.attrs)
+        if chosen.kernel.workspace_bytes is not None:
+            keywords["workspace"] = workspace[: chosen.scratch_bytes]
+        written, read = [self._slot(name) for name in outputs], [self._slot(name) for name in chosen.inputs]
+        if self._fixed.issuperset(written) and self._fixed.issuperset(read):
+            return functools.partial(run, tuple(slots[i] for i in written), *(slots[i] for i in read), **keywords)
+
+        def call() -> None:
+            run(tuple([slots[i] for i in written]), *[slots[i] for i in read], **keywords)
+
+        return call
+
+    def _dynamic_call(self, node: Node) -> Call:
+        """Infer, allocate and run one node on the arrays that are there."""
+        slots, op, algorithm = self._slots, find(node.op), self._algorithms.get(node.name)
+        read = [self._slot(name) for name in node.inputs]
+        fused = [(find(f.op), [self._slot(name or node.outputs[0]) for name in f.inputs], f.attrs) for f in node.epilogue]
+        wanted = [not i or name in self._last_read for i, name in enumerate(node.outputs)]
+
+        def call() -> None:
+            inputs = [slots[i] for i in read]
+            made = _made(op, inputs, node.attrs, wanted)
+            _compute(op, made, inputs, node.attrs, algorithm)
+            self._keep(node, made)
+            for follower, operands, attrs in fused:
+                _compute(follower, made[:1], [slots[i] for i in operands], attrs)
+
+        return call
+
+    def _control_flow_call(self, node: Node) -> Call:
+        slots, read = self._slots, [self._slot(name) for name in node.inputs]
+        bodies = {id(body): _Body(body, self._specs) for body in node.subgraphs()}
+        captured = {key: [self._slot(name) for name in body.captures] for key, body in bodies.items()}
+
+        def run_body(body: Graph, arguments: Sequence[Array]) -> list[Array]:
+            return bodies[id(body)].run([*arguments, *(slots[i] for i in captured[id(body)])])
+
+        def call() -> None:
+            self._keep(node, run_control_flow(node, [slots[i] for i in read], run_body))
+
+        return call
+
+    def _keep(self, node: Node, made: Sequence[Array | None]) -> None:
+        """Put what a dynamic node made into its slots; where a spec was promised to later steps, it has to be that."""
+        if len(made) < len(node.outputs):
+            raise ShapeError(f"{node.op}: {len(node.outputs)} outputs are asked, it made {len(made)}")
+        for name, array in zip(node.outputs, made, strict=False):
+            if not name or array is None:
+                continue
+            promised = self._specs.get(name)
+            if promised is not None and (promised.shape, promised.dtype) != (array.shape, array.dtype):
+                raise ShapeError(f"{node.op}: output {name!r} is {Spec.of(array)}, it was inferred as {promised}")
+            self._slots[self._slot(name)] = array
+
+    def _releasing(self, step: int, call: Call) -> Call:
+        """The call, then let go of what runs allocate and no later step reads."""
+        node = self._positions[step].node
+        written = set(node.writes()) if self._positions[step].algorithm == DYNAMIC else set()
+        last_read = self._last_read
+        dead = {name for name in node.reads() if name in self._allocated and last_read[name] == step}
+        dead |= {name for name in written if name not in last_read}
+        self._allocated |= written
+        if not dead:
+            return call
+        slots, dying = self._slots, [self._slot(name) for name in sorted(dead)]
+
+        def releasing() -> None:
+            call()
+            for slot in dying:
+                slots[slot] = None
+
+        return releasing
+
+
+class _Body:
+    """A subgraph of If, Loop or Scan: a program for each set of shapes it meets, at most a few."""
+
+    def __init__(self, graph: Graph, outer: Specs) -> None:
+        captured = sorted(graph.captures())
+        known = {name: spec.value for name in captured if (spec := outer.get(name)) is not None and spec.value is not None}
+        self._graph = replace(graph, constants={**graph.constants, **known})
+        self.captures = tuple(name for name in captured if name not in known)
+        self._programs: dict[tuple[Spec, ...], PreparedGraph] = {}
+        self._shapeless: PreparedGraph | None = None
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run on the body's own inputs, then the captured values. Returns its outputs, all of them new memory."""
+        key = tuple(Spec(array.shape, array.dtype) for array in arrays)
+        program = self._programs.get(key, self._shapeless)
+        if program is None:
+            program = self._prepare(key)
+        return program.run(arrays)
+
+    def _prepare(self, key: tuple[Spec, ...]) -> PreparedGraph:
+        names = (*(port.name for port in self._graph.inputs), *self.captures)
+        ports = tuple(Port(name, spec.dtype, spec.shape) for name, spec in zip(names, key, strict=True))
+        closed = replace(self._graph, inputs=ports)
+        if len(self._programs) < _BODY_PROGRAMS:
+            return self._programs.setdefault(key, PreparedGraph(closed, propagate(closed, dict(zip(names, key, strict=True)))))
+        self._shapeless = PreparedGraph(closed, {name: Spec.of(array) for name, array in closed.constants.items()})
+        return self._shapeless
+
+
+def _made(op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool]) -> list[Array | None]:
+    """Memory for the wanted outputs of an op on these inputs. Raises LimitError past MAX_VALUE_BYTES."""
+    specs = op.infer_specs([None if array is None else Spec.of(array) for array in inputs], attrs)
+    for spec in specs:
+        if spec.nbytes > MAX_VALUE_BYTES:
+            raise LimitError(f"{op.name}: an output is {spec}, the limit is {MAX_VALUE_BYTES} bytes")
+    return [np.empty(spec.shape, spec.dtype) if want else None for spec, want in zip(specs, wanted, strict=False)]
+
+
+def _compute(
+    op: Op,
+    out: Sequence[Array | None],
+    inputs: Sequence[Array | None],
+    attrs: Mapping[str, Any],
+    algorithm: str | None = None,
+) -> None:
+    """Choose a kernel for these arrays and run it."""
+    specs = [None if array is None else Spec.of(array) for array in inputs]
+    kernel = op.choose(specs, attrs, algorithm)
+    extra = {}
+    if kernel.workspace_bytes is not None:
+        extra["workspace"] = _aligned_empty(kernel.workspace_bytes(*specs, **attrs))
+    kernel.run(tuple(out), *inputs, **attrs, **extra)
+
+
+def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
+    """The error with the node that it came from; a segment has said which of its own."""
+    return error if node.op == SEGMENT else type(error)(f"{error} (node {node.name!r})")
+
+
+def _label(choice: Choice) -> str:
+    """What a step of a segment is listed as: renaming memory is the same wherever it is done."""
+    return VIEW if choice.algorithm == VIEW else str(choice)
+
+
+def without_unread(graph: Graph) -> Graph:
+    """The graph without nodes that no output depends on."""
+    needed = {port.name for port in graph.outputs}
+    kept = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.writes()):
+            needed.update(node.reads())
+            kept.append(node)
+    return graph if len(kept) == len(graph.nodes) else replace(graph, nodes=tuple(reversed(kept)))
+
+
+def _in_turn(calls: Sequence[Call]) -> Call:
+    if len(calls) == 1:
+        return calls[0]
+
+    def in_turn() -> None:
+        for call in calls:
+            call()
+
+    return in_turn
+
+
+def _aligned_empty(nbytes: int) -> Array:
+    raw = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + nbytes]

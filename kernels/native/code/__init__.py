@@ -1,0 +1,1 @@
+"""Machine code: compiling IR, linking objects, and keeping them on disk."""

@@ -1,0 +1,96 @@
+"""Compiled code kept on disk between processes.
+
+An entry is one file named by the hash of all that its code depends on. It is machine code that will be run, so an entry
+counts only if its length, key and checksum are right; anything else reads as absent.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.native.code.folder import PrivateFolder
+from kernels.native.target.host import llvm_version
+from kernels.native.target.isa import Isa
+
+LIMIT_BYTES = 256 << 20
+
+_HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not looked at)
+_MAGIC = b"EWCODE1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """Machine code of one module. spills: the share of vector instructions in innermost loops that touch the stack, None = not
+    looked at. A candidate above SPILL_LIMIT is not worth timing."""
+
+    code: bytes
+    spills: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A module to compile. key: what tells its text from any other, given the emitters' own source. text: makes it."""
+
+    key: str
+    text: Callable[[], str]
+
+    @staticmethod
+    def of(text: str) -> Source:
+        """A module that is told by its text."""
+        return Source(text, lambda: text)
+
+
+@functools.cache
+def build_key() -> str:
+    """What compiled code depends on besides its IR and ISA: LLVM, and the source of what emits and compiles."""
+    digest = hashlib.sha256(llvm_version().encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def entry_key(source: Source, isa: Isa) -> bytes:
+    """The hash of everything the code of a module depends on."""
+    return hashlib.sha256(b"\0".join(part.encode() for part in (build_key(), isa.key, source.key))).digest()
+
+
+class CodeCache:
+    """A folder of compiled modules, bounded in bytes; the least recently used go first."""
+
+    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.files = PrivateFolder(folder)
+        self.limit_bytes = limit_bytes
+        self._unpruned_bytes = limit_bytes  # the first write prunes
+
+    @staticmethod
+    def default() -> CodeCache | None:
+        """The cache of this user, or where EDGEWISE_CODE_CACHE says; None when that is set to nothing."""
+        path = PrivateFolder.default_path()
+        return None if path is None else CodeCache(path)
+
+    def get(self, key: bytes) -> Compiled | None:
+        """The code of that key, or None where there is none that is whole."""
+        data = self.files.read(f"{key.hex()}.o") or b""
+        if len(data) < _HEADER.size:
+            return None
+        magic, stored_key, checksum, length, spills = _HEADER.unpack_from(data)
+        code = data[_HEADER.size :]
+        whole = magic == _MAGIC and stored_key == key and length == len(code) and checksum == hashlib.sha256(code).digest()
+        return Compiled(code, None if spills < 0 else spills) if whole else None
+
+    def put(self, key: bytes, compiled: Compiled) -> None:
+        """Keep the code."""
+        spills = -1 if compiled.spills is None else compiled.spills
+        header = _HEADER.pack(_MAGIC, key, hashlib.sha256(compiled.code).digest(), len(compiled.code), spills)
+        if not self.files.write(f"{key.hex()}.o", header + compiled.code):
+            return
+        self._unpruned_bytes += len(header) + len(compiled.code)
+        if self._unpruned_bytes > self.limit_bytes // 16:
+            self.files.prune(self.limit_bytes)
+            self._unpruned_bytes = 0

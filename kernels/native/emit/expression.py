@@ -1,0 +1,242 @@
+"""Elementwise expressions: a tape of operations on vectors, typed by the tensors that it reads.
+
+Value i is operand i; each `Apply` appends one value, which later ones may use; the last value is the result. In registers a bool
+is one bit a lane, in memory one byte, 0 or 1. float32 computes, float64 what the machine has an instruction for; integers of
+every width compute and wrap around as numpy's do: a quotient by 0 is 0, what is shifted by its width or more is gone. Elements of
+any other type can be selected by `where` and copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.functions import BINARY_FUNCTIONS, UNARY
+from kernels.native.emit.math import BINARY
+from kernels.native.emit.types import F32, F64, I1, I8, I16, I32, I64, Type
+from kernels.native.errors import EmitError
+from kernels.spec import BOOL, INTS, DType
+
+FLOAT, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+_BITS: Mapping[int, Type] = {1: I8, 2: I16, 4: I32, 8: I64}  # by bytes of an element
+
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+BITWISE = ("and", "or", "xor")  # of bools too
+FLOAT_BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {**BINARY, **BINARY_FUNCTIONS}
+DOUBLE_UNARY = ("neg", "abs", "square", "sqrt", "reciprocal", "floor", "ceil", "round", "relu", "clip")
+DOUBLE_BINARY = ("add", "sub", "mul", "div", "max", "min")
+
+
+def _quotient(k: Function, a: Value, b: Value, signed: bool) -> Value:
+    """Toward zero; 0 where b is 0, and -a where b is -1, which the machine faults at for the least a."""
+    zero = k.compare("eq", b, 0)
+    if not signed:
+        return k.select(zero, 0, k.binary("udiv", a, k.select(zero, 1, b)))
+    minus = k.compare("eq", b, -1)
+    whole = k.binary("sdiv", a, k.select(zero | minus, 1, b))
+    return k.select(zero, 0, k.select(minus, k.zero(a.type) - a, whole))
+
+
+def _remainder(k: Function, a: Value, b: Value, signed: bool) -> Value:
+    """What the quotient leaves, of a's sign; 0 where b is 0."""
+    zero = k.compare("eq", b, 0)
+    if not signed:
+        return k.binary("urem", a, k.select(zero, 1, b))
+    return k.binary("srem", a, k.select(zero | k.compare("eq", b, -1), 1, b))
+
+
+def _modulus(k: Function, a: Value, b: Value, signed: bool) -> Value:
+    """The remainder of b's sign; 0 where b is 0."""
+    rest = _remainder(k, a, b, signed)
+    if not signed:
+        return rest
+    strays = k.compare("ne", rest, 0) & k.compare("lt", rest ^ b, 0)
+    return k.select(strays, rest + b, rest)
+
+
+def _shifted(k: Function, name: str, a: Value, b: Value) -> Value:
+    """a shifted by b bits; b counts as unsigned, so that a negative one is beyond the width."""
+    fits = k.op(f"icmp ult {b}, {k.const(b.type, a.type.bits).ref}", I1.by(a.type.lanes), "fits")
+    if name == "ashr":
+        return k.binary(name, a, k.select(fits, b, a.type.bits - 1))
+    return k.select(fits, k.binary(name, a, k.select(fits, b, 0)), 0)
+
+
+def _sign(k: Function, a: Value, signed: bool) -> Value:
+    """-1, 0 or 1."""
+    one = INTEGER_BINARY["min"](k, a, k.const(a.type, 1), signed)
+    return INTEGER_BINARY["max"](k, one, k.const(a.type, -1), signed) if signed else one
+
+
+INTEGER_UNARY: Mapping[str, Callable[[Function, Value, bool], Value]] = {
+    "neg": lambda k, a, _: k.zero(a.type) - a,
+    "abs": lambda k, a, signed: k.intrinsic("abs", a.type, a, k.const(I1, 0)) if signed else a,
+    "square": lambda _, a, __: a * a,
+    "sign": _sign,
+}
+INTEGER_BINARY: Mapping[str, Callable[[Function, Value, Value, bool], Value]] = {
+    "add": lambda _, a, b, __: a + b,
+    "sub": lambda _, a, b, __: a - b,
+    "mul": lambda _, a, b, __: a * b,
+    "max": lambda k, a, b, signed: k.intrinsic("smax" if signed else "umax", a.type, a, b),
+    "min": lambda k, a, b, signed: k.intrinsic("smin" if signed else "umin", a.type, a, b),
+    "div": _quotient,
+    "rem": _remainder,
+    "mod": _modulus,
+    "shl": lambda k, a, b, _: _shifted(k, "shl", a, b),
+    "shr": lambda k, a, b, signed: _shifted(k, "ashr" if signed else "lshr", a, b),
+}
+_CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: chunks are cut by it
+    **dict.fromkeys(("div", "sqrt", "rsqrt", "reciprocal", "softsign"), 6),
+    **dict.fromkeys(("exp", "log", "sigmoid", "silu", "elu", "selu", "celu", "mish"), 15),
+    **dict.fromkeys(("sin", "cos", "pow", "rem", "mod"), 40),
+    **dict.fromkeys(("tanh", "erf", "gelu", "gelu_tanh", "softplus"), 20),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """One operation on values of the tape, by number.
+
+    float32: a name of UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
+    float64: a name of DOUBLE_UNARY or DOUBLE_BINARY.
+    integers: INTEGER_UNARY, INTEGER_BINARY, and "and" "or" "xor" "not", which bools have too.
+    any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float.
+    "where" of a bool and two of one type. "constant": no argument, its value the parameter, its type `dtype` or float32.
+    "cast" to `dtype` or float32, between bool, integers, float32 and float64: floats become integers toward zero,
+    the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    parameters: tuple[float, ...] = ()
+    dtype: DType | None = None
+
+    @property
+    def cycles(self) -> int:
+        """Rough cost of a vector."""
+        return _CYCLES.get(self.op, 1)
+
+
+def value_types(operands: Sequence[DType], steps: Sequence[Apply]) -> tuple[DType, ...]:
+    """The types of all values of a tape. Raises EmitError for an operation or an argument that does not exist."""
+    types = list(operands)
+    for step in steps:
+        if not all(0 <= arg < len(types) for arg in step.args):
+            raise EmitError(f"expression: {step.op} takes the values {step.args}, there are {len(types)} before it")
+        found = _result(step, [types[arg] for arg in step.args])
+        if found is None:
+            given = ", ".join(types[arg].name for arg in step.args)
+            raise EmitError(f"expression: there is no {step.op} of ({given}){f' to {step.dtype.name}' if step.dtype else ''}")
+        types.append(found)
+    return tuple(types)
+
+
+def _result(step: Apply, args: Sequence[DType]) -> DType | None:
+    """The type an operation makes of its arguments', or None where there is none for them."""
+    op, first = step.op, args[0] if args else FLOAT
+    same, integer, real = len(set(args)) == 1, first in INTS, first in (FLOAT, DOUBLE)
+    if op == "constant":
+        wanted = step.dtype or FLOAT
+        return wanted if not args and len(step.parameters) == 1 and _computes(wanted) else None
+    if op == "cast":
+        wanted = step.dtype or FLOAT
+        return wanted if len(args) == 1 and _computes(first) and _computes(wanted) else None
+    if op == "where":
+        return args[1] if len(args) == 3 and first == BOOL and args[1] == args[2] else None
+    if op in ("isnan", "isinf"):
+        return BOOL if len(args) == 1 and real else None
+    if op in COMPARISONS:
+        fits = integer or real or (first == BOOL and op in ("eq", "ne"))
+        return BOOL if len(args) == 2 and same and fits else None
+    if op in BITWISE or op == "not":
+        return first if len(args) == 2 - (op == "not") and same and (integer or first == BOOL) else None
+    ones, twos = (
+        (INTEGER_UNARY, INTEGER_BINARY)
+        if integer
+        else (DOUBLE_UNARY, DOUBLE_BINARY)
+        if first == DOUBLE
+        else (UNARY, FLOAT_BINARY)
+    )
+    known = (op in ones and len(args) == 1) or (op in twos and len(args) == 2 and same)
+    return first if known and (integer or real) else None
+
+
+def _computes(dtype: DType) -> bool:
+    """Whether its elements are numbers here, and not only bits."""
+    return dtype in INTS or dtype in (BOOL, FLOAT, DOUBLE)
+
+
+def memory_type(dtype: DType) -> Type:
+    """What an element is in memory. Raises EmitError where it has no 1, 2, 4 or 8 bytes."""
+    if dtype in (FLOAT, DOUBLE):
+        return F32 if dtype == FLOAT else F64
+    if dtype.itemsize not in _BITS:
+        raise EmitError(f"expression: elements of {dtype.name} have {dtype.itemsize} bytes, need one of {sorted(_BITS)}")
+    return _BITS[dtype.itemsize]
+
+
+def from_memory(k: Function, raw: Value, dtype: DType) -> Value:
+    """What was loaded as a value of the tape."""
+    return k.compare("ne", raw, k.zero(raw.type)) if dtype == BOOL else raw
+
+
+def to_memory(k: Function, value: Value, dtype: DType) -> Value:
+    """A value of the tape as it is stored."""
+    return k.convert("zext", value, I8.by(value.type.lanes)) if dtype == BOOL else value
+
+
+def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DType], lanes: int) -> Value:
+    """Emit one step on vectors of that many lanes. dtypes: of the arguments, which `value_types` has let pass."""
+    op = step.op
+    if op == "constant":
+        wanted = step.dtype or FLOAT
+        return k.const((I1 if wanted == BOOL else memory_type(wanted)).by(lanes), step.parameters[0])
+    first, dtype = args[0], dtypes[0]
+    if op == "cast":
+        return _cast(k, first, dtype, step.dtype or FLOAT)
+    if op == "where":
+        return k.select(first, args[1], args[2])
+    if op in ("isnan", "isinf"):
+        return k.compare("ne", first, first) if op == "isnan" else k.compare("eq", k.abs(first), float("inf"))
+    if op in COMPARISONS:
+        return _compare(k, op, first, args[1], dtype)
+    if op in BITWISE:
+        return k.binary(op, first, args[1])
+    if op == "not":
+        return first ^ k.const(first.type, 1 if dtype == BOOL else -1)
+    if dtype in INTS:
+        signed = dtype.kind == "i"
+        return INTEGER_UNARY[op](k, first, signed) if len(args) == 1 else INTEGER_BINARY[op](k, first, args[1], signed)
+    if len(args) == 2:
+        return FLOAT_BINARY[op](k, first, args[1])
+    return UNARY[op](k, first, *step.parameters)
+
+
+def _compare(k: Function, op: str, a: Value, b: Value, dtype: DType) -> Value:
+    if dtype.kind == "u" and op not in ("eq", "ne"):
+        return k.op(f"icmp u{op} {a}, {b.ref}", I1.by(a.type.lanes), op)
+    return k.compare(op, a, b)
+
+
+def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:
+    lanes = value.type.lanes
+    kind = (I1 if new == BOOL else memory_type(new)).by(lanes)
+    if old == new:
+        return value
+    if new == BOOL:
+        return k.compare("ne", value, k.zero(value.type))
+    if old.kind == "f" and new.kind == "f":
+        return k.convert("fpext" if new == DOUBLE else "fptrunc", value, kind)
+    if old.kind == "f":
+        name = f"llvm.fpto{'s' if new.kind == 'i' else 'u'}i.sat.{kind.mangled}.{value.type.mangled}"
+        return k.call(name, kind, value)
+    signed = old.kind == "i"
+    if new.kind == "f":
+        return k.convert("sitofp" if signed else "uitofp", value, kind)
+    if kind.bits <= value.type.bits:
+        return k.convert("trunc", value, kind)  # the same width: the same bits
+    return k.convert("sext" if signed else "zext", value, kind)

@@ -1,0 +1,155 @@
+"""The geometry of a convolution: which taps lie inside the image, and how outputs are cut into blocks and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.types import I64
+from kernels.native.memory.buffers import aligned
+from kernels.native.memory.image import Image
+from kernels.spec import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """A convolution. top, left: padding before the first row and column; what pads the other sides follows from y's size."""
+
+    x: Image
+    y: Image
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    top: int = 0
+    left: int = 0
+    groups: int = 1
+
+    @property
+    def group_inputs(self) -> int:
+        """Input channels of one group."""
+        return self.x.channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Output channels of one group."""
+        return self.y.channels // self.groups
+
+    def output_vectors(self, lanes: int) -> int:
+        """Vectors that the outputs of a group fill, the last one maybe not wholly."""
+        return -(-self.group_outputs // lanes)
+
+    @property
+    def macs(self) -> int:
+        """Multiply–accumulates, padding taps included."""
+        pixels = self.y.batch * self.y.height * self.y.width
+        return pixels * self.y.channels * self.group_inputs * self.kernel[0] * self.kernel[1]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether every pixel is computed from the pixel at the same place alone."""
+        plain = self.kernel == (1, 1) == self.strides and self.top == self.left == 0
+        return plain and (self.x.height, self.x.width) == (self.y.height, self.y.width)
+
+    def flat(self) -> Conv:
+        """The same work on one long row, where rows join."""
+        can = self.is_product and self.x.rows_join() and self.y.rows_join()
+        return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
+
+    def columns_inside(self, column: int) -> set[int]:
+        """Kernel columns that lie inside the image for that output column."""
+        start = column * self.strides[1] - self.left
+        return {s for s in range(self.kernel[1]) if 0 <= start + s * self.dilations[1] < self.x.width}
+
+    @property
+    def rows_inside(self) -> bool:
+        """Whether every kernel row lies inside the image for every output row."""
+        last = (self.y.height - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] - self.top
+        return self.top == 0 and last < self.x.height
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Output channel blocks of one form: `count` from number `first`, `vectors` vectors each, the last with `tail` lanes."""
+
+    first: int
+    count: int
+    vectors: int
+    tail: int
+
+    def chosen_by(self, number: Value, blocks: list[Block]) -> Value | None:
+        """Emit whether block `number` is of this form; None where all are."""
+        if len(blocks) == 1:
+            return None
+        return number < self.count if self.first == 0 else number >= self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tiles of one form along a row: `count` of `pixels` pixels from `first`; whole: no kernel column outside the image."""
+
+    first: int
+    count: int
+    pixels: int
+    whole: bool
+
+
+def channel_blocks(channels: int, vectors: int, lanes: int) -> list[Block]:
+    """Cut channels into blocks of that many vectors; what is left over makes a smaller one."""
+    full, rest = divmod(channels, vectors * lanes)
+    blocks = [Block(0, full, vectors, lanes)] if full else []
+    if rest:
+        used = -(-rest // lanes)
+        blocks.append(Block(full, 1, used, rest - (used - 1) * lanes))
+    return blocks
+
+
+def column_spans(conv: Conv, width: int, pixels: int) -> Iterator[Span]:
+    """Cut `width` output columns into tiles; neighbours of one form make one span."""
+    taps = conv.kernel[1]
+    pending: Span | None = None
+    for first in range(0, width, pixels):
+        size = min(pixels, width - first)
+        whole = all(len(conv.columns_inside(column)) == taps for column in (first, first + size - 1))
+        if pending and whole and pending.whole and pending.pixels == size:
+            pending = replace(pending, count=pending.count + 1)
+            continue
+        if pending:
+            yield pending
+        pending = Span(first, 1, size, whole)
+    if pending:
+        yield pending
+
+
+def even_rows(height: int, wanted: int) -> int:
+    """About `wanted` rows of a chunk, or a few less so that the chunks of a plane are as even as can be."""
+    chunks = -(-height // max(1, min(height, wanted)))
+    return -(-height // chunks)
+
+
+def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
+    """Emit the first and behind-last kernel row that lie inside the image for an output row."""
+    rows, step = conv.kernel[0], conv.dilations[0]
+    if conv.rows_inside:
+        return 0, rows
+    start = row * conv.strides[0] - conv.top
+    before = k.const(I64, 0) - start + (step - 1)
+    low = k.select(before > 0, before // step, k.const(I64, 0))
+    after = k.const(I64, conv.x.height - 1 + step) - start
+    inside = k.select(after > 0, after // step, k.const(I64, 0))
+    return low, k.select(inside < rows, inside, k.const(I64, rows))
+
+
+def maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:
+    """Emit a body under a condition, or always where there is none."""
+    return nullcontext() if condition is None else k.when(condition, "block")
+
+
+def aligned_copy(values: Array) -> Array:
+    """The same fp32 values at an aligned address."""
+    memory = aligned(values.nbytes).view(np.float32)
+    memory[:] = values
+    return memory

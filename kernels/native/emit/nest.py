@@ -1,0 +1,161 @@
+"""The loop nest over several strided views of one shape: which axes there are, in which order, and how chunks are cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.types import I64
+from kernels.native.errors import EmitError
+from kernels.native.memory.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One loop. strides: of every view, in elements."""
+
+    size: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """axes: outermost first, at least two; the last are the rows and the columns of tiles.
+
+    offsets: of every view. turned: numbers of the views that lie contiguous along the rows instead of the columns.
+    """
+
+    axes: tuple[Axis, ...]
+    offsets: tuple[int, ...]
+    turned: frozenset[int]
+
+    @property
+    def rows(self) -> Axis:
+        """The second last axis."""
+        return self.axes[-2]
+
+    @property
+    def columns(self) -> Axis:
+        """The last axis: that along which the first view has its smallest stride."""
+        return self.axes[-1]
+
+
+def make_nest(views: Sequence[View]) -> Nest:
+    """The fewest axes that reach every element of all views; the first is written, so its order decides.
+
+    Raises EmitError where shapes differ or elements of the first view overlap: threads would race for them.
+    """
+    shape = views[0].shape
+    for n, view in enumerate(views):
+        if view.shape != shape:
+            raise EmitError(f"nest: view {n} has shape {view.shape}, need {shape}")
+    offsets = [view.offset for view in views]
+    axes = []
+    for number, size in enumerate(shape):
+        strides = [view.strides[number] for view in views]
+        if size == 1:
+            continue
+        if strides[0] < 0:  # walked from the other end
+            offsets = [offset + (size - 1) * stride for offset, stride in zip(offsets, strides, strict=True)]
+            strides = [-stride for stride in strides]
+        axes.append(Axis(size, tuple(strides)))
+    axes.sort(key=lambda axis: -axis.strides[0])
+    reach = 1
+    for axis in reversed(axes):
+        if axis.strides[0] < reach:
+            raise EmitError(
+                f"nest: elements overlap, {axis.size} are {axis.strides[0]} apart and reach {reach} (view {views[0]})"
+            )
+        reach += (axis.size - 1) * axis.strides[0]
+    merged = _merge(axes)
+    merged = [Axis(1, (0,) * len(views))] * (2 - len(merged)) + merged
+    return _turn(merged, tuple(offsets))
+
+
+def _merge(axes: Sequence[Axis]) -> list[Axis]:
+    """Neighbours that follow each other in every view become one."""
+    merged: list[Axis] = []
+    for axis in axes:
+        if merged and all(a == b * axis.size for a, b in zip(merged[-1].strides, axis.strides, strict=True)):
+            merged[-1] = Axis(merged[-1].size * axis.size, axis.strides)
+        else:
+            merged.append(axis)
+    return merged
+
+
+def _turn(axes: list[Axis], offsets: tuple[int, ...]) -> Nest:
+    """Let the rows be the axis along which most views lie contiguous that do not along the columns."""
+    stray = [n for n, stride in enumerate(axes[-1].strides) if n and abs(stride) > 1]
+    gains = [sum(axis.strides[n] == 1 for n in stray) for axis in axes[:-1]]
+    rows = max(range(len(gains)), key=lambda i: (gains[i], i))
+    axes = [*axes[:rows], *axes[rows + 1 : -1], axes[rows], axes[-1]]
+    return Nest(tuple(axes), offsets, frozenset(n for n in stray if axes[-2].strides[n] == 1))
+
+
+def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
+    """Elements of each axis that a chunk takes, so that it has about `budget` in all: whole inner axes, a piece of the next.
+
+    units: rows and columns of a tile; pieces are made of whole ones. Where a view is turned, a chunk is about as high as wide:
+    narrow ones read one cache line of every page.
+    """
+    unit = [1] * (len(nest.axes) - 2) + list(units)
+    pieces = list(unit)
+    rows = min(nest.rows.size, max(units[0], math.isqrt(int(budget)))) if nest.turned else min(nest.rows.size, units[0])
+    pieces[-1] = _piece(nest.columns.size, units[1], budget / rows)
+    inner = pieces[-1]
+    for depth in reversed(range(len(nest.axes) - 1)):
+        size = nest.axes[depth].size
+        pieces[depth] = _piece(size, unit[depth], budget / inner)
+        inner *= pieces[depth]
+        if pieces[depth] < size:
+            break
+    return tuple(pieces)
+
+
+def _piece(size: int, unit: int, most: float) -> int:
+    """All of an axis if it has at most `most` elements, else an even share of it in whole units."""
+    if size <= most:
+        return size
+    fits = max(1, int(most / unit)) * unit
+    even = -(-size // -(-size // fits))
+    return -(-even // unit) * unit
+
+
+def chunk_count(nest: Nest, pieces: Sequence[int]) -> int:
+    """Chunks there are."""
+    return math.prod(-(-axis.size // piece) for axis, piece in zip(nest.axes, pieces, strict=True))
+
+
+def chunk_ranges(k: Function, nest: Nest, pieces: Sequence[int], chunk: Value) -> list[tuple[Value, Value]]:
+    """Emit the range of every axis that a chunk covers; those of whole axes are known."""
+    ranges = []
+    for axis, piece in zip(reversed(nest.axes), reversed(pieces), strict=True):
+        count = -(-axis.size // piece)
+        if count == 1:
+            ranges.append((k.const(I64, 0), k.const(I64, axis.size)))
+            continue
+        start, chunk = chunk % count * piece, chunk // count
+        stop = start + piece
+        if axis.size % piece:
+            stop = k.select(stop < axis.size, stop, k.const(I64, axis.size))
+        ranges.append((start, stop))
+    return ranges[::-1]
+
+
+def tiles(k: Function, name: str, size: int, bounds: tuple[Value, Value], unit: int, body: Callable[[Value, int], None]) -> None:
+    """Emit body(index, count) for every whole unit between the bounds, then for what is left of the axis."""
+    start, stop = bounds
+    whole = size // unit * unit
+    if whole:
+        last = k.const(I64, whole) if stop.known is not None else k.select(stop < whole, stop, k.const(I64, whole))
+        with k.loop(name, start, last, unit) as index:
+            body(index, unit)
+    if whole == size:
+        return
+    if stop.known is not None:
+        body(k.const(I64, whole), size - whole)
+        return
+    with k.when(stop > whole, name):
+        body(k.const(I64, whole), size - whole)

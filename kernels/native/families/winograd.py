@@ -1,0 +1,262 @@
+"""Winograd convolution, 3×3 with stride 1: what it is, which unit and tile to take, what that costs and errs.
+
+F(m, 3) makes m×m outputs with (m+2)² multiplications a channel instead of 9·m². A tile is the t×t inputs (t = m + 2) that m×m
+outputs need. With B, G and A of Toom–Cook's algorithm at t - 1 points and infinity,
+
+    y = Aᵀ [ Σ over channels (G w Gᵀ) ⊙ (Bᵀ x B) ] A
+
+so each of the t² places ("points") of the transformed tile is a matrix product of its own: tiles × channels × outputs. Tiles are
+numbered through (image, row, column) and cut into groups. Transformed inputs V and products M lie in memory between the phases,
+a group at a time in scratch (fused), or all of them (split): `winograd_kernels` has the phases.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.native.emit.geometry import Conv, channel_blocks
+from kernels.native.emit.product import MOST_PIXELS, most_rows, step_cycles
+from kernels.native.target.isa import Isa
+from kernels.spec import Array
+
+GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
+CACHE_BYTES = 768 << 10  # weights, V and M that L2 holds beside rows of the images
+GROUPS, LEAST_GROUP = 4, 8  # groups and tiles of a group that are worth to read weights of L3 again and again
+WEIGHTS_IN_L2_BYTES, WEIGHTS_NEAR_L2_BYTES, WEIGHTS_IN_L3_BYTES = 768 << 10, 3 << 20, 12 << 20
+BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is on its way to L1 meanwhile
+
+# How long it takes, measured on a 2-core Zen 5.
+PRODUCT_EFFICIENCY = 0.93  # of the peak
+CHUNKS = 32  # of the transforms in the split form
+TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
+THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
+WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
+
+# Points beside infinity, in pairs of opposite signs behind the 0, which lets each pair share its even and odd parts. All powers
+# that occur are exact in fp32. ±5/8 and ±3/2 err four times less than the customary ±1 and ±2: the best pairs of eighths.
+POINTS: Mapping[int, tuple[float, ...]] = {
+    2: (0, 1, -1),
+    4: (0, 0.625, -0.625, 1.5, -1.5),
+    6: (0, 0.5, -0.5, 1, -1, 2, -2),
+}
+ERRORS: Mapping[int, float] = {2: 1.0e-7, 4: 4.0e-7, 6: 2.8e-6}  # of error_estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Winograd:
+    """A convolution to be done by F(unit, 3). Its images must be in blocks of one vector."""
+
+    conv: Conv
+    unit: int
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of a tile."""
+        return self.unit + 2
+
+    @property
+    def points(self) -> int:
+        """Matrix products."""
+        return self.size**2
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles in an image."""
+        return -(-self.conv.y.height // self.unit)
+
+    @property
+    def columns(self) -> int:
+        """Columns of tiles in an image."""
+        return -(-self.conv.y.width // self.unit)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all images."""
+        return self.conv.y.batch * self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradTile:
+    """How it is cut up.
+
+    pixels × vectors: accumulators; pixels is the most tiles of a register tile, less where that divides a group evenly.
+    group: tiles transformed together. fused: one kernel with V and M in scratch, else one a phase.
+    """
+
+    pixels: int
+    vectors: int
+    group: int
+    fused: bool
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.vectors}g{self.group}{'f' if self.fused else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradCost:
+    """macs: multiplications of the matrix products, overhanging tiles included. cycles: of one core by the port model, transforms
+    included. chunks: pieces that threads share, of the phase that has fewest. weight_bytes: of the transformed weights.
+    buffer_bytes: of V and M in the split form, by argument; the fused form has none."""
+
+    macs: int
+    cycles: float
+    chunks: int
+    weight_bytes: int
+    buffer_bytes: Mapping[str, int]
+
+
+@functools.cache
+def transforms(unit: int) -> tuple[Array, Array, Array]:
+    """Bᵀ (t, t), G (t, 3), Aᵀ (unit, t) in float64, by Lagrange interpolation at POINTS and infinity."""
+    points = POINTS[unit]
+    size = unit + 2
+    b, g, a = np.zeros((size, size)), np.zeros((size, 3)), np.zeros((unit, size))
+    for n, point in enumerate(points):
+        others = [other for other in points if other != point]
+        b[n, : size - 1] = np.poly(others)[::-1]
+        g[n] = np.power(point, range(3)) / np.prod([point - other for other in others])
+        a[:, n] = np.power(float(point), range(unit))
+    b[-1], g[-1, 2], a[-1, -1] = np.poly(points)[::-1], 1, 1
+    return b, g, a
+
+
+def error_estimate(unit: int, channels: int) -> float:
+    """What the result may be off, relative to the largest output: twice the worst that was measured.
+
+    Measured against float64 on AVX-512 and SSE: 4 to 512 channels, 12² and 24² images, 32 outputs, normal weights with normal and
+    rectified inputs and positive weights with positive inputs, three seeds each. It grows with the root of the channels:
+    512 of them gave 1.1e-6, 4.3e-6 and 3.0e-5 for units of 2, 4 and 6; 4 of them 2.4e-7, 1.1e-6 and 5.4e-6.
+    """
+    return ERRORS[unit] * math.sqrt(channels + 16)
+
+
+def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradCost:
+    """What it executes and what memory it needs."""
+    conv, shape = winograd.conv, Buffers(winograd, tile, isa)
+    outputs = conv.output_vectors(isa.lanes) * isa.lanes
+    products = winograd.points * conv.x.channels * outputs
+    buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
+    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
+
+
+def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4)) -> Winograd | None:
+    """The unit to compute a convolution with, or None where direct convolution is as good, or it is none of this module's kind.
+
+    By the larger of the time that multiplications take and the time that weights take from memory, on that many threads.
+    """
+    if fault(conv, isa):
+        return None
+    direct = max(conv.macs / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
+    cycles = {unit: _cycles(Winograd(conv, unit), isa, threads) for unit in units}
+    best = min(cycles, key=lambda unit: (cycles[unit], unit))
+    return Winograd(conv, best) if cycles[best] < WORTH * direct else None
+
+
+def _cycles(winograd: Winograd, isa: Isa, threads: int) -> float:
+    conv = winograd.conv
+    outputs = conv.output_vectors(isa.lanes)
+    products = winograd.tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
+    transformed = winograd.tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
+    weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
+    return max((products + transformed) / threads, weight_bytes / _bytes_a_cycle(threads))
+
+
+def _bytes_a_cycle(threads: int) -> float:
+    return min(threads * THREAD_BYTES, MEMORY_BYTES)
+
+
+def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 6) -> list[WinogradTile]:
+    """The best tiles by a port model, the best first: what to use unmeasured on that many threads, then what is worth measuring.
+
+    The last third are of the other form.
+    """
+    conv = winograd.conv
+    weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
+    tile_bytes = 4 * winograd.points * (conv.x.channels + 4 * isa.lanes)  # of V, and of M for a block
+    most = min(max((CACHE_BYTES - weight_bytes) // tile_bytes, GROUP[0]), GROUP[1])
+    if weight_bytes > WEIGHTS_IN_L2_BYTES:
+        most = GROUP_STREAMED
+    group = -(-winograd.tiles // (threads * -(-winograd.tiles // (threads * most))))  # as many groups for each thread
+    few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and winograd.tiles < GROUPS * most
+    split = weight_bytes > WEIGHTS_IN_L3_BYTES or few or (weight_bytes > WEIGHTS_IN_L2_BYTES and group < LEAST_GROUP)
+    fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, winograd.tiles, fused=False))
+    first, second = (split_tiles, fused_tiles) if split else (fused_tiles, split_tiles)
+    return [*first[: limit - limit // 3], *second[: limit // 3]]
+
+
+def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[WinogradTile]:
+    """Tiles of one form that fit the registers, the best first."""
+    widest = 6 if fused else max(2, BLOCK_BYTES // (4 * isa.lanes * winograd.conv.x.channels))
+    tiles = {
+        make_winograd_tile(winograd, isa, pixels, vectors, group, fused=fused)
+        for vectors in range(1, min(widest, 6) + 1)
+        for pixels in range(1, min(most_rows(vectors, isa), MOST_PIXELS) + 1)
+    }
+    return sorted(tiles, key=lambda tile: (_estimate(winograd, tile, isa), str(tile)))
+
+
+def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
+    """Cycles of a point of a group per input channel."""
+    total = 0.0
+    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
+        for _, pieces, p in even_spans(tile.group, tile.pixels):
+            total += block.count * pieces * step_cycles(p, block.vectors)
+    return total
+
+
+def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:
+    """A tile whose groups are even, with no more tiles each than asked for."""
+    groups = -(-winograd.tiles // min(group, winograd.tiles))
+    even = -(-winograd.tiles // groups)
+    vectors = min(vectors, winograd.conv.output_vectors(isa.lanes))
+    return WinogradTile(min(pixels, even), vectors, even, fused)
+
+
+def fault(conv: Conv, isa: Isa) -> str | None:
+    """Why a convolution is none that is computed so, or None."""
+    if (conv.kernel, conv.strides, conv.dilations, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
+        kind = f"kernel {conv.kernel}, strides {conv.strides}, dilations {conv.dilations}, groups {conv.groups}"
+        return f"{kind}, need 3×3 and all else 1"
+    for image, what in ((conv.x, "x"), (conv.y, "y")):
+        if image.block != isa.lanes:
+            return f"{what} has blocks of {image.block} channels, need {isa.lanes}"
+    return None
+
+
+def _odd(count: int) -> int:
+    return count | 1
+
+
+class Buffers:
+    """Sizes of V and M in elements, and the blocks of outputs that they are cut by."""
+
+    def __init__(self, winograd: Winograd, tile: WinogradTile, isa: Isa) -> None:
+        self.lanes = isa.lanes
+        self.blocks = channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes)
+        self.block_count = sum(block.count for block in self.blocks)
+        self.groups = -(-winograd.tiles // tile.group)
+        self.outputs = winograd.conv.output_vectors(isa.lanes) * isa.lanes
+        self.v_point = _odd(winograd.conv.x.blocks * tile.group) * self.lanes
+        self.m_point = _odd(tile.group * tile.vectors) * self.lanes
+        self.v_group = winograd.points * self.v_point
+        self.m_block = winograd.points * self.m_point
+        self.v_all = self.groups * self.v_group
+        self.m_all = self.groups * self.block_count * self.m_block
+
+
+def even_spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Cut `count` into the fewest pieces of at most `most`, as even as they go: (first, pieces, size of each)."""
+    pieces = -(-count // most)
+    size, larger = divmod(count, pieces)
+    if larger:
+        yield 0, larger, size + 1
+    if pieces > larger:
+        yield larger * (size + 1), pieces - larger, size

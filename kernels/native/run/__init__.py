@@ -1,0 +1,1 @@
+"""Running programs: the native thread pool, its run-time, and kernels composed into one function."""

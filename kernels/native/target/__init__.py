@@ -1,0 +1,1 @@
+"""The machine that code is emitted for: instruction sets as data, and what LLVM says of this host."""

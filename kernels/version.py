@@ -1,0 +1,7 @@
+"""The version of Edgewise. The one in `pyproject.toml` is read from here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = "0.1.0"

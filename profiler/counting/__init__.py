@@ -1,0 +1,1 @@
+"""Counting what a model costs before anything runs: FLOPs, bytes, parameters, memory."""

@@ -1,0 +1,220 @@
+"""What other counters would print for the same model: nobody agrees on what a FLOP is, so every convention has a name.
+
+Each is applied to the graph that was exported. Where a BatchNormalization was folded into a convolution
+(`OpProfile.folded_norm`), tools that look at the model before its export still see it, so it is counted as one of its own, and
+the bias that the fold made is not a bias to them. What an export cannot tell is taken as the common case and said in the
+convention's description: an attention written as two MatMuls is a function call that module hooks do not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kernels.cost import FLOPS_PER_MAC
+from profiler.counting.counts import OpProfile, Profile
+from profiler.errors import ConventionError
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger", "QLinearConv"})
+PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum", "MatMulInteger", "QLinearMatMul"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """A way to count.
+
+    unit: what its tool calls the number. count: the cost of a running node, given the model's batch. source: where to read it.
+    """
+
+    name: str
+    unit: str
+    description: str
+    source: str
+    count: Callable[[OpProfile, int], int]
+
+
+def convention_of(name: str) -> Convention:
+    """The convention of that name. Raises ConventionError naming those there are."""
+    try:
+        return CONVENTIONS[name]
+    except KeyError:
+        raise ConventionError(f"convention: {name!r} is unknown, there are {', '.join(CONVENTIONS)}") from None
+
+
+def count_as(profile: Profile, name: str) -> int:
+    """The total that the named convention gives. Raises ConventionError when there is none of that name."""
+    count = convention_of(name).count
+    return sum(times * count(op, profile.batch) for op, times in _running(profile.ops))
+
+
+def compare(profile: Profile) -> dict[str, int]:
+    """The total in every convention."""
+    return {name: count_as(profile, name) for name in CONVENTIONS}
+
+
+def _running(ops: tuple[OpProfile, ...], times: int = 1) -> Iterator[tuple[OpProfile, int]]:
+    """Counted nodes that run, and how often; control flow is replaced by what it runs."""
+    for op in ops:
+        if op.body:
+            yield from _running(op.body, times * op.executions)
+        elif op.counted and not op.constant:
+            yield op, times
+
+
+def _out(op: OpProfile) -> int:
+    """Elements of output 0."""
+    spec = op.output_specs[0]
+    return spec.elements if spec is not None else 0
+
+
+def _in(op: OpProfile) -> int:
+    """Elements of input 0."""
+    spec = op.input_specs[0]
+    return spec.elements if spec is not None else 0
+
+
+def _has_bias(op: OpProfile) -> bool:
+    """Whether the layer had a bias of its own before the export."""
+    position = 8 if op.op == "QLinearConv" else 2
+    return op.op in CONVOLUTIONS | {"Gemm"} and any(op.input_names[position : position + 1]) and not op.folded_norm
+
+
+def _is_module(op: OpProfile) -> bool:
+    """A layer with weights of its own, which hooks on modules see; a product of two activations is a function call."""
+    return op.op in CONVOLUTIONS or (op.op in PRODUCTS and bool(set(op.constant_inputs) & {0, 1, 3}))
+
+
+def _batch_norm_elements(op: OpProfile) -> int:
+    """Elements that a BatchNormalization normalises here, in a node of its own or folded."""
+    if op.op == "BatchNormalization":
+        return _in(op)
+    return _out(op) if op.folded_norm else 0
+
+
+def _mode(op: OpProfile) -> str:
+    """How a Resize interpolates; "" for other ops."""
+    return str(op.attrs.get("mode", "")) if op.op in {"Resize", "Upsample"} else ""
+
+
+def _macs(op: OpProfile, batch: int) -> int:
+    return op.macs
+
+
+def _flops(op: OpProfile, batch: int) -> int:
+    return op.flops
+
+
+def _fvcore(op: OpProfile, batch: int) -> int:
+    cost = op.macs if op.op in CONVOLUTIONS | PRODUCTS else 0
+    cost += 2 * _batch_norm_elements(op)
+    if op.op in {"LayerNormalization", "GroupNormalization", "InstanceNormalization"}:
+        cost += 5 * _in(op)
+    elif op.op == "GlobalAveragePool":
+        cost += _in(op)
+    elif op.op == "GridSample":
+        cost += 4 * _out(op)
+    return cost + {"nearest": 1, "linear": 4}.get(_mode(op), 0) * _out(op)
+
+
+def _torch(op: OpProfile, batch: int) -> int:
+    return FLOPS_PER_MAC * op.macs if op.op in CONVOLUTIONS | PRODUCTS | {"Attention"} else 0
+
+
+def _ptflops(op: OpProfile, batch: int) -> int:
+    bias = _out(op) if op.op in CONVOLUTIONS and _has_bias(op) else 0
+    return (op.macs if _is_module(op) else 0) + bias
+
+
+def _thop(op: OpProfile, batch: int) -> int:
+    cost = op.macs if _is_module(op) or op.op in RECURRENT else 0
+    cost += 4 * _batch_norm_elements(op)
+    if op.op in {"LayerNormalization", "InstanceNormalization"}:
+        cost += 4 * _in(op)
+    elif op.op == "AveragePool":
+        cost += _out(op)
+    elif op.op == "GlobalAveragePool":
+        cost += _in(op) + _out(op)
+    return cost + {"nearest": 1, "linear": 11, "cubic": 259}.get(_mode(op), 0) * _out(op)
+
+
+def _ultralytics(op: OpProfile, batch: int) -> int:
+    return FLOPS_PER_MAC * _thop(op, batch)
+
+
+def _torchinfo(op: OpProfile, batch: int) -> int:
+    output = op.output_specs[0]
+    if output is None or not output.rank:
+        return 0
+    if op.op in CONVOLUTIONS:
+        return op.macs + (_out(op) if _has_bias(op) else 0) + (2 * batch * output.shape[1] if op.folded_norm else 0)
+    is_bias = op.op == "Add" and any(spec is not None and spec.rank == 1 for spec in op.input_specs)
+    is_layer = _is_module(op) or op.op == "Gather" or op.op.endswith("Normalization")
+    return batch * op.params if is_layer or is_bias else 0
+
+
+def _paddle(op: OpProfile, batch: int) -> int:
+    cost = op.macs if _is_module(op) else 0
+    cost += _out(op) if op.op in CONVOLUTIONS and _has_bias(op) else 0
+    cost += 2 * _batch_norm_elements(op)
+    if op.op == "AveragePool":
+        cost += _out(op)
+    elif op.op == "GlobalAveragePool":
+        cost += _in(op) + _out(op)
+    elif op.op == "LeakyRelu":
+        cost += _in(op)
+    return cost
+
+
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention(
+            "macs", "MACs", "multiply–accumulates of convolutions, matrix products, attention and recurrent ops", "here", _macs
+        ),
+        Convention("flops", "FLOPs", "2 per MAC, 1 per other scalar operation, biases included", "here", _flops),
+        Convention(
+            "fvcore",
+            "flops (1 per MAC)",
+            "MACs without recurrent ops; BatchNormalization 2 an element, other norms 5, global average pool and interpolation",
+            "facebookresearch/fvcore fvcore/nn/flop_count.py, jit_handles.py",
+            _fvcore,
+        ),
+        Convention(
+            "torch",
+            "FLOPs (2 per MAC)",
+            "convolutions, matrix products and fused attention, nothing else",
+            "pytorch/pytorch torch/utils/flop_counter.py FlopCounterMode",
+            _torch,
+        ),
+        Convention(
+            "thop",
+            "MACs",
+            "layers only (products of two activations are 0, biases are dropped); norms 4 an element, average pools, resizing",
+            "Lyken17/pytorch-OpCounter thop/vision/basic_hooks.py, calc_func.py",
+            _thop,
+        ),
+        Convention("ultralytics", "FLOPs", "twice what thop says", "ultralytics/ultralytics utils/torch_utils.py", _ultralytics),
+        Convention(
+            "ptflops",
+            "MACs",
+            "aten backend: convolutions with one more for a bias, linear layers without; fused attention is missed",
+            "sovrasov/flops-counter.pytorch ptflops/aten_ops.py",
+            _ptflops,
+        ),
+        Convention(
+            "torchinfo",
+            "mult-adds",
+            "parameters × output positions of convolutions, bias included; any other layer's parameters once per batch entry",
+            "TylerYep/torchinfo torchinfo/layer_info.py calculate_macs",
+            _torchinfo,
+        ),
+        Convention(
+            "paddle",
+            "FLOPs (1 per MAC)",
+            "layers only; one more for a convolution's bias; BatchNormalization 2 an element, average pools",
+            "PaddlePaddle/Paddle python/paddle/hapi/dynamic_flops.py",
+            _paddle,
+        ),
+    )
+}

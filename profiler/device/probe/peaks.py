@@ -1,0 +1,90 @@
+"""Peak arithmetic rates: what the units can do (a loop of independent multiply–adds), and what BLAS makes of them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, Literal
+
+import numpy as np
+import threadpoolctl
+from pydantic import Field
+
+from kernels.cost import FLOPS_PER_MAC
+from kernels.spec import Array
+from profiler.device.measure import Effort, Figure, PinnedThreads, sample_rates, summarise
+from profiler.device.probe.loops import ALIGNMENT_BYTES, OPERAND_BYTES, Compiled, PeakKernel, Precision
+from profiler.device.topology import Record
+
+FLOAT_DTYPES: dict[Precision, type[Any]] = {"fp32": np.float32, "fp64": np.float64}
+GEMM_SIZE = 768  # three square matrices: 7 MB of fp32, some 5 ms on a core of 2020
+
+
+class Peak(Record):
+    """The best arithmetic rate seen. kind: instruction = a loop without memory; gemm = numpy's matrix product."""
+
+    kind: Literal["instruction", "gemm"]
+    precision: Precision
+    isa: str = Field(max_length=50)
+    threads: int = Field(ge=1)
+    rate: Figure
+
+
+def aligned_bytes(nbytes: int) -> Array:
+    """Zeroed bytes that start on a cache line."""
+    raw = np.zeros(nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT_BYTES
+    return raw[start : start + nbytes]
+
+
+def _operands(kernel: PeakKernel) -> Array:
+    """Memory for a peak loop whose floating point stays finite and normal: acc = acc · ½ + ½."""
+    memory = aligned_bytes(OPERAND_BYTES)
+    if kernel.precision in FLOAT_DTYPES:
+        memory[: 2 * ALIGNMENT_BYTES].view(FLOAT_DTYPES[kernel.precision])[:] = 0.5
+    return memory
+
+
+def measure_instruction_peak(compiled: Compiled, kernel: PeakKernel, team: PinnedThreads, effort: Effort) -> Peak:
+    """Run one arithmetic loop on every thread of the team."""
+    function = compiled.peak(kernel)
+    memories = [_operands(kernel) for _ in range(team.threads)]
+
+    def run_ns(turns: int) -> int:
+        return team.run([functools.partial(function, ctypes.c_int64(turns), memory.ctypes.data) for memory in memories])
+
+    samples = sample_rates(run_ns, kernel.operations_per_turn * team.threads, effort)
+    how = f"{kernel.accumulators} independent chains of {kernel.instruction} on {kernel.vector}, JIT-compiled"
+    pinned = "pinned" if team.pinned else "not pinned"
+    unit: Literal["OP/s", "FLOP/s"] = "OP/s" if kernel.precision == "int8" else "FLOP/s"
+    figure = summarise(samples, unit, "max", f"{how}; {team.threads} threads, {pinned}; best of {effort}")
+    return Peak(kind="instruction", precision=kernel.precision, isa=kernel.isa, threads=team.threads, rate=figure)
+
+
+def measure_gemm_peak(precision: Precision, threads: int, effort: Effort) -> Peak:
+    """Multiply square matrices with numpy on `threads` BLAS threads."""
+    rng = np.random.default_rng(0)
+    dtype = FLOAT_DTYPES[precision]
+    a, b = (rng.random((GEMM_SIZE, GEMM_SIZE)).astype(dtype) for _ in range(2))
+    out = np.empty_like(a)
+
+    def multiply(turns: int) -> None:
+        for _ in range(turns):
+            np.matmul(a, b, out=out)
+
+    with threadpoolctl.threadpool_limits(threads, user_api="blas"), PinnedThreads(1, ()) as caller:
+        samples = sample_rates(lambda turns: caller.run([lambda: multiply(turns)]), FLOPS_PER_MAC * GEMM_SIZE**3, effort)
+        name, used = blas_threads()
+    method = f"numpy.matmul {GEMM_SIZE}×{GEMM_SIZE}×{GEMM_SIZE} through {name}; best of {effort}"
+    return Peak(
+        kind="gemm", precision=precision, isa="blas", threads=used or threads, rate=summarise(samples, "FLOP/s", "max", method)
+    )
+
+
+def blas_threads() -> tuple[str, int | None]:
+    """Name and version of numpy's BLAS, and the threads it uses now; None where it cannot be asked or told."""
+    for library in threadpoolctl.threadpool_info():
+        if library["user_api"] == "blas":
+            architecture = library.get("architecture") or "?"
+            return f"{library['internal_api']} {library['version']} ({architecture})", int(library["num_threads"])
+    return "numpy's BLAS", None

@@ -1,0 +1,73 @@
+"""What it costs to let several threads run one native program: to start and join them, and to wait for each other inside."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import numpy as np
+from pydantic import Field
+
+from kernels.native.code.compile import generate
+from kernels.native.code.library import Library
+from kernels.native.emit.builder import Module
+from kernels.native.emit.types import I64, PTR
+from kernels.native.run.runtime import barrier, runtime_ir
+from kernels.native.run.thread_pool import ThreadPool, shared_thread_pool
+from kernels.native.target.isa import Isa, host_isa, host_isas
+from profiler.device.measure import Effort, Figure, summarise
+from profiler.device.topology import Record
+
+_ENTRY = "edgewise_barriers"
+_RUNS = 20  # timed together, so that reading the clock is a small part
+_BARRIERS = 200  # in one run
+
+
+class TeamCost(Record):
+    """Nanoseconds. start: a program that does nothing, from the call to its return. barrier: all threads meeting once in it."""
+
+    threads: int = Field(ge=1)
+    start: Figure
+    barrier: Figure
+
+
+def measure_team(threads: int, effort: Effort) -> list[TeamCost]:
+    """Time a team of that many threads; nothing where native code does not run."""
+    if not host_isas():
+        return []
+    library, pool = _program(host_isa()), shared_thread_pool(threads)
+    start_ns = _samples(library, pool, threads, 0, effort)
+    full_ns = _samples(library, pool, threads, _BARRIERS, effort)
+    floor = min(start_ns)
+    barrier_ns = [max(0.0, sample - floor) / _BARRIERS for sample in full_ns]
+    how = f"native program on {threads} threads of the pool, {_RUNS} runs timed together"
+    return [
+        TeamCost(
+            threads=threads,
+            start=summarise(start_ns, "ns", "median", f"an empty {how}"),
+            barrier=summarise(barrier_ns, "ns", "median", f"{_BARRIERS} barriers in a {how}, less the least empty run"),
+        )
+    ]
+
+
+@functools.cache
+def _program(isa: Isa) -> Library:
+    """A function that meets as many barriers as the word that it is given says."""
+    module = Module(isa)
+    with module.function(_ENTRY, {"word": PTR, "thread": I64, "threads": I64, "team": PTR}) as (k, *arguments):
+        word, *_, team = arguments
+        with k.loop("meeting", 0, k.load(I64, word, 0)):
+            barrier(k, team)
+    return Library([generate(module.text, isa).code, generate(runtime_ir(isa), isa).code], [_ENTRY])
+
+
+def _samples(library: Library, pool: ThreadPool, threads: int, barriers: int, effort: Effort) -> list[float]:
+    word = np.array([barriers], np.int64)
+    samples: list[float] = []
+    ends = time.perf_counter_ns() + round(effort.window_s * effort.repeats * 1e9 / 2)
+    while len(samples) < effort.repeats or time.perf_counter_ns() < ends:
+        start = time.perf_counter_ns()
+        for _ in range(_RUNS):
+            pool.run(library.address(_ENTRY), word.ctypes.data, threads)
+        samples.append((time.perf_counter_ns() - start) / _RUNS)
+    return samples

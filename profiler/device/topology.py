@@ -1,0 +1,341 @@
+"""The machine as its operating system describes it: CPU, cores, caches, memory, and how much of it this process may use.
+
+Linux is read from /proc and /sys below `root`, so that a test can put any machine there; what a container hides is asked of
+the C library, and what nobody tells stays absent. Nothing here is measured: `profiler.device.profile` does that.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field
+
+from kernels.native.target.host import host
+from profiler.device.probe.loops import host_features
+
+CacheKind = Literal["data", "instruction", "unified"]
+GLIBC_CACHES: tuple[tuple[int, CacheKind, int], ...] = (  # level, kind, glibc's _SC_LEVEL<n>…_SIZE; +1 is ways, +2 line bytes
+    (1, "instruction", 185),
+    (1, "data", 188),
+    (2, "unified", 191),
+    (3, "unified", 194),
+)
+UNLIMITED_BYTES = 1 << 60  # cgroup v1 says "no limit" with a number near 2^63
+
+
+class Record(BaseModel):
+    """Base of everything stored: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Cache(Record):
+    """One kind of cache. nbytes: of one instance. shared_by: logical CPUs on one instance. instances: how many there are."""
+
+    level: int = Field(ge=1, le=8)
+    kind: CacheKind
+    nbytes: int = Field(gt=0)
+    line_bytes: int | None = None
+    ways: int | None = None
+    shared_by: int = Field(ge=1)
+    instances: int = Field(ge=1)
+    source: Literal["sysfs", "sysconf", "sysctl", "entered"]
+
+
+class Cluster(Record):
+    """Cores that are alike and share their outermost cache. capacity: of 1024, Linux' relative speed of the core type."""
+
+    cores: int = Field(ge=1)
+    logical: int = Field(ge=1)
+    capacity: int | None = None
+
+
+class NumaNode(Record):
+    """One memory node and the number of logical CPUs beside it."""
+
+    node: int = Field(ge=0)
+    logical: int = Field(ge=0)
+    memory_bytes: int = Field(ge=0)
+
+
+class Hardware(Record):
+    """What stays the same from boot to boot; the device's fingerprint is made of it."""
+
+    vendor: str = Field(max_length=200)
+    model: str = Field(max_length=200)
+    architecture: str = Field(max_length=50)
+    system: str = Field(max_length=50)
+    llvm_cpu: str = Field(max_length=100)
+    isa: tuple[str, ...] = Field(max_length=1000)
+    physical_cores: int = Field(ge=1)
+    logical_cores: int = Field(ge=1)
+    clusters: tuple[Cluster, ...] = Field(max_length=4096)
+    caches: tuple[Cache, ...] = Field(max_length=64)
+    memory_bytes: int = Field(gt=0)
+    numa: tuple[NumaNode, ...] = Field(max_length=4096)
+
+    def data_cache(self, level: int) -> Cache | None:
+        """The cache of that level that holds data, if it is known."""
+        return next((c for c in self.caches if c.level == level and c.kind != "instruction"), None)
+
+
+class Confinement(Record):
+    """What the process may use of the hardware. None: not limited, or not said.
+
+    affinity: logical CPUs it may run on. cgroup_cpus: CPU seconds a second. cgroup_memory_bytes: before it is killed.
+    """
+
+    affinity: int = Field(ge=1)
+    cgroup_cpus: float | None = Field(default=None, gt=0)
+    cgroup_memory_bytes: int | None = Field(default=None, gt=0)
+
+
+def read_hardware(root: Path = Path("/")) -> Hardware:
+    """Describe this machine."""
+    cpus = _cpu_folders(root)
+    vendor, model = _names(root)
+    if salt := os.environ.get("EDGEWISE_DEVICE_SALT"):  # for tests: one machine passes for several
+        model = f"{model} {salt}"[:200]
+    logical = len(cpus) or psutil.cpu_count(logical=True) or 1
+    return Hardware(
+        vendor=vendor,
+        model=model,
+        architecture=platform.machine(),
+        system=platform.system(),
+        llvm_cpu=host().cpu,
+        isa=tuple(sorted(host_features())),
+        physical_cores=len({_core_key(cpu) for cpu in cpus}) or psutil.cpu_count(logical=False) or logical,
+        logical_cores=logical,
+        clusters=_clusters(cpus),
+        caches=_caches(cpus, logical),
+        memory_bytes=_memory_bytes(root),
+        numa=_numa(root),
+    )
+
+
+def read_confinement(root: Path = Path("/")) -> Confinement:
+    """What of it this process may use: CPU affinity and the tightest cgroup limit on the way up, v1 or v2."""
+    quotas, memory = [], []
+    for folder in _cgroup_folders(root, "cpu"):
+        if (limit := _text(folder / "cpu.max")) and not limit.startswith("max"):
+            quota, period = limit.split()[:2]
+            quotas.append(int(quota) / int(period))
+        quota_us, period_us = _integer(folder / "cpu.cfs_quota_us"), _integer(folder / "cpu.cfs_period_us")
+        if quota_us and period_us and quota_us > 0:
+            quotas.append(quota_us / period_us)
+    for folder in _cgroup_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            value = _integer(folder / name)
+            if value is not None and 0 < value < UNLIMITED_BYTES:
+                memory.append(value)
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=True) or 1
+    return Confinement(affinity=affinity, cgroup_cpus=min(quotas, default=None), cgroup_memory_bytes=min(memory, default=None))
+
+
+def core_cpus(root: Path = Path("/")) -> tuple[int, ...]:
+    """One logical CPU of every core this process may run on, the fastest core types first: where to pin threads."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(psutil.cpu_count() or 1))
+    cores: dict[object, tuple[int, int]] = {}
+    for cpu in _cpu_folders(root):
+        number = int(cpu.name[3:])
+        if number in allowed:
+            cores.setdefault(_core_key(cpu), (-(_integer(cpu / "cpu_capacity") or 0), number))
+    return tuple(number for _, number in sorted(cores.values())) or tuple(sorted(allowed))
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """CPU numbers of a kernel list such as "0-3,8": {0, 1, 2, 3, 8}."""
+    cpus: set[int] = set()
+    for part in text.replace("\n", "").split(","):
+        if part:
+            first, _, last = part.partition("-")
+            cpus.update(range(int(first), int(last or first) + 1))
+    return frozenset(cpus)
+
+
+def parse_kernel_size(text: str) -> int:
+    """Bytes of a kernel size such as "32768K"."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
+
+
+def _text(path: Path) -> str | None:
+    """Content of a small file, None where the kernel does not offer it."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").replace("\0", "").strip() or None
+    except OSError:
+        return None
+
+
+def _integer(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text is not None and text.lstrip("-").isdigit() else None
+
+
+def _cpu_folders(root: Path) -> tuple[Path, ...]:
+    """/sys/devices/system/cpu/cpu<N> of every CPU that is online, in order; none outside Linux."""
+    base = root / "sys/devices/system/cpu"
+    online = _text(base / "online")
+    numbers = parse_cpu_list(online) if online else frozenset()
+    return tuple(base / f"cpu{number}" for number in sorted(numbers) if (base / f"cpu{number}").is_dir())
+
+
+def _core_key(cpu: Path) -> object:
+    """Equal for two logical CPUs of one core. Without topology each CPU is its own core."""
+    siblings = _text(cpu / "topology/core_cpus_list") or _text(cpu / "topology/thread_siblings_list")
+    return parse_cpu_list(siblings) if siblings else cpu.name
+
+
+def _names(root: Path) -> tuple[str, str]:
+    """Vendor and model of the CPU: from /proc/cpuinfo, a board's device tree, sysctl, or what Python knows."""
+    fields: dict[str, str] = {}
+    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    vendor = fields.get("vendor_id") or fields.get("CPU implementer")
+    model = fields.get("model name") or fields.get("Hardware") or _text(root / "sys/firmware/devicetree/base/model")
+    if "CPU part" in fields:
+        model = f"{model or 'Arm'} part {fields['CPU part']} variant {fields.get('CPU variant', '?')}"
+    if platform.system() == "Darwin":
+        vendor, model = "Apple", _sysctl("machdep.cpu.brand_string")
+    return (vendor or "unknown")[:200], (model or platform.processor() or host().cpu)[:200]
+
+
+def _clusters(cpus: Iterable[Path]) -> tuple[Cluster, ...]:
+    """Group cores by the outermost cache they share and by relative speed; clusters that are alike stay apart."""
+    groups: dict[tuple[object, int | None], list[Path]] = {}
+    for cpu in cpus:
+        shared = [_text(index / "shared_cpu_list") for index in sorted(cpu.glob("cache/index[0-9]*"))]
+        package = _text(cpu / "topology/physical_package_id")
+        groups.setdefault((shared[-1] if shared else package, _integer(cpu / "cpu_capacity")), []).append(cpu)
+    return tuple(
+        Cluster(cores=len({_core_key(cpu) for cpu in members}), logical=len(members), capacity=capacity)
+        for (_, capacity), members in groups.items()
+    )
+
+
+def _caches(cpus: Iterable[Path], logical: int) -> tuple[Cache, ...]:
+    """Every kind of cache, from sysfs, sysctl or the C library, whichever speaks first."""
+    found = tuple(_sysfs_caches(cpus)) or tuple(_sysctl_caches()) or tuple(_sysconf_caches(logical))
+    return tuple(sorted(found, key=lambda cache: (cache.level, cache.kind, cache.nbytes)))
+
+
+def _sysfs_caches(cpus: Iterable[Path]) -> Iterator[Cache]:
+    kinds: dict[str, CacheKind] = {"Data": "data", "Instruction": "instruction", "Unified": "unified"}
+    instances: dict[tuple[int, CacheKind, int, int | None, int | None, int], set[frozenset[int]]] = {}
+    for cpu in cpus:
+        for index in cpu.glob("cache/index[0-9]*"):
+            level, size, kind = _integer(index / "level"), _text(index / "size"), _text(index / "type")
+            shared = _text(index / "shared_cpu_list")
+            if not (level and size and shared and kind in kinds) or parse_kernel_size(size) <= 0:
+                continue
+            line, ways = _integer(index / "coherency_line_size"), _integer(index / "ways_of_associativity")
+            members = parse_cpu_list(shared)
+            key = (level, kinds[kind], parse_kernel_size(size), line or None, ways or None, len(members))
+            instances.setdefault(key, set()).add(members)
+    for (level, cache_kind, nbytes, line, ways, shared_by), sets in instances.items():
+        yield Cache(
+            level=level,
+            kind=cache_kind,
+            nbytes=nbytes,
+            line_bytes=line,
+            ways=ways,
+            shared_by=shared_by,
+            instances=len(sets),
+            source="sysfs",
+        )
+
+
+def _sysconf_caches(logical: int) -> Iterator[Cache]:
+    """What the C library says (on x86 it asks the CPU itself); sharing is unknown, so the outermost is taken as shared by all."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    for level, kind, number in GLIBC_CACHES:
+        nbytes, ways, line = (os.sysconf(number + offset) for offset in range(3))
+        shared_by = logical if level == 3 else 1
+        if nbytes > 0:
+            yield Cache(
+                level=level,
+                kind=kind,
+                nbytes=nbytes,
+                line_bytes=line if line > 0 else None,
+                ways=ways if ways > 0 else None,
+                shared_by=shared_by,
+                instances=logical // shared_by,
+                source="sysconf",
+            )
+
+
+def _sysctl_caches() -> Iterator[Cache]:
+    """macOS: the fast cores' caches."""
+    if platform.system() != "Darwin":
+        return
+    cores = int(_sysctl("hw.perflevel0.logicalcpu") or _sysctl("hw.logicalcpu") or 1)
+    sharing = int(_sysctl("hw.perflevel0.cpusperl2") or 1)
+    for level, name, shared_by in ((1, "l1dcachesize", 1), (2, "l2cachesize", sharing)):
+        size = int(_sysctl(f"hw.perflevel0.{name}") or _sysctl(f"hw.{name}") or 0)
+        if size:
+            yield Cache(
+                level=level,
+                kind="data" if level == 1 else "unified",
+                nbytes=size,
+                shared_by=shared_by,
+                instances=max(1, cores // shared_by),
+                source="sysctl",
+            )
+
+
+def _sysctl(name: str) -> str | None:
+    done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False, timeout=5)  # noqa: S603  fixed path, no shell
+    return done.stdout.strip() or None
+
+
+def _memory_bytes(root: Path) -> int:
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) << 10
+    return int(psutil.virtual_memory().total)
+
+
+def _numa(root: Path) -> tuple[NumaNode, ...]:
+    nodes = []
+    for folder in sorted((root / "sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
+        lines = [line.split() for line in (_text(folder / "meminfo") or "").splitlines()]
+        total = next((int(words[3]) << 10 for words in lines if len(words) > 3 and words[2] == "MemTotal:"), 0)
+        cpus = parse_cpu_list(_text(folder / "cpulist") or "")
+        nodes.append(NumaNode(node=int(folder.name[4:]), logical=len(cpus), memory_bytes=total))
+    return tuple(nodes)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """The folders whose limits bind this process for a controller, from its own group up to the mount point."""
+    base = root / "sys/fs/cgroup"
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts = [base, base / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [base / controllers, base / controller]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for mount in mounts:
+            for depth in range(len(parts), -1, -1):
+                yield mount.joinpath(*parts[:depth])
+
+
+def installed_memory_gib(memory_bytes: int) -> float:
+    """Memory rounded up to the next eighth of a power of two, in GiB: the same after every boot.
+
+    The kernel reports what is left after its own reservations, which changes by some megabytes between boots and kernels.
+    """
+    gib = memory_bytes / (1 << 30)
+    step = 2.0 ** (math.floor(math.log2(gib)) - 3)
+    return math.ceil(gib / step) * step

@@ -1,0 +1,164 @@
+"""How far each step is from what the device can do.
+
+A step that computes F FLOPs and moves B bytes takes at least max(F / peak, B / bandwidth) seconds: the roof. Seen as a rate that
+is min(peak, intensity · bandwidth). The bandwidth is that of the innermost levels of memory that hold the step's B bytes, the
+fastest pattern measured there, so that the roof is one; what is written over what was read takes no room of its own. Bytes are
+each input and output once, arithmetic is what the chosen algorithm executes; a step above its roof is therefore a contradiction,
+and says what is probably wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from graph.run.executor import VIEW
+from kernels.cost import FLOPS_PER_MAC
+from kernels.registry import find
+from profiler.counting.counts import OpProfile
+from profiler.device.probe.loops import Precision
+from profiler.device.profile import DeviceProfile
+from profiler.run.trace import OpTrace, Trace
+
+TOLERANCE_PERCENT = 5.0  # a step may beat a measured roof by the noise of the two measurements
+MIN_CLOCK_STEPS = 20
+PARTIAL_READS = frozenset({"Gather", "GatherElements", "GatherND", "Slice", "Split", "ScatterND", "ScatterElements"})
+
+_PRECISIONS: dict[str, Precision] = {"float64": "fp64", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+Bound = Literal["compute", "memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class RooflinePoint:
+    """One step beside its roof.
+
+    flops, moved_bytes, intensity: as executed. precision: whose peak it is held to. level: the innermost memory that holds its
+    bytes.
+    roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median.
+    achieved_flops_per_s, achieved_bytes_per_s: at that median. roof_percent: roof_ns / measured_ns. bound: which side of the
+    roof it is under. wasted_ns: measured_ns above the roof's. contradiction: why it may be above the roof; "" when it is not.
+    """
+
+    name: str
+    op: str
+    precision: Precision
+    level: str
+    flops: int
+    moved_bytes: int
+    intensity: float
+    peak_flops_per_s: float
+    bandwidth_bytes_per_s: float
+    attainable_flops_per_s: float
+    roof_ns: float
+    measured_ns: float
+    achieved_flops_per_s: float
+    achieved_bytes_per_s: float
+    roof_percent: float
+    bound: Bound
+    wasted_ns: float
+    contradiction: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """All steps that do work, in execution order, on a device with a number of threads.
+
+    skipped: steps without a roof (not counted, or only renaming memory). wasted_ns, roof_ns: sums over the points.
+    """
+
+    device: str
+    threads: int
+    points: tuple[RooflinePoint, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def roof_ns(self) -> float:
+        """The least time all the points could take one after another."""
+        return sum(point.roof_ns for point in self.points)
+
+    @property
+    def wasted_ns(self) -> float:
+        """Time above the roof."""
+        return sum(point.wasted_ns for point in self.points)
+
+    def most_wasted(self) -> tuple[RooflinePoint, ...]:
+        """The points, those with the most to gain first."""
+        return tuple(sorted(self.points, key=lambda point: -point.wasted_ns))
+
+
+def roofline(measured: Trace, device: DeviceProfile, threads: int = 1) -> Roofline:
+    """Place every step of a trace under the roof of a device.
+
+    Args:   threads: what the traced executor ran with.
+    Raises: MeasurementError when the device's profile lacks a peak or bandwidth that is needed.
+    """
+    points, skipped = [], []
+    for row in measured.ops:
+        if row.cost is None or not row.cost.counted or row.algorithm == VIEW or not row.cost.moved_bytes:
+            skipped.append(row.name)
+        else:
+            points.append(_place(row, row.cost, device, threads))
+    return Roofline(device.fingerprint, threads, tuple(points), tuple(skipped))
+
+
+def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -> RooflinePoint:
+    precision = precision_of(cost)
+    flops = FLOPS_PER_MAC * row.executed_macs + cost.other_flops
+    moved_bytes = cost.moved_bytes if row.op not in PARTIAL_READS else 2 * cost.write_bytes
+    footprint_bytes = moved_bytes - _overwritten_bytes(cost)
+    level = device.level_of(footprint_bytes, threads)
+    peak = device.peak_ops_per_s(precision, threads)
+    compute_ns, memory_ns = 1e9 * flops / peak, device.least_transfer_ns(moved_bytes, threads, footprint_bytes)
+    bandwidth = 1e9 * moved_bytes / memory_ns
+    roof_ns = max(compute_ns, memory_ns)
+    measured_ns = max(row.durations.p50_ns, 1.0)
+    bound: Bound = "compute" if compute_ns >= memory_ns else "memory"
+    percent = 100 * roof_ns / measured_ns
+    return RooflinePoint(
+        name=row.name,
+        op=row.op,
+        precision=precision,
+        level=level,
+        flops=flops,
+        moved_bytes=moved_bytes,
+        intensity=flops / moved_bytes,
+        peak_flops_per_s=peak,
+        bandwidth_bytes_per_s=bandwidth,
+        attainable_flops_per_s=min(peak, flops / moved_bytes * bandwidth),
+        roof_ns=roof_ns,
+        measured_ns=measured_ns,
+        achieved_flops_per_s=1e9 * flops / measured_ns,
+        achieved_bytes_per_s=1e9 * moved_bytes / measured_ns,
+        roof_percent=percent,
+        bound=bound,
+        wasted_ns=max(0.0, measured_ns - roof_ns),
+        contradiction=_contradiction(percent, bound, measured_ns, level, device),
+    )
+
+
+def _overwritten_bytes(cost: OpProfile) -> int:
+    """What an elementwise op may write over what it has read: it then lies in half the memory."""
+    written = cost.output_specs[0] if cost.output_specs else None
+    if written is None or not find(cost.op).elementwise:
+        return 0
+    read = (spec for at, spec in enumerate(cost.input_specs) if at not in cost.constant_inputs)
+    return written.nbytes if any(spec == written for spec in read) else 0
+
+
+def precision_of(cost: OpProfile) -> Precision:
+    """The arithmetic an op is held to: its first input's; what has no peak of its own (float16, indices) counts as fp32."""
+    first = next((spec for spec in cost.input_specs if spec is not None), None)
+    return "fp32" if first is None else _PRECISIONS.get(np.dtype(first.dtype).name, "fp32")
+
+
+def _contradiction(percent: float, bound: Bound, measured_ns: float, level: str, device: DeviceProfile) -> str:
+    if percent <= 100 + TOLERANCE_PERCENT:
+        return ""
+    clock_ns = max(device.overheads.timer_resolution.value, device.overheads.timer_call.value)
+    if measured_ns < MIN_CLOCK_STEPS * clock_ns:
+        return f"timing: {measured_ns:.0f} ns is less than {MIN_CLOCK_STEPS} steps of a {clock_ns:.0f} ns clock"
+    if bound == "memory":
+        return f"counting: not all counted bytes are moved, or they come from closer than {level}"
+    return "peak: the device's measured peak is too low, or counting: the algorithm skips arithmetic"

@@ -1,0 +1,122 @@
+"""A model run on this machine and reported: what each step took, what it should take, and what the device could do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from graph.ir import Model
+from graph.run.executor import DYNAMIC, VIEW, Executor
+from graph.run.feeds import random_feeds
+from graph.shapes import bind
+from kernels.spec import Array
+from profiler.counting.counts import profile
+from profiler.device.profile import DeviceProfile
+from profiler.report.build import ran_as, trace_report
+from profiler.report.document import Report, Setup
+from profiler.run.trace import Trace
+from scheduler.build import current_build
+from scheduler.errors import StalePlanError, StoppedError
+from scheduler.exclusive import measuring
+from scheduler.local import local_fingerprint
+from scheduler.plan import Plan
+from scheduler.planning.planner import evidence_of
+from scheduler.planning.steps import predictions
+from scheduler.planning.subject import Subject
+from scheduler.session import Session
+from scheduler.store import Store
+from scheduler.store.records import now_us
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def measure(
+    model: Model,
+    device: DeviceProfile,
+    store: Store,
+    shapes: Shapes | None = None,
+    dims: Mapping[str, int] | None = None,
+    *,
+    runs: int = 50,
+    threads: int | None = None,
+    plan: Plan | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Time a model on random inputs.
+
+    Args:   device: this machine. store: where what the steps should take is learned. plan: what to run, at its own shapes where
+            none are given; None = every op's default. say: takes what is being done. stop: whether to end before it is timed.
+    Raises: StalePlanError for a plan of other shapes, model, device or build; FeedError for open dimensions; MeasurementError;
+            StoppedError where `stop` said so.
+    """
+    if plan is not None and not shapes and not dims:
+        shapes = {port.name: port.shape for port in plan.inputs}
+    specs = bind(model.graph, shapes, dims)
+    bound = {name: spec.shape for name, spec in specs.items()}
+    session = Session(model, threads=threads, plan=plan)
+    if plan is not None and session.plan_in_use(bound) is None:
+        made_for = {port.name: list(port.shape) for port in plan.inputs}
+        raise StalePlanError(f"plan {plan.id[:12]}: it is made for {made_for}, asked is {bound}, plan again")
+    say("building")
+    feeds = random_feeds(specs)
+    executor = session.executor(feeds)
+    with measuring(say, stop) as alone:
+        if not alone or stop():
+            raise StoppedError(f"measuring {model.source}: stopped before it was timed")
+        say("timing")
+        traced = session.trace(feeds, runs)
+    say("predicting")
+    predicted = _planned(plan) if plan is not None else _predicted(model, bound, session, executor, device, store)
+    return _report(session, executor, bound, traced, device, predicted)
+
+
+def timed(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
+    """The times of a session's runs by themselves, without what the device could do."""
+    traced = session.trace(feeds, runs)
+    return _report(session, session.executor(feeds), {name: array.shape for name, array in feeds.items()}, traced, None, {})
+
+
+def _report(
+    session: Session,
+    executor: Executor,
+    shapes: Shapes,
+    traced: Trace,
+    device: DeviceProfile | None,
+    predicted: Mapping[str, float],
+) -> Report:
+    setup = Setup(
+        device=local_fingerprint(),
+        device_name="" if device is None else device.name,
+        threads=session.threads,
+        precision="fp32",
+        backend=session.backend,
+        plan_id=session.plan_id,
+        engine_build=current_build().id,
+        runs=len(traced.runs),
+        warmup=traced.warmup,
+        measured_us=now_us(),
+    )
+    return trace_report(profile(session.model, shapes), executor, traced, setup, device, predicted)
+
+
+def _planned(plan: Plan) -> dict[str, float]:
+    return {step.node: step.predicted_ns for step in plan.steps}
+
+
+def _predicted(
+    model: Model, shapes: Shapes, session: Session, executor: Executor, device: DeviceProfile, store: Store
+) -> dict[str, float]:
+    """What the device's cost model says of each step as it ran; renamed memory takes nothing."""
+    subject = Subject.of(model, shapes, backend=session.backend)
+    options = dict(zip((node.name for node in subject.graph.nodes), subject.options(session.threads), strict=True))
+    known = evidence_of(subject, device, store).model
+    found: dict[str, float] = {}
+    for step in executor.steps:
+        if step.algorithm == VIEW:
+            found[step.node.name] = 0.0
+        elif step.algorithm != DYNAMIC:
+            _, ran = ran_as(step.algorithm)
+            said = {str(strategy.choice): of.ns for strategy, of in predictions(options[step.node.name], known).items()}
+            if ran in said:
+                found[step.node.name] = said[ran]
+    return found

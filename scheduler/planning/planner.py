@@ -1,0 +1,294 @@
+"""Choose how a device should run a model, and say why.
+
+Every kernel of every node is a candidate; those that cannot take the node's shapes are kept with their reason. At each thread
+count the cheapest candidate of each step wins, by measurement where the store has a fresh one and by prediction elsewhere, with
+what has to be converted for it; the objective then picks the thread count. The same inputs give the same plan: ties go to the
+first name, and are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import onnx
+
+from graph.formats.onnx.reader import read
+from graph.ir import Model
+from graph.memory import plan_memory
+from kernels.errors import AttributeValueError, UnsupportedError
+from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
+from scheduler.build import current_build
+from scheduler.cost.bounds import UNCERTAINTY, error_of
+from scheduler.cost.fitting import CostModel, cost_model
+from scheduler.errors import InfeasibleError, NotFoundError
+from scheduler.local import local_device, local_fingerprint
+from scheduler.plan import (
+    Candidate,
+    Constraints,
+    Objective,
+    Plan,
+    State,
+    Step,
+    ThreadOption,
+)
+from scheduler.planning.steps import Evidence, choose_step
+from scheduler.planning.subject import Subject
+from scheduler.store import Here, Store
+from scheduler.strategy import Precision, Strategy, WantedBackend
+
+Given = Mapping[str, Strategy]  # node -> what it shall run as
+
+
+def make_plan(
+    model: Model,
+    device: DeviceProfile,
+    objective: Objective = "latency",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    *,
+    max_latency_ms: float | None = None,
+    max_memory_bytes: int | None = None,
+    max_error: float | None = None,
+    max_threads: int | None = None,
+    backend: WantedBackend = "auto",
+    precision: Precision | str = "fp32",
+    store: Store | None = None,
+) -> Plan:
+    """Plan a model for a device.
+
+    Args:    device: a profile, of this machine or another. objective: latency, throughput or memory. store: where measurements
+             are looked up; only those of this very device, build and kernel source count.
+    Returns: the plan; its state is `predicted` when the device is not this machine.
+    Raises:  FeedError for open dimensions, UnsupportedError for what this build cannot do, InfeasibleError with the closest plan
+             when a constraint cannot be met.
+    """
+    _check(objective, backend, precision)
+    subject = Subject.of(model, shapes, dims, backend=backend, max_error=max_error)
+    constraints = Constraints(
+        max_latency_ms=max_latency_ms,
+        max_memory_bytes=max_memory_bytes,
+        max_error=max_error,
+        max_threads=max_threads,
+        backend=backend,
+        precision="fp32",
+    )
+    return compose(subject, device, objective, constraints, evidence_of(subject, device, store))
+
+
+def evidence_of(subject: Subject, device: DeviceProfile, store: Store | None) -> Evidence:
+    """What is stored and fresh for the subject's nodes on that device, and the device's cost model."""
+    here = Here(device.fingerprint, subject.build)
+    known = store.measurements.fresh(here, subject.ops) if store is not None else {}
+    return Evidence(known, cost_model(store, here, device))
+
+
+def compose(
+    subject: Subject,
+    device: DeviceProfile,
+    objective: Objective,
+    constraints: Constraints,
+    evidence: Evidence,
+    given: Mapping[int, Given] | None = None,
+) -> Plan:
+    """The best plan by that evidence. given: of each thread count that may be taken, steps that are decided already.
+
+    Raises: InfeasibleError with the closest plan when a constraint cannot be met.
+    """
+    cores = min(device.usable_cores, constraints.max_threads or device.usable_cores)
+    counts = thread_counts(cores) if given is None else tuple(sorted(given))
+    plans = [_at(subject, threads, objective, evidence, (given or {}).get(threads, {})) for threads in counts]
+    options = [_option(draft, cores, objective, constraints) for draft in plans]
+    order = sorted(range(len(plans)), key=lambda i: (options[i].verdict == "over_limit", *_rank(options[i], objective)))
+    best = order[0]
+    options = [
+        option if index == best or option.verdict == "over_limit" else option.model_copy(update={"verdict": "slower"})
+        for index, option in enumerate(options)
+    ]
+    draft, option = plans[best], options[best]
+    here = device.fingerprint == local_fingerprint()
+    plan = Plan(
+        model_digest=subject.model.digest,
+        model_name=subject.model.source,
+        device_fingerprint=device.fingerprint,
+        device_name=device.name,
+        engine_build=subject.build.id,
+        objective=objective,
+        constraints=constraints,
+        inputs=subject.inputs,
+        threads=draft.threads,
+        replicas=option.replicas,
+        precision="fp32",
+        steps=draft.steps,
+        predicted_ns=draft.predicted_ns,
+        low_ns=sum(step.low_ns for step in draft.steps),
+        high_ns=sum(step.high_ns for step in draft.steps),
+        memory_bytes=draft.memory_bytes,
+        arena_bytes=draft.arena_bytes,
+        param_bytes=draft.param_bytes,
+        error_estimate=draft.error,
+        thread_options=tuple(options),
+        ties=draft.ties,
+        why=_why(draft, option, options, objective, evidence.model),
+        state=State() if here else State(status="predicted", reason="not this machine"),
+    )
+    if option.verdict == "over_limit":
+        raise InfeasibleError(
+            f"plan of {subject.model.source}: {option.reason}, the closest plan is attached", option.reason, plan
+        )
+    return plan
+
+
+def plan(
+    model: str | Path | bytes | onnx.ModelProto | Model,
+    device: str = "local",
+    objective: Objective = "latency",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    *,
+    max_latency_ms: float | None = None,
+    max_memory_bytes: int | None = None,
+    max_error: float | None = None,
+    max_threads: int | None = None,
+    backend: WantedBackend = "auto",
+    db: str | None = None,
+) -> Plan:
+    """Plan a model for this machine ("local") or a device stored under its fingerprint, and store the plan.
+
+    A plan of the same request that `tune` has run whole, and that is still true, is given back as it is.
+    db: database URL, None = SQLite in the user's data directory. A new machine is measured first, which takes seconds.
+    """
+    loaded = model if isinstance(model, Model) else read(model)
+    with Store(db) as store:
+        known = local_device(store, FULL_S) if device == "local" else DeviceProfile.from_json(store.devices.get(device).profile)
+        made = make_plan(
+            loaded,
+            known,
+            objective,
+            shapes,
+            dims,
+            max_latency_ms=max_latency_ms,
+            max_memory_bytes=max_memory_bytes,
+            max_error=max_error,
+            max_threads=max_threads,
+            backend=backend,
+            store=store,
+        )
+        if (standing := tuned(store, made)) is not None:
+            return standing
+        store.models.save(loaded.digest, loaded.source, loaded.nbytes)
+        store.plans.save(made)
+    return made
+
+
+def tuned(store: Store, made: Plan) -> Plan | None:
+    """The newest stored plan of the request that `made` answers, if it was run whole and is true of what runs here."""
+    here = Here(local_fingerprint(), current_build())
+    if made.device_fingerprint != here.device_fingerprint:
+        return None
+    try:
+        found = store.plans.latest(made.model_digest, made.request, here).plan
+    except NotFoundError:
+        return None
+    return found if found.measured_ns is not None and found.state.status == "current" else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """The best steps at one thread count."""
+
+    threads: int
+    steps: tuple[Step, ...]
+    predicted_ns: float
+    memory_bytes: int
+    arena_bytes: int
+    param_bytes: int
+    error: float
+    ties: tuple[str, ...]
+
+
+def _check(objective: str, backend: str, precision: str) -> None:
+    if objective not in ("latency", "throughput", "memory"):
+        raise AttributeValueError(f"plan: objective is {objective!r}, need latency, throughput or memory")
+    if backend not in get_args(WantedBackend):
+        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
+    if precision not in ("fp32", "auto"):
+        raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
+
+
+def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence, given: Given) -> _Draft:
+    """Choose every step at one thread count."""
+    nodes = subject.graph.nodes
+    steps = tuple(
+        choose_step(subject, index, threads, evidence, objective, given.get(node.name)) for index, node in enumerate(nodes)
+    )
+    chosen = {step.node: _chosen(step) for step in steps}
+    memory = plan_memory(subject.graph, subject.specs, {name: found.workspace_bytes for name, found in chosen.items()})
+    packed = {(node.inputs[1:], chosen[node.name].strategy): chosen[node.name].packed_bytes for node in nodes}
+    param_bytes = sum(array.nbytes for array in subject.graph.constants.values())
+    ports = {port.name for port in (*subject.graph.inputs, *subject.graph.outputs)}
+    port_bytes = sum(spec.nbytes for name in ports if (spec := subject.specs.get(name)) is not None)
+    return _Draft(
+        threads=threads,
+        steps=steps,
+        predicted_ns=sum(step.predicted_ns for step in steps),
+        memory_bytes=memory.arena_bytes + param_bytes + port_bytes + sum(packed.values()),
+        arena_bytes=memory.arena_bytes,
+        param_bytes=param_bytes,
+        error=sum(error_of(node, subject.specs) for node in nodes) + _added(subject, steps, threads),
+        ties=tuple(f"{step.node}: {c.strategy}" for step in steps for c in step.candidates if c.verdict == "tie"),
+    )
+
+
+def _chosen(step: Step) -> Candidate:
+    return next(candidate for candidate in step.candidates if candidate.verdict == "chosen")
+
+
+def _added(subject: Subject, steps: Sequence[Step], threads: int) -> float:
+    """What the algorithms that were chosen add to rounding."""
+    total = 0.0
+    for step, options in zip(steps, subject.options(threads), strict=True):
+        total += next((o.load.work.error for o in options if o.strategy == step.strategy and o.load is not None), 0.0)
+    return total
+
+
+def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constraints) -> ThreadOption:
+    """A thread count with its verdict against the constraints; the caller marks those that were merely slower."""
+    replicas = max(1, cores // draft.threads) if objective == "throughput" else 1
+    broken = []
+    if constraints.max_latency_ms is not None and draft.predicted_ns > constraints.max_latency_ms * 1e6:
+        broken.append(f"latency is {draft.predicted_ns / 1e6:.3f} ms, the limit is {constraints.max_latency_ms} ms")
+    if constraints.max_memory_bytes is not None and draft.memory_bytes > constraints.max_memory_bytes:
+        broken.append(f"memory is {draft.memory_bytes} bytes, the limit is {constraints.max_memory_bytes}")
+    if constraints.max_error is not None and draft.error > constraints.max_error:
+        broken.append(f"error estimate is {draft.error:.1e}, the limit is {constraints.max_error:.1e}")
+    return ThreadOption(
+        threads=draft.threads,
+        replicas=replicas,
+        predicted_ns=draft.predicted_ns,
+        memory_bytes=draft.memory_bytes,
+        throughput_per_s=replicas * 1e9 / draft.predicted_ns if draft.predicted_ns else 0.0,
+        verdict="over_limit" if broken else "chosen",
+        reason="; ".join(broken),
+    )
+
+
+def _rank(option: ThreadOption, objective: Objective) -> tuple[float, float, int]:
+    if objective == "throughput":
+        return -option.throughput_per_s, option.predicted_ns, option.threads
+    if objective == "memory":
+        return option.memory_bytes, option.predicted_ns, option.threads
+    return option.predicted_ns, option.memory_bytes, option.threads
+
+
+def _why(draft: _Draft, option: ThreadOption, options: Sequence[ThreadOption], objective: Objective, model: CostModel) -> str:
+    measured = sum(step.measured for step in draft.steps)
+    rest = "by what was measured of other work" if model.fits else f"within a factor of {UNCERTAINTY}"
+    others = ", ".join(f"{o.predicted_ns / 1e6:.2f} ms on {o.threads}" for o in options if o.threads != option.threads)
+    beside = f"; {others}" if others else ""
+    return (
+        f"{objective}: {draft.predicted_ns / 1e6:.2f} ms on {draft.threads} threads{beside}; "
+        f"{measured} of {len(draft.steps)} steps measured, the others predicted {rest}"
+    )

@@ -1,0 +1,199 @@
+"""One node's part of a plan: its candidates with what each should take, the one chosen, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from graph.run.executor import VIEW
+from scheduler.cost.bounds import UNCERTAINTY
+from scheduler.cost.fitting import CostModel, Prediction
+from scheduler.plan import EXECUTOR, Candidate, Objective, Step
+from scheduler.planning.subject import Option, Subject
+from scheduler.store import Measurement
+from scheduler.strategy import Strategy
+from scheduler.workload import Workload
+
+TIE = 1.01  # candidates within one percent of each other are a tie
+RANK = 0.02  # where nothing was fitted, each candidate of a rule is taken for that much slower than the one before it
+
+Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> what was measured
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What plans are made of: fresh measurements, and a model for all else. dropped: what is not worth a try, and why."""
+
+    known: Known
+    model: CostModel
+    dropped: Mapping[tuple[str, Strategy], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A candidate that can run, and what is known of it."""
+
+    load: Workload
+    prediction: Prediction
+
+
+def choose_step(
+    subject: Subject, index: int, threads: int, evidence: Evidence, objective: Objective, given: Strategy | None = None
+) -> Step:
+    """The step of one node. given: to be taken, whatever else would be."""
+    node, cost, text = subject.graph.nodes[index], subject.costs[index], subject.signatures[index]
+    shared: dict[str, Any] = {
+        "node": node.name,
+        "op": node.op,
+        "signature": text.text,
+        "signature_key": text.key,
+        "kernel_source": subject.build.kernel_source(node.op),
+        "macs": cost.macs,
+        "other_flops": cost.other_flops,
+        "moved_bytes": cost.moved_bytes,
+    }
+    if (fixed := subject.fixed(node)) is not None:
+        return _fixed_step(shared, *fixed)
+    options = [
+        replace(option, load=None, refused=why) if (why := evidence.dropped.get((text.key, option.strategy))) else option
+        for option in subject.options(threads)[index]
+    ]
+    candidates, found = _candidates(options, evidence.known.get(text.key, {}), evidence.model)
+    able = _able(subject, candidates)
+    chosen = next((c for c in able if c.strategy == given), None) or _best(able, found, objective)
+    taken = found[chosen.strategy]
+    return Step(
+        **shared,
+        strategy=chosen.strategy,
+        executed_macs=cost.macs if taken.load.work.macs is None else taken.load.work.macs,
+        level=taken.prediction.level,
+        predicted_ns=chosen.expected_ns or 0,
+        low_ns=chosen.low_ns or 0,
+        high_ns=chosen.high_ns or 0,
+        measured=chosen.measured_ns is not None,
+        bound_by=taken.prediction.bound_by,
+        candidates=tuple(sorted((_judged(c, chosen) for c in candidates), key=_listing)),
+        why=_reason(chosen, [c for c in able if c is not chosen], taken) + _not_native(chosen, candidates),
+    )
+
+
+def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, Prediction]:
+    """What each option that can run should take.
+
+    Where a rule's candidates are not all fitted, only its own order tells them apart: the first is the fastest.
+    """
+    able = [(option.strategy, option.load) for option in options if option.load is not None]
+    found = dict(zip([strategy for strategy, _ in able], model.predict([load for _, load in able]), strict=True))
+    native = [strategy for strategy, _ in able if strategy.backend == "native"]
+    if native and not all(found[strategy].fitted for strategy in native):
+        first_ns = found[native[0]].ns
+        for rank, strategy in enumerate(native):
+            ns = max(found[strategy].ns, first_ns * (1 + RANK * rank))
+            found[strategy] = replace(found[strategy], ns=ns, low_ns=ns / UNCERTAINTY, high_ns=ns * UNCERTAINTY, fitted=False)
+    return found
+
+
+def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> Step:
+    """A node that the executor runs by itself."""
+    strategy = Strategy(EXECUTOR, algorithm)
+    return Step(
+        **shared,
+        strategy=strategy,
+        executed_macs=0 if algorithm == VIEW else shared["macs"],
+        level="",
+        predicted_ns=0,
+        low_ns=0,
+        high_ns=0,
+        measured=False,
+        bound_by="unknown",
+        candidates=(Candidate(strategy=strategy, predicted_ns=0, low_ns=0, high_ns=0, verdict="chosen"),),
+        why=why,
+    )
+
+
+def _candidates(
+    options: Sequence[Option], known: Mapping[Strategy, Measurement], model: CostModel
+) -> tuple[list[Candidate], dict[Strategy, _Found]]:
+    candidates: list[Candidate] = []
+    found: dict[Strategy, _Found] = {}
+    predicted = predictions(options, model)
+    for option in options:
+        if option.load is None:
+            candidates.append(Candidate(strategy=option.strategy, verdict="refused", reason=option.refused))
+            continue
+        prediction, measured = predicted[option.strategy], known.get(option.strategy)
+        found[option.strategy] = _Found(option.load, prediction)
+        low, high = (measured.min_ns, measured.p90_ns) if measured else (prediction.low_ns, prediction.high_ns)
+        candidates.append(
+            Candidate(
+                strategy=option.strategy,
+                predicted_ns=prediction.ns,
+                low_ns=low,
+                high_ns=high,
+                measured_ns=measured.min_ns if measured else None,
+                workspace_bytes=option.load.work.buffer_bytes,
+                packed_bytes=option.load.work.weight_bytes if option.strategy.backend == "native" else 0,
+                verdict="slower",
+            )
+        )
+    return candidates, found
+
+
+def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that may be chosen: what runs in numpy breaks a native segment in two, so a prediction alone is not enough for it."""
+    able = [c for c in candidates if c.verdict != "refused"]
+    native = [c for c in able if c.strategy.backend == "native"]
+    if subject.backend == "native":
+        return native or able
+    return native + [c for c in able if c.strategy.backend != "native" and c.measured_ns is not None] if native else able
+
+
+def _best(able: Sequence[Candidate], found: Mapping[Strategy, _Found], objective: Objective) -> Candidate:
+    """The fastest, of those of least memory where that is asked for.
+
+    Beside one that was measured, only a fitted prediction counts, and by its upper bound: the lowest of many uncertain ones is
+    mostly luck.
+    """
+    if objective == "memory":
+        least = min(c.workspace_bytes + c.packed_bytes for c in able)
+        able = [c for c in able if c.workspace_bytes + c.packed_bytes == least]
+    measured = min((c.measured_ns for c in able if c.measured_ns is not None), default=None)
+    if measured is not None:
+        able = [
+            c for c in able if c.measured_ns is not None or (found[c.strategy].prediction.fitted and (c.high_ns or 0) < measured)
+        ]
+    return min(able, key=lambda c: (c.expected_ns or 0, str(c.strategy)))
+
+
+def _judged(candidate: Candidate, chosen: Candidate) -> Candidate:
+    if candidate.verdict == "refused":
+        return candidate
+    if candidate is chosen:
+        return candidate.model_copy(update={"verdict": "chosen"})
+    ratio = (candidate.expected_ns or 0) / max(chosen.expected_ns or 0, 1e-9)
+    tie = 1 / TIE <= ratio <= TIE
+    return candidate.model_copy(update={"verdict": "tie" if tie else "slower", "reason": f"{ratio:.2f} times the chosen one"})
+
+
+def _listing(candidate: Candidate) -> tuple[bool, bool, float, str]:
+    expected = candidate.expected_ns
+    return candidate.verdict != "chosen", expected is None, expected or 0.0, str(candidate.strategy)
+
+
+def _reason(chosen: Candidate, others: Sequence[Candidate], found: _Found) -> str:
+    source = "measured" if chosen.measured_ns is not None else "predicted" if found.prediction.fitted else "reckoned"
+    text = f"{source} {(chosen.expected_ns or 0) / 1e3:.1f} µs, bound by {found.prediction.bound_by}"
+    if found.load.converted_bytes:
+        text += f", {found.load.converted_bytes} bytes of it moved to convert its input"
+    if others:
+        next_best = min(others, key=lambda c: c.expected_ns or 0)
+        return f"{text}; {next_best.strategy.choice} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
+    return f"{text}; the only kernel that takes it"
+
+
+def _not_native(chosen: Candidate, candidates: Sequence[Candidate]) -> str:
+    """Why a step that runs in numpy does not run natively, where that was refused."""
+    refused = (c.reason for c in candidates if c.strategy.backend == "native" and c.verdict == "refused")
+    reason = next(refused, "") if chosen.strategy.backend == "numpy" else ""
+    return f"; not native: {reason}" if reason else ""

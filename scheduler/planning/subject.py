@@ -1,0 +1,153 @@
+"""A model made ready to be planned or measured: its optimised graph, what each node costs, and every way to run each node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from graph.ir import Graph, Model, Node, Specs
+from graph.memory import is_static
+from graph.native.engine import Native, find_native
+from graph.native.work import Work
+from graph.passes.optimise import optimise
+from graph.run.executor import DYNAMIC, VIEW
+from graph.run.feeds import random_feeds
+from graph.shapes import bind
+from kernels.registry import find
+from kernels.spec import Array
+from profiler.counting.counts import OpProfile, count_nodes
+from scheduler.build import Build, current_build
+from scheduler.cost.bounds import numpy_work
+from scheduler.plan import InputShape
+from scheduler.signature import Signature, signature
+from scheduler.strategy import Strategy, WantedBackend
+from scheduler.workload import Workload
+
+MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to run a node. load: None where it is refused, and `refused` says why."""
+
+    strategy: Strategy
+    load: Workload | None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is planned or measured.
+
+    costs, signatures: of every node of the graph, in order. error_budget: what the algorithm of one convolution or product may
+    add, relative to its largest output.
+    """
+
+    model: Model
+    inputs: tuple[InputShape, ...]
+    graph: Graph
+    specs: Specs
+    costs: Sequence[OpProfile]
+    signatures: Sequence[Signature]
+    build: Build
+    native: Native | None
+    backend: WantedBackend
+    error_budget: float
+    _options: dict[int, list[tuple[Option, ...]]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        model: Model,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        dims: Mapping[str, int] | None = None,
+        *,
+        backend: WantedBackend = "auto",
+        max_error: float | None = None,
+    ) -> Subject:
+        """Bind the inputs and optimise. Raises FeedError for open dimensions."""
+        inputs = bind(model.graph, shapes, dims)
+        ready = optimise(model.graph, inputs)
+        graph, specs = ready.graph, ready.specs
+        costs = count_nodes(graph, specs)
+        return Subject(
+            model=model,
+            inputs=tuple(InputShape(name=name, dtype=spec.dtype.name, shape=spec.shape) for name, spec in inputs.items()),
+            graph=graph,
+            specs=specs,
+            costs=costs,
+            signatures=[signature(node, specs, graph.constants) for node in graph.nodes],
+            build=current_build(),
+            native=None if backend == "numpy" else find_native(backend),
+            backend=backend,
+            error_budget=(MODEL_ERROR if max_error is None else max_error) / max(1, sum(cost.macs > 0 for cost in costs)),
+        )
+
+    @property
+    def ops(self) -> dict[str, str]:
+        """Signature key -> op, as the store asks for them."""
+        return {text.key: text.op for text in self.signatures}
+
+    def feeds(self) -> dict[str, Array]:
+        """Seeded inputs of the shapes that are bound."""
+        return random_feeds({port.name: spec for port in self.graph.inputs if (spec := self.specs[port.name]) is not None})
+
+    def fixed(self, node: Node) -> tuple[str, str] | None:
+        """Of a node that the executor runs without a kernel of its own: as what, and why."""
+        if not is_static(node, self.specs):
+            return DYNAMIC, "its shapes are only known at run time"
+        if find(node.op).view and not node.epilogue:
+            return VIEW, "another name for memory"
+        return None
+
+    def options(self, threads: int) -> list[tuple[Option, ...]]:
+        """Every way to run each node on that many threads, refused ones too; of native ones the one to use unmeasured first.
+
+        Where values lie depends on the nodes that make them, hardly on how these are computed: what has to be converted for an
+        option is told from the rules' first choices.
+        """
+        if threads not in self._options:
+            blocked: frozenset[str] = frozenset()
+            if self.native is not None:
+                blocked = self.native.blocked(self.graph, self.specs, threads, {})
+            self._options[threads] = [
+                () if self.fixed(node) else self._of_node(node, cost, threads, blocked)
+                for node, cost in zip(self.graph.nodes, self.costs, strict=True)
+            ]
+        return self._options[threads]
+
+    def _of_node(self, node: Node, cost: OpProfile, threads: int, blocked: frozenset[str]) -> tuple[Option, ...]:
+        found = [] if self.native is None else self._natively(self.native, node, threads, blocked)
+        inputs = [self.specs[name] if name else None for name in node.inputs]
+        for kernel in find(node.op).kernels:
+            strategy = Strategy("numpy", kernel.algorithm, "fp32", threads)
+            refusal = kernel.refuses(*inputs, **node.attrs) if kernel.refuses else None
+            load = None if refusal is not None else Workload(numpy_work(node, cost, kernel, self.specs), threads)
+            found.append(Option(strategy, load, refusal or ""))
+        if cost.macs:
+            for other in ("bf16", "int8"):
+                strategy = Strategy("numpy", find(node.op).kernels[0].algorithm, other, threads)
+                found.append(Option(strategy, None, f"numpy has no {other} kernels"))
+        return tuple(found)
+
+    def _natively(self, native: Native, node: Node, threads: int, blocked: frozenset[str]) -> list[Option]:
+        reason = native.refusal(node, self.graph, self.specs)
+        if reason is not None:
+            return [Option(Strategy("native", "any", "fp32", threads), None, reason)]
+        found = []
+        for choice in native.candidates(node, self.graph, self.specs, threads):
+            work = native.work(node, self.graph, self.specs, choice)
+            strategy = Strategy.of(choice, threads)
+            if work.error > self.error_budget:
+                why = f"its error estimate is {work.error:.1e}, each product of the model may add {self.error_budget:.1e}"
+                found.append(Option(strategy, None, why))
+            else:
+                found.append(Option(strategy, Workload(work, threads, self._converted_bytes(node, work, blocked))))
+        return found
+
+    def _converted_bytes(self, node: Node, work: Work, blocked: frozenset[str]) -> int:
+        """What is moved to bring the node's first input into the layout that a candidate wants."""
+        value = node.inputs[0] if node.inputs else ""
+        spec = self.specs.get(value)
+        if spec is None or value in self.graph.constants or work.wants == "any":
+            return 0
+        return 0 if (value in blocked) == (work.wants == "blocks") else 2 * spec.nbytes

@@ -1,0 +1,206 @@
+"""Which candidate of a piece of work is the fastest, as far as noisy samples tell.
+
+A contest is of one signature: its arms are the candidates that may win. What an arm takes is its fastest run: neighbours, caches
+and clocks only ever make a run longer. On two cores that others share, two halves of the same runs agree on the order of the
+fastest (Spearman 0.92) far better than on that of the medians (0.75). How much less it may take is known from its samples, or
+from what was stored before; where it never ran, a prediction has bounds. An arm whose lower bound is above another's upper bound
+is out. A contest is settled when one arm is left, or when all that are left lie within one percent of each other: a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from scheduler.cost.fitting import Prediction, floor_error_ns
+from scheduler.planning.steps import TIE
+from scheduler.store import Measurement
+from scheduler.strategy import Strategy
+from scheduler.workload import Workload
+
+MIN_SAMPLES: Final = 5
+MAX_SAMPLES: Final = 400  # of an arm: what is not told apart by so many is left so
+_CONFIDENT = 3.0  # standard errors of an exponential distribution within which 95 % of it lie
+_LEAST_ERROR = 0.003  # of the fastest run: clocks are no finer
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Statistics of the runs of an arm."""
+
+    samples: int
+    min_ns: float
+    p50_ns: float
+    p90_ns: float
+    mean_ns: float
+    std_ns: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Summary:
+        """Of at least one run."""
+        array = np.asarray(samples, np.float64)
+        p50, p90 = np.percentile(array, (50, 90))
+        return Summary(len(array), float(array.min()), float(p50), float(p90), float(array.mean()), float(array.std()))
+
+    @staticmethod
+    def stored(found: Measurement) -> Summary:
+        """Of a stored measurement."""
+        return Summary(found.samples, found.min_ns, found.p50_ns, found.p90_ns, found.mean_ns, found.std_ns)
+
+    def with_more(self, more: Summary) -> Summary:
+        """Both together. The percentiles of both are not known without their runs: their weighted means stand for them."""
+        n = self.samples + more.samples
+        a, b = self.samples / n, more.samples / n
+        mean = a * self.mean_ns + b * more.mean_ns
+        square = a * (self.std_ns**2 + self.mean_ns**2) + b * (more.std_ns**2 + more.mean_ns**2)
+        return Summary(
+            samples=n,
+            min_ns=min(self.min_ns, more.min_ns),
+            p50_ns=a * self.p50_ns + b * more.p50_ns,
+            p90_ns=a * self.p90_ns + b * more.p90_ns,
+            mean_ns=mean,
+            std_ns=math.sqrt(max(square - mean**2, 0.0)),
+        )
+
+    @property
+    def error_ns(self) -> float:
+        """How much less it may take than its fastest run: nine times in ten no more, and oftener where there are many runs."""
+        few = 1 + 4 / self.samples  # know little of their spread
+        return max(_CONFIDENT * few * floor_error_ns(self.samples, self.min_ns, self.p50_ns), _LEAST_ERROR * self.min_ns)
+
+
+@dataclass(slots=True)
+class Arm:
+    """One candidate of a contest. before: what was stored when the contest began. out: why it cannot win any more, else ""."""
+
+    strategy: Strategy
+    load: Workload
+    predicted: Prediction
+    before: Measurement | None = None
+    samples: list[int] = field(default_factory=list)
+    out: str = ""
+    _summary: Summary | None = None
+
+    @property
+    def summary(self) -> Summary | None:
+        """All its runs, earlier ones included; None before any."""
+        if self._summary is None and (self.samples or self.before):
+            new = Summary.of(self.samples) if self.samples else None
+            old = Summary.stored(self.before) if self.before else None
+            self._summary = old.with_more(new) if old and new else old or new
+        return self._summary
+
+    def add(self, ns: Sequence[int]) -> None:
+        """Note runs."""
+        self.samples += ns
+        self._summary = None
+
+    @property
+    def ns(self) -> float:
+        """What it takes, as far as is known."""
+        return self.summary.min_ns if self.summary else self.predicted.ns
+
+    @property
+    def low_ns(self) -> float:
+        """It hardly takes less."""
+        return self.summary.min_ns - self.summary.error_ns if self.summary else self.predicted.low_ns
+
+    @property
+    def high_ns(self) -> float:
+        """It hardly takes more."""
+        return self.summary.min_ns if self.summary else self.predicted.high_ns
+
+    @property
+    def runs(self) -> int:
+        """How often it was run."""
+        return self.summary.samples if self.summary else 0
+
+
+@dataclass(slots=True)
+class Contest:
+    """The arms of one signature. nodes: of the model, that are this work."""
+
+    key: str
+    op: str
+    nodes: tuple[str, ...]
+    arms: list[Arm]
+
+    @property
+    def active(self) -> list[Arm]:
+        """Arms that may still win, in the order of the rule that listed them."""
+        return [arm for arm in self.arms if not arm.out]
+
+    @property
+    def best(self) -> Arm:
+        """The arm to take now: of those that were measured where any was."""
+        return min(self.active, key=lambda arm: (arm.summary is None, arm.ns, str(arm.strategy)))
+
+    def field(self, most: int) -> list[Arm]:
+        """The arms to run next: the best, then those run too seldom to tell, the most promising first, then the closest."""
+        best = self.best
+        others = [arm for arm in self.active if arm is not best]
+        others.sort(key=lambda arm: (arm.runs >= MIN_SAMPLES, arm.low_ns if arm.runs else arm.ns))
+        return [best, *others[: most - 1]]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to find out."""
+        active = self.active
+        if len(active) == 1:
+            return True
+        if any(arm.runs < MIN_SAMPLES for arm in active):
+            return False
+        return all(arm.runs >= MAX_SAMPLES for arm in active) or self.tied
+
+    @property
+    def tied(self) -> bool:
+        """Whether several are left, known well enough, and all within one percent of the best."""
+        best, active = self.best, self.active
+        close = all(arm.ns <= best.ns * TIE for arm in active)
+        return len(active) > 1 and close and all(arm.high_ns <= TIE * arm.low_ns for arm in active)
+
+    @property
+    def gain_ns(self) -> float:
+        """What finding a better arm could still spare the model at most, by the bounds."""
+        if self.settled:
+            return 0.0
+        best = self.best
+        lowest = min(arm.low_ns for arm in self.active if arm is not best)
+        return len(self.nodes) * max(0.0, best.ns - max(lowest, 0.0))
+
+    @property
+    def total_ns(self) -> float:
+        """What its nodes take together by the best arm."""
+        return len(self.nodes) * self.best.ns
+
+    def eliminate(self) -> None:
+        """Put out every arm that another one beats beyond doubt."""
+        active = self.active
+        known = [arm for arm in active if arm.runs >= MIN_SAMPLES]
+        if not known:
+            fitted = [arm for arm in active if arm.predicted.fitted]
+            known = fitted if len(fitted) == len(active) else []
+        if not known:
+            return
+        leader = min(known, key=lambda arm: (arm.high_ns, str(arm.strategy)))
+        for arm in active:
+            doubtful = 0 < arm.runs < MIN_SAMPLES or (arm.runs == 0 and not arm.predicted.fitted)
+            if arm is not leader and not doubtful and arm.low_ns > leader.high_ns:
+                source = "measured" if arm.runs else "predicted"
+                arm.out = f"{source} {arm.ns / 1e3:.1f} µs, {leader.strategy.choice} takes {leader.ns / 1e3:.1f} µs"
+
+    def drop(self, strategy: Strategy, why: str) -> None:
+        """Put an arm out unless it is the last."""
+        if len(self.active) > 1:
+            for arm in self.active:
+                if arm.strategy == strategy:
+                    arm.out = why
+
+
+def model_ns(contests: Sequence[Contest]) -> float:
+    """What the model takes by the best arms."""
+    return sum(contest.total_ns for contest in contests)

@@ -1,0 +1,268 @@
+"""Measure a model's candidates on this machine within a budget, keep what was learned, and plan by it.
+
+Nothing that is stored and fresh is measured again. What is measured is stored every few seconds: a run that is killed loses no
+more, and the next one goes on from there. At the end the composed plan and the untuned one are run whole against each other.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from graph.formats.onnx.reader import read
+from graph.ir import Model
+from graph.run.prepared import without_unread
+from kernels.errors import AttributeValueError
+from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
+from scheduler.cost.fitting import CostModel
+from scheduler.exclusive import measuring
+from scheduler.local import local_device
+from scheduler.plan import Constraints, Plan
+from scheduler.planning.planner import compose, evidence_of
+from scheduler.planning.steps import Evidence, predictions
+from scheduler.planning.subject import Option, Subject
+from scheduler.store import Measurement, Store
+from scheduler.store.records import now_us
+from scheduler.strategy import Strategy, WantedBackend
+from scheduler.tuning.contests import Arm, Contest, Summary, model_ns
+from scheduler.tuning.in_place import InPlace, executor_of, race
+from scheduler.tuning.search import Limits, Search
+
+MAX_BUDGET_S: Final = 86_400.0
+RACE_SHARE: Final = 0.1  # of the budget: for the plans against each other
+RACE_S: Final = 5.0  # and no more; nor more for compiling what only the composed plan runs
+LEAST_RUNS: Final = 5  # of each plan
+
+
+@dataclass(frozen=True, slots=True)
+class TuneProgress:
+    """Where a tuning run stands. measured: candidates of which something is known by measurement, of `planned`. best_ns: what the
+    model takes by the best candidates so far, 0 before any is known. now: what is being done."""
+
+    measured: int
+    planned: int
+    spent_s: float
+    budget_s: float
+    best_ns: float
+    now: str
+
+
+def tune(
+    model: str | Path | bytes | onnx.ModelProto | Model,
+    budget_s: float = 60.0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    *,
+    threads: int | None = None,
+    max_error: float | None = None,
+    backend: WantedBackend = "auto",
+    db: str | None = None,
+    progress: Callable[[TuneProgress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Plan:
+    """Measure the candidates of a model on this machine, store what they take, and return the plan made of it, stored too.
+
+    Args:    budget_s: seconds to spend, not counting what loading takes and a first look at a new machine. threads: the most to
+             use, None = all physical cores. db: database URL, None = SQLite in the user's data directory. progress: called often.
+             stop: asked between runs; once it says True, what was measured is kept and the plan of what is known is returned.
+    Raises:  AttributeValueError for a budget or a thread count that makes no sense; else what `plan` raises.
+    """
+    if not 0 < budget_s <= MAX_BUDGET_S:
+        raise AttributeValueError(f"tune: budget_s is {budget_s}, need more than 0 and at most {MAX_BUDGET_S:.0f}")
+    if threads is not None and threads < 1:
+        raise AttributeValueError(f"tune: threads is {threads}, need at least 1 or None")
+    loaded = model if isinstance(model, Model) else read(model)
+    with Store(db) as store:
+        device = local_device(store, FULL_S)
+        store.models.save(loaded.digest, loaded.source, loaded.nbytes)
+        subject = Subject.of(loaded, shapes, dims, backend=backend, max_error=max_error)
+        constraints = Constraints(max_error=max_error, max_threads=threads, backend=backend, precision="fp32")
+        run = _Run(subject, device, store, constraints, budget_s, progress or (lambda _progress: None), stop or (lambda: False))
+        plan = run.plan()
+        store.plans.save(plan)
+        if plan.measured_ns is not None:
+            store.plans.measured(plan.id, plan.measured_ns)
+    return plan
+
+
+@dataclass(slots=True)
+class _Run:
+    """One tuning run. contests: by thread count, of all that were begun."""
+
+    subject: Subject
+    device: DeviceProfile
+    store: Store
+    constraints: Constraints
+    budget_s: float
+    progress: Callable[[TuneProgress], None]
+    stop: Callable[[], bool]
+    contests: dict[int, list[Contest]] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+    _saved: dict[tuple[str, Strategy], int] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        """Search every thread count, then race."""
+        evidence = evidence_of(self.subject, self.device, self.store)
+        cores = min(self.device.usable_cores, self.constraints.max_threads or self.device.usable_cores)
+        counts = thread_counts(cores)
+        self.contests = {count: make_contests(self.subject, count, evidence) for count in counts}
+        with measuring(self._say, self.stop) as alone:
+            self.began_s = time.monotonic()
+            reasons = [self._search(count, len(counts) - at) for at, count in enumerate(reversed(counts))] if alone else []
+            composed = self._composed()
+            why = reasons[0] if len(set(reasons)) == 1 else "; ".join(dict.fromkeys(reasons))
+            if not alone or self.stop():
+                return composed.model_copy(update={"why": f"{composed.why}; not run whole, stopped"})
+            return self._raced(composed, why)
+
+    def _search(self, threads: int, left: int) -> str:
+        """Search one thread count within its part of the time, as one of `left`; what it spares is the next one's."""
+        self._say(f"{threads} threads")
+        race_s = min(RACE_SHARE * self.budget_s, RACE_S)
+        left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
+        limits = Limits(time.monotonic, time.monotonic() + left_s / left, self.stop)
+        contests = self.contests[threads]
+        bench = InPlace(self.subject, threads, limits.fits)
+        search = Search(
+            contests,
+            bench,
+            limits,
+            save=lambda: self._save(contests),
+            learn=self._learn,
+            say=lambda now: self._say(f"{threads} threads: {now}"),
+        )
+        return search.run()
+
+    def _learn(self) -> None:
+        """Predict what was not run yet by all that is stored."""
+        model = evidence_of(self.subject, self.device, self.store).model
+        for contest in (contest for contests in self.contests.values() for contest in contests):
+            predicted = predictions([Option(arm.strategy, arm.load) for arm in contest.arms], model)
+            for arm in contest.arms:
+                arm.predicted = predicted[arm.strategy]
+
+    def _save(self, contests: Sequence[Contest]) -> None:
+        """Store every arm that was run since."""
+        rows = []
+        for contest in contests:
+            for arm in contest.arms:
+                key = (contest.key, arm.strategy)
+                if len(arm.samples) > self._saved.get(key, 0):
+                    self._saved[key] = len(arm.samples)
+                    rows.append(measurement(self.subject, self.device, contest, arm))
+        self.store.measurements.save(rows)
+
+    def _composed(self) -> Plan:
+        """The best plan by all that is known now."""
+        evidence = evidence_of(self.subject, self.device, self.store)
+        dropped = {
+            (contest.key, arm.strategy): arm.out
+            for contests in self.contests.values()
+            for contest in contests
+            for arm in contest.arms
+            if arm.out and arm.summary is None
+        }
+        return compose(self.subject, self.device, "latency", self.constraints, replace(evidence, dropped=dropped))
+
+    def _raced(self, composed: Plan, why: str) -> Plan:
+        """The composed plan or the untuned one, whichever is faster when run whole; both say how they did."""
+        untuned = compose(self.subject, self.device, "latency", self.constraints, Evidence({}, CostModel(self.device)))
+        plans = [composed] if untuned.choices == composed.choices and untuned.threads == composed.threads else [composed, untuned]
+        limits = Limits(time.monotonic, time.monotonic() + RACE_S, self.stop)
+        for plan in plans:
+            InPlace(self.subject, plan.threads, limits.fits).screen(_strategies(plan))  # compiles
+        if limits.reached:
+            return composed.model_copy(update={"why": f"{composed.why}; not run whole, no time was left; {why}"})
+        self._say("running plans whole")
+        executors = [executor_of(self.subject, plan.threads, _strategies(plan)) for plan in plans]
+        seconds = max(0.0, min(RACE_S, self.began_s + self.budget_s - time.monotonic()))
+        feeds = self.subject.feeds()
+        taken = race(executors, feeds, seconds, LEAST_RUNS)
+        fastest, medians = [min(runs) for runs in taken], [float(statistics.median(runs)) for runs in taken]
+        if len(plans) == 1:
+            text = f"run whole: {medians[0] / 1e6:.3f} ms, the same as untuned"
+        else:
+            text = f"run whole, in turns: composed {fastest[0] / 1e6:.3f} ms at its fastest, untuned {fastest[1] / 1e6:.3f} ms"
+        won, measured_ns = composed, medians[0]
+        if len(plans) == 2 and fastest[1] <= fastest[0]:
+            evidence = evidence_of(self.subject, self.device, self.store)
+            given = {untuned.threads: _strategies(untuned)}
+            won, measured_ns = compose(self.subject, self.device, "latency", self.constraints, evidence, given), medians[1]
+            text += ", which is no slower: untuned it is"
+        self._say("done")
+        return won.model_copy(update={"why": f"{won.why}; {text}; {why}", "measured_ns": measured_ns})
+
+    def _say(self, now: str) -> None:
+        arms = [arm for contests in self.contests.values() for contest in contests for arm in contest.arms]
+        totals = [model_ns(contests) for contests in self.contests.values() if all(contest.best.summary for contest in contests)]
+        self.progress(
+            TuneProgress(
+                measured=sum(arm.summary is not None for arm in arms),
+                planned=sum(arm.summary is not None or not arm.out for arm in arms),
+                spent_s=time.monotonic() - self.began_s,
+                budget_s=self.budget_s,
+                best_ns=min(totals, default=0.0),
+                now=now,
+            )
+        )
+
+
+def make_contests(subject: Subject, threads: int, evidence: Evidence) -> list[Contest]:
+    """A contest for every distinct work of the model that has a candidate: of native ones where there are any."""
+    running = {node.name for node in without_unread(subject.graph).nodes}
+    contests: dict[str, Contest] = {}
+    for index, (node, options) in enumerate(zip(subject.graph.nodes, subject.options(threads), strict=True)):
+        able = [option for option in options if option.load is not None]
+        native = [option for option in able if option.strategy.backend == "native"]
+        able = native or able
+        if not able or node.name not in running:
+            continue
+        text = subject.signatures[index]
+        if (found := contests.get(text.key)) is not None:
+            contests[text.key] = replace(found, nodes=(*found.nodes, node.name))
+            continue
+        predicted, known = predictions(able, evidence.model), evidence.known.get(text.key, {})
+        arms = [
+            Arm(option.strategy, option.load, predicted[option.strategy], known.get(option.strategy))
+            for option in able
+            if option.load is not None
+        ]
+        contests[text.key] = Contest(text.key, text.op, (node.name,), arms)
+    return list(contests.values())
+
+
+def measurement(subject: Subject, device: DeviceProfile, contest: Contest, arm: Arm) -> Measurement:
+    """What is stored of an arm that was run: all its runs, earlier ones included."""
+    index = next(index for index, node in enumerate(subject.graph.nodes) if node.name == contest.nodes[0])
+    summary, work = arm.summary or Summary.of([0]), arm.load.work
+    cost = subject.costs[index]
+    return Measurement(
+        signature=subject.signatures[index].text,
+        signature_key=contest.key,
+        other_flops=cost.other_flops,
+        moved_bytes=cost.moved_bytes,
+        device_fingerprint=device.fingerprint,
+        engine_build=subject.build.id,
+        kernel_source=subject.build.kernel_source(contest.op),
+        op=contest.op,
+        strategy=arm.strategy,
+        executed_macs=cost.macs if work.macs is None else work.macs,
+        samples=summary.samples,
+        min_ns=summary.min_ns,
+        p50_ns=summary.p50_ns,
+        p90_ns=summary.p90_ns,
+        mean_ns=summary.mean_ns,
+        std_ns=summary.std_ns,
+        measured_us=now_us(),
+        load=arm.load.to_text(),
+    )
+
+
+def _strategies(plan: Plan) -> dict[str, Strategy]:
+    return {step.node: step.strategy for step in plan.steps if step.node in plan.choices}

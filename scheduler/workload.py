@@ -1,0 +1,65 @@
+"""What a cost model knows of one candidate: its work, the threads that share it, and what is converted for it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graph.native.work import Layout, Work
+from scheduler.errors import RecordFormatError
+from scheduler.strategy import MAX_THREADS
+
+MAX_LOAD: Final = 4096  # characters of its text
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Number = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The work of a candidate where it runs. converted_bytes: read and written to bring its input into the layout it wants."""
+
+    work: Work
+    threads: int
+    converted_bytes: int = 0
+
+    def to_text(self) -> str:
+        """As it is stored beside a measurement."""
+        return _Text(**asdict(self.work), threads=self.threads, converted_bytes=self.converted_bytes).model_dump_json(
+            exclude_defaults=True
+        )
+
+    @staticmethod
+    def from_text(text: str) -> Workload:
+        """Read it back. Raises RecordFormatError naming what breaks a limit."""
+        if len(text) > MAX_LOAD:
+            raise RecordFormatError(f"load: {len(text)} characters, need at most {MAX_LOAD}")
+        try:
+            found = _Text.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RecordFormatError(f"load: {first['msg']} ({'.'.join(map(str, first['loc'])) or 'the text'})") from None
+        work = found.model_dump(exclude={"threads", "converted_bytes"})
+        return Workload(Work(**work), found.threads, found.converted_bytes)
+
+
+class _Text(BaseModel):
+    """The fields of `Work` and of `Workload`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    kind: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,80}$")]
+    flops: _Number
+    macs: _Count | None = None
+    read_bytes: _Count = 0
+    write_bytes: _Count = 0
+    weight_bytes: _Count = 0
+    buffer_bytes: _Count = 0
+    chunks: Annotated[int, Field(ge=1, lt=1 << 62)] = 1
+    calls: Annotated[int, Field(ge=1, lt=1 << 62)] = 1
+    tile: Annotated[tuple[_Count, ...], Field(max_length=8)] = ()
+    wants: Layout = "any"
+    error: _Number = 0.0
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
+    converted_bytes: _Count = 0

@@ -1,0 +1,64 @@
+"""What the documents show is what the code does."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from app.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_examples_run(page: Path, tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text("\n".join(blocks(page, "python")))
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+WITH_COMMANDS = [page for page in PAGES if re.search(r"^edgewise ", "\n".join(blocks(page, "sh")), re.M)]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["edgewise"]:
+            continue
+        assert words[1] in commands, line
+        command, rest = commands[words[1]], words[2:]
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, line
+            command, rest = command.commands[rest[0]], rest[1:]
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def links(page: Path) -> list[str]:
+    """What a page links to within the repository."""
+    return [target for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not target.startswith(("http:", "https:"))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if links(page)], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        assert (page.parent / target).exists(), target

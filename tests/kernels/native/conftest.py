@@ -1,0 +1,79 @@
+"""What the native tests share: the instruction sets of this machine, and a way to call what was emitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.native.code.compile import generate
+from kernels.native.emit.builder import Module
+from kernels.native.emit.types import I64, PTR
+from kernels.native.target.isa import ISAS, Isa, host_isas
+from tests.kernels.native.runner import MISSING_TOOLS, run
+from tests.machines import MACHINES, TUNED, label
+
+HOST_ISAS = [isa for isa in host_isas() if isa.name in {"sse", "avx2", "avx512_bf16", "avx512", "neon"}]
+if any(isa.name == "avx512_bf16" for isa in HOST_ISAS):
+    HOST_ISAS = [isa for isa in HOST_ISAS if isa.name != "avx512"]
+EMULATED_ISAS = [isa for isa in (ISAS["neon"],) if all(isa.arch != host.arch for host in HOST_ISAS)]
+needs_emulator = pytest.mark.skipif(bool(MISSING_TOOLS), reason=f"AArch64 is emulated, {' '.join(MISSING_TOOLS)} not found")
+
+
+@pytest.fixture(
+    params=[*HOST_ISAS, *(pytest.param(isa, marks=needs_emulator) for isa in EMULATED_ISAS)], ids=lambda isa: isa.name
+)
+def isa(request: pytest.FixtureRequest) -> Isa:
+    """Every instruction set of distinct vector width that this machine runs, and AArch64's in an emulator."""
+    return request.param
+
+
+@pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
+def host(request: pytest.FixtureRequest) -> Isa:
+    """Those that this machine runs itself, for what is more than one function."""
+    return request.param
+
+
+@pytest.fixture(params=MACHINES, ids=label)
+def machine(request: pytest.FixtureRequest) -> Isa:
+    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
+    return request.param
+
+
+@pytest.fixture(params=TUNED, ids=label)
+def tuned(request: pytest.FixtureRequest) -> Isa:
+    """The described machines, and models of them: for what is asserted of the code that LLVM makes."""
+    return request.param
+
+
+class Native:
+    """A callable native function; arrays are passed by address."""
+
+    def __init__(self, ir: str, isa: Isa, name: str = "f") -> None:
+        self.code, self.isa, self.name = generate(ir, isa).code, isa, name
+
+    def __call__(self, *arguments: Any) -> None:
+        run(self.code, self.isa, self.name, [arguments])
+
+
+@pytest.fixture
+def native() -> Callable[..., Native]:
+    """Compile IR text and return its function."""
+    return Native
+
+
+@pytest.fixture
+def apply(isa: Isa) -> Callable[..., np.ndarray]:
+    """Run an emitter of one vector or two over arrays of as many elements."""
+
+    def over(emitter: Callable[..., Any], *xs: np.ndarray) -> np.ndarray:
+        module, count = Module(isa), len(xs[0])
+        signature = {**{f"x{n}": PTR for n in range(len(xs))}, "y": PTR, "n": I64}
+        with module.function("f", signature) as (k, *sources, target, n), k.loop("i", 0, n, isa.lanes) as i:
+            k.store(emitter(k, *(k.load(k.f32, source, i) for source in sources)), target, i)
+        padded = [np.resize(x.astype(np.float32), -(-count // isa.lanes) * isa.lanes) for x in xs]
+        y = np.empty_like(padded[0])
+        Native(module.text, isa)(*padded, y, len(y))
+        return y[:count]
+
+    return over

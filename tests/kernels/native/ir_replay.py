@@ -1,0 +1,157 @@
+"""A table of hashes of the code that is emitted, so that a change of the source which must not change code can show that.
+
+    python -m tests.kernels.native.ir_replay            say what differs from the table
+    python -m tests.kernels.native.ir_replay --write    write the table again
+    python -m tests.kernels.native.ir_replay --isa avx2    print the hashes of one instruction set, and look at no table
+
+The table (`ir_replay.json`) has a line for each entry and in it a hash for each instruction set that is described, whatever the
+machine at hand. A kernel's hash is of its LLVM IR with a placeholder for the kernel's own name, since names may change where code
+does not, and of what a program must know of it: arguments, chunks and scratch memory. A program's names its kernels by their
+hashes. Of a model there are the calls that it is lowered to, and the programs that place these calls in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kernels.native.emit.kernel import NativeKernel
+from kernels.native.run.program import KernelCall, emit_program
+from kernels.native.run.runtime import runtime_ir
+from kernels.native.target.isa import ISAS, Isa
+from tests.kernels.native.replay_kernels import KERNELS, PROGRAMS
+from tests.kernels.native.replay_models import MODELS, describe, segments
+
+TABLE = Path(__file__).parent / "ir_replay.json"
+REGENERATE = "python -m tests.kernels.native.ir_replay --write"
+DIGITS = 12  # of a hash
+
+Table = Mapping[str, Mapping[str, str]]  # entry, instruction set, hash
+
+_NOT_CODE = re.compile(r"^\s*(;|source_filename\b)")  # remarks and names of modules
+_LATER_REMARK = re.compile(r'\s+;[^"]*$')
+
+
+def body(ir: str, names: Mapping[str, str]) -> str:
+    """The code of a module with functions renamed. Declarations are sorted, since their order follows names.
+
+    names: of functions, and what stands for each.
+    """
+    if names:
+        known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        ir = re.sub(rf'@"?({known})(?![\w$-])"?', lambda found: f"@{names[found[1]]}", ir)
+    lines = [_LATER_REMARK.sub("", line).rstrip() for line in ir.splitlines() if not _NOT_CODE.match(line)]
+    declared = sorted({line for line in lines if line.startswith("declare ")})
+    return "\n".join([*declared, *(line for line in lines if line and not line.startswith("declare "))])
+
+
+def digest(*parts: str) -> str:
+    """A short hash."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGITS]
+
+
+class Replay:
+    """The hashes of all entries for one instruction set. No name is trusted: every kernel is emitted, whatever it is called."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self._by_name: dict[str, str] = {}
+        self._by_identity: dict[int, tuple[NativeKernel, str]] = {}
+
+    def hashes(self) -> Iterator[tuple[str, str]]:
+        """Of every entry."""
+        for name, make in KERNELS.items():
+            yield name, digest(*(self.kernel(kernel) for kernel in make(self.isa)))
+        yield "runtime", digest(body(runtime_ir(self.isa), {}))
+        for name, compose in PROGRAMS.items():
+            steps = compose(self.isa)
+            yield f"program: {name}", digest(self.program(steps, timed=False))
+            yield f"timed program: {name}", digest(self.program(steps, timed=True))
+        for name in MODELS:
+            laid = list(segments(name, self.isa))
+            calls = ("\n".join(describe(each.calls, lambda call: self.kernel(call.kernel))) for each in laid)
+            yield f"model: {name}, calls", digest(*calls)
+            yield f"model: {name}, programs", digest(*(self.program(each.steps, timed=False) for each in laid))
+
+    def kernel(self, kernel: NativeKernel) -> str:
+        """The hash of one kernel. Raises ValueError where another one had its name: a cache of code would take it for that."""
+        if id(kernel) in self._by_identity:
+            return self._by_identity[id(kernel)][1]
+        facts = f"{' '.join(kernel.arguments)} | {kernel.chunks} chunks | {kernel.scratch_bytes} bytes of scratch"
+        found = digest(facts, body(kernel.ir, {kernel.name: "kernel"}))
+        self._by_identity[id(kernel)] = kernel, found
+        if self._by_name.setdefault(kernel.name, found) != found:
+            raise ValueError(f"kernel {kernel.name}: two kernels of this name have different code")
+        return found
+
+    def program(self, steps: Sequence[KernelCall], *, timed: bool) -> str:
+        """The code of a program, its kernels named by their hashes."""
+        names = {step.kernel.name: f"kernel_{self.kernel(step.kernel)}" for step in steps}
+        return body(emit_program(steps, self.isa, timed=timed), names)
+
+
+def replay() -> Table:
+    """The hashes of the code as it is emitted now."""
+    table: dict[str, dict[str, str]] = {}
+    for isa in ISAS.values():
+        for name, found in Replay(isa).hashes():
+            table.setdefault(name, {})[isa.name] = found
+    return table
+
+
+def differences(stored: Table, now: Table) -> list[str]:
+    """A line for each entry whose code changed, appeared or vanished, and on which instruction sets."""
+    found = []
+    for name in [*now, *(name for name in stored if name not in now)]:
+        old, new = stored.get(name, {}), now.get(name, {})
+        every = dict.fromkeys((*new, *old))
+        kinds = {
+            "changed": [isa for isa in every if isa in old and isa in new and old[isa] != new[isa]],
+            "appeared": [isa for isa in every if isa not in old],
+            "vanished": [isa for isa in every if isa not in new],
+        }
+        for kind, isas in kinds.items():
+            if isas:
+                on = "every instruction set" if len(isas) == len(every) else ", ".join(isas)
+                found.append(f"{kind}: {name} ({on})")
+    return found
+
+
+def stored() -> Table:
+    """The table as it was written last."""
+    table: Table = json.loads(TABLE.read_text())
+    return table
+
+
+def text(table: Table) -> str:
+    """A table as it is written: a line for each entry."""
+    lines = [f"{json.dumps(name)}: {json.dumps(hashes)}" for name, hashes in table.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def main() -> int:
+    """Compare, write or print; 1 where something differs from the table that is not written."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernels.native.ir_replay", description="Hashes of the code that is emitted."
+    )
+    parser.add_argument("--write", action="store_true", help="write the table again")
+    parser.add_argument("--isa", choices=ISAS, help="print the hashes of this instruction set only")
+    given = parser.parse_args()
+    if given.isa:
+        sys.stdout.writelines(f"{found} {name}\n" for name, found in Replay(ISAS[given.isa]).hashes())
+        return 0
+    now = replay()
+    lines = differences(stored() if TABLE.exists() else {}, now)
+    sys.stdout.write("\n".join([*lines, f"{len(lines)} differences in {len(now)} entries"]) + "\n")
+    if given.write:
+        TABLE.write_text(text(now))
+    return 1 if lines and not given.write else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

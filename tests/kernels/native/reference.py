@@ -1,0 +1,119 @@
+"""Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
+
+import re
+
+import numpy as np
+
+from kernels.native.code.compile import generate
+from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.families.conv import Conv
+from kernels.native.memory.buffers import aligned
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from tests.kernels.native.runner import run
+
+PLAIN = Epilogue()
+CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # of another function, in assembly
+
+
+def place(image: Image, array: np.ndarray) -> np.ndarray:
+    """Memory of exactly the image's size, holding the array; NaN where no pixel is."""
+    memory = np.full(image.elements, np.nan, np.float32)
+    image.store(array.astype(np.float32), memory)
+    return memory
+
+
+def seen(view: View, memory: np.ndarray) -> np.ndarray:
+    """The numpy view of flat memory that a View describes."""
+    strides = [stride * memory.itemsize for stride in view.strides]
+    return np.lib.stride_tricks.as_strided(memory[view.offset :], view.shape, strides)
+
+
+def lay(view: View, array: np.ndarray) -> np.ndarray:
+    """Memory that holds the array where the view says; NaN everywhere else."""
+    memory = np.full(view.span, np.nan, np.float32)
+    seen(view, memory)[...] = array
+    return memory
+
+
+def assert_only_written(view: View, memory: np.ndarray) -> None:
+    """That memory which was NaN before is so still outside of the view, whose content is lost."""
+    seen(view, memory)[...] = np.nan
+    assert np.isnan(memory).all()
+
+
+def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    """Convolution in float64 by its definition, one kernel tap at a time."""
+    n, _, height, width = x.shape
+    (rows, columns), (sy, sx), (dy, dx) = conv.kernel, conv.strides, conv.dilations
+    oh, ow = conv.y.height, conv.y.width
+    bottom = max(0, (oh - 1) * sy + (rows - 1) * dy + 1 - conv.top - height)
+    right = max(0, (ow - 1) * sx + (columns - 1) * dx + 1 - conv.left - width)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (conv.top, bottom), (conv.left, right)))
+    out = np.zeros((n, conv.y.channels, oh, ow))
+    cg, kg = conv.group_inputs, conv.group_outputs
+    for g in range(conv.groups):
+        for r in range(rows):
+            for s in range(columns):
+                ys = slice(r * dy, r * dy + (oh - 1) * sy + 1, sy)
+                xs = slice(s * dx, s * dx + (ow - 1) * sx + 1, sx)
+                taken, taps = padded[:, g * cg : (g + 1) * cg, ys, xs], w[g * kg : (g + 1) * kg, :, r, s].astype(np.float64)
+                out[:, g * kg : (g + 1) * kg] += np.einsum("nchw,kc->nkhw", taken, taps)
+    return out if b is None else out + b.astype(np.float64)[None, :, None, None]
+
+
+def run_kernel(kernel, isa, **arrays) -> None:
+    """Compile and run all chunks: one at a time, backwards, but for the first two, which go together.
+
+    arrays: of each argument by name; those not given are null. Scratch is poisoned before each call.
+    """
+    assert set(arrays) <= set(kernel.arguments)
+    scratch = aligned(kernel.scratch_bytes + 128)
+    given = {**arrays, **({"scratch": scratch} if "scratch" in kernel.arguments else {})}
+    pointers = [given.get(name) for name in kernel.arguments]
+    together = min(2, kernel.chunks)
+    chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
+    run(generate(kernel.ir, isa).code, isa, kernel.name, [[*pointers, *chunk] for chunk in chunks], scratch)
+    assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
+
+
+def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Random operands for the merges of an epilogue in memory of their own, by argument, and the results with them merged.
+
+    Activations among the steps are left to the caller.
+    """
+    merges, arrays = [step for step in epilogue.steps if isinstance(step, Merge)], {}
+    for n, merge in enumerate(merges):
+        other = rng.uniform(0.5, 1.5, exact.shape).astype(np.float32)
+        arrays[f"r{n}"] = place(merge.operand, other)
+        a, b = (other.astype(np.float64), exact) if merge.swapped else (exact, other.astype(np.float64))
+        exact = {"add": a + b, "mul": a * b, "sub": a - b}[merge.op]
+    return arrays, exact
+
+
+def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:
+    """Within what rounding `terms` products one after another can add up to, on values of about 1."""
+    tolerance = np.finfo(np.float32).eps * (4 + np.sqrt(terms)) * max(1.0, float(np.abs(exact).max()))
+    assert not np.isnan(got).any()
+    np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance)
+
+
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+def everything(count=60_000):
+    """Floats of every exponent and both signs, denormals and zeros among them; a few exact corners."""
+    bits = np.linspace(0, 0x7F7FFFFF, count, dtype=np.float64).astype(np.uint32).view(np.float32)
+    ordinary = np.linspace(-110, 110, count, dtype=np.float32)
+    corners = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 1.0, -1.0, F32_MAX, -F32_MAX], np.float32)
+    return np.concatenate([bits, -bits, ordinary, corners])
+
+
+def ulp_error(got, exact):
+    """Error in units in the last place of the exact result; denormals have the spacing of the smallest normal."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounded = exact.astype(np.float32)
+        spacing = np.spacing(np.abs(rounded)).astype(np.float64)
+        spacing = np.where(np.isfinite(spacing), np.maximum(spacing, 2.0**-149), 2.0**104)
+        same = (got == rounded) | (np.isnan(got) & np.isnan(exact))
+        return np.where(same, 0.0, np.abs(got.astype(np.float64) - exact) / spacing)

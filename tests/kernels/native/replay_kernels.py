@@ -1,0 +1,700 @@
+"""A fixed list of kernels of every native family, described for any instruction set: what `ir_replay` hashes the code of.
+
+Shapes are small, and channels are counted in vectors where tails matter, so that every width meets the same cases. Nothing here
+asks what the machine at hand can run. An entry's name says what is computed; several kernels of one entry are hashed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from kernels.native.emit.expression import Apply
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.geometry import Conv
+from kernels.native.emit.kernel import Epilogue, Merge, NativeKernel
+from kernels.native.emit.walk import Join
+from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
+from kernels.native.families.channels import Channels, emit_channels
+from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
+from kernels.native.families.conv_transpose import Transposed, phases
+from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
+from kernels.native.families.elementwise import Map, Strided, emit_map
+from kernels.native.families.gather import Gather, emit_gather
+from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
+from kernels.native.families.normalize import Rows, emit_rows
+from kernels.native.families.pool import Pooling, emit_pooling
+from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
+from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
+from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
+from kernels.native.families.winograd_kernels import emit_winograd
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from kernels.native.run.program import KernelCall, Ref
+from kernels.native.target.isa import Isa
+from kernels.spec import DType
+
+Layout = Literal["blocked", "nhwc", "slice", "nchw"]
+Kernels = Sequence[NativeKernel]
+Dtype = type[np.generic] | type[bool]
+
+PLAIN, BIASED = Epilogue(), Epilogue(bias=True)
+RELU, RELU6, SILU = Activation("relu"), Activation("clip", (0.0, 6.0)), Activation("silu")
+
+
+def image(layout: Layout, isa: Isa, n: int, c: int, h: int, w: int) -> Image:
+    """An image in that layout; "slice": of the channels of a wider one."""
+    if layout == "blocked":
+        return Image.blocked(n, c, h, w, isa.lanes)
+    if layout == "slice":
+        return Image.nhwc(n, c, h, w, pixel_stride=c + 3)
+    return (Image.nhwc if layout == "nhwc" else Image.nchw)(n, c, h, w)
+
+
+# Convolutions
+
+
+def convolution(
+    isa: Isa,
+    size: int,
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    stride: int = 1,
+    dilation: int = 1,
+    pad: int = 0,
+    groups: int = 1,
+    batch: int = 1,
+    layout: Layout = "blocked",
+    x_layout: Layout | None = None,
+) -> Conv:
+    """A square one, padded alike on all sides."""
+    out = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+    x = image(x_layout or layout, isa, batch, inputs, size, size)
+    y = image(layout, isa, batch, outputs, out, out)
+    return Conv(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, groups)
+
+
+def product(isa: Isa, pixels: int, inputs: int, outputs: int, layout: Layout = "blocked", batch: int = 1) -> Conv:
+    """A row of pixels, each computed from the pixel at the same place."""
+    return Conv(image(layout, isa, batch, inputs, 1, pixels), image(layout, isa, batch, outputs, 1, pixels))
+
+
+def direct(
+    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue = BIASED, channels: int | None = None
+) -> Kernels:
+    """tile: pixels × vectors; None: what is used unmeasured. channels: of a turn, in place of the rule's."""
+    made = conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile)
+    return [emit_conv(conv, made if channels is None else replace(made, channels=channels), epilogue, isa)]
+
+
+def cut_product(isa: Isa, *, weights_inner: bool) -> Kernels:
+    """A long row cut into rows of its own, which consecutive chunks walk in one order or the other."""
+    conv = product(isa, 23, 9, 3 * isa.lanes + 1, "nhwc")
+    tile = replace(make_tile(conv, isa, 4, 2), row_pixels=8, rows=2, weights_inner=weights_inner)
+    return [emit_conv(conv, tile, Epilogue(True, (Merge("add", conv.y),)), isa)]
+
+
+def uneven(isa: Isa) -> Kernels:
+    """Padding, kernel and image differ by side."""
+    conv = Conv(Image.blocked(1, 4, 6, 7, isa.lanes), Image.blocked(1, 5, 7, 8, isa.lanes), (3, 2), top=1, left=0)
+    return direct(isa, conv, (3, 1))
+
+
+def merged(conv: Conv, *steps: Activation) -> Epilogue:
+    """A bias, a residual of the output's layout, and what follows."""
+    return Epilogue(True, (Merge("add", conv.y), *steps))
+
+
+def broadcast_operands(isa: Isa, y: Image) -> Epilogue:
+    """One factor for each channel, one summand for each pixel, and an image in another layout that the result is taken from."""
+    per_channel = replace(y, y_stride=0, x_stride=0, block_stride=isa.lanes, n_stride=0)
+    per_pixel = Image(y.batch, y.channels, y.height, y.width, 1, 0, 0, y.width, 1)
+    last = Image.nhwc(y.batch, y.channels, y.height, y.width)
+    return Epilogue(False, (Merge("mul", per_channel), Merge("add", per_pixel), Merge("sub", last, swapped=True)))
+
+
+def winograd(isa: Isa, unit: int, *, fused: bool, pad: int = 1, operands: bool = False) -> Kernels:
+    """One kernel where fused, else one for each phase."""
+    conv = convolution(isa, 9, isa.lanes + 3, 2 * isa.lanes + 1, 3, pad=pad)
+    what = Winograd(conv, unit)
+    epilogue = broadcast_operands(isa, conv.y) if operands else merged(conv, RELU)
+    return emit_winograd(what, make_winograd_tile(what, isa, 4, 2, 8, fused=fused), epilogue, isa)
+
+
+def default_winograd(isa: Isa) -> Kernels:
+    """With the tile that is used unmeasured."""
+    what = Winograd(convolution(isa, 14, 2 * isa.lanes, 2 * isa.lanes, 3, pad=1), 4)
+    return emit_winograd(what, winograd_tiles(what, isa)[0], BIASED, isa)
+
+
+def streamed_winograd(isa: Isa) -> Kernels:
+    """Weights that come from far, and points that do not divide into chunks."""
+    conv = convolution(isa, 29, 100, 96, 3, pad=1)
+    made: list[NativeKernel] = []
+    for fused in (True, False):
+        what = Winograd(conv, 4)
+        made += emit_winograd(what, make_winograd_tile(what, isa, 4, 2, 16, fused=fused), PLAIN, isa)
+    return made
+
+
+def depthwise(
+    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue = BIASED, rows: int | None = None
+) -> Kernels:
+    """tile: pixels × vectors; None: what is used unmeasured. rows: of a chunk, in place of the rule's."""
+    made = depthwise_tiles(conv, isa)[0] if tile is None else make_depthwise_tile(conv, isa, *tile)
+    return [emit_depthwise(conv, made if rows is None else replace(made, rows=rows), epilogue, isa)]
+
+
+def channelwise(
+    isa: Isa, size: int, channels: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1, layout: Layout = "blocked"
+) -> Conv:
+    """A convolution of each channel by itself."""
+    return convolution(isa, size, channels, channels, kernel, stride, dilation, pad, groups=channels, layout=layout)
+
+
+def transposed(isa: Isa, channels: tuple[int, int], form: tuple[int, int, int, int, int], groups: int = 1) -> Transposed:
+    """form: kernel, stride, dilation, padding and output padding, all sides alike."""
+    kernel, stride, dilation, pad, extra = form
+    out = 4 * stride + (kernel - 1) * dilation + 1 - 2 * pad + extra
+    x, y = image("blocked", isa, 1, channels[0], 5, 5), image("blocked", isa, 1, channels[1], out, out)
+    return Transposed(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, groups)
+
+
+def phase_kernels(isa: Isa, what: Transposed) -> Kernels:
+    """A convolution for each phase, with a residual that is read at the phase's pixels."""
+    epilogue = Epilogue(True, (Merge("add", what.y), RELU))
+    made = []
+    for phase in phases(what):
+        mine = epilogue.every(phase.first, what.strides)
+        if what.groups > 1:
+            made.append(emit_depthwise(phase.conv, depthwise_tiles(phase.conv, isa)[0], mine, isa))
+        else:
+            made.append(emit_conv(phase.conv, make_tile(phase.conv, isa, min(3, phase.conv.y.width), 2), mine, isa))
+    return made
+
+
+# Products and attention
+
+
+def matrix(rows: int, columns: int, layout: str = "rows") -> View:
+    """Dense rows, dense columns, a slice of longer rows, every third element, or backwards."""
+    if layout == "columns":
+        return View.dense((columns, rows)).transposed((1, 0))
+    if layout == "slice":
+        return View.dense((rows, columns + 5)).sliced(1, 2, columns)
+    if layout == "sparse":
+        return View.dense((rows, 3 * columns)).sliced(1, 1, columns, 3)
+    if layout == "backwards":
+        return View.dense((rows, columns)).sliced(0, rows - 1, rows, -1)
+    return View.dense((rows, columns))
+
+
+def matmul(
+    isa: Isa,
+    what: MatMul,
+    tile: tuple[int, int] | None = None,
+    method: Literal["direct", "packed", "dots"] | None = None,
+    chunk: tuple[int, int] | None = None,
+) -> Kernels:
+    """tile: rows × vectors; None: what is used unmeasured. method, chunk (rows and units): in place of the rule's."""
+    made = matmul_tiles(what, isa)[0] if tile is None else make_matmul_tile(what, isa, *tile)
+    made = made if method is None else replace(made, method=method)
+    return [emit_matmul(what, made if chunk is None else replace(made, chunk_rows=chunk[0], units=chunk[1]), isa)]
+
+
+def of(m: int, k: int, n: int, a: str = "rows", b: str = "rows", y: str = "rows") -> MatMul:
+    """A product of matrices in these layouts."""
+    return MatMul(matrix(m, k, a), matrix(k, n, b), matrix(m, n, y))
+
+
+def with_steps(isa: Isa) -> MatMul:
+    """A scaled product of batches with a bias, a residual and an activation."""
+    m, n = 5, isa.lanes + 3
+    steps = (Join("add", View.dense((1, 1, n))), Activation("gelu"), Join("sub", View.dense((2, m, n)), swapped=True))
+    return MatMul(View.dense((2, m, 7)), View.dense((1, 7, n)), View.dense((2, m, n)), 0.5, steps)
+
+
+def attend(batch: int, heads: int, queries: int, keys: int, size: int, v_size: int = 0, kv_heads: int = 0) -> Attention:
+    """Dense attention; 0: as many as of the others."""
+    q, k = View.dense((batch, heads, queries, size)), View.dense((batch, kv_heads or heads, keys, size))
+    v, y = View.dense((*k.shape[:3], v_size or size)), View.dense((batch, heads, queries, v_size or size))
+    return Attention(q, k, v, y, 0.25)
+
+
+def attention(isa: Isa, what: Attention, tile: tuple[int, int] | None = None, block: int = 0, groups: int = 0) -> Kernels:
+    """tile: vectors of queries × columns of v; None: what is used unmeasured.
+
+    block: tiles of keys at once. groups: of a chunk. 0: by rule.
+    """
+    if tile is None:
+        return [emit_attention(what, attention_tiles(what, isa)[0], isa)]
+    made = replace(make_attention_tile(what, isa, *tile), keys=4)
+    made = replace(made, groups=groups) if groups else made
+    return [emit_attention(what, replace(made, block=block * made.keys) if block else made, isa)]
+
+
+def fused_attention() -> Attention:
+    """q, k and v side by side in the rows of one matrix."""
+    rows = View.dense((1, 13, 3, 2, 20))
+    q, k, v = (rows.picked(2, n).transposed((0, 2, 1, 3)) for n in range(3))
+    return Attention(q, k, v, View.dense((1, 13, 2, 20)).transposed((0, 2, 1, 3)), 0.25)
+
+
+# Rows and pools
+
+
+def rows(
+    isa: Isa,
+    kind: Literal["softmax", "log_softmax", "layer_norm", "rms_norm", "sum", "mean", "max", "min", "prod", "l1", "l2",
+                  "sum_square", "log_sum", "log_sum_exp"],
+    shape: tuple[int, ...],
+    axes: tuple[int, ...],
+    more: Rows | None = None,
+) -> Kernels:  # fmt: skip
+    """Over a dense tensor. more: whose scale, bias and steps are taken."""
+    keeps = kind in ("softmax", "log_softmax", "layer_norm", "rms_norm")
+    y = View.dense(shape if keeps else tuple(1 if n in axes else size for n, size in enumerate(shape)))
+    what = Rows(kind, View.dense(shape), y, axes, 1e-3)
+    return [emit_rows(what if more is None else replace(what, scale=more.scale, bias=more.bias, steps=more.steps), isa)]
+
+
+def scaled(scale: View | None, bias: View | None = None, *steps: Activation | Join) -> Rows:
+    """What `rows` takes besides."""
+    return Rows("layer_norm", View.dense((1,)), View.dense((1,)), (0,), 0.0, scale, bias, steps)
+
+
+def sliced_rows(isa: Isa) -> Kernels:
+    """A softmax and a mean over a tensor that is transposed and sliced."""
+    x = View.dense((3, 7, 2, 40)).transposed((0, 2, 1, 3)).sliced(3, 2, 37).sliced(2, 6, 4, -2)
+    means = View.dense((*x.shape[:3], 1))
+    return [
+        emit_rows(Rows("softmax", x, View.dense(x.shape), (3,)), isa),
+        emit_rows(Rows("mean", x, means, (3,)), isa),
+        emit_rows(Rows("softmax", x, View.dense(x.shape), (2,)), isa),
+    ]
+
+
+def pool(
+    isa: Isa,
+    kind: Literal["max", "average"],
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    pad: int = 0,
+    dilation: int = 1,
+    layout: Layout = "blocked",
+    *,
+    counts: bool = False,
+    steps: tuple[Activation, ...] = (),
+) -> Kernels:
+    """Over a vector of channels and a tail. counts: whether padding counts in an average."""
+    conv = channelwise(isa, size, isa.lanes + 3, kernel, stride, pad, dilation, layout)
+    epilogue = Epilogue(False, (Merge("add", conv.y), *steps)) if steps else PLAIN
+    return [emit_pooling(Pooling(conv, kind, (pad, pad) if counts else None), epilogue, isa)]
+
+
+# Resizing
+
+
+def resize(
+    isa: Isa,
+    taps: tuple[int, int],
+    *,
+    separable: bool | None = None,
+    layout: Layout = "blocked",
+    inside: tuple[int, int, int, int] = (0, 7, 0, 11),
+    steps: tuple[Activation, ...] = (),
+    rows: int | None = None,
+) -> Kernels:
+    """5 × 6 to 7 × 11 pixels. separable: None for what is used unmeasured. inside: rows and columns that are not filled.
+
+    rows: of a chunk, in place of the rule's.
+    """
+    channels = 2 * isa.lanes + 1
+    x, y = image(layout, isa, 1, channels, 5, 6), image(layout, isa, 1, channels, 7, 11)
+    sides = Side(taps[0], taps[0] > 1, *inside[:2]), Side(taps[1], taps[1] > 1, *inside[2:])
+    what = Resizing(x, y, *sides, 2.5)
+    tile = resize_tiles(what, isa)[0] if separable is None else make_resize_tile(what, isa, 4, 2, separable=separable)
+    epilogue = Epilogue(False, (Merge("mul", y), *steps)) if steps else PLAIN
+    return [emit_resize(what, tile if rows is None else replace(tile, rows=rows), epilogue, isa)]
+
+
+# Elementwise
+
+
+def tensor(*shape: int, dtype: Dtype = np.float32) -> Strided:
+    """A dense tensor."""
+    return Strided(View.dense(shape), np.dtype(dtype))
+
+
+def tape(isa: Isa, y: Strided, operands: Sequence[Strided], *steps: Apply) -> Kernels:
+    """An expression."""
+    return [emit_map(Map(y, tuple(operands), steps), isa)]
+
+
+def unary(
+    isa: Isa, *names: str, dtype: Dtype = np.float32, to: Dtype | None = None, parameters: tuple[float, ...] = ()
+) -> Kernels:
+    """A kernel for each function of one argument, over two vectors and a tail."""
+    size = 2 * isa.lanes + 3
+    x, y = tensor(size, dtype=dtype), tensor(size, dtype=to or dtype)
+    return [emit_map(Map(y, (x,), (Apply(name, (0,), parameters),)), isa) for name in names]
+
+
+def binary(isa: Isa, dtype: Dtype, *names: str, to: Dtype | None = None) -> Kernels:
+    """A kernel for each function of two arguments, over two vectors and a tail."""
+    size = 2 * isa.lanes + 3
+    like, y = tensor(size, dtype=dtype), tensor(size, dtype=to or dtype)
+    return [emit_map(Map(y, (like, like), (Apply(name, (0, 1)),)), isa) for name in names]
+
+
+def casts(isa: Isa, old: Dtype, *new: Dtype) -> Kernels:
+    """Conversions of one type to others."""
+    size = isa.lanes + 3
+    x = tensor(size, dtype=old)
+    return [emit_map(Map(tensor(size, dtype=kind), (x,), (Apply("cast", (0,), (), np.dtype(kind)),)), isa) for kind in new]
+
+
+def repeated_tape(isa: Isa) -> Kernels:
+    """Operands that repeat along rows, columns and everything."""
+    operands = [tensor(*shape) for shape in ((2, 5, 3, 37), (5, 1, 1), (37,), ())]
+    return tape(isa, operands[0], operands, Apply("mul", (0, 1)), Apply("add", (4, 2)), Apply("exp", (1,)), Apply("div", (5, 6)),
+                Apply("sub", (7, 3)))  # fmt: skip
+
+
+def mask_tape(isa: Isa) -> Kernels:
+    """Integers compared, masks combined, and a choice by the mask."""
+    size, i64 = 2 * isa.lanes + 5, np.dtype(np.int64)
+    operands = [tensor(size, dtype=np.int64), tensor(size, dtype=np.int64), tensor(size, dtype=bool)]
+    return tape(isa, operands[0], operands, Apply("lt", (0, 1)), Apply("not", (2,)), Apply("and", (3, 4)),
+                Apply("constant", (), (7,), i64), Apply("add", (0, 6)), Apply("where", (5, 7, 1)))  # fmt: skip
+
+
+def strided_tape(isa: Isa) -> Kernels:
+    """Operands turned, walked backwards and picked one in three."""
+    shape = (5, isa.lanes + 3)
+    views = (View.dense(shape[::-1]).transposed((1, 0)), View.dense(shape).sliced(1, shape[1] - 1, shape[1], -1),
+             View.dense((shape[0], 3 * shape[1])).sliced(1, 1, shape[1], 3))  # fmt: skip
+    return tape(isa, tensor(*shape), [Strided(view) for view in views], Apply("mul", (0, 1)), Apply("add", (3, 2)))
+
+
+# Copies
+
+
+def copies(isa: Isa, view: View) -> Kernels:
+    """Of elements of each size into row-major memory."""
+    dtypes: tuple[DType, ...] = tuple(np.dtype(kind) for kind in (np.int8, np.int16, np.float32, np.int64))
+    return [emit_map(Map(Strided(View.dense(view.shape), dtype), (Strided(view, dtype),)), isa) for dtype in dtypes]
+
+
+def conversions(isa: Isa, source: Layout, target: Layout) -> Kernels:
+    """The maps of one layout of an image to another."""
+    channels = 2 * isa.lanes + 3
+    x, y = image(source, isa, 2, channels, 3, 5), image(target, isa, 2, channels, 3, 5)
+    return [emit_map(each, isa) for each in convert_image(x, y)]
+
+
+def padding(isa: Isa, mode: PadMode) -> Kernels:
+    """A matrix padded on all sides."""
+    return [emit_map(each, isa) for each in pad_tensor(View.dense((5, 21)), View.dense((8, 26)), (1, 2), mode, 0.5)]
+
+
+def shuffle(isa: Isa, groups: int, dtype: Dtype) -> Kernels:
+    """Channels of groups taken in turns."""
+    channels = 12 * groups
+    one = Image.blocked(2, channels, 3, 5, isa.lanes)
+    order = tuple((0, i) for i in np.arange(channels).reshape(groups, -1).T.ravel().tolist())
+    return [emit_channels(Channels((one,), one, order, np.dtype(dtype)), isa)]
+
+
+def joined_channels(isa: Isa) -> Kernels:
+    """Channels of two images put together, without the first three."""
+    xs = Image.blocked(1, isa.lanes + 5, 3, 4, isa.lanes), Image.blocked(1, 9, 3, 4, isa.lanes)
+    order = [*((0, n) for n in range(3, isa.lanes + 5)), *((1, n) for n in range(9))]
+    return [emit_channels(Channels(xs, Image.blocked(1, len(order), 3, 4, isa.lanes), tuple(order)), isa)]
+
+
+def gather(isa: Isa, elements: int, dtype: Dtype, indices: Dtype = np.int64) -> Kernels:
+    """Nine rows of fifty."""
+    what = Gather(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
+    return [emit_gather(what, isa)]
+
+
+ROW, COLUMN = (3, 67), (2, 9, 35)  # the axis in vectors with a tail; an axis that is not the last
+
+KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
+    # products of pixels
+    "conv 1x1, tails of pixels and channels": lambda isa: direct(isa, product(isa, 7, 19, 2 * isa.lanes + 2), (3, 2)),
+    "conv 1x1, channels last": lambda isa: direct(isa, product(isa, 7, 17, isa.lanes + 5, "nhwc"), (3, 2)),
+    "conv 1x1, slice of channels": lambda isa: direct(isa, product(isa, 6, 17, 2 * isa.lanes, "slice"), (4, 1), PLAIN),
+    "conv 1x1, batches": lambda isa: direct(isa, product(isa, 5, 8, 2 * isa.lanes, batch=3), (2, 1)),
+    "conv 1x1, cut rows, weights inner": lambda isa: cut_product(isa, weights_inner=True),
+    "conv 1x1, cut rows, weights outer": lambda isa: cut_product(isa, weights_inner=False),
+    "conv 1x1, one pixel": lambda isa: direct(isa, product(isa, 1, 40, 3 * isa.lanes), None),
+    "conv 1x1, default tile": lambda isa: direct(isa, product(isa, 49, 2 * isa.lanes, 4 * isa.lanes), None),
+    "conv 1x1, most vectors": lambda isa: direct(isa, product(isa, 4, 16, 6 * isa.lanes), (1, 6)),
+    # windows over pixels
+    "conv 3x3": lambda isa: direct(isa, convolution(isa, 8, 5, isa.lanes + 3, 3, pad=1), (4, 2)),
+    "conv 3x3, default tile": lambda isa: direct(isa, convolution(isa, 14, isa.lanes, 2 * isa.lanes, 3, pad=1), None),
+    "conv 3x3, stride 2": lambda isa: direct(isa, convolution(isa, 11, 5, isa.lanes + 3, 3, 2, pad=1), (4, 2)),
+    "conv 3x3, dilation 2": lambda isa: direct(isa, convolution(isa, 11, 5, isa.lanes, 3, 1, 2, 2), (4, 1)),
+    "conv 3x3, not padded": lambda isa: direct(isa, convolution(isa, 8, 5, isa.lanes, 3), (3, 1)),
+    "conv 3x3, channels last": lambda isa: direct(isa, convolution(isa, 8, 5, isa.lanes + 3, 3, pad=1, layout="nhwc"), (4, 2)),
+    "conv 5x5, stride 2": lambda isa: direct(isa, convolution(isa, 11, 3, isa.lanes, 5, 2, pad=2), (3, 1)),
+    "conv 7x7, stride 2, first layer": lambda isa: direct(
+        isa, convolution(isa, 15, 3, 2 * isa.lanes, 7, 2, pad=3, batch=2, x_layout="nchw"), (4, 2)
+    ),
+    "conv 4x4, stride 3, dilation 2": lambda isa: direct(isa, convolution(isa, 11, 5, isa.lanes, 4, 3, 2, 3), (2, 1)),
+    "conv 1x1, stride 2": lambda isa: direct(isa, convolution(isa, 8, 5, isa.lanes + 3, 1, 2), (4, 2)),
+    "conv 5x5, larger than the image": lambda isa: direct(isa, convolution(isa, 2, 3, isa.lanes, 5, pad=2), (2, 1)),
+    "conv 3x2, uneven padding": uneven,
+    "conv 3x3, blocks of inputs and a rest": lambda isa: direct(
+        isa, convolution(isa, 6, 2 * isa.lanes + 3, isa.lanes, 3, pad=1), (2, 1), channels=2
+    ),
+    "conv 3x3, groups of blocks": lambda isa: direct(
+        isa, convolution(isa, 6, 2 * isa.lanes, 4 * isa.lanes, 3, pad=1, groups=2), (3, 1)
+    ),
+    "conv 3x3, groups, channels last": lambda isa: direct(
+        isa, convolution(isa, 6, 6, 10, 3, pad=1, groups=2, layout="nhwc"), (3, 1)
+    ),
+    # what is done behind a convolution
+    "conv 3x3, relu": lambda isa: direct(isa, convolution(isa, 7, 4, isa.lanes, 3, pad=1), (3, 1), Epilogue(True, (RELU,))),
+    "conv 1x1, clip": lambda isa: direct(isa, product(isa, 7, 9, isa.lanes + 1), (3, 2), Epilogue(True, (RELU6,))),
+    "conv 1x1, silu": lambda isa: direct(isa, product(isa, 7, 9, 2 * isa.lanes), (3, 2), Epilogue(True, (SILU,))),
+    "conv 3x3, residual and relu": lambda isa: direct(
+        isa, conv := convolution(isa, 7, 4, isa.lanes + 2, 3, pad=1), (3, 2), merged(conv, RELU)
+    ),
+    "conv 1x1, broadcast operands": lambda isa: direct(
+        isa, conv := convolution(isa, 5, 6, isa.lanes + 3), (3, 2), broadcast_operands(isa, conv.y)
+    ),
+    # Winograd
+    "winograd F(2, 3), fused": lambda isa: winograd(isa, 2, fused=True),
+    "winograd F(2, 3), split": lambda isa: winograd(isa, 2, fused=False, pad=0),
+    "winograd F(4, 3), fused": lambda isa: winograd(isa, 4, fused=True),
+    "winograd F(4, 3), split": lambda isa: winograd(isa, 4, fused=False),
+    "winograd F(4, 3), broadcast operands": lambda isa: winograd(isa, 4, fused=False, operands=True),
+    "winograd F(4, 3), default tile": default_winograd,
+    "winograd F(6, 3), split": lambda isa: winograd(isa, 6, fused=False),
+    "winograd F(4, 3), many channels": streamed_winograd,
+    # depthwise
+    "depthwise 3x3": lambda isa: depthwise(isa, channelwise(isa, 8, 2 * isa.lanes + 3, 3, 1, 1), (3, 2)),
+    "depthwise 3x3, stride 2, default tile": lambda isa: depthwise(isa, channelwise(isa, 11, 3 * isa.lanes, 3, 2, 1), None),
+    "depthwise 5x5, relu": lambda isa: depthwise(
+        isa, channelwise(isa, 9, isa.lanes, 5, 1, 2), (4, 1), Epilogue(True, (RELU,))
+    ),
+    "depthwise 3x3, dilation 2, channels last": lambda isa: depthwise(
+        isa, channelwise(isa, 9, isa.lanes + 3, 3, 1, 2, 2, "nhwc"), (3, 1)
+    ),
+    "depthwise 3x3, residual and silu": lambda isa: depthwise(
+        isa, conv := channelwise(isa, 7, isa.lanes, 3, 1, 1), (4, 1), merged(conv, SILU)
+    ),
+    "depthwise 3x3, rows in chunks": lambda isa: depthwise(isa, channelwise(isa, 7, isa.lanes, 3, 1, 1), (3, 1), rows=2),
+    # transposed convolution
+    "transposed 2x2, stride 2": lambda isa: phase_kernels(isa, transposed(isa, (5, isa.lanes + 3), (2, 2, 1, 0, 0))),
+    "transposed 4x4, stride 2": lambda isa: phase_kernels(isa, transposed(isa, (5, isa.lanes), (4, 2, 1, 1, 0))),
+    "transposed 3x3, stride 2, output padding": lambda isa: phase_kernels(
+        isa, transposed(isa, (5, 2 * isa.lanes), (3, 2, 1, 1, 1))
+    ),
+    "transposed 3x3, dilation 2": lambda isa: phase_kernels(isa, transposed(isa, (3, isa.lanes), (3, 2, 2, 1, 1))),
+    "transposed 1x1, stride 2, empty phases": lambda isa: phase_kernels(isa, transposed(isa, (3, isa.lanes), (1, 2, 1, 0, 1))),
+    "transposed 4x4, each channel by itself": lambda isa: phase_kernels(
+        isa, transposed(isa, (isa.lanes + 1, isa.lanes + 1), (4, 2, 1, 1, 0), groups=isa.lanes + 1)
+    ),
+    # products of matrices
+    "matmul, direct, tails": lambda isa: matmul(isa, of(11, 6, 2 * isa.lanes + 3), (4, 2), "direct"),
+    "matmul, packed, tails": lambda isa: matmul(isa, of(11, 6, 2 * isa.lanes + 3), (4, 2), "packed"),
+    "matmul, packed, columns of b": lambda isa: matmul(isa, of(7, 19, 2 * isa.lanes + 3, b="columns"), (3, 2), "packed"),
+    "matmul, packed, sparse b": lambda isa: matmul(isa, of(7, 9, isa.lanes + 3, b="sparse"), (3, 2), "packed"),
+    "matmul, dots": lambda isa: matmul(isa, of(2, 5 * isa.lanes + 3, 2 * isa.lanes + 1, b="columns")),
+    "matmul, default tile": lambda isa: matmul(isa, of(24, 32, 4 * isa.lanes)),
+    "matmul, one row": lambda isa: matmul(isa, of(1, 40, 3 * isa.lanes + 2)),
+    "matmul, one column": lambda isa: matmul(isa, of(3 * isa.lanes, 33, 1, a="columns")),
+    "matmul, a backwards, y in columns": lambda isa: matmul(isa, of(5, 8, isa.lanes + 2, a="backwards", y="columns")),
+    "matmul, slices": lambda isa: matmul(isa, of(6, 9, isa.lanes, "slice", "slice", "slice")),
+    "matmul, chunks with tails": lambda isa: matmul(isa, of(11, 6, 4 * isa.lanes), (2, 1), "direct", (4, 5)),
+    "matmul, batches, scale and steps": lambda isa: matmul(isa, with_steps(isa)),
+    # attention
+    "attention, default tile": lambda isa: attention(isa, attend(1, 2, isa.lanes + 3, 19, 16)),
+    "attention, shared heads, v of its own size": lambda isa: attention(isa, attend(2, 4, 9, 12, 8, isa.lanes + 3, 2), (1, 1)),
+    "attention, mask": lambda isa: attention(
+        isa, replace(attend(2, 3, 13, 11, 8), mask=View.dense((2, 1, 13, 11)), blind="zero"), (1, 1)
+    ),
+    "attention, mask of keys": lambda isa: attention(
+        isa, replace(attend(2, 1, 9, 11, 8), mask=View.dense((2, 1, 1, 11))), (1, 1)
+    ),
+    "attention, causal": lambda isa: attention(isa, replace(attend(1, 1, 13, 17, 8), causal=True, past=3), (1, 1)),
+    "attention, chunks with a tail": lambda isa: attention(isa, attend(1, 5, isa.lanes, 5, 5), (1, 1), groups=2),
+    "attention, blocks of keys": lambda isa: attention(isa, attend(1, 1, isa.lanes + 5, 22, 5), (2, 1), 2),
+    "attention, blocks of keys, mask by queries": lambda isa: attention(
+        isa, replace(attend(1, 2, 9, 14, 5), mask=View.dense((1, 1, 14, 9)).transposed((0, 1, 3, 2))), (1, 1), 1
+    ),
+    "attention, slices of one matrix": lambda isa: attention(isa, fused_attention(), (1, 2)),
+    # rows
+    "softmax, last axis": lambda isa: rows(isa, "softmax", ROW, (1,)),
+    "softmax, other axis": lambda isa: rows(isa, "softmax", COLUMN, (1,)),
+    "log softmax": lambda isa: [*rows(isa, "log_softmax", ROW, (1,)), *rows(isa, "log_softmax", COLUMN, (1,))],
+    "softmax, steps": lambda isa: rows(
+        isa, "softmax", ROW, (1,), scaled(None, None, Join("add", View.dense(ROW)), RELU, Join("sub", View.dense((3, 1)), True))
+    ),
+    "softmax and mean, slices": sliced_rows,
+    "layer norm, scale and bias": lambda isa: rows(
+        isa, "layer_norm", ROW, (1,), scaled(View.dense((1, 67)), View.dense((67,)).broadcast(ROW))
+    ),
+    "layer norm, other axis": lambda isa: rows(isa, "layer_norm", COLUMN, (1,)),
+    "layer norm, two axes": lambda isa: rows(
+        isa, "layer_norm", (4, 3, 10), (1, 2), scaled(View.dense((1, 3, 10)), View.dense((1, 3, 10)))
+    ),
+    "instance norm": lambda isa: rows(
+        isa, "layer_norm", (2, 6, 49), (2,), scaled(View.dense((1, 6, 1)), View.dense((1, 6, 1)))
+    ),
+    "rms norm, scale": lambda isa: rows(isa, "rms_norm", ROW, (1,), scaled(View.dense((1, 67)))),
+    # reductions
+    "sum, last axis": lambda isa: rows(isa, "sum", ROW, (1,)),
+    "sum, other axis": lambda isa: rows(isa, "sum", COLUMN, (1,)),
+    "sum, two axes of four": lambda isa: rows(isa, "sum", (2, 3, 4, 5), (1, 3)),
+    "sum, many rows": lambda isa: rows(isa, "sum", (300, 7, 31), (2,)),
+    "mean, steps": lambda isa: rows(
+        isa, "mean", ROW, (1,), scaled(None, None, Join("mul", View.dense((3, 1))), Activation("tanh"))
+    ),
+    "mean, blocked image": lambda isa: rows(isa, "mean", (2, 3, 49, isa.lanes), (2,)),
+    "max, min and prod": lambda isa: [
+        *rows(isa, "max", ROW, (1,)), *rows(isa, "min", COLUMN, (1,)), *rows(isa, "prod", ROW, (1,)),
+    ],
+    "norms l1 and l2, sum of squares": lambda isa: [
+        *rows(isa, "l1", ROW, (1,)), *rows(isa, "l2", COLUMN, (1,)), *rows(isa, "sum_square", ROW, (1,)),
+    ],
+    "log of sums": lambda isa: [
+        *rows(isa, "log_sum", ROW, (1,)), *rows(isa, "log_sum_exp", ROW, (1,)), *rows(isa, "log_sum_exp", COLUMN, (1,)),
+    ],
+    # pools
+    "max pool 2x2": lambda isa: pool(isa, "max", 8, 2, 2),
+    "max pool 3x3, stride 2, padded": lambda isa: pool(isa, "max", 11, 3, 2, 1),
+    "max pool 2x2, dilation 3": lambda isa: pool(isa, "max", 9, 2, 1, 1, 3),
+    "max pool 3x3, channels last": lambda isa: pool(isa, "max", 7, 3, 2, 1, layout="nhwc"),
+    "average pool 3x3, padding left out": lambda isa: pool(isa, "average", 9, 3, 2, 1),
+    "average pool 3x3, padding counted": lambda isa: pool(isa, "average", 9, 3, 2, 1, counts=True),
+    "average pool, whole plane": lambda isa: pool(isa, "average", 7, 7),
+    "average pool 3x3, rows in chunks": lambda isa: pool(isa, "average", 53, 3, 1, 1),
+    "average pool 35x35, at the border": lambda isa: pool(isa, "average", 40, 35, 3, 15),
+    "average pool 3x3, residual and relu": lambda isa: pool(isa, "average", 9, 3, 1, 1, steps=(RELU,)),
+    # resizing
+    "resize, nearest": lambda isa: resize(isa, (1, 1)),
+    "resize, linear, default tile": lambda isa: resize(isa, (2, 2)),
+    "resize, linear, direct": lambda isa: resize(isa, (2, 2), separable=False),
+    "resize, linear, separable, channels last": lambda isa: resize(isa, (2, 2), separable=True, layout="nhwc"),
+    "resize, cubic, separable": lambda isa: resize(isa, (4, 4), separable=True),
+    "resize, many taps": lambda isa: resize(isa, (19, 24), separable=True),
+    "resize, filled outside, steps": lambda isa: resize(isa, (2, 2), separable=False, inside=(1, 4, 2, 9), steps=(RELU6,)),
+    "resize, nothing inside, rows in chunks": lambda isa: resize(isa, (2, 2), separable=False, inside=(0, 7, 4, 4), rows=3),
+    "resize, filled outside, separable": lambda isa: resize(isa, (2, 1), separable=True, inside=(2, 6, 0, 1)),
+    # elementwise operations on fp32
+    "map f32, arithmetic": lambda isa: binary(isa, np.float32, "add", "sub", "mul", "div", "max", "min", "prelu", "pow"),
+    "map f32, comparisons": lambda isa: binary(isa, np.float32, "lt", "le", "gt", "ge", "eq", "ne", to=bool),
+    "map f32, rectifiers": lambda isa: unary(
+        isa, "relu", "clip", "leaky_relu", "thresholded_relu", "hard_sigmoid", "hard_swish", "softsign"
+    ),
+    "map f32, exponentials": lambda isa: unary(isa, "exp", "log", "sigmoid", "tanh", "erf", "softplus"),
+    "map f32, activations": lambda isa: unary(isa, "elu", "selu", "celu", "silu", "mish", "gelu", "gelu_tanh"),
+    "map f32, roots and rounding": lambda isa: unary(
+        isa, "neg", "abs", "square", "sqrt", "reciprocal", "rsqrt", "floor", "ceil", "round", "sign"
+    ),
+    "map f32, sine and cosine": lambda isa: unary(isa, "sin", "cos"),
+    "map f32, powers": lambda isa: [
+        kernel for exponent in (-2.0, 0.0, 0.5, 1.0, 3.0, 4.0, 1.7) for kernel in unary(isa, "pow", parameters=(exponent,))
+    ],
+    "map f32, NaN and infinity": lambda isa: unary(isa, "isnan", "isinf", to=bool),
+    "map f32, operands that repeat": repeated_tape,
+    "map f32, strided operands": strided_tape,
+    "map f32, many chunks": lambda isa: tape(
+        isa, tensor(60_001), [tensor(60_001), tensor(60_001)], Apply("mul", (0, 1)), Apply("silu", (2,))
+    ),
+    "map f32, constant": lambda isa: tape(
+        isa, Strided(View.dense((9, 40)).sliced(1, 3, 21)), [], Apply("constant", (), (1.5,))
+    ),
+    # elementwise operations on other types
+    "map f64, arithmetic": lambda isa: binary(isa, np.float64, "add", "sub", "mul", "div", "max", "min"),
+    "map f64, functions": lambda isa: unary(
+        isa, "neg", "abs", "square", "sqrt", "reciprocal", "floor", "ceil", "round", "relu", "clip", dtype=np.float64
+    ),
+    "map i64, arithmetic": lambda isa: binary(isa, np.int64, "add", "sub", "mul", "max", "min", "div", "rem", "mod"),
+    "map i32, bits and shifts": lambda isa: binary(isa, np.int32, "and", "or", "xor", "shl", "shr"),
+    "map u8, arithmetic": lambda isa: binary(isa, np.uint8, "add", "mul", "max", "div", "mod", "shl", "shr"),
+    "map i16, functions": lambda isa: unary(isa, "neg", "abs", "square", "sign", "not", dtype=np.int16),
+    "map u32, comparisons": lambda isa: binary(isa, np.uint32, "lt", "ge", "eq", to=bool),
+    "map bool, logic": lambda isa: [*binary(isa, np.bool_, "and", "or", "xor", "eq"), *unary(isa, "not", dtype=np.bool_)],
+    "map i64, masks and a choice": mask_tape,
+    "map, casts of floats": lambda isa: [
+        *casts(isa, np.float32, np.int32, np.int64, np.uint8, np.bool_, np.float64),
+        *casts(isa, np.float64, np.float32, np.int64),
+    ],
+    "map, casts of integers": lambda isa: [
+        *casts(isa, np.int64, np.int8, np.int32, np.float32, np.bool_), *casts(isa, np.uint8, np.int64, np.float32),
+        *casts(isa, np.bool_, np.float32, np.int64),
+    ],
+    # copies
+    "copy, transposed": lambda isa: copies(isa, View.dense((2, 37, 19)).transposed((0, 2, 1))),
+    "copy, axes in another order": lambda isa: copies(isa, View.dense((3, 7, 5, 11)).transposed((0, 2, 1, 3))),
+    "copy, slice": lambda isa: copies(isa, View.dense((6, 40)).sliced(1, 3, 21).sliced(0, 5, 3, -2)),
+    "copy, steps and backwards": lambda isa: copies(isa, View.dense((5, 80)).sliced(1, 78, 40, -2)),
+    "copy, written backwards": lambda isa: [
+        emit_map(Map(Strided(View.dense((5, 37)).sliced(1, 36, 37, -1)), (tensor(5, 37),)), isa)
+    ],
+    "copy, repeated": lambda isa: copies(isa, View.dense((5, 1, 19)).broadcast((3, 5, 4, 19))),
+    "image, rows to blocks": lambda isa: conversions(isa, "nchw", "blocked"),
+    "image, blocks to rows": lambda isa: conversions(isa, "blocked", "nchw"),
+    "image, channels last to blocks": lambda isa: conversions(isa, "nhwc", "blocked"),
+    "image, blocks to a slice of channels": lambda isa: conversions(isa, "blocked", "slice"),
+    "pad, constant": lambda isa: padding(isa, "constant"),
+    "pad, edge": lambda isa: padding(isa, "edge"),
+    "pad, reflect": lambda isa: padding(isa, "reflect"),
+    "pad, wrap": lambda isa: padding(isa, "wrap"),
+    "channels, shuffle of 2 groups": lambda isa: shuffle(isa, 2, np.float32),
+    "channels, shuffle of 3 groups, i64": lambda isa: shuffle(isa, 3, np.int64),
+    "channels, two images joined": joined_channels,
+    "gather, long rows": lambda isa: gather(isa, 768, np.float32),
+    "gather, odd rows, i8 by i32": lambda isa: gather(isa, 37, np.int8, np.int32),
+    "gather, elements, i64": lambda isa: gather(isa, 1, np.int64),
+}  # fmt: skip
+
+
+# Programs
+
+X, ARENA, Y, WEIGHTS = range(4)  # slots
+
+
+def bottleneck(isa: Isa) -> Sequence[KernelCall]:
+    """An inverted residual block: expand, a window over each channel, project and add the input."""
+    c = isa.lanes
+    expand, middle = convolution(isa, 9, c, 3 * c), channelwise(isa, 9, 3 * c, 3, 1, 1)
+    project = convolution(isa, 9, 3 * c, c)
+    second = Ref(ARENA, 4 * expand.y.elements)
+    (first,) = direct(isa, expand, (4, 2), Epilogue(True, (RELU,)))
+    (window,) = depthwise(isa, middle, (3, 1), Epilogue(True, (RELU,)))
+    (last,) = direct(isa, project, (6, 1), merged(project))
+    return (
+        KernelCall(first, {"x": Ref(X), "w": Ref(WEIGHTS), "b": Ref(WEIGHTS, 4096), "y": Ref(ARENA)}),
+        KernelCall(window, {"x": Ref(ARENA), "w": Ref(WEIGHTS, 8192), "b": Ref(WEIGHTS, 9216), "y": second}, grain=2),
+        KernelCall(last, {"x": second, "w": Ref(WEIGHTS, 16384), "b": Ref(WEIGHTS, 65536), "r0": Ref(X), "y": Ref(Y)}),
+    )
+
+
+def with_scratch(isa: Isa) -> Sequence[KernelCall]:
+    """Two calls of one kernel that needs scratch and do not wait for each other, then one that leaves an argument out."""
+    (packed,) = matmul(isa, of(11, 6, 2 * isa.lanes + 3), (4, 2), "packed")
+    (add,) = binary(isa, np.float32, "add")
+    return (
+        KernelCall(packed, {"a": Ref(X), "b": Ref(WEIGHTS), "y": Ref(ARENA)}, barrier=False),
+        KernelCall(packed, {"a": Ref(X, 264), "b": Ref(WEIGHTS, 1024), "y": Ref(ARENA, 4096)}),
+        KernelCall(add, {"x0": Ref(ARENA), "y": Ref(Y)}, grain=4),
+    )
+
+
+PROGRAMS: Mapping[str, Callable[[Isa], Sequence[KernelCall]]] = {
+    "inverted residual": bottleneck,
+    "scratch and steps that do not wait": with_scratch,
+    "no step": lambda _isa: (),
+}

@@ -1,0 +1,46 @@
+"""Programs for a team of threads: linked, run on a pool, and looked at afterwards."""
+
+import numpy as np
+
+from kernels.native.code.compile import generate
+from kernels.native.code.library import Library
+from kernels.native.emit.builder import Module
+from kernels.native.emit.types import I64, PTR
+from kernels.native.memory.buffers import aligned
+from kernels.native.run.runtime import barrier, runtime_ir
+from kernels.native.target.isa import host_isa
+
+SIGNATURE = {"arguments": PTR, "thread": I64, "threads": I64, "team": PTR}
+WORDS = 16  # i64 words in a line of 128 bytes
+
+
+class Program:
+    """A linked program and the memory it works on: `words` of i64, from which counters are the first."""
+
+    def __init__(self, body, words):
+        isa = host_isa()
+        module = Module(isa)
+        with module.function("program", SIGNATURE) as (k, *arguments):
+            body(k, *arguments)
+        self.library = Library([generate(module.text, isa).code, generate(runtime_ir(isa), isa).code], ["program"])
+        self.memory = aligned(words * 8).view(np.int64)
+
+    def run(self, pool, threads, counters=0):
+        zeroed = self.memory[:counters] if counters else None
+        pool.run(self.library.address("program"), self.memory.ctypes.data, threads, zeroed)
+
+
+def lockstep(steps):
+    """Every thread writes the step into its line, and after a barrier looks whether all others did; word 0 counts who did not."""
+
+    def body(k, memory, thread, threads, team):
+        with k.loop("step", 1, steps + 1) as step:
+            k.store(step, memory, (thread + 1) * WORDS)
+            barrier(k, team)
+            with k.loop("other", 0, threads) as other:
+                seen = k.load(I64, memory, (other + 1) * WORDS)
+                with k.when(k.compare("ne", seen, step)):
+                    k.fetch_add(memory, 1)
+            barrier(k, team)
+
+    return body

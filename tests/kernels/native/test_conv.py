@@ -1,0 +1,178 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from kernels.native.code.compile import SPILL_LIMIT, generate
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.errors import EmitError
+from kernels.native.families.conv import Conv, conv_tiles, emit_conv, make_tile
+from kernels.native.memory.image import Image
+from kernels.native.target.isa import ISAS
+from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_conv, image, square
+from tests.kernels.native.reference import place, run_kernel
+
+
+def product(isa, layout, pixels, inputs, outputs, batch=1):
+    return Conv(image(layout, isa, batch, inputs, 1, pixels), image(layout, isa, batch, outputs, 1, pixels))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_product_pixel_tails(isa, layout):
+    for pixels in (1, 2, 3, 4, 5, 7, 8, 9):
+        conv = product(isa, layout, pixels, 19, 2 * isa.lanes)
+        check_conv(conv, make_tile(conv, isa, min(4, pixels), 2), isa)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_product_output_channel_tails(isa, layout):
+    lanes = isa.lanes
+    for outputs in sorted({1, 2, lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 3 * lanes + 2, 4 * lanes}):
+        conv = product(isa, layout, 7, 16, outputs)
+        check_conv(conv, make_tile(conv, isa, 3, 2), isa, Epilogue(bias=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_product_input_channel_tails(isa, layout):
+    for inputs in (1, 2, 3, 5, 15, 16, 17, 31, 33, 40):
+        conv = product(isa, layout, 6, inputs, isa.lanes)
+        check_conv(conv, make_tile(conv, isa, 6, 1), isa)
+
+
+def test_product_in_batches(isa):
+    conv = product(isa, "blocked", 5, 8, 2 * isa.lanes, batch=3)
+    check_conv(conv, make_tile(conv, isa, 2, 1), isa)
+
+
+@pytest.mark.parametrize("weights_inner", [True, False])
+@pytest.mark.parametrize(("pixels", "row_pixels"), [(23, 8), (24, 8), (9, 8), (8, 4)])
+def test_product_cut_into_rows(isa, weights_inner, pixels, row_pixels):
+    conv = product(isa, "nhwc", pixels, 9, 3 * isa.lanes + 1)
+    tile = replace(make_tile(conv, isa, 4, 2), row_pixels=row_pixels, rows=2, weights_inner=weights_inner)
+    check_conv(conv, tile, isa, Epilogue(True, (Merge("add", conv.y),)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "pad"), [*DIRECT, (1, 2, 1, 0), (4, 3, 2, 3)])
+def test_direct_kernels_strides_dilations_and_padding(isa, layout, kernel, stride, dilation, pad):
+    for size in (8, 11):
+        conv = square(isa, layout, size, 5, isa.lanes + 3, kernel, stride, dilation, pad)
+        check_conv(conv, make_tile(conv, isa, min(4, conv.y.width), 2), isa, Epilogue(bias=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_first_layers_read_nchw_as_it_is(isa, channels):
+    conv = square(isa, "blocked", 15, channels, 2 * isa.lanes, 7, stride=2, pad=3, x_layout="nchw", batch=2)
+    check_conv(conv, make_tile(conv, isa, 4, 2), isa, Epilogue(bias=True))
+
+
+def test_kernel_larger_than_the_image(isa):
+    conv = square(isa, "blocked", 2, 3, isa.lanes, 5, pad=2)
+    check_conv(conv, make_tile(conv, isa, 2, 1), isa)
+
+
+def test_padding_that_hides_the_whole_image_from_some_outputs(isa):
+    conv = square(isa, "blocked", 2, 3, isa.lanes, 2, pad=4)
+    check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
+
+
+def test_uneven_padding_follows_from_the_output_size(isa):
+    x, y = Image.blocked(1, 4, 6, 7, isa.lanes), Image.blocked(1, 5, 7, 8, isa.lanes)
+    conv = Conv(x, y, (3, 2), (1, 1), (1, 1), top=1, left=0)
+    check_conv(conv, make_tile(conv, isa, 3, 1), isa)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_groups(isa, groups):
+    lanes = isa.lanes
+    conv = square(isa, "blocked", 6, groups * lanes, groups * 2 * lanes, 3, pad=1, groups=groups)
+    check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
+    conv = square(isa, "nhwc", 6, groups * 3, groups * 5, 3, pad=1, groups=groups)
+    check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
+
+
+def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
+    conv = square(isa, "blocked", 7, 4, 2 * isa.lanes, 3, pad=1, batch=2)
+    for weights_inner in (True, False):
+        for rows in (1, 2, 3, 7):
+            tile = replace(make_tile(conv, isa, 4, 1), rows=rows, weights_inner=weights_inner)
+            check_conv(conv, tile, isa)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_epilogue_adds_bias_and_residual_and_activates(isa, layout):
+    conv = square(isa, layout, 6, 8, isa.lanes + 5, 3, pad=1)
+    cases = {
+        Activation("relu"): lambda v: np.maximum(v, 0),
+        Activation("clip", (0.0, 0.5)): lambda v: np.clip(v, 0, 0.5),
+        Activation("silu"): lambda v: v / (1 + np.exp(-v)),
+    }
+    for activation, exact in cases.items():
+        check_conv(conv, make_tile(conv, isa, 3, 2), isa, Epilogue(True, (Merge("add", conv.y), activation)), exact)
+
+
+def test_residual_may_be_the_output_itself(isa):
+    conv = product(isa, "blocked", 9, 4, isa.lanes)
+    rng = np.random.default_rng(1)
+    x, added = rng.standard_normal((1, 4, 1, 9)), rng.standard_normal((1, isa.lanes, 1, 9)).astype(np.float32)
+    from kernels.native.families.conv import pack_weights
+    from tests.kernels.native.reference import assert_close, conv_reference
+
+    w = rng.standard_normal((isa.lanes, 4, 1, 1)).astype(np.float32)
+    tile, y = make_tile(conv, isa, 4, 1), place(conv.y, added)
+    kernel = emit_conv(conv, tile, Epilogue(False, (Merge("add", conv.y),)), isa)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=pack_weights(conv, tile, isa, w), r0=y, y=y)
+    assert_close(conv.y.load(y), conv_reference(conv, x.astype(np.float32), w) + added, 8)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_convolution_on_its_default_tiles(isa, data):
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    kernel, stride, dilation = (data.draw(st.tuples(st.integers(1, high), st.integers(1, high))) for high in (4, 3, 2))
+    size, pad = (
+        data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12))),
+        data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3))),
+    )
+    out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    assume(min(out) >= 1)
+    inputs, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
+    x_layout = data.draw(st.sampled_from([*LAYOUTS, "nchw"]))
+    conv = Conv(image(x_layout, isa, 1, inputs, *size), image(layout, isa, 1, outputs, *out), kernel, stride, dilation, *pad)
+    tile = data.draw(st.sampled_from(conv_tiles(conv, isa)))
+    check_conv(conv, tile, isa, Epilogue(bias=True))
+
+
+def test_default_tiles_fill_the_registers_and_do_not_spill(tuned):
+    for conv in (
+        square(tuned, "blocked", 28, 128, 128, 3, pad=1),
+        square(tuned, "blocked", 14, 256, 512, 1),
+        square(tuned, "blocked", 64, 3, 4 * tuned.lanes, 7, stride=2, pad=3, x_layout="nchw"),
+        product(tuned, "nhwc", 197, 768, 768),
+    ):
+        best = conv_tiles(conv, tuned)[0]
+        assert best.pixels * best.vectors >= 8
+        spills = generate(emit_conv(conv, best, Epilogue(bias=True), tuned).ir, tuned, count_spills=True).spills
+        assert spills <= SPILL_LIMIT
+
+
+def test_layouts_that_vectors_cannot_write_are_refused():
+    isa = ISAS["avx512"]
+    x = Image.nchw(1, 16, 4, 4)
+    with pytest.raises(EmitError, match="y has blocks of 1 channels, a tile writes 1 vectors of 16"):
+        emit_conv(Conv(x, x), make_tile(Conv(x, x), isa, 4, 1), Epilogue(), isa)
+    blocked = Image.blocked(1, 24, 4, 4, 16)
+    with pytest.raises(EmitError, match="x has blocks of 16 channels, groups of 12 begin inside them"):
+        emit_conv(Conv(blocked, blocked, groups=2), make_tile(Conv(blocked, blocked, groups=2), isa, 4, 1), Epilogue(), isa)
+    last = Conv(*[Image.nhwc(1, 24, 4, 4)] * 2, groups=2)
+    with pytest.raises(EmitError, match="operand 0 has blocks of 16 channels, groups of 12 begin inside them"):
+        emit_conv(last, make_tile(last, isa, 4, 1), Epilogue(False, (Merge("add", blocked),)), isa)
+
+
+def test_kernels_with_other_strides_have_other_names(isa):
+    first, second = product(isa, "nhwc", 8, 8, 8), product(isa, "slice", 8, 8, 8)
+    names = {emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa).name for conv in (first, second)}
+    assert len(names) == 2

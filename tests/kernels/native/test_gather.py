@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from kernels.native.errors import EmitError
+from kernels.native.families.gather import Gather, emit_gather
+from kernels.native.memory.view import View
+from kernels.native.target.isa import ISAS
+from tests.kernels.native.reference import run_kernel
+
+
+def gather(what, isa, x, indices):
+    """Run it; y and the index that it found fault with. Memory behind y is checked."""
+    y = np.full((what.y.span + 32) * x.itemsize, 0xA5, np.uint8)
+    fault = np.zeros(1, np.int64)
+    run_kernel(emit_gather(what, isa), isa, x=x, indices=indices, fault=fault, y=y)
+    assert (y[what.y.span * x.itemsize :] == 0xA5).all()
+    return y[: what.y.span * x.itemsize].view(x.dtype), int(fault[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
+@pytest.mark.parametrize("kind", [np.int64, np.int32])
+def test_rows_are_picked_from_either_end(isa, dtype, kind):
+    for outer, rows, elements, count in ((1, 50, 768, 9), (3, 7, 1, 40), (2, 5, 37, 1), (1, 3, 30_000, 4)):
+        x = np.random.default_rng(0).integers(0, 200, (outer, rows, elements)).astype(dtype)
+        indices = np.random.default_rng(1).integers(-rows, rows, count).astype(kind)
+        what = Gather(View.dense(x.shape), View.dense((outer, count, elements)), x.dtype, indices.dtype)
+        y, fault = gather(what, isa, x, indices)
+        np.testing.assert_array_equal(y.reshape(outer, count, elements), np.take(x, indices, 1))
+        assert not fault
+
+
+def test_indices_outside_stay_inside_and_are_told(isa):
+    x = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
+    for index, row in ((4, 3), (-5, 0), (2**63 - 1, 3), (-(2**63), 0)):
+        what = Gather(View.dense(x.shape), View.dense((1, 2, 3)))
+        y, fault = gather(what, isa, x, np.array([1, index], np.int64))
+        np.testing.assert_array_equal(y.reshape(2, 3), x[0, [1, row]])
+        assert fault == index
+
+
+def test_rows_with_gaps_between_are_read_and_written(isa):
+    memory = np.arange(200, dtype=np.float32)
+    what = Gather(View((2, 4, 5), (100, 10, 1), 3), View((2, 3, 5), (21, 7, 1), 0))
+    y, _ = gather(what, isa, memory, np.array([3, 0, -2], np.int64))
+    x = np.lib.stride_tricks.as_strided(memory[3:], (2, 4, 5), (400, 40, 4))
+    np.testing.assert_array_equal(np.lib.stride_tricks.as_strided(y, (2, 3, 5), (84, 28, 4)), x[:, [3, 0, 2]])
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    isa = ISAS["avx2"]
+    with pytest.raises(EmitError, match="need \\(outer, rows > 0, elements\\)"):
+        emit_gather(Gather(View.dense((1, 4, 3)), View.dense((1, 2, 5))), isa)
+    with pytest.raises(EmitError, match="need \\(outer, rows > 0, elements\\)"):
+        emit_gather(Gather(View.dense((1, 0, 3)), View.dense((1, 2, 3))), isa)
+    with pytest.raises(EmitError, match="elements are 4 and 1 apart"):
+        emit_gather(Gather(View.dense((1, 3, 4)).transposed((0, 2, 1)), View.dense((1, 2, 3))), isa)

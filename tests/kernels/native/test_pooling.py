@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from kernels.native.code.compile import SPILL_LIMIT, generate
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.geometry import Conv
+from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.errors import EmitError
+from kernels.native.families.pool import Pooling, emit_pooling
+from kernels.native.memory.image import Image
+from kernels.native.target.isa import ISAS
+from tests.kernels.native.convolutions import LAYOUTS, image
+from tests.kernels.native.poolings import check_pool, pool
+from tests.kernels.native.reference import place, run_kernel
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("max", False), ("average", False), ("average", True)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "pad", "extra"),
+    [(2, 2, 1, 0, 0), (3, 2, 1, 1, 0), (3, 1, 1, 1, 0), (3, 2, 1, 0, 1), (3, 2, 1, 1, 1), (2, 1, 3, 1, 0), (5, 3, 1, 2, 0)],
+)
+def test_windows_strides_dilations_and_padding(isa, kind, counts, kernel, stride, dilation, pad, extra):
+    check_pool(pool(isa, kind, 11, isa.lanes + 3, kernel, stride, dilation, pad, 2, counts, extra), isa)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_channel_tails(isa, layout):
+    lanes = isa.lanes
+    for channels in sorted({1, 3, lanes - 1, lanes, lanes + 1, 2 * lanes + 2}):
+        check_pool(pool(isa, "max", 7, channels, 3, 2, pad=1, batch=2, layout=layout), isa)
+
+
+def test_blocks_of_several_vectors(isa):
+    x, y = Image.blocked(2, 5 * isa.lanes, 6, 6, 4 * isa.lanes), Image.blocked(2, 5 * isa.lanes, 3, 3, 2 * isa.lanes)
+    check_pool(Pooling(Conv(x, y, (2, 2), (2, 2), groups=x.channels), "average"), isa)
+
+
+def test_pools_of_one_dimension_are_images_one_high(isa):
+    x, y = Image.nhwc(2, 9, 1, 23), Image.nhwc(2, 9, 1, 12)
+    check_pool(Pooling(Conv(x, y, (1, 4), (1, 2), left=1, groups=9), "average", (0, 1)), isa)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("size", [1, 7, 20, 37])
+def test_global_pool(isa, kind, size):
+    check_pool(pool(isa, kind, size, 2 * isa.lanes + 1, size, batch=2), isa)
+
+
+def test_epilogue(isa):
+    pooling = pool(isa, "average", 9, isa.lanes, 3, pad=1)
+    check_pool(pooling, isa, Epilogue(False, (Merge("add", pooling.window.y), Activation("relu"))), lambda v: np.maximum(v, 0))
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_windows_wider_than_the_registers_at_the_border(isa, kind):
+    check_pool(pool(isa, kind, 40, isa.lanes, 35, 3, pad=15), isa)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_pool(isa, data):
+    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
+    kernel, stride, dilation, size = pair(1, 9), pair(1, 3), pair(1, 2), pair(1, 24)
+    pad = [data.draw(st.integers(0, side - 1)) for side in kernel]
+    out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
+    assume(min(out) >= 1)
+    channels, layouts = data.draw(st.integers(1, 40)), st.sampled_from(LAYOUTS)
+    x, y = (image(data.draw(layouts), isa, 1, channels, *shape) for shape in (size, out))
+    conv = Conv(x, y, kernel, stride, dilation, *pad, groups=channels)
+    kind = data.draw(st.sampled_from(["max", "average"]))
+    counted = tuple(pad) if kind == "average" and data.draw(st.booleans()) else None
+    assume(counted or all(conv.columns_inside(column) for column in range(out[1])))  # a window with nothing in it has no maximum
+    assume(counted or all(turned(conv).columns_inside(row) for row in range(out[0])))
+    check_pool(Pooling(conv, kind, counted), isa)
+
+
+def turned(conv):
+    """Its rows as columns."""
+    x = replace(conv.x, width=conv.x.height)
+    return replace(conv, x=x, kernel=conv.kernel[::-1], strides=conv.strides[::-1], dilations=conv.dilations[::-1], left=conv.top)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "kernel", "stride"), [("max", 28, 3, 2), ("max", 28, 2, 2), ("max", 14, 3, 1), ("average", 14, 14, 1)]
+)
+def test_tiles_do_not_spill(tuned, kind, size, kernel, stride):
+    code = generate(
+        emit_pooling(pool(tuned, kind, size, tuned.lanes, kernel, stride), Epilogue(), tuned).ir, tuned, count_spills=True
+    )
+    assert code.spills <= SPILL_LIMIT
+
+
+def test_max_keeps_nan_and_all_minus_infinity(isa):
+    pooling = pool(isa, "max", 4, isa.lanes, 2, 2)
+    x = np.full((1, isa.lanes, 4, 4), -np.inf, np.float32)
+    x[:, :, 0, 1] = np.nan
+    memory = np.zeros(pooling.window.y.elements, np.float32)
+    run_kernel(emit_pooling(pooling, Epilogue(), isa), isa, x=place(pooling.window.x, x), y=memory)
+    expected = np.array([[np.nan, -np.inf], [-np.inf, -np.inf]], np.float32)
+    np.testing.assert_array_equal(pooling.window.y.load(memory)[0, 0], expected)
+
+
+def test_layouts_and_a_bias_it_cannot_serve_are_refused():
+    isa, x = ISAS["avx2"], Image.nchw(1, 8, 4, 4)
+    with pytest.raises(EmitError, match="x has blocks of 1 channels, need whole vectors of 8"):
+        emit_pooling(Pooling(Conv(x, x), "max"), Epilogue(), isa)
+    with pytest.raises(EmitError, match="pools take none"):
+        emit_pooling(pool(isa, "max", 4, 8, 2), Epilogue(bias=True), isa)

@@ -1,0 +1,84 @@
+"""Every case against ONNX Runtime, an independent engine, where it has a kernel for the op and its types."""
+
+from __future__ import annotations
+
+import onnx
+import onnxruntime as ort
+import pytest
+
+from kernels.native.target.host import host
+from kernels.registry import Case, Op, evaluate
+from tests.kernels.ops.cases import arrays, assert_close, deterministic, valid_cases
+from tests.kernels.ops.models import array_of, one_node_model
+
+# Where ONNX Runtime and ONNX differ, or ONNX leaves the result open; (op, case id) -> reason.
+EXCUSED: dict[tuple[str, str], str] = {
+    ("Attention", "empty_batch"): "it refuses an empty batch",
+    ("Cast", "to_bfloat16"): "its Python API cannot return bfloat16",
+    ("Cast", "to_float8_saturated"): "its Python API returns float8 as uint8",
+    ("ConvInteger", "by_channel"): "it supports one zero point for all weights only",
+    ("DequantizeLinear", "four_bits"): "its Python API takes no int4",
+    ("DynamicQuantizeLinear", "zeros"): "it gives a range of nothing the scale 1, ONNX's reference 1/255",
+    ("GRU", "batch_first"): "it supports no layout 1",
+    ("GridSample", "nowhere"): "ONNX leaves open what lies at a position that is no number",
+    ("GridSample", "cubic_border"): "it weighs pixels beyond the border by the unclamped position, ONNX's reference clamps first",
+    ("GroupNormalization", "empty"): "it cannot reshape an empty batch",
+    ("LRN", "even"): "it refuses even sizes",
+    ("LSTM", "batch_first"): "it supports no layout 1",
+    ("LSTM", "clipped"): "it does not clip what enters the output's activation, ONNX says every activation's input",
+    ("MatMulInteger", "by_row_and_column"): "it supports one zero point for all of a only",
+    ("MaxUnpool", "larger"): "it counts indices through output_shape, ONNX's tests through what the geometry gives",
+    ("Mod", "floats"): "it refuses fmod=0 with floats, defined since opset 28",
+    ("Mod", "float_specials"): "it refuses fmod=0 with floats, defined since opset 28",
+    ("OneHot", "scalar"): "it refuses scalar indices",
+    ("Pad", "reflect_twice_around"): "it reflects once only",
+    ("Pad", "scalar"): "it cannot pad a scalar",
+    ("BlackmanWindow", "float64"): "it computes with float32 coefficients",
+    ("HammingWindow", "float64"): "it computes with float32 coefficients",
+    ("QuantizeLinear", "float8"): "its Python API returns float8 as uint8",
+    ("QuantizeLinear", "four_bits"): "its Python API returns no int4",
+    ("RNN", "batch_first"): "it supports no layout 1",
+    ("STFT", "whole"): "it needs the window or the frame length",
+    ("StringNormalizer", "upper"): "it needs the locale en_US installed",
+    ("StringNormalizer", "stopped"): "it needs the locale en_US installed",
+    ("StringSplit", "delimiter"): "it splits an empty string into nothing, ONNX's reference into one",
+    ("Pow", "exponent_beyond_int32"): "it computes in float64, which cannot hold the exponent",
+    ("ReduceMean", "of_nothing"): "it calls the mean of nothing 0, numpy and ONNX's reference NaN",
+}
+
+SATURATING = {("MatMulInteger", "plain"), ("MatMulInteger", "zero_points"), ("QLinearConv", "by_channel")}
+OPSET = 24  # the newest that every supported version of ONNX Runtime accepts
+_UNSUPPORTED = ("NOT_IMPLEMENTED", "is not a registered function/op", "INVALID_GRAPH", "opset")
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def test_excused_cases_exist() -> None:
+    assert set(EXCUSED) <= {(p.values[0].name, p.values[1].id) for p in valid_cases()}
+
+
+@pytest.mark.parametrize(("op", "case"), valid_cases(deterministic))
+def test_case_agrees_with_onnxruntime(op: Op, case: Case) -> None:
+    if reason := EXCUSED.get((op.name, case.id)):
+        pytest.skip(reason)
+    if (op.name, case.id) in SATURATING and host().arch == "x86_64" and "avx512vnni" not in host().features:
+        pytest.skip("without VNNI it adds 8-bit products in 16 bits, which saturate")
+    inputs = arrays(op, case)
+    domain, _, name = op.name.rpartition(".")
+    model = one_node_model(name, inputs, case.outputs, case.attrs, domain=domain, opset=OPSET)
+    try:
+        session = _session(model)
+    except Exception as error:
+        if not any(text in str(error) for text in _UNSUPPORTED):
+            raise
+        pytest.skip("ONNX Runtime has no such kernel")
+    expected = session.run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
+    for y, wanted in zip(evaluate(op, inputs, case.attrs)[: case.outputs], map(array_of, expected), strict=True):
+        assert y.dtype == wanted.dtype
+        assert_close(y, wanted, 2 * op.tolerance_eps)

@@ -1,0 +1,84 @@
+"""Every case against ONNX's own definition, `onnx.reference`, as a one-node model of the newest opset."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from kernels.registry import Case, Op, evaluate
+from tests.kernels.ops.cases import arrays, assert_close, deterministic, valid_cases
+from tests.kernels.ops.models import array_of, one_node_model
+
+# Where onnx.reference is wrong, or ONNX leaves the result open; (op, case id) -> reason.
+EXCUSED: dict[tuple[str, str], str] = {
+    ("ConvTranspose", "empty_batch"): "the reference knows no empty batch",
+    ("ConvTranspose", "grouped"): "the reference splits the weights of groups wrongly",
+    ("ConvTranspose", "output_shape_cut"): "the reference ignores that output_shape makes pads",
+    ("GRU", "clipped"): "the reference ignores clip",
+    ("GRU", "lengths"): "the reference ignores sequence_lens",
+    ("GRU", "lengths_reverse"): "the reference ignores sequence_lens",
+    ("GatherElements", "axis_one"): "the reference refuses indices smaller than the data, which ONNX allows",
+    ("GlobalLpPool", "p3"): "the reference has no such operator",
+    ("GlobalLpPool", "planes"): "the reference has no such operator",
+    ("GlobalMaxPool", "one_dimension"): "the reference drops the pooled axis",
+    ("GridSample", "nowhere"): "ONNX leaves open what lies at a position that is no number",
+    ("GridSample", "no_position"): "the reference returns an array without its tuple",
+    ("GroupNormalization", "empty"): "the reference cannot reshape an empty batch",
+    ("LRN", "even"): "the reference sums channels for the first images only",
+    ("LRN", "five"): "the reference sums channels for the first images only",
+    ("LRN", "one"): "the reference sums channels for the first images only",
+    ("LRN", "wider_than_channels"): "the reference sums channels for the first images only",
+    ("LSTM", "activations"): "the reference ignores activations",
+    ("LSTM", "clipped"): "the reference ignores clip",
+    ("LSTM", "coupled"): "the reference ignores input_forget",
+    ("LSTM", "lengths"): "the reference ignores sequence_lens",
+    ("LSTM", "lengths_reverse"): "the reference ignores sequence_lens",
+    ("LpNormalization", "first_axis_p1"): "the reference sums without absolute values",
+    ("MatMulInteger", "by_row_and_column"): "the reference cannot broadcast a zero point by row",
+    ("NonMaxSuppression", "none_asked_for"): "the reference needs the optional limit",
+    ("LogSoftmax", "large_values"): "the reference takes the logarithm of an underflowed 0",
+    ("LogSoftmax", "empty"): "the reference writes into its own read-only empty array",
+    ("Mean", "broadcast_three"): "the reference cannot broadcast",
+    ("NonZero", "scalar"): "numpy refuses scalars; a vector of one, as ONNX Runtime has it",
+    ("QuantizeLinear", "saturated"): "the reference turns what no int32 holds into the lowest value",
+    ("RNN", "clipped"): "the reference ignores clip",
+    ("RNN", "lengths"): "the reference ignores sequence_lens",
+    ("RNN", "lengths_reverse"): "the reference ignores sequence_lens",
+    ("RNN", "relu"): "the reference knows tanh and affine only",
+    ("StringNormalizer", "stopped"): "the reference compares stop words by case where they are said not to be",
+    ("Unique", "columns_unsorted"): "the reference takes rows whatever the axis",
+    ("Pad", "negative"): "the reference cannot take rows away",
+    ("Pad", "scalar"): "the reference cannot pad a scalar",
+    ("ReduceLogSumExp", "scalar"): "the reference returns a numpy scalar and refuses it itself",
+    ("ReduceSumSquare", "ints"): "the reference returns int64 for int32",
+    ("Softsign", "scalar"): "the reference returns a numpy scalar and refuses it itself",
+}
+
+
+def test_excused_cases_exist() -> None:
+    existing = {(p.values[0].name, p.values[1].id) for p in valid_cases()}
+    assert set(EXCUSED) <= existing
+
+
+@pytest.mark.parametrize(("op", "case"), valid_cases(deterministic))
+def test_case_agrees_with_onnx_reference(op: Op, case: Case) -> None:
+    if not onnx.defs.has(op.name) or onnx.defs.get_schema(op.name).deprecated:
+        pytest.skip("no operator of the newest ai.onnx")
+    if reason := EXCUSED.get((op.name, case.id)):
+        pytest.skip(reason)
+    if unknown := set(case.attrs) - set(onnx.defs.get_schema(op.name).attributes):
+        pytest.skip(f"attribute {unknown} is not ONNX's: the rewritten form of an older opset")
+    inputs = arrays(op, case)
+    actual = evaluate(op, inputs, case.attrs)[: case.outputs]
+    model = one_node_model(op.name, inputs, case.outputs, case.attrs)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # the reference overflows aloud
+        expected = ReferenceEvaluator(model).run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
+    for y, wanted in zip(actual, map(array_of, expected), strict=True):
+        assert y.dtype == wanted.dtype
+        # both round to the same dtype: each may be off by the op's tolerance
+        assert_close(y, wanted, 2 * op.tolerance_eps)
