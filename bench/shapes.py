@@ -15,8 +15,10 @@ from rich.table import Table
 from bench.models import exports_folder
 from graph.formats.onnx.reader import read
 from graph.ir import Node, Specs
+from graph.native.calls import Call
 from graph.native.engine import Native
-from graph.native.lowering import Call, Storage
+from graph.native.facts import Facts
+from graph.native.place import Storage
 from graph.native.segment import complete, lower
 from graph.passes.optimise import optimise
 from graph.shapes import bind
@@ -53,9 +55,10 @@ def shapes_of(name: str, native: Native, threads: int) -> Iterator[Shape]:
     ready = optimise(model.graph, bind(model.graph))
     _, parts = native.parts(ready.graph, ready.specs, {})
     found: dict[str, list[Shape]] = {}
+    facts = Facts(ready.specs, ready.graph.constants, native.isa, threads)
     for part in parts.values():
-        choices = complete(part, ready.specs, ready.graph.constants, native.isa, threads, {})
-        lowering = lower(part, ready.specs, ready.graph.constants, native.isa, native.packed, choices)
+        choices = complete(part, facts, {})
+        lowering = lower(part, facts, native.constants, choices)
         for at, node in enumerate(part.nodes):
             flops = _flops(node, ready.specs)
             if flops:

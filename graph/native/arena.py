@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graph.memory import Block, Held, held_by_step, place_blocks
-from graph.native.lowering import Call
+from graph.native.calls import Call
 from graph.native.place import Storage
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
-from graph.native.lowering import Lowering, Packed
+from graph.native.constants import ConstantCache
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
 from graph.native.partition import Part, partition, without_lone_views
-from graph.native.rule import Facts
 from graph.native.rules.table import RULES, refusal
 from graph.native.segment import Segment, complete, lower
 from graph.native.work import Work
@@ -39,7 +40,7 @@ class Native:
 
     isa: Isa = field(default_factory=host_isa)
     cache: CodeCache | None = field(default_factory=CodeCache.default)
-    packed: Packed = field(default_factory=Packed)
+    constants: ConstantCache = field(default_factory=ConstantCache)
 
     def refusals(self, graph: Graph, specs: Specs) -> dict[str, str]:
         """Of every node that cannot run natively, why."""
@@ -65,7 +66,7 @@ class Native:
             for part, lowering in self._lowered(graph, specs, threads, choices)
             for node in part.nodes
             for name in node.writes()
-            if lowering.place(name).strided is None
+            if lowering.values.place(name).strided is None
         )
 
     def kernels(
@@ -90,9 +91,9 @@ class Native:
     ) -> Iterator[tuple[Part, Lowering]]:
         """The calls of every segment, with no constant packed: to be looked at."""
         _, parts = self.parts(graph, specs, choices)
+        facts = Facts(specs, graph.constants, self.isa, threads)
         for part in parts.values():
-            chosen = complete(part, specs, graph.constants, self.isa, threads, choices)
-            yield part, lower(part, specs, graph.constants, self.isa, Packed(dry=True), chosen)
+            yield part, lower(part, facts, ConstantCache(dry=True), complete(part, facts, choices))
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.
@@ -114,11 +115,9 @@ class Native:
     ) -> tuple[Graph, Mapping[str, Segment]]:
         """`parts`, compiled for that many threads. timed: ready to be timed and not to be run, which is compiled when it is."""
         rest, parts = self.parts(graph, specs, choices)
+        facts = Facts(specs, graph.constants, self.isa, threads)
         pool = shared_thread_pool(threads)
         with ThreadPoolExecutor(threads, "packing") as workers:
-            packed = self.packed.by(workers)
-            made = {
-                name: Segment(part, specs, graph.constants, self.isa, pool, packed, self.cache, threads, choices, timed)
-                for name, part in parts.items()
-            }
+            constants = self.constants.by(workers)
+            made = {name: Segment(part, facts, choices, pool, constants, self.cache, timed) for name, part in parts.items()}
         return rest, made

@@ -14,7 +14,7 @@ from kernels.spec import Array, DType
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
-class Entry:
+class PackedConstant:
     """A constant as kernels read it, which may still be at work. source: what it is made of, kept as long as this is, so that its
     id stays its own."""
 
@@ -22,11 +22,11 @@ class Entry:
     made: Future[Array]
 
     @staticmethod
-    def of(array: Array) -> Entry:
+    def of(array: Array) -> PackedConstant:
         """One that is there."""
         made: Future[Array] = Future()
         made.set_result(array)
-        return Entry(None, made)
+        return PackedConstant(None, made)
 
     @property
     def array(self) -> Array:
@@ -45,7 +45,7 @@ class Storage:
     name: str
     elements: int
     dtype: DType
-    constant: Entry | None = field(default=None, repr=False)
+    constant: PackedConstant | None = field(default=None, repr=False)
     port: str = ""
 
     @property
@@ -60,6 +60,12 @@ class Viewed:
 
     storage: Storage
     view: View
+
+    @staticmethod
+    def new(name: str, shape: Sequence[int], dtype: DType, *, port: str = "") -> Viewed:
+        """Return new memory for a row-major value of that shape."""
+        view = View.dense(shape)
+        return Viewed(Storage(name, view.size, dtype, port=port), view)
 
     @property
     def first_byte(self) -> int:
@@ -83,6 +89,11 @@ class Imaged:
     storage: Storage
     image: Image
     offset: int = 0
+
+    @staticmethod
+    def new(name: str, image: Image, dtype: DType) -> Imaged:
+        """Return new memory for an image."""
+        return Imaged(Storage(name, image.elements, dtype), image)
 
     @property
     def first_byte(self) -> int:

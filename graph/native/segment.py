@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from graph.choice import Choice
-from graph.ir import Node, Specs
+from graph.ir import Node
 from graph.native.arena import lay_out
-from graph.native.lowering import Call, Lowering, Packed, Watch
+from graph.native.calls import Call, IndexWatch
+from graph.native.constants import ConstantCache
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
 from graph.native.partition import Part
 from graph.native.place import Storage
-from graph.native.rule import Facts
 from graph.native.rules.concat import reserve
 from graph.native.rules.table import RULES
 from graph.timing import SegmentClock
@@ -20,35 +22,29 @@ from kernels.errors import IndexRangeError
 from kernels.native.code.cache import CodeCache
 from kernels.native.run.program import KernelCall, Program, Ref
 from kernels.native.run.thread_pool import ThreadPool
-from kernels.native.target.isa import Isa
 from kernels.operands import check_indices
 from kernels.spec import Array
 
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
 
 
-def lower(
-    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, packed: Packed, choices: Mapping[str, Choice]
-) -> Lowering:
+def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[str, Choice]) -> Lowering:
     """The calls of a part, in order. Its nodes must not be refused; every one has its choice."""
-    lowering = Lowering(part.nodes, specs, constants, part.outputs, isa, packed, choices)
+    lowering = Lowering(part.nodes, facts, part.outputs, constants, choices)
     for name in part.inputs:
-        lowering.enter(name)
+        lowering.values.enter(name)
     reserve(lowering, part.nodes)
     for at, node in enumerate(part.nodes):
-        lowering.at = at
+        lowering.calls.node = at
         if node.name not in lowering.done:
             RULES[node.op].lower(lowering, node)
     for name in part.outputs:
-        lowering.leave(name)
+        lowering.values.leave(name)
     return lowering
 
 
-def complete(
-    part: Part, specs: Specs, constants: Mapping[str, Array], isa: Isa, threads: int, choices: Mapping[str, Choice]
-) -> dict[str, Choice]:
+def complete(part: Part, facts: Facts, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     """How to compute each node of a part: as chosen, else what its rule takes unmeasured."""
-    facts = Facts(specs, constants, isa, threads)
     return {node.name: choices.get(node.name) or RULES[node.op].candidates(node, facts)[0] for node in part.nodes}
 
 
@@ -62,26 +58,23 @@ class Segment:
     def __init__(
         self,
         part: Part,
-        specs: Specs,
-        constants: Mapping[str, Array],
-        isa: Isa,
-        pool: ThreadPool,
-        packed: Packed,
-        cache: CodeCache | None,
-        threads: int,
+        facts: Facts,
         choices: Mapping[str, Choice],
+        pool: ThreadPool,
+        constants: ConstantCache,
+        cache: CodeCache | None,
         timed: bool = False,
     ) -> None:
-        self.choices = complete(part, specs, constants, isa, threads, choices)
-        self._facts = Facts(specs, constants, isa, threads)
-        lowering = lower(part, specs, constants, isa, packed, self.choices)
+        self.choices = complete(part, facts, choices)
+        self._facts = facts
+        lowering = lower(part, facts, constants, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
         self._node_of = [call.node for call in self.calls]
         self.at_work = frozenset(self._node_of)  # positions of the nodes that anything is called for
-        self._watches: tuple[Watch, ...] = tuple(lowering.watches)
-        self._isa, self._pool, self._cache = isa, pool, cache
+        self._watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
+        self._pool, self._cache = pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
         arena = lay_out(self.calls, len(self.nodes))
         offsets, self.arena_bytes, self.held = arena.offsets, arena.nbytes, arena.held
@@ -117,7 +110,7 @@ class Segment:
         """The program, with clock reads or without; compiled when it is first asked for."""
         if (found := self._programs.get(timed)) is not None:
             return found
-        program = Program(self._steps, self._slot_count, self._isa, self._pool, timed=timed, cache=self._cache)
+        program = Program(self._steps, self._slot_count, self._facts.isa, self._pool, timed=timed, cache=self._cache)
         for slot, constant in self._constants:
             program.bind(slot, constant.array)
         return self._programs.setdefault(timed, program)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
 from graph.native.epilogues import step_of
-from graph.native.rule import F32, VALUES, known
+from graph.native.facts import F32, VALUES, known
 from graph.native.tapes import is_expression
 from graph.passes.editor import Editor, origins
 from kernels.registry import find

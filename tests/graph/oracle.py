@@ -8,8 +8,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.formats.onnx.reader import read
+from graph.native.calls import Call
 from graph.native.engine import Native, find_native
-from graph.native.lowering import Call
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.shapes import bind, propagate

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from graph.ir import Node
+from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
-from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from kernels.native.emit.expression import Apply
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention
 from kernels.native.memory.view import View
@@ -34,10 +35,10 @@ def lower(b: Lowering, node: Node) -> None:
     attrs = node.attrs
     names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
     places = {what: _heads(b, value, attrs[name]) for what, value, name in zip("qkv", node.inputs, names, strict=False)}
-    y = b.new(node.outputs[0])
+    y = b.values.new(node.outputs[0])
     seen = _by_head(y.view, attrs["q_num_heads"])
     if seen is None or _has_gaps(seen):
-        y = b.new_dense(node.outputs[0])
+        y = b.values.new_dense(node.outputs[0])
         seen = _by_head(y.view, attrs["q_num_heads"])
     mask = None
     if _mask(node):
@@ -48,7 +49,7 @@ def lower(b: Lowering, node: Node) -> None:
     scale = 1 / math.sqrt(q.shape[3]) if attrs["scale"] is None else float(attrs["scale"])
     attention = Attention(q, k, v, seen or y.view, scale, mask, causal=bool(attrs["is_causal"]), blind="zero")
     kernel = emit_attention(attention, attention_tiles(attention, b.isa, 1)[0], b.isa)
-    b.call(kernel, {name: place.storage for name, place in (*places.items(), ("y", y))})
+    b.calls.append(kernel, {name: place.storage for name, place in (*places.items(), ("y", y))})
 
 
 def _mask(node: Node) -> str:
@@ -57,21 +58,21 @@ def _mask(node: Node) -> str:
 
 def _added(b: Lowering, mask: str) -> Viewed:
     """A mask as numbers to add: where one of bools is false nothing is seen."""
-    place = b.dense(mask)
+    place = b.values.dense(mask)
     if place.storage.dtype != BOOL:
         return place
     made = Viewed(Storage(mask, place.view.size, F32), place.view)
     seen, hidden = (Apply("constant", (), (value,)) for value in (0.0, -math.inf))
-    b.map((made, made.view), [(place, place.view)], [seen, hidden, Apply("where", (0, 1, 2))])
+    b.calls.map((made, made.view), [(place, place.view)], [seen, hidden, Apply("where", (0, 1, 2))])
     return made
 
 
 def _heads(b: Lowering, value: str, heads: int | None) -> Viewed:
     """A value as (batch, heads, length, size), the elements of a head without gaps."""
-    place = b.strided(value)
+    place = b.values.strided(value)
     seen = _by_head(place.view, heads)
     if seen is None or _has_gaps(seen):
-        place = b.dense(value)
+        place = b.values.dense(value)
         seen = _by_head(place.view, heads)
     return place.under(seen or place.view)
 

@@ -12,7 +12,7 @@ from kernels.native.families.channels import Channels, emit_channels, is_regular
 
 def in_blocks(b: Lowering, value: str) -> Imaged | None:
     """Where a value lies if that is in blocks of channels, and no strides say it."""
-    place = b.place(value)
+    place = b.values.place(value)
     if not isinstance(place, Imaged) or place.strided is not None:
         return None
     return place if place.image.block == b.isa.lanes and place.image.rows_join() else None
@@ -28,15 +28,15 @@ def fits(b: Lowering, order: Order) -> bool:
 
 def pick(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
     """Make a value of channels of images in blocks."""
-    y = b.new_image(value)
+    y = b.values.new_image(value)
     what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
-    b.call(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
+    b.calls.append(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
 
 
 def take(b: Lowering, value: str, place: Imaged, taken: range) -> None:
     """Let a value be some channels of an image: where they lie if they begin with a block and follow each other."""
     if taken.step == 1 and taken.start % place.image.block == 0:
-        b.define(value, place.part(taken.start, len(taken)))
+        b.values.define(value, place.part(taken.start, len(taken)))
     else:
         pick(b, value, [place], [(0, channel) for channel in taken])
 
@@ -47,8 +47,8 @@ def shuffled(b: Lowering, node: Node) -> bool:
     (n, c, …) is seen as (n, groups, c / groups, …), both swapped, and seen as (n, c, …) again.
     """
     place, shape = in_blocks(b, node.inputs[0]), b.spec(node.inputs[0]).shape
-    turn = b.only_reader(node.outputs[0])
-    end = b.only_reader(turn.outputs[0]) if turn is not None and turn.op == "Transpose" and not turn.epilogue else None
+    turn = b.readers.only(node.outputs[0])
+    end = b.readers.only(turn.outputs[0]) if turn is not None and turn.op == "Transpose" and not turn.epilogue else None
     if place is None or turn is None or end is None or end.op != "Reshape" or b.spec(end.outputs[0]).shape != shape:
         return False
     apart = b.spec(node.outputs[0]).shape

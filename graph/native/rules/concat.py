@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph.ir import Node
+from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
-from graph.native.place import Imaged, Storage, image_shape, is_image
-from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.place import Imaged, image_shape, is_image
+from graph.native.rule import Rule, only, plain
 from graph.native.rules.channels import fits, in_blocks, pick
 from graph.native.rules.elementwise import behind
 from graph.native.tapes import refuses_behind
@@ -37,44 +38,44 @@ def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
         if not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
             continue
         image = Image.blocked(*image_shape(shape), b.isa.lanes)
-        whole = Imaged(Storage(node.outputs[0], image.elements, F32), image)
-        b.reserve(node.outputs[0], whole)
+        whole = Imaged.new(node.outputs[0], image, F32)
+        b.values.reserve(node.outputs[0], whole)
         first = 0
         for name, size in zip(node.inputs, sizes, strict=True):
             maker = makers.get(name)
-            if maker is not None and maker.op in _MAKERS and name not in b.results and b.reserved(name) is None:
-                b.reserve(name, whole.part(first, size))
+            if maker is not None and maker.op in _MAKERS and name not in b.readers.results and b.values.reserved(name) is None:
+                b.values.reserve(name, whole.part(first, size))
             first += size
 
 
 def lower(b: Lowering, node: Node) -> None:
     """Copy what is not there yet, in blocks where parts lie in them."""
     value = node.outputs[0]
-    whole = b.reserved(value)
+    whole = b.values.reserved(value)
     if isinstance(whole, Imaged):
-        b.define(value, whole)
+        b.values.define(value, whole)
         first = 0
         for name in node.inputs:
             size = b.spec(name).shape[1]
             part = whole.part(first, size)
-            if b.place(name) != part:
-                blocks = b.blocked(name)
-                b.map((part, part.blocks), [(blocks, blocks.blocks)])
+            if b.values.place(name) != part:
+                blocks = b.values.blocked(name)
+                b.calls.map((part, part.blocks), [(blocks, blocks.blocks)])
             first += size
         return
     if _stays_in_blocks(b, node):
-        pick(b, value, [b.blocked(name) for name in node.inputs], _order(b, node))
+        pick(b, value, [b.values.blocked(name) for name in node.inputs], _order(b, node))
         return
-    y = b.new(value)
+    y = b.values.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
     for name in node.inputs:
         count = b.spec(name).shape[axis]
         if not count:  # of a constant
             continue
-        source = b.strided(name)
+        source = b.values.strided(name)
         places, steps = behind(b, node, source)
         parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
-        b.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
+        b.calls.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
         first += count
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +11,13 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node
 from graph.mapped import release
+from graph.native.epilogue_operands import channels_last_operand, image_operand, make_epilogue
 from graph.native.epilogues import Merged, steps_of
-from graph.native.lowering import Lowering, overwritable
+from graph.native.facts import F32, Facts
+from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
-from graph.native.rule import F32, MAX_TILE, Facts, Rule, parse_tile
+from graph.native.rule import MAX_TILE, Rule, parse_tile
+from graph.native.values import overwritable
 from graph.native.work import Layout, Work, moved_bytes, packed_bytes
 from kernels.errors import UnsupportedError
 from kernels.native.emit.functions import Activation
@@ -52,10 +54,9 @@ from kernels.native.families.winograd import (
 )
 from kernels.native.families.winograd_kernels import emit_winograd, pack_winograd
 from kernels.native.memory.image import Image
-from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
 from kernels.ops.conv import geometry as window
-from kernels.spec import Array, Spec
+from kernels.spec import Array
 
 MAX_GROUP = 1 << 20
 _WINOGRAD_TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
@@ -90,7 +91,7 @@ def lower(b: Lowering, node: Node) -> None:
     rest, bias = with_bias(steps, bias, b, weights.shape[0], y_shape)
     four = weights if weights.ndim == 4 else weights[:, :, None, :]
     chosen = b.choice(node)
-    if is_depthwise(node, b.spec):
+    if is_depthwise(node, b.facts):
         _depthwise(b, node, four, bias, rest)
     elif chosen.algorithm == "winograd":
         _winograd(b, node, four, bias, rest)
@@ -98,27 +99,27 @@ def lower(b: Lowering, node: Node) -> None:
         _direct(b, node, four, bias, rest)
 
 
-def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
+def is_depthwise(node: Node, facts: Facts) -> bool:
     """Whether every channel is convolved by itself."""
-    return bool(node.attrs["group"] == spec(node.inputs[1]).shape[0] == spec(node.inputs[0]).shape[1] > 1)
+    return bool(node.attrs["group"] == facts.spec(node.inputs[1]).shape[0] == facts.spec(node.inputs[0]).shape[1] > 1)
 
 
-def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Conv:
+def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Conv:
     """The convolution of a node between two images."""
-    slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
+    slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
     return Conv(x, y, *slide.plane, node.attrs["group"])
 
 
 def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
     groups = node.attrs["group"]
     x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
-    conv = geometry(node, b.spec, as_image(x), y.image)
+    conv = geometry(node, b.facts, as_image(x), y.image)
     if isinstance(x, Imaged) and picks(conv, b.isa):
         x, conv = _picked(b, node, x, conv)
     tile = tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("conv", groups, tile.vectors)
-    packed = b.constant(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
-    b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+    packed = b.packed.storage(source, key, lambda: pack_weights(conv, tile, b.isa, weights, release))
+    b.calls.append(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 
 def picks(conv: Conv, isa: Isa) -> bool:
@@ -137,8 +138,8 @@ def _picked(b: Lowering, node: Node, x: Imaged, conv: Conv) -> tuple[Imaged, Con
     image, before = x.image.every((0, 0), conv.strides)
     dense = on_picked(conv)
     source = Imaged(x.storage, image, x.offset + before)
-    made = Imaged(Storage(f"{node.inputs[0]}/picked", dense.x.elements, F32), dense.x)
-    b.map((made, made.blocks), [(source, source.blocks)])
+    made = Imaged.new(f"{node.inputs[0]}/picked", dense.x, F32)
+    b.calls.map((made, made.blocks), [(source, source.blocks)])
     return made, dense
 
 
@@ -147,7 +148,7 @@ def by_groups(
 ) -> tuple[Place, Imaged, Epilogue, dict[str, Place]]:
     """Where a direct convolution reads and writes: channels last where groups begin inside blocks. shape: of its weights."""
     splits = groups > 1 and (shape[1] % b.isa.lanes or shape[0] // groups % b.isa.lanes)
-    x = b.strided(node.inputs[0]) if splits else b.place(node.inputs[0])
+    x = b.values.strided(node.inputs[0]) if splits else b.values.place(node.inputs[0])
     y_shape = b.spec(node.outputs[0]).shape
     last = Image.nhwc(*image_shape(y_shape)) if splits else None
     return (x, *finished(b, node, x, bias, steps, last))
@@ -158,39 +159,25 @@ def finished(
 ) -> tuple[Imaged, Epilogue, dict[str, Place]]:
     """Memory for the result of a node, and its epilogue with the operands. layout: where it shall not lie in blocks."""
     value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
-    operand = _last_operand if layout else Lowering.image_operand
-    epilogue, operands = b.finish(steps, lambda name: operand(b, name, y_shape), bias=bias is not None)
-    y = b.new_as(value, layout) if layout else b.new_image(value, overwritable(list(operands.values()), [x]))
+    operand_of = channels_last_operand if layout else image_operand
+    epilogue, operands = make_epilogue(b, steps, operand_of, y_shape, bias=bias is not None)
+    y = b.values.new_as(value, layout) if layout else b.values.new_image(value, overwritable(list(operands.values()), [x]))
     return y, epilogue, operands
-
-
-def _last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
-    """A value as an operand of an epilogue that writes an image of that shape with its channels last: written out so where it has
-    a plane."""
-    given, wanted = b.spec(value).shape, image_shape(shape)
-    own = (1,) * (len(shape) - len(given)) + given
-    if math.prod(own) == own[1]:
-        return b.dense(value), Image(*wanted, own[1], 0, 0, 0, 0)
-    image, source = Image.nhwc(*wanted), b.strided(value)
-    made = Imaged(Storage(value, image.elements, F32), image)
-    plane_strides = (image.y_stride, image.x_stride)[-len(shape[2:]) :]
-    b.map((made, View(tuple(shape), (image.n_stride, 1, *plane_strides))), [(source, source.view.broadcast(shape))])
-    return made, image
 
 
 def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
     value = node.outputs[0]
-    x = b.blocked(node.inputs[0])
+    x = b.values.blocked(node.inputs[0])
     y, epilogue, operands = finished(b, node, x, bias, steps)
-    winograd, tile = winograd_of(geometry(node, b.spec, x.image, y.image), b.choice(node), b.isa)
+    winograd, tile = winograd_of(geometry(node, b.facts, x.image, y.image), b.choice(node), b.isa)
     source, key = b.constants[node.inputs[1]], ("winograd", winograd.unit, tile.vectors, tile.fused)
-    packed = b.constant(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
+    packed = b.packed.storage(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
     places: dict[str, Place | Storage] = {"x": x, "w": packed, "y": y, **bias_of(b, winograd.conv, bias), **operands}
     for name, nbytes in winograd_cost(winograd, tile, b.isa).buffer_bytes.items():
         places[name] = Storage(f"{value}/{name}", nbytes // F32.itemsize, F32)
     for kernel in emit_winograd(winograd, tile, epilogue, b.isa):
         written = next(name for name in ("y", "m", "v") if name in kernel.arguments)
-        b.call(kernel, {name: places[name] for name in kernel.arguments if name in places}, [written])
+        b.calls.append(kernel, {name: places[name] for name in kernel.arguments if name in places}, [written])
 
 
 def winograd_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, WinogradTile]:
@@ -217,18 +204,18 @@ def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
     """The packed bias as an argument."""
     if bias is None:
         return {}
-    return {"b": b.constant(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
+    return {"b": b.packed.storage(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
 
 
 def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
-    x = b.blocked(node.inputs[0])
+    x = b.values.blocked(node.inputs[0])
     y, epilogue, operands = finished(b, node, x, bias, steps)
-    conv = geometry(node, b.spec, x.image, y.image)
+    conv = geometry(node, b.facts, x.image, y.image)
     tile = depthwise_tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
-    packed = b.constant(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
+    packed = b.packed.storage(source, key, lambda: pack_depthwise(conv, tile, b.isa, weights))
     places = {"x": x, "w": packed, "y": y, **depthwise_bias_of(b, bias), **operands}
-    b.call(emit_depthwise(conv, tile, epilogue, b.isa), places)
+    b.calls.append(emit_depthwise(conv, tile, epilogue, b.isa), places)
 
 
 def depthwise_tile_of(choice: Choice, conv: Conv, isa: Isa) -> DepthwiseTile:
@@ -239,7 +226,7 @@ def depthwise_tile_of(choice: Choice, conv: Conv, isa: Isa) -> DepthwiseTile:
 
 def depthwise_bias_of(b: Lowering, bias: Array | None) -> dict[str, Storage]:
     """The packed bias as an argument."""
-    return {} if bias is None else {"b": b.constant(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))}
+    return {} if bias is None else {"b": b.packed.storage(bias, "depthwise bias", lambda: pack_depthwise_bias(b.isa, bias))}
 
 
 def with_bias(
@@ -266,7 +253,7 @@ def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The tiles of a convolution, the best by the port model first."""
     conv = _in_blocks(node, facts)
-    if is_depthwise(node, facts.spec):
+    if is_depthwise(node, facts):
         return [Choice("native", "depthwise", (("tile", str(tile)),)) for tile in depthwise_tiles(conv, facts.isa)]
     direct = on_picked(conv) if picks(conv, facts.isa) else conv
     by_tile = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(direct, facts.isa)]
@@ -308,7 +295,7 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
             error=error_estimate(winograd.unit, conv.x.channels),
         )
     taps = conv.kernel[0] * conv.kernel[1]
-    if is_depthwise(node, facts.spec):
+    if is_depthwise(node, facts):
         slim = depthwise_tile_of(choice, conv, isa)
         flops = depthwise_cycles(conv, slim, isa) * isa.flops_per_cycle
         weight_bytes, chunks = packed_bytes(conv.y.channels, taps, isa.lanes), depthwise_chunks(conv, slim, isa)
@@ -335,7 +322,7 @@ def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, writ
 def _in_blocks(node: Node, facts: Facts) -> Conv:
     """The convolution of a node between images in blocks, wherever they will lie."""
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    return geometry(node, facts.spec, x, y)
+    return geometry(node, facts, x, y)
 
 
 RULES = {"Conv": Rule(refuses, lower, candidates, work)}

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from graph.choice import Choice
 from graph.ir import Node
 from graph.native.epilogues import steps_of
+from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape
-from graph.native.rule import F32, Facts, Rule
+from graph.native.rule import Rule
 from graph.native.rules.conv import (
     bias_of,
     by_groups,
@@ -28,7 +29,7 @@ from kernels.native.families.conv_transpose import Phase, Transposed, as_convolu
 from kernels.native.families.depthwise import depthwise_chunks, depthwise_cycles, depthwise_tiles, emit_depthwise, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
-from kernels.spec import Array, Spec
+from kernels.spec import Array
 
 _BLOCKS: Layout = "blocks"
 _ANY: Layout = "any"
@@ -66,17 +67,17 @@ class _Whole:
 
 def lower(b: Lowering, node: Node) -> None:
     """A ConvTranspose as a call for each phase."""
-    source, groups, apart = b.constants[node.inputs[1]], node.attrs["group"], is_depthwise(node, b.spec)
+    source, groups, apart = b.constants[node.inputs[1]], node.attrs["group"], is_depthwise(node, b.facts)
     weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :], groups)
     bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
     steps, bias = with_bias(steps_of(node, b.constants), bias, b, weights.shape[0], b.spec(node.outputs[0]).shape)
     if apart:
-        x: Place = b.blocked(node.inputs[0])
+        x: Place = b.values.blocked(node.inputs[0])
         y, epilogue, operands = finished(b, node, x, bias, steps)
     else:
         x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
     whole = _Whole(node, source, weights, bias, epilogue, x, y, operands)
-    transposed = geometry(node, b.spec, as_image(x), y.image)
+    transposed = geometry(node, b.facts, as_image(x), y.image)
     for phase in phases(transposed):
         _phase(b, whole, phase, transposed.strides, _depthwise if apart else _direct)
 
@@ -94,7 +95,7 @@ def _phase(b: Lowering, whole: _Whole, phase: Phase, strides: tuple[int, int], k
     }
     for (name, place), image in zip(whole.operands.items(), whole.epilogue.operands, strict=True):
         places[name] = _moved(place, image, phase.first, strides)
-    b.call(kernel, {**places, **packed})
+    b.calls.append(kernel, {**places, **packed})
 
 
 def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int, int]) -> Imaged:
@@ -106,44 +107,44 @@ def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int,
 def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
     tile = tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("phase", phase.conv.groups, tile.vectors, phase.rows, phase.columns)
-    packed = b.constant(whole.source, key, lambda: pack_weights(phase.conv, tile, b.isa, phase.weights(whole.weights)))
+    packed = b.packed.storage(whole.source, key, lambda: pack_weights(phase.conv, tile, b.isa, phase.weights(whole.weights)))
     return emit_conv(phase.conv, tile, epilogue, b.isa), {"w": packed, **bias_of(b, phase.conv, whole.bias)}
 
 
 def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
     tile = depthwise_tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
-    packed = b.constant(whole.source, key, lambda: pack_depthwise(phase.conv, tile, b.isa, phase.weights(whole.weights)))
+    packed = b.packed.storage(whole.source, key, lambda: pack_depthwise(phase.conv, tile, b.isa, phase.weights(whole.weights)))
     return emit_depthwise(phase.conv, tile, epilogue, b.isa), {"w": packed, **depthwise_bias_of(b, whole.bias)}
 
 
-def is_depthwise(node: Node, spec: Callable[[str], Spec]) -> bool:
+def is_depthwise(node: Node, facts: Facts) -> bool:
     """Whether every channel is convolved by itself."""
-    channels, outputs, *_ = spec(node.inputs[1]).shape
+    channels, outputs, *_ = facts.spec(node.inputs[1]).shape
     return bool(node.attrs["group"] == channels > 1 == outputs)
 
 
-def geometry(node: Node, spec: Callable[[str], Spec], x: Image, y: Image) -> Transposed:
+def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Transposed:
     """The transposed convolution of a node between two images."""
-    slide = window(spec(node.inputs[0]), spec(node.inputs[1]), **node.attrs)
+    slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
     return Transposed(x, y, *slide.plane, node.attrs["group"])
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The tiles of the phase with the most work, the best by the port model first."""
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    largest = max((phase.conv for phase in phases(geometry(node, facts.spec, x, y))), key=lambda conv: conv.macs)
-    tiles = depthwise_tiles(largest, facts.isa) if is_depthwise(node, facts.spec) else conv_tiles(largest, facts.isa)
+    largest = max((phase.conv for phase in phases(geometry(node, facts, x, y))), key=lambda conv: conv.macs)
+    tiles = depthwise_tiles(largest, facts.isa) if is_depthwise(node, facts) else conv_tiles(largest, facts.isa)
     return [Choice("native", "phases", (("tile", str(tile)),)) for tile in tiles]
 
 
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
     """What a candidate does: all phases one after another."""
-    isa, slim = facts.isa, is_depthwise(node, facts.spec)
+    isa, slim = facts.isa, is_depthwise(node, facts)
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), isa.lanes) for v in (node.inputs[0], node.outputs[0]))
     read, written = moved_bytes(node, facts.specs, facts.constants)
     cycles, weight_bytes, chunks, calls = 0.0, 0, 0, 0
-    for phase in phases(geometry(node, facts.spec, x, y)):
+    for phase in phases(geometry(node, facts, x, y)):
         conv = phase.conv
         taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
         if slim:

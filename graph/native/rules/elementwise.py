@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph.ir import Node
+from graph.native.epilogue_operands import image_operand
 from graph.native.epilogues import NATIVE_STEPS
-from graph.native.lowering import Lowering, overwritable
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from graph.native.tapes import FORMS, tape_behind, tape_of
+from graph.native.values import overwritable
 from kernels.native.emit.expression import Apply
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -31,31 +34,32 @@ def lower(b: Lowering, node: Node) -> None:
     value = node.outputs[0]
     shape = b.spec(value).shape
     if _in_blocks(b, tape.operands, shape):
-        pairs = [b.image_operand(name, shape) for name in tape.operands]
-        y = b.new_image(value, overwritable([place for place, _ in pairs]))
-        b.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], tape.steps)
+        pairs = [image_operand(b, name, shape) for name in tape.operands]
+        y = b.values.new_image(value, overwritable([place for place, _ in pairs]))
+        b.calls.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], tape.steps)
         return
-    places = [b.strided(name) for name in tape.operands]
-    made = b.new(value, overwritable(places))
-    b.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], tape.steps)
+    places = [b.values.strided(name) for name in tape.operands]
+    made = b.values.new(value, overwritable(places))
+    b.calls.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], tape.steps)
 
 
 def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
     """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
     tape = tape_behind(node, b.spec, b.constants)
-    return [b.strided(name) if name else source for name in tape.operands], tape.steps
+    return [b.values.strided(name) if name else source for name in tape.operands], tape.steps
 
 
 def finish(b: Lowering, node: Node, made: Viewed) -> None:
     """Do what is fused behind a node to its result, where that lies."""
     if node.epilogue:
         places, steps = behind(b, node, made)
-        b.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
+        b.calls.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
     """Whether an operand of the result's shape lies in blocks only."""
-    return any(isinstance(p := b.place(name), Imaged) and p.strided is None and b.spec(name).shape == shape for name in operands)
+    places = (b.values.place(name) for name in operands if b.spec(name).shape == shape)
+    return any(isinstance(place, Imaged) and place.strided is None for place in places)
 
 
 def _blocks(place: Place, image: Image, y: Imaged) -> View:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from graph.ir import Node
+from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from graph.native.rules.elementwise import finish
 from graph.native.rules.view import define
 from graph.native.tapes import refuses_behind
@@ -28,16 +29,16 @@ def lower(b: Lowering, node: Node) -> None:
     axis = node.attrs["axis"] % b.spec(node.inputs[0]).rank
     known = b.constants.get(node.inputs[1])
     if known is not None and not known.ndim:
-        place = b.strided(node.inputs[0])
+        place = b.values.strided(node.inputs[0])
         define(b, node, place.under(place.view.picked(axis, int(known) % place.view.shape[axis])))
         return
-    x, indices = _table(b, node.inputs[0], axis), b.dense(node.inputs[1])
-    y = b.new_dense(node.outputs[0])
+    x, indices = _table(b, node.inputs[0], axis), b.values.dense(node.inputs[1])
+    y = b.values.new_dense(node.outputs[0])
     outer, rows, elements = x.view.shape
     picked = View.dense((outer, b.spec(node.inputs[1]).elements, elements))
     kernel = emit_gather(Gather(x.view, picked, x.storage.dtype, indices.storage.dtype), b.isa)
-    fault = b.watch(node, rows)
-    b.call(kernel, {"x": x.storage, "indices": indices.storage, "fault": fault, "y": y.storage})
+    fault = b.calls.watch(node, rows)
+    b.calls.append(kernel, {"x": x.storage, "indices": indices.storage, "fault": fault, "y": y.storage})
     finish(b, node, y)
 
 
@@ -47,12 +48,12 @@ def _table(b: Lowering, value: str, axis: int) -> Viewed:
     three = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
     array = b.constants.get(value)
     if array is not None and array.flags.c_contiguous and array.flags.aligned:  # tables are large: no second one for few rows
-        return Viewed(b.constant(array, "in place", lambda: array.reshape(-1), array.dtype), View.dense(three))
-    for place in b.everywhere(value):
+        return Viewed(b.packed.storage(array, "in place", lambda: array.reshape(-1), array.dtype), View.dense(three))
+    for place in b.values.places(value):
         seen = None if (found := place.strided) is None else found.view.reshaped(three)
         if seen is not None and (three[2] == 1 or seen.strides[2] == 1):
             return Viewed(place.storage, seen)
-    return b.dense(value).under(View.dense(three))
+    return b.values.dense(value).under(View.dense(three))
 
 
 RULES = {"Gather": Rule(refuses, lower, only("rows"), plain("copy", wants="rows"))}

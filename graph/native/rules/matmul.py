@@ -9,11 +9,14 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node
 from graph.mapped import release
+from graph.native.epilogue_operands import make_epilogue, row_operand
 from graph.native.epilogues import Merged, steps_of
-from graph.native.lowering import Lowering, overwritable
-from graph.native.rule import Facts, Rule
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
+from graph.native.rule import Rule
 from graph.native.rules.conv import bias_of, direct_work, tile_of, with_bias
 from graph.native.rules.normalize import aligned_view, joins
+from graph.native.values import overwritable
 from graph.native.work import Work, moved_bytes, streamed
 from kernels.errors import UnsupportedError
 from kernels.native.emit.geometry import Conv
@@ -60,23 +63,23 @@ def _product(b: Lowering, node: Node) -> None:
     shape = b.spec(value).shape
     steps = steps_of(node, b.constants)
     alpha = 1.0
-    factors = [aligned_view(b.strided(name), len(shape)) for name in node.inputs[:2]]
+    factors = [aligned_view(b.values.strided(name), len(shape)) for name in node.inputs[:2]]
     if node.op == "Gemm":
         alpha = float(node.attrs["alpha"])
         turned = (node.attrs["transA"], node.attrs["transB"])
         factors = [f.under(f.view.transposed((1, 0))) if turn else f for f, turn in zip(factors, turned, strict=True)]
         steps = [*([Merged("add", node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []), *steps]
     made, operands = joins(b, steps, shape, shape)
-    y = b.new(value)
+    y = b.values.new(value)
     if 1 not in y.view.strides[-2:]:
-        y = b.new_dense(value)
+        y = b.values.new_dense(value)
     matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, made)
     tiles = {str(tile): tile for tile in matmul_tiles(matmul, b.isa)}
     wanted = b.choice(node).param("tile") or next(iter(tiles))
     if wanted not in tiles:
         raise UnsupportedError(f"matmul: tile is {wanted!r:.60}, need one of {', '.join(tiles)}")
     places = {"a": factors[0], "b": factors[1], **operands, "y": y}
-    b.call(emit_matmul(matmul, tiles[wanted], b.isa), {name: place.storage for name, place in places.items()})
+    b.calls.append(emit_matmul(matmul, tiles[wanted], b.isa), {name: place.storage for name, place in places.items()})
 
 
 def _packed(b: Lowering, node: Node) -> None:
@@ -94,12 +97,12 @@ def _packed(b: Lowering, node: Node) -> None:
         bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
     inner, columns = weights.shape[::-1] if transposed else weights.shape
     rows = b.spec(value).elements // columns
-    x = b.rows(node.inputs[0], inner)
-    epilogue, operands = b.finish(rest, lambda name: b.row_operand(name, shape), bias=bias is not None)
-    y = b.new(value, overwritable(list(operands.values()), [x]))
+    x = b.values.matrix(node.inputs[0], inner)
+    epilogue, operands = make_epilogue(b, rest, row_operand, shape, bias=bias is not None)
+    y = b.values.new(value, overwritable(list(operands.values()), [x]))
     matrix = y.view.reshaped((rows, columns))
     if matrix is None or (columns > 1 and matrix.strides[1] != 1):
-        y = b.new_dense(value)
+        y = b.values.new_dense(value)
         matrix = View.dense((rows, columns))
     conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
     tile = tile_of(b.choice(node), conv, b.isa)
@@ -109,8 +112,8 @@ def _packed(b: Lowering, node: Node) -> None:
         scaled = outputs if alpha == 1 else outputs * np.float32(alpha)
         return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
 
-    packed = b.constant(weights, ("matrix", tile.vectors, transposed, alpha), pack)
-    b.call(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+    packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha), pack)
+    b.calls.append(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
 
 
 def _image(rows: int, columns: int, step: int) -> Image:

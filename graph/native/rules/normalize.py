@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from graph.ir import Node
 from graph.native.epilogues import Merged, steps_of
-from graph.native.lowering import Lowering, overwritable
-from graph.native.place import Storage, Viewed
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
+from graph.native.place import Viewed
+from graph.native.rule import Rule, only, plain
+from graph.native.values import overwritable
 from kernels.native.emit.functions import Activation
 from kernels.native.emit.walk import Join, Steps
 from kernels.native.families.normalize import Norm, Rows, emit_rows
@@ -40,7 +42,8 @@ def _norm(b: Lowering, node: Node) -> None:
     shape = b.spec(node.inputs[0]).shape
     axes = tuple(range(node.attrs["axis"] % len(shape), len(shape)))
     kind: Norm = "layer_norm" if node.op == "LayerNormalization" else "rms_norm"
-    places = {name: aligned_view(b.dense(value), len(shape)) for name, value in zip("wb", node.inputs[1:], strict=False) if value}
+    given = {name: value for name, value in zip("wb", node.inputs[1:], strict=False) if value}
+    places = {name: aligned_view(b.values.dense(value), len(shape)) for name, value in given.items()}
     scale, bias = (places[name].view if name in places else None for name in "wb")
     emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
 
@@ -51,7 +54,7 @@ def _group_norm(b: Lowering, node: Node) -> None:
     groups = node.attrs["num_groups"] if node.op == "GroupNormalization" else channels
     seen = (n, groups, channels // groups, math.prod(plane))
     each = (1, groups, 1, 1) if node.op == "GroupNormalization" and node.attrs["scale_groups"] else (1, *seen[1:3], 1)
-    places = {name: b.dense(value).under(View.dense(each)) for name, value in zip("wb", node.inputs[1:], strict=True)}
+    places = {name: b.values.dense(value).under(View.dense(each)) for name, value in zip("wb", node.inputs[1:], strict=True)}
     epsilon = float(node.attrs["epsilon"])
     emit(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
 
@@ -63,18 +66,18 @@ def emit(
     value, given = node.outputs[0], b.spec(node.inputs[0]).shape
     shape = shape or given
     out = tuple(1 if rows.reduces and axis in rows.axes else size for axis, size in enumerate(shape))
-    x = b.strided(node.inputs[0])
+    x = b.values.strided(node.inputs[0])
     if (x_view := x.view.reshaped(shape)) is None or not _runs(x_view):
-        x = b.dense(node.inputs[0])
+        x = b.values.dense(node.inputs[0])
         x_view = View.dense(shape)
     steps, operands = joins(b, steps_of(node, b.constants), b.spec(value).shape, out)
-    y = b.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
+    y = b.values.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
     if (y_view := y.view.reshaped(out)) is None or not _runs(y_view):
-        y = b.new_dense(value)
+        y = b.values.new_dense(value)
         y_view = View.dense(out)
     kernel = replace(rows, x=x_view, y=y_view, steps=steps)
     where = {"x": x, **(places or {}), **operands, "y": y}
-    b.call(emit_rows(kernel, b.isa), {name: place.storage for name, place in where.items()})
+    b.calls.append(emit_rows(kernel, b.isa), {name: place.storage for name, place in where.items()})
 
 
 def _runs(view: View) -> bool:
@@ -93,14 +96,14 @@ def joins(
         if isinstance(step, Activation):
             made.append(step)
             continue
-        place = b.dense(step.value)
+        place = b.values.dense(step.value)
         if own == seen:
             place = aligned_view(place, len(own))
         elif place.view.shape == own or place.view.size == 1:
             place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
         else:
-            full = Viewed(Storage(step.value, math.prod(own), place.storage.dtype), View.dense(own))
-            b.map((full, full.view), [(place, place.view.broadcast(own))])
+            full = Viewed.new(step.value, own, place.storage.dtype)
+            b.calls.map((full, full.view), [(place, place.view.broadcast(own))])
             place = full.under(View.dense(seen))
         places[f"r{len(places)}"] = place
         made.append(Join(step.op, place.view, step.swapped))

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from graph.ir import Node
+from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.epilogues import steps_of
+from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
@@ -36,10 +38,10 @@ def lower(b: Lowering, node: Node) -> None:
 def pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) -> None:
     """A call that pools an image in blocks. pooling: takes it and the result."""
     y_shape = b.spec(node.outputs[0]).shape
-    x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps_of(node, b.constants), lambda name: b.image_operand(name, y_shape), bias=False)
-    y = b.new_image(node.outputs[0])
-    b.call(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
+    x = b.values.blocked(node.inputs[0])
+    epilogue, operands = make_epilogue(b, steps_of(node, b.constants), image_operand, y_shape, bias=False)
+    y = b.values.new_image(node.outputs[0])
+    b.calls.append(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
 
 
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:

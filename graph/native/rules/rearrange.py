@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from graph.ir import Node
+from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from graph.native.rules.elementwise import finish
 from graph.native.rules.view import define
 from graph.native.tapes import refuses_behind
@@ -27,38 +28,38 @@ def _refuses(node: Node, facts: Facts) -> str | None:
 
 def _expand(b: Lowering, node: Node) -> None:
     """Every element where it is, seen again and again."""
-    place = b.strided(node.inputs[0])
+    place = b.values.strided(node.inputs[0])
     define(b, node, place.under(place.view.broadcast(b.spec(node.outputs[0]).shape)))
 
 
 def _tile(b: Lowering, node: Node) -> None:
     """One copy; both sides as (repeats, size) of each axis."""
-    x, y = b.strided(node.inputs[0]), b.new_dense(node.outputs[0])
+    x, y = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0])
     pairs = [n for whole, size in zip(y.view.shape, x.view.shape, strict=True) for n in (whole // size, size)]
     strides = [n for stride in x.view.strides for n in (0, stride)]
-    b.map((y, View.dense(pairs)), [(x, View(tuple(pairs), tuple(strides), x.view.offset))])
+    b.calls.map((y, View.dense(pairs)), [(x, View(tuple(pairs), tuple(strides), x.view.offset))])
     finish(b, node, y)
 
 
 def _depth_to_space(b: Lowering, node: Node) -> None:
     """One copy into the result as (n, c, h, block, w, block)."""
-    x, y, size = b.strided(node.inputs[0]), b.new_dense(node.outputs[0]), node.attrs["blocksize"]
+    x, y, size = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0]), node.attrs["blocksize"]
     n, c, h, w = x.view.shape
     (ns, cs, hs, ws), depth = x.view.strides, c // size**2
     by_pixel, by_channel = (depth * cs, cs) if node.attrs["mode"] == "DCR" else (cs, size * size * cs)
     shape, strides = (n, depth, h, size, w, size), (ns, by_channel, hs, size * by_pixel, ws, by_pixel)
-    b.map((y, View.dense(shape)), [(x, View(shape, strides, x.view.offset))])
+    b.calls.map((y, View.dense(shape)), [(x, View(shape, strides, x.view.offset))])
     finish(b, node, y)
 
 
 def _space_to_depth(b: Lowering, node: Node) -> None:
     """One copy of x seen as (n, block, block, c, h, w), or with the channels in front of the blocks."""
-    x, y, size = b.strided(node.inputs[0]), b.new_dense(node.outputs[0]), node.attrs["blocksize"]
+    x, y, size = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0]), node.attrs["blocksize"]
     n, c, h, w = x.view.shape
     ns, cs, hs, ws = x.view.strides
     whole = View((n, c, size, size, h // size, w // size), (ns, cs, hs, ws, size * hs, size * ws), x.view.offset)
     seen = whole.transposed((0, 2, 3, 1, 4, 5)) if node.attrs["mode"] == "DCR" else whole
-    b.map((y, View.dense(seen.shape)), [(x, seen)])
+    b.calls.map((y, View.dense(seen.shape)), [(x, seen)])
     finish(b, node, y)
 
 
@@ -89,13 +90,13 @@ def _pad(b: Lowering, node: Node) -> None:
     """A copy of x, and what is around it; an image in blocks stays in them where no channels are added."""
     value, spec = node.outputs[0], b.spec(node.inputs[0])
     sides = _sides(node, spec, b.constants)
-    source = b.place(node.inputs[0])
+    source = b.values.place(node.inputs[0])
     if isinstance(source, Imaged) and source.strided is None and not node.epilogue and not any(map(any, sides[:2])):
-        image = b.new_image(value)
+        image = b.values.new_image(value)
         plane = [(0, 0)] * (4 - spec.rank) + sides[2:]
         _around(b, node, (source, source.blocks), (image, image.blocks), [*sides[:2], *plane, (0, 0)])
         return
-    x, y = b.strided(node.inputs[0]), b.new_dense(value)
+    x, y = b.values.strided(node.inputs[0]), b.values.new_dense(value)
     _around(b, node, (x, x.view), (y, y.view), sides)
     finish(b, node, y)
 
@@ -110,7 +111,7 @@ def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View
     storages = {"x0": x[0].storage, "y": y[0].storage}
     for each in pad_tensor(kept, y[1], [max(before, 0) for before, _ in sides], node.attrs["mode"], fill, storages["y"].dtype):
         kernel = emit_map(each, b.isa)
-        b.call(kernel, {name: storages[name] for name in kernel.arguments})
+        b.calls.append(kernel, {name: storages[name] for name in kernel.arguments})
 
 
 RULES = {

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 from graph.ir import Node
+from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
-from graph.native.rule import F32, Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from graph.native.rules.normalize import emit
 from graph.native.rules.pool import pool
 from kernels.native.emit.geometry import Conv
@@ -51,7 +52,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 def _pools(b: Lowering, node: Node) -> bool:
     """Whether a pool does it: what is one, and else what lies in blocks if it keeps its dimensions or nothing is fused behind."""
-    place = b.place(node.inputs[0])
+    place = b.values.place(node.inputs[0])
     in_blocks = isinstance(place, Imaged) and place.image.block == b.isa.lanes
     return "keepdims" not in node.attrs or (in_blocks and (node.attrs["keepdims"] == 1 or not node.epilogue))
 
@@ -66,10 +67,10 @@ def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
         pool(b, node, whole)
         return
     value, (n, channels, *_) = node.outputs[0], image_shape(b.spec(node.inputs[0]).shape)
-    x, y = b.blocked(node.inputs[0]), Image.blocked(n, channels, 1, 1, b.isa.lanes)
+    x, y = b.values.blocked(node.inputs[0]), Image.blocked(n, channels, 1, 1, b.isa.lanes)
     made = Viewed(Storage(value, y.elements, F32), View((n, channels), (y.n_stride, 1)))
-    b.call(emit_pooling(whole(x.image, y), Epilogue(), b.isa), {"x": x, "y": made})
-    b.define(value, made)
+    b.calls.append(emit_pooling(whole(x.image, y), Epilogue(), b.isa), {"x": x, "y": made})
+    b.values.define(value, made)
 
 
 def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
+from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.epilogues import steps_of
-from graph.native.lowering import Lowering, overwritable
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
 from graph.native.place import Storage, image_shape, is_image
-from graph.native.rule import Facts, Rule, parse_tile, plain
+from graph.native.rule import Rule, parse_tile, plain
+from graph.native.values import overwritable
 from kernels.errors import UnsupportedError
 from kernels.native.families.resize import (
     MOST_TAPS,
@@ -27,7 +30,7 @@ from kernels.native.families.resize import (
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.ops.resize import Pass, passes, upsample_attributes
-from kernels.spec import Array, Spec
+from kernels.spec import Array
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -37,7 +40,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return reason
     if not is_image(x.shape):
         return f"x is {x}, need rank 3 or 4"
-    if any(step.axis < 2 for step in _passes(node, facts.spec)):
+    if any(step.axis < 2 for step in _passes(node, facts)):
         return "it resizes images or channels, not their rows and columns alone"
     return facts.refuses_epilogue(node)
 
@@ -45,28 +48,28 @@ def refuses(node: Node, facts: Facts) -> str | None:
 def lower(b: Lowering, node: Node) -> None:
     """A resizing as a call."""
     y_shape = b.spec(node.outputs[0]).shape
-    x = b.blocked(node.inputs[0])
-    epilogue, operands = b.finish(steps_of(node, b.constants), lambda name: b.image_operand(name, y_shape), bias=False)
-    y = b.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
-    rows, columns = sides(node, b.spec)
+    x = b.values.blocked(node.inputs[0])
+    epilogue, operands = make_epilogue(b, steps_of(node, b.constants), image_operand, y_shape, bias=False)
+    y = b.values.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
+    rows, columns = sides(node, b.facts)
     resizing = _resizing(node, rows, columns, x.image, y.image)
     tile = tile_of(resizing, b.choice(node), b.isa)
     tables = {
         "rows": _table(b, pack_rows(resizing, rows.index, rows.weights)),
         "columns": _table(b, pack_columns(resizing, tile, b.isa, columns.index, columns.weights)),
     }
-    b.call(emit_resize(resizing, tile, epilogue, b.isa), {"x": x, **tables, "y": y, **operands})
+    b.calls.append(emit_resize(resizing, tile, epilogue, b.isa), {"x": x, **tables, "y": y, **operands})
 
 
 def _table(b: Lowering, packed: Array) -> Storage:
     """A table as a constant; equal ones are one."""
-    return b.constant(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
+    return b.packed.storage(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The forms and tiles of a resizing, the best by the port model first."""
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    tiles = resize_tiles(_resizing(node, *sides(node, facts.spec), x, y), facts.isa)
+    tiles = resize_tiles(_resizing(node, *sides(node, facts), x, y), facts.isa)
     return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
 
 
@@ -80,10 +83,10 @@ def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
     return next(tile for tile in resize_tiles(resizing, isa) if tile.separable == separable)
 
 
-def sides(node: Node, spec: Callable[[str], Spec]) -> tuple[Pass, Pass]:
+def sides(node: Node, facts: Facts) -> tuple[Pass, Pass]:
     """What becomes of rows and columns; where nothing does, each is itself. A 1-D image has but one row."""
-    shape = spec(node.inputs[0]).shape
-    found = {step.axis: step for step in _passes(node, spec)}
+    shape = facts.spec(node.inputs[0]).shape
+    found = {step.axis: step for step in _passes(node, facts)}
     rows, columns = (
         found.get(axis) or Pass(axis, np.arange(size)[:, None], None, np.zeros(size, bool))
         for axis, size in zip((2, 3) if len(shape) == 4 else (-1, 2), image_shape(shape)[2:], strict=True)
@@ -91,10 +94,10 @@ def sides(node: Node, spec: Callable[[str], Spec]) -> tuple[Pass, Pass]:
     return rows, columns
 
 
-def _passes(node: Node, spec: Callable[[str], Spec]) -> list[Pass]:
+def _passes(node: Node, facts: Facts) -> list[Pass]:
     """What becomes of each dimension: a node whose result has a known shape has known scales or sizes."""
     attrs = dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
-    return passes(spec(node.inputs[0]), *(spec(name) if name else None for name in node.inputs[1:]), **attrs)
+    return passes(facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:]), **attrs)
 
 
 def _resizing(node: Node, rows: Pass, columns: Pass, x: Image, y: Image) -> Resizing:

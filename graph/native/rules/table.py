@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from graph.ir import Node
 from graph.memory import is_static
-from graph.native.rule import VALUES, Facts, Rule
+from graph.native.facts import VALUES, Facts
+from graph.native.rule import Rule
 from graph.native.rules import attention as attentions
 from graph.native.rules import concat as concats
 from graph.native.rules import conv as convolutions

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from graph.ir import Node
-from graph.native.lowering import Lowering, overwritable
+from graph.native.facts import Facts
+from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Facts, Rule, only, plain
+from graph.native.rule import Rule, only, plain
 from graph.native.rules.channels import fits, in_blocks, shuffled, take
 from graph.native.rules.elementwise import behind
 from graph.native.tapes import refuses_behind
+from graph.native.values import overwritable
 from kernels.native.memory.view import View
 
 
@@ -20,11 +22,11 @@ def _refuses(node: Node, facts: Facts) -> str | None:
 def define(b: Lowering, node: Node, place: Viewed) -> None:
     """Let the node's value be that memory, or what is fused behind the node makes of it."""
     if not node.epilogue:
-        b.define(node.outputs[0], place)
+        b.values.define(node.outputs[0], place)
         return
     places, steps = behind(b, node, place)
-    made = b.new(node.outputs[0], overwritable(places))
-    b.map((made, made.view), [(each, each.view.broadcast(made.view.shape)) for each in places], steps)
+    made = b.values.new(node.outputs[0], overwritable(places))
+    b.calls.map((made, made.view), [(each, each.view.broadcast(made.view.shape)) for each in places], steps)
 
 
 def _reshape(b: Lowering, node: Node) -> None:
@@ -32,16 +34,16 @@ def _reshape(b: Lowering, node: Node) -> None:
     if shuffled(b, node):
         return
     shape = b.spec(node.outputs[0]).shape
-    for place in b.everywhere(node.inputs[0]):
+    for place in b.values.places(node.inputs[0]):
         if (found := place.strided) is not None and (seen := found.view.reshaped(shape)) is not None:
             define(b, node, found.under(seen))
             return
-    define(b, node, b.dense(node.inputs[0]).under(View.dense(shape)))
+    define(b, node, b.values.dense(node.inputs[0]).under(View.dense(shape)))
 
 
 def _transpose(b: Lowering, node: Node) -> None:
     """The same elements with their dimensions in another order."""
-    place = b.strided(node.inputs[0])
+    place = b.values.strided(node.inputs[0])
     axes = node.attrs["perm"] or tuple(range(len(place.view.shape)))[::-1]
     define(b, node, place.under(place.view.transposed(axes)))
 
@@ -69,13 +71,13 @@ def _split(b: Lowering, node: Node) -> None:
             take(b, value, image, range(start, start + count))
             start += count
         return
-    place = b.strided(node.inputs[0])
+    place = b.values.strided(node.inputs[0])
     if node.epilogue:
         define(b, node, place.under(place.view.sliced(axis, 0, b.spec(node.outputs[0]).shape[axis])))
         return
     for value in node.outputs:
         count = b.spec(value).shape[axis]
-        b.define(value, place.under(place.view.sliced(axis, start, count)))
+        b.values.define(value, place.under(place.view.sliced(axis, start, count)))
         start += count
 
 
@@ -95,7 +97,7 @@ def _slice(b: Lowering, node: Node) -> None:
     if image is not None and not node.epilogue and fits(b, [(0, channel) for channel in kept[1]]):
         take(b, node.outputs[0], image, kept[1])
         return
-    place = b.strided(node.inputs[0])
+    place = b.values.strided(node.inputs[0])
     view = place.view
     for axis, rows in kept.items():
         view = view.sliced(axis, rows.start, len(rows), rows.step)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from graph.ir import Graph, Node, Port
-from graph.native.lowering import Packed
+from graph.native.constants import ConstantCache
+from graph.native.facts import Facts, known
 from graph.native.partition import Part
-from graph.native.rule import Facts, known
 from graph.native.rules.table import RULES, refusal
 from graph.native.segment import Segment
 from graph.shapes import propagate
@@ -66,7 +66,8 @@ def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache)
     graph, inputs = single(op, case, fed)
     specs, node = propagate(graph, inputs), graph.nodes[0]
     part = Part((node,), tuple(port.name for port in graph.inputs), node.outputs)
-    segment = Segment(part, specs, graph.constants, isa, shared_thread_pool(2), Packed(), cache, 2, {})
+    facts = Facts(specs, graph.constants, isa, threads=2)
+    segment = Segment(part, facts, {}, shared_thread_pool(2), ConstantCache(), cache)
     return segment, [known(specs, name) for name in node.outputs]
 
 

@@ -215,10 +215,10 @@ def test_executors_of_one_model_share_packed_weights():
         (segment,) = executor._program._segments.values()
         packed.append(segment._constants[0][1])
     assert packed[0] is packed[1]
-    assert len(native.packed._entries) == 1
+    assert len(native.constants._entries) == 1
     del executor, segment, packed
     gc.collect()
-    assert not native.packed._entries
+    assert not native.constants._entries
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,8 +11,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.formats.onnx.reader import read
+from graph.native.calls import Call
+from graph.native.constants import ConstantCache
 from graph.native.engine import Native
-from graph.native.lowering import Call, Packed
+from graph.native.facts import Facts
 from graph.native.segment import Segment
 from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind
@@ -171,11 +173,12 @@ class Laid(Segment):
 
 def segments(name: str, isa: Isa) -> Iterator[Laid]:
     """The segments of a model, in order."""
-    ready, packed = optimised(name), Packed(dry=True)
-    native = Native(isa, None, packed)
+    ready, constants = optimised(name), ConstantCache(dry=True)
+    native = Native(isa, None, constants)
     _, parts = native.parts(ready.graph, ready.specs, {})
+    facts = Facts(ready.specs, ready.graph.constants, isa, THREADS)
     for part in parts.values():
-        yield Laid(part, ready.specs, ready.graph.constants, isa, cast(ThreadPool, None), packed, None, THREADS, {})
+        yield Laid(part, facts, {}, cast(ThreadPool, None), constants, None)
 
 
 def describe(calls: Sequence[Call], body: Callable[[Call], str]) -> Iterator[str]:

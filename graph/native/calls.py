@@ -1,0 +1,77 @@
+"""The kernel calls of a segment, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graph.ir import Node
+from graph.native.place import PackedConstant, Place, Storage
+from kernels.native.emit.expression import Apply
+from kernels.native.emit.kernel import NativeKernel
+from kernels.native.families.elementwise import Map, Strided, emit_map
+from kernels.native.memory.view import View
+from kernels.native.target.isa import Isa
+from kernels.spec import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call.
+
+    node: position in the segment of the node that it belongs to. arguments: for each one used, its storage and the bytes from the
+    storage's beginning. writes: names of the arguments that the kernel writes.
+    """
+
+    node: int
+    kernel: NativeKernel
+    arguments: Mapping[str, tuple[Storage, int]]
+    writes: tuple[str, ...] = ("y",)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexWatch:
+    """A word of 8 bytes in which a kernel leaves an index that lies outside an axis of that size; 0 until then."""
+
+    node: Node
+    axis_size: int
+    word: Array
+
+
+class CallList:
+    """The calls of one segment under construction, and the words in which their kernels report indices out of range.
+
+    node: position of the node that calls are appended for.
+    """
+
+    def __init__(self, isa: Isa) -> None:
+        self.node = 0
+        self.watches: list[IndexWatch] = []
+        self._isa = isa
+        self._calls: list[Call] = []
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls)
+
+    def append(self, kernel: NativeKernel, places: Mapping[str, Place | Storage], writes: Sequence[str] = ("y",)) -> None:
+        """Append a call. Each argument is where its first element lies."""
+        arguments = {
+            name: (place, 0) if isinstance(place, Storage) else (place.storage, place.first_byte)
+            for name, place in places.items()
+        }
+        self._calls.append(Call(self.node, kernel, arguments, tuple(writes)))
+
+    def map(self, y: tuple[Place, View], operands: Sequence[tuple[Place, View]], steps: Sequence[Apply] = ()) -> None:
+        """Append a call of an elementwise kernel; without steps it copies. The views count from where the storages begin."""
+        tensors = [Strided(view, place.storage.dtype) for place, view in (y, *operands)]
+        what = Map(tensors[0], tuple(tensors[1:]), tuple(steps))
+        named = {f"x{n}": place.storage for n, (place, _) in enumerate(operands)}
+        self.append(emit_map(what, self._isa), {**named, "y": y[0].storage})
+
+    def watch(self, node: Node, axis_size: int) -> Storage:
+        """Return storage for the word in which a kernel reports an index outside; it is checked when the segment has run."""
+        word = np.zeros(1, np.int64)
+        self.watches.append(IndexWatch(node, axis_size, word))
+        return Storage("watch", 0, word.dtype, PackedConstant.of(word))

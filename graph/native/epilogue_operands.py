@@ -1,0 +1,110 @@
+"""Values as operands of fused epilogues: each as the kernel's own walk over its output reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from graph.native.epilogues import Merged
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged, Place, Viewed, image_shape
+from kernels.native.emit.functions import Activation
+from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+
+OperandOf = Callable[[Lowering, str, Sequence[int]], tuple[Place, Image]]
+
+
+def make_epilogue(
+    b: Lowering, steps: Sequence[Activation | Merged], operand_of: OperandOf, shape: Sequence[int], *, bias: bool
+) -> tuple[Epilogue, dict[str, Place]]:
+    """Return the epilogue of a kernel, and where its operands lie.
+
+    operand_of: one of the functions below, as the kernel walks over its output. shape: of the output. bias: whether the kernel
+    adds one first.
+    """
+    made: list[Activation | Merge] = []
+    places: dict[str, Place] = {}
+    for step in steps:
+        if isinstance(step, Merged):
+            place, image = operand_of(b, step.value, shape)
+            places[f"r{len(places)}"] = place
+            made.append(Merge(step.op, image, step.swapped))
+        else:
+            made.append(step)
+    return Epilogue(bias, tuple(made)), places
+
+
+def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+    """A value as an operand of an epilogue that writes an image of that shape in blocks: what it lacks is broadcast.
+
+    Channels and the plane are whole or one element; what repeats along one side of the plane alone is written out first.
+    """
+    given = b.spec(value).shape
+    own, wanted = image_shape((1,) * (len(shape) - len(given)) + given), image_shape(shape)
+    place: Place
+    if own[2:] not in ((1, 1), wanted[2:]) or (len(given) < len(shape) and own[1] > 1 and value not in b.constants):
+        place = _spread(b, value, own, wanted)
+    elif own[1] == 1:
+        place = b.values.dense(value).under(View.dense(own))
+    elif len(given) == len(shape):
+        place = b.values.blocked(value)
+    else:
+        place = b.values.blocked_constant(value, own)
+    image = place.image if isinstance(place, Imaged) else Image.nchw(*image_shape(place.view.shape))
+    block_stride = image.block_stride if own[1] > 1 else 0
+    sizes = (image.batch, image.height, image.width)
+    strides = (image.n_stride, image.y_stride, image.x_stride)
+    n, y, x = (0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
+    return place, Image(*wanted, image.block, n, block_stride, y, x)
+
+
+def _spread(b: Lowering, value: str, own: tuple[int, int, int, int], wanted: tuple[int, int, int, int]) -> Place:
+    """A value with its whole plane written out, in blocks where it has channels."""
+    full = (*own[:2], *wanted[2:])
+    source = b.values.dense(value)
+    seen = source.under(View.dense(own).broadcast(full))
+    if own[1] == 1:
+        made = Viewed.new(value, full, source.storage.dtype)
+        b.calls.map((made, made.view), [(seen, seen.view)])
+        return made
+    blocks = Imaged.new(value, Image.blocked(*full, b.isa.lanes), source.storage.dtype)
+    b.values.convert(seen, blocks)
+    return blocks
+
+
+def channels_last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+    """A value as an operand of an epilogue that writes an image of that shape with its channels last: written out so where it has
+    a plane."""
+    given, wanted = b.spec(value).shape, image_shape(shape)
+    own = (1,) * (len(shape) - len(given)) + given
+    if math.prod(own) == own[1]:
+        return b.values.dense(value), Image(*wanted, own[1], 0, 0, 0, 0)
+    image, source = Image.nhwc(*wanted), b.values.strided(value)
+    made = Imaged.new(value, image, source.storage.dtype)
+    plane_strides = (image.y_stride, image.x_stride)[-len(shape[2:]) :]
+    b.calls.map((made, View(tuple(shape), (image.n_stride, 1, *plane_strides))), [(source, source.view.broadcast(shape))])
+    return made, image
+
+
+def row_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
+    """A value as an operand of an epilogue that writes the rows of a tensor of that shape; else it is written out first."""
+    given = b.spec(value).shape
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    whole = (1,) * (len(shape) - len(given)) + given
+    if math.prod(given) == 1:
+        return b.values.dense(value), Image(1, columns, 1, rows, 1, 0, 0, 0, 0)
+    if math.prod(given) == whole[-1]:
+        return b.values.dense(value), Image(1, columns, 1, rows, columns, 0, 0, 0, 0)
+    if whole == (*shape[:-1], 1):
+        return b.values.dense(value), Image(1, columns, 1, rows, 1, 0, 0, rows, 1)
+    if whole == tuple(shape):
+        place = b.values.matrix(value, columns)
+    else:
+        source = b.values.strided(value)
+        made = Viewed.new(value, shape, source.storage.dtype)
+        b.calls.map((made, made.view), [(source, source.view.broadcast(shape))])
+        place = made.under(View.dense((rows, columns)))
+    step = place.view.strides[0]
+    return place, Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)

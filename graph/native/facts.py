@@ -1,0 +1,56 @@
+"""What decides whether a node has a native form, and which of its forms is best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graph.ir import Node, Specs
+from graph.native.epilogues import Merged, find_steps
+from kernels.native.errors import EmitError
+from kernels.native.target.isa import Isa
+from kernels.spec import BOOL, INTS, Array, DType, Spec
+
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides whether a node has a native form, and which is best: never what surrounds it.
+
+    threads: that will share the work.
+    """
+
+    specs: Specs
+    constants: Mapping[str, Array]
+    isa: Isa
+    threads: int = 1
+
+    def spec(self, value: str) -> Spec:
+        """What a value is; only static nodes are asked about."""
+        return known(self.specs, value)
+
+    def not_f32(self, *values: str) -> str | None:
+        """That one of the values is not fp32, or None. Absent ones are passed over."""
+        found = next((value for value in values if value and self.spec(value).dtype != F32), None)
+        return None if found is None else f"{found!r} is {self.spec(found)}, need fp32"
+
+    def refuses_epilogue(self, node: Node) -> str | None:
+        """Why a kernel cannot do what is fused behind the node, or None."""
+        if (steps := find_steps(node, self.constants)) is None:
+            return f"its epilogue {'+'.join(fused.op for fused in node.epilogue)} has an op without a native form"
+        for step in steps:
+            if isinstance(step, Merged) and (reason := self.not_f32(step.value)):
+                return f"its epilogue reads what is not fp32: {reason}"
+        return None
+
+
+def known(specs: Specs, value: str) -> Spec:
+    """The spec of a value of a static node. Raises EmitError when only a run decides it: such a node is refused before."""
+    spec = specs.get(value)
+    if spec is None:
+        raise EmitError(f"value {value!r}: its shape is only known at run time")
+    return spec

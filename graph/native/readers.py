@@ -1,0 +1,32 @@
+"""Which nodes of a segment read a value, and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graph.ir import Node
+
+
+class Readers:
+    """The readers of a segment's values.
+
+    Args:    nodes: of the segment, in order. results: values that are read outside of it.
+    """
+
+    def __init__(self, nodes: Sequence[Node], results: Sequence[str]) -> None:
+        self.results = frozenset(results)
+        self._nodes: dict[str, list[Node]] = {}
+        for node in nodes:
+            for name in set(node.reads()):
+                self._nodes.setdefault(name, []).append(node)
+        self._last_read = {name: at for at, node in enumerate(nodes) for name in node.reads()}
+        self._last_read.update(dict.fromkeys(results, len(nodes)))
+
+    def only(self, value: str) -> Node | None:
+        """Return the node that alone reads a value, or None where several do or the value leaves the segment."""
+        readers = self._nodes.get(value, [])
+        return readers[0] if len(readers) == 1 and value not in self.results else None
+
+    def last_read(self, value: str) -> int:
+        """Return the position of the last node that reads a value: -1 without any, the number of nodes for a result."""
+        return self._last_read.get(value, -1)

@@ -1,0 +1,246 @@
+"""Where the values of a segment lie: their places, conversions between them, and memory for new values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from graph.native.calls import CallList
+from graph.native.constants import ConstantStorages
+from graph.native.facts import Facts
+from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
+from graph.native.readers import Readers
+from kernels.native.errors import EmitError
+from kernels.native.families.elementwise import emit_map
+from kernels.native.families.rearrange import convert_image
+from kernels.native.memory.buffers import aligned
+from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
+from kernels.spec import Array
+
+_P = TypeVar("_P", Viewed, Imaged)
+
+
+class Values:
+    """The values of one segment under construction. A value may lie in several places, once in each layout that was asked for."""
+
+    def __init__(self, facts: Facts, readers: Readers, packed: ConstantStorages, calls: CallList) -> None:
+        self._facts, self._readers, self._packed, self._calls = facts, readers, packed, calls
+        self._places: dict[str, list[Place]] = {}
+        self._reserved: dict[str, Place] = {}
+
+    # Values that are read
+
+    def places(self, value: str) -> list[Place]:
+        """Return all the places where a value lies, its producer's first."""
+        if value not in self._places:
+            array = self._facts.constants[value]
+            storage = self._packed.storage(array, "dense", lambda: _flat(array), array.dtype)
+            self._places[value] = [Viewed(storage, View.dense(array.shape))]
+        return self._places[value]
+
+    def place(self, value: str) -> Place:
+        """Return where a value lies, as its producer left it."""
+        return self.places(value)[0]
+
+    def strided(self, value: str) -> Viewed:
+        """Return a value by strides; copied where it lies in blocks."""
+        for place in self.places(value):
+            if (found := place.strided) is not None:
+                return self._shaped(found, value)
+        return self._copied(value)
+
+    def dense(self, value: str) -> Viewed:
+        """Return a value row-major; copied where it is not."""
+        for place in self.places(value):
+            if (found := place.strided) is not None and found.view.is_dense:
+                return self._shaped(found, value)
+        return self._copied(value)
+
+    def matrix(self, value: str, columns: int) -> Viewed:
+        """Return a value as a matrix (rows, columns) with contiguous columns, rows any number of elements apart."""
+        rows = self._facts.spec(value).elements // columns
+        for place in self.places(value):
+            matrix = None if (found := place.strided) is None else found.view.reshaped((rows, columns))
+            if matrix is not None and _has_rows(matrix):
+                return Viewed(place.storage, _with_row_step(matrix))
+        return self.dense(value).under(View.dense((rows, columns)))
+
+    def blocked(self, value: str) -> Imaged:
+        """Return an image in blocks of one vector of channels; converted where it is not."""
+        lanes = self._facts.isa.lanes
+        for place in self.places(value):
+            if isinstance(place, Imaged) and place.image.block == lanes:
+                return place
+        spec = self._facts.spec(value)
+        if value in self._facts.constants:
+            made = self.blocked_constant(value, image_shape(spec.shape))
+        else:
+            made = Imaged.new(value, Image.blocked(*image_shape(spec.shape), lanes), spec.dtype)
+            self.convert(self.strided(value), made)
+        self._places[value].append(made)
+        return made
+
+    def blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
+        """Return a constant as an image of shape (n, c, h, w) in blocks."""
+        array, image = self._facts.constants[value], Image.blocked(*shape, self._facts.isa.lanes)
+
+        def made() -> Array:
+            memory = aligned(array.itemsize * image.elements).view(array.dtype)
+            image.store(array.reshape(shape), memory)
+            return memory
+
+        return Imaged(self._packed.storage(array, ("blocked", image), made, array.dtype), image)
+
+    def convert(self, source: Place, target: Place) -> None:
+        """Copy an image into another layout."""
+        for each in convert_image(as_image(source), as_image(target), target.storage.dtype):
+            self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target})
+
+    def _shaped(self, place: Viewed, value: str) -> Viewed:
+        """Under the value's own shape: an image says its as rank 4 always."""
+        shape = self._facts.spec(value).shape
+        if place.view.shape == shape:
+            return place
+        view = place.view
+        return place.under(View(shape, (*view.strides[:2], view.strides[3]), view.offset))
+
+    def _copied(self, value: str) -> Viewed:
+        """Copy a value to be row-major."""
+        spec = self._facts.spec(value)
+        made = Viewed.new(value, spec.shape, spec.dtype)
+        self._copy(self.place(value), made)
+        self._places[value].append(made)
+        return made
+
+    def _copy(self, source: Place, target: Viewed) -> None:
+        if (found := source.strided) is not None:
+            view = found.view if found.view.shape == target.view.shape else _lifted(target.view.shape, found.view)
+            self._calls.map((target, target.view), [(source, view)])
+        else:
+            self.convert(source, target)
+
+    # Values that enter and leave the segment
+
+    def enter(self, value: str) -> None:
+        """Let a value be an input of the segment, row-major in memory that the caller gives."""
+        self._places[value] = [self._port(value)]
+
+    def leave(self, value: str) -> None:
+        """Copy a value to where it leaves the segment, row-major in memory that the caller gives, unless it is there already."""
+        source = self.place(value)
+        found = source.strided
+        if found is None or found.storage.port != value or not found.view.is_dense:
+            self._copy(source, self._port(value))
+
+    def _port(self, value: str) -> Viewed:
+        spec = self._facts.spec(value)
+        return Viewed.new(value, spec.shape, spec.dtype, port=value)
+
+    # Values that are made
+
+    def define(self, value: str, place: Place) -> None:
+        """Let a value lie there: another name for memory that is there already."""
+        self._places[value] = [place]
+
+    def reserve(self, value: str, place: Place) -> None:
+        """Say where the producer of a value shall make it."""
+        self._reserved[value] = place
+
+    def reserved(self, value: str) -> Place | None:
+        """Return where a value shall be made, or None where no place is reserved for it."""
+        return self._reserved.get(value)
+
+    def new_image(self, value: str, over: Sequence[Place] = ()) -> Imaged:
+        """Return memory for a new image, in blocks. over: operands that it may overwrite, if they lie as it does and die here."""
+        reserved = self._reserved.get(value)
+        if isinstance(reserved, Imaged):
+            return self._made(value, reserved)
+        image = Image.blocked(*image_shape(self._facts.spec(value).shape), self._facts.isa.lanes)
+        for place in over:
+            if isinstance(place, Imaged) and place.image == image and self._takes(value, place.storage):
+                return self._made(value, Imaged(place.storage, image, place.offset))
+        return self.new_as(value, image)
+
+    def new_as(self, value: str, image: Image) -> Imaged:
+        """Return memory for a new image, laid out as asked."""
+        return self._made(value, Imaged.new(value, image, self._facts.spec(value).dtype))
+
+    def new(self, value: str, over: Sequence[Place] = ()) -> Viewed:
+        """Return memory for a new value: where it was reserved, or row-major, or so that the transpose that alone reads it is.
+
+        over: operands that it may overwrite, if they lie as it does and die here.
+        """
+        reserved = self._reserved.get(value)
+        if isinstance(reserved, Viewed):
+            return self._made(value, reserved)
+        view = self._wanted(value)
+        for place in over:
+            if isinstance(place, Viewed) and place.view == view and self._takes(value, place.storage):
+                return self._made(value, place)
+        return self._made(value, Viewed(self._storage(value, view), view))
+
+    def new_dense(self, value: str) -> Viewed:
+        """Return memory for a new value, row-major however it is read."""
+        view = View.dense(self._facts.spec(value).shape)
+        return self._made(value, Viewed(self._storage(value, view), view))
+
+    def _storage(self, value: str, view: View) -> Storage:
+        port = value if value in self._readers.results and view.is_dense else ""
+        return Storage(value, view.span, self._facts.spec(value).dtype, port=port)
+
+    def _made(self, value: str, place: _P) -> _P:
+        self._places[value] = [place]
+        return place
+
+    def _wanted(self, value: str) -> View:
+        shape = self._facts.spec(value).shape
+        reader = self._readers.only(value)
+        if reader is None or reader.op != "Transpose" or reader.epilogue:
+            return View.dense(shape)
+        axes = reader.attrs["perm"] or tuple(range(len(shape)))[::-1]
+        back = sorted(range(len(axes)), key=lambda position: axes[position])
+        return View.dense([shape[axis] for axis in axes]).transposed(back)
+
+    def _takes(self, value: str, storage: Storage) -> bool:
+        """Whether a value may be made there: a storage of its type, the segment's own, that no later node reads."""
+        if storage.dtype != self._facts.spec(value).dtype:
+            return False
+        if storage.constant is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
+            return False
+        held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
+        return all(self._readers.last_read(name) <= self._calls.node for name in held)
+
+
+def overwritable(operands: Sequence[Place], others: Sequence[Place] = ()) -> list[Place]:
+    """Return the operands that a result may replace, element by element: no other operand shares their memory."""
+    return [
+        place
+        for place in operands
+        if all(other.storage is not place.storage for other in others)
+        and all(other.storage is not place.storage or other == place for other in operands)
+    ]
+
+
+def _has_rows(matrix: View) -> bool:
+    rows, columns = matrix.shape
+    return (columns == 1 or matrix.strides[1] == 1) and (rows == 1 or matrix.strides[0] >= columns)
+
+
+def _with_row_step(matrix: View) -> View:
+    """A single row has no step of its own; say one that kernels can trust."""
+    rows, columns = matrix.shape
+    return View(matrix.shape, (matrix.strides[0] if rows > 1 else columns, 1), matrix.offset)
+
+
+def _lifted(shape: Sequence[int], view: View) -> View:
+    """An image of height 1 without its height."""
+    if len(shape) != 3 or len(view.shape) != 4:
+        raise EmitError(f"view of shape {list(view.shape)}: it is none of shape {list(shape)}")
+    return View(tuple(shape), (*view.strides[:2], view.strides[3]), view.offset)
+
+
+def _flat(array: Array) -> Array:
+    memory = aligned(array.nbytes).view(array.dtype)
+    memory[:] = array.ravel()
+    return memory
