@@ -4,7 +4,7 @@
     place              where a value lies: a storage, and a view or an image in it
     epilogues          fused elementwise ops as steps that a kernel does before it stores
     tapes              elementwise ops of any type as expressions that a map computes
-    lowering           what a rule is given, put together of: readers, constants, calls and values
+    lowering           what a rule is given, put together of: dataflow, constants, calls and values
     epilogue_operands  values as operands of fused epilogues
     rule, work         what a rule is, and what it says a candidate does
     rules              one file for each family of kernels: which nodes it takes, and the calls that they become

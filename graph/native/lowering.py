@@ -8,8 +8,8 @@ from graph.choice import Choice
 from graph.ir import Node
 from graph.native.calls import CallList
 from graph.native.constants import ConstantCache, ConstantStorages
+from graph.native.dataflow import Dataflow
 from graph.native.facts import Facts
-from graph.native.readers import Readers
 from graph.native.values import Values
 from kernels.spec import Spec
 
@@ -25,10 +25,10 @@ class Lowering:
         self, nodes: Sequence[Node], facts: Facts, results: Sequence[str], cache: ConstantCache, choices: Mapping[str, Choice]
     ) -> None:
         self.facts, self.constants, self.isa = facts, facts.constants, facts.isa
-        self.readers = Readers(nodes, results)
+        self.dataflow = Dataflow(nodes, results)
         self.packed = ConstantStorages(cache)
         self.calls = CallList(facts.isa)
-        self.values = Values(facts, self.readers, self.packed, self.calls)
+        self.values = Values(facts, self.dataflow, self.packed, self.calls)
         self.done: set[str] = set()  # names of nodes that an earlier one has lowered together with itself
         self._choices = choices
 

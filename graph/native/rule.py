@@ -9,7 +9,7 @@ from graph.choice import Choice
 from graph.ir import Node
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
-from graph.native.work import Layout, Work, streamed
+from graph.native.work import Layout, Work, streamed_work
 from kernels.errors import UnsupportedError
 
 MAX_TILE = 32
@@ -17,11 +17,12 @@ MAX_TILE = 32
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A family's say on one op.
+    """How a family of native kernels computes the nodes of one op.
 
-    refuses: why a node has no native form, or None. lower: append its calls, as `Lowering.choice` says. candidates: the ways to
-    compute a node that is not refused, the one to use unmeasured first. view: it is but another name for memory where strides can
-    say so, and moves bytes elsewhere: no reason to run natively by itself. work: what a candidate does.
+    refuses: returns why a node has no native form, or None. lower: appends the calls of a node, as `Lowering.choice` says.
+    candidates: returns the ways to compute a node that is not refused, the one to use unmeasured first. work: returns the work of
+    one of them. view: the op only renames memory where strides can say so, and copies otherwise: no reason to run natively by
+    itself. reserve: is called before any node of the segment is lowered, and says where the producers of a node's inputs write.
     """
 
     refuses: Callable[[Node, Facts], str | None]
@@ -29,11 +30,27 @@ class Rule:
     candidates: Callable[[Node, Facts], Sequence[Choice]]
     work: Callable[[Node, Facts, Choice], Work]
     view: bool = False
+    reserve: Callable[[Lowering, Node], None] | None = None
 
 
-def only(algorithm: str) -> Callable[[Node, Facts], Sequence[Choice]]:
-    """The candidates of a family that has one algorithm."""
-    return lambda _node, _facts: (Choice("native", algorithm),)
+def one_algorithm(
+    algorithm: str,
+    refuses: Callable[[Node, Facts], str | None],
+    lower: Callable[[Lowering, Node], None],
+    *,
+    kind: str = "",
+    wants: Layout = "any",
+    view: bool = False,
+    reserve: Callable[[Lowering, Node], None] | None = None,
+) -> Rule:
+    """Return the rule of a family that has one algorithm and no port model. kind: of its work, as the algorithm by default."""
+    work = streamed(kind or algorithm, wants=wants)
+    return Rule(refuses, lower, lambda _node, _facts: (Choice("native", algorithm),), work, view, reserve)
+
+
+def streamed(kind: str, *, wants: Layout = "any") -> Callable[[Node, Facts, Choice], Work]:
+    """The work of a family that has no port model: the op's own arithmetic and what is fused behind it."""
+    return lambda node, facts, _choice: streamed_work(kind, node, facts, wants=wants)
 
 
 def parse_tile(text: str) -> tuple[int, int]:
@@ -42,8 +59,3 @@ def parse_tile(text: str) -> tuple[int, int]:
     if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
         raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")
     return int(pixels), int(vectors)
-
-
-def plain(kind: str, *, wants: Layout = "any") -> Callable[[Node, Facts, Choice], Work]:
-    """The work of a family that has no port model."""
-    return lambda node, facts, _choice: streamed(kind, node, facts.specs, facts.constants, wants=wants)

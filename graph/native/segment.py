@@ -15,7 +15,6 @@ from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.partition import Part
 from graph.native.place import Storage
-from graph.native.rules.concat import reserve
 from graph.native.rules.table import RULES
 from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
@@ -33,7 +32,9 @@ def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[s
     lowering = Lowering(part.nodes, facts, part.outputs, constants, choices)
     for name in part.inputs:
         lowering.values.enter(name)
-    reserve(lowering, part.nodes)
+    for node in part.nodes:
+        if (reserve := RULES[node.op].reserve) is not None:
+            reserve(lowering, node)
     for at, node in enumerate(part.nodes):
         lowering.calls.node = at
         if node.name not in lowering.done:

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from graph.native.calls import CallList
 from graph.native.constants import ConstantStorages
+from graph.native.dataflow import Dataflow
 from graph.native.facts import Facts
 from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
-from graph.native.readers import Readers
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import emit_map
 from kernels.native.families.rearrange import convert_image
@@ -24,8 +24,8 @@ _P = TypeVar("_P", Viewed, Imaged)
 class Values:
     """The values of one segment under construction. A value may lie in several places, once in each layout that was asked for."""
 
-    def __init__(self, facts: Facts, readers: Readers, packed: ConstantStorages, calls: CallList) -> None:
-        self._facts, self._readers, self._packed, self._calls = facts, readers, packed, calls
+    def __init__(self, facts: Facts, dataflow: Dataflow, packed: ConstantStorages, calls: CallList) -> None:
+        self._facts, self._dataflow, self._packed, self._calls = facts, dataflow, packed, calls
         self._places: dict[str, list[Place]] = {}
         self._reserved: dict[str, Place] = {}
 
@@ -186,7 +186,7 @@ class Values:
         return self._made(value, Viewed(self._storage(value, view), view))
 
     def _storage(self, value: str, view: View) -> Storage:
-        port = value if value in self._readers.results and view.is_dense else ""
+        port = value if value in self._dataflow.results and view.is_dense else ""
         return Storage(value, view.span, self._facts.spec(value).dtype, port=port)
 
     def _made(self, value: str, place: _P) -> _P:
@@ -195,7 +195,7 @@ class Values:
 
     def _wanted(self, value: str) -> View:
         shape = self._facts.spec(value).shape
-        reader = self._readers.only(value)
+        reader = self._dataflow.only_reader(value)
         if reader is None or reader.op != "Transpose" or reader.epilogue:
             return View.dense(shape)
         axes = reader.attrs["perm"] or tuple(range(len(shape)))[::-1]
@@ -209,7 +209,7 @@ class Values:
         if storage.constant is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
             return False
         held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
-        return all(self._readers.last_read(name) <= self._calls.node for name in held)
+        return all(self._dataflow.last_read(name) <= self._calls.node for name in held)
 
 
 def overwritable(operands: Sequence[Place], others: Sequence[Place] = ()) -> list[Place]:

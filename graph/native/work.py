@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from graph.ir import Node, Specs
+from graph.native.facts import Facts
 from kernels.cost import FLOPS_PER_MAC
 from kernels.registry import find
-from kernels.spec import Array
 
 Layout = Literal["any", "blocks", "rows"]
 
@@ -41,22 +40,22 @@ class Work:
     error: float = 0.0
 
 
-def moved_bytes(node: Node, specs: Specs, constants: Mapping[str, Array]) -> tuple[int, int]:
+def moved_bytes(node: Node, facts: Facts) -> tuple[int, int]:
     """Bytes of activations that a node reads and writes, each once."""
     read, written = dict.fromkeys(node.reads()), dict.fromkeys(node.writes())
-    return _nbytes([name for name in read if name not in constants], specs), _nbytes(list(written), specs)
+    return _nbytes([name for name in read if name not in facts.constants], facts.specs), _nbytes(list(written), facts.specs)
 
 
-def streamed(kind: str, node: Node, specs: Specs, constants: Mapping[str, Array], *, wants: Layout = "any") -> Work:
+def streamed_work(kind: str, node: Node, facts: Facts, *, wants: Layout = "any") -> Work:
     """Work without a port model: the op's own arithmetic, and what is fused behind it."""
-    inputs = [specs.get(name) if name else None for name in node.inputs]
+    inputs = [facts.specs.get(name) if name else None for name in node.inputs]
     op = find(node.op)
     cost = op.count(inputs, op.infer_specs(inputs, node.attrs), node.attrs)
-    read, written = moved_bytes(node, specs, constants)
-    spec = specs.get(node.outputs[0])
+    read, written = moved_bytes(node, facts)
+    spec = facts.specs.get(node.outputs[0])
     fused = len(node.epilogue) * (spec.elements if spec is not None else 0)
     flops = fused + (0 if cost is None else FLOPS_PER_MAC * cost.macs + cost.other_flops)
-    weights = _nbytes([name for name in dict.fromkeys(node.reads()) if name in constants], specs)
+    weights = _nbytes([name for name in dict.fromkeys(node.reads()) if name in facts.constants], facts.specs)
     return Work(kind, float(flops), None, read, written, weights, wants=wants)
 
 

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from kernels.native.emit.expression import Apply
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention
 from kernels.native.memory.view import View
@@ -90,4 +90,4 @@ def _has_gaps(view: View) -> bool:
     return view.shape[3] > 1 and view.strides[3] != 1
 
 
-RULES = {"Attention": Rule(refuses, lower, only("fused"), plain("attention", wants="rows"))}
+RULES = {"Attention": one_algorithm("fused", refuses, lower, kind="attention", wants="rows")}

@@ -47,8 +47,8 @@ def shuffled(b: Lowering, node: Node) -> bool:
     (n, c, …) is seen as (n, groups, c / groups, …), both swapped, and seen as (n, c, …) again.
     """
     place, shape = in_blocks(b, node.inputs[0]), b.spec(node.inputs[0]).shape
-    turn = b.readers.only(node.outputs[0])
-    end = b.readers.only(turn.outputs[0]) if turn is not None and turn.op == "Transpose" and not turn.epilogue else None
+    turn = b.dataflow.only_reader(node.outputs[0])
+    end = b.dataflow.only_reader(turn.outputs[0]) if turn is not None and turn.op == "Transpose" and not turn.epilogue else None
     if place is None or turn is None or end is None or end.op != "Reshape" or b.spec(end.outputs[0]).shape != shape:
         return False
     apart = b.spec(node.outputs[0]).shape

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from graph.ir import Node
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, image_shape, is_image
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, pick
 from graph.native.rules.elementwise import behind
 from graph.native.tapes import refuses_behind
 from kernels.native.memory.image import Image
 
-_MAKERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # whose results go where they are told
+_PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # write where their result is reserved
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -22,30 +20,24 @@ def refuses(node: Node, facts: Facts) -> str | None:
     return refuses_behind(node, facts.spec, facts.constants)
 
 
-def reserve(b: Lowering, nodes: Sequence[Node]) -> None:
-    """Let the producers of what concatenations of images read write straight into the whole."""
-    makers = {value: node for node in nodes for value in node.writes()}
-    for node in nodes:
-        shape = b.spec(node.outputs[0]).shape if node.op == "Concat" and b.spec(node.outputs[0]).dtype == F32 else ()
-        if (
-            not is_image(shape)
-            or node.epilogue
-            or node.attrs["axis"] % len(shape) != 1
-            or len(set(node.inputs)) < len(node.inputs)
-        ):
-            continue
-        sizes = [b.spec(name).shape[1] for name in node.inputs]
-        if not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
-            continue
-        image = Image.blocked(*image_shape(shape), b.isa.lanes)
-        whole = Imaged.new(node.outputs[0], image, F32)
-        b.values.reserve(node.outputs[0], whole)
-        first = 0
-        for name, size in zip(node.inputs, sizes, strict=True):
-            maker = makers.get(name)
-            if maker is not None and maker.op in _MAKERS and name not in b.readers.results and b.values.reserved(name) is None:
-                b.values.reserve(name, whole.part(first, size))
-            first += size
+def reserve(b: Lowering, node: Node) -> None:
+    """Let the producers of the images that a concatenation reads write straight into the whole."""
+    value = node.outputs[0]
+    shape = b.spec(value).shape
+    if b.spec(value).dtype != F32 or not is_image(shape) or node.epilogue or node.attrs["axis"] % len(shape) != 1:
+        return
+    sizes = [b.spec(name).shape[1] for name in node.inputs]
+    if len(set(node.inputs)) < len(node.inputs) or not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
+        return
+    whole = Imaged.new(value, Image.blocked(*image_shape(shape), b.isa.lanes), F32)
+    b.values.reserve(value, whole)
+    first = 0
+    for name, size in zip(node.inputs, sizes, strict=True):
+        producer = b.dataflow.producer(name)
+        goes_there = producer is not None and producer.op in _PRODUCERS and name not in b.dataflow.results
+        if goes_there and b.values.reserved(name) is None:
+            b.values.reserve(name, whole.part(first, size))
+        first += size
 
 
 def lower(b: Lowering, node: Node) -> None:
@@ -92,4 +84,4 @@ def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
     return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 
-RULES = {"Concat": Rule(refuses, lower, only("copy"), plain("copy"))}
+RULES = {"Concat": one_algorithm("copy", refuses, lower, reserve=reserve)}

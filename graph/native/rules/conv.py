@@ -276,7 +276,7 @@ def _winograd_choices(conv: Conv, unit: int, facts: Facts) -> list[Choice]:
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
     """What a convolution's candidate does, by the port model that chose its tile."""
     conv, isa = _in_blocks(node, facts), facts.isa
-    read, written = moved_bytes(node, facts.specs, facts.constants)
+    read, written = moved_bytes(node, facts)
     if choice.algorithm == "winograd":
         winograd, cut = winograd_of(conv, choice, isa)
         cost = winograd_cost(winograd, cut, isa)

@@ -142,7 +142,7 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
     """What a candidate does: all phases one after another."""
     isa, slim = facts.isa, is_depthwise(node, facts)
     x, y = (Image.blocked(*image_shape(facts.spec(v).shape), isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    read, written = moved_bytes(node, facts.specs, facts.constants)
+    read, written = moved_bytes(node, facts)
     cycles, weight_bytes, chunks, calls = 0.0, 0, 0, 0
     for phase in phases(geometry(node, facts, x, y)):
         conv = phase.conv

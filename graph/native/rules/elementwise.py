@@ -10,7 +10,7 @@ from graph.native.epilogues import NATIVE_STEPS
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.tapes import FORMS, tape_behind, tape_of
 from graph.native.values import overwritable
 from kernels.native.emit.expression import Apply
@@ -72,4 +72,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), Rule(refuses, lower, only("map"), plain("map")))
+RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), one_algorithm("map", refuses, lower))

@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.rules.elementwise import finish
 from graph.native.rules.view import define
 from graph.native.tapes import refuses_behind
@@ -56,4 +56,4 @@ def _table(b: Lowering, value: str, axis: int) -> Viewed:
     return b.values.dense(value).under(View.dense(three))
 
 
-RULES = {"Gather": Rule(refuses, lower, only("rows"), plain("copy", wants="rows"))}
+RULES = {"Gather": one_algorithm("rows", refuses, lower, kind="copy", wants="rows")}

@@ -17,7 +17,7 @@ from graph.native.rule import Rule
 from graph.native.rules.conv import bias_of, direct_work, tile_of, with_bias
 from graph.native.rules.normalize import aligned_view, joins
 from graph.native.values import overwritable
-from graph.native.work import Work, moved_bytes, streamed
+from graph.native.work import Work, moved_bytes, streamed_work
 from kernels.errors import UnsupportedError
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
@@ -131,8 +131,8 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
     """What a product's candidate does: by the port model where the second factor is packed."""
     if not _is_packed(node, facts.constants):
-        return streamed("matmul", node, facts.specs, facts.constants, wants="rows")
-    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts.specs, facts.constants)
+        return streamed_work("matmul", node, facts, wants="rows")
+    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts)
     return direct_work("product", conv, tile_of(choice, conv, facts.isa), facts.isa, read, written)
 
 

@@ -11,7 +11,7 @@ from graph.native.epilogues import Merged, steps_of
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.values import overwritable
 from kernels.native.emit.functions import Activation
 from kernels.native.emit.walk import Join, Steps
@@ -118,9 +118,7 @@ def aligned_view(place: Viewed, rank: int) -> Viewed:
 
 _ANY = View((), ())  # stands where a view is still to come
 RULES = {
-    **dict.fromkeys(("Softmax", "LogSoftmax"), Rule(_refuses, _softmax, only("rows"), plain("rows", wants="rows"))),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), Rule(_refuses, _norm, only("rows"), plain("rows", wants="rows"))),
-    **dict.fromkeys(
-        ("GroupNormalization", "InstanceNormalization"), Rule(_refuses, _group_norm, only("rows"), plain("rows", wants="rows"))
-    ),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), one_algorithm("rows", _refuses, _softmax, wants="rows")),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), one_algorithm("rows", _refuses, _norm, wants="rows")),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), one_algorithm("rows", _refuses, _group_norm, wants="rows")),
 }

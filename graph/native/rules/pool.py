@@ -11,7 +11,7 @@ from graph.native.epilogues import steps_of
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
@@ -54,4 +54,4 @@ def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     return replace(pooling, kind="average", counted=(bottom, right) if node.attrs["count_include_pad"] else None)
 
 
-RULES = dict.fromkeys(("MaxPool", "AveragePool"), Rule(refuses, lower, only("windows"), plain("pool", wants="blocks")))
+RULES = dict.fromkeys(("MaxPool", "AveragePool"), one_algorithm("windows", refuses, lower, kind="pool", wants="blocks"))

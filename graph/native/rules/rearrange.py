@@ -8,7 +8,7 @@ from graph.ir import Node
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.rules.elementwise import finish
 from graph.native.rules.view import define
 from graph.native.tapes import refuses_behind
@@ -115,9 +115,9 @@ def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View
 
 
 RULES = {
-    "Expand": Rule(_refuses, _expand, only("view"), plain("view", wants="rows"), view=True),
-    "Tile": Rule(_refuses, _tile, only("copy"), plain("copy")),
-    "DepthToSpace": Rule(_refuses, _depth_to_space, only("copy"), plain("copy")),
-    "SpaceToDepth": Rule(_refuses, _space_to_depth, only("copy"), plain("copy")),
-    "Pad": Rule(_refuses_pad, _pad, only("copy"), plain("copy")),
+    "Expand": one_algorithm("view", _refuses, _expand, wants="rows", view=True),
+    "Tile": one_algorithm("copy", _refuses, _tile),
+    "DepthToSpace": one_algorithm("copy", _refuses, _depth_to_space),
+    "SpaceToDepth": one_algorithm("copy", _refuses, _space_to_depth),
+    "Pad": one_algorithm("copy", _refuses_pad, _pad),
 }

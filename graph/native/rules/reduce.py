@@ -9,7 +9,7 @@ from graph.ir import Node
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.rules.normalize import emit
 from graph.native.rules.pool import pool
 from kernels.native.emit.geometry import Conv
@@ -83,4 +83,4 @@ def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, 
     return tuple(sorted({int(axis) % x.rank for axis in named}))
 
 
-RULES = {op: Rule(refuses, lower, only("windows" if op.startswith("Global") else "rows"), plain("rows")) for op in _REDUCTIONS}
+RULES = {op: one_algorithm("windows" if op.startswith("Global") else "rows", refuses, lower, kind="rows") for op in _REDUCTIONS}

@@ -13,7 +13,7 @@ from graph.native.epilogues import steps_of
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, image_shape, is_image
-from graph.native.rule import Rule, parse_tile, plain
+from graph.native.rule import Rule, parse_tile, streamed
 from graph.native.values import overwritable
 from kernels.errors import UnsupportedError
 from kernels.native.families.resize import (
@@ -111,4 +111,4 @@ def _side(step: Pass) -> Side:
     return Side(step.index.shape[1], step.weights is not None, begin, end)
 
 
-RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates, plain("resize", wants="blocks")))
+RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates, streamed("resize", wants="blocks")))

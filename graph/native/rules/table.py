@@ -1,43 +1,40 @@
-"""Every rule in one table: which ops have a native form."""
+"""All rules by op: which ops have a native form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType, ModuleType
 
 from graph.ir import Node
 from graph.memory import is_static
+from graph.native import rules
 from graph.native.facts import VALUES, Facts
 from graph.native.rule import Rule
-from graph.native.rules import attention as attentions
-from graph.native.rules import concat as concats
-from graph.native.rules import conv as convolutions
-from graph.native.rules import conv_transpose as conv_transposes
-from graph.native.rules import elementwise
-from graph.native.rules import gather as gathers
-from graph.native.rules import matmul as matrices
-from graph.native.rules import normalize as rows
-from graph.native.rules import pool as pools
-from graph.native.rules import rearrange as moves
-from graph.native.rules import reduce as reductions
-from graph.native.rules import resize as resizes
-from graph.native.rules import view as views
+from kernels.errors import EdgewiseError
 
 MAX_RANK = 8
-RULES: Mapping[str, Rule] = {
-    **convolutions.RULES,
-    **conv_transposes.RULES,
-    **pools.RULES,
-    **resizes.RULES,
-    **matrices.RULES,
-    **views.RULES,
-    **rows.RULES,
-    **reductions.RULES,
-    **attentions.RULES,
-    **elementwise.RULES,
-    **concats.RULES,
-    **moves.RULES,
-    **gathers.RULES,
-}
+
+
+def merge(modules: Iterable[ModuleType]) -> Mapping[str, Rule]:
+    """Return the `RULES` of all modules, by op. Raises EdgewiseError where two modules have a rule for one op."""
+    found: dict[str, tuple[Rule, str]] = {}
+    for module in modules:
+        for op, rule in getattr(module, "RULES", {}).items():
+            if op in found:
+                raise EdgewiseError(f"{op}: it has rules in {found[op][1]} and {module.__name__}, need one")
+            found[op] = (rule, module.__name__)
+    return MappingProxyType({op: rule for op, (rule, _) in found.items()})
+
+
+def _families() -> Iterator[ModuleType]:
+    """The modules beside this one."""
+    names = sorted(f"{rules.__name__}.{info.name}" for info in pkgutil.iter_modules(rules.__path__))
+    return (importlib.import_module(name) for name in names if name != __name__)
+
+
+RULES = merge(_families())
 
 
 def refusal(node: Node, facts: Facts) -> str | None:

@@ -6,7 +6,7 @@ from graph.ir import Node
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import Rule, only, plain
+from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, shuffled, take
 from graph.native.rules.elementwise import behind
 from graph.native.tapes import refuses_behind
@@ -106,9 +106,9 @@ def _slice(b: Lowering, node: Node) -> None:
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 RULES = {
-    **dict.fromkeys(_SHAPES, Rule(_refuses, _reshape, only("view"), plain("view", wants="rows"), view=True)),
-    "Transpose": Rule(_refuses, _transpose, only("view"), plain("view", wants="rows"), view=True),
-    "Dropout": Rule(_refuses_dropout, _reshape, only("view"), plain("view", wants="rows"), view=True),
-    "Split": Rule(_refuses_split, _split, only("view"), plain("view", wants="rows"), view=True),
-    "Slice": Rule(_refuses_slice, _slice, only("view"), plain("view", wants="rows"), view=True),
+    **dict.fromkeys(_SHAPES, one_algorithm("view", _refuses, _reshape, wants="rows", view=True)),
+    "Transpose": one_algorithm("view", _refuses, _transpose, wants="rows", view=True),
+    "Dropout": one_algorithm("view", _refuses_dropout, _reshape, wants="rows", view=True),
+    "Split": one_algorithm("view", _refuses_split, _split, wants="rows", view=True),
+    "Slice": one_algorithm("view", _refuses_slice, _slice, wants="rows", view=True),
 }

@@ -1,4 +1,4 @@
-"""Which nodes of a segment read a value, and until when."""
+"""Which node of a segment produces a value, and which ones read it until when."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ from collections.abc import Sequence
 from graph.ir import Node
 
 
-class Readers:
-    """The readers of a segment's values.
+class Dataflow:
+    """The producers and readers of a segment's values.
 
     Args:    nodes: of the segment, in order. results: values that are read outside of it.
     """
 
     def __init__(self, nodes: Sequence[Node], results: Sequence[str]) -> None:
         self.results = frozenset(results)
-        self._nodes: dict[str, list[Node]] = {}
+        self._producers = {name: node for node in nodes for name in node.writes()}
+        self._readers: dict[str, list[Node]] = {}
         for node in nodes:
             for name in set(node.reads()):
-                self._nodes.setdefault(name, []).append(node)
+                self._readers.setdefault(name, []).append(node)
         self._last_read = {name: at for at, node in enumerate(nodes) for name in node.reads()}
         self._last_read.update(dict.fromkeys(results, len(nodes)))
 
-    def only(self, value: str) -> Node | None:
+    def producer(self, value: str) -> Node | None:
+        """Return the node that produces a value, or None for an input of the segment and a constant."""
+        return self._producers.get(value)
+
+    def only_reader(self, value: str) -> Node | None:
         """Return the node that alone reads a value, or None where several do or the value leaves the segment."""
-        readers = self._nodes.get(value, [])
+        readers = self._readers.get(value, [])
         return readers[0] if len(readers) == 1 and value not in self.results else None
 
     def last_read(self, value: str) -> int:
