@@ -6,7 +6,6 @@ the network, on that of the service. A kind is one row of `KINDS`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -15,7 +14,6 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.ir import Model
-from kernels.errors import UnsupportedError
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
 from profiler.report.build import static_report
@@ -23,9 +21,10 @@ from profiler.report.document import Report
 from scheduler.build import current_build
 from scheduler.errors import RecordFormatError, StoppedError
 from scheduler.local import local_device, local_fingerprint
-from scheduler.measured import measure
 from scheduler.plan import Plan
+from scheduler.profile_run import measure_model
 from scheduler.store import Here, Job, Store
+from scheduler.tuning.tuner import TuneProgress, tune
 
 _Size = Annotated[int, Field(ge=0, le=2**40)]
 _Name = Annotated[str, Field(max_length=1024)]
@@ -197,7 +196,7 @@ def _trace(task: Task) -> Outcome:
     plan = None if asked.plan_id is None else task.store.plans.get(asked.plan_id, here).plan
     device = local_device(task.store, PROBE_S)
     try:
-        report = measure(
+        report = measure_model(
             model,
             device,
             task.store,
@@ -232,12 +231,12 @@ def _probe(task: Task) -> Outcome:
 def _tune(task: Task) -> Outcome:
     model, asked = task.require_model(), task.request
 
-    def progress(at: Any) -> None:
+    def progress(at: TuneProgress) -> None:
         names = ("measured", "planned", "spent_s", "budget_s", "best_ns", "now")
         task.report({name: getattr(at, name) for name in names})
 
     task.store.models.save(model.digest, model.source, model.nbytes)
-    tuned = _tuner()(
+    tuned = tune(
         model,
         asked.budget_s,
         asked.shapes,
@@ -250,16 +249,6 @@ def _tune(task: Task) -> Outcome:
         stop=task.stop,
     )
     return Outcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
-
-
-def _tuner() -> Callable[..., Plan]:
-    try:
-        tune: Callable[..., Plan] = importlib.import_module("scheduler.tuning.tuner").tune
-    except ModuleNotFoundError as error:
-        if error.name != "scheduler.tuning.tuner":
-            raise
-        raise UnsupportedError("job: this build has no tuner, it profiles, traces and probes") from None
-    return tune
 
 
 KINDS: Final[Mapping[str, Kind]] = {

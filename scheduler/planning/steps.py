@@ -9,13 +9,12 @@ from typing import Any
 from graph.run.executor import VIEW
 from scheduler.cost.bounds import UNCERTAINTY
 from scheduler.cost.fitting import CostModel, Prediction
-from scheduler.plan import EXECUTOR, Candidate, Objective, Step
+from scheduler.plan import EXECUTOR, TIE, Candidate, Objective, PlanStep
 from scheduler.planning.subject import Option, Subject
 from scheduler.store import Measurement
 from scheduler.strategy import Strategy
 from scheduler.workload import Workload
 
-TIE = 1.01  # candidates within one percent of each other are a tie
 RANK = 0.02  # where nothing was fitted, each candidate of a rule is taken for that much slower than the one before it
 
 Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> what was measured
@@ -40,7 +39,7 @@ class _Found:
 
 def choose_step(
     subject: Subject, index: int, threads: int, evidence: Evidence, objective: Objective, given: Strategy | None = None
-) -> Step:
+) -> PlanStep:
     """The step of one node. given: to be taken, whatever else would be."""
     node, cost, text = subject.graph.nodes[index], subject.costs[index], subject.signatures[index]
     shared: dict[str, Any] = {
@@ -63,7 +62,7 @@ def choose_step(
     able = _able(subject, candidates)
     chosen = next((c for c in able if c.strategy == given), None) or _best(able, found, objective)
     taken = found[chosen.strategy]
-    return Step(
+    return PlanStep(
         **shared,
         strategy=chosen.strategy,
         executed_macs=cost.macs if taken.load.work.macs is None else taken.load.work.macs,
@@ -94,10 +93,10 @@ def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, P
     return found
 
 
-def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> Step:
+def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> PlanStep:
     """A node that the executor runs by itself."""
     strategy = Strategy(EXECUTOR, algorithm)
-    return Step(
+    return PlanStep(
         **shared,
         strategy=strategy,
         executed_macs=0 if algorithm == VIEW else shared["macs"],

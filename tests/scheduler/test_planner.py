@@ -13,9 +13,9 @@ from graph.ir import Model
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.build import current_build
 from scheduler.cost.fitting import CostModel, Point
-from scheduler.errors import InfeasibleError, StalePlanError
+from scheduler.errors import StalePlanError
 from scheduler.local import local_device, local_fingerprint
-from scheduler.plan import Constraints, Plan
+from scheduler.plan import Constraints, InfeasibleError, Plan
 from scheduler.planning.planner import compose, evidence_of, make_plan
 from scheduler.planning.steps import Evidence
 from scheduler.planning.subject import Subject

@@ -29,7 +29,7 @@ from scheduler.store.records import now_us
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def measure(
+def measure_model(
     model: Model,
     device: DeviceProfile,
     store: Store,
@@ -70,7 +70,7 @@ def measure(
     return _report(session, executor, bound, traced, device, predicted)
 
 
-def timed(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
+def time_session(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
     """The times of a session's runs by themselves, without what the device could do."""
     traced = session.trace(feeds, runs)
     return _report(session, session.executor(feeds), {name: array.shape for name, array in feeds.items()}, traced, None, {})
