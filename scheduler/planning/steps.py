@@ -15,6 +15,7 @@ from scheduler.store import Measurement
 from scheduler.strategy import Strategy
 from scheduler.workload import Workload
 
+DONE_AROUND = "done by the steps around it: another name for memory, or written in place by what it joins"
 RANK = 0.02  # where nothing was fitted, each candidate of a rule is taken for that much slower than the one before it
 
 Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> what was measured
@@ -52,15 +53,18 @@ def choose_step(
         "other_flops": cost.other_flops,
         "moved_bytes": cost.moved_bytes,
     }
-    if (fixed := subject.fixed(node)) is not None:
+    fixed = subject.fixed(node)
+    if given is not None and given.backend == EXECUTOR:
+        return _fixed_step(shared, given.algorithm, fixed[1] if fixed else DONE_AROUND)
+    if fixed is not None and given is None:
         return _fixed_step(shared, *fixed)
     options = [
         replace(option, load=None, refused=why) if (why := evidence.dropped.get((text.key, option.strategy))) else option
-        for option in subject.options(threads)[index]
+        for option in (subject.copies(index, threads) if fixed else subject.options(threads)[index])
     ]
     candidates, found = _candidates(options, evidence.known.get(text.key, {}), evidence.model)
     able = _able(subject, candidates)
-    chosen = next((c for c in able if c.strategy == given), None) or _best(able, found, objective)
+    chosen = next((c for c in candidates if c.strategy == given and c.strategy in found), None) or _best(able, found, objective)
     taken = found[chosen.strategy]
     return PlanStep(
         **shared,
@@ -181,7 +185,7 @@ def _listing(candidate: Candidate) -> tuple[bool, bool, float, str]:
 
 
 def _reason(chosen: Candidate, others: Sequence[Candidate], found: _Found) -> str:
-    source = "measured" if chosen.measured_ns is not None else "predicted" if found.prediction.fitted else "reckoned"
+    source = "measured" if chosen.measured_ns is not None else "predicted" if found.prediction.fitted else "estimated"
     text = f"{source} {(chosen.expected_ns or 0) / 1e3:.1f} µs, bound by {found.prediction.bound_by}"
     if found.load.converted_bytes:
         text += f", {found.load.converted_bytes} bytes of it moved to convert its input"
