@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from graph.ir import Model
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
-from profiler.report.build import static_report
 from profiler.report.document import Report
+from profiler.report.makers import static_report
 from scheduler.build import current_build
 from scheduler.errors import RecordFormatError, StoppedError
 from scheduler.local import local_device, local_fingerprint
@@ -76,7 +76,7 @@ class FoundRun(_Data):
     report: Report
 
 
-class Outcome(_Data):
+class JobOutcome(_Data):
     """What a job found. summary: for its result. device, plan: JSON documents. All but the summary is stored by `deliver`."""
 
     summary: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class Kind:
 
     request: type[BaseModel]
     of_model: bool
-    run: Callable[[Task], Outcome]
+    run: Callable[[Task], JobOutcome]
 
 
 def check_request(kinds: Mapping[str, Kind], kind: str, request: object) -> str:
@@ -133,13 +133,13 @@ def execute(
     db: str | None,
     report: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
-) -> Outcome:
+) -> JobOutcome:
     """Run a job on this machine. Raises RecordFormatError for what cannot be run, and what running it raises."""
     request = _parse(kinds, job.kind, job.request.encode())
     return kinds[job.kind].run(Task(request, model, store, db, report, stop))
 
 
-def deliver(store: Store, job: Job, outcome: Outcome) -> dict[str, Any]:
+def deliver(store: Store, job: Job, outcome: JobOutcome) -> dict[str, Any]:
     """Store what a job found and return its result: the summary and the keys of what was stored. It may come from anywhere.
 
     Raises: RecordFormatError for what is not of the job's model and device; PlanFormatError, ProfileFormatError.
@@ -180,13 +180,13 @@ def _require_same(what: str, found: str, wanted: str) -> None:
         raise RecordFormatError(f"job: {what} is {found[:64]}, need {wanted}")
 
 
-def _profile(task: Task) -> Outcome:
+def _profile(task: Task) -> JobOutcome:
     counted = profile(task.require_model(), task.request.shapes, task.request.dims)
     run = FoundRun(engine_build=current_build().id, report=static_report(counted))
-    return Outcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
+    return JobOutcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
 
 
-def _trace(task: Task) -> Outcome:
+def _trace(task: Task) -> JobOutcome:
     model, asked = task.require_model(), task.request
 
     def say(phase: str) -> None:
@@ -209,7 +209,7 @@ def _trace(task: Task) -> Outcome:
             stop=task.stop,
         )
     except StoppedError:
-        return Outcome()
+        return JobOutcome()
     totals = report.totals
     summary = {
         "wall_p50_ns": totals.wall_p50_ns,
@@ -217,18 +217,18 @@ def _trace(task: Task) -> Outcome:
         "threads": report.setup.threads if report.setup else 0,
         "problems": len(report.check.problems),
     }
-    return Outcome(summary=summary, run=FoundRun(engine_build=here.build.id, report=report))
+    return JobOutcome(summary=summary, run=FoundRun(engine_build=here.build.id, report=report))
 
 
-def _probe(task: Task) -> Outcome:
+def _probe(task: Task) -> JobOutcome:
     def progress(done: int, total: int, what: str) -> None:
         task.report({"phase": what, "done": done, "total": total})
 
     measured = local_device(task.store, task.request.seconds, again=True, progress=progress)
-    return Outcome(summary={"name": measured.name}, device=measured.to_json())
+    return JobOutcome(summary={"name": measured.name}, device=measured.to_json())
 
 
-def _tune(task: Task) -> Outcome:
+def _tune(task: Task) -> JobOutcome:
     model, asked = task.require_model(), task.request
 
     def progress(at: TuneProgress) -> None:
@@ -248,7 +248,7 @@ def _tune(task: Task) -> Outcome:
         progress=progress,
         stop=task.stop,
     )
-    return Outcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
+    return JobOutcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
 
 
 KINDS: Final[Mapping[str, Kind]] = {

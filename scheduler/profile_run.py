@@ -11,8 +11,8 @@ from graph.shapes import bind
 from kernels.spec import Array
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
-from profiler.report.build import ran_as, trace_report
 from profiler.report.document import Report, Setup
+from profiler.report.makers import ran_as, trace_report
 from profiler.run.trace import Trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError, StoppedError

@@ -23,7 +23,7 @@ from kernels.spec import Array
 from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
-from scheduler.executors import Ready, ReadyExecutors, Shapes
+from scheduler.executor_cache import ExecutorCache, Ready, Shapes
 from scheduler.strategy import WantedBackend
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Session:
         self.backend = backend
         self._native = None if backend == "numpy" else find_native(backend)
         self._building = threading.Lock()
-        self._ready = ReadyExecutors(limits.executors, limits.arena_bytes)
+        self._ready = ExecutorCache(limits.executors, limits.arena_bytes)
         self._description: tuple[object, Plan] | None = None  # the last one made, and of what
 
     @property

@@ -33,9 +33,9 @@ from graph.ir import Model
 from profiler.counting import sweep
 from profiler.counting.counts import profile
 from profiler.device.profile import FULL_S
-from profiler.report.build import static_report
 from profiler.report.document import Op, Report
 from profiler.report.exports import op_rows, sweep_rows, to_csv
+from profiler.report.makers import static_report
 from profiler.units import quantity
 from scheduler.build import current_build
 from scheduler.local import local_device, local_fingerprint

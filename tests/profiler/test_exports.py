@@ -9,8 +9,8 @@ import pytest
 from graph.native.engine import find_native
 from profiler.counting.counts import profile
 from profiler.counting.sweep import sweep
-from profiler.report.build import static_report
 from profiler.report.exports import chrome_trace, op_rows, sweep_rows, to_csv
+from profiler.report.makers import static_report
 from tests.profiler.models import small_convnet
 from tests.profiler.traced import traced
 

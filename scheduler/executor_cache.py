@@ -27,7 +27,7 @@ class Ready:
     plan_id: str
 
 
-class ReadyExecutors:
+class ExecutorCache:
     """Executors by input shapes; the one unused for longest is dropped first. Any number of threads may use it.
 
     A dropped executor that is running ends its run: its arena lives until then.
