@@ -37,7 +37,7 @@ from scheduler.planning.subject import Option, Subject
 from scheduler.store import Store
 from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Contest
-from scheduler.tuning.in_place import InPlace, executor_of, race
+from scheduler.tuning.in_place import InPlaceBuilder, executor_of, race
 from scheduler.tuning.search import Assignment
 from scheduler.tuning.tuner import make_contests
 
@@ -82,7 +82,7 @@ def exhaustive(subject: Subject, threads: int, device: DeviceProfile, repeats: i
     assignments: list[dict[str, Strategy]] = [
         {node: c.arms[number % len(c.arms)].strategy for c in contests for node in c.nodes} for number in range(width)
     ]
-    bench = InPlace(subject, threads)
+    bench = InPlaceBuilder(subject, threads)
     for assignment in assignments:
         bench.screen(assignment)  # compiles; what spills is timed all the same
     while assignments:
@@ -90,7 +90,7 @@ def exhaustive(subject: Subject, threads: int, device: DeviceProfile, repeats: i
     return {node: contest.best.strategy for contest in contests for node in contest.nodes}
 
 
-def _timed(bench: InPlace, contests: list[Contest], assignments: list[dict[str, Strategy]], repeats: int) -> int:
+def _timed(bench: InPlaceBuilder, contests: list[Contest], assignments: list[dict[str, Strategy]], repeats: int) -> int:
     """Run as many of these variants as there is memory for, in turns. Returns how many."""
     variants = bench.variants(assignments)
     for turn in range(repeats + 1):

@@ -3,7 +3,7 @@
 Latencies are gathered in windows of WINDOW runs. A plan has drifted when the medians of SUSTAINED windows in a row all lie on the
 same side of what it may take: within TOLERANCE of what was measured, or within the uncertainty of what was only predicted. One
 window beyond is noise. Only runs that had the engine for themselves count: what others slow down says nothing of the plan. Memory
-is bounded: a window, a few summaries, and at most MAX_PLANS plans, those served last.
+is bounded: a window, a few summaries, and at most MAX_WATCHED plans, those served last.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ WINDOW: Final = 50  # runs
 SUSTAINED: Final = 3  # windows
 KEPT_WINDOWS: Final = 20
 TOLERANCE: Final = 1.3  # either way, of a measured time
-MAX_PLANS: Final = 128
+MAX_WATCHED: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class LatencyWindow:
     """Latencies of `count` runs in a row."""
 
     count: int
@@ -58,7 +58,7 @@ class ServedPlan:
     model_name: str
     count: int
     bounds: Bounds
-    windows: tuple[Window, ...]
+    windows: tuple[LatencyWindow, ...]
     drifted: bool
 
     @property
@@ -82,7 +82,7 @@ class _Watched:
     id: str
     bounds: Bounds
     samples: list[float] = field(default_factory=list)
-    windows: deque[Window] = field(default_factory=lambda: deque(maxlen=KEPT_WINDOWS))
+    windows: deque[LatencyWindow] = field(default_factory=lambda: deque(maxlen=KEPT_WINDOWS))
     count: int = 0
     drifted: bool = False
 
@@ -136,7 +136,7 @@ class Drift:
         with self._lock:
             watched = self._watched.setdefault(id(plan), watched)
             self._watched.move_to_end(id(plan))
-            while len(self._watched) > MAX_PLANS:
+            while len(self._watched) > MAX_WATCHED:
                 self._watched.popitem(last=False)
             found = _count(watched, latency_ns)
         if found is not None:
@@ -155,7 +155,7 @@ def _count(watched: _Watched, latency_ns: float) -> ServedPlan | None:
     if len(watched.samples) < WINDOW:
         return None
     p50, p90 = np.percentile(watched.samples, (50, 90))
-    watched.windows.append(Window(WINDOW, float(p50), float(p90)))
+    watched.windows.append(LatencyWindow(WINDOW, float(p50), float(p90)))
     watched.samples.clear()
     last = list(watched.windows)[-SUSTAINED:]
     sides = {watched.bounds.side(window.p50_ns) for window in last}

@@ -8,7 +8,7 @@ EdgewiseError
 │   └── ConflictError         the write contradicts what is stored
 │       └── LeaseLostError    the job is somebody else's by now, or has ended
 ├── UnsupportedError
-│   └── InfeasibleError       no strategy meets the constraints; carries the closest plan and what binds
+│   └── InfeasibleError       no plan meets the constraints; it carries the closest one, so `scheduler.plan` defines it
 ├── NotFoundError             nothing is stored under that key
 ├── StoppedError              what was to be measured was stopped before it was
 ├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
@@ -23,12 +23,7 @@ EdgewiseError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kernels.errors import EdgewiseError, InvalidError, UnsupportedError
-
-if TYPE_CHECKING:
-    from scheduler.plan import Plan
+from kernels.errors import EdgewiseError, InvalidError
 
 
 class StrategyFormatError(InvalidError):
@@ -49,18 +44,6 @@ class ConflictError(InvalidError):
 
 class LeaseLostError(ConflictError):
     """Whoever speaks of a job does not have it any more: it was taken by another, or has ended."""
-
-
-class InfeasibleError(UnsupportedError):
-    """No strategy meets the constraints.
-
-    binds: the constraint that cannot be met, with values. closest: the plan that misses it by least.
-    """
-
-    def __init__(self, message: str, binds: str, closest: Plan) -> None:
-        super().__init__(message)
-        self.binds = binds
-        self.closest = closest
 
 
 class NotFoundError(EdgewiseError):

@@ -6,7 +6,6 @@ the network, on that of the service. A kind is one row of `KINDS`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -15,17 +14,17 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.ir import Model
-from kernels.errors import UnsupportedError
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
-from profiler.report.build import static_report
 from profiler.report.document import Report
+from profiler.report.makers import static_report
 from scheduler.build import current_build
 from scheduler.errors import RecordFormatError, StoppedError
 from scheduler.local import local_device, local_fingerprint
-from scheduler.measured import measure
 from scheduler.plan import Plan
+from scheduler.profile_run import measure_model
 from scheduler.store import Here, Job, Store
+from scheduler.tuning.tuner import TuneProgress, tune
 
 _Size = Annotated[int, Field(ge=0, le=2**40)]
 _Name = Annotated[str, Field(max_length=1024)]
@@ -77,7 +76,7 @@ class FoundRun(_Data):
     report: Report
 
 
-class Outcome(_Data):
+class JobOutcome(_Data):
     """What a job found. summary: for its result. device, plan: JSON documents. All but the summary is stored by `deliver`."""
 
     summary: dict[str, Any] = {}
@@ -110,7 +109,7 @@ class Kind:
 
     request: type[BaseModel]
     of_model: bool
-    run: Callable[[Task], Outcome]
+    run: Callable[[Task], JobOutcome]
 
 
 def check_request(kinds: Mapping[str, Kind], kind: str, request: object) -> str:
@@ -134,13 +133,13 @@ def execute(
     db: str | None,
     report: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
-) -> Outcome:
+) -> JobOutcome:
     """Run a job on this machine. Raises RecordFormatError for what cannot be run, and what running it raises."""
     request = _parse(kinds, job.kind, job.request.encode())
     return kinds[job.kind].run(Task(request, model, store, db, report, stop))
 
 
-def deliver(store: Store, job: Job, outcome: Outcome) -> dict[str, Any]:
+def deliver(store: Store, job: Job, outcome: JobOutcome) -> dict[str, Any]:
     """Store what a job found and return its result: the summary and the keys of what was stored. It may come from anywhere.
 
     Raises: RecordFormatError for what is not of the job's model and device; PlanFormatError, ProfileFormatError.
@@ -181,13 +180,13 @@ def _require_same(what: str, found: str, wanted: str) -> None:
         raise RecordFormatError(f"job: {what} is {found[:64]}, need {wanted}")
 
 
-def _profile(task: Task) -> Outcome:
+def _profile(task: Task) -> JobOutcome:
     counted = profile(task.require_model(), task.request.shapes, task.request.dims)
     run = FoundRun(engine_build=current_build().id, report=static_report(counted))
-    return Outcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
+    return JobOutcome(summary={"macs": counted.macs, "flops": counted.flops}, run=run)
 
 
-def _trace(task: Task) -> Outcome:
+def _trace(task: Task) -> JobOutcome:
     model, asked = task.require_model(), task.request
 
     def say(phase: str) -> None:
@@ -197,7 +196,7 @@ def _trace(task: Task) -> Outcome:
     plan = None if asked.plan_id is None else task.store.plans.get(asked.plan_id, here).plan
     device = local_device(task.store, PROBE_S)
     try:
-        report = measure(
+        report = measure_model(
             model,
             device,
             task.store,
@@ -210,7 +209,7 @@ def _trace(task: Task) -> Outcome:
             stop=task.stop,
         )
     except StoppedError:
-        return Outcome()
+        return JobOutcome()
     totals = report.totals
     summary = {
         "wall_p50_ns": totals.wall_p50_ns,
@@ -218,26 +217,26 @@ def _trace(task: Task) -> Outcome:
         "threads": report.setup.threads if report.setup else 0,
         "problems": len(report.check.problems),
     }
-    return Outcome(summary=summary, run=FoundRun(engine_build=here.build.id, report=report))
+    return JobOutcome(summary=summary, run=FoundRun(engine_build=here.build.id, report=report))
 
 
-def _probe(task: Task) -> Outcome:
+def _probe(task: Task) -> JobOutcome:
     def progress(done: int, total: int, what: str) -> None:
         task.report({"phase": what, "done": done, "total": total})
 
     measured = local_device(task.store, task.request.seconds, again=True, progress=progress)
-    return Outcome(summary={"name": measured.name}, device=measured.to_json())
+    return JobOutcome(summary={"name": measured.name}, device=measured.to_json())
 
 
-def _tune(task: Task) -> Outcome:
+def _tune(task: Task) -> JobOutcome:
     model, asked = task.require_model(), task.request
 
-    def progress(at: Any) -> None:
+    def progress(at: TuneProgress) -> None:
         names = ("measured", "planned", "spent_s", "budget_s", "best_ns", "now")
         task.report({name: getattr(at, name) for name in names})
 
     task.store.models.save(model.digest, model.source, model.nbytes)
-    tuned = _tuner()(
+    tuned = tune(
         model,
         asked.budget_s,
         asked.shapes,
@@ -249,17 +248,7 @@ def _tune(task: Task) -> Outcome:
         progress=progress,
         stop=task.stop,
     )
-    return Outcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
-
-
-def _tuner() -> Callable[..., Plan]:
-    try:
-        tune: Callable[..., Plan] = importlib.import_module("scheduler.tuning.tuner").tune
-    except ModuleNotFoundError as error:
-        if error.name != "scheduler.tuning.tuner":
-            raise
-        raise UnsupportedError("job: this build has no tuner, it profiles, traces and probes") from None
-    return tune
+    return JobOutcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
 
 
 KINDS: Final[Mapping[str, Kind]] = {

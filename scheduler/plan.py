@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
 
 from graph.choice import Choice
+from kernels.errors import UnsupportedError
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
 from scheduler.strategy import MAX_THREADS, Precision, Strategy, WantedBackend
@@ -28,6 +29,7 @@ EXECUTOR: Final = "executor"  # the backend of steps that have no kernel: views,
 Objective = Literal["latency", "throughput", "memory"]
 BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
 Verdict = Literal["chosen", "tie", "slower", "over_limit", "refused"]
+TIE: Final = 1.01  # times within one percent of each other are a tie
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 _Name = Annotated[str, Field(max_length=1024)]
@@ -104,7 +106,7 @@ class Candidate(_Data):
         return self.predicted_ns if self.measured_ns is None else self.measured_ns
 
 
-class Step(_Data):
+class PlanStep(_Data):
     """One node of the optimised graph, in execution order.
 
     algorithm of `strategy` is what the executor is told. signature, signature_key: under which measurements are found.
@@ -178,7 +180,7 @@ class Plan(_Data):
     threads: _Threads
     replicas: _Threads = 1
     precision: Precision
-    steps: Annotated[tuple[Step, ...], Field(max_length=MAX_STEPS)]
+    steps: Annotated[tuple[PlanStep, ...], Field(max_length=MAX_STEPS)]
     predicted_ns: _Nanoseconds
     low_ns: _Nanoseconds
     high_ns: _Nanoseconds
@@ -246,6 +248,18 @@ class Plan(_Data):
         if self.device_fingerprint != device_fingerprint:
             return f"made for device {self.device_fingerprint} ({self.device_name}), this is {device_fingerprint}"
         return since_built(self.engine_build, {step.op: step.kernel_source for step in self.steps}, build)
+
+
+class InfeasibleError(UnsupportedError):
+    """No plan meets the constraints.
+
+    binds: the constraint that cannot be met, with its values. closest: the plan that misses it by least.
+    """
+
+    def __init__(self, message: str, binds: str, closest: Plan) -> None:
+        super().__init__(message)
+        self.binds = binds
+        self.closest = closest
 
 
 def request_key(objective: Objective, constraints: Constraints, inputs: tuple[InputShape, ...]) -> str:

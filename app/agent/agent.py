@@ -27,7 +27,7 @@ from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.build import current_build
 from scheduler.errors import NotFoundError
-from scheduler.jobs import KINDS, Kind, Outcome
+from scheduler.jobs import KINDS, JobOutcome, Kind
 from scheduler.local import local_device
 from scheduler.store import Claim, Here, Job, Store
 from scheduler.store.transfer import export_measurements
@@ -78,7 +78,7 @@ class HttpDesk:
         self.push_measurements()
         return cancel
 
-    def end(self, claim: Claim, state: Ended, outcome: Outcome, error: str) -> None:
+    def end(self, claim: Claim, state: Ended, outcome: JobOutcome, error: str) -> None:
         """Send every measurement, then the result, which is kept until it is acknowledged. Raises DeskError, LeaseLostError."""
         said = {"lease": claim.lease, "state": state, "outcome": outcome.model_dump(mode="json"), "error": error[:16_384]}
         kept = self._outbox / f"{claim.job.id}-{claim.lease}.json"

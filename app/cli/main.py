@@ -53,9 +53,9 @@ from kernels.version import VERSION
 from profiler.report.exports import chrome_trace
 from profiler.units import quantity
 from scheduler.cost.evaluation import evaluate_stored
-from scheduler.measured import timed
 from scheduler.plan import Objective
 from scheduler.planning.planner import plan as make_and_store
+from scheduler.profile_run import time_session
 from scheduler.session import Session
 from scheduler.store import Store
 from scheduler.strategy import WantedBackend
@@ -117,7 +117,7 @@ def run_command(
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
-        trace_out.write_bytes(chrome_trace(timed(session, feeds, runs)))
+        trace_out.write_bytes(chrome_trace(time_session(session, feeds, runs)))
     if save is not None:
         np.savez(save, allow_pickle=False, **outputs)
     median_ns = statistics.median(times_ns)

@@ -33,13 +33,13 @@ from graph.ir import Model
 from profiler.counting import sweep
 from profiler.counting.counts import profile
 from profiler.device.profile import FULL_S
-from profiler.report.build import static_report
 from profiler.report.document import Op, Report
 from profiler.report.exports import op_rows, sweep_rows, to_csv
+from profiler.report.makers import static_report
 from profiler.units import quantity
 from scheduler.build import current_build
 from scheduler.local import local_device, local_fingerprint
-from scheduler.measured import measure
+from scheduler.profile_run import measure_model
 from scheduler.store import Here, Store
 
 BAR_WIDTH = 12
@@ -139,7 +139,7 @@ def _measure(
         def say(what: str) -> None:
             bar.update(task, description=what)
 
-        report = measure(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
+        report = measure_model(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
         if store:
             opened.models.save(model.digest, model.source, model.nbytes)
             number = opened.profiles.save(report, here.build.id)

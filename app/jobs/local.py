@@ -17,7 +17,7 @@ import structlog
 from app.jobs.worker import Bench, Ended, JobWorker
 from graph.ir import Model
 from kernels.errors import EdgewiseError
-from scheduler.jobs import Kind, Outcome, deliver
+from scheduler.jobs import JobOutcome, Kind, deliver
 from scheduler.local import local_fingerprint
 from scheduler.store import Claim, Store
 
@@ -43,12 +43,12 @@ class StoreDesk:
         """Keep the lease. Raises LeaseLostError, StoreError."""
         return self._store.jobs.beat(claim.job.id, claim.lease, self._lease_s, progress)
 
-    def end(self, claim: Claim, state: Ended, outcome: Outcome, error: str) -> None:
+    def end(self, claim: Claim, state: Ended, outcome: JobOutcome, error: str) -> None:
         """Store what was found, and end the job or put it back. Raises LeaseLostError, StoreError."""
         end_job(self._store, claim.job.id, claim.lease, state, outcome, error)
 
 
-def end_job(store: Store, number: int, lease: str, state: Ended, outcome: Outcome, error: str) -> None:
+def end_job(store: Store, number: int, lease: str, state: Ended, outcome: JobOutcome, error: str) -> None:
     """Store what a job found, then end it or put it back. What was said before is not stored twice.
 
     Raises: LeaseLostError, NotFoundError, StoreError, and what `deliver` raises for an outcome that is not of the job.

@@ -16,7 +16,7 @@ import structlog
 from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.errors import LeaseLostError, StoreError
-from scheduler.jobs import Kind, Outcome, execute
+from scheduler.jobs import JobOutcome, Kind, execute
 from scheduler.local import local_device
 from scheduler.store import Claim, Job, Store
 
@@ -39,7 +39,7 @@ class Desk(Protocol):
     def beat(self, claim: Claim, progress: str) -> bool:
         """Say that the worker lives; whether it is to stop. Raises LeaseLostError."""
 
-    def end(self, claim: Claim, state: Ended, outcome: Outcome, error: str) -> None:
+    def end(self, claim: Claim, state: Ended, outcome: JobOutcome, error: str) -> None:
         """Leave the result. Raises LeaseLostError."""
 
 
@@ -84,31 +84,31 @@ class JobWorker:
                 raise
             except EdgewiseError as refused:  # what was found is not what may be stored
                 state, error = "failed", str(refused)
-                self._desk.end(claim, state, Outcome(), error)
+                self._desk.end(claim, state, JobOutcome(), error)
         except LeaseLostError as lost:
             log.warning("job lost to another", job=job.id, reason=str(lost))
         else:
             log.info("job ended", job=job.id, state=state, error=error)
 
-    def _outcome(self, job: Job, holding: _Holding) -> tuple[Ended, Outcome, str]:
+    def _outcome(self, job: Job, holding: _Holding) -> tuple[Ended, JobOutcome, str]:
         bench = self._bench
         try:
             local_device(bench.store, bench.probe_s)  # what is measured is of a device that is stored
             model = self._desk.model(job.model_digest) if job.model_digest else None
             if holding.stop():
-                outcome = Outcome()
+                outcome = JobOutcome()
             else:
                 outcome = execute(bench.kinds, job, model, bench.store, bench.db, holding.report, holding.stop)
         except DeskError as error:
-            return "queued", Outcome(), str(error)
+            return "queued", JobOutcome(), str(error)
         except EdgewiseError as error:
-            return "failed", Outcome(), str(error)
+            return "failed", JobOutcome(), str(error)
         except Exception as error:
             log.error("job failed unexpectedly", job=job.id, exc_info=error)
-            return "failed", Outcome(), f"internal error, {type(error).__name__}: the worker's log has the details"
+            return "failed", JobOutcome(), f"internal error, {type(error).__name__}: the worker's log has the details"
         if holding.cancelled:
             return "cancelled", outcome, ""
-        return ("queued", Outcome(), "") if holding.stopped else ("done", outcome, "")
+        return ("queued", JobOutcome(), "") if holding.stopped else ("done", outcome, "")
 
 
 class _Holding:

@@ -19,7 +19,7 @@ from app.errors import RequestError
 from app.jobs.local import end_job
 from app.service import Service, Serving
 from app.v1.paging import Cursor, Key, Limit, Name, PageOut
-from scheduler.jobs import Outcome, check_request, to_json
+from scheduler.jobs import JobOutcome, check_request, to_json
 from scheduler.local import local_fingerprint
 from scheduler.store import Job, JobState
 
@@ -106,7 +106,7 @@ class EndIn(BaseModel):
 
     lease: Lease
     state: Literal["done", "failed", "cancelled", "queued"]
-    outcome: Outcome = Outcome()
+    outcome: JobOutcome = JobOutcome()
     error: Annotated[str, Field(max_length=16_384)] = ""
 
 

@@ -18,9 +18,9 @@ from app.service import Serving
 from app.v1.models import AtShapes
 from app.v1.paging import Cursor, Key, Limit, PageOut, page_of
 from profiler.counting.counts import profile
-from profiler.report.build import static_report
 from profiler.report.document import Report, Value
 from profiler.report.exports import chrome_trace, to_csv
+from profiler.report.makers import static_report
 from scheduler.store import Page, ProfileRun, StoredProfile
 
 router = APIRouter()

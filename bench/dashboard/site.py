@@ -17,7 +17,7 @@ from profiler.device.profile import DeviceProfile
 from profiler.report.document import Op, Totals
 from scheduler.build import current_build
 from scheduler.local import local_device
-from scheduler.measured import measure
+from scheduler.profile_run import measure_model
 from scheduler.store import Store
 
 SLOWDOWN = 3
@@ -112,6 +112,6 @@ def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
     ]
     slow = device.model_copy(update={"peaks": tuple(peaks)})
     with Store(db) as store:
-        report = measure(read(path), slow, store, runs=5, threads=1)
+        report = measure_model(read(path), slow, store, runs=5, threads=1)
         assert not report.check.ok
         return store.profiles.save(report, current_build().id)

@@ -1,14 +1,14 @@
-"""What other counters would print for the same model: nobody agrees on what a FLOP is, so every convention has a name.
+"""What other tools that count FLOPs print for the same model: they count by different rules, so every rule has a name.
 
-Each is applied to the graph that was exported. Where a BatchNormalization was folded into a convolution
-(`OpProfile.folded_norm`), tools that look at the model before its export still see it, so it is counted as one of its own, and
-the bias that the fold made is not a bias to them. What an export cannot tell is taken as the common case and said in the
-convention's description: an attention written as two MatMuls is a function call that module hooks do not see.
+Each convention is applied to the exported graph. Where the exporter folded a BatchNormalization into a convolution
+(`OpProfile.folded_norm`), tools that look at the model before its export still see it: it is counted as a node of its own, and
+the bias that folding made is not counted as a bias. What an export cannot tell is assumed to be the common case, and the
+convention's description says so: an attention written as two MatMuls is a function call, which hooks on modules do not see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from kernels.cost import FLOPS_PER_MAC
@@ -22,9 +22,10 @@ RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """A way to count.
+    """A way to count a model's cost.
 
-    unit: what its tool calls the number. count: the cost of a running node, given the model's batch. source: where to read it.
+    unit: what its tool calls the number. description: what it counts. source: repository and file of the tool that does it so.
+    count: (a node that runs, the model's batch size) -> its cost.
     """
 
     name: str
@@ -35,26 +36,30 @@ class Convention:
 
 
 def convention_of(name: str) -> Convention:
-    """The convention of that name. Raises ConventionError naming those there are."""
+    """Return the convention of that name. Raises ConventionError, which lists the names that exist."""
     try:
         return CONVENTIONS[name]
     except KeyError:
-        raise ConventionError(f"convention: {name!r} is unknown, there are {', '.join(CONVENTIONS)}") from None
+        raise ConventionError(f"convention: {name!r} is unknown, need one of {', '.join(CONVENTIONS)}") from None
 
 
 def count_as(profile: Profile, name: str) -> int:
-    """The total that the named convention gives. Raises ConventionError when there is none of that name."""
+    """Return a model's total by the named convention. Raises ConventionError for an unknown name."""
     count = convention_of(name).count
     return sum(times * count(op, profile.batch) for op, times in _running(profile.ops))
 
 
-def compare(profile: Profile) -> dict[str, int]:
-    """The total in every convention."""
-    return {name: count_as(profile, name) for name in CONVENTIONS}
+def compare(profile: Profile, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Return a model's totals by several conventions, by their names.
+
+    Args:   names: the conventions to apply, None = all.
+    Raises: ConventionError for an unknown name.
+    """
+    return {name: count_as(profile, name) for name in (CONVENTIONS if names is None else names)}
 
 
 def _running(ops: tuple[OpProfile, ...], times: int = 1) -> Iterator[tuple[OpProfile, int]]:
-    """Counted nodes that run, and how often; control flow is replaced by what it runs."""
+    """Yield the counted nodes that run, and how often each does; control flow is replaced by the nodes of its bodies."""
     for op in ops:
         if op.body:
             yield from _running(op.body, times * op.executions)
@@ -63,37 +68,37 @@ def _running(ops: tuple[OpProfile, ...], times: int = 1) -> Iterator[tuple[OpPro
 
 
 def _out(op: OpProfile) -> int:
-    """Elements of output 0."""
+    """Count the elements of output 0."""
     spec = op.output_specs[0]
     return spec.elements if spec is not None else 0
 
 
 def _in(op: OpProfile) -> int:
-    """Elements of input 0."""
+    """Count the elements of input 0."""
     spec = op.input_specs[0]
     return spec.elements if spec is not None else 0
 
 
 def _has_bias(op: OpProfile) -> bool:
-    """Whether the layer had a bias of its own before the export."""
+    """Say whether the layer had a bias of its own before the export."""
     position = 8 if op.op == "QLinearConv" else 2
     return op.op in CONVOLUTIONS | {"Gemm"} and any(op.input_names[position : position + 1]) and not op.folded_norm
 
 
 def _is_module(op: OpProfile) -> bool:
-    """A layer with weights of its own, which hooks on modules see; a product of two activations is a function call."""
+    """Say whether the node was a layer with weights, which hooks on modules see; a product of two activations was not."""
     return op.op in CONVOLUTIONS or (op.op in PRODUCTS and bool(set(op.constant_inputs) & {0, 1, 3}))
 
 
 def _batch_norm_elements(op: OpProfile) -> int:
-    """Elements that a BatchNormalization normalises here, in a node of its own or folded."""
+    """Count the elements that a BatchNormalization normalises here, in a node of its own or folded into this one."""
     if op.op == "BatchNormalization":
         return _in(op)
     return _out(op) if op.folded_norm else 0
 
 
 def _mode(op: OpProfile) -> str:
-    """How a Resize interpolates; "" for other ops."""
+    """Return how a Resize interpolates; "" for other ops."""
     return str(op.attrs.get("mode", "")) if op.op in {"Resize", "Upsample"} else ""
 
 
@@ -170,9 +175,13 @@ CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
         Convention(
-            "macs", "MACs", "multiply–accumulates of convolutions, matrix products, attention and recurrent ops", "here", _macs
+            "macs",
+            "MACs",
+            "multiply–accumulates of convolutions, matrix products, attention and recurrent ops",
+            "edgewise",
+            _macs,
         ),
-        Convention("flops", "FLOPs", "2 per MAC, 1 per other scalar operation, biases included", "here", _flops),
+        Convention("flops", "FLOPs", "2 per MAC, 1 per other scalar operation, biases included", "edgewise", _flops),
         Convention(
             "fvcore",
             "flops (1 per MAC)",
@@ -194,7 +203,9 @@ CONVENTIONS: dict[str, Convention] = {
             "Lyken17/pytorch-OpCounter thop/vision/basic_hooks.py, calc_func.py",
             _thop,
         ),
-        Convention("ultralytics", "FLOPs", "twice what thop says", "ultralytics/ultralytics utils/torch_utils.py", _ultralytics),
+        Convention(
+            "ultralytics", "FLOPs", "twice the MACs of thop", "ultralytics/ultralytics utils/torch_utils.py", _ultralytics
+        ),
         Convention(
             "ptflops",
             "MACs",

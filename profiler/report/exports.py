@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 
+from profiler.counting.conventions import compare, convention_of
+from profiler.counting.counts import Profile
 from profiler.counting.sweep import SweepPoint
 from profiler.report.document import Doing, Op, Report
 
@@ -26,6 +28,15 @@ def sweep_rows(points: Iterable[SweepPoint]) -> list[Row]:
     """One flat row for each point, its dimensions first."""
     names = ("macs", "flops", "other_flops", "read_bytes", "write_bytes", "param_bytes", "peak_activation_bytes", "intensity")
     return [{**point.dims, **{name: getattr(point, name) for name in names}} for point in points]
+
+
+def convention_rows(counted: Profile, names: Iterable[str]) -> list[Row]:
+    """One flat row for each named convention of counting, its total first. Raises ConventionError for an unknown name."""
+    return [
+        {"convention": name, "total": total, "unit": found.unit, "counts": found.description, "source": found.source}
+        for name, total in compare(counted, names).items()
+        for found in (convention_of(name),)
+    ]
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 
-from graph.ir import Node, Specs
+from graph.ir import CONTROL_FLOW, Node, Specs
 from graph.native.work import Work
 from kernels.cost import FLOPS_PER_MAC
 from kernels.registry import Kernel, find
@@ -145,9 +145,9 @@ def numpy_work(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs) -> Wor
 
 
 def error_of(node: Node, specs: Specs) -> float:
-    """The tolerance the node's op declares, relative to the largest output."""
+    """Return the tolerance that the node's op declares, relative to its largest output; control flow declares none."""
     spec = specs.get(node.outputs[0]) if node.outputs[0] else None
-    if spec is None or spec.dtype not in FLOATS:
+    if spec is None or spec.dtype not in FLOATS or node.op in CONTROL_FLOW:
         return 0.0
     return float(find(node.op).tolerance_eps) * float(ml_dtypes.finfo(spec.dtype).eps)  # type: ignore[no-untyped-call]
 

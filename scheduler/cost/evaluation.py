@@ -24,7 +24,7 @@ from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
 from scheduler.cost.fitting import CostModel, Point, Prediction, points_of
 from scheduler.local import local_device, local_fingerprint
-from scheduler.planning.steps import TIE
+from scheduler.plan import TIE
 from scheduler.store import Here, Store
 
 FOLDS: Final = 5

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scheduler.errors import NotFoundError
-from scheduler.plan import EXECUTOR, Candidate, Plan, Step
+from scheduler.plan import EXECUTOR, Candidate, Plan, PlanStep
 
 _HEADER = (
     "model_digest",
@@ -152,7 +152,7 @@ def what_if(plan: Plan, nodes: Mapping[str, str], everywhere: str = "") -> WhatI
     )
 
 
-def _forced(step: Step, wanted: str) -> Candidate | None:
+def _forced(step: PlanStep, wanted: str) -> Candidate | None:
     """The fastest candidate whose text begins so; a refused one only where there is no other."""
     fitting = [c for c in step.candidates if _begins(str(c.strategy), wanted)]
     return min(fitting, key=lambda c: (c.verdict == "refused", c.expected_ns or 0.0, str(c.strategy)), default=None)
@@ -163,7 +163,7 @@ def _begins(text: str, wanted: str) -> bool:
     return text == wanted or (text.startswith(wanted) and text[len(wanted)] in "/{")
 
 
-def _forced_step(step: Step, found: Candidate) -> ForcedStep:
+def _forced_step(step: PlanStep, found: Candidate) -> ForcedStep:
     return ForcedStep(
         node=step.node,
         op=step.op,
@@ -200,7 +200,7 @@ def diff(before: Plan, after: Plan) -> PlanDiff:
     return PlanDiff(changes, steps, before.predicted_ns, after.predicted_ns)
 
 
-def _row(index: int, step: Step, total_ns: float) -> ExplainRow:
+def _row(index: int, step: PlanStep, total_ns: float) -> ExplainRow:
     last = float("inf")
     candidates = sorted(
         step.candidates, key=lambda c: (c.verdict != "chosen", last if c.expected_ns is None else c.expected_ns, c.strategy)
@@ -221,14 +221,14 @@ def _row(index: int, step: Step, total_ns: float) -> ExplainRow:
     )
 
 
-def _differs(before: Step | None, after: Step | None) -> bool:
+def _differs(before: PlanStep | None, after: PlanStep | None) -> bool:
     if before is None or after is None:
         return True
     one, two = before.strategy, after.strategy
     return (one.backend, one.algorithm, one.precision, one.params) != (two.backend, two.algorithm, two.precision, two.params)
 
 
-def _step_change(node: str, op: str, before: Step | None, after: Step | None) -> StepChange:
+def _step_change(node: str, op: str, before: PlanStep | None, after: PlanStep | None) -> StepChange:
     return StepChange(
         node=node,
         op=op,

@@ -23,15 +23,16 @@ from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import current_build
 from scheduler.cost.bounds import UNCERTAINTY, error_of
 from scheduler.cost.fitting import CostModel, cost_model
-from scheduler.errors import InfeasibleError, NotFoundError
+from scheduler.errors import NotFoundError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
     Candidate,
     Constraints,
+    InfeasibleError,
     Objective,
     Plan,
+    PlanStep,
     State,
-    Step,
     ThreadOption,
 )
 from scheduler.planning.steps import Evidence, choose_step
@@ -200,7 +201,7 @@ class _Draft:
     """The best steps at one thread count."""
 
     threads: int
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     predicted_ns: float
     memory_bytes: int
     arena_bytes: int
@@ -242,11 +243,11 @@ def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence
     )
 
 
-def _chosen(step: Step) -> Candidate:
+def _chosen(step: PlanStep) -> Candidate:
     return next(candidate for candidate in step.candidates if candidate.verdict == "chosen")
 
 
-def _added(subject: Subject, steps: Sequence[Step], threads: int) -> float:
+def _added(subject: Subject, steps: Sequence[PlanStep], threads: int) -> float:
     """What the algorithms that were chosen add to rounding."""
     total = 0.0
     for step, options in zip(steps, subject.options(threads), strict=True):

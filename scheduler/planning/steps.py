@@ -9,13 +9,13 @@ from typing import Any
 from graph.run.executor import VIEW
 from scheduler.cost.bounds import UNCERTAINTY
 from scheduler.cost.fitting import CostModel, Prediction
-from scheduler.plan import EXECUTOR, Candidate, Objective, Step
+from scheduler.plan import EXECUTOR, TIE, Candidate, Objective, PlanStep
 from scheduler.planning.subject import Option, Subject
 from scheduler.store import Measurement
 from scheduler.strategy import Strategy
 from scheduler.workload import Workload
 
-TIE = 1.01  # candidates within one percent of each other are a tie
+DONE_AROUND = "done by the steps around it: another name for memory, or written in place by what it joins"
 RANK = 0.02  # where nothing was fitted, each candidate of a rule is taken for that much slower than the one before it
 
 Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> what was measured
@@ -40,7 +40,7 @@ class _Found:
 
 def choose_step(
     subject: Subject, index: int, threads: int, evidence: Evidence, objective: Objective, given: Strategy | None = None
-) -> Step:
+) -> PlanStep:
     """The step of one node. given: to be taken, whatever else would be."""
     node, cost, text = subject.graph.nodes[index], subject.costs[index], subject.signatures[index]
     shared: dict[str, Any] = {
@@ -53,17 +53,20 @@ def choose_step(
         "other_flops": cost.other_flops,
         "moved_bytes": cost.moved_bytes,
     }
-    if (fixed := subject.fixed(node)) is not None:
+    fixed = subject.fixed(node)
+    if given is not None and given.backend == EXECUTOR:
+        return _fixed_step(shared, given.algorithm, fixed[1] if fixed else DONE_AROUND)
+    if fixed is not None and given is None:
         return _fixed_step(shared, *fixed)
     options = [
         replace(option, load=None, refused=why) if (why := evidence.dropped.get((text.key, option.strategy))) else option
-        for option in subject.options(threads)[index]
+        for option in (subject.copies(index, threads) if fixed else subject.options(threads)[index])
     ]
     candidates, found = _candidates(options, evidence.known.get(text.key, {}), evidence.model)
     able = _able(subject, candidates)
-    chosen = next((c for c in able if c.strategy == given), None) or _best(able, found, objective)
+    chosen = next((c for c in candidates if c.strategy == given and c.strategy in found), None) or _best(able, found, objective)
     taken = found[chosen.strategy]
-    return Step(
+    return PlanStep(
         **shared,
         strategy=chosen.strategy,
         executed_macs=cost.macs if taken.load.work.macs is None else taken.load.work.macs,
@@ -94,10 +97,10 @@ def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, P
     return found
 
 
-def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> Step:
+def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> PlanStep:
     """A node that the executor runs by itself."""
     strategy = Strategy(EXECUTOR, algorithm)
-    return Step(
+    return PlanStep(
         **shared,
         strategy=strategy,
         executed_macs=0 if algorithm == VIEW else shared["macs"],
@@ -182,7 +185,7 @@ def _listing(candidate: Candidate) -> tuple[bool, bool, float, str]:
 
 
 def _reason(chosen: Candidate, others: Sequence[Candidate], found: _Found) -> str:
-    source = "measured" if chosen.measured_ns is not None else "predicted" if found.prediction.fitted else "reckoned"
+    source = "measured" if chosen.measured_ns is not None else "predicted" if found.prediction.fitted else "estimated"
     text = f"{source} {(chosen.expected_ns or 0) / 1e3:.1f} µs, bound by {found.prediction.bound_by}"
     if found.load.converted_bytes:
         text += f", {found.load.converted_bytes} bytes of it moved to convert its input"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from graph.ir import Graph, Model, Node, Specs
 from graph.memory import is_static
@@ -91,6 +91,18 @@ class Subject:
         """Seeded inputs of the shapes that are bound."""
         return random_feeds({port.name: spec for port in self.graph.inputs if (spec := self.specs[port.name]) is not None})
 
+    def reordered(self, names: Sequence[str]) -> Subject:
+        """Return the subject with these nodes alone, in this order, which has to be one that they can run in."""
+        places = {node.name: at for at, node in enumerate(self.graph.nodes)}
+        order = [places[name] for name in names]
+        return replace(
+            self,
+            graph=replace(self.graph, nodes=tuple(self.graph.nodes[at] for at in order)),
+            costs=[self.costs[at] for at in order],
+            signatures=[self.signatures[at] for at in order],
+            _options={},
+        )
+
     def fixed(self, node: Node) -> tuple[str, str] | None:
         """Of a node that the executor runs without a kernel of its own: as what, and why."""
         if not is_static(node, self.specs):
@@ -114,6 +126,10 @@ class Subject:
                 for node, cost in zip(self.graph.nodes, self.costs, strict=True)
             ]
         return self._options[threads]
+
+    def copies(self, index: int, threads: int) -> tuple[Option, ...]:
+        """Every way to run a view that has to copy: where what it reads must not share memory with what it gives."""
+        return self._of_node(self.graph.nodes[index], self.costs[index], threads, frozenset())
 
     def _of_node(self, node: Node, cost: OpProfile, threads: int, blocked: frozenset[str]) -> tuple[Option, ...]:
         found = [] if self.native is None else self._natively(self.native, node, threads, blocked)

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from scheduler.cost.fitting import Prediction, floor_error_ns
-from scheduler.planning.steps import TIE
+from scheduler.plan import TIE
 from scheduler.store import Measurement
 from scheduler.strategy import Strategy
 from scheduler.workload import Workload

@@ -38,7 +38,7 @@ class TimedVariant:
         return dict(zip(self._names, self._executor.run_timed(self._feeds).step_ns, strict=True))
 
 
-class InPlace:
+class InPlaceBuilder:
     """Makes variants of one model on one thread count. fits: whether work of so many seconds may be begun, asked before each
     kernel is compiled and each variant is made, with what those before them took. What does not fit is left."""
 

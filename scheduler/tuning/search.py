@@ -35,7 +35,7 @@ class Variant(Protocol):
         """Run once; nanoseconds of every node."""
 
 
-class Bench(Protocol):
+class VariantBuilder(Protocol):
     """What makes variants."""
 
     def screen(self, assignment: Assignment) -> Mapping[str, str]:
@@ -75,7 +75,7 @@ class Search:
     def __init__(
         self,
         contests: Sequence[Contest],
-        bench: Bench,
+        builder: VariantBuilder,
         limits: Limits,
         save: Callable[[], None] = lambda: None,
         learn: Callable[[], None] = lambda: None,
@@ -83,7 +83,7 @@ class Search:
     ) -> None:
         self.contests = contests
         self.runs = 0
-        self._bench, self._limits, self._save, self._learn, self._say = bench, limits, save, learn, say
+        self._builder, self._limits, self._save, self._learn, self._say = builder, limits, save, learn, say
         self._saved_s = limits.clock()
         self._by_node = {node: contest for contest in contests for node in contest.nodes}
         self._screened: set[tuple[Workload, Strategy]] = set()
@@ -142,7 +142,7 @@ class Search:
 
     def _group(self, assignments: Sequence[Assignment]) -> int:
         """Run as many of them in turns as there is memory for. Returns how many, 0 when a limit was reached."""
-        variants = self._bench.variants(assignments)
+        variants = self._builder.variants(assignments)
         return len(variants) if variants and self._turns(assignments[: len(variants)], variants) else 0
 
     def _fields(self, contests: Sequence[Contest]) -> dict[str, list[Arm]]:
@@ -183,7 +183,7 @@ class Search:
         if not new:
             return
         began_s = self._limits.clock()
-        for node, why in self._bench.screen(assignment).items():
+        for node, why in self._builder.screen(assignment).items():
             self._by_node[node].drop(assignment[node], why)
         self._screened |= new
         self._compile_s = (self._limits.clock() - began_s) / len(new)

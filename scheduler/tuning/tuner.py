@@ -31,7 +31,7 @@ from scheduler.store import Measurement, Store
 from scheduler.store.records import now_us
 from scheduler.strategy import Strategy, WantedBackend
 from scheduler.tuning.contests import Arm, Contest, Summary, model_ns
-from scheduler.tuning.in_place import InPlace, executor_of, race
+from scheduler.tuning.in_place import InPlaceBuilder, executor_of, race
 from scheduler.tuning.search import Limits, Search
 
 MAX_BUDGET_S: Final = 86_400.0
@@ -128,10 +128,10 @@ class _Run:
         left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
         limits = Limits(time.monotonic, time.monotonic() + left_s / left, self.stop)
         contests = self.contests[threads]
-        bench = InPlace(self.subject, threads, limits.fits)
+        builder = InPlaceBuilder(self.subject, threads, limits.fits)
         search = Search(
             contests,
-            bench,
+            builder,
             limits,
             save=lambda: self._save(contests),
             learn=self._learn,
@@ -176,7 +176,7 @@ class _Run:
         plans = [composed] if untuned.choices == composed.choices and untuned.threads == composed.threads else [composed, untuned]
         limits = Limits(time.monotonic, time.monotonic() + RACE_S, self.stop)
         for plan in plans:
-            InPlace(self.subject, plan.threads, limits.fits).screen(_strategies(plan))  # compiles
+            InPlaceBuilder(self.subject, plan.threads, limits.fits).screen(_strategies(plan))  # compiles
         if limits.reached:
             return composed.model_copy(update={"why": f"{composed.why}; not run whole, no time was left; {why}"})
         self._say("running plans whole")

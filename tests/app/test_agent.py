@@ -27,7 +27,7 @@ from bench.waiting import until
 from kernels.errors import InvalidError
 from profiler.device.profile import DeviceProfile
 from scheduler.build import Build
-from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
+from scheduler.jobs import KINDS, JobOutcome, Kind, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 from scheduler.store.records import now_us
@@ -40,19 +40,19 @@ COUNT = 30
 ANYWHERE = Here("feedfeed", Build("any", {}))
 
 
-def _measure(task: Task) -> Outcome:
+def _measure(task: Task) -> JobOutcome:
     """Measures COUNT signatures, one by one, as the tuner does: what its database knows is not measured again."""
     known = {found.measurement.signature for found in task.store.measurements.page(ANYWHERE, limit=200).items}
     for number in range(COUNT):
         if task.stop():
-            return Outcome(summary={"measured": number})
+            return JobOutcome(summary={"measured": number})
         text = f"Conv(f32[{number}])"
         if text not in known:
             time.sleep(task.request.seconds / COUNT)
             taken = {"device_fingerprint": local_fingerprint(), "samples": 10 + os.getpid() % 7, "measured_us": now_us()}
             task.store.measurements.save([measurement(text, **taken)])
         task.report({"done": number + 1})
-    return Outcome(summary={"measured": COUNT})
+    return JobOutcome(summary={"measured": COUNT})
 
 
 MEASURING = {**KINDS, "measure": Kind(ProbeRequest, False, _measure)}

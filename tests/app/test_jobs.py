@@ -18,7 +18,7 @@ from bench.jobs import add, wait_for
 from bench.local import serving
 from bench.waiting import until
 from profiler.device.profile import DeviceProfile
-from scheduler.jobs import KINDS, Kind, Outcome, ProbeRequest, Task
+from scheduler.jobs import KINDS, JobOutcome, Kind, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store
 from tests.profiler.devices import device, hardware
@@ -28,17 +28,17 @@ NUMBERS = itertools.count()
 WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
 
 
-def _count(task: Task) -> Outcome:
+def _count(task: Task) -> JobOutcome:
     """A job that takes as many twentieths of a second as it is asked, and can be stopped."""
     for done in range(round(task.request.seconds)):
         task.report({"done": done})
         if task.stop():
-            return Outcome(summary={"counted": done})
+            return JobOutcome(summary={"counted": done})
         time.sleep(0.05)
-    return Outcome(summary={"counted": round(task.request.seconds)})
+    return JobOutcome(summary={"counted": round(task.request.seconds)})
 
 
-def _fail(task: Task) -> Outcome:
+def _fail(task: Task) -> JobOutcome:
     raise ZeroDivisionError
 
 

@@ -13,8 +13,8 @@ import edgewise
 from app.cli.main import app
 from app.pages.report import write_report
 from app.settings import DEMO_MODELS
-from profiler.report.build import static_report
 from profiler.report.document import Report
+from profiler.report.makers import static_report
 
 CHROMIUM = shutil.which("chromium")
 

@@ -112,6 +112,7 @@ def test_torchinfo_counts_a_layer_once_per_batch_entry():
 def test_compare_gives_every_convention(resnet50):
     assert compare(resnet50).keys() == CONVENTIONS.keys()
     assert len(CONVENTIONS) >= 6
+    assert list(compare(resnet50, ["thop", "macs"])) == ["thop", "macs"]
 
 
 def test_every_convention_says_its_unit_and_source():
@@ -121,5 +122,5 @@ def test_every_convention_says_its_unit_and_source():
 
 
 def test_an_unknown_convention_names_those_there_are():
-    with pytest.raises(ConventionError, match="'gflops' is unknown, there are macs, flops, fvcore"):
+    with pytest.raises(ConventionError, match="'gflops' is unknown, need one of macs, flops, fvcore"):
         convention_of("gflops")

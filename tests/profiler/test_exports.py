@@ -9,8 +9,8 @@ import pytest
 from graph.native.engine import find_native
 from profiler.counting.counts import profile
 from profiler.counting.sweep import sweep
-from profiler.report.build import static_report
-from profiler.report.exports import chrome_trace, op_rows, sweep_rows, to_csv
+from profiler.report.exports import chrome_trace, convention_rows, op_rows, sweep_rows, to_csv
+from profiler.report.makers import static_report
 from tests.profiler.models import small_convnet
 from tests.profiler.traced import traced
 
@@ -52,6 +52,13 @@ def test_csv_runs_nothing_in_a_spreadsheet(name):
 def test_csv_quotes_what_would_break_a_row():
     (row,) = read_csv(to_csv([{"name": 'a,"b"\nc'}]))
     assert row["name"] == 'a,"b"\nc'
+
+
+def test_rows_of_conventions_say_what_each_counts():
+    counted = profile(small_convnet(), dims={"batch": 1})
+    ours, theirs = convention_rows(counted, ["macs", "ultralytics"])
+    assert (ours["total"], ours["unit"], ours["source"]) == (counted.macs, "MACs", "edgewise")
+    assert (theirs["convention"], theirs["unit"], theirs["counts"]) == ("ultralytics", "FLOPs", "twice the MACs of thop")
 
 
 @pytest.fixture(scope="module")

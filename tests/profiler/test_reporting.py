@@ -10,8 +10,8 @@ import pytest
 from graph.native.engine import Native
 from profiler.counting.counts import profile
 from profiler.errors import ProfileFormatError
-from profiler.report.build import static_report
 from profiler.report.document import Report
+from profiler.report.makers import static_report
 from tests.kernels.native.conftest import HOST_ISAS
 from tests.profiler.models import model, node, small_convnet
 from tests.profiler.traced import traced

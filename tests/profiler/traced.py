@@ -11,8 +11,8 @@ from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.shapes import bind
 from profiler.counting.counts import profile
-from profiler.report.build import trace_report
 from profiler.report.document import Report, Setup
+from profiler.report.makers import trace_report
 from profiler.run.trace import trace
 from tests.profiler.devices import device
 

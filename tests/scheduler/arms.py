@@ -1,4 +1,4 @@
-"""Contests made by hand, and a bench that answers from a table."""
+"""Contests made by hand, and a builder that answers from a table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Clock:
         return self.now_s
 
 
-class TableBench:
+class TableBuilder:
     """Times by node and strategy, with seeded noise; every run and every compilation moves the clock."""
 
     def __init__(
@@ -63,15 +63,15 @@ class TableBench:
 
 
 class TableVariant:
-    def __init__(self, bench: TableBench, assignment: Assignment) -> None:
-        self.bench, self.assignment = bench, assignment
+    def __init__(self, builder: TableBuilder, assignment: Assignment) -> None:
+        self.builder, self.assignment = builder, assignment
 
     def run(self) -> Mapping[str, int]:
-        bench = self.bench
-        bench.ran.append(self.assignment)
+        builder = self.builder
+        builder.ran.append(self.assignment)
         taken = {
-            node: round(bench.ns(node, s) * (1 + bench.noise * abs(bench.rng.standard_normal())))
+            node: round(builder.ns(node, s) * (1 + builder.noise * abs(builder.rng.standard_normal())))
             for node, s in self.assignment.items()
         }
-        bench.clock.now_s += sum(taken.values()) / 1e9 + 0.001
+        builder.clock.now_s += sum(taken.values()) / 1e9 + 0.001
         return taken

@@ -8,7 +8,7 @@ from typing import Any
 
 from profiler.report.document import Check, ModelFacts, Op, Report, Setup, Totals
 from scheduler.build import Build
-from scheduler.plan import Candidate, Constraints, InputShape, Plan, Step, ThreadOption
+from scheduler.plan import Candidate, Constraints, InputShape, Plan, PlanStep, ThreadOption
 from scheduler.store import Here, Measurement
 from scheduler.strategy import Strategy
 from tests.profiler.devices import device
@@ -47,7 +47,7 @@ def measurement(signature: str = "Conv(f32[1])", **changes: Any) -> Measurement:
     return Measurement(**{**fields, **changes})
 
 
-def step(node: str = "conv", op: str = "Conv", **changes: Any) -> Step:
+def step(node: str = "conv", op: str = "Conv", **changes: Any) -> PlanStep:
     text = f"{op}(f32[1,3,8,8])"
     fields: dict[str, Any] = {
         "node": node,
@@ -73,7 +73,7 @@ def step(node: str = "conv", op: str = "Conv", **changes: Any) -> Step:
         ),
         "why": "the only one that fits",
     }
-    return Step(**{**fields, **changes})
+    return PlanStep(**{**fields, **changes})
 
 
 def plan(**changes: Any) -> Plan:

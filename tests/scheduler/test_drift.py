@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from scheduler import drift
-from scheduler.drift import KEPT_WINDOWS, MAX_PLANS, SUSTAINED, TOLERANCE, WINDOW, Alone, Drift, bounds_of
+from scheduler.drift import KEPT_WINDOWS, MAX_WATCHED, SUSTAINED, TOLERANCE, WINDOW, Alone, Drift, bounds_of
 from tests.scheduler.samples import HERE, plan
 
 MEASURED = plan(measured_ns=1000.0)
@@ -79,10 +79,10 @@ def test_bounds_of_a_prediction_are_its_uncertainty():
 
 
 def test_memory_is_bounded(watch):
-    plans = [plan(why=str(n)) for n in range(MAX_PLANS + 10)]
+    plans = [plan(why=str(n)) for n in range(MAX_WATCHED + 10)]
     for one in plans:
         watch.observe(one, 1.0)
-    assert len(watch.served()) == MAX_PLANS
+    assert len(watch.served()) == MAX_WATCHED
     assert watch.served()[0].plan_id == plans[-1].id
     serve(watch, plans[-1], KEPT_WINDOWS + 5, 1.0)
     assert len(watch.served()[0].windows) == KEPT_WINDOWS

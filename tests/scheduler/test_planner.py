@@ -13,9 +13,9 @@ from graph.ir import Model
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.build import current_build
 from scheduler.cost.fitting import CostModel, Point
-from scheduler.errors import InfeasibleError, StalePlanError
+from scheduler.errors import StalePlanError
 from scheduler.local import local_device, local_fingerprint
-from scheduler.plan import Constraints, Plan
+from scheduler.plan import Constraints, InfeasibleError, Plan
 from scheduler.planning.planner import compose, evidence_of, make_plan
 from scheduler.planning.steps import Evidence
 from scheduler.planning.subject import Subject
@@ -23,6 +23,7 @@ from scheduler.session import MAX_PLANS, Session, SessionLimits
 from scheduler.store import Measurement, Store
 from scheduler.strategy import Strategy
 from tests.machines import HOSTS, describe
+from tests.profiler import models
 from tests.profiler.devices import device
 from tests.scheduler.convnet import MODEL
 
@@ -298,30 +299,12 @@ def test_local_device_is_measured_once(tmp_path: Path) -> None:
         assert local_device(fresh, 0.3) == first
 
 
-def test_a_session_without_a_plan_makes_one_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    url = f"sqlite:///{tmp_path / 'default.sqlite'}"
-    with Store(url) as fresh:
-        fresh.devices.save(local_device(store, 0.3))
-    monkeypatch.setattr("scheduler.store.default_url", lambda: url)
-    session = Session(MODEL, threads=1)
-    with pytest.raises(FeedError):
-        _ = session.plan
-    feeds = {"x": np.ones((3, 3, 16, 16), np.float32)}
-    before = session.run(feeds)["y"]
-    assert session.plan.inputs[0].shape == (3, 3, 16, 16)
-    assert session.plan.threads == session.threads == 1
-    np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
-    chosen = {step.node: _as_run(step.strategy) for step in session.plan.steps}
-    assert {step.node.name: step.algorithm for step in session.executor(feeds).steps} == chosen
-
-
-def test_a_session_in_numpy_makes_a_plan_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
-    url = f"sqlite:///{tmp_path / 'default.sqlite'}"
-    with Store(url) as fresh:
-        fresh.devices.save(local_device(store, 0.3))
-    monkeypatch.setattr("scheduler.store.default_url", lambda: url)
-    session = Session(MODEL, threads=1, backend="numpy")
-    feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
-    before = session.run(feeds)["y"]
-    assert {step.strategy.backend for step in session.plan.steps} <= {"numpy", "executor"}
-    np.testing.assert_allclose(session.run(feeds)["y"], before, rtol=1e-4, atol=1e-4)
+def test_a_model_with_control_flow_is_planned() -> None:
+    """An If has no tolerance of its own to add to the plan's error estimate."""
+    bodies = {
+        name: models.branch(name, models.node("Relu", "x", f"{name}_out"), output=f"{name}_out") for name in ("then", "other")
+    }
+    chosen = models.node("If", "which", "y", then_branch=bodies["then"], else_branch=bodies["other"])
+    proto = models.model([chosen], {"x": [2, 4], "which": []}, ["y"], dtypes={"which": TensorProto.BOOL})
+    plan = make_plan(read(proto), DEVICE)
+    assert [(step.op, step.strategy.algorithm) for step in plan.steps] == [("If", "dynamic")]

@@ -1,4 +1,4 @@
-"""The search on a fake clock and a bench that answers from a table."""
+"""The search on a fake clock and a builder that answers from a table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Contest, model_ns
 from scheduler.tuning.search import Limits, Search
-from tests.scheduler.arms import Clock, TableBench, contest, prediction, strategy
+from tests.scheduler.arms import Clock, TableBuilder, contest, prediction, strategy
 
 TRUE = {"a": 1000e3, "b": 1300e3, "c": 900e3, "d": 905e3}
 
@@ -16,13 +16,13 @@ def table(node: str, found: Strategy) -> float:
     return TRUE[found.algorithm] * (0.001 if node.startswith("small") else 1)
 
 
-def search(contests: list[Contest], budget_s: float = 60.0, **options) -> tuple[str, TableBench, Clock]:
+def search(contests: list[Contest], budget_s: float = 60.0, **options) -> tuple[str, TableBuilder, Clock]:
     clock = Clock()
     stop = options.pop("stop", lambda: False)
     hooks = {name: options.pop(name) for name in ("save", "learn", "say") if name in options}
-    bench = TableBench(clock, options.pop("ns", table), **options)
-    why = Search(contests, bench, Limits(clock, budget_s, stop), **hooks).run()
-    return why, bench, clock
+    builder = TableBuilder(clock, options.pop("ns", table), **options)
+    why = Search(contests, builder, Limits(clock, budget_s, stop), **hooks).run()
+    return why, builder, clock
 
 
 def test_the_fastest_is_found_and_the_search_ends_early():
@@ -35,10 +35,10 @@ def test_the_fastest_is_found_and_the_search_ends_early():
 
 def test_a_tie_is_not_run_for_ever():
     found = contest("n", ["c", "d"])
-    why, bench, _ = search([found], noise=0.01)
+    why, builder, _ = search([found], noise=0.01)
     assert "nothing" in why
     assert found.settled
-    assert len(bench.ran) < 1000
+    assert len(builder.ran) < 1000
 
 
 def test_the_budget_is_kept_to():
@@ -52,7 +52,7 @@ def test_what_does_not_fit_any_more_ends_the_search_before_its_time():
     clock = Clock()
     limits = Limits(clock, 60.0, lambda: False)
 
-    class Busy(TableBench):
+    class Busy(TableBuilder):
         """Compiling what comes behind the first variant would take longer than there is time for."""
 
         def screen(self, assignment):
@@ -73,10 +73,10 @@ def test_stop_ends_it_and_what_was_run_is_kept():
         return asked[0] > 12
 
     found = contest("n", ["a", "b", "c"])
-    why, bench, _ = search([found], stop=stop, save=lambda: saved.__setitem__(0, saved[0] + 1))
+    why, builder, _ = search([found], stop=stop, save=lambda: saved.__setitem__(0, saved[0] + 1))
     assert why == "stopped"
     assert saved[0] >= 1
-    assert 0 < len(bench.ran) <= 12
+    assert 0 < len(builder.ran) <= 12
     assert any(arm.runs for arm in found.arms)
 
 
@@ -85,22 +85,22 @@ def test_the_budget_goes_where_most_can_be_gained():
     for number, found in enumerate(contests):
         for arm in found.arms:
             arm.predicted = prediction(1e3 if number == 0 else 1e6)
-    _, bench, _ = search(contests, noise=0.05)
+    _, builder, _ = search(contests, noise=0.05)
     assert contests[1].best.strategy == strategy("c")
-    assert len({a["big0"] for a in bench.ran}) == 2
-    assert {a["small0"] for a in bench.ran} == {strategy("a")}
+    assert len({a["big0"] for a in builder.ran}) == 2
+    assert {a["small0"] for a in builder.ran} == {strategy("a")}
 
 
 def test_what_spills_is_dropped_with_the_reason_and_never_run():
     found = contest("n", ["a", "c"])
-    _, bench, _ = search([found], spills={strategy("c"): "8 % touch the stack"})
+    _, builder, _ = search([found], spills={strategy("c"): "8 % touch the stack"})
     assert found.arms[1].out == "8 % touch the stack"
-    assert {a["n0"] for a in bench.ran} == {strategy("a")}
+    assert {a["n0"] for a in builder.ran} == {strategy("a")}
 
 
 def test_variants_run_in_turns_forth_and_back():
-    _, bench, _ = search([contest("n", ["a", "b"])])
-    ran = [a["n0"].algorithm for a in bench.ran]
+    _, builder, _ = search([contest("n", ["a", "b"])])
+    ran = [a["n0"].algorithm for a in builder.ran]
     alone = ran.index("b") - 1  # the first stage knows one way only
     assert set(ran[:alone]) == {"a"}
     assert ran[alone : alone + 6] == ["a", "b", "b", "a", "a", "b"]
@@ -116,9 +116,9 @@ def test_what_is_stored_is_not_run_again():
     found = contest("n", ["a", "b"])
     for arm, ns in zip(found.arms, (1000, 2000), strict=True):
         arm.add([ns] * 30)
-    why, bench, _ = search([found])
+    why, builder, _ = search([found])
     assert "nothing" in why
-    assert bench.ran == []
+    assert builder.ran == []
 
 
 def test_nodes_without_a_choice_are_run_once_to_know_the_whole():
@@ -134,7 +134,7 @@ def test_it_learns_between_stages():
 
 
 def test_a_bench_that_runs_nothing_ends_the_search():
-    class Silent(TableBench):
+    class Silent(TableBuilder):
         def variants(self, assignments):
             made = super().variants(assignments)
             for variant in made:
@@ -150,6 +150,6 @@ def test_the_same_times_give_the_same_search():
     runs = []
     for _ in range(2):
         contests = [contest("n", ["a", "b", "c", "d"], 3), contest("m", ["d", "c"])]
-        _, bench, _ = search(contests)
-        runs.append(([sorted(map(str, a.values())) for a in bench.ran], [str(c.best.strategy) for c in contests]))
+        _, builder, _ = search(contests)
+        runs.append(([sorted(map(str, a.values())) for a in builder.ran], [str(c.best.strategy) for c in contests]))
     assert runs[0] == runs[1]

@@ -11,8 +11,8 @@ from graph.shapes import bind
 from kernels.spec import Array
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
-from profiler.report.build import ran_as, trace_report
 from profiler.report.document import Report, Setup
+from profiler.report.makers import ran_as, trace_report
 from profiler.run.trace import Trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError, StoppedError
@@ -29,7 +29,7 @@ from scheduler.store.records import now_us
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def measure(
+def measure_model(
     model: Model,
     device: DeviceProfile,
     store: Store,
@@ -70,7 +70,7 @@ def measure(
     return _report(session, executor, bound, traced, device, predicted)
 
 
-def timed(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
+def time_session(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
     """The times of a session's runs by themselves, without what the device could do."""
     traced = session.trace(feeds, runs)
     return _report(session, session.executor(feeds), {name: array.shape for name, array in feeds.items()}, traced, None, {})

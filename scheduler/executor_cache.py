@@ -1,0 +1,102 @@
+"""The executors that a session keeps ready: one for each set of input shapes, a bounded number of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from graph.errors import LimitError
+from graph.ir import Graph
+from graph.run.executor import Executor
+from kernels.spec import Array
+
+Shapes = tuple[Any, ...]  # of a model's inputs, in order; a caller's unchecked values until `check_feeds` has seen the feeds
+SHARED_BYTES: Final = 4096  # smaller constants are not worth comparing
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The executor of one set of input shapes. plan_id: of the plan it follows, "default" where it follows none."""
+
+    executor: Executor
+    plan_id: str
+
+
+class ExecutorCache:
+    """Executors by input shapes; the one unused for longest is dropped first. Any number of threads may use it.
+
+    A dropped executor that is running ends its run: its arena lives until then.
+
+    Args: most: executors to keep. arena_bytes: memory that all their arenas may take together.
+    """
+
+    def __init__(self, most: int, arena_bytes: int) -> None:
+        self._most, self._limit_bytes = most, arena_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Shapes, Ready] = OrderedDict()  # the last used one at the end
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of all arenas together."""
+        with self._lock:
+            return self._sum_bytes()
+
+    @property
+    def last_used(self) -> Shapes | None:
+        """The input shapes that were used last; None before any."""
+        with self._lock:
+            return next(reversed(self._kept), None)
+
+    def find(self, shapes: Shapes) -> Ready | None:
+        """Return the executor of these shapes, as used now; None where there is none."""
+        with self._lock:
+            if (found := self._kept.get(shapes)) is not None:
+                self._kept.move_to_end(shapes)
+            return found
+
+    def keep(self, shapes: Shapes, made: Ready) -> None:
+        """Keep an executor, dropping others until both limits hold. Raises LimitError where it breaks one by itself."""
+        arena_bytes = made.executor.memory.arena_bytes
+        if arena_bytes > self._limit_bytes:
+            raise LimitError(
+                f"session: shapes {list(shapes)} need an arena of {arena_bytes} bytes, the limit is {self._limit_bytes}"
+            )
+        with self._lock:
+            self._kept[shapes] = made
+            while len(self._kept) > self._most or self._sum_bytes() > self._limit_bytes:
+                self._kept.popitem(last=False)
+
+    def share_constants(self, graph: Graph, own: Mapping[str, Array]) -> Graph:
+        """Return a graph whose constants are those of executors kept here, where they are equal bit by bit.
+
+        Passes make constants anew for every set of shapes (a batch norm folded into weights); large ones are held once.
+
+        Args: own: constants of the model itself, which all its graphs share already.
+        """
+        with self._lock:
+            others = [ready.executor.graph.constants for ready in self._kept.values()]
+        constants = dict(graph.constants)
+        for name, array in graph.constants.items():
+            if array.nbytes >= SHARED_BYTES and array is not own.get(name):
+                same = (other[name] for other in others if name in other and _same_bits(other[name], array))
+                constants[name] = next(same, array)
+        return replace(graph, constants=constants)
+
+    def _sum_bytes(self) -> int:
+        return sum(ready.executor.memory.arena_bytes for ready in self._kept.values())
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.hasobject or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        return False
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
