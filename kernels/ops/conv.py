@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
@@ -165,6 +166,7 @@ CONV = Op(
         Kernel("im2col", run_im2col, workspace_bytes=im2col_bytes),
     ),
     tolerance_eps=16,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("pointwise", inputs=((2, 3, 4, 5), (6, 3, 1, 1), (6,)), cost=Cost(macs=2 * 6 * 20 * 3, other_flops=240)),
         Case("pointwise_strided", inputs=((1, 4, 5, 7), (3, 4, 1, 1)), attrs={"strides": (2, 3)}, cost=Cost(macs=3 * 9 * 4)),

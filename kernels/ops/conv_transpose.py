@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
@@ -149,6 +150,7 @@ CONV_TRANSPOSE = Op(
     cost,
     (Kernel("col2im", run, workspace_bytes=workspace_bytes),),
     tolerance_eps=16,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2_stride_2", inputs=((1, 3, 4, 5), (3, 2, 2, 2), (2,)), attrs=_UP, cost=Cost(macs=480, other_flops=160)),
         Case("overlapping", inputs=((2, 3, 4, 5), (3, 2, 3, 3)), cost=Cost(macs=2160)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.ops import conv, matmul
@@ -332,7 +333,7 @@ _QCONV = (
 
 OPS = (
     Op("MatMulInteger", infer_matmul, cost_matmul, (Kernel("blas", run_matmul),), cases=_MATMUL),
-    Op("ConvInteger", infer_conv, cost_conv, (Kernel("blas", run_conv),), cases=_CONV),
+    Op("ConvInteger", infer_conv, cost_conv, (Kernel("blas", run_conv),), mixes_rows=only_first_input_has_rows, cases=_CONV),
     Op("QLinearMatMul", infer_qlinear_matmul, cost_qlinear_matmul, (Kernel("blas", run_qlinear_matmul),), cases=_QMATMUL),
     Op("QLinearConv", infer_qlinear_conv, cost_qlinear_conv, (Kernel("blas", run_qlinear_conv),), cases=_QCONV),
 )

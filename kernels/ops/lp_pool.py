@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
@@ -111,6 +112,24 @@ _GLOBAL = (
 )
 
 OPS = (
-    Op("LpPool", infer, cost, (Kernel("taps", run),), upgrade=upgrade, tolerance_eps=8, cases=_CASES),
-    Op("GlobalLpPool", infer_global, cost_global, (Kernel("sum", run_global),), upgrade=upgrade, tolerance_eps=8, cases=_GLOBAL),
+    Op(
+        "LpPool",
+        infer,
+        cost,
+        (Kernel("taps", run),),
+        upgrade=upgrade,
+        tolerance_eps=8,
+        mixes_rows=only_first_input_has_rows,
+        cases=_CASES,
+    ),
+    Op(
+        "GlobalLpPool",
+        infer_global,
+        cost_global,
+        (Kernel("sum", run_global),),
+        upgrade=upgrade,
+        tolerance_eps=8,
+        mixes_rows=only_first_input_has_rows,
+        cases=_GLOBAL,
+    ),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
@@ -160,6 +161,7 @@ MAX_POOL = Op(
     cost_max,
     (Kernel("taps", run_max),),
     tolerance_eps=0,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 3)),
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
@@ -178,6 +180,7 @@ AVERAGE_POOL = Op(
     infer_average,
     cost_average,
     (Kernel("taps", run_average),),
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 4)),
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
@@ -193,6 +196,19 @@ GLOBAL_CASES = (
     Case("nothing_to_pool", inputs=((2, 3, 0, 4),), raises=ShapeError),
 )
 GLOBAL_AVERAGE_POOL = Op(
-    "GlobalAveragePool", infer_global, cost_global, (Kernel("mean", run_global_average),), tolerance_eps=8, cases=GLOBAL_CASES
+    "GlobalAveragePool",
+    infer_global,
+    cost_global,
+    (Kernel("mean", run_global_average),),
+    tolerance_eps=8,
+    mixes_rows=only_first_input_has_rows,
+    cases=GLOBAL_CASES,
 )
-GLOBAL_MAX_POOL = Op("GlobalMaxPool", infer_global, cost_global, (Kernel("max", run_global_max),), cases=GLOBAL_CASES)
+GLOBAL_MAX_POOL = Op(
+    "GlobalMaxPool",
+    infer_global,
+    cost_global,
+    (Kernel("max", run_global_max),),
+    mixes_rows=only_first_input_has_rows,
+    cases=GLOBAL_CASES,
+)
