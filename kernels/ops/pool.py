@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
 from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, DType, Spec
-from kernels.windows import Window, window
+from kernels.windows import Sliding, Window, window
 
 _MAX_DTYPES: frozenset[DType] = FLOATS | {np.dtype(np.int8), np.dtype(np.uint8)}
 _INT64 = np.dtype(np.int64)
@@ -23,30 +24,21 @@ def geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
     """The window of a pool over x (n, c, spatial…): no pad as wide as the kernel, so that every place sees an element."""
     if len(x.shape) < 3:
         raise ShapeError(f"{subject}: x is {x}, need (n, c, spatial…)")
-    names = ("strides", "dilations", "pads", "auto_pad")
-    sliding = {name: attrs[name] for name in names if name in attrs}
-    view = window(subject, x.shape[2:], tuple(attrs["kernel_shape"]), **sliding, ceil_mode=bool(attrs["ceil_mode"]))
+    kernel_shape = tuple(attrs["kernel_shape"])
+    view = window(subject, x.shape[2:], kernel_shape, Sliding.of(attrs), ceil_mode=bool(attrs["ceil_mode"]))
     for pad, kernel, dilation in zip(view.begin + view.end, view.kernel * 2, view.dilations * 2, strict=True):
         if pad >= (kernel - 1) * dilation + 1:
             raise AttributeValueError(f"{subject}: a pad is {pad}, need less than the kernel {view.kernel}")
     return view
 
 
+@takes(Sliding)
 def infer_max(
-    x: Spec,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    storage_order: int = 0,
-    strides: tuple[int, ...] | None = None,
+    x: Spec, *, kernel_shape: tuple[int, ...], ceil_mode: int = 0, storage_order: int = 0, **sliding: Any
 ) -> tuple[Spec, ...]:
     """(n, c, *out) of x (n, c, *size), and the flat index of every maximum in x."""
     require_dtype("MaxPool: x", x, _MAX_DTYPES)
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = geometry("MaxPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("MaxPool", x, {**sliding, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     shape = (*x.shape[:2], *view.out)
     return Spec(shape, x.dtype), Spec(shape, _INT64)
 
@@ -82,21 +74,13 @@ def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
         np.copyto(where, positions[of], where=wins)
 
 
+@takes(Sliding)
 def infer_average(
-    x: Spec,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    x: Spec, *, kernel_shape: tuple[int, ...], ceil_mode: int = 0, count_include_pad: int = 0, **sliding: Any
 ) -> Spec:
     """(n, c, *out) of x (n, c, *size)."""
     require_dtype("AveragePool: x", x, FLOATS)
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = geometry("AveragePool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("AveragePool", x, {**sliding, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     return Spec((*x.shape[:2], *view.out), x.dtype)
 
 
