@@ -29,3 +29,15 @@ def takes(group: Callable[..., Any], *names: str) -> Callable[[Function], Functi
         return function
 
     return declare
+
+
+def lacks(*names: str) -> Callable[[Function], Function]:
+    """Remove inputs from the signature of a function, for an op that has fewer than the others which share the function."""
+
+    def declare(function: Function) -> Function:
+        signature = inspect.signature(function)
+        kept = [p for p in signature.parameters.values() if p.name not in names]
+        vars(function)["__signature__"] = signature.replace(parameters=kept)
+        return function
+
+    return declare
