@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import RowRule, broadcast_keeps_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.spec import Array, DType, Spec
@@ -81,6 +82,8 @@ class Op:
         may be the same memory as any input of the same shape and dtype, and the op may be fused behind another one.
     view: output 0 is input 0's memory under another shape; the executor may alias instead of running it.
     deterministic: False for random ops, which are never folded.
+    mixes_rows: why the rows of a batch may influence one another here, "" where they do not (`kernels/batch_axis.py`). Left out,
+        it is unknown, and no batch is formed of a model that holds the op, unless it is elementwise: then broadcasting decides.
     upgrade: (opset, attrs, number of outputs) -> (attrs, {position: constant input}): rewrites a node of an older opset
         into the newest form, so that the functions here know that form only.
     tolerance_eps: allowed error against float64, in epsilons of the output's dtype relative to the largest output.
@@ -93,6 +96,7 @@ class Op:
     elementwise: bool = False
     view: bool = False
     deterministic: bool = True
+    mixes_rows: RowRule | None = None
     upgrade: Upgrade | None = None
     tolerance_eps: float = 4
     cases: tuple[Case, ...] = ()
@@ -101,6 +105,11 @@ class Op:
     def defaults(self) -> Attrs:
         """Attribute names and default values; a required attribute has inspect.Parameter.empty."""
         return _defaults(self.infer)
+
+    @property
+    def row_rule(self) -> RowRule | None:
+        """The rule for the rows of a batch: the op's own, else that of elementwise ops, else None: it is unknown."""
+        return broadcast_keeps_rows if self.mixes_rows is None and self.elementwise else self.mixes_rows
 
     def bind(self, attrs: Attrs) -> dict[str, Any]:
         """Fill in default attributes.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from kernels.errors import AttributeValueError, ShapeError
@@ -13,7 +13,7 @@ from kernels.operands import one_of
 
 Ints = Sequence[int] | None
 
-
+AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 MAX_TAPS = 2**20  # kernels loop over them in Python; a larger one is an attack or a mistake
 
 
@@ -66,27 +66,73 @@ class Window:
         return slice(low, high), slice(start, start + (high - low - 1) * stride + 1 if high > low else start, stride)
 
 
-def window(
-    subject: str,
-    size: tuple[int, ...],
-    kernel: tuple[int, ...],
-    *,
-    strides: Ints = None,
-    dilations: Ints = None,
-    pads: Ints = None,
-    auto_pad: str = "NOTSET",
-    ceil_mode: bool = False,
-) -> Window:
-    """Resolve ONNX's attributes to a Window. Raises AttributeValueError or ShapeError with the values that do not fit."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sliding:
+    """The attributes by which ONNX moves a window over an input: every convolution and pool has them (`@takes(Sliding)`).
+
+    auto_pad: NOTSET takes `pads`, VALID none; SAME_UPPER and SAME_LOWER pad so that there are size / stride places, rounded up,
+        an odd element at the end or at the beginning. dilations, strides: for each spatial axis, 1 where left out.
+    pads: before every spatial axis, then behind every one; 0 where left out.
+    """
+
+    auto_pad: str = "NOTSET"
+    dilations: tuple[int, ...] | None = None
+    pads: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(attrs: Mapping[str, Any]) -> Sliding:
+        """Pick them from the attributes of a node."""
+        return Sliding(**{field.name: attrs[field.name] for field in fields(Sliding) if field.name in attrs})
+
+    @property
+    def same(self) -> bool:
+        """Whether the padding follows from the sizes."""
+        return self.auto_pad in ("SAME_UPPER", "SAME_LOWER")
+
+    def steps(self, subject: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Strides and dilations for each of `rank` axes. Raises AttributeValueError on a wrong number of them, or one below 1."""
+        one_of(f"{subject}: auto_pad", self.auto_pad, AUTO_PADS)
+        strides = sizes_of(f"{subject}: strides", self.strides, rank, default=1)
+        return strides, sizes_of(f"{subject}: dilations", self.dilations, rank, default=1)
+
+    def given_pads(self, subject: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Padding before and behind each axis where it does not follow from the sizes. Raises AttributeValueError."""
+        given = sizes_of(f"{subject}: pads", self.pads if self.auto_pad == "NOTSET" else None, 2 * rank, default=0)
+        return given[:rank], given[rank:]
+
+    def shared_out(self, totals: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Halve the padding of each axis into before and behind; an odd element goes behind for SAME_UPPER, else before."""
+        less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
+        return (less, more) if self.auto_pad == "SAME_UPPER" else (more, less)
+
+
+def sizes_of(subject: str, values: Ints, count: int, *, default: int) -> tuple[int, ...]:
+    """`count` integers, each `default` where none are given. Raises AttributeValueError on another count or a smaller integer."""
+    found = tuple(values) if values else (default,) * count
+    if len(found) != count or any(value < default for value in found):
+        raise AttributeValueError(f"{subject} is {list(found)}, need {count} sizes ≥ {default}")
+    return found
+
+
+def window(subject: str, size: tuple[int, ...], kernel: tuple[int, ...], sliding: Sliding, *, ceil_mode: bool = False) -> Window:
+    """Resolve ONNX's attributes to the places that a kernel takes.
+
+    Args:    size, kernel: of the spatial axes. ceil_mode: whether a place may begin in the input and reach over its end.
+    Raises:  AttributeValueError or ShapeError with the values that do not fit.
+    """
     rank = len(size)
-    one_of(f"{subject}: auto_pad", auto_pad, ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"))
-    strides, dilations = _positive(subject, "strides", strides, rank), _positive(subject, "dilations", dilations, rank)
+    strides, dilations = sliding.steps(subject, rank)
     if len(kernel) != rank or any(k < 1 for k in kernel):
         raise AttributeValueError(f"{subject}: kernel_shape is {list(kernel)}, need {rank} sizes ≥ 1")
     if math.prod(kernel) > MAX_TAPS:
         raise AttributeValueError(f"{subject}: kernel_shape is {list(kernel)}, the limit is {MAX_TAPS} elements")
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    begin, end = _pads(subject, size, extent, strides, pads, auto_pad)
+    if sliding.same:
+        totals = [max(0, (-(-n // s) - 1) * s + e - n) for n, e, s in zip(size, extent, strides, strict=True)]
+        begin, end = sliding.shared_out(totals)
+    else:
+        begin, end = sliding.given_pads(subject, rank)
     out = []
     for n, e, s, b, a in zip(size, extent, strides, begin, end, strict=True):
         room = n + b + a - e
@@ -97,24 +143,3 @@ def window(
             places -= 1  # a window that starts in the end padding sees nothing
         out.append(places)
     return Window(size, tuple(kernel), strides, dilations, begin, end, tuple(out))
-
-
-def _positive(subject: str, name: str, values: Ints, rank: int) -> tuple[int, ...]:
-    found = tuple(values) if values else (1,) * rank
-    if len(found) != rank or any(value < 1 for value in found):
-        raise AttributeValueError(f"{subject}: {name} is {list(found)}, need {rank} sizes ≥ 1")
-    return found
-
-
-def _pads(
-    subject: str, size: Sequence[int], extent: Sequence[int], strides: Sequence[int], pads: Ints, auto_pad: str
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    rank = len(size)
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        totals = [max(0, (-(-n // s) - 1) * s + e - n) for n, e, s in zip(size, extent, strides, strict=True)]
-        less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-        return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
-    found = tuple(pads) if pads and auto_pad == "NOTSET" else (0,) * (2 * rank)
-    if len(found) != 2 * rank or any(pad < 0 for pad in found):
-        raise AttributeValueError(f"{subject}: pads is {list(found)}, need {2 * rank} sizes ≥ 0")
-    return found[:rank], found[rank:]

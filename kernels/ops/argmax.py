@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import works_along_axis
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import NUMBERS, axis_of, per_element
@@ -89,14 +90,15 @@ _HARDMAX_CASES = (
 )
 
 OPS = (
-    Op("ArgMax", _infer("ArgMax"), cost, (Kernel("search", _run(np.argmax)),), cases=_CASES),
-    Op("ArgMin", _infer("ArgMin"), cost, (Kernel("search", _run(np.argmin)),), cases=_CASES),
+    Op("ArgMax", _infer("ArgMax"), cost, (Kernel("search", _run(np.argmax)),), mixes_rows=works_along_axis, cases=_CASES),
+    Op("ArgMin", _infer("ArgMin"), cost, (Kernel("search", _run(np.argmin)),), mixes_rows=works_along_axis, cases=_CASES),
     Op(
         "Hardmax",
         infer_hardmax,
         per_element(1, "compare"),
         (Kernel("search", run_hardmax),),
         upgrade=upgrade_hardmax,
+        mixes_rows=works_along_axis,
         cases=_HARDMAX_CASES,
     ),
 )

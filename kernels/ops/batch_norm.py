@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import ShapeError, UnsupportedError
 from kernels.half import in_single
@@ -65,6 +66,11 @@ def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, 
     return attrs, {}
 
 
+def mixes_rows(call: Application) -> str:
+    """Training normalises by the statistics of the whole batch."""
+    return "it is training" if call.attrs["training_mode"] else only_first_input_has_rows(call)
+
+
 _VAR = np.array([0.5, 1.0, 2.0], np.float32)
 BATCH_NORMALIZATION = Op(
     "BatchNormalization",
@@ -73,6 +79,7 @@ BATCH_NORMALIZATION = Op(
     (Kernel("scale_shift", run),),
     upgrade=upgrade,
     tolerance_eps=8,
+    mixes_rows=mixes_rows,
     cases=(
         Case("planes", inputs=((2, 3, 4, 5), (3,), (3,), (3,), _VAR), cost=Cost(other_flops=240)),
         Case("matrix", inputs=((4, 3), (3,), (3,), (3,), _VAR), attrs={"epsilon": 0.1}),

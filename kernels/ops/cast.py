@@ -7,6 +7,7 @@ import re
 import ml_dtypes
 import numpy as np
 
+from kernels.batch_axis import first_input_has_rows
 from kernels.errors import AttributeValueError, DTypeError, InvalidError
 from kernels.operands import element_type, moves, one_of
 from kernels.registry import Case, Kernel, Op
@@ -154,6 +155,6 @@ _BITS = (
 
 OPS = (
     Op("Cast", infer_cast, moves, (Kernel("convert", run_cast),), elementwise=True, cases=_CAST),
-    Op("CastLike", infer_cast_like, moves, (Kernel("convert", run_cast_like),), cases=_LIKE),
+    Op("CastLike", infer_cast_like, moves, (Kernel("convert", run_cast_like),), mixes_rows=first_input_has_rows, cases=_LIKE),
     Op("BitCast", infer_bit_cast, moves, (Kernel("copy", run_bit_cast),), cases=_BITS),
 )

@@ -7,43 +7,33 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
 from kernels.operands import one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
-from kernels.windows import Window, window
+from kernels.windows import Sliding, Window, window
 
 _BLOCK_ELEMENTS = 65_536  # of depthwise input and output worked on at once: what stays in a 1 MiB L2 cache
 
 
-def geometry(
-    x: Spec | Array,
-    w: Spec | Array,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: tuple[int, ...] | None = None,
-    group: int = 1,
-    kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
-) -> Window:
+def geometry(x: Spec | Array, w: Spec | Array, **attrs: Any) -> Window:
     """The window of a convolution of x (n, c, …) with w (k, c / group, …)."""
-    return window("Conv", x.shape[2:], w.shape[2:], auto_pad=auto_pad, strides=strides, dilations=dilations, pads=pads)
+    return window("Conv", x.shape[2:], w.shape[2:], Sliding.of(attrs))
 
 
+@takes(Sliding)
 def infer(
     x: Spec,
     w: Spec,
     b: Spec | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: tuple[int, ...] | None = None,
     group: int = 1,
     kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """(n, k, *out) of x (n, c, *size), w (k, c / group, *kernel), b (k)."""
     require_dtype("Conv: x", x, FLOATS)
@@ -56,9 +46,7 @@ def infer(
         raise AttributeValueError(f"Conv: kernel_shape is {list(kernel_shape)}, w is {w}, need the same")
     if b is not None and b.shape != (w.shape[0],):
         raise ShapeError(f"Conv: bias is {b}, need [{w.shape[0]}]")
-    return Spec(
-        (x.shape[0], w.shape[0], *geometry(x, w, auto_pad=auto_pad, dilations=dilations, pads=pads, strides=strides).out), x.dtype
-    )
+    return Spec((x.shape[0], w.shape[0], *geometry(x, w, **sliding).out), x.dtype)
 
 
 def cost(out: tuple[Spec, ...], x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> Cost:
@@ -165,6 +153,7 @@ CONV = Op(
         Kernel("im2col", run_im2col, workspace_bytes=im2col_bytes),
     ),
     tolerance_eps=16,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("pointwise", inputs=((2, 3, 4, 5), (6, 3, 1, 1), (6,)), cost=Cost(macs=2 * 6 * 20 * 3, other_flops=240)),
         Case("pointwise_strided", inputs=((1, 4, 5, 7), (3, 4, 1, 1)), attrs={"strides": (2, 3)}, cost=Cost(macs=3 * 9 * 4)),

@@ -7,60 +7,45 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
-from kernels.operands import one_dtype, one_of
+from kernels.operands import one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
-from kernels.windows import MAX_TAPS, Ints, Window
+from kernels.windows import MAX_TAPS, Ints, Sliding, Window, sizes_of
 
 _MOST_PIXELS = 2**40  # no memory holds more; strides alone could ask for it
-_AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
-
-
-def _sizes(name: str, values: Ints, default: int, count: int, least: int) -> tuple[int, ...]:
-    found = tuple(values) if values else (default,) * count
-    if len(found) != count or any(value < least for value in found):
-        raise AttributeValueError(f"ConvTranspose: {name} is {list(found)}, need {count} sizes ≥ {least}")
-    return found
 
 
 def geometry(
     x: Spec | Array,
     w: Spec | Array,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Ints = None,
-    group: int = 1,
-    kernel_shape: Ints = None,
     output_padding: Ints = None,
     output_shape: Ints = None,
-    pads: Ints = None,
-    strides: Ints = None,
+    **attrs: Any,
 ) -> Window:
     """The window of the convolution that this one is the transpose of: it slides over y and takes x's places."""
     places, kernel = x.shape[2:], w.shape[2:]
-    rank = len(places)
-    stride, dilation = _sizes("strides", strides, 1, rank, 1), _sizes("dilations", dilations, 1, rank, 1)
-    extra = _sizes("output_padding", output_padding, 0, rank, 0)
+    rank, sliding = len(places), Sliding.of(attrs)
+    stride, dilation = sliding.steps("ConvTranspose", rank)
+    extra = sizes_of("ConvTranspose: output_padding", output_padding, rank, default=0)
     if any(e >= max(s, d) and e for e, s, d in zip(extra, stride, dilation, strict=True)):
         raise AttributeValueError(f"ConvTranspose: output_padding is {list(extra)}, need less than strides {stride} or dilations")
     full = [s * (n - 1) + e + (k - 1) * d + 1 for s, n, e, k, d in zip(stride, places, extra, kernel, dilation, strict=True)]
-    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
-    if output_shape or same:
-        wanted = [n * s for n, s in zip(places, stride, strict=True)]
-        size = _sizes("output_shape", output_shape, 1, rank, 1) if output_shape else tuple(wanted)
-        totals = [max(0, f - n) for f, n in zip(full, size, strict=True)]
-        less, more = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-        begin, end = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    if output_shape or sliding.same:
+        wanted = tuple(n * s for n, s in zip(places, stride, strict=True))
+        size = sizes_of("ConvTranspose: output_shape", output_shape, rank, default=1) if output_shape else wanted
+        begin, end = sliding.shared_out([max(0, f - n) for f, n in zip(full, size, strict=True)])
     else:
-        given = _sizes("pads", pads if auto_pad == "NOTSET" else None, 0, 2 * rank, 0)
-        begin, end = given[:rank], given[rank:]
+        begin, end = sliding.given_pads("ConvTranspose", rank)
         size = tuple(f - b - a for f, b, a in zip(full, begin, end, strict=True))
         if any(n < 0 for n in size):
             raise ShapeError(
-                f"ConvTranspose: the output is {list(full)} without pads {list(given)}, need no more than that in pads"
+                f"ConvTranspose: the output is {list(full)} without pads {[*begin, *end]}, need no more than that in pads"
             )
     if math.prod(size) > _MOST_PIXELS or math.prod(kernel) > MAX_TAPS:
         raise ShapeError(
@@ -69,24 +54,21 @@ def geometry(
     return Window(size, kernel, stride, dilation, begin, end, places)
 
 
+@takes(Sliding)
 def infer(
     x: Spec,
     w: Spec,
     b: Spec | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: tuple[int, ...] | None = None,
     group: int = 1,
     kernel_shape: tuple[int, ...] | None = None,
     output_padding: tuple[int, ...] | None = None,
     output_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """(n, k, *size) of x (n, c, *places), w (c, k / group, *kernel), b (k)."""
     require_dtype("ConvTranspose: x", x, FLOATS)
     one_dtype("ConvTranspose", *(spec for spec in (x, w, b) if spec is not None))
-    one_of("ConvTranspose: auto_pad", auto_pad, _AUTO_PADS)
     if x.rank < 3 or w.rank != x.rank or not all((*x.shape[2:], *w.shape[2:])):
         raise ShapeError(f"ConvTranspose: x is {x}, w is {w}, need equal ranks of 3 or more and something in each axis")
     if group < 1 or x.shape[1] != w.shape[0] or x.shape[1] % group:
@@ -98,16 +80,7 @@ def infer(
     channels = w.shape[1] * group
     if b is not None and b.shape != (channels,):
         raise ShapeError(f"ConvTranspose: bias is {b}, need [{channels}]")
-    view = geometry(
-        x,
-        w,
-        auto_pad=auto_pad,
-        dilations=dilations,
-        output_padding=output_padding,
-        output_shape=output_shape,
-        pads=pads,
-        strides=strides,
-    )
+    view = geometry(x, w, output_padding=output_padding, output_shape=output_shape, **sliding)
     return Spec((x.shape[0], channels, *view.size), x.dtype)
 
 
@@ -149,6 +122,7 @@ CONV_TRANSPOSE = Op(
     cost,
     (Kernel("col2im", run, workspace_bytes=workspace_bytes),),
     tolerance_eps=16,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2_stride_2", inputs=((1, 3, 4, 5), (3, 2, 2, 2), (2,)), attrs=_UP, cost=Cost(macs=480, other_flops=160)),
         Case("overlapping", inputs=((2, 3, 4, 5), (3, 2, 3, 3)), cost=Cost(macs=2160)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.half import in_single
@@ -59,9 +60,28 @@ _CASES = (
     Case("float_axis", inputs=((2,), ()), raises=DTypeError),
 )
 
+
+def mixes_rows(call: Application) -> str:
+    """A sum along axis 0 runs over the rows."""
+    axes = call.axes(1)
+    return only_first_input_has_rows(call) or ("it adds up along axis 0" if not axes or 0 in axes else "")
+
+
 OPS = (
-    Op("CumSum", _infer("CumSum"), per_element(1, "add"), (Kernel("scan", _run("CumSum", np.add, 0)),), cases=_CASES),
     Op(
-        "CumProd", _infer("CumProd"), per_element(1, "multiply"), (Kernel("scan", _run("CumProd", np.multiply, 1)),), cases=_CASES
+        "CumSum",
+        _infer("CumSum"),
+        per_element(1, "add"),
+        (Kernel("scan", _run("CumSum", np.add, 0)),),
+        mixes_rows=mixes_rows,
+        cases=_CASES,
+    ),
+    Op(
+        "CumProd",
+        _infer("CumProd"),
+        per_element(1, "multiply"),
+        (Kernel("scan", _run("CumProd", np.multiply, 1)),),
+        mixes_rows=mixes_rows,
+        cases=_CASES,
     ),
 )

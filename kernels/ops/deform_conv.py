@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.half import in_single
@@ -15,9 +16,10 @@ from kernels.operands import one_dtype
 from kernels.ops import conv
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
-from kernels.windows import Window, window
+from kernels.windows import Sliding, Window, window
 
 
+@takes(Sliding, "dilations", "pads", "strides")
 def infer(
     x: Spec,
     w: Spec,
@@ -25,17 +27,15 @@ def infer(
     b: Spec | None = None,
     mask: Spec | None = None,
     *,
-    dilations: tuple[int, ...] | None = None,
     group: int = 1,
     kernel_shape: tuple[int, ...] | None = None,
     offset_group: int = 1,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """Conv's shape. offset (n, offset_group · taps · axes, *out), mask (n, offset_group · taps, *out)."""
     require_dtype("DeformConv: x", x, FLOATS)
     one_dtype("DeformConv", *(spec for spec in (x, w, offset, b, mask) if spec is not None))
-    y = conv.infer(x, w, b, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides)
+    y = conv.infer(x, w, b, group=group, kernel_shape=kernel_shape, **sliding)
     if offset_group < 1 or x.shape[1] % offset_group:
         raise ShapeError(f"DeformConv: offset_group is {offset_group}, need a divisor of the {x.shape[1]} channels of x")
     taps = offset_group * math.prod(w.shape[2:])
@@ -63,7 +63,7 @@ def run(
     (y,) = out
     if not y.size:
         return
-    view = window("DeformConv", x.shape[2:], w.shape[2:], **{k: attrs[k] for k in ("dilations", "pads", "strides")})
+    view = window("DeformConv", x.shape[2:], w.shape[2:], Sliding.of(attrs))
     n, groups, parts, axes = x.shape[0], attrs["group"], attrs["offset_group"], len(view.size)
     moves = offset.reshape(n, parts, view.taps, axes, view.pixels)
     weights = w.reshape(groups, w.shape[0] // groups, -1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, UnsupportedError
 from kernels.operands import moves
@@ -50,6 +51,11 @@ def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, 
     return ({name: value for name, value in attrs.items() if name != "ratio"} if opset < 12 else attrs), {}
 
 
+def mixes_rows(call: Application) -> str:
+    """Training draws a mask for the whole batch."""
+    return "it may be training" if any(call.inputs[2:]) else only_first_input_has_rows(call)
+
+
 _HALF, _YES, _NO = np.array(0.5, np.float32), np.array(True), np.array(False)
 CASES = (
     Case("plain", inputs=((2, 3),), cost=Cost()),
@@ -60,4 +66,4 @@ CASES = (
     Case("ints", inputs=(np.ones(2, np.int32),), raises=DTypeError),
 )
 
-DROPOUT = Op("Dropout", infer, moves, (Kernel("copy", run),), upgrade=upgrade, cases=CASES)
+DROPOUT = Op("Dropout", infer, moves, (Kernel("copy", run),), upgrade=upgrade, mixes_rows=mixes_rows, cases=CASES)

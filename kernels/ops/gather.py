@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.batch_axis import Application
 from kernels.cost import Cost
 from kernels.errors import DTypeError, IndexRangeError, ShapeError
 from kernels.operands import INDICES, axis_of, check_indices, moves
@@ -113,8 +114,36 @@ _ND = (
     Case("batch_differs", inputs=((2, 3), _ints([[1]])), attrs={"batch_dims": 1}, raises=ShapeError),
 )
 
+
+def gather_mixes_rows(call: Application) -> str:
+    """Rows of data may be gathered from along another axis than 0; rows of indices look up in data that is free of the batch."""
+    data, indices = call.inputs
+    if data is None or indices is None:
+        return "one of its inputs is absent"
+    along_rows = call.attrs["axis"] % max(len(data.shape), 1) == 0
+    if data.is_rows and indices.is_free:
+        return "it gathers along axis 0" if along_rows else ""
+    if data.is_free and indices.is_rows:
+        return "" if along_rows else "its rows land behind axis 0"
+    return "its data and indices both depend on the batch"
+
+
+def gather_elements_mixes_rows(call: Application) -> str:
+    """Index and data of one row meet along every axis but the gathered one."""
+    if not all(operand is not None and operand.is_rows for operand in call.inputs):
+        return "one of its inputs holds no rows"
+    return "it gathers along axis 0" if call.attrs["axis"] % max(call.rank, 1) == 0 else ""
+
+
 OPS = (
-    Op("Gather", infer_gather, moves, (Kernel("take", run_gather),), cases=_GATHER),
-    Op("GatherElements", infer_gather_elements, moves, (Kernel("take", run_gather_elements),), cases=_ELEMENTS),
+    Op("Gather", infer_gather, moves, (Kernel("take", run_gather),), mixes_rows=gather_mixes_rows, cases=_GATHER),
+    Op(
+        "GatherElements",
+        infer_gather_elements,
+        moves,
+        (Kernel("take", run_gather_elements),),
+        mixes_rows=gather_elements_mixes_rows,
+        cases=_ELEMENTS,
+    ),
     Op("GatherND", infer_gather_nd, moves, (Kernel("take", run_gather_nd),), cases=_ND),
 )

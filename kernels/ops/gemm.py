@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.half import in_single
@@ -62,12 +63,24 @@ def run(
         y += c if beta == 1 else c * y.dtype.type(beta)
 
 
+def mixes_rows(call: Application) -> str:
+    """The rows of A stay apart where B is free of the batch, and C is too or has rows of its own."""
+    a, b, c = call.input(0), call.input(1), call.input(2)
+    if a is None or not a.is_rows or call.attrs["transA"] or b is None or not b.is_free:
+        return "rows are multiplied with one another"
+    if c is None:
+        return ""
+    aligned = len(c.shape) == 2 if c.is_rows else c.is_free and (len(c.shape) < 2 or c.shape[0] == 1)
+    return "" if aligned else "its third input differs from row to row"
+
+
 GEMM = Op(
     "Gemm",
     infer,
     cost,
     (Kernel("blas", run),),
     tolerance_eps=16,
+    mixes_rows=mixes_rows,
     cases=(
         Case("plain", inputs=((3, 4), (4, 5)), cost=Cost(macs=60)),
         Case("linear_layer", inputs=((2, 6), (5, 6), (5,)), attrs={"transB": 1}, cost=Cost(macs=60, other_flops=10)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
@@ -142,7 +143,15 @@ _MEAN_VARIANCE = (
 )
 
 OPS = (
-    Op("InstanceNormalization", infer_instance, cost_image, (Kernel("rows", run_instance),), tolerance_eps=16, cases=_INSTANCE),
+    Op(
+        "InstanceNormalization",
+        infer_instance,
+        cost_image,
+        (Kernel("rows", run_instance),),
+        tolerance_eps=16,
+        mixes_rows=only_first_input_has_rows,
+        cases=_INSTANCE,
+    ),
     Op(
         "GroupNormalization",
         infer_group,
@@ -150,6 +159,7 @@ OPS = (
         (Kernel("rows", run_group),),
         upgrade=upgrade_group,
         tolerance_eps=16,
+        mixes_rows=only_first_input_has_rows,
         cases=_GROUP,
     ),
     Op(

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.ops import conv, matmul
 from kernels.registry import Case, Kernel, Op, evaluate, require_dtype
 from kernels.spec import BFLOAT16, Array, DType, Spec
+from kernels.windows import Sliding
 
 _I32 = np.dtype(np.int32)
 _BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
@@ -104,22 +107,20 @@ def run_matmul(
     _as_int32(out[0], *_multiply(_centred(a, None if a_zero_point is None else _rows(a_zero_point)), _centred(b, b_zero_point)))
 
 
+@takes(Sliding)
 def infer_conv(
     x: Spec,
     w: Spec,
     x_zero_point: Spec | None = None,
     w_zero_point: Spec | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: tuple[int, ...] | None = None,
     group: int = 1,
     kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """Conv's shape in int32. x's zero point is one number, w's one number or one an output channel."""
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "kernel_shape": kernel_shape}
-    return Spec(_convolution("ConvInteger", x, w, x_zero_point, w_zero_point, {**attrs, "pads": pads, "strides": strides}), _I32)
+    attrs = {"group": group, "kernel_shape": kernel_shape, **sliding}
+    return Spec(_convolution("ConvInteger", x, w, x_zero_point, w_zero_point, attrs), _I32)
 
 
 def _convolution(name: str, x: Spec, w: Spec, x_zero: Spec | None, w_zero: Spec | None, attrs: dict[str, Any]) -> tuple[int, ...]:
@@ -210,6 +211,7 @@ def run_qlinear_matmul(
     _requantize(out[0], sums, factor, _rows(y_zero_point))
 
 
+@takes(Sliding)
 def infer_qlinear_conv(
     x: Spec,
     x_scale: Spec,
@@ -221,17 +223,14 @@ def infer_qlinear_conv(
     y_zero_point: Spec,
     b: Spec | None = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: tuple[int, ...] | None = None,
     group: int = 1,
     kernel_shape: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """Conv's shape in y_zero_point's dtype. w is scaled as one or by output channel; b is int32, in steps of both scales."""
     name = "QLinearConv"
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "group": group, "kernel_shape": kernel_shape}
-    shape = _convolution(name, x, w, x_zero_point, w_zero_point, {**attrs, "pads": pads, "strides": strides})
+    attrs = {"group": group, "kernel_shape": kernel_shape, **sliding}
+    shape = _convolution(name, x, w, x_zero_point, w_zero_point, attrs)
     _bytes_of(name, y_zero_point=y_zero_point)
     for label, scale in (("x_scale", x_scale), ("w_scale", w_scale), ("y_scale", y_scale)):
         require_dtype(f"{name}: {label}", scale, frozenset({_F32}))
@@ -332,7 +331,7 @@ _QCONV = (
 
 OPS = (
     Op("MatMulInteger", infer_matmul, cost_matmul, (Kernel("blas", run_matmul),), cases=_MATMUL),
-    Op("ConvInteger", infer_conv, cost_conv, (Kernel("blas", run_conv),), cases=_CONV),
+    Op("ConvInteger", infer_conv, cost_conv, (Kernel("blas", run_conv),), mixes_rows=only_first_input_has_rows, cases=_CONV),
     Op("QLinearMatMul", infer_qlinear_matmul, cost_qlinear_matmul, (Kernel("blas", run_qlinear_matmul),), cases=_QMATMUL),
     Op("QLinearConv", infer_qlinear_conv, cost_qlinear_conv, (Kernel("blas", run_qlinear_conv),), cases=_QCONV),
 )

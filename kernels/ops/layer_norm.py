@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import works_along_axis
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.half import in_single
@@ -65,6 +66,7 @@ LAYER_NORMALIZATION = Op(
     cost,
     (Kernel("rows", run),),
     tolerance_eps=16,
+    mixes_rows=works_along_axis,
     cases=(
         Case("last_axis", inputs=((2, 3, 8), (8,), (8,)), cost=Cost(other_flops=336)),
         Case("no_bias", inputs=((4, 6), (6,)), cost=Cost(other_flops=144)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, first_input_has_rows, only_first_input_has_rows, works_along_axis
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import attribute_inputs, axes_of, axis_of, broadcast, constant_of, known_ints, moves, one_dtype
@@ -160,6 +161,43 @@ def upgrade_split(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict
     return {**attrs, "num_outputs": outputs}, {}
 
 
+def transpose_mixes_rows(call: Application) -> str:
+    """Rows stay where axis 0 stays."""
+    kept = first_input_has_rows(call) == "" and tuple(call.attrs["perm"][:1]) == (0,)
+    return "" if kept else "it moves axis 0"
+
+
+def concat_mixes_rows(call: Application) -> str:
+    """Rows may be joined to rows along any axis but 0."""
+    if call.attrs["axis"] % max(call.rank, 1) == 0:
+        return "it joins along axis 0"
+    rows = all(operand is not None and operand.is_rows for operand in call.inputs)
+    return "" if rows else "one of its inputs holds no rows"
+
+
+def slice_mixes_rows(call: Application) -> str:
+    """Axis 0 must not be cut."""
+    starts, axes = (None if call.inputs[1] is None else call.inputs[1].integers()), call.axes(3)
+    if axes == [] and starts is not None:
+        axes = list(range(len(starts)))
+    return only_first_input_has_rows(call) or ("it cuts axis 0" if axes is None or 0 in axes else "")
+
+
+def expand_mixes_rows(call: Application) -> str:
+    """Rows may be repeated along other axes; what is free of the batch may be repeated for every row."""
+    operand = call.inputs[0]
+    if operand is not None and operand.is_rows:
+        return "" if len(operand.shape) == call.rank else "its rows are broadcast across axis 0"
+    alike = operand is not None and operand.is_free and (len(operand.shape) < call.rank or operand.shape[0] == 1)
+    return "" if alike else "its rows would differ by their place"
+
+
+def tile_mixes_rows(call: Application) -> str:
+    """Axis 0 must not be repeated."""
+    repeats = None if call.inputs[1] is None else call.inputs[1].integers()
+    return "" if repeats and repeats[0] == 1 and first_input_has_rows(call) == "" else "it repeats axis 0"
+
+
 def _ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
@@ -210,6 +248,7 @@ _EXPAND = (
 )
 _TILE = (
     Case("matrix", inputs=((2, 3), _ints(2, 2)), cost=_FREE),
+    Case("rows_once", inputs=((2, 3), _ints(1, 2))),
     Case("zero_times", inputs=((2, 3), _ints(0, 1))),
     Case("scalar", inputs=((), _ints())),
     Case("repeats_short", inputs=((2, 3), _ints(2)), raises=ShapeError),
@@ -227,17 +266,26 @@ _SPLIT = (
 
 _BOUNDS = attribute_inputs(10, "starts", "ends", "axes")
 OPS = (
-    Op("Transpose", infer_transpose, moves, (Kernel("copy", run_transpose),), cases=_TRANSPOSE),
-    Op("Concat", infer_concat, moves, (Kernel("copy", run_concat),), cases=_CONCAT),
+    Op("Transpose", infer_transpose, moves, (Kernel("copy", run_transpose),), mixes_rows=transpose_mixes_rows, cases=_TRANSPOSE),
+    Op("Concat", infer_concat, moves, (Kernel("copy", run_concat),), mixes_rows=concat_mixes_rows, cases=_CONCAT),
     Op(
         "Slice",
         infer_slice,
         moves,
         (Kernel("copy", run_slice),),
         upgrade=_BOUNDS,
+        mixes_rows=slice_mixes_rows,
         cases=_SLICE,
     ),
-    Op("Expand", infer_expand, moves, (Kernel("copy", run_expand),), cases=_EXPAND),
-    Op("Tile", infer_tile, moves, (Kernel("copy", run_tile),), cases=_TILE),
-    Op("Split", infer_split, moves, (Kernel("copy", run_split),), upgrade=upgrade_split, cases=_SPLIT),
+    Op("Expand", infer_expand, moves, (Kernel("copy", run_expand),), mixes_rows=expand_mixes_rows, cases=_EXPAND),
+    Op("Tile", infer_tile, moves, (Kernel("copy", run_tile),), mixes_rows=tile_mixes_rows, cases=_TILE),
+    Op(
+        "Split",
+        infer_split,
+        moves,
+        (Kernel("copy", run_split),),
+        upgrade=upgrade_split,
+        mixes_rows=works_along_axis,
+        cases=_SPLIT,
+    ),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows, works_along_axis
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
@@ -84,6 +85,14 @@ _LP = (
 )
 
 OPS = (
-    Op("LRN", infer_lrn, cost_lrn, (Kernel("planes", run_lrn),), tolerance_eps=16, cases=_LRN),
-    Op("LpNormalization", infer_lp, cost_lp, (Kernel("rows", run_lp),), tolerance_eps=8, cases=_LP),
+    Op(
+        "LRN",
+        infer_lrn,
+        cost_lrn,
+        (Kernel("planes", run_lrn),),
+        tolerance_eps=16,
+        mixes_rows=only_first_input_has_rows,
+        cases=_LRN,
+    ),
+    Op("LpNormalization", infer_lp, cost_lp, (Kernel("rows", run_lp),), tolerance_eps=8, mixes_rows=works_along_axis, cases=_LP),
 )

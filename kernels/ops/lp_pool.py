@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
 from kernels.ops.pool import geometry
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
+from kernels.windows import Sliding
 
 
 def _check_power(name: str, p: int) -> None:
@@ -32,22 +35,12 @@ def _root(y: Array, p: int) -> None:
         np.power(y, y.dtype.type(1 / p), out=y)
 
 
-def infer(
-    x: Spec,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: tuple[int, ...] | None = None,
-    p: int = 2,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
-) -> Spec:
+@takes(Sliding)
+def infer(x: Spec, *, kernel_shape: tuple[int, ...], ceil_mode: int = 0, p: int = 2, **sliding: Any) -> Spec:
     """(n, c, *out) of x (n, c, *size)."""
     require_dtype("LpPool: x", x, FLOATS)
     _check_power("LpPool", p)
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = geometry("LpPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("LpPool", x, {**sliding, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     return Spec((*x.shape[:2], *view.out), x.dtype)
 
 
@@ -111,6 +104,24 @@ _GLOBAL = (
 )
 
 OPS = (
-    Op("LpPool", infer, cost, (Kernel("taps", run),), upgrade=upgrade, tolerance_eps=8, cases=_CASES),
-    Op("GlobalLpPool", infer_global, cost_global, (Kernel("sum", run_global),), upgrade=upgrade, tolerance_eps=8, cases=_GLOBAL),
+    Op(
+        "LpPool",
+        infer,
+        cost,
+        (Kernel("taps", run),),
+        upgrade=upgrade,
+        tolerance_eps=8,
+        mixes_rows=only_first_input_has_rows,
+        cases=_CASES,
+    ),
+    Op(
+        "GlobalLpPool",
+        infer_global,
+        cost_global,
+        (Kernel("sum", run_global),),
+        upgrade=upgrade,
+        tolerance_eps=8,
+        mixes_rows=only_first_input_has_rows,
+        cases=_GLOBAL,
+    ),
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, Content
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.half import in_single
@@ -48,12 +50,25 @@ def _integers(*shape: int) -> Any:
     return np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
 
 
+def mixes_rows(call: Application) -> str:
+    """The rows of a matrix on the left and the matrices of a stack stay apart; what is summed over must not be the batch."""
+    a, b = call.inputs[0], call.inputs[1]
+    if a is None or b is None or Content.SIZE in (a.content, b.content):
+        return "an input depends on the batch's size"
+    left, right = a.shape, b.shape
+    rank = max(len(left), len(right))
+    left_fits = len(left) == rank >= 2 if a.is_rows else len(left) < rank or math.prod(left[:1]) == 1
+    right_fits = len(right) == rank >= 3 if b.is_rows else rank == 2 or len(right) < rank or math.prod(right[:1]) == 1
+    return "" if left_fits and right_fits else "rows are multiplied with one another"
+
+
 MATMUL = Op(
     "MatMul",
     infer,
     cost,
     (Kernel("blas", run),),
     tolerance_eps=16,
+    mixes_rows=mixes_rows,
     cases=(
         Case("matrices", inputs=((3, 4), (4, 5)), cost=Cost(macs=60)),
         Case("batched", inputs=((2, 3, 4, 5), (2, 3, 5, 6)), cost=Cost(macs=720)),

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
 from kernels.operands import known_ints, moves
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
-
-Ints = tuple[int, ...]
-
-
-def _pooled(x: Spec | Array, kernel: Ints, pads: Ints | None, strides: Ints | None) -> Ints:
-    """The shape that a pool of that geometry makes x's shape of, at the least."""
-    rank = len(x.shape) - 2
-    stride, pad = tuple(strides or (1,) * rank), tuple(pads or (0,) * (2 * rank))
-    if not len(kernel) == len(stride) == rank or len(pad) != 2 * rank or min((*kernel, *stride), default=0) < 1 or min(pad) < 0:
-        raise AttributeValueError(
-            f"MaxUnpool: kernel {kernel}, strides {stride}, pads {pad}, need {rank} sizes ≥ 1, twice that in pads"
-        )
-    axes = zip(x.shape[2:], kernel, stride, pad[:rank], pad[rank:], strict=True)
-    return (*x.shape[:2], *((n - 1) * s + k - before - after for n, k, s, before, after in axes))
+from kernels.windows import Sliding
 
 
+def _unpooled(x: Spec | Array, attrs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape that a pool of these attributes makes x's shape of; a larger one may be."""
+    rank, sliding, kernel = len(x.shape) - 2, Sliding.of(attrs), tuple(attrs["kernel_shape"])
+    strides, _ = sliding.steps("MaxUnpool", rank)
+    begin, end = sliding.given_pads("MaxUnpool", rank)
+    if len(kernel) != rank or min(kernel) < 1:
+        raise AttributeValueError(f"MaxUnpool: kernel_shape is {list(kernel)}, need {rank} sizes ≥ 1")
+    axes = zip(x.shape[2:], kernel, strides, begin, end, strict=True)
+    return (*x.shape[:2], *((n - 1) * s + k - before - behind for n, k, s, before, behind in axes))
+
+
+@takes(Sliding, "pads", "strides")
 def infer(
     x: Spec,
     indices: Spec,
     output_shape: Spec | None = None,
     *,
     kernel_shape: tuple[int, ...],
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **sliding: Any,
 ) -> Spec:
     """output_shape, or (n, c, *size) as the geometry says; indices count through the latter, flat."""
     require_dtype("MaxUnpool: x", x, FLOATS)
@@ -42,7 +43,7 @@ def infer(
         raise ShapeError(f"MaxUnpool: x is {x}, indices are {indices}, need one shape (n, c, spatial…)")
     if indices.dtype != np.int64:
         raise DTypeError(f"MaxUnpool: indices are {indices}, need int64")
-    shape = _pooled(x, tuple(kernel_shape), pads, strides)
+    shape = _unpooled(x, {"kernel_shape": kernel_shape, **sliding})
     if min(shape) < 0:
         raise ShapeError(f"MaxUnpool: x {x} unpooled is {list(shape)}, need sizes ≥ 0")
     if output_shape is None:
@@ -58,14 +59,11 @@ def run(
     x: Array,
     indices: Array,
     output_shape: Array | None = None,
-    *,
-    kernel_shape: tuple[int, ...],
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    **attrs: Any,
 ) -> None:
     """One scatter; a larger output_shape leaves zeros at the end of every axis."""
     (y,) = out
-    shape = _pooled(x, tuple(kernel_shape), pads, strides)
+    shape = _unpooled(x, attrs)
     elements = math.prod(shape)
     if indices.size and not (indices.min() >= 0 and indices.max() < elements):
         raise IndexRangeError(f"MaxUnpool: indices span [{indices.min()}, {indices.max()}], need [0, {elements - 1}] for {shape}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import axes_of, constant_of, known_ints, moves, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op
@@ -149,7 +150,18 @@ _CENTER = (
     Case("shape_short", inputs=((2, 3), _ints(1)), raises=ShapeError),
 )
 
+
+def pad_mixes_rows(call: Application) -> str:
+    """Padding of axis 0 adds rows."""
+    pads, axes = (None if call.inputs[1] is None else call.inputs[1].integers()), call.axes(3)
+    if pads is None or axes is None or call.inputs[0] is None:
+        return "its pads are not known"
+    axes = axes or list(range(len(call.inputs[0].shape)))
+    padded = [axis for axis, low, high in zip(axes, pads, pads[len(axes) :], strict=False) if low or high]
+    return only_first_input_has_rows(call) or ("it pads axis 0" if 0 in padded else "")
+
+
 OPS = (
-    Op("Pad", infer_pad, moves, (Kernel("copy", run_pad),), upgrade=upgrade_pad, cases=_PAD),
+    Op("Pad", infer_pad, moves, (Kernel("copy", run_pad),), upgrade=upgrade_pad, mixes_rows=pad_mixes_rows, cases=_PAD),
     Op("CenterCropPad", infer_center, moves, (Kernel("copy", run_center),), cases=_CENTER),
 )

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.attributes import takes
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, DType, Spec
-from kernels.windows import Window, window
+from kernels.windows import Sliding, Window, window
 
 _MAX_DTYPES: frozenset[DType] = FLOATS | {np.dtype(np.int8), np.dtype(np.uint8)}
 _INT64 = np.dtype(np.int64)
@@ -22,30 +24,21 @@ def geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
     """The window of a pool over x (n, c, spatial…): no pad as wide as the kernel, so that every place sees an element."""
     if len(x.shape) < 3:
         raise ShapeError(f"{subject}: x is {x}, need (n, c, spatial…)")
-    names = ("strides", "dilations", "pads", "auto_pad")
-    sliding = {name: attrs[name] for name in names if name in attrs}
-    view = window(subject, x.shape[2:], tuple(attrs["kernel_shape"]), **sliding, ceil_mode=bool(attrs["ceil_mode"]))
+    kernel_shape = tuple(attrs["kernel_shape"])
+    view = window(subject, x.shape[2:], kernel_shape, Sliding.of(attrs), ceil_mode=bool(attrs["ceil_mode"]))
     for pad, kernel, dilation in zip(view.begin + view.end, view.kernel * 2, view.dilations * 2, strict=True):
         if pad >= (kernel - 1) * dilation + 1:
             raise AttributeValueError(f"{subject}: a pad is {pad}, need less than the kernel {view.kernel}")
     return view
 
 
+@takes(Sliding)
 def infer_max(
-    x: Spec,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    storage_order: int = 0,
-    strides: tuple[int, ...] | None = None,
+    x: Spec, *, kernel_shape: tuple[int, ...], ceil_mode: int = 0, storage_order: int = 0, **sliding: Any
 ) -> tuple[Spec, ...]:
     """(n, c, *out) of x (n, c, *size), and the flat index of every maximum in x."""
     require_dtype("MaxPool: x", x, _MAX_DTYPES)
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = geometry("MaxPool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("MaxPool", x, {**sliding, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     shape = (*x.shape[:2], *view.out)
     return Spec(shape, x.dtype), Spec(shape, _INT64)
 
@@ -81,21 +74,13 @@ def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
         np.copyto(where, positions[of], where=wins)
 
 
+@takes(Sliding)
 def infer_average(
-    x: Spec,
-    *,
-    kernel_shape: tuple[int, ...],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: tuple[int, ...] | None = None,
-    pads: tuple[int, ...] | None = None,
-    strides: tuple[int, ...] | None = None,
+    x: Spec, *, kernel_shape: tuple[int, ...], ceil_mode: int = 0, count_include_pad: int = 0, **sliding: Any
 ) -> Spec:
     """(n, c, *out) of x (n, c, *size)."""
     require_dtype("AveragePool: x", x, FLOATS)
-    attrs = {"auto_pad": auto_pad, "dilations": dilations, "pads": pads, "strides": strides}
-    view = geometry("AveragePool", x, {**attrs, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
+    view = geometry("AveragePool", x, {**sliding, "kernel_shape": kernel_shape, "ceil_mode": ceil_mode})
     return Spec((*x.shape[:2], *view.out), x.dtype)
 
 
@@ -160,6 +145,7 @@ MAX_POOL = Op(
     cost_max,
     (Kernel("taps", run_max),),
     tolerance_eps=0,
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 3)),
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
@@ -178,6 +164,7 @@ AVERAGE_POOL = Op(
     infer_average,
     cost_average,
     (Kernel("taps", run_average),),
+    mixes_rows=only_first_input_has_rows,
     cases=(
         Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 4)),
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
@@ -193,6 +180,19 @@ GLOBAL_CASES = (
     Case("nothing_to_pool", inputs=((2, 3, 0, 4),), raises=ShapeError),
 )
 GLOBAL_AVERAGE_POOL = Op(
-    "GlobalAveragePool", infer_global, cost_global, (Kernel("mean", run_global_average),), tolerance_eps=8, cases=GLOBAL_CASES
+    "GlobalAveragePool",
+    infer_global,
+    cost_global,
+    (Kernel("mean", run_global_average),),
+    tolerance_eps=8,
+    mixes_rows=only_first_input_has_rows,
+    cases=GLOBAL_CASES,
 )
-GLOBAL_MAX_POOL = Op("GlobalMaxPool", infer_global, cost_global, (Kernel("max", run_global_max),), cases=GLOBAL_CASES)
+GLOBAL_MAX_POOL = Op(
+    "GlobalMaxPool",
+    infer_global,
+    cost_global,
+    (Kernel("max", run_global_max),),
+    mixes_rows=only_first_input_has_rows,
+    cases=GLOBAL_CASES,
+)

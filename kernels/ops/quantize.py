@@ -8,6 +8,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import axis_of, element_type
@@ -236,8 +237,28 @@ _DYNAMIC = (
     Case("of_ints", inputs=(_BYTES,), raises=DTypeError),
 )
 
+
+def mixes_rows(call: Application) -> str:
+    """Scales along axis 0, or of blocks, belong to places in the batch."""
+    first, scale = call.inputs[0], call.inputs[1]
+    if first is None or scale is None:
+        return "its scales are not known"
+    if scale.shape != () and (call.attrs["block_size"] or call.attrs["axis"] % len(first.shape) == 0):
+        return "its scales differ from row to row"
+    return only_first_input_has_rows(call)
+
+
 OPS = (
-    Op("QuantizeLinear", infer_quantize, cost_quantize, (Kernel("passes", run_quantize),), cases=_QUANTIZE),
-    Op("DequantizeLinear", infer_dequantize, cost_dequantize, (Kernel("passes", run_dequantize),), cases=_DEQUANTIZE),
+    Op(
+        "QuantizeLinear", infer_quantize, cost_quantize, (Kernel("passes", run_quantize),), mixes_rows=mixes_rows, cases=_QUANTIZE
+    ),
+    Op(
+        "DequantizeLinear",
+        infer_dequantize,
+        cost_dequantize,
+        (Kernel("passes", run_dequantize),),
+        mixes_rows=mixes_rows,
+        cases=_DEQUANTIZE,
+    ),
     Op("DynamicQuantizeLinear", infer_dynamic, cost_dynamic, (Kernel("passes", run_dynamic),), cases=_DYNAMIC),
 )

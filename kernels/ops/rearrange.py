@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, IndexRangeError, ShapeError
 from kernels.operands import moves, one_of
@@ -106,7 +107,21 @@ _REVERSE = (
 )
 
 OPS = (
-    Op("DepthToSpace", infer_depth_to_space, moves, (Kernel("copy", run_depth_to_space),), cases=_DEPTH),
-    Op("SpaceToDepth", infer_space_to_depth, moves, (Kernel("copy", run_space_to_depth),), cases=_SPACE),
+    Op(
+        "DepthToSpace",
+        infer_depth_to_space,
+        moves,
+        (Kernel("copy", run_depth_to_space),),
+        mixes_rows=only_first_input_has_rows,
+        cases=_DEPTH,
+    ),
+    Op(
+        "SpaceToDepth",
+        infer_space_to_depth,
+        moves,
+        (Kernel("copy", run_space_to_depth),),
+        mixes_rows=only_first_input_has_rows,
+        cases=_SPACE,
+    ),
     Op("ReverseSequence", infer_reverse, moves, (Kernel("gather", run_reverse),), cases=_REVERSE),
 )

@@ -1,14 +1,19 @@
-"""LSTM, GRU and RNN: one matrix product for all inputs, then one a step for the state, in one or both directions."""
+"""LSTM, GRU and RNN: one matrix product for all inputs, then one per step for the state, in one or both directions.
+
+The three ops are one computation around a cell that makes the next state of the last one; `_CELLS` lists what differs.
+Gates stand in the order of ONNX's weights: LSTM i o f g, GRU z r g. Half precisions are computed in single.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from kernels.attributes import lacks, takes
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
 from kernels.half import is_half
@@ -17,7 +22,8 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 
 Activation = Callable[[Array], Array]
-Cell = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
+State = tuple[Array, ...]  # the hidden state (batch, hidden), and for LSTM the cell state
+Step = Callable[[Array, State], State]  # projected inputs of one step (batch, gates · hidden), and the state before it
 
 
 def _sigmoid(x: Array) -> Array:
@@ -44,29 +50,189 @@ _ACTIVATIONS: Mapping[str, tuple[tuple[float, ...], Callable[..., Array]]] = Map
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The attributes of the three ops. `input_forget` is LSTM's alone, `linear_before_reset` GRU's."""
+
+    activation_alpha: tuple[float, ...] | None = None
+    activation_beta: tuple[float, ...] | None = None
+    activations: tuple[str, ...] | None = None
+    clip: float | None = None
+    direction: str = "forward"
+    hidden_size: int | None = None
+    input_forget: int = 0
+    layout: int = 0
+    linear_before_reset: int = 0
+
+    @property
+    def directions(self) -> int:
+        """How many times the sequence is run through."""
+        return 2 if self.direction == "bidirectional" else 1
+
+
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What differs between the three: gates, other flops a hidden unit and step, and the default activations."""
+class Parameters:
+    """What the cell of one direction multiplies its state by.
+
+    r: (gates · hidden, hidden). p: peepholes (3, hidden) of i, o and f, or None. inner: the recurrent bias (hidden) of the last
+    gate where it stays apart from the others, or None.
+    """
+
+    r: Array
+    p: Array | None
+    inner: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What differs between the ops.
+
+    activations: defaults in ONNX's order. inputs, attributes: those that not all three ops have. unit_flops: for a hidden unit
+    and step, without biases and peepholes; counted: how they come about. step: makes the step of one direction.
+    """
 
     name: str
     gates: int
-    unit_flops: int
     activations: tuple[str, ...]
+    inputs: tuple[str, ...]
+    attributes: tuple[str, ...]
+    unit_flops: int
+    counted: str
+    step: Callable[[Parameters, tuple[Activation, ...], Options], Step]
 
 
-_LSTM = _Kind("LSTM", 4, 9, ("Sigmoid", "Tanh", "Tanh"))
-_GRU = _Kind("GRU", 3, 8, ("Sigmoid", "Tanh"))
-_RNN = _Kind("RNN", 1, 1, ("Tanh",))
+def _lstm_step(parameters: Parameters, activations: tuple[Activation, ...], options: Options) -> Step:
+    """c = f·c + i·g, h = o·tanh(c)."""
+    gate, cell_input, output = activations
+    transposed, hidden, p = parameters.r.T, parameters.r.shape[1], parameters.p
+
+    def step(rows: Array, state: State) -> State:
+        h, c = state
+        gates = np.matmul(h, transposed) + rows
+        i, o, f, g = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
+        if p is not None:
+            i, f = i + p[0] * c, f + p[2] * c
+        i = gate(i)
+        c = (1 - i if options.input_forget else gate(f)) * c + i * cell_input(g)
+        if p is not None:
+            o = o + p[1] * c
+        return gate(o) * output(c), c
+
+    return step
 
 
-def _chosen(kind: _Kind, directions: int, attrs: Mapping[str, Any]) -> list[tuple[Activation, ...]]:
+def _gru_step(parameters: Parameters, activations: tuple[Activation, ...], options: Options) -> Step:
+    """h = (1 - z)·g + z·h, where r resets h before g's product, or the product with `linear_before_reset`."""
+    gate, candidate = activations
+    r, hidden, inner, linear = parameters.r, parameters.r.shape[1], parameters.inner, bool(options.linear_before_reset)
+    all_gates, both, last = r.T, r[: 2 * hidden].T, r[2 * hidden :].T
+
+    def step(rows: Array, state: State) -> State:
+        (h,) = state
+        recurrent = np.matmul(h, all_gates if linear else both)
+        z, reset = (gate(recurrent[:, k : k + hidden] + rows[:, k : k + hidden]) for k in (0, hidden))
+        if linear:
+            proposed = recurrent[:, 2 * hidden :] if inner is None else recurrent[:, 2 * hidden :] + inner
+            proposed = reset * proposed
+        else:
+            proposed = np.matmul(reset * h, last)
+        return ((1 - z) * candidate(proposed + rows[:, 2 * hidden :]) + z * h,)
+
+    return step
+
+
+def _rnn_step(parameters: Parameters, activations: tuple[Activation, ...], options: Options) -> Step:
+    """h = tanh(x·W + h·R + b)."""
+    transposed, (activation,) = parameters.r.T, activations
+    return lambda rows, state: (activation(np.matmul(state[0], transposed) + rows),)
+
+
+_CELLS = (
+    Cell(
+        "LSTM",
+        4,
+        ("Sigmoid", "Tanh", "Tanh"),
+        ("initial_c", "p"),
+        ("input_forget",),
+        9,
+        "5 activations, 4 for the cell",
+        _lstm_step,
+    ),
+    Cell("GRU", 3, ("Sigmoid", "Tanh"), (), ("linear_before_reset",), 8, "3 activations, 5 for reset and blend", _gru_step),
+    Cell("RNN", 1, ("Tanh",), (), (), 1, "1 activation", _rnn_step),
+)
+_SOME_INPUTS = {name for cell in _CELLS for name in cell.inputs}
+_SOME_ATTRIBUTES = {name for cell in _CELLS for name in cell.attributes}
+
+
+def _infer(cell: Cell) -> Callable[..., tuple[Spec, ...]]:
+    shared = {field.name for field in fields(Options)} - _SOME_ATTRIBUTES
+
+    @takes(Options, *shared, *cell.attributes)
+    @lacks(*_SOME_INPUTS.difference(cell.inputs))
+    def infer(
+        x: Spec,
+        w: Spec,
+        r: Spec,
+        b: Spec | None = None,
+        sequence_lens: Spec | None = None,
+        initial_h: Spec | None = None,
+        initial_c: Spec | None = None,
+        p: Spec | None = None,
+        **attrs: Any,
+    ) -> tuple[Spec, ...]:
+        """Y (steps, directions, batch, hidden), Y_h (directions, batch, hidden), LSTM's Y_c like it; layout 1: batch first."""
+        options = Options(**attrs)
+        floats = {"x": x, "w": w, "r": r, "b": b, "initial_h": initial_h, "initial_c": initial_c, "p": p}
+        _check_options(cell, options)
+        require_dtype(f"{cell.name}: x", x, FLOATS)
+        one_dtype(cell.name, *(spec for spec in floats.values() if spec is not None))
+        if x.rank != 3 or w.rank != 3 or r.rank != 3:
+            raise ShapeError(f"{cell.name}: x is {x}, w is {w}, r is {r}, need three axes each")
+        steps, batch = x.shape[1::-1] if options.layout else x.shape[:2]
+        d, hidden, rows = options.directions, r.shape[2], cell.gates * r.shape[2]
+        state = (batch, d, hidden) if options.layout else (d, batch, hidden)
+        wanted = {
+            "w": (d, rows, x.shape[2]),
+            "r": (d, rows, hidden),
+            "b": (d, 2 * rows),
+            "p": (d, 3 * hidden),
+            "sequence_lens": (batch,),
+            "initial_h": state,
+            "initial_c": state,
+        }
+        given = {**floats, "sequence_lens": sequence_lens}
+        for label, shape in wanted.items():
+            spec = given[label]
+            if spec is not None and spec.shape != shape:
+                raise ShapeError(f"{cell.name}: {label} is {spec}, need {list(shape)} for x {x} and {hidden} hidden units")
+        if sequence_lens is not None and sequence_lens.dtype != np.int32:
+            raise DTypeError(f"{cell.name}: sequence_lens is {sequence_lens}, need int32")
+        if options.hidden_size not in (None, hidden):
+            raise AttributeValueError(f"{cell.name}: hidden_size is {options.hidden_size}, need {hidden} as in r {r}")
+        y = (batch, steps, d, hidden) if options.layout else (steps, d, batch, hidden)
+        last = Spec(state, x.dtype)
+        return Spec(y, x.dtype), *[last] * (2 if "initial_c" in cell.inputs else 1)
+
+    return infer
+
+
+def _check_options(cell: Cell, options: Options) -> None:
+    one_of(f"{cell.name}: attribute direction", options.direction, ("forward", "reverse", "bidirectional"))
+    one_of(f"{cell.name}: attribute layout", options.layout, (0, 1))
+    if options.clip is not None and not options.clip >= 0:
+        raise AttributeValueError(f"{cell.name}: clip is {options.clip}, need 0 or more")
+    _chosen(cell, options)
+
+
+def _chosen(cell: Cell, options: Options) -> list[tuple[Activation, ...]]:
     """The activations of each direction. Every function that has parameters takes the next of alpha and beta, or its default."""
-    names = tuple(attrs["activations"] or kind.activations * directions)
-    if len(names) != len(kind.activations) * directions:
-        raise AttributeValueError(f"{kind.name}: activations are {names}, need {len(kind.activations) * directions}")
-    alphas, betas = iter(attrs["activation_alpha"] or ()), iter(attrs["activation_beta"] or ())
-    found = [_activation(kind.name, name, alphas, betas, attrs["clip"]) for name in names]
-    each = len(kind.activations)
+    each, directions = len(cell.activations), options.directions
+    names = tuple(options.activations or cell.activations * directions)
+    if len(names) != each * directions:
+        raise AttributeValueError(f"{cell.name}: activations are {names}, need {each * directions}")
+    alphas, betas = iter(options.activation_alpha or ()), iter(options.activation_beta or ())
+    found = [_activation(cell.name, name, alphas, betas, options.clip) for name in names]
     return [tuple(found[i * each : (i + 1) * each]) for i in range(directions)]
 
 
@@ -82,96 +248,87 @@ def _activation(op: str, name: str, alphas: Iterator[float], betas: Iterator[flo
     return apply
 
 
-def _infer(
-    kind: _Kind,
-    x: Spec,
-    w: Spec,
-    r: Spec,
-    b: Spec | None,
-    lengths: Spec | None,
-    states: Mapping[str, Spec | None],
-    p: Spec | None,
-    attrs: Mapping[str, Any],
-) -> tuple[Spec, Spec]:
-    """Y and Y_h. Every refusal is here."""
-    name, floats = kind.name, [spec for spec in (x, w, r, b, p, *states.values()) if spec is not None]
-    require_dtype(f"{name}: x", x, FLOATS)
-    one_dtype(name, *floats)
-    one_of(f"{name}: attribute direction", attrs["direction"], ("forward", "reverse", "bidirectional"))
-    one_of(f"{name}: attribute layout", attrs["layout"], (0, 1))
-    directions = 2 if attrs["direction"] == "bidirectional" else 1
-    if x.rank != 3 or w.rank != 3 or r.rank != 3:
-        raise ShapeError(f"{name}: x is {x}, w is {w}, r is {r}, need three axes each")
-    steps, batch = x.shape[1::-1] if attrs["layout"] else x.shape[:2]
-    hidden, rows = r.shape[2], kind.gates * r.shape[2]
-    wanted: dict[str, tuple[Spec | None, tuple[int, ...]]] = {
-        "w": (w, (directions, rows, x.shape[2])),
-        "r": (r, (directions, rows, hidden)),
-        "b": (b, (directions, 2 * rows)),
-        "p": (p, (directions, 3 * hidden)),
-        "sequence_lens": (lengths, (batch,)),
-    }
-    state = (batch, directions, hidden) if attrs["layout"] else (directions, batch, hidden)
-    wanted |= {label: (spec, state) for label, spec in states.items()}
-    for label, (spec, shape) in wanted.items():
-        if spec is not None and spec.shape != shape:
-            raise ShapeError(f"{name}: {label} is {spec}, need {list(shape)} for x {x} and {hidden} hidden units")
-    if lengths is not None and lengths.dtype != np.int32:
-        raise DTypeError(f"{name}: sequence_lens is {lengths}, need int32")
-    if attrs["hidden_size"] not in (None, hidden):
-        raise AttributeValueError(f"{name}: hidden_size is {attrs['hidden_size']}, need {hidden} as in r {r}")
-    if attrs["clip"] is not None and not attrs["clip"] >= 0:
-        raise AttributeValueError(f"{name}: clip is {attrs['clip']}, need 0 or more")
-    _chosen(kind, directions, attrs)
-    y = (batch, steps, directions, hidden) if attrs["layout"] else (steps, directions, batch, hidden)
-    return Spec(y, x.dtype), Spec(state, x.dtype)
+def _cost(cell: Cell) -> Callable[..., Cost]:
+    def cost(
+        out: tuple[Spec, ...],
+        x: Spec,
+        w: Spec,
+        r: Spec,
+        b: Spec | None = None,
+        sequence_lens: Spec | None = None,
+        initial_h: Spec | None = None,
+        initial_c: Spec | None = None,
+        p: Spec | None = None,
+        **attrs: Any,
+    ) -> Cost:
+        units = out[0].elements  # every step of every sequence, however long its `sequence_lens` says it is
+        per_unit = cell.unit_flops + (cell.gates if b is not None else 0) + (6 if p is not None else 0)
+        return Cost(macs=units * cell.gates * (x.shape[2] + out[0].shape[-1]), other_flops=units * per_unit)
 
-
-def _cost(kind: _Kind, out: tuple[Spec, ...], x: Spec, b: Spec | None, p: Spec | None = None) -> Cost:
-    """Every step of every sequence, however long its `sequence_lens` says it is."""
-    hidden = out[0].shape[-1]
-    per_unit = kind.unit_flops + (kind.gates if b is not None else 0) + (6 if p is not None else 0)
-    return Cost(macs=out[0].elements * kind.gates * (x.shape[2] + hidden), other_flops=out[0].elements * per_unit)
+    biases = f"{cell.gates} a bias" + (", 6 peepholes" if "p" in cell.inputs else "")
+    cost.__doc__ = f"MACs: {cell.gates} · (inputs + hidden) for each hidden unit and step. Others: {cell.counted}; {biases}."
+    return cost
 
 
 def _wide(array: Array) -> Array:
     return array.astype(np.float32) if is_half(array.dtype) else array
 
 
-def _run(
-    out: tuple[Array | None, ...],
-    x: Array,
-    w: Array,
-    bias: Array | None,
-    lengths: Array | None,
-    initial: tuple[Array | None, ...],
-    cells: list[Cell],
-    attrs: Mapping[str, Any],
-) -> None:
-    """Every direction: project all inputs at once, step through time, write what is read. bias: (directions, rows)."""
-    by_batch = bool(attrs["layout"])
-    x = _wide(x.swapaxes(0, 1) if by_batch else x)
-    hidden = attrs["hidden"]
-    y, finals = out[0], (*out[1:], None, None)[: len(initial)]
-    for d, cell in enumerate(cells):
-        rows = np.matmul(x, _wide(w[d]).T)
-        if bias is not None:
-            rows += _wide(bias[d])
-        state = tuple(
-            np.zeros((x.shape[1], hidden), x.dtype) if given is None else _wide(given[:, d] if by_batch else given[d])
-            for given in initial
-        )
-        made, state = _sweep(cell, rows, state, lengths, backwards=attrs["direction"] == "reverse" or d == 1)
-        if y is not None:
-            np.copyto(y[:, :, d].swapaxes(0, 1) if by_batch else y[:, d], made, casting="unsafe")
-        for target, value in zip(finals, state, strict=True):
-            if target is not None:
-                np.copyto(target[:, d] if by_batch else target[d], value, casting="unsafe")
+def _run(cell: Cell) -> Callable[..., None]:
+    def run(
+        out: tuple[Array | None, ...],
+        x: Array,
+        w: Array,
+        r: Array,
+        b: Array | None = None,
+        sequence_lens: Array | None = None,
+        initial_h: Array | None = None,
+        initial_c: Array | None = None,
+        p: Array | None = None,
+        **attrs: Any,
+    ) -> None:
+        """In each direction: project all inputs at once, step through time, write the outputs that are read."""
+        options, hidden = Options(**attrs), r.shape[2]
+        by_batch, activations = bool(options.layout), _chosen(cell, options)
+        bias, inner = (None, None) if b is None else _biases(_wide(b), hidden, apart=bool(options.linear_before_reset))
+        initial = (initial_h, initial_c) if "initial_c" in cell.inputs else (initial_h,)
+        x = _wide(x.swapaxes(0, 1) if by_batch else x)
+        y, finals = out[0], (*out[1:], None, None)[: len(initial)]
+        for d in range(options.directions):
+            peepholes = None if p is None else _wide(p[d]).reshape(3, hidden)
+            parameters = Parameters(_wide(r[d]), peepholes, None if inner is None else inner[d])
+            rows = np.matmul(x, _wide(w[d]).T)
+            if bias is not None:
+                rows += bias[d]
+            state = tuple(
+                np.zeros((x.shape[1], hidden), x.dtype) if given is None else _wide(given[:, d] if by_batch else given[d])
+                for given in initial
+            )
+            step, backwards = cell.step(parameters, activations[d], options), options.direction == "reverse" or d == 1
+            made, state = _sweep(step, rows, state, sequence_lens, backwards=backwards)
+            if y is not None:
+                np.copyto(y[:, :, d].swapaxes(0, 1) if by_batch else y[:, d], made, casting="unsafe")
+            for target, value in zip(finals, state, strict=True):
+                if target is not None:
+                    np.copyto(target[:, d] if by_batch else target[d], value, casting="unsafe")
+
+    return run
 
 
-def _sweep(
-    cell: Cell, rows: Array, state: tuple[Array, ...], lengths: Array | None, *, backwards: bool
-) -> tuple[Array, tuple[Array, ...]]:
+def _biases(b: Array, hidden: int, *, apart: bool) -> tuple[Array, Array | None]:
+    """The biases of input and state added (directions, gates · hidden); and the state's for the last gate where it stays apart.
+
+    GRU's `linear_before_reset` resets the state's bias of g too. Every other one only ever appears added to the input's.
+    """
+    rows = b.shape[1] // 2
+    total = b[:, :rows] + b[:, rows:]
+    if not apart:
+        return total, None
+    total[:, rows - hidden :] = b[:, rows - hidden : rows]
+    return total, b[:, 2 * rows - hidden :]
+
+
+def _sweep(step: Step, rows: Array, state: State, lengths: Array | None, *, backwards: bool) -> tuple[Array, State]:
     """The hidden state after every step (steps, batch, hidden), 0 past a sequence's end, and the last state."""
     steps, batch = rows.shape[:2]
     times = np.arange(steps)[:, None]
@@ -183,7 +340,7 @@ def _sweep(
         rows = rows[turned, np.arange(batch)]
     made = np.zeros((steps, batch, state[0].shape[-1]), rows.dtype)
     for t in range(steps):
-        new = cell(rows[t], state)
+        new = step(rows[t], state)
         if alive is None:
             made[t] = new[0]
         else:
@@ -192,218 +349,6 @@ def _sweep(
             new = tuple(np.where(running, after, before) for after, before in zip(new, state, strict=True))
         state = new
     return (made[turned, np.arange(batch)] if backwards else made), state
-
-
-def _summed(b: Array | None, rows: int) -> Array | None:
-    """The two biases of a gate only ever appear added."""
-    return None if b is None else _wide(b[:, :rows]) + _wide(b[:, rows:])
-
-
-def infer_lstm(
-    x: Spec,
-    w: Spec,
-    r: Spec,
-    b: Spec | None = None,
-    sequence_lens: Spec | None = None,
-    initial_h: Spec | None = None,
-    initial_c: Spec | None = None,
-    p: Spec | None = None,
-    *,
-    activation_alpha: tuple[float, ...] | None = None,
-    activation_beta: tuple[float, ...] | None = None,
-    activations: tuple[str, ...] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    input_forget: int = 0,
-    layout: int = 0,
-) -> tuple[Spec, ...]:
-    """Y (steps, directions, batch, hidden), Y_h and Y_c (directions, batch, hidden); layout 1 puts the batch first."""
-    attrs = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "layout": layout,
-    }
-    y, last = _infer(_LSTM, x, w, r, b, sequence_lens, {"initial_h": initial_h, "initial_c": initial_c}, p, attrs)
-    return y, last, last
-
-
-def cost_lstm(out: tuple[Spec, ...], x: Spec, w: Spec, r: Spec, b: Spec | None = None, *more: Spec | None, **attrs: Any) -> Cost:
-    """MACs: 4 gates · (inputs + hidden) a hidden unit and step. Others: 5 activations, 4 for the cell; 4 a bias, 6 peepholes."""
-    return _cost(_LSTM, out, x, b, more[3] if len(more) > 3 else None)
-
-
-def run_lstm(
-    out: tuple[Array | None, ...],
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
-    initial_c: Array | None = None,
-    p: Array | None = None,
-    **attrs: Any,
-) -> None:
-    """c = f·c + i·g, h = o·tanh(c); half precision in single."""
-    chosen, hidden = _chosen(_LSTM, w.shape[0], attrs), r.shape[2]
-    cells = [
-        _lstm_cell(_wide(r[d]), None if p is None else _wide(p[d]).reshape(3, hidden), chosen[d], bool(attrs["input_forget"]))
-        for d in range(w.shape[0])
-    ]
-    _run(out, x, w, _summed(b, 4 * hidden), sequence_lens, (initial_h, initial_c), cells, {**attrs, "hidden": hidden})
-
-
-def _lstm_cell(r: Array, p: Array | None, activations: tuple[Activation, ...], coupled: bool) -> Cell:
-    gate, cell_input, output = activations
-    transposed, hidden = r.T, r.shape[1]
-
-    def cell(rows: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        h, c = state
-        gates = np.matmul(h, transposed) + rows
-        i, o, f, g = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
-        if p is not None:
-            i, f = i + p[0] * c, f + p[2] * c
-        i = gate(i)
-        c = (1 - i if coupled else gate(f)) * c + i * cell_input(g)
-        if p is not None:
-            o = o + p[1] * c
-        return gate(o) * output(c), c
-
-    return cell
-
-
-def infer_gru(
-    x: Spec,
-    w: Spec,
-    r: Spec,
-    b: Spec | None = None,
-    sequence_lens: Spec | None = None,
-    initial_h: Spec | None = None,
-    *,
-    activation_alpha: tuple[float, ...] | None = None,
-    activation_beta: tuple[float, ...] | None = None,
-    activations: tuple[str, ...] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-    linear_before_reset: int = 0,
-) -> tuple[Spec, ...]:
-    """Y (steps, directions, batch, hidden) and Y_h (directions, batch, hidden); layout 1 puts the batch first."""
-    attrs = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "layout": layout,
-    }
-    return _infer(_GRU, x, w, r, b, sequence_lens, {"initial_h": initial_h}, None, attrs)
-
-
-def cost_gru(out: tuple[Spec, ...], x: Spec, w: Spec, r: Spec, b: Spec | None = None, *more: Spec | None, **attrs: Any) -> Cost:
-    """MACs: 3 gates · (inputs + hidden) a hidden unit and step. Others: 3 activations, 5 for reset and blend; 3 a bias."""
-    return _cost(_GRU, out, x, b)
-
-
-def run_gru(
-    out: tuple[Array | None, ...],
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
-    **attrs: Any,
-) -> None:
-    """h = (1 - z)·g + z·h; half precision in single."""
-    chosen, hidden, linear = _chosen(_GRU, w.shape[0], attrs), r.shape[2], bool(attrs["linear_before_reset"])
-    bias, inner = _summed(b, 3 * hidden), None
-    if b is not None and bias is not None and linear:  # the recurrent bias of g is reset too, so it stays apart
-        inner = _wide(b[:, 5 * hidden :])
-        bias[:, 2 * hidden :] = b[:, 2 * hidden : 3 * hidden]
-    cells = [_gru_cell(_wide(r[d]), None if inner is None else inner[d], chosen[d], linear) for d in range(w.shape[0])]
-    _run(out, x, w, bias, sequence_lens, (initial_h,), cells, {**attrs, "hidden": hidden})
-
-
-def _gru_cell(r: Array, inner: Array | None, activations: tuple[Activation, ...], linear: bool) -> Cell:
-    gate, candidate = activations
-    hidden = r.shape[1]
-    all_gates, both, last = r.T, r[: 2 * hidden].T, r[2 * hidden :].T
-
-    def cell(rows: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
-        (h,) = state
-        recurrent = np.matmul(h, all_gates if linear else both)
-        z, reset = (gate(recurrent[:, k : k + hidden] + rows[:, k : k + hidden]) for k in (0, hidden))
-        if linear:
-            proposed = recurrent[:, 2 * hidden :] if inner is None else recurrent[:, 2 * hidden :] + inner
-            proposed = reset * proposed
-        else:
-            proposed = np.matmul(reset * h, last)
-        return ((1 - z) * candidate(proposed + rows[:, 2 * hidden :]) + z * h,)
-
-    return cell
-
-
-def infer_rnn(
-    x: Spec,
-    w: Spec,
-    r: Spec,
-    b: Spec | None = None,
-    sequence_lens: Spec | None = None,
-    initial_h: Spec | None = None,
-    *,
-    activation_alpha: tuple[float, ...] | None = None,
-    activation_beta: tuple[float, ...] | None = None,
-    activations: tuple[str, ...] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-) -> tuple[Spec, ...]:
-    """Y (steps, directions, batch, hidden) and Y_h (directions, batch, hidden); layout 1 puts the batch first."""
-    attrs = {
-        "activation_alpha": activation_alpha,
-        "activation_beta": activation_beta,
-        "activations": activations,
-        "clip": clip,
-        "direction": direction,
-        "hidden_size": hidden_size,
-        "layout": layout,
-    }
-    return _infer(_RNN, x, w, r, b, sequence_lens, {"initial_h": initial_h}, None, attrs)
-
-
-def cost_rnn(out: tuple[Spec, ...], x: Spec, w: Spec, r: Spec, b: Spec | None = None, *more: Spec | None, **attrs: Any) -> Cost:
-    """MACs: inputs + hidden for a hidden unit and step. Others: 1 activation; 1 a bias."""
-    return _cost(_RNN, out, x, b)
-
-
-def run_rnn(
-    out: tuple[Array | None, ...],
-    x: Array,
-    w: Array,
-    r: Array,
-    b: Array | None = None,
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
-    **attrs: Any,
-) -> None:
-    """h = tanh(x·W + h·R + b); half precision in single."""
-    chosen, hidden = _chosen(_RNN, w.shape[0], attrs), r.shape[2]
-    cells = [_rnn_cell(_wide(r[d]), chosen[d][0]) for d in range(w.shape[0])]
-    _run(out, x, w, _summed(b, hidden), sequence_lens, (initial_h,), cells, {**attrs, "hidden": hidden})
-
-
-def _rnn_cell(r: Array, activation: Activation) -> Cell:
-    transposed = r.T
-    return lambda rows, state: (activation(np.matmul(state[0], transposed) + rows),)
 
 
 def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
@@ -478,8 +423,17 @@ _RNN_CASES = (
     ),
 )
 
-OPS = (
-    Op("LSTM", infer_lstm, cost_lstm, (Kernel("steps", run_lstm),), upgrade=upgrade, tolerance_eps=64, cases=_LSTM_CASES),
-    Op("GRU", infer_gru, cost_gru, (Kernel("steps", run_gru),), upgrade=upgrade, tolerance_eps=64, cases=_GRU_CASES),
-    Op("RNN", infer_rnn, cost_rnn, (Kernel("steps", run_rnn),), upgrade=upgrade, tolerance_eps=64, cases=_RNN_CASES),
+_CASES = {"LSTM": _LSTM_CASES, "GRU": _GRU_CASES, "RNN": _RNN_CASES}
+
+OPS = tuple(
+    Op(
+        cell.name,
+        _infer(cell),
+        _cost(cell),
+        (Kernel("steps", _run(cell)),),
+        upgrade=upgrade,
+        tolerance_eps=64,
+        cases=_CASES[cell.name],
+    )
+    for cell in _CELLS
 )

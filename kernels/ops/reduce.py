@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.half import is_half
@@ -164,7 +165,15 @@ def _op(
     upgrade = attribute_inputs(first_opset, "axes")
     kernels = (Kernel("ufunc", _run(name, reduce)),)
     infer, cost = _infer(name, dtypes), _cost(each_input, each_output, formula)
-    return Op(name, infer, cost, kernels, upgrade=upgrade, tolerance_eps=8, cases=shared + cases)
+    return Op(name, infer, cost, kernels, upgrade=upgrade, tolerance_eps=8, mixes_rows=mixes_rows, cases=shared + cases)
+
+
+def mixes_rows(call: Application) -> str:
+    """A reduction of axis 0 runs over the rows; so does one without axes, unless that means no reduction at all."""
+    axes = call.axes(1)
+    if axes == [] and call.attrs["noop_with_empty_axes"]:
+        return only_first_input_has_rows(call)
+    return only_first_input_has_rows(call) or ("it reduces axis 0" if not axes or 0 in axes else "")
 
 
 OPS = (

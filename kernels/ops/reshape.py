@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from kernels.batch_axis import first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import attribute_inputs, axes_of, known_ints, moves, one_of
@@ -117,10 +118,11 @@ _UNSQUEEZE = (
 
 _COPY = (Kernel("copy", run),)
 _AXES = attribute_inputs(13, "axes")
+# in row-major order row i stays row i wherever the number of rows stays, which the caller of a rule checks
 OPS = (
     Op("Identity", infer_identity, moves, _COPY, elementwise=True, view=True, cases=_IDENTITY),
-    Op("Reshape", infer_reshape, moves, _COPY, view=True, cases=_RESHAPE),
-    Op("Flatten", infer_flatten, moves, _COPY, view=True, cases=_FLATTEN),
-    Op("Squeeze", infer_squeeze, moves, _COPY, view=True, upgrade=_AXES, cases=_SQUEEZE),
-    Op("Unsqueeze", infer_unsqueeze, moves, _COPY, view=True, upgrade=_AXES, cases=_UNSQUEEZE),
+    Op("Reshape", infer_reshape, moves, _COPY, view=True, mixes_rows=first_input_has_rows, cases=_RESHAPE),
+    Op("Flatten", infer_flatten, moves, _COPY, view=True, mixes_rows=first_input_has_rows, cases=_FLATTEN),
+    Op("Squeeze", infer_squeeze, moves, _COPY, view=True, upgrade=_AXES, mixes_rows=first_input_has_rows, cases=_SQUEEZE),
+    Op("Unsqueeze", infer_unsqueeze, moves, _COPY, view=True, upgrade=_AXES, mixes_rows=first_input_has_rows, cases=_UNSQUEEZE),
 )

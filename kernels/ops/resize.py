@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import Application, first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, attribute_inputs, axes_of, known_ints, one_of
@@ -422,14 +423,25 @@ _UPSAMPLE_CASES = (
     Case("scales_short", inputs=(_IMAGE, _f(2)), raises=ShapeError),
 )
 
+
+def mixes_rows(call: Application) -> str:
+    """Along an axis whose length does not change, every mode reads the row itself alone, except for crops."""
+    if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "it crops"
+    return first_input_has_rows(call)
+
+
 OPS = (
-    Op("Resize", infer, cost, (Kernel("separable", run),), upgrade=upgrade, tolerance_eps=16, cases=_CASES),
+    Op(
+        "Resize", infer, cost, (Kernel("separable", run),), upgrade=upgrade, tolerance_eps=16, mixes_rows=mixes_rows, cases=_CASES
+    ),
     Op(
         "Upsample",
         infer_upsample,
         cost_upsample,
         (Kernel("separable", run_upsample),),
         upgrade=attribute_inputs(9, "scales", dtype="float32"),
+        mixes_rows=mixes_rows,
         cases=_UPSAMPLE_CASES,
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import works_along_axis
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError, UnsupportedError
 from kernels.half import in_single
@@ -165,7 +166,7 @@ _SKIP_SIMPLIFIED = (
 )
 
 OPS = (
-    Op("RMSNormalization", infer, cost, (Kernel("rows", run),), tolerance_eps=8, cases=_RMS),
+    Op("RMSNormalization", infer, cost, (Kernel("rows", run),), tolerance_eps=8, mixes_rows=works_along_axis, cases=_RMS),
     Op(
         "com.microsoft.SkipLayerNormalization",
         infer_skip_layer,

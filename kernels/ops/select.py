@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import works_along_axis
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import NUMBERS, SCALARS, attribute_inputs, axis_of, known_scalar, moves
@@ -167,5 +168,13 @@ OPS = (
     Op("NonZero", infer_nonzero, cost_each, (Kernel("scan", run_nonzero),), cases=_NONZERO),
     Op("Compress", infer_compress, moves, (Kernel("copy", run_compress),), cases=_COMPRESS),
     Op("Unique", infer_unique, cost_each, (Kernel("sort", run_unique),), cases=_UNIQUE),
-    Op("TopK", infer_topk, cost_each, (Kernel("sort", run_topk),), upgrade=attribute_inputs(10, "k"), cases=_TOPK),
+    Op(
+        "TopK",
+        infer_topk,
+        cost_each,
+        (Kernel("sort", run_topk),),
+        upgrade=attribute_inputs(10, "k"),
+        mixes_rows=works_along_axis,
+        cases=_TOPK,
+    ),
 )

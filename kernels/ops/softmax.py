@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.batch_axis import works_along_axis
 from kernels.cost import Cost
 from kernels.errors import ShapeError
 from kernels.operands import axis_of
@@ -63,5 +64,14 @@ CASES = (
     Case("axis_out_of_range", inputs=((2, 3),), attrs={"axis": 2}, raises=ShapeError),
 )
 
-SOFTMAX = Op("Softmax", infer, cost, (Kernel("rows", run_softmax),), upgrade=upgrade, cases=CASES)
-LOG_SOFTMAX = Op("LogSoftmax", infer, cost, (Kernel("rows", run_log_softmax),), upgrade=upgrade, tolerance_eps=8, cases=CASES)
+SOFTMAX = Op("Softmax", infer, cost, (Kernel("rows", run_softmax),), upgrade=upgrade, mixes_rows=works_along_axis, cases=CASES)
+LOG_SOFTMAX = Op(
+    "LogSoftmax",
+    infer,
+    cost,
+    (Kernel("rows", run_log_softmax),),
+    upgrade=upgrade,
+    tolerance_eps=8,
+    mixes_rows=works_along_axis,
+    cases=CASES,
+)
