@@ -82,6 +82,7 @@ class ProcessLink:
             self.process = subprocess.Popen(  # noqa: S603  this interpreter and numbers
                 [
                     sys.executable,
+                    "-P",  # a file `app.py` in the working directory is not this package
                     "-m",
                     "app.engine.worker",
                     *map(str, passed),
