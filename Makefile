@@ -13,11 +13,12 @@ serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve
 test: $(VENV)/.ready  ## run the tests
 	$(PY) -m pytest -n 2 --dist worksteal
 
-check: $(VENV)/.ready  ## format, lint, types, import order, generated docs
+check: $(VENV)/.ready  ## format, lint, types, import order and circles, generated docs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+	$(PY) -m tests.circles
 	$(PY) -m docs.generate --check
 
 format: $(VENV)/.ready

@@ -37,7 +37,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service.engine.bind()
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
-    lasting = (service.keep_journal(), service.directory.keep(), service.planned.keep(service.settings.plan_refresh_s))
+    lasting = (service.keep_journal(), service.directory.keep(), service.plan_follower.keep(service.settings.plan_refresh_s))
     keeping = [asyncio.ensure_future(work) for work in lasting]
     for task in keeping:
         task.add_done_callback(_report)

@@ -15,16 +15,17 @@ from fastapi import Depends, Request
 from app.access.auth import Sessions
 from app.access.directory import Directory
 from app.access.journal import Journal
-from app.engine import Calls, Engine
+from app.engine.calls import Calls
+from app.engine.port import Engine
 from app.errors import RequestError
 from app.jobs.local import LocalJobs
 from app.logs import SETTINGS as LOG_SETTINGS
-from app.models.loading import Loads
-from app.models.planned import Planned
+from app.models.loading import PendingLoads
+from app.models.planned import PlanFollower
 from app.models.repository import ModelLimits, Repository, Served
 from app.oip.codec import CodecLimits
 from app.settings import Settings
-from app.watch.drift import Observed
+from app.watch.drift import DriftWatch
 from app.watch.flops import RunCosts, Shapes, count
 from app.watch.metrics import Metrics
 from app.watch.spans import Telemetry
@@ -53,16 +54,16 @@ class Service:
         self.settings = settings
         limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
         self.repository = Repository(settings.models, settings.threads, limits)
-        self.observed = Observed(lambda: self.store, retune=settings.retune)
+        self.observed = DriftWatch(lambda: self.store, retune=settings.retune)
         self.engine = Engine(settings, self._forecast)
         self.desk = Calls("edgewise-desk")  # short questions to the database that never wait for other work
-        self.planned = Planned(self.repository, self.engine, self.desk, lambda: self.store, self.here)
+        self.plan_follower = PlanFollower(self.repository, self.engine, self.desk, lambda: self.store, self.here)
         self.listeners = 0
         self.kinds = kinds
         self.runner = LocalJobs(
             lambda: self.store, settings.db, kinds, self.model, lease_s=settings.job_lease_s, probe_s=SERVICE_PROBE_S
         )
-        self.loads = Loads(self.repository, self.engine)
+        self.loads = PendingLoads(self.repository, self.engine)
         self.statistics = Statistics()
         self.traces = TraceSettings()
         self.telemetry = telemetry

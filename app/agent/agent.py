@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from app.agent.client import RefusedError, ServiceClient
-from app.jobs.worker import Bench, DeskError, Ended, JobWorker
+from app.jobs.execution import DeskError, Ended, JobContext, JobWorker
 from app.v1.devices import DeviceOut
 from app.v1.exchange import ImportedOut
 from app.v1.jobs import BeatOut, ClaimOut, JobOut
@@ -157,7 +157,7 @@ class Agent:
                     try:
                         while (claimed := self._next(desk.device, once=once)) is not None:
                             worked += 1
-                            self._work(Bench(self._kinds, store, self._db, self._probe_s), desk, *claimed)
+                            self._work(JobContext(self._kinds, store, self._db, self._probe_s), desk, *claimed)
                     except NotFoundError as error:  # the service has a new database
                         log.warning("registering again", reason=str(error))
                         continue
@@ -197,8 +197,8 @@ class Agent:
             return None
         return Claim(_job(answer.job), answer.lease), answer.lease_s
 
-    def _work(self, bench: Bench, desk: HttpDesk, claim: Claim, lease_s: float) -> None:
-        worker = self._worker = JobWorker(bench, desk, lease_s)
+    def _work(self, context: JobContext, desk: HttpDesk, claim: Claim, lease_s: float) -> None:
+        worker = self._worker = JobWorker(context, desk, lease_s)
         if self._closing.is_set():
             worker.close()
         worker.run(claim)

@@ -18,7 +18,7 @@ import httpx
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from app.jobs.worker import DeskError
+from app.jobs.execution import DeskError
 from kernels.errors import EdgewiseError, InvalidError
 from scheduler.errors import LeaseLostError, NotFoundError
 

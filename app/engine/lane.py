@@ -17,9 +17,9 @@ import structlog
 
 from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
 from app.engine.budget import Account, CoreBudget
+from app.engine.hosts import ModelHost
+from app.engine.messages import ModelFile
 from app.engine.policy import AUTOMATIC, Rules, ladder
-from app.engine.supervisor import Engines
-from app.engine.wire import ModelFile
 from app.errors import RequestError
 from app.settings import Settings
 from graph.ir import Model
@@ -88,9 +88,9 @@ class LoopClock:
 class Lane:
     """One model's way to its engine."""
 
-    def __init__(self, served: Servable, session: Session, engines: Engines, shared: Shared, number: int) -> None:
+    def __init__(self, served: Servable, session: Session, host: ModelHost, shared: Shared, number: int) -> None:
         rules, limits = served.rules, shared.settings
-        self.engines, self.number, self._shared = engines, number, shared
+        self.host, self.number, self._shared = host, number, shared
         self.cores, instances = _share(rules.instances, session.threads, limits.threads, shared.budget.cores)
         self.file = _model_file(served, session, self.cores, instances, limits)
         self.trusted = rules.max_batch_size is not None
@@ -102,7 +102,7 @@ class Lane:
         self._buckets: OrderedDict[tuple[bool, tuple[tuple[int, ...], ...]], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
-        engines.models[number] = self.file  # at once: the next lane goes where there are fewer
+        host.models[number] = self.file  # at once: the next lane goes where there are fewer
         self._session = weakref.ref(session)  # which owns the lane
         self.end: weakref.finalize[..., Session] | None = None
         self.loading = self._spawn(self._load(session.model, tuple(session.plans.values())))
@@ -111,22 +111,22 @@ class Lane:
     async def _lease(self, rank: Callable[[], int]) -> AsyncIterator[None]:
         """Cores, once the model can run: who waits for a process holds none. Why it cannot is told to the batch by its run."""
         with contextlib.suppress(EdgewiseError):
-            await self.engines.ready(self.number)
+            await self.host.ready(self.number)
         async with self._shared.budget.lease(self.account, self.cores, rank):
             yield
 
     async def _run(self, batch: Batch) -> Ran:
         with self._shared.alone.run() as alone:
-            ran = await self.engines.run(self.number, batch)
+            ran = await self.host.run(self.number, batch)
             return replace(ran, alone=alone())
 
     async def _build(self, batch: Batch) -> None:
         with self._shared.alone.run():
-            await self.engines.prepare(self.number, batch.shapes)
+            await self.host.prepare(self.number, batch.shapes)
 
     async def _load(self, model: Model, plans: Sequence[Plan]) -> None:
         try:
-            await self.engines.load(self.number, self.file, model, {plan.inputs: _text(plan) for plan in plans})
+            await self.host.load(self.number, self.file, model, {plan.inputs: _text(plan) for plan in plans})
         except EdgewiseError as error:  # tried again, and told, when a request needs it
             log.warning("model not loaded by its engine", model=self.file.name, reason=str(error))
 
@@ -134,7 +134,7 @@ class Lane:
         """Run a plan from now on, built before a run waits for it. Raises what `Session.follow` raises."""
         text = await asyncio.to_thread(_text, plan)
         with self._shared.alone.run():
-            await self.engines.follow(self.number, plan.inputs, text)
+            await self.host.follow(self.number, plan.inputs, text)
 
     async def submit(self, feeds: dict[str, Array], options: InferOptions) -> Outcome:
         """Run one request, alone or with others. Raises what `Batcher.submit` raises, RequestError 400 for too many rows."""
@@ -165,7 +165,7 @@ class Lane:
 
     async def _prove(self, bucket: Bucket, shapes: dict[str, tuple[int, ...]]) -> None:
         try:
-            reason = await self.engines.prove(self.number, shapes)
+            reason = await self.host.prove(self.number, shapes)
         except EdgewiseError as error:
             reason = str(error)
         if reason:
@@ -203,7 +203,7 @@ class Lane:
     async def _prepare(self, bucket: Bucket, size: int, shapes: dict[str, tuple[int, ...]]) -> None:
         try:
             with self._shared.alone.run():
-                await self.engines.prepare(self.number, shapes)
+                await self.host.prepare(self.number, shapes)
         except DeviceLostError:
             self._growing.discard(bucket)  # another try, when there is another process
         except EdgewiseError as error:  # it stays among those that grow: no larger size is tried
@@ -246,7 +246,7 @@ class Lane:
         self.batcher.close()
         for task in list(self._tasks):
             task.cancel()
-        self.engines.drop(self.number)
+        self.host.drop(self.number)
 
 
 def _share(instances: int | None, threads: int, wanted: int | None, cores: int) -> tuple[int, int]:

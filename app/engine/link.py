@@ -16,8 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.engine.batching import Batch, Ran
+from app.engine.messages import (
+    CancelRun,
+    Done,
+    DropModel,
+    Failed,
+    Frames,
+    FreeReplies,
+    Order,
+    Reply,
+    RunBatch,
+    RunResult,
+    error_of,
+    frame,
+)
 from app.engine.slab import Slab, Space, anonymous_file, layout, view, write
-from app.engine.wire import Cancel, Done, Drop, Failed, Frames, Freed, Order, Reply, Result, Run, error_of, frame
 from app.errors import RequestError
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
@@ -38,10 +51,10 @@ class _Call:
     watchdog: asyncio.TimerHandle | None
 
 
-class Link:
+class ProcessLink:
     """One process. on_lost: called once with the reason and the models whose work it held when it died."""
 
-    def __init__(self, size_bytes: int, threads: int, on_lost: Callable[[Link, str, set[int]], None]) -> None:
+    def __init__(self, size_bytes: int, threads: int, on_lost: Callable[[ProcessLink, str, set[int]], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._on_lost = on_lost
@@ -69,6 +82,7 @@ class Link:
             self.process = subprocess.Popen(  # noqa: S603  this interpreter and numbers
                 [
                     sys.executable,
+                    "-P",  # a file `app.py` in the working directory is not this package
                     "-m",
                     "app.engine.worker",
                     *map(str, passed),
@@ -118,20 +132,20 @@ class Link:
             else:
                 write(self._requests, region, tensors, texts, groups)
             inputs = dict(zip(names, tensors, strict=True))
-            self._send(Run(number, model, region, nbytes, inputs, batch.deadline_ns, batch.build, self._take_freed()))
-            batch.on_abandoned = lambda: self._send(Cancel(number))
+            self._send(RunBatch(number, model, region, nbytes, inputs, batch.deadline_ns, batch.build, self._take_freed()))
+            batch.on_abandoned = lambda: self._send(CancelRun(number))
             batch.check()
             reply = await self._reply(number, model, timeout_s)
         finally:
             batch.on_abandoned = None
             self._give(region)
-        if not isinstance(reply, Result):
+        if not isinstance(reply, RunResult):
             raise DeviceLostError("engine: another reply than a run has")
         return Ran(self._outputs(reply, [request.rows for request in batch.requests]), reply.compute_ns, reply.plan_id)
 
     def drop(self, model: int) -> None:
         """Let the process forget a model."""
-        self._send(Drop(model))
+        self._send(DropModel(model))
 
     def kill(self, reason: str) -> None:
         """End the process at once; its calls fail."""
@@ -171,7 +185,7 @@ class Link:
         self._space.give(region)
         self._room.set()
 
-    def _outputs(self, reply: Result, rows: Sequence[int]) -> list[dict[str, Array]]:
+    def _outputs(self, reply: RunResult, rows: Sequence[int]) -> list[dict[str, Array]]:
         """Every request's rows of every output: views, whose space is freed when the last of them is let go.
 
         Copies where half of the slab is held by views already: who keeps answers for long must not hold up the process.
@@ -206,7 +220,7 @@ class Link:
 
     def _flush_freed(self) -> None:
         if regions := self._take_freed():
-            self._send(Freed(regions))
+            self._send(FreeReplies(regions))
 
     def _take_freed(self) -> list[int]:
         if self._flush is not None:
@@ -255,7 +269,7 @@ class Link:
                 call.watchdog.cancel()
             if not call.answer.cancelled():
                 call.answer.set_result(reply)
-            elif isinstance(reply, Result):  # nobody reads it
+            elif isinstance(reply, RunResult):  # nobody reads it
                 self._free(reply.region, reply.nbytes)
         if not data:
             self._died()
@@ -311,11 +325,11 @@ def split(arrays: dict[str, Array], rows: Sequence[int]) -> list[dict[str, Array
     return [{name: array[end - count : end] for name, array in arrays.items()} for count, end in zip(rows, ends, strict=True)]
 
 
-def _let_go(link: weakref.ref[Link], region: int, size_bytes: int) -> None:
+def _let_go(link: weakref.ref[ProcessLink], region: int, size_bytes: int) -> None:
     """Finalizers are kept alive by the interpreter: one that held the link would keep all that the link can reach."""
     if (found := link()) is not None:
         found.free_later(region, size_bytes)
 
 
-def _ignore(_link: Link, _reason: str, _suspects: set[int]) -> None:
+def _ignore(_link: ProcessLink, _reason: str, _suspects: set[int]) -> None:
     pass

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from app.engine.batching import InferOptions, Outcome
 from app.engine.budget import CoreBudget
 from app.engine.calls import Calls
+from app.engine.hosts import ModelHost, ProcessHost, ServiceHost
 from app.engine.lane import Lane, Servable, Shapes, Shared
-from app.engine.supervisor import Engines, InProcess, Process
 from app.errors import RequestError
 from app.settings import Settings
 from graph.run.feeds import check_feeds
@@ -48,8 +48,8 @@ class Engine:
         self._forecast = forecast
         self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee)
         self._calls = Calls("edgewise-work")
-        self._here = InProcess(cores)
-        self._processes = [Process(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
+        self._here = ServiceHost(cores)
+        self._processes = [ProcessHost(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
         self._lanes: weakref.WeakKeyDictionary[Session, Lane] = weakref.WeakKeyDictionary()
         self._numbers = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,7 +77,7 @@ class Engine:
         return self._calls.working
 
     @property
-    def processes(self) -> tuple[Process, ...]:
+    def processes(self) -> tuple[ProcessHost, ...]:
         """The engine processes; none where models run in the service's own."""
         return tuple(self._processes)
 
@@ -147,7 +147,7 @@ class Engine:
     def memory_bytes(self, session: Session) -> int:
         """What a served model takes in the service: the model, and the arenas of its runs."""
         lane = self._lanes.get(session)
-        return session.memory_bytes + (0 if lane is None else lane.engines.arena_bytes(lane.number))
+        return session.memory_bytes + (0 if lane is None else lane.host.arena_bytes(lane.number))
 
     def _lane(self, served: Servable, session: Session) -> Lane:
         lane = self._lanes.get(session)
@@ -157,7 +157,7 @@ class Engine:
             lane.end.atexit = False
         return lane
 
-    def _place(self, served: Servable) -> Engines:
+    def _place(self, served: Servable) -> ModelHost:
         """The process with the fewest models; the service's own where there is none, or no file that one could load."""
         if served.file is None or not self._processes:
             return self._here

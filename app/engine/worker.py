@@ -18,25 +18,25 @@ import time
 import structlog
 
 from app import logs
-from app.engine.runner import DROPPED, DroppedError, Runner
-from app.engine.slab import Slab, Space, layout, view, write
-from app.engine.wire import (
-    Cancel,
+from app.engine.loaded import DROPPED, DroppedError, LoadedModels
+from app.engine.messages import (
+    CancelRun,
     Done,
-    Drop,
-    Follow,
-    Freed,
-    Load,
+    DropModel,
+    FollowPlan,
+    FreeReplies,
+    LoadModel,
     Order,
-    Prepare,
-    Prove,
+    PrepareShapes,
+    ProveRows,
     Reply,
-    Result,
-    Run,
+    RunBatch,
+    RunResult,
     failure,
     frame,
     receive,
 )
+from app.engine.slab import Slab, Space, layout, view, write
 from graph.errors import LimitError
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
@@ -46,7 +46,7 @@ log = structlog.get_logger("edgewise.engine")
 SWITCH_S = 0.0005  # a run takes the interpreter's lock a dozen times: beside a thread that builds code, 5 ms each would double it
 
 
-class Worker:
+class EngineWorker:
     """Orders in, replies out."""
 
     def __init__(self, stream: socket.socket, requests: Slab, replies: Slab) -> None:
@@ -54,7 +54,7 @@ class Worker:
         self._requests, self._replies = requests, replies
         self._space = Space(replies.size_bytes)
         self._room = threading.Condition()
-        self._runner = Runner()
+        self._models = LoadedModels()
         self._reading, self._writing = threading.Lock(), threading.Lock()
         self._open: set[int] = set()  # runs that are not finished
         self._cancelled: set[int] = set()
@@ -77,21 +77,21 @@ class Worker:
 
     def _note(self, order: Order) -> None:
         """What has to be known before the next order is read."""
-        if isinstance(order, Run):
+        if isinstance(order, RunBatch):
             self._open.add(order.id)
             self._free(order.freed)
-        elif isinstance(order, Load):
-            self._runner.expect(order.model)
-        elif isinstance(order, Cancel) and order.id in self._open:
+        elif isinstance(order, LoadModel):
+            self._models.expect(order.model)
+        elif isinstance(order, CancelRun) and order.id in self._open:
             self._cancelled.add(order.id)
-        elif isinstance(order, Freed):
+        elif isinstance(order, FreeReplies):
             self._free(order.regions)
 
     def _obey(self, order: Order) -> None:
-        if isinstance(order, Cancel | Freed):
+        if isinstance(order, CancelRun | FreeReplies):
             return
-        if isinstance(order, Drop):
-            self._runner.drop(order.model)
+        if isinstance(order, DropModel):
+            self._models.drop(order.model)
             return
         try:
             reply = self._carry_out(order)
@@ -101,21 +101,21 @@ class Worker:
             reply = failure(order.id, error)
         self._send(reply)
 
-    def _carry_out(self, order: Load | Follow | Prove | Prepare | Run) -> Reply:
-        if isinstance(order, Load):
-            self._runner.load(order.model, order.file)
+    def _carry_out(self, order: LoadModel | FollowPlan | ProveRows | PrepareShapes | RunBatch) -> Reply:
+        if isinstance(order, LoadModel):
+            self._models.load(order.model, order.file)
             return Done(order.id)
-        if isinstance(order, Follow):
-            self._runner.follow(order.model, order.plan)
+        if isinstance(order, FollowPlan):
+            self._models.follow(order.model, order.plan)
             return Done(order.id)
-        if isinstance(order, Prove):
-            return Done(order.id, self._runner.prove(order.model, order.shapes))
-        if isinstance(order, Prepare):
-            self._runner.prepare(order.model, order.shapes)
+        if isinstance(order, ProveRows):
+            return Done(order.id, self._models.prove(order.model, order.shapes))
+        if isinstance(order, PrepareShapes):
+            self._models.prepare(order.model, order.shapes)
             return Done(order.id)
         return self._run(order)
 
-    def _run(self, order: Run) -> Result:
+    def _run(self, order: RunBatch) -> RunResult:
         def check() -> None:
             late = order.deadline_ns is not None and time.monotonic_ns() >= order.deadline_ns
             if late or order.id in self._cancelled:
@@ -124,14 +124,14 @@ class Worker:
         try:
             region = self._requests.bytes_at(order.region, order.nbytes)
             feeds = {name: view(region, tensor) for name, tensor in order.inputs.items()}
-            computed = self._runner.run(order.model, feeds, check, build=order.build)
+            computed = self._models.run(order.model, feeds, check, build=order.build)
             groups = [[output] for output in computed.outputs.values()]
             return self._place(order.id, list(computed.outputs), groups, computed.compute_ns, computed.plan_id)
         finally:
             self._open.discard(order.id)
             self._cancelled.discard(order.id)
 
-    def _place(self, number: int, names: list[str], groups: list[list[Array]], compute_ns: int, plan_id: str) -> Result:
+    def _place(self, number: int, names: list[str], groups: list[list[Array]], compute_ns: int, plan_id: str) -> RunResult:
         """Copy the outputs to where the service reads them, waiting for room."""
         tensors, texts, nbytes = layout(groups)
         if nbytes > self._space.size_bytes:
@@ -140,7 +140,7 @@ class Worker:
             while (base := self._space.take(nbytes)) is None:
                 self._room.wait()
         write(self._replies, base, tensors, texts, groups)
-        return Result(number, base, nbytes, dict(zip(names, tensors, strict=True)), compute_ns, plan_id)
+        return RunResult(number, base, nbytes, dict(zip(names, tensors, strict=True)), compute_ns, plan_id)
 
     def _free(self, regions: list[int]) -> None:
         if regions:
@@ -164,7 +164,7 @@ def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads:
     for number in (requests, replies):
         os.close(int(number))
     with socket.socket(fileno=int(descriptor)) as stream:
-        worker = Worker(stream, *slabs)
+        worker = EngineWorker(stream, *slabs)
         stream.sendall(frame(Done(0)))
         worker.serve(int(threads))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import orjson
 import structlog
 
-from app.jobs.worker import Bench, Ended, JobWorker
+from app.jobs.execution import Ended, JobContext, JobWorker
 from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.jobs import JobOutcome, Kind, deliver
@@ -115,7 +115,7 @@ class LocalJobs:
     def _take_all(self) -> None:
         store = self._open_store()
         device = local_fingerprint()
-        bench = Bench(self._kinds, store, self._db, self._probe_s)
-        worker = self._worker = JobWorker(bench, StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
+        context = JobContext(self._kinds, store, self._db, self._probe_s)
+        worker = self._worker = JobWorker(context, StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
         while not self._closing.is_set() and (claim := store.jobs.claim(device, OWNER, self._lease_s)) is not None:
             worker.run(claim)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.engine import Engine
+from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.repository import Repository
 
@@ -23,7 +23,7 @@ class LoadRequest:
     key: str
 
 
-class Loads:
+class PendingLoads:
     """Event loop only."""
 
     def __init__(self, repository: Repository, engine: Engine) -> None:

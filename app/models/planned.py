@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from app.engine import Calls, Engine
+from app.engine.calls import Calls
 from app.engine.policy import Rules
+from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.repository import Repository, Served
 from kernels.errors import EdgewiseError
@@ -43,7 +44,7 @@ class Terms:
         return true and plan.objective == (self.rules.objective or "latency") and plan.constraints in asked
 
 
-class Planned:
+class PlanFollower:
     """Event loop only. looked: up to which stored plan each session's were looked at; it goes with the session."""
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from app.engine import Outcome
+from app.engine.batching import Outcome
 from kernels.errors import EdgewiseError
 from scheduler.drift import Drift, ServedPlan
 from scheduler.jobs import TuneRequest
@@ -18,7 +18,7 @@ from scheduler.store import Store
 log = structlog.get_logger("edgewise.drift")
 
 
-class Observed:
+class DriftWatch:
     """Told of every inference. Args: retune: queue a tune job for each plan that drifts."""
 
     def __init__(self, open_store: Callable[[], Store], *, retune: bool) -> None:

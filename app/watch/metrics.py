@@ -15,9 +15,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric, UnknownMetricFamil
 from prometheus_client.registry import Collector
 
 from app.access.journal import Journal
-from app.engine import Engine
+from app.engine.port import Engine
 from app.models.repository import Repository
-from app.watch.drift import Observed
+from app.watch.drift import DriftWatch
 from app.watch.statistics import REASONS, ModelStatistics, Statistics
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -56,13 +56,13 @@ class Metrics:
     """The instruments of one service, in a registry of their own."""
 
     def __init__(
-        self, statistics: Statistics, repository: Repository, engine: Engine, journal: Journal, observed: Observed
+        self, statistics: Statistics, repository: Repository, engine: Engine, journal: Journal, drift: DriftWatch
     ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(_Models(statistics, repository))
-        self.registry.register(_Server(engine, journal, observed))
+        self.registry.register(_Server(engine, journal, drift))
         self.requests = self._histogram("edgewise_request_duration_seconds", "HTTP requests", ("route", "method", "status"))
         self.inferences = self._histogram("edgewise_inference_duration_seconds", "Inferences, from arrival to reply")
         self.queue = self._histogram("edgewise_queue_seconds", "Waiting for the engine")
@@ -114,10 +114,10 @@ class _Models(Collector):
 class _Server(Collector):
     """Reads the engine, the journal and the host."""
 
-    def __init__(self, engine: Engine, journal: Journal, observed: Observed) -> None:
+    def __init__(self, engine: Engine, journal: Journal, drift: DriftWatch) -> None:
         self._engine = engine
         self._journal = journal
-        self._observed = observed
+        self._drift = drift
 
     def collect(self) -> Iterator[Metric]:
         """Gauges of the process and its host."""
@@ -128,7 +128,7 @@ class _Server(Collector):
         yield UnknownMetricFamily(
             "edgewise_dropped_writes_total", "Writes lost to the bound on waiting ones", self._journal.dropped
         )
-        drifts = self._observed.drifts
+        drifts = self._drift.drifts
         yield UnknownMetricFamily("edgewise_plan_drift_total", "Plans that took another time than they say", drifts)
         memory = psutil.virtual_memory()
         yield GaugeMetricFamily("nv_cpu_utilization", "Share of this host's cores in use", psutil.cpu_percent() / 100)

@@ -113,13 +113,28 @@ class Server:
         return self.process.wait(wait_s)
 
 
-def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = {}, *options: str) -> Server:
+def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT) -> Server:
     """`edgewise serve` as a process; answers when it is ready."""
     port = free_port() if "--port" not in options else int(options[options.index("--port") + 1])
     log = folder / f"server-{port}.log"
-    command = [sys.executable, "-m", "edgewise", "serve", "--models", str(models), "--port", str(port), "--db", db, *options]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "edgewise",
+        "serve",
+        "--models",
+        str(models),
+        "--port",
+        str(port),
+        "--db",
+        db,
+        *options,
+    ]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=output, stderr=output
+        )
     server = Server(process, port, models, log)
     for _ in range(600):
         if process.poll() is not None:
@@ -133,9 +148,11 @@ def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = 
 
 
 @contextlib.contextmanager
-def running(folder: Path, models: Path, db: str = "", environment: Mapping[str, str] = {}, *options: str) -> Iterator[Server]:
+def running(
+    folder: Path, models: Path, db: str = "", environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT
+) -> Iterator[Server]:
     """A server for the block."""
-    server = start(folder, models, db or f"sqlite:///{folder / 'edgewise.db'}", environment, *options)
+    server = start(folder, models, db or f"sqlite:///{folder / 'edgewise.db'}", environment, *options, cwd=cwd)
     try:
         yield server
     finally:

@@ -19,7 +19,7 @@ import pytest
 
 from app.agent import client as link
 from app.agent.client import RefusedError, ServiceClient
-from app.jobs.worker import DeskError
+from app.jobs.execution import DeskError
 from app.settings import DEMO_MODELS, Settings
 from bench.jobs import add, wait_for
 from bench.local import answers, free_port, serving

@@ -13,8 +13,9 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine import Engine, InferOptions
-from app.engine.runner import Computed, Runner
+from app.engine.batching import InferOptions
+from app.engine.loaded import Computed, LoadedModels
+from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
@@ -35,7 +36,7 @@ class Gate:
         self.fails = False
         self.real = real
 
-    def run(self, runner: Runner, number: int, feeds: dict[str, Any], check: Callable[[], None], **_: bool) -> Computed:
+    def run(self, runner: LoadedModels, number: int, feeds: dict[str, Any], check: Callable[[], None], **_: bool) -> Computed:
         """It builds what is missing: who waits for that is another matter."""
         self.open.wait(20)
         self.order.append(float(next(iter(feeds.values())).flat[0]))
@@ -46,12 +47,12 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    made = Gate(Runner.run)
+    made = Gate(LoadedModels.run)
 
-    def gated(runner: Runner, number: int, feeds: dict[str, Any], check: Callable[[], None], *, build: bool) -> Computed:
+    def gated(runner: LoadedModels, number: int, feeds: dict[str, Any], check: Callable[[], None], *, build: bool) -> Computed:
         return made.run(runner, number, feeds, check, build=build)
 
-    monkeypatch.setattr(Runner, "run", gated)
+    monkeypatch.setattr(LoadedModels, "run", gated)
     yield made
     made.open.set()
 

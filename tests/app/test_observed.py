@@ -9,10 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine import Engine, Outcome
+from app.engine.batching import Outcome
+from app.engine.port import Engine
 from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
-from app.watch.drift import Observed
+from app.watch.drift import DriftWatch
 from bench.waiting import until
 from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
@@ -24,7 +25,7 @@ from scheduler.store import Here, Store
 FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
 
 
-def infer(observed: Observed, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
+def infer(observed: DriftWatch, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
     """Run through an engine, and tell of it, as the service does."""
     served = Served("digits", "1", DEMO_MODELS / "digits.onnx", session=session)
     engine = Engine(Settings())
@@ -50,7 +51,7 @@ def test_a_plan_that_promises_too_much_is_marked_and_tuned_again(tmp_path: Path,
         store.plans.save(made)
         optimist = made.model_copy(update={"measured_ns": 1.0})  # an inference in a nanosecond
         session = Session(model, plan=optimist)
-        observed = Observed(lambda: store, retune=True)
+        observed = DriftWatch(lambda: store, retune=True)
         infer(observed, session, WINDOW * SUSTAINED, FEEDS)
         infer(observed, session, 1, {"image": np.zeros((3, 1, 8, 8), np.float32)})  # other shapes follow no plan
         (served,) = observed.served()
@@ -66,7 +67,7 @@ def test_a_plan_that_promises_too_much_is_marked_and_tuned_again(tmp_path: Path,
 
 def test_a_session_without_a_plan_is_left_alone() -> None:
     session = Session(DEMO_MODELS / "digits.onnx")
-    observed = Observed(lambda: pytest.fail("no database is needed"), retune=True)
+    observed = DriftWatch(lambda: pytest.fail("no database is needed"), retune=True)
     infer(observed, session, 1, FEEDS)
     assert observed.served() == ()
     assert session.plan_in_use({"image": (1, 1, 8, 8)}) is None
@@ -76,7 +77,7 @@ def test_a_run_that_was_shared_says_nothing_of_its_plan(machine: DeviceProfile) 
     session = Session(DEMO_MODELS / "digits.onnx")
     made = make_plan(session.model, machine, dims={"batch": 1}, max_threads=1, backend="numpy")
     session = Session(session.model, plan=made)
-    observed = Observed(lambda: pytest.fail("no database is needed"), retune=True)
+    observed = DriftWatch(lambda: pytest.fail("no database is needed"), retune=True)
     for alone, plan_id in ((False, made.id), (True, "default")):
         observed.ran(session, Outcome({}, 0, 1, 1, plan_id, alone))
     assert observed.served() == ()

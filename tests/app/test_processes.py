@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.link import Link
+from app.engine.link import ProcessLink
 from app.main import create_app
 from app.service import Service
 from app.settings import DEMO_MODELS, Settings
@@ -31,7 +31,7 @@ class Served:
     service: Service
     folder: Path
 
-    def link(self) -> Link:
+    def link(self) -> ProcessLink:
         (process,) = self.service.engine._processes
         return until(lambda: process.link)
 

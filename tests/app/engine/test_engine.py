@@ -17,10 +17,11 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from app.engine import Engine, InferOptions
+from app.engine.batching import InferOptions
+from app.engine.hosts import ProcessHost
 from app.engine.policy import DynamicBatching, InstanceGroup
+from app.engine.port import Engine
 from app.engine.slab import Space
-from app.engine.supervisor import Process
 from app.errors import RequestError
 from app.models.files import Card
 from app.models.repository import Served, State
@@ -68,7 +69,7 @@ def rows(count: int, seed: int = 0) -> dict[str, Any]:
     return {"x": np.random.default_rng(seed).standard_normal((count, 16), np.float32)}
 
 
-def process(made: Engine, index: int = 0) -> Process:
+def process(made: Engine, index: int = 0) -> ProcessHost:
     return made._processes[index]
 
 
@@ -223,7 +224,7 @@ def test_the_same_process_serves_again_after_its_death(tmp_path: Path) -> None:
 
 def test_who_waits_for_a_process_holds_no_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pick, dense = models.served(models.pick(tmp_path)), models.served(models.dense(tmp_path))
-    monkeypatch.setattr("app.engine.supervisor.FIRST_PAUSE_S", 5.0)
+    monkeypatch.setattr("app.engine.hosts.FIRST_PAUSE_S", 5.0)
 
     async def work() -> None:
         async with engine(workers=2) as made:
@@ -310,7 +311,7 @@ def test_a_model_that_ends_its_process_again_and_again_is_set_aside(tmp_path: Pa
 
 def test_a_process_that_cannot_start_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = models.served(models.dense(tmp_path))
-    monkeypatch.setattr("app.engine.supervisor.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("app.engine.hosts.FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr("sys.executable", "/bin/false")
 
     async def work() -> None:

@@ -21,9 +21,9 @@ import numpy as np
 import structlog
 
 from app.engine.batching import Batch, Ran
-from app.engine.link import CONTROL_THREADS, Link, split
-from app.engine.runner import DROPPED, DroppedError, Runner
-from app.engine.wire import Done, Follow, Load, ModelFile, Order, Prepare, Prove, Shapes
+from app.engine.link import CONTROL_THREADS, ProcessLink, split
+from app.engine.loaded import DROPPED, DroppedError, LoadedModels
+from app.engine.messages import Done, FollowPlan, LoadModel, ModelFile, Order, PrepareShapes, ProveRows, Shapes
 from app.errors import RequestError
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
@@ -42,8 +42,8 @@ STRIKES, STRIKE_WINDOW_S, ASIDE_S = 3, 60.0, 30.0
 CONTROL_TIMEOUT_S = 900.0  # loading or compiling a large model
 
 
-class Engines(Protocol):
-    """What runs models; `Process` and `InProcess`."""
+class ModelHost(Protocol):
+    """What runs models; `ProcessHost` and `ServiceHost`."""
 
     models: dict[int, ModelFile]
 
@@ -78,15 +78,15 @@ class Engines(Protocol):
         """Block until it has ended, on any thread."""
 
 
-class Process:
+class ProcessHost:
     """One engine process and its successors. It is started when the first model is loaded, and ended with the last one."""
 
     def __init__(self, threads: int, shared_bytes: int, run_timeout_s: float) -> None:
         self.models: dict[int, ModelFile] = {}
         self.restarts = 0
         self._threads, self._shared_bytes, self._run_timeout_s = threads, shared_bytes, run_timeout_s
-        self._starting: asyncio.Task[Link] | None = None
-        self._link: Link | None = None
+        self._starting: asyncio.Task[ProcessLink] | None = None
+        self._link: ProcessLink | None = None
         self._loads: dict[int, asyncio.Task[None]] = {}  # of the present link
         self._plans: dict[int, Plans] = {}  # what each model follows, for the process that comes next
         self._deaths = 0  # in a row
@@ -98,7 +98,7 @@ class Process:
         self._closed = False
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> ProcessLink | None:
         """The live process."""
         return self._link
 
@@ -108,7 +108,7 @@ class Process:
         await self._loaded(await self._up(), number)
 
     async def follow(self, number: int, inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
-        """See `Engines`."""
+        """See `ModelHost`."""
         link = await self._ready(number)
         await self._ask(link, number, partial(_follow, number, plan))
         if number in self.models:
@@ -116,21 +116,21 @@ class Process:
             self._plans[number] = dict([*others[1 - MAX_PLANS :], (inputs, plan)])
 
     async def ready(self, number: int) -> None:
-        """See `Engines`."""
+        """See `ModelHost`."""
         await self._ready(number)
 
     async def prove(self, number: int, shapes: Shapes) -> str:
-        """See `Engines`."""
+        """See `ModelHost`."""
         link = await self._ready(number)
-        return (await self._ask(link, number, lambda call: Prove(call, number, shapes))).reason
+        return (await self._ask(link, number, lambda call: ProveRows(call, number, shapes))).reason
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
-        """See `Engines`."""
+        """See `ModelHost`."""
         link = await self._ready(number)
-        await self._ask(link, number, lambda call: Prepare(call, number, shapes))
+        await self._ask(link, number, lambda call: PrepareShapes(call, number, shapes))
 
     async def run(self, number: int, batch: Batch) -> Ran:
-        """See `Engines`."""
+        """See `ModelHost`."""
         link = await self._ready(number)
         return await link.run(number, batch, self._run_timeout_s)
 
@@ -166,7 +166,7 @@ class Process:
     def wait(self) -> None:
         """Nothing to wait for: `close` killed it."""
 
-    async def _ask(self, link: Link, number: int, order: Callable[[int], Order]) -> Done:
+    async def _ask(self, link: ProcessLink, number: int, order: Callable[[int], Order]) -> Done:
         """Have slow work done, no more at once than there are threads for it: also where nobody waits for it any more."""
 
         async def ask() -> Done:
@@ -177,7 +177,7 @@ class Process:
         task.add_done_callback(_retrieved)
         return await asyncio.shield(task)
 
-    async def _ready(self, number: int) -> Link:
+    async def _ready(self, number: int) -> ProcessLink:
         """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
         now = time.monotonic()
         if (until := self._aside.get(number, 0.0)) > now:
@@ -192,7 +192,7 @@ class Process:
         await self._loaded(link, number)
         return link
 
-    async def _up(self) -> Link:
+    async def _up(self) -> ProcessLink:
         if self._closed:
             raise _later(1, "engine: the service is stopping")
         if self._starting is None:
@@ -200,11 +200,11 @@ class Process:
             self._starting.add_done_callback(_retrieved)
         return await asyncio.shield(self._starting)
 
-    async def _start(self) -> Link:
+    async def _start(self) -> ProcessLink:
         if (pause_s := self._again_at - time.monotonic()) > 0:
             await asyncio.sleep(pause_s)
         try:
-            link = Link(self._shared_bytes, self._threads, self._lost)
+            link = ProcessLink(self._shared_bytes, self._threads, self._lost)
         except OSError as error:
             self._count_death(0.0)
             self._starting = None
@@ -218,7 +218,7 @@ class Process:
         log.info("engine process started", pid=link.process.pid, restarts=self.restarts)
         return link
 
-    async def _loaded(self, link: Link, number: int) -> None:
+    async def _loaded(self, link: ProcessLink, number: int) -> None:
         """Have the model loaded in this process; a load that failed is tried again by who asks next."""
         task = self._loads.get(number)
         if task is None:
@@ -232,16 +232,16 @@ class Process:
             self._loads.pop(number, None)
             raise error
 
-    async def _load(self, link: Link, number: int) -> None:
+    async def _load(self, link: ProcessLink, number: int) -> None:
         file = self.models[number]
         try:
-            await self._ask(link, number, lambda call: Load(call, number, file))
+            await self._ask(link, number, lambda call: LoadModel(call, number, file))
         except (InvalidError, UnsupportedError) as error:  # no fault of the request that waits for it
             raise RequestError(503, f"model '{file.name}' cannot be loaded again, {error}") from None
         for plan in self._plans[number].values():
             await self._ask(link, number, partial(_follow, number, plan))
 
-    def _lost(self, link: Link, reason: str, suspects: set[int]) -> None:
+    def _lost(self, link: ProcessLink, reason: str, suspects: set[int]) -> None:
         now = time.monotonic()
         self._count_death(now - self._up_at if self._link is link else 0.0)
         self._link, self._starting, self._loads = None, None, {}
@@ -270,12 +270,12 @@ class Process:
                     await self._loaded(link, number)
 
 
-class InProcess:
+class ServiceHost:
     """The service's own process, on threads: nothing is isolated, nothing is copied, and a debugger sees everything."""
 
     def __init__(self, threads: int) -> None:
         self.models: dict[int, ModelFile] = {}
-        self._runner = Runner()
+        self._loaded_models = LoadedModels()
         self._loads: dict[int, asyncio.Future[None]] = {}
         self._control = asyncio.Semaphore(CONTROL_THREADS)
         self._closed = False
@@ -285,38 +285,38 @@ class InProcess:
         """Run the service's own copy of the model."""
 
         def work() -> None:
-            self._runner.adopt(number, file, model)
+            self._loaded_models.adopt(number, file, model)
             for plan in plans.values():
-                self._runner.follow(number, plan)
+                self._loaded_models.follow(number, plan)
 
         self.models[number] = file
-        self._runner.expect(number)
+        self._loaded_models.expect(number)
         self._loads[number] = asyncio.ensure_future(self._slowly(work))
         await self._loads[number]
 
     async def follow(self, number: int, _inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
-        """See `Engines`."""
+        """See `ModelHost`."""
         await self.ready(number)
-        await self._slowly(lambda: self._runner.follow(number, plan))
+        await self._slowly(lambda: self._loaded_models.follow(number, plan))
 
     async def ready(self, number: int) -> None:
-        """See `Engines`."""
+        """See `ModelHost`."""
         load = self._loads.get(number)
         if load is None:
             raise DeviceLostError("engine: the model was unloaded")
         await asyncio.shield(load)
 
     async def prove(self, number: int, shapes: Shapes) -> str:
-        """See `Engines`."""
+        """See `ModelHost`."""
         await self.ready(number)
-        return await self._slowly(lambda: self._runner.prove(number, shapes))
+        return await self._slowly(lambda: self._loaded_models.prove(number, shapes))
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
-        """See `Engines`."""
-        await self._slowly(lambda: self._runner.prepare(number, shapes))
+        """See `ModelHost`."""
+        await self._slowly(lambda: self._loaded_models.prepare(number, shapes))
 
     async def run(self, number: int, batch: Batch) -> Ran:
-        """See `Engines`."""
+        """See `ModelHost`."""
         abandoned: list[bool] = []
         batch.on_abandoned = lambda: abandoned.append(True)
 
@@ -327,19 +327,19 @@ class InProcess:
 
         parts = [request.feeds for request in batch.requests]
         await self.ready(number)
-        computed = await self._call(lambda: self._runner.run(number, _joined(parts), check, build=batch.build))
+        computed = await self._call(lambda: self._loaded_models.run(number, _joined(parts), check, build=batch.build))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
 
     def arena_bytes(self, number: int, /) -> int:
-        """See `Engines`."""
-        return self._runner.arena_bytes(number)
+        """See `ModelHost`."""
+        return self._loaded_models.arena_bytes(number)
 
     def drop(self, number: int) -> None:
         """Forget a model."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
         if not self._closed:
-            self._threads.submit(self._runner.drop, number)  # giving memory back takes a while
+            self._threads.submit(self._loaded_models.drop, number)  # giving memory back takes a while
 
     def close(self) -> None:
         """Start nothing more; `wait` sees what runs to its end."""
@@ -351,7 +351,7 @@ class InProcess:
         self._threads.shutdown(wait=True)
 
     async def _slowly(self, work: Callable[[], T]) -> T:
-        """See `Process._ask`."""
+        """See `ProcessHost._ask`."""
 
         async def call() -> T:
             async with self._control:
@@ -370,8 +370,8 @@ def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _follow(number: int, plan: bytes, call: int) -> Follow:
-    return Follow(call, number, plan)
+def _follow(number: int, plan: bytes, call: int) -> FollowPlan:
+    return FollowPlan(call, number, plan)
 
 
 def _later(seconds: float, message: str) -> RequestError:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from app.engine.memory import release
-from app.engine.wire import ModelFile, Shapes
+from app.engine.messages import ModelFile, Shapes
 from app.errors import UnbuiltError
 from graph.batching import mixes_rows
 from graph.formats.onnx.reader import read
@@ -20,7 +20,6 @@ from graph.ir import Model
 from graph.limits import Limits
 from kernels.errors import DeviceLostError
 from kernels.spec import STRING, Array, DType
-from scheduler.plan import Plan
 from scheduler.session import Session, SessionLimits
 
 DROPPED = "Request timeout expired: the run had not started, and nobody waits for it any more"
@@ -31,7 +30,7 @@ class DroppedError(DeviceLostError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class _LoadedModel:
     sessions: tuple[Session, ...]
     idle: queue.SimpleQueue[Session]
 
@@ -45,12 +44,12 @@ class Computed:
     plan_id: str
 
 
-class Runner:
+class LoadedModels:
     """Any number of threads may call it; a model runs as often at once as it has instances."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._models: dict[int, _Loaded | None] = {}  # None: expected
+        self._models: dict[int, _LoadedModel | None] = {}  # None: expected
 
     def expect(self, number: int) -> None:
         """A model is about to be loaded; a drop from now on wins over that."""
@@ -74,10 +73,12 @@ class Runner:
             idle.put(session)
         with self._lock:
             if number in self._models:
-                self._models[number] = _Loaded(sessions, idle)
+                self._models[number] = _LoadedModel(sessions, idle)
 
     def follow(self, number: int, plan: bytes) -> None:
         """Run a plan from now on. Runs go on meanwhile. Raises what `Session.follow` raises; PlanFormatError."""
+        from scheduler.plan import Plan  # noqa: PLC0415  it brings pydantic, which a process without a plan does without
+
         sessions, found = self._find(number).sessions, Plan.from_json(plan)
         for session in sessions:
             session.follow(found)
@@ -122,7 +123,7 @@ class Runner:
         finally:
             loaded.idle.put(session)
 
-    def _find(self, number: int) -> _Loaded:
+    def _find(self, number: int) -> _LoadedModel:
         loaded = self._models.get(number)
         if loaded is None:
             raise DeviceLostError(f"engine: model {number} is not loaded")

@@ -32,7 +32,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     arena_bytes: int
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
+class LoadModel(msgspec.Struct, frozen=True, tag=True):
     """Load a model under a number of the sender's."""
 
     id: int
@@ -40,7 +40,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     file: ModelFile
 
 
-class Follow(msgspec.Struct, frozen=True, tag=True):
+class FollowPlan(msgspec.Struct, frozen=True, tag=True):
     """Run a plan, given as JSON, from now on."""
 
     id: int
@@ -48,7 +48,7 @@ class Follow(msgspec.Struct, frozen=True, tag=True):
     plan: bytes
 
 
-class Prove(msgspec.Struct, frozen=True, tag=True):
+class ProveRows(msgspec.Struct, frozen=True, tag=True):
     """Say why rows of these shapes (without axis 0) may not share a run."""
 
     id: int
@@ -56,7 +56,7 @@ class Prove(msgspec.Struct, frozen=True, tag=True):
     shapes: Shapes
 
 
-class Prepare(msgspec.Struct, frozen=True, tag=True):
+class PrepareShapes(msgspec.Struct, frozen=True, tag=True):
     """Get ready to run these shapes."""
 
     id: int
@@ -64,7 +64,7 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
     shapes: Shapes
 
 
-class Run(msgspec.Struct, frozen=True, tag=True):
+class RunBatch(msgspec.Struct, frozen=True, tag=True):
     """Run once. region, nbytes: where the inputs lie. deadline_ns: on the monotonic clock. build: what is not ready for these
     shapes. freed: replies that were read."""
 
@@ -78,19 +78,19 @@ class Run(msgspec.Struct, frozen=True, tag=True):
     freed: list[int]
 
 
-class Cancel(msgspec.Struct, frozen=True, tag=True):
+class CancelRun(msgspec.Struct, frozen=True, tag=True):
     """Do not start that run any more."""
 
     id: int
 
 
-class Drop(msgspec.Struct, frozen=True, tag=True):
+class DropModel(msgspec.Struct, frozen=True, tag=True):
     """Forget a model."""
 
     model: int
 
 
-class Freed(msgspec.Struct, frozen=True, tag=True):
+class FreeReplies(msgspec.Struct, frozen=True, tag=True):
     """These replies were read, their space may be used again."""
 
     regions: list[int]
@@ -103,7 +103,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     reason: str = ""
 
 
-class Result(msgspec.Struct, frozen=True, tag=True):
+class RunResult(msgspec.Struct, frozen=True, tag=True):
     """What a run gave. region, nbytes: where the outputs lie, until they are freed."""
 
     id: int
@@ -122,8 +122,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Order = Load | Follow | Prove | Prepare | Run | Cancel | Drop | Freed
-Reply = Done | Result | Failed
+Order = LoadModel | FollowPlan | ProveRows | PrepareShapes | RunBatch | CancelRun | DropModel | FreeReplies
+Reply = Done | RunResult | Failed
 
 _KINDS: dict[str, type[EdgewiseError]] = {
     "invalid": InvalidError,

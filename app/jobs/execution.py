@@ -44,7 +44,7 @@ class Desk(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class JobContext:
     """What a worker works with: the kinds it can do, and the database that measurements go to, with its URL.
 
     probe_s: how long this machine is measured when the database does not have it yet.
@@ -59,8 +59,8 @@ class Bench:
 class JobWorker:
     """Runs one job at a time. `close` from another thread makes it give back the one it has."""
 
-    def __init__(self, bench: Bench, desk: Desk, lease_s: float) -> None:
-        self._bench, self._desk, self._beat_s = bench, desk, lease_s / BEATS
+    def __init__(self, context: JobContext, desk: Desk, lease_s: float) -> None:
+        self._context, self._desk, self._beat_s = context, desk, lease_s / BEATS
         self.closing = threading.Event()
 
     def close(self) -> None:
@@ -91,14 +91,14 @@ class JobWorker:
             log.info("job ended", job=job.id, state=state, error=error)
 
     def _outcome(self, job: Job, holding: _Holding) -> tuple[Ended, JobOutcome, str]:
-        bench = self._bench
+        context = self._context
         try:
-            local_device(bench.store, bench.probe_s)  # what is measured is of a device that is stored
+            local_device(context.store, context.probe_s)  # what is measured is of a device that is stored
             model = self._desk.model(job.model_digest) if job.model_digest else None
             if holding.stop():
                 outcome = JobOutcome()
             else:
-                outcome = execute(bench.kinds, job, model, bench.store, bench.db, holding.report, holding.stop)
+                outcome = execute(context.kinds, job, model, context.store, context.db, holding.report, holding.stop)
         except DeskError as error:
             return "queued", JobOutcome(), str(error)
         except EdgewiseError as error:
