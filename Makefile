@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 PORT ?= 8000
 
-.PHONY: serve test check format bench docs lock clean
+.PHONY: serve test test-fast test-smoke coverage check check-js format bench docs lock clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve it with the dashboard
@@ -12,6 +12,15 @@ serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve
 
 test: $(VENV)/.ready  ## run the tests
 	$(PY) -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.ready  ## a selection of every folder, in less than a minute
+	$(PY) -m pytest -n 2 --dist worksteal @tests/fast.txt
+
+test-smoke: $(VENV)/.ready  ## a selection of ten seconds, for pre-commit
+	$(PY) -m pytest -q @tests/smoke.txt
+
+coverage: $(VENV)/.ready  ## the tests with their line coverage, which has to reach [tool.coverage.report] fail_under
+	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.ready  ## format, lint, types, import order and circles, generated docs
 	$(PY) -m ruff format --check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -10,6 +12,23 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "testserver"})
+
+# Variables that are read where no Settings exist: name, type, default, meaning.
+_OUTSIDE = (
+    ("EDGEWISE_CODE_CACHE", "Path", "the user's cache folder", "Folder for compiled code; set to nothing: none is kept."),
+    ("EDGEWISE_DEBUG", "bool", "unset", "When set, an error of the command line shows its traceback."),
+    ("EDGEWISE_DEVICE_SALT", "str", "unset", "Part of this machine's fingerprint; lets one machine pass for several in tests."),
+    ("EDGEWISE_ISA", "str", "the widest there is", "Instruction set that kernels are generated for, one that this machine has."),
+    ("EDGEWISE_KEY", "str", "unset", "API key of `edgewise agent`, of scope admin."),
+)
+# Variables of the tests and the benchmarks.
+DEVELOPMENT = {
+    "EDGEWISE_BENCH_CACHE": "Folder in which benchmarks keep converted models; the system's temporary folder when unset.",
+    "EDGEWISE_EXPORTS": "Folder of exported architectures, for tests marked `exports` and for benchmarks.",
+    "EDGEWISE_PEERS_PYTHON": "Python interpreter of the environment that holds the other engines.",
+    "EDGEWISE_SCALE": "When set, tests marked `scale` run.",
+    "EDGEWISE_SLOW": "When set, tests marked `slow` run.",
+}
 
 
 class Settings(BaseSettings):
@@ -88,16 +107,18 @@ class Settings(BaseSettings):
 
 
 def knobs() -> list[tuple[str, str, str, str]]:
-    """Name, type, default and meaning of every knob."""
-    return [
-        (
-            f"EDGEWISE_{name.upper()}",
-            str(field.annotation).removeprefix("<class '").removesuffix("'>"),
-            _shown(name, field.default),
-            field.description or "",
-        )
+    """Return name, type, default and meaning of every environment variable that the product reads, by name."""
+    served = [
+        (f"EDGEWISE_{name.upper()}", _type_name(field.annotation), _shown(name, field.default), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
+    return sorted([*served, *_OUTSIDE])
+
+
+def _type_name(annotation: object) -> str:
+    """Return a type as the source names it, without modules: their names differ between versions of Python."""
+    name = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    return re.sub(r"\b[a-z_]\w*\.", "", name)
 
 
 def _shown(name: str, value: object) -> str:

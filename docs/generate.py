@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from docs.faults import FAULTS, Fault
+from docs.interfaces import http_interface, python_interface, settings
 from kernels.registry import Op, operators
 
 FOLDER = Path(__file__).parent
@@ -58,7 +59,13 @@ def _answer(fault: Fault) -> str:
     return f"[`{fault.proof.partition('::')[2]}`](../{fault.proof.partition('::')[0]})"
 
 
-PAGES: dict[str, Callable[[], str]] = {"op-table.md": op_table, "faults.md": fault_table}
+PAGES: dict[str, Callable[[], str]] = {
+    "op-table.md": op_table,
+    "faults.md": fault_table,
+    "python.md": python_interface,
+    "http.md": http_interface,
+    "settings.md": settings,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,12 @@ from typer.main import get_command
 from app.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench" / "README.md"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "bench" / "README.md",
+    ROOT / "examples" / "README.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -62,3 +67,16 @@ def links(page: Path) -> list[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in links(page):
         assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = {(ROOT / "docs" / target).resolve() for target in links(ROOT / "docs" / "index.md")}
+    pages = {page for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"}
+    assert {page.name for page in pages - listed} == set()
+
+
+def test_decisions_are_numbered_once_and_say_their_number() -> None:
+    files = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(path.name[:4]) for path in files] == list(range(1, len(files) + 1))
+    for path in files:
+        assert path.read_text().startswith(f"# {int(path.name[:4])}. "), path.name
