@@ -123,9 +123,9 @@ def _memory(storage: Storage) -> np.ndarray:
 def fma_peak(threads: int) -> float:
     """FLOP/s of a loop of independent multiply–adds, measured now."""
     compiled = compile_for_host()
-    kernels = [kernel for kernel in compiled.peaks if kernel.precision == "fp32"]
+    loops = [loop for loop in compiled.peaks if loop.precision == "fp32"]
     with PinnedThreads(threads, sorted(os.sched_getaffinity(0))[:threads]) as team:
-        return max(measure_instruction_peak(compiled, kernel, team, Effort(0.05, 3)).rate.value for kernel in kernels)
+        return max(measure_instruction_peak(compiled, loop, team, Effort(0.05, 3)).rate.value for loop in loops)
 
 
 def compare_shapes(names: list[str], threads: int, seconds: float) -> None:

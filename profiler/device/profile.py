@@ -19,9 +19,10 @@ import psutil
 from pydantic import AwareDatetime, Field, ValidationError
 
 from kernels.native.target.host import llvm_version
+from kernels.native.target.isa import Precision
 from profiler.device.measure import Effort, Figure, PinnedThreads
 from profiler.device.probe.bandwidth import PATTERNS, Bandwidth, Pattern, measure_bandwidth, working_sets
-from profiler.device.probe.loops import Precision, compile_for_host
+from profiler.device.probe.loops import compile_for_host
 from profiler.device.probe.overheads import Conditions, Overheads, Stability, StabilityWatch, measure_overheads, read_conditions
 from profiler.device.probe.peaks import FLOAT_DTYPES, Peak, blas_threads, measure_gemm_peak, measure_instruction_peak
 from profiler.device.probe.teams import TeamCost, measure_team
@@ -210,9 +211,9 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     bandwidths: list[Bandwidth] = []
     for threads in counts:
         with PinnedThreads(threads, cpus) as team:
-            for kernel in compiled.peaks:
-                meter.next(f"{kernel.precision} {kernel.isa} peak, {threads} threads")
-                peaks.append(measure_instruction_peak(compiled, kernel, team, effort))
+            for loop in compiled.peaks:
+                meter.next(f"{loop.precision} {loop.name} peak, {threads} threads")
+                peaks.append(measure_instruction_peak(compiled, loop, team, effort))
             for working_set in sets[threads]:
                 for pattern in PATTERNS:
                     meter.next(f"{working_set.level} {pattern} bandwidth, {threads} threads")

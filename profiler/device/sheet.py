@@ -12,9 +12,9 @@ from typing import Annotated, Final
 import orjson
 from pydantic import Field, ValidationError
 
+from kernels.native.target.isa import Precision
 from profiler.device.measure import Figure, Source, Unit
 from profiler.device.probe.bandwidth import PATTERNS, Bandwidth
-from profiler.device.probe.loops import Precision
 from profiler.device.probe.overheads import Conditions, Overheads, Stability
 from profiler.device.probe.peaks import Peak
 from profiler.device.probe.teams import TeamCost

@@ -18,7 +18,6 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
 from kernels.native.target.host import host
-from profiler.device.probe.loops import host_features
 
 CacheKind = Literal["data", "instruction", "unified"]
 GLIBC_CACHES: tuple[tuple[int, CacheKind, int], ...] = (  # level, kind, glibc's _SC_LEVEL<n>…_SIZE; +1 is ways, +2 line bytes
@@ -110,7 +109,7 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
         architecture=platform.machine(),
         system=platform.system(),
         llvm_cpu=host().cpu,
-        isa=tuple(sorted(host_features())),
+        isa=host().features,
         physical_cores=len({_core_key(cpu) for cpu in cpus}) or psutil.cpu_count(logical=False) or logical,
         logical_cores=logical,
         clusters=_clusters(cpus),

@@ -16,9 +16,9 @@ import numpy as np
 
 from graph.run.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
+from kernels.native.target.isa import Precision
 from kernels.registry import find
 from profiler.counting.counts import OpProfile
-from profiler.device.probe.loops import Precision
 from profiler.device.profile import DeviceProfile
 from profiler.run.trace import OpTrace, Trace
 

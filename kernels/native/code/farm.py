@@ -16,14 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from kernels.log import warn
 from kernels.native.code.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.errors import CompileError
-from kernels.native.target.isa import Isa, available_cores
+from kernels.native.target.isa import Isa, available_cores, find_isa
 
 SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a process costs
 _FIRST_PACE_S = 0.25 / SMALL_CHARACTERS  # a character, before anything was compiled
@@ -169,7 +169,7 @@ class _Batch:
             try:
                 while (n := self._take()) is not None:
                     began_s = time.monotonic()
-                    job = {"ir": self.modules[n], "isa": asdict(self.isa), "count_spills": self.count_spills}
+                    job = {"ir": self.modules[n], "isa": _isa_to_json(self.isa), "count_spills": self.count_spills}
                     _write(worker.stdin, json.dumps(job).encode())
                     self._accept(n, _read(worker.stdout), began_s)
             except (OSError, EOFError) as error:
@@ -203,13 +203,21 @@ def serve() -> None:
             job = json.loads(_read(sys.stdin.buffer))
         except EOFError:
             return
-        isa = Isa(**{**job["isa"], "requires": tuple(job["isa"]["requires"])})
         try:
-            compiled = generate(job["ir"], isa, count_spills=job["count_spills"])
+            compiled = generate(job["ir"], _isa_from_json(job["isa"]), count_spills=job["count_spills"])
             answer = json.dumps({"spills": compiled.spills}).encode() + b"\n" + compiled.code
         except CompileError as error:
             answer = json.dumps({"error": str(error)}).encode() + b"\n"
         _write(sys.stdout.buffer, answer)
+
+
+def _isa_to_json(isa: Isa) -> dict[str, str]:
+    """What tells an instruction set from the described one of its name."""
+    return {"name": isa.name, "cpu": isa.cpu, "features": isa.features}
+
+
+def _isa_from_json(data: dict[str, str]) -> Isa:
+    return replace(find_isa(data["name"]), cpu=data["cpu"], features=data["features"])
 
 
 def _write(stream: IO[bytes], data: bytes) -> None:

@@ -9,12 +9,39 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 from kernels.native.errors import IsaError
 from kernels.native.target.host import Host, host
 
 OVERRIDE = "EDGEWISE_ISA"  # environment variable: run as this narrower set instead of the widest the host has
+FMA: Final = "fma"
+MUL_ADD: Final = "mul+add"  # two instructions, where no fused one exists
+
+Precision = Literal["fp32", "fp64", "bf16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """An instruction that multiplies and accumulates.
+
+    name: what its measured peak is called. precision: of the factors. Products add up in fp32 for bf16, in int32 for int8, and
+    else in the factors' own type. depth: products that each lane of the accumulator takes up at once.
+    requires: LLVM feature names that it needs besides its architecture. prefix: what makes the assembler encode it so.
+    """
+
+    name: str
+    precision: Precision
+    instruction: str
+    depth: int
+    requires: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def lane_bits(self) -> int:
+        """Bits of one lane of the accumulator."""
+        return 64 if self.precision == "fp64" else 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +49,9 @@ class Isa:
     """One instruction set.
 
     vector_bits, vector_registers: width and number of the architectural vector registers.
-    fma: fused multiply–add exists. masks: loads and stores take a lane mask at no cost.
-    dot_i8: the instruction that adds four 8-bit products to a 32-bit lane ("vpdpbusd", "sdot", "smmla"), or None.
-    dot_bf16: the instruction that adds two bf16 products to an fp32 lane ("vdpbf16ps", "bfdot"), or None.
+    width_feature: the LLVM feature that by itself widens loads, stores and float arithmetic to `vector_bits`.
+    units: its instructions that multiply and accumulate. One that requires more than the set does exists on some machines only.
+    masks: loads and stores take a lane mask at no cost.
     requires: LLVM feature names the machine must have. features: LLVM feature string that code is generated with.
     """
 
@@ -32,10 +59,9 @@ class Isa:
     arch: str
     vector_bits: int
     vector_registers: int
-    fma: bool
+    width_feature: str
+    units: tuple[Unit, ...] = field(hash=False)
     masks: bool
-    dot_i8: str | None
-    dot_bf16: str | None
     requires: tuple[str, ...]
     triple: str
     cpu: str
@@ -47,8 +73,13 @@ class Isa:
         return self.vector_bits // 32
 
     @property
+    def fma(self) -> bool:
+        """Whether it has a fused multiply–add."""
+        return any(unit.instruction == FMA for unit in self.units)
+
+    @property
     def flops_per_cycle(self) -> int:
-        """Of a core with two multiply–add units, which port models assume."""
+        """FLOPs of one core in a cycle if it has two multiply–add units, which port models assume."""
         return 4 * self.lanes
 
     @property
@@ -56,40 +87,77 @@ class Isa:
         """What generated code depends on, as one string: part of every cache key."""
         return f"{self.name}|{self.triple}|{self.cpu}|{self.features}"
 
+    def macs(self, unit: Unit) -> int:
+        """Multiply–accumulates of one instruction on a full vector."""
+        return self.vector_bits // unit.lane_bits * unit.depth
 
-def _x86(name: str, bits: int, registers: int, requires: str, cpu: str, **more: str | bool) -> Isa:
+
+def _floats(name: str, instruction: str, *requires: str) -> tuple[Unit, Unit]:
+    """The units for fp32 and fp64."""
+    return Unit(name, "fp32", instruction, 1, requires), Unit(name, "fp64", instruction, 1, requires)
+
+
+def _x86(
+    name: str,
+    bits: int,
+    width_feature: str,
+    registers: int,
+    requires: str,
+    cpu: str,
+    units: tuple[Unit, ...],
+    *,
+    masks: bool = False,
+) -> Isa:
     features = ",".join(f"+{feature}" for feature in requires.split())
-    given = {"fma": False, "masks": False, "dot_i8": None, "dot_bf16": None, **more}
-    return Isa(name, "x86_64", bits, registers, **given, requires=tuple(requires.split()),  # type: ignore[arg-type]
-               triple="x86_64-unknown-linux-gnu", cpu=cpu, features=features)  # fmt: skip
+    return Isa(name, "x86_64", bits, registers, width_feature, units, masks, tuple(requires.split()),
+               "x86_64-unknown-linux-gnu", cpu, features)  # fmt: skip
 
 
-def _arm(name: str, requires: str, **more: str) -> Isa:
+def _arm(name: str, requires: str, units: tuple[Unit, ...]) -> Isa:
     features = ",".join(f"+{feature}" for feature in requires.split())
-    given = {"dot_i8": None, "dot_bf16": None, **more}
-    return Isa(name, "aarch64", 128, 32, True, False, **given, requires=tuple(requires.split()),
-               triple="aarch64-unknown-linux-gnu", cpu="generic", features=features)  # fmt: skip
+    return Isa(name, "aarch64", 128, 32, "neon", units, False, tuple(requires.split()),
+               "aarch64-unknown-linux-gnu", "generic", features)  # fmt: skip
 
 
 _SSE = "sse2 ssse3 sse4.1 sse4.2 popcnt"
 _AVX2 = f"{_SSE} avx avx2 fma f16c bmi bmi2"
 _AVX512 = f"{_AVX2} avx512f avx512bw avx512cd avx512dq avx512vl"
 
+_SSE_UNITS = _floats("sse2", MUL_ADD)
+_AVX2_UNITS = (*_floats("avx2", FMA, "avx2", "fma"), Unit("avxvnni", "int8", "vpdpbusd", 4, ("avxvnni",), prefix="{vex}"))
+_AVX512_UNITS = _floats("avx512", FMA, "avx512f")
+_AVX512_VNNI_UNITS = (*_AVX512_UNITS, Unit("avx512vnni", "int8", "vpdpbusd", 4, ("avx512vnni",)))
+_AVX512_BF16_UNITS = (*_AVX512_VNNI_UNITS, Unit("avx512bf16", "bf16", "vdpbf16ps", 2, ("avx512bf16",)))
+_NEON_UNITS = _floats("neon", FMA)
+_DOTPROD_UNITS = (*_NEON_UNITS, Unit("neon-dotprod", "int8", "sdot", 4, ("dotprod",)))
+_I8MM_UNITS = (
+    *_DOTPROD_UNITS,
+    Unit("neon-i8mm", "int8", "smmla", 8, ("i8mm",)),
+    Unit("neon-bf16", "bf16", "bfmmla", 4, ("bf16",)),
+)
+
 # From the narrowest to the widest of each architecture: a host gets the last whose features it has.
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
     for isa in (
-        _x86("sse", 128, 16, _SSE, "x86-64-v2"),
-        _x86("avx2", 256, 16, _AVX2, "x86-64-v3", fma=True),
-        _x86("avx512", 512, 32, _AVX512, "x86-64-v4", fma=True, masks=True),
-        _x86("avx512_vnni", 512, 32, f"{_AVX512} avx512vnni", "x86-64-v4", fma=True, masks=True, dot_i8="vpdpbusd"),
-        _x86("avx512_bf16", 512, 32, f"{_AVX512} avx512vnni avx512bf16", "x86-64-v4", fma=True, masks=True,
-             dot_i8="vpdpbusd", dot_bf16="vdpbf16ps"),
-        _arm("neon", "neon"),
-        _arm("neon_dotprod", "neon dotprod", dot_i8="sdot"),
-        _arm("neon_i8mm", "neon dotprod i8mm bf16", dot_i8="smmla", dot_bf16="bfdot"),
+        _x86("sse", 128, "sse2", 16, _SSE, "x86-64-v2", _SSE_UNITS),
+        _x86("avx2", 256, "avx", 16, _AVX2, "x86-64-v3", _AVX2_UNITS),
+        _x86("avx512", 512, "avx512f", 32, _AVX512, "x86-64-v4", _AVX512_UNITS, masks=True),
+        _x86("avx512_vnni", 512, "avx512f", 32, f"{_AVX512} avx512vnni", "x86-64-v4", _AVX512_VNNI_UNITS, masks=True),
+        _x86("avx512_bf16", 512, "avx512f", 32, f"{_AVX512} avx512vnni avx512bf16", "x86-64-v4", _AVX512_BF16_UNITS, masks=True),
+        _arm("neon", "neon", _NEON_UNITS),
+        _arm("neon_dotprod", "neon dotprod", _DOTPROD_UNITS),
+        _arm("neon_i8mm", "neon dotprod i8mm bf16", _I8MM_UNITS),
     )
-}  # fmt: skip
+}
+
+# Any other architecture, as little as LLVM makes vectors of: it is measured, and no kernel is emitted for it.
+GENERIC = Isa("generic", "", 128, 16, "", _floats("generic", FMA), False, (), "", "", "")
+
+
+def isas_of(arch: str) -> tuple[Isa, ...]:
+    """The described sets of an architecture by LLVM's name, the narrowest first; GENERIC where none is."""
+    return tuple(isa for isa in ISAS.values() if isa.arch == arch) or (GENERIC,)
 
 
 def find_isa(name: str) -> Isa:

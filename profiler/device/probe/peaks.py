@@ -11,9 +11,10 @@ import threadpoolctl
 from pydantic import Field
 
 from kernels.cost import FLOPS_PER_MAC
+from kernels.native.target.isa import Precision
 from kernels.spec import Array
 from profiler.device.measure import Effort, Figure, PinnedThreads, sample_rates, summarise
-from profiler.device.probe.loops import ALIGNMENT_BYTES, OPERAND_BYTES, Compiled, PeakKernel, Precision
+from profiler.device.probe.loops import ALIGNMENT_BYTES, OPERAND_BYTES, Compiled, PeakLoop
 from profiler.device.topology import Record
 
 FLOAT_DTYPES: dict[Precision, type[Any]] = {"fp32": np.float32, "fp64": np.float64}
@@ -37,28 +38,28 @@ def aligned_bytes(nbytes: int) -> Array:
     return raw[start : start + nbytes]
 
 
-def _operands(kernel: PeakKernel) -> Array:
+def _operands(loop: PeakLoop) -> Array:
     """Memory for a peak loop whose floating point stays finite and normal: acc = acc · ½ + ½."""
     memory = aligned_bytes(OPERAND_BYTES)
-    if kernel.precision in FLOAT_DTYPES:
-        memory[: 2 * ALIGNMENT_BYTES].view(FLOAT_DTYPES[kernel.precision])[:] = 0.5
+    if loop.precision in FLOAT_DTYPES:
+        memory[: 2 * ALIGNMENT_BYTES].view(FLOAT_DTYPES[loop.precision])[:] = 0.5
     return memory
 
 
-def measure_instruction_peak(compiled: Compiled, kernel: PeakKernel, team: PinnedThreads, effort: Effort) -> Peak:
+def measure_instruction_peak(compiled: Compiled, loop: PeakLoop, team: PinnedThreads, effort: Effort) -> Peak:
     """Run one arithmetic loop on every thread of the team."""
-    function = compiled.peak(kernel)
-    memories = [_operands(kernel) for _ in range(team.threads)]
+    function = compiled.peak(loop)
+    memories = [_operands(loop) for _ in range(team.threads)]
 
     def run_ns(turns: int) -> int:
         return team.run([functools.partial(function, ctypes.c_int64(turns), memory.ctypes.data) for memory in memories])
 
-    samples = sample_rates(run_ns, kernel.operations_per_turn * team.threads, effort)
-    how = f"{kernel.accumulators} independent chains of {kernel.instruction} on {kernel.vector}, JIT-compiled"
+    samples = sample_rates(run_ns, loop.operations_per_turn * team.threads, effort)
+    how = f"{loop.accumulators} independent chains of {loop.unit.instruction} on {loop.vector}, JIT-compiled"
     pinned = "pinned" if team.pinned else "not pinned"
-    unit: Literal["OP/s", "FLOP/s"] = "OP/s" if kernel.precision == "int8" else "FLOP/s"
+    unit: Literal["OP/s", "FLOP/s"] = "OP/s" if loop.precision == "int8" else "FLOP/s"
     figure = summarise(samples, unit, "max", f"{how}; {team.threads} threads, {pinned}; best of {effort}")
-    return Peak(kind="instruction", precision=kernel.precision, isa=kernel.isa, threads=team.threads, rate=figure)
+    return Peak(kind="instruction", precision=loop.precision, isa=loop.name, threads=team.threads, rate=figure)
 
 
 def measure_gemm_peak(precision: Precision, threads: int, effort: Effort) -> Peak:

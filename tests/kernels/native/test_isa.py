@@ -2,7 +2,7 @@ import pytest
 
 from kernels.native.errors import IsaError
 from kernels.native.target.host import Host
-from kernels.native.target.isa import ISAS, OVERRIDE, find_isa, host_isa, host_isas
+from kernels.native.target.isa import GENERIC, ISAS, OVERRIDE, find_isa, host_isa, host_isas, isas_of
 
 
 def test_host_isas_come_narrowest_first_and_the_widest_is_the_default(monkeypatch):
@@ -52,3 +52,25 @@ def test_lanes_follow_from_the_width(name):
     isa = ISAS[name]
     assert isa.lanes * 32 == isa.vector_bits
     assert isa.vector_registers in {16, 32}
+
+
+def test_every_set_but_the_oldest_fuses_multiply_and_add():
+    assert [isa.name for isa in ISAS.values() if not isa.fma] == ["sse"]
+    assert GENERIC.fma
+
+
+@pytest.mark.parametrize(
+    ("isa", "unit", "macs"),
+    [("sse", "sse2", 4), ("avx2", "avxvnni", 32), ("avx512_vnni", "avx512vnni", 64), ("avx512_bf16", "avx512bf16", 32),
+     ("neon_dotprod", "neon-dotprod", 16), ("neon_i8mm", "neon-i8mm", 32), ("neon_i8mm", "neon-bf16", 16)],
+)  # fmt: skip
+def test_multiply_accumulates_of_one_instruction_by_hand(isa, unit, macs):
+    assert ISAS[isa].macs(next(each for each in ISAS[isa].units if each.name == unit)) == macs
+
+
+@pytest.mark.parametrize(
+    ("arch", "names"),
+    [("x86_64", ["sse", "avx2", "avx512", "avx512_vnni", "avx512_bf16"]), ("riscv64", ["generic"])],
+)
+def test_sets_of_an_architecture(arch, names):
+    assert [isa.name for isa in isas_of(arch)] == names
