@@ -18,9 +18,9 @@ from bench.shapes import SHAPES_OF, compare_shapes
 
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated exports.")] = ",".join(EXPORTS),
-    engines: Annotated[str, typer.Option(help="Comma-separated: edgewise[:backend], onnxruntime, openvino, mnn, ncnn.")] = (
-        "edgewise,onnxruntime"
-    ),
+    engines: Annotated[
+        str, typer.Option(help="Comma-separated: edgewise[:backend][@CHECKOUT], onnxruntime, openvino, mnn, ncnn.")
+    ] = ("edgewise,onnxruntime"),
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
     seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,

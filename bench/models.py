@@ -38,6 +38,11 @@ def feeds_of(model: Path) -> dict[str, np.ndarray]:
     return feeds
 
 
+def is_ours(engine: str) -> bool:
+    """Whether an engine is this checkout's; one of another checkout (`edgewise@DIR`) counts as a peer."""
+    return engine.startswith("edgewise") and "@" not in engine
+
+
 def compare(names: list[str], engines: list[str], threads: int, rounds: int, seconds: float) -> None:
     """Print milliseconds per engine and ours / best peer, per model and as the geometric mean."""
     console = Console(width=140)  # wide enough for every engine, also when piped
@@ -58,8 +63,8 @@ def compare(names: list[str], engines: list[str], threads: int, rounds: int, sec
     for model_name, ran in rows:
         by_name = {engine.name: engine for engine in ran}
         cells = [f"{by_name[name].best_median_ns / 1e6:.2f}" if name in by_name else "–" for name in engines]
-        ours = [e.best_median_ns for e in ran if e.name.startswith("edgewise")]
-        peers = [e.best_median_ns for e in ran if not e.name.startswith("edgewise")]
+        ours = [e.best_median_ns for e in ran if is_ours(e.name)]
+        peers = [e.best_median_ns for e in ran if not is_ours(e.name)]
         if ours and peers:
             ratios.append(min(ours) / min(peers))
         table.add_row(model_name, *cells, f"{ratios[-1]:.2f}" if ours and peers else "–")

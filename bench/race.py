@@ -60,19 +60,23 @@ class Engine:
 
 
 def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> Engine:
-    """Start a worker; peers run under EDGEWISE_PEERS_PYTHON where that is set."""
-    ours = name.startswith("edgewise")
+    """Start a worker; peers run under EDGEWISE_PEERS_PYTHON where that is set.
+
+    `edgewise@DIR` is the engine of another checkout, such as the commit before a change.
+    """
+    engine, _, checkout = name.partition("@")
+    ours = engine.startswith("edgewise")
     python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
     hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap nobody asked for
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
     if ours:
-        environment["PYTHONPATH"] = str(WORKER.parent.parent)
-    log = folder / f"{name.replace(':', '-')}-{threads}.log"
+        environment["PYTHONPATH"] = checkout or str(WORKER.parent.parent)
+    log = folder / f"{_file_name(name)}-{threads}.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [python, str(WORKER), name, str(model), str(threads), str(feeds)],
+            [python, str(WORKER), engine, str(model), str(threads), str(feeds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -80,6 +84,10 @@ def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> En
             env=environment,
         )
     return Engine(name, process, log)
+
+
+def _file_name(engine: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in engine)
 
 
 def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarray], rounds: int, seconds: float) -> list[Engine]:
@@ -120,7 +128,7 @@ def agree(engines: list[Engine], folder: Path) -> None:
     """Raise unless Edgewise's outputs are within 1e-4 of the largest output of the first peer."""
     outputs = {}
     for engine in engines:
-        path = folder / f"{engine.name.replace(':', '-')}-out.npz"
+        path = folder / f"{_file_name(engine.name)}-out.npz"
         engine.ask(f"outputs {path}")
         outputs[engine.name] = next(iter(dict(np.load(path)).values()))
     ours = [name for name in outputs if name.startswith("edgewise")]
