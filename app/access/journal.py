@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import structlog
 
+from app.errors import RequestError
 from scheduler.errors import StoreError
 from scheduler.store import AuditEntry, Store
 
 log = structlog.get_logger("edgewise.journal")
 
 MAX_ENTRIES = 10_000
+FLUSH_S = 1.0
 
 
 class Journal:
@@ -62,19 +67,26 @@ class Journal:
                 if self._used_us.get(prefix) == moment:
                     del self._used_us[prefix]
 
-    def attempt(self, store: Store) -> None:
-        """Write what waits, or note that the database does not answer."""
+    async def keep(self, call: Callable[..., Awaitable[None]], open_store: Callable[[], Store]) -> None:
+        """Write every second, for as long as the service runs. call: awaits a function on a thread."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            if self.buffered or not self.database_up:
+                with contextlib.suppress(RequestError):  # too much other work waits: the next second will do
+                    await call(self.attempt, open_store)
+
+    def attempt(self, open_store: Callable[[], Store]) -> None:
+        """Write what waits, or note that the database does not answer. Blocks."""
         try:
-            self.flush(store)
+            self.flush(open_store())
         except StoreError as error:
-            self.lost(error)
+            self._lost(error)
             return
         if not self.database_up:
             log.info("database back", buffered=self.buffered)
         self.database_up = True
 
-    def lost(self, error: StoreError) -> None:
-        """Note that the database does not answer; said once."""
+    def _lost(self, error: StoreError) -> None:
         if self.database_up:
             log.error("database lost", reason=str(error), buffered=self.buffered)
         self.database_up = False

@@ -173,7 +173,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = [(b"connection", b"close")] if self.service.draining else []
+                extra = [(b"connection", b"close")] if self.service.health.draining else []
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *extra]
             await send(message)
 

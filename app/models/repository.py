@@ -26,8 +26,10 @@ from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
 from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, unpacked
 from graph.formats.onnx.reader import read
+from graph.ir import Model
 from graph.limits import Limits
 from kernels.errors import EdgewiseError
+from scheduler.errors import NotFoundError
 from scheduler.session import Session, SessionLimits
 
 log = structlog.get_logger("edgewise.repository")
@@ -264,6 +266,23 @@ class Repository:
     def failed(self) -> list[Served]:
         """Versions that should be served and are not; those unloaded on purpose are none."""
         return [served for served in self.models if served.state is State.UNAVAILABLE and served.reason != UNLOADED]
+
+    def serves(self, digest: str | None) -> bool:
+        """Whether a ready model has this digest."""
+        return any(served.session is not None and served.session.model.digest == digest for served in self.models)
+
+    def by_digest(self, digest: str) -> Served:
+        """Return the ready model with this digest. Raises NotFoundError."""
+        for served in self.models:
+            if served.session is not None and served.session.model.digest == digest:
+                return served
+        raise NotFoundError(f"model {digest[:64]}: not served")
+
+    def model(self, digest: str) -> Model:
+        """Return the graph and weights of the ready model with this digest. Raises NotFoundError."""
+        session = self.by_digest(digest).session
+        assert session is not None, "by_digest() found it by its session"  # noqa: S101
+        return session.model
 
     def versions(self, name: str) -> list[Served]:
         """Every version of one model. Raises RequestError 404 for what does not exist."""

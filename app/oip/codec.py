@@ -19,6 +19,7 @@ import orjson
 
 from app.errors import RequestError
 from app.models.datatypes import DATATYPES, datatype_of
+from app.settings import Settings
 from kernels.spec import BOOL, STRING, Array, DType
 
 Parameter = str | int | float | bool
@@ -36,6 +37,17 @@ class CodecLimits:
     json_bytes: int = 64 * 2**20
     json_depth: int = 100
     outputs: int = 256
+
+
+def limits_of(settings: Settings) -> CodecLimits:
+    """Return the bounds that the service's settings give."""
+    return CodecLimits(
+        settings.max_body_bytes,
+        settings.max_tensor_elements,
+        settings.max_inputs,
+        json_bytes=settings.max_json_bytes,
+        outputs=settings.max_outputs,
+    )
 
 
 @dataclass(frozen=True, slots=True)

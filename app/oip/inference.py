@@ -49,8 +49,7 @@ async def infer(request: Request) -> Response:
             raise
         finally:
             statistics.pending -= 1
-        statistics.succeeded(timed)
-        service.observe(served, session, call.shapes, timed, request.state.request_id)
+        service.recorder.record(served, session, call.shapes, timed, request.state.request_id)
         request.state.logged = {
             "model": served.name,
             "version": served.version,
@@ -117,7 +116,7 @@ class _Call:
         return codec.slow_bytes(body, codec.header_length(headers.get(HEADER_LENGTH), len(body)))
 
     def _decode(self, body: bytes) -> codec.InferRequest:
-        limits = self.service.codec_limits
+        limits = codec.limits_of(self.service.settings)
         headers = self.request.headers
         plain = codec.decompress(body, headers.get("content-encoding", ""), limits.body_bytes)
         json_bytes = codec.header_length(headers.get(HEADER_LENGTH), len(plain))

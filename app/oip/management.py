@@ -13,11 +13,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.access.auth import Scope, needs
+from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.loading import LoadRequest
 from app.models.repository import State
 from app.oip.codec import check_depth, refuse
-from app.service import Service, Serving
+from app.service import EnginePart, RepositoryPart, Serving
+from app.settings import Settings
+from app.watch.health import Health
 
 MAX_DEPTH = 100
 SMALL_BYTES = 16 * 1024  # of JSON; larger is read off the event loop
@@ -25,10 +28,10 @@ SMALL_BYTES = 16 * 1024  # of JSON; larger is read off the event loop
 router = APIRouter()
 
 
-async def json_object(request: Request, service: Service) -> dict[str, Any]:
+async def json_object(request: Request, engine: Engine) -> dict[str, Any]:
     """The body as a JSON object; an empty body is an empty one. Raises RequestError 400."""
     body = await request.body()
-    return _object(body) if len(body) <= SMALL_BYTES else await service.engine.call(_object, body)
+    return _object(body) if len(body) <= SMALL_BYTES else await engine.call(_object, body)
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -46,13 +49,13 @@ def _object(body: bytes) -> dict[str, Any]:
 
 @router.post("/v2/repository/index")
 @needs(Scope.READ)
-async def index(request: Request, service: Serving) -> Response:
+async def index(request: Request, engine: EnginePart, repository: RepositoryPart) -> Response:
     """Every model with its state; ready=true: only those that are."""
-    asked = await json_object(request, service)
+    asked = await json_object(request, engine)
     only_ready = asked.get("ready", False)
     if not isinstance(only_ready, bool):
         raise refuse("request: ready is no boolean, need true or false")
-    rows = await service.engine.call(service.repository.index)
+    rows = await engine.call(repository.index)
     return JSONResponse([row for row in rows if not only_ready or row.get("state") == State.READY])
 
 
@@ -60,11 +63,11 @@ async def index(request: Request, service: Serving) -> Response:
 @needs(Scope.ADMIN)
 async def load(request: Request, service: Serving, name: str) -> Response:
     """Load a model, or load it again; answers when it is ready."""
-    require_control(service)
-    parameters = _parameters(await json_object(request, service))
+    require_control(service.settings, service.health)
+    parameters = _parameters(await json_object(request, service.engine))
     asked = await service.engine.call(_load_request, name, parameters, service.settings.file_uploads)
     await asyncio.shield(service.loads.join(asked))  # goes on when the client gives up waiting, for it to find it done
-    service.audit(request, "model.load", name)
+    service.audit.record(request, "model.load", name)
     return Response()
 
 
@@ -72,21 +75,21 @@ async def load(request: Request, service: Serving, name: str) -> Response:
 @needs(Scope.ADMIN)
 async def unload(request: Request, service: Serving, name: str) -> Response:
     """Serve a model no more; what runs finishes."""
-    require_control(service)
-    parameters = _parameters(await json_object(request, service))
+    require_control(service.settings, service.health)
+    parameters = _parameters(await json_object(request, service.engine))
     for key, value in parameters.items():
         if key != "unload_dependents" or not isinstance(value, bool):
             raise refuse(f"unload: parameter {key[:40]!r} is not understood, need unload_dependents, true or false")
     await service.engine.call(service.repository.unload, name)
-    service.audit(request, "model.unload", name)
+    service.audit.record(request, "model.unload", name)
     return Response()
 
 
-def require_control(service: Service) -> None:
+def require_control(settings: Settings, health: Health) -> None:
     """Raise RequestError 503 where models may not be loaded or unloaded over HTTP."""
-    if not service.settings.repository_control:
+    if not settings.repository_control:
         raise RequestError(503, "repository: models are not loaded or unloaded over HTTP here, see EDGEWISE_REPOSITORY_CONTROL")
-    service.require_running()
+    health.require_running()
 
 
 def _parameters(asked: dict[str, Any]) -> dict[str, Any]:

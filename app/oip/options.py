@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 
 from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.logs import LogSettings
+from app.logs import SETTINGS
 from app.oip.management import json_object
-from app.service import Serving
+from app.service import AuditPart, EnginePart, Serving
 
 router = APIRouter()
 
@@ -32,26 +32,25 @@ async def set_trace(request: Request, service: Serving, name: str | None = None)
     """Change the given settings; null takes one back to the server's, or to what it was at the start."""
     if name is not None:
         service.repository.find(name)
-    shown = service.traces.update(name, await json_object(request, service))
-    service.audit(request, "trace.settings", name or "")
+    shown = service.traces.update(name, await json_object(request, service.engine))
+    service.audit.record(request, "trace.settings", name or "")
     return shown
 
 
 @router.get("/v2/logging")
 @needs(Scope.READ)
-async def get_logging(service: Serving) -> dict[str, Any]:
+async def get_logging() -> dict[str, Any]:
     """The logging settings."""
-    return service.logging.shown()
+    return SETTINGS.shown()
 
 
 @router.post("/v2/logging")
 @needs(Scope.ADMIN)
-async def set_logging(request: Request, service: Serving) -> dict[str, Any]:
+async def set_logging(request: Request, engine: EnginePart, audit: AuditPart) -> dict[str, Any]:
     """Change the given settings."""
-    settings: LogSettings = service.logging
-    settings.update(await json_object(request, service))
-    service.audit(request, "log.settings", "")
-    return settings.shown()
+    SETTINGS.update(await json_object(request, engine))
+    audit.record(request, "log.settings", "")
+    return SETTINGS.shown()
 
 
 @router.get("/v2/{kind}sharedmemory/status")

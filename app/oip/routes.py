@@ -11,9 +11,8 @@ from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.models.config import PLATFORM, model_config
 from app.models.datatypes import datatype_of
-from app.oip import management as repository
-from app.oip import options
-from app.service import Serving
+from app.oip import management, options
+from app.service import HealthPart, RepositoryPart, Serving
 from graph.ir import Port
 
 EXTENSIONS = (
@@ -41,10 +40,10 @@ async def live() -> dict[str, bool]:
 
 @router.get("/v2/health/ready")
 @needs()
-async def ready(service: Serving) -> Response:
+async def ready(health: HealthPart) -> Response:
     """Whether this server should be sent requests; the reason where not."""
-    service.require_ready()
-    return JSONResponse({"ready": True, **service.health_detail()})
+    health.require_ready()
+    return JSONResponse({"ready": True, **health.detail()})
 
 
 @router.get("/v2")
@@ -57,9 +56,9 @@ async def server_metadata(request: Request) -> dict[str, Any]:
 
 @router.get("/v2/models")
 @needs(Scope.INFER, Scope.READ)
-async def models(service: Serving) -> dict[str, list[str]]:
+async def models(repository: RepositoryPart) -> dict[str, list[str]]:
     """Names of the served models."""
-    return {"models": sorted({served.name for served in service.repository.models})}
+    return {"models": sorted({served.name for served in repository.models})}
 
 
 @router.get("/v2/models/stats")
@@ -91,31 +90,31 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
 @router.get("/v2/models/{name}/ready")
 @router.get("/v2/models/{name}/versions/{version}/ready")
 @needs(Scope.INFER, Scope.READ)
-async def model_ready(service: Serving, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_ready(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
     """Whether that model can run."""
-    served, _ = service.repository.ready(name, version)
+    served, _ = repository.ready(name, version)
     return {"name": served.name, "ready": True}
 
 
 @router.get("/v2/models/{name}/config")
 @router.get("/v2/models/{name}/versions/{version}/config")
 @needs(Scope.INFER, Scope.READ)
-async def configuration(service: Serving, name: str, version: str | None = None) -> dict[str, Any]:
+async def configuration(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
     """How it is served, in the names of the protocol's model configuration."""
-    served, session = service.repository.ready(name, version)
-    versions = [other.version for other in service.repository.versions(name)]
+    served, session = repository.ready(name, version)
+    versions = [other.version for other in repository.versions(name)]
     return model_config(served.name, versions, served.override, served.rules, session)
 
 
 @router.get("/v2/models/{name}")
 @router.get("/v2/models/{name}/versions/{version}")
 @needs(Scope.INFER, Scope.READ)
-async def model_metadata(service: Serving, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_metadata(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
     """Its versions, inputs and outputs."""
-    served, session = service.repository.ready(name, version)
+    served, session = repository.ready(name, version)
     return {
         "name": served.name,
-        "versions": [other.version for other in service.repository.versions(name)],
+        "versions": [other.version for other in repository.versions(name)],
         "platform": PLATFORM,
         "inputs": [_tensor(port) for port in session.inputs],
         "outputs": [_tensor(port) for port in session.outputs],
@@ -127,5 +126,5 @@ def _tensor(port: Port) -> dict[str, Any]:
     return {"name": port.name, "datatype": datatype_of(port.dtype), "shape": shape}
 
 
-router.include_router(repository.router)
+router.include_router(management.router)
 router.include_router(options.router)

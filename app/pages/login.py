@@ -47,7 +47,7 @@ async def login(request: Request, service: Serving) -> Response:
     reply = RedirectResponse("/", 303)
     _set_cookie(request, reply, auth.COOKIE, service.directory.sessions.make(principal.key), auth.SESSION_S)
     reply.delete_cookie(FORM_COOKIE, path="/login")
-    service.audit(request, "login", principal.name)
+    service.audit.record(request, "login", principal.name)
     return reply
 
 

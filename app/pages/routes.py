@@ -32,7 +32,9 @@ async def model(request: Request, service: Serving, name: str, version: str | No
     """One model: its runs, and the views of the one that is looked at."""
     served, session = service.repository.ready(name, version)
     with contextlib.suppress(RequestError, StoreError):  # the page says itself what it cannot read
-        await service.desk.call(service.remember, served.name, session.model)  # else nothing can be asked of its runs
+        await service.quick_calls.call(
+            service.storage.remember, served.name, session.model
+        )  # else nothing can be asked of its runs
     return shell(request, "model.html", model=describe(served))
 
 

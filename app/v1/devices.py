@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app.access.auth import Scope, needs
-from app.service import Serving
+from app.service import EnginePart, StoragePart
 from app.v1.paging import Cursor, Limit, PageOut
 from scheduler.store import StoredDevice
 
@@ -28,23 +28,23 @@ class DeviceOut(BaseModel):
 
 @router.get("/devices")
 @needs(Scope.READ)
-async def list_devices(service: Serving, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
+async def list_devices(storage: StoragePart, engine: EnginePart, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
     """Devices whose profiles are stored."""
-    page = await service.engine.call(lambda: service.store.devices.page(limit, cursor))
+    page = await engine.call(lambda: storage.store.devices.page(limit, cursor))
     return PageOut(items=[describe_device(item) for item in page.items], next=page.next)
 
 
 @router.get("/devices/{fingerprint}")
 @needs(Scope.READ)
-async def get_device(service: Serving, fingerprint: str) -> DeviceOut:
+async def get_device(storage: StoragePart, engine: EnginePart, fingerprint: str) -> DeviceOut:
     """One device with what was measured; "local" is this machine, measured now when it is new."""
 
     def work() -> DeviceOut:
-        key = service.device(fingerprint).fingerprint if fingerprint == "local" else fingerprint
-        stored = service.store.devices.get(key)
+        key = storage.device(fingerprint).fingerprint if fingerprint == "local" else fingerprint
+        stored = storage.store.devices.get(key)
         return describe_device(stored).model_copy(update={"profile": orjson.loads(stored.profile)})
 
-    return await service.engine.call(work)
+    return await engine.call(work)
 
 
 def describe_device(stored: StoredDevice) -> DeviceOut:

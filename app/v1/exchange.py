@@ -10,7 +10,7 @@ from starlette.responses import FileResponse
 
 from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.service import Serving
+from app.service import QuickCallsPart, RepositoryPart, StoragePart
 from app.v1.devices import DeviceOut, describe_device
 from profiler.device.profile import DeviceProfile
 from scheduler.errors import NotFoundError, RecordFormatError
@@ -30,7 +30,7 @@ class ImportedOut(BaseModel):
 
 @router.put("/devices/{fingerprint}")
 @needs(Scope.ADMIN)
-async def put_device(request: Request, service: Serving, fingerprint: Fingerprint) -> DeviceOut:
+async def put_device(request: Request, storage: StoragePart, quick_calls: QuickCallsPart, fingerprint: Fingerprint) -> DeviceOut:
     """Store a device's profile (its JSON), replacing the one before. 400 when it is of another device."""
     body = await request.body()
 
@@ -38,26 +38,26 @@ async def put_device(request: Request, service: Serving, fingerprint: Fingerprin
         profile = DeviceProfile.from_json(body)
         if profile.fingerprint != fingerprint:
             raise RecordFormatError(f"device profile: is of {profile.fingerprint}, need {fingerprint}")
-        service.store.devices.save(profile)
-        return describe_device(service.store.devices.get(fingerprint))
+        storage.store.devices.save(profile)
+        return describe_device(storage.store.devices.get(fingerprint))
 
-    return await service.desk.call(work)
+    return await quick_calls.call(work)
 
 
 @router.post("/measurements")
 @needs(Scope.ADMIN)
-async def add_measurements(request: Request, service: Serving) -> ImportedOut:
+async def add_measurements(request: Request, storage: StoragePart, quick_calls: QuickCallsPart) -> ImportedOut:
     """Merge measurements, JSON lines as `edgewise db export` writes them: better evidence replaces worse, nothing is doubled."""
     lines = (await request.body()).decode("utf-8", "replace").split("\n")  # not splitlines: names may hold other line ends
-    imported = await service.desk.call(lambda: import_measurements(service.store, lines))
+    imported = await quick_calls.call(lambda: import_measurements(storage.store, lines))
     return ImportedOut(devices=imported.devices, measurements=imported.measurements)
 
 
 @router.get("/models/{digest}/file", response_class=FileResponse)
 @needs(Scope.ADMIN)
-async def get_model_file(service: Serving, digest: Digest) -> FileResponse:
+async def get_model_file(repository: RepositoryPart, digest: Digest) -> FileResponse:
     """The ONNX file of a served model, by the model's digest."""
-    served = service.served(digest)
+    served = repository.by_digest(digest)
     if not served.path.is_file():
         raise NotFoundError(f"model {digest}: its file is gone")
     if served.session is not None and served.session.model.nbytes != served.path.stat().st_size:

@@ -123,15 +123,15 @@ async def add_job(service: Serving, asked: JobIn) -> JobOut:
     def work() -> Job:
         device = local_fingerprint()
         if asked.device not in ("local", device):
-            device = service.store.devices.get(asked.device).fingerprint
+            device = service.storage.store.devices.get(asked.device).fingerprint
         if found is None:
-            return service.store.jobs.add(asked.kind, device, request)
+            return service.storage.store.jobs.add(asked.kind, device, request)
         served, session = found
-        service.remember(served.name, session.model)
-        return service.store.jobs.add(asked.kind, device, request, session.model.digest)
+        service.storage.remember(served.name, session.model)
+        return service.storage.store.jobs.add(asked.kind, device, request, session.model.digest)
 
-    job = await service.desk.call(work)
-    service.runner.wake()
+    job = await service.quick_calls.call(work)
+    service.local_jobs.wake()
     return _job(job)
 
 
@@ -146,7 +146,7 @@ async def list_jobs(
     cursor: Cursor = None,
 ) -> PageOut[JobOut]:
     """Jobs of a device, in a state, or both; or of a model (its digest)."""
-    page = await service.desk.call(lambda: service.store.jobs.page(device, state, model, limit, cursor))
+    page = await service.quick_calls.call(lambda: service.storage.store.jobs.page(device, state, model, limit, cursor))
     return PageOut(items=[_job(job) for job in page.items], next=page.next)
 
 
@@ -161,7 +161,7 @@ async def get_job(service: Serving, number: Number) -> JobOut:
 @needs(Scope.ADMIN)
 async def cancel_job(service: Serving, number: Number) -> JobOut:
     """Cancel a job: at once while it waits, soon while it runs. One that has ended stays as it is."""
-    return _job(await service.desk.call(lambda: service.store.jobs.cancel(number)))
+    return _job(await service.quick_calls.call(lambda: service.storage.store.jobs.cancel(number)))
 
 
 @router.get("/{number}/events", response_class=StreamingResponse)
@@ -177,14 +177,8 @@ async def job_events(
     job = await _find(service, number)
     if job.ended and job.revision <= seen:
         return Response(status_code=204)
-    if service.listeners >= service.settings.max_listeners:
-        raise RequestError(503, f"events: {service.listeners} clients listen, the limit; try again", {"Retry-After": "5"})
-    service.listeners += 1
-
-    def gone() -> None:
-        service.listeners -= 1
-
-    return _Events(_follow(request, service, job, seen), gone)
+    service.listeners.join()
+    return _Events(_follow(request, service, job, seen), service.listeners.leave)
 
 
 class _Events(StreamingResponse):
@@ -211,7 +205,7 @@ async def _follow(request: Request, service: Service, job: Job, seen: int) -> As
         elif time.monotonic() - spoken > ALIVE_S:
             spoken = time.monotonic()
             yield b": alive\n\n"
-        if job.ended or service.draining:
+        if job.ended or service.health.draining:
             return
         await asyncio.sleep(LOOK_S)
         job = await _find(service, job.id)
@@ -226,12 +220,12 @@ def _event(name: str, job: Job) -> bytes:
 async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> ClaimOut:
     """Take the job of a device that has waited the longest; where none waits, the answer waits for one that long."""
     lease_s, until = service.settings.job_lease_s, time.monotonic() + asked.wait_s
-    await service.desk.call(lambda: service.store.devices.get(asked.device))
+    await service.quick_calls.call(lambda: service.storage.store.devices.get(asked.device))
     while not await request.is_disconnected():  # a job is not given to who has left
-        claim = await service.desk.call(lambda: service.store.jobs.claim(asked.device, asked.owner, lease_s))
+        claim = await service.quick_calls.call(lambda: service.storage.store.jobs.claim(asked.device, asked.owner, lease_s))
         if claim is not None:
             return ClaimOut(job=_job(claim.job), lease=claim.lease, lease_s=lease_s)
-        if time.monotonic() >= until or service.draining:
+        if time.monotonic() >= until or service.health.draining:
             break
         await asyncio.sleep(LOOK_S)
     return ClaimOut(job=None, lease=None, lease_s=lease_s)
@@ -242,7 +236,9 @@ async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> Claim
 async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
     """Keep a lease, and say how far the job is. 409 when it is somebody else's by now."""
     progress, lease_s = to_json(said.progress).decode(), service.settings.job_lease_s
-    return BeatOut(cancel=await service.desk.call(lambda: service.store.jobs.beat(number, said.lease, lease_s, progress)))
+    return BeatOut(
+        cancel=await service.quick_calls.call(lambda: service.storage.store.jobs.beat(number, said.lease, lease_s, progress))
+    )
 
 
 @router.post("/{number}/end")
@@ -251,14 +247,14 @@ async def end_of_job(service: Serving, number: Number, said: EndIn) -> JobOut:
     """Leave what a job found and end it. Saying it again changes nothing. 409 when it is somebody else's by now."""
 
     def work() -> Job:
-        end_job(service.store, number, said.lease, said.state, said.outcome, said.error)
-        return service.store.jobs.get(number)
+        end_job(service.storage.store, number, said.lease, said.state, said.outcome, said.error)
+        return service.storage.store.jobs.get(number)
 
-    return _job(await service.desk.call(work))
+    return _job(await service.quick_calls.call(work))
 
 
 async def _find(service: Service, number: Number) -> Job:
-    return await service.desk.call(lambda: service.store.jobs.get(number))
+    return await service.quick_calls.call(lambda: service.storage.store.jobs.get(number))
 
 
 def _job(job: Job) -> JobOut:

@@ -107,7 +107,7 @@ def _model(name: str, version: str, state: str, statistics: ModelStatistics, now
 def _health(service: Service) -> HealthOut:
     reason = ""
     try:
-        service.require_ready()
+        service.health.require_ready()
     except RequestError as error:
         reason = str(error)
     journal = service.journal

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.auth import Scope, needs
 from app.models.repository import Served
-from app.service import Serving
+from app.service import RepositoryPart
 from app.v1.paging import Name, Size
 from scheduler.plan import Plan
 
@@ -93,13 +93,13 @@ def _run_plan(plan_id: str, plan: Plan) -> RunPlanOut:
 
 @router.get("/models")
 @needs(Scope.READ)
-async def list_models(service: Serving) -> ModelsOut:
+async def list_models(repository: RepositoryPart) -> ModelsOut:
     """The served models with their states."""
-    return ModelsOut(models=[describe(served) for served in service.repository.models])
+    return ModelsOut(models=[describe(served) for served in repository.models])
 
 
 @router.get("/models/{name}")
 @needs(Scope.READ)
-async def get_model(service: Serving, name: str, version: str | None = None) -> ModelOut:
+async def get_model(repository: RepositoryPart, name: str, version: str | None = None) -> ModelOut:
     """One model; its highest ready version unless one is asked for."""
-    return describe(service.repository.find(name, version))
+    return describe(repository.find(name, version))

@@ -8,7 +8,7 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, Field
 
-from app.service import Service
+from app.models.repository import Repository
 from scheduler.errors import NotFoundError
 from scheduler.store import Page
 
@@ -27,11 +27,11 @@ class PageOut(BaseModel, Generic[T]):
     next: str | None
 
 
-async def page_of(service: Service, model: str | None, device: str | None, asked: Awaitable[Page[T]]) -> Page[T]:
+async def page_of(repository: Repository, model: str | None, device: str | None, asked: Awaitable[Page[T]]) -> Page[T]:
     """What was asked of a model and a device; nothing of a model that is served and that the database has not met yet."""
     try:
         return await asked
     except NotFoundError:
-        if device is not None or not service.serves(model):
+        if device is not None or not repository.serves(model):
             raise
         return Page((), None)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.auth import Scope, needs
-from app.service import Serving
+from app.service import EnginePart, QuickCallsPart, RepositoryPart, Serving, StoragePart
 from app.v1.models import AtShapes
 from app.v1.paging import Cursor, Key, Limit, PageOut, Size, page_of
 from scheduler.drift import ServedPlan
@@ -82,15 +82,15 @@ class WhatIfIn(BaseModel):
 
 @router.post("/plans")
 @needs(Scope.ADMIN)
-async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
+async def create_plan(repository: RepositoryPart, storage: StoragePart, engine: EnginePart, asked: PlanIn) -> PlanOut:
     """Choose how a device should run a served model, and store the plan. What was tuned stays the answer until it is stale."""
-    served, session = service.repository.ready(asked.model, asked.version)
+    served, session = repository.ready(asked.model, asked.version)
 
     def work() -> PlanOut:
-        service.remember(served.name, session.model)
+        storage.remember(served.name, session.model)
         made = make_plan(
             session.model,
-            service.device(asked.device),
+            storage.device(asked.device),
             asked.objective,
             asked.bound(),
             asked.dims,
@@ -100,20 +100,22 @@ async def create_plan(service: Serving, asked: PlanIn) -> PlanOut:
             max_threads=asked.max_threads,
             backend=asked.backend,
             precision=asked.precision,
-            store=service.store,
+            store=storage.store,
         )
-        known = tuned(service.store, made)
+        known = tuned(storage.store, made)
         if known is None:
-            service.store.plans.save(made)
-        return _plan(service.store.plans.get((known or made).id, service.here()))
+            storage.store.plans.save(made)
+        return _plan(storage.store.plans.get((known or made).id, storage.here()))
 
-    return await service.engine.call(work)
+    return await engine.call(work)
 
 
 @router.get("/plans")
 @needs(Scope.READ)
 async def list_plans(
-    service: Serving,
+    repository: RepositoryPart,
+    storage: StoragePart,
+    engine: EnginePart,
     model: Key | None = None,
     device: Key | None = None,
     steps: bool = True,
@@ -123,9 +125,9 @@ async def list_plans(
     """Stored plans, of a model (its digest), a device, or all. steps=false leaves out each plan's steps, which are most of it."""
 
     def work() -> Page[StoredPlan]:
-        return service.store.plans.page(service.here(), model, device, limit, cursor)
+        return storage.store.plans.page(storage.here(), model, device, limit, cursor)
 
-    page = await page_of(service, model, device, service.engine.call(work))
+    page = await page_of(repository, model, device, engine.call(work))
     found = [_plan(stored) for stored in page.items]
     return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
 
@@ -134,21 +136,21 @@ async def list_plans(
 @needs(Scope.READ)
 async def served_plans(service: Serving) -> list[ServedPlanOut]:
     """How plans serve: latencies in windows, beside what each plan says it takes."""
-    return [_served_plan(served) for served in service.observed.served()]
+    return [_served_plan(served) for served in service.drift.served()]
 
 
 @router.get("/plans/{plan_id}")
 @needs(Scope.READ)
-async def get_plan(service: Serving, plan_id: str) -> PlanOut:
+async def get_plan(storage: StoragePart, engine: EnginePart, plan_id: str) -> PlanOut:
     """One plan; its state says whether it is still true of what runs here."""
-    return _plan(await service.engine.call(lambda: service.store.plans.get(plan_id, service.here())))
+    return _plan(await engine.call(lambda: storage.store.plans.get(plan_id, storage.here())))
 
 
 @router.get("/plans/{plan_id}/explain")
 @needs(Scope.READ)
-async def explain_plan(service: Serving, plan_id: str) -> list[dict[str, Any]]:
+async def explain_plan(storage: StoragePart, engine: EnginePart, plan_id: str) -> list[dict[str, Any]]:
     """Why every step runs as it does: what else was possible, and what it would have cost."""
-    stored = await service.engine.call(lambda: service.store.plans.get(plan_id, service.here()))
+    stored = await engine.call(lambda: storage.store.plans.get(plan_id, storage.here()))
     rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=_candidate))
     return rows
 
@@ -159,27 +161,27 @@ def _candidate(value: Candidate) -> dict[str, Any]:
 
 @router.get("/plans/{before}/diff/{after}")
 @needs(Scope.READ)
-async def diff_plans(service: Serving, before: str, after: str) -> dict[str, Any]:
+async def diff_plans(storage: StoragePart, engine: EnginePart, before: str, after: str) -> dict[str, Any]:
     """What differs from one plan to another: of two devices, builds, objectives or models."""
 
     def work() -> PlanDiff:
-        here = service.here()
-        return diff(service.store.plans.get(before, here).plan, service.store.plans.get(after, here).plan)
+        here = storage.here()
+        return diff(storage.store.plans.get(before, here).plan, storage.store.plans.get(after, here).plan)
 
-    found = await service.engine.call(work)
+    found = await engine.call(work)
     reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
     return {**reply, "ratio": found.ratio}
 
 
 @router.post("/plans/what-if")
 @needs(Scope.READ)
-async def plan_with(service: Serving, asked: WhatIfIn) -> dict[str, Any]:
+async def plan_with(storage: StoragePart, engine: EnginePart, asked: WhatIfIn) -> dict[str, Any]:
     """What a stored plan would cost if nodes ran another way; each time is measured, or predicted and says so."""
 
     def work() -> WhatIf:
-        return what_if(service.store.plans.get(asked.plan_id, service.here()).plan, asked.nodes, asked.everywhere)
+        return what_if(storage.store.plans.get(asked.plan_id, storage.here()).plan, asked.nodes, asked.everywhere)
 
-    found = await service.engine.call(work)
+    found = await engine.call(work)
     reply: dict[str, Any] = orjson.loads(orjson.dumps(found))
     return {**reply, "ratio": found.ratio}
 
@@ -211,10 +213,17 @@ def _without_steps(item: PlanOut) -> PlanOut:
 
 @router.get("/pareto")
 @needs(Scope.READ)
-async def pareto(service: Serving, model: Key, device: Key | None = None, limit: Limit = 100) -> list[Tradeoff]:
+async def pareto(
+    repository: RepositoryPart,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
+    model: Key,
+    device: Key | None = None,
+    limit: Limit = 100,
+) -> list[Tradeoff]:
     """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
 
     def work() -> Page[Tradeoff]:
-        return Page(tuple(tradeoffs(service.store.queries.plans(service.here().build, model, device, limit))), None)
+        return Page(tuple(tradeoffs(storage.store.queries.plans(storage.here().build, model, device, limit))), None)
 
-    return list((await page_of(service, model, device, service.desk.call(work))).items)
+    return list((await page_of(repository, model, device, quick_calls.call(work))).items)

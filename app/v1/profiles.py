@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.access.auth import Scope, needs
 from app.engine.shapes import smallest_shapes
 from app.errors import RequestError
-from app.service import Serving
+from app.service import EnginePart, QuickCallsPart, RepositoryPart, StoragePart
 from app.v1.models import AtShapes
 from app.v1.paging import Cursor, Key, Limit, PageOut, page_of
 from profiler.counting.counts import profile
@@ -38,36 +38,38 @@ class ProfileOut(ProfileRun):
 
 @router.post("/profiles")
 @needs(Scope.ADMIN)
-async def make_profile(service: Serving, asked: AtShapes) -> ProfileOut:
+async def make_profile(repository: RepositoryPart, storage: StoragePart, engine: EnginePart, asked: AtShapes) -> ProfileOut:
     """Count what a served model costs for these shapes, per op and in total, and store it. A job of kind `trace` times it."""
-    served, session = service.repository.ready(asked.model, asked.version)
+    served, session = repository.ready(asked.model, asked.version)
 
     def work() -> ProfileOut:
-        service.remember(served.name, session.model)
+        storage.remember(served.name, session.model)
         counted = profile(session.model, asked.bound(), asked.dims)
-        number = service.store.profiles.save(static_report(counted), service.here().build.id)
-        return _whole(service.store.profiles.get(number))
+        number = storage.store.profiles.save(static_report(counted), storage.here().build.id)
+        return _whole(storage.store.profiles.get(number))
 
-    return await service.engine.call(work)
+    return await engine.call(work)
 
 
 @router.get("/models/{name}/count")
 @needs(Scope.READ)
-async def count_model(service: Serving, name: str, version: str | None = None) -> Report:
+async def count_model(repository: RepositoryPart, engine: EnginePart, name: str, version: str | None = None) -> Report:
     """Count what a served model costs with every open dimension at 1, without storing it. 400 where those shapes do not do."""
-    served, session = service.repository.ready(name, version)
+    served, session = repository.ready(name, version)
 
     def work() -> Report:
         report = static_report(profile(session.model, smallest_shapes(session)))
         return report.model_copy(update={"model": report.model.model_copy(update={"name": served.name})})
 
-    return await service.engine.call(work)
+    return await engine.call(work)
 
 
 @router.get("/profiles", response_model=PageOut[ProfileRun])
 @needs(Scope.READ)
 async def list_profiles(
-    service: Serving,
+    repository: RepositoryPart,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
     model: Key | None = None,
     device: Key | None = None,
     kind: Kind | None = None,
@@ -76,23 +78,23 @@ async def list_profiles(
     format: Format = "json",
 ) -> Any:
     """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
-    asked = service.desk.call(lambda: service.store.profiles.page(model, device, limit, cursor, kind=kind))
-    page = await page_of(service, model, device, asked)
+    asked = quick_calls.call(lambda: storage.store.profiles.page(model, device, limit, cursor, kind=kind))
+    page = await page_of(repository, model, device, asked)
     return written(page, format)
 
 
 @router.get("/profiles/{number}/trace", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 @needs(Scope.READ)
-async def download_trace(service: Serving, number: Number) -> Response:
+async def download_trace(storage: StoragePart, engine: EnginePart, number: Number) -> Response:
     """The run as trace events, to be opened in ui.perfetto.dev or chrome://tracing."""
 
     def work() -> bytes:
-        report = service.store.profiles.get(number).report
+        report = storage.store.profiles.get(number).report
         if report.timeline is None:
             raise RequestError(404, f"profile {number}: it was counted, not measured, and has no trace")
         return chrome_trace(report)
 
-    body = await service.engine.call(work)
+    body = await engine.call(work)
     named = {"Content-Disposition": f'attachment; filename="edgewise-run-{number}.trace.json"'}
     return Response(body, media_type="application/json", headers=named)
 
@@ -108,11 +110,13 @@ class MemoryOut(BaseModel):
 
 @router.get("/profiles/{number}/memory")
 @needs(Scope.READ)
-async def memory_at(service: Serving, number: Number, at: Annotated[int, Query(ge=0, lt=1 << 31)] | None = None) -> MemoryOut:
+async def memory_at(
+    storage: StoragePart, engine: EnginePart, number: Number, at: Annotated[int, Query(ge=0, lt=1 << 31)] | None = None
+) -> MemoryOut:
     """The tensors alive while an op runs; where most memory is held, without `at`."""
 
     def work() -> MemoryOut:
-        report = service.store.profiles.get(number).report
+        report = storage.store.profiles.get(number).report
         peak = max(report.ops, key=lambda op: op.live_bytes).index if report.ops else 0
         index = peak if at is None else at
         if index >= max(len(report.ops), 1):
@@ -120,14 +124,14 @@ async def memory_at(service: Serving, number: Number, at: Annotated[int, Query(g
         values = report.alive(index)
         return MemoryOut(at=index, peak=peak, live_bytes=sum(value.nbytes for value in values), values=list(values))
 
-    return await service.engine.call(work)
+    return await engine.call(work)
 
 
 @router.get("/profiles/{number}")
 @needs(Scope.READ)
-async def get_profile(service: Serving, number: Number) -> ProfileOut:
+async def get_profile(storage: StoragePart, quick_calls: QuickCallsPart, number: Number) -> ProfileOut:
     """One profile with its whole document."""
-    return _whole(await service.desk.call(lambda: service.store.profiles.get(number)))
+    return _whole(await quick_calls.call(lambda: storage.store.profiles.get(number)))
 
 
 def _whole(stored: StoredProfile) -> ProfileOut:

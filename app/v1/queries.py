@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.service import Serving
+from app.service import EnginePart, QuickCallsPart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, PageOut, Size
 from app.v1.profiles import Format, Kind, as_csv, written
 from profiler.report.matching import match
@@ -31,7 +31,8 @@ Runs = Annotated[str, Query(pattern=r"^[0-9]{1,18}(,[0-9]{1,18})*$", max_length=
 @router.get("/profiles/query", response_model=PageOut[FoundOp] | PageOut[FoundGroup])
 @needs(Scope.READ)
 async def query_ops(
-    service: Serving,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
     run: Runs | None = None,
     model: Key | None = None,
     device: Key | None = None,
@@ -55,10 +56,10 @@ async def query_ops(
     which = Which(_numbers(run), model, device, kind, op, bound, backend, strategy, name, min_p50_ns)
 
     def work() -> Page[FoundOp] | Page[FoundGroup]:
-        queries = service.store.queries
+        queries = storage.store.queries
         return queries.ops(which, sort, limit, cursor) if group is None else queries.groups(which, group, sort, limit, cursor)
 
-    page = await service.desk.call(work)
+    page = await quick_calls.call(work)
     return written(page, format)
 
 
@@ -93,14 +94,14 @@ _TIMES = ("wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns
 
 @router.get("/compare", response_model=CompareOut)
 @needs(Scope.READ)
-async def compare_runs(service: Serving, runs: Runs, format: Format = "json") -> Any:
+async def compare_runs(storage: StoragePart, engine: EnginePart, runs: Runs, format: Format = "json") -> Any:
     """Two to eight runs side by side: of devices, plans, builds, precisions or models. Ops that share ONNX nodes are one row."""
     numbers = _numbers(runs)
     if not 2 <= len(numbers) <= MOST_COMPARED:
         raise RequestError(400, f"compare: {len(numbers)} runs are named, need 2..{MOST_COMPARED}")
 
     def work() -> CompareOut:
-        stored = [service.store.profiles.get(number) for number in numbers]
+        stored = [storage.store.profiles.get(number) for number in numbers]
         rows = [
             CompareRow(one.key, one.op, one.name, one.p50_ns, one.flops, one.strategies, one.delta_ns, one.ratio)
             for one in match([run.report for run in stored])
@@ -109,21 +110,22 @@ async def compare_runs(service: Serving, runs: Runs, format: Format = "json") ->
         ratios = {name: _ratios([getattr(run, name) for run in runs]) for name in (*_COUNTS, *_TIMES)}
         return CompareOut(runs=runs, rows=rows, ratios=ratios)
 
-    found = await service.engine.call(work)  # matching may take a while
+    found = await engine.call(work)  # matching may take a while
     return found if format == "json" else as_csv([_flat(row, numbers) for row in found.rows])
 
 
 @router.get("/regressions")
 @needs(Scope.READ)
 async def list_regressions(
-    service: Serving,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
     model: Key | None = None,
     threshold_percent: Annotated[float, Query(ge=0, le=1e6)] = 5.0,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> PageOut[Regression]:
     """Runs slower than the run before of the same model, device, threads, precision and shapes: those that grew most first."""
-    page = await service.desk.call(lambda: service.store.queries.regressions(model, threshold_percent, limit, cursor))
+    page = await quick_calls.call(lambda: storage.store.queries.regressions(model, threshold_percent, limit, cursor))
     return PageOut(items=list(page.items), next=page.next)
 
 
@@ -139,9 +141,11 @@ class HistoryOut(BaseModel):
 
 @router.get("/history")
 @needs(Scope.READ)
-async def model_history(service: Serving, model: Key, device: Key | None = None) -> list[HistoryOut]:
+async def model_history(
+    storage: StoragePart, quick_calls: QuickCallsPart, model: Key, device: Key | None = None
+) -> list[HistoryOut]:
     """The newest measured runs of a model, by device, threads and precision."""
-    page = await service.desk.call(lambda: service.store.profiles.page(model, device, MOST_HISTORY, kind="trace"))
+    page = await quick_calls.call(lambda: storage.store.profiles.page(model, device, MOST_HISTORY, kind="trace"))
     groups: dict[tuple[Any, ...], list[ProfileRun]] = {}
     for run in reversed(page.items):
         groups.setdefault((run.device, run.device_name, run.threads, run.precision), []).append(run)
@@ -159,7 +163,8 @@ class FitOut(BaseModel):
 @router.get("/best")
 @needs(Scope.READ)
 async def best_plans(
-    service: Serving,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
     model: Key,
     device: Key | None = None,
     max_latency_ms: Annotated[float, Query(gt=0, le=1e9)] | None = None,
@@ -169,11 +174,11 @@ async def best_plans(
     """Stored plans of a model, on all devices or one: those that do, the fastest first, then the others with what they miss."""
 
     def work() -> list[FitOut]:
-        cards = service.store.queries.plans(service.here().build, model, device)
+        cards = storage.store.queries.plans(storage.here().build, model, device)
         fits = [FitOut(plan=card, misses=_misses(card, max_latency_ms, max_memory_bytes, max_error)) for card in cards]
         return sorted(fits, key=lambda fit: (bool(fit.misses), fit.plan.latency_ns))
 
-    return await service.desk.call(work)
+    return await quick_calls.call(work)
 
 
 def _numbers(runs: str | None) -> tuple[int, ...]:

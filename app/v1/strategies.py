@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from app.access.auth import Scope, needs
-from app.service import Serving
+from app.service import EnginePart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, PageOut
 from scheduler.store import Found, Here, Page
 
@@ -35,7 +35,8 @@ class StrategyOut(BaseModel):
 @router.get("/strategies")
 @needs(Scope.READ)
 async def list_strategies(
-    service: Serving,
+    storage: StoragePart,
+    engine: EnginePart,
     device: Key | None = None,
     signature: Key | None = None,
     model: Key | None = None,
@@ -45,16 +46,17 @@ async def list_strategies(
     """What was measured, by device and by op signature or model; each labelled fresh, or why not."""
 
     def work() -> Page[Found]:
-        return service.store.measurements.page(service.here(), device, signature, model, limit, cursor)
+        return storage.store.measurements.page(storage.here(), device, signature, model, limit, cursor)
 
-    page = await service.engine.call(work)
+    page = await engine.call(work)
     return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
 
 
 @router.get("/strategies/best")
 @needs(Scope.READ)
 async def best_strategies(
-    service: Serving,
+    storage: StoragePart,
+    engine: EnginePart,
     device: Annotated[str, Query(pattern=r"^(local|[0-9a-f]{8,64})$")] = "local",
     signature: Key | None = None,
     model: Key | None = None,
@@ -67,11 +69,11 @@ async def best_strategies(
     """
 
     def work() -> Page[Found]:
-        here = service.here()
+        here = storage.here()
         asked = here if device == "local" else Here(device, here.build)
-        return service.store.measurements.best(asked, signature, model, limit, cursor)
+        return storage.store.measurements.best(asked, signature, model, limit, cursor)
 
-    page = await service.engine.call(work)
+    page = await engine.call(work)
     return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
 
 

@@ -33,7 +33,7 @@ async def upload_model(
 
     replace: where there is such a file, the old model serves until the new one is ready.
     """
-    require_control(service)
+    require_control(service.settings, service.health)
     if reason := refusal(service.settings):
         raise RequestError(403, f"upload: {reason}")
     repository, name = service.repository, check_name(name)
@@ -46,7 +46,7 @@ async def upload_model(
     except OSError as error:
         raise RequestError(503, f"upload: the model folder cannot be written to, {error.strerror}") from None
     await service.engine.load(served)
-    service.audit(request, "model.upload", f"{served.name} {nbytes} bytes")
+    service.audit.record(request, "model.upload", f"{served.name} {nbytes} bytes")
     return describe(served)
 
 

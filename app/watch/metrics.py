@@ -18,7 +18,7 @@ from app.access.journal import Journal
 from app.engine.port import Engine
 from app.models.repository import Repository
 from app.watch.drift import DriftWatch
-from app.watch.statistics import REASONS, ModelStatistics, Statistics
+from app.watch.statistics import REASONS, ModelStatistics, Statistics, Timed
 
 SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -64,12 +64,20 @@ class Metrics:
         self.registry.register(_Models(statistics, repository))
         self.registry.register(_Server(engine, journal, drift))
         self.requests = self._histogram("edgewise_request_duration_seconds", "HTTP requests", ("route", "method", "status"))
-        self.inferences = self._histogram("edgewise_inference_duration_seconds", "Inferences, from arrival to reply")
-        self.queue = self._histogram("edgewise_queue_seconds", "Waiting for the engine")
-        self.compute = self._histogram("edgewise_compute_seconds", "Computing, without waiting")
-        self.batch_rows = Histogram(
+        self._inferences = self._histogram("edgewise_inference_duration_seconds", "Inferences, from arrival to reply")
+        self._queue = self._histogram("edgewise_queue_seconds", "Waiting for the engine")
+        self._compute = self._histogram("edgewise_compute_seconds", "Computing, without waiting")
+        self._batch_rows = Histogram(
             "edgewise_batch_rows", "Rows of the batch that a request ran in", _MODEL, buckets=ROWS, registry=self.registry
         )
+
+    def record(self, name: str, version: str, timed: Timed) -> None:
+        """Add an inference that was answered to the histograms of its model."""
+        labels, outcome = (name, version), timed.outcome
+        self._inferences.labels(*labels).observe(timed.total_ns / 1e9)
+        self._queue.labels(*labels).observe(outcome.queue_ns / 1e9)
+        self._compute.labels(*labels).observe(outcome.compute_ns / 1e9)
+        self._batch_rows.labels(*labels).observe(outcome.batch_rows)
 
     def _histogram(self, name: str, about: str, labels: tuple[str, ...] = _MODEL) -> Histogram:
         return Histogram(name, about, labels, buckets=SECONDS, registry=self.registry)

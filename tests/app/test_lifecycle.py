@@ -351,10 +351,10 @@ def test_a_full_disk_is_a_lost_database(tmp_path: Path) -> None:
         store._database._engine.dispose()
         for number in range(60):
             journal.add(AuditEntry(number, "a", "b", "c" * 1000))
-        journal.attempt(store)
+        journal.attempt(lambda: store)
         assert (journal.database_up, journal.buffered, journal.dropped) == (False, 50, 10)
         event.remove(store._database._engine, "connect", small)
         store._database._engine.dispose()
-        journal.attempt(store)
+        journal.attempt(lambda: store)
         assert (journal.database_up, journal.buffered) == (True, 0)
         assert [entry.at_us for entry in store.audit.page(limit=1).items] == [59]

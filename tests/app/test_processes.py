@@ -115,7 +115,7 @@ def test_the_config_reaches_the_engine(server: Served) -> None:
 
 def test_the_first_batch_curve_comes_from_plans(server: Served) -> None:
     """The digits are asked by many at once, on a machine that was measured; statistics say how the curve is known."""
-    local_device(server.service.store, 0.3)
+    local_device(server.service.storage.store, 0.3)
 
     def curves() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = server.client.get("/v2/models/digits/stats").json()["model_stats"][0]["batch_curves"]

@@ -1,0 +1,80 @@
+"""The service's database, opened when it is first needed, and what the service asks it about this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from graph.ir import Model
+from profiler.device.profile import DeviceProfile
+from scheduler.build import current_build
+from scheduler.errors import NotFoundError, StoreError
+from scheduler.local import local_device, local_fingerprint
+from scheduler.planning.forecast import forecast
+from scheduler.session import Session
+from scheduler.store import Here, KeyRing, Store
+
+PROBE_S = 2.0  # a new device is measured this long when a plan first asks for it; `edgewise device` measures longer
+
+
+class Storage:
+    """Access to one database. Every method blocks and runs on any thread.
+
+    Args: url: of the database; None = SQLite in the user's data directory.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        self.url = url
+        self._store: Store | None = None
+        self._opening = threading.Lock()
+
+    @property
+    def store(self) -> Store:
+        """The open database; the first call opens and migrates it. Raises StoreError."""
+        with self._opening:
+            if self._store is None:
+                self._store = Store(self.url)
+            return self._store
+
+    @property
+    def opened(self) -> Store | None:
+        """The database where it has been opened, else None."""
+        return self._store
+
+    def close(self) -> None:
+        """Close the database where it has been opened."""
+        if self._store is not None:
+            self._store.close()
+
+    def here(self) -> Here:
+        """Return this device and build: what a measurement or a plan must be of to be fresh here."""
+        return Here(local_fingerprint(), current_build())
+
+    def device(self, fingerprint: str) -> DeviceProfile:
+        """Return a stored device, or this one ("local"), which is measured first when it is new. Raises NotFoundError."""
+        if fingerprint == "local":
+            return local_device(self.store, PROBE_S)
+        return DeviceProfile.from_json(self.store.devices.get(fingerprint).profile)
+
+    def measured_device(self) -> DeviceProfile | None:
+        """Return this device where its profile is stored, else None: a request is no reason to measure it."""
+        try:
+            return DeviceProfile.from_json(self.store.devices.get(local_fingerprint()).profile)
+        except (NotFoundError, StoreError):
+            return None
+
+    def forecast(self, session: Session, threads: int, shapes: Mapping[int, Mapping[str, tuple[int, ...]]]) -> dict[int, float]:
+        """Predict the time of a model's runs in nanoseconds, by rows; empty where this device was never measured.
+
+        shapes: rows -> the shape of every input.
+        """
+        device = self.measured_device()
+        return {} if device is None else forecast(session.model, shapes, threads, device, self.store, session.backend)
+
+    def remember(self, name: str, model: Model) -> None:
+        """Store a model's name and size, which its plans and profiles refer to. Raises StoreError."""
+        self.store.models.save(model.digest, name, model.nbytes)
+
+    def key_ring(self) -> KeyRing:
+        """Return the API keys. Raises StoreError."""
+        return self.store.keys.ring()
