@@ -1,6 +1,7 @@
 """Import circles: `python -m tests.circles` prints every circle of files that import one another, and fails where there is one.
 
-Import statements count wherever they stand, inside functions too; those for type checkers count with `--types`. A file counts as
+Every import statement counts: at the top of a file, inside a function, and those for type checkers only. Two files that name each
+other's types have to be read and moved together, whether or not Python ever imports one from the other. A file counts as
 importing the modules that it names, not the packages above them.
 """
 
@@ -8,22 +9,19 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("edgewise.py", "app", "scheduler", "profiler", "graph", "kernels", "migrations", "bench", "docs", "tests")
+PARTS = ("edgewise.py", "app", "scheduler", "profiler", "graph", "kernels", "migrations", "bench", "docs", "examples", "tests")
 
 Graph = Mapping[str, Iterable[str]]
 
 
-def import_graph(root: Path, parts: Iterable[str], *, types: bool) -> dict[str, list[str]]:
-    """Return, for each module in these files and folders of `root`, the other modules among them that it imports.
-
-    types: count the imports under `if TYPE_CHECKING:` too.
-    """
+def import_graph(root: Path, parts: Iterable[str]) -> dict[str, list[str]]:
+    """Return, for each module in these files and folders of `root`, the other modules among them that it imports."""
     files = {_module(path.relative_to(root)): path for part in parts for path in _python_files(root / part)}
-    return {name: sorted(set(_imported(path, name, files, types=types)) - {name}) for name, path in files.items()}
+    return {name: sorted(set(_imported(path, name, files)) - {name}) for name, path in files.items()}
 
 
 def _python_files(path: Path) -> list[Path]:
@@ -35,10 +33,10 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imported(path: Path, name: str, known: Mapping[str, Path], *, types: bool) -> Iterator[str]:
+def _imported(path: Path, name: str, known: Mapping[str, Path]) -> Iterator[str]:
     """Yield the known modules that the import statements of one file name."""
     package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
-    for node in _statements(ast.parse(path.read_text("utf-8")), types=types):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):
@@ -46,14 +44,6 @@ def _imported(path: Path, name: str, known: Mapping[str, Path], *, types: bool) 
             base = ".".join([*above, *([node.module] if node.module else [])])
             submodules = [f"{base}.{alias.name}" for alias in node.names]
             yield from (found if found in known else base for found in submodules if found in known or base in known)
-
-
-def _statements(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
-    """Yield every node below this one, those of type-checking blocks only where they count."""
-    for child in ast.iter_child_nodes(node):
-        if types or not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
-            yield child
-            yield from _statements(child, types=types)
 
 
 def find_circles(graph: Graph) -> list[list[str]]:
@@ -83,9 +73,9 @@ def _way_back(graph: Graph, start: str) -> list[str]:
     return []
 
 
-def main(arguments: Sequence[str]) -> int:
+def main() -> int:
     """Print the circles of this repository. Returns 1 where there is any, else 0."""
-    graph = import_graph(ROOT, PARTS, types="--types" in arguments)
+    graph = import_graph(ROOT, PARTS)
     circles = find_circles(graph)
     for circle in circles:
         print("import circle: " + " → ".join([*circle, circle[0]]))  # noqa: T201
@@ -94,4 +84,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
