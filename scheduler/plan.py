@@ -165,11 +165,11 @@ class State(_Data):
 class Plan(_Data):
     """How to run one model on one device.
 
-    model_digest, device_fingerprint, engine_build: the model, device and engine that it holds for. threads: of every step. replicas:
-    executors to run side by side, more than one only for throughput. predicted_ns: of one inference, the sum over the steps'
-    expected times, between low_ns and high_ns. measured_ns: the median of whole runs by this plan. memory_bytes: of one replica:
-    arena + parameters, as the model has them and as kernels read them + graph inputs and outputs. error_estimate: the sum of the
-    steps' declared tolerances, relative to the largest output.
+    model_digest, device_fingerprint, engine_build: the model, device and engine that it holds for. threads: of every step.
+    replicas: executors to run side by side, more than one only for throughput. predicted_ns: of one inference, the sum of the
+    steps' expected times, between low_ns and high_ns. measured_ns: the median of whole runs. memory_bytes: of one replica:
+    arena + parameters, as the model has them and as kernels read them + graph inputs and outputs. error_estimate: the sum of
+    the steps' declared tolerances, relative to the largest output.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
