@@ -159,17 +159,21 @@ def plan(
     backend: WantedBackend = "auto",
     db: str | None = None,
 ) -> Plan:
-    """Choose how a device should run a model, and store the plan.
+    """Choose how a device should run a model: kernel, threads and precision of every step, and why. The plan is stored.
 
-    Where `tune` has measured a plan for the same request and it is still current, that plan is returned. A machine that the
-    database does not know is measured first, which takes seconds.
+    Measured times are used where the database has fresh ones, predictions elsewhere. A plan that `tune` has measured for the same
+    request, and that still holds, is returned as it is. A machine that the database does not know is measured first (seconds).
 
-    Args:    model: a path, the bytes of a file, a ModelProto, or a Model already read. device: "local", or the fingerprint of a
-             stored device. objective: latency, throughput or memory. shapes, dims: of inputs and dynamic dimensions, None = as
-             declared. max_latency_ms, max_memory_bytes, max_error, max_threads: limits that the plan must keep. db: database URL,
-             None = SQLite in the user's data directory.
-    Raises:  FeedError for open dimensions, InfeasibleError with the closest plan when a limit cannot be kept, NotFoundError
-             for an unknown device, StoreError.
+    Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
+             device: "local" for this machine, or the fingerprint of a device in the database.
+             objective: "latency", "throughput" or "memory".
+             shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
+             max_latency_ms: refuse plans slower than this, in milliseconds. max_memory_bytes: refuse plans larger than this.
+             max_error: leave out strategies with a larger relative error against fp32. max_threads: the most threads to use.
+             backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
+    Raises:  ModelError for a file that is refused; FeedError where a dimension is left open; AttributeValueError for an unknown
+             value; NotFoundError for an unknown device; InfeasibleError, with the closest plan, where a limit cannot be met;
+             UnsupportedError for what this build cannot do; StoreError for a database that cannot be used.
     """
     loaded = model if isinstance(model, Model) else read(model)
     with Store(db) as store:
