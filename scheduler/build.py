@@ -1,9 +1,9 @@
-"""What a measurement is true of besides the device: the engine build, and the source of the one kernel that was measured.
+"""The identity of the engine that runs here: a measurement holds for one engine build and one version of its kernel's source.
 
-The source is split in two. What every kernel shares (the registry, layouts, native builder, pool, executor) is hashed into the
-engine build, together with the versions of what computes: editing it makes every measurement stale. The files of
-`kernels/ops` are hashed one by one, each with what it imports from that folder, and so are the rules of `graph/native` with the
-families of native kernels that they alone reach: editing one makes only the rows of its ops stale.
+The source is split in two. Code that all kernels share (the registry, layouts, native builder, thread pool, executor) is hashed
+into the engine build, together with the versions of Python, numpy and llvmlite: a change there makes every measurement stale. The
+files of `kernels/ops` are hashed one by one, each with its imports from that folder, and so are the rules of `graph/native` with
+the families of native kernels that only they reach: a change there makes the measurements of those ops stale and no others.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ _READING = threading.Lock()  # CPython 3.11 counts the depth of syntax trees for
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The engine that runs here. id: what its shared source and libraries are. kernels: op -> hash of its own source."""
+    """An engine build. id: names its shared source and the libraries it computes with. kernels: op -> hash of its own source."""
 
     id: str
     kernels: Mapping[str, str] = field(repr=False)
 
     def kernel_source(self, op: str) -> str:
-        """Hash of the source of an op, or of several fused ones ("Conv+Relu").
+        """Return the hash of the source of an op, or of several fused ones ("Conv+Relu").
 
-        It is "" for what the executor runs itself (If, Loop, Scan): the build's id covers that.
+        It is "" for ops that the executor runs itself (If, Loop, Scan): the build's id covers them.
         """
         first, *fused = (self.kernels.get(name, "") for name in op.split("+"))
         return _hash((first, *fused)) if fused else first
 
 
 def current_build() -> Build:
-    """The build of this process. Source is read once, when it is first asked for.
+    """Return the build of this process; the source is read and hashed at the first call.
 
-    Raises: UnsupportedError where the engine's source is not there to be hashed.
+    Raises: UnsupportedError where the engine's source is not installed, so that it cannot be hashed.
     """
     with _READING:
         return _read_build()
@@ -71,7 +71,11 @@ def _read_build() -> Build:
 
 
 def build_of(prefix: str, sources: Mapping[str, str], homes: Mapping[str, tuple[str, str]]) -> Build:
-    """The build of modules given as name -> source. homes: op -> the module of its operator, and of its native rule or ""."""
+    """Hash modules into a build.
+
+    Args: prefix: the versions that the build's id begins with. sources: module name -> source text. homes: op -> the module that
+          defines it and the module of its native rule, "" without one.
+    """
     ops = {name: source for name, source in sources.items() if name.startswith(f"{_OPS}.")}
     shared = _reached(_EXECUTOR, sources, closed=_RULES)
     families = {name for name in sources if name.startswith(_FAMILIES)} - shared
@@ -88,7 +92,7 @@ def build_of(prefix: str, sources: Mapping[str, str], homes: Mapping[str, tuple[
 
 
 def _version() -> str:
-    """The installed version; "source" where the engine runs from a source tree that is not installed."""
+    """Return the installed version; "source" where the engine runs from a source tree that is not installed."""
     try:
         return importlib.metadata.version("edgewise")
     except importlib.metadata.PackageNotFoundError:
@@ -96,7 +100,7 @@ def _version() -> str:
 
 
 def _reached(module: str, sources: Mapping[str, str], closed: str = "") -> set[str]:
-    """A module in `sources` and every other one there that it imports, directly or through others but for `closed`."""
+    """Return a module and all of `sources` that it imports, directly or through others; imports of `closed` are left out."""
     reached = {module}
     waiting = [module]
     while waiting:
@@ -110,7 +114,7 @@ def _reached(module: str, sources: Mapping[str, str], closed: str = "") -> set[s
 
 @functools.cache
 def _imports(source: str) -> frozenset[str]:
-    """Names that a module may import, each package and each name of it."""
+    """Return the names that a module may import: each package and each name taken from it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -122,7 +126,7 @@ def _imports(source: str) -> frozenset[str]:
 
 
 def _modules(package: ModuleType) -> list[str]:
-    """Names of every module of a package, itself first."""
+    """Return the names of a package and of all modules in it, itself first."""
     name = package.__name__
     return [name, *sorted(info.name for info in pkgutil.walk_packages(package.__path__, f"{name}."))]
 

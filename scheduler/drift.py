@@ -1,9 +1,9 @@
-"""The closed loop: what plans really take while they serve, against what they say.
+"""Drift: plans whose latency while they serve is no longer the one they state.
 
-Latencies are gathered in windows of WINDOW runs. A plan has drifted when the medians of SUSTAINED windows in a row all lie on the
-same side of what it may take: within TOLERANCE of what was measured, or within the uncertainty of what was only predicted. One
-window beyond is noise. Only runs that had the engine for themselves count: what others slow down says nothing of the plan. Memory
-is bounded: a window, a few summaries, and at most MAX_WATCHED plans, those served last.
+Latencies are gathered in windows of WINDOW runs. A plan has drifted when the medians of SUSTAINED windows in a row all lie above,
+or all below, its bounds: TOLERANCE around a measured time, or the uncertainty of a predicted one. One window outside is noise.
+Only runs that had the engine to themselves count, because other runs would slow them down. Memory is bounded: a window and a few
+summaries of each plan, and at most MAX_WATCHED plans, those served last.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from scheduler.plan import Plan
 WINDOW: Final = 50  # runs
 SUSTAINED: Final = 3  # windows
 KEPT_WINDOWS: Final = 20
-TOLERANCE: Final = 1.3  # either way, of a measured time
+TOLERANCE: Final = 1.3  # factor around a measured time, both ways
 MAX_WATCHED: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyWindow:
-    """Latencies of `count` runs in a row."""
+    """Median and 90th percentile of the latencies of `count` runs in a row."""
 
     count: int
     p50_ns: float
@@ -37,7 +37,7 @@ class LatencyWindow:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a plan may take. expected_ns: measured where `measured`, else predicted."""
+    """The latencies that a plan allows. expected_ns: measured where `measured`, else predicted."""
 
     expected_ns: float
     low_ns: float
@@ -45,13 +45,13 @@ class Bounds:
     measured: bool
 
     def side(self, nanoseconds: float) -> int:
-        """-1 below, 1 above, 0 within."""
+        """Return -1 for a latency below the bounds, 1 above, 0 within."""
         return (nanoseconds > self.high_ns) - (nanoseconds < self.low_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class ServedPlan:
-    """How a plan has served. windows: the last ones, the newest last; drifted: it takes another time than it says."""
+    """How a plan has served. count: runs. windows: the last ones, the newest last. drifted: whether it has left its bounds."""
 
     plan_id: str
     model_digest: str
@@ -63,16 +63,16 @@ class ServedPlan:
 
     @property
     def ratio(self) -> float:
-        """The last window's median ÷ what was expected; 0 before there is one."""
+        """The last window's median ÷ the expected latency; 0 before the first window."""
         return self.windows[-1].p50_ns / self.bounds.expected_ns if self.windows and self.bounds.expected_ns else 0.0
 
     @property
     def reason(self) -> str:
-        """For people."""
+        """A sentence that says how far the latency is from the expected one."""
         source = "measured" if self.bounds.measured else "predicted"
         return (
             f"the median of the last {WINDOW} runs is {self.windows[-1].p50_ns / 1e6:.3f} ms, {self.ratio:.2f} times the "
-            f"{self.bounds.expected_ns / 1e6:.3f} ms that were {source}, in each of {SUSTAINED} windows"
+            f"{source} {self.bounds.expected_ns / 1e6:.3f} ms; {SUSTAINED} windows in a row lie outside its bounds"
         )
 
 
@@ -88,7 +88,7 @@ class _Watched:
 
 
 def bounds_of(plan: Plan) -> Bounds:
-    """What one inference by this plan may take before its plan is doubted."""
+    """Return the latencies within which a plan has not drifted."""
     if plan.measured_ns is not None:
         return Bounds(plan.measured_ns, plan.measured_ns / TOLERANCE, plan.measured_ns * TOLERANCE, True)
     low, high = min(plan.low_ns, plan.predicted_ns / TOLERANCE), max(plan.high_ns, plan.predicted_ns * TOLERANCE)
@@ -96,7 +96,7 @@ def bounds_of(plan: Plan) -> Bounds:
 
 
 class Alone:
-    """Who computes, to tell who did so alone. Any number of threads may use it."""
+    """Tells which runs had the engine to themselves. Any number of threads may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -104,7 +104,7 @@ class Alone:
 
     @contextmanager
     def run(self) -> Iterator[Callable[[], bool]]:
-        """Around a run: gives a function that says whether it has been alone until now."""
+        """Mark a run for the length of a `with` block. Yields a function: whether no other run has overlapped it so far."""
         with self._lock:
             self._running += 1
             self._started += 1
@@ -117,9 +117,9 @@ class Alone:
 
 
 class Drift:
-    """Watches plans that serve. Any number of threads may use it.
+    """Watches the latencies of plans that serve. Any number of threads may use it.
 
-    Args: on_drift: told once of each plan that drifts, on the thread that observed it; it has to be quick.
+    Args: on_drift: called once for each plan that drifts, with its record, on the thread that observed it; it must return soon.
     """
 
     def __init__(self, on_drift: Callable[[Plan, ServedPlan], None]) -> None:
@@ -128,7 +128,7 @@ class Drift:
         self._watched: OrderedDict[int, _Watched] = OrderedDict()  # by id() of the plan, which the entry keeps alive
 
     def observe(self, plan: Plan, latency_ns: float) -> None:
-        """Count one run by a plan."""
+        """Add the latency of one run by a plan."""
         with self._lock:
             watched = self._watched.get(id(plan))
         if watched is None:
@@ -143,13 +143,13 @@ class Drift:
             self._on_drift(plan, found)
 
     def served(self) -> tuple[ServedPlan, ...]:
-        """Every plan that is watched, the one served last first."""
+        """Return the records of all watched plans, the one served last first."""
         with self._lock:
             return tuple(_served(watched) for watched in reversed(self._watched.values()))
 
 
 def _count(watched: _Watched, latency_ns: float) -> ServedPlan | None:
-    """Add a run; the plan's record when it has just drifted."""
+    """Add a run. Returns the plan's record where this run made it drift."""
     watched.count += 1
     watched.samples.append(latency_ns)
     if len(watched.samples) < WINDOW:

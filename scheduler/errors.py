@@ -2,22 +2,22 @@
 
 EdgewiseError
 ├── InvalidError
-│   ├── StrategyFormatError   text that is no strategy
-│   ├── PlanFormatError       JSON that is no plan, or breaks a limit
+│   ├── StrategyFormatError   a text that does not have the form of a strategy
+│   ├── PlanFormatError       JSON that does not have the form of a plan, or breaks a limit
 │   ├── RecordFormatError     an imported or paged record that breaks its schema
 │   └── ConflictError         the write contradicts what is stored
-│       └── LeaseLostError    the job is somebody else's by now, or has ended
+│       └── LeaseLostError    the caller's lease on a job has ended: another worker took the job, or it is finished
 ├── UnsupportedError
 │   └── InfeasibleError       no plan meets the constraints; it carries the closest one, so `scheduler.plan` defines it
 ├── NotFoundError             nothing is stored under that key
-├── StoppedError              what was to be measured was stopped before it was
+├── StoppedError              a measurement was stopped before it was taken
 ├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
-└── StoreError                the database cannot do it now; names the database and what to do
-    ├── StoreMissingError     the database does not exist and was not to be created
+└── StoreError                the database cannot serve the request now; the message names it and what to do
+    ├── StoreMissingError     the database does not exist, and the caller asked not to create it
     ├── StoreLockedError      another writer held it for too long: try again
     ├── StoreReadOnlyError    its file or folder is not writable, or the disk is full
-    ├── StoreCorruptError     the file is damaged or no database
-    ├── StoreVersionError     its schema is newer than this build, or older and not to be upgraded
+    ├── StoreCorruptError     the file is damaged, or is not a database
+    ├── StoreVersionError     its schema is newer than this build, or older and the caller asked not to upgrade it
     └── StoreUnreachableError the server does not answer or refuses the login
 """
 
@@ -27,11 +27,11 @@ from kernels.errors import EdgewiseError, InvalidError
 
 
 class StrategyFormatError(InvalidError):
-    """Text that is no strategy."""
+    """A text does not have the form of a strategy."""
 
 
 class PlanFormatError(InvalidError):
-    """JSON that is no plan, or breaks a limit."""
+    """JSON does not have the form of a plan, or breaks a limit."""
 
 
 class RecordFormatError(InvalidError):
@@ -43,7 +43,7 @@ class ConflictError(InvalidError):
 
 
 class LeaseLostError(ConflictError):
-    """Whoever speaks of a job does not have it any more: it was taken by another, or has ended."""
+    """The caller's lease on a job has ended: another worker took the job, or it is finished."""
 
 
 class NotFoundError(EdgewiseError):
@@ -51,7 +51,7 @@ class NotFoundError(EdgewiseError):
 
 
 class StoppedError(EdgewiseError):
-    """What was to be measured was stopped before it was, because somebody asked for that."""
+    """A measurement was stopped on request before it was taken."""
 
 
 class StalePlanError(EdgewiseError):
@@ -59,11 +59,11 @@ class StalePlanError(EdgewiseError):
 
 
 class StoreError(EdgewiseError):
-    """The database cannot do it now."""
+    """The database cannot serve the request now."""
 
 
 class StoreMissingError(StoreError):
-    """The database does not exist, and was not to be created."""
+    """The database does not exist, and the caller asked not to create it."""
 
 
 class StoreLockedError(StoreError):
@@ -75,11 +75,11 @@ class StoreReadOnlyError(StoreError):
 
 
 class StoreCorruptError(StoreError):
-    """The file is damaged, or is no database."""
+    """The file is damaged, or is not a database."""
 
 
 class StoreVersionError(StoreError):
-    """The schema is newer than this build, or older and not to be upgraded."""
+    """The schema is newer than this build, or older and the caller asked not to upgrade it."""
 
 
 class StoreUnreachableError(StoreError):

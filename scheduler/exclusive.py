@@ -1,6 +1,6 @@
-"""One measurement at a time: what runs beside it on the same cores would be measured too.
+"""One measurement at a time on a machine: a second one on the same cores would slow the first.
 
-A lock on a file in the user's data directory, which the system lets go of when its process ends, however it ends.
+Processes take turns by a lock on a file in the user's data directory, which the system releases when its process ends or dies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLL_S: Final = 0.2
 
 
 def lock_path() -> Path:
-    """Where the lock is."""
+    """Return the path of the lock file."""
     return platformdirs.user_data_path("edgewise") / FILE
 
 
@@ -33,9 +33,11 @@ def lock_path() -> Path:
 def measuring(
     waiting: Callable[[str], None] | None = None, stop: Callable[[], bool] | None = None, path: Path | None = None
 ) -> Iterator[bool]:
-    """Hold the lock. Gives False where `stop` said so while another process held it.
+    """Hold the machine's measurement lock for the length of a `with` block, waiting for other processes first.
 
-    waiting: called now and then with what is waited for.
+    Args:   waiting: called while it waits, with a text that names the other process. stop: asked while it waits; True ends the
+            wait. path: of the lock file, None = `lock_path`.
+    Yields: True with the lock held; False without it, where `stop` ended the wait.
     """
     path = path or lock_path()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +47,7 @@ def measuring(
                 yield False
                 return
             if waiting is not None:
-                waiting(f"waiting for process {_holder(path)}, which measures on this machine")
+                waiting(f"waiting for process {_holder(path)}, which is measuring on this machine")
             time.sleep(POLL_S)
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -57,7 +59,7 @@ def measuring(
 
 
 def _taken(file: IO[str]) -> bool:
-    """Take the lock, if nobody holds it."""
+    """Take the lock if it is free. Returns whether it was."""
     try:
         if sys.platform == "win32":
             file.seek(0)
@@ -78,6 +80,6 @@ def _release(file: IO[str]) -> None:
 
 
 def _holder(path: Path) -> str:
-    """The process that holds it, as it wrote itself."""
+    """Return the number of the process that holds the lock, as it wrote it into the file; "?" where it has not yet."""
     text = path.read_text(errors="replace").strip()
     return text if text.isdecimal() else "?"

@@ -1,7 +1,7 @@
-"""What jobs do: the kinds there are, what each is asked, how it is run and what it finds. Knows neither service nor network.
+"""Kinds of jobs: the request that each takes, how it is run and the outcome it gives. Knows neither service nor network.
 
-A worker calls `execute` with a job that it took (`Store.jobs`), and hands the outcome to `deliver`, on its own database or, over
-the network, on that of the service. A kind is one row of `KINDS`.
+A worker takes a job (`Store.jobs`), runs it with `execute`, and passes the outcome to `deliver`: on its own database, or over the
+network on that of the service. A kind is one row of `KINDS`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Shape = Annotated[tuple[_Size, ...], Field(max_length=64)]
 _Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
-PROBE_S: Final = 2.0  # a new device is measured that long before a trace
+PROBE_S: Final = 2.0  # seconds to measure a new device for, before a trace
 
 
 class _Data(BaseModel):
@@ -40,14 +40,14 @@ class _Data(BaseModel):
 
 
 class WorkRequest(_Data):
-    """A model at certain shapes: what a profile is made of. shapes: input -> shape; dims: dynamic dimension -> size."""
+    """A model at certain input shapes. shapes: input -> shape. dims: dynamic dimension -> size."""
 
     shapes: Annotated[dict[_Name, _Shape], Field(max_length=64)] = {}
     dims: Annotated[dict[_Name, _Size], Field(max_length=64)] = {}
 
 
 class TraceRequest(WorkRequest):
-    """Time that many runs, on random inputs. plan_id: a stored plan to run; None = every op's default."""
+    """Time that many runs on random inputs. plan_id: a stored plan to run; None = every op's first candidate."""
 
     runs: Annotated[int, Field(ge=1, le=10_000)] = 50
     threads: _Threads | None = None
@@ -55,7 +55,7 @@ class TraceRequest(WorkRequest):
 
 
 class TuneRequest(WorkRequest):
-    """Measure candidates for at most that long, then plan."""
+    """Measure candidates for at most `budget_s` seconds, then plan."""
 
     budget_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
     threads: _Threads | None = None
@@ -64,20 +64,20 @@ class TuneRequest(WorkRequest):
 
 
 class ProbeRequest(_Data):
-    """Measure the device for about that long."""
+    """Measure the device for about that many seconds."""
 
     seconds: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 8.0
 
 
 class FoundRun(_Data):
-    """A profile run to be stored."""
+    """A profile run to store."""
 
     engine_build: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
     report: Report
 
 
 class JobOutcome(_Data):
-    """What a job found. summary: for its result. device, plan: JSON documents. All but the summary is stored by `deliver`."""
+    """The outcome of a job. summary: goes into its result. device, plan: JSON documents. `deliver` stores all but the summary."""
 
     summary: dict[str, Any] = {}
     device: str | None = None
@@ -87,7 +87,7 @@ class JobOutcome(_Data):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A job being run. db: the URL of `store`. report: takes how far it is. stop: whether to end early, as soon as it can."""
+    """A job being run. db: the URL of `store`. report: takes its progress. stop: asked now and then; True ends the job early."""
 
     request: Any
     model: Model | None
@@ -97,15 +97,15 @@ class Task:
     stop: Callable[[], bool]
 
     def require_model(self) -> Model:
-        """The model of a kind that needs one."""
+        """Return the model. Raises RecordFormatError where the job names none."""
         if self.model is None:
-            raise RecordFormatError("job: no model is named, this kind needs one")
+            raise RecordFormatError("job: it names no model, this kind needs one")
         return self.model
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of job: what it is asked, whether of a model, and how it is run."""
+    """A kind of job. request: the form of its request. of_model: whether it needs a model. run: how it is run."""
 
     request: type[BaseModel]
     of_model: bool
@@ -113,16 +113,16 @@ class Kind:
 
 
 def check_request(kinds: Mapping[str, Kind], kind: str, request: object) -> str:
-    """The request as JSON with every default in it. Raises RecordFormatError."""
+    """Check a request against its kind. Returns it as JSON with every default filled in. Raises RecordFormatError."""
     return _parse(kinds, kind, to_json(request)).model_dump_json()
 
 
 def to_json(value: object) -> bytes:
-    """A caller's value as JSON. Raises RecordFormatError for integers beyond 64 bits, and whatever else JSON has no form for."""
+    """Return a caller's value as JSON. Raises RecordFormatError for values JSON cannot hold, such as integers beyond 64 bits."""
     try:
         return orjson.dumps(value)
     except TypeError as error:
-        raise RecordFormatError(f"job: {error}, need what JSON can hold") from None
+        raise RecordFormatError(f"job: {error}, need a value that JSON can hold") from None
 
 
 def execute(
@@ -134,15 +134,16 @@ def execute(
     report: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
 ) -> JobOutcome:
-    """Run a job on this machine. Raises RecordFormatError for what cannot be run, and what running it raises."""
+    """Run a job on this machine. Raises RecordFormatError for an unknown kind or request, and what running it raises."""
     request = _parse(kinds, job.kind, job.request.encode())
     return kinds[job.kind].run(Task(request, model, store, db, report, stop))
 
 
 def deliver(store: Store, job: Job, outcome: JobOutcome) -> dict[str, Any]:
-    """Store what a job found and return its result: the summary and the keys of what was stored. It may come from anywhere.
+    """Store the outcome of a job. It is checked, because it may come over the network.
 
-    Raises: RecordFormatError for what is not of the job's model and device; PlanFormatError, ProfileFormatError.
+    Returns: the job's result: the summary, and the keys under which device, plan and run were stored.
+    Raises:  RecordFormatError for an outcome of another model or device; PlanFormatError, ProfileFormatError.
     """
     result = dict(outcome.summary)
     if outcome.device is not None:

@@ -50,9 +50,10 @@ def _stored(store: Store) -> DeviceProfile | None:
 
 
 def device(seconds: float = FULL_S, *, again: bool = False) -> DeviceProfile:
-    """Return this machine's measured profile from the default database.
+    """Return what this machine was measured to do: peak rates, bandwidths and overheads, from the default database.
 
-    Args: seconds: about how long to measure. It is measured where the database does not have it, or where `again` asks for it.
+    Args:   seconds: about how long to measure where the database does not know this machine. again: measure in any case.
+    Raises: StoreError for a database that cannot be used.
     """
     with Store() as store:
         return local_device(store, seconds, again=again)

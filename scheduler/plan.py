@@ -1,7 +1,10 @@
-"""A plan: for one model, one device and one objective, the strategy of every step, what it costs, what it beat, and why.
+"""Plans: for one model, device and objective the strategy of every step, its cost, the candidates that it beat, and why.
 
-It is data: versioned JSON, stored, compared, and the executor runs exactly it. Plans come from outside too, so reading one
-back checks everything against explicit limits. The same inputs give the same plan: no time of making is in it.
+A plan is data: versioned JSON that is stored and compared, and the executor runs exactly it. Plans may come from outside, so
+reading one checks every value against explicit limits. A plan holds no time of its making: equal inputs give equal plans.
+
+In plans and their texts, *measured* is a time taken on that device, *predicted* one from a cost model fitted to measurements, and
+*estimated* one from the roofline of the device alone.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ MAX_PLAN_BYTES: Final = 64 << 20
 MAX_STEPS: Final = 100_000
 MAX_CANDIDATES: Final = 4096
 MAX_INPUTS: Final = 1024
-EXECUTOR: Final = "executor"  # the backend of steps that have no kernel: views, control flow, shapes only a run decides
+EXECUTOR: Final = "executor"  # the backend of steps without a kernel: views, control flow, shapes known only at run time
 
 Objective = Literal["latency", "throughput", "memory"]
 BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
@@ -40,7 +43,7 @@ _Threads = Annotated[int, Field(ge=1, le=MAX_THREADS)]
 
 
 def _to_strategy(value: object) -> Strategy:
-    """Pydantic turns only a ValueError into its own error, with the place of the value."""
+    """Read a strategy for pydantic, which adds the place of the value to a ValueError, and to no other error."""
     if isinstance(value, Strategy):
         return value
     if not isinstance(value, str):
@@ -64,7 +67,7 @@ class _Data(BaseModel):
 
 
 class Constraints(_Data):
-    """What the plan has to keep to; None is no limit. max_error is relative to the float32 reference."""
+    """Limits that a plan must keep; None is no limit. max_error: of the output, relative to the float32 reference."""
 
     max_latency_ms: Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)] | None = None
     max_memory_bytes: _Count | None = None
@@ -85,9 +88,9 @@ class InputShape(_Data):
 class Candidate(_Data):
     """One way a step could run, at the plan's thread count.
 
-    predicted_ns: what the cost model says, with low_ns and high_ns as its uncertainty; measured_ns: the fastest run of the stored
-    measurement of this device and build, which then decides. All None where refused. packed_bytes: of constants as its kernel
-    reads them, beside those of the model. reason: why it was refused or lost.
+    predicted_ns: by the cost model, between low_ns and high_ns. measured_ns: the fastest run of the stored measurement of this
+    device and build; it takes precedence. All are None for a refused candidate. packed_bytes: of constants as its kernel reads
+    them, beside those of the model. reason: why it was refused or lost.
     """
 
     strategy: StrategyText
@@ -102,16 +105,17 @@ class Candidate(_Data):
 
     @property
     def expected_ns(self) -> float | None:
-        """What the planner reckons with: measured where it was measured, else predicted."""
+        """The time that candidates are compared by: measured where there is a measurement, else predicted."""
         return self.predicted_ns if self.measured_ns is None else self.measured_ns
 
 
 class PlanStep(_Data):
     """One node of the optimised graph, in execution order.
 
-    algorithm of `strategy` is what the executor is told. signature, signature_key: under which measurements are found.
-    kernel_source: hash of the source of its op. executed_macs: what the algorithm multiplies, macs: what the model asks for.
-    moved_bytes: read and written once, from level `level`. predicted_ns is `expected_ns` of the chosen candidate.
+    strategy: its backend, algorithm and parameters are passed to the executor. signature, signature_key: name the work, and find
+    its measurements. kernel_source: hash of the source of its op. executed_macs: that the algorithm multiplies; macs: of the op's
+    definition. moved_bytes: read and written once, to and from memory level `level`. predicted_ns: `expected_ns` of the chosen
+    candidate; measured: whether that was measured.
     """
 
     node: _Name
@@ -135,7 +139,7 @@ class PlanStep(_Data):
 
 
 class ThreadOption(_Data):
-    """One thread count that the planner weighed for the whole plan. throughput_per_s: of `replicas` executors side by side."""
+    """A thread count that the planner considered for the whole plan. throughput_per_s: of `replicas` executors side by side."""
 
     threads: _Threads
     replicas: _Threads
@@ -150,8 +154,8 @@ class State(_Data):
     """Whether the plan may be run as it is.
 
     current: made for this device, engine build and kernels. predicted: made for a device that is not this machine, from its
-    profile alone. stale: device, build or a kernel changed since; `reason` says which. drifted: current, but serving by it
-    takes another time than it says; it may be run, and is to be tuned again.
+    profile alone. stale: device, build or a kernel changed since; `reason` says which. drifted: current, but its latency while
+    serving is not the one it states; it may be run, and should be tuned again.
     """
 
     status: Literal["current", "predicted", "stale", "drifted"] = "current"
@@ -161,11 +165,11 @@ class State(_Data):
 class Plan(_Data):
     """How to run one model on one device.
 
-    model_digest, device_fingerprint, engine_build: what it is true of. threads: of every step; replicas: executors to run side
-    by side, more than one only for throughput. predicted_ns: one inference, all steps, between low_ns and high_ns.
-    memory_bytes: arena + parameters, as the model has them and as kernels read them + graph inputs and outputs, of one replica
-    (parameters are counted once).
-    error_estimate: the steps' declared tolerances added up, relative to the largest output.
+    model_digest, device_fingerprint, engine_build: the model, device and engine that it holds for. threads: of every step.
+    replicas: executors to run side by side, more than one only for throughput. predicted_ns: of one inference, the sum of the
+    steps' expected times, between low_ns and high_ns. measured_ns: the median of whole runs. memory_bytes: of one replica:
+    arena + parameters, as the model has them and as kernels read them + graph inputs and outputs. error_estimate: the sum of
+    the steps' declared tolerances, relative to the largest output.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -196,21 +200,21 @@ class Plan(_Data):
 
     @property
     def choices(self) -> dict[str, Choice]:
-        """Node name -> how to compute it, for the executor; without the steps that it decides by itself (views, control flow)."""
+        """Node name -> how the executor is to compute it; without steps that it runs by itself (views, control flow)."""
         return {step.node: step.strategy.choice for step in self.steps if step.strategy.backend != EXECUTOR}
 
     @property
     def request(self) -> str:
-        """Key of what was asked for: plans of one request replace each other."""
+        """Key of the request that the plan answers (`request_key`): a newer plan of the same request replaces it."""
         return request_key(self.objective, self.constraints, self.inputs)
 
     @property
     def id(self) -> str:
-        """SHA-256 of what was decided and why, in hex; its state and measured time are no part of it."""
+        """SHA-256 in hex of the whole plan but for its state and measured time."""
         return hashlib.sha256(self.model_dump_json(exclude={"state", "measured_ns"}).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Serialise; `from_json` reads it back equal."""
+        """Return the plan as JSON; `from_json` reads it back equal."""
         return self.model_dump_json()
 
     @staticmethod
@@ -233,7 +237,7 @@ class Plan(_Data):
             raise PlanFormatError(f"plan: {first['msg']} ({'.'.join(map(str, first['loc'])) or 'the document'})") from None
 
     def judged(self, device_fingerprint: str, build: Build) -> Plan:
-        """The same plan, its state judged on that device and build: current, predicted or stale, with the reason."""
+        """Return this plan with the state that it has on that device and build: current, predicted or stale, with the reason."""
         reason = self.staleness(device_fingerprint, build)
         if reason:
             state = State(status="stale", reason=reason)
@@ -244,7 +248,7 @@ class Plan(_Data):
         return self.model_copy(update={"state": state})
 
     def staleness(self, device_fingerprint: str, build: Build) -> str:
-        """Why this plan is not to be run on that device by that build; "" when it is."""
+        """Return why this plan must not be run on that device by that build; "" when it may be."""
         if self.device_fingerprint != device_fingerprint:
             return f"made for device {self.device_fingerprint} ({self.device_name}), this is {device_fingerprint}"
         return since_built(self.engine_build, {step.op: step.kernel_source for step in self.steps}, build)
@@ -263,13 +267,16 @@ class InfeasibleError(UnsupportedError):
 
 
 def request_key(objective: Objective, constraints: Constraints, inputs: tuple[InputShape, ...]) -> str:
-    """SHA-256 of what a plan is asked for besides model and device."""
+    """Return the SHA-256 of a request besides its model and device: objective, constraints, inputs."""
     asked = [objective, constraints.model_dump_json(), *(item.model_dump_json() for item in inputs)]
     return hashlib.sha256(orjson.dumps(asked)).hexdigest()
 
 
 def since_built(engine_build: str, kernels: Mapping[str, str], build: Build) -> str:
-    """What changed since a plan was made by a build with these kernel sources (by op); "" where nothing did."""
+    """Return what changed since a plan was made; "" where nothing did.
+
+    Args: engine_build, kernels: of the plan, kernels as op -> hash of its source. build: the current one.
+    """
     if engine_build != build.id:
         return f"made by engine build {engine_build}, this is {build.id}"
     changed = sorted(op for op, source in kernels.items() if build.kernel_source(op) != source)

@@ -1,4 +1,4 @@
-"""A model run on this machine and reported: what each step took, what it should take, and what the device could do."""
+"""Profile runs: a model is timed on this machine, and each step reported with its prediction and the roofline of the device."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ def measure_model(
     say: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Time a model on random inputs.
+    """Time a model on random inputs and report every step.
 
-    Args:   device: this machine. store: where what the steps should take is learned. plan: what to run, at its own shapes where
-            none are given; None = every op's default. say: takes what is being done. stop: whether to end before it is timed.
+    Args:   device: this machine. store: holds the measurements that predictions are made from. runs: to time. threads: None = all
+            usable cores. plan: the plan to run, at its own shapes where none are given; None = every op's first candidate.
+            say: called with the phase that begins. stop: asked until timing begins; True ends the call.
     Raises: StalePlanError for a plan of other shapes, model, device or build; FeedError for open dimensions; MeasurementError;
-            StoppedError where `stop` said so.
+            StoppedError where `stop` said True.
     """
     if plan is not None and not shapes and not dims:
         shapes = {port.name: port.shape for port in plan.inputs}
@@ -56,13 +57,13 @@ def measure_model(
     session = Session(model, threads=threads, plan=plan)
     if plan is not None and session.plan_in_use(bound) is None:
         made_for = {port.name: list(port.shape) for port in plan.inputs}
-        raise StalePlanError(f"plan {plan.id[:12]}: it is made for {made_for}, asked is {bound}, plan again")
+        raise StalePlanError(f"plan {plan.id[:12]}: it is made for {made_for}, the run has {bound}, plan again")
     say("building")
     feeds = random_feeds(specs)
     executor = session.executor(feeds)
     with measuring(say, stop) as alone:
         if not alone or stop():
-            raise StoppedError(f"measuring {model.source}: stopped before it was timed")
+            raise StoppedError(f"measuring {model.source}: stopped before timing began")
         say("timing")
         traced = session.trace(feeds, runs)
     say("predicting")
@@ -71,7 +72,7 @@ def measure_model(
 
 
 def time_session(session: Session, feeds: Mapping[str, Array], runs: int) -> Report:
-    """The times of a session's runs by themselves, without what the device could do."""
+    """Time a session on these feeds and report every step, without predictions and without a roofline."""
     traced = session.trace(feeds, runs)
     return _report(session, session.executor(feeds), {name: array.shape for name, array in feeds.items()}, traced, None, {})
 
@@ -106,7 +107,7 @@ def _planned(plan: Plan) -> dict[str, float]:
 def _predicted(
     model: Model, shapes: Shapes, session: Session, executor: Executor, device: DeviceProfile, store: Store
 ) -> dict[str, float]:
-    """What the device's cost model says of each step as it ran; renamed memory takes nothing."""
+    """Predict the time of each step as it ran, by node name; a view takes none. Dynamic steps have no prediction."""
     subject = Subject.of(model, shapes, backend=session.backend)
     options = dict(zip((node.name for node in subject.graph.nodes), subject.options(session.threads), strict=True))
     known = evidence_of(subject, device, store).model

@@ -57,12 +57,14 @@ class _Followed:
 class Session:
     """A model ready to run. Any number of threads may call it.
 
-    Args:    model: a path, the bytes of a file, a ModelProto, or a Model already read. threads: of one run; None = those of the
-             plan, or one for each physical core this process may use. precision, backend: see PRECISIONS, BACKENDS.
-             plan: what to run, for the shapes it was made for; other shapes run every op's first candidate, until `follow`
-             says otherwise.
-    Raises:  what `read` raises; StalePlanError for a plan of another model, device or build; AttributeValueError for a value
-             that does not exist, UnsupportedError for one not built yet.
+    Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
+             threads: threads of one run; None = those of the plan, or one for each physical core this process may use.
+             precision: "fp32" or "auto"; "bf16" and "int8" are names that this build does not support yet.
+             backend: "auto", "native" or "numpy".
+             plan: how to run the input shapes it was made for; runs of other shapes use every op's default strategy.
+             limits: how many input shapes stay ready, and how many bytes of activations they may hold together.
+    Raises:  ModelError for a file that is refused; StalePlanError for a plan of another model, device or build;
+             AttributeValueError for an unknown value; UnsupportedError for one that this build does not support.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The signature of a node: everything that decides how fast it runs, and nothing that does not.
+"""The signature of a node: everything that decides how fast it runs, and nothing else.
 
-Two nodes of one signature are the same work, whatever model they are in: measurements are shared between them. In it: op, the
-spec of every input and output, which inputs are constant, attributes, the fused epilogue, and the values of small integer
-constants (they hold axes, pads, starts: they decide what is touched). Not in it: names, weights' values.
+Nodes of equal signature are the same work, so models share their measurements. A signature holds the op, the spec of every input
+and output, which inputs are constant, attributes, the fused epilogue, and the values of small integer constants (axes, pads and
+starts decide which elements are touched). It does not hold names or the values of weights.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _TEXT_CHARACTERS = 8000  # of a node with hundreds of inputs, the rest is hashed
 
 @dataclass(frozen=True)
 class Signature:
-    """Canonical text of one node's work. `key` is what the database is asked for.
+    """Canonical text of one node's work; the database finds measurements by its `key`.
 
-    op: the operators whose kernels do it, "Conv+Relu" with a fused activation; `Build.kernel_source` takes it.
+    op: the operators whose kernels do the work, "Conv+Relu" with a fused activation; `Build.kernel_source` takes it.
     """
 
     op: str
@@ -43,10 +43,10 @@ class Signature:
 
 
 def signature(node: Node, specs: Specs, constants: Mapping[str, Array]) -> Signature:
-    """Describe the work of one node.
+    """Return the signature of one node.
 
-    Args: specs: of every value the node reads and writes (None where only run-time values decide); constants: value name ->
-    array, of the graph the node is in.
+    Args: specs: of every value that the node reads and writes, None where it is known only at run time. constants: value name ->
+          array, of the graph the node is in.
     """
     text = _node_text(node, lambda value: _value_text(value, specs, constants))
     if len(text) > _TEXT_CHARACTERS:
@@ -87,7 +87,7 @@ def _attrs_text(attrs: Mapping[str, Any]) -> str:
 
 
 def _attr_text(value: Any) -> str:
-    """One attribute, spelled so that equal values have equal text on every machine."""
+    """Spell one attribute so that equal values have equal text on every machine."""
     if isinstance(value, Graph):
         return f"graph#{_digest(_graph_text(value))}"
     if isinstance(value, np.ndarray):
@@ -113,7 +113,7 @@ def _array_text(array: Array) -> str:
 
 
 def _graph_text(graph: Graph) -> str:
-    """A subgraph by structure: values are numbered in the order they appear, so names do not matter."""
+    """Spell a subgraph by its structure: values are numbered in the order they appear, so that names do not matter."""
     numbers: dict[str, int] = {}
 
     def describe(value: str) -> str:

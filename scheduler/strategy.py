@@ -1,4 +1,4 @@
-"""A strategy: one way to run one operator. Backend × algorithm × parameters × precision × threads."""
+"""Strategies: one way to run one operator is a backend, an algorithm with its parameters, a precision and a thread count."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TEXT = re.compile(
 class Strategy:
     """One way to run one operator.
 
-    params: what the algorithm leaves open (tile, layout), sorted by name. Its text form is canonical, and the key under which
-    measurements are stored: `numpy/im2col/fp32/t2`, `native/direct{layout=nchw16c,tile=6x4}/fp32/t2`.
+    params: parameters of the algorithm (tile, layout) and their values, sorted by name. The text form is canonical and is the
+    key under which measurements are stored: `numpy/im2col/fp32/t2`, `native/direct{layout=nchw16c,tile=6x4}/fp32/t2`.
     """
 
     backend: str
@@ -57,14 +57,14 @@ class Strategy:
 
     @property
     def choice(self) -> Choice:
-        """What the executor has to know of it. Raises StrategyFormatError for a backend that does not exist."""
+        """The part that the executor needs: backend, algorithm, parameters. Raises StrategyFormatError for an unknown backend."""
         if self.backend not in get_args(Backend):
             raise StrategyFormatError(f"strategy {self}: backend is {self.backend!r}, need one of {', '.join(get_args(Backend))}")
         return Choice(self.backend, self.algorithm, self.params)  # type: ignore[arg-type]
 
     @staticmethod
     def of(choice: Choice, threads: int) -> Strategy:
-        """The strategy of a choice in fp32."""
+        """Return the fp32 strategy of an executor's choice on that many threads."""
         return Strategy(choice.backend, choice.algorithm, "fp32", threads, choice.params)
 
     @staticmethod

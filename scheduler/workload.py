@@ -1,4 +1,4 @@
-"""What a cost model knows of one candidate: its work, the threads that share it, and what is converted for it."""
+"""Workloads: the work of a candidate, the threads that share it and the bytes converted for it, as cost models see it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from graph.native.work import Layout, Work
 from scheduler.errors import RecordFormatError
 from scheduler.strategy import MAX_THREADS
 
-MAX_LOAD: Final = 4096  # characters of its text
+MAX_CHARACTERS: Final = 4096  # of a workload's text
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _Number = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
@@ -19,34 +19,38 @@ _Number = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The work of a candidate where it runs. converted_bytes: read and written to bring its input into the layout it wants."""
+    """The work of a candidate where it runs.
+
+    work: arithmetic and bytes, as its rule knows them. threads: that share it. converted_bytes: read and written to bring its
+    input into the layout that it wants.
+    """
 
     work: Work
     threads: int
     converted_bytes: int = 0
 
     def to_text(self) -> str:
-        """As it is stored beside a measurement."""
+        """Return the JSON text that is stored beside a measurement; fields with default values are left out."""
         return _Text(**asdict(self.work), threads=self.threads, converted_bytes=self.converted_bytes).model_dump_json(
             exclude_defaults=True
         )
 
     @staticmethod
     def from_text(text: str) -> Workload:
-        """Read it back. Raises RecordFormatError naming what breaks a limit."""
-        if len(text) > MAX_LOAD:
-            raise RecordFormatError(f"load: {len(text)} characters, need at most {MAX_LOAD}")
+        """Read the text of `to_text`. Raises RecordFormatError naming the first field that breaks a limit."""
+        if len(text) > MAX_CHARACTERS:
+            raise RecordFormatError(f"workload: {len(text)} characters, need at most {MAX_CHARACTERS}")
         try:
             found = _Text.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise RecordFormatError(f"load: {first['msg']} ({'.'.join(map(str, first['loc'])) or 'the text'})") from None
+            raise RecordFormatError(f"workload: {first['msg']} ({'.'.join(map(str, first['loc'])) or 'the text'})") from None
         work = found.model_dump(exclude={"threads", "converted_bytes"})
         return Workload(Work(**work), found.threads, found.converted_bytes)
 
 
 class _Text(BaseModel):
-    """The fields of `Work` and of `Workload`."""
+    """The stored form: the fields of `Work` and of `Workload`, with their limits."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     kind: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,80}$")]

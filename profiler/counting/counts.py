@@ -165,11 +165,14 @@ def profile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dims: Mapping[str, int] | None = None,
 ) -> Profile:
-    """Count a model.
+    """Count what a model costs, op by op and in total: arithmetic, bytes, parameters and activation memory. Nothing runs.
 
-    Args:   model: a loaded model, or anything that `graph.formats.onnx.reader.read` takes. shapes: input name -> shape.
-            dims: name of a dynamic dimension -> size.
-    Raises: ModelError when the model is refused; ShapeError when a dynamic dimension is left open or an op refuses its inputs.
+    Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
+             shapes: the whole shape of an input by its name, as in {"x": (1, 3, 224, 224)}.
+             dims: the size of a dynamic dimension by its name, as in {"batch": 8}. One of the two must settle every dimension.
+    Returns: macs (multiply–accumulates), flops (2·macs + other_flops), params (elements), read_bytes, write_bytes, param_bytes,
+             peak_activation_bytes; `ops` holds the figures of each node, `uncounted` the nodes that cannot be counted, and why.
+    Raises:  ModelError for a file that is refused; ShapeError where a dimension is left open or an op refuses its inputs.
     """
     loaded = model if isinstance(model, Model) else read(model)
     inputs = bind(loaded.graph, shapes, dims)

@@ -1,1 +1,1 @@
-"""Choosing a plan: every way to run each node, what each should take, the choice, and comparisons of plans."""
+"""Choosing a plan: every way to run each node, its expected time, the choice, and comparisons of plans."""

@@ -1,4 +1,4 @@
-"""Two plans side by side, one plan row by row, and a plan with other choices: what the CLI and the pages show, as data."""
+"""Plans compared: two side by side, one step by step, and one with other choices. The CLI and the pages show these."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class ExplainRow:
-    """One step for people. share_percent: of the plan's predicted time; candidates: the chosen one first, then by time."""
+    """One step of a plan, to show. share_percent: of the plan's expected time. candidates: the chosen one first, then by time."""
 
     index: int
     node: str
@@ -42,7 +42,7 @@ class ExplainRow:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A value that differs between two plans."""
+    """A value of the header that differs between two plans."""
 
     what: str
     before: str
@@ -51,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class StepChange:
-    """A step that differs. `before`/`after` are strategies, "" where the step is in one plan only."""
+    """A step that differs. before, after: its strategies, "" in the plan that lacks the step."""
 
     node: str
     op: str
@@ -63,9 +63,9 @@ class StepChange:
 
 @dataclass(frozen=True, slots=True)
 class PlanDiff:
-    """What differs from one plan to another. steps: those that run by another algorithm, or in one plan only.
+    """The differences between two plans. steps: those that run by another algorithm, or are in one plan only.
 
-    Steps are matched by node name. A thread count that differs everywhere is one change of the header, not one of each step.
+    Steps are matched by node name. A thread count that differs is one change of the header, not one of every step.
     """
 
     changes: tuple[Change, ...]
@@ -75,13 +75,13 @@ class PlanDiff:
 
     @property
     def ratio(self) -> float:
-        """Predicted time after ÷ before; above 1 is slower, 0 where nothing was predicted before."""
+        """Expected time after ÷ before: above 1 is slower; 0 where the first plan expects no time."""
         return self.after_ns / self.before_ns if self.before_ns else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedStep:
-    """A step that was made to run another way. measured: whether the time after was measured; else it is predicted."""
+    """A step with another strategy. measured: whether the time after was measured; else it is predicted."""
 
     node: str
     op: str
@@ -96,10 +96,10 @@ class ForcedStep:
 
 @dataclass(frozen=True, slots=True)
 class WhatIf:
-    """A plan beside itself with other choices; layouts, fusions and threads are the plan's.
+    """A plan and the same plan with other strategies; layouts, fusions and threads stay as they are.
 
-    steps: those that run another way. refused: nodes that cannot, with the reason. before_measured, after_measured: how many of
-    all steps were measured.
+    steps: those with another strategy. refused: nodes that cannot run by it, with the reason. before_measured, after_measured:
+    how many of all steps have a measured time.
     """
 
     steps: tuple[ForcedStep, ...]
@@ -111,15 +111,16 @@ class WhatIf:
 
     @property
     def ratio(self) -> float:
-        """Expected time after ÷ before; 0 where nothing was expected before."""
+        """Expected time after ÷ before; 0 where the plan expects no time."""
         return self.after_ns / self.before_ns if self.before_ns else 0.0
 
 
 def what_if(plan: Plan, nodes: Mapping[str, str], everywhere: str = "") -> WhatIf:
-    """What a plan would cost with other strategies, by what is known of its candidates.
+    """Estimate what a plan would take with other strategies, from the times of its candidates.
 
-    Args:    nodes: node name -> what it is to run as: a strategy, or the beginning of one that ends at a part of it
-             ("numpy", "native/winograd"); of several that begin so, the fastest. everywhere: the same for all other nodes.
+    Args:    nodes: node name -> the strategy to run it by, or the leading parts of one ("numpy", "native/winograd"), which stand
+             for the fastest candidate that begins so. everywhere: a strategy, or leading parts, for all other nodes; "" = as
+             planned.
     Raises:  NotFoundError for a node that is not in the plan, or that has no such candidate.
     """
     known = {step.node for step in plan.steps}
@@ -134,7 +135,7 @@ def what_if(plan: Plan, nodes: Mapping[str, str], everywhere: str = "") -> WhatI
         found = _forced(step, wanted) if wanted and step.strategy.backend != EXECUTOR else None
         if found is None and step.node in nodes:
             others = ", ".join(str(candidate.strategy) for candidate in step.candidates)
-            raise NotFoundError(f"what-if: {wanted[:200]!r} is no candidate of {step.node!r}, it has {others[:1000]}")
+            raise NotFoundError(f"what-if: {step.node!r} has no candidate {wanted[:200]!r}, need one of {others[:1000]}")
         if found is not None and found.verdict == "refused":
             refused.append((step.node, found.reason))
             found = None
@@ -153,13 +154,13 @@ def what_if(plan: Plan, nodes: Mapping[str, str], everywhere: str = "") -> WhatI
 
 
 def _forced(step: PlanStep, wanted: str) -> Candidate | None:
-    """The fastest candidate whose text begins so; a refused one only where there is no other."""
+    """Return the fastest candidate that begins as wanted; a refused one only where there is no other."""
     fitting = [c for c in step.candidates if _begins(str(c.strategy), wanted)]
     return min(fitting, key=lambda c: (c.verdict == "refused", c.expected_ns or 0.0, str(c.strategy)), default=None)
 
 
 def _begins(text: str, wanted: str) -> bool:
-    """Whether the strategy is the one wanted, or goes on behind it with a new part."""
+    """Say whether a strategy is the wanted one, or continues it with another part."""
     return text == wanted or (text.startswith(wanted) and text[len(wanted)] in "/{")
 
 
@@ -178,13 +179,13 @@ def _forced_step(step: PlanStep, found: Candidate) -> ForcedStep:
 
 
 def explain(plan: Plan) -> tuple[ExplainRow, ...]:
-    """Every step of a plan with what it beat and why."""
+    """Return every step of a plan with its candidates and the reason of its choice."""
     total_ns = sum(step.predicted_ns for step in plan.steps) or 1.0
     return tuple(_row(index, step, total_ns) for index, step in enumerate(plan.steps))
 
 
 def diff(before: Plan, after: Plan) -> PlanDiff:
-    """What differs between two plans, of one model or of two."""
+    """Return the differences between two plans, of one model or of two."""
     changes = tuple(
         Change(name, _text(getattr(before, name)), _text(getattr(after, name)))
         for name in _HEADER

@@ -1,4 +1,4 @@
-"""What a model takes at several batch sizes, by its plans: known before anything has run."""
+"""Run times of a model at several batch sizes, taken from its plans before anything has run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def forecast(
     store: Store,
     backend: WantedBackend = "auto",
 ) -> dict[int, float]:
-    """Nanoseconds of a run on that many threads, by rows.
+    """Return the expected nanoseconds of one run, by batch size.
 
-    Args:   shapes: of the inputs, by rows. device: this machine, whose stored plans count where they are true; what has none is
-            planned, and not stored.
+    Args:   shapes: batch size -> shapes of the inputs. threads: of a run. device: this machine. store: its current plans are
+            used; where it has none for a batch size, one is made and not stored.
     Raises: what `make_plan` raises, StoreError.
     """
     found = {}
@@ -42,7 +42,7 @@ def forecast(
 
 
 def _stored(model: Model, shapes: Shapes, constraints: Constraints, device: DeviceProfile, store: Store) -> Plan | None:
-    """The newest plan of that request, or of the same without a limit of threads."""
+    """Return the newest current plan of that request, or of the same request without a limit of threads."""
     specs = bind(model.graph, shapes)
     inputs = tuple(InputShape(name=name, dtype=spec.dtype.name, shape=spec.shape) for name, spec in specs.items())
     here = Here(device.fingerprint, current_build())
@@ -57,7 +57,7 @@ def _stored(model: Model, shapes: Shapes, constraints: Constraints, device: Devi
 
 
 def _time_ns(plan: Plan, threads: int) -> float:
-    """As measured where it was on that many threads, else as predicted for them, or for what the plan chose."""
+    """Return the measured time where it is of that many threads, else the predicted one for them, else that of the plan's own."""
     if plan.measured_ns is not None and plan.threads == threads:
         return plan.measured_ns
     return next((option.predicted_ns for option in plan.thread_options if option.threads == threads), plan.predicted_ns)

@@ -1,4 +1,4 @@
-"""Which plans of a model are worth having: by what an inference takes, and by how far its result may be off."""
+"""The Pareto front of a model's plans by latency and error estimate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from scheduler.store.queries import PlanCard
 
 @dataclass(frozen=True, slots=True)
 class Tradeoff(PlanCard):
-    """A plan beside others. efficient: it is not stale, and of the plans of its device that are not either, none is better by one
-    of latency and error estimate and as good by the other."""
+    """A plan compared with others.
+
+    efficient: it is on the Pareto front: not stale, and no other plan of its device that is not stale is better in latency or
+    error estimate and at least as good in the other.
+    """
 
     efficient: bool
 
 
 def tradeoffs(plans: Sequence[PlanCard]) -> list[Tradeoff]:
-    """Every plan beside the others, the most exact first, then the fastest."""
+    """Compare every plan with the others. Returns the most exact first, then the fastest."""
     usable = [plan for plan in plans if not plan.stale]
     found = [
         Tradeoff(**asdict(plan), efficient=not plan.stale and not any(_beats(other, plan) for other in usable)) for plan in plans

@@ -1,9 +1,9 @@
 """Choose how a device should run a model, and say why.
 
-Every kernel of every node is a candidate; those that cannot take the node's shapes are kept with their reason. At each thread
-count the cheapest candidate of each step wins, by measurement where the store has a fresh one and by prediction elsewhere, with
-what has to be converted for it; the objective then picks the thread count. The same inputs give the same plan: ties go to the
-first name, and are reported.
+Every kernel of every node is a candidate; those that cannot take the node's shapes are kept with the reason. At each thread count
+the candidate of least time is chosen for each step, conversions of its input included: by measurement where the store has a fresh
+one, by prediction elsewhere. The objective then picks the thread count. Equal inputs give equal plans: ties go to the first name
+and are reported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from scheduler.planning.subject import Subject
 from scheduler.store import Here, Store
 from scheduler.strategy import Precision, Strategy, WantedBackend
 
-Given = Mapping[str, Strategy]  # node -> what it shall run as
+Given = Mapping[str, Strategy]  # node name -> the strategy it must take
 
 
 def make_plan(
@@ -60,8 +60,9 @@ def make_plan(
 ) -> Plan:
     """Plan a model for a device.
 
-    Args:    device: a profile, of this machine or another. objective: latency, throughput or memory. store: where measurements
-             are looked up; only those of this very device, build and kernel source count.
+    Args:    device: a profile, of this machine or another. objective: latency, throughput or memory. shapes, dims: of inputs and
+             dynamic dimensions, None = as declared. max_…: limits that the plan must keep. store: holds measurements; those of
+             this device, engine build and kernel source are used.
     Returns: the plan; its state is `predicted` when the device is not this machine.
     Raises:  FeedError for open dimensions, UnsupportedError for what this build cannot do, InfeasibleError with the closest plan
              when a constraint cannot be met.
@@ -80,7 +81,7 @@ def make_plan(
 
 
 def evidence_of(subject: Subject, device: DeviceProfile, store: Store | None) -> Evidence:
-    """What is stored and fresh for the subject's nodes on that device, and the device's cost model."""
+    """Return the fresh measurements of the subject's nodes on that device, and the device's cost model."""
     here = Here(device.fingerprint, subject.build)
     known = store.measurements.fresh(here, subject.ops) if store is not None else {}
     return Evidence(known, cost_model(store, here, device))
@@ -94,8 +95,10 @@ def compose(
     evidence: Evidence,
     given: Mapping[int, Given] | None = None,
 ) -> Plan:
-    """The best plan by that evidence. given: of each thread count that may be taken, steps that are decided already.
+    """Compose the best plan from evidence.
 
+    Args:   subject: the model made ready. evidence: measurements, and a cost model for all else. given: thread count -> the steps
+            that are decided already; other thread counts are then not considered.
     Raises: InfeasibleError with the closest plan when a constraint cannot be met.
     """
     cores = min(device.usable_cores, constraints.max_threads or device.usable_cores)
@@ -156,10 +159,21 @@ def plan(
     backend: WantedBackend = "auto",
     db: str | None = None,
 ) -> Plan:
-    """Plan a model for this machine ("local") or a device stored under its fingerprint, and store the plan.
+    """Choose how a device should run a model: kernel, threads and precision of every step, and why. The plan is stored.
 
-    A plan of the same request that `tune` has run whole, and that is still true, is given back as it is.
-    db: database URL, None = SQLite in the user's data directory. A new machine is measured first, which takes seconds.
+    Measured times are used where the database has fresh ones, predictions elsewhere. A plan that `tune` has measured for the same
+    request, and that still holds, is returned as it is. A machine that the database does not know is measured first (seconds).
+
+    Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
+             device: "local" for this machine, or the fingerprint of a device in the database.
+             objective: "latency", "throughput" or "memory".
+             shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
+             max_latency_ms: refuse plans slower than this, in milliseconds. max_memory_bytes: refuse plans larger than this.
+             max_error: leave out strategies with a larger relative error against fp32. max_threads: the most threads to use.
+             backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
+    Raises:  ModelError for a file that is refused; FeedError where a dimension is left open; AttributeValueError for an unknown
+             value; NotFoundError for an unknown device; InfeasibleError, with the closest plan, where a limit cannot be met;
+             UnsupportedError for what this build cannot do; StoreError for a database that cannot be used.
     """
     loaded = model if isinstance(model, Model) else read(model)
     with Store(db) as store:
@@ -185,7 +199,7 @@ def plan(
 
 
 def tuned(store: Store, made: Plan) -> Plan | None:
-    """The newest stored plan of the request that `made` answers, if it was run whole and is true of what runs here."""
+    """Return the newest stored plan for the request of `made`, if it was measured as a whole and is current here; else None."""
     here = Here(local_fingerprint(), current_build())
     if made.device_fingerprint != here.device_fingerprint:
         return None
@@ -198,7 +212,7 @@ def tuned(store: Store, made: Plan) -> Plan | None:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """The best steps at one thread count."""
+    """A plan at one thread count, before the thread counts are compared."""
 
     threads: int
     steps: tuple[PlanStep, ...]
@@ -212,9 +226,9 @@ class _Draft:
 
 def _check(objective: str, backend: str, precision: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
-        raise AttributeValueError(f"plan: objective is {objective!r}, need latency, throughput or memory")
+        raise AttributeValueError(f"plan: unknown objective {objective!r}, need latency, throughput or memory")
     if backend not in get_args(WantedBackend):
-        raise AttributeValueError(f"plan: backend is {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
+        raise AttributeValueError(f"plan: unknown backend {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
     if precision not in ("fp32", "auto"):
         raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
 
@@ -248,7 +262,7 @@ def _chosen(step: PlanStep) -> Candidate:
 
 
 def _added(subject: Subject, steps: Sequence[PlanStep], threads: int) -> float:
-    """What the algorithms that were chosen add to rounding."""
+    """Sum the error that the chosen algorithms add to rounding."""
     total = 0.0
     for step, options in zip(steps, subject.options(threads), strict=True):
         total += next((o.load.work.error for o in options if o.strategy == step.strategy and o.load is not None), 0.0)
@@ -256,7 +270,7 @@ def _added(subject: Subject, steps: Sequence[PlanStep], threads: int) -> float:
 
 
 def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constraints) -> ThreadOption:
-    """A thread count with its verdict against the constraints; the caller marks those that were merely slower."""
+    """Judge a thread count by the constraints; the caller marks the slower ones."""
     replicas = max(1, cores // draft.threads) if objective == "throughput" else 1
     broken = []
     if constraints.max_latency_ms is not None and draft.predicted_ns > constraints.max_latency_ms * 1e6:
@@ -286,10 +300,10 @@ def _rank(option: ThreadOption, objective: Objective) -> tuple[float, float, int
 
 def _why(draft: _Draft, option: ThreadOption, options: Sequence[ThreadOption], objective: Objective, model: CostModel) -> str:
     measured = sum(step.measured for step in draft.steps)
-    rest = "by what was measured of other work" if model.fits else f"within a factor of {UNCERTAINTY}"
+    rest = "predicted from measurements of other work" if model.fits else f"estimated within a factor of {UNCERTAINTY}"
     others = ", ".join(f"{o.predicted_ns / 1e6:.2f} ms on {o.threads}" for o in options if o.threads != option.threads)
     beside = f"; {others}" if others else ""
     return (
         f"{objective}: {draft.predicted_ns / 1e6:.2f} ms on {draft.threads} threads{beside}; "
-        f"{measured} of {len(draft.steps)} steps measured, the others predicted {rest}"
+        f"{measured} of {len(draft.steps)} steps measured, the others {rest}"
     )

@@ -1,4 +1,4 @@
-"""One node's part of a plan: its candidates with what each should take, the one chosen, and why."""
+"""The step of one node: its candidates with their expected times, the chosen one, and why."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scheduler.strategy import Strategy
 from scheduler.workload import Workload
 
 DONE_AROUND = "done by the steps around it: another name for memory, or written in place by what it joins"
-RANK = 0.02  # where nothing was fitted, each candidate of a rule is taken for that much slower than the one before it
+RANK = 0.02  # without a fit, each candidate of a rule is assumed to be that much slower than the one before it
 
-Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> what was measured
+Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> its measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What plans are made of: fresh measurements, and a model for all else. dropped: what is not worth a try, and why."""
+    """What plans are made from: fresh measurements, and a cost model for all else. dropped: candidates left out, and why."""
 
     known: Known
     model: CostModel
@@ -32,7 +32,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A candidate that can run, and what is known of it."""
+    """A candidate that can run: its workload and predicted time."""
 
     load: Workload
     prediction: Prediction
@@ -41,7 +41,11 @@ class _Found:
 def choose_step(
     subject: Subject, index: int, threads: int, evidence: Evidence, objective: Objective, given: Strategy | None = None
 ) -> PlanStep:
-    """The step of one node. given: to be taken, whatever else would be."""
+    """Choose the step of one node.
+
+    Args: index: of the node in the subject's graph. given: a strategy to take without comparing; that of the backend EXECUTOR
+          marks a node that the executor runs by itself.
+    """
     node, cost, text = subject.graph.nodes[index], subject.costs[index], subject.signatures[index]
     shared: dict[str, Any] = {
         "node": node.name,
@@ -82,9 +86,9 @@ def choose_step(
 
 
 def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, Prediction]:
-    """What each option that can run should take.
+    """Predict the time of every option that can run.
 
-    Where a rule's candidates are not all fitted, only its own order tells them apart: the first is the fastest.
+    Where some native candidates have no fit, the order of their rule ranks them: the first is taken to be the fastest.
     """
     able = [(option.strategy, option.load) for option in options if option.load is not None]
     found = dict(zip([strategy for strategy, _ in able], model.predict([load for _, load in able]), strict=True))
@@ -98,7 +102,7 @@ def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, P
 
 
 def _fixed_step(shared: Mapping[str, Any], algorithm: str, why: str) -> PlanStep:
-    """A node that the executor runs by itself."""
+    """Make the step of a node that the executor runs by itself."""
     strategy = Strategy(EXECUTOR, algorithm)
     return PlanStep(
         **shared,
@@ -144,7 +148,7 @@ def _candidates(
 
 
 def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that may be chosen: what runs in numpy breaks a native segment in two, so a prediction alone is not enough for it."""
+    """Return the candidates to choose from: numpy would cut a native segment in two, so a prediction is not enough for it."""
     able = [c for c in candidates if c.verdict != "refused"]
     native = [c for c in able if c.strategy.backend == "native"]
     if subject.backend == "native":
@@ -153,10 +157,10 @@ def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _best(able: Sequence[Candidate], found: Mapping[Strategy, _Found], objective: Objective) -> Candidate:
-    """The fastest, of those of least memory where that is asked for.
+    """Return the fastest candidate; for the objective "memory" the fastest of those that need least memory.
 
-    Beside one that was measured, only a fitted prediction counts, and by its upper bound: the lowest of many uncertain ones is
-    mostly luck.
+    Beside a measured candidate only fitted predictions count, and by their upper bound: the lowest of many uncertain predictions
+    is low mostly by chance.
     """
     if objective == "memory":
         least = min(c.workspace_bytes + c.packed_bytes for c in able)
@@ -196,7 +200,7 @@ def _reason(chosen: Candidate, others: Sequence[Candidate], found: _Found) -> st
 
 
 def _not_native(chosen: Candidate, candidates: Sequence[Candidate]) -> str:
-    """Why a step that runs in numpy does not run natively, where that was refused."""
+    """Return why a step that runs in numpy was refused natively; "" where it was not."""
     refused = (c.reason for c in candidates if c.strategy.backend == "native" and c.verdict == "refused")
     reason = next(refused, "") if chosen.strategy.backend == "numpy" else ""
     return f"; not native: {reason}" if reason else ""

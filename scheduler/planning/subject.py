@@ -1,4 +1,4 @@
-"""A model made ready to be planned or measured: its optimised graph, what each node costs, and every way to run each node."""
+"""A subject: a model made ready to be planned or measured, with the cost of each node and every way to run it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to i
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to run a node. load: None where it is refused, and `refused` says why."""
+    """One way to run a node. load: its workload; None where the way is refused, and `refused` says why."""
 
     strategy: Strategy
     load: Workload | None
@@ -37,10 +37,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is planned or measured.
+    """A model bound to input shapes and optimised, to be planned or measured.
 
-    costs, signatures: of every node of the graph, in order. error_budget: what the algorithm of one convolution or product may
-    add, relative to its largest output.
+    costs, signatures: of every node of the graph, in order. error_budget: the error that the algorithm of one convolution or
+    matrix product may add, relative to its largest output.
     """
 
     model: Model
@@ -64,7 +64,7 @@ class Subject:
         backend: WantedBackend = "auto",
         max_error: float | None = None,
     ) -> Subject:
-        """Bind the inputs and optimise. Raises FeedError for open dimensions."""
+        """Bind the inputs of a model and optimise its graph. max_error: of the output. Raises FeedError for open dimensions."""
         inputs = bind(model.graph, shapes, dims)
         ready = optimise(model.graph, inputs)
         graph, specs = ready.graph, ready.specs
@@ -84,11 +84,11 @@ class Subject:
 
     @property
     def ops(self) -> dict[str, str]:
-        """Signature key -> op, as the store asks for them."""
+        """Signature key -> op, the form in which the store looks measurements up."""
         return {text.key: text.op for text in self.signatures}
 
     def feeds(self) -> dict[str, Array]:
-        """Seeded inputs of the shapes that are bound."""
+        """Return seeded random inputs of the bound shapes."""
         return random_feeds({port.name: spec for port in self.graph.inputs if (spec := self.specs[port.name]) is not None})
 
     def reordered(self, names: Sequence[str]) -> Subject:
@@ -104,7 +104,7 @@ class Subject:
         )
 
     def fixed(self, node: Node) -> tuple[str, str] | None:
-        """Of a node that the executor runs without a kernel of its own: as what, and why."""
+        """Return how the executor runs a node that needs no kernel (VIEW or DYNAMIC), and why; None for other nodes."""
         if not is_static(node, self.specs):
             return DYNAMIC, "its shapes are only known at run time"
         if find(node.op).view and not node.epilogue:
@@ -112,10 +112,10 @@ class Subject:
         return None
 
     def options(self, threads: int) -> list[tuple[Option, ...]]:
-        """Every way to run each node on that many threads, refused ones too; of native ones the one to use unmeasured first.
+        """Return every way to run each node on that many threads, refused ones included; the first native one is the default.
 
-        Where values lie depends on the nodes that make them, hardly on how these are computed: what has to be converted for an
-        option is told from the rules' first choices.
+        The layout of a value depends on the op that makes it and hardly on its algorithm, so the bytes to convert for an option
+        are taken from the layouts of the default choices.
         """
         if threads not in self._options:
             blocked: frozenset[str] = frozenset()
@@ -128,7 +128,7 @@ class Subject:
         return self._options[threads]
 
     def copies(self, index: int, threads: int) -> tuple[Option, ...]:
-        """Every way to run a view that has to copy: where what it reads must not share memory with what it gives."""
+        """Return every way to run a view that has to copy, because its output must not share memory with its input."""
         return self._of_node(self.graph.nodes[index], self.costs[index], threads, frozenset())
 
     def _of_node(self, node: Node, cost: OpProfile, threads: int, blocked: frozenset[str]) -> tuple[Option, ...]:
@@ -154,14 +154,14 @@ class Subject:
             work = native.work(node, self.graph, self.specs, choice)
             strategy = Strategy.of(choice, threads)
             if work.error > self.error_budget:
-                why = f"its error estimate is {work.error:.1e}, each product of the model may add {self.error_budget:.1e}"
+                why = f"its error estimate is {work.error:.1e}, each layer with MACs may add {self.error_budget:.1e}"
                 found.append(Option(strategy, None, why))
             else:
                 found.append(Option(strategy, Workload(work, threads, self._converted_bytes(node, work, blocked))))
         return found
 
     def _converted_bytes(self, node: Node, work: Work, blocked: frozenset[str]) -> int:
-        """What is moved to bring the node's first input into the layout that a candidate wants."""
+        """Return the bytes read and written to bring the node's first input into the layout that a candidate wants."""
         value = node.inputs[0] if node.inputs else ""
         spec = self.specs.get(value)
         if spec is None or value in self.graph.constants or work.wants == "any":

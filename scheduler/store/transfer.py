@@ -21,7 +21,7 @@ from scheduler.errors import NotFoundError, RecordFormatError
 from scheduler.plan import StrategyText
 from scheduler.store import Store
 from scheduler.store.records import MAX_PAGE, Here, Measurement
-from scheduler.workload import MAX_LOAD, Workload
+from scheduler.workload import MAX_CHARACTERS, Workload
 
 MAX_LINE_BYTES: Final = 4 << 20  # a device profile of a large machine is the longest
 _BATCH = 500
@@ -67,7 +67,7 @@ class _Line(BaseModel):
     mean_ns: _Nanoseconds
     std_ns: _Nanoseconds
     measured_us: _Count
-    load: Annotated[str, Field(max_length=MAX_LOAD)] = ""
+    load: Annotated[str, Field(max_length=MAX_CHARACTERS)] = ""
 
 
 def export_measurements(store: Store, here: Here, device: str | None = None, since_us: int = 0) -> Iterator[str]:

@@ -42,8 +42,11 @@ LEAST_RUNS: Final = 5  # of each plan
 
 @dataclass(frozen=True, slots=True)
 class TuneProgress:
-    """Where a tuning run stands. measured: candidates of which something is known by measurement, of `planned`. best_ns: what the
-    model takes by the best candidates so far, 0 before any is known. now: what is being done."""
+    """How far a tuning run is.
+
+    measured: candidates measured so far, of `planned`. spent_s: seconds used of budget_s. best_ns: estimated latency of
+    the model with the best candidates so far, in nanoseconds; 0 before the first is measured. now: what is being measured.
+    """
 
     measured: int
     planned: int
@@ -66,12 +69,18 @@ def tune(
     progress: Callable[[TuneProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Plan:
-    """Measure the candidates of a model on this machine, store what they take, and return the plan made of it, stored too.
+    """Measure the strategies that this machine could run a model with, store the results, and return the plan made of them.
 
-    Args:    budget_s: seconds to spend, not counting what loading takes and a first look at a new machine. threads: the most to
-             use, None = all physical cores. db: database URL, None = SQLite in the user's data directory. progress: called often.
-             stop: asked between runs; once it says True, what was measured is kept and the plan of what is known is returned.
-    Raises:  AttributeValueError for a budget or a thread count that makes no sense; else what `plan` raises.
+    Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
+             budget_s: seconds to measure for, on top of loading the model and of measuring a machine that is new (seconds).
+             shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
+             threads: the most threads to use; None = one for each physical core.
+             max_error: leave out strategies with a larger relative error against fp32.
+             backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
+             progress: called often with a TuneProgress.
+             stop: called between measurements; once it returns True, tuning ends early with what was measured until then.
+    Returns: the stored plan; its `measured_ns` is the median latency of the whole model in nanoseconds, None if stopped early.
+    Raises:  AttributeValueError for a budget or a number of threads out of range; else the errors of `plan`.
     """
     if not 0 < budget_s <= MAX_BUDGET_S:
         raise AttributeValueError(f"tune: budget_s is {budget_s}, need more than 0 and at most {MAX_BUDGET_S:.0f}")
