@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph, Model, Node, Specs
 from graph.memory import Held, plan_memory
 from graph.shapes import bind, propagate
@@ -167,7 +167,7 @@ def profile(
 ) -> Profile:
     """Count a model.
 
-    Args:   model: a loaded model, or anything that `graph.formats.onnx.reader.read` takes. shapes: input name -> shape.
+    Args:   model: a loaded model, or anything that `graph.formats.registry.read` takes. shapes: input name -> shape.
             dims: name of a dynamic dimension -> size.
     Raises: ModelError when the model is refused; ShapeError when a dynamic dimension is left open or an op refuses its inputs.
     """

@@ -15,7 +15,7 @@ from typing import Final
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from graph.run.prepared import without_unread
 from kernels.errors import AttributeValueError

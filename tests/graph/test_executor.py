@@ -9,7 +9,7 @@ import pytest
 
 from graph.choice import Choice
 from graph.errors import FeedError, LimitError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Fused, Graph, Node, Port
 from graph.run.executor import DYNAMIC, VIEW, Executor
 from graph.shapes import bind, propagate

@@ -5,7 +5,7 @@ import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph
 from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, held_by_step, is_static, plan_memory
 from graph.shapes import bind, propagate
