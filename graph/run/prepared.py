@@ -23,8 +23,9 @@ from graph.control_flow import run_control_flow
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
 from graph.mapped import resident
-from graph.memory import ALIGNMENT_BYTES, Held, MemoryPlan, is_static, plan_memory
+from graph.memory import Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
+from graph.placement import ALIGNMENT_BYTES
 from graph.shapes import MAX_VALUE_BYTES, propagate
 from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError
