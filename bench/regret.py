@@ -23,7 +23,7 @@ from rich.table import Table
 import edgewise
 from bench.exports import EXPORTS
 from bench.models import exports_folder
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from graph.run.executor import Executor
 from profiler.device.profile import DeviceProfile

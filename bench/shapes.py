@@ -13,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.models import exports_folder
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Node, Specs
 from graph.native.calls import Call
 from graph.native.engine import Native

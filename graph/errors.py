@@ -2,7 +2,7 @@
 
 InvalidError
 ├── ModelError            the model breaks a rule
-│   ├── CorruptModelError     the bytes are no ONNX model, or contradict themselves
+│   ├── CorruptModelError     the bytes are no model of a format that is read, or contradict themselves
 │   ├── LimitError            it is valid and larger than an explicit limit
 │   ├── UnsafePathError       external data lies outside the model's folder
 │   └── CyclicGraphError      the nodes have no order in which they can run
@@ -19,7 +19,7 @@ class ModelError(InvalidError):
 
 
 class CorruptModelError(ModelError):
-    """The bytes are no ONNX model, or contradict themselves."""
+    """The bytes are no model of a format that is read, or contradict themselves."""
 
 
 class LimitError(ModelError):

@@ -1,12 +1,13 @@
-"""The order in which the nodes of a graph can run."""
+"""Which nodes of a graph run, and in what order."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 
 from graph.errors import CorruptModelError, CyclicGraphError
-from graph.ir import Node
+from graph.ir import Graph, Node
 
 _NAMED_NODES = 8  # of a cycle, in the message
 
@@ -57,3 +58,14 @@ def _cycle(waits: Mapping[int, Set[int]]) -> list[int]:
         index = min(waits[index])
     walked = list(path)
     return sorted(walked[walked.index(index) :])
+
+
+def without_unread(graph: Graph) -> Graph:
+    """The graph without nodes that no output depends on."""
+    needed = {port.name for port in graph.outputs}
+    kept = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.writes()):
+            needed.update(node.reads())
+            kept.append(node)
+    return graph if len(kept) == len(graph.nodes) else replace(graph, nodes=tuple(reversed(kept)))

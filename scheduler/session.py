@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model, Port
 from graph.mapped import require_unchanged
 from graph.native.engine import find_native

@@ -22,7 +22,7 @@ from app.jobs.execution import DeskError, Ended, JobContext, JobWorker
 from app.v1.devices import DeviceOut
 from app.v1.exchange import ImportedOut
 from app.v1.jobs import BeatOut, ClaimOut, JobOut
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.build import current_build
@@ -38,6 +38,7 @@ WAIT_S: Final = 10.0  # that the service may keep a request for work
 REST_S: Final = 0.5  # after a job went back, so that two who cannot do it do not hand it to each other without pause
 LINES: Final = 1000  # measurements of one request, some 700 bytes each
 KEPT_MODELS: Final = 16
+KEPT_SUFFIX: Final = ".model"  # of any format: the file says which
 
 
 class HttpDesk:
@@ -53,11 +54,11 @@ class HttpDesk:
 
     def model(self, digest: str) -> Model:
         """The model of that digest, fetched unless it is here. Raises DeskError, NotFoundError, RefusedError."""
-        path = self._models / f"{digest}.onnx"
+        path = self._models / f"{digest}{KEPT_SUFFIX}"
         if not path.is_file():
             self._fetch(digest, path)
         os.utime(path)
-        for old in sorted(self._models.glob("*.onnx"), key=lambda found: -found.stat().st_mtime)[KEPT_MODELS:]:
+        for old in sorted(self._models.glob(f"*{KEPT_SUFFIX}"), key=lambda found: -found.stat().st_mtime)[KEPT_MODELS:]:
             old.unlink(missing_ok=True)
         return read(path)
 

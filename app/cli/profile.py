@@ -28,7 +28,7 @@ from app.cli.console import (
 )
 from app.cli.tables import Column, fitted
 from app.pages.report import write_report
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from profiler.counting import sweep
 from profiler.counting.counts import profile

@@ -15,7 +15,7 @@ from app.engine.memory import release
 from app.engine.messages import ModelFile, Shapes
 from app.errors import UnbuiltError
 from graph.batching import mixes_rows
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
 from kernels.errors import DeviceLostError

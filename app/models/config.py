@@ -10,6 +10,7 @@ import msgspec
 from app.engine.policy import Rules
 from app.errors import RequestError
 from app.models.datatypes import datatype_of
+from app.models.files import MODEL_FILE
 from graph.ir import Port
 from kernels.spec import STRING, DType
 
@@ -125,7 +126,7 @@ def model_config(name: str, versions: Sequence[str], override: Override, rules: 
         "input": [_tensor(port, skipped) for port in session.inputs],
         "output": [_tensor(port, skipped) for port in session.outputs],
         "instance_group": msgspec.to_builtins(rules.instance_group) or [group],
-        "default_model_filename": "model.onnx",
+        "default_model_filename": MODEL_FILE.name,
         "parameters": {
             **override.parameters,
             "threads": {"string_value": str(session.threads)},

@@ -14,6 +14,7 @@ import structlog
 
 from app.engine.policy import Rules
 from app.errors import RequestError
+from graph.formats import registry
 
 log = structlog.get_logger("edgewise.repository")
 
@@ -21,7 +22,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FORBIDDEN_NAMES = frozenset({"stats"})  # /v2/models/stats is a route
 MAX_CARD_BYTES = 4 * 2**20
 MAX_ENTRIES = 100_000  # of the repository's folder, looked through for models
-MODEL_FILE: Final = Path("model.onnx")
+SUFFIXES: Final = registry.suffixes()  # of model files
+MODEL_FILE: Final = Path(f"model{SUFFIXES[0]}")  # where no suffix is given
 _UPLOAD = re.compile(r"([0-9]{1,18})/([A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7})")
 
 
@@ -51,8 +53,8 @@ def models_in(folder: Path) -> list[str]:
         if count >= MAX_ENTRIES:
             log.warning("repository entries skipped", limit=MAX_ENTRIES)
             break
-        name = path.name.removesuffix(".onnx")
-        if path.suffix != ".onnx" and not (path.is_dir() and _numbered(path)):
+        name = path.stem if path.suffix in SUFFIXES else path.name
+        if path.suffix not in SUFFIXES and not (path.is_dir() and _numbered(path)):
             continue
         if not NAME.fullmatch(name) or ".." in name or name in FORBIDDEN_NAMES:
             log.warning("model skipped", name=name[:128], rule=f"need a name like {NAME.pattern}")
@@ -63,16 +65,20 @@ def models_in(folder: Path) -> list[str]:
 
 def find_versions(folder: Path, name: str) -> dict[str, Path]:
     """Version -> file, of a name that was checked; a single file is version 1. Empty where there is no such model."""
-    single = folder / f"{name}.onnx"
-    if single.is_file():
+    if (single := single_file(folder, name)) is not None:
         return {"1": single}
     return _numbered(folder / name) if (folder / name).is_dir() else {}
 
 
+def single_file(folder: Path, name: str) -> Path | None:
+    """The file `name.<suffix>` of a name that was checked; None where there is none."""
+    return next((path for path in (folder / f"{name}{suffix}" for suffix in SUFFIXES) if path.is_file()), None)
+
+
 def _numbered(folder: Path) -> dict[str, Path]:
     numbers = [path for path in folder.iterdir() if path.name.isdecimal() and path.name.isascii() and len(path.name) < 19]
-    found = {str(int(path.name)): path / MODEL_FILE for path in sorted(numbers, key=lambda path: int(path.name))}
-    return {version: file for version, file in found.items() if file.is_file()}
+    found = {str(int(path.name)): single_file(path, MODEL_FILE.stem) for path in sorted(numbers, key=lambda path: int(path.name))}
+    return {version: file for version, file in found.items() if file is not None}
 
 
 def read_card(folder: Path, name: str) -> Card:

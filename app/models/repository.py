@@ -24,8 +24,8 @@ from app.engine.memory import release
 from app.engine.policy import Rules
 from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
-from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, unpacked
-from graph.formats.onnx.reader import read
+from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, unpacked
+from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
 from kernels.errors import EdgewiseError
@@ -164,7 +164,7 @@ class Repository:
         return list(made.values())
 
     def admit(self, asked: str, staged: Path, *, replace: bool) -> Served:
-        """Load a file that lies staged within the folder, make it the folder's `name.onnx`, and serve it.
+        """Load a file that lies staged within the folder, make it the folder's file of that name, and serve it.
 
         Raises: RequestError 409 for a name that is taken, unless `replace`, which only a single file can be; 400 for a name or a
                 model that breaks a rule; the staged file and what was served are as they were then. OSError.
@@ -175,14 +175,14 @@ class Repository:
             served = Served(name, "1", staged)
             if (error := self._attempt(served)) is not None:
                 raise error
-            served.path = staged.replace(self.folder / f"{name}.onnx")
+            served.path = staged.replace(self.folder / f"{name}{staged.suffix}")
             self._replace(name, {served.version: served})
         release()
         return served
 
     def check_place(self, name: str, *, replace: bool) -> None:
-        """Whether a file may become `name.onnx`. Raises RequestError 400, 409."""
-        single, known = (self.folder / f"{name}.onnx").is_file(), name in self._models
+        """Whether a file may become the folder's file of that name. Raises RequestError 400, 409."""
+        single, known = single_file(self.folder, name) is not None, name in self._models
         if not single and (known or find_versions(self.folder, name)):
             raise RequestError(
                 409, f"model '{name}': it has versions of its own, an upload takes the place of a single file only"

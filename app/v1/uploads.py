@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 
 from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.models.files import check_name
+from app.models.files import MODEL_FILE, check_name
 from app.models.repository import Served
 from app.oip.management import require_control
 from app.service import Serving
@@ -40,7 +40,7 @@ async def upload_model(
     repository.check_place(name, replace=replace)
     try:
         with tempfile.TemporaryDirectory(prefix=".upload-", dir=repository.folder) as made:  # no name of a model
-            staged = Path(made) / f"{name}.onnx"
+            staged = Path(made) / f"{name}{MODEL_FILE.suffix}"
             nbytes = await _write(request, staged)
             served: Served = await service.engine.call(repository.admit, name, staged, replace=replace)
     except OSError as error:

@@ -12,7 +12,7 @@ from app.settings import DEMO_MODELS, Settings
 from bench.dashboard.models import EXPORT, long
 from bench.jobs import add, wait_for
 from bench.local import serving
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from profiler.device.profile import DeviceProfile
 from profiler.report.document import Op, Totals
 from scheduler.build import current_build

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from graph.memory import Block, Held, held_by_step, place_blocks
+from graph.memory import Held
 from graph.native.calls import Call
 from graph.native.place import Storage
+from graph.placement import Block, held_by_step, place_blocks
 
 
 @dataclass(frozen=True, slots=True)

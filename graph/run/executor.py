@@ -15,9 +15,10 @@ from graph.errors import FeedError
 from graph.ir import Graph, Port, Specs
 from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
+from graph.order import without_unread
 from graph.run.blas import BlasThreads
 from graph.run.feeds import check_feeds
-from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep, without_unread
+from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep
 from graph.timing import RunClock
 from kernels.errors import UnsupportedError
 from kernels.native.target.isa import available_cores

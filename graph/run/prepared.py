@@ -20,20 +20,20 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.control_flow import run_control_flow
-from graph.errors import LimitError
-from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
+from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Specs
 from graph.mapped import resident
-from graph.memory import ALIGNMENT_BYTES, Held, MemoryPlan, is_static, plan_memory
+from graph.memory import Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
-from graph.shapes import MAX_VALUE_BYTES, propagate
+from graph.order import without_unread
+from graph.run.dynamic import Body, allocate, compute
+from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError
-from kernels.registry import Kernel, Op, find
+from kernels.registry import Kernel, find
 from kernels.spec import Array, Spec
 
 VIEW = "view"  # the algorithm of a step that does nothing: another name for memory, or what steps before it did already
 DYNAMIC = "dynamic"  # of a step that is inferred and allocated while it runs
-_BODY_PROGRAMS = 4  # sets of shapes a body is made ready for; one that meets more is run without any
 
 Call = Callable[[], None]
 
@@ -87,14 +87,12 @@ class PreparedGraph:
         scratch = {name: max((chosen.scratch_bytes for chosen in found), default=0) for name, found in kernels.items()}
         scratch |= {name: segment.arena_bytes for name, segment in self._segments.items()}
         self.memory: MemoryPlan = plan_memory(graph, specs, scratch)
-        self._arena = _aligned_empty(self.memory.arena_bytes)
-        self._slots: list[Any] = [None]  # arrays; None where there is none yet, and always in slot 0
-        self._slot_of: dict[str, int] = {"": 0}
-        self._fixed = {0}
+        self._arena = aligned_empty(self.memory.arena_bytes)
+        self._slots = Slots()
         self._allocated: set[str] = set()
         self._last_read = {name: step for step, node in enumerate(graph.nodes) for name in node.reads()}
         self._last_read.update((port.name, len(graph.nodes)) for port in graph.outputs)
-        self._inputs = [self._slot(port.name) for port in graph.inputs]
+        self._inputs = [self._slots.of(port.name) for port in graph.inputs]
         self._returned: list[tuple[int, Spec]] = []
         self._renamed: list[tuple[int, int, tuple[int, ...]]] = []
         self._place()
@@ -103,7 +101,7 @@ class PreparedGraph:
         self._calls = [self._releasing(i, call) for i, call in enumerate(calls)]
         self._outputs = self._output_slots()
         self._clocks: dict[int, SegmentClock] = {}
-        self._idle = list(self._slots)
+        self._slots.complete()
 
     @functools.cached_property
     def steps(self) -> tuple[PreparedStep, ...]:
@@ -150,7 +148,7 @@ class PreparedGraph:
         except EdgewiseError as error:
             raise _placed(error, self._positions[position].node) from error
         finally:
-            self._slots[:] = self._idle
+            self._slots.clear()
 
     def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int], dict[int, SegmentClock]]:
         """Run once, reading the clock: outputs, and what a `RunClock` is made of."""
@@ -166,7 +164,7 @@ class PreparedGraph:
         except EdgewiseError as error:
             raise _placed(error, self._positions[len(marks) - 1].node) from error
         finally:
-            self._slots[:] = self._idle
+            self._slots.clear()
 
     def _timed_calls(self) -> Iterator[Call]:
         """The calls, those of segments replaced by ones that also keep what their threads read from the clock."""
@@ -176,8 +174,8 @@ class PreparedGraph:
 
     def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
         """A native segment on its slots. timed_as: its position, where it is to be timed."""
-        slots, threads = self._slots, self._threads
-        read, written = [self._slot(name) for name in node.inputs], [self._slot(name) for name in node.outputs]
+        slots, threads = self._slots.arrays, self._threads
+        read, written = [self._slots.of(name) for name in node.inputs], [self._slots.of(name) for name in node.outputs]
         place = self.memory.workspaces.get(node.name)
         arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
 
@@ -195,7 +193,7 @@ class PreparedGraph:
         return timed_call
 
     def _begin(self, feeds: Sequence[Array]) -> None:
-        slots = self._slots
+        slots = self._slots.arrays
         for slot, array in zip(self._inputs, feeds, strict=True):
             slots[slot] = array
         for slot, spec in self._returned:
@@ -204,7 +202,7 @@ class PreparedGraph:
             slots[slot] = slots[owner].reshape(shape)
 
     def _end(self) -> list[Array]:
-        slots = self._slots
+        slots = self._slots.arrays
         return [slots[slot] if is_new else slots[slot].copy() for slot, is_new in self._outputs]
 
     def _output_slots(self) -> list[tuple[int, bool]]:
@@ -213,20 +211,9 @@ class PreparedGraph:
         outputs = []
         for port in self._graph.outputs:
             owner = self.memory.owners.get(port.name, port.name)
-            outputs.append((self._slot(port.name), owner not in borrowed))
+            outputs.append((self._slots.of(port.name), owner not in borrowed))
             borrowed.add(owner)
         return outputs
-
-    def _slot(self, name: str) -> int:
-        if name not in self._slot_of:
-            self._slot_of[name] = len(self._slots)
-            self._slots.append(None)
-        return self._slot_of[name]
-
-    def _fix(self, name: str, array: Array) -> None:
-        slot = self._slot(name)
-        self._slots[slot] = array
-        self._fixed.add(slot)
 
     def _place(self) -> None:
         """Give every planned value its array now, or note how a run makes it."""
@@ -235,19 +222,19 @@ class PreparedGraph:
         read |= {self.memory.owners.get(name, name) for name in read}
         constants = {name: resident(array) for name, array in self._graph.constants.items() if name in read}
         for name, array in constants.items():
-            self._fix(name, array)
+            self._slots.fix(name, array)
         for value, owner in self.memory.owners.items():
             if (spec := self._specs[value]) is None:
                 continue
             if value in placements:
                 start = placements[value].offset_bytes
-                self._fix(value, self._arena[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape))
+                self._slots.fix(value, self._arena[start : start + spec.nbytes].view(spec.dtype).reshape(spec.shape))
             elif owner in constants:
-                self._fix(value, constants[owner].reshape(spec.shape))
+                self._slots.fix(value, constants[owner].reshape(spec.shape))
             elif value != owner:
-                self._renamed.append((self._slot(value), self._slot(owner), spec.shape))
+                self._renamed.append((self._slots.of(value), self._slots.of(owner), spec.shape))
             elif owner in self.memory.returned:
-                self._returned.append((self._slot(value), spec))
+                self._returned.append((self._slots.of(value), spec))
 
     def _kernels(self, node: Node) -> list[_Chosen]:
         """The node's kernel, then one for each op of its epilogue; none where a run decides."""
@@ -298,19 +285,19 @@ class PreparedGraph:
             inputs = [self._specs[name] if name else None for name in node.inputs]
             spec = find(node.op).infer_specs(inputs, node.attrs)[0]
             names[0] = f"{node.name}/unread"
-            while names[0] in self._slot_of:
+            while names[0] in self._slots:
                 names[0] += "'"
-            self._fix(names[0], np.empty(spec.shape, spec.dtype))
+            self._slots.fix(names[0], np.empty(spec.shape, spec.dtype))
         return tuple(names)
 
     def _kernel_call(self, chosen: _Chosen, outputs: Sequence[str], workspace: Array) -> Call:
         """A kernel on its slots: bound to their arrays where these never change."""
-        run, slots = chosen.kernel.run, self._slots
+        run, slots = chosen.kernel.run, self._slots.arrays
         keywords = dict(chosen.attrs)
         if chosen.kernel.workspace_bytes is not None:
             keywords["workspace"] = workspace[: chosen.scratch_bytes]
-        written, read = [self._slot(name) for name in outputs], [self._slot(name) for name in chosen.inputs]
-        if self._fixed.issuperset(written) and self._fixed.issuperset(read):
+        written, read = [self._slots.of(name) for name in outputs], [self._slots.of(name) for name in chosen.inputs]
+        if self._slots.are_fixed((*written, *read)):
             return functools.partial(run, tuple(slots[i] for i in written), *(slots[i] for i in read), **keywords)
 
         def call() -> None:
@@ -320,25 +307,25 @@ class PreparedGraph:
 
     def _dynamic_call(self, node: Node) -> Call:
         """Infer, allocate and run one node on the arrays that are there."""
-        slots, op, algorithm = self._slots, find(node.op), self._algorithms.get(node.name)
-        read = [self._slot(name) for name in node.inputs]
-        fused = [(find(f.op), [self._slot(name or node.outputs[0]) for name in f.inputs], f.attrs) for f in node.epilogue]
+        slots, op, algorithm = self._slots.arrays, find(node.op), self._algorithms.get(node.name)
+        read = [self._slots.of(name) for name in node.inputs]
+        fused = [(find(f.op), [self._slots.of(name or node.outputs[0]) for name in f.inputs], f.attrs) for f in node.epilogue]
         wanted = [not i or name in self._last_read for i, name in enumerate(node.outputs)]
 
         def call() -> None:
             inputs = [slots[i] for i in read]
-            made = _made(op, inputs, node.attrs, wanted)
-            _compute(op, made, inputs, node.attrs, algorithm)
+            made = allocate(op, inputs, node.attrs, wanted)
+            compute(op, made, inputs, node.attrs, algorithm)
             self._keep(node, made)
             for follower, operands, attrs in fused:
-                _compute(follower, made[:1], [slots[i] for i in operands], attrs)
+                compute(follower, made[:1], [slots[i] for i in operands], attrs)
 
         return call
 
     def _control_flow_call(self, node: Node) -> Call:
-        slots, read = self._slots, [self._slot(name) for name in node.inputs]
-        bodies = {id(body): _Body(body, self._specs) for body in node.subgraphs()}
-        captured = {key: [self._slot(name) for name in body.captures] for key, body in bodies.items()}
+        slots, read = self._slots.arrays, [self._slots.of(name) for name in node.inputs]
+        bodies = {id(body): Body(body, self._specs, PreparedGraph) for body in node.subgraphs()}
+        captured = {key: [self._slots.of(name) for name in body.captures] for key, body in bodies.items()}
 
         def run_body(body: Graph, arguments: Sequence[Array]) -> list[Array]:
             return bodies[id(body)].run([*arguments, *(slots[i] for i in captured[id(body)])])
@@ -358,7 +345,7 @@ class PreparedGraph:
             promised = self._specs.get(name)
             if promised is not None and (promised.shape, promised.dtype) != (array.shape, array.dtype):
                 raise ShapeError(f"{node.op}: output {name!r} is {Spec.of(array)}, it was inferred as {promised}")
-            self._slots[self._slot(name)] = array
+            self._slots.arrays[self._slots.of(name)] = array
 
     def _releasing(self, step: int, call: Call) -> Call:
         """The call, then let go of what runs allocate and no later step reads."""
@@ -370,7 +357,7 @@ class PreparedGraph:
         self._allocated |= written
         if not dead:
             return call
-        slots, dying = self._slots, [self._slot(name) for name in sorted(dead)]
+        slots, dying = self._slots.arrays, [self._slots.of(name) for name in sorted(dead)]
 
         def releasing() -> None:
             call()
@@ -378,60 +365,6 @@ class PreparedGraph:
                 slots[slot] = None
 
         return releasing
-
-
-class _Body:
-    """A subgraph of If, Loop or Scan: a program for each set of shapes it meets, at most a few."""
-
-    def __init__(self, graph: Graph, outer: Specs) -> None:
-        captured = sorted(graph.captures())
-        known = {name: spec.value for name in captured if (spec := outer.get(name)) is not None and spec.value is not None}
-        self._graph = replace(graph, constants={**graph.constants, **known})
-        self.captures = tuple(name for name in captured if name not in known)
-        self._programs: dict[tuple[Spec, ...], PreparedGraph] = {}
-        self._shapeless: PreparedGraph | None = None
-
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run on the body's own inputs, then the captured values. Returns its outputs, all of them new memory."""
-        key = tuple(Spec(array.shape, array.dtype) for array in arrays)
-        program = self._programs.get(key, self._shapeless)
-        if program is None:
-            program = self._prepare(key)
-        return program.run(arrays)
-
-    def _prepare(self, key: tuple[Spec, ...]) -> PreparedGraph:
-        names = (*(port.name for port in self._graph.inputs), *self.captures)
-        ports = tuple(Port(name, spec.dtype, spec.shape) for name, spec in zip(names, key, strict=True))
-        closed = replace(self._graph, inputs=ports)
-        if len(self._programs) < _BODY_PROGRAMS:
-            return self._programs.setdefault(key, PreparedGraph(closed, propagate(closed, dict(zip(names, key, strict=True)))))
-        self._shapeless = PreparedGraph(closed, {name: Spec.of(array) for name, array in closed.constants.items()})
-        return self._shapeless
-
-
-def _made(op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool]) -> list[Array | None]:
-    """Memory for the wanted outputs of an op on these inputs. Raises LimitError past MAX_VALUE_BYTES."""
-    specs = op.infer_specs([None if array is None else Spec.of(array) for array in inputs], attrs)
-    for spec in specs:
-        if spec.nbytes > MAX_VALUE_BYTES:
-            raise LimitError(f"{op.name}: an output is {spec}, the limit is {MAX_VALUE_BYTES} bytes")
-    return [np.empty(spec.shape, spec.dtype) if want else None for spec, want in zip(specs, wanted, strict=False)]
-
-
-def _compute(
-    op: Op,
-    out: Sequence[Array | None],
-    inputs: Sequence[Array | None],
-    attrs: Mapping[str, Any],
-    algorithm: str | None = None,
-) -> None:
-    """Choose a kernel for these arrays and run it."""
-    specs = [None if array is None else Spec.of(array) for array in inputs]
-    kernel = op.choose(specs, attrs, algorithm)
-    extra = {}
-    if kernel.workspace_bytes is not None:
-        extra["workspace"] = _aligned_empty(kernel.workspace_bytes(*specs, **attrs))
-    kernel.run(tuple(out), *inputs, **attrs, **extra)
 
 
 def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
@@ -444,17 +377,6 @@ def _label(choice: Choice) -> str:
     return VIEW if choice.algorithm == VIEW else str(choice)
 
 
-def without_unread(graph: Graph) -> Graph:
-    """The graph without nodes that no output depends on."""
-    needed = {port.name for port in graph.outputs}
-    kept = []
-    for node in reversed(graph.nodes):
-        if needed.intersection(node.writes()):
-            needed.update(node.reads())
-            kept.append(node)
-    return graph if len(kept) == len(graph.nodes) else replace(graph, nodes=tuple(reversed(kept)))
-
-
 def _in_turn(calls: Sequence[Call]) -> Call:
     if len(calls) == 1:
         return calls[0]
@@ -464,9 +386,3 @@ def _in_turn(calls: Sequence[Call]) -> Call:
             call()
 
     return in_turn
-
-
-def _aligned_empty(nbytes: int) -> Array:
-    raw = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + nbytes]

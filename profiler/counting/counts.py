@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph, Model, Node, Specs
 from graph.memory import Held, plan_memory
 from graph.shapes import bind, propagate

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from profiler.counting.counts import Profile, profile
 from profiler.errors import SweepError

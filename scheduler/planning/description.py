@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from graph.ir import Model, Node
 from graph.memory import MemoryPlan, is_static, plan_memory
+from graph.order import without_unread
 from graph.run.executor import DYNAMIC, VIEW
-from graph.run.prepared import without_unread
 from kernels.registry import find
 from profiler.device.profile import DeviceProfile
 from scheduler.cost.fitting import CostModel

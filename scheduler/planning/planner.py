@@ -15,7 +15,7 @@ from typing import get_args
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
 from graph.memory import plan_memory
 from kernels.errors import AttributeValueError, UnsupportedError

@@ -15,9 +15,9 @@ from typing import Final
 
 import onnx
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Model
-from graph.run.prepared import without_unread
+from graph.order import without_unread
 from kernels.errors import AttributeValueError
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.cost.fitting import CostModel

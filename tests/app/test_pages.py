@@ -19,7 +19,7 @@ def needed(page: str) -> set[str]:
 def test_overview_names_the_models_and_why_one_is_not_served(client: httpx.Client) -> None:
     overview = client.get("/").text
     assert '<a href="/models/digits?version=1">digits</a>' in overview
-    assert "no ONNX protobuf" in overview
+    assert "not an ONNX file" in overview
     assert '<a href="/" aria-current="page">Overview</a>' in overview
 
 

@@ -91,7 +91,7 @@ def test_strings_halves_and_flags(client: httpx.Client) -> None:
         ("/v2/models/nope", 404, "unknown model"),
         ("/v2/models/digits/versions/9", 404, "version 9"),
         ("/v2/models/digits/versions/x", 404, "version x"),
-        ("/v2/models/broken/ready", 503, "no ONNX protobuf"),
+        ("/v2/models/broken/ready", 503, "not an ONNX file"),
         ("/v2/models/nope/stats", 400, "unknown model"),
         ("/v2/models/..%2f..%2fetc%2fpasswd", 404, ""),
         ("/v2/models/%2e%2e/ready", 404, ""),

@@ -40,7 +40,7 @@ def test_what_is_no_model_is_refused_with_its_reason(watch: Watch, served: Site,
     page = watch.open("/upload")
     page.get_by_label("Model file").set_input_files(tmp_path / "broken.onnx")
     page.get_by_role("button", name="Upload and serve").click()
-    expect(page.get_by_role("alert")).to_contain_text("no ONNX protobuf")
+    expect(page.get_by_role("alert")).to_contain_text("not an ONNX file")
 
 
 @pytest.mark.parametrize(("section", "button", "to"), [("count", "Count", r"run=\d+"), ("plan", "Plan", "/plans/[0-9a-f]{64}")])

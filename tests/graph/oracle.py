@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.native.calls import Call
 from graph.native.engine import Native, find_native
 from graph.passes.optimise import optimise

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graph import batching
 from graph.batching import mixes_rows
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.shapes import bind

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graph.errors import LimitError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.run.executor import DYNAMIC, Executor
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, EdgewiseError, ShapeError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError

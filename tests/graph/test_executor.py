@@ -9,7 +9,7 @@ import pytest
 
 from graph.choice import Choice
 from graph.errors import FeedError, LimitError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Fused, Graph, Node, Port
 from graph.run.executor import DYNAMIC, VIEW, Executor
 from graph.shapes import bind, propagate
@@ -156,8 +156,8 @@ def test_values_of_run_time_shape_are_let_go_after_their_last_reader() -> None:
     program = executor._program
     alive = []
     inner = program._calls[2]
-    slots = [program._slot_of[name] for name in ("n", "f")]
-    program._calls[2] = lambda: (alive.append([program._slots[slot] is None for slot in slots]), inner())
+    slots = [program._slots.of(name) for name in ("n", "f")]
+    program._calls[2] = lambda: (alive.append([program._slots.arrays[slot] is None for slot in slots]), inner())
     executor.run({"x": X})
     assert alive == [[True, False]]
 
@@ -166,11 +166,11 @@ def test_nothing_of_a_run_is_held_after_it() -> None:
     executor = build(make([node("Relu", ["x"], ["y"])], ["y"]))
     executor.run({"x": X})
     program = executor._program
-    assert [program._slots[program._slot_of[name]] for name in ("x", "y")] == [None, None]
+    assert [program._slots.arrays[program._slots.of(name)] for name in ("x", "y")] == [None, None]
 
 
 def test_a_run_time_size_past_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graph.run.prepared.MAX_VALUE_BYTES", 1000)
+    monkeypatch.setattr("graph.run.dynamic.MAX_VALUE_BYTES", 1000)
     nodes = [node("Expand", ["x", "s"], ["y"], "grow")]
     executor = build(make(nodes, ["y"], inputs=[port("x", [1]), port("s", [1], INT64)]))
     assert executor.run({"x": X[0, :1], "s": np.array([250])})["y"].shape == (250,)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import CorruptModelError, LimitError, UnsafePathError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.limits import Limits
 from graph.passes.optimise import optimise
 from graph.shapes import bind, propagate

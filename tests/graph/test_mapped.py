@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import CorruptModelError, UnsafePathError
-from graph.formats.onnx.reader import read
 from graph.formats.onnx.wire import split
+from graph.formats.registry import read
 from graph.mapped import LEAST_BYTES, identity, release, resident
 from kernels.errors import EdgewiseError
 from scheduler.session import Session

@@ -5,9 +5,10 @@ import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph
-from graph.memory import ALIGNMENT_BYTES, Block, MemoryPlan, _fit, _orders, _place, _sums, held_by_step, is_static, plan_memory
+from graph.memory import MemoryPlan, is_static, plan_memory
+from graph.placement import ALIGNMENT_BYTES
 from graph.shapes import bind, propagate
 from tests.graph.oracle import BOOL, body, constant, ints, make, node, port
 from tests.graph.random_models import random_models
@@ -169,39 +170,3 @@ def test_values_that_only_a_run_can_size_are_not_planned() -> None:
 def test_an_empty_graph_needs_nothing() -> None:
     plan = plan_memory(Graph("g", (), (), (), {}), {}, {})
     assert (plan.arena_bytes, plan.lower_bound_bytes, plan.peak_bytes, plan.timeline) == (0, 0, 0, ())
-
-
-@given(
-    st.lists(st.builds(lambda size, first, more: Block(64 * size, first, first + more), *[st.integers(0, 9)] * 3), max_size=24)
-)
-@settings(max_examples=100, deadline=None)
-def test_the_best_of_several_orders_is_kept(blocks: list[Block]) -> None:
-    name, offsets, arena_bytes = _place(blocks, lower_bound_bytes=0)
-    tried = {order: _fit(blocks, indices)[1] for order, indices in _orders(blocks)}
-    assert arena_bytes <= min(tried.values())
-    assert name in (*tried, "climbed")
-    assert arena_bytes == max((offset + block.nbytes for offset, block in zip(offsets, blocks, strict=True)), default=0)
-
-
-def test_climbing_finds_what_no_order_does() -> None:
-    rng = np.random.default_rng(5)
-    found = set()
-    for _ in range(60):
-        first = rng.integers(0, 12, 16)
-        blocks = [
-            Block(64 * int(size), int(f), int(f + m))
-            for size, f, m in zip(rng.integers(1, 20, 16), first, rng.integers(0, 6, 16), strict=True)
-        ]
-        found.add(_place(blocks, max(_sums(20, [(b.nbytes, b.first, b.last) for b in blocks])))[0])
-    assert found >= {"size", "climbed"}
-
-
-def test_blocks_of_one_step_that_are_never_held_together_are_not_added():
-    blocks = [Block(100, 0, 1), Block(50, 1, 2), Block(200, 2, 4), Block(7, 2, 2), Block(10, 3, 5)]
-    found = held_by_step(blocks, [0, 1, 1, 1, 2, 3])  # step 1 is moments 1 to 3, and holds most at moment 2: 257 bytes
-    assert found == [(0, 0), (1, 1), (1, 2), (1, 1), (2, 3)]
-
-
-def test_a_block_that_is_held_beside_the_fullest_moment_only_is_in_no_step():
-    assert held_by_step([Block(1, 0, 0), Block(2, 1, 1), Block(2, 2, 2)], [0, 0, 0]) == [None, (0, 0), None]
-    assert held_by_step([], [0, 1]) == []

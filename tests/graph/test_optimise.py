@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.exports import EXPORTS
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.passes.optimise import optimise
 from graph.shapes import bind, propagate
 from tests.graph.interpreter import interpret

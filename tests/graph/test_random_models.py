@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from hypothesis import given, settings
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from tests.graph.interpreter import interpret
 from tests.graph.oracle import assert_agrees, build, check
 from tests.graph.random_models import random_feeds, random_models

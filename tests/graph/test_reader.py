@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import CorruptModelError, CyclicGraphError, LimitError, ModelError, UnsafePathError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.limits import Limits
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from tests.graph.protos import model, relu

@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.errors import FeedError, LimitError
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.shapes import bind, propagate
 from kernels.errors import ShapeError
 from kernels.spec import Spec

@@ -7,37 +7,31 @@ named. Names of inputs, outputs and values stay the file's own.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-from graph.errors import CorruptModelError, LimitError, UnsafePathError
+from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.functions import inline
+from graph.formats.onnx.schema import check_kinds, check_types, op_name
+from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
-from graph.formats.onnx.wire import Span, split
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Limits
-from graph.mapped import LEAST_BYTES, MappedFile, release, require_unchanged
+from graph.mapped import release, require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
-from kernels.registry import Op, find
-from kernels.spec import STRING, Array, Spec
+from kernels.registry import find
+from kernels.spec import STRING, Array
 
 OLDEST_OPSET = 7
 _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
 _DEFAULT_LIMITS = Limits()
-_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
@@ -48,8 +42,8 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
              UnsupportedError; FileNotFoundError for a missing path.
     """
-    loaded = _load(source, limits, mapped)
-    name, proto = loaded.name, _parse(loaded)
+    loaded = load(source, limits, mapped=mapped)
+    name, proto = loaded.name, parse(loaded)
     if proto.functions:
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
@@ -79,89 +73,6 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
         initializers=frozenset(reader.initializers),
         files=files,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model as it was given. message: its protobuf, without the `weights` that lie elsewhere (name -> array of bytes). digest:
-    of all its bytes. folder: where its external data may lie."""
-
-    message: bytes
-    digest: Any
-    nbytes: int
-    name: str
-    folder: Path | None = None
-    weights: Mapping[str, Array] = field(default_factory=dict)
-    files: tuple[MappedFile, ...] = ()
-
-
-def _load(source: str | Path | bytes | ModelProto, limits: Limits, mapped: bool) -> _Loaded:
-    if not isinstance(source, (bytes, ModelProto)):
-        return _load_file(Path(source), limits.model_bytes, mapped)
-    if isinstance(source, ModelProto):
-        try:
-            data, name = source.SerializeToString(deterministic=True), "<ModelProto>"
-        except (EncodeError, ValueError) as error:
-            raise LimitError(f"model: it cannot be written as one protobuf, {str(error)[:200]} (<ModelProto>)") from None
-    else:
-        data, name = source, "<bytes>"
-    _check_size(len(data), limits.model_bytes, name)
-    return _Loaded(data, hashlib.sha256(data), len(data), name)
-
-
-def _load_file(path: Path, limit_bytes: int, mapped: bool) -> _Loaded:
-    """Map a file, or read it. A folder, pipe or device is refused, never waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "device")
-        raise UnsafePathError(f"model: it is a {kind}, need a file ({path.name})")
-    with os.fdopen(descriptor, "rb") as file:
-        _check_size(status.st_size, limit_bytes, path.name)
-        folder = path.resolve().parent
-        if not mapped or not status.st_size:
-            data = file.read(limit_bytes + 1)
-            _check_size(len(data), limit_bytes, path.name)
-            digest = hashlib.sha256(data)
-            message, spans = split(memoryview(data), LEAST_BYTES) or (data, {})
-            # protobuf copies under the interpreter's lock: 550 MB stopped all other threads for 1.0 to 3.3 s, this for 0.1 to 0.2
-            copies = {name.decode(errors="replace"): _copied(data, span) for name, span in spans.items()}
-            return _Loaded(message, digest, len(data), path.name, folder, copies)
-        whole = MappedFile(descriptor, path.name)
-        digest = hashlib.file_digest(file, "sha256")
-    found = split(memoryview(whole.map), LEAST_BYTES)
-    if found is None:
-        return _Loaded(bytes(whole.map), digest, status.st_size, path.name, folder)
-    message, spans = found
-    weights: dict[str, Array] = {}
-    for raw_name, span in spans.items():
-        name, spec = raw_name.decode(errors="replace"), Spec((span.nbytes,), np.dtype(np.uint8))
-        weights[name] = whole.array(span.offset, spec, f"initializer {name!r:.80}")
-    return _Loaded(message, digest, status.st_size, path.name, folder, weights, (whole,))
-
-
-def _copied(data: bytes, span: Span) -> Array:
-    """A weight in memory of its own, which is aligned. numpy copies without the interpreter's lock."""
-    array = np.frombuffer(data, np.uint8, span.nbytes, span.offset).copy()
-    array.flags.writeable = False
-    return array
-
-
-def _check_size(nbytes: int, limit_bytes: int, name: str) -> None:
-    if nbytes > limit_bytes:
-        raise LimitError(f"model: {nbytes} bytes, the limit model_bytes is {limit_bytes} ({name})")
-
-
-def _parse(loaded: _Loaded) -> ModelProto:
-    what = f"model: {loaded.nbytes} bytes"
-    try:
-        proto: ModelProto = ModelProto.FromString(loaded.message)
-    except DecodeError:
-        raise CorruptModelError(f"{what} that are no ONNX protobuf, or a part of one ({loaded.name})") from None
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise CorruptModelError(f"{what} without a graph or an opset, need both ({loaded.name})")
-    return proto
 
 
 class _GraphReader:
@@ -243,7 +154,7 @@ class _GraphReader:
                 raise CorruptModelError(f"{op}: input {value!r} is written nowhere (node {name!r})")
         attribute_names = (attribute.name for attribute in proto.attribute)
         self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
-        _check_attribute_kinds(proto, op, self.opset, name)
+        check_kinds(proto, op, self.opset, name)
         attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
         inputs, outputs = list(proto.input), tuple(proto.output)
         if not outputs:
@@ -264,7 +175,7 @@ class _GraphReader:
             bound = definition.bind(attrs)
         except EdgewiseError as error:
             raise type(error)(f"{error} (node {name!r})") from None
-        _check_attributes(definition, bound, name)
+        check_types(definition, bound, name)
         while inputs and not inputs[-1]:
             inputs.pop()  # trailing absent inputs say nothing
         return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
@@ -344,11 +255,6 @@ class _GraphReader:
         return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
 
 
-def op_name(node: NodeProto) -> str:
-    """The registry name of a node's operator."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-
-
 def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:
     if not outputs:
         raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
@@ -374,52 +280,6 @@ def _with_constants(
         inputs[position] = value
         constants[value] = array
     return inputs
-
-
-def _check_attribute_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
-    """Each attribute once, and of the kind that ONNX's schema gives it. Unknown ones are refused when they are bound."""
-    kinds = _schema_kinds(proto.op_type, opset) if proto.domain in ("", "ai.onnx") else {}
-    seen: set[str] = set()
-    for attribute in proto.attribute:
-        wanted = kinds.get(attribute.name, attribute.type)
-        if attribute.name in seen:
-            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is given twice (node {node!r})")
-        if attribute.type != wanted:
-            found, need = (_kind_name(number) for number in (attribute.type, wanted))
-            raise CorruptModelError(f"{op}: attribute {attribute.name!r} is {found}, need {need} (node {node!r})")
-        seen.add(attribute.name)
-
-
-@functools.cache
-def _schema_kinds(op: str, opset: int) -> Mapping[str, int]:
-    """Attribute name -> AttributeProto.AttributeType, as that opset defines the op; empty for an op it lacks."""
-    if not onnx.defs.has(op):
-        return {}
-    try:
-        schema = onnx.defs.get_schema(op, opset)
-    except onnx.defs.SchemaError:
-        return {}
-    return {
-        name: AttributeProto.AttributeType.Value(str(attribute.type).rpartition(".")[2])
-        for name, attribute in schema.attributes.items()
-    }
-
-
-def _kind_name(number: int) -> str:
-    return AttributeProto.AttributeType.Name(number) if number in AttributeProto.AttributeType.values() else f"of kind {number}"
-
-
-def _check_attributes(op: Op, bound: Mapping[str, Any], node: str) -> None:
-    """A value of another kind than its default's would surface as a TypeError deep inside an op."""
-    for name, default in op.defaults.items():
-        value = bound[name]
-        if default is None or value is None or not isinstance(default, (int, float, str, tuple)):
-            continue
-        wanted = (int, float) if isinstance(default, float) else (int,) if isinstance(default, bool) else (type(default),)
-        if not isinstance(value, wanted):
-            raise CorruptModelError(
-                f"{op.name}: attribute {name!r} is a {type(value).__name__}, need {wanted[0].__name__} (node {node!r})"
-            )
 
 
 def _text(value: bytes, where: str) -> str:

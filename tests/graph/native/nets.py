@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.passes.optimise import optimise
 from graph.shapes import bind
 from tests.graph.oracle import constant, port

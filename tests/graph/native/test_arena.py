@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.native.arena import Arena, lay_out
 from graph.native.engine import Native
 from graph.passes.optimise import optimise

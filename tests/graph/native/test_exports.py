@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.exports import EXPORTS
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import SEGMENT
 from graph.passes.optimise import optimise
 from graph.shapes import bind

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.native.engine import Native
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor

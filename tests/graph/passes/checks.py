@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.formats.onnx.reader import read
+from graph.formats.registry import read
 from graph.ir import Graph
 from graph.passes.constants import fold_constants
 from graph.passes.optimise import Optimised, optimise

@@ -1,0 +1,160 @@
+"""Places blocks that are held for some steps in one small arena, such that no two that are held at once overlap.
+
+This is dynamic storage allocation with all lifetimes known, which is NP-hard. Each block, in some order, goes into the smallest
+gap that holds it. The best of several orders is kept and improved by random swaps, until the arena is no larger than the most
+bytes that are held at once, which no placement can undercut.
+Source: Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", arXiv 2001.03288 (by size, by breadth).
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.spec import Array
+
+ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
+_CLIMB_BLOCKS = 400  # hill-climbing stops paying when each try takes milliseconds
+_CLIMB_TRIES = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Something to place: bytes and the steps, both included, in which they are held."""
+
+    nbytes: int
+    first: int
+    last: int
+
+
+def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
+    """Place blocks of any sizes, which are rounded up.
+
+    Returns: the offset of each block, such that no two held at once overlap, and the bytes of the arena.
+    """
+    rounded = [Block(aligned(block.nbytes), block.first, block.last) for block in blocks]
+    steps = max((block.last for block in blocks), default=-1) + 1
+    lower_bound_bytes = max(bytes_by_step(steps, [(b.nbytes, b.first, b.last) for b in rounded]), default=0)
+    _, offsets, arena_bytes = place(rounded, lower_bound_bytes)
+    return offsets, arena_bytes
+
+
+def held_by_step(blocks: Sequence[Block], step_of: Sequence[int]) -> list[tuple[int, int] | None]:
+    """The first and the last step that each block is counted in, where a step has several moments and blocks come and go between.
+
+    A step counts what is held at the moment of it at which most is, the first of equals: blocks of one step that are never held
+    together may share memory, and their sum would be more than is ever used. None: a block held at no such moment.
+
+    Args: blocks: held from a moment to a moment. step_of: of every moment its step, ascending; every step has one at least.
+    """
+    sums = bytes_by_step(len(step_of), [(block.nbytes, block.first, block.last) for block in blocks])
+    fullest: dict[int, int] = {}  # step -> moment
+    for moment, step in enumerate(step_of):
+        if sums[moment] > sums[fullest.setdefault(step, moment)]:
+            fullest[step] = moment
+    steps, moments = list(fullest), list(fullest.values())
+    found: list[tuple[int, int] | None] = []
+    for block in blocks:
+        first, behind = bisect.bisect_left(moments, block.first), bisect.bisect_right(moments, block.last)
+        found.append((steps[first], steps[behind - 1]) if first < behind else None)
+    return found
+
+
+def aligned(nbytes: int) -> int:
+    """Round up to a multiple of ALIGNMENT_BYTES."""
+    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def bytes_by_step(steps: int, held: Iterable[tuple[int, int, int]]) -> list[int]:
+    """Bytes held in each of so many steps, from (bytes, first, last) of each block, both included."""
+    change = [0] * (steps + 1)
+    for nbytes, first, last in held:
+        change[first] += nbytes
+        change[min(last + 1, steps)] -= nbytes
+    total, sums = 0, []
+    for delta in change[:steps]:
+        total += delta
+        sums.append(total)
+    return sums
+
+
+def place(blocks: Sequence[Block], lower_bound_bytes: int) -> tuple[str, list[int], int]:
+    """Try the orders, then swaps in the best of them, until the lower bound is met.
+
+    Returns: the name of the order ("climbed" after swaps), the offset of each block and the bytes of the arena.
+    """
+    best_name, best_order = "none", list(range(len(blocks)))
+    best_offsets, best_bytes = fit(blocks, best_order)
+    for name, order in orders(blocks):
+        if best_bytes == lower_bound_bytes and best_name != "none":
+            break
+        offsets, arena_bytes = fit(blocks, order)
+        if arena_bytes < best_bytes or best_name == "none":
+            best_name, best_order, best_offsets, best_bytes = name, order, offsets, arena_bytes
+    if len(blocks) > _CLIMB_BLOCKS:
+        return best_name, best_offsets, best_bytes
+
+    rng = random.Random(0)  # noqa: S311  a search, repeatable on purpose
+    for _ in range(_CLIMB_TRIES):
+        if best_bytes == lower_bound_bytes:
+            break
+        order = best_order.copy()
+        top = max(range(len(blocks)), key=lambda i: best_offsets[i] + blocks[i].nbytes)
+        order.remove(top)
+        order.insert(rng.randrange(len(blocks)), top)
+        a, b = rng.randrange(len(blocks)), rng.randrange(len(blocks))
+        order[a], order[b] = order[b], order[a]
+        offsets, arena_bytes = fit(blocks, order)
+        if arena_bytes < best_bytes:
+            best_name, best_order, best_offsets, best_bytes = "climbed", order, offsets, arena_bytes
+    return best_name, best_offsets, best_bytes
+
+
+def orders(blocks: Sequence[Block]) -> Iterable[tuple[str, list[int]]]:
+    """Names of orders, and the blocks' indices in each; the first is the best on most networks."""
+    indices = range(len(blocks))
+    steps = max((block.last for block in blocks), default=-1) + 1
+    breadth = bytes_by_step(steps, [(b.nbytes, b.first, b.last) for b in blocks])
+    yield "size", sorted(indices, key=lambda i: (-blocks[i].nbytes, blocks[i].first))
+    widest = [max(breadth[b.first : b.last + 1]) for b in blocks]
+    yield "breadth", sorted(indices, key=lambda i: (-widest[i], -blocks[i].nbytes, blocks[i].first))
+    yield "execution", sorted(indices, key=lambda i: (blocks[i].first, -blocks[i].nbytes))
+    yield "area", sorted(indices, key=lambda i: (-blocks[i].nbytes * (blocks[i].last - blocks[i].first + 1), blocks[i].first))
+
+
+def fit(blocks: Sequence[Block], order: Sequence[int]) -> tuple[list[int], int]:
+    """Put each block, in order, into the smallest gap that holds it between blocks that are placed and held at the same time.
+
+    Returns: the offset of each block and the bytes of the arena.
+    """
+    first = np.array([blocks[i].first for i in order], np.int64)
+    last = np.array([blocks[i].last for i in order], np.int64)
+    start = np.zeros(len(order), np.int64)
+    end = np.zeros(len(order), np.int64)
+    arena_bytes = 0
+    for position, index in enumerate(order):
+        block = blocks[index]
+        rivals = np.flatnonzero((first[:position] <= block.last) & (last[:position] >= block.first))
+        offset = _smallest_gap(start[rivals], end[rivals], block.nbytes)
+        start[position], end[position] = offset, offset + block.nbytes
+        arena_bytes = max(arena_bytes, offset + block.nbytes)
+    offsets = [0] * len(order)
+    for position, index in enumerate(order):
+        offsets[index] = int(start[position])
+    return offsets, arena_bytes
+
+
+def _smallest_gap(start: Array, end: Array, nbytes: int) -> int:
+    """Offset of the tightest gap of at least `nbytes` between the intervals, or the end of them all."""
+    if not len(start):
+        return 0
+    order = np.argsort(start, kind="stable")
+    start, reach = start[order], np.maximum.accumulate(end[order])
+    gap_start = np.concatenate(([0], reach[:-1]))
+    gap_bytes = start - gap_start
+    fits = np.flatnonzero(gap_bytes >= nbytes)
+    return int(gap_start[fits[np.argmin(gap_bytes[fits])]]) if len(fits) else int(reach[-1])

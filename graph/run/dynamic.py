@@ -1,0 +1,81 @@
+"""What only a run decides: nodes whose shapes follow from values, and the bodies of If, Loop and Scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from graph.errors import LimitError
+from graph.ir import Graph, Port, Specs
+from graph.run.slots import aligned_empty
+from graph.shapes import MAX_VALUE_BYTES, propagate
+from kernels.registry import Op
+from kernels.spec import Array, Spec
+
+_BODY_PROGRAMS = 4  # sets of shapes a body is made ready for; one that meets more is run without any
+
+
+class Runnable(Protocol):
+    """A graph made ready (`graph.run.prepared.PreparedGraph`)."""
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        """Run once. feeds: of every graph input in order."""
+        ...
+
+
+class Body:
+    """A subgraph of If, Loop or Scan: a program for each set of shapes it meets, at most a few."""
+
+    def __init__(self, graph: Graph, outer: Specs, prepare: Callable[[Graph, Specs], Runnable]) -> None:
+        self._prepare = prepare
+        captured = sorted(graph.captures())
+        known = {name: spec.value for name in captured if (spec := outer.get(name)) is not None and spec.value is not None}
+        self._graph = replace(graph, constants={**graph.constants, **known})
+        self.captures = tuple(name for name in captured if name not in known)
+        self._programs: dict[tuple[Spec, ...], Runnable] = {}
+        self._shapeless: Runnable | None = None
+
+    def run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run on the body's own inputs, then the captured values. Returns its outputs, all of them new memory."""
+        key = tuple(Spec(array.shape, array.dtype) for array in arrays)
+        program = self._programs.get(key, self._shapeless)
+        if program is None:
+            program = self._prepared(key)
+        return program.run(arrays)
+
+    def _prepared(self, key: tuple[Spec, ...]) -> Runnable:
+        names = (*(port.name for port in self._graph.inputs), *self.captures)
+        ports = tuple(Port(name, spec.dtype, spec.shape) for name, spec in zip(names, key, strict=True))
+        closed = replace(self._graph, inputs=ports)
+        if len(self._programs) < _BODY_PROGRAMS:
+            return self._programs.setdefault(key, self._prepare(closed, propagate(closed, dict(zip(names, key, strict=True)))))
+        self._shapeless = self._prepare(closed, {name: Spec.of(array) for name, array in closed.constants.items()})
+        return self._shapeless
+
+
+def allocate(op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool]) -> list[Array | None]:
+    """Memory for the wanted outputs of an op on these inputs. Raises LimitError past MAX_VALUE_BYTES."""
+    specs = op.infer_specs([None if array is None else Spec.of(array) for array in inputs], attrs)
+    for spec in specs:
+        if spec.nbytes > MAX_VALUE_BYTES:
+            raise LimitError(f"{op.name}: an output is {spec}, the limit is {MAX_VALUE_BYTES} bytes")
+    return [np.empty(spec.shape, spec.dtype) if want else None for spec, want in zip(specs, wanted, strict=False)]
+
+
+def compute(
+    op: Op,
+    out: Sequence[Array | None],
+    inputs: Sequence[Array | None],
+    attrs: Mapping[str, Any],
+    algorithm: str | None = None,
+) -> None:
+    """Choose a kernel for these arrays and run it."""
+    specs = [None if array is None else Spec.of(array) for array in inputs]
+    kernel = op.choose(specs, attrs, algorithm)
+    extra = {}
+    if kernel.workspace_bytes is not None:
+        extra["workspace"] = aligned_empty(kernel.workspace_bytes(*specs, **attrs))
+    kernel.run(tuple(out), *inputs, **attrs, **extra)
