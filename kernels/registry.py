@@ -8,6 +8,7 @@ An op is plain functions over specs and arrays, all called alike, inputs by posi
     infer(*inputs: Spec | None, **attrs) -> Spec | tuple[Spec, ...]     shapes and dtypes, all outputs; refuses bad input
     cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs) -> Cost  the arithmetic
     run(out: tuple[Array | None, ...], *inputs: Array | None, **attrs)  fills every element of every array in `out`
+    expression(draft: Draft, *inputs: Term | None, **attrs) -> Term | None   of elementwise ops: the same computation as data
 
 An absent optional input is None. `out[i]` is None where nobody reads output i. Attribute names and defaults are the
 keywords of `infer`; `cost` and `run` are called with the same full set. Where an output's shape depends on an input's
@@ -30,6 +31,7 @@ import numpy as np
 from kernels.batch_axis import RowRule, broadcast_keeps_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
+from kernels.expression import Express
 from kernels.spec import Array, DType, Spec
 
 Attrs = Mapping[str, Any]
@@ -80,6 +82,8 @@ class Op:
     kernels: numpy algorithms, the preferred first; the first that does not refuse is the default.
     elementwise: output 0 has the broadcast shape of the inputs, each element computed from its own index only, so `out[0]`
         may be the same memory as any input of the same shape and dtype, and the op may be fused behind another one.
+    expression: how native kernels compute an element of output 0, in a loop of its own or before another op's result is stored;
+        a function as in the module docstring (`kernels.expression`). It returns None for inputs that it has no expression for.
     view: output 0 is input 0's memory under another shape; the executor may alias instead of running it.
     deterministic: False for random ops, which are never folded.
     mixes_rows: why the rows of a batch may influence one another here, "" where they do not (`kernels/batch_axis.py`). Left out,
@@ -94,6 +98,7 @@ class Op:
     cost: Callable[..., Cost] | None
     kernels: tuple[Kernel, ...]
     elementwise: bool = False
+    expression: Express | None = None
     view: bool = False
     deterministic: bool = True
     mixes_rows: RowRule | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from graph.ir import Node
 from graph.native.place import PackedConstant, Place, Storage
-from kernels.native.emit.expression import Apply
+from kernels.expression import Apply
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.memory.view import View

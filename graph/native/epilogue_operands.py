@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from graph.native.epilogues import Merged
+from graph.native.expressions import BoundExpression
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed, image_shape
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 
@@ -17,23 +16,16 @@ OperandOf = Callable[[Lowering, str, Sequence[int]], tuple[Place, Image]]
 
 
 def make_epilogue(
-    b: Lowering, steps: Sequence[Activation | Merged], operand_of: OperandOf, shape: Sequence[int], *, bias: bool
-) -> tuple[Epilogue, dict[str, Place]]:
+    b: Lowering, bound: BoundExpression, operand_of: OperandOf, shape: Sequence[int], *, bias: bool
+) -> tuple[Epilogue[Image], dict[str, Place]]:
     """Return the epilogue of a kernel, and where its operands lie.
 
-    operand_of: one of the functions below, as the kernel walks over its output. shape: of the output. bias: whether the kernel
-    adds one first.
+    bound: what it computes, operand 0 being the result. operand_of: one of the functions below, as the kernel walks over its
+    output. shape: of the output. bias: whether the kernel adds one first.
     """
-    made: list[Activation | Merge] = []
-    places: dict[str, Place] = {}
-    for step in steps:
-        if isinstance(step, Merged):
-            place, image = operand_of(b, step.value, shape)
-            places[f"r{len(places)}"] = place
-            made.append(Merge(step.op, image, step.swapped))
-        else:
-            made.append(step)
-    return Epilogue(bias, tuple(made)), places
+    pairs = [operand_of(b, value, shape) for value in bound.operands[1:]]
+    epilogue = Epilogue(bias, bound.expression, tuple(image for _, image in pairs))
+    return epilogue, dict(zip(epilogue.arguments, (place for place, _ in pairs), strict=True))
 
 
 def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:

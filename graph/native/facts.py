@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graph.ir import Node, Specs
-from graph.native.epilogues import Merged, find_steps
+from graph.native.expressions import express_epilogue
 from kernels.native.errors import EmitError
 from kernels.native.target.isa import Isa
 from kernels.spec import BOOL, INTS, Array, DType, Spec
@@ -40,12 +40,13 @@ class Facts:
 
     def refuses_epilogue(self, node: Node) -> str | None:
         """Why a kernel cannot do what is fused behind the node, or None."""
-        if (steps := find_steps(node, self.constants)) is None:
-            return f"its epilogue {'+'.join(fused.op for fused in node.epilogue)} has an op without a native form"
-        for step in steps:
-            if isinstance(step, Merged) and (reason := self.not_f32(step.value)):
-                return f"its epilogue reads what is not fp32: {reason}"
-        return None
+        try:
+            bound = express_epilogue(node, self.spec, self.constants)
+        except EmitError as error:
+            ops = "+".join(fused.op for fused in node.epilogue)
+            return f"its epilogue {ops} has an op without a native form: {error}"
+        reason = self.not_f32(*bound.operands)
+        return None if reason is None else f"its epilogue reads what is not fp32: {reason}"
 
 
 def known(specs: Specs, value: str) -> Spec:

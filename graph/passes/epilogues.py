@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
-from graph.native.epilogues import step_of
+from graph.native.expressions import express_fused
 from graph.native.facts import F32, VALUES, known
-from graph.native.tapes import is_expression
 from graph.passes.editor import Editor, origins
+from kernels.native.errors import EmitError
 from kernels.registry import find
 from kernels.spec import DType
 
@@ -47,17 +47,21 @@ def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) ->
     if any(editor.specs.get(name) is None or position.get(name, 0) >= index for name in others if name not in editor.constants):
         return None
     inputs = tuple("" if name == value else name for name in reader.inputs)
-    if not _is_native(editor, reader, inputs, spec.dtype):
-        return None  # or the host could not run natively
     fused = Fused(reader.op, inputs, reader.attrs, origin=origins(reader)[0])
+    if not _is_native(editor, fused, spec.dtype):
+        return None  # or the host could not run natively
     return editor.merge(replace(host, outputs=(reader.outputs[0],), epilogue=(*host.epilogue, fused, *reader.epilogue)), reader)
 
 
-def _is_native(editor: Editor, reader: Node, inputs: tuple[str, ...], dtype: DType) -> bool:
+def _is_native(editor: Editor, fused: Fused, dtype: DType) -> bool:
     """Whether native code can do the op behind another one, or does not know its type anyway."""
-    if dtype == F32:
-        return step_of(reader.op, inputs, reader.attrs, "", editor.constants) is not None
-    return dtype not in VALUES or is_expression(reader, lambda value: known(editor.specs, value), editor.constants)
+    if dtype not in VALUES:
+        return True
+    try:
+        bound = express_fused(fused, dtype, lambda value: known(editor.specs, value), editor.constants)
+    except EmitError:
+        return False
+    return dtype != F32 or set(bound.expression.operands) == {F32}
 
 
 def _is_elementwise(node: Node) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from kernels.blocks import blockwise
 from kernels.cost import Cost
 from kernels.errors import DTypeError
+from kernels.expression import Draft, Express, Term, applied
 from kernels.operands import SIGNED, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, INTS, Array, DType, Spec
@@ -151,8 +152,26 @@ def infer_shrink(x: Spec, *, lambd: float = 0.5, bias: float = 0.0) -> Spec:
     return _checked("Shrink", x, FLOATS | INTS)
 
 
+def express_relu(draft: Draft, x: Term) -> Term:
+    """The activation of floats, the maximum with 0 of integers."""
+    return draft("relu", x) if x.dtype.kind == "f" else draft("max", x, draft.constant(0, x.dtype))
+
+
+def express_swish(draft: Draft, x: Term, *, alpha: float) -> Term:
+    """The activation of its own that there is for alpha = 1, else the formula."""
+    if alpha == 1:
+        return draft("silu", x)
+    return draft("mul", x, draft("sigmoid", draft("mul", x, draft.constant(alpha, x.dtype))))
+
+
 def _op(
-    infer: Callable[..., Spec], name: str, formula: Callable[..., None], flops: int, counted: str, *cases: Case, eps: float = 4
+    infer: Callable[..., Spec],
+    name: str,
+    formula: Callable[..., None],
+    flops: int,
+    counted: str,
+    *cases: Case,
+    expression: Express | None = None,
 ) -> Op:
     def run(out: tuple[Array, ...], x: Array, **attrs: float) -> None:
         blockwise(lambda y_block, x_block: formula(y_block, x_block, **attrs), out[0], x)
@@ -167,16 +186,16 @@ def _op(
         Case("wrong_dtype", inputs=(np.ones(2, bool),), raises=DTypeError),
     )
     kernels = (Kernel("blocks", run),)
-    return Op(name, infer, per_element(flops, counted), kernels, elementwise=True, tolerance_eps=eps, cases=cases + shared)
+    return Op(name, infer, per_element(flops, counted), kernels, elementwise=True, expression=expression, cases=cases + shared)
 
 
 _INTS = Case("ints", inputs=(np.array([-7, 0, 3], np.int32),))
 _ALPHA = Case("alpha", inputs=((3, 5),), attrs={"alpha": 0.75})
 
 OPS = (
-    _op(_plain("Relu", FLOATS | SIGNED), "Relu", relu, 1, "compare", _INTS),
-    _op(_plain("Erf"), "Erf", erf_formula, 1, "erf"),
-    _op(_plain("Sigmoid"), "Sigmoid", sigmoid, 4, "negate, exp, add, divide"),
+    _op(_plain("Relu", FLOATS | SIGNED), "Relu", relu, 1, "compare", _INTS, expression=express_relu),
+    _op(_plain("Erf"), "Erf", erf_formula, 1, "erf", expression=applied("erf")),
+    _op(_plain("Sigmoid"), "Sigmoid", sigmoid, 4, "negate, exp, add, divide", expression=applied("sigmoid")),
     _op(
         infer_hard_sigmoid,
         "HardSigmoid",
@@ -184,11 +203,28 @@ OPS = (
         4,
         "multiply, add, min, max",
         Case("attributes", inputs=((3, 5),), attrs={"alpha": 1 / 6, "beta": 0.25}),
+        expression=applied("hard_sigmoid", "alpha", "beta"),
     ),
-    _op(_plain("HardSwish"), "HardSwish", hard_swish, 5, "multiply, add, min, max, multiply"),
-    _op(_with_alpha("LeakyRelu", 0.01), "LeakyRelu", leaky_relu, 2, "compare, multiply", _ALPHA),
-    _op(_with_alpha("ThresholdedRelu", 1.0), "ThresholdedRelu", thresholded_relu, 1, "compare", _ALPHA),
-    _op(_with_alpha("Elu", 1.0), "Elu", elu, 4, "compare, exp, subtract, multiply", _ALPHA),
+    _op(_plain("HardSwish"), "HardSwish", hard_swish, 5, "multiply, add, min, max, multiply", expression=applied("hard_swish")),
+    _op(
+        _with_alpha("LeakyRelu", 0.01),
+        "LeakyRelu",
+        leaky_relu,
+        2,
+        "compare, multiply",
+        _ALPHA,
+        expression=applied("leaky_relu", "alpha"),
+    ),
+    _op(
+        _with_alpha("ThresholdedRelu", 1.0),
+        "ThresholdedRelu",
+        thresholded_relu,
+        1,
+        "compare",
+        _ALPHA,
+        expression=applied("thresholded_relu", "alpha"),
+    ),
+    _op(_with_alpha("Elu", 1.0), "Elu", elu, 4, "compare, exp, subtract, multiply", _ALPHA, expression=applied("elu", "alpha")),
     _op(
         infer_selu,
         "Selu",
@@ -196,12 +232,21 @@ OPS = (
         5,
         "compare, exp, subtract, multiply by alpha and by gamma",
         Case("attributes", inputs=((3, 5),), attrs={"alpha": 2.0, "gamma": 3.0}),
+        expression=applied("selu", "alpha", "gamma"),
     ),
-    _op(_with_alpha("Celu", 1.0), "Celu", celu, 5, "compare, divide, exp, subtract, multiply", _ALPHA),
-    _op(_plain("Softplus"), "Softplus", softplus, 3, "exp, add, log"),
-    _op(_plain("Softsign"), "Softsign", softsign, 3, "absolute, add, divide"),
-    _op(_plain("Mish"), "Mish", mish, 5, "exp, add, log, tanh, multiply"),
-    _op(_with_alpha("Swish", 1.0), "Swish", swish, 6, "multiply, sigmoid (4), multiply", _ALPHA),
+    _op(
+        _with_alpha("Celu", 1.0),
+        "Celu",
+        celu,
+        5,
+        "compare, divide, exp, subtract, multiply",
+        _ALPHA,
+        expression=applied("celu", "alpha"),
+    ),
+    _op(_plain("Softplus"), "Softplus", softplus, 3, "exp, add, log", expression=applied("softplus")),
+    _op(_plain("Softsign"), "Softsign", softsign, 3, "absolute, add, divide", expression=applied("softsign")),
+    _op(_plain("Mish"), "Mish", mish, 5, "exp, add, log, tanh, multiply", expression=applied("mish")),
+    _op(_with_alpha("Swish", 1.0), "Swish", swish, 6, "multiply, sigmoid (4), multiply", _ALPHA, expression=express_swish),
     _op(_with_alpha("QuickGelu", 1.702), "com.microsoft.QuickGelu", swish, 6, "multiply, sigmoid (4), multiply", _ALPHA),
     _op(
         infer_shrink,

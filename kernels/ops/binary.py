@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.expression import Draft, Term, applied
 from kernels.operands import NUMBERS, SCALARS, broadcast, one_dtype, one_of, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, INTS, Array, DType, Spec
@@ -53,6 +54,11 @@ def run_mod(out: tuple[Array, ...], a: Array, b: Array, *, fmod: int = 0) -> Non
     (np.fmod if fmod else np.remainder)(a, b, out=out[0])
 
 
+def express_mod(draft: Draft, a: Term, b: Term, *, fmod: int) -> Term:
+    """The remainder of the sign asked for."""
+    return draft("rem" if fmod else "mod", a, b)
+
+
 def infer_pow(a: Spec, b: Spec) -> Spec:
     """Broadcast shape, dtype of the base."""
     require_dtype("Pow: base", a, NUMBERS)
@@ -76,6 +82,15 @@ def run_pow(out: tuple[Array, ...], a: Array, b: Array) -> None:
         np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
 
 
+def express_pow(draft: Draft, a: Term, b: Term) -> Term | None:
+    """A power of floats: by one known number, or by an exponent for each element, taken in the base's type."""
+    if a.dtype.kind != "f":
+        return None
+    if b.known is not None and b.known.size == 1:
+        return draft("pow", a, parameters=(float(b.known.reshape(())),))
+    return draft("pow", a, draft("cast", b, dtype=a.dtype))
+
+
 def infer_shift(a: Spec, b: Spec, *, direction: str) -> Spec:
     """Broadcast shape, common integer dtype."""
     one_of("BitShift: attribute direction", direction, ("LEFT", "RIGHT"))
@@ -85,6 +100,11 @@ def infer_shift(a: Spec, b: Spec, *, direction: str) -> Spec:
 def run_shift(out: tuple[Array, ...], a: Array, b: Array, *, direction: str) -> None:
     """Shift by b bits; numpy defines shifts by the width or more as 0 (or all sign bits)."""
     (np.left_shift if direction == "LEFT" else np.right_shift)(a, b, out=out[0])
+
+
+def express_shift(draft: Draft, a: Term, b: Term, *, direction: str) -> Term:
+    """The shift in that direction."""
+    return draft("shl" if direction == "LEFT" else "shr", a, b)
 
 
 _PAIR = Case("broadcast", inputs=((2, 3, 1), (1, 5)), cost=Cost(other_flops=30))
@@ -111,10 +131,15 @@ _BITS = (_INTS, _BYTES, Case("floats", inputs=((2,), (2,)), raises=DTypeError))
 
 
 def _op(
-    name: str, ufunc: Callable[..., Any], dtypes: frozenset[DType], cases: tuple[Case, ...], result: DType | None = None
+    name: str,
+    ufunc: Callable[..., Any],
+    operation: str,
+    dtypes: frozenset[DType],
+    cases: tuple[Case, ...],
+    result: DType | None = None,
 ) -> Op:
-    kernels = (Kernel("ufunc", _ufunc(ufunc)),)
-    return Op(name, _infer(name, dtypes, result), per_element(1, name), kernels, elementwise=True, cases=cases)
+    infer, kernels = _infer(name, dtypes, result), (Kernel("ufunc", _ufunc(ufunc)),)
+    return Op(name, infer, per_element(1, name), kernels, elementwise=True, expression=applied(operation), cases=cases)
 
 
 _MOD_CASES = (
@@ -151,29 +176,55 @@ _SHIFT_CASES = (
 _LOGIC = frozenset({BOOL})
 
 OPS = (
-    _op("Add", np.add, NUMBERS, _ARITHMETIC),
-    _op("Sub", np.subtract, NUMBERS, _ARITHMETIC),
-    _op("Mul", np.multiply, NUMBERS, _ARITHMETIC),
+    _op("Add", np.add, "add", NUMBERS, _ARITHMETIC),
+    _op("Sub", np.subtract, "sub", NUMBERS, _ARITHMETIC),
+    _op("Mul", np.multiply, "mul", NUMBERS, _ARITHMETIC),
     Op(
         "Div",
         _infer("Div", NUMBERS, None),
         per_element(1, "Div"),
         (Kernel("ufunc", run_divide),),
         elementwise=True,
+        expression=applied("div"),
         cases=_ARITHMETIC,
     ),
-    Op("Mod", infer_mod, per_element(1, "Mod"), (Kernel("ufunc", run_mod),), elementwise=True, cases=_MOD_CASES),
-    Op("Pow", infer_pow, per_element(1, "Pow"), (Kernel("ufunc", run_pow),), elementwise=True, tolerance_eps=8, cases=_POW_CASES),
-    _op("Equal", np.equal, SCALARS, (*_ARITHMETIC, _WORDS), result=BOOL),
-    _op("Less", np.less, NUMBERS, _ARITHMETIC, result=BOOL),
-    _op("LessOrEqual", np.less_equal, NUMBERS, _ARITHMETIC, result=BOOL),
-    _op("Greater", np.greater, NUMBERS, _ARITHMETIC, result=BOOL),
-    _op("GreaterOrEqual", np.greater_equal, NUMBERS, _ARITHMETIC, result=BOOL),
-    _op("And", np.logical_and, _LOGIC, _BOOLS),
-    _op("Or", np.logical_or, _LOGIC, _BOOLS),
-    _op("Xor", np.logical_xor, _LOGIC, _BOOLS),
-    _op("BitwiseAnd", np.bitwise_and, INTS, _BITS),
-    _op("BitwiseOr", np.bitwise_or, INTS, _BITS),
-    _op("BitwiseXor", np.bitwise_xor, INTS, _BITS),
-    Op("BitShift", infer_shift, per_element(1, "shift"), (Kernel("ufunc", run_shift),), elementwise=True, cases=_SHIFT_CASES),
+    Op(
+        "Mod",
+        infer_mod,
+        per_element(1, "Mod"),
+        (Kernel("ufunc", run_mod),),
+        elementwise=True,
+        expression=express_mod,
+        cases=_MOD_CASES,
+    ),
+    Op(
+        "Pow",
+        infer_pow,
+        per_element(1, "Pow"),
+        (Kernel("ufunc", run_pow),),
+        elementwise=True,
+        expression=express_pow,
+        tolerance_eps=8,
+        cases=_POW_CASES,
+    ),
+    _op("Equal", np.equal, "eq", SCALARS, (*_ARITHMETIC, _WORDS), result=BOOL),
+    _op("Less", np.less, "lt", NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("LessOrEqual", np.less_equal, "le", NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("Greater", np.greater, "gt", NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("GreaterOrEqual", np.greater_equal, "ge", NUMBERS, _ARITHMETIC, result=BOOL),
+    _op("And", np.logical_and, "and", _LOGIC, _BOOLS),
+    _op("Or", np.logical_or, "or", _LOGIC, _BOOLS),
+    _op("Xor", np.logical_xor, "xor", _LOGIC, _BOOLS),
+    _op("BitwiseAnd", np.bitwise_and, "and", INTS, _BITS),
+    _op("BitwiseOr", np.bitwise_or, "or", INTS, _BITS),
+    _op("BitwiseXor", np.bitwise_xor, "xor", INTS, _BITS),
+    Op(
+        "BitShift",
+        infer_shift,
+        per_element(1, "shift"),
+        (Kernel("ufunc", run_shift),),
+        elementwise=True,
+        expression=express_shift,
+        cases=_SHIFT_CASES,
+    ),
 )

@@ -9,9 +9,10 @@ import numpy as np
 
 from kernels.batch_axis import first_input_has_rows
 from kernels.errors import AttributeValueError, DTypeError, InvalidError
+from kernels.expression import Draft, Term
 from kernels.operands import element_type, moves, one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.spec import BOOL, STRING, Array, DType, Spec
+from kernels.spec import BOOL, ELEMENT_TYPES, STRING, Array, DType, Spec
 
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SATURATING = frozenset(
@@ -37,6 +38,11 @@ def run_cast(out: tuple[Array, ...], x: Array, *, to: int, saturate: int = 1, ro
     convert(out[0], x, bool(saturate), round_mode)
 
 
+def express_cast(draft: Draft, x: Term, *, to: int, **_: object) -> Term:
+    """The conversion; `saturate` and `round_mode` speak of types that no expression has."""
+    return draft("cast", x, dtype=ELEMENT_TYPES[to])
+
+
 def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str = "up") -> Spec:
     """Same shape, dtype of `target`, whose values nobody reads."""
     one_of("CastLike: attribute round_mode", round_mode, _ROUND_MODES)
@@ -46,6 +52,11 @@ def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str
 def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: int = 1, round_mode: str = "up") -> None:
     """As Cast."""
     convert(out[0], x, bool(saturate), round_mode)
+
+
+def express_cast_like(draft: Draft, x: Term, target: Term, **_: object) -> Term:
+    """As Cast."""
+    return draft("cast", x, dtype=target.dtype)
 
 
 def convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
@@ -154,7 +165,15 @@ _BITS = (
 )
 
 OPS = (
-    Op("Cast", infer_cast, moves, (Kernel("convert", run_cast),), elementwise=True, cases=_CAST),
-    Op("CastLike", infer_cast_like, moves, (Kernel("convert", run_cast_like),), mixes_rows=first_input_has_rows, cases=_LIKE),
+    Op("Cast", infer_cast, moves, (Kernel("convert", run_cast),), elementwise=True, expression=express_cast, cases=_CAST),
+    Op(
+        "CastLike",
+        infer_cast_like,
+        moves,
+        (Kernel("convert", run_cast_like),),
+        expression=express_cast_like,
+        mixes_rows=first_input_has_rows,
+        cases=_LIKE,
+    ),
     Op("BitCast", infer_bit_cast, moves, (Kernel("copy", run_bit_cast),), cases=_BITS),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.expression import Draft, Term
 from kernels.operands import NUMBERS, attribute_inputs
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
@@ -42,6 +45,19 @@ def run(out: tuple[Array, ...], x: Array, low: Array | None = None, high: Array 
         np.copyto(y, x)
 
 
+def express(draft: Draft, x: Term, low: Term | None = None, high: Term | None = None) -> Term:
+    """One operation on floats whose bounds are known numbers, else a maximum and a minimum with what the bounds will be."""
+    bounds = tuple(
+        missing if bound is None else math.nan if bound.known is None else float(bound.known.reshape(()))
+        for bound, missing in ((low, -math.inf), (high, math.inf))
+    )
+    if x.dtype.kind == "f" and not any(map(math.isnan, bounds)):
+        return draft("clip", x, parameters=bounds)
+    made = x if low is None else draft("max", x, low)
+    made = made if high is None else draft("min", made, high)
+    return draft("max", x, x) if made is x else made
+
+
 _ZERO, _SIX = np.array(0, np.float32), np.array(6, np.float32)
 CASES = (
     Case("relu6", inputs=((2, 3, 5), _ZERO, _SIX), domain=(-9, 9), cost=Cost(other_flops=60)),
@@ -57,4 +73,4 @@ CASES = (
 )
 
 _UPGRADE = attribute_inputs(11, "min", "max", dtype="float32")
-CLIP = Op("Clip", infer, cost, (Kernel("ufunc", run),), elementwise=True, upgrade=_UPGRADE, cases=CASES)
+CLIP = Op("Clip", infer, cost, (Kernel("ufunc", run),), elementwise=True, expression=express, upgrade=_UPGRADE, cases=CASES)

@@ -6,6 +6,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.expression import applied
 from kernels.half import in_single
 from kernels.operands import NUMBERS, broadcast, one_dtype, per_element
 from kernels.ops.activations import swish
@@ -61,7 +62,15 @@ _SWIGLU = (
 )
 
 OPS = (
-    Op("PRelu", infer_prelu, per_element(2, "compare, multiply"), (Kernel("where", run_prelu),), elementwise=True, cases=_PRELU),
+    Op(
+        "PRelu",
+        infer_prelu,
+        per_element(2, "compare, multiply"),
+        (Kernel("where", run_prelu),),
+        elementwise=True,
+        expression=applied("prelu"),
+        cases=_PRELU,
+    ),
     Op(
         "SwiGLU",
         infer_swiglu,

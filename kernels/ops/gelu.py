@@ -10,6 +10,7 @@ import numpy as np
 from kernels.blocks import Formula, blockwise
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.expression import Draft, Term
 from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
@@ -55,6 +56,11 @@ def cost(out: tuple[Spec, ...], x: Spec, *, approximate: str = "none") -> Cost:
 def run(out: tuple[Array, ...], x: Array, *, approximate: str = "none") -> None:
     """In blocks."""
     blockwise(_FORMS[approximate][0], out[0], x)
+
+
+def express(draft: Draft, x: Term, *, approximate: str) -> Term:
+    """The activation of that form."""
+    return draft("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
 def infer_microsoft(x: Spec) -> Spec:
@@ -127,7 +133,7 @@ _BIAS_CASES = (
 )
 
 OPS = (
-    Op("Gelu", infer, cost, (Kernel("blocks", run),), elementwise=True, cases=_CASES),
+    Op("Gelu", infer, cost, (Kernel("blocks", run),), elementwise=True, expression=express, cases=_CASES),
     Op("com.microsoft.Gelu", infer_microsoft, cost, (Kernel("blocks", run),), elementwise=True, cases=_CASES[:1] + _SHARED),
     Op(
         "com.microsoft.BiasGelu",

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError
+from kernels.expression import Draft, Express, Term, applied
 from kernels.operands import NUMBERS, SIGNED, per_element
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
@@ -47,6 +48,15 @@ def run_isinf(out: tuple[Array, ...], x: Array, *, detect_negative: int = 1, det
         out[0].fill(False)
 
 
+def express_isinf(draft: Draft, x: Term, *, detect_negative: int, detect_positive: int) -> Term:
+    """A comparison with the infinities of the signs asked for."""
+    if detect_negative and detect_positive:
+        return draft("isinf", x)
+    if not detect_negative and not detect_positive:
+        return draft.constant(0, BOOL)
+    return draft("eq", x, draft.constant(np.inf if detect_positive else -np.inf, x.dtype))
+
+
 _RANDOM = Case("random", inputs=((2, 3, 5),), cost=Cost(other_flops=30))
 _POSITIVE = Case("positive", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(0.01, 8))
 _UNIT = Case("unit_interval", inputs=((2, 3, 5),), cost=Cost(other_flops=30), domain=(-0.99, 0.99))
@@ -63,6 +73,7 @@ def _op(
     *cases: Case,
     result: DType | None = None,
     wrong: Array | None = None,
+    expression: Express | None = None,
 ) -> Op:
     shared = (
         Case("scalar", inputs=(np.ones((), _any_of(dtypes)),)),
@@ -71,7 +82,8 @@ def _op(
     )
     infer = _infer(name, dtypes, result)
     kernels = (Kernel("ufunc", _run(ufunc)),)
-    return Op(name, infer, per_element(1, name.lower()), kernels, elementwise=True, cases=cases + shared)
+    cost = per_element(1, name.lower())
+    return Op(name, infer, cost, kernels, elementwise=True, expression=expression, cases=cases + shared)
 
 
 def _any_of(dtypes: frozenset[DType]) -> DType:
@@ -88,30 +100,45 @@ _ISINF = (
 _FLOAT_WRONG = np.ones(2, np.float32)
 
 OPS = (
-    _op("Abs", np.absolute, NUMBERS, _RANDOM, _INTS),
-    _op("Neg", np.negative, FLOATS | SIGNED, _RANDOM, _INTS),
-    _op("Sign", np.sign, NUMBERS, _RANDOM, _INTS, _SPECIALS),
-    _op("Ceil", np.ceil, FLOATS, _RANDOM, _HALVES),
-    _op("Floor", np.floor, FLOATS, _RANDOM, _HALVES),
-    _op("Round", np.rint, FLOATS, _RANDOM, _HALVES),  # halves go to the even neighbour
-    _op("Reciprocal", np.reciprocal, FLOATS, _POSITIVE, _SPECIALS),
-    _op("Sqrt", np.sqrt, FLOATS, _POSITIVE, _SPECIALS),
-    _op("Exp", np.exp, FLOATS, _RANDOM, _SPECIALS),
-    _op("Log", np.log, FLOATS, _POSITIVE, _SPECIALS),
-    _op("Sin", np.sin, FLOATS, _RANDOM),
-    _op("Cos", np.cos, FLOATS, _RANDOM),
+    _op("Abs", np.absolute, NUMBERS, _RANDOM, _INTS, expression=applied("abs")),
+    _op("Neg", np.negative, FLOATS | SIGNED, _RANDOM, _INTS, expression=applied("neg")),
+    _op("Sign", np.sign, NUMBERS, _RANDOM, _INTS, _SPECIALS, expression=applied("sign")),
+    _op("Ceil", np.ceil, FLOATS, _RANDOM, _HALVES, expression=applied("ceil")),
+    _op("Floor", np.floor, FLOATS, _RANDOM, _HALVES, expression=applied("floor")),
+    _op("Round", np.rint, FLOATS, _RANDOM, _HALVES, expression=applied("round")),  # halves go to the even neighbour
+    _op("Reciprocal", np.reciprocal, FLOATS, _POSITIVE, _SPECIALS, expression=applied("reciprocal")),
+    _op("Sqrt", np.sqrt, FLOATS, _POSITIVE, _SPECIALS, expression=applied("sqrt")),
+    _op("Exp", np.exp, FLOATS, _RANDOM, _SPECIALS, expression=applied("exp")),
+    _op("Log", np.log, FLOATS, _POSITIVE, _SPECIALS, expression=applied("log")),
+    _op("Sin", np.sin, FLOATS, _RANDOM, expression=applied("sin")),
+    _op("Cos", np.cos, FLOATS, _RANDOM, expression=applied("cos")),
     _op("Tan", np.tan, FLOATS, _UNIT),
     _op("Asin", np.arcsin, FLOATS, _UNIT),
     _op("Acos", np.arccos, FLOATS, _UNIT),
     _op("Atan", np.arctan, FLOATS, _RANDOM),
     _op("Sinh", np.sinh, FLOATS, _RANDOM),
     _op("Cosh", np.cosh, FLOATS, _RANDOM),
-    _op("Tanh", np.tanh, FLOATS, _RANDOM, _SPECIALS),
+    _op("Tanh", np.tanh, FLOATS, _RANDOM, _SPECIALS, expression=applied("tanh")),
     _op("Asinh", np.arcsinh, FLOATS, _RANDOM),
     _op("Acosh", np.arccosh, FLOATS, _FROM_ONE),
     _op("Atanh", np.arctanh, FLOATS, _UNIT),
-    _op("Not", np.logical_not, frozenset({BOOL}), Case("bools", inputs=(np.array([True, False]),)), wrong=_FLOAT_WRONG),
-    _op("BitwiseNot", np.invert, INTS, _INTS, wrong=_FLOAT_WRONG),
-    _op("IsNaN", np.isnan, FLOATS, _SPECIALS, result=BOOL),
-    Op("IsInf", infer_isinf, per_element(1, "compare"), (Kernel("ufunc", run_isinf),), elementwise=True, cases=_ISINF),
+    _op(
+        "Not",
+        np.logical_not,
+        frozenset({BOOL}),
+        Case("bools", inputs=(np.array([True, False]),)),
+        wrong=_FLOAT_WRONG,
+        expression=applied("not"),
+    ),
+    _op("BitwiseNot", np.invert, INTS, _INTS, wrong=_FLOAT_WRONG, expression=applied("not")),
+    _op("IsNaN", np.isnan, FLOATS, _SPECIALS, result=BOOL, expression=applied("isnan")),
+    Op(
+        "IsInf",
+        infer_isinf,
+        per_element(1, "compare"),
+        (Kernel("ufunc", run_isinf),),
+        elementwise=True,
+        expression=express_isinf,
+        cases=_ISINF,
+    ),
 )

@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.expression import Draft, Term, folded
 from kernels.operands import NUMBERS, broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, DType, Spec
@@ -59,6 +60,12 @@ def run_mean(out: tuple[Array, ...], *inputs: Array) -> None:
     out[0][...] /= len(inputs)
 
 
+def express_mean(draft: Draft, *inputs: Term) -> Term:
+    """The sum, divided by how many there are."""
+    total = folded("add")(draft, *inputs)
+    return draft("div", total, draft.constant(len(inputs), total.dtype))
+
+
 _TWICE = np.array([3, -7], np.int32)
 _CASES = (
     Case("one", inputs=((2, 3),)),
@@ -80,13 +87,22 @@ _MEAN_CASES = (
 )
 
 
-def _op(name: str, ufunc: Callable[..., Any], dtypes: frozenset[DType], cases: tuple[Case, ...]) -> Op:
-    return Op(name, _infer(name, dtypes), cost_fold, (Kernel("fold", _run(ufunc)),), elementwise=True, cases=cases)
+def _op(name: str, ufunc: Callable[..., Any], operation: str, dtypes: frozenset[DType], cases: tuple[Case, ...]) -> Op:
+    kernels = (Kernel("fold", _run(ufunc)),)
+    return Op(name, _infer(name, dtypes), cost_fold, kernels, elementwise=True, expression=folded(operation), cases=cases)
 
 
 OPS = (
-    _op("Max", np.maximum, NUMBERS, (*_CASES, _INTS)),
-    _op("Min", np.minimum, NUMBERS, (*_CASES, _INTS)),
-    _op("Sum", np.add, FLOATS, _CASES),
-    Op("Mean", _infer("Mean", FLOATS), cost_mean, (Kernel("fold", run_mean),), elementwise=True, cases=_MEAN_CASES),
+    _op("Max", np.maximum, "max", NUMBERS, (*_CASES, _INTS)),
+    _op("Min", np.minimum, "min", NUMBERS, (*_CASES, _INTS)),
+    _op("Sum", np.add, "add", FLOATS, _CASES),
+    Op(
+        "Mean",
+        _infer("Mean", FLOATS),
+        cost_mean,
+        (Kernel("fold", run_mean),),
+        elementwise=True,
+        expression=express_mean,
+        cases=_MEAN_CASES,
+    ),
 )

@@ -6,6 +6,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.expression import applied
 from kernels.operands import broadcast, moves, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, Array, Spec
@@ -40,4 +41,4 @@ CASES = (
     Case("shapes_differ", inputs=(_MASK, (3,), (2,)), raises=ShapeError),
 )
 
-WHERE = Op("Where", infer, moves, (Kernel("select", run),), elementwise=True, cases=CASES)
+WHERE = Op("Where", infer, moves, (Kernel("select", run),), elementwise=True, expression=applied("where"), cases=CASES)

@@ -9,7 +9,7 @@ from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
 from graph.native.rule import one_algorithm
-from kernels.native.emit.expression import Apply
+from kernels.expression import Apply
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention
 from kernels.native.memory.view import View
 from kernels.spec import BOOL

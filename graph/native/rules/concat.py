@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from graph.ir import Node
+from graph.native.expressions import refuses_behind
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, image_shape, is_image
 from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, pick
 from graph.native.rules.elementwise import behind
-from graph.native.tapes import refuses_behind
 from kernels.native.memory.image import Image
 
 _PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # write where their result is reserved

@@ -12,7 +12,7 @@ from graph.choice import Choice
 from graph.ir import Node
 from graph.mapped import release
 from graph.native.epilogue_operands import channels_last_operand, image_operand, make_epilogue
-from graph.native.epilogues import Merged, steps_of
+from graph.native.expressions import BoundExpression, express_epilogue
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape, is_image
@@ -20,9 +20,8 @@ from graph.native.rule import MAX_TILE, Rule, parse_tile
 from graph.native.values import overwritable
 from graph.native.work import Layout, Work, moved_bytes, packed_bytes
 from kernels.errors import UnsupportedError
-from kernels.native.emit.functions import Activation
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue
 from kernels.native.families.conv import (
     ConvTile,
     conv_chunks,
@@ -85,10 +84,9 @@ def refuses_operands(node: Node, facts: Facts) -> str | None:
 def lower(b: Lowering, node: Node) -> None:
     """A Conv as calls."""
     y_shape = b.spec(node.outputs[0]).shape
-    steps = steps_of(node, b.constants)
     weights = b.constants[node.inputs[1]]
     bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
-    rest, bias = with_bias(steps, bias, b, weights.shape[0], y_shape)
+    rest, bias = with_bias(express_epilogue(node, b.spec, b.constants), bias, b, weights.shape[0], y_shape)
     four = weights if weights.ndim == 4 else weights[:, :, None, :]
     chosen = b.choice(node)
     if is_depthwise(node, b.facts):
@@ -110,9 +108,9 @@ def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Conv:
     return Conv(x, y, *slide.plane, node.attrs["group"])
 
 
-def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+def _direct(b: Lowering, node: Node, weights: Array, bias: Array | None, rest: BoundExpression) -> None:
     groups = node.attrs["group"]
-    x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
+    x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, rest)
     conv = geometry(node, b.facts, as_image(x), y.image)
     if isinstance(x, Imaged) and picks(conv, b.isa):
         x, conv = _picked(b, node, x, conv)
@@ -144,31 +142,31 @@ def _picked(b: Lowering, node: Node, x: Imaged, conv: Conv) -> tuple[Imaged, Con
 
 
 def by_groups(
-    b: Lowering, node: Node, groups: int, shape: Sequence[int], bias: Array | None, steps: Sequence[Activation | Merged]
-) -> tuple[Place, Imaged, Epilogue, dict[str, Place]]:
+    b: Lowering, node: Node, groups: int, shape: Sequence[int], bias: Array | None, rest: BoundExpression
+) -> tuple[Place, Imaged, Epilogue[Image], dict[str, Place]]:
     """Where a direct convolution reads and writes: channels last where groups begin inside blocks. shape: of its weights."""
     splits = groups > 1 and (shape[1] % b.isa.lanes or shape[0] // groups % b.isa.lanes)
     x = b.values.strided(node.inputs[0]) if splits else b.values.place(node.inputs[0])
     y_shape = b.spec(node.outputs[0]).shape
     last = Image.nhwc(*image_shape(y_shape)) if splits else None
-    return (x, *finished(b, node, x, bias, steps, last))
+    return (x, *finished(b, node, x, bias, rest, last))
 
 
 def finished(
-    b: Lowering, node: Node, x: Place, bias: Array | None, steps: Sequence[Activation | Merged], layout: Image | None = None
-) -> tuple[Imaged, Epilogue, dict[str, Place]]:
+    b: Lowering, node: Node, x: Place, bias: Array | None, rest: BoundExpression, layout: Image | None = None
+) -> tuple[Imaged, Epilogue[Image], dict[str, Place]]:
     """Memory for the result of a node, and its epilogue with the operands. layout: where it shall not lie in blocks."""
     value, y_shape = node.outputs[0], b.spec(node.outputs[0]).shape
     operand_of = channels_last_operand if layout else image_operand
-    epilogue, operands = make_epilogue(b, steps, operand_of, y_shape, bias=bias is not None)
+    epilogue, operands = make_epilogue(b, rest, operand_of, y_shape, bias=bias is not None)
     y = b.values.new_as(value, layout) if layout else b.values.new_image(value, overwritable(list(operands.values()), [x]))
     return y, epilogue, operands
 
 
-def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+def _winograd(b: Lowering, node: Node, weights: Array, bias: Array | None, rest: BoundExpression) -> None:
     value = node.outputs[0]
     x = b.values.blocked(node.inputs[0])
-    y, epilogue, operands = finished(b, node, x, bias, steps)
+    y, epilogue, operands = finished(b, node, x, bias, rest)
     winograd, tile = winograd_of(geometry(node, b.facts, x.image, y.image), b.choice(node), b.isa)
     source, key = b.constants[node.inputs[1]], ("winograd", winograd.unit, tile.vectors, tile.fused)
     packed = b.packed.storage(source, key, lambda: pack_winograd(winograd, tile, b.isa, weights))
@@ -207,9 +205,9 @@ def bias_of(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
     return {"b": b.packed.storage(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
 
 
-def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, steps: Sequence[Activation | Merged]) -> None:
+def _depthwise(b: Lowering, node: Node, weights: Array, bias: Array | None, rest: BoundExpression) -> None:
     x = b.values.blocked(node.inputs[0])
-    y, epilogue, operands = finished(b, node, x, bias, steps)
+    y, epilogue, operands = finished(b, node, x, bias, rest)
     conv = geometry(node, b.facts, x.image, y.image)
     tile = depthwise_tile_of(b.choice(node), conv, b.isa)
     source, key = b.constants[node.inputs[1]], ("depthwise", tile.vectors)
@@ -230,17 +228,20 @@ def depthwise_bias_of(b: Lowering, bias: Array | None) -> dict[str, Storage]:
 
 
 def with_bias(
-    steps: Sequence[Activation | Merged], bias: Array | None, b: Lowering, channels: int, shape: Sequence[int], axis: int = 1
-) -> tuple[Sequence[Activation | Merged], Array | None]:
-    """A constant that is added to every channel first is a bias."""
-    first = steps[0] if steps else None
-    if bias is not None or not isinstance(first, Merged) or first.op != "add" or first.value not in b.constants:
-        return steps, bias
-    array = b.constants[first.value]
+    bound: BoundExpression, bias: Array | None, b: Lowering, channels: int, shape: Sequence[int], axis: int = 1
+) -> tuple[BoundExpression, Array | None]:
+    """Take a constant that is added to every channel first for the bias. Returns what is left to do, and the bias.
+
+    bound: what is done to the results. shape, axis: of the output, and which of its dimensions the channels are.
+    """
+    addend = bound.addend
+    if bias is not None or addend is None or addend not in b.constants:
+        return bound, bias
+    array = b.constants[addend]
     given = (1,) * (len(shape) - array.ndim) + array.shape
     if array.size != channels or given[axis] != channels:
-        return steps, bias
-    return steps[1:], np.ascontiguousarray(array.reshape(-1))
+        return bound, bias
+    return bound.without_addend(), np.ascontiguousarray(array.reshape(-1))
 
 
 def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:

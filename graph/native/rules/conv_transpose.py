@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.epilogues import steps_of
+from graph.native.expressions import express_epilogue
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image, image_shape
@@ -23,7 +23,8 @@ from graph.native.rules.conv import (
     with_bias,
 )
 from graph.native.work import Layout, Work, moved_bytes, packed_bytes
-from kernels.native.emit.kernel import Epilogue, NativeKernel
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.conv import conv_chunks, conv_cycles, conv_tiles, emit_conv, pack_weights
 from kernels.native.families.conv_transpose import Phase, Transposed, as_convolution, phase_count, phase_taps, phases
 from kernels.native.families.depthwise import depthwise_chunks, depthwise_cycles, depthwise_tiles, emit_depthwise, pack_depthwise
@@ -59,7 +60,7 @@ class _Whole:
     source: Array
     weights: Array
     bias: Array | None
-    epilogue: Epilogue
+    epilogue: Epilogue[Image]
     x: Place
     y: Imaged
     operands: Mapping[str, Place]
@@ -70,24 +71,25 @@ def lower(b: Lowering, node: Node) -> None:
     source, groups, apart = b.constants[node.inputs[1]], node.attrs["group"], is_depthwise(node, b.facts)
     weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :], groups)
     bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
-    steps, bias = with_bias(steps_of(node, b.constants), bias, b, weights.shape[0], b.spec(node.outputs[0]).shape)
+    bound = express_epilogue(node, b.spec, b.constants)
+    rest, bias = with_bias(bound, bias, b, weights.shape[0], b.spec(node.outputs[0]).shape)
     if apart:
         x: Place = b.values.blocked(node.inputs[0])
-        y, epilogue, operands = finished(b, node, x, bias, steps)
+        y, epilogue, operands = finished(b, node, x, bias, rest)
     else:
-        x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, steps)
+        x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, rest)
     whole = _Whole(node, source, weights, bias, epilogue, x, y, operands)
     transposed = geometry(node, b.facts, as_image(x), y.image)
     for phase in phases(transposed):
         _phase(b, whole, phase, transposed.strides, _depthwise if apart else _direct)
 
 
-_Kernel = Callable[[Lowering, _Whole, Phase, Epilogue], tuple[NativeKernel, dict[str, Storage]]]
+_Kernel = Callable[[Lowering, _Whole, Phase, Epilogue[Image]], tuple[NativeKernel, dict[str, Storage]]]
 
 
 def _phase(b: Lowering, whole: _Whole, phase: Phase, strides: tuple[int, int], kernel_of: _Kernel) -> None:
     """One call. strides: of y's pixels."""
-    epilogue = whole.epilogue.every(phase.first, strides)
+    epilogue = whole.epilogue.laid(lambda image: image.every(phase.first, strides)[0])
     kernel, packed = kernel_of(b, whole, phase, epilogue)
     places = {
         "x": _moved(whole.x, as_image(whole.x), phase.skipped, (1, 1)),
@@ -104,14 +106,14 @@ def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int,
     return Imaged(place.storage, picked, place.first_byte // F32.itemsize + before)
 
 
-def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
+def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:
     tile = tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("phase", phase.conv.groups, tile.vectors, phase.rows, phase.columns)
     packed = b.packed.storage(whole.source, key, lambda: pack_weights(phase.conv, tile, b.isa, phase.weights(whole.weights)))
     return emit_conv(phase.conv, tile, epilogue, b.isa), {"w": packed, **bias_of(b, phase.conv, whole.bias)}
 
 
-def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue) -> tuple[NativeKernel, dict[str, Storage]]:
+def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:
     tile = depthwise_tile_of(b.choice(whole.node), phase.conv, b.isa)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
     packed = b.packed.storage(whole.source, key, lambda: pack_depthwise(phase.conv, tile, b.isa, phase.weights(whole.weights)))

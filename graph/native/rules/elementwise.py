@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 from graph.ir import Node
 from graph.native.epilogue_operands import image_operand
-from graph.native.epilogues import NATIVE_STEPS
+from graph.native.expressions import express, express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed
 from graph.native.rule import one_algorithm
-from graph.native.tapes import FORMS, tape_behind, tape_of
 from graph.native.values import overwritable
-from kernels.native.emit.expression import Apply
+from kernels.expression import Apply
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
+from kernels.registry import operators
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why an elementwise op has no native form, or None."""
     try:
-        tape_of(node, facts.spec, facts.constants)
+        express(node, facts.spec, facts.constants)
     except EmitError as error:
         return str(error)
     return None
@@ -30,23 +30,24 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 def lower(b: Lowering, node: Node) -> None:
     """One map: over blocks where an operand lies in blocks, over strides otherwise."""
-    tape = tape_of(node, b.spec, b.constants)
+    bound = express(node, b.spec, b.constants)
+    steps = bound.expression.steps
     value = node.outputs[0]
     shape = b.spec(value).shape
-    if _in_blocks(b, tape.operands, shape):
-        pairs = [image_operand(b, name, shape) for name in tape.operands]
+    if _in_blocks(b, bound.operands, shape):
+        pairs = [image_operand(b, name, shape) for name in bound.operands]
         y = b.values.new_image(value, overwritable([place for place, _ in pairs]))
-        b.calls.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], tape.steps)
+        b.calls.map((y, y.blocks), [(place, _blocks(place, image, y)) for place, image in pairs], steps)
         return
-    places = [b.values.strided(name) for name in tape.operands]
+    places = [b.values.strided(name) for name in bound.operands]
     made = b.values.new(value, overwritable(places))
-    b.calls.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], tape.steps)
+    b.calls.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], steps)
 
 
 def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
     """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
-    tape = tape_behind(node, b.spec, b.constants)
-    return [b.values.strided(name) if name else source for name in tape.operands], tape.steps
+    bound = express_epilogue(node, b.spec, b.constants)
+    return [b.values.strided(name) if name else source for name in bound.operands], bound.expression.steps
 
 
 def finish(b: Lowering, node: Node, made: Viewed) -> None:
@@ -72,4 +73,5 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULES = dict.fromkeys((*NATIVE_STEPS, *FORMS), one_algorithm("map", refuses, lower))
+EXPRESSIBLE = tuple(name for name, op in operators().items() if op.expression is not None)
+RULES = dict.fromkeys(EXPRESSIBLE, one_algorithm("map", refuses, lower))

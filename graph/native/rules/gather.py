@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from graph.ir import Node
+from graph.native.expressions import refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
 from graph.native.rules.elementwise import finish
 from graph.native.rules.view import define
-from graph.native.tapes import refuses_behind
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.memory.view import View
 

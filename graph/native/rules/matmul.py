@@ -10,12 +10,12 @@ from graph.choice import Choice
 from graph.ir import Node
 from graph.mapped import release
 from graph.native.epilogue_operands import make_epilogue, row_operand
-from graph.native.epilogues import Merged, steps_of
+from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.rule import Rule
 from graph.native.rules.conv import bias_of, direct_work, tile_of, with_bias
-from graph.native.rules.normalize import aligned_view, joins
+from graph.native.rules.normalize import aligned_view, view_epilogue
 from graph.native.values import overwritable
 from graph.native.work import Work, moved_bytes, streamed_work
 from kernels.errors import UnsupportedError
@@ -57,23 +57,27 @@ def lower(b: Lowering, node: Node) -> None:
         _product(b, node)
 
 
+def _addend(node: Node) -> str:
+    """The third input of a Gemm, which is added; "" where there is none."""
+    return node.inputs[2] if node.op == "Gemm" and len(node.inputs) > 2 else ""
+
+
 def _product(b: Lowering, node: Node) -> None:
     """A product of two tensors of any strides, batch by batch."""
     value = node.outputs[0]
     shape = b.spec(value).shape
-    steps = steps_of(node, b.constants)
     alpha = 1.0
     factors = [aligned_view(b.values.strided(name), len(shape)) for name in node.inputs[:2]]
     if node.op == "Gemm":
         alpha = float(node.attrs["alpha"])
         turned = (node.attrs["transA"], node.attrs["transB"])
         factors = [f.under(f.view.transposed((1, 0))) if turn else f for f, turn in zip(factors, turned, strict=True)]
-        steps = [*([Merged("add", node.inputs[2])] if len(node.inputs) > 2 and node.inputs[2] else []), *steps]
-    made, operands = joins(b, steps, shape, shape)
+    bound = express_epilogue(node, b.spec, b.constants, _addend(node))
+    epilogue, operands = view_epilogue(b, bound, shape, shape)
     y = b.values.new(value)
     if 1 not in y.view.strides[-2:]:
         y = b.values.new_dense(value)
-    matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, made)
+    matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, epilogue)
     tiles = {str(tile): tile for tile in matmul_tiles(matmul, b.isa)}
     wanted = b.choice(node).param("tile") or next(iter(tiles))
     if wanted not in tiles:
@@ -86,13 +90,11 @@ def _packed(b: Lowering, node: Node) -> None:
     """A product as the convolution of one row of pixels, whose channels are the columns."""
     value, weights = node.outputs[0], b.constants[node.inputs[1]]
     shape = b.spec(value).shape
-    steps = steps_of(node, b.constants)
-    transposed, alpha, bias = False, 1.0, None
+    transposed, alpha = False, 1.0
     if node.op == "Gemm":
         transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
-        if len(node.inputs) > 2 and node.inputs[2]:
-            steps = [Merged("add", node.inputs[2]), *steps]
-    rest, bias = with_bias(steps, bias, b, shape[-1], shape, axis=-1)
+    bound = express_epilogue(node, b.spec, b.constants, _addend(node))
+    rest, bias = with_bias(bound, None, b, shape[-1], shape, axis=-1)
     if bias is not None and node.op == "Gemm" and node.attrs["beta"] != 1:
         bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
     inner, columns = weights.shape[::-1] if transposed else weights.shape

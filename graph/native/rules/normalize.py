@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from graph.ir import Node
-from graph.native.epilogues import Merged, steps_of
+from graph.native.expressions import BoundExpression, express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
 from graph.native.values import overwritable
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.walk import Join, Steps
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.families.normalize import Norm, Rows, emit_rows
 from kernels.native.memory.view import View
 
@@ -70,12 +69,13 @@ def emit(
     if (x_view := x.view.reshaped(shape)) is None or not _runs(x_view):
         x = b.values.dense(node.inputs[0])
         x_view = View.dense(shape)
-    steps, operands = joins(b, steps_of(node, b.constants), b.spec(value).shape, out)
+    bound = express_epilogue(node, b.spec, b.constants)
+    epilogue, operands = view_epilogue(b, bound, b.spec(value).shape, out)
     y = b.values.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
     if (y_view := y.view.reshaped(out)) is None or not _runs(y_view):
         y = b.values.new_dense(value)
         y_view = View.dense(out)
-    kernel = replace(rows, x=x_view, y=y_view, steps=steps)
+    kernel = replace(rows, x=x_view, y=y_view, epilogue=epilogue)
     where = {"x": x, **(places or {}), **operands, "y": y}
     b.calls.append(emit_rows(kernel, b.isa), {name: place.storage for name, place in where.items()})
 
@@ -86,28 +86,27 @@ def _runs(view: View) -> bool:
     return not strides or strides[-1] == 1
 
 
-def joins(
-    b: Lowering, steps: Sequence[Activation | Merged], own: tuple[int, ...], seen: tuple[int, ...]
-) -> tuple[Steps, dict[str, Viewed]]:
-    """The steps of an epilogue as the kernel sees the result, and where their operands lie; written out where they must be."""
-    made: list[Activation | Join] = []
-    places: dict[str, Viewed] = {}
-    for step in steps:
-        if isinstance(step, Activation):
-            made.append(step)
-            continue
-        place = b.values.dense(step.value)
+def view_epilogue(
+    b: Lowering, bound: BoundExpression, own: tuple[int, ...], seen: tuple[int, ...]
+) -> tuple[Epilogue[View], dict[str, Viewed]]:
+    """Return an epilogue as the kernel sees the result, and where its operands lie; these are written out where they must be.
+
+    own, seen: the shape of the result, and the one under which the kernel writes it.
+    """
+    places = []
+    for value in bound.operands[1:]:
+        place = b.values.dense(value)
         if own == seen:
             place = aligned_view(place, len(own))
         elif place.view.shape == own or place.view.size == 1:
             place = place.under(View.dense(seen if place.view.shape == own else (1,) * len(seen)))
         else:
-            full = Viewed.new(step.value, own, place.storage.dtype)
+            full = Viewed.new(value, own, place.storage.dtype)
             b.calls.map((full, full.view), [(place, place.view.broadcast(own))])
             place = full.under(View.dense(seen))
-        places[f"r{len(places)}"] = place
-        made.append(Join(step.op, place.view, step.swapped))
-    return tuple(made), places
+        places.append(place)
+    epilogue = Epilogue(False, bound.expression, tuple(place.view for place in places))
+    return epilogue, dict(zip(epilogue.arguments, places, strict=True))
 
 
 def aligned_view(place: Viewed, rank: int) -> Viewed:

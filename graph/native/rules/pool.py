@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from graph.ir import Node
 from graph.native.epilogue_operands import image_operand, make_epilogue
-from graph.native.epilogues import steps_of
+from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import is_image
@@ -39,7 +39,7 @@ def pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) ->
     """A call that pools an image in blocks. pooling: takes it and the result."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
-    epilogue, operands = make_epilogue(b, steps_of(node, b.constants), image_operand, y_shape, bias=False)
+    epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0])
     b.calls.append(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
 

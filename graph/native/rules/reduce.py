@@ -12,8 +12,8 @@ from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
 from graph.native.rule import one_algorithm
 from graph.native.rules.normalize import emit
 from graph.native.rules.pool import pool
+from kernels.native.emit.epilogue import PLAIN
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue
 from kernels.native.families.normalize import Reduce, Rows
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
@@ -69,7 +69,7 @@ def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
     value, (n, channels, *_) = node.outputs[0], image_shape(b.spec(node.inputs[0]).shape)
     x, y = b.values.blocked(node.inputs[0]), Image.blocked(n, channels, 1, 1, b.isa.lanes)
     made = Viewed(Storage(value, y.elements, F32), View((n, channels), (y.n_stride, 1)))
-    b.calls.append(emit_pooling(whole(x.image, y), Epilogue(), b.isa), {"x": x, "y": made})
+    b.calls.append(emit_pooling(whole(x.image, y), PLAIN, b.isa), {"x": x, "y": made})
     b.values.define(value, made)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from graph.choice import Choice
 from graph.ir import Node
 from graph.native.epilogue_operands import image_operand, make_epilogue
-from graph.native.epilogues import steps_of
+from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, image_shape, is_image
@@ -49,7 +49,7 @@ def lower(b: Lowering, node: Node) -> None:
     """A resizing as a call."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
-    epilogue, operands = make_epilogue(b, steps_of(node, b.constants), image_operand, y_shape, bias=False)
+    epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
     rows, columns = sides(node, b.facts)
     resizing = _resizing(node, rows, columns, x.image, y.image)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from graph.ir import Node
+from graph.native.expressions import refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, shuffled, take
 from graph.native.rules.elementwise import behind
-from graph.native.tapes import refuses_behind
 from graph.native.values import overwritable
 from kernels.native.memory.view import View
 

@@ -1,29 +1,32 @@
-"""Elementwise expressions: a tape of operations on vectors, typed by the tensors that it reads.
+"""Elementwise expressions on vectors: which operations native kernels have, on which types, and the code of each.
 
-Value i is operand i; each `Apply` appends one value, which later ones may use; the last value is the result. In registers a bool
-is one bit a lane, in memory one byte, 0 or 1. float32 computes, float64 what the machine has an instruction for; integers of
-every width compute and wrap around as numpy's do: a quotient by 0 is 0, what is shifted by its width or more is gone. Elements of
-any other type can be selected by `where` and copied.
+What an expression is, `kernels.expression` says. In registers a bool is one bit a lane, in memory one byte, 0 or 1. float32
+computes, float64 what the machine has an instruction for; integers of every width compute and wrap around as numpy's do: a
+quotient by 0 is 0, what is shifted by its width or more is gone. Elements of any other type can be selected by `where` and
+copied.
+
+    float32: a name of UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
+    float64: a name of DOUBLE_UNARY or DOUBLE_BINARY.
+    integers: INTEGER_UNARY, INTEGER_BINARY, and "and" "or" "xor" "not", which bools have too.
+    any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float.
+    "where" of a bool and two of one type. "constant" and "cast" of bool, integers, float32 and float64: floats become integers
+    toward zero, the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
+from kernels.expression import COMPARISONS, DOUBLE, FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.functions import BINARY_FUNCTIONS, UNARY
+from kernels.native.emit.functions import BINARY_FUNCTIONS, LONG, UNARY
 from kernels.native.emit.math import BINARY
 from kernels.native.emit.types import F32, F64, I1, I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
 from kernels.spec import BOOL, INTS, DType
 
-FLOAT, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 _BITS: Mapping[int, Type] = {1: I8, 2: I16, 4: I32, 8: I64}  # by bytes of an element
 
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 BITWISE = ("and", "or", "xor")  # of bools too
 FLOAT_BINARY: Mapping[str, Callable[[Function, Value, Value], Value]] = {**BINARY, **BINARY_FUNCTIONS}
 DOUBLE_UNARY = ("neg", "abs", "square", "sqrt", "reciprocal", "floor", "ceil", "round", "relu", "clip")
@@ -97,34 +100,20 @@ _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: ch
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """One operation on values of the tape, by number.
-
-    float32: a name of UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
-    float64: a name of DOUBLE_UNARY or DOUBLE_BINARY.
-    integers: INTEGER_UNARY, INTEGER_BINARY, and "and" "or" "xor" "not", which bools have too.
-    any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float.
-    "where" of a bool and two of one type. "constant": no argument, its value the parameter, its type `dtype` or float32.
-    "cast" to `dtype` or float32, between bool, integers, float32 and float64: floats become integers toward zero,
-    the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
-    """
-
-    op: str
-    args: tuple[int, ...] = ()
-    parameters: tuple[float, ...] = ()
-    dtype: DType | None = None
-
-    @property
-    def cycles(self) -> int:
-        """Rough cost of a vector."""
-        return _CYCLES.get(self.op, 1)
+def cycles_of(step: Apply) -> int:
+    """Rough cost of a step on a vector."""
+    return _CYCLES.get(step.op, 1)
 
 
-def value_types(operands: Sequence[DType], steps: Sequence[Apply]) -> tuple[DType, ...]:
-    """The types of all values of a tape. Raises EmitError for an operation or an argument that does not exist."""
-    types = list(operands)
-    for step in steps:
+def is_long(expression: Expression) -> bool:
+    """Whether a step takes many instructions, each of which waits for the one before."""
+    return any(step.op in LONG for step in expression.steps)
+
+
+def value_types(expression: Expression) -> tuple[DType, ...]:
+    """Return the types of all values. Raises EmitError for an operation or an argument that does not exist."""
+    types = list(expression.operands)
+    for step in expression.steps:
         if not all(0 <= arg < len(types) for arg in step.args):
             raise EmitError(f"expression: {step.op} takes the values {step.args}, there are {len(types)} before it")
         found = _result(step, [types[arg] for arg in step.args])
@@ -180,13 +169,31 @@ def memory_type(dtype: DType) -> Type:
 
 
 def from_memory(k: Function, raw: Value, dtype: DType) -> Value:
-    """What was loaded as a value of the tape."""
+    """What was loaded, as a value in registers."""
     return k.compare("ne", raw, k.zero(raw.type)) if dtype == BOOL else raw
 
 
 def to_memory(k: Function, value: Value, dtype: DType) -> Value:
-    """A value of the tape as it is stored."""
+    """A value in registers, as it is stored."""
     return k.convert("zext", value, I8.by(value.type.lanes)) if dtype == BOOL else value
+
+
+def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], Value]], lanes: int) -> Value:
+    """Emit an expression on vectors of that many lanes and return its result.
+
+    loads: what gives each operand as a value in registers; called where the first step reads it.
+    """
+    types = value_types(expression)
+    values: dict[int, Value] = {}
+
+    def value(number: int) -> Value:
+        if number not in values:
+            values[number] = loads[number]()
+        return values[number]
+
+    for number, step in enumerate(expression.steps, len(expression.operands)):
+        values[number] = apply(k, step, [value(arg) for arg in step.args], [types[arg] for arg in step.args], lanes)
+    return value(len(types) - 1)
 
 
 def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DType], lanes: int) -> Value:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 from kernels.native.emit.builder import Function, Value
@@ -182,26 +181,7 @@ FUNCTIONS: Mapping[str, Callable[..., Value]] = {
 }  # fmt: skip
 BINARY_FUNCTIONS: Mapping[str, Callable[[Function, Value, Value], Value]] = {"pow": pow}
 UNARY: Mapping[str, Callable[..., Value]] = {**ACTIVATIONS, **FUNCTIONS}
-SHORT = frozenset(
-    {"relu", "clip", "leaky_relu", "thresholded_relu", "hard_sigmoid", "hard_swish", *FUNCTIONS} - {"sin", "cos", "pow"}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """One of UNARY with its parameters in order: Activation("clip", (0.0, 6.0))."""
-
-    name: str
-    parameters: tuple[float, ...] = ()
-
-    def __call__(self, k: Function, x: Value) -> Value:
-        """Emit it."""
-        return UNARY[self.name](k, x, *self.parameters)
-
-    @property
-    def is_short(self) -> bool:
-        """Whether it takes but a few instructions one after another."""
-        return self.name in SHORT
-
-    def __str__(self) -> str:
-        return "_".join((self.name, *(f"{p:g}" for p in self.parameters)))
+LONG = frozenset(  # they take many instructions, each of which waits for the one before
+    {"elu", "selu", "celu", "sigmoid", "tanh", "erf", "exp", "log", "silu", "mish", "gelu", "gelu_tanh", "softplus", "softsign",
+     "sin", "cos", "pow"}
+)  # fmt: skip

@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.math import BINARY
+from kernels.native.emit.expression import from_memory, memory_type
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """One step of an epilogue over views: value = op(value, operand), or op(operand, value) where swapped. op: of math.BINARY.
-
-    operand: has the output's rank, and in each dimension its size or 1.
-    """
-
-    op: str
-    operand: View
-    swapped: bool = False
-
-
-Steps = tuple[Activation | Join, ...]
-
-
-def operands_of(steps: Steps) -> tuple[View, ...]:
-    """What the steps read, in order."""
-    return tuple(step.operand for step in steps if isinstance(step, Join))
-
-
-def operand_names(steps: Steps) -> tuple[str, ...]:
-    """The pointer arguments of a kernel with these steps, between its own and "y": one for each operand."""
-    return tuple(f"r{n}" for n in range(len(operands_of(steps))))
-
-
-def finish(k: Function, steps: Steps, value: Value, operands: Sequence[Callable[[], Value]]) -> Value:
-    """The steps on one vector of results. operands: what loads the vector that it meets, of each in order."""
-    waiting = list(operands)
-    for step in steps:
-        if isinstance(step, Activation):
-            value = step(k, value)
-        else:
-            other = waiting.pop(0)()
-            value = BINARY[step.op](k, other, value) if step.swapped else BINARY[step.op](k, value, other)
-    return value
+from kernels.spec import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +49,21 @@ def joined(axes: Sequence[Axis]) -> list[Axis]:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where each of several tensors is read or written."""
+    """Where each of several tensors is read or written, and what its elements are."""
 
     values: tuple[Value, ...]
+    dtypes: tuple[DType, ...]
+
+    @staticmethod
+    def of(k: Function, pointers: Sequence[Value], views: Sequence[View], dtypes: Sequence[DType]) -> Addresses:
+        """The first element of each view."""
+        each = zip(pointers, views, dtypes, strict=True)
+        return Addresses(tuple(k.offset(at, view.offset, memory_type(dtype)) for at, view, dtype in each), tuple(dtypes))
 
     def move(self, k: Function, axis: Axis, steps: Operand) -> Addresses:
         """All of them that many steps along a loop."""
-        count = k.coerce(steps, I64)
-        return Addresses(tuple(k.offset(a, count * stride) for a, stride in zip(self.values, axis.strides, strict=True)))
+        count, each = k.coerce(steps, I64), zip(self.values, axis.strides, self.dtypes, strict=True)
+        return replace(self, values=tuple(k.offset(at, count * stride, memory_type(dtype)) for at, stride, dtype in each))
 
     def unravel(self, k: Function, axes: Sequence[Axis], number: Value) -> Addresses:
         """All of them at turn `number` of nested loops, the last the fastest."""
@@ -105,6 +75,8 @@ class Addresses:
 
     def load(self, k: Function, tensor: int, axis: Axis, lanes: int) -> Value:
         """A vector of a tensor along a loop whose stride is 1, or 0 for one element in every lane."""
+        dtype = self.dtypes[tensor]
+        kind = memory_type(dtype).by(k.isa.lanes)
         if axis.strides[tensor] == 0:
-            return k.broadcast(k.f32, self.values[tensor])
-        return k.load_part(k.f32, self.values[tensor], lanes)
+            return from_memory(k, k.broadcast(kind, self.values[tensor]), dtype)
+        return from_memory(k, k.load_part(kind, self.values[tensor], lanes), dtype)

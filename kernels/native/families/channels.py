@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import FLOAT
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError

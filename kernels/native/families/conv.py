@@ -27,8 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
-from kernels.native.emit.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
+from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.product import BODY_FMAS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -154,12 +155,12 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     return ConvTile(pixels, vectors, channels, rows, row_pixels, weights_inner)
 
 
-def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for layouts it cannot address."""
     _check(conv, tile, epilogue, isa)
     flat = conv.flat()
     if flat is not conv:
-        epilogue = epilogue.flat()
+        epilogue = epilogue.laid(Image.flat)
     kind = "gemm" if flat.y.height == 1 and conv.is_product else "conv2d"
     stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
     name = kernel_name(stem, (flat, tile, epilogue), isa)
@@ -172,8 +173,8 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> Nativ
     return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
 
 
-def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
-    epilogue.check(isa.lanes)
+def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> None:
+    check_images(epilogue, isa.lanes)
     per_block = conv.y.block // isa.lanes
     vectors_fit = conv.y.contiguous_channels or (conv.y.block % isa.lanes == 0 and tile.vectors % per_block == 0)
     if not vectors_fit:
@@ -189,7 +190,7 @@ def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
 class _ConvEmitter:
     """Emits one convolution; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, conv: Conv, tile: ConvTile, epilogue: Epilogue, isa: Isa) -> None:
+    def __init__(self, conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.conv, self.tile, self.epilogue, self.isa = conv, tile, epilogue, isa
         self.lanes = isa.lanes
         self.blocks = channel_blocks(conv.group_outputs, tile.vectors, isa.lanes)

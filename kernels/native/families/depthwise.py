@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import (
     Block,
     Conv,
@@ -32,7 +33,7 @@ from kernels.native.emit.geometry import (
     kernel_rows,
     maybe,
 )
-from kernels.native.emit.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
+from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -114,7 +115,7 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
     return DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
 
 
-def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
     """Emit the kernel of a convolution with one input and one output channel per group. Raises EmitError for other ones."""
     if not conv.groups == conv.x.channels == conv.y.channels:
         raise EmitError(f"depthwise: {conv.x.channels} to {conv.y.channels} channels in {conv.groups} groups, need one each")
@@ -124,7 +125,7 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa
             raise EmitError(
                 f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
             )
-    epilogue.check(isa.lanes)
+    check_images(epilogue, isa.lanes)
     name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
     emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
 
@@ -138,7 +139,7 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa
 class _DepthwiseEmitter:
     """Emits one depthwise convolution; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa) -> None:
+    def __init__(self, conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.conv, self.tile, self.epilogue = conv, tile, epilogue
         self.lanes = isa.lanes
         self.blocks = channel_blocks(conv.y.channels, tile.vectors, isa.lanes)

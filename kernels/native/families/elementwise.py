@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import FLOAT, Apply, apply, from_memory, memory_type, to_memory, value_types
+from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.nest import Axis, chunk_count, chunk_ranges, cut, make_nest, tiles
 from kernels.native.emit.transpose import transpose
@@ -52,13 +53,18 @@ class Map:
     operands: tuple[Strided, ...]
     steps: tuple[Apply, ...] = ()
 
+    @property
+    def expression(self) -> Expression:
+        """What each element of y is of the operands'."""
+        return Expression(tuple(operand.dtype for operand in self.operands), self.steps)
+
 
 def emit_map(what: Map, isa: Isa) -> NativeKernel:
     """Emit the kernel, with the arguments "x0", "x1"… and "y"; without elements it has no chunk.
 
     Raises EmitError for operations there are not, types that do not fit, and a y whose elements overlap.
     """
-    types = value_types([operand.dtype for operand in what.operands], what.steps)
+    types = value_types(what.expression)
     if not types or types[-1] != what.y.dtype or not (what.steps or len(what.operands) == 1):
         made = types[-1].name if types else "nothing"
         raise EmitError(f"map: {len(what.operands)} operands and {len(what.steps)} steps make {made}, y is {what.y.dtype.name}")
@@ -91,7 +97,7 @@ class _MapEmitter:
         self.lanes = isa.vector_bits // max(kind.bits for kind in every)
         if self.nest.turned:
             self.lanes = min(self.lanes, TURNED_LANES)
-        heavy = max((step.cycles for step in what.steps), default=1) >= HEAVY_CYCLES
+        heavy = max(map(cycles_of, what.steps), default=1) >= HEAVY_CYCLES
         self.unroll = 1 if heavy else UNROLL
         vectors = -(-self.nest.columns.size // self.lanes)
         if self.nest.turned:
@@ -107,7 +113,7 @@ class _MapEmitter:
 
     def _cycles(self) -> float:
         """Rough cost of an element."""
-        cycles = (1 + sum(step.cycles for step in self.what.steps)) / self.lanes
+        cycles = (1 + sum(map(cycles_of, self.what.steps))) / self.lanes
         for n, (kind, stride) in enumerate(zip(self.kinds, self.nest.columns.strides, strict=True)):
             single = abs(stride) > 1 and n not in self.nest.turned
             cycles += 1 if single else min(abs(stride), 1) * kind.bits / 8 / CYCLE_BYTES

@@ -13,8 +13,8 @@ from functools import partial
 
 import numpy as np
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import FLOAT
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.nest import Axis, Nest, chunk_count, chunk_ranges, cut, tiles
 from kernels.native.emit.types import I32, I64, Type

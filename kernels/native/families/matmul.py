@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
 from kernels.native.emit.nest import tiles
 from kernels.native.emit.product import Tile, collect, copy, even, most_rows, multiply, turn
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import I64
-from kernels.native.emit.walk import Addresses, Axis, Join, Steps, axes_of, finish, joined, operand_names, operands_of
+from kernels.native.emit.walk import Addresses, Axis, axes_of, joined
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
@@ -42,21 +44,22 @@ Method = Literal["direct", "packed", "dots"]
 
 @dataclass(frozen=True, slots=True)
 class MatMul:
-    """y = steps(alpha·a·b): a (…, m, k), b (…, k, n), y (…, m, n), of one rank; a and b may have 1 in place of a batch size.
+    """y = epilogue(alpha·a·b): a (…, m, k), b (…, k, n), y (…, m, n), of one rank; a and b may have 1 in place of a batch size.
 
-    y is contiguous along its rows or its columns; operands of steps are along the same dimension, or repeat.
+    y is contiguous along its rows or its columns; operands of the epilogue are along the same dimension, or repeat. It takes
+    no bias.
     """
 
     a: View
     b: View
     y: View
     alpha: float = 1.0
-    steps: Steps = ()
+    epilogue: Epilogue[View] = PLAIN
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The pointer arguments of its kernel."""
-        return ("a", "b", *operand_names(self.steps), "y", SCRATCH)
+        return ("a", "b", *self.epilogue.arguments, "y", SCRATCH)
 
     @property
     def macs(self) -> int:
@@ -70,8 +73,7 @@ class MatMul:
         if columns > 1 and column == 1:
             return self
         if rows > 1 and row == 1:
-            steps = (replace(s, operand=_turned(s.operand)) if isinstance(s, Join) else s for s in self.steps)
-            return MatMul(_turned(self.b), _turned(self.a), _turned(self.y), self.alpha, tuple(steps))
+            return MatMul(_turned(self.b), _turned(self.a), _turned(self.y), self.alpha, self.epilogue.laid(_turned))
         if columns > 1:
             raise EmitError(f"matmul: y is {self.y}, need rows or columns without gaps")
         return self
@@ -108,7 +110,7 @@ class _Loops:
 
 def _loops(matmul: MatMul) -> _Loops:
     """The loops of an oriented product; batches that share b are more rows of one."""
-    a, b, y, operands = matmul.a, matmul.b, matmul.y, operands_of(matmul.steps)
+    a, b, y, operands = matmul.a, matmul.b, matmul.y, matmul.epilogue.operands
     rank = len(y.shape)
     fits = rank >= 2 and len(a.shape) == len(b.shape) == rank and a.shape[-1] == b.shape[-2]
     if not fits or 0 in (*a.shape, *b.shape) or y.shape[-2:] != (a.shape[-2], b.shape[-1]):
@@ -183,6 +185,8 @@ def make_matmul_tile(matmul: MatMul, isa: Isa, rows: int, vectors: int) -> MatMu
 
 def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for shapes that do not fit, and for a y or operands that vectors cannot reach."""
+    if matmul.epilogue.bias:
+        raise EmitError("matmul: the epilogue has a bias, products of two tensors take none")
     name = kernel_name(f"f32_matmul_{tile}", (matmul, tile), isa)
     oriented = matmul.oriented()
     emitter = _MatMulEmitter(oriented, tile, isa)
@@ -191,9 +195,9 @@ def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
         first, second, *others, scratch, begin, end = values
         if oriented is not matmul:
             first, second = second, first
-        views = (oriented.a, oriented.b, *operands_of(oriented.steps), oriented.y)
-        at = [k.offset(p, view.offset) for p, view in zip((first, second, *others), views, strict=True)]
-        emitter.emit(k, Addresses(tuple(at)), scratch, begin, end)
+        views = (oriented.a, oriented.b, *oriented.epilogue.operands, oriented.y)
+        dtypes = (FLOAT, FLOAT, *oriented.epilogue.dtypes, FLOAT)
+        emitter.emit(k, Addresses.of(k, (first, second, *others), views, dtypes), scratch, begin, end)
 
     scratch_bytes = 4 * oriented.a.shape[-1] * emitter.width if tile.method == "packed" else 0
     return emitted(isa, name, matmul.arguments, emitter.chunks, body, scratch_bytes)
@@ -277,13 +281,12 @@ class _MatMulEmitter:
                 self._store(k, values[row * block.vectors + v], here.move(k, loops.columns, v * self.lanes), lanes)
 
     def _store(self, k: Function, value: Value, at: Addresses, lanes: int) -> None:
-        """Do the steps and write."""
+        """Do the epilogue and write."""
         if self.matmul.alpha != 1:
             value = value * self.matmul.alpha
-        loads = [
-            partial(at.load, k, 2 + n, self.loops.columns, lanes) for n in range(len(operands_of(self.matmul.steps)))
-        ]  # fmt: skip
-        k.store_part(finish(k, self.matmul.steps, value, loads), at.values[-1], lanes)
+        epilogue = self.matmul.epilogue
+        loads = [partial(at.load, k, 2 + n, self.loops.columns, lanes) for n in range(len(epilogue.operands))]
+        k.store_part(epilogue.finish(k, value, loads), at.values[-1], lanes)
 
     def _dots(self, k: Function, block: Block, at: Addresses) -> None:
         """A vector of columns of one row, lanes along the depth."""

@@ -17,15 +17,18 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
 
+from kernels.expression import FLOAT
 from kernels.native.emit import math as functions
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import I64
-from kernels.native.emit.walk import Addresses, Axis, Steps, axes_of, finish, joined, operand_names, operands_of
+from kernels.native.emit.walk import Addresses, Axis, axes_of, joined
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.spec import DType
 
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 CHUNK_ELEMENTS = (4 << 10, 32 << 10)  # least and most of one chunk: 0.5 to 5 µs
@@ -44,7 +47,8 @@ class Rows:
     for "rms_norm". A reduction writes y with size 1 in `axes`.
 
     scale, bias: x's rank, and in each dimension its size or 1; arguments "w" and "b".
-    steps: done to results; their operands, "r0", "r1"…, may be x, but y itself only where the kind is neither of the softmaxes.
+    epilogue: of results, without a bias; its operands, arguments "r0", "r1"…, have x's rank, and in each dimension y's size or 1.
+    They may be x, but y itself only where the kind is neither of the softmaxes.
     A row along lanes is summed in UNROLLED vectors at once, one that is a lane in 1 to UNROLLED parts, each one element after the
     other. The variance is that of the centred values.
     """
@@ -56,18 +60,24 @@ class Rows:
     epsilon: float = 0.0
     scale: View | None = None
     bias: View | None = None
-    steps: Steps = ()
+    epilogue: Epilogue[View] = PLAIN
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The pointer arguments of its kernel."""
         own = ("x", *(("w",) if self.scale else ()), *(("b",) if self.bias else ()))
-        return (*own, *operand_names(self.steps), "y")
+        return (*own, *self.epilogue.arguments, "y")
 
     @property
     def views(self) -> tuple[View, ...]:
         """Of each argument."""
-        return (self.x, *(view for view in (self.scale, self.bias) if view), *operands_of(self.steps), self.y)
+        return (self.x, *(view for view in (self.scale, self.bias) if view), *self.epilogue.operands, self.y)
+
+    @property
+    def dtypes(self) -> tuple[DType, ...]:
+        """Of each argument."""
+        own = len(self.views) - 1 - len(self.epilogue.operands)
+        return (*[FLOAT] * own, *self.epilogue.dtypes, FLOAT)
 
     @property
     def reduces(self) -> bool:
@@ -115,13 +125,14 @@ _GATHERS: Mapping[str, _Gather] = {
 
 def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that do not fit together, or without a dimension that vectors can run along."""
+    if rows.epilogue.bias:
+        raise EmitError(f"rows: {rows.kind}: the epilogue has a bias, rows take none")
     name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa)
     emitter = _RowsEmitter(rows, isa.lanes)
 
     def body(k: Function, values: list[Value]) -> None:
         *pointers, begin, end = values
-        at = Addresses(tuple(k.offset(p, view.offset) for p, view in zip(pointers, rows.views, strict=True)))
-        emitter.emit(k, at, begin, end)
+        emitter.emit(k, Addresses.of(k, pointers, rows.views, rows.dtypes), begin, end)
 
     return emitted(isa, name, rows.arguments, emitter.chunks, body)
 
@@ -276,9 +287,9 @@ class _RowsEmitter:
         return spot.at.load(k, self.names.index(name), self.vector, spot.lanes)
 
     def _store(self, k: Function, spot: _Spot, value: Value) -> None:
-        """Do the steps and write."""
-        loads = [partial(self._load, k, spot, name) for name in operand_names(self.rows.steps)]
-        value = finish(k, self.rows.steps, value, loads)
+        """Do the epilogue and write."""
+        loads = [partial(self._load, k, spot, name) for name in self.rows.epilogue.arguments]
+        value = self.rows.epilogue.finish(k, value, loads)
         if self.along and self.rows.reduces:
             k.store(k.extract(value, 0), spot.at.values[-1])
         else:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, Conv, Span, channel_blocks, column_spans, even_rows, kernel_rows, maybe
-from kernels.native.emit.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
+from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -51,7 +52,7 @@ class Pooling:
         return replace(conv, x=plane, top=0, left=0)
 
 
-def emit_pooling(pooling: Pooling, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for images whose channels do not come in vectors, and for a bias."""
     conv = pooling.window
     if conv.x.channels != conv.y.channels:
@@ -61,7 +62,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue, isa: Isa) -> NativeKernel
     for image, what in ((conv.x, "x"), (conv.y, "y")):
         if not (image.contiguous_channels or image.block % isa.lanes == 0):
             raise EmitError(f"pooling: {what} has blocks of {image.block} channels, need whole vectors of {isa.lanes}")
-    epilogue.check(isa.lanes)
+    check_images(epilogue, isa.lanes)
     name = kernel_name(f"f32_{pooling.kind}pool_{isa.lanes}", (pooling, epilogue), isa)
     emitter = _PoolingEmitter(pooling, epilogue, isa)
 
@@ -75,7 +76,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue, isa: Isa) -> NativeKernel
 class _PoolingEmitter:
     """Emits one pool; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, pooling: Pooling, epilogue: Epilogue, isa: Isa) -> None:
+    def __init__(self, pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.pooling, self.conv, self.epilogue, self.lanes = pooling, pooling.window, epilogue, isa.lanes
         scratch = 6 if isa.fma else 10  # what is loaded and what a maximum that keeps NaN wants; two-operand instructions copy
         self.accumulators = isa.vector_registers - scratch

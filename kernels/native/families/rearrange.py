@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kernels.native.emit.expression import FLOAT, Apply
+from kernels.expression import FLOAT, Apply
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import Map, Strided
 from kernels.native.memory.image import Image

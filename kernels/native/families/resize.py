@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, channel_blocks, even_rows, maybe
-from kernels.native.emit.kernel import SCRATCH, Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
+from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
 from kernels.native.emit.product import unrolled
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -147,7 +148,7 @@ def _pack(distances: Array, weights: Array | None) -> Array:
     return memory
 
 
-def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue, isa: Isa) -> NativeKernel:
+def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
     """Emit the kernel. Its arguments are "x", "rows" and "columns" (the packed tables), those of the epilogue, "y" and "scratch".
 
     Raises EmitError for images whose channels do not come in vectors, and for a bias.
@@ -165,7 +166,7 @@ def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue, isa: I
     return emitted(isa, name, arguments, emitter.chunks, body, _line_bytes(resizing, tile, isa))
 
 
-def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue, isa: Isa) -> None:
+def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> None:
     x, y = resizing.x, resizing.y
     if (x.channels, x.batch) != (y.channels, y.batch):
         raise EmitError(f"resize: x has {x.batch}×{x.channels} channels and y {y.batch}×{y.channels}, need as many")
@@ -180,13 +181,13 @@ def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue, isa: Isa) -
         whole = image.block % isa.lanes == 0 and tile.vectors % max(image.block // isa.lanes, 1) == 0
         if not (image.contiguous_channels or whole):
             raise EmitError(f"resize: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} of {isa.lanes}")
-    epilogue.check(isa.lanes)
+    check_images(epilogue, isa.lanes)
 
 
 class _ResizeEmitter:
     """Emits one resizing; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, resizing: Resizing, tile: ResizeTile, epilogue: Epilogue, isa: Isa) -> None:
+    def __init__(self, resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.resizing, self.tile, self.epilogue, self.lanes = resizing, tile, epilogue, isa.lanes
         self.blocks = channel_blocks(resizing.y.channels, tile.vectors, isa.lanes)
         self.block_count = sum(block.count for block in self.blocks)

@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
-from kernels.native.emit.kernel import SCRATCH, Epilogue, NativeKernel, Places, Result, emitted, kernel_name
+from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
 from kernels.native.emit.product import LINE_ELEMENTS
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -68,7 +69,7 @@ def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Arr
     return memory
 
 
-def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, isa: Isa) -> tuple[NativeKernel, ...]:
+def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> tuple[NativeKernel, ...]:
     """Emit the kernel, or the three that run one after another. Raises EmitError for what it cannot compute.
 
     Arguments are "x", "w" (pack_winograd's), "b" (pack_bias's), "y", those of the epilogue and "scratch"; in the split form also
@@ -79,12 +80,12 @@ def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, is
     return (emitter.fused(),) if tile.fused else (emitter.input(), emitter.multiply(), emitter.output())
 
 
-def _check(winograd: Winograd, epilogue: Epilogue, isa: Isa) -> None:
+def _check(winograd: Winograd, epilogue: Epilogue[Image], isa: Isa) -> None:
     if winograd.unit not in POINTS:
         raise EmitError(f"winograd: unit is {winograd.unit}, need one of {sorted(POINTS)}")
     if reason := fault(winograd.conv, isa):
         raise EmitError(f"winograd: {reason}")
-    epilogue.check(isa.lanes)
+    check_images(epilogue, isa.lanes)
     for n, image in enumerate(epilogue.operands):
         if image.block > isa.lanes and not image.contiguous_channels:
             raise EmitError(f"winograd: operand {n} has blocks of {image.block} channels, need {isa.lanes}, all or one for all")
@@ -93,7 +94,7 @@ def _check(winograd: Winograd, epilogue: Epilogue, isa: Isa) -> None:
 class _Emitter:
     """Emits the phases, and the kernels made of them."""
 
-    def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue, isa: Isa) -> None:
+    def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.winograd, self.tile, self.epilogue, self.isa = winograd, tile, epilogue, isa
         self.conv, self.lanes, self.shape = winograd.conv, isa.lanes, Buffers(winograd, tile, isa)
         self.b, _, self.a = transforms(winograd.unit)
@@ -191,7 +192,7 @@ class _Emitter:
     def _kernel(
         self,
         phase: str,
-        key: tuple[Epilogue, ...],
+        key: tuple[Epilogue[Image], ...],
         names: tuple[str, ...],
         chunks: int,
         scratch_bytes: int = 0,

@@ -29,7 +29,7 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "Conv": "no constants|need rank 3 or 4", "ConvTranspose": "no constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
     "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
-    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for a Pow of int",
+    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"
 NATIVE_EPS = 32  # of float results at least, relative to the largest: sums are taken in another order than numpy's

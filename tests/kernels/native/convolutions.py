@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue
 from kernels.native.families.conv import ConvTile, emit_conv, pack_bias, pack_weights
 from kernels.native.families.depthwise import emit_depthwise, pack_depthwise, pack_depthwise_bias
 from kernels.native.memory.image import Image

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue
 from kernels.native.families.pool import Pooling, emit_pooling
 from tests.kernels.native.convolutions import image
 from tests.kernels.native.reference import assert_close, epilogue_operands, place, run_kernel

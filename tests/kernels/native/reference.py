@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from kernels.native.code.compile import generate
-from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.families.conv import Conv
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
@@ -78,17 +78,19 @@ def run_kernel(kernel, isa, **arrays) -> None:
 
 
 def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Random operands for the merges of an epilogue in memory of their own, by argument, and the results with them merged.
+    """Random operands of an epilogue in memory of their own, by argument, and the results of its steps of two arguments.
 
-    Activations among the steps are left to the caller.
+    Steps of one argument are left to the caller.
     """
-    merges, arrays = [step for step in epilogue.steps if isinstance(step, Merge)], {}
-    for n, merge in enumerate(merges):
+    values, arrays = [exact], {}
+    for name, image in zip(epilogue.arguments, epilogue.operands, strict=True):
         other = rng.uniform(0.5, 1.5, exact.shape).astype(np.float32)
-        arrays[f"r{n}"] = place(merge.operand, other)
-        a, b = (other.astype(np.float64), exact) if merge.swapped else (exact, other.astype(np.float64))
-        exact = {"add": a + b, "mul": a * b, "sub": a - b}[merge.op]
-    return arrays, exact
+        arrays[name] = place(image, other)
+        values.append(other.astype(np.float64))
+    for step in epilogue.expression.steps:
+        given = [values[arg] for arg in step.args]
+        values.append({"add": np.add, "mul": np.multiply, "sub": np.subtract}[step.op](*given) if len(given) == 2 else given[0])
+    return arrays, values[-1] if epilogue.expression.steps else exact
 
 
 def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
-from kernels.native.emit.expression import Apply
-from kernels.native.emit.functions import Activation
+from kernels.expression import Apply
+from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue, Merge, NativeKernel
-from kernels.native.emit.walk import Join
+from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
 from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
-from kernels.native.families.conv_transpose import Transposed, phases
+from kernels.native.families.conv_transpose import Phase, Transposed, phases
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.gather import Gather, emit_gather
@@ -36,13 +36,15 @@ from kernels.native.memory.view import View
 from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
 from kernels.spec import DType
+from tests.kernels.native.chains import chain
 
 Layout = Literal["blocked", "nhwc", "slice", "nchw"]
 Kernels = Sequence[NativeKernel]
 Dtype = type[np.generic] | type[bool]
 
-PLAIN, BIASED = Epilogue(), Epilogue(bias=True)
-RELU, RELU6, SILU = Activation("relu"), Activation("clip", (0.0, 6.0)), Activation("silu")
+BIASED: Epilogue[Image] = Epilogue(bias=True)
+RELU6 = ("clip", 0.0, 6.0)
+Step = str | tuple[Any, ...]  # of `chain`
 
 
 def image(layout: Layout, isa: Isa, n: int, c: int, h: int, w: int) -> Image:
@@ -84,7 +86,7 @@ def product(isa: Isa, pixels: int, inputs: int, outputs: int, layout: Layout = "
 
 
 def direct(
-    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue = BIASED, channels: int | None = None
+    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, channels: int | None = None
 ) -> Kernels:
     """tile: pixels × vectors; None: what is used unmeasured. channels: of a turn, in place of the rule's."""
     made = conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile)
@@ -95,7 +97,7 @@ def cut_product(isa: Isa, *, weights_inner: bool) -> Kernels:
     """A long row cut into rows of its own, which consecutive chunks walk in one order or the other."""
     conv = product(isa, 23, 9, 3 * isa.lanes + 1, "nhwc")
     tile = replace(make_tile(conv, isa, 4, 2), row_pixels=8, rows=2, weights_inner=weights_inner)
-    return [emit_conv(conv, tile, Epilogue(True, (Merge("add", conv.y),)), isa)]
+    return [emit_conv(conv, tile, chain(("add", conv.y), bias=True), isa)]
 
 
 def uneven(isa: Isa) -> Kernels:
@@ -104,24 +106,24 @@ def uneven(isa: Isa) -> Kernels:
     return direct(isa, conv, (3, 1))
 
 
-def merged(conv: Conv, *steps: Activation) -> Epilogue:
+def merged(conv: Conv, *steps: Step) -> Epilogue[Image]:
     """A bias, a residual of the output's layout, and what follows."""
-    return Epilogue(True, (Merge("add", conv.y), *steps))
+    return chain(("add", conv.y), *steps, bias=True)
 
 
-def broadcast_operands(isa: Isa, y: Image) -> Epilogue:
+def broadcast_operands(isa: Isa, y: Image) -> Epilogue[Image]:
     """One factor for each channel, one summand for each pixel, and an image in another layout that the result is taken from."""
     per_channel = replace(y, y_stride=0, x_stride=0, block_stride=isa.lanes, n_stride=0)
     per_pixel = Image(y.batch, y.channels, y.height, y.width, 1, 0, 0, y.width, 1)
     last = Image.nhwc(y.batch, y.channels, y.height, y.width)
-    return Epilogue(False, (Merge("mul", per_channel), Merge("add", per_pixel), Merge("sub", last, swapped=True)))
+    return chain(("mul", per_channel), ("add", per_pixel), (last, "sub"))
 
 
 def winograd(isa: Isa, unit: int, *, fused: bool, pad: int = 1, operands: bool = False) -> Kernels:
     """One kernel where fused, else one for each phase."""
     conv = convolution(isa, 9, isa.lanes + 3, 2 * isa.lanes + 1, 3, pad=pad)
     what = Winograd(conv, unit)
-    epilogue = broadcast_operands(isa, conv.y) if operands else merged(conv, RELU)
+    epilogue = broadcast_operands(isa, conv.y) if operands else merged(conv, "relu")
     return emit_winograd(what, make_winograd_tile(what, isa, 4, 2, 8, fused=fused), epilogue, isa)
 
 
@@ -142,7 +144,7 @@ def streamed_winograd(isa: Isa) -> Kernels:
 
 
 def depthwise(
-    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue = BIASED, rows: int | None = None
+    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, rows: int | None = None
 ) -> Kernels:
     """tile: pixels × vectors; None: what is used unmeasured. rows: of a chunk, in place of the rule's."""
     made = depthwise_tiles(conv, isa)[0] if tile is None else make_depthwise_tile(conv, isa, *tile)
@@ -164,12 +166,17 @@ def transposed(isa: Isa, channels: tuple[int, int], form: tuple[int, int, int, i
     return Transposed(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, groups)
 
 
+def _every(phase: Phase, what: Transposed, image: Image) -> Image:
+    """The pixels of a phase."""
+    return image.every(phase.first, what.strides)[0]
+
+
 def phase_kernels(isa: Isa, what: Transposed) -> Kernels:
     """A convolution for each phase, with a residual that is read at the phase's pixels."""
-    epilogue = Epilogue(True, (Merge("add", what.y), RELU))
+    epilogue = chain(("add", what.y), "relu", bias=True)
     made = []
     for phase in phases(what):
-        mine = epilogue.every(phase.first, what.strides)
+        mine = epilogue.laid(partial(_every, phase, what))
         if what.groups > 1:
             made.append(emit_depthwise(phase.conv, depthwise_tiles(phase.conv, isa)[0], mine, isa))
         else:
@@ -214,7 +221,7 @@ def of(m: int, k: int, n: int, a: str = "rows", b: str = "rows", y: str = "rows"
 def with_steps(isa: Isa) -> MatMul:
     """A scaled product of batches with a bias, a residual and an activation."""
     m, n = 5, isa.lanes + 3
-    steps = (Join("add", View.dense((1, 1, n))), Activation("gelu"), Join("sub", View.dense((2, m, n)), swapped=True))
+    steps = chain(("add", View.dense((1, 1, n))), "gelu", (View.dense((2, m, n)), "sub"))
     return MatMul(View.dense((2, m, 7)), View.dense((1, 7, n)), View.dense((2, m, n)), 0.5, steps)
 
 
@@ -255,16 +262,16 @@ def rows(
     axes: tuple[int, ...],
     more: Rows | None = None,
 ) -> Kernels:  # fmt: skip
-    """Over a dense tensor. more: whose scale, bias and steps are taken."""
+    """Over a dense tensor. more: whose scale, bias and epilogue are taken."""
     keeps = kind in ("softmax", "log_softmax", "layer_norm", "rms_norm")
     y = View.dense(shape if keeps else tuple(1 if n in axes else size for n, size in enumerate(shape)))
     what = Rows(kind, View.dense(shape), y, axes, 1e-3)
-    return [emit_rows(what if more is None else replace(what, scale=more.scale, bias=more.bias, steps=more.steps), isa)]
+    return [emit_rows(what if more is None else replace(what, scale=more.scale, bias=more.bias, epilogue=more.epilogue), isa)]
 
 
-def scaled(scale: View | None, bias: View | None = None, *steps: Activation | Join) -> Rows:
+def scaled(scale: View | None, bias: View | None = None, *steps: Step) -> Rows:
     """What `rows` takes besides."""
-    return Rows("layer_norm", View.dense((1,)), View.dense((1,)), (0,), 0.0, scale, bias, steps)
+    return Rows("layer_norm", View.dense((1,)), View.dense((1,)), (0,), 0.0, scale, bias, chain(*steps))
 
 
 def sliced_rows(isa: Isa) -> Kernels:
@@ -289,11 +296,11 @@ def pool(
     layout: Layout = "blocked",
     *,
     counts: bool = False,
-    steps: tuple[Activation, ...] = (),
+    steps: tuple[Step, ...] = (),
 ) -> Kernels:
     """Over a vector of channels and a tail. counts: whether padding counts in an average."""
     conv = channelwise(isa, size, isa.lanes + 3, kernel, stride, pad, dilation, layout)
-    epilogue = Epilogue(False, (Merge("add", conv.y), *steps)) if steps else PLAIN
+    epilogue = chain(("add", conv.y), *steps) if steps else PLAIN
     return [emit_pooling(Pooling(conv, kind, (pad, pad) if counts else None), epilogue, isa)]
 
 
@@ -307,7 +314,7 @@ def resize(
     separable: bool | None = None,
     layout: Layout = "blocked",
     inside: tuple[int, int, int, int] = (0, 7, 0, 11),
-    steps: tuple[Activation, ...] = (),
+    steps: tuple[Step, ...] = (),
     rows: int | None = None,
 ) -> Kernels:
     """5 × 6 to 7 × 11 pixels. separable: None for what is used unmeasured. inside: rows and columns that are not filled.
@@ -319,7 +326,7 @@ def resize(
     sides = Side(taps[0], taps[0] > 1, *inside[:2]), Side(taps[1], taps[1] > 1, *inside[2:])
     what = Resizing(x, y, *sides, 2.5)
     tile = resize_tiles(what, isa)[0] if separable is None else make_resize_tile(what, isa, 4, 2, separable=separable)
-    epilogue = Epilogue(False, (Merge("mul", y), *steps)) if steps else PLAIN
+    epilogue = chain(("mul", y), *steps) if steps else PLAIN
     return [emit_resize(what, tile if rows is None else replace(tile, rows=rows), epilogue, isa)]
 
 
@@ -462,11 +469,11 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
         isa, convolution(isa, 6, 6, 10, 3, pad=1, groups=2, layout="nhwc"), (3, 1)
     ),
     # what is done behind a convolution
-    "conv 3x3, relu": lambda isa: direct(isa, convolution(isa, 7, 4, isa.lanes, 3, pad=1), (3, 1), Epilogue(True, (RELU,))),
-    "conv 1x1, clip": lambda isa: direct(isa, product(isa, 7, 9, isa.lanes + 1), (3, 2), Epilogue(True, (RELU6,))),
-    "conv 1x1, silu": lambda isa: direct(isa, product(isa, 7, 9, 2 * isa.lanes), (3, 2), Epilogue(True, (SILU,))),
+    "conv 3x3, relu": lambda isa: direct(isa, convolution(isa, 7, 4, isa.lanes, 3, pad=1), (3, 1), chain("relu", bias=True)),
+    "conv 1x1, clip": lambda isa: direct(isa, product(isa, 7, 9, isa.lanes + 1), (3, 2), chain(RELU6, bias=True)),
+    "conv 1x1, silu": lambda isa: direct(isa, product(isa, 7, 9, 2 * isa.lanes), (3, 2), chain("silu", bias=True)),
     "conv 3x3, residual and relu": lambda isa: direct(
-        isa, conv := convolution(isa, 7, 4, isa.lanes + 2, 3, pad=1), (3, 2), merged(conv, RELU)
+        isa, conv := convolution(isa, 7, 4, isa.lanes + 2, 3, pad=1), (3, 2), merged(conv, "relu")
     ),
     "conv 1x1, broadcast operands": lambda isa: direct(
         isa, conv := convolution(isa, 5, 6, isa.lanes + 3), (3, 2), broadcast_operands(isa, conv.y)
@@ -484,13 +491,13 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "depthwise 3x3": lambda isa: depthwise(isa, channelwise(isa, 8, 2 * isa.lanes + 3, 3, 1, 1), (3, 2)),
     "depthwise 3x3, stride 2, default tile": lambda isa: depthwise(isa, channelwise(isa, 11, 3 * isa.lanes, 3, 2, 1), None),
     "depthwise 5x5, relu": lambda isa: depthwise(
-        isa, channelwise(isa, 9, isa.lanes, 5, 1, 2), (4, 1), Epilogue(True, (RELU,))
+        isa, channelwise(isa, 9, isa.lanes, 5, 1, 2), (4, 1), chain("relu", bias=True)
     ),
     "depthwise 3x3, dilation 2, channels last": lambda isa: depthwise(
         isa, channelwise(isa, 9, isa.lanes + 3, 3, 1, 2, 2, "nhwc"), (3, 1)
     ),
     "depthwise 3x3, residual and silu": lambda isa: depthwise(
-        isa, conv := channelwise(isa, 7, isa.lanes, 3, 1, 1), (4, 1), merged(conv, SILU)
+        isa, conv := channelwise(isa, 7, isa.lanes, 3, 1, 1), (4, 1), merged(conv, "silu")
     ),
     "depthwise 3x3, rows in chunks": lambda isa: depthwise(isa, channelwise(isa, 7, isa.lanes, 3, 1, 1), (3, 1), rows=2),
     # transposed convolution
@@ -538,7 +545,7 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "softmax, other axis": lambda isa: rows(isa, "softmax", COLUMN, (1,)),
     "log softmax": lambda isa: [*rows(isa, "log_softmax", ROW, (1,)), *rows(isa, "log_softmax", COLUMN, (1,))],
     "softmax, steps": lambda isa: rows(
-        isa, "softmax", ROW, (1,), scaled(None, None, Join("add", View.dense(ROW)), RELU, Join("sub", View.dense((3, 1)), True))
+        isa, "softmax", ROW, (1,), scaled(None, None, ("add", View.dense(ROW)), "relu", (View.dense((3, 1)), "sub"))
     ),
     "softmax and mean, slices": sliced_rows,
     "layer norm, scale and bias": lambda isa: rows(
@@ -558,7 +565,7 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "sum, two axes of four": lambda isa: rows(isa, "sum", (2, 3, 4, 5), (1, 3)),
     "sum, many rows": lambda isa: rows(isa, "sum", (300, 7, 31), (2,)),
     "mean, steps": lambda isa: rows(
-        isa, "mean", ROW, (1,), scaled(None, None, Join("mul", View.dense((3, 1))), Activation("tanh"))
+        isa, "mean", ROW, (1,), scaled(None, None, ("mul", View.dense((3, 1))), "tanh")
     ),
     "mean, blocked image": lambda isa: rows(isa, "mean", (2, 3, 49, isa.lanes), (2,)),
     "max, min and prod": lambda isa: [
@@ -580,7 +587,7 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "average pool, whole plane": lambda isa: pool(isa, "average", 7, 7),
     "average pool 3x3, rows in chunks": lambda isa: pool(isa, "average", 53, 3, 1, 1),
     "average pool 35x35, at the border": lambda isa: pool(isa, "average", 40, 35, 3, 15),
-    "average pool 3x3, residual and relu": lambda isa: pool(isa, "average", 9, 3, 1, 1, steps=(RELU,)),
+    "average pool 3x3, residual and relu": lambda isa: pool(isa, "average", 9, 3, 1, 1, steps=("relu",)),
     # resizing
     "resize, nearest": lambda isa: resize(isa, (1, 1)),
     "resize, linear, default tile": lambda isa: resize(isa, (2, 2)),
@@ -672,8 +679,8 @@ def bottleneck(isa: Isa) -> Sequence[KernelCall]:
     expand, middle = convolution(isa, 9, c, 3 * c), channelwise(isa, 9, 3 * c, 3, 1, 1)
     project = convolution(isa, 9, 3 * c, c)
     second = Ref(ARENA, 4 * expand.y.elements)
-    (first,) = direct(isa, expand, (4, 2), Epilogue(True, (RELU,)))
-    (window,) = depthwise(isa, middle, (3, 1), Epilogue(True, (RELU,)))
+    (first,) = direct(isa, expand, (4, 2), chain("relu", bias=True))
+    (window,) = depthwise(isa, middle, (3, 1), chain("relu", bias=True))
     (last,) = direct(isa, project, (6, 1), merged(project))
     return (
         KernelCall(first, {"x": Ref(X), "w": Ref(WEIGHTS), "b": Ref(WEIGHTS, 4096), "y": Ref(ARENA)}),

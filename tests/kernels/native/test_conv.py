@@ -6,12 +6,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import Conv, conv_tiles, emit_conv, make_tile
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_conv, image, square
 from tests.kernels.native.reference import place, run_kernel
 
@@ -52,7 +52,7 @@ def test_product_in_batches(isa):
 def test_product_cut_into_rows(isa, weights_inner, pixels, row_pixels):
     conv = product(isa, "nhwc", pixels, 9, 3 * isa.lanes + 1)
     tile = replace(make_tile(conv, isa, 4, 2), row_pixels=row_pixels, rows=2, weights_inner=weights_inner)
-    check_conv(conv, tile, isa, Epilogue(True, (Merge("add", conv.y),)))
+    check_conv(conv, tile, isa, chain(("add", conv.y), bias=True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -106,12 +106,12 @@ def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
 def test_epilogue_adds_bias_and_residual_and_activates(isa, layout):
     conv = square(isa, layout, 6, 8, isa.lanes + 5, 3, pad=1)
     cases = {
-        Activation("relu"): lambda v: np.maximum(v, 0),
-        Activation("clip", (0.0, 0.5)): lambda v: np.clip(v, 0, 0.5),
-        Activation("silu"): lambda v: v / (1 + np.exp(-v)),
+        "relu": lambda v: np.maximum(v, 0),
+        ("clip", 0.0, 0.5): lambda v: np.clip(v, 0, 0.5),
+        "silu": lambda v: v / (1 + np.exp(-v)),
     }
     for activation, exact in cases.items():
-        check_conv(conv, make_tile(conv, isa, 3, 2), isa, Epilogue(True, (Merge("add", conv.y), activation)), exact)
+        check_conv(conv, make_tile(conv, isa, 3, 2), isa, chain(("add", conv.y), activation, bias=True), exact)
 
 
 def test_residual_may_be_the_output_itself(isa):
@@ -123,7 +123,7 @@ def test_residual_may_be_the_output_itself(isa):
 
     w = rng.standard_normal((isa.lanes, 4, 1, 1)).astype(np.float32)
     tile, y = make_tile(conv, isa, 4, 1), place(conv.y, added)
-    kernel = emit_conv(conv, tile, Epilogue(False, (Merge("add", conv.y),)), isa)
+    kernel = emit_conv(conv, tile, chain(("add", conv.y)), isa)
     run_kernel(kernel, isa, x=place(conv.x, x), w=pack_weights(conv, tile, isa, w), r0=y, y=y)
     assert_close(conv.y.load(y), conv_reference(conv, x.astype(np.float32), w) + added, 8)
 
@@ -169,7 +169,7 @@ def test_layouts_that_vectors_cannot_write_are_refused():
         emit_conv(Conv(blocked, blocked, groups=2), make_tile(Conv(blocked, blocked, groups=2), isa, 4, 1), Epilogue(), isa)
     last = Conv(*[Image.nhwc(1, 24, 4, 4)] * 2, groups=2)
     with pytest.raises(EmitError, match="operand 0 has blocks of 16 channels, groups of 12 begin inside them"):
-        emit_conv(last, make_tile(last, isa, 4, 1), Epilogue(False, (Merge("add", blocked),)), isa)
+        emit_conv(last, make_tile(last, isa, 4, 1), chain(("add", blocked)), isa)
 
 
 def test_kernels_with_other_strides_have_other_names(isa):

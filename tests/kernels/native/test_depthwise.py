@@ -6,13 +6,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue, Merge
 from kernels.native.errors import EmitError
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_depthwise, depthwise, image
 
 
@@ -52,7 +52,7 @@ def test_epilogue(isa, layout):
         conv,
         make_depthwise_tile(conv, isa, 3, 1),
         isa,
-        Epilogue(True, (Merge("add", conv.y), Activation("relu"))),
+        chain(("add", conv.y), "relu", bias=True),
         lambda v: np.maximum(v, 0),
     )
 

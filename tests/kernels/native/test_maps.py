@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kernels.expression import Apply
 from kernels.native.code.compile import assembly
-from kernels.native.emit.expression import Apply
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.memory.view import View

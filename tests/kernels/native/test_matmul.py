@@ -6,12 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.walk import Join
 from kernels.native.errors import EmitError
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
 from kernels.native.memory.view import View
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import assert_close, assert_only_written, lay, run_kernel, seen
 from tests.machines import MACHINES
 
@@ -130,11 +129,10 @@ def test_any_product_on_its_tiles(isa, data):
 
 @pytest.mark.parametrize("y", ["rows", "columns"])
 @pytest.mark.parametrize("m", [1, 2, 9])
-def test_steps_follow_the_product(isa, m, y):
+def test_the_epilogue_follows_the_product(isa, m, y):
     matmul = product(m, 10, 37, b="columns", y=y, batch=(2,))
     row = View.dense((1, 1, 37)) if y == "rows" else View.dense((2, m, 1))
-    steps = (Join("add", row), Activation("relu"), Join("sub", matmul.y, swapped=True))
-    matmul = replace(matmul, steps=steps, alpha=0.5)
+    matmul = replace(matmul, epilogue=chain(("add", row), "relu", (matmul.y, "sub")), alpha=0.5)
     rng = np.random.default_rng(3)
     a, b, r0, r1 = (rng.standard_normal(v.shape).astype(np.float32) for v in (matmul.a, matmul.b, row, matmul.y))
     memory = lay(matmul.y, r1)
@@ -167,7 +165,7 @@ def test_what_does_not_fit_is_refused():
     turned = product(9, 4, 5, b="columns")
     with pytest.raises(EmitError, match="columns of b 4, need another method than 'direct'"):
         emit_matmul(turned, replace(matmul_tiles(turned, isa)[0], method="direct"), isa)
-    joined = product(3, 4, 5, steps=(Join("add", matrix(3, 5, "columns")),))
+    joined = product(3, 4, 5, epilogue=chain(("add", matrix(3, 5, "columns"))))
     tile = matmul_tiles(joined, isa)[0]
     with pytest.raises(EmitError, match=r"columns of operands are \[3\] apart, need 0 or 1"):
         emit_matmul(joined, tile, isa)

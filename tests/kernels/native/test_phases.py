@@ -5,12 +5,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.families.conv_transpose import Transposed, as_convolution, phase_count, phase_taps, phases
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, pack_depthwise, pack_depthwise_bias
 from kernels.native.memory.image import Image
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import LAYOUTS, image
 from tests.kernels.native.reference import assert_close, epilogue_operands, place, run_kernel
 
@@ -49,7 +49,7 @@ def check(t, isa, tile_of, epilogue=None, exact_activation=None, depthwise=False
     exact = exact_activation(exact) if exact_activation else exact
     memory, weights, x_memory = np.full(t.y.elements + 64, np.nan, np.float32), as_convolution(w, t.groups), place(t.x, x)
     for phase in phases(t):
-        conv, mine = phase.conv, epilogue.every(phase.first, t.strides)
+        conv, mine = phase.conv, epilogue.laid(lambda image, first=phase.first: image.every(first, t.strides)[0])
         tile = tile_of(conv)
         if depthwise:
             kernel, packed = emit_depthwise(conv, tile, mine, isa), pack_depthwise(conv, tile, isa, phase.weights(weights))
@@ -117,7 +117,7 @@ def test_each_channel_by_itself(isa):
 def test_epilogue_reads_the_pixels_of_its_phase(isa):
     t = transposed(isa, "blocked", 4, (5, isa.lanes + 5), (3, 2, 1, 1, 1))
     last = Image.nhwc(1, t.y.channels, t.y.height, t.y.width)
-    epilogue = Epilogue(True, (Merge("add", t.y), Merge("mul", last), Activation("relu")))
+    epilogue = chain(("add", t.y), ("mul", last), "relu", bias=True)
     check(t, isa, tile(isa), epilogue, lambda v: np.maximum(v, 0))
 
 

@@ -6,13 +6,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue, Merge
 from kernels.native.errors import EmitError
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import LAYOUTS, image
 from tests.kernels.native.poolings import check_pool, pool
 from tests.kernels.native.reference import place, run_kernel
@@ -52,7 +52,7 @@ def test_global_pool(isa, kind, size):
 
 def test_epilogue(isa):
     pooling = pool(isa, "average", 9, isa.lanes, 3, pad=1)
-    check_pool(pooling, isa, Epilogue(False, (Merge("add", pooling.window.y), Activation("relu"))), lambda v: np.maximum(v, 0))
+    check_pool(pooling, isa, chain(("add", pooling.window.y), "relu"), lambda v: np.maximum(v, 0))
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])

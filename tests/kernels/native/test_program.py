@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kernels.native.code.cache import CodeCache
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.kernel import Epilogue, Merge, emitted
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.kernel import emitted
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.families.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
@@ -13,6 +13,7 @@ from kernels.native.memory.buffers import aligned
 from kernels.native.run.program import KernelCall, Program, Ref, emit_program
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import depthwise, square
 from tests.kernels.native.reference import assert_close, conv_reference
 
@@ -30,7 +31,6 @@ class Bottleneck:
 
     def __init__(self, isa, timed=False, cache=None, threads=3):
         c, size, self.rng = isa.lanes, 9, np.random.default_rng(0)
-        relu = Activation("relu")
         expand, middle = square(isa, "blocked", size, c, 3 * c, 1), depthwise(isa, "blocked", size, 3 * c, 3, pad=1)
         project = square(isa, "blocked", size, 3 * c, c, 1)
         tiles = (make_tile(expand, isa, 4, 2), make_depthwise_tile(middle, isa, 3, 1), make_tile(project, isa, 6, 1))
@@ -48,10 +48,10 @@ class Bottleneck:
             refs.append(Ref(WEIGHTS, at))
         second = Ref(ARENA, 4 * expand.y.elements)
         arguments = [dict(zip("wb", (refs[n], refs[n + 3]), strict=True)) for n in range(3)]
-        merged = Epilogue(True, (Merge("add", project.y),))
+        merged = chain(("add", project.y), bias=True)
         kernels = (
-            emit_conv(expand, tiles[0], Epilogue(True, (relu,)), isa),
-            emit_depthwise(middle, tiles[1], Epilogue(True, (relu,)), isa),
+            emit_conv(expand, tiles[0], chain("relu", bias=True), isa),
+            emit_depthwise(middle, tiles[1], chain("relu", bias=True), isa),
             emit_conv(project, tiles[2], merged, isa),
         )
         steps = (

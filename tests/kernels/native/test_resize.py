@@ -4,8 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.kernel import Epilogue, Merge
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.errors import EmitError
 from kernels.native.families.resize import (
     MOST_TAPS,
@@ -19,6 +18,7 @@ from kernels.native.families.resize import (
 )
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import LAYOUTS, image
 from tests.kernels.native.reference import PLAIN, assert_close, epilogue_operands, place, run_kernel
 
@@ -109,7 +109,7 @@ def test_pixels_need_not_divide_the_row(isa):
 @pytest.mark.parametrize("insides", [((0, 6), (2, 5)), ((1, 4), (0, 7)), ((2, 6), (0, 1)), ((3, 3), (0, 7)), ((0, 6), (4, 4))])
 def test_what_lies_outside_is_filled_and_finished(isa, insides, separable):
     resizing, rows, columns = case(isa, (4, 5), (6, 7), (2, 2), isa.lanes + 2, insides=insides, fill=2.5)
-    epilogue = Epilogue(False, (Merge("mul", resizing.y), Activation("clip", (-1.0, 3.0))))
+    epilogue = chain(("mul", resizing.y), ("clip", -1.0, 3.0))
     tile = make_resize_tile(resizing, isa, 4, 2, separable=separable)
     check(resizing, rows, columns, tile, isa, epilogue, lambda v: np.clip(v, -1, 3))
 
@@ -118,7 +118,7 @@ def test_what_lies_outside_is_filled_and_finished(isa, insides, separable):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_epilogue(isa, layout, separable):
     resizing, rows, columns = case(isa, (4, 4), (8, 8), (2, 2), isa.lanes + 2, layout)
-    epilogue = Epilogue(False, (Merge("add", resizing.y), Activation("relu")))
+    epilogue = chain(("add", resizing.y), "relu")
     tile = make_resize_tile(resizing, isa, 4, 1, separable=separable)
     check(resizing, rows, columns, tile, isa, epilogue, lambda v: np.maximum(v, 0))
 

@@ -5,12 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.native.emit.functions import Activation
-from kernels.native.emit.walk import Join
 from kernels.native.errors import EmitError
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.memory.view import View
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import assert_only_written, lay, run_kernel, seen
 from tests.machines import MACHINES
 
@@ -157,17 +156,17 @@ def run_on(rows, isa, x, **operands):
     return y.reshape(rows.y.shape)
 
 
-def test_steps_follow_the_result(isa):
+def test_the_epilogue_follows_the_result(isa):
     shape = (6, 37)
     x, r = random(shape, 1), random((6, 1), 2)
-    steps = (Join("add", View.dense(shape)), Activation("relu"), Join("sub", View.dense((6, 1)), swapped=True))
-    got = run_on(dense("softmax", shape, (1,), steps=steps), isa, x, r0=x, r1=r)
+    epilogue = chain(("add", View.dense(shape)), "relu", (View.dense((6, 1)), "sub"))
+    got = run_on(dense("softmax", shape, (1,), epilogue=epilogue), isa, x, r0=x, r1=r)
     np.testing.assert_allclose(got, r - np.maximum(softmax(x, (1,)) + x, 0), atol=1e-5)
-    steps = (Join("mul", View.dense((6, 1))), Activation("tanh"))
-    got = run_on(dense("mean", shape, (1,), steps=steps), isa, x, r0=r)
+    epilogue = chain(("mul", View.dense((6, 1))), "tanh")
+    got = run_on(dense("mean", shape, (1,), epilogue=epilogue), isa, x, r0=r)
     np.testing.assert_allclose(got, np.tanh(x.mean(1, keepdims=True) * r), atol=1e-5)
-    steps = (Join("mul", View.dense((1, 37))),)
-    got = run_on(dense("sum", shape, (0,), steps=steps), isa, x, r0=x[0].copy())
+    epilogue = chain(("mul", View.dense((1, 37))))
+    got = run_on(dense("sum", shape, (0,), epilogue=epilogue), isa, x, r0=x[0].copy())
     np.testing.assert_allclose(got, x.sum(0, keepdims=True) * x[0], atol=1e-4)
 
 

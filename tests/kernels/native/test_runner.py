@@ -5,7 +5,7 @@ import pytest
 
 from kernels.native.code.compile import generate
 from kernels.native.emit.builder import Module
-from kernels.native.emit.kernel import Epilogue
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.types import F32, I8, I32, I64, PTR, VOID
 from kernels.native.families.conv import conv_tiles
 from kernels.native.families.depthwise import depthwise_tiles

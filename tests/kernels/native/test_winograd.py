@@ -6,9 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
-from kernels.native.emit.functions import Activation
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.kernel import Epilogue, Merge
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import pack_bias
 from kernels.native.families.winograd import (
@@ -23,6 +21,7 @@ from kernels.native.families.winograd import (
 from kernels.native.families.winograd_kernels import emit_winograd, pack_winograd
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import PLAIN, conv_reference, epilogue_operands, place, run_kernel
 
 
@@ -90,11 +89,11 @@ def test_units_paddings_and_sizes(isa, unit, pad, fused):
 def test_epilogue_adds_bias_and_residual_and_activates(isa, fused):
     winograd = square(isa, 10, 5, isa.lanes + 5, batch=2)
     cases = {
-        Activation("relu"): lambda v: np.maximum(v, 0),
-        Activation("silu"): lambda v: v / (1 + np.exp(-v)),
+        "relu": lambda v: np.maximum(v, 0),
+        "silu": lambda v: v / (1 + np.exp(-v)),
     }
     for activation, exact in cases.items():
-        epilogue = Epilogue(True, (Merge("add", winograd.conv.y), activation))
+        epilogue = chain(("add", winograd.conv.y), activation, bias=True)
         check_winograd(winograd, make_winograd_tile(winograd, isa, 4, 2, 9, fused=fused), isa, epilogue, exact)
 
 
@@ -171,7 +170,7 @@ def test_operands_may_be_broadcast_and_lie_otherwise(isa, fused):
     scales = np.full(per_channel.blocks * lanes, np.nan, np.float32)
     scales[: y.channels] = channel
     operands = {"r0": scales, "r1": pixel.astype(np.float32).ravel(), "r2": place(last, other)}
-    epilogue = Epilogue(False, (Merge("mul", per_channel), Merge("mul", per_pixel), Merge("sub", last, swapped=True)))
+    epilogue = chain(("mul", per_channel), ("mul", per_pixel), (last, "sub"))
     got = y.load(run_winograd(winograd, tile, isa, x, w, None, epilogue, operands))
     wanted = other - exact * channel[None, :, None, None] * pixel
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2.25 * error_estimate(4, 6) * float(np.abs(exact).max()))

@@ -1,0 +1,119 @@
+"""Elementwise ops of a graph as expressions over its values: what a node computes of each element, and what is fused behind it.
+
+Which operations an op consists of, the op itself says (`Op.expression`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from graph.ir import Fused, Node
+from kernels.expression import Draft, Expression, Term
+from kernels.native.emit.expression import value_types
+from kernels.native.errors import EmitError
+from kernels.registry import find
+from kernels.spec import Array, DType, Spec
+
+SpecOf = Callable[[str], Spec]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundExpression:
+    """An expression, and for each of its operands the value of the graph; "" is the result that a kernel made before."""
+
+    operands: tuple[str, ...]
+    expression: Expression
+
+    @property
+    def addend(self) -> str | None:
+        """The value that is added to the result, operand 0, before anything else is done; None where something else is."""
+        steps = self.expression.steps
+        if not steps or steps[0].op != "add" or min(steps[0].args) != 0 or any(0 in step.args for step in steps[1:]):
+            return None
+        other = max(steps[0].args)
+        return self.operands[other] if 0 < other < len(self.operands) else None
+
+    def without_addend(self) -> BoundExpression:
+        """What is left to do when `addend` has been added."""
+        first, *rest = self.expression.steps
+        count, added = len(self.operands), max(first.args)
+        read = {arg for step in rest for arg in step.args}
+        kept = [n for n in range(count) if n != added or n in read]
+        number = {old: new for new, old in enumerate(kept)} | {count: 0}
+        number |= {count + n: len(kept) + n - 1 for n in range(1, len(rest))}
+        steps = tuple(replace(step, args=tuple(number[arg] for arg in step.args)) for step in rest)
+        types = tuple(self.expression.operands[n] for n in kept)
+        return BoundExpression(tuple(self.operands[n] for n in kept), Expression(types, steps))
+
+
+def express(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:
+    """Return what an elementwise node and its epilogue compute. Raises EmitError where there is no expression for it."""
+    draft = _GraphDraft(spec, constants)
+    made = draft.append(node, None)
+    for fused in node.epilogue:
+        made = draft.append(fused, made)
+    return _bound(draft, made, ())
+
+
+def express_epilogue(node: Node, spec: SpecOf, constants: Mapping[str, Array], addend: str = "") -> BoundExpression:
+    """Return what is fused behind a node, operand 0 being the node's own result.
+
+    addend: a value that is added before. Raises EmitError where there is no expression for it.
+    """
+    return _behind(node.epilogue, spec(node.outputs[0]).dtype, spec, constants, addend)
+
+
+def express_fused(fused: Fused, dtype: DType, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:
+    """Return what one op computes of a result of that type, operand 0. Raises EmitError where there is no expression for it."""
+    return _behind((fused,), dtype, spec, constants)
+
+
+def refuses_behind(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> str | None:
+    """Why an elementwise kernel cannot do what is fused behind a node, or None."""
+    try:
+        express_epilogue(node, spec, constants)
+    except EmitError as error:
+        return str(error)
+    return None
+
+
+def _behind(
+    fused: tuple[Fused, ...], dtype: DType, spec: SpecOf, constants: Mapping[str, Array], addend: str = ""
+) -> BoundExpression:
+    draft = _GraphDraft(spec, constants)
+    made = draft.operand("", dtype)
+    if addend:
+        made = draft("add", made, draft.value(addend))
+    for each in fused:
+        made = draft.append(each, made)
+    return _bound(draft, made, ("",))
+
+
+def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
+    operands, expression = draft.finish(made, first)
+    value_types(expression)
+    return BoundExpression(operands, expression)
+
+
+class _GraphDraft(Draft):
+    """A draft whose operands are values of a graph."""
+
+    def __init__(self, spec: SpecOf, constants: Mapping[str, Array]) -> None:
+        super().__init__()
+        self._spec, self._constants = spec, constants
+
+    def value(self, name: str) -> Term:
+        """A value of the graph."""
+        known = self._constants.get(name)
+        return self.operand(name, self._spec(name).dtype if known is None else known.dtype, known)
+
+    def append(self, node: Node | Fused, made: Term | None) -> Term:
+        """Append an op. made: what "" stands for among the inputs of one that is fused; None: for an absent input."""
+        args = [self.value(name) if name else made for name in node.inputs]
+        expression = find(node.op).expression
+        result = None if expression is None else expression(self, *args, **node.attrs)
+        if result is None:
+            given = ", ".join(arg.dtype.name if arg else "none" for arg in args)
+            raise EmitError(f"{node.op}: it has no expression for inputs of {given}")
+        return result

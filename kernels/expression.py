@@ -1,0 +1,131 @@
+"""Elementwise computation as data: what is done to each element, in whatever layout it lies and by whatever code.
+
+An `Expression` is a tape of typed operations. An op says with a function how to compute it as one (`Op.expression`), and calls a
+`Draft` for that, whose values are `Term`s:
+
+    def express_swish(draft: Draft, x: Term, *, alpha: float) -> Term:
+        return draft("mul", x, draft("sigmoid", draft("mul", x, draft.constant(alpha, x.dtype))))
+
+Operations are named like the vector functions of the code that computes them; those of native kernels, and on which types each
+is defined, are listed in `kernels.native.emit.expression`. These names mean the same everywhere:
+
+    constant    no argument: the number given as its parameter, of type `dtype`
+    cast        its argument converted to `dtype`
+    where       of a bool and two values of one type, the second where the bool is true, else the third
+    lt le gt ge eq ne, isnan isinf    predicates, which make a bool
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+
+from kernels.spec import BOOL, Array, DType
+
+FLOAT, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+PREDICATES = (*COMPARISONS, "isnan", "isinf")
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """One step of an expression: an operation on earlier values, given by number.
+
+    parameters: numbers that the operation takes besides, in the order that its function declares. dtype: of the result of
+    "constant" and "cast", float32 where it is None.
+    """
+
+    op: str
+    args: tuple[int, ...] = ()
+    parameters: tuple[float, ...] = ()
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Steps on values: value i is operand i, then each step appends one; the last value is the result.
+
+    operands: their types. steps: without any, the expression is its only operand.
+    """
+
+    operands: tuple[DType, ...]
+    steps: tuple[Apply, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """A value of an expression under construction. known: its elements, where it is a constant of the model."""
+
+    dtype: DType
+    known: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    op: str
+    args: tuple[Term, ...]
+    parameters: tuple[float, ...]
+    dtype: DType | None
+
+
+class Draft:
+    """An expression under construction. Calling it appends an operation; operands are numbered when it is finished."""
+
+    def __init__(self) -> None:
+        self._operands: dict[str, Term] = {}
+        self._steps: dict[Term, _Step] = {}
+
+    def operand(self, name: str, dtype: DType, known: Array | None = None) -> Term:
+        """The operand of that name: the same term each time."""
+        return self._operands.setdefault(name, Term(dtype, known))
+
+    def __call__(self, op: str, *args: Term, parameters: tuple[float, ...] = (), dtype: DType | None = None) -> Term:
+        """Append an operation and return its result."""
+        made = Term(_result_type(op, args, dtype))
+        self._steps[made] = _Step(op, args, parameters, dtype)
+        return made
+
+    def constant(self, value: float, dtype: DType) -> Term:
+        """Append a number."""
+        return self("constant", parameters=(value,), dtype=dtype)
+
+    def finish(self, result: Term, first: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Expression]:
+        """Return the expression of `result`, and the names of its operands in order; what it does not need is left out.
+
+        first: names of the operands that come first, read or not. The others follow in the order in which they are read.
+        """
+        needed = {result}
+        for term, step in reversed(self._steps.items()):
+            if term in needed:
+                needed.update(step.args)
+        steps = {term: step for term, step in self._steps.items() if term in needed}
+        names = {term: name for name, term in self._operands.items()}
+        read = [arg for step in steps.values() for arg in step.args if arg in names] if steps else [result]
+        operands = list(dict.fromkeys([*(self._operands[name] for name in first), *read]))
+        number = {term: n for n, term in enumerate([*operands, *steps])}
+        tape = [Apply(s.op, tuple(number[arg] for arg in s.args), s.parameters, s.dtype) for s in steps.values()]
+        return tuple(names[term] for term in operands), Expression(tuple(term.dtype for term in operands), tuple(tape))
+
+
+def _result_type(op: str, args: tuple[Term, ...], dtype: DType | None) -> DType:
+    if op in ("constant", "cast"):
+        return dtype or FLOAT
+    if op in PREDICATES:
+        return BOOL
+    return args[op == "where"].dtype
+
+
+Express = Callable[..., Term | None]
+
+
+def applied(op: str, *parameters: str) -> Callable[..., Term]:
+    """Express an op as one operation on all its inputs. parameters: the attributes that are its parameters, in order."""
+    return lambda draft, *args, **attrs: draft(op, *args, parameters=tuple(float(attrs[name]) for name in parameters))
+
+
+def folded(op: str) -> Callable[..., Term]:
+    """Express an op as an operation between all its inputs, from the left."""
+    return lambda draft, *args, **_: reduce(lambda a, b: draft(op, a, b), args)

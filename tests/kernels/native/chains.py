@@ -1,0 +1,30 @@
+"""Epilogues written as chains of operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernels.expression import FLOAT, Draft
+from kernels.native.emit.epilogue import Epilogue
+
+
+def chain(*steps: str | tuple[Any, ...], bias: bool = False) -> Epilogue[Any]:
+    """An epilogue that does one operation after another to the result, on float32 operands.
+
+    A step is a name, a name with parameters ("clip", 0.0, 6.0), or a name with the layout of the operand: ("sub", view) takes the
+    operand from the result, (view, "sub") the result from the operand.
+    """
+    draft, layouts = Draft(), {}
+    made = draft.operand("", FLOAT)
+    for step in steps:
+        name, *rest = (step,) if isinstance(step, str) else step
+        if not isinstance(name, str) or (rest and not isinstance(rest[0], float)):
+            swapped = not isinstance(name, str)
+            layout, op = (name, rest[0]) if swapped else (rest[0], name)
+            operand = draft.operand(f"r{len(layouts)}", FLOAT)
+            layouts[f"r{len(layouts)}"] = layout
+            made = draft(op, operand, made) if swapped else draft(op, made, operand)
+        else:
+            made = draft(name, made, parameters=tuple(rest))
+    names, expression = draft.finish(made, ("",))
+    return Epilogue(bias, expression, tuple(layouts[name] for name in names[1:]))
