@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Not app.console: it looks at its terminal when it is imported, and the fork server's is not the command's.
+# Not app.cli.console: it looks at its terminal when it is imported, and the fork server's is not the command's.
 CONTEXT.set_forkserver_preload(["app.main", "rich.progress", "scheduler.tuning.tuner", "typer"])
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import platformdirs
+import structlog
 import typer
 
-from app.cli.console import Database, Json, configure_logging, out, print_json
+from app.agent.agent import Agent
+from app.cli.console import Database, Json, out, print_json
 
 
-def agent_command(
+def command(
     server: Annotated[str, typer.Option(help="Address of the service, as in http://host:8000.", show_default=False)],
     key: Annotated[str | None, typer.Option(envvar="EDGEWISE_KEY", help="API key of scope admin.", show_envvar=True)] = None,
     once: Annotated[bool, typer.Option("--once", help="Work on the jobs that wait, then end.")] = False,
@@ -27,9 +30,7 @@ def agent_command(
 
     EDGEWISE_KEY=… edgewise agent --server https://edgewise.example
     """
-    from app.agent.agent import Agent  # noqa: PLC0415  what only an agent needs
-
-    configure_logging()
+    _configure_logging()
     own = platformdirs.user_state_path("edgewise") / "agent" if folder is None else folder
     of_server = own / hashlib.sha256(server.encode()).hexdigest()[:12]  # what one service has acknowledged another has not
     agent = Agent(server, key, db, of_server, probe_s=seconds)
@@ -40,3 +41,17 @@ def agent_command(
         print_json(orjson.dumps({"jobs": worked}))
     else:
         out.print(f"{worked} jobs worked on")
+
+
+def _configure_logging() -> None:
+    """Log one JSON object a line on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,12 +1,15 @@
-"""What the commands share: where they print, how they log, options of the same meaning, and the error of a wrong call."""
+"""What commands share: where they print, options of the same meaning, and the error of a command line that makes no sense.
+
+An option that is also a setting of the service reads the setting's environment variable, in every command alike.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 from rich.console import Console
 
@@ -18,27 +21,30 @@ notes = Console(stderr=True, highlight=False)
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
-Threads = Annotated[int | None, typer.Option(help="Cores to use; physical cores by default.")]
+Threads = Annotated[int | None, typer.Option(envvar="EDGEWISE_THREADS", help="Cores to use; physical cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Database = Annotated[str | None, typer.Option("--db", help="Database URL; SQLite in the user's data directory by default.")]
+Database = Annotated[
+    str | None,
+    typer.Option("--db", envvar="EDGEWISE_DB", help="Database URL; SQLite in the user's data directory by default."),
+]
 
 
 class ArgumentError(InvalidError):
-    """A command line that cannot be understood."""
+    """A command line that makes no sense; the program exits with 2."""
 
 
 def print_json(text: bytes | str) -> None:
-    """One JSON document on stdout, and nothing else."""
+    """Print one JSON document on stdout, and nothing else."""
     sys.stdout.write((text if isinstance(text, str) else text.decode()) + "\n")
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """--shape x=1,3,224,224 as {"x": (1, 3, 224, 224)}. Raises ArgumentError."""
+    """Read --shape x=1,3,224,224 as {"x": (1, 3, 224, 224)}. Raises ArgumentError."""
     return dict(_assignment("--shape", text) for text in texts)
 
 
 def parse_dims(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    """--dim batch=8 as {"batch": (8,)}. Raises ArgumentError."""
+    """Read --dim batch=8 as {"batch": (8,)}. Raises ArgumentError."""
     return dict(_assignment("--dim", text) for text in texts)
 
 
@@ -50,15 +56,7 @@ def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(part) for part in parts)
 
 
-def configure_logging() -> None:
-    """One JSON object a line on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.dict_tracebacks,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+def require_known(what: str, value: str, known: Sequence[str]) -> None:
+    """Raise ArgumentError unless the value is one of those known."""
+    if value not in known:
+        raise ArgumentError(f"unknown {what} {value!r}, need one of {', '.join(known)}")

@@ -17,17 +17,17 @@ from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 from scheduler.store.transfer import MAX_LINE_BYTES, export_measurements, import_measurements
 
-databases = typer.Typer(no_args_is_help=True, add_completion=False, help="The strategy database: what it holds, and moving it.")
+group = typer.Typer(no_args_is_help=True, add_completion=False, help="The strategy database: what it holds, and moving it.")
 
 
-@databases.command("info")
-def info_command(db: Database = None, json: Json = False) -> None:
+@group.command("info")
+def info(db: Database = None, json: Json = False) -> None:
     """Say what the database holds."""
     _tell(db, json, upgrade=False)
 
 
-@databases.command("upgrade")
-def upgrade_command(db: Database = None, json: Json = False) -> None:
+@group.command("upgrade")
+def upgrade(db: Database = None, json: Json = False) -> None:
     """Migrate the database's schema to this build's.
 
     edgewise db upgrade --db postgresql://user:password@host/edgewise
@@ -35,8 +35,8 @@ def upgrade_command(db: Database = None, json: Json = False) -> None:
     _tell(db, json, upgrade=True)
 
 
-@databases.command("prune")
-def prune_command(
+@group.command("prune")
+def prune(
     older_than: Annotated[float | None, typer.Option(help="Days: delete only what is older.", show_default=False)] = None,
     stale: Annotated[
         bool, typer.Option("--stale", help="Delete only measurements and plans of another build or kernel source than this.")
@@ -55,8 +55,8 @@ def prune_command(
     _print_facts(pruned, json=json)
 
 
-@databases.command("export")
-def export_command(
+@group.command("export")
+def export(
     file: Annotated[Path, typer.Argument(help="Where to write, - for stdout.", show_default=False)],
     device: Annotated[str | None, typer.Option(help="Only what this device measured: its fingerprint.")] = None,
     db: Database = None,
@@ -86,8 +86,8 @@ def _write(stream: IO[str], lines: Iterable[str]) -> None:
         stream.write(f"{line}\n")
 
 
-@databases.command("import")
-def import_command(
+@group.command("import")
+def import_(
     file: Annotated[Path, typer.Argument(help="What `db export` wrote, - for stdin.", show_default=False)],
     db: Database = None,
     json: Json = False,
@@ -105,8 +105,8 @@ def import_command(
     _print_facts(asdict(imported), json=json)
 
 
-@databases.command("merge")
-def merge_command(
+@group.command("merge")
+def merge(
     source: Annotated[str, typer.Argument(help="URL of the database to read.", show_default=False)],
     db: Database = None,
     json: Json = False,

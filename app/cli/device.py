@@ -24,7 +24,7 @@ BAR_WIDTH = 30
 MAX_PROFILE_BYTES = 4 << 20
 
 
-def device_command(
+def command(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0,
     export: Annotated[Path | None, typer.Option("--export", help="Write the profile here, as JSON.", show_default=False)] = None,
     import_: Annotated[

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import getpass
-import sys
 import time
 from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from app.access.auth import Scope, new_key
+from app.cli.console import Database, Json, out, print_json
 from scheduler.store import AuditEntry, Store, StoredKey
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
-out = Console(highlight=False)
-
-Database = Annotated[str | None, typer.Option("--db", help="Database URL; SQLite in the user's data directory by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+group = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, list and revoke API keys.")
 DAY_US = 86_400_000_000
 
 
-@app.command("create")
+@group.command("create")
 def create(
     name: Annotated[str, typer.Option(help="What the key is for; shown in lists and in the audit log.")],
     scope: Annotated[list[Scope], typer.Option(help="infer, read or admin; repeatable.")],
@@ -46,12 +41,14 @@ def create(
         store.keys.add(prefix, name, digest, {str(item) for item in scope}, expires_us, rate_per_s)
         _audit(store, "key.create", prefix)
     if json:
-        _print_json({"key": text, "prefix": prefix, "name": name, "scopes": sorted(set(scope)), "expires_us": expires_us})
+        print_json(
+            orjson.dumps({"key": text, "prefix": prefix, "name": name, "scopes": sorted(set(scope)), "expires_us": expires_us})
+        )
     else:
         out.print(text, markup=False, soft_wrap=True)
 
 
-@app.command("list")
+@group.command("list")
 def list_keys(db: Database = None, json: Json = False) -> None:
     """List every key, without its secret."""
     found: list[StoredKey] = []
@@ -67,7 +64,7 @@ def list_keys(db: Database = None, json: Json = False) -> None:
             | {"created_us": key.created_us, "expires_us": key.expires_us, "last_used_us": key.last_used_us}
             for key in found
         ]
-        _print_json({"keys": hidden})
+        print_json(orjson.dumps({"keys": hidden}))
         return
     table = Table()
     for column in ("prefix", "name", "scopes", "state", "created", "expires", "last used"):
@@ -78,7 +75,7 @@ def list_keys(db: Database = None, json: Json = False) -> None:
     out.print(table)
 
 
-@app.command("revoke")
+@group.command("revoke")
 def revoke(
     prefix: Annotated[str, typer.Argument(help="The key's prefix, as `list` shows it.")], db: Database = None, json: Json = False
 ) -> None:
@@ -87,7 +84,7 @@ def revoke(
         store.keys.revoke(prefix)
         _audit(store, "key.revoke", prefix)
     if json:
-        _print_json({"revoked": prefix})
+        print_json(orjson.dumps({"revoked": prefix}))
     else:
         out.print(f"{prefix} is revoked", markup=False)
 
@@ -102,7 +99,3 @@ def _state(key: StoredKey) -> str:
 
 def _day(moment_us: int | None) -> str:
     return "" if moment_us is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment_us / 1e6))
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")

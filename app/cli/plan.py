@@ -1,18 +1,86 @@
-"""`edgewise plan` beyond the plan itself: two plans side by side, and one with other choices."""
+"""`edgewise plan`: choose how a device should run a model; compare two plans, or one with other choices."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, cast, get_args
 
 import orjson
+import typer
 from rich.table import Table
 
-from app.cli.console import ArgumentError, out, print_json
+from app.cli.console import ArgumentError, Database, Dim, Json, Shape, out, parse_dims, parse_shapes, print_json, require_known
+from profiler.units import quantity
 from scheduler.build import current_build
 from scheduler.local import local_fingerprint
-from scheduler.plan import Plan
+from scheduler.plan import Objective, Plan
 from scheduler.planning.compare import PlanDiff, WhatIf, diff, what_if
+from scheduler.planning.planner import plan as make_and_store
 from scheduler.store import Here, Store
+
+
+def command(
+    model: Annotated[Path | None, typer.Argument(help="An ONNX file.", show_default=False)] = None,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    device: Annotated[str, typer.Option(help='"local", or the fingerprint of a stored device.')] = "local",
+    objective: Annotated[str, typer.Option(help="latency, throughput or memory.")] = "latency",
+    max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Refuse plans slower than this.")] = None,
+    max_memory_bytes: Annotated[int | None, typer.Option(min=0, help="Refuse plans larger than this.")] = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse plans less accurate than this.")] = None,
+    max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Every step's candidates and why one won.")] = False,
+    force: Annotated[list[str], typer.Option("--with", help="Also say the cost with node=strategy, or *=strategy.")] = [],  # noqa: B006
+    differ: Annotated[
+        tuple[str, str] | None, typer.Option("--diff", help="Compare two plans instead: ids, or files of --json.")
+    ] = None,
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Choose how a device should run a model: kernel, threads and precision of every step, and why.
+
+    edgewise plan resnet50.onnx --explain
+    edgewise plan resnet50.onnx --with '*=numpy' --with conv1=native/direct
+    edgewise plan --diff before.json after.json
+    edgewise plan model.onnx --dim batch=8 --objective throughput --max-memory-bytes 200000000
+    """
+    if differ is not None:
+        show_diff(*differ, db, json=json)
+        return
+    if model is None:
+        raise ArgumentError("plan: no model is given, need an ONNX file, or --diff with two plans")
+    require_known("objective", objective, get_args(Objective))
+    dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    made = make_and_store(
+        model,
+        device,
+        cast("Objective", objective),
+        parse_shapes(shape),
+        dims,
+        max_latency_ms=max_latency_ms,
+        max_memory_bytes=max_memory_bytes,
+        max_error=max_error,
+        max_threads=max_threads,
+        db=db,
+    )
+    if force:
+        show_what_if(made, force, json=json)
+        return
+    if json:
+        print_json(made.to_json())
+        return
+    table = Table(title=f"{made.model_name} on {made.device_name}", title_justify="left")
+    for name in ("step", "strategy", "ms", "why"):
+        table.add_column(name, overflow="fold", justify="right" if name == "ms" else "left")
+    for step in made.steps:
+        table.add_row(step.node, str(step.strategy), f"{step.predicted_ns / 1e6:.3f}", step.why)
+        for candidate in step.candidates if explain else ():
+            if candidate.verdict != "chosen":
+                expected = "" if candidate.expected_ns is None else f"{candidate.expected_ns / 1e6:.3f}"
+                table.add_row("", f"  {candidate.verdict}: {candidate.strategy}", expected, candidate.reason, style="dim")
+    out.print(table)
+    out.print(made.why, markup=False)
+    out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
 
 
 def show_diff(before: str, after: str, db: str | None, *, json: bool) -> None:

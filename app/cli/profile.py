@@ -25,6 +25,7 @@ from app.cli.console import (
     parse_dims,
     parse_shapes,
     print_json,
+    require_known,
 )
 from app.cli.tables import Column, fitted
 from app.pages.report import write_report
@@ -36,7 +37,7 @@ from profiler.device.profile import FULL_S
 from profiler.report.document import Op, Report
 from profiler.report.exports import op_rows, sweep_rows, to_csv
 from profiler.report.makers import static_report
-from profiler.units import quantity
+from profiler.units import milliseconds, quantity
 from scheduler.build import current_build
 from scheduler.local import local_device, local_fingerprint
 from scheduler.profile_run import measure_model
@@ -48,7 +49,8 @@ TIMES = ("p50_ns", "wasted_ns", "first_ns")
 SWEPT = ("macs", "flops", "peak_activation_bytes", "read_bytes", "write_bytes", "param_bytes", "intensity", "other_flops")
 
 
-def profile_command(
+def command(
+    context: typer.Context,
     model: ModelPath,
     shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
     dim: Dim = [],  # noqa: B006
@@ -78,7 +80,7 @@ def profile_command(
     edgewise profile model.onnx --dim batch=1,2,4,8
     """
     shapes, dims = parse_shapes(shape), parse_dims(dim)
-    if not measured and (threads is not None or plan is not None):
+    if not measured and (_typed(context, "threads") or plan is not None):
         raise ArgumentError("profile: --threads and --plan say how to run, need --measure")
     if any(len(sizes) > 1 for sizes in dims.values()):
         if measured:
@@ -104,12 +106,17 @@ def profile_command(
         raise typer.Exit(1)
 
 
+def _typed(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, not in the environment alone."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:
     """The largest first, or the order they run in."""
     if name == "order":
         return lambda op: op.index
-    if name not in columns:
-        raise ArgumentError(f"--sort: {name!r} is no column, need one of {', '.join(columns)}, order")
+    require_known("column", name, (*columns, "order"))
     return lambda op: -(getattr(op, name) or 0)
 
 
@@ -176,9 +183,10 @@ def _print_trace(report: Report, ops: list[Op], top: int) -> None:
     if setup is not None:
         how = f"{setup.device_name}; {setup.threads} threads, plan {setup.plan_id[:12]}, {setup.runs} runs"
         out.print(how, markup=False)
-    out.print(f"median {_ms(totals.wall_p50_ns)}, of which {_ms(totals.unattributed_ns)} between the steps")
-    out.print(f"best {_ms(totals.wall_min_ns)}, first run {_ms(totals.first_ns)}")
-    out.print(f"roof {_ms(totals.roof_ns)}, above it {_ms(totals.wasted_ns)}, predicted {_ms(totals.predicted_ns)}")
+    out.print(f"median {milliseconds(totals.wall_p50_ns)}, of which {milliseconds(totals.unattributed_ns)} between the steps")
+    out.print(f"best {milliseconds(totals.wall_min_ns)}, first run {milliseconds(totals.first_ns)}")
+    roof, wasted, predicted = map(milliseconds, (totals.roof_ns, totals.wasted_ns, totals.predicted_ns))
+    out.print(f"roof {roof}, above it {wasted}, predicted {predicted}")
     for problem in report.check.problems:
         text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
         out.print(text, style="red", markup=False)
@@ -201,10 +209,6 @@ def _print(table: Table, report: Report, top: int) -> None:
     out.print(f"peak activations {peak}   parameters {params}   counted {totals.coverage_percent:.1f} %")
     for missing in report.uncounted:
         out.print(f"not counted: {missing.node} ({missing.op}): {missing.reason}", style="yellow", markup=False)
-
-
-def _ms(nanoseconds: float | None) -> str:
-    return "unknown" if nanoseconds is None else f"{nanoseconds / 1e6:.3f} ms"
 
 
 def _print_sweep(points: list[sweep.SweepPoint], json: bool) -> None:

@@ -60,7 +60,7 @@ def test_models_and_doctor() -> None:
         (["profile", "missing.onnx"], 1, "missing.onnx: No such file"),
         (["profile", MODEL], 1, "--dim batch=1"),
         (["profile", MODEL, "--shape", "x"], 2, "--shape: 'x' is not understood"),
-        (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "'colour' is no column"),
+        (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "unknown column 'colour', need one of flops, "),
         (["profile"], 2, "Missing argument"),
         (["keys", "create", "--name", "x", "--scope", "root"], 2, "'root' is not one of"),
         (["keys", "create", "--name", "x"], 2, "--scope"),
@@ -153,5 +153,38 @@ def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tm
     assert found["all"]["points"] > 0
     assert "run whole" in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout.replace("\n", " ")
     wrong = edgewise("tune", MODEL, "--backend", "cuda")
-    assert (wrong.returncode, "'cuda' is none" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "unknown backend 'cuda', need one of auto, " in wrong.stderr) == (2, True)
     assert edgewise("bench", "colour").returncode == 2
+
+
+def test_settings_in_the_environment_hold_for_every_command(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
+    made = json.loads(
+        edgewise("keys", "create", "--name", "n", "--scope", "read", "--json", environment={"EDGEWISE_DB": db}).stdout
+    )
+    listed = json.loads(edgewise("keys", "list", "--db", db, "--json").stdout)["keys"]
+    assert [key["prefix"] for key in listed] == [made["prefix"]]
+    told = json.loads(edgewise("db", "info", "--json", environment={"EDGEWISE_DB": db}).stdout)
+    assert told["database"] == db
+    ran = edgewise("run", MODEL, "--runs", "1", environment={"EDGEWISE_THREADS": "1"})
+    assert "of 1 runs, 1 threads" in ran.stdout
+    counted = edgewise("profile", MODEL, "--dim", "batch=1", environment={"EDGEWISE_THREADS": "1"})  # a count has no use for it
+    assert counted.returncode == 0, counted.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "says"),
+    [
+        (["serve"], {"EDGEWISE_MODELS": "nowhere"}, "'nowhere' is no folder"),
+        (["serve"], {"EDGEWISE_PORT": "70000"}, "(env var: 'EDGEWISE_PORT')"),
+        (["serve"], {"EDGEWISE_QUEUE_LIMIT": "many"}, "EDGEWISE_QUEUE_LIMIT: 'many' is refused"),
+        (["serve"], {"EDGEWISE_ALLOWED_HOSTS": "a b"}, "EDGEWISE_ALLOWED_HOSTS: 'a b' is refused"),
+        (["models"], {"EDGEWISE_MAX_MODELS": "0"}, "EDGEWISE_MAX_MODELS: '0' is refused"),
+        (["run", MODEL], {"EDGEWISE_THREADS": "two"}, "(env var: 'EDGEWISE_THREADS')"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, str], says: str) -> None:
+    done = edgewise(*arguments, environment={"COLUMNS": "200", **environment})
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,14 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import edgewise
-from app.cli.main import app
 from app.pages.report import write_report
 from app.settings import DEMO_MODELS
 from profiler.report.document import Report
 from profiler.report.makers import static_report
+from tests.processes import edgewise as command
 
 CHROMIUM = shutil.which("chromium")
 
@@ -46,8 +45,8 @@ def test_report_of_a_hostile_name_keeps_it_text(counted: Report, tmp_path: Path)
 
 def test_profile_writes_a_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    done = CliRunner().invoke(app, ["profile", str(DEMO_MODELS / "digits.onnx"), "--dim", "batch=1", "--html", str(path)])
-    assert done.exit_code == 0
+    done = command("profile", str(DEMO_MODELS / "digits.onnx"), "--dim", "batch=1", "--html", str(path))
+    assert done.returncode == 0, done.stderr
     assert "Edgewise report" in path.read_text("utf-8")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from app.cli.main import app
+from app.cli.main import command_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -44,7 +44,7 @@ WITH_COMMANDS = [page for page in PAGES if re.search(r"^edgewise ", "\n".join(bl
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_commands_and_options_exist(page: Path) -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(command_line()).commands  # type: ignore[attr-defined]
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["edgewise"]:

@@ -1,0 +1,49 @@
+"""`edgewise doctor`: what this installation is and has."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Annotated, Any
+
+import orjson
+import psutil
+import typer
+from rich.table import Table
+
+from app.cli.console import Json, out, print_json
+from app.settings import knobs
+from kernels.version import VERSION
+from scheduler.session import available_cores
+
+
+def command(
+    show_knobs: Annotated[bool, typer.Option("--knobs", help="Print every setting.")] = False, json: Json = False
+) -> None:
+    """Say what this installation is and has: versions, cores, instruction sets, settings."""
+    if show_knobs:
+        rows = knobs()
+        if json:
+            print_json(orjson.dumps([dict(zip(("name", "type", "default", "meaning"), row, strict=True)) for row in rows]))
+            return
+        table = Table()
+        for column in ("variable", "type", "default", "meaning"):
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        return
+    packages = ("numpy", "onnx", "llvmlite", "fastapi", "sqlalchemy")
+    facts: dict[str, Any] = {
+        "edgewise": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in packages},
+        "cores": available_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if json:
+        print_json(orjson.dumps(facts))
+        return
+    for name, value in facts.items():
+        out.print(f"{name:14} {value}", markup=False)

@@ -1,0 +1,90 @@
+"""`edgewise run`: run a model once or many times on this machine."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+import typer
+
+from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json
+from app.engine.shapes import smallest_shapes
+from app.oip import codec
+from graph.errors import FeedError
+from graph.ir import Port
+from graph.run.feeds import random_feeds
+from kernels.spec import Array, Spec
+from profiler.report.exports import chrome_trace
+from profiler.units import milliseconds
+from scheduler.profile_run import time_session
+from scheduler.session import Session
+
+
+def command(
+    model: ModelPath,
+    feed: Annotated[list[str], typer.Option("--input", help="x=file.npy, file.npz, or a JSON request; random when absent.")] = [],  # noqa: B006
+    shape: Shape = [],  # noqa: B006
+    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
+    threads: Threads = None,
+    trace_out: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto trace of the runs here.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a model and print its outputs and latency.
+
+    edgewise run model.onnx --input x=image.npy
+    edgewise run model.onnx --runs 100 --trace-out trace.json
+    """
+    session = Session(model, threads=threads)
+    feeds = _read_feeds(session, feed, parse_shapes(shape))
+    outputs = session.run(feeds)
+    times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
+    if trace_out is not None:
+        trace_out.write_bytes(chrome_trace(time_session(session, feeds, runs)))
+    if save is not None:
+        np.savez(save, allow_pickle=False, **outputs)
+    median_ns = statistics.median(times_ns)
+    if json:
+        described = {name: {"shape": a.shape, "dtype": a.dtype.name, "first": _first(a)} for name, a in outputs.items()}
+        print_json(orjson.dumps({"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}))
+        return
+    for name, array in outputs.items():
+        out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
+    median, best = milliseconds(median_ns), milliseconds(min(times_ns))
+    out.print(f"latency: median {median}, best {best} of {runs} runs, {session.threads} threads")
+
+
+def _first(array: Array) -> list[Any]:
+    return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
+
+
+def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Inputs from files; random ones where none is given, with 1 for every open dimension that --shape leaves out."""
+    feeds: dict[str, Array] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if equals:
+            feeds[name] = np.load(path, allow_pickle=False)
+        elif text.endswith(".npz"):
+            feeds.update(np.load(text, allow_pickle=False))
+        elif text.endswith(".json"):
+            feeds.update(_request_feeds(Path(text)))
+        else:
+            raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
+    defaults = {**smallest_shapes(session), **shapes}
+    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
+    return {**random_feeds(missing), **feeds}
+
+
+def _request_feeds(path: Path) -> dict[str, Array]:
+    body = path.read_bytes()
+    return codec.decode(body, len(body), codec.CodecLimits()).feeds
+
+
+def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
+    if port.name not in shapes:
+        raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
+    return Spec(shapes[port.name], port.dtype)

@@ -1,0 +1,38 @@
+"""`edgewise serve`: the service with its dashboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import logs
+from app.cli.console import ArgumentError, Database, Threads, notes
+from app.cli.environment import read_settings
+from app.http import server
+from app.main import create_app
+from app.settings import DEMO_MODELS
+
+
+def command(
+    models: Annotated[
+        Path, typer.Option(envvar="EDGEWISE_MODELS", help="Folder with name.onnx or name/<version>/model.onnx.")
+    ] = DEMO_MODELS,
+    host: Annotated[str, typer.Option(envvar="EDGEWISE_HOST", help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="EDGEWISE_PORT", min=0, max=65535, help="Port to bind, 0 = any free one.")] = 8000,
+    db: Database = None,
+    threads: Threads = None,
+) -> None:
+    """Serve a folder of models over HTTP, with the dashboard at /.
+
+    edgewise serve --models models --port 8000
+    """
+    if not models.is_dir():
+        raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
+    logs.configure()
+    settings = read_settings(models=models, host=host, port=port, db=db, threads=threads)
+    notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
+    if not settings.loopback:
+        notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
+    server.run(create_app(settings), settings)

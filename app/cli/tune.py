@@ -1,0 +1,82 @@
+"""`edgewise tune`: measure how this machine runs a model best."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated, cast, get_args
+
+import typer
+from rich.progress import Progress
+
+from app.cli.console import (
+    Database,
+    Dim,
+    Json,
+    ModelPath,
+    Shape,
+    Threads,
+    notes,
+    out,
+    parse_dims,
+    parse_shapes,
+    print_json,
+    require_known,
+)
+from profiler.units import milliseconds
+from scheduler.strategy import WantedBackend
+from scheduler.tuning.tuner import TuneProgress, tune
+
+
+def command(
+    model: ModelPath,
+    budget: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds to measure for.")] = 60.0,
+    shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
+    threads: Threads = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what is less accurate than this.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
+    db: Database = None,
+    json: Json = False,
+) -> None:
+    """Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.
+
+    edgewise tune resnet50.onnx --budget 60
+    edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    """
+    require_known("backend", backend, get_args(WantedBackend))
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
+    try:
+        with Progress(*Progress.get_default_columns(), console=notes, transient=True, disable=not notes.is_terminal) as bar:
+            task = bar.add_task("tuning", total=budget)
+
+            def progress(at: TuneProgress) -> None:
+                best = f"{milliseconds(at.best_ns)}, " if at.best_ns else ""
+                text = f"{best}{at.measured}/{at.planned} candidates, {at.now}"
+                bar.update(task, completed=min(at.spent_s, at.budget_s), description=text)
+
+            made = tune(
+                model,
+                budget,
+                parse_shapes(shape),
+                {name: sizes[0] for name, sizes in parse_dims(dim).items()},
+                threads=threads,
+                max_error=max_error,
+                backend=cast("WantedBackend", backend),
+                db=db,
+                progress=progress,
+                stop=asked.is_set,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if json:
+        print_json(made.to_json())
+        return
+    measured = sum(step.measured for step in made.steps)
+    whole = "not run whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} run whole"
+    out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    out.print(
+        f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
+    )
+    out.print(made.why, markup=False)
