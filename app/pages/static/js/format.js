@@ -1,4 +1,4 @@
-// Figures as people read them; the same words as `quantity` in app/pages/routes.py.
+// Numbers with units, written so that people can read them. `quantity` is profiler/units.py's too; a test compares the two.
 
 const STEPS = [
   ["T", 1e12],
@@ -53,7 +53,7 @@ export function when(us) {
 /** Of any size, without a unit: 0.0125 → "0.013", 12.3 → "12.3", 1234567 → "1.2 M". */
 export function number(value) {
   if (value == null) return UNKNOWN;
-  if (Math.abs(value) >= 1e3) return quantity(value, "").trimEnd();
+  if (Math.abs(value) >= 1e3) return quantity(value, "");
   return String(Number(value.toPrecision(Math.abs(value) < 1 ? 2 : 3)));
 }
 
