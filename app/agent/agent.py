@@ -1,8 +1,8 @@
-"""A measuring agent: takes the jobs of this machine from a service far away, runs them here, and brings back what they found.
+"""A measuring agent: it claims the jobs that a remote service has for this machine, runs them here, and sends back the results.
 
-Everything measured goes into a database of the agent's own first, and every result into a folder, where it stays until the
-service has acknowledged it: a lost connection, a restart of either side or a killed agent costs time and no measurement. What
-is said twice changes nothing: measurements have keys, plans are named by what they say, and a job ends once.
+Every measurement first goes into the agent's own database, and every result into a folder, where it stays until the service has
+acknowledged it. A lost connection, a restart of either side or a killed agent therefore costs time and no measurement. Sending
+something twice changes nothing: measurements have keys, the id of a plan is a hash of it, and a job ends once.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from scheduler.store.transfer import export_measurements
 
 log = structlog.get_logger("edgewise.agent")
 
-WAIT_S: Final = 10.0  # that the service may keep a request for work
-REST_S: Final = 0.5  # after a job went back, so that two who cannot do it do not hand it to each other without pause
-LINES: Final = 1000  # measurements of one request, some 700 bytes each
+WAIT_S: Final = 10.0  # how long the service may hold a claim until there is a job
+REST_S: Final = 0.5  # after each job, so that two agents that cannot run one do not pass it back and forth without a pause
+LINES: Final = 1000  # measurements in one request, about 700 bytes each
 KEPT_MODELS: Final = 16
 KEPT_SUFFIX: Final = ".model"  # of any format: the file says which
 
 
 class HttpDesk:
-    """Jobs, models and results over HTTP. Args: folder: where models and unacknowledged results lie."""
+    """The agent's side of the job protocol over HTTP. folder: keeps models and unacknowledged results."""
 
     def __init__(self, link: ServiceClient, store: Store, here: Here, folder: Path) -> None:
         self._link, self._store, self._here = link, store, here
@@ -53,7 +53,7 @@ class HttpDesk:
             made.mkdir(parents=True, exist_ok=True)
 
     def model(self, digest: str) -> Model:
-        """The model of that digest, fetched unless it is here. Raises DeskError, NotFoundError, RefusedError."""
+        """Return the model with this SHA-256, downloaded unless it is here. Raises DeskError, NotFoundError, RefusedError."""
         path = self._models / f"{digest}{KEPT_SUFFIX}"
         if not path.is_file():
             self._fetch(digest, path)
@@ -67,13 +67,16 @@ class HttpDesk:
         try:
             found = self._link.insist(lambda: self._link.download(f"/v1/models/{digest}/file", partial))
             if found != digest:
-                raise RefusedError(f"agent: model {digest} came as {found}, the file is another or was cut")
+                raise RefusedError(f"agent: model {digest} arrived with SHA-256 {found}, it was changed or truncated")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
     def beat(self, claim: Claim, progress: str) -> bool:
-        """Keep the lease, then send what was measured since the last time. Raises DeskError, LeaseLostError."""
+        """Renew the lease, then send the measurements taken since the last beat. Returns whether the job was cancelled.
+
+        Raises: DeskError, LeaseLostError.
+        """
         said = {"lease": claim.lease, "progress": orjson.loads(progress)}
         cancel = self._link.ask(BeatOut, "POST", f"/v1/jobs/{claim.job.id}/beat", json=said).cancel
         self.push_measurements()
@@ -88,7 +91,7 @@ class HttpDesk:
         self._send(kept)
 
     def send_kept(self) -> None:
-        """Send the results that an earlier life of this agent could not. Raises DeskError."""
+        """Send the results that this agent could not send before it was restarted. Raises DeskError."""
         for kept in sorted(self._outbox.glob("*.json")):
             try:
                 self._send(kept)
@@ -103,13 +106,13 @@ class HttpDesk:
             self._link.insist(lambda: self._link.ask(JobOut, "POST", f"/v1/jobs/{item['job']}/end", json=item["said"]))
         except DeskError:
             raise
-        except EdgewiseError:  # acknowledged too: with a no
+        except EdgewiseError:  # a refusal acknowledges it as well
             kept.unlink()
             raise
         kept.unlink()
 
     def forget(self) -> None:
-        """Take nothing for acknowledged: the service knows nothing of this device."""
+        """Send all measurements again: the service has none of this device."""
         self._pushed.unlink(missing_ok=True)
 
     def push_measurements(self) -> None:
@@ -128,7 +131,8 @@ class HttpDesk:
 class Agent:
     """Works for one service until it is closed.
 
-    Args: server: its address. key: of scope admin. db: where measurements are kept. folder: for models and unsent results.
+    Args: server: address of the service. key: API key with scope admin. db: URL of the database for measurements.
+          folder: for models and unsent results. probe_s: seconds to measure a machine that is new. kinds: of jobs it can run.
     """
 
     def __init__(
@@ -141,13 +145,16 @@ class Agent:
         self._worker: JobWorker | None = None
 
     def close(self) -> None:
-        """End as soon as the job that runs can stop; it goes back to the queue."""
+        """End as soon as the running job can stop; that job goes back to the queue."""
         self._closing.set()
         if (worker := self._worker) is not None:
             worker.close()
 
     def run(self, *, once: bool) -> int:
-        """Work; once: only until no job waits. Returns how many jobs were worked on. Raises RefusedError, StoreError."""
+        """Run jobs until the agent is closed, or with `once` until none is waiting. Returns how many it ran.
+
+        Raises: RefusedError, StoreError.
+        """
         worked = 0
         with Store(self._db) as store:
             try:
@@ -166,13 +173,13 @@ class Agent:
             except DeskError as error:
                 if not self._closing.is_set():
                     raise
-                log.warning("ended with something unsent, it is kept", reason=str(error))
+                log.warning("ended with unsent results or measurements, they are kept", reason=str(error))
             finally:
                 self._link.close()
         return worked
 
     def _next(self, device: str, *, once: bool) -> tuple[Claim, float] | None:
-        """The next job; None when the agent is to end. Raises NotFoundError."""
+        """Wait for the next job. Returns None when the agent is to end. Raises NotFoundError."""
         while not self._closing.is_set():
             claimed = self._claim(device, 0.0 if once else WAIT_S)
             if claimed is not None or once:
@@ -180,18 +187,21 @@ class Agent:
         return None
 
     def _register(self, store: Store) -> HttpDesk:
-        """Tell the service what this machine is; measure it first when it is new."""
+        """Send the profile of this machine to the service; a machine that is new is measured first."""
         profile = local_device(store, self._probe_s)
         path, body = f"/v1/devices/{profile.fingerprint}", profile.to_json().encode()
         known = self._link.insist(lambda: self._link.ask(DeviceOut, "PUT", path, content=body))
         desk = HttpDesk(self._link, store, Here(profile.fingerprint, current_build()), self._folder)
-        if known.created_us == known.updated_us:  # it is new to the service
+        if known.created_us == known.updated_us:  # the service did not know it
             desk.forget()
         log.info("registered", device=profile.fingerprint, name=profile.name)
         return desk
 
     def _claim(self, device: str, wait_s: float) -> tuple[Claim, float] | None:
-        """A job and how long its lease lasts. Raises NotFoundError when the service does not know the device."""
+        """Claim a job. Returns it with the length of its lease in seconds, or None where none came within `wait_s` seconds.
+
+        Raises: NotFoundError when the service does not know the device.
+        """
         asked = {"device": device, "owner": self._owner, "wait_s": wait_s}
         answer = self._link.insist(lambda: self._link.ask(ClaimOut, "POST", "/v1/jobs/claim", json=asked, wait_s=wait_s))
         if answer.job is None or answer.lease is None:
@@ -227,7 +237,7 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    """Replace a file so that a crash leaves the old one or the new one."""
+    """Replace a file atomically: a crash leaves the old one or the new one."""
     partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     with partial.open("wb") as file:
         file.write(raw)

@@ -1,7 +1,8 @@
-"""An agent's line to its service: every request is said again until it is answered, and every answer is checked.
+"""The HTTP client of an agent: it bounds and checks every answer, and repeats requests that got none.
 
-What is refused is an error of its own kind; what could not be said (no connection, a server that is overloaded or restarting) is
-a DeskError, and `insist` tries again, later each time and never in step with others.
+A refusal raises an error of its own kind. A request that could not be delivered (no connection, a server that is overloaded or
+restarting) raises DeskError, and `insist` tries again after a pause that doubles each time and is random, so that agents do not
+try in step.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class RefusedError(EdgewiseError):
-    """The service understood and said no; saying it again would not help."""
+    """The service understood the request and refused it; repeating it would not help."""
 
 
 class ServiceClient:
-    """One service. Args: server: its http:// or https:// address. key: sent as a bearer token. closing: ends every patience."""
+    """A client of one service. server: its http(s):// address. key: sent as a bearer token. closing: ends every retry."""
 
     def __init__(self, server: str, key: str | None, closing: threading.Event) -> None:
         parts = urlsplit(server)
@@ -55,7 +56,11 @@ class ServiceClient:
         self._client.close()
 
     def ask(self, answer: type[M], method: str, path: str, *, wait_s: float = 0.0, **content: Any) -> M:
-        """One request. content: `json` or `content`, as httpx takes them. Raises DeskError, or what the refusal says."""
+        """Send one request and parse its answer as the model `answer`.
+
+        wait_s: how long the service may take beyond the usual time. content: `json` or `content`, as httpx takes them.
+        Raises: DeskError; NotFoundError, LeaseLostError or RefusedError for a refusal.
+        """
         timeout = httpx.Timeout(ANSWER_S, read=ANSWER_S + wait_s)
         try:
             with self._client.stream(method, path, timeout=timeout, **content) as reply:
@@ -70,7 +75,7 @@ class ServiceClient:
             raise RefusedError(f"agent: {method} {path}: {first['msg']} in the answer, is this an Edgewise service?") from None
 
     def download(self, path: str, target: Path) -> str:
-        """Stream a file and return its SHA-256. Raises DeskError, or what the refusal says."""
+        """Download a file to `target` and return its SHA-256. Raises DeskError; NotFoundError or RefusedError for a refusal."""
         digest, received = hashlib.sha256(), 0
         try:
             with self._client.stream("GET", path) as reply, target.open("wb") as file:
@@ -87,12 +92,12 @@ class ServiceClient:
             raise DeskError(f"agent: GET {path}: {error or type(error).__name__}") from None
         return digest.hexdigest()
 
-    def insist(self, say: Callable[[], T]) -> T:
-        """Say it until it is answered. Raises DeskError when the agent is to end first, and every refusal."""
+    def insist(self, send: Callable[[], T]) -> T:
+        """Repeat a request until it is answered. Raises DeskError when the agent is closed first, and every refusal."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return say()
+                return send()
             except DeskError as error:
                 if self._closing.is_set():
                     raise
@@ -117,7 +122,7 @@ class _ErrorBody(BaseModel):
 
 
 def _check(status: int, body: bytes, what: str) -> None:
-    """Raise what a status other than success means."""
+    """Raise the error that a status other than success stands for."""
     if 200 <= status < 300:
         return
     try:

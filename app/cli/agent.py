@@ -1,4 +1,4 @@
-"""`edgewise agent`: measure this machine for a service elsewhere."""
+"""`edgewise agent`: measure, count and tune on this machine for a service that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -20,19 +20,26 @@ from app.cli.console import Database, Json, out, print_json
 def command(
     server: Annotated[str, typer.Option(help="Address of the service, as in http://host:8000.", show_default=False)],
     key: Annotated[str | None, typer.Option(envvar="EDGEWISE_KEY", help="API key of scope admin.", show_envvar=True)] = None,
-    once: Annotated[bool, typer.Option("--once", help="Work on the jobs that wait, then end.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure this machine when it is new.")] = 8.0,
-    folder: Annotated[Path | None, typer.Option(help="For models and results not yet delivered.", show_default=False)] = None,
+    once: Annotated[bool, typer.Option("--once", help="Run the jobs that are waiting, then exit.")] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="About how many seconds to measure a machine that is not in the database yet.")
+    ] = 8.0,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to keep models and undelivered results; the user's state directory by default.", show_default=False
+        ),
+    ] = None,
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Take the jobs of this machine from a service, run them here, and bring back measurements, plans and profiles.
+    """Run the jobs that a service has for this machine, and send back measurements, plans and profiles.
 
     EDGEWISE_KEY=… edgewise agent --server https://edgewise.example
     """
     _configure_logging()
     own = platformdirs.user_state_path("edgewise") / "agent" if folder is None else folder
-    of_server = own / hashlib.sha256(server.encode()).hexdigest()[:12]  # what one service has acknowledged another has not
+    of_server = own / hashlib.sha256(server.encode()).hexdigest()[:12]  # another service has not acknowledged what this one has
     agent = Agent(server, key, db, of_server, probe_s=seconds)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.close())
@@ -40,7 +47,7 @@ def command(
     if json:
         print_json(orjson.dumps({"jobs": worked}))
     else:
-        out.print(f"{worked} jobs worked on")
+        out.print(f"{worked} jobs run")
 
 
 def _configure_logging() -> None:

@@ -1,4 +1,4 @@
-"""`edgewise bench`: how well what Edgewise predicts agrees with what it measured."""
+"""`edgewise bench`: compare what Edgewise predicts with what it measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scheduler.store import Store
 def command(
     what: Annotated[str, typer.Argument(help="cost-model.")] = "cost-model", db: Database = None, json: Json = False
 ) -> None:
-    """Say how well the cost model predicts measurements that it never saw, kind of kernel by kind.
+    """Evaluate how well the cost model predicts measurements that it was not fitted to, by kind of kernel.
 
     edgewise bench cost-model
     """
@@ -27,7 +27,7 @@ def command(
         print_json(orjson.dumps(found))
         return
     if not found:
-        out.print("nothing was measured on this machine with this build yet: `edgewise tune MODEL` measures")
+        out.print("nothing was measured on this machine with this build yet, run `edgewise tune MODEL` first")
         return
     table = Table(title="held-out measurements, by signature", title_justify="left")
     for name in (

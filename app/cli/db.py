@@ -1,4 +1,4 @@
-"""`edgewise db`: what the strategy database holds, and moving it."""
+"""`edgewise db`: inspect, upgrade, prune, export, import and merge the strategy database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 from scheduler.store.transfer import MAX_LINE_BYTES, export_measurements, import_measurements
 
-group = typer.Typer(no_args_is_help=True, add_completion=False, help="The strategy database: what it holds, and moving it.")
+group = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Inspect, upgrade, prune, export, import and merge the strategy database."
+)
 
 
 @group.command("info")
 def info(db: Database = None, json: Json = False) -> None:
-    """Say what the database holds."""
+    """Show which database is used, its schema revision, and how many devices and plans it holds."""
     _tell(db, json, upgrade=False)
 
 
@@ -37,14 +39,16 @@ def upgrade(db: Database = None, json: Json = False) -> None:
 
 @group.command("prune")
 def prune(
-    older_than: Annotated[float | None, typer.Option(help="Days: delete only what is older.", show_default=False)] = None,
+    older_than: Annotated[
+        float | None, typer.Option(help="Delete only what is older than this many days.", show_default=False)
+    ] = None,
     stale: Annotated[
-        bool, typer.Option("--stale", help="Delete only measurements and plans of another build or kernel source than this.")
+        bool, typer.Option("--stale", help="Delete only measurements and plans that another build or other kernel sources made.")
     ] = False,
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Make room: delete old measurements, plans, profiles and ended jobs, or what no build that runs here can use.
+    """Delete old measurements, plans, profiles and finished jobs, or those that this build cannot use.
 
     edgewise db prune --older-than 90 --stale
     """
@@ -58,7 +62,7 @@ def prune(
 @group.command("export")
 def export(
     file: Annotated[Path, typer.Argument(help="Where to write, - for stdout.", show_default=False)],
-    device: Annotated[str | None, typer.Option(help="Only what this device measured: its fingerprint.")] = None,
+    device: Annotated[str | None, typer.Option(help="Export only the measurements of the device with this fingerprint.")] = None,
     db: Database = None,
 ) -> None:
     """Write measurements and the devices they were taken on as JSON lines.
@@ -77,7 +81,7 @@ def export(
 
 
 def _lines(stream: IO[str]) -> Iterator[str]:
-    """Lines of a file that may be one endless line: of such a one a piece that import refuses."""
+    """Yield the lines of a file. A line that is too long is cut where the import still refuses it, so that it fits in memory."""
     return iter(lambda: stream.readline(MAX_LINE_BYTES + 1), "")
 
 
@@ -88,11 +92,13 @@ def _write(stream: IO[str], lines: Iterable[str]) -> None:
 
 @group.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What `db export` wrote, - for stdin.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A file that `db export` wrote, - for stdin.", show_default=False)],
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Merge measurements from a file: of two of one thing the one of more samples is kept, of as many the newer.
+    """Merge the measurements of a file into the database.
+
+    Where both hold one of the same strategy, the one with more samples is kept; with equally many, the newer one.
 
     edgewise db import measurements.jsonl
     """
@@ -111,7 +117,7 @@ def merge(
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Merge the measurements of another database into this one, by the rules of import. The other one stays as it is.
+    """Merge the measurements of another database into this one, as `db import` does. The other one is not changed.
 
     edgewise db merge sqlite:///laptop.db --db postgresql://user:password@host/edgewise
     """

@@ -1,4 +1,4 @@
-"""`edgewise device`: what machines are and were measured to do; profiles of machines that are not here."""
+"""`edgewise device`: measure this machine; list, show, import and export the profiles of devices."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ MAX_PROFILE_BYTES = 4 << 20
 
 
 def command(
-    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long to measure.")] = 8.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="About how many seconds to measure.")] = 8.0,
     export: Annotated[Path | None, typer.Option("--export", help="Write the profile here, as JSON.", show_default=False)] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", help="Store the profile, or data sheet, of this file.", show_default=False)
+        Path | None, typer.Option("--import", help="Store the device profile or data sheet in this file.", show_default=False)
     ] = None,
-    show: Annotated[str | None, typer.Option(help="A stored device instead of this one: its fingerprint.")] = None,
+    show: Annotated[str | None, typer.Option(help="Show the stored device with this fingerprint instead.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the stored devices.")] = False,
     db: Database = None,
     json: Json = False,
@@ -80,7 +80,7 @@ def _list(db: str | None, *, json: bool) -> None:
 
 
 def _sources(profile: DeviceProfile) -> str:
-    """How many numbers come from where."""
+    """Count the figures of a profile by their source (measured, derived, entered)."""
     counts: dict[str, int] = {}
     for figure in profile.figures:
         counts[figure.source] = counts.get(figure.source, 0) + 1
@@ -97,7 +97,7 @@ def _import(path: Path, db: str | None) -> DeviceProfile:
 
 
 def _probe(seconds: float, db: str | None) -> DeviceProfile:
-    """Measure with a progress bar on a terminal, and store."""
+    """Measure this machine, with a progress bar on a terminal, and store its profile."""
     with Store(db) as store, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)
 
@@ -135,7 +135,7 @@ def _print(profile: DeviceProfile) -> None:
 
 
 def _print_rates(title: str, columns: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Figure]]) -> None:
-    """A table with a bar for each rate, as long as its share of the largest."""
+    """Print a table with a bar for each rate, relative to the largest rate."""
     table = Table(*columns, "rate", "", "from", title=title, title_justify="left")
     largest = max((figure.value for _, figure in rows), default=1.0) or 1.0
     for names, figure in rows:

@@ -1,4 +1,4 @@
-"""`edgewise doctor`: what this installation is and has."""
+"""`edgewise doctor`: show versions, hardware and settings of this installation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scheduler.session import available_cores
 def command(
     show_knobs: Annotated[bool, typer.Option("--knobs", help="Print every setting.")] = False, json: Json = False
 ) -> None:
-    """Say what this installation is and has: versions, cores, instruction sets, settings."""
+    """Show the versions, cores and memory of this installation, or with --knobs every setting."""
     if show_knobs:
         rows = knobs()
         if json:

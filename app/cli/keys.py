@@ -1,4 +1,4 @@
-"""`edgewise keys`: API keys of the service, in its database. A running server takes changes up within seconds."""
+"""`edgewise keys`: create, list and revoke the service's API keys. A running server sees changes within seconds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from app.access.auth import Scope, new_key
 from app.cli.console import Database, Json, out, print_json
 from scheduler.store import AuditEntry, Store, StoredKey
 
-group = typer.Typer(no_args_is_help=True, add_completion=False, help="Make, list and revoke API keys.")
+group = typer.Typer(no_args_is_help=True, add_completion=False, help="Create, list and revoke API keys.")
 DAY_US = 86_400_000_000
 
 
 @group.command("create")
 def create(
-    name: Annotated[str, typer.Option(help="What the key is for; shown in lists and in the audit log.")],
+    name: Annotated[str, typer.Option(help="Name of the key, shown in lists and in the audit log.")],
     scope: Annotated[list[Scope], typer.Option(help="infer, read or admin; repeatable.")],
     expires_days: Annotated[
         float | None, typer.Option(min=0.0001, max=36500, help="Days until it expires; never by default.")
@@ -31,7 +31,7 @@ def create(
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Make a key and print it, this once: only its hash is stored.
+    """Create a key and print it. It cannot be shown again: the database holds only its hash.
 
     edgewise keys create --name dashboard --scope read --scope infer
     """
@@ -79,7 +79,7 @@ def list_keys(db: Database = None, json: Json = False) -> None:
 def revoke(
     prefix: Annotated[str, typer.Argument(help="The key's prefix, as `list` shows it.")], db: Database = None, json: Json = False
 ) -> None:
-    """Make a key useless for good."""
+    """Revoke a key for good."""
     with Store(db) as store:
         store.keys.revoke(prefix)
         _audit(store, "key.revoke", prefix)

@@ -4,7 +4,7 @@ Each command prints for people, or JSON with --json; the program exits with 0 wh
 called wrongly. Errors are one line on stderr that names the value, the rule and the place; EDGEWISE_DEBUG=1 adds the traceback.
 
 A command is the module `app.cli.<name>`, which holds a function `command`, or a `group` of commands. It is imported only when
-it is called, and this module imports nothing else: `--help` is on the screen before typer would have been imported.
+it is called, and this module imports nothing else, so that `--help` does not wait for typer to be imported.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ ABOUT = "Profile an ONNX model op by op, plan how this device should run it, and
 COMMANDS = {
     "profile": "Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.",
     "plan": "Choose how a device should run a model: kernel, threads and precision of every step, and why.",
-    "tune": "Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.",
+    "tune": "Measure which kernels run a model fastest here, store the results, and print the plan. Ctrl-C ends it early.",
     "run": "Run a model and print its outputs and latency.",
     "serve": "Serve a folder of models over HTTP, with the dashboard at /.",
     "models": "List the models of a folder as `serve` would load them.",
     "device": "Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads.",
-    "agent": "Take the jobs of this machine from a service, run them here, and bring back measurements, plans and profiles.",
-    "bench": "Say how well the cost model predicts measurements that it never saw, kind of kernel by kind.",
-    "db": "The strategy database: what it holds, and moving it.",
-    "keys": "Make, list and revoke API keys.",
-    "doctor": "Say what this installation is and has: versions, cores, instruction sets, settings.",
+    "agent": "Run the jobs that a service has for this machine, and send back measurements, plans and profiles.",
+    "bench": "Evaluate how well the cost model predicts measurements that it was not fitted to, by kind of kernel.",
+    "db": "Inspect, upgrade, prune, export, import and merge the strategy database.",
+    "keys": "Create, list and revoke API keys.",
+    "doctor": "Show the versions, cores and memory of this installation, or with --knobs every setting.",
 }
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         if not word.startswith("-"):
             break
     called = next((word for word in words if not word.startswith("-")), "")
-    _run([called] if called in COMMANDS else COMMANDS)  # of a wrong one typer says which comes near
+    _run([called] if called in COMMANDS else COMMANDS)  # for an unknown one typer suggests a similar name
 
 
 def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""`edgewise models`: the models of a folder."""
+"""`edgewise models`: list the models of a folder and what each needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgewise plan`: choose how a device should run a model; compare two plans, or one with other choices."""
+"""`edgewise plan`: choose how a device should run a model, compare two plans, or estimate other choices."""
 
 from __future__ import annotations
 
@@ -29,10 +29,15 @@ def command(
     max_memory_bytes: Annotated[int | None, typer.Option(min=0, help="Refuse plans larger than this.")] = None,
     max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse plans less accurate than this.")] = None,
     max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Every step's candidates and why one won.")] = False,
-    force: Annotated[list[str], typer.Option("--with", help="Also say the cost with node=strategy, or *=strategy.")] = [],  # noqa: B006
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the candidates of every step, and why one was chosen.")
+    ] = False,
+    force: Annotated[
+        list[str],
+        typer.Option("--with", help="Estimate the cost with node=strategy, or *=strategy for all other nodes; repeatable."),
+    ] = [],  # noqa: B006
     differ: Annotated[
-        tuple[str, str] | None, typer.Option("--diff", help="Compare two plans instead: ids, or files of --json.")
+        tuple[str, str] | None, typer.Option("--diff", help="Compare two plans instead, each an id or a file that --json wrote.")
     ] = None,
     db: Database = None,
     json: Json = False,
@@ -134,7 +139,7 @@ def show_what_if(plan: Plan, texts: list[str], *, json: bool) -> None:
 
 
 def _split(text: str, plan: Plan) -> tuple[str, str, str]:
-    """Node names may hold "=", and so do strategies: the longest name that the plan has is meant."""
+    """Split node=strategy. Both may contain "=": the longest node name of the plan that fits is taken."""
     fitting = [step.node for step in plan.steps if text.startswith(f"{step.node}=")]
     if fitting:
         node = max(fitting, key=len)
@@ -149,7 +154,7 @@ def _print_what_if(found: WhatIf) -> None:
         table.add_row(step.node, step.before, step.after, _ms(step.before_ns), _ms(step.after_ns), known)
     out.print(table)
     for node, reason in found.refused:
-        out.print(f"{node} stays as it is: {reason}", style="yellow", markup=False)
+        out.print(f"{node} is unchanged: {reason}", style="yellow", markup=False)
     out.print(
         f"planned {_ms(found.before_ns)} ms ({found.before_measured} steps measured), "
         f"instead {_ms(found.after_ns)} ms ({found.after_measured} measured), {found.ratio:.3f} times"

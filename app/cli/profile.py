@@ -1,4 +1,4 @@
-"""`edgewise profile`: what a model costs, and with --measure where its time goes on this machine."""
+"""`edgewise profile`: count what a model costs, and with --measure time each step of it on this machine."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ SWEPT = ("macs", "flops", "peak_activation_bytes", "read_bytes", "write_bytes", 
 def command(
     context: typer.Context,
     model: ModelPath,
-    shape: Shape = [],  # noqa: B006  typer reads the default, nobody changes it
+    shape: Shape = [],  # noqa: B006  typer reads the default, and nothing changes it
     dim: Dim = [],  # noqa: B006
-    measured: Annotated[bool, typer.Option("--measure", help="Run it, and say where the time goes.")] = False,
+    measured: Annotated[bool, typer.Option("--measure", help="Run the model and time each step.")] = False,
     runs: Annotated[int, typer.Option(min=1, max=10_000, help="Runs to time, with --measure.")] = 50,
     threads: Threads = None,
-    plan: Annotated[str | None, typer.Option(help="Run by this stored plan, with --measure: its id.")] = None,
-    store: Annotated[bool, typer.Option(help="Keep what was measured in the database.")] = True,
+    plan: Annotated[str | None, typer.Option(help="Id of a stored plan to run, with --measure.")] = None,
+    store: Annotated[bool, typer.Option(help="Store the measured run in the database.")] = True,
     db: Database = None,
     top: Annotated[int, typer.Option(help="Rows to print, 0 = all.")] = 20,
     sort: Annotated[
@@ -70,8 +70,8 @@ def command(
 ) -> None:
     """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
 
-    With --measure also what each step takes here, how far that is from what the machine can do, and whether the numbers agree
-    with one another: exit 1 where they do not.
+    With --measure also time each step on this machine and compare it with the least time that the machine could take. A step that
+    is faster than that is reported as a contradiction, and the program exits with 1.
 
     edgewise profile resnet50.onnx
     edgewise profile resnet50.onnx --measure --threads 1
@@ -81,7 +81,7 @@ def command(
     """
     shapes, dims = parse_shapes(shape), parse_dims(dim)
     if not measured and (_typed(context, "threads") or plan is not None):
-        raise ArgumentError("profile: --threads and --plan say how to run, need --measure")
+        raise ArgumentError("profile: --threads and --plan need --measure")
     if any(len(sizes) > 1 for sizes in dims.values()):
         if measured:
             raise ArgumentError("profile: --measure times one size of each dimension, --dim gives several")
@@ -107,13 +107,13 @@ def command(
 
 
 def _typed(context: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line, not in the environment alone."""
+    """Return whether an option was given on the command line rather than by the environment."""
     source = context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:
-    """The largest first, or the order they run in."""
+    """Return the sort key of a column: the largest value first, or the order of execution."""
     if name == "order":
         return lambda op: op.index
     require_known("column", name, (*columns, "order"))
@@ -131,7 +131,7 @@ def _measure(
     *,
     store: bool,
 ) -> Report:
-    """Time the model with a progress bar on a terminal; the machine is measured first where it is new."""
+    """Time the model, with a progress bar on a terminal. A machine that is not in the database is measured first."""
     here = Here(local_fingerprint(), current_build())
     with Store(db) as opened, Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
         task = bar.add_task("measuring the machine", total=None)
@@ -198,7 +198,7 @@ def _names(ops: list[Op]) -> list[Column]:
 
 
 def _print(table: Table, report: Report, top: int) -> None:
-    """The table, and the totals that every report has."""
+    """Print the table, and below it the totals that every report has."""
     totals = report.totals
     out.print(table)
     if top and len(report.ops) > top:

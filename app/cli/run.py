@@ -62,7 +62,7 @@ def _first(array: Array) -> list[Any]:
 
 
 def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Inputs from files; random ones where none is given, with 1 for every open dimension that --shape leaves out."""
+    """Read inputs from files. An input without one is random, of size 1 in every open dimension that --shape does not give."""
     feeds: dict[str, Array] = {}
     for text in texts:
         name, equals, path = text.partition("=")

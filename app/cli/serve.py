@@ -1,4 +1,4 @@
-"""`edgewise serve`: the service with its dashboard."""
+"""`edgewise serve`: run the HTTP service and its dashboard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command(
     edgewise serve --models models --port 8000
     """
     if not models.is_dir():
-        raise ArgumentError(f"--models: {str(models)!r} is no folder, need one that holds models")
+        raise ArgumentError(f"--models: {str(models)!r} is not a folder, need one that holds models")
     logs.configure()
     settings = read_settings(models=models, host=host, port=port, db=db, threads=threads)
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)

@@ -1,4 +1,4 @@
-"""Tables that fit their terminal: figures are never cut, names lose their middle, and what matters least is left out first."""
+"""Tables that fit their terminal: figures are never cut, names lose their middle, columns are left out by rank."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from rich.bar import Bar
 from rich.table import Table
 
-AROUND = 3  # characters of a column besides its own: two blanks and a line
+AROUND = 3  # characters around a cell: two blanks and a line
 MOST_TEXT = 44
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Cells under a title. least: how short texts may be cut; None for figures and bars.
+    """A column. least: the width that its texts may be cut to, in characters; None for figures and bars, which are never cut.
 
-    rank: 0 stays on every terminal, the highest is left out first.
+    rank: columns of the highest rank are left out first; those of rank 0 never.
     """
 
     title: str
@@ -26,19 +26,19 @@ class Column:
 
     @property
     def whole(self) -> int:
-        """Characters that it takes where there is room."""
+        """Width in characters where there is room."""
         widths = [(cell.width or 0) if isinstance(cell, Bar) else len(cell) for cell in self.cells]
         longest = max((len(self.title), *widths))
         return longest if self.least is None else min(longest, MOST_TEXT)
 
     @property
     def needed(self) -> int:
-        """Characters that it takes at least."""
+        """Width in characters with its texts cut as short as they may be."""
         return self.whole if self.least is None else min(self.least, self.whole)
 
 
 def fitted(title: str | None, columns: Sequence[Column], width: int) -> Table:
-    """A table of at most that many characters where the columns of rank 0 have room; what is left goes to the first texts."""
+    """Lay out a table of at most `width` characters, if the columns of rank 0 fit. Spare room goes to the first texts."""
     shown = list(columns)
     while _needed(shown) > width and any(column.rank for column in shown):
         shown.remove(max(shown, key=lambda column: column.rank))
@@ -62,7 +62,7 @@ def _needed(columns: Sequence[Column]) -> int:
 
 
 def _cut(text: str, most: int) -> str:
-    """The text without its middle where it is longer, two thirds of it the end: that tells names of one model apart."""
+    """Cut the middle out of a text that is too long; two thirds of the rest is its end, where names of one model differ."""
     if len(text) <= most:
         return text
     head = (most - 1) // 3

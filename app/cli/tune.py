@@ -1,4 +1,4 @@
-"""`edgewise tune`: measure how this machine runs a model best."""
+"""`edgewise tune`: measure which kernels run a model fastest on this machine, within a budget of seconds."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def command(
     shape: Shape = [],  # noqa: B006
     dim: Dim = [],  # noqa: B006
     threads: Threads = None,
-    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out what is less accurate than this.")] = None,
+    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out strategies less accurate than this.")] = None,
     backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
     db: Database = None,
     json: Json = False,
 ) -> None:
-    """Measure how this machine runs a model best, keep what is learned, and print the plan. Ctrl-C ends it early.
+    """Measure which kernels run a model fastest here, store the results, and print the plan. Ctrl-C ends it early.
 
     edgewise tune resnet50.onnx --budget 60
     edgewise tune model.onnx --dim batch=8 --threads 1 --json
@@ -74,7 +74,7 @@ def command(
         print_json(made.to_json())
         return
     measured = sum(step.measured for step in made.steps)
-    whole = "not run whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} run whole"
+    whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} measured"
     out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
     out.print(
         f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"

@@ -1,7 +1,7 @@
-"""A static report: one file with a run and everything that shows it, which opens anywhere and asks nobody for anything.
+"""A static report: one file that holds a run and the modules that show it. It opens in any browser and loads nothing.
 
-The pages' own modules are in it as data: URLs, under the names of an import map. A module inside such a URL knows no folder, so
-what it imports is named from the root.
+The pages' own modules are embedded as data: URLs under the names of an import map. A module in such a URL has no folder, so its
+imports are named from the root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IMPORT: Final = re.compile(r'^(import (?:[^"]* from )?")([^"]+)(";)$', re.MULTI
 
 
 def write_report(document: bytes, path: Path) -> None:
-    """Write a report of a run, given as the JSON document that the API has it as."""
+    """Write the report of a run to `path`. document: the run as JSON, as `GET /v1/profiles/{number}` returns it."""
     name = orjson.loads(document)["model"]["name"]
     modules = {
         name: f"data:text/javascript;base64,{base64.b64encode(text.encode()).decode()}" for name, text in _modules().items()
@@ -41,7 +41,7 @@ def write_report(document: bytes, path: Path) -> None:
 
 
 def _modules() -> dict[str, str]:
-    """The text of every module that the report needs, by its name below the static folder."""
+    """Return the text of every module that the report needs, by its path below the static folder."""
     found: dict[str, str] = {}
     wanted = [ENTRY]
     while wanted:
@@ -53,5 +53,5 @@ def _modules() -> dict[str, str]:
 
 
 def _from_root(folder: str, match: re.Match[str]) -> str:
-    """An import statement of a module in that folder, as one that holds everywhere."""
+    """Rewrite an import statement of a module in `folder` so that it is named from the root."""
     return f"{match[1]}{posixpath.normpath(posixpath.join(folder, match[2]))}{match[3]}"

@@ -1,6 +1,6 @@
-"""What every page has: templates, headers that keep foreign scripts out, navigation, and what its forms must carry.
+"""The frame of every page: templates, security headers, navigation, and the token that its forms send back.
 
-A page is a frame rendered here, which is there at once; modules of `static/js/` fill it with the API's figures.
+The frame is rendered here and shown at once; modules of `static/js/` fill it with figures from the API.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ _templates.globals["version"] = VERSION
 
 
 def render(template: str, **values: Any) -> str:
-    """A template as text."""
+    """Render a template as text."""
     return _templates.get_template(template).render(**values)
 
 
 def page(name: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page with the headers that every page has, for anybody."""
+    """Render a page that any caller may see, with the headers that every page has."""
     return HTMLResponse(render(name, **values), status, headers=_HEADERS)
 
 
 def shell(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page for who asks: with navigation, what the key may do, and what the forms of its session carry."""
+    """Render a page for the caller of the request: with navigation, the scopes of its key, and the token for its forms."""
     principal = getattr(request.state, "principal", None)
     return page(
         name,
@@ -80,10 +80,10 @@ def shell(request: Request, name: str, status: int = 200, **values: Any) -> HTML
 
 
 class StaticPages(StaticFiles):
-    """Scripts and styles, which browsers keep and ask about by ETag: what runs is always of this build."""
+    """Scripts and styles. Browsers cache them and revalidate by ETag, so that what runs always belongs to this build."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file, or 304 where the browser's is the same."""
+        """Return a file, or 304 where the browser has it already."""
         reply = await super().get_response(path, scope)
         reply.headers["Cache-Control"] = "no-cache"
         reply.headers["X-Content-Type-Options"] = "nosniff"

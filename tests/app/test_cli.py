@@ -64,7 +64,7 @@ def test_models_and_doctor() -> None:
         (["profile"], 2, "Missing argument"),
         (["keys", "create", "--name", "x", "--scope", "root"], 2, "'root' is not one of"),
         (["keys", "create", "--name", "x"], 2, "--scope"),
-        (["serve", "--models", "nowhere"], 2, "'nowhere' is no folder"),
+        (["serve", "--models", "nowhere"], 2, "'nowhere' is not a folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
     ],
 )
@@ -175,7 +175,7 @@ def test_settings_in_the_environment_hold_for_every_command(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
     [
-        (["serve"], {"EDGEWISE_MODELS": "nowhere"}, "'nowhere' is no folder"),
+        (["serve"], {"EDGEWISE_MODELS": "nowhere"}, "'nowhere' is not a folder"),
         (["serve"], {"EDGEWISE_PORT": "70000"}, "(env var: 'EDGEWISE_PORT')"),
         (["serve"], {"EDGEWISE_QUEUE_LIMIT": "many"}, "EDGEWISE_QUEUE_LIMIT: 'many' is refused"),
         (["serve"], {"EDGEWISE_ALLOWED_HOSTS": "a b"}, "EDGEWISE_ALLOWED_HOSTS: 'a b' is refused"),

@@ -71,7 +71,7 @@ def test_it_is_plain_ascii_where_the_terminal_is() -> None:
         (["--help"], 0, "Commands"),
         (["--help", "run"], 0, "Commands"),
         (["run", "--help"], 0, "edgewise run model.onnx --input x=image.npy"),
-        (["keys"], 2, "Make, list and revoke API keys."),
+        (["keys"], 2, "Create, list and revoke API keys."),
         (["rum"], 2, "No such command 'rum'. Did you mean 'run'?"),
         (["--bogus"], 2, "No such option: --bogus"),
     ],

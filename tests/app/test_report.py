@@ -1,4 +1,4 @@
-"""Static reports: one file that shows a run anywhere, and asks nobody for anything."""
+"""Static reports: one file that shows a run anywhere, and loads nothing."""
 
 import json
 import re

@@ -67,7 +67,7 @@ def test_a_page_says_what_its_key_may_do(tmp_path: Path) -> None:
             reply = client.get("/models/digits/work", headers=bearer(keys[scope]))
             assert reply.status_code == status
             assert (f'name="scopes" content="{scope}"' in reply.text) == (status == 200)
-        assert "takes no files" in client.get("/upload", headers=bearer(keys["read"])).text
+        assert "does not accept uploads" in client.get("/upload", headers=bearer(keys["read"])).text
 
 
 def test_plans_by_latency_and_error(own_client: httpx.Client) -> None:

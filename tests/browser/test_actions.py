@@ -81,7 +81,7 @@ def test_one_input_from_an_image_and_from_json(watch: Watch, served: Site) -> No
 
 @pytest.fixture
 def reader(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """Somebody with a key that may only read, logged in."""
+    """A page logged in with a key that may only read."""
     db = f"sqlite:///{tmp_path / 'keys.db'}"
     key = make_key(db, "read")
     with serving(Settings(models=DEMO_MODELS, db=db)) as client:

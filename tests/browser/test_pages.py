@@ -1,4 +1,4 @@
-"""Every page in a real browser: it shows what it is for, says nothing on the console, fits, and can be used by everybody."""
+"""Every page in a real browser: it shows what it is for, says nothing on the console, fits, and is accessible."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 // The service's JSON API, with errors as text for people.
 
-/** What the service refused or could not do. status: of HTTP, 0 where no answer came. */
+/** An error of the service. status: the HTTP status, 0 where no answer came. */
 export class Problem extends Error {
   constructor(status, message) {
     super(message);
@@ -10,7 +10,7 @@ export class Problem extends Error {
 
 const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
 
-/** What the reader of this page may do: the scopes of the key, such as "admin". */
+/** The scopes of the key that this page was opened with, such as "admin". */
 export const scopes = () => new Set(meta("scopes").split(" ").filter(Boolean));
 
 /** Path and query; parameters that are null or "" are left out. */
@@ -29,10 +29,10 @@ export const post = (path, body, signal) =>
     headers: { "Content-Type": "application/json", ...written() },
   });
 
-/** What a write has to carry so that the service knows it comes from this page. */
+/** Headers that a write must have: they show the service that it comes from this page. */
 export const written = () => (meta("form-token") ? { "X-CSRF-Token": meta("form-token") } : {});
 
-/** Every item of a list, page by page, `most` at the most. */
+/** The items of a list, read page by page, at most `most`. */
 export async function list(path, params = {}, most = 1000) {
   const items = [];
   let cursor = null;

@@ -8,7 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
  */
 export const el = (tag, attrs = {}, ...children) => dress(document.createElement(tag), attrs, children);
 
-/** The same for an SVG element. */
+/** An SVG element; arguments as of `el`. */
 export const svg = (tag, attrs = {}, ...children) => dress(document.createElementNS(SVG, tag), attrs, children);
 
 function dress(element, attrs, children) {
@@ -39,7 +39,7 @@ export const notice = (kind, title, ...text) =>
     text.length ? el("p", {}, ...text) : null,
   );
 
-/** What goes in place of a part that could not be had. */
+/** A notice in place of a part that could not be loaded. */
 export const failure = (title, error) => notice("problem", title, error.message);
 
 /** A list of figures: [[name, text], …]. */

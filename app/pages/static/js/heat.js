@@ -1,4 +1,4 @@
-// Colours for amounts, the same to every kind of eye: viridis, so that more stands out more on the present ground.
+// Colours for amounts: viridis, which colour-blind people can read too; larger amounts contrast more with the background.
 
 const VIRIDIS = [
   [68, 1, 84],

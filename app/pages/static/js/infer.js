@@ -1,4 +1,4 @@
-// One inference from the page: an image or JSON becomes a request of the Open Inference Protocol, its reply classes or values.
+// One inference from the page: an image or JSON becomes an Open Inference Protocol request, and the reply is shown as classes or values.
 
 import { request, written } from "./api.js";
 import { bars } from "./bars.js";
@@ -17,7 +17,7 @@ const MOST_VALUES = 100;
 const MOST_TEMPLATE = 256; // elements of a request that is written out for the reader to change
 const OPEN_PX = 224; // of an image whose size the model leaves open
 
-/** A form that runs a model once. model: as /v1/models tells it. */
+/** A form that runs a model once. model: as /v1/models returns it. */
 export function inferForm(model) {
   const image = imageInput(model);
   const ways = [image && { id: "image", title: "Image", part: image }, { id: "json", title: "JSON", part: jsonInput(model) }].filter(Boolean);
@@ -35,14 +35,14 @@ export function inferForm(model) {
     stop.onclick = () => control.abort();
     run.disabled = true;
     stop.hidden = false;
-    fill(result, el("p", { class: "quiet" }, "It runs…"));
+    fill(result, el("p", { class: "quiet" }, "Running…"));
     try {
       const { body, headers } = await way.part.ask();
       const began = performance.now();
       const reply = await request(`/v2/models/${encodeURIComponent(model.name)}/versions/${model.version}/infer`, { method: "POST", body, headers: { ...headers, ...written() }, signal: control.signal });
       fill(result, shown(reply, 1e6 * (performance.now() - began)));
     } catch (error) {
-      fill(result, error.name === "AbortError" ? el("p", { class: "quiet" }, "Cancelled.") : failure("The model was not run", error));
+      fill(result, error.name === "AbortError" ? el("p", { class: "quiet" }, "Cancelled.") : failure("The inference failed", error));
     } finally {
       run.disabled = false;
       stop.hidden = true;
@@ -55,13 +55,13 @@ export function inferForm(model) {
   return el("div", { class: "infer" }, form, result);
 }
 
-/** What to ask of every output: the largest classes of those that are numbers of a row, else all of it. */
+/** The outputs to request: the largest classes of those that hold scores, all values of the others. */
 const wanted = (model) =>
   model.outputs.map(({ name, dtype, shape }) => (dtype.startsWith("float") && shape && shape.length > 0 && shape.length < 3 && shape.at(-1) !== 1 ? { name, parameters: { classification: TOP_CLASSES } } : { name }));
 
 const datatype = (dtype) => DATATYPES[dtype] ?? dtype.toUpperCase();
 
-/** Where the pixels of an image go in a model's only input; null where it takes none. */
+/** How a model's only input holds an image; null where it holds none. */
 function placeOf({ inputs }) {
   const [input] = inputs;
   if (inputs.length !== 1 || !input.shape || input.shape.length !== 4 || !ARRAYS[input.dtype]) return null;
@@ -80,7 +80,7 @@ function imageInput(model) {
   const file = el("input", { type: "file", accept: "image/*", onchange: () => draw().catch(() => {}) });
   const size = (value) => el("input", { type: "number", min: "1", max: "4096", value: String(typeof value === "number" ? value : OPEN_PX), disabled: typeof value === "number", onchange: () => draw().catch(() => {}) });
   const [height, width] = [size(place.height), size(place.width)];
-  const fit = choice([["crop", "cut to the middle"], ["stretch", "stretch"]], "crop", { onchange: () => draw().catch(() => {}) });
+  const fit = choice([["crop", "crop to the centre"], ["stretch", "stretch"]], "crop", { onchange: () => draw().catch(() => {}) });
   const scale = choice([...SCALES.map(([id, text]) => [id, text]), ["own", "own mean and deviation"]], input.dtype === "uint8" ? "bytes" : "unit", { onchange: () => { own.hidden = scale.value !== "own"; } });
   const mean = el("input", { type: "text", value: "0", inputmode: "decimal" });
   const deviation = el("input", { type: "text", value: "1", inputmode: "decimal" });
@@ -95,7 +95,7 @@ function imageInput(model) {
     try {
       picture = await createImageBitmap(found);
     } catch {
-      throw new Error(`${found.name} is no image that this browser can read`);
+      throw new Error(`${found.name} is not an image that this browser can read`);
     }
     [canvas.width, canvas.height] = [width.valueAsNumber, height.valueAsNumber];
     const ratio = fit.value === "crop" ? Math.min(picture.width / canvas.width, picture.height / canvas.height) : null;
@@ -131,7 +131,7 @@ function imageInput(model) {
     ask,
     element: [
       el("p", { class: "quiet" }, layout), field("Image file", file),
-      el("div", { class: "two" }, field("Height, pixels", height), field("Width, pixels", width), field("Other proportions", fit), field("Values", scale)),
+      el("div", { class: "two" }, field("Height, pixels", height), field("Width, pixels", width), field("Aspect ratio", fit), field("Values", scale)),
       el("label", {}, invert, "Invert, for dark ink on light paper"), own, canvas,
     ],
   };
@@ -161,11 +161,11 @@ function jsonInput(model) {
     try {
       asked = JSON.parse(text.value);
     } catch (error) {
-      throw new Error(`The request is no JSON: ${error.message}`);
+      throw new Error(`The request is not JSON: ${error.message}`);
     }
     return { body: JSON.stringify({ outputs: wanted(model), ...asked }), headers: { "Content-Type": "application/json" } };
   }
-  return { ask, element: [field("Request", text, "Of the Open Inference Protocol: the inputs, and what else one may ask"), field("or from a file", file)] };
+  return { ask, element: [field("Request", text, "An Open Inference Protocol request: the inputs, and optionally outputs and parameters"), field("or from a file", file)] };
 }
 
 /** A request with zeros, where it is short enough to be changed by hand. */
@@ -181,7 +181,7 @@ function template({ inputs }) {
 
 function shown(reply, trip_ns) {
   const { plan_id, batch_rows } = reply.parameters ?? {};
-  const by = /^[0-9a-f]{64}$/.test(plan_id ?? "") ? ["by plan ", planLink(plan_id)] : ["by the default plan"];
+  const by = /^[0-9a-f]{64}$/.test(plan_id ?? "") ? ["with plan ", planLink(plan_id)] : ["with the default plan"];
   return [
     el("p", {}, el("strong", {}, format.duration(trip_ns)), " from this page and back, ", ...by, batch_rows > 1 ? `, ${batch_rows} rows in the run` : ""),
     ...reply.outputs.flatMap((output) => [el("h3", {}, `${output.name} `, el("small", { class: "quiet" }, `${output.datatype} [${output.shape.join(", ")}]`)), outputs(output)].flat()),

@@ -1,5 +1,5 @@
 // Where the nodes of a graph go: dagre lays out piece after piece, so that thousands of nodes neither block the page nor grow
-// quadratically. A model is cut at the nodes that everything after them comes through; pieces of the same shape, such as the
+// quadratically. A model is cut at the nodes that all later ones depend on; pieces of the same shape, such as the
 // blocks of a residual network, are laid out once. Edges that span many nodes take a lane of their own beside the rest.
 
 import { Graph, layout } from "../vendor/dagre.esm.js";

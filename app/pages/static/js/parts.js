@@ -5,7 +5,7 @@ import { el, embedded, failure, fill } from "./dom.js";
 import * as format from "./format.js";
 import { onChange, read, write } from "./state.js";
 
-/** Fill the element with an id with what make() returns, or say why that could not be had. title: of what is missing then. */
+/** Fill the element with this id with what make() returns. Where that fails, show why, under `title`. */
 export async function part(id, title, make) {
   const place = document.getElementById(id);
   place.setAttribute("aria-busy", "true");
@@ -19,14 +19,14 @@ export async function part(id, title, make) {
   }
 }
 
-/** What the key of this page lacks to do something, as text; "" where it may. */
+/** Why this page's key may not do what needs the scope, as text; "" where it may. */
 export function lacks(scope) {
   const held = scopes();
   if (held.has(scope) || held.has("admin")) return "";
   return `This needs an API key with scope ${scope}; yours has ${[...held].join(" and ") || "none"}.`;
 }
 
-/** A button that posts; where the key may not it is off and says why. Returns [button, reason or null]. */
+/** A button that posts. Where the key lacks the scope it is disabled and described by the reason. Returns [button, reason or null]. */
 export function action(text, scope, attrs = {}) {
   const reason = lacks(scope);
   if (!reason) return [el("button", { type: "submit", class: "primary", ...attrs }, text), null];
@@ -81,13 +81,13 @@ const STATES = {
   queued: ["waiting", ""], running: ["running", "warn"], done: ["done", "good"], failed: ["failed", "bad"], cancelled: ["cancelled", ""],
 };
 
-/** The state of a plan or a job as people say it. */
+/** The word for the state of a plan or a job. */
 export const stateWord = (state) => STATES[state]?.[0] ?? state;
 
-/** The same as a badge. */
+/** The state of a plan or a job as a badge. */
 export const stateBadge = (state) => el("span", { class: `state ${STATES[state]?.[1] ?? ""}` }, stateWord(state));
 
-/** How far a job is, as one line. */
+/** The progress of a job, as one line. */
 export function progressText({ state, error, progress, result }) {
   if (state === "failed") return error;
   if (progress.budget_s != null) return `${progress.spent_s.toFixed(0)} of ${progress.budget_s} s, ${progress.measured} measured, best ${format.duration(progress.best_ns)}`;

@@ -1,4 +1,4 @@
-// The last few minutes of one figure as a small line. The figure itself stands beside it, the line is for the eye.
+// The last few minutes of one figure as a small line. The figure itself stands beside it, so the line is hidden from screen readers.
 
 import { svg } from "./dom.js";
 

@@ -6,8 +6,8 @@ const heard = new Set();
 export const read = () => Object.fromEntries(new URLSearchParams(location.search));
 
 /**
- * Change parts of the query; null and "" take one out. step: make it one that the browser's Back undoes, for what feels like
- * going somewhere; without, the present entry is changed.
+ * Change parts of the query; null and "" remove one. step: add an entry to the browser's history, for changes that feel like going
+ * somewhere; without it the present entry is replaced.
  */
 export function write(changes, { step = false } = {}) {
   const query = new URLSearchParams(location.search);

@@ -148,7 +148,7 @@ export function table(columns, rows, options = {}) {
     const top = Math.max(0, Math.floor(box.scrollTop / ROW_PX) - SPARE);
     const end = Math.min(view.length, Math.ceil((box.scrollTop + box.clientHeight) / ROW_PX) + SPARE);
     const wanted = new Set(Array.from({ length: Math.max(0, end - top) }, (_, at) => top + at));
-    if (active.row >= 0 && view.length) wanted.add(active.row); // whoever is focused stays, also out of sight
+    if (active.row >= 0 && view.length) wanted.add(active.row); // the focused row stays, also out of sight
     for (const [at, row] of live) {
       if (wanted.has(at)) continue;
       row.remove();

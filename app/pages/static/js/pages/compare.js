@@ -16,7 +16,7 @@ const TOTALS = [
 const MOST_RUNS = 8;
 
 let runs = [];
-let shown = null; // what was asked for last
+let shown = null; // the runs requested last
 let forget = () => {}; // the table of runs that were shown before
 await part("picker", "The runs cannot be read", async () => {
   runs = await list("/v1/profiles", {}, 400);
@@ -70,7 +70,7 @@ async function show() {
   });
 }
 
-/** Every total of every run; behind those of the others, how many times the first run's it is. */
+/** The totals of every run, each with its ratio to the first run's. */
 function totals({ runs: compared, ratios }) {
   const known = TOTALS.filter(([key]) => compared.some((run) => run[key] != null));
   const beside = (key, at) => {
@@ -98,8 +98,8 @@ function ops({ runs: compared, rows }) {
   const columns = [
     { key: "name", title: "Op" },
     { key: "op", title: "Type" },
-    ...compared.map((run, at) => ({ key: `p50-${run.id}`, title: `Run ${run.id}`, numeric: true, value: (row) => row.p50_ns[at], hidden: !timed, format: (value, row) => (row.flops[at] == null ? "not in it" : format.duration(value)) })),
-    { key: "delta_ns", title: "Change", numeric: true, hidden: !timed, format: (value) => (value > 0 ? `+${format.duration(value)}` : format.duration(value)), part: (row) => (row.delta_ns > 0 && most ? row.delta_ns / most : null), about: "Of the last run against the first" },
+    ...compared.map((run, at) => ({ key: `p50-${run.id}`, title: `Run ${run.id}`, numeric: true, value: (row) => row.p50_ns[at], hidden: !timed, format: (value, row) => (row.flops[at] == null ? "not in this run" : format.duration(value)) })),
+    { key: "delta_ns", title: "Change", numeric: true, hidden: !timed, format: (value) => (value > 0 ? `+${format.duration(value)}` : format.duration(value)), part: (row) => (row.delta_ns > 0 && most ? row.delta_ns / most : null), about: "Time of the last run minus that of the first" },
     { key: "ratio", title: "Last ÷ first", numeric: true, hidden: !timed, format: format.ratio },
     ...compared.map((run, at) => ({ key: `flops-${run.id}`, title: `FLOPs, run ${run.id}`, numeric: true, value: (row) => row.flops[at], format: format.flops, hidden: timed })),
     ...compared.map((run, at) => ({ key: `strategy-${run.id}`, title: `Strategy, run ${run.id}`, value: (row) => row.strategy[at], format: (value) => value || "–", hidden: !timed })),

@@ -1,4 +1,4 @@
-// One device: what it is, what it was measured to do, and where each number comes from.
+// One device: its hardware, its measured rates and costs, and the source of each number.
 
 import { get } from "../api.js";
 import { bars } from "../bars.js";
@@ -26,9 +26,9 @@ await part("device", "The device cannot be read", async (place) => {
     ...machine(profile, stored),
     el("h2", {}, "Arithmetic peaks"), ...peaks(profile),
     el("h2", {}, "Bandwidth by level"), ladder(profile),
-    el("h2", {}, "Fixed costs"), overheads(profile),
-    el("h2", {}, "How steady it was"), ...stability(profile),
-    el("h2", {}, "Where every number comes from"), provenance(profile),
+    el("h2", {}, "Overheads"), overheads(profile),
+    el("h2", {}, "Stability"), ...stability(profile),
+    el("h2", {}, "Source of every number"), provenance(profile),
   ];
 });
 
@@ -45,7 +45,7 @@ function machine({ hardware, confinement, conditions, ...profile }, stored) {
     facts([
       ["CPU", `${hardware.vendor} ${hardware.model}`], ["Architecture", `${hardware.architecture}, ${hardware.system}`], ["Caches", caches.join(", ")],
       ["NUMA nodes", hardware.numa.length || null], ["Instruction sets", isas(hardware.isa)],
-      ["Compiled for", hardware.llvm_cpu], ["BLAS", conditions.blas], ["Governor", conditions.governor], ["Load before", conditions.load_average?.toFixed(2)],
+      ["Compiled for", hardware.llvm_cpu], ["BLAS", conditions.blas], ["Governor", conditions.governor], ["Load average before", conditions.load_average?.toFixed(2)],
       ["Measured", `${new Date(profile.probed_at).toLocaleString("sv-SE")}, for ${profile.probe_seconds.toFixed(1)} s`], ["First seen", format.when(stored.created_us)],
     ]),
   ];
@@ -102,7 +102,7 @@ function ladder({ bandwidths }) {
 
 function overheads({ overheads: all, teams }) {
   const row = (name, figure) => [name, `${figure.value.toFixed(1)} ns`, format.percent(figure.spread_percent), figure.statistic, figure.source];
-  return plain("Fixed costs", ["What", { text: "Time", n: true }, { text: "Spread", n: true }, "Of repeats", "Source"], [
+  return plain("Overheads", ["Operation", { text: "Time", n: true }, { text: "Spread", n: true }, "Statistic", "Source"], [
     ...Object.entries(OVERHEADS).map(([key, name]) => row(name, all[key])),
     ...teams.flatMap((team) => [row(`Starting a team of ${threadsOf(team.threads)}`, team.start), row(`One barrier of ${threadsOf(team.threads)}`, team.barrier)]),
   ]);
@@ -112,8 +112,8 @@ function stability({ stability: found }) {
   return [
     figures([
       ["Jitter of short runs", format.percent(found.jitter.value)], ["Drift, end against beginning", format.percent(found.drift_percent)],
-      ["Stolen by the hypervisor", found.steal_percent == null ? "not said" : format.percent(found.steal_percent)],
-      ["Stopped by its quota", found.throttled == null ? "not said" : `${found.throttled} times`],
+      ["Taken by the hypervisor (steal)", found.steal_percent == null ? "unknown" : format.percent(found.steal_percent)],
+      ["Throttled by its CPU quota", found.throttled == null ? "unknown" : `${found.throttled} times`],
     ]),
   ];
 }
@@ -130,15 +130,15 @@ function provenance({ peaks: all, bandwidths, overheads: costs, teams, stability
   const columns = [
     { key: "name", title: "Number" },
     { key: "value", title: "Value", numeric: true, format: say },
-    { key: "statistic", title: "Which" },
+    { key: "statistic", title: "Statistic" },
     { key: "repeats", title: "Repeats", numeric: true },
     { key: "spread_percent", title: "Spread", numeric: true, format: format.percent },
     { key: "source", title: "Source" },
     { key: "measured_at", title: "When", format: (text) => new Date(text).toLocaleString("sv-SE") },
-    { key: "method", title: "How" },
+    { key: "method", title: "Method" },
   ];
   const { sort, q, cols } = read();
-  const grid = table(columns, rows, { label: "Numbers and their provenance", noun: "number", sort, q, cols, onState: write, id: (row) => row.index });
+  const grid = table(columns, rows, { label: "Numbers and their sources", noun: "number", sort, q, cols, onState: write, id: (row) => row.index });
   onChange((state) => grid.show(state));
   return grid.element;
 }

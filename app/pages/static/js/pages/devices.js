@@ -1,4 +1,4 @@
-// The devices that are known, and measuring this one again.
+// The known devices, and a form that measures this machine again.
 
 import { list, post } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
@@ -24,10 +24,10 @@ await Promise.all([
         const job = await post("/v1/jobs", { kind: "probe", request: { seconds: seconds.valueAsNumber } });
         location.assign(`/jobs/${job.id}`);
       } catch (error) {
-        fill(said, failure("The job was not taken", error));
+        fill(said, failure("The job was not accepted", error));
         button.disabled = false;
       }
     }
-    return [el("form", { class: "form row", onsubmit: measure }, field("Seconds", seconds, "About how long; 8 gives a good picture"), button), reason, said];
+    return [el("form", { class: "form row", onsubmit: measure }, field("Seconds", seconds, "About how long to measure; 8 is enough for stable figures"), button), reason, said];
   }),
 ]);

@@ -44,13 +44,13 @@ await part("job", "The job cannot be read", async (place) => {
     buttons.hidden = !open;
     button.disabled ||= job.cancel_asked;
     fill(outcome, open ? null : results(job, model));
-    fill(about, el("h2", {}, "What was asked"), asked(job, model, devices));
+    fill(about, el("h2", {}, "Request"), asked(job, model, devices));
   }
 
   show(first);
   if (OPEN.includes(first.state)) {
     events(`/v1/jobs/${number}/events`, (name, job) => {
-      if (name === "lost") fill(said, failure("This page no longer follows the job", job));
+      if (name === "lost") fill(said, failure("This page no longer receives updates of the job", job));
       else show(job);
     });
   }
@@ -58,16 +58,16 @@ await part("job", "The job cannot be read", async (place) => {
 });
 
 function sentence(job) {
-  if (job.state === "queued") return "It waits for its device to take it.";
-  if (job.state === "running") return job.cancel_asked ? "It was asked to stop and does as soon as it can." : `${job.owner} works on it since ${format.when(job.started_us)}.`;
-  return job.started_us == null ? `It never ran; it ended at ${format.when(job.finished_us)}.` : `It ran from ${format.when(job.started_us)} to ${format.when(job.finished_us)}, ${format.duration(1e3 * (job.finished_us - job.started_us))}.`;
+  if (job.state === "queued") return "Waiting for a worker on its device.";
+  if (job.state === "running") return job.cancel_asked ? "It was asked to stop and will do so as soon as it can." : `${job.owner} has been working on it since ${format.when(job.started_us)}.`;
+  return job.started_us == null ? `It did not run; it ended at ${format.when(job.finished_us)}.` : `It ran from ${format.when(job.started_us)} to ${format.when(job.finished_us)}, ${format.duration(1e3 * (job.finished_us - job.started_us))}.`;
 }
 
 function progressBar(progress) {
-  const text = progressText({ progress, state: "running", result: {} }) || "Nothing is heard yet.";
+  const text = progressText({ progress, state: "running", result: {} }) || "No progress was reported yet.";
   const [value, max] = progress.budget_s == null ? [progress.done, progress.total] : [progress.spent_s, progress.budget_s];
   const attrs = value == null ? {} : { value: String(value), max: String(max) };
-  return el("div", { class: "result" }, el("progress", { ...attrs, "aria-label": "How far the job is" }), el("p", { class: "quiet" }, text));
+  return el("div", { class: "result" }, el("progress", { ...attrs, "aria-label": "Progress of the job" }), el("p", { class: "quiet" }, text));
 }
 
 function tuneFigures(progress) {
@@ -78,7 +78,7 @@ function tuneFigures(progress) {
   ]);
 }
 
-/** The best latency against the time spent, of what is heard while the page is open. */
+/** The best latency over the time spent, from events received while the page is open. */
 function bestOverTime() {
   const points = [];
   const chart = lines({
@@ -114,8 +114,8 @@ function results(job, model) {
     ["Median of a run", result.wall_p50_ns, format.duration], ["Measured, whole plan", result.measured_ns, format.duration], ["Predicted", result.predicted_ns, format.duration],
     ["MACs", result.macs, format.macs], ["FLOPs", result.flops, format.flops], ["Runs", result.runs, format.count], ["Threads", result.threads, format.count],
   ].filter(([, value]) => value != null).map(([name, value, say]) => [name, say(value)]);
-  if (!found.length && !run && !plan && !device) return job.state === "cancelled" ? notice("info", "Cancelled", "It left no result.") : null;
-  return [el("h2", {}, "What it found"), found.length ? figures(found) : null, el("p", { class: "form row" }, plan, run, device)];
+  if (!found.length && !run && !plan && !device) return job.state === "cancelled" ? notice("info", "Cancelled", "The job left no result.") : null;
+  return [el("h2", {}, "Results"), found.length ? figures(found) : null, el("p", { class: "form row" }, plan, run, device)];
 }
 
 function asked(job, model, devices) {
@@ -127,7 +127,7 @@ function asked(job, model, devices) {
     ["Device", deviceLink(job.device, devices.get(job.device) ?? job.device)],
     ["Shapes", shapes.join(", ")],
     ...rest.map(([name, value]) => [capital(name.replace(/_s$/, ", s").replaceAll("_", " ")), String(value)]),
-    ["Posted", format.when(job.created_us)],
+    ["Created", format.when(job.created_us)],
     ["Attempts", job.attempts > 1 ? String(job.attempts) : null],
   ]);
 }

@@ -1,4 +1,4 @@
-// Every job, the newest first; what is not over is looked at again and again.
+// All jobs, newest first. The list is read again while a job is queued or running.
 
 import { list } from "../api.js";
 import { el, notice } from "../dom.js";
@@ -13,14 +13,14 @@ const OPEN = ["queued", "running"];
 
 await part("jobs", "The jobs cannot be read", async () => {
   const [jobs, models, devices] = await Promise.all([list("/v1/jobs"), modelsByDigest(), deviceNames()]);
-  if (!jobs.length) return notice("info", "No job was ever posted", "Open a model's Work page to count, measure or tune it. ", el("a", { href: "/" }, "Models"));
+  if (!jobs.length) return notice("info", "There is no job yet", "Open a model's Work page to count, measure or tune it. ", el("a", { href: "/" }, "Models"));
   const columns = [
     { key: "id", title: "Job", format: (id, row) => `${id} · ${KINDS[row.kind] ?? row.kind}` },
     { key: "state", title: "State", format: (state, row) => (row.cancel_asked && OPEN.includes(state) ? "stopping" : stateWord(state)) },
     { key: "model", title: "Model", value: (row) => models.get(row.model_digest)?.name ?? row.model_digest.slice(0, 12) },
     { key: "device", title: "Device", format: (fingerprint) => devices.get(fingerprint) ?? fingerprint },
-    { key: "far", title: "How far", value: progressText },
-    { key: "created_us", title: "Posted", format: format.when },
+    { key: "far", title: "Progress", value: progressText },
+    { key: "created_us", title: "Created", format: format.when },
     { key: "started_us", title: "Started", format: format.when, hidden: true },
     { key: "finished_us", title: "Ended", format: format.when },
     { key: "attempts", title: "Attempts", numeric: true, hidden: true },
@@ -36,7 +36,7 @@ await part("jobs", "The jobs cannot be read", async () => {
   return grid.element;
 });
 
-/** Read the list again for as long as a job waits or runs and the page is seen. */
+/** Read the list again while a job is queued or running and the page is visible. */
 async function keep(grid, jobs) {
   while (jobs.some((job) => OPEN.includes(job.state))) {
     await new Promise((wake) => setTimeout(wake, LOOK_MS));

@@ -1,4 +1,4 @@
-// One model: a run is picked, or the model is counted on the spot, and drawn.
+// One model: shows a stored run, or the model's counts without a run.
 
 import { Problem, address, get, list } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
@@ -65,16 +65,16 @@ async function load(run) {
       run === COUNT
         ? await get(`/v1/models/${encodeURIComponent(name)}/count`, { version })
         : (await get(`/v1/profiles/${encodeURIComponent(run)}`)).profile;
-    if (run !== asked) return; // another one was picked meanwhile
+    if (run !== asked) return; // another run was picked in the meantime
     if (report.schema_version !== 2)
-      throw new Problem(0, "It was stored by an early build, in a form that is no longer read. Profile the model again.");
+      throw new Problem(0, "It was stored by an earlier build in a format that is no longer read. Profile the model again.");
     shown = showRun(report, { traceHref: report.timeline ? `/v1/profiles/${run}/trace` : null });
     fill(links, run === COUNT ? null : linksOf(run));
     fill(
       place,
       report.model.digest === digest
         ? null
-        : notice("info", "This run is of another model", `It was taken of ${report.model.name}.`),
+        : notice("info", "This run is of another model", `It was measured on ${report.model.name}.`),
       shown.element,
     );
   } catch (error) {

@@ -1,4 +1,4 @@
-// The overview: traffic and health every two seconds, devices and last measurements once.
+// The overview: traffic and health, read every two seconds; devices and last measurements, read once.
 
 import { get, list } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
@@ -54,7 +54,7 @@ function show(live) {
     gauge.value.textContent = gauge.format(value);
     gauge.spark.update(gauge.past);
   }
-  cards.title = `Of the last ${live.window_s} s`;
+  cards.title = `Over the last ${live.window_s} s`;
   showHealth(live.health);
   const rows = document.querySelectorAll("#models tbody tr").length;
   if (rows !== live.models.length) location.reload(); // a model came or went
@@ -65,7 +65,7 @@ function show(live) {
     put(row, "p50", duration(model.p50_ns));
     put(row, "p99", duration(model.p99_ns));
     const state = row.querySelector(".state");
-    if (state.textContent !== model.state) location.reload(); // it is loaded, or no longer: its inputs and links are new
+    if (state.textContent !== model.state) location.reload(); // it was loaded or unloaded: its inputs and links are new
   }
 }
 
@@ -76,8 +76,8 @@ function showHealth(now) {
   const said = [
     now.ready ? pill("good", "Ready") : pill("bad", `Not ready: ${now.reason}`),
     now.database === "ok"
-      ? pill("good", "Database answers")
-      : pill("bad", `Database does not answer, ${count(now.buffered_writes)} writes wait`),
+      ? pill("good", "Database available")
+      : pill("bad", `Database unavailable, ${count(now.buffered_writes)} writes waiting`),
     engines.length
       ? pill(
           up === engines.length && !restarts ? "good" : "warn",
@@ -87,7 +87,7 @@ function showHealth(now) {
   ];
   if (now.dropped_writes) said.push(pill("bad", `${count(now.dropped_writes)} writes lost`));
   const text = said.map((one) => one.textContent).join();
-  if (text === health.dataset.said) return; // a status that says the same again is noise to a screen reader
+  if (text === health.dataset.said) return; // a screen reader would read an unchanged status again
   health.dataset.said = text;
   fill(
     health,
@@ -124,7 +124,7 @@ async function showDevices() {
             "info",
             "No device was measured yet",
             el("code", {}, "edgewise device"),
-            " measures this one; so does the first plan made here.",
+            " measures this machine, and so does making the first plan here.",
           ),
     );
   } catch (error) {

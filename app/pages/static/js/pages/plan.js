@@ -1,4 +1,4 @@
-// One plan: what it takes, every step with what it beat, what another choice would cost, and what differs from another plan.
+// One plan: its cost, every step with its candidates, estimates of other choices, and its difference from another plan.
 
 import { get, list, post } from "../api.js";
 import { clear, el, failure, figures, fill, notice } from "../dom.js";
@@ -66,8 +66,8 @@ function header(id, plan, created_us) {
 function drift(served) {
   if (!served) return null;
   const last = served.windows.at(-1);
-  const text = `${format.count(served.count)} inferences; the last window's median is ${format.duration(last?.p50_ns)}, ${format.ratio(served.ratio)} of what is expected, ${format.duration(served.expected_ns)} (${served.measured ? "measured" : "predicted"}).`;
-  return notice(served.drifted ? "problem" : "good", served.drifted ? "Serving by this plan takes another time than it says" : "Serving by this plan", text);
+  const text = `${format.count(served.count)} inferences; the last window's median is ${format.duration(last?.p50_ns)}, ${format.ratio(served.ratio)} of the expected ${format.duration(served.expected_ns)} (${served.measured ? "measured" : "predicted"}).`;
+  return notice(served.drifted ? "problem" : "good", served.drifted ? "Served runs of this plan take another time than it expects" : "This plan is being served", text);
 }
 
 function stepsPanel(steps) {
@@ -78,7 +78,7 @@ function stepsPanel(steps) {
     { key: "node", title: "Node" },
     { key: "op", title: "Op" },
     { key: "strategy", title: "Strategy", format: (text) => (text.startsWith(FREE) ? "no kernel" : text) },
-    { key: "expected_ns", title: "Reckoned", numeric: true, format: format.duration, part: (row) => row.expected_ns / most, about: "What the planner reckons with: measured where it was measured, else predicted" },
+    { key: "expected_ns", title: "Expected", numeric: true, format: format.duration, part: (row) => row.expected_ns / most, about: "The time that the planner uses: measured where there is a measurement, else predicted" },
     { key: "predicted", title: "Predicted", numeric: true, format: format.duration, value: (row) => chosen(row)?.predicted_ns },
     { key: "measured_ns", title: "Measured", numeric: true, format: format.duration, value: (row) => chosen(row)?.measured_ns },
     { key: "share_percent", title: "Share", numeric: true, format: format.percent },
@@ -122,14 +122,14 @@ function stepDetail(row, close) {
     el("div", { class: "detail-head" }, el("h2", {}, row.node), el("button", { type: "button", onclick: close }, "Close")),
     el("p", {}, row.why),
     facts([
-      ["Op", row.op], ["Strategy", el("code", {}, row.strategy)], ["Reckoned", `${format.duration(row.expected_ns)} (${row.measured ? "measured" : "predicted"})`],
+      ["Op", row.op], ["Strategy", el("code", {}, row.strategy)], ["Expected", `${format.duration(row.expected_ns)} (${row.measured ? "measured" : "predicted"})`],
       ["Between", `${format.duration(row.low_ns)} – ${format.duration(row.high_ns)}`], ["Share", format.percent(row.share_percent)],
       ["MACs", format.count(row.macs)], ["MACs executed", format.count(row.executed_macs)], ["Bytes moved", `${format.count(row.moved_bytes)} from ${row.level}`],
       ["Signature", el("code", {}, row.signature)],
     ]),
     candidates.length
       ? plain("Candidates", ["Candidate", "Verdict", { text: "Measured", n: true }, { text: "Predicted", n: true }, { text: "Between", n: true }, { text: "Workspace", n: true }, { text: "Packed", n: true }, "Why"], candidates)
-      : notice("info", "No choice here", "This step has no kernel: it is a view, control flow, or has shapes that only a run decides."),
+      : notice("info", "No candidates", "This step has no kernel: it is a view or control flow, or its shapes are known only when it runs."),
   ];
 }
 
@@ -139,12 +139,12 @@ function threadsPanel(plan) {
     format.bytes(option.memory_bytes), VERDICTS[option.verdict], option.reason || "–",
   ]);
   const ties = plan.ties.length ? [el("h3", {}, "Ties"), el("ul", {}, plan.ties.map((tie) => el("li", {}, tie)))] : null;
-  return el("div", {}, plain("Thread counts that were weighed", [
-    { text: "Threads", n: true }, { text: "Replicas", n: true }, { text: "Reckoned", n: true }, { text: "Throughput", n: true }, { text: "Memory", n: true }, "Verdict", "Why",
+  return el("div", {}, plain("Thread counts that were considered", [
+    { text: "Threads", n: true }, { text: "Replicas", n: true }, { text: "Expected", n: true }, { text: "Throughput", n: true }, { text: "Memory", n: true }, "Verdict", "Why",
   ], rows), ties);
 }
 
-/** The strategies a node may be asked for: each candidate, and each beginning of one that ends at a part of it. */
+/** The short names of the strategies that steps have: backends, and algorithms without their parameters. */
 function wordings(steps) {
   const texts = new Set();
   for (const { strategy } of steps.flatMap((step) => step.candidates)) {
@@ -159,7 +159,7 @@ function whatIfPanel(id, steps) {
   const node = choice([["", "every step"], ...able.map((step) => [step.node, `${step.node} (${step.op})`])], read().node ?? "", { onchange: offer });
   const wanted = el("select", {});
   const result = el("div", { "aria-live": "polite" });
-  const form = el("form", { class: "form row", onsubmit: ask }, field("Step", node), field("runs as", wanted), el("button", { type: "submit", class: "primary" }, "Say what it would cost"));
+  const form = el("form", { class: "form row", onsubmit: ask }, field("Step", node), field("Strategy", wanted), el("button", { type: "submit", class: "primary" }, "Estimate the cost"));
 
   function offer() {
     const step = able.find((other) => other.node === node.value);
@@ -170,16 +170,16 @@ function whatIfPanel(id, steps) {
   async function ask(event) {
     event.preventDefault();
     const asked = node.value ? { nodes: { [node.value]: wanted.value } } : { everywhere: wanted.value };
-    fill(result, el("p", { class: "skeleton" }, "Reckoning…"));
+    fill(result, el("p", { class: "skeleton" }, "Estimating…"));
     try {
       fill(result, whatIfResult(await post("/v1/plans/what-if", { plan_id: id, ...asked }), steps.length));
     } catch (error) {
-      fill(result, failure("That cannot be reckoned", error));
+      fill(result, failure("The cost cannot be estimated", error));
     }
   }
 
   offer();
-  return el("div", {}, el("p", { class: "quiet" }, "Layouts, fusions and threads stay the plan's. Each time is measured where it was measured, else predicted."), form, result);
+  return el("div", {}, el("p", { class: "quiet" }, "Layouts, fusions and threads stay as in the plan. Times are measured where there is a measurement, else predicted."), form, result);
 }
 
 function whatIfResult(found, count) {
@@ -193,14 +193,14 @@ function whatIfResult(found, count) {
       ["Steps that change", String(found.steps.length)], ["Measured, of all steps", `${found.after_measured} of ${count}`],
     ]),
     rows.length
-      ? plain("Steps that run otherwise", ["Node", "Op", "Before", "After", { text: "Before", n: true }, { text: "After", n: true }, "Known by"], rows)
-      : notice("info", "Nothing changes", "Every step that can already runs so."),
+      ? plain("Steps that change", ["Node", "Op", "Before", "After", { text: "Before", n: true }, { text: "After", n: true }, "Source"], rows)
+      : notice("info", "Nothing changes", "Every step that can run this way already does."),
     found.refused.length ? [el("h3", {}, "Steps that cannot"), plain("Steps that cannot", ["Node", "Why"], found.refused)] : null,
   ].flat();
 }
 
 function diffPanel(id, plan) {
-  const element = el("div", {}, el("p", { class: "skeleton" }, "Other plans are read…"));
+  const element = el("div", {}, el("p", { class: "skeleton" }, "Reading other plans…"));
   const result = el("div", { "aria-live": "polite" });
   async function show(other) {
     if (!other) return clear(result);
@@ -213,7 +213,7 @@ function diffPanel(id, plan) {
   (async () => {
     try {
       const others = (await list("/v1/plans", { steps: false, model: plan.model_digest }, 200)).filter((stored) => stored.id !== id);
-      if (!others.length) return fill(element, notice("info", "This model has no other plan", "Make one for another objective, device or limit, and see here what differs."));
+      if (!others.length) return fill(element, notice("info", "This model has no other plan", "Make one for another objective, device or limit, to see here how they differ."));
       const say = ({ id: key, created_us, plan: other }) => [key, `${format.when(created_us)} · ${other.objective} · ${other.device_name} · ${other.threads} threads · ${format.duration(other.predicted_ns)} · ${key.slice(0, 12)}`];
       const select = choice([["", "choose a plan"], ...others.map(say)], read().other ?? "", { onchange: () => { write({ other: select.value }); show(select.value); } });
       fill(element, el("form", { class: "form row" }, field("To the plan", select)), result);
@@ -233,8 +233,8 @@ function diffResult(found, other) {
   return [
     figures([["This plan", format.duration(found.before_ns)], ["The other", format.duration(found.after_ns)], ["Other ÷ this", format.ratio(found.ratio)]]),
     el("p", {}, planLink(other, "Open the other plan")),
-    el("h3", {}, "What they are for"),
-    found.changes.length ? plain("What differs", ["What", "This plan", "The other"], found.changes.map((change) => [change.what.replaceAll("_", " "), change.before, change.after])) : el("p", {}, "The same."),
+    el("h3", {}, "Request"),
+    found.changes.length ? plain("Differences", ["What", "This plan", "The other"], found.changes.map((change) => [change.what.replaceAll("_", " "), change.before, change.after])) : el("p", {}, "No difference."),
     el("h3", {}, `Steps that differ: ${steps.length}`),
     steps.length ? plain("Steps that differ", ["Node", "Op", "This plan", "The other", { text: "This", n: true }, { text: "Other", n: true }], steps) : el("p", {}, "None: both run every step by the same algorithm."),
   ];

@@ -24,7 +24,7 @@ function show() {
     const { model } = read();
     if (!model) return notice("info", "No model is served", el("a", { href: "/upload" }, "Upload one"), ".");
     const { digest } = await get(`/v1/models/${encodeURIComponent(model)}`);
-    if (!digest) return notice("info", "This model is not loaded", "Its runs are found by what is in its file.");
+    if (!digest) return notice("info", "This model is not loaded", "Its runs are found by the digest of its file, which is read when it is loaded.");
     const [runs, regressions] = await Promise.allSettled([
       list("/v1/profiles", { model: digest, kind: "trace" }, MOST_RUNS), list("/v1/regressions", { model: digest, threshold_percent: threshold }, MOST_RUNS),
     ]);
@@ -47,11 +47,11 @@ function thresholdField() {
 }
 
 function slower(found) {
-  if (!found.length) return [notice("good", "No run became slower", `By more than ${threshold} % and its noise.`)];
+  if (!found.length) return [notice("good", "No run became slower", `None took longer by more than ${threshold} % and the noise of both runs.`)];
   return found.map(({ before, after, growth_percent, noise_percent, ops }) => el("section", { class: "card", "aria-label": `Run ${after.id}` },
     el("h3", {}, `${format.duration(before.wall_p50_ns)} → ${format.duration(after.wall_p50_ns)}, `, el("span", { class: "worse" }, `+${format.percent(growth_percent)}`)),
-    el("p", { class: "quiet" }, `Noise ${format.percent(noise_percent)}. Run ${after.id} of ${format.when(after.created_us)} against run ${before.id} of ${format.when(before.created_us)}; ${setup(after)}.`,
-      before.engine_build === after.engine_build ? "" : " The engine was built anew between them."),
+    el("p", { class: "quiet" }, `Noise ${format.percent(noise_percent)}. Run ${after.id} of ${format.when(after.created_us)} compared with run ${before.id} of ${format.when(before.created_us)}; ${setup(after)}.`,
+      before.engine_build === after.engine_build ? "" : " The engine build changed between them."),
     plain(`Ops that grew most in run ${after.id}`, ["Op", "Type", { text: "Before", n: true }, { text: "After", n: true }, "Strategy"], ops.map((op) => [
       op.name, op.op, format.duration(op.before_ns), format.duration(op.after_ns), op.before_strategy === op.after_strategy ? op.after_strategy : `${op.before_strategy} → ${op.after_strategy}`,
     ])),

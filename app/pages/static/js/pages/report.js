@@ -1,4 +1,4 @@
-// A static report: the run lies in the page itself, and nothing is asked of anybody.
+// A static report: the page itself holds the run, and nothing is loaded.
 
 import { embedded, fill } from "../dom.js";
 import { read } from "../state.js";

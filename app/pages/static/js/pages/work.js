@@ -1,4 +1,4 @@
-// Work on one model: run it on an input, count it, measure it, plan it, tune it.
+// The work page of one model: run it on an input, count, measure, plan and tune it.
 
 import { list, post } from "../api.js";
 import { el, embedded, failure, fill } from "../dom.js";
@@ -17,18 +17,18 @@ if (model.state === "READY") {
     el("h2", {}, "Shapes"), shapesPart(),
     el("div", { class: "works" },
       section("count", "Count", "What each op costs for these shapes: multiply–accumulates, bytes, memory. Nothing is run.", countForm()),
-      section("measure", "Measure", "Time runs on random inputs, op by op, and store them.", jobForm("trace", "Measure", {
+      section("measure", "Measure", "Time runs on random inputs, op by op, and store the result.", jobForm("trace", "Measure", {
         runs: number("Runs", { min: 1, max: 10_000, value: 50 }), threads: number("Threads", { min: 1, max: 1024, hint: "All cores when empty" }), plan_id: planField(), device: deviceField(),
       })),
-      section("plan", "Plan", "Choose the strategy of every step by what is known, without measuring.", planForm()),
-      section("tune", "Tune", "Measure candidates for that long, keep what is learned, and plan with it.", jobForm("tune", "Tune", {
+      section("plan", "Plan", "Choose the strategy of every step from stored measurements and predictions, without measuring.", planForm()),
+      section("tune", "Tune", "Measure candidate strategies within the budget, store the results, and plan with them.", jobForm("tune", "Tune", {
         budget_s: number("Budget, s", { min: 0.1, max: 86_400, value: 60, step: "any" }), threads: number("Threads", { min: 1, max: 1024, hint: "All cores when empty" }),
         max_error: number("Largest error", { min: 0, max: 1, step: "any", hint: "Relative to the largest output" }), backend: backendField(), device: deviceField(),
       }))));
   document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
-/** A list for a select; without it the defaults can still be chosen. */
+/** A list for a select; empty where it cannot be read, so that the defaults can still be chosen. */
 async function known(path, params) {
   return model.digest ? list(path, params).catch(() => []) : [];
 }
@@ -52,7 +52,7 @@ function openDimensions() {
 
 function shapesPart() {
   const said = model.inputs.map((input) => `${input.name}: ${input.dtype}[${(input.shape ?? ["?"]).map((dim) => dim ?? "?").join(", ")}]`).join(", ");
-  if (!sizes.length) return el("p", { class: "quiet" }, el("code", {}, said), ": nothing is left open.");
+  if (!sizes.length) return el("p", { class: "quiet" }, el("code", {}, said), ": every dimension is fixed.");
   return el("div", { class: "form" }, el("p", { class: "quiet" }, el("code", {}, said)), el("div", { class: "two" }, sizes.map(({ label, control }) => field(label, control))));
 }
 
@@ -86,7 +86,7 @@ function backendField() {
   return options("Kernels", [["auto", "native where possible"], ["native", "native only"], ["numpy", "numpy only"]], "auto");
 }
 
-/** A form of fields: values(fields) → what was filled in, null for what was left empty. */
+/** A form. submit(values, signal): gets the fields that were filled in, returns the address to open. */
 function form(title, fields, submit) {
   const [button, reason] = action(title, "admin");
   const stop = el("button", { type: "button", hidden: true }, "Stop waiting");
@@ -97,13 +97,13 @@ function form(title, fields, submit) {
     stop.onclick = () => control.abort();
     button.disabled = true;
     stop.hidden = false;
-    fill(said, el("p", { class: "quiet" }, "The service works on it…"));
+    fill(said, el("p", { class: "quiet" }, "The service is working on it…"));
     try {
       const values = Object.fromEntries(Object.entries(fields).map(([name, one]) => [name, one.read(one.control)]).filter(([, value]) => value != null));
       location.assign(await submit(values, control.signal));
       fill(said, el("p", { class: "quiet" }, "Done, opening it…"));
     } catch (error) {
-      fill(said, error.name === "AbortError" ? el("p", { class: "quiet" }, "No longer waiting; the service finishes what it began.") : failure("It was not done", error));
+      fill(said, error.name === "AbortError" ? el("p", { class: "quiet" }, "No longer waiting; the service will finish the request.") : failure("The request failed", error));
     } finally {
       button.disabled = false;
       stop.hidden = true;

@@ -1,4 +1,4 @@
-// What is said of an op, in one place: the table's columns, the panel of one op, and the amounts that views colour and sum by.
+// The figures of an op, in one place: the table's columns, the panel of one op, and the amounts that views colour and sum by.
 
 import { el, fill } from "../dom.js";
 import * as format from "../format.js";
@@ -7,7 +7,7 @@ const { bytes, count, duration, flops, macs, number, percent, rate } = format;
 
 /** Every figure of an op: {key, title, unit, format, numeric, about, of: "trace" | undefined, hidden}. */
 const FIGURES = [
-  { key: "name", title: "Op", about: "The name of the node; of a fused step, of its first one" },
+  { key: "name", title: "Op", about: "Name of the node, or of the first node of a fused step" },
   { key: "op", title: "Type" },
   { key: "index", title: "Step", numeric: true, format: count, about: "Place in the order of execution" },
   {
@@ -24,9 +24,9 @@ const FIGURES = [
     title: "Share",
     numeric: true,
     format: percent,
-    about: "Of the time; of the FLOPs where nothing was measured",
+    about: "Share of the time, or of the FLOPs where nothing was measured",
   },
-  { key: "strategy", title: "Strategy", of: "trace", about: "What the op ran as" },
+  { key: "strategy", title: "Strategy", of: "trace", about: "Backend and algorithm that the op ran with" },
   {
     key: "roof_percent",
     title: "Of roof",
@@ -35,7 +35,7 @@ const FIGURES = [
     of: "trace",
     about: "Least time on this device ÷ time taken",
   },
-  { key: "bound", title: "Bound by", of: "trace", about: "What its least time is set by: arithmetic, or moving bytes" },
+  { key: "bound", title: "Bound by", of: "trace", about: "What limits its least time: arithmetic or memory traffic" },
   {
     key: "wasted_ns",
     title: "Wasted",
@@ -52,13 +52,13 @@ const FIGURES = [
     numeric: true,
     format: count,
     bar: "flops",
-    about: "Floating point operations as the model says them",
+    about: "Floating-point operations of the op as the model defines it",
   },
   { key: "moved_bytes", title: "Moved", numeric: true, format: bytes, about: "Bytes read and written as executed" },
   { key: "output", title: "Output", about: "Type and shape of the first output" },
   { key: "backend", title: "Backend", of: "trace", hidden: true },
   { key: "precision", title: "Precision", of: "trace", hidden: true },
-  { key: "level", title: "Memory level", of: "trace", hidden: true, about: "Where its bytes come from, as assumed" },
+  { key: "level", title: "Memory level", of: "trace", hidden: true, about: "Memory level that its bytes are assumed to come from" },
   { key: "achieved_flops_per_s", title: "Achieved", numeric: true, format: (value) => rate(value), of: "trace", hidden: true },
   { key: "intensity", title: "Intensity", unit: "FLOPs/B", numeric: true, format: number, hidden: true },
   { key: "p90_ns", title: "Time, p90", numeric: true, format: duration, of: "trace", hidden: true },
@@ -200,11 +200,11 @@ export function panel(run, { onClose, onShow }) {
           ])
           .flat(),
       ),
-      values("Takes", op.inputs, (value) => [makers.get(value)].filter(Boolean)),
-      values("Makes", op.outputs, (value) => (takers.get(value) ?? []).map(([, taker]) => taker)),
+      values("Inputs", op.inputs, (value) => [makers.get(value)].filter(Boolean)),
+      values("Outputs", op.outputs, (value) => (takers.get(value) ?? []).map(([, taker]) => taker)),
       op.origins.length > 1 || (op.origins.length && op.origins[0] !== op.name)
         ? [
-            el("h3", {}, "Stands for the nodes"),
+            el("h3", {}, "Computes the nodes"),
             el(
               "ul",
               { class: "values" },

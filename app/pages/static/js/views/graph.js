@@ -1,4 +1,4 @@
-// The graph: nodes placed by layout.js, coloured by what they cost. Only pieces in sight are in the document.
+// The graph: nodes placed by layout.js, coloured by cost. Only the pieces in sight are in the document.
 
 import { el, onTheme, svg } from "../dom.js";
 import { shorten } from "../format.js";

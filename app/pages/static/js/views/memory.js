@@ -29,7 +29,7 @@ export function memory(run, { at, onState, onOpen }) {
       },
       {
         key: "share",
-        title: "Of what is held",
+        title: "Share of memory held",
         numeric: true,
         format: percent,
         value: (value) => (100 * value.nbytes) / Math.max(1, run.ops[shown].live_bytes),

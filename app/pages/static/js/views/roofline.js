@@ -1,4 +1,4 @@
-// The roofline: what every op reached against how much it computes for each byte, below what the device can do.
+// The roofline: the rate that each op reached over its arithmetic intensity, below the peaks of the device.
 
 import { scatter } from "../chart.js";
 import { el, notice } from "../dom.js";

@@ -1,4 +1,4 @@
-// One run, whole: its totals, whether its numbers agree, and the views of it. Drawn by the model page and by static reports.
+// One run: its totals, its self-check, and its views. Used by the model page and by static reports.
 
 import { el, figures, notice } from "../dom.js";
 import { percent, when } from "../format.js";
@@ -86,7 +86,7 @@ const usualSort = (run) => (run.kind === "trace" ? "-p50_ns" : "index");
 
 const tableState = ({ sort = "", q = "", cols = "" }) => ({ sort, q, cols });
 
-/** How the run came about. */
+/** How the run was made: device, threads, plan and inputs. */
 function setup(run) {
   const inputs = Object.entries(run.model.inputs).flatMap(([name, spec], at) => [
     at ? ", " : "",
@@ -106,7 +106,7 @@ function setup(run) {
   );
 }
 
-/** Whether every op lies below its roof; where not, which number is to be doubted. */
+/** The result of the self-check: ops faster than their roof, and which number is therefore in doubt. Null where there are none. */
 function check(run) {
   if (run.check.ok) return null;
   const { problems } = run.check;

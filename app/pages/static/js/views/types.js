@@ -1,4 +1,4 @@
-// Where it goes by type of op, by what bounds the ops, and by backend.
+// Sums by type of op, by what bounds the ops, by backend and by strategy.
 
 import { bars } from "../bars.js";
 import { el, fill } from "../dom.js";
