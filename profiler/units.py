@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number people can read: 300774272 MACs → 300.8 MMACs."""
+    """Format a number with a prefix: 300774272 MACs → 300.8 MMACs."""
     for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= scale:
             return f"{value / scale:.1f} {prefix}{unit}"
