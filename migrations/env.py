@@ -1,6 +1,6 @@
-"""Where Alembic starts. `Store.upgrade()` hands over its connection; the command line says `-x url=…`.
+"""The entry point of Alembic. `Store.upgrade()` passes its connection; on the command line it is `-x url=…`.
 
-Forward only: there is no downgrade. Nothing here reads the working directory or a configuration file of the user's.
+Migrations go forward only. Nothing here reads the working directory or a configuration file of the user.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 EdgewiseError
 ├── InvalidError
 │   ├── ProfileFormatError   stored or received profile data that breaks its schema
-│   └── ConventionError      no counting convention of that name
+│   ├── ConventionError      no counting convention of that name
+│   └── SweepError           a sweep over no sizes, or over too many
 └── MeasurementError         a measurement that contradicts itself or cannot be taken here: measure again
 """
 
@@ -21,7 +22,7 @@ class ConventionError(InvalidError):
 
 
 class SweepError(InvalidError):
-    """A sweep over nothing, or over too much."""
+    """A sweep over no sizes, or over too many."""
 
 
 class MeasurementError(EdgewiseError):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from app.access.auth import Scope, needs
 from app.service import EnginePart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, PageOut
-from scheduler.store import Found, Here, Page
+from scheduler.store import Here, JudgedMeasurement, Page
 
 router = APIRouter()
 
@@ -45,7 +45,7 @@ async def list_strategies(
 ) -> PageOut[StrategyOut]:
     """What was measured, by device and by op signature or model; each labelled fresh, or why not."""
 
-    def work() -> Page[Found]:
+    def work() -> Page[JudgedMeasurement]:
         return storage.store.measurements.page(storage.here(), device, signature, model, limit, cursor)
 
     page = await engine.call(work)
@@ -68,7 +68,7 @@ async def best_strategies(
     Where none is of this build and kernel source, the fastest of the build measured last, labelled as not fresh.
     """
 
-    def work() -> Page[Found]:
+    def work() -> Page[JudgedMeasurement]:
         here = storage.here()
         asked = here if device == "local" else Here(device, here.build)
         return storage.store.measurements.best(asked, signature, model, limit, cursor)
@@ -77,7 +77,7 @@ async def best_strategies(
     return PageOut(items=[_strategy(found) for found in page.items], next=page.next)
 
 
-def _strategy(found: Found) -> StrategyOut:
+def _strategy(found: JudgedMeasurement) -> StrategyOut:
     item = found.measurement
     return StrategyOut(
         device=item.device_fingerprint,

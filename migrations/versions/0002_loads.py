@@ -1,4 +1,4 @@
-"""What was timed, as a cost model sees it, beside every measurement; and an index for reading a device's newest ones."""
+"""The workload of every measurement, and an index for reading a device's newest ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs, what was noticed of a plan while it served, and the way to the fastest strategy."""
+"""Jobs, the drift of plans, and an index for the fastest strategy."""
 
 from __future__ import annotations
 

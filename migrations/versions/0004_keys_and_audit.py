@@ -1,4 +1,4 @@
-"""API keys, and what administrators did."""
+"""API keys, and the audit log of administrators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs and plans are looked up and compared by, beside their documents."""
+"""Columns of runs and plans to look up and compare by, beside their documents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def upgrade() -> None:
 
 
 def _fill_plans() -> None:
-    """Take the new columns of the plans there are from their documents."""
+    """Fill the new columns of stored plans from their documents."""
     connection, last = op.get_bind(), 0
     query = sa.text("SELECT id, payload FROM plans WHERE id > :last ORDER BY id LIMIT :batch")
     names = ("predicted_ns", "error_estimate", "memory_bytes", "threads", "objective", "precision", "engine_build")

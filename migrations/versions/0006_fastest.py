@@ -1,4 +1,4 @@
-"""The best measurement of a signature is the one whose fastest run is the shortest."""
+"""An index by the fastest run: the best measurement of a signature is the one with the shortest."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Counting what a model costs before anything runs: FLOPs, bytes, parameters, memory."""
+"""Counting the cost of a model before it runs: FLOPs, bytes, parameters, memory."""

@@ -1,4 +1,4 @@
-"""What If, Loop and Scan run, and how often, as far as that is known before the run."""
+"""The bodies that If, Loop and Scan run, and how often, as far as that is known before the run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class BodyRun:
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """What a control flow node may run.
+    """The bodies that a control flow node may run.
 
-    runs: one of these graphs, `executions` times; empty where that is not known. reason: why not, or what was assumed.
+    runs: one of these graphs runs `executions` times; empty where that is not known. reason: why not, or what was assumed.
     """
 
     runs: tuple[BodyRun, ...] = ()
@@ -33,7 +33,7 @@ class Bodies:
 
 
 def bodies_of(node: Node, specs: Specs) -> Bodies | None:
-    """The bodies of a control flow node, or None for any other."""
+    """Return the bodies of a control flow node; None for other nodes."""
     if node.op not in CONTROL_FLOW:
         return None
     return {"If": _if, "Loop": _loop, "Scan": _scan}[node.op](node, specs)
@@ -50,7 +50,7 @@ def _if(node: Node, specs: Specs) -> Bodies:
 
 
 def _loop(node: Node, specs: Specs) -> Bodies:
-    """A trip count that is known, and a condition that never ends the loop before it."""
+    """Return a Loop's body where the trip count is known and the condition never ends the loop earlier."""
     trips, condition = (_known(specs, node.inputs[i]) if len(node.inputs) > i else None for i in (0, 1))
     body: Graph = node.attrs["body"]
     if trips is None:
@@ -74,7 +74,7 @@ def _loop(node: Node, specs: Specs) -> Bodies:
 
 
 def _scan(node: Node, specs: Specs) -> Bodies:
-    """As many executions as the scanned axis is long."""
+    """Return a Scan's body: it runs once for each position of the scanned axis."""
     body: Graph = node.attrs["body"]
     scanned = int(node.attrs["num_scan_inputs"])
     known = [specs.get(name) for name in node.inputs]

@@ -1,8 +1,8 @@
-"""What a model costs before anything runs: arithmetic, bytes, parameters and activation memory, node by node.
+"""Counting a model before it runs: arithmetic, bytes, parameters and activation memory, node by node.
 
-Counted is the model as imported, before any optimisation. A node whose outputs are known before the run (a weight's reshape,
-shape arithmetic) never runs and costs nothing: it is listed as `constant`. A node that cannot be counted is listed in
-`uncounted` with the reason; nothing is silently zero. 1 MAC = 2 FLOPs (`kernels.cost`).
+The model is counted as imported, before any optimisation. A node whose outputs are known before the run (a weight's reshape,
+shape arithmetic) never runs and costs nothing: it is listed as `constant`. A node that cannot be counted is listed in `uncounted`
+with the reason, so that nothing is zero unnoticed. 1 MAC = 2 FLOPs (`kernels.cost`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class OpProfile:
     macs, other_flops: arithmetic. read_bytes, write_bytes: every distinct input and every output once, parameters among the
     inputs. param_bytes: of the inputs that are constants. params: trainable parameters first read by this node.
     live_bytes: activation memory held while it runs, model inputs and outputs included.
-    constant: known before the run, so that it never runs. counted: whether the figures are its cost; if not, `reason` says why.
-    attrs: the node's attributes but for graphs. constant_inputs: positions of inputs that are constants.
-    folded_norm: a convolution that holds a folded BatchNormalization.
-    body: what a control flow node runs, once. executions: how often it does; this node's figures are all of them together.
+    constant: its outputs are known before the run, so it never runs. counted: whether the figures are its cost; if not, `reason`
+    says why. attrs: the node's attributes without graphs. constant_inputs: positions of inputs that are constants.
+    folded_norm: it is a convolution that holds a folded BatchNormalization.
+    body: the nodes of a control flow node's body, counted for one execution. executions: how often the body runs; the figures of
+    the control flow node are those of all executions together.
     """
 
     index: int
@@ -84,12 +85,12 @@ class OpProfile:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Inputs for people: "f32[1,3,224,224]", "?" where only a run tells, "" where absent."""
+        """Specs of the inputs as text: "f32[1,3,224,224]", "?" where known only at run time, "" where absent."""
         return _texts(self.input_names, self.input_specs)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Outputs for people, like `inputs`."""
+        """Specs of the outputs as text, like `inputs`."""
         return _texts(self.output_names, self.output_specs)
 
 
@@ -118,8 +119,8 @@ class Profile:
     initializers of the file. param_bytes: constants that running nodes read, each stored tensor once.
     peak_activation_bytes: the most of `timeline`. arena_bytes: what the memory plan needs for intermediate values (elementwise
     ops in place, views shared, no kernel workspace); arena_lower_bound_bytes: what any plan needs.
-    coverage_percent: counted share of the nodes that run. outputs: None where only a run tells. held: what takes activation
-    memory, by indices of `ops`.
+    coverage_percent: counted share of the nodes that run. outputs: None where known only at run time. held: the values that
+    take activation memory, by indices of `ops`.
     """
 
     model: str
@@ -213,7 +214,7 @@ def profile(
 def count_nodes(graph: Graph, specs: Specs, params: Params | None = None) -> tuple[OpProfile, ...]:
     """Count every node of a graph, imported or optimised, with the specs of all its values.
 
-    A fused epilogue is part of its node: its arithmetic is added, and of its bytes only what it reads besides the node's output.
+    A fused epilogue is part of its node: its arithmetic is added, and the bytes that it reads besides the node's output.
     """
     constants = constant_values(graph, specs)
     sources = _Sources(graph, constants, params)
@@ -221,7 +222,7 @@ def count_nodes(graph: Graph, specs: Specs, params: Params | None = None) -> tup
 
 
 def constant_values(graph: Graph, specs: Specs) -> frozenset[str]:
-    """Names of the values that are known before the run: constants and what deterministic nodes make of them."""
+    """Return the names of values known before the run: constants, and results of deterministic nodes on such values."""
     known = set(graph.constants) | {name for name, spec in specs.items() if spec is not None and spec.value is not None}
     for node in graph.nodes:
         op = _find(node.op)
@@ -263,7 +264,7 @@ def _count(index: int, node: Node, specs: Specs, constants: frozenset[str], sour
 
 
 def _cost(node: Node, specs: Specs) -> tuple[Cost | None, str]:
-    """The arithmetic of a node and its epilogue, or None and why it is not known."""
+    """Return the arithmetic of a node and its epilogue; None and the reason where it is not known."""
     if any(specs.get(name) is None for name in (*node.reads(), *node.writes())):
         return None, DATA_DEPENDENT
     total = Cost()
@@ -285,7 +286,7 @@ def _cost(node: Node, specs: Specs) -> tuple[Cost | None, str]:
 
 
 def _count_bodies(bare: OpProfile, bodies: Bodies, sources: _Sources) -> OpProfile:
-    """Add what a control flow node runs: its body times the trips, or the most expensive branch."""
+    """Add the cost of a control flow node's bodies: of a loop body times its trips, or of the costliest branch."""
     if not bodies.runs:
         return replace(bare, counted=False, reason=bodies.reason)
     counted: list[tuple[OpProfile, ...]] = []
@@ -312,7 +313,7 @@ def _count_bodies(bare: OpProfile, bodies: Bodies, sources: _Sources) -> OpProfi
 
 
 class _Sources:
-    """Which parameters stand behind a constant, and which of them a node has read already."""
+    """The parameters that a constant derives from, and those that a node has read already."""
 
     def __init__(self, graph: Graph, constants: frozenset[str], params: Params | None) -> None:
         self.params = params
@@ -321,12 +322,12 @@ class _Sources:
         self._learn(graph, constants)
 
     def inside(self, graph: Graph, constants: frozenset[str]) -> _Sources:
-        """The same, knowing a body's constants as well."""
+        """Return these sources extended by the constants of a body."""
         self._learn(graph, constants)
         return self
 
     def claim(self, names: Iterable[str]) -> int:
-        """Trainable parameters behind these values that nobody claimed before."""
+        """Return the number of trainable parameters that these values derive from, without those claimed before."""
         if self.params is None:
             return 0
         new = frozenset[str]().union(*(self._behind.get(name, frozenset()) for name in names)) - self._claimed
@@ -355,12 +356,12 @@ def _uncounted(ops: Iterable[OpProfile], prefix: str = "") -> Iterable[Uncounted
 
 
 def _running_graph(graph: Graph, ops: Sequence[OpProfile]) -> Graph:
-    """The graph without the nodes that never run: their outputs take no activation memory."""
+    """Return the graph without nodes that never run: their outputs take no activation memory."""
     return replace(graph, nodes=tuple(node for node, op in zip(graph.nodes, ops, strict=True) if not op.constant))
 
 
 def _param_bytes(graph: Graph, specs: Specs, ops: Sequence[OpProfile]) -> int:
-    """Bytes of the constants that running nodes read, copies of one tensor counted once; bodies' own ones added."""
+    """Return the bytes of constants that running nodes read: copies of one tensor count once, those of bodies are added."""
     copies = copied_constants(list(graph.nodes), graph.constants)
     running = [op for op in ops if not op.constant and not op.body]
     read = {op.input_names[position] for op in running for position in op.constant_inputs if op.input_names[position]}

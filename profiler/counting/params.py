@@ -1,14 +1,14 @@
-"""How many trainable parameters the source model had, told from an export.
+"""Inferring the number of trainable parameters of the source model from its export.
 
-An export does not say which tensors were trained, and exporters change them. What is counted is inferred, and the inference is
-part of the answer (`Params.note`):
+An export does not say which tensors were trained, and exporters change them. So the number is inferred by these rules, and the
+rules that applied are part of the result (`Params.note`):
 
 - Float initializers that some node reads as a weight count with all their elements. Running statistics of a BatchNormalization,
   clip bounds, pads, resize scales and quantization scales and zero points do not; integer initializers count where they are
   quantized weights. A constant that the file stores as a Constant node counts only in the weight slot of an op that has one, and
   a scalar initializer only there or when PyTorch wrote the file (which stores scalars that were not trained as Constant nodes).
 - PyTorch's exporter stores equal initializers once and reads them again through Identity: such an Identity was a parameter of
-  its own and counts again. Weights that were really tied look the same and are counted as often as they are read.
+  its own and counts again. Tied weights look the same and are counted as often as they are read.
 - PyTorch's exporter folds a BatchNormalization into the convolution before it and names the new weight and bias
   `onnx::Conv_<n>`. Such a bias of k elements stands for k scales and k shifts: 2·k parameters. If the convolution had a bias of
   its own as well, those k parameters left no trace and are missing here.
@@ -88,7 +88,7 @@ class Params:
     """The parameters of a model.
 
     total: trainable parameters of the source model. initializer_elements: elements of all initializers of the file.
-    by_value: value name -> the parameters it stands for. folded: convolutions that hold a folded BatchNormalization.
+    by_value: value name -> number of parameters it stands for. folded: convolutions that hold a folded BatchNormalization.
     note: how `total` was inferred.
     """
 
@@ -127,7 +127,7 @@ def count_params(model: Model) -> Params:
 
 
 def copied_constants(nodes: list[Node], constants: Mapping[str, Array]) -> dict[str, str]:
-    """Output of an Identity of a constant (or of such a copy) -> the constant."""
+    """Return the copies that Identity nodes make of constants, also of other copies: output name -> constant name."""
     copies: dict[str, str] = {}
     for node in nodes:
         if node.op == "Identity":
@@ -150,7 +150,7 @@ def _is_weight(model: Model, op: str, position: int, name: str, arrays: Mapping[
 
 
 def _is_folded(node: Node, arrays: Mapping[str, Array]) -> bool:
-    """A convolution whose weight and bias both lost their names: the exporter computed them."""
+    """Say whether a convolution's weight and bias both have generated names, because the exporter computed them."""
     if node.op != "Conv" or len(node.inputs) < 3:
         return False
     _, weight, bias = node.inputs[:3]
@@ -171,6 +171,6 @@ def _note(copies: int, folded: int) -> str:
     if folded:
         parts.append(
             f"{folded} convolutions with a folded BatchNormalization, their bias counted as its scale and shift (a bias that "
-            "such a convolution had before is not seen)"
+            "such a convolution had before cannot be told)"
         )
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""One model at several sizes: how its cost grows with its dynamic dimensions."""
+"""Sweeps: the cost of a model at several sizes of its dynamic dimensions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Device profiles: what a machine is, and what it was measured to do."""
+"""Device profiles: the description of a machine, and its measured rates."""

@@ -1,1 +1,1 @@
-"""The report of a run: its document, how it is built, matched with other runs, and exported."""
+"""Reports: the document of a run, how it is made, matched with other runs, and exported."""

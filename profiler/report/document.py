@@ -1,8 +1,8 @@
 """The report of a run: one document that the database keeps, the API and pages show and `edgewise profile` prints.
 
-A `static` report has the nodes of the model as imported, with what they cost. A `trace` has the steps as they ran, fused, with
-their times beside. What is not known is None: nothing is made up. It validates itself when it is read, for it may come from
-anywhere. Numbers carry their units in their names; `docs/profiling.md` says what each means.
+A `static` report lists the nodes of the model as imported, with their cost. A `trace` lists the steps as they ran, fused, with
+their times. Unknown values are None. A report validates itself when it is read, because it may come from outside. Numbers carry
+their units in their names; `docs/profiling.md` defines each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 
 
 class ModelFacts(Record):
-    """What was looked at. inputs, outputs: name -> "float32[1,3,224,224]"."""
+    """The model of a report. inputs, outputs: name -> "float32[1,3,224,224]"."""
 
     name: str
     digest: _Digest
@@ -36,7 +36,7 @@ class ModelFacts(Record):
 
 
 class Setup(Record):
-    """How a trace was taken. device: fingerprint. plan_id: "default" where every op ran as it does without a plan."""
+    """How a trace was taken. device: fingerprint. plan_id: "default" where the run followed no plan."""
 
     device: _Digest
     device_name: str
@@ -51,9 +51,9 @@ class Setup(Record):
 
 
 class Totals(Record):
-    """Of the whole model. Arithmetic and bytes are sums over the ops, so are predicted_ns, roof_ns and wasted_ns.
+    """Totals of the model. Arithmetic, bytes, predicted_ns, roof_ns and wasted_ns are sums over the ops.
 
-    unattributed_ns: what the medians of the steps leave of the median wall time; the two add up to it.
+    unattributed_ns: the median wall time less the sum of the steps' medians.
     """
 
     macs: _Count
@@ -82,10 +82,10 @@ class Totals(Record):
 class Op(Record):
     """A node of the model, or a step as it ran.
 
-    origins: the ONNX nodes it stands for. inputs, outputs: names of values; output: what the first output is. strategy: what it
-    ran as, "" where nothing ran. share_percent: of the time, of the FLOPs where there is none. live_bytes: the most activation
-    memory held at once meanwhile. moved_bytes, intensity, achieved_flops_per_s: as executed. roof_percent: roof_ns / p50_ns.
-    contradiction: why it is above its roof, "" where it is not. reason: why it is not counted, or what was assumed.
+    origins: the ONNX nodes it stands for. inputs, outputs: names of values; output: spec of the first output. strategy: that it
+    ran by, "" where nothing ran. share_percent: of the time; of the FLOPs in a static report. live_bytes: the most activation
+    memory held at once while it runs. moved_bytes, intensity, achieved_flops_per_s: as executed. roof_percent: roof_ns ÷ p50_ns.
+    contradiction: why it may be faster than its roof, "" where it is not. reason: why it is not counted, or what was assumed.
     """
 
     index: Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -125,7 +125,7 @@ class Op(Record):
 
 
 class Value(Record):
-    """Activation memory, held while the ops `first` to `last` run: at the moment of each at which most is held.
+    """A value in activation memory, held while the ops `first` to `last` run: at the moment of each op at which most is held.
 
     offset_bytes: in the arena; None for the model's inputs and outputs, which lie outside.
     """
@@ -138,21 +138,24 @@ class Value(Record):
 
 
 class Timeline(Record):
-    """The median run. threads: of each, (index of the op, start_ns, duration_ns, what it did), start_ns since the run began."""
+    """The median run.
+
+    threads: for each thread its slices (index of the op, start_ns since the run began, duration_ns, activity).
+    """
 
     wall_ns: _Nanoseconds
     threads: tuple[tuple[tuple[int, int, int, Doing], ...], ...]
 
 
 class PeakRate(Record):
-    """What the device computes at most in a precision."""
+    """The peak arithmetic rate of the device in a precision."""
 
     precision: _Key
     flops_per_s: _Rate
 
 
 class LevelRate(Record):
-    """What a level of memory moves at most. capacity_bytes: of all its caches in use; None for DRAM."""
+    """The highest bandwidth of a level of memory. capacity_bytes: of all its caches in use; None for DRAM."""
 
     level: _Key
     bytes_per_s: _Rate
@@ -160,7 +163,7 @@ class LevelRate(Record):
 
 
 class Roof(Record):
-    """What bounds the ops on a device with that many threads. bandwidths: the innermost level first."""
+    """The roofline of a device at that many threads. bandwidths: the innermost level first."""
 
     device: _Digest
     threads: Annotated[int, Field(ge=1, le=4096)]
@@ -177,7 +180,7 @@ class Missing(Record):
 
 
 class Problem(Record):
-    """An op above its roof, and which of counting, timing or peak is wrong."""
+    """An op faster than its roof, and which of counting, timing or peak is probably wrong."""
 
     name: str
     op: str
@@ -186,14 +189,14 @@ class Problem(Record):
 
 
 class Check(Record):
-    """Whether the numbers agree with one another."""
+    """The self-check of a report: whether its numbers agree with one another."""
 
     ok: bool
     problems: tuple[Problem, ...] = ()
 
 
 class Report(Record):
-    """The whole document. setup, timeline and roof are of a trace; the roof is None where the device was not measured."""
+    """The document of a run. Only traces have setup, timeline and roof; the roof is None where the device was not measured."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     kind: Kind
@@ -214,7 +217,7 @@ class Report(Record):
         return self
 
     def to_json(self) -> str:
-        """Serialise; `from_json` reads it back equal."""
+        """Return the report as JSON; `from_json` reads it back equal."""
         return self.model_dump_json()
 
     @staticmethod
@@ -228,6 +231,6 @@ class Report(Record):
             raise ProfileFormatError(f"report: {first['msg']} ({where})") from None
 
     def alive(self, index: int) -> tuple[Value, ...]:
-        """The values held while an op runs, the largest first."""
+        """Return the values held while an op runs, the largest first."""
         held = (value for value in self.values if value.first <= index <= value.last)
         return tuple(sorted(held, key=lambda value: -value.nbytes))

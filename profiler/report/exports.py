@@ -20,18 +20,18 @@ Row = dict[str, Any]
 
 
 def op_rows(report: Report) -> list[Row]:
-    """One flat row for each op, in order."""
+    """Return one flat row for each op, in order."""
     return [op.model_dump() for op in report.ops]
 
 
 def sweep_rows(points: Iterable[SweepPoint]) -> list[Row]:
-    """One flat row for each point, its dimensions first."""
+    """Return one flat row for each point of a sweep, its dimensions first."""
     names = ("macs", "flops", "other_flops", "read_bytes", "write_bytes", "param_bytes", "peak_activation_bytes", "intensity")
     return [{**point.dims, **{name: getattr(point, name) for name in names}} for point in points]
 
 
 def convention_rows(counted: Profile, names: Iterable[str]) -> list[Row]:
-    """One flat row for each named convention of counting, its total first. Raises ConventionError for an unknown name."""
+    """Return one flat row for each named convention of counting. Raises ConventionError for an unknown name."""
     return [
         {"convention": name, "total": total, "unit": found.unit, "counts": found.description, "source": found.source}
         for name, total in compare(counted, names).items()
@@ -40,7 +40,7 @@ def convention_rows(counted: Profile, names: Iterable[str]) -> list[Row]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Rows as RFC 4180 CSV with a header. Lists are joined by spaces; a text that a spreadsheet would run gets a quote."""
+    """Return rows as RFC 4180 CSV with a header. Lists are joined by spaces; text that a spreadsheet would run is quoted."""
     if not rows:
         return ""
     out = io.StringIO()
@@ -51,11 +51,11 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def chrome_trace(report: Report) -> bytes:
-    """Trace events; open in chrome://tracing or ui.perfetto.dev.
+    """Return a trace as events for chrome://tracing or ui.perfetto.dev.
 
     The median run and the very first one are a process each. In the median run every thread is a track: at work in a step, or
-    waiting for the others; of the first run only each step's time is known, they are laid end to end. Steps carry what they
-    cost and how they ran; a counter shows the activation memory held. A report without times has no events.
+    waiting for the others. Of the first run only the time of each step is known; its steps are laid end to end. Steps carry their
+    cost and strategy; a counter shows the activation memory held. A report without times has no events.
     """
     events: list[Row] = []
     if report.timeline is not None:
@@ -84,7 +84,7 @@ def _doing(op: Op, thread: int, start_ns: int, duration_ns: int, doing: Doing) -
 
 
 def _memory(report: Report) -> Iterator[Row]:
-    """What is held, from when each step begins on whatever thread."""
+    """Yield the activation memory held, from the moment at which the first thread begins each step."""
     begins_ns: dict[int, int] = {}
     for slices in () if report.timeline is None else report.timeline.threads:
         for index, start_ns, _, _ in slices:

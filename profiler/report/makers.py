@@ -1,4 +1,4 @@
-"""Reports made of what was counted and measured."""
+"""Making reports from counts and traces."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONSTANT = "known before the run"
 
 
 def static_report(counted: Profile) -> Report:
-    """What a model costs, without a run."""
+    """Report the cost of a model as counted, without a run."""
     return Report(
         kind="static",
         model=_facts(counted),
@@ -63,11 +63,12 @@ def trace_report(
     device: DeviceProfile | None,
     predicted_ns: Mapping[str, float],
 ) -> Report:
-    """What ran, how long it took, and how far that is from what the device can do.
+    """Report a traced run: its steps, their times, and their distance from the roofline of the device.
 
-    Args:   counted: the model as imported. executor: what was traced. device: that it ran on, None where it was not measured and
-            there is no roof. predicted_ns: what each step should take, by its node; steps that are missing have no prediction.
-    Raises: MeasurementError when the device's profile lacks a peak or bandwidth that is needed.
+    Args:   counted: the model as imported. executor: the traced one. measured: its trace. setup: how the trace was taken.
+            device: that it ran on; None = not measured, the report has no roof. predicted_ns: node name -> predicted time of its
+            step; steps that are missing have no prediction.
+    Raises: MeasurementError where the device's profile lacks a peak or bandwidth that is needed.
     """
     placed = None if device is None else roofline(measured, device, setup.threads)
     points = {} if placed is None else {point.name: point for point in placed.points}
@@ -186,7 +187,7 @@ def _traced_op(
 
 
 def _cost(op: OpProfile) -> dict[str, Any]:
-    """What counting says of a node, as fields of an op."""
+    """Return the counts of a node as fields of an op."""
     names = ("macs", "flops", "read_bytes", "write_bytes", "param_bytes", "counted")
     return {
         **{name: getattr(op, name) for name in names},
@@ -197,7 +198,7 @@ def _cost(op: OpProfile) -> dict[str, Any]:
 
 
 def ran_as(algorithm: str) -> tuple[Backend, str]:
-    """The backend of a step, and its strategy."""
+    """Return the backend of a step and its strategy."""
     if algorithm == VIEW:
         return "view", VIEW
     if algorithm.startswith("native/"):
@@ -231,7 +232,7 @@ def _threads(slices: Sequence[Slice]) -> int:
 
 
 def _roof(device: DeviceProfile, threads: int) -> Roof:
-    """Peaks and bandwidths as `roofline` uses them."""
+    """Return the peaks and bandwidths that `roofline` uses."""
     precisions = dict.fromkeys(peak.precision for peak in device.peaks if peak.kind == "instruction")
     capacities: dict[str, int | None] = {**device.capacities_bytes(threads), "DRAM": None}
     return Roof(
@@ -261,7 +262,7 @@ def _check(points: Iterable[RooflinePoint]) -> Check:
 
 
 def _text(spec: Spec | None) -> str:
-    """A spec for people who know ONNX: "float32[1,3,224,224]"; "?" where only a run tells."""
+    """Spell a spec as ONNX does: "float32[1,3,224,224]"; "?" where it is known only at run time."""
     if spec is None:
         return "?"
     dtype = "string" if spec.dtype == STRING else spec.dtype.name

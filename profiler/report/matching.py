@@ -1,7 +1,7 @@
-"""Runs side by side: which steps of one are which of another, whatever was fused with what.
+"""Matching the steps of several runs, however each run fused them.
 
-Steps belong together when they stand for a common ONNX node; a step of one run may be several of another. Runs of different
-models share the nodes that have one name.
+Steps match when they stand for a common ONNX node, so one step of a run may match several of another. Runs of different models
+match in nodes of equal name.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from profiler.report.document import Op, Report
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Steps that do the same work, of every run those that do it; none where a run has no such step.
+    """Steps that do the same work. steps: those of each run, in order of the runs; empty where a run has none.
 
-    key: the first ONNX node they stand for.
+    key: the first ONNX node that they stand for.
     """
 
     key: str
@@ -26,34 +26,34 @@ class Match:
 
     @property
     def p50_ns(self) -> tuple[float | None, ...]:
-        """What each run takes for it; None where it has no such step, or no times."""
+        """The median time in each run; None where it has no such step, or no times."""
         return tuple(_total([op.p50_ns for op in ops]) for ops in self.steps)
 
     @property
     def flops(self) -> tuple[int | None, ...]:
-        """What each run computes for it."""
+        """The FLOPs in each run; None where it has no such step."""
         return tuple(sum(op.flops for op in ops) if ops else None for ops in self.steps)
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """How each run does it; "" where it has no such step."""
+        """The strategies in each run; "" where it has no such step."""
         return tuple(" + ".join(dict.fromkeys(op.strategy for op in ops if op.strategy)) for ops in self.steps)
 
     @property
     def delta_ns(self) -> float | None:
-        """What the last run takes more than the first."""
+        """The time in the last run less that in the first."""
         first, *_, last = self.p50_ns
         return None if first is None or last is None else last - first
 
     @property
     def ratio(self) -> float | None:
-        """The last run's time ÷ the first one's."""
+        """The time in the last run ÷ that in the first."""
         first, *_, last = self.p50_ns
         return None if first is None or last is None or not first else last / first
 
 
 def match(runs: Sequence[Report]) -> list[Match]:
-    """The work of all runs, each once, in the order of the first run that has it."""
+    """Match the steps of all runs. Returns every match once, in the order of the first run that has it."""
     groups: dict[str, dict[tuple[int, int], Op]] = {}  # origin -> the steps of its group; merged groups are one object
     for number, run in enumerate(runs):
         for op in run.ops:

@@ -1,1 +1,1 @@
-"""Measured runs: where the time goes step by step, and how far each step is from the roof."""
+"""Measured runs: the time of every step, and its distance from the roofline."""

@@ -1,10 +1,10 @@
-"""How far each step is from what the device can do.
+"""The roofline of a trace: the distance of each step from the rates of the device.
 
-A step that computes F FLOPs and moves B bytes takes at least max(F / peak, B / bandwidth) seconds: the roof. Seen as a rate that
-is min(peak, intensity · bandwidth). The bandwidth is that of the innermost levels of memory that hold the step's B bytes, the
-fastest pattern measured there, so that the roof is one; what is written over what was read takes no room of its own. Bytes are
-each input and output once, arithmetic is what the chosen algorithm executes; a step above its roof is therefore a contradiction,
-and says what is probably wrong.
+A step that computes F FLOPs and moves B bytes takes at least max(F ÷ peak, B ÷ bandwidth) seconds: its roof. As a rate that is
+min(peak, intensity · bandwidth) (Williams, Waterman, Patterson 2009, CACM 52(4)). The bandwidth is that of the innermost levels
+of memory that hold the step's B bytes, for the fastest pattern measured there, so that it is an upper bound; memory that is
+written over after it was read counts once. Bytes are each input and output once, arithmetic is that of the chosen algorithm. A
+step faster than its roof is therefore a contradiction, and the point says what is probably wrong.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Bound = Literal["compute", "memory"]
 
 @dataclass(frozen=True, slots=True)
 class RooflinePoint:
-    """One step beside its roof.
+    """One step and its roof.
 
-    flops, moved_bytes, intensity: as executed. precision: whose peak it is held to. level: the innermost memory that holds its
-    bytes.
-    roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median.
-    achieved_flops_per_s, achieved_bytes_per_s: at that median. roof_percent: roof_ns / measured_ns. bound: which side of the
-    roof it is under. wasted_ns: measured_ns above the roof's. contradiction: why it may be above the roof; "" when it is not.
+    flops, moved_bytes, intensity: as executed. precision: of the peak that it is compared with. level: the innermost memory that
+    holds its bytes. roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median.
+    achieved_flops_per_s, achieved_bytes_per_s: at that median. roof_percent: roof_ns / measured_ns. bound: the side of the roof
+    that limits it. wasted_ns: measured_ns − roof_ns, at least 0. contradiction: why it may be faster than its roof, "" where it
+    is not.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RooflinePoint:
 class Roofline:
     """All steps that do work, in execution order, on a device with a number of threads.
 
-    skipped: steps without a roof (not counted, or only renaming memory). wasted_ns, roof_ns: sums over the points.
+    skipped: steps without a roof (not counted, or views of memory). wasted_ns, roof_ns: sums over the points.
     """
 
     device: str
@@ -75,23 +75,23 @@ class Roofline:
 
     @property
     def roof_ns(self) -> float:
-        """The least time all the points could take one after another."""
+        """The least time of all points one after another."""
         return sum(point.roof_ns for point in self.points)
 
     @property
     def wasted_ns(self) -> float:
-        """Time above the roof."""
+        """Time in excess of the roof, over all points."""
         return sum(point.wasted_ns for point in self.points)
 
     def most_wasted(self) -> tuple[RooflinePoint, ...]:
-        """The points, those with the most to gain first."""
+        """Return the points, those with most time in excess of their roof first."""
         return tuple(sorted(self.points, key=lambda point: -point.wasted_ns))
 
 
 def roofline(measured: Trace, device: DeviceProfile, threads: int = 1) -> Roofline:
     """Place every step of a trace under the roof of a device.
 
-    Args:   threads: what the traced executor ran with.
+    Args:   threads: of the traced executor.
     Raises: MeasurementError when the device's profile lacks a peak or bandwidth that is needed.
     """
     points, skipped = [], []
@@ -139,7 +139,7 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
 
 
 def _overwritten_bytes(cost: OpProfile) -> int:
-    """What an elementwise op may write over what it has read: it then lies in half the memory."""
+    """Return the bytes that an elementwise op may write over its input, which take no memory of their own."""
     written = cost.output_specs[0] if cost.output_specs else None
     if written is None or not find(cost.op).elementwise:
         return 0
@@ -148,7 +148,7 @@ def _overwritten_bytes(cost: OpProfile) -> int:
 
 
 def precision_of(cost: OpProfile) -> Precision:
-    """The arithmetic an op is held to: its first input's; what has no peak of its own (float16, indices) counts as fp32."""
+    """Return the precision whose peak an op is compared with: its first input's; types without a peak (float16) count as fp32."""
     first = next((spec for spec in cost.input_specs if spec is not None), None)
     return "fp32" if first is None else _PRECISIONS.get(np.dtype(first.dtype).name, "fp32")
 
@@ -160,5 +160,5 @@ def _contradiction(percent: float, bound: Bound, measured_ns: float, level: str,
     if measured_ns < MIN_CLOCK_STEPS * clock_ns:
         return f"timing: {measured_ns:.0f} ns is less than {MIN_CLOCK_STEPS} steps of a {clock_ns:.0f} ns clock"
     if bound == "memory":
-        return f"counting: not all counted bytes are moved, or they come from closer than {level}"
+        return f"counting: not all counted bytes are moved, or they come from a level inside {level}"
     return "peak: the device's measured peak is too low, or counting: the algorithm skips arithmetic"

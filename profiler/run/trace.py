@@ -1,8 +1,8 @@
-"""Where the time of a run goes, step by step.
+"""Traces: the time of every step of a run.
 
 Per run, the times of the steps and `unattributed` (what happens between them) add up to the wall time, to the nanosecond, by
-construction. The first run is told apart: it pays for cold caches, pages and threads. Means are over the measured runs, so
-shares add up to 100 percent like the times they are made of.
+construction. The first run is kept apart: it pays for cold caches, pages and threads. Means are over the measured runs, so that
+shares add up to 100 percent like their times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TimedStep(Protocol):
 
     @property
     def macs(self) -> int | None:
-        """What its algorithm multiplies, where it is known to be other than what the op's definition says."""
+        """MACs of its algorithm, where they differ from those of the op's definition; else None."""
 
 
 class TimedOutcome(Protocol):
@@ -52,11 +52,11 @@ class TimedOutcome(Protocol):
 
     @property
     def clock(self) -> RunClock:
-        """What was read meanwhile."""
+        """The clock readings of the run."""
 
 
 class TimedExecutor(Protocol):
-    """What can be traced: `graph.run.executor.Executor`, and anything that times its steps like it."""
+    """An executor that can be traced: `graph.run.executor.Executor`, or another that times its steps like it."""
 
     @property
     def graph(self) -> Graph:
@@ -76,7 +76,7 @@ class TimedExecutor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Durations:
-    """Nanoseconds of one thing over the measured runs. first_ns: in the very first run, which is not one of them."""
+    """Statistics over the measured runs, in nanoseconds. first_ns: of the very first run, which is not one of them."""
 
     first_ns: int
     min_ns: int
@@ -92,7 +92,7 @@ class OpTrace:
     """One step, or the unattributed rest (op "").
 
     origins: the ONNX nodes it computes. algorithm: its kernel. cost: its arithmetic and bytes as executed, None for the rest.
-    executed_macs: what the algorithm really multiplies. share_percent: of the wall time. cumulative_percent: of it and all
+    executed_macs: MACs of the algorithm. share_percent: of the wall time. cumulative_percent: of it and all
     rows before it.
     """
 
@@ -132,8 +132,8 @@ class Trace:
     """Measured times of an executor.
 
     rows: every step in execution order and, last, the unattributed rest; their shares add up to 100. wall: of whole runs.
-    first: the very first run. runs: the measured ones. warmup: runs thrown away between them. slices: what every thread did in
-    the median run.
+    first: the very first run. runs: the measured ones. warmup: runs thrown away between them. slices: the activity of every
+    thread in the median run.
     """
 
     rows: tuple[OpTrace, ...]
@@ -150,7 +150,7 @@ class Trace:
 
     @property
     def unattributed(self) -> OpTrace:
-        """What the steps do not explain."""
+        """The rest of the wall time, which lies between the steps."""
         return self.rows[-1]
 
     @property
@@ -159,12 +159,12 @@ class Trace:
         return self.runs[_nearest(self.runs, self.wall.p50_ns)]
 
     def ranked(self) -> tuple[OpTrace, ...]:
-        """The rows, the slowest first, with cumulative shares in that order."""
+        """Return the rows, the slowest first, with cumulative shares in that order."""
         rows = sorted(self.rows, key=lambda row: -row.durations.total_ns)
         return _with_shares(rows, self.wall.total_ns)
 
     def by_op(self) -> tuple[OpTypeTrace, ...]:
-        """Time by kind of op, the most first; the unattributed rest is one of them."""
+        """Return the time by kind of op, the largest first; the unattributed rest is one of them."""
         groups: dict[str, list[OpTrace]] = {}
         for row in self.rows:
             groups.setdefault(row.op or UNATTRIBUTED, []).append(row)
@@ -268,7 +268,7 @@ def _origins(node: Node) -> tuple[str, ...]:
 
 
 def _executed_macs(step: TimedStep, specs: Specs, cost: OpProfile) -> int:
-    """MACs of the step's algorithm where it multiplies more or less than the op's definition."""
+    """Return the MACs of the step's algorithm, which may be more or less than those of the op's definition."""
     if step.macs is not None or step.node.op in CONTROL_FLOW:
         return cost.macs if step.macs is None else step.macs
     inputs = [specs.get(name) if name else None for name in step.node.inputs]

@@ -1,1 +1,1 @@
-"""Predicting what a candidate takes: bounds from the roofline, a model fitted to measurements, and how well it predicts."""
+"""Predicting the time of a candidate: estimates from the roofline, a model fitted to measurements, and its accuracy."""

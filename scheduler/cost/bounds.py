@@ -1,8 +1,12 @@
-"""What a candidate should take on a device before anything was measured: the roofline of its work.
+"""Estimates of a candidate's time on a device before it was measured: the roofline of its workload.
 
-Native kernels share their arithmetic, as their port models count it, between all threads. Matrix products of numpy run on BLAS,
-on all threads, at the device's measured GEMM rate; all other numpy passes run on one thread and move memory. What measurements
-make of these predictions is `scheduler.cost.fitting`'s; stored measurements overrule both (`scheduler.planning.planner`).
+The roofline model (Williams, Waterman, Patterson 2009, CACM 52(4)) bounds a workload by arithmetic and by memory traffic; here
+every level of memory has a bandwidth of its own, and conversions and calls are added. Native kernels share their arithmetic, as
+their port models count it, between all threads. Matrix products of numpy run on BLAS, on all threads, at the device's GEMM rate;
+all other numpy passes run on one thread and move memory.
+
+`scheduler.cost.fitting` corrects these estimates by measurements, and a stored measurement of the candidate itself takes
+precedence over both (`scheduler.planning.planner`).
 """
 
 from __future__ import annotations
@@ -22,9 +26,9 @@ from profiler.device.profile import DeviceProfile
 from scheduler.plan import BoundBy
 from scheduler.workload import Workload
 
-UNCERTAINTY = 2.5  # how far a prediction may be off where nothing was fitted, as a factor each way; an assumption
+UNCERTAINTY = 2.5  # assumed factor, each way, by which an estimate may be off where nothing was fitted
 NATIVE_EFFICIENCY = 0.9  # of the measured FMA peak that convolutions and products reach; `make bench` shows it shape by shape
-NATIVE_STEP_NS = 500.0  # a barrier, and what the last chunk of a step keeps the other threads waiting
+NATIVE_STEP_NS = 500.0  # a barrier, and the wait of other threads for the last chunk of a step
 NUMPY = "numpy_"  # before the algorithm, the kind of a numpy kernel
 _BLAS = frozenset({"blas", "gemm", "im2col"})
 _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: counted in planes that miss the registers
@@ -32,7 +36,7 @@ _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """What bounds a load on a device, part by part, and together. level: where its working set lies."""
+    """The parts of a workload's estimated time on a device, in nanoseconds. level: of memory that holds its working set."""
 
     compute_ns: float
     memory_ns: float
@@ -43,26 +47,26 @@ class Roofline:
 
     @property
     def ns(self) -> float:
-        """What it takes altogether: the larger of arithmetic and memory, and what overlaps with neither."""
+        """The estimate: the larger of arithmetic and memory, plus conversions and calls, which overlap with neither."""
         return max(self.compute_ns, self.memory_ns + self.weights_ns) + self.conversion_ns + self.calls_ns
 
     @property
     def bound_by(self) -> BoundBy:
-        """The largest part."""
+        """The largest part: arithmetic, bytes moved, or calls."""
         moved_ns = self.memory_ns + self.weights_ns + self.conversion_ns
         largest = max(self.compute_ns, moved_ns, self.calls_ns)
         return "compute" if largest == self.compute_ns else "memory" if largest == moved_ns else "dispatch"
 
 
 class Rooflines:
-    """The parts of a load's time that a device's measured rates allow. The device is asked once for each thread count."""
+    """Rooflines of workloads by the rates of one device, which are looked up once for each thread count."""
 
     def __init__(self, device: DeviceProfile) -> None:
         self._device = device
         self._rates: dict[int, _Rates] = {}
 
     def of(self, load: Workload) -> Roofline:
-        """What bounds a load."""
+        """Return the roofline of a workload."""
         work, threads = load.work, load.threads
         if work.kind.startswith(NUMPY):
             return self._numpy(work, threads)
@@ -106,7 +110,7 @@ class Rooflines:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Of a number of threads. levels: name, bytes it holds and bytes a second, the innermost first."""
+    """Rates at one thread count. instruction: FLOP/s. levels: name, capacity in bytes and bytes a second, innermost first."""
 
     instruction: float
     levels: tuple[tuple[str, float, float], ...]
@@ -119,13 +123,15 @@ class _Rates:
 
 
 def imbalance(chunks: int, threads: int) -> float:
-    """How much longer threads take that share so many pieces than they would if they could share evenly. One piece is an unknown
-    number of them: only port models count."""
+    """Return how much longer threads take to share whole chunks than to share the work evenly: a factor of at least 1.
+
+    One chunk stands for an unknown number of them, because only port models count chunks; its factor is 1.
+    """
     return 1.0 if chunks <= 1 else math.ceil(chunks / threads) * threads / chunks
 
 
 def numpy_work(node: Node, cost: OpProfile, kernel: Kernel, specs: Specs) -> Work:
-    """What a numpy kernel does. cost: what the node asks for (`count_nodes`)."""
+    """Return the work of a numpy kernel on a node. cost: the node's counted arithmetic and bytes (`count_nodes`)."""
     inputs = [specs[name] if name else None for name in node.inputs]
     macs = kernel.executed_macs(*inputs, **node.attrs) if kernel.executed_macs else cost.macs
     on_blas = kernel.algorithm in _BLAS

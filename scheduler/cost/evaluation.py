@@ -1,11 +1,12 @@
-"""How well the cost model predicts what it never saw: held-out measurements, fold by fold.
+"""The accuracy of the cost model on held-out measurements, by cross-validation.
 
-Folds are by signature, so that nothing of a held-out piece of work was seen. Of each kind of kernel: the median absolute
-percentage error, and how well the candidates of one piece of work are ranked (Spearman, mean over the works that have enough).
+Folds are split by signature, so a model has seen no candidate of the work that it is tested on. For each kind of kernel: the
+median absolute percentage error, and Spearman's rank correlation between predicted and measured times of the candidates of one
+signature (the mean over signatures with at least LEAST_RANKED).
 
-Candidates that lie within each other's noise are in no order that anything could predict. So beside the raw figure stand its
-ceiling, which a model would score that knew every time exactly, and the rank correlation (Goodman and Kruskal's gamma) of those
-pairs alone that the measurements tell apart.
+The order of candidates that lie within each other's noise cannot be predicted. So two more figures are given: the ceiling, which
+is the correlation that exact predictions would reach, and Goodman and Kruskal's gamma over those pairs that measurements tell
+apart.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ from scheduler.plan import TIE
 from scheduler.store import Here, Store
 
 FOLDS: Final = 5
-LEAST_RANKED: Final = 3  # candidates of a work whose ranking says something
-APART: Final = 2.0  # standard errors of their difference that two times are told apart by, beyond a tie
-_DRAWS: Final = 32  # of the noise of a work's times, for the ceiling
+LEAST_RANKED: Final = 3  # candidates of one signature, for a rank correlation to mean something
+APART: Final = 2.0  # standard errors of their difference that tell two times apart, beyond a tie
+_DRAWS: Final = 32  # of noise, for the ceiling
 ALL: Final = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of one kind of kernel, or of all. points: held-out measurements, each once. works: signatures and thread counts that were
-    ranked. spearman, ceiling: None where none could be. pairs: of candidates of one work that are told apart; gamma: of the order
-    these were predicted in. fitted_percent: of the points, that a fit predicted and not the roofline alone."""
+    """The accuracy for one kind of kernel, or for all.
+
+    points: held-out measurements, each once. works: signatures at one thread count that were ranked. spearman, ceiling: means
+    over works, None without any. pairs: candidates of one work that are told apart; gamma: of their predicted order.
+    fitted_percent: share of the points that a fit predicted, not the roofline alone.
+    """
 
     kind: str
     points: int
@@ -53,14 +57,14 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A held-out point with what was predicted of it."""
+    """A held-out point with its prediction."""
 
     point: Point
     prediction: Prediction
 
 
 def evaluate(device: DeviceProfile, points: Sequence[Point], folds: int = FOLDS) -> list[Accuracy]:
-    """Every kind of kernel by name, then all together; empty without points."""
+    """Cross-validate the cost model. Returns the accuracy of every kind of kernel by name, then of all; empty without points."""
     held: list[_Held] = []
     for fold in range(folds):
         seen = [point for point in points if _fold(point.group, folds) != fold]
@@ -75,13 +79,13 @@ def evaluate(device: DeviceProfile, points: Sequence[Point], folds: int = FOLDS)
 
 
 def evaluate_stored(store: Store) -> list[Accuracy]:
-    """Of what is stored and fresh for this machine, which is measured first when it is new."""
+    """Evaluate on this machine's stored measurements that are fresh; a new machine is measured first."""
     device = local_device(store, 8.0)
     return evaluate(device, points_of(store.measurements.evidence(Here(local_fingerprint(), current_build()))))
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Rank correlation; ties share their mean rank. None where one of them is all alike."""
+    """Return Spearman's rank correlation; ties share their mean rank. None where all values of one side are equal."""
     x, y = (_ranks(np.asarray(values, np.float64)) for values in (a, b))
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x @ x) * (y @ y)))
@@ -115,14 +119,14 @@ def _accuracy(kind: str, held: Sequence[_Held]) -> Accuracy:
 
 
 def _error_ns(point: Point) -> float:
-    """Standard error of a measured time."""
+    """Return the standard error of a measured time."""
     return point.noise * point.ns
 
 
 def _ceiling(points: Sequence[Point]) -> float:
-    """What the true times would score against times with the noise of these: the mean over draws of that noise.
+    """Return the mean rank correlation between these times and the same times with fresh noise.
 
-    Runs are not stored, so two halves of them cannot be compared; the times' standard errors stand for that.
+    Single runs are not stored, so halves of them cannot be compared; noise is drawn by the times' standard errors instead.
     """
     rng = np.random.default_rng(0)
     ns, errors = np.array([point.ns for point in points]), np.array([_error_ns(point) for point in points])
@@ -131,7 +135,7 @@ def _ceiling(points: Sequence[Point]) -> float:
 
 
 def _orders(group: Sequence[_Held]) -> list[float]:
-    """Of each pair that is told apart: 1 where it was predicted in its order, -1 where in the other, 0 where alike."""
+    """Return for each pair that is told apart: 1 where its order was predicted, -1 where the opposite was, 0 where a tie was."""
     found = []
     for fast, slow in itertools.combinations(sorted(group, key=lambda item: item.point.ns), 2):
         apart_ns = slow.point.ns - fast.point.ns

@@ -1,9 +1,11 @@
-"""What a device's measurements make of the roofline: a factor on it for every kind of kernel, with its uncertainty.
+"""Fitting the cost model: for each kind of kernel a factor on the roofline, with its uncertainty, from a device's measurements.
 
-The logarithm of measured ÷ roofline is a Gaussian process over what the roofline is made of and how the kernel is cut up: a
-constant and a linear part, which say how this kind of kernel differs from its roofline, and a smooth part for the rest. Without
-measurements near, it goes back to the kind's own trend and says that it may be far off; without any, nothing is fitted, and the
-roofline stands with `UNCERTAINTY`. Numpy alone, a bounded number of points.
+The logarithm of measured ÷ roofline is a Gaussian process (Rasmussen and Williams 2006, chapter 2) over the parts of the roofline
+and the tiling of the kernel. Its covariance has a constant and a linear part, which say how this kind of kernel differs from its
+roofline, and a squared-exponential part for the rest; the length and height of that part maximise the marginal likelihood
+(section 5.4). Far from all measurements the prediction returns to the kind's linear trend with a wide uncertainty. A kind with
+fewer than MIN_POINTS has no fit: its roofline is the estimate, within `UNCERTAINTY`. Written in numpy, for a bounded number of
+points.
 """
 
 from __future__ import annotations
@@ -26,21 +28,21 @@ from scheduler.plan import BoundBy
 from scheduler.store import Here, Measurement, Store
 from scheduler.workload import Workload
 
-MIN_POINTS: Final = 8  # of a kind: with fewer, it has no fit
-MAX_POINTS: Final = 320  # of a kind; a solve takes about 5 ms
+MIN_POINTS: Final = 8  # of one kind of kernel; with fewer it has no fit
+MAX_POINTS: Final = 320  # of one kind of kernel; a solve takes about 5 ms
 _TUNED_ON: Final = 128  # points that the length and height of the smooth part are chosen on
 _TILE: Final = 4  # sizes of a tile that are looked at
 _CONSTANT, _SLOPE = math.log(UNCERTAINTY) / 2, 0.3  # standard deviations of the constant, and of the trend for one deviation
 _LENGTHS, _HEIGHTS = (0.4, 0.8, 1.6), (0.08, 0.2)  # of the smooth part, in deviations of the features and in log time
-_NOISE = 0.02  # of a time at least: what neighbours in the model and the hour of the day do
-_SIGMAS = 1.645  # of the bounds that are given: nine in ten lie between them
+_NOISE = 0.02  # least relative noise of a time: neighbours in the model, and the state of the machine
+_SIGMAS = 1.645  # standard deviations to each bound: nine in ten times lie between the two
 _OUTLIERS = 6.0  # median deviations from the median that a kind of kernel may spread
 _MODELS = 8  # kept in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A load that was measured. group: what it is held out with. noise: of its time, relative."""
+    """A measured workload. ns: its time. noise: relative standard error of that time. group: its signature, held out together."""
 
     load: Workload
     ns: float
@@ -50,7 +52,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a load should take. fitted: whether measurements of its kind say so, or the roofline alone."""
+    """The expected time of a workload, between bounds.
+
+    fitted: True = predicted by a fit, False = estimated by the roofline alone.
+    """
 
     ns: float
     low_ns: float
@@ -62,7 +67,11 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """The process of one kind. middle, scale: of the features. x: of the points. weights: K⁻¹·y. inverse: K⁻¹."""
+    """The Gaussian process of one kind of kernel.
+
+    middle, scale: standardise features, (f,). x: standardised features of the n points, (n, f). weights: K⁻¹·y, (n,). inverse:
+    K⁻¹, (n, n). length, height: of the squared-exponential part.
+    """
 
     middle: Array
     scale: Array
@@ -73,7 +82,7 @@ class _Fit:
     height: float
 
     def ask(self, features: Array) -> tuple[Array, Array]:
-        """Means and standard deviations of the log ratio."""
+        """Predict log ratios. features: (m, f). Returns means and standard deviations, (m,) each: equations 2.25 and 2.26."""
         z = (features - self.middle) / self.scale
         cross = _kernel(z, self.x, self.length, self.height)
         prior = _CONSTANT**2 + _SLOPE**2 * np.mean(z * z, axis=1) + self.height**2
@@ -82,14 +91,14 @@ class _Fit:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Predicts loads on one device. fits: by kind."""
+    """Predicts the time of workloads on one device. fits: by kind of kernel; a kind without one is estimated by its roofline."""
 
     device: DeviceProfile
     fits: Mapping[str, _Fit] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def fitted(device: DeviceProfile, points: Iterable[Point]) -> CostModel:
-        """The model that these points make; kinds of fewer than MIN_POINTS stay without a fit."""
+        """Fit a model to points; kinds with fewer than MIN_POINTS stay without a fit."""
         kinds: dict[str, list[Point]] = {}
         for point in points:
             kinds.setdefault(point.load.work.kind, []).append(point)
@@ -99,7 +108,7 @@ class CostModel:
         return CostModel(device, fits)
 
     def predict(self, loads: Sequence[Workload]) -> list[Prediction]:
-        """What each load should take, in order."""
+        """Predict the time of each workload, in order."""
         bounds = Rooflines(self.device)
         roofs = [bounds.of(load) for load in loads]
         ratios: dict[int, tuple[float, float]] = {}
@@ -114,7 +123,10 @@ class CostModel:
 
 
 def cost_model(store: Store | None, here: Here, device: DeviceProfile) -> CostModel:
-    """The model of what is stored and fresh for this device and build; made anew when there are newer measurements."""
+    """Return the cost model of a device, fitted to its fresh stored measurements; kept in memory until there are newer ones.
+
+    Args: store: None = no measurements, the model estimates by the roofline.
+    """
     if store is None:
         return CostModel(device)
     key = (store.label, device.fingerprint, here.build.id, str(device.probed_at), store.measurements.newest(here))
@@ -129,14 +141,14 @@ _cache: OrderedDict[tuple[str, str, str, str, int], CostModel] = OrderedDict()
 
 
 def points_of(measurements: Iterable[Measurement]) -> list[Point]:
-    """Measurements as points; those whose load is not known, or not of this build's form, are left out."""
+    """Turn measurements into points; those without a workload, or with one in another build's form, are left out."""
     points = []
     for item in measurements:
         if not item.load or item.min_ns <= 0:
             continue
         try:
             load = Workload.from_text(item.load)
-        except RecordFormatError:  # imported from a build that says it otherwise
+        except RecordFormatError:  # imported from a build with another form
             continue
         error_ns = floor_error_ns(item.samples, item.min_ns, item.p50_ns)
         points.append(Point(load, item.min_ns, error_ns / item.min_ns, item.signature_key))
@@ -144,8 +156,11 @@ def points_of(measurements: Iterable[Measurement]) -> list[Point]:
 
 
 def floor_error_ns(samples: int, min_ns: float, p50_ns: float) -> float:
-    """Standard error of the fastest of so many runs as what they would take undisturbed: delays are taken for exponential, whose
-    median is ln 2 of their mean, and the least of n of which is a mean ÷ n on average, with a standard deviation of as much."""
+    """Return the standard error of a minimum of runs as an estimate of the undisturbed time, in nanoseconds.
+
+    Delays are assumed to be exponential: their median is ln 2 times their mean m, and the least of n has mean and standard
+    deviation m ÷ n.
+    """
     return max(p50_ns - min_ns, 0.0) / math.log(2) / samples
 
 
@@ -159,10 +174,10 @@ def _prediction(roof: Roofline, ratio: tuple[float, float] | None) -> Prediction
 
 
 def _features(load: Workload, roof: Roofline) -> Array:
-    """What the ratio to the roofline may depend on, all in logarithms.
+    """Return the features that the ratio to the roofline may depend on, as logarithms, (f,).
 
-    Of a tile also its accumulators and the operands that are loaded for each of them; of the bytes, which decide the caches that
-    panels come from, each part by itself: their sum is in the roofline.
+    For the tile these include its number of accumulators and the operands loaded for each. Weights, input and output count one by
+    one, because each decides which cache its panels come from; their sum is in the roofline.
     """
     work = load.work
     tile = [*work.tile, *[0] * _TILE][:_TILE]
@@ -206,20 +221,20 @@ def _fit(points: Sequence[Point], bounds: Rooflines) -> _Fit:
 
 
 def _beyond(y: Array) -> Array:
-    """How far each lies beyond the others of its kind: a run that was interrupted tells little, and is taken for noise."""
+    """Return how far each log ratio lies beyond the spread of its kind, (n,): the extra noise of runs that were interrupted."""
     away = np.abs(y - np.median(y))
     return np.asarray(np.maximum(away - _OUTLIERS * np.median(away), 0))
 
 
 def _thinned(points: Sequence[Point], most: int) -> Sequence[Point]:
-    """At most so many, spread over all by a hash, the same ones every time."""
+    """Return at most that many points, picked by a hash: spread over all, and the same ones every time."""
     if len(points) <= most:
         return points
     return sorted(points, key=lambda point: hashlib.sha256(f"{point.group}{point.load}".encode()).digest())[:most]
 
 
 def _kernel(a: Array, b: Array, length: float, height: float) -> Array:
-    """Covariance of two sets of points: constant, trend and smooth part."""
+    """Return the covariance of two sets of points, (n, f) and (m, f): constant, linear and squared-exponential part, (n, m)."""
     features = a.shape[1]
     distance = (np.sum(a * a, 1)[:, None] + np.sum(b * b, 1)[None, :] - 2 * (a @ b.T)) / features
     smooth = height**2 * np.exp(-np.maximum(distance, 0) / (2 * length**2))
@@ -227,6 +242,6 @@ def _kernel(a: Array, b: Array, length: float, height: float) -> Array:
 
 
 def _evidence(x: Array, y: Array, noise: Array, length: float, height: float) -> float:
-    """Logarithm of the marginal likelihood, up to a constant."""
+    """Return the logarithm of the marginal likelihood, up to a constant: equation 2.30."""
     covariance = _kernel(x, x, length, height) + np.diag(noise)
     return float(-0.5 * y @ np.linalg.solve(covariance, y) - 0.5 * np.linalg.slogdet(covariance)[1])

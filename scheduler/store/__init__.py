@@ -18,10 +18,10 @@ from scheduler.store.queries import Queries
 from scheduler.store.records import (
     AuditEntry,
     Claim,
-    Found,
     Here,
     Job,
     JobState,
+    JudgedMeasurement,
     KeyRing,
     Measurement,
     Page,
@@ -36,10 +36,10 @@ from scheduler.store.records import (
 __all__ = [
     "AuditEntry",
     "Claim",
-    "Found",
     "Here",
     "Job",
     "JobState",
+    "JudgedMeasurement",
     "KeyRing",
     "Measurement",
     "Page",
@@ -59,8 +59,8 @@ class Store:
     """An open database. Any number of threads and processes may use it at once.
 
     Args:   url: sqlite:///path or postgresql://user:password@host/name; None = SQLite in the user's data directory.
-            create: make the file when it is missing. upgrade: migrate its schema when it is older than this build's.
-    Raises: StoreError, by kind; StoreVersionError for a schema that is newer, or older and not to be upgraded.
+            create: the file where it is missing. upgrade: migrate a schema that is older than this build's.
+    Raises: StoreError, by kind; StoreVersionError for a newer schema, or an older one with upgrade=False.
     """
 
     def __init__(self, url: str | None = None, *, create: bool = True, upgrade: bool = True) -> None:
@@ -89,19 +89,19 @@ class Store:
         return self._database.label
 
     def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
-        """Delete what is old or stale (`Pruning.prune`)."""
+        """Delete rows that are old or stale (`Pruning.prune`)."""
         return Pruning(self._database).prune(here, older_than_days, stale=stale)
 
     def upgrade(self) -> None:
-        """Migrate the schema to this build's. Raises StoreVersionError when it is newer."""
+        """Migrate the schema to this build's. Raises StoreVersionError for a newer schema."""
         self._database.upgrade()
 
     def revision(self) -> str | None:
-        """The migration its schema is at."""
+        """Return the migration that the schema is at; None for an empty database."""
         return self._database.revision()
 
     def close(self) -> None:
-        """Give back every connection."""
+        """Close every connection."""
         self._database.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Devices and models."""
+"""The tables of devices and of models."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Devices:
         self._database.write(lambda session: upsert(session, DeviceRow, "fingerprint", row, replaced))
 
     def get(self, fingerprint: str) -> StoredDevice:
-        """Raises NotFoundError."""
+        """Return a device. Raises NotFoundError."""
         row = self._database.read(lambda session: session.scalar(select(DeviceRow).where(DeviceRow.fingerprint == fingerprint)))
         if row is None:
             raise NotFoundError(f"device {fingerprint}: not stored")
         return _device(row)
 
     def page(self, limit: int | None = None, cursor: str | None = None) -> Page[StoredDevice]:
-        """Every device. Raises RecordFormatError."""
+        """Return a page of all devices. Raises RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
         return self._database.read(lambda session: newest_first(session, select(DeviceRow), DeviceRow.id, bound, before, _device))
 
@@ -51,7 +51,7 @@ class Models:
         self._database = database
 
     def save(self, digest: str, name: str, nbytes: int, summary: str = "{}") -> None:
-        """Store a model. summary: JSON, for people."""
+        """Store a model, replacing the one of the same digest. summary: JSON."""
         moment = now_us()
         row = {
             "digest": digest,
@@ -65,14 +65,14 @@ class Models:
         self._database.write(lambda session: upsert(session, ModelRow, "digest", row, replaced))
 
     def get(self, digest: str) -> StoredModel:
-        """Raises NotFoundError."""
+        """Return a model. Raises NotFoundError."""
         row = self._database.read(lambda session: session.scalar(select(ModelRow).where(ModelRow.digest == digest)))
         if row is None:
             raise NotFoundError(f"model {digest}: not stored")
         return _model(row)
 
     def page(self, name: str | None = None, limit: int | None = None, cursor: str | None = None) -> Page[StoredModel]:
-        """Every model, or those of exactly that name. Raises RecordFormatError."""
+        """Return a page of all models, or of those with exactly that name. Raises RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
         query = select(ModelRow) if name is None else select(ModelRow).where(ModelRow.name == name)
         return self._database.read(lambda session: newest_first(session, query, ModelRow.id, bound, before, _model))

@@ -40,15 +40,15 @@ T = TypeVar("T")
 
 
 def default_url() -> str:
-    """SQLite in the user's data directory."""
+    """Return the URL of the SQLite database in the user's data directory."""
     path = platformdirs.user_data_path("edgewise") / "edgewise.db"
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 class Database:
-    """One database. Thread-safe; every transaction takes a connection of the pool.
+    """A connection pool to one database. Thread-safe: every transaction takes a connection of its own.
 
-    Args:   url: sqlite:///path or postgresql://user:password@host/name. create: make it, and its folder, where it is missing.
+    Args:   url: sqlite:///path or postgresql://user:password@host/name. create: the file and its folder where they are missing.
     Raises: StoreError, by kind, naming the database and what to do about it.
     """
 
@@ -62,23 +62,23 @@ class Database:
 
     @property
     def is_sqlite(self) -> bool:
-        """SQLite or PostgreSQL."""
+        """Whether it is SQLite; else it is PostgreSQL."""
         return self._url.get_backend_name() == "sqlite"
 
     def close(self) -> None:
-        """Give back every connection."""
+        """Close every connection."""
         self._engine.dispose()
 
     def read(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in a transaction that sees one state of the database."""
+        """Run `work` in a read transaction, which sees one state of the database. Returns its result."""
         return self._attempt(work, writes=False)
 
     def write(self, work: Callable[[Session], T]) -> T:
-        """Run `work` in a transaction and commit it: all of it or nothing. `work` is run again when writers collide."""
+        """Run `work` in a transaction and commit it as a whole. Returns its result; `work` runs again when writers collide."""
         return self._attempt(work, writes=True)
 
     def revision(self) -> str | None:
-        """The migration the schema is at; None where nothing was made yet."""
+        """Return the migration that the schema is at; None for an empty database."""
 
         def find(session: Session) -> str | None:
             if not inspect(session.connection()).has_table(VERSION_TABLE):
@@ -89,7 +89,7 @@ class Database:
         return self.read(find)
 
     def upgrade(self) -> None:
-        """Migrate the schema to this build's, in one transaction; processes that come together wait for the first.
+        """Migrate the schema to this build's, in one transaction; of several processes one migrates and the others wait.
 
         Raises: StoreVersionError when the database was made by a newer build.
         """
@@ -97,7 +97,7 @@ class Database:
             self.write(lambda session: self._migrate(session.connection()))
 
     def pending(self) -> bool:
-        """Whether the schema is older than this build's. Raises StoreVersionError when it is newer."""
+        """Say whether the schema is older than this build's. Raises StoreVersionError for a newer one."""
         revision = self.revision()
         if revision == HEAD:
             return False
@@ -206,7 +206,7 @@ def _alembic() -> Config:
 
 
 def _collided(error: DBAPIError | PoolTimeoutError) -> bool:
-    """Whether trying again may help: writers that collide, or a pooled connection that the server closed."""
+    """Say whether trying again may help: writers collided, or the server closed a pooled connection."""
     if isinstance(error, PoolTimeoutError):
         return False
     cause = error.orig
@@ -230,8 +230,8 @@ _SQLITE_KINDS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
     ("SQLITE_CANTOPEN", StoreReadOnlyError, "the file is gone or may not be opened (check that it is there and its permissions)"),
     ("SQLITE_PERM", StoreReadOnlyError, "the file may not be opened (check its permissions)"),
     ("SQLITE_FULL", StoreReadOnlyError, "the disk is full (make room; what was stored before is safe)"),
-    ("SQLITE_NOTADB", StoreCorruptError, "the file is no SQLite database (move it away, or choose another place with --db)"),
-    ("SQLITE_CORRUPT", StoreCorruptError, "the file is damaged (restore a copy, or move it away to start anew)"),
+    ("SQLITE_NOTADB", StoreCorruptError, "the file is not a SQLite database (move it away, or choose another place with --db)"),
+    ("SQLITE_CORRUPT", StoreCorruptError, "the file is damaged (restore a copy, or move it away to begin with an empty one)"),
     ("SQLITE_IOERR", StoreError, "the disk failed to answer (check the file system)"),
     ("SQLITE_ERROR", StoreError, "the schema is not Edgewise's (is this another program's database?)"),
 )

@@ -1,10 +1,10 @@
-"""Jobs: work for a device that waits, is taken under a lease, and ends once.
+"""The job queue: a job waits for its device, is taken by a worker under a lease, and ends once.
 
-Whoever takes a job gets a lease, and keeps it by saying often enough that they live (`beat`). A lease that ran out puts the job
-back, and after MAX_ATTEMPTS it has failed. The lease is a secret word: what is said of a job counts only with it, until another
-takes the job. So no job is run by two who both believe it theirs and can both end it, and none is lost with its worker.
+A worker that takes a job gets a lease, a secret that it must renew by `beat`. Updates of a job count only with its current lease.
+When a lease runs out the job returns to the queue, and after MAX_ATTEMPTS it fails. So two workers may run the same job at a
+time, but only one of them can end it, and no job is lost with its worker.
 
-Clocks: all times are of the machine that runs this code; several services on one database need clocks that agree within a
+All times come from the clock of the machine that runs this code: several services on one database need clocks that agree within a
 fraction of a lease.
 """
 
@@ -30,13 +30,16 @@ _COLUMNS: Final = tuple(item.name for item in fields(Job))
 
 
 class Jobs:
-    """Jobs by number."""
+    """The queue of jobs, by number."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add(self, kind: str, device: str, request: str = "{}", model: str = "") -> Job:
-        """Queue a job. Raises RecordFormatError, ConflictError when too many wait already."""
+        """Queue a job.
+
+        Raises RecordFormatError for a request that is too long, ConflictError when MAX_QUEUED jobs wait already.
+        """
         _bounded("request", request)
 
         def work(session: Session) -> Job:
@@ -69,7 +72,7 @@ class Jobs:
         return self._database.write(work)
 
     def get(self, number: int) -> Job:
-        """Raises NotFoundError."""
+        """Return a job. Raises NotFoundError."""
         return self._database.read(lambda session: _job(_row(session, number)))
 
     def page(
@@ -80,7 +83,7 @@ class Jobs:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page[Job]:
-        """Jobs of a device, in a state, or both; or of a model. Raises RecordFormatError."""
+        """Return the jobs of a device, in a state, or both; or those of a model. Raises RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
         if model is not None and (device is not None or state is not None):
             raise RecordFormatError("jobs: a model and a device or state are given, need one or the other")
@@ -90,7 +93,7 @@ class Jobs:
         return self._database.read(lambda session: newest_first(session, query, JobRow.id, bound, before, _job))
 
     def claim(self, device: str, owner: str, lease_s: float) -> Claim | None:
-        """Take the job of a device that has waited the longest; None where none waits."""
+        """Take the job of a device that has waited longest. Returns None where none waits."""
         if not self._database.read(lambda session: _claimable(session, device)):
             return None
         lease = secrets.token_hex(16)
@@ -102,7 +105,7 @@ class Jobs:
                 .where(JobRow.device_fingerprint == device, JobRow.state == "queued")
                 .order_by(JobRow.id)
                 .limit(1)
-                .with_for_update(skip_locked=True)  # PostgreSQL: two that come together take two jobs; SQLite has one writer
+                .with_for_update(skip_locked=True)  # PostgreSQL: two workers at once take two jobs; SQLite has one writer
             )
             moment = now_us()
             taken = update(JobRow).where(JobRow.id == oldest.scalar_subquery(), JobRow.state == "queued")
@@ -123,9 +126,9 @@ class Jobs:
         return self._database.write(work)
 
     def beat(self, number: int, lease: str, lease_s: float, progress: str = "") -> bool:
-        """Say that the worker lives, and how far it is. Returns whether it is to stop, for the job is to be cancelled.
+        """Renew a worker's lease and store its progress. Returns whether it should stop, because the job is being cancelled.
 
-        A worker that was silent for too long, and whose job nobody else took meanwhile, gets it back.
+        A worker whose lease ran out keeps the job where no other worker has taken it.
 
         Raises: LeaseLostError, NotFoundError.
         """
@@ -141,7 +144,7 @@ class Jobs:
     def finish(
         self, number: int, lease: str, state: Literal["done", "failed", "cancelled"], result: str = "{}", error: str = ""
     ) -> Job:
-        """End a job. Saying it twice is saying it once. Raises LeaseLostError, NotFoundError."""
+        """End a job. Ending it again in the same way changes nothing. Raises LeaseLostError, NotFoundError."""
         _bounded("result", result)
         values = {"state": state, "result": result, "error": error[:16_384].replace("\0", "\ufffd"), "finished_us": now_us()}
 
@@ -153,7 +156,7 @@ class Jobs:
         return self._database.write(work)
 
     def held(self, number: int, lease: str, state: JobState) -> Job | None:
-        """The job that is to end so; None where this very lease has ended it so already, and the reply to that was lost.
+        """Return the job that this lease holds; None where the lease has already ended it in that state and is asking again.
 
         Raises: LeaseLostError, NotFoundError.
         """
@@ -169,7 +172,7 @@ class Jobs:
         return self._database.read(work)
 
     def release(self, number: int, lease: str) -> None:
-        """Put a job back that its worker cannot go on with; this attempt does not count. Raises LeaseLostError, NotFoundError."""
+        """Return a job to the queue; the attempt does not count. Raises LeaseLostError, NotFoundError."""
         values: dict[str, Any] = {"state": "queued", "lease": "", "owner": "", "attempts": JobRow.attempts - 1}
         self._database.write(lambda session: _change(session, number, lease, values))
 
@@ -187,7 +190,7 @@ class Jobs:
         return self._database.write(work)
 
     def sweep(self) -> None:
-        """Put back, or end, every job whose worker has been silent for too long."""
+        """Return jobs whose lease ran out to the queue, or end them after MAX_ATTEMPTS."""
         if self._database.read(lambda session: session.scalar(select(_expired(now_us())))):
             self._database.write(_sweep)
 
@@ -197,7 +200,7 @@ def _expired(moment: int) -> Any:
 
 
 def _claimable(session: Session, device: str) -> bool:
-    """Asked first, so that waiting for work takes no write lock."""
+    """Say whether there may be a job to take: a read, so that waiting for work takes no write lock."""
     waiting = exists().where(JobRow.device_fingerprint == device, JobRow.state == "queued")
     return bool(session.scalar(select(or_(waiting, _expired(now_us())))))
 
@@ -213,7 +216,7 @@ def _sweep(session: Session) -> None:
 
 
 def _change(session: Session, number: int, lease: str, values: dict[str, Any]) -> JobRow:
-    """Change a job that is still of this lease. Raises LeaseLostError, NotFoundError."""
+    """Change a job that this lease still holds. Raises LeaseLostError, NotFoundError."""
     held = (JobRow.id == number, JobRow.lease == lease, JobRow.state.in_(("running", "queued")))
     changed = update(JobRow).where(*held).values(**values, revision=JobRow.revision + 1).returning(JobRow)
     row: JobRow | None = session.scalar(changed) if lease else None

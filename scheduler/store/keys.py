@@ -1,4 +1,4 @@
-"""API keys and the audit log."""
+"""The tables of API keys and of the audit log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scheduler.store.lookups import insert_into, newest_first
 from scheduler.store.records import AuditEntry, KeyRing, Page, StoredKey, cursor_ids, now_us, page_limit, short
 from scheduler.store.schema import ApiKeyRow, AuditRow
 
-MAX_KEYS: Final = 10_000  # that are not revoked; a server holds them all in memory
+MAX_KEYS: Final = 10_000  # not revoked; a server holds them all in memory
 
 
 class Keys:
-    """Keys by prefix. They are revoked, never deleted, so that the audit log stays readable."""
+    """API keys by prefix. They are revoked, never deleted, so that the audit log stays readable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -50,7 +50,7 @@ class Keys:
             raise ConflictError(f"key {prefix}: the prefix is taken")
 
     def ring(self) -> KeyRing:
-        """Every key that is not revoked, and whether one was ever made."""
+        """Return the keys that are not revoked, and whether one was ever made."""
         usable = select(ApiKeyRow).where(ApiKeyRow.revoked_us.is_(None)).order_by(ApiKeyRow.id).limit(MAX_KEYS)
         first = select(ApiKeyRow.id).limit(1)
 
@@ -60,12 +60,12 @@ class Keys:
         return self._database.read(work)
 
     def page(self, limit: int | None = None, cursor: str | None = None) -> Page[StoredKey]:
-        """Every key, revoked ones too, the newest first. Raises RecordFormatError."""
+        """Return a page of all keys, revoked ones included, the newest first. Raises RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
         return self._database.read(lambda session: newest_first(session, select(ApiKeyRow), ApiKeyRow.id, bound, before, _key))
 
     def revoke(self, prefix: str) -> None:
-        """Make a key useless for good. Raises NotFoundError; a key that is revoked already stays so."""
+        """Revoke a key for good; a revoked key stays revoked. Raises NotFoundError."""
         revoked = update(ApiKeyRow).where(ApiKeyRow.prefix == prefix, ApiKeyRow.revoked_us.is_(None)).values(revoked_us=now_us())
         found = select(ApiKeyRow.id).where(ApiKeyRow.prefix == prefix)
 
@@ -77,7 +77,7 @@ class Keys:
             raise NotFoundError(f"key {prefix[:40]}: not stored")
 
     def touch(self, used_us: Mapping[str, int]) -> None:
-        """Note when keys were last used."""
+        """Store when keys were last used. used_us: prefix -> microseconds of UTC since 1970."""
 
         def work(session: Session) -> None:
             for prefix in sorted(used_us):  # in one order, like every other writer
@@ -87,7 +87,7 @@ class Keys:
 
 
 class Audit:
-    """What administrators did, in order. Only ever added to."""
+    """The audit log: actions of administrators, in order. Entries are added and never changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -108,7 +108,7 @@ class Audit:
             self._database.write(lambda session: session.execute(insert_into(session, AuditRow), rows))
 
     def page(self, limit: int | None = None, cursor: str | None = None) -> Page[AuditEntry]:
-        """The newest first. Raises RecordFormatError."""
+        """Return a page of entries, the newest first. Raises RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
         return self._database.read(lambda session: newest_first(session, select(AuditRow), AuditRow.id, bound, before, _entry))
 

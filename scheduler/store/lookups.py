@@ -1,4 +1,4 @@
-"""What the lookups share: inserts that meet an existing row, ids by key, and pages."""
+"""Helpers that the tables share: inserts that meet an existing row, ids by key, and pages."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ CHUNK = 200  # keys in one IN (...)
 T = TypeVar("T")
 R = TypeVar("R", bound=Base)
 
-Insert = sqlite.Insert | postgresql.Insert  # the two have one way to say ON CONFLICT
+Insert = sqlite.Insert | postgresql.Insert  # both say ON CONFLICT alike
 
 
 def insert_into(session: Session, table: type[Base]) -> Insert:
-    """An INSERT of this database's dialect."""
+    """Return an INSERT statement of this database's dialect."""
     dialect = session.connection().dialect.name
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
 def upsert(session: Session, table: type[Base], key: str, row: Mapping[str, Any], replaced: Iterable[str]) -> None:
-    """Insert a row, or replace some columns of the one that has its key."""
+    """Insert a row, or replace the columns `replaced` of the row that has its key."""
     statement = insert_into(session, table).values(**row)
     excluded = statement.excluded
     session.execute(statement.on_conflict_do_update(index_elements=[key], set_={name: excluded[name] for name in replaced}))
 
 
 def device_id(session: Session, fingerprint: str) -> int:
-    """Raises NotFoundError."""
+    """Return the row id of a device. Raises NotFoundError."""
     found = session.scalar(select(DeviceRow.id).where(DeviceRow.fingerprint == fingerprint))
     if found is None:
         raise NotFoundError(f"device {fingerprint}: not stored, save its profile first")
@@ -43,7 +43,7 @@ def device_id(session: Session, fingerprint: str) -> int:
 
 
 def model_id(session: Session, digest: str) -> int:
-    """Raises NotFoundError."""
+    """Return the row id of a model. Raises NotFoundError."""
     found = session.scalar(select(ModelRow.id).where(ModelRow.digest == digest))
     if found is None:
         raise NotFoundError(f"model {digest}: not stored, save it first")
@@ -51,7 +51,7 @@ def model_id(session: Session, digest: str) -> int:
 
 
 def signature_ids(session: Session, signatures: Mapping[str, tuple[str, str]]) -> dict[str, int]:
-    """Ids by key, of signatures given as key -> (op, text); those that are new are inserted."""
+    """Return the ids of signatures by key; new ones are inserted. signatures: key -> (op, text)."""
     found = ids_of_keys(session, signatures)
     # In the order of keys, like every other writer: two that insert the same ones wait for each other but never deadlock.
     missing = [
@@ -64,7 +64,7 @@ def signature_ids(session: Session, signatures: Mapping[str, tuple[str, str]]) -
 
 
 def ids_of_keys(session: Session, keys: Iterable[str]) -> dict[str, int]:
-    """Ids of the signatures that are stored."""
+    """Return the ids of signatures by key; keys that are not stored are left out."""
     found: dict[str, int] = {}
     for chunk in chunks(sorted(keys)):
         rows = session.execute(select(SignatureRow.key, SignatureRow.id).where(SignatureRow.key.in_(chunk)))
@@ -73,7 +73,7 @@ def ids_of_keys(session: Session, keys: Iterable[str]) -> dict[str, int]:
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterable[Sequence[T]]:
-    """The items in bounded groups."""
+    """Yield the items in groups of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
@@ -85,7 +85,7 @@ def newest_first(
     before: int,
     make: Callable[[R], T],
 ) -> Page[T]:
-    """One page of a query over one table, by descending id."""
+    """Return one page of a query over one table, by descending id."""
     query = query.where(id_column < before).order_by(id_column.desc()).limit(limit + 1)
     found = list(session.scalars(query))
     kept = found[:limit]

@@ -1,4 +1,4 @@
-"""Measurements: the evidence that plans are made of. What is not true of this device and build comes out labelled."""
+"""The table of measurements, from which plans are made. Those of another device or build are returned with a label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from scheduler.errors import NotFoundError, RecordFormatError
 from scheduler.store.database import Database
 from scheduler.store.lookups import chunks, device_id, ids_of_keys, insert_into, model_id, signature_ids
-from scheduler.store.records import LAST_ID, Found, Here, Measurement, Page, cursor_ids, page_limit
+from scheduler.store.records import LAST_ID, Here, JudgedMeasurement, Measurement, Page, cursor_ids, page_limit
 from scheduler.store.schema import DeviceRow, MeasurementRow, ModelSignatureRow, SignatureRow
 from scheduler.strategy import Strategy
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_EVIDENCE: Final = 4000
 _BATCH = 500  # rows of one INSERT
-_LAST_BUILD = 200  # newest measurements of one signature that are looked through for those of the build measured last
+_LAST_BUILD = 200  # newest measurements of a signature, searched for those of the build measured last
 _KEY = ("device_id", "signature_id", "engine_build", "kernel_source", "strategy")
 _WORK = ("op", "executed_macs", "other_flops", "moved_bytes")
 _EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "measured_us", "load")
@@ -33,14 +33,14 @@ _EVIDENCE = ("samples", "min_ns", "p50_ns", "p90_ns", "mean_ns", "std_ns", "meas
 class Measurements:
     """Measurements by device, engine build, kernel source, signature and strategy.
 
-    Of two for one key the one of more samples is kept; of as many, the newer.
+    Of two measurements with one key the one with more samples is kept; of equally many, the newer one.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def save(self, measurements: Iterable[Measurement]) -> None:
-        """Store measurements, all of them or none. Raises NotFoundError when a device is not stored."""
+        """Store measurements, all of them or none. Raises NotFoundError for a device that is not stored."""
         best = _best_of_each_key(measurements)
         for_devices = sorted({item.device_fingerprint for item in best})
 
@@ -71,10 +71,10 @@ class Measurements:
         cursor: str | None = None,
         *,
         since_us: int = 0,
-    ) -> Page[Found]:
-        """Measurements of a device, a signature (its key) or all work of a model, each labelled fresh or why not.
+    ) -> Page[JudgedMeasurement]:
+        """Return the measurements of a device, a signature (its key) or all signatures of a model, each fresh or with a reason.
 
-        since_us: leave out those taken before; no index helps with that, it is for copying a database, not for requests.
+        since_us: leaves out earlier ones; it reads without an index, and is for copying a database, not for requests.
 
         Raises: NotFoundError when device or model is not stored, RecordFormatError when both signature and model are given.
         """
@@ -83,7 +83,7 @@ class Measurements:
             raise RecordFormatError("strategies: both a signature and a model are given, need one of them")
         before = cursor_ids(cursor, parts=1 if model is None else 2)
 
-        def work(session: Session) -> Page[Found]:
+        def work(session: Session) -> Page[JudgedMeasurement]:
             query = _all() if not since_us else _all().where(MeasurementRow.measured_us >= since_us)
             of = None if device is None else device_id(session, device)
             if of is not None and model is None and signature is None:
@@ -107,10 +107,10 @@ class Measurements:
         model: str | None = None,
         limit: int | None = None,
         cursor: str | None = None,
-    ) -> Page[Found]:
-        """The fastest known strategy of a signature, or of each signature of a model that was measured on the device of `here`.
+    ) -> Page[JudgedMeasurement]:
+        """Return the fastest measured strategy of a signature, or of each signature of a model, on the device of `here`.
 
-        It is a fresh one where there is any; else the fastest of the build that was measured last, labelled with what differs.
+        A fresh one where there is any; else the fastest of the build that was measured last, with the reason why it is stale.
 
         Raises: NotFoundError when device or model is not stored, RecordFormatError unless one of signature and model is given.
         """
@@ -118,7 +118,7 @@ class Measurements:
         if (signature is None) == (model is None):
             raise RecordFormatError("strategies: need either a signature or a model")
 
-        def work(session: Session) -> Page[Found]:
+        def work(session: Session) -> Page[JudgedMeasurement]:
             device = device_id(session, here.device_fingerprint)
             query = select(SignatureRow.id, SignatureRow.op).where(SignatureRow.id < before)
             measured = exists().where(MeasurementRow.device_id == device, MeasurementRow.signature_id == SignatureRow.id)
@@ -135,26 +135,27 @@ class Measurements:
         return self._database.read(work)
 
     def fresh(self, here: Here, signatures: Mapping[str, str]) -> dict[str, dict[Strategy, Measurement]]:
-        """What is known of each signature on this very device, build and kernel source; nothing else is in it.
+        """Return the fresh measurements of signatures: of this device, engine build and kernel source only.
 
-        Args: signatures: key -> op. Returns: key -> strategy -> measurement, only of the keys that have any.
+        Args:    signatures: key -> op.
+        Returns: key -> strategy -> measurement; keys without any are left out.
         """
         return self._database.read(lambda session: _fresh(session, here, signatures))
 
     def evidence(self, here: Here, limit: int = MAX_EVIDENCE) -> list[Measurement]:
-        """The newest fresh measurements, of any signature: what a cost model is fitted on. At most `limit` are looked at."""
+        """Return the newest fresh measurements of any signature, to fit a cost model on. At most `limit` rows are read."""
 
         def work(session: Session) -> list[Measurement]:
             return [_measurement(line) for line in session.execute(_of_build(session, _all(), here).limit(limit))]
 
         try:
             found = self._database.read(work)
-        except NotFoundError:  # nothing is known of a device that is not stored
+        except NotFoundError:  # a device that is not stored has no measurements
             return []
         return [measurement for measurement in found if here.judge(measurement).fresh]
 
     def newest(self, here: Here) -> int:
-        """The id of the newest measurement of this device and build, 0 where there is none."""
+        """Return the id of the newest measurement of this device and build; 0 where there is none."""
 
         def work(session: Session) -> int:
             query = select(MeasurementRow.id)
@@ -186,8 +187,8 @@ def _fresh(session: Session, here: Here, signatures: Mapping[str, str]) -> dict[
     return found
 
 
-def _best(session: Session, here: Here, device: int, signature: int, op: str) -> Found:
-    """The fastest of a signature that has measurements."""
+def _best(session: Session, here: Here, device: int, signature: int, op: str) -> JudgedMeasurement:
+    """Return the fastest measurement of a signature that has some."""
     of_signature = _all().where(MeasurementRow.device_id == device, MeasurementRow.signature_id == signature)
     fresh = of_signature.where(
         MeasurementRow.engine_build == here.build.id, MeasurementRow.kernel_source == here.build.kernel_source(op)
@@ -202,7 +203,7 @@ def _best(session: Session, here: Here, device: int, signature: int, op: str) ->
 
 
 def _of_build(session: Session, query: Any, here: Here) -> Any:
-    """Of this device and build, the newest first."""
+    """Narrow a query to this device and build, the newest first."""
     device = device_id(session, here.device_fingerprint)
     query = query.where(MeasurementRow.device_id == device, MeasurementRow.engine_build == here.build.id)
     return query.order_by(MeasurementRow.id.desc())
@@ -210,7 +211,7 @@ def _of_build(session: Session, query: Any, here: Here) -> Any:
 
 @functools.cache  # building it costs more than asking it
 def _all() -> _Query:
-    """Columns and no objects, which cost as much again."""
+    """Return a query of all measurements as columns: building objects would double its cost."""
     query = select(*MeasurementRow.__table__.columns, DeviceRow.fingerprint, SignatureRow.key, SignatureRow.text)
     # Every row has both; said so as outer joins, PostgreSQL keeps to the order of the measurements.
     query = query.outerjoin(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
@@ -222,9 +223,11 @@ def _newest(session: Session, query: _Query, before: int, limit: int) -> list[_L
 
 
 def _newest_of_device(session: Session, query: _Query, device: int, before: int, limit: int) -> list[_Line]:
-    """The same of a device. Told that its column is equal, PostgreSQL walks through all rows by id, believing that those of the
-    device lie evenly among them: there column and id are compared together. SQLite would look at the column alone then, and read
-    everything that is newer."""
+    """Return the newest measurements of one device, in the form that each database answers from its index.
+
+    With a condition on the device alone, PostgreSQL expects the device's rows to lie evenly among all and walks through them by
+    id, so there device and id are compared as one pair. SQLite would use only the device of such a pair, and read all newer rows.
+    """
     if session.connection().dialect.name == "sqlite":
         return _newest(session, query.where(MeasurementRow.device_id == device), before, limit)
     key = (MeasurementRow.device_id, MeasurementRow.id)
@@ -232,8 +235,10 @@ def _newest_of_device(session: Session, query: _Query, device: int, before: int,
     return list(session.execute(query.order_by(*(column.desc() for column in key)).limit(limit)))
 
 
-def _page_of_model(session: Session, query: _Query, model: int, before: Sequence[int], limit: int, here: Here) -> Page[Found]:
-    """Signature by signature, each the newest first. One look at an index for each signature, so that no join can be a scan."""
+def _page_of_model(
+    session: Session, query: _Query, model: int, before: Sequence[int], limit: int, here: Here
+) -> Page[JudgedMeasurement]:
+    """Return a page signature by signature, each the newest first: one index lookup for each, so that no join becomes a scan."""
     from_signature, from_id = before
     measured = query.with_only_columns(MeasurementRow.id).where(MeasurementRow.signature_id == ModelSignatureRow.signature_id)
     of_model = (
@@ -251,7 +256,7 @@ def _page_of_model(session: Session, query: _Query, model: int, before: Sequence
     return _page(lines, limit, here, lambda row: f"{row.signature_id}.{row.id}")
 
 
-def _page(lines: list[_Line], limit: int, here: Here, cursor: Callable[[_Line], str]) -> Page[Found]:
+def _page(lines: list[_Line], limit: int, here: Here, cursor: Callable[[_Line], str]) -> Page[JudgedMeasurement]:
     kept = lines[:limit]
     following = cursor(kept[-1]) if len(lines) > limit else None
     return Page(tuple(here.judge(_measurement(line)) for line in kept), following)
@@ -274,7 +279,7 @@ def _measurement(row: _Line) -> Measurement:
 
 
 def _best_of_each_key(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """One statement cannot meet one row twice, so the rule is applied to the batch first."""
+    """Keep the best measurement of each key: one INSERT statement must not meet a row twice."""
     best: dict[tuple[str, ...], Measurement] = {}
     for item in measurements:
         key = (item.device_fingerprint, item.signature_key, item.engine_build, item.kernel_source, str(item.strategy))

@@ -1,4 +1,4 @@
-"""Plans: what was decided, for whom, and when."""
+"""The table of plans."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from scheduler.store.lookups import device_id, insert_into, model_id, newest_fir
 from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
 from scheduler.store.schema import ModelSignatureRow, PlanRow
 
-MAX_STANDING: Final = 64  # requests of one model, which are looked through for those that may serve
+MAX_STANDING: Final = 64  # requests of one model whose plans `standing` returns
 
 
 class Plans:
-    """Plans by their id (`Plan.id`). Every plan that comes out has its state judged for `here`: never stale unlabelled."""
+    """Plans by their id (`Plan.id`). Every plan returned has the state that it holds for `here`, so none is stale unnoticed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -57,11 +57,11 @@ class Plans:
         self._database.write(work)
 
     def get(self, plan_id: str, here: Here) -> StoredPlan:
-        """Raises NotFoundError."""
+        """Return a plan. Raises NotFoundError."""
         return self._one(select(PlanRow).where(PlanRow.digest == plan_id), here, f"plan {plan_id}: not stored")
 
     def latest(self, model_digest: str, request: str, here: Here) -> StoredPlan:
-        """The newest plan of a request (`plan.request_key`) for this model and device. Raises NotFoundError."""
+        """Return the newest plan of a request (`plan.request_key`) for this model and device. Raises NotFoundError."""
         missing = f"plan of model {model_digest} for device {here.device_fingerprint}: none is stored for this request"
 
         def work(session: Session) -> PlanRow | None:
@@ -75,13 +75,13 @@ class Plans:
         return _plan(row, here)
 
     def newest(self) -> int:
-        """The id of the row stored last, 0 where there is none: whether plans came since an earlier look."""
+        """Return the id of the row stored last, 0 without any: a larger one than before means that there are new plans."""
         return self._database.read(lambda session: session.scalar(select(func.max(PlanRow.id))) or 0)
 
     def standing(self, model_digest: str, here: Here, after: int = 0) -> list[StoredPlan]:
-        """The newest plan of every request for a model on a device, the newest first, of rows beyond `after`.
+        """Return the newest plan of every request for a model on a device, the newest first; only rows with an id above `after`.
 
-        At most MAX_STANDING; none of a model or a device that is not stored.
+        At most MAX_STANDING; an empty list for a model or a device that is not stored.
         """
 
         def work(session: Session) -> list[PlanRow]:
@@ -104,7 +104,7 @@ class Plans:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> Page[StoredPlan]:
-        """Every plan, of one model, one device or both. Raises NotFoundError, RecordFormatError."""
+        """Return a page of all plans, or of those of a model, a device or both. Raises NotFoundError, RecordFormatError."""
         (before,), bound = cursor_ids(cursor), page_limit(limit)
 
         def work(session: Session) -> Page[StoredPlan]:
@@ -118,7 +118,7 @@ class Plans:
         return self._database.read(work)
 
     def measured(self, plan_id: str, measured_ns: float) -> None:
-        """Note how long one inference by this plan really takes. Raises NotFoundError."""
+        """Store the measured time of one inference by a plan. Raises NotFoundError."""
 
         def work(session: Session) -> PlanRow | None:
             statement = update(PlanRow).where(PlanRow.digest == plan_id).values(measured_ns=measured_ns).returning(PlanRow)
@@ -128,7 +128,7 @@ class Plans:
             raise NotFoundError(f"plan {plan_id}: not stored")
 
     def drifted(self, plan_id: str, reason: str) -> None:
-        """Note that serving by this plan takes another time than it says; saving it again, or another plan, starts anew.
+        """Store that a plan has drifted, with the reason; saving it again clears that.
 
         Raises: NotFoundError.
         """
@@ -155,7 +155,7 @@ def _plan(row: PlanRow, here: Here) -> StoredPlan:
 
 
 def _link_signatures(session: Session, model: int, plan: Plan) -> None:
-    """Note what work the model consists of, so that strategies can be looked up by model."""
+    """Store the signatures that the model consists of, so that strategies can be looked up by model."""
     nodes = Counter(step.signature_key for step in plan.steps)
     ids = signature_ids(session, {step.signature_key: (step.op, step.signature) for step in plan.steps})
     rows = [{"model_id": model, "signature_id": ids[key], "nodes": count} for key, count in sorted(nodes.items())]

@@ -1,4 +1,4 @@
-"""Profile runs: the reports of counts and measured traces of models."""
+"""The table of profile runs: reports of counts and of measured traces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scheduler.store.lookups import chunks, device_id, model_id, newest_first
 from scheduler.store.records import Page, ProfileRun, StoredProfile, cursor_ids, document, now_us, page_limit, short
 from scheduler.store.schema import DeviceRow, ProfileNodeRow, ProfileRunRow
 
-MOST_GROWN: Final = 5  # ops of a run that are kept as those that grew most
+MOST_GROWN: Final = 5  # ops stored of a slower run: those that grew most
 _BATCH = 500
 _TIMES = ("wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns", "roof_ns", "wasted_ns")
 _COLUMNS = ("schema_version", "threads", "precision", "backend", "plan_id", "ops", "problems", "peak_activation_bytes")
@@ -31,7 +31,7 @@ Kind = Literal["static", "trace"]
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """An op, or several that do the same work, and what it took in the run before and in this one."""
+    """An op, or several that do the same work, with its time and strategy in the run before and in this one."""
 
     name: str
     op: str
@@ -48,10 +48,10 @@ class Profiles:
         self._database = database
 
     def save(self, report: Report, engine_build: str) -> int:
-        """Store a report and return its number. engine_build: that made it.
+        """Store a report and return its number. A trace is compared with the one before it in its series.
 
-        A trace is compared with the one before it in its series.
-        Raises: NotFoundError when the model or the device is not stored.
+        Args:   engine_build: of the engine that made the report.
+        Raises: NotFoundError where the model or the device is not stored.
         """
         payload = document("profile run", report.to_json())
         series = series_of(report)
@@ -90,7 +90,7 @@ class Profiles:
         return self._database.write(work)
 
     def get(self, number: int) -> StoredProfile:
-        """A run with its document. Raises NotFoundError."""
+        """Return a run with its document. Raises NotFoundError."""
 
         def work(session: Session) -> StoredProfile:
             run = session.get(ProfileRunRow, number)
@@ -109,7 +109,10 @@ class Profiles:
         *,
         kind: Kind | None = None,
     ) -> Page[ProfileRun]:
-        """Runs without their documents: all, of a model, a device, a kind. Raises NotFoundError, RecordFormatError."""
+        """Return a page of runs without documents: all, or of a model, device or kind.
+
+        Raises NotFoundError, RecordFormatError.
+        """
         (before,), bound = cursor_ids(cursor), page_limit(limit)
 
         def work(session: Session) -> Page[ProfileRun]:
@@ -126,7 +129,7 @@ class Profiles:
 
 
 def series_of(report: Report) -> str:
-    """What runs are compared by from one to the next: model, device, threads, precision and shapes. "" for a count."""
+    """Return the key of runs to compare: a hash of model, device, threads, precision and shapes; "" for a count."""
     setup = report.setup
     if setup is None:
         return ""
@@ -135,12 +138,12 @@ def series_of(report: Report) -> str:
 
 
 def without_documents(run: type[ProfileRunRow]) -> tuple[ORMOption, ...]:
-    """What a query of runs has to be told to leave large texts where they are."""
+    """Return the options by which a query of runs leaves large texts unread."""
     return defer(run.payload), joinedload(run.device).defer(DeviceRow.profile)
 
 
 def run_of(row: ProfileRunRow) -> ProfileRun:
-    """A row as a record, without its document."""
+    """Return a row as a record, without its document."""
     model, device = row.model, row.device
     kind: Kind = "static" if device is None else "trace"
     return ProfileRun(
@@ -164,7 +167,7 @@ def _newest(session: Session, series: str) -> ProfileRunRow | None:
 
 
 def _since(before: ProfileRunRow, report: Report) -> dict[str, Any]:
-    """What became of a run since the one before it."""
+    """Return the columns that compare a run with the one before it."""
     totals = report.totals
     if not before.wall_p50_ns or totals.wall_p50_ns is None:
         return {"previous_id": before.id}
@@ -177,12 +180,12 @@ def _since(before: ProfileRunRow, report: Report) -> dict[str, Any]:
 
 
 def noise_percent(p50_ns: float, p90_ns: float | None) -> float:
-    """How far runs lie above their median: nine of ten lie nearer."""
+    """Return the noise of runs: how far the 90th percentile lies above the median."""
     return 0.0 if p90_ns is None or not p50_ns else 100 * (p90_ns / p50_ns - 1)
 
 
 def _grown(before: Report, after: Report) -> list[Growth]:
-    """The work that takes most more time than before."""
+    """Return the ops that grew most, at most MOST_GROWN."""
     found = [pair for pair in match([before, after]) if (pair.delta_ns or 0) > 0]
     found.sort(key=lambda pair: -(pair.delta_ns or 0))
     grown = []

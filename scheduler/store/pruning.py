@@ -1,6 +1,6 @@
-"""Making room: what nobody will ask for again is deleted, a bounded piece at a time, so that others write meanwhile.
+"""Pruning: old and stale rows are deleted, a bounded batch at a time, so that other writers need not wait.
 
-Signatures stay: they are few, and a measurement that is just being stored may refer to one.
+Signatures stay: they are few, and a measurement that is being stored may refer to one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DAY_US: Final = 86_400 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many rows went."""
+    """The number of rows deleted."""
 
     measurements: int
     plans: int
@@ -35,7 +35,7 @@ class Pruned:
 
 
 class Pruning:
-    """Deletes what is old, and what is true of no build that runs here."""
+    """Deletes rows that are old, or stale on this build."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,13 +43,13 @@ class Pruning:
     def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
         """Delete measurements, plans, profile runs and ended jobs.
 
-        Args:    older_than_days: only what was taken or made before that; None = of any age.
-                 stale: only measurements and plans of another engine build or kernel source than `here`, of whatever device.
-                 Without it all of that age go, profile runs and ended jobs too.
-        Raises:  RecordFormatError when neither is given, for that would be everything.
+        Args:    older_than_days: only rows older than that; None = of any age.
+                 stale: only measurements and plans, of any device, with another engine build or kernel source than `here`.
+                 Without it all rows of that age are deleted, profile runs and ended jobs included.
+        Raises:  RecordFormatError where neither is given, because that would delete everything.
         """
         if older_than_days is None and not stale:
-            raise RecordFormatError("prune: neither an age nor stale is given, that would delete everything")
+            raise RecordFormatError("prune: neither an age nor stale is given, which would delete everything, need one of them")
         if older_than_days is not None and not 0 <= older_than_days <= 36_500:
             raise RecordFormatError(f"prune: older_than_days is {older_than_days}, need 0..36500")
         before_us = LAST_ID if older_than_days is None else now_us() - round(older_than_days * _DAY_US)
@@ -88,7 +88,10 @@ class Pruning:
         goes: Callable[..., bool],
         batch: int = BATCH,
     ) -> int:
-        """Delete the rows for whose columns `goes` says so, in the order of the key; rows that others hold are left."""
+        """Delete the rows whose columns `goes` accepts, in the order of the key; rows locked by others are left.
+
+        Returns how many.
+        """
         deleted, after = 0, 0
         while True:
             query = select(key, *columns).where(key > after).order_by(key).limit(batch)

@@ -1,7 +1,7 @@
-"""What is asked of stored runs: their ops by cost, sums of them, and runs that take longer than the one before.
+"""Queries over stored profile runs: their ops by cost, sums of them, and runs slower than the one before.
 
-A question about ops is about a few runs: those that are named, or the newest ones of a model or a device, as many as have
-WINDOW_OPS ops together. These are found by their key, whatever the database holds besides, and sorted and summed by any column.
+A query over ops reads a bounded number of runs: the named ones, or the newest of a model or device that have WINDOW_OPS ops
+together. They are found by key, however large the database is, and their ops are then sorted or summed by any column.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scheduler.store.schema import ProfileRunRow as Run
 MOST_RUNS: Final = 16
 WINDOW_OPS: Final = 10_000
 MOST_PLANS: Final = 500
-MOST_OPS: Final = 1_000_000_000  # where paging ends at the latest
+MOST_OPS: Final = 1_000_000_000  # the largest offset of a page
 
 GroupBy = Literal["op", "bound", "backend", "strategy", "run"]
 SortKey = Literal[
@@ -50,9 +50,10 @@ SORT_KEYS: Final[tuple[SortKey, ...]] = get_args(SortKey)
 
 @dataclass(frozen=True, slots=True)
 class Which:
-    """Which ops. runs: by number; without any, the newest of a model (digest), a device, or both, of a kind where one is said.
+    """A selection of ops.
 
-    op, bound, backend: as they are stored. strategy: how it begins. name: part of it. min_p50_ns: at least.
+    runs: by number. Without any, the newest runs of a model (digest), a device, or both, of one kind where `kind` is set.
+    op, bound, backend: equal to the stored value. strategy: its beginning. name: a part of it. min_p50_ns: least median.
     """
 
     runs: tuple[int, ...] = ()
@@ -69,7 +70,7 @@ class Which:
 
 @dataclass(frozen=True, slots=True)
 class FoundOp:
-    """An op of a run. measured_ratio: p50_ns / predicted_ns. What is not known is None."""
+    """An op of a run. measured_ratio: p50_ns ÷ predicted_ns. Unknown values are None."""
 
     run: int
     position: int
@@ -93,7 +94,7 @@ class FoundOp:
 
 @dataclass(frozen=True, slots=True)
 class FoundGroup:
-    """Ops that have something in common, summed. share_percent: of the run, and of several runs the mean."""
+    """The sums of ops that have a value in common. share_percent: of the run; the mean over several runs."""
 
     group: str
     rows: int
@@ -109,7 +110,7 @@ class FoundGroup:
 
 @dataclass(frozen=True, slots=True)
 class Regression:
-    """A run that takes longer than the one before it of its series, by more than either of them varies. ops: that grew most."""
+    """A run slower than the one before it in its series, by more than the noise of both. ops: those that grew most."""
 
     before: ProfileRun
     after: ProfileRun
@@ -120,9 +121,10 @@ class Regression:
 
 @dataclass(frozen=True, slots=True)
 class PlanCard:
-    """A plan without its steps. latency_ns: measured of the whole plan where it was (`measured`), else predicted.
+    """A plan without its steps. latency_ns: measured as a whole where `measured`, else predicted.
 
-    stale: what changed since it was made, "" where nothing did. drift: what serving it showed, None while it takes what it says.
+    stale: what changed since it was made, "" where nothing did. drift: how its latency while serving differs, None where it does
+    not.
     """
 
     plan_id: str
@@ -156,15 +158,15 @@ _COUNTS: Final = ("rows", "macs", "flops", "moved_bytes")  # PostgreSQL sums int
 
 
 class Queries:
-    """Questions about stored runs."""
+    """Queries over stored profile runs and plans."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def ops(self, which: Which, sort: str = "-p50_ns", limit: int | None = None, cursor: str | None = None) -> Page[FoundOp]:
-        """Ops in the order of a column, "-" before it for the largest first; what lacks it comes last.
+        """Return ops in the order of a column, "-" before it for the largest first; ops without a value come last.
 
-        Raises: NotFoundError; RecordFormatError for a column that there is not, or where no runs, model or device are named.
+        Raises: NotFoundError; RecordFormatError for an unknown column, or where neither runs, model nor device are named.
         """
         start, bound = _start(cursor), page_limit(limit)
         key, descending = _order("ops", sort, SORT_KEYS)
@@ -180,7 +182,7 @@ class Queries:
     def groups(
         self, which: Which, by: GroupBy, sort: str = "-p50_ns", limit: int | None = None, cursor: str | None = None
     ) -> Page[FoundGroup]:
-        """Sums of ops, by what they have in common. Raises as `ops` does."""
+        """Return the sums of ops that share the value of column `by`. Raises like `ops`."""
         start, bound = _start(cursor), page_limit(limit)
         key, descending = _order("groups", sort, _SUMS)
         column = Node.run_id if by == "run" else getattr(Node, by)
@@ -198,7 +200,7 @@ class Queries:
     def regressions(
         self, model: str | None = None, threshold_percent: float = 0.0, limit: int | None = None, cursor: str | None = None
     ) -> Page[Regression]:
-        """Runs slower than the one before by more than that, of all models or one: those that grew most first.
+        """Return the runs slower than the one before by more than the threshold, of all models or one, the worst first.
 
         Raises: NotFoundError, RecordFormatError.
         """
@@ -216,7 +218,7 @@ class Queries:
         return self._database.read(work)
 
     def plans(self, build: Build, model: str, device: str | None = None, limit: int = MOST_PLANS) -> list[PlanCard]:
-        """The newest plans of a model, on all devices or one. Raises NotFoundError."""
+        """Return the newest plans of a model, on all devices or one. build: the current one. Raises NotFoundError."""
 
         def work(session: Session) -> list[PlanCard]:
             query = select(PlanRow, DeviceRow).join(DeviceRow, DeviceRow.id == PlanRow.device_id)
@@ -230,7 +232,7 @@ class Queries:
 
 
 def _order(subject: str, sort: str, keys: Collection[str]) -> tuple[str, bool]:
-    """The column that is sorted by, and whether the largest comes first."""
+    """Return the column to sort by, and whether the largest comes first."""
     key = sort.removeprefix("-")
     if key not in keys:
         raise RecordFormatError(f"{subject}: sort is {sort[:40]!r}, need one of {', '.join(keys)}, with - for the largest first")
@@ -240,7 +242,7 @@ def _order(subject: str, sort: str, keys: Collection[str]) -> tuple[str, bool]:
 def _start(cursor: str | None) -> int:
     start = 0 if cursor is None else cursor_ids(cursor)[0]
     if start > MOST_OPS:
-        raise RecordFormatError(f"page: cursor is {start}, need one that an earlier page gave as next")
+        raise RecordFormatError(f"page: cursor is {start}, need the `next` of an earlier page")
     return start
 
 
@@ -253,7 +255,7 @@ def _conditions(session: Session, which: Which) -> list[ColumnElement[bool]]:
 
 
 def _runs(session: Session, which: Which) -> Sequence[int]:
-    """The runs that are meant, at most MOST_RUNS; of those not named, one, and more while all have at most WINDOW_OPS ops."""
+    """Return the selected runs, at most MOST_RUNS. Unnamed ones: the newest, and more while they have at most WINDOW_OPS ops."""
     if which.runs:
         if len(which.runs) > MOST_RUNS:
             raise RecordFormatError(f"ops: {len(which.runs)} runs are named, need at most {MOST_RUNS}")

@@ -1,4 +1,4 @@
-"""What goes into the database and what comes out of it: plain frozen data, with nothing of SQL about it."""
+"""The records of the database: plain frozen data, independent of SQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A bounded part of a list, the newest first. `next` is the cursor of the part that follows, None at the end."""
+    """One page of a list, the newest first. next: the cursor of the following page, None on the last."""
 
     items: tuple[T, ...]
     next: str | None
@@ -43,7 +43,7 @@ class StoredDevice:
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model that is known. summary: JSON."""
+    """A stored model. summary: JSON."""
 
     digest: str
     name: str
@@ -55,7 +55,7 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """A plan, its state judged for the device and build it was read for. `plan.id` is its key."""
+    """A plan with the state that it has on the device and build it was read for. `plan.id` is its key."""
 
     plan: Plan
     created_us: int
@@ -65,8 +65,8 @@ class StoredPlan:
 class Measurement:
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    samples: how many runs the statistics are of. measured_us: when, microseconds of UTC since 1970. load: what was timed, as a
-    cost model sees it (`scheduler.workload`); "" where that is not known.
+    samples: number of runs in the statistics. measured_us: when, in microseconds of UTC since 1970. load: the workload that was
+    timed (`Workload.to_text`); "" where it is not known.
     """
 
     device_fingerprint: str
@@ -90,8 +90,8 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A measurement, and whether it is true of what runs here now. `reason` says why not."""
+class JudgedMeasurement:
+    """A measurement, and whether it holds for the engine that runs here now. reason: why not, "" where it does."""
 
     measurement: Measurement
     fresh: bool
@@ -100,13 +100,13 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a measurement must match to be fresh: this device, running this build."""
+    """The device and engine build that a measurement must match to be fresh."""
 
     device_fingerprint: str
     build: Build
 
-    def judge(self, measurement: Measurement) -> Found:
-        """Label a measurement."""
+    def judge(self, measurement: Measurement) -> JudgedMeasurement:
+        """Say whether a measurement is fresh here."""
         reason = ""
         if measurement.device_fingerprint != self.device_fingerprint:
             reason = f"measured on device {measurement.device_fingerprint}, this is {self.device_fingerprint}"
@@ -114,16 +114,16 @@ class Here:
             reason = f"measured with engine build {measurement.engine_build}, this is {self.build.id}"
         elif measurement.kernel_source != self.build.kernel_source(measurement.op):
             reason = f"the source of {measurement.op} changed since"
-        return Found(measurement, not reason, reason)
+        return JudgedMeasurement(measurement, not reason, reason)
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRun:
     """A count ("static") or a measured trace ("trace") of a model, and its totals.
 
-    device (its fingerprint), threads and times are of traces: counts hold on every device. What is not known is None.
-    schema_version: of the document. A run stored by an early build has version 1, a document of its own, and no more totals than
-    macs, flops and wall_p50_ns. ops: how many it has. problems: ops above their roof.
+    device (its fingerprint), threads and times are set for traces only: counts hold on every device. Unknown values are None.
+    schema_version: of the document. A run stored by an early build has version 1, another form of document, and only the totals
+    macs, flops and wall_p50_ns. ops: number of ops. problems: number of ops that ran faster than their roof.
     """
 
     id: int
@@ -162,7 +162,7 @@ class StoredProfile:
 
     @property
     def report(self) -> Report:
-        """The document. Raises RecordFormatError where it is of an earlier build."""
+        """The document. Raises RecordFormatError where an earlier build wrote it."""
         version = self.run.schema_version
         if version != SCHEMA_VERSION:
             raise RecordFormatError(
@@ -177,11 +177,11 @@ ENDED: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Work for one device, and how far it is.
+    """A job: work for one device, and its progress.
 
-    request, progress, result: JSON objects. model_digest is "" where no model is needed. owner: who runs it, or ran it last;
-    lease_until_us: until when it is theirs unless they say that they live. revision: counts every change. attempts: how often
-    it was taken.
+    request, progress, result: JSON objects. model_digest: "" where no model is needed. owner: the worker that runs it, or ran it
+    last. lease_until_us: when its lease ends unless the worker renews it. revision: counts every change. attempts: how often a
+    worker took it.
     """
 
     id: int
@@ -204,13 +204,13 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether it will not change any more."""
+        """Whether it has ended and will not change any more."""
         return self.state in ENDED
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job that was taken. lease: proves to the store that a word about the job comes from who has it."""
+    """A job that a worker took. lease: the secret by which the store knows its worker."""
 
     job: Job
     lease: str
@@ -218,7 +218,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """An API key without its secret. scopes: sorted names. None: no own rate, never expires, not revoked, never used."""
+    """An API key without its secret.
+
+    scopes: sorted names. None stands for no own rate, never expires, not revoked, never used.
+    """
 
     prefix: str
     name: str
@@ -231,13 +234,13 @@ class StoredKey:
     last_used_us: int | None
 
     def active(self, moment_us: int) -> bool:
-        """Whether it opens anything then."""
+        """Say whether the key is valid at that moment."""
         return self.revoked_us is None and (self.expires_us is None or moment_us < self.expires_us)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The keys of a database. made: whether there ever was one. usable: those not revoked; expired ones too."""
+    """The keys of a database. made: whether one was ever created. usable: those not revoked, expired ones included."""
 
     made: bool
     usable: tuple[StoredKey, ...]
@@ -245,7 +248,7 @@ class KeyRing:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """Something that an administrator did. actor: a key's prefix and name, "local" or "cli"."""
+    """An action of an administrator. actor: a key's prefix and name, "local" or "cli"."""
 
     at_us: int
     actor: str
@@ -255,12 +258,12 @@ class AuditEntry:
 
 
 def now_us() -> int:
-    """Microseconds of UTC since 1970."""
+    """Return the current time in microseconds of UTC since 1970."""
     return time.time_ns() // 1000
 
 
 def page_limit(limit: int | None) -> int:
-    """A page size within bounds. Raises RecordFormatError."""
+    """Return a page size, DEFAULT_PAGE for None. Raises RecordFormatError outside of 1..MAX_PAGE."""
     if limit is None:
         return DEFAULT_PAGE
     if not 1 <= limit <= MAX_PAGE:
@@ -269,24 +272,24 @@ def page_limit(limit: int | None) -> int:
 
 
 def cursor_ids(cursor: str | None, parts: int = 1) -> tuple[int, ...]:
-    """The ids in a cursor, one for each column that is paged by. Raises RecordFormatError when it is none of ours."""
+    """Return the ids in a cursor, one for each column of the page order. Raises RecordFormatError for any other text."""
     if cursor is None:
         return (LAST_ID,) * parts
     numbers = cursor.split(".") if re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,19})?", cursor) else []
     ids = tuple(map(int, numbers))
     if len(ids) != parts or any(number > LAST_ID for number in ids):
-        raise RecordFormatError(f"page: cursor is {cursor[:40]!r}, need one that an earlier page gave as next")
+        raise RecordFormatError(f"page: cursor is {cursor[:40]!r}, need the `next` of an earlier page")
     return ids
 
 
 def short(name: str) -> str:
-    """A name as the database keeps it: cut to its column, and without NUL, which PostgreSQL refuses."""
+    """Return a name as the database stores it: cut to the column's width, and without NUL, which PostgreSQL refuses."""
     name = name.replace("\0", "\ufffd")
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
 def document(subject: str, text: str) -> str:
-    """A document within its limit. Raises RecordFormatError."""
+    """Return a document unchanged. Raises RecordFormatError where it is larger than MAX_DOCUMENT_BYTES."""
     nbytes = len(text.encode())
     if nbytes > MAX_DOCUMENT_BYTES:
         raise RecordFormatError(f"{subject}: {nbytes} bytes, need at most {MAX_DOCUMENT_BYTES}")

@@ -1,8 +1,8 @@
-"""The tables. Every change here is a migration in `migrations/versions`; a test compares the two on both databases.
+"""The tables. Every change here needs a migration in `migrations/versions`; a test compares the two on both databases.
 
-Times are integers, microseconds of UTC since 1970 (`_us`): equal and ordered alike on every database. Documents (device profile,
-plan, trace) are text, validated by the part that owns them when they are read; what is looked up by is a column beside.
-Every lookup of a request has an index that ends in the column it is paged by.
+Times are integers, microseconds of UTC since 1970 (`_us`), which compare alike on every database. Documents (device profile,
+plan, trace) are text, validated by their own module when they are read; values to look up by are columns beside them. Every
+lookup of a request has an index that ends in the column by which its pages are ordered.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DeviceRow(Base):
 
 
 class ModelRow(Base):
-    """A model that was profiled or planned; `summary` is JSON for people, "{}" where there is none."""
+    """A model that was profiled or planned. summary: JSON, "{}" where there is none."""
 
     __tablename__ = "models"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
@@ -67,7 +67,7 @@ class SignatureRow(Base):
 
 
 class ModelSignatureRow(Base):
-    """What work a model consists of, and how many of its nodes are that work; from the plans made for it."""
+    """The signatures that a model consists of, and how many of its nodes have each; taken from its plans."""
 
     __tablename__ = "model_signatures"
     model_id: Mapped[int] = mapped_column(_Id, ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
@@ -78,8 +78,8 @@ class ModelSignatureRow(Base):
 class MeasurementRow(Base):
     """How long one strategy took for one signature on one device, by one engine build and one kernel source.
 
-    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same as a cost model sees it
-    (`scheduler.workload`), for fitting one without the model at hand; "" where that is not known.
+    executed_macs, other_flops, moved_bytes: the work that was timed. load: the same work as a cost model sees it
+    (`Workload.to_text`), so that one can be fitted without the model; "" where it is not known.
     """
 
     __tablename__ = "measurements"
@@ -114,10 +114,10 @@ class MeasurementRow(Base):
 
 
 class PlanRow(Base):
-    """A plan as it was made. `request` is the hash of what was asked for: the newest of one request is the one in use.
+    """A plan as it was made. request: hash of the request that it answers; the newest plan of a request is in use.
 
-    drift: what serving it showed of its cost; NULL while it takes what it should. predicted_ns … kernels: of the document, to
-    choose among plans without reading them; kernels: op -> hash of its source, as JSON.
+    drift: how its latency while serving differs from the stated one, NULL while it does not. predicted_ns … kernels: copied from
+    the document, to compare plans without reading them. kernels: op -> hash of its source, as JSON.
     """
 
     __tablename__ = "plans"
@@ -147,12 +147,12 @@ class PlanRow(Base):
 
 
 class ProfileRunRow(Base):
-    """A count or a measured trace of a model: the document, and its totals beside.
+    """A count or a measured trace of a model: its document, and its totals as columns.
 
-    schema_version: of the document; the columns after it are empty for documents of version 1. series: runs of one model, device,
-    thread count, precision and shapes have one; "" for counts. ops: rows of it in `profile_nodes`. problems: ops above their
-    roof. previous_id: the run before it in its series. growth_percent: of its median since then, where that is beyond the noise
-    of both; growth: the ops that grew most, as JSON.
+    schema_version: of the document; the columns after it are empty for documents of version 1. series: names the runs of one
+    model, device, thread count, precision and shapes; "" for counts. ops: its number of rows in `profile_nodes`. problems: ops
+    that ran faster than their roof. previous_id: the run before it in its series. growth_percent: how much longer its median is
+    than that run's, where the difference exceeds the noise of both; growth: the ops that grew most, as JSON.
     """
 
     __tablename__ = "profile_runs"
@@ -222,10 +222,10 @@ class ProfileNodeRow(Base):
 
 
 class JobRow(Base):
-    """Work for one device. `lease` is the secret of whoever runs it, and stays until somebody else takes the job.
+    """A job: work for one device. lease: the secret of the worker that runs it; kept until another worker takes the job.
 
-    revision counts every change, so that a listener knows what it has seen. Devices and models are named, not referred to: a
-    job outlives both.
+    revision: counts every change, so that a listener knows which it has seen. Devices and models are stored by name and not by
+    row, because a job may outlive both.
     """
 
     __tablename__ = "jobs"
@@ -257,7 +257,7 @@ class JobRow(Base):
 
 
 class ApiKeyRow(Base):
-    """A key of the service: what tells it apart (`prefix`) and the SHA-256 of its secret, never the secret."""
+    """An API key of the service: its public `prefix` and the SHA-256 of its secret, never the secret."""
 
     __tablename__ = "api_keys"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
@@ -273,7 +273,7 @@ class ApiKeyRow(Base):
 
 
 class AuditRow(Base):
-    """Something that an administrator did."""
+    """An action of an administrator."""
 
     __tablename__ = "audit_log"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)

@@ -1,8 +1,8 @@
-"""Measurements as JSON lines: out of one database and into another, with the devices they were taken on.
+"""Export and import of measurements as JSON lines, with the devices they were taken on.
 
-The first line names the format; then come devices, each before its measurements. On the way in everything is checked against
-limits, and a measurement that is already there is replaced only by better evidence (`Measurements.save`). A device that is
-already there keeps its profile.
+The first line names the format; devices follow, each before its measurements. An import checks every value against limits. A
+stored measurement is replaced only by one with more samples, or a newer one with as many (`Measurements.save`); a stored device
+keeps its profile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """How much an import read. What of it was better than what was there is not counted."""
+    """The number of devices and measurements that an import read, whether or not they replaced stored ones."""
 
     devices: int
     measurements: int
@@ -47,7 +47,7 @@ class _Header(BaseModel):
 
 
 class _Line(BaseModel):
-    """A measurement as it is written; the field names are `Measurement`'s."""
+    """A measurement in its exported form; the field names are those of `Measurement`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     device_fingerprint: _Key
@@ -71,7 +71,7 @@ class _Line(BaseModel):
 
 
 def export_measurements(store: Store, here: Here, device: str | None = None, since_us: int = 0) -> Iterator[str]:
-    """Every measurement, or those of one device, or taken since then, as lines without their line ends. Raises NotFoundError."""
+    """Yield measurements as lines without line ends: all, or those of a device, or taken since then. Raises NotFoundError."""
     yield orjson.dumps({"edgewise": "measurements", "version": 1}).decode()
     written: set[str] = set()
     cursor: str | None = None
@@ -90,9 +90,9 @@ def export_measurements(store: Store, here: Here, device: str | None = None, sin
 
 
 def import_measurements(store: Store, lines: Iterable[str]) -> Imported:
-    """Merge exported lines into a database. What was read before a bad line stays; reading again changes nothing.
+    """Merge exported lines into a database. Lines before a faulty one are kept; importing again changes nothing.
 
-    Raises: RecordFormatError naming the line, NotFoundError when a measurement's device is neither stored nor in the lines.
+    Raises: RecordFormatError naming the line, NotFoundError for a measurement whose device is neither stored nor in the lines.
     """
     devices = measurements = 0
     batch: list[Measurement] = []

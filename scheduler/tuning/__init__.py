@@ -1,1 +1,1 @@
-"""Measuring candidates on this machine within a time budget, and deciding which is fastest."""
+"""Tuning: candidates are measured on this machine within a time budget, and the fastest are chosen."""

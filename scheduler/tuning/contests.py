@@ -1,10 +1,13 @@
-"""Which candidate of a piece of work is the fastest, as far as noisy samples tell.
+"""Contests: finding the fastest candidate of one signature from noisy samples, by successive elimination.
 
-A contest is of one signature: its arms are the candidates that may win. What an arm takes is its fastest run: neighbours, caches
-and clocks only ever make a run longer. On two cores that others share, two halves of the same runs agree on the order of the
-fastest (Spearman 0.92) far better than on that of the medians (0.75). How much less it may take is known from its samples, or
-from what was stored before; where it never ran, a prediction has bounds. An arm whose lower bound is above another's upper bound
-is out. A contest is settled when one arm is left, or when all that are left lie within one percent of each other: a tie.
+A contest is a best-arm identification problem of multi-armed bandits: its arms are the candidates. Each arm has a lower and an
+upper bound on its time, from its samples, from stored measurements, or from a prediction where it never ran. An arm whose lower
+bound lies above another's upper bound is eliminated (Even-Dar, Mannor and Mansour 2006, JMLR 7). A contest is settled when one
+arm is left, or when all that are left lie within one percent of each other: a tie.
+
+The time of an arm is that of its fastest run, because neighbours, caches and clocks only make runs longer. On two shared cores,
+two halves of the same runs agree on the order of the minima (Spearman 0.92) far better than on that of the medians (0.75). The
+bounds follow from exponential delays (`floor_error_ns`); they carry no guarantee over a whole contest.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ from scheduler.strategy import Strategy
 from scheduler.workload import Workload
 
 MIN_SAMPLES: Final = 5
-MAX_SAMPLES: Final = 400  # of an arm: what is not told apart by so many is left so
+MAX_SAMPLES: Final = 400  # of an arm; arms that these do not tell apart stay undecided
 _CONFIDENT = 3.0  # standard errors of an exponential distribution within which 95 % of it lie
-_LEAST_ERROR = 0.003  # of the fastest run: clocks are no finer
+_LEAST_ERROR = 0.003  # of the fastest run, least relative error: clocks are no finer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +44,18 @@ class Summary:
 
     @staticmethod
     def of(samples: Sequence[float]) -> Summary:
-        """Of at least one run."""
+        """Summarise at least one run, in nanoseconds."""
         array = np.asarray(samples, np.float64)
         p50, p90 = np.percentile(array, (50, 90))
         return Summary(len(array), float(array.min()), float(p50), float(p90), float(array.mean()), float(array.std()))
 
     @staticmethod
     def stored(found: Measurement) -> Summary:
-        """Of a stored measurement."""
+        """Return the summary of a stored measurement."""
         return Summary(found.samples, found.min_ns, found.p50_ns, found.p90_ns, found.mean_ns, found.std_ns)
 
     def with_more(self, more: Summary) -> Summary:
-        """Both together. The percentiles of both are not known without their runs: their weighted means stand for them."""
+        """Merge two summaries. Percentiles cannot be merged without the runs: their weighted means stand for them."""
         n = self.samples + more.samples
         a, b = self.samples / n, more.samples / n
         mean = a * self.mean_ns + b * more.mean_ns
@@ -68,14 +71,14 @@ class Summary:
 
     @property
     def error_ns(self) -> float:
-        """How much less it may take than its fastest run: nine times in ten no more, and oftener where there are many runs."""
-        few = 1 + 4 / self.samples  # know little of their spread
+        """How far the undisturbed time may lie below the fastest run, in at least nine of ten cases."""
+        few = 1 + 4 / self.samples  # few runs say little about their spread
         return max(_CONFIDENT * few * floor_error_ns(self.samples, self.min_ns, self.p50_ns), _LEAST_ERROR * self.min_ns)
 
 
 @dataclass(slots=True)
 class Arm:
-    """One candidate of a contest. before: what was stored when the contest began. out: why it cannot win any more, else ""."""
+    """A candidate in a contest. before: its stored measurement when the contest began. out: why it was eliminated, else ""."""
 
     strategy: Strategy
     load: Workload
@@ -87,7 +90,7 @@ class Arm:
 
     @property
     def summary(self) -> Summary | None:
-        """All its runs, earlier ones included; None before any."""
+        """Statistics of all its runs, stored ones included; None before any."""
         if self._summary is None and (self.samples or self.before):
             new = Summary.of(self.samples) if self.samples else None
             old = Summary.stored(self.before) if self.before else None
@@ -95,34 +98,34 @@ class Arm:
         return self._summary
 
     def add(self, ns: Sequence[int]) -> None:
-        """Note runs."""
+        """Add runs, in nanoseconds."""
         self.samples += ns
         self._summary = None
 
     @property
     def ns(self) -> float:
-        """What it takes, as far as is known."""
+        """Its time: measured where it ran, else predicted."""
         return self.summary.min_ns if self.summary else self.predicted.ns
 
     @property
     def low_ns(self) -> float:
-        """It hardly takes less."""
+        """Lower bound of its time."""
         return self.summary.min_ns - self.summary.error_ns if self.summary else self.predicted.low_ns
 
     @property
     def high_ns(self) -> float:
-        """It hardly takes more."""
+        """Upper bound of its time."""
         return self.summary.min_ns if self.summary else self.predicted.high_ns
 
     @property
     def runs(self) -> int:
-        """How often it was run."""
+        """The number of its runs, stored ones included."""
         return self.summary.samples if self.summary else 0
 
 
 @dataclass(slots=True)
 class Contest:
-    """The arms of one signature. nodes: of the model, that are this work."""
+    """The arms of one signature. key: of the signature. nodes: of the model, that have it."""
 
     key: str
     op: str
@@ -131,16 +134,16 @@ class Contest:
 
     @property
     def active(self) -> list[Arm]:
-        """Arms that may still win, in the order of the rule that listed them."""
+        """Arms that are not eliminated, in the order of the rule that listed them."""
         return [arm for arm in self.arms if not arm.out]
 
     @property
     def best(self) -> Arm:
-        """The arm to take now: of those that were measured where any was."""
+        """The arm of least time, among the measured ones where there are any."""
         return min(self.active, key=lambda arm: (arm.summary is None, arm.ns, str(arm.strategy)))
 
     def field(self, most: int) -> list[Arm]:
-        """The arms to run next: the best, then those run too seldom to tell, the most promising first, then the closest."""
+        """Return at most that many arms to run next: the best, then those with too few runs, then those of lowest bound."""
         best = self.best
         others = [arm for arm in self.active if arm is not best]
         others.sort(key=lambda arm: (arm.runs >= MIN_SAMPLES, arm.low_ns if arm.runs else arm.ns))
@@ -148,7 +151,7 @@ class Contest:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to find out."""
+        """Whether more runs would change nothing."""
         active = self.active
         if len(active) == 1:
             return True
@@ -158,14 +161,14 @@ class Contest:
 
     @property
     def tied(self) -> bool:
-        """Whether several are left, known well enough, and all within one percent of the best."""
+        """Whether several arms are left, and even their bounds lie within one percent of the best."""
         best, active = self.best, self.active
         close = all(arm.ns <= best.ns * TIE for arm in active)
         return len(active) > 1 and close and all(arm.high_ns <= TIE * arm.low_ns for arm in active)
 
     @property
     def gain_ns(self) -> float:
-        """What finding a better arm could still spare the model at most, by the bounds."""
+        """The most that a better arm could still save the model, by the bounds, in nanoseconds."""
         if self.settled:
             return 0.0
         best = self.best
@@ -174,11 +177,11 @@ class Contest:
 
     @property
     def total_ns(self) -> float:
-        """What its nodes take together by the best arm."""
+        """The time of all its nodes together by the best arm."""
         return len(self.nodes) * self.best.ns
 
     def eliminate(self) -> None:
-        """Put out every arm that another one beats beyond doubt."""
+        """Eliminate every arm whose lower bound lies above another's upper bound."""
         active = self.active
         known = [arm for arm in active if arm.runs >= MIN_SAMPLES]
         if not known:
@@ -194,7 +197,7 @@ class Contest:
                 arm.out = f"{source} {arm.ns / 1e3:.1f} µs, {leader.strategy.choice} takes {leader.ns / 1e3:.1f} µs"
 
     def drop(self, strategy: Strategy, why: str) -> None:
-        """Put an arm out unless it is the last."""
+        """Eliminate the arm of a strategy, unless it is the last one."""
         if len(self.active) > 1:
             for arm in self.active:
                 if arm.strategy == strategy:
@@ -202,5 +205,5 @@ class Contest:
 
 
 def model_ns(contests: Sequence[Contest]) -> float:
-    """What the model takes by the best arms."""
+    """Return the time of the model by the best arms of all contests, in nanoseconds."""
     return sum(contest.total_ns for contest in contests)

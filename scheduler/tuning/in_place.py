@@ -1,7 +1,7 @@
-"""Timing candidates where they will run: in the whole model.
+"""Timing candidates in place: inside the whole model, with the caches and neighbours that they will have.
 
 A variant is the model with one candidate for each node, compiled so that a run gives the nanoseconds of every node. Candidates
-whose code spills more vectors in its inner loops than another's are not timed: they are slow, and compiling told.
+whose inner loops spill more vectors to the stack than another candidate's are slow, as compiling shows, and are not timed.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from scheduler.planning.subject import Subject
 from scheduler.strategy import Strategy
 from scheduler.tuning.search import Assignment
 
-MEMORY_SHARE: Final = 0.25  # of the memory that is free: for variants that are ready at once
+MEMORY_SHARE: Final = 0.25  # of free memory, for the variants built at once
 MOST_VARIANTS: Final = 64
-COMPILED_AT_ONCE: Final = 16  # kernels whose code is written out before they are compiled
+COMPILED_AT_ONCE: Final = 16  # kernels whose code is emitted before they are compiled
 
 
 class TimedVariant:
-    """The model run one way, node by node."""
+    """A model compiled for one assignment and timed node by node."""
 
     def __init__(self, executor: Executor, feeds: Mapping[str, Array]) -> None:
         self._executor, self._feeds = executor, feeds
         self._names = [step.node.name for step in executor.steps]
 
     def run(self) -> Mapping[str, int]:
-        """Run once; nanoseconds of every node."""
+        """Run once. Returns the nanoseconds of every node, by name."""
         return dict(zip(self._names, self._executor.run_timed(self._feeds).step_ns, strict=True))
 
 
 class InPlaceBuilder:
-    """Makes variants of one model on one thread count. fits: whether work of so many seconds may be begun, asked before each
-    kernel is compiled and each variant is made, with what those before them took. What does not fit is left."""
+    """Builds variants of one model at one thread count.
+
+    Args: fits: says whether work of that many seconds may begin; asked before each kernel is compiled and each variant is built,
+          with the time that earlier ones took. Work that does not fit is left out.
+    """
 
     def __init__(self, subject: Subject, threads: int, fits: Callable[[float], bool] = lambda _seconds: True) -> None:
         self._subject, self._threads, self._fits = subject, threads, fits
@@ -53,11 +56,11 @@ class InPlaceBuilder:
             if option.load is not None
         }
         self._spills: dict[str, float] = {}
-        self._least_spills: dict[str, float] = {}  # of any candidate of a node: what its epilogue spills, tiles cannot help
-        self._kept: Sequence[TimedVariant] = ()  # those before: what they packed need not be packed again
+        self._least_spills: dict[str, float] = {}  # of any candidate of a node: no tile avoids what its epilogue spills
+        self._kept: Sequence[TimedVariant] = ()  # the last ones: they hold packed weights that the next ones reuse
 
     def screen(self, assignment: Assignment) -> Mapping[str, str]:
-        """Nodes whose kernels spill, and how much. All kernels are compiled by this that there is time for."""
+        """Compile the kernels of an assignment, as time allows. Returns the nodes whose kernels spill too much, and how much."""
         native = self._subject.native
         if native is None:
             return {}
@@ -78,12 +81,12 @@ class InPlaceBuilder:
             if share - least > SPILL_LIMIT and node in assignment:
                 dropped[node] = (
                     f"{100 * share:.0f} % of the vector instructions in its loops touch the stack, "
-                    f"of another candidate's {100 * least:.0f} %, and {100 * SPILL_LIMIT:.0f} % more are the limit"
+                    f"need at most {100 * (least + SPILL_LIMIT):.0f} %: {100 * SPILL_LIMIT:.0f} more than another candidate's"
                 )
         return dropped
 
     def variants(self, assignments: Sequence[Assignment]) -> Sequence[TimedVariant]:
-        """As many of them as there is memory and time for; of memory, for at least one."""
+        """Build the first of these assignments, as many as there is memory and time for; memory limits only the later ones."""
         limit = MEMORY_SHARE * free_bytes()
         made: list[TimedVariant] = []
         used = 0
@@ -100,26 +103,29 @@ class InPlaceBuilder:
         return made
 
     def _nbytes(self, assignment: Assignment) -> int:
-        """Memory of a variant at most: packed weights that others have already are counted again."""
+        """Return an upper bound of a variant's memory: packed weights that variants share are counted for each."""
         values = sum(spec.nbytes for spec in self._subject.specs.values() if spec is not None)
         return values + sum(self._weights.get((node, strategy), 0) for node, strategy in assignment.items())
 
 
 def executor_of(subject: Subject, threads: int, strategies: Mapping[str, Strategy], *, timed: bool = False) -> Executor:
-    """The model ready to run that way."""
+    """Build the model's executor for an assignment. timed: for `run_timed`."""
     choices = {node: strategy.choice for node, strategy in strategies.items()}
     return Executor(subject.graph, subject.specs, choices, threads, subject.native, timed=timed)
 
 
 def free_bytes() -> int:
-    """Memory that may be taken, under the cgroup's limit."""
+    """Return the free memory in bytes, within the cgroup's limit."""
     limit = read_confinement().cgroup_memory_bytes
     available = int(psutil.virtual_memory().available)
     return available if limit is None else min(available, limit)
 
 
 def race(executors: Sequence[Executor], feeds: Mapping[str, Array], seconds: float, least: int = 3) -> list[list[int]]:
-    """Run whole models in turns, forth and back, for about that long and at least that often: nanoseconds of every run."""
+    """Run whole models in turns, in alternating order, for about that long and at least `least` times each.
+
+    Returns: the nanoseconds of every run, for each executor; a first run of each, which warms up, is left out.
+    """
     taken: list[list[int]] = [[] for _ in executors]
     ends = time.perf_counter() + seconds
     turn = 0

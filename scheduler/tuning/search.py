@@ -1,9 +1,10 @@
-"""The search for the fastest candidate of every node: what to run next, and when to stop.
+"""The search for the fastest candidate of every node: which candidates to run next, and when to stop.
 
-In stages. A stage takes the contests in which most can still be gained, and of each the best arm and those that promise most.
-It makes variants of the model so that each of these arms is in at least one (all other nodes run as is best known), runs the
-variants in turns, and puts out what was beaten, or is predicted to be by what was learned. The search ends when less than half a
-percent of the model could still be gained, when the budget is spent, or when it is told to.
+The search goes in stages. A stage takes the contests in which most time can still be saved, and of each the best arm and the most
+promising others. It builds variants of the model so that each of these arms is in at least one of them, with the best known
+candidate for every other node; runs the variants in turns; and eliminates the arms that were beaten, or are predicted to be by
+what was learned. The search ends when less than half a percent of the model's time could still be saved, when the budget is
+spent, or when it is stopped.
 """
 
 from __future__ import annotations
@@ -16,38 +17,44 @@ from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Arm, Contest, model_ns
 from scheduler.workload import Workload
 
-WORTH: Final = 0.005  # of the model's time: with less to gain, the search is over
-TURNS: Final = 8  # of each variant in a stage at most, after a first one that does not count
-WIDTH: Final = (
-    3  # arms of a contest in one stage: compiling takes longer than running, and what is learned of some tells of others
-)
-COMPILE_SHARE: Final = 0.25  # of the time that is left: for what a stage compiles
-COMPILE_S: Final = 0.1  # for a candidate, before it is known
-SAVE_S: Final = 3.0
+WORTH: Final = 0.005  # share of the model's time: with less to save, the search ends
+TURNS: Final = 8  # runs of each variant in a stage at most, after a first one that does not count
+WIDTH: Final = 3  # arms of a contest in one stage: compiling is slow, and the runs of some arms improve predictions of others
+COMPILE_SHARE: Final = 0.25  # of the remaining time, for compiling the arms of a stage
+COMPILE_S: Final = 0.1  # to compile a candidate, assumed before the first one
+SAVE_S: Final = 3.0  # between saves of what was measured
 
-Assignment = Mapping[str, Strategy]  # node -> how to run it
+NOTHING_LEFT: Final = f"stopped early: the remaining candidates are not likely to save {WORTH:.1%} of the time"
+BUDGET_SPENT: Final = "stopped because the time budget ran out"
+STOPPED: Final = "stopped on request"
+NEVER_RUN: Final = "stopped: the remaining candidates are of nodes that never run"
+
+Assignment = Mapping[str, Strategy]  # node name -> the strategy to run it by
 
 
 class Variant(Protocol):
-    """A model that is ready to run one way."""
+    """A model ready to run by one assignment."""
 
     def run(self) -> Mapping[str, int]:
-        """Run once; nanoseconds of every node."""
+        """Run once. Returns the nanoseconds of every node, by name."""
 
 
 class VariantBuilder(Protocol):
-    """What makes variants."""
+    """Builds variants of a model and compiles their kernels."""
 
     def screen(self, assignment: Assignment) -> Mapping[str, str]:
-        """Nodes whose candidate is not worth a run, and why."""
+        """Compile an assignment. Returns the nodes whose candidate is not worth running, and why."""
 
     def variants(self, assignments: Sequence[Assignment]) -> Sequence[Variant]:
-        """Make the model ready, as many ways at once as there is memory and time for: a beginning of what was asked for."""
+        """Build the first of these assignments, as many as there is memory and time for; empty where there is none."""
 
 
 @dataclass(slots=True)
 class Limits:
-    """When to stop. clock: seconds. ends_s: on that clock. stop: asked between runs. spent: something did not fit any more."""
+    """When to stop.
+
+    clock: gives seconds. ends_s: by that clock. stop: asked between runs. spent: whether some work did not fit.
+    """
 
     clock: Callable[[], float]
     ends_s: float
@@ -56,11 +63,11 @@ class Limits:
 
     @property
     def reached(self) -> bool:
-        """Whether no run may be started."""
+        """Whether no further run may be started."""
         return self.spent or self.stop() or self.clock() >= self.ends_s
 
     def fits(self, seconds: float) -> bool:
-        """Whether work of so many seconds may be begun. Once some may not, the end is reached: what it was for cannot be had."""
+        """Say whether work of that many seconds may begin. Once some work may not, the limit counts as reached."""
         self.spent = self.spent or self.clock() + seconds >= self.ends_s
         return not self.reached
 
@@ -68,8 +75,8 @@ class Limits:
 class Search:
     """One search over the contests of a model.
 
-    Args: save: called every few seconds, and at the end, to keep what was measured. learn: called behind every stage, to predict
-          anew what was not run yet. say: called with what happens now.
+    Args: builder: of variants of the model. save: called every few seconds, and at the end, to store measurements. learn: called
+          after every stage, to renew the predictions of arms that have not run. say: called with the activity that begins.
     """
 
     def __init__(
@@ -90,24 +97,24 @@ class Search:
         self._compile_s = COMPILE_S
 
     def run(self) -> str:
-        """Search to the end. Returns why it ended."""
+        """Search until a limit is reached or nothing is left to save. Returns a sentence that says why it ended."""
         try:
             while True:
                 for contest in self.contests:
                     contest.eliminate()
                 open_contests = self._open()
                 if not open_contests:
-                    return "nothing worth is left to find out"
+                    return NOTHING_LEFT
                 before = sum(len(arm.samples) for contest in open_contests for arm in contest.arms)
                 if self._limits.reached or not self._stage(open_contests):
-                    return "stopped" if self._limits.stop() else "the budget is spent"
+                    return STOPPED if self._limits.stop() else BUDGET_SPENT
                 if sum(len(arm.samples) for contest in open_contests for arm in contest.arms) == before:
-                    return "what is left to find out does not run"
+                    return NEVER_RUN
         finally:
             self._save()
 
     def _open(self) -> list[Contest]:
-        """The contests to go on with, those with most to gain first; empty when too little is left to gain."""
+        """Return the contests to go on with, those that can save most first; empty when too little is left to save."""
         unseen = [contest for contest in self.contests if contest.best.summary is None]
         ranked = sorted((c for c in self.contests if not c.settled), key=lambda c: (-c.gain_ns, c.key))
         total = max(model_ns(self.contests), 1e-9)
@@ -119,7 +126,7 @@ class Search:
         return taken or unseen
 
     def _stage(self, contests: Sequence[Contest]) -> bool:
-        """Run some arms of the open contests in turns. False when a limit was reached before all were run."""
+        """Run some arms of the open contests in turns. Returns False when a limit was reached before all had run."""
         fields = self._fields(contests)
         width = max(map(len, fields.values()))
         self._say(f"compiling {self._unscreened(fields.values())} candidates")
@@ -141,14 +148,14 @@ class Search:
         return True
 
     def _group(self, assignments: Sequence[Assignment]) -> int:
-        """Run as many of them in turns as there is memory for. Returns how many, 0 when a limit was reached."""
+        """Run as many of these variants in turns as fit into memory. Returns how many, 0 when a limit was reached."""
         variants = self._builder.variants(assignments)
         return len(variants) if variants and self._turns(assignments[: len(variants)], variants) else 0
 
     def _fields(self, contests: Sequence[Contest]) -> dict[str, list[Arm]]:
-        """The arms that run in a stage, by contest: of as many contests as compiling them leaves time for, at least one.
+        """Return the arms to run in a stage, by contest: of as many contests as there is time to compile, at least one.
 
-        The first stage runs the model one way only: which nodes take long is worth knowing before their candidates are compiled.
+        The first stage runs the model by one assignment only: it tells which nodes take long, before more is compiled for them.
         """
         if not self.runs and any(contest.best.summary is None for contest in self.contests):
             return {contest.key: contest.field(1) for contest in self.contests}
@@ -164,7 +171,7 @@ class Search:
         return sum((arm.load, arm.strategy) not in self._screened for arms in fields for arm in arms)
 
     def _assignment(self, number: int, fields: Mapping[str, Sequence[Arm]]) -> dict[str, Strategy]:
-        """Of every contest in the stage its arm of that number, round and round; of all others the best."""
+        """Assign to every contest in the stage its arm of that number, cyclically, and to all others their best arm."""
         chosen = {}
         for contest in self.contests:
             arms = [arm for arm in fields.get(contest.key, ()) if not arm.out] or [contest.best]
@@ -172,7 +179,7 @@ class Search:
         return chosen
 
     def _screen(self, assignment: Assignment) -> None:
-        """Compile, and drop what is not worth a run."""
+        """Compile an assignment, and eliminate arms that are not worth running."""
         new = {
             (arm.load, arm.strategy)
             for contest in self.contests
@@ -189,7 +196,7 @@ class Search:
         self._compile_s = (self._limits.clock() - began_s) / len(new)
 
     def _turns(self, assignments: Sequence[Assignment], variants: Sequence[Variant]) -> bool:
-        """Run every variant in turns, forth and back. False when a limit was reached."""
+        """Run the variants in turns, in alternating order. Returns False when a limit was reached."""
         for turn in range(TURNS + 1):
             order = range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants)))
             for number in order:
@@ -203,7 +210,7 @@ class Search:
         return True
 
     def _note(self, assignment: Assignment, taken: Mapping[str, int]) -> None:
-        """Give every arm its runs."""
+        """Add the times of one run to the arms that ran in it."""
         for contest in self.contests:
             by_strategy: dict[Strategy, list[int]] = {}
             for node in contest.nodes:
@@ -218,5 +225,5 @@ class Search:
 
 
 def _distinct(assignments: Sequence[Assignment]) -> list[Assignment]:
-    """Each once, in order."""
+    """Return the assignments without duplicates, in order."""
     return list({tuple(sorted((n, str(s)) for n, s in a.items())): a for a in assignments}.values())

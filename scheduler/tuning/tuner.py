@@ -1,7 +1,8 @@
-"""Measure a model's candidates on this machine within a budget, keep what was learned, and plan by it.
+"""Tune a model: measure its candidates on this machine within a time budget, store the measurements, and plan by them.
 
-Nothing that is stored and fresh is measured again. What is measured is stored every few seconds: a run that is killed loses no
-more, and the next one goes on from there. At the end the composed plan and the untuned one are run whole against each other.
+Fresh stored measurements are not taken again. New ones are stored every few seconds, so that a killed run loses only the last of
+them, and the next run continues from there. At the end the composed plan and the untuned plan run as whole models against each
+other, and the faster one is returned.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from scheduler.tuning.in_place import InPlaceBuilder, executor_of, race
 from scheduler.tuning.search import Limits, Search
 
 MAX_BUDGET_S: Final = 86_400.0
-RACE_SHARE: Final = 0.1  # of the budget: for the plans against each other
-RACE_S: Final = 5.0  # and no more; nor more for compiling what only the composed plan runs
+RACE_SHARE: Final = 0.1  # of the budget, to run the plans against each other
+RACE_S: Final = 5.0  # at most, and at most as long to compile kernels that only the composed plan has
 LEAST_RUNS: Final = 5  # of each plan
 
 
@@ -102,7 +103,7 @@ def tune(
 
 @dataclass(slots=True)
 class _Run:
-    """One tuning run. contests: by thread count, of all that were begun."""
+    """One tuning run. contests: by thread count."""
 
     subject: Subject
     device: DeviceProfile
@@ -116,7 +117,7 @@ class _Run:
     _saved: dict[tuple[str, Strategy], int] = field(default_factory=dict)
 
     def plan(self) -> Plan:
-        """Search every thread count, then race."""
+        """Search at every thread count, then compose a plan and race it against the untuned one."""
         evidence = evidence_of(self.subject, self.device, self.store)
         cores = min(self.device.usable_cores, self.constraints.max_threads or self.device.usable_cores)
         counts = thread_counts(cores)
@@ -127,11 +128,11 @@ class _Run:
             composed = self._composed()
             why = reasons[0] if len(set(reasons)) == 1 else "; ".join(dict.fromkeys(reasons))
             if not alone or self.stop():
-                return composed.model_copy(update={"why": f"{composed.why}; not run whole, stopped"})
+                return composed.model_copy(update={"why": f"{composed.why}; not measured as a whole: stopped on request"})
             return self._raced(composed, why)
 
     def _search(self, threads: int, left: int) -> str:
-        """Search one thread count within its part of the time, as one of `left`; what it spares is the next one's."""
+        """Search at one thread count, in an equal share of the time for the `left` remaining ones. Returns why it ended."""
         self._say(f"{threads} threads")
         race_s = min(RACE_SHARE * self.budget_s, RACE_S)
         left_s = self.budget_s - race_s - (time.monotonic() - self.began_s)
@@ -149,7 +150,7 @@ class _Run:
         return search.run()
 
     def _learn(self) -> None:
-        """Predict what was not run yet by all that is stored."""
+        """Renew the predictions of all arms from the measurements stored so far."""
         model = evidence_of(self.subject, self.device, self.store).model
         for contest in (contest for contests in self.contests.values() for contest in contests):
             predicted = predictions([Option(arm.strategy, arm.load) for arm in contest.arms], model)
@@ -157,7 +158,7 @@ class _Run:
                 arm.predicted = predicted[arm.strategy]
 
     def _save(self, contests: Sequence[Contest]) -> None:
-        """Store every arm that was run since."""
+        """Store the arms that ran since they were stored last."""
         rows = []
         for contest in contests:
             for arm in contest.arms:
@@ -168,7 +169,7 @@ class _Run:
         self.store.measurements.save(rows)
 
     def _composed(self) -> Plan:
-        """The best plan by all that is known now."""
+        """Compose the best plan from all measurements and predictions."""
         evidence = evidence_of(self.subject, self.device, self.store)
         dropped = {
             (contest.key, arm.strategy): arm.out
@@ -180,30 +181,32 @@ class _Run:
         return compose(self.subject, self.device, "latency", self.constraints, replace(evidence, dropped=dropped))
 
     def _raced(self, composed: Plan, why: str) -> Plan:
-        """The composed plan or the untuned one, whichever is faster when run whole; both say how they did."""
+        """Run the composed and the untuned plan as whole models. Returns the faster one; its `why` gives both times."""
         untuned = compose(self.subject, self.device, "latency", self.constraints, Evidence({}, CostModel(self.device)))
         plans = [composed] if untuned.choices == composed.choices and untuned.threads == composed.threads else [composed, untuned]
         limits = Limits(time.monotonic, time.monotonic() + RACE_S, self.stop)
         for plan in plans:
             InPlaceBuilder(self.subject, plan.threads, limits.fits).screen(_strategies(plan))  # compiles
         if limits.reached:
-            return composed.model_copy(update={"why": f"{composed.why}; not run whole, no time was left; {why}"})
-        self._say("running plans whole")
+            why = f"no time was left to compile it; {why}"
+            return composed.model_copy(update={"why": f"{composed.why}; not measured as a whole: {why}"})
+        self._say("running whole models")
         executors = [executor_of(self.subject, plan.threads, _strategies(plan)) for plan in plans]
         seconds = max(0.0, min(RACE_S, self.began_s + self.budget_s - time.monotonic()))
         feeds = self.subject.feeds()
         taken = race(executors, feeds, seconds, LEAST_RUNS)
         fastest, medians = [min(runs) for runs in taken], [float(statistics.median(runs)) for runs in taken]
         if len(plans) == 1:
-            text = f"run whole: {medians[0] / 1e6:.3f} ms, the same as untuned"
+            text = f"measured as a whole: {medians[0] / 1e6:.3f} ms; tuning chose the same strategies as the untuned plan"
         else:
-            text = f"run whole, in turns: composed {fastest[0] / 1e6:.3f} ms at its fastest, untuned {fastest[1] / 1e6:.3f} ms"
+            times = f"fastest run {fastest[0] / 1e6:.3f} ms against {fastest[1] / 1e6:.3f} ms untuned"
+            text = f"kept the tuned plan: it was faster as a whole, {times}"
         won, measured_ns = composed, medians[0]
         if len(plans) == 2 and fastest[1] <= fastest[0]:
             evidence = evidence_of(self.subject, self.device, self.store)
             given = {untuned.threads: _strategies(untuned)}
             won, measured_ns = compose(self.subject, self.device, "latency", self.constraints, evidence, given), medians[1]
-            text += ", which is no slower: untuned it is"
+            text = f"kept the untuned plan: the tuned one was not faster as a whole, {times}"
         self._say("done")
         return won.model_copy(update={"why": f"{won.why}; {text}; {why}", "measured_ns": measured_ns})
 
@@ -223,7 +226,7 @@ class _Run:
 
 
 def make_contests(subject: Subject, threads: int, evidence: Evidence) -> list[Contest]:
-    """A contest for every distinct work of the model that has a candidate: of native ones where there are any."""
+    """Make a contest for every signature of the model with candidates that can run: native ones where there are any."""
     running = {node.name for node in without_unread(subject.graph).nodes}
     contests: dict[str, Contest] = {}
     for index, (node, options) in enumerate(zip(subject.graph.nodes, subject.options(threads), strict=True)):
@@ -247,7 +250,7 @@ def make_contests(subject: Subject, threads: int, evidence: Evidence) -> list[Co
 
 
 def measurement(subject: Subject, device: DeviceProfile, contest: Contest, arm: Arm) -> Measurement:
-    """What is stored of an arm that was run: all its runs, earlier ones included."""
+    """Return the measurement to store of an arm that has run: all its runs, earlier ones included."""
     index = next(index for index, node in enumerate(subject.graph.nodes) if node.name == contest.nodes[0])
     summary, work = arm.summary or Summary.of([0]), arm.load.work
     cost = subject.costs[index]

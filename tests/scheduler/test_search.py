@@ -6,7 +6,7 @@ import pytest
 
 from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Contest, model_ns
-from scheduler.tuning.search import Limits, Search
+from scheduler.tuning.search import BUDGET_SPENT, NEVER_RUN, NOTHING_LEFT, STOPPED, Limits, Search
 from tests.scheduler.arms import Clock, TableBuilder, contest, prediction, strategy
 
 TRUE = {"a": 1000e3, "b": 1300e3, "c": 900e3, "d": 905e3}
@@ -29,14 +29,14 @@ def test_the_fastest_is_found_and_the_search_ends_early():
     contests = [contest("n", ["a", "b", "c"], 2), contest("m", ["b", "a"])]
     why, _, clock = search(contests)
     assert [c.best.strategy.algorithm for c in contests] == ["c", "a"]
-    assert "nothing" in why
+    assert why == NOTHING_LEFT
     assert clock.now_s < 10
 
 
 def test_a_tie_is_not_run_for_ever():
     found = contest("n", ["c", "d"])
     why, builder, _ = search([found], noise=0.01)
-    assert "nothing" in why
+    assert why == NOTHING_LEFT
     assert found.settled
     assert len(builder.ran) < 1000
 
@@ -44,7 +44,7 @@ def test_a_tie_is_not_run_for_ever():
 def test_the_budget_is_kept_to():
     contests = [contest(f"n{n}", ["a", "c", "d"]) for n in range(5)]
     why, _, clock = search(contests, budget_s=0.2, noise=0.5)
-    assert why == "the budget is spent"
+    assert why == BUDGET_SPENT
     assert clock.now_s < 0.25
 
 
@@ -59,7 +59,7 @@ def test_what_does_not_fit_any_more_ends_the_search_before_its_time():
             return super().screen(assignment) if limits.fits(100.0 if clock() > 0 else 1.0) else {}
 
     contests = [contest("n", ["a", "b", "c"])]
-    assert Search(contests, Busy(clock, table), limits).run() == "the budget is spent"
+    assert Search(contests, Busy(clock, table), limits).run() == BUDGET_SPENT
     assert clock() < 60
     assert sum(arm.runs > 0 for arm in contests[0].arms) <= 1
 
@@ -74,7 +74,7 @@ def test_stop_ends_it_and_what_was_run_is_kept():
 
     found = contest("n", ["a", "b", "c"])
     why, builder, _ = search([found], stop=stop, save=lambda: saved.__setitem__(0, saved[0] + 1))
-    assert why == "stopped"
+    assert why == STOPPED
     assert saved[0] >= 1
     assert 0 < len(builder.ran) <= 12
     assert any(arm.runs for arm in found.arms)
@@ -117,7 +117,7 @@ def test_what_is_stored_is_not_run_again():
     for arm, ns in zip(found.arms, (1000, 2000), strict=True):
         arm.add([ns] * 30)
     why, builder, _ = search([found])
-    assert "nothing" in why
+    assert why == NOTHING_LEFT
     assert builder.ran == []
 
 
@@ -133,7 +133,7 @@ def test_it_learns_between_stages():
     assert learned[0] >= 2
 
 
-def test_a_bench_that_runs_nothing_ends_the_search():
+def test_a_builder_whose_variants_run_nothing_ends_the_search():
     class Silent(TableBuilder):
         def variants(self, assignments):
             made = super().variants(assignments)
@@ -143,7 +143,7 @@ def test_a_bench_that_runs_nothing_ends_the_search():
 
     clock = Clock()
     why = Search([contest("n", ["a", "b"])], Silent(clock, table), Limits(clock, 10, lambda: False)).run()
-    assert "does not run" in why
+    assert why == NEVER_RUN
 
 
 def test_the_same_times_give_the_same_search():

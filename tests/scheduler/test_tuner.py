@@ -67,7 +67,7 @@ def test_a_tuned_plan_is_measured_stored_and_what_a_session_runs(db):
     plan = edgewise.tune(MODEL, 25.0, **SMALL, db=db, progress=seen.append)
     assert plan.state.status == "current"
     assert plan.measured_ns is not None
-    assert "run whole" in plan.why
+    assert "as a whole" in plan.why
     assert stored(db)
     assert seen[-1].now == "done"
     assert 0 < seen[-1].measured <= seen[-1].planned
