@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from graph.ir import Node, Specs
 from graph.native.expressions import express_epilogue
+from graph.native.place import image_shape, is_image
 from kernels.native.errors import EmitError
+from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.spec import BOOL, INTS, Array, DType, Spec
 
@@ -38,6 +40,19 @@ class Facts:
         found = next((value for value in values if value and self.spec(value).dtype != F32), None)
         return None if found is None else f"{found!r} is {self.spec(found)}, need fp32"
 
+    def not_image(self, value: str) -> str | None:
+        """Return that a value cannot lie as an image, or None."""
+        spec = self.spec(value)
+        return None if is_image(spec.shape) else f"x is {spec}, need rank 3 or 4"
+
+    def computed(self, values: Iterable[str]) -> bool:
+        """Whether one of the values is known at run time only. Absent ones are passed over."""
+        return any(value and value not in self.constants for value in values)
+
+    def image_in_blocks(self, value: str) -> Image:
+        """Return how an image lies in blocks of one vector of channels, row-major."""
+        return Image.blocked(*image_shape(self.spec(value).shape), self.isa.lanes)
+
     def refuses_epilogue(self, node: Node) -> str | None:
         """Why a kernel cannot do what is fused behind the node, or None."""
         try:
@@ -47,6 +62,11 @@ class Facts:
             return f"its epilogue {ops} has an op without a native form: {error}"
         reason = self.not_f32(*bound.operands)
         return None if reason is None else f"its epilogue reads what is not fp32: {reason}"
+
+
+def optional_input(node: Node, position: int) -> str:
+    """Return the name of an input, "" where it is absent."""
+    return node.inputs[position] if len(node.inputs) > position else ""
 
 
 def known(specs: Specs, value: str) -> Spec:

@@ -76,7 +76,7 @@ class Values:
         if value in self._facts.constants:
             made = self.blocked_constant(value, image_shape(spec.shape))
         else:
-            made = Imaged.new(value, Image.blocked(*image_shape(spec.shape), lanes), spec.dtype)
+            made = Imaged.new(value, self._facts.image_in_blocks(value), spec.dtype)
             self.convert(self.strided(value), made)
         self._places[value].append(made)
         return made
@@ -156,7 +156,7 @@ class Values:
         reserved = self._reserved.get(value)
         if isinstance(reserved, Imaged):
             return self._made(value, reserved)
-        image = Image.blocked(*image_shape(self._facts.spec(value).shape), self._facts.isa.lanes)
+        image = self._facts.image_in_blocks(value)
         for place in over:
             if isinstance(place, Imaged) and place.image == image and self._takes(value, place.storage):
                 return self._made(value, Imaged(place.storage, image, place.offset))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from graph.ir import Node
-from graph.native.facts import F32, Facts
+from graph.native.facts import F32, Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
 from graph.native.rule import one_algorithm
@@ -53,7 +53,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _mask(node: Node) -> str:
-    return node.inputs[3] if len(node.inputs) > 3 else ""
+    return optional_input(node, 3)
 
 
 def _added(b: Lowering, mask: str) -> Viewed:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from graph.ir import Node
-from graph.native.expressions import refuses_behind
-from graph.native.facts import F32, Facts
+from graph.native.facts import F32
 from graph.native.lowering import Lowering
-from graph.native.place import Imaged, image_shape, is_image
+from graph.native.place import Imaged, is_image
 from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, pick
-from graph.native.rules.elementwise import behind
-from kernels.native.memory.image import Image
+from graph.native.rules.elementwise import behind, refuses_fused
 
 _PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # write where their result is reserved
-
-
-def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a Concat has no native form, or None."""
-    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def reserve(b: Lowering, node: Node) -> None:
@@ -29,7 +22,7 @@ def reserve(b: Lowering, node: Node) -> None:
     sizes = [b.spec(name).shape[1] for name in node.inputs]
     if len(set(node.inputs)) < len(node.inputs) or not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
         return
-    whole = Imaged.new(value, Image.blocked(*image_shape(shape), b.isa.lanes), F32)
+    whole = Imaged.new(value, b.facts.image_in_blocks(value), F32)
     b.values.reserve(value, whole)
     first = 0
     for name, size in zip(node.inputs, sizes, strict=True):
@@ -84,4 +77,4 @@ def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
     return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 
-RULES = {"Concat": one_algorithm("copy", refuses, lower, reserve=reserve)}
+RULES = {"Concat": one_algorithm("copy", refuses_fused, lower, reserve=reserve)}

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.expressions import express_epilogue
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
-from graph.native.place import Imaged, Place, Storage, as_image, image_shape
+from graph.native.place import Imaged, Place, Storage, as_image
 from graph.native.rule import Rule
-from graph.native.rules.conv import (
-    bias_of,
-    by_groups,
-    depthwise_bias_of,
-    depthwise_tile_of,
-    finished,
-    refuses_operands,
-    tile_of,
-    with_bias,
-)
-from graph.native.work import Layout, Work, moved_bytes, packed_bytes
+from graph.native.rules import depthwise, direct
+from graph.native.rules.direct import Placed, Weighted, place_by_groups, place_in_blocks, refuses_operands, weighted_of
+from graph.native.work import Work, moved_bytes
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import NativeKernel
-from kernels.native.families.conv import conv_chunks, conv_cycles, conv_tiles, emit_conv, pack_weights
+from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.families.conv_transpose import Phase, Transposed, as_convolution, phase_count, phase_taps, phases
-from kernels.native.families.depthwise import depthwise_chunks, depthwise_cycles, depthwise_tiles, emit_depthwise, pack_depthwise
+from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
-from kernels.spec import Array
 
-_BLOCKS: Layout = "blocks"
-_ANY: Layout = "any"
 MAX_PHASES = 1024  # each is a call
 MAX_COLUMNS = 32  # taps along a row of a phase: at the borders each pixel has code of its own for those that it meets
 
@@ -54,48 +42,38 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """What the phases of a node share. weights: as a convolution's; source: what they were made of."""
+    """What the phases of a node share. weighted: with the weights of a convolution."""
 
     node: Node
-    source: Array
-    weights: Array
-    bias: Array | None
-    epilogue: Epilogue[Image]
-    x: Place
-    y: Imaged
-    operands: Mapping[str, Place]
+    weighted: Weighted
+    placed: Placed
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A ConvTranspose as a call for each phase."""
-    source, groups, apart = b.constants[node.inputs[1]], node.attrs["group"], is_depthwise(node, b.facts)
-    weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :], groups)
-    bias = b.constants[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] else None
-    bound = express_epilogue(node, b.spec, b.constants)
-    rest, bias = with_bias(bound, bias, b, weights.shape[0], b.spec(node.outputs[0]).shape)
-    if apart:
-        x: Place = b.values.blocked(node.inputs[0])
-        y, epilogue, operands = finished(b, node, x, bias, rest)
+    """Append a call for each phase of a ConvTranspose."""
+    weighted = weighted_of(b, node, lambda weights: as_convolution(weights, node.attrs["group"]))
+    if apart := is_depthwise(node, b.facts):
+        placed = place_in_blocks(b, node, b.values.blocked(node.inputs[0]), weighted)
     else:
-        x, y, epilogue, operands = by_groups(b, node, groups, weights.shape, bias, rest)
-    whole = _Whole(node, source, weights, bias, epilogue, x, y, operands)
-    transposed = geometry(node, b.facts, as_image(x), y.image)
+        placed = place_by_groups(b, node, weighted)
+    transposed = geometry(node, b.facts, as_image(placed.x), placed.y.image)
     for phase in phases(transposed):
-        _phase(b, whole, phase, transposed.strides, _depthwise if apart else _direct)
+        _phase(b, _Whole(node, weighted, placed), phase, transposed.strides, _depthwise if apart else _direct)
 
 
 _Kernel = Callable[[Lowering, _Whole, Phase, Epilogue[Image]], tuple[NativeKernel, dict[str, Storage]]]
 
 
 def _phase(b: Lowering, whole: _Whole, phase: Phase, strides: tuple[int, int], kernel_of: _Kernel) -> None:
-    """One call. strides: of y's pixels."""
-    epilogue = whole.epilogue.laid(lambda image: image.every(phase.first, strides)[0])
+    """Append one call. strides: of y's pixels."""
+    placed = whole.placed
+    epilogue = placed.epilogue.laid(lambda image: image.every(phase.first, strides)[0])
     kernel, packed = kernel_of(b, whole, phase, epilogue)
     places = {
-        "x": _moved(whole.x, as_image(whole.x), phase.skipped, (1, 1)),
-        "y": _moved(whole.y, whole.y.image, phase.first, strides),
+        "x": _moved(placed.x, as_image(placed.x), phase.skipped, (1, 1)),
+        "y": _moved(placed.y, placed.y.image, phase.first, strides),
     }
-    for (name, place), image in zip(whole.operands.items(), whole.epilogue.operands, strict=True):
+    for (name, place), image in zip(placed.operands.items(), placed.epilogue.operands, strict=True):
         places[name] = _moved(place, image, phase.first, strides)
     b.calls.append(kernel, {**places, **packed})
 
@@ -107,17 +85,19 @@ def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int,
 
 
 def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:
-    tile = tile_of(b.choice(whole.node), phase.conv, b.isa)
-    key = ("phase", phase.conv.groups, tile.vectors, phase.rows, phase.columns)
-    packed = b.packed.storage(whole.source, key, lambda: pack_weights(phase.conv, tile, b.isa, phase.weights(whole.weights)))
-    return emit_conv(phase.conv, tile, epilogue, b.isa), {"w": packed, **bias_of(b, phase.conv, whole.bias)}
+    conv, weighted = phase.conv, whole.weighted
+    tile = direct.tile_of(b.choice(whole.node), conv, b.isa)
+    key = ("phase", conv.groups, tile.vectors, phase.rows, phase.columns)
+    packed = b.packed.storage(weighted.source, key, lambda: pack_weights(conv, tile, b.isa, phase.weights(weighted.weights)))
+    return emit_conv(conv, tile, epilogue, b.isa), {"w": packed, **direct.bias_argument(b, conv, weighted.bias)}
 
 
 def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:
-    tile = depthwise_tile_of(b.choice(whole.node), phase.conv, b.isa)
+    conv, weighted = phase.conv, whole.weighted
+    tile = depthwise.tile_of(b.choice(whole.node), conv, b.isa)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
-    packed = b.packed.storage(whole.source, key, lambda: pack_depthwise(phase.conv, tile, b.isa, phase.weights(whole.weights)))
-    return emit_depthwise(phase.conv, tile, epilogue, b.isa), {"w": packed, **depthwise_bias_of(b, whole.bias)}
+    packed = b.packed.storage(weighted.source, key, lambda: pack_depthwise(conv, tile, b.isa, phase.weights(weighted.weights)))
+    return emit_depthwise(conv, tile, epilogue, b.isa), {"w": packed, **depthwise.bias_argument(b, weighted.bias)}
 
 
 def is_depthwise(node: Node, facts: Facts) -> bool:
@@ -133,32 +113,37 @@ def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Transposed:
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
-    """The tiles of the phase with the most work, the best by the port model first."""
-    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
-    largest = max((phase.conv for phase in phases(geometry(node, facts, x, y))), key=lambda conv: conv.macs)
+    """Return the tiles of the phase with the most work, the best by the port model first."""
+    largest = max((phase.conv for phase in phases(_in_blocks(node, facts))), key=lambda conv: conv.macs)
     tiles = depthwise_tiles(largest, facts.isa) if is_depthwise(node, facts) else conv_tiles(largest, facts.isa)
     return [Choice("native", "phases", (("tile", str(tile)),)) for tile in tiles]
 
 
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
-    """What a candidate does: all phases one after another."""
-    isa, slim = facts.isa, is_depthwise(node, facts)
-    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    """Return the work of a candidate: of all phases, one after another."""
     read, written = moved_bytes(node, facts)
-    cycles, weight_bytes, chunks, calls = 0.0, 0, 0, 0
-    for phase in phases(geometry(node, facts, x, y)):
-        conv = phase.conv
-        taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
-        if slim:
-            tile = depthwise_tile_of(choice, conv, isa)
-            cycles, chunks = cycles + depthwise_cycles(conv, tile, isa), chunks + depthwise_chunks(conv, tile, isa)
-        else:
-            broad = tile_of(choice, conv, isa)
-            cycles, chunks = cycles + conv_cycles(conv, broad, isa), chunks + conv_chunks(conv, broad, isa)
-        weight_bytes += packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
-        calls += 1
-    kind, wants = ("depthwise", _BLOCKS) if slim else ("direct", _ANY)
-    return Work(kind, cycles * isa.flops_per_cycle, None, read, written, weight_bytes, 0, chunks, calls, wants=wants)
+    apart = is_depthwise(node, facts)
+    works = [
+        depthwise.work(phase.conv, choice, facts.isa, 0, 0)
+        if apart
+        else direct.direct_work("direct", phase.conv, direct.tile_of(choice, phase.conv, facts.isa), facts.isa, 0, 0)
+        for phase in phases(_in_blocks(node, facts))
+    ]
+    return Work(
+        kind=works[0].kind,
+        flops=sum(each.flops for each in works),
+        read_bytes=read,
+        write_bytes=written,
+        weight_bytes=sum(each.weight_bytes for each in works),
+        chunks=sum(each.chunks for each in works),
+        calls=len(works),
+        wants=works[0].wants,
+    )
+
+
+def _in_blocks(node: Node, facts: Facts) -> Transposed:
+    """The transposed convolution of a node between images in blocks, wherever they will lie."""
+    return geometry(node, facts, facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0]))
 
 
 RULES = {"ConvTranspose": Rule(refuses, lower, candidates, work)}

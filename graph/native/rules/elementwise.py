@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from graph.ir import Node
 from graph.native.epilogue_operands import image_operand
-from graph.native.expressions import express, express_epilogue
+from graph.native.expressions import express, express_epilogue, refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed
@@ -42,6 +42,11 @@ def lower(b: Lowering, node: Node) -> None:
     places = [b.values.strided(name) for name in bound.operands]
     made = b.values.new(value, overwritable(places))
     b.calls.map((made, made.view), [(place, place.view.broadcast(shape)) for place in places], steps)
+
+
+def refuses_fused(node: Node, facts: Facts) -> str | None:
+    """Return why a map cannot do what is fused behind a node, or None."""
+    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:

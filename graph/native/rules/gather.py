@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from graph.ir import Node
-from graph.native.expressions import refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
-from graph.native.rules.elementwise import finish
+from graph.native.rules.elementwise import finish, refuses_fused
 from graph.native.rules.view import define
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.memory.view import View
@@ -21,7 +20,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
     x = facts.spec(node.inputs[0])
     if not x.shape[node.attrs["axis"]]:
         return f"x is {x}, its axis {node.attrs['axis']} has nothing to pick"
-    return refuses_behind(node, facts.spec, facts.constants)
+    return refuses_fused(node, facts)
 
 
 def lower(b: Lowering, node: Node) -> None:

@@ -11,10 +11,10 @@ from graph.ir import Node
 from graph.mapped import release
 from graph.native.epilogue_operands import make_epilogue, row_operand
 from graph.native.expressions import express_epilogue
-from graph.native.facts import Facts
+from graph.native.facts import Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.rule import Rule
-from graph.native.rules.conv import bias_of, direct_work, tile_of, with_bias
+from graph.native.rules.direct import bias_argument, direct_work, fold_bias, tile_of
 from graph.native.rules.normalize import aligned_view, view_epilogue
 from graph.native.values import overwritable
 from graph.native.work import Work, moved_bytes, streamed_work
@@ -33,7 +33,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return reason
     if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
         return "one of its factors is a vector"
-    if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2] and not _takes_addend(node, facts):
+    if _addend(node) and not _takes_addend(node, facts):
         return "its addend is scaled, and no constant"
     return facts.refuses_epilogue(node)
 
@@ -59,7 +59,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 def _addend(node: Node) -> str:
     """The third input of a Gemm, which is added; "" where there is none."""
-    return node.inputs[2] if node.op == "Gemm" and len(node.inputs) > 2 else ""
+    return optional_input(node, 2) if node.op == "Gemm" else ""
 
 
 def _product(b: Lowering, node: Node) -> None:
@@ -94,7 +94,7 @@ def _packed(b: Lowering, node: Node) -> None:
     if node.op == "Gemm":
         transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
     bound = express_epilogue(node, b.spec, b.constants, _addend(node))
-    rest, bias = with_bias(bound, None, b, shape[-1], shape, axis=-1)
+    rest, bias = fold_bias(bound, None, b.constants, shape[-1], shape, axis=-1)
     if bias is not None and node.op == "Gemm" and node.attrs["beta"] != 1:
         bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
     inner, columns = weights.shape[::-1] if transposed else weights.shape
@@ -115,7 +115,8 @@ def _packed(b: Lowering, node: Node) -> None:
         return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
 
     packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha), pack)
-    b.calls.append(emit_conv(conv, tile, epilogue, b.isa), {"x": x, "w": packed, "y": y, **bias_of(b, conv, bias), **operands})
+    places = {"x": x, "w": packed, "y": y, **bias_argument(b, conv, bias), **operands}
+    b.calls.append(emit_conv(conv, tile, epilogue, b.isa), places)
 
 
 def _image(rows: int, columns: int, step: int) -> Image:

@@ -10,7 +10,6 @@ from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
-from graph.native.place import is_image
 from graph.native.rule import one_algorithm
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.pool import Pooling, emit_pooling
@@ -20,12 +19,9 @@ from kernels.ops.pool import geometry
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a pool has no native form, or None."""
-    x = facts.spec(node.inputs[0])
-    if reason := facts.not_f32(node.inputs[0]):
+    if reason := facts.not_f32(node.inputs[0]) or facts.not_image(node.inputs[0]):
         return reason
-    if not is_image(x.shape):
-        return f"x is {x}, need rank 3 or 4"
-    if len(node.outputs) > 1 and node.outputs[1]:
+    if any(node.outputs[1:]):
         return "the indices of the maxima are asked for"
     return facts.refuses_epilogue(node)
 

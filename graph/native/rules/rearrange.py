@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from graph.ir import Node
-from graph.native.expressions import refuses_behind
-from graph.native.facts import Facts
+from graph.native.facts import Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place
 from graph.native.rule import one_algorithm
-from graph.native.rules.elementwise import finish
+from graph.native.rules.elementwise import finish, refuses_fused
 from graph.native.rules.view import define
 from kernels.native.families.elementwise import emit_map
 from kernels.native.families.rearrange import pad_tensor
@@ -19,11 +18,6 @@ from kernels.ops.pad import amounts_of
 from kernels.spec import Array, Spec
 
 MAX_SIDES = 3  # axes padded by something else than a constant: each makes three times as many calls
-
-
-def _refuses(node: Node, facts: Facts) -> str | None:
-    """Why a move that its shapes decide has no native form, or None."""
-    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def _expand(b: Lowering, node: Node) -> None:
@@ -65,7 +59,7 @@ def _space_to_depth(b: Lowering, node: Node) -> None:
 
 def _refuses_pad(node: Node, facts: Facts) -> str | None:
     """Why a Pad has no native form, or None."""
-    if any(name and name not in facts.constants for name in node.inputs[1:]):
+    if facts.computed(node.inputs[1:]):
         return "its pads or its fill are no constants"
     x, mode = facts.spec(node.inputs[0]), node.attrs["mode"]
     sides = _sides(node, x, facts.constants)
@@ -77,12 +71,12 @@ def _refuses_pad(node: Node, facts: Facts) -> str | None:
             most = {"reflect": left - 1, "wrap": left}.get(mode, max(before, after))
             if max(before, after, 0) > max(most, 0):
                 return f"an axis of {left} is padded by {max(before, after)}, {mode} shows {most} without beginning again"
-    return _refuses(node, facts)
+    return refuses_fused(node, facts)
 
 
 def _sides(node: Node, x: Spec, constants: Mapping[str, Array]) -> list[tuple[int, int]]:
     """Elements before and behind each axis."""
-    axes = node.inputs[3] if len(node.inputs) > 3 else ""
+    axes = optional_input(node, 3)
     return amounts_of(x.rank, Spec.of(constants[node.inputs[1]]), Spec.of(constants[axes]) if axes else None)
 
 
@@ -103,7 +97,7 @@ def _pad(b: Lowering, node: Node) -> None:
 
 def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View], sides: Sequence[tuple[int, int]]) -> None:
     """The calls that fill y. sides: of each axis of the views."""
-    given = node.inputs[2] if len(node.inputs) > 2 else ""
+    given = optional_input(node, 2)
     fill = b.constants[given].item() if given else 0
     kept = x[1]
     for axis, (before, after) in enumerate(sides):
@@ -115,9 +109,9 @@ def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View
 
 
 RULES = {
-    "Expand": one_algorithm("view", _refuses, _expand, wants="rows", view=True),
-    "Tile": one_algorithm("copy", _refuses, _tile),
-    "DepthToSpace": one_algorithm("copy", _refuses, _depth_to_space),
-    "SpaceToDepth": one_algorithm("copy", _refuses, _space_to_depth),
+    "Expand": one_algorithm("view", refuses_fused, _expand, wants="rows", view=True),
+    "Tile": one_algorithm("copy", refuses_fused, _tile),
+    "DepthToSpace": one_algorithm("copy", refuses_fused, _depth_to_space),
+    "SpaceToDepth": one_algorithm("copy", refuses_fused, _space_to_depth),
     "Pad": one_algorithm("copy", _refuses_pad, _pad),
 }

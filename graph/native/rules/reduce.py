@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from graph.ir import Node
-from graph.native.facts import F32, Facts
+from graph.native.facts import F32, Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
 from graph.native.rule import one_algorithm
@@ -33,7 +33,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
     x = facts.spec(node.inputs[0])
     if reason := facts.not_f32(node.inputs[0], node.outputs[0]):
         return reason
-    if len(node.inputs) > 1 and node.inputs[1] and node.inputs[1] not in facts.constants:
+    if facts.computed(node.inputs[1:]):
         return "its axes are no constants"
     if not _reduced(node, x, facts.constants):
         return "it reduces nothing"
@@ -77,7 +77,8 @@ def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, 
     """The dimensions that a reduction goes over."""
     if node.op.startswith("Global"):
         return tuple(range(2, x.rank))
-    named = constants[node.inputs[1]].reshape(-1).tolist() if len(node.inputs) > 1 and node.inputs[1] else []
+    axes = optional_input(node, 1)
+    named = constants[axes].reshape(-1).tolist() if axes else []
     if not named:
         return () if node.attrs["noop_with_empty_axes"] else tuple(range(x.rank))
     return tuple(sorted({int(axis) % x.rank for axis in named}))

@@ -12,7 +12,7 @@ from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
-from graph.native.place import Storage, image_shape, is_image
+from graph.native.place import Storage, image_shape
 from graph.native.rule import Rule, parse_tile, streamed
 from graph.native.values import overwritable
 from kernels.errors import UnsupportedError
@@ -35,11 +35,8 @@ from kernels.spec import Array
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Why a resizing has no native form, or None."""
-    x = facts.spec(node.inputs[0])
-    if reason := facts.not_f32(node.inputs[0], node.outputs[0]):
+    if reason := facts.not_f32(node.inputs[0], node.outputs[0]) or facts.not_image(node.inputs[0]):
         return reason
-    if not is_image(x.shape):
-        return f"x is {x}, need rank 3 or 4"
     if any(step.axis < 2 for step in _passes(node, facts)):
         return "it resizes images or channels, not their rows and columns alone"
     return facts.refuses_epilogue(node)
@@ -68,7 +65,7 @@ def _table(b: Lowering, packed: Array) -> Storage:
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """The forms and tiles of a resizing, the best by the port model first."""
-    x, y = (Image.blocked(*image_shape(facts.spec(v).shape), facts.isa.lanes) for v in (node.inputs[0], node.outputs[0]))
+    x, y = facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0])
     tiles = resize_tiles(_resizing(node, *sides(node, facts), x, y), facts.isa)
     return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
 

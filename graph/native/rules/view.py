@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from graph.ir import Node
-from graph.native.expressions import refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, shuffled, take
-from graph.native.rules.elementwise import behind
+from graph.native.rules.elementwise import behind, refuses_fused
 from graph.native.values import overwritable
 from kernels.native.memory.view import View
-
-
-def _refuses(node: Node, facts: Facts) -> str | None:
-    """Why a reshape or transpose has no native form, or None."""
-    return refuses_behind(node, facts.spec, facts.constants)
 
 
 def define(b: Lowering, node: Node, place: Viewed) -> None:
@@ -49,16 +43,15 @@ def _transpose(b: Lowering, node: Node) -> None:
 
 
 def _refuses_dropout(node: Node, facts: Facts) -> str | None:
-    training = node.inputs[2] if len(node.inputs) > 2 else ""
-    if any(node.outputs[1:]) or (training and training not in facts.constants):
+    if any(node.outputs[1:]) or facts.computed(node.inputs[2:]):
         return "its mask is asked for, or whether it trains is no constant"
-    return _refuses(node, facts)
+    return refuses_fused(node, facts)
 
 
 def _refuses_split(node: Node, facts: Facts) -> str | None:
     if not all(node.outputs):
         return "not all of its outputs are named"
-    return _refuses(node, facts)
+    return refuses_fused(node, facts)
 
 
 def _split(b: Lowering, node: Node) -> None:
@@ -82,9 +75,9 @@ def _split(b: Lowering, node: Node) -> None:
 
 
 def _refuses_slice(node: Node, facts: Facts) -> str | None:
-    if any(name and name not in facts.constants for name in node.inputs[1:]):
+    if facts.computed(node.inputs[1:]):
         return "its bounds are no constants"
-    return _refuses(node, facts)
+    return refuses_fused(node, facts)
 
 
 def _slice(b: Lowering, node: Node) -> None:
@@ -106,8 +99,8 @@ def _slice(b: Lowering, node: Node) -> None:
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 RULES = {
-    **dict.fromkeys(_SHAPES, one_algorithm("view", _refuses, _reshape, wants="rows", view=True)),
-    "Transpose": one_algorithm("view", _refuses, _transpose, wants="rows", view=True),
+    **dict.fromkeys(_SHAPES, one_algorithm("view", refuses_fused, _reshape, wants="rows", view=True)),
+    "Transpose": one_algorithm("view", refuses_fused, _transpose, wants="rows", view=True),
     "Dropout": one_algorithm("view", _refuses_dropout, _reshape, wants="rows", view=True),
     "Split": one_algorithm("view", _refuses_split, _split, wants="rows", view=True),
     "Slice": one_algorithm("view", _refuses_slice, _slice, wants="rows", view=True),

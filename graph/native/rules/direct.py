@@ -1,0 +1,132 @@
+"""Direct convolution kernels with constant weights, as convolutions, transposed ones and matrix products use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graph.choice import Choice
+from graph.ir import Node
+from graph.native.epilogue_operands import channels_last_operand, image_operand, make_epilogue
+from graph.native.expressions import BoundExpression, express_epilogue
+from graph.native.facts import Facts, optional_input
+from graph.native.lowering import Lowering
+from graph.native.place import Imaged, Place, Storage, image_shape
+from graph.native.rule import parse_tile
+from graph.native.values import overwritable
+from graph.native.work import Layout, Work, packed_bytes
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.geometry import Conv
+from kernels.native.families.conv import ConvTile, conv_chunks, conv_cycles, conv_tiles, make_tile, pack_bias
+from kernels.native.memory.image import Image
+from kernels.native.target.isa import Isa
+from kernels.spec import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """What a convolution does besides sliding over x.
+
+    source: the constant that the weights are made of. weights: (outputs, inputs of a group, rows, columns). bias: of each output,
+    added first. bound: what is computed of each result before it is stored.
+    """
+
+    source: Array
+    weights: Array
+    bias: Array | None
+    bound: BoundExpression
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a convolution reads and writes. operands: of the epilogue, by the kernel's names for them."""
+
+    x: Place
+    y: Imaged
+    epilogue: Epilogue[Image]
+    operands: Mapping[str, Place]
+
+
+def refuses_operands(node: Node, facts: Facts) -> str | None:
+    """Return why what a Conv or ConvTranspose reads does not suit native kernels, or None."""
+    if reason := facts.not_f32(*node.inputs, node.outputs[0]) or facts.not_image(node.inputs[0]):
+        return reason
+    return "its weights are no constants" if facts.computed(node.inputs[1:]) else None
+
+
+def weighted_of(b: Lowering, node: Node, as_convolution: Callable[[Array], Array] = lambda weights: weights) -> Weighted:
+    """Return the weights, bias and epilogue of a Conv or ConvTranspose. as_convolution: makes a convolution's of its weights."""
+    source = b.constants[node.inputs[1]]
+    weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :])
+    bias, shape = b.constants.get(optional_input(node, 2)), b.spec(node.outputs[0]).shape
+    bound = express_epilogue(node, b.spec, b.constants)
+    bound, bias = fold_bias(bound, bias, b.constants, weights.shape[0], shape)
+    return Weighted(source, weights, bias, bound)
+
+
+def fold_bias(
+    bound: BoundExpression,
+    bias: Array | None,
+    constants: Mapping[str, Array],
+    channels: int,
+    shape: Sequence[int],
+    axis: int = 1,
+) -> tuple[BoundExpression, Array | None]:
+    """Take a constant that is added to every channel first for the bias, if there is none.
+
+    Returns what is left to compute of each result, and the bias. bound: what is computed now. shape, axis: of the output, and which
+    of its dimensions the channels are.
+    """
+    addend = bound.addend
+    if bias is not None or addend is None or addend not in constants:
+        return bound, bias
+    array = constants[addend]
+    given = (1,) * (len(shape) - array.ndim) + array.shape
+    if array.size != channels or given[axis] != channels:
+        return bound, bias
+    return bound.without_addend(), np.ascontiguousarray(array.reshape(-1))
+
+
+def place_by_groups(b: Lowering, node: Node, weighted: Weighted) -> Placed:
+    """Place a direct convolution: in blocks, or with channels last where groups begin inside blocks."""
+    groups, (outputs, inputs, *_) = node.attrs["group"], weighted.weights.shape
+    if groups == 1 or (inputs % b.isa.lanes == 0 and outputs // groups % b.isa.lanes == 0):
+        return place_in_blocks(b, node, b.values.place(node.inputs[0]), weighted)
+    x = b.values.strided(node.inputs[0])
+    value, shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    epilogue, operands = make_epilogue(b, weighted.bound, channels_last_operand, shape, bias=weighted.bias is not None)
+    return Placed(x, b.values.new_as(value, Image.nhwc(*image_shape(shape))), epilogue, operands)
+
+
+def place_in_blocks(b: Lowering, node: Node, x: Place, weighted: Weighted) -> Placed:
+    """Place a convolution whose result is in blocks of channels."""
+    value, shape = node.outputs[0], b.spec(node.outputs[0]).shape
+    epilogue, operands = make_epilogue(b, weighted.bound, image_operand, shape, bias=weighted.bias is not None)
+    return Placed(x, b.values.new_image(value, overwritable(list(operands.values()), [x])), epilogue, operands)
+
+
+def bias_argument(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
+    """Return the packed bias as an argument; none without a bias."""
+    if bias is None:
+        return {}
+    return {"b": b.packed.storage(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
+
+
+def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
+    """Return the tile of a choice, or the best by the port model."""
+    if (text := choice.param("tile")) is None:
+        return conv_tiles(conv, isa)[0]
+    return make_tile(conv, isa, *parse_tile(text))
+
+
+def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, written: int) -> Work:
+    """Return the work of a direct convolution or a product with packed weights. read, written: bytes of activations."""
+    taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+    weight_bytes = packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
+    flops = conv_cycles(conv, tile, isa) * isa.flops_per_cycle
+    chunks = conv_chunks(conv, tile, isa)
+    wants: Layout = "rows" if kind == "product" else "any"
+    shape = (tile.pixels, tile.vectors, tile.channels)
+    return Work(kind, flops, None, read, written, weight_bytes, 0, chunks, tile=shape, wants=wants)
