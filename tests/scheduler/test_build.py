@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import kernels.registry
+from scheduler import build
 from scheduler.build import Build, build_of, current_build
 
 SOURCES = {
@@ -68,6 +69,20 @@ def test_current_build_tells_ops_of_different_files_apart():
     build = current_build()
     assert build.kernel_source("Softmax") != build.kernel_source("Conv")
     assert build.kernel_source("Softmax") == build.kernel_source("LogSoftmax")
+
+
+def test_editing_how_an_operator_is_expressed_makes_its_file_alone_stale(monkeypatch):
+    edited, source_of, before = "kernels.ops.activations", build._source, current_build()
+
+    def source(module: str) -> str:
+        return source_of(module).replace('draft("relu", x)', 'draft("elu", x)') if module == edited else source_of(module)
+
+    monkeypatch.setattr(build, "_source", source)
+    after = build._read_build.__wrapped__()
+    stale = {op for op in before.kernels if before.kernels[op] != after.kernels[op]}
+    assert after.id == before.id
+    assert {"Relu", "Swish"} <= stale
+    assert {kernels.registry.home(op) for op in stale} == {edited, "kernels.ops.gated"}  # SwiGLU has a formula of that file
 
 
 def test_control_flow_has_no_kernel_source():

@@ -166,6 +166,12 @@ def test_the_running_value_may_be_read_twice() -> None:
     assert after.nodes[0].epilogue[0].inputs == ("", "")
 
 
+def test_ops_of_several_operations_are_epilogues_too() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Max", ["m", "r", "s"], ["t"]), node("Mean", ["t", "r"], ["y"])]
+    after = rewritten(build(nodes, [random("w", 4, 4), random("r", 4), random("s", 4)]), fuse_epilogues)
+    assert ops(after) == ["MatMul+Max+Mean"]
+
+
 FIXED = {
     "two-readers": ([node("Relu", ["m"], ["a"]), node("Exp", ["m"], ["b"]), node("Concat", ["a", "b"], ["y"], axis=0)], ("y",)),
     "graph-output": ([node("Relu", ["m"], ["y"])], ("y", "m")),

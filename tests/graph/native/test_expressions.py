@@ -1,0 +1,80 @@
+"""Expressions over the values of a graph."""
+
+import numpy as np
+import pytest
+
+from graph.ir import Fused, Node
+from graph.native.expressions import BoundExpression, express, express_epilogue
+from kernels.expression import FLOAT, Apply, Expression
+from kernels.native.errors import EmitError
+from kernels.registry import find
+from kernels.spec import Spec
+
+CONSTANTS = {"bias": np.ones(3, np.float32)}
+
+
+def spec(name: str) -> Spec:
+    return Spec((2, 3), np.dtype(np.int32) if name.startswith("i") else FLOAT)
+
+
+def fused(op: str, *inputs: str, **attrs: object) -> Fused:
+    return Fused(op, inputs, find(op).bind(attrs))
+
+
+def behind(*epilogue: Fused, addend: str = "") -> BoundExpression:
+    """What is done behind a product."""
+    return express_epilogue(Node("n", "MatMul", ("a", "b"), ("y",), {}, epilogue), spec, CONSTANTS, addend)
+
+
+def bound(operands: tuple[str, ...], *steps: Apply) -> BoundExpression:
+    return BoundExpression(operands, Expression((FLOAT,) * len(operands), steps))
+
+
+def test_result_is_operand_0_wherever_it_stands() -> None:
+    assert behind(fused("Sub", "r", "")) == bound(("", "r"), Apply("sub", (1, 0)))
+    assert behind() == bound(("",))
+
+
+def test_value_that_is_read_twice_is_one_operand() -> None:
+    assert behind(fused("Add", "", "r"), fused("Mul", "r", "")) == bound(("", "r"), Apply("add", (0, 1)), Apply("mul", (1, 2)))
+
+
+@pytest.mark.parametrize("inputs", [("", "bias"), ("bias", "")], ids=["result-first", "result-last"])
+def test_addend_comes_before_anything_else(inputs: tuple[str, str]) -> None:
+    whole = behind(fused("Add", *inputs), fused("Mul", "", "r"), fused("Relu", ""))
+    assert whole.addend == "bias"
+    assert whole.without_addend() == bound(("", "r"), Apply("mul", (0, 1)), Apply("relu", (2,)))
+
+
+def test_addend_that_is_read_again_stays_an_operand() -> None:
+    whole = behind(fused("Add", "", "bias"), fused("Mul", "", "bias"))
+    assert whole.without_addend() == bound(("", "bias"), Apply("mul", (0, 1)))
+
+
+def test_addend_alone_leaves_nothing() -> None:
+    assert behind(addend="bias").addend == "bias"
+    assert behind(addend="bias").without_addend() == bound(("",))
+
+
+@pytest.mark.parametrize(
+    "epilogue",
+    [(), (fused("Relu", ""),), (fused("Add", "", ""),), (fused("Mul", "", "r"),)],
+    ids=["none", "relu", "twice", "mul"],
+)
+def test_other_first_steps_are_no_addend(epilogue: tuple[Fused, ...]) -> None:
+    assert behind(*epilogue).addend is None
+
+
+def test_constants_are_known_where_an_op_asks() -> None:
+    node = Node("n", "Pow", ("x", "exponent"), ("y",), {})
+    known = {"exponent": np.array([3], np.int64)}
+    assert express(node, spec, known) == bound(("x",), Apply("pow", (0,), (3.0,)))
+    later = express(Node("n", "Pow", ("x", "i"), ("y",), {}), spec, {})
+    assert later.operands == ("i", "x")  # as they are read: the exponent is converted first
+
+
+def test_op_without_an_expression_is_refused_by_name() -> None:
+    with pytest.raises(EmitError, match=r"^Pow: it has no expression for inputs of int32, float32"):
+        express(Node("n", "Pow", ("i", "x"), ("y",), {}), spec, {})
+    with pytest.raises(EmitError, match=r"^Softmax: it has no expression"):
+        express(Node("n", "Softmax", ("x",), ("y",), find("Softmax").bind({})), spec, {})

@@ -1,0 +1,64 @@
+"""Epilogues by themselves: their types, and operands of another type than float32."""
+
+import numpy as np
+import pytest
+
+from kernels.expression import FLOAT, Draft, Expression
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.errors import EmitError
+from kernels.native.families.conv import emit_conv, make_tile, pack_weights
+from kernels.native.families.normalize import Rows, emit_rows
+from kernels.native.memory.view import View
+from kernels.spec import BOOL
+from tests.kernels.native.chains import chain
+from tests.kernels.native.convolutions import square
+from tests.kernels.native.reference import assert_close, conv_reference, place, run_kernel
+
+INT64 = np.dtype(np.int64)
+
+
+def masked(mask, number) -> Epilogue:
+    """The result where a bool is true, else an integer, as float32."""
+    draft = Draft()
+    result, where, other = draft.operand("", FLOAT), draft.operand("mask", BOOL), draft.operand("number", INT64)
+    names, expression = draft.finish(draft("where", where, result, draft("cast", other)), ("",))
+    assert names == ("", "number", "mask")
+    return Epilogue(False, expression, (number, mask))
+
+
+@pytest.mark.parametrize("outputs", [1, 2], ids=["vectors", "tails"])
+def test_images_are_read_in_their_own_type(isa, outputs):
+    conv = square(isa, "blocked", 5, 4, outputs * isa.lanes - outputs + 1, 1)
+    rng = np.random.default_rng(0)
+    shape = (1, conv.y.channels, 5, 5)
+    x, w = (rng.standard_normal(size).astype(np.float32) for size in ((1, 4, 5, 5), (conv.y.channels, 4, 1, 1)))
+    mask, number = rng.random(shape) < 0.5, rng.integers(-9, 9, shape)
+    memories = np.zeros(conv.y.elements, np.bool_), np.zeros(conv.y.elements, np.int64)
+    for array, memory in zip((mask, number), memories, strict=True):
+        conv.y.store(array, memory)
+    tile, y = make_tile(conv, isa, 3, 2), np.full(conv.y.elements, np.nan, np.float32)
+    kernel = emit_conv(conv, tile, masked(conv.y, conv.y), isa)
+    packed = pack_weights(conv, tile, isa, w)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, r0=memories[1], r1=memories[0], y=y)
+    assert_close(conv.y.load(y), np.where(mask, conv_reference(conv, x, w), number), 4)
+
+
+def test_views_are_read_in_their_own_type(isa):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 37)).astype(np.float32)
+    mask, number = rng.random((1, 37)) < 0.5, rng.integers(-9, 9, (6, 1))
+    view, y = View.dense((6, 37)), np.full((6, 37), np.nan, np.float32)
+    rows = Rows("rms_norm", view, view, (1,), 1e-3, epilogue=masked(View.dense((1, 37)), View.dense((6, 1))))
+    run_kernel(emit_rows(rows, isa), isa, x=x, r0=number, r1=mask, y=y)
+    exact = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-3)
+    assert_close(y, np.where(mask, exact, number), 37)
+
+
+def test_what_does_not_fit_is_refused(isa):
+    with pytest.raises(EmitError, match=r"epilogue: 0 layouts, need 1, one an operand"):
+        Epilogue(False, Expression((FLOAT, FLOAT)))
+    with pytest.raises(EmitError, match=r"epilogue: it makes bool of float32, need float32 of float32"):
+        chain("isnan")
+    view = View.dense((2, 3))
+    with pytest.raises(EmitError, match=r"rows: mean: the epilogue has a bias"):
+        emit_rows(Rows("mean", view, View.dense((2, 1)), (1,), epilogue=Epilogue(bias=True)), isa)
