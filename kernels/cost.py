@@ -1,8 +1,12 @@
-"""The cost of one operator in arithmetic; bytes follow from the specs and are counted by the profiler."""
+"""The cost of one operator in arithmetic, and the formulas of plain families. The profiler counts bytes, from the specs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from kernels.spec import Spec
 
 FLOPS_PER_MAC = 2  # one multiply–accumulate is one multiplication and one addition; said here and nowhere else
 
@@ -25,3 +29,18 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.macs + other.macs, self.other_flops + other.other_flops)
+
+
+def moves(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
+    """0: it only moves data."""
+    return Cost()
+
+
+def per_element(flops: int, formula: str) -> Callable[..., Cost]:
+    """A cost of so many flops an element of output 0."""
+
+    def cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
+        return Cost(other_flops=flops * out[0].elements)
+
+    cost.__doc__ = f"{flops} per element: {formula}."
+    return cost

@@ -1,13 +1,12 @@
-"""Rules that many operators share: broadcasting, axes, integer inputs known before the run, cost of plain families."""
+"""Checks of operands and attributes that many operators share: dtypes, broadcasting, axes, known integers, indices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
 from kernels.spec import BOOL, ELEMENT_TYPES, FLOATS, INTS, STRING, Array, DType, Spec
 
@@ -88,39 +87,3 @@ def check_indices(subject: str, indices: Array, size: int) -> None:
     if indices.size and not (-size <= indices.min() and indices.max() < size):
         bad = indices[(indices < -size) | (indices >= size)].flat[0]
         raise IndexRangeError(f"{subject}: index {bad} points outside an axis of {size}, need [{-size}, {size - 1}]")
-
-
-def moves(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
-    """0: it only moves data."""
-    return Cost()
-
-
-def per_element(flops: int, formula: str) -> Callable[..., Cost]:
-    """A cost of so many flops an element of output 0."""
-
-    def cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
-        return Cost(other_flops=flops * out[0].elements)
-
-    cost.__doc__ = f"{flops} per element: {formula}."
-    return cost
-
-
-def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Callable[..., Any]:
-    """An `upgrade` that moves attributes to inputs 1, 2, …: before `first_opset` they were attributes of those names."""
-
-    def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-        if opset >= first_opset:
-            return attrs, {}
-        constants = {i: constant_of(name, attrs[name], dtype) for i, name in enumerate(names, 1) if name in attrs}
-        return {name: value for name, value in attrs.items() if name not in names}, constants
-
-    return upgrade
-
-
-def constant_of(name: str, value: Any, dtype: str = "int64") -> Array:
-    """An attribute's value as an input. Raises AttributeValueError where it holds no numbers: models are hostile."""
-    numbers = value if isinstance(value, tuple | list) else (value,)
-    wanted = int if np.dtype(dtype).kind == "i" else int | float
-    if not all(isinstance(number, wanted) for number in numbers):
-        raise AttributeValueError(f"attribute {name!r} is {str(value)[:40]!r}, need numbers of {dtype}")
-    return np.asarray(value, dtype)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.blocks import blockwise
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import DTypeError
 from kernels.expression import Draft, Express, Term, applied
-from kernels.operands import SIGNED, per_element
+from kernels.operands import SIGNED
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, INTS, Array, DType, Spec
 from kernels.special import erf

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import works_along_axis
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import DTypeError, ShapeError
-from kernels.operands import NUMBERS, axis_of, per_element
+from kernels.operands import NUMBERS, axis_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import Draft, Term, applied
-from kernels.operands import NUMBERS, SCALARS, broadcast, one_dtype, one_of, per_element
+from kernels.operands import NUMBERS, SCALARS, broadcast, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, INTS, Array, DType, Spec
 

@@ -8,9 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from kernels.batch_axis import first_input_has_rows
+from kernels.cost import moves
 from kernels.errors import AttributeValueError, DTypeError, InvalidError
 from kernels.expression import Draft, Term
-from kernels.operands import element_type, moves, one_of
+from kernels.operands import element_type, one_of
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import BOOL, ELEMENT_TYPES, STRING, Array, DType, Spec
 

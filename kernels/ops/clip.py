@@ -9,9 +9,10 @@ import numpy as np
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.expression import Draft, Term
-from kernels.operands import NUMBERS, attribute_inputs
+from kernels.operands import NUMBERS
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
+from kernels.upgrades import attribute_inputs
 
 
 def infer(x: Spec, low: Spec | None = None, high: Spec | None = None) -> Spec:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import Application, only_first_input_has_rows
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import DTypeError, ShapeError
 from kernels.half import in_single
-from kernels.operands import INDICES, NUMBERS, axis_of, per_element
+from kernels.operands import INDICES, NUMBERS, axis_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import Array, Spec
 

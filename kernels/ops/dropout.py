@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import Application, only_first_input_has_rows
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, UnsupportedError
-from kernels.operands import moves
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, Array, Spec
 

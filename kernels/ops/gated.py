@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import DTypeError, ShapeError
 from kernels.expression import applied
 from kernels.half import in_single
-from kernels.operands import NUMBERS, broadcast, one_dtype, per_element
+from kernels.operands import NUMBERS, broadcast, one_dtype
 from kernels.ops.activations import swish
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec

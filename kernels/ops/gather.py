@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.batch_axis import Application
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, IndexRangeError, ShapeError
-from kernels.operands import INDICES, axis_of, check_indices, moves
+from kernels.operands import INDICES, axis_of, check_indices
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import Array, Spec
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves, per_element
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import NUMBERS, SCALARS, element_type, known_scalar, moves, one_dtype, per_element
+from kernels.operands import NUMBERS, SCALARS, element_type, known_scalar, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import STRING, Array, DType, Spec
 

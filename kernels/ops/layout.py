@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import Application, first_input_has_rows, only_first_input_has_rows, works_along_axis
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import attribute_inputs, axes_of, axis_of, broadcast, constant_of, known_ints, moves, one_dtype
+from kernels.operands import axes_of, axis_of, broadcast, known_ints, one_dtype
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import Array, Spec
+from kernels.upgrades import attribute_inputs, constant_of
 
 
 def infer_transpose(x: Spec, *, perm: Sequence[int] = ()) -> Spec:

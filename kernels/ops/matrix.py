@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
 from kernels.half import in_single
-from kernels.operands import SCALARS, moves
+from kernels.operands import SCALARS
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, STRING, Array, Spec
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from kernels.attributes import takes
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
-from kernels.operands import known_ints, moves
+from kernels.operands import known_ints
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import Sliding

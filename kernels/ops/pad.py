@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import Application, only_first_input_has_rows
+from kernels.cost import moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import axes_of, constant_of, known_ints, moves, one_dtype, one_of
+from kernels.operands import axes_of, known_ints, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import STRING, Array, Spec
+from kernels.upgrades import constant_of
 
 _MODES = ("constant", "reflect", "edge", "wrap")
 

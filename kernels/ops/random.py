@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import INDICES, SCALARS, element_type, per_element
+from kernels.operands import INDICES, SCALARS, element_type
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, DType, Spec
 

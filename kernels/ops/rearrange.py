@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from kernels.batch_axis import only_first_input_has_rows
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, IndexRangeError, ShapeError
-from kernels.operands import moves, one_of
+from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import Array, Spec
 

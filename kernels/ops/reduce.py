@@ -11,9 +11,10 @@ from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.half import is_half
-from kernels.operands import NUMBERS, attribute_inputs, axes_of, known_ints
+from kernels.operands import NUMBERS, axes_of, known_ints
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, Array, DType, Spec
+from kernels.upgrades import attribute_inputs
 
 Axes = tuple[int, ...]
 

@@ -7,11 +7,12 @@ import math
 import numpy as np
 
 from kernels.batch_axis import first_input_has_rows
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
-from kernels.operands import attribute_inputs, axes_of, known_ints, moves, one_of
+from kernels.operands import axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import Array, Spec
+from kernels.upgrades import attribute_inputs
 
 
 def infer_identity(x: Spec) -> Spec:

@@ -16,9 +16,10 @@ import numpy as np
 from kernels.batch_axis import Application, first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import NUMBERS, attribute_inputs, axes_of, known_ints, one_of
+from kernels.operands import NUMBERS, axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, Array, Spec
+from kernels.upgrades import attribute_inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
-from kernels.operands import INDICES, axis_of, check_indices, moves, one_dtype, one_of
+from kernels.operands import INDICES, axis_of, check_indices, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import Array, Spec
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import works_along_axis
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
-from kernels.operands import NUMBERS, SCALARS, attribute_inputs, axis_of, known_scalar, moves
+from kernels.operands import NUMBERS, SCALARS, axis_of, known_scalar
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, STRING, Array, Spec
+from kernels.upgrades import attribute_inputs
 
 _INT64 = np.dtype(np.int64)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, ShapeError
-from kernels.operands import known_ints, moves
+from kernels.operands import known_ints
 from kernels.registry import Case, Kernel, Op
 from kernels.spec import Array, Spec
 

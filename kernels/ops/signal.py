@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
-from kernels.operands import INDICES, NUMBERS, axis_of, constant_of, element_type, known_scalar, per_element
+from kernels.operands import INDICES, NUMBERS, axis_of, element_type, known_scalar
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
+from kernels.upgrades import constant_of
 
 
 def _known_length(subject: str, spec: Spec, least: int = 1) -> int:

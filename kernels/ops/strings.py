@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import broadcast, moves, one_of
+from kernels.operands import broadcast, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import STRING, Array, Spec
 

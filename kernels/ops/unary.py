@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, per_element
 from kernels.errors import DTypeError
 from kernels.expression import Draft, Express, Term, applied
-from kernels.operands import NUMBERS, SIGNED, per_element
+from kernels.operands import NUMBERS, SIGNED
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cost import Cost
+from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
 from kernels.expression import applied
-from kernels.operands import broadcast, moves, one_dtype
+from kernels.operands import broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, Array, Spec
 

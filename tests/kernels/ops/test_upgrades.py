@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from kernels.errors import AttributeValueError
-from kernels.operands import constant_of
+from kernels.upgrades import constant_of
 from tests.kernels.ops.models import array_of, evaluate_node, one_node_model
 
 X = np.random.default_rng(5).standard_normal((2, 3, 4, 6)).astype(np.float32)
