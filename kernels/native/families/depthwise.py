@@ -33,6 +33,7 @@ from kernels.native.emit.geometry import (
     maybe,
 )
 from kernels.native.emit.kernel import Epilogue, NativeKernel, Places, Result, emitted, kernel_name, vector_at
+from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -125,7 +126,8 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue, isa: Isa
                 f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
             )
     epilogue.check(isa.lanes)
-    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
+    words = (name_layouts(conv.x, conv.y), name_window(conv), *name_epilogue(epilogue))
+    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa, words)
     emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
 
     def body(k: Function, values: list[Value]) -> None:

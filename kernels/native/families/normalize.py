@@ -21,6 +21,7 @@ from kernels.native.emit import math as functions
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_axes, name_steps
 from kernels.native.emit.types import I64
 from kernels.native.emit.walk import Addresses, Axis, Steps, axes_of, finish, joined, operand_names, operands_of
 from kernels.native.errors import EmitError
@@ -115,7 +116,8 @@ _GATHERS: Mapping[str, _Gather] = {
 
 def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that do not fit together, or without a dimension that vectors can run along."""
-    name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa)
+    words = (name_axes(rows.axes, len(rows.x.shape)), *name_steps(rows.steps))
+    name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa, words)
     emitter = _RowsEmitter(rows, isa.lanes)
 
     def body(k: Function, values: list[Value]) -> None:
