@@ -18,6 +18,7 @@ from graph.native.place import Storage
 from graph.native.rules.table import RULES
 from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
+from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache
 from kernels.native.run.program import KernelCall, Program, Ref
 from kernels.native.run.thread_pool import ThreadPool
@@ -72,6 +73,7 @@ class Segment:
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self._show_kernels()
         self._node_of = [call.node for call in self.calls]
         self.at_work = frozenset(self._node_of)  # positions of the nodes that anything is called for
         self._watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
@@ -91,6 +93,14 @@ class Segment:
     def macs(self, node: Node) -> int | None:
         """What the algorithm of a node multiplies, None where that is what the op's definition says."""
         return RULES[node.op].work(node, self._facts, self.choices[node.name]).macs
+
+    def _show_kernels(self) -> None:
+        """Say which kernels each node becomes, where EDGEWISE_DEBUG asks for that."""
+        if debug_level() >= KERNELS:
+            for call in self.calls:
+                node, kernel = self.nodes[call.node], call.kernel
+                choice = self.choices[node.name]
+                debug("kernel", node=node.name, op=node.op, choice=str(choice), kernel=kernel.name, chunks=kernel.chunks)
 
     def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
         """Of each storage, its place in the program's table."""

@@ -19,6 +19,7 @@ from graph.formats.registry import read
 from graph.ir import Model
 from graph.memory import plan_memory
 from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.log import PLAN, debug, debug_level
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import current_build
 from scheduler.cost.bounds import UNCERTAINTY, error_of
@@ -138,11 +139,23 @@ def compose(
         why=_why(draft, option, options, objective, evidence.model),
         state=State() if here else State(status="predicted", reason="not this machine"),
     )
+    _show(plan)
     if option.verdict == "over_limit":
         raise InfeasibleError(
             f"plan of {subject.model.source}: {option.reason}, the closest plan is attached", option.reason, plan
         )
     return plan
+
+
+def _show(plan: Plan) -> None:
+    """Say what was chosen, where EDGEWISE_DEBUG asks for that."""
+    if debug_level() < PLAN:
+        return
+    total = {"expected_ns": round(plan.predicted_ns), "memory_bytes": plan.memory_bytes}
+    debug("plan", model=plan.model_name, objective=plan.objective, threads=plan.threads, **total, why=plan.why)
+    for step in plan.steps:
+        known = {"expected_ns": round(step.predicted_ns), "measured": step.measured}
+        debug("step", node=step.node, op=step.op, strategy=str(step.strategy), **known, why=step.why)
 
 
 def plan(

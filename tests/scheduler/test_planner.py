@@ -1,5 +1,6 @@
 """Plans: every step has a reason, constraints bind, the same question has the same answer, the executor runs what was planned."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.errors import FeedError, LimitError
 from graph.formats.onnx.reader import read
 from graph.ir import Model
-from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.errors import AttributeValueError, InvalidError, UnsupportedError
 from scheduler.build import current_build
 from scheduler.cost.fitting import CostModel, Point
 from scheduler.errors import StalePlanError
@@ -54,6 +55,23 @@ def test_totals_are_the_sums_of_the_steps() -> None:
     assert plan.predicted_ns == pytest.approx(sum(step.predicted_ns for step in plan.steps))
     assert plan.low_ns <= plan.predicted_ns <= plan.high_ns
     assert sum(step.macs for step in plan.steps) == 256 * (8 * 27 + 64 + 72)
+
+
+def test_a_plan_is_shown_with_its_steps_where_debugging_asks(monkeypatch, capsys) -> None:
+    monkeypatch.delenv("EDGEWISE_DEBUG", raising=False)
+    plan = planned()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("EDGEWISE_DEBUG", "1")
+    planned()
+    first, *steps = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["event"], first["threads"], first["why"]) == ("plan", plan.threads, plan.why)
+    assert [(each["node"], each["strategy"]) for each in steps] == [(step.node, str(step.strategy)) for step in plan.steps]
+
+
+def test_planning_refuses_a_debug_level_that_there_is_not(monkeypatch) -> None:
+    monkeypatch.setenv("EDGEWISE_DEBUG", "plan")
+    with pytest.raises(InvalidError, match="EDGEWISE_DEBUG: 'plan' is no level"):
+        planned()
 
 
 def test_a_device_that_is_not_here_gets_a_labelled_prediction() -> None:

@@ -21,6 +21,7 @@ LIMIT_BYTES = 256 << 20
 
 _HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not looked at)
 _MAGIC = b"EWCODE1\n"
+_KERNEL = "kernel "  # begins the key of a module that a kernel's name tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,18 @@ class Source:
     def of(text: str) -> Source:
         """A module that is told by its text."""
         return Source(text, lambda: text)
+
+    @staticmethod
+    def of_kernel(name: str, text: Callable[[], str]) -> Source:
+        """A module that is told by the name of its kernel."""
+        return Source(f"{_KERNEL}{name}", text)
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, or module_<digest of the text>: a name for files."""
+        if self.key.startswith(_KERNEL):
+            return self.key.removeprefix(_KERNEL)
+        return f"module_{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
 
 
 @functools.cache

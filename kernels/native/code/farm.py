@@ -22,6 +22,7 @@ from typing import IO
 
 from kernels.log import warn
 from kernels.native.code.cache import CodeCache, Compiled, Source, entry_key
+from kernels.native.code.dump import dump_modules
 from kernels.native.errors import CompileError
 from kernels.native.target.isa import Isa, available_cores, find_isa
 
@@ -86,6 +87,7 @@ def compile_some(
 
     Raises CompileError when LLVM refuses one.
     """
+    dump_modules(modules, isa)
     keys = [entry_key(module, isa) for module in modules]
     known: dict[bytes, Compiled] = {}
     for key in dict.fromkeys(keys):

@@ -134,7 +134,9 @@ def _estimate(attention: Attention, tile: AttentionTile, isa: Isa) -> float:
 def emit_attention(attention: Attention, tile: AttentionTile, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that it cannot read."""
     _check(attention)
-    name = kernel_name(f"f32_attention_{tile}", (attention, tile), isa)
+    words = [f"y{tile.rows}x{tile.columns * isa.lanes}"]
+    words += [word for word, stands in (("causal", attention.causal), ("masked", attention.mask)) if stands]
+    name = kernel_name(f"f32_attention_{tile.keys}x{tile.vectors * isa.lanes}", (attention, tile), isa, words)
     emitter = _AttentionEmitter(attention, tile, isa)
     names = attention.arguments
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_layouts
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import bits_type
@@ -99,7 +100,8 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
             done += run.count
 
     names = (*(f"x{n}" for n in range(len(what.xs))), "y")
-    return emitted(isa, kernel_name(f"b{what.dtype.itemsize}_channels", what, isa), names, y.blocks * per_block, body)
+    name = kernel_name(f"b{what.dtype.itemsize}_channels", what, isa, (name_layouts(what.xs[0], y), f"{len(what.xs)}to1"))
+    return emitted(isa, name, names, y.blocks * per_block, body)
 
 
 def is_regular(order: Sequence[_Lane], width: int) -> bool:

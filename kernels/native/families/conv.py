@@ -30,6 +30,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.product import BODY_FMAS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -163,7 +164,8 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
         epilogue = epilogue.laid(Image.flat)
     kind = "gemm" if flat.y.height == 1 and conv.is_product else "conv2d"
     stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
-    name = kernel_name(stem, (flat, tile, epilogue), isa)
+    window = () if kind == "gemm" else (name_window(conv),)
+    name = kernel_name(stem, (flat, tile, epilogue), isa, (name_layouts(conv.x, conv.y), *window, *name_epilogue(epilogue)))
     emitter = _ConvEmitter(flat, tile, epilogue, isa)
 
     def body(k: Function, values: list[Value]) -> None:

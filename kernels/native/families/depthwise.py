@@ -34,6 +34,7 @@ from kernels.native.emit.geometry import (
     maybe,
 )
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -126,7 +127,8 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
                 f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
             )
     check_images(epilogue, isa.lanes)
-    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa)
+    words = (name_layouts(conv.x, conv.y), name_window(conv), *name_epilogue(epilogue))
+    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa, words)
     emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
 
     def body(k: Function, values: list[Value]) -> None:

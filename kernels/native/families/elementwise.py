@@ -21,6 +21,7 @@ from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_dtype, name_expression
 from kernels.native.emit.nest import Axis, chunk_count, chunk_ranges, cut, make_nest, tiles
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import I8, I16, I32, I64, Type
@@ -69,15 +70,17 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         made = types[-1].name if types else "nothing"
         raise EmitError(f"map: {len(what.operands)} operands and {len(what.steps)} steps make {made}, y is {what.y.dtype.name}")
     names = (*(f"x{n}" for n in range(len(what.operands))), "y")
-    stem = f"{what.y.dtype.name}_map{len(what.steps)}" if what.steps else f"b{what.y.dtype.itemsize}_copy"
+    stem = f"{name_dtype(what.y.dtype)}_map{len(what.steps)}" if what.steps else f"b{what.y.dtype.itemsize}_copy"
     emitter = _MapEmitter(what, types, isa) if what.y.view.size else None
+    turned = ("transposed",) if emitter and emitter.nest.turned else ()
+    name = kernel_name(stem, what, isa, (*turned, *name_expression(what.expression)))
 
     def body(k: Function, values: list[Value]) -> None:
         if emitter:
             *operands, y, begin, end = values
             emitter.emit(k, [y, *operands], begin, end)
 
-    return emitted(isa, kernel_name(stem, what, isa), names, emitter.chunks if emitter else 0, body)
+    return emitted(isa, name, names, emitter.chunks if emitter else 0, body)
 
 
 Values = dict[int, Value]  # of the tape, by number

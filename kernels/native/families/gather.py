@@ -16,6 +16,7 @@ import numpy as np
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_dtype
 from kernels.native.emit.nest import Axis, Nest, chunk_count, chunk_ranges, cut, tiles
 from kernels.native.emit.types import I32, I64, Type
 from kernels.native.errors import EmitError
@@ -59,7 +60,7 @@ def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
     )
     pieces = cut(nest, (1, VECTORS * lanes), CHUNK_CYCLES[0] * CYCLE_BYTES * 8 / (2 * kind.bits))
     names = ("x", "indices", "fault", "y")
-    name = kernel_name(f"b{what.dtype.itemsize}_gather", what, isa)
+    name = kernel_name(f"b{what.dtype.itemsize}_gather", what, isa, (name_dtype(what.indices),))
 
     def body(k: Function, values: list[Value]) -> None:
         x, indices, fault, y, begin, end = values

@@ -22,6 +22,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_order
 from kernels.native.emit.nest import tiles
 from kernels.native.emit.product import Tile, collect, copy, even, most_rows, multiply, turn
 from kernels.native.emit.transpose import transpose
@@ -187,7 +188,8 @@ def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for shapes that do not fit, and for a y or operands that vectors cannot reach."""
     if matmul.epilogue.bias:
         raise EmitError("matmul: the epilogue has a bias, products of two tensors take none")
-    name = kernel_name(f"f32_matmul_{tile}", (matmul, tile), isa)
+    words = (tile.method, f"{name_order(matmul.a)}_by_{name_order(matmul.b)}", *name_epilogue(matmul.epilogue))
+    name = kernel_name(f"f32_matmul_{tile.rows}x{tile.vectors * isa.lanes}", (matmul, tile), isa, words)
     oriented = matmul.oriented()
     emitter = _MatMulEmitter(oriented, tile, isa)
 

@@ -23,6 +23,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_axes, name_epilogue
 from kernels.native.emit.types import I64
 from kernels.native.emit.walk import Addresses, Axis, axes_of, joined
 from kernels.native.errors import EmitError
@@ -127,7 +128,8 @@ def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that do not fit together, or without a dimension that vectors can run along."""
     if rows.epilogue.bias:
         raise EmitError(f"rows: {rows.kind}: the epilogue has a bias, rows take none")
-    name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa)
+    words = (name_axes(rows.axes, len(rows.x.shape)), *name_epilogue(rows.epilogue))
+    name = kernel_name(f"f32_{rows.kind}_{UNROLLED}x{isa.lanes}", rows, isa, words)
     emitter = _RowsEmitter(rows, isa.lanes)
 
     def body(k: Function, values: list[Value]) -> None:

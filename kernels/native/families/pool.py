@@ -21,6 +21,7 @@ from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, Conv, Span, channel_blocks, column_spans, even_rows, kernel_rows, maybe
 from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -63,8 +64,9 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         if not (image.contiguous_channels or image.block % isa.lanes == 0):
             raise EmitError(f"pooling: {what} has blocks of {image.block} channels, need whole vectors of {isa.lanes}")
     check_images(epilogue, isa.lanes)
-    name = kernel_name(f"f32_{pooling.kind}pool_{isa.lanes}", (pooling, epilogue), isa)
     emitter = _PoolingEmitter(pooling, epilogue, isa)
+    words = (name_layouts(conv.x, conv.y), name_window(conv), *name_epilogue(epilogue))
+    name = kernel_name(f"f32_{pooling.kind}pool_{emitter.pixels}x{isa.lanes}", (pooling, epilogue), isa, words)
 
     def body(k: Function, values: list[Value]) -> None:
         x, *operands, y, begin, end = values

@@ -28,6 +28,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
 from kernels.native.emit.geometry import Block, channel_blocks, even_rows, maybe
 from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import unrolled
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -155,7 +156,9 @@ def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image],
     """
     _check(resizing, tile, epilogue, isa)
     form = "separable" if tile.separable else "direct"
-    name = kernel_name(f"f32_resize_{form}_{tile.pixels}x{tile.vectors * isa.lanes}", (resizing, tile, epilogue), isa)
+    taps = f"{resizing.rows.taps}x{resizing.columns.taps}"
+    words = (form, name_layouts(resizing.x, resizing.y), taps, *name_epilogue(epilogue))
+    name = kernel_name(f"f32_resize_{tile.pixels}x{tile.vectors * isa.lanes}", (resizing, tile, epilogue), isa, words)
     emitter = _ResizeEmitter(resizing, tile, epilogue, isa)
 
     def body(k: Function, values: list[Value]) -> None:

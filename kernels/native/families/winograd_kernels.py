@@ -26,6 +26,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images
 from kernels.native.emit.geometry import Block, channel_blocks, maybe
 from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import LINE_ELEMENTS
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -206,7 +207,8 @@ class _Emitter:
             *pointers, begin, end = values
             body(k, dict(zip(names, pointers, strict=True)), begin, end)
 
-        name = kernel_name(stem, (self.winograd, self.tile, key), self.isa)
+        words = [name_layouts(self.conv.x, self.conv.y), *(word for epilogue in key for word in name_epilogue(epilogue))]
+        name = kernel_name(stem, (self.winograd, self.tile, key), self.isa, words)
         return emitted(self.isa, name, names, chunks, filled, scratch_bytes)
 
     def _places(self, given: Mapping[str, Value]) -> Places:
