@@ -56,12 +56,12 @@ def refused(op: Op, case: Case, fed: Sequence[int], isa: Isa = HOST_ISAS[0]) -> 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
-    """Compiled code that cases share: many have the same kernels."""
-    return CodeCache(tmp_path_factory.mktemp("code"))
+def cache() -> CodeCache | None:
+    """Compiled code that cases share with each other and with the other processes of the session: many have the same kernels."""
+    return CodeCache.default()
 
 
-def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache) -> tuple[Segment, list[Spec]]:
+def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache | None) -> tuple[Segment, list[Spec]]:
     """The case as a segment of its own, and what it makes."""
     graph, inputs = single(op, case, fed)
     specs, node = propagate(graph, inputs), graph.nodes[0]
