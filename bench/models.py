@@ -26,7 +26,7 @@ def exports_folder() -> Path:
 def feeds_of(model: Path) -> dict[str, np.ndarray]:
     """Seeded inputs: normal images; token ids; a mask of ones."""
     rng = np.random.default_rng(0)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for value in onnx.load(model, load_external_data=False).graph.input:
         shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:

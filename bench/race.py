@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -90,7 +91,7 @@ def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarra
     cache = Path(os.environ.get("EDGEWISE_BENCH_CACHE", tempfile.gettempdir())) / "edgewise-bench"
     cache.mkdir(parents=True, exist_ok=True)
     feeds_path = cache / f"{model.stem}.npz"
-    np.savez(feeds_path, **feeds)
+    np.savez(feeds_path, allow_pickle=False, **feeds)
     engines: list[Engine] = []
     try:
         for name in names:
@@ -124,8 +125,8 @@ def agree(engines: list[Engine], folder: Path) -> None:
         engine.ask(f"outputs {path}")
         outputs[engine.name] = next(iter(dict(np.load(path)).values()))
     ours = [name for name in outputs if name.startswith("edgewise")]
-    truth = next((value for name, value in outputs.items() if name not in ours), None)
-    for name in ours if truth is not None else []:
+    truths = [value for name, value in outputs.items() if name not in ours][:1]
+    for name, truth in itertools.product(ours, truths):
         error = np.abs(outputs[name].ravel() - truth.ravel()).max() / np.abs(truth).max()
         if not error <= 1e-3:
             raise EngineFailedError(f"{name}: differs from the first peer by {error:.1e} of its largest output, need 1e-3")

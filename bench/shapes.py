@@ -16,7 +16,8 @@ from bench.models import exports_folder
 from graph.formats.onnx.reader import read
 from graph.ir import Node, Specs
 from graph.native.engine import Native
-from graph.native.lowering import Call, Storage
+from graph.native.lowering import Call
+from graph.native.place import Storage
 from graph.native.segment import complete, lower
 from graph.passes.optimise import optimise
 from graph.shapes import bind

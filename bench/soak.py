@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,8 +67,8 @@ def affine(path: Path) -> None:
     value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     nodes = [helper.make_node("Mul", ["x", "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]
     constants = [numpy_helper.from_array(np.array([v], np.float32), name) for name, v in (("two", 2), ("one", 1))]
-    ports = [[value(name, kind, ["n", WIDTH])] for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "affine", *ports, constants)
+    x, y = (value(name, kind, ["n", WIDTH]) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "affine", [x], [y], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(made.SerializeToString())
 
@@ -181,9 +181,9 @@ async def slow_reader(soak: Soak, _: httpx.AsyncClient) -> None:
     soak.note("slow reader", httpx.Response(status, content=content), _is(x))
 
 
-async def abandoner(soak: Soak, _: httpx.AsyncClient) -> None:
+async def abandoner(soak: Soak, _client: httpx.AsyncClient) -> None:
     """Asks, and is gone before the answer; or in the middle of its own body."""
-    _, writer = await asyncio.open_connection("127.0.0.1", soak.port)
+    _reader, writer = await asyncio.open_connection("127.0.0.1", soak.port)
     body = _body(soak.rows())
     writer.write(_head(len(body)) + (body if soak.random.random() < 0.7 else body[: len(body) // 2]))
     await writer.drain()
@@ -326,10 +326,11 @@ def _compare(soak: Soak) -> None:
     """Look up everything that was acknowledged."""
     here = Here(local_fingerprint(), current_build())
     with Store(soak.cluster.url) as store:
-        for what, keys, find in (
+        looked_up: tuple[tuple[str, Iterable[Any], Callable[[Any], object]], ...] = (
             ("job", soak.jobs, store.jobs.get),
             ("plan", sorted(soak.plans), lambda key: store.plans.get(key, here)),
-        ):
+        )
+        for what, keys, find in looked_up:
             for key in keys:
                 try:
                     find(key)

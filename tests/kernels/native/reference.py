@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
+from kernels.native.emit.geometry import Conv
 from kernels.native.emit.kernel import Epilogue, Merge
-from kernels.native.families.conv import Conv
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View

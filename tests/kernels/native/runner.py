@@ -168,4 +168,4 @@ def _address(array: np.ndarray, places: dict[tuple[int, int], int]) -> int:
 
 
 def _bytes(start: int, end: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint8 * (end - start)).from_address(start), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (end - start)).from_address(start))

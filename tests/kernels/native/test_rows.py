@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def run_on(rows, isa, x, **operands):
 def test_steps_follow_the_result(isa):
     shape = (6, 37)
     x, r = random(shape, 1), random((6, 1), 2)
-    steps = (Join("add", View.dense(shape)), Activation("relu"), Join("sub", View.dense((6, 1)), swapped=True))
+    steps: tuple[Any, ...] = (Join("add", View.dense(shape)), Activation("relu"), Join("sub", View.dense((6, 1)), swapped=True))
     got = run_on(dense("softmax", shape, (1,), steps=steps), isa, x, r0=x, r1=r)
     np.testing.assert_allclose(got, r - np.maximum(softmax(x, (1,)) + x, 0), atol=1e-5)
     steps = (Join("mul", View.dense((6, 1))), Activation("tanh"))
