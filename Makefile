@@ -21,7 +21,8 @@ test-smoke: $(VENV)/.ready  ## a selection of ten seconds, for pre-commit
 	$(PY) -m pytest -q @tests/smoke.txt
 
 coverage: $(VENV)/.ready  ## the tests with their line coverage, which has to reach [tool.coverage.report] fail_under
-	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+	COVERAGE_CORE=$$($(PY) -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
+	    $(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.ready check-js  ## format, lint, types, import order, generated docs
 	$(PY) -m ruff format --check .
