@@ -1,4 +1,4 @@
-"""What surrounds the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
+"""Costs around the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
 
 from __future__ import annotations
 

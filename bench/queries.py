@@ -68,7 +68,7 @@ def fill(store: Store, here: Here, rows: int = ROWS) -> int:
 
 
 def questions(store: Store, here: Here, runs: int) -> Mapping[str, Callable[[random.Random], object]]:
-    """What requests ask, each at a random place."""
+    """Return the queries that requests make, each with random keys."""
     asked = store.queries
 
     def run(rng: random.Random) -> Which:

@@ -55,7 +55,7 @@ class Engine:
 
     @property
     def spread_percent(self) -> float:
-        """How far the rounds' medians lie apart, in percent of the best."""
+        """Return the spread of the rounds' medians, in percent of the best."""
         medians = [statistics.median(times) for times in self.bursts]
         return 100 * (max(medians) / min(medians) - 1)
 
@@ -64,7 +64,7 @@ def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> En
     """Start a worker; peers run under EDGEWISE_PEERS_PYTHON where that is set."""
     ours = name.startswith("edgewise")
     python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
-    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap nobody asked for
+    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
