@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 PORT ?= 8000
+JS := app/pages/static/js
 
 .PHONY: serve test test-fast test-smoke coverage check check-js format bench docs lock clean
 .DELETE_ON_ERROR:
@@ -20,9 +21,10 @@ test-smoke: $(VENV)/.ready  ## a selection of ten seconds, for pre-commit
 	$(PY) -m pytest -q @tests/smoke.txt
 
 coverage: $(VENV)/.ready  ## the tests with their line coverage, which has to reach [tool.coverage.report] fail_under
-	$(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+	COVERAGE_CORE=$$($(PY) -c "import sys; print('sysmon' if sys.version_info >= (3, 12) else 'ctrace')") \
+	    $(PY) -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
-check: $(VENV)/.ready  ## format, lint, types, import order and circles, generated docs
+check: $(VENV)/.ready check-js  ## format, lint, types, import order and circles, generated docs
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -30,9 +32,14 @@ check: $(VENV)/.ready  ## format, lint, types, import order and circles, generat
 	$(PY) -m tests.circles
 	$(PY) -m docs.generate --check
 
+check-js: $(VENV)/.ready  ## format and lint of the pages' JavaScript (.oxfmtrc.json, .oxlintrc.json)
+	$(VENV)/bin/oxfmt --check $(JS)
+	$(VENV)/bin/oxlint --quiet --deny-warnings $(JS)
+
 format: $(VENV)/.ready
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+	$(VENV)/bin/oxfmt $(JS)
 
 bench: $(VENV)/.ready  ## speed, beside ONNX Runtime on the same cores (see bench/README.md)
 	$(PY) -m bench

@@ -51,7 +51,7 @@ def peak_bytes(name: str, path: Path, threads: int) -> int:
     """The most memory that a process of one engine had resident, from loading to a few runs."""
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "feeds.npz"
-        np.savez(feeds, **feeds_of(path))
+        np.savez(feeds, allow_pickle=False, **feeds_of(path))
         engine: Engine = start(name, path, threads, feeds, Path(folder))
         try:
             engine.answer()

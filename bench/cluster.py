@@ -13,7 +13,7 @@ START_S = 60.0
 
 
 def missing() -> str:
-    """Why there can be none here; "" where there can."""
+    """Return why this machine cannot run a PostgreSQL server; "" where it can."""
     if _programs() is None:
         return "no PostgreSQL server programs (initdb, postgres) on this machine"
     if os.getuid():
@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """Of its database."""
+        """Return the URL of its database."""
         return f"postgresql://edgewise@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
@@ -62,7 +62,7 @@ class Cluster:
         self._command("pg_ctl", "-w", "-m", "fast", "stop")
 
     def remove(self) -> None:
-        """Stop, where it runs, and leave nothing."""
+        """Stop the server if it runs, and remove its files."""
         if (self.folder / "data" / "postmaster.pid").exists():
             self._command("pg_ctl", "-w", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""What surrounds the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
+"""Costs around the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +31,7 @@ def start_seconds(model: Path, threads: int, code: Path) -> float:
     """From starting Python to the first result of a model. code: the folder of compiled code."""
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "feeds.npz"
-        np.savez(feeds, **feeds_of(model))
+        np.savez(feeds, allow_pickle=False, **feeds_of(model))
         environment = {**os.environ, "EDGEWISE_CODE_CACHE": str(code)}
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", _START, str(model), str(feeds), str(threads)], check=True, env=environment)
@@ -40,7 +42,11 @@ def medians_ns(model: Path, threads: int, seconds: float) -> tuple[float, float,
     """Median run on one thread, on `threads`, and on `threads` with every step timed; all in turns."""
     feeds = feeds_of(model)
     one, many = edgewise.Session(model, threads=1), edgewise.Session(model, threads=threads)
-    ways = (one.executor(feeds).run, many.executor(feeds).run, many.executor(feeds).run_timed)
+    ways: tuple[Callable[[Mapping[str, Any]], object], ...] = (
+        one.executor(feeds).run,
+        many.executor(feeds).run,
+        many.executor(feeds).run_timed,
+    )
     times: list[list[int]] = [[], [], []]
     for way in ways:
         way(feeds)
@@ -51,7 +57,7 @@ def medians_ns(model: Path, threads: int, seconds: float) -> tuple[float, float,
                 began = time.perf_counter_ns()
                 way(feeds)
                 taken.append(time.perf_counter_ns() - began)
-    one_ns, many_ns, timed_ns = map(statistics.median, times)
+    one_ns, many_ns, timed_ns = (statistics.median(taken) for taken in times)
     return one_ns, many_ns, timed_ns
 
 

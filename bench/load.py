@@ -112,7 +112,7 @@ class Load:
 
 
 def _quantile(ascending_ns: list[int], share: float) -> float | None:
-    """Milliseconds; None of nothing."""
+    """Return milliseconds; None for an empty list."""
     return ascending_ns[min(int(len(ascending_ns) * share), len(ascending_ns) - 1)] / 1e6 if ascending_ns else None
 
 

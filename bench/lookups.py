@@ -69,7 +69,7 @@ def fill(store: Store, here: Here, rows: int = ROWS) -> list[str]:
 
 
 def lookups(store: Store, here: Here, keys: list[str]) -> Mapping[str, Callable[[random.Random], object]]:
-    """What requests ask, each at a random place."""
+    """Return the lookups that requests make, each with random keys."""
     device = here.device_fingerprint
     found = store.measurements
 

@@ -16,7 +16,7 @@ from bench.race import Engine, race
 
 
 def exports_folder() -> Path:
-    """The folder of exported models. Exits with what to do when EDGEWISE_EXPORTS is unset."""
+    """Return the folder of exported models. Exits with instructions when EDGEWISE_EXPORTS is unset."""
     folder = os.environ.get("EDGEWISE_EXPORTS")
     if not folder:
         sys.exit("bench: EDGEWISE_EXPORTS is not set, it names the folder of exported models (see bench/README.md)")
@@ -24,9 +24,9 @@ def exports_folder() -> Path:
 
 
 def feeds_of(model: Path) -> dict[str, np.ndarray]:
-    """Seeded inputs: normal images; token ids; a mask of ones."""
+    """Return seeded inputs: normally distributed images, token ids, a mask of ones."""
     rng = np.random.default_rng(0)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for value in onnx.load(model, load_external_data=False).graph.input:
         shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:

@@ -32,7 +32,7 @@ _PAINTS = """() => new Promise((found) => new PerformanceObserver((list) => {
 
 
 class Load(NamedTuple):
-    """Milliseconds since the page was asked for."""
+    """Return milliseconds since the navigation began."""
 
     paint_ms: float
     content_ms: float
@@ -40,7 +40,7 @@ class Load(NamedTuple):
 
 
 def load(browser: Browser, address: str, path: str) -> Load:
-    """Open a page as somebody who was never there."""
+    """Open a page with an empty cache."""
     context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 860})
     page = context.new_page()
     page.goto(path)

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import text
 
@@ -67,13 +68,13 @@ def fill(store: Store, here: Here, rows: int = ROWS) -> int:
 
 
 def questions(store: Store, here: Here, runs: int) -> Mapping[str, Callable[[random.Random], object]]:
-    """What requests ask, each at a random place."""
+    """Return the queries that requests make, each with random keys."""
     asked = store.queries
 
     def run(rng: random.Random) -> Which:
         return Which(runs=(rng.randrange(1, runs + 1),))
 
-    def model(rng: random.Random, **more: str) -> Which:
+    def model(rng: random.Random, **more: Any) -> Which:
         return Which(model=MODEL[:-2] + f"{rng.randrange(MODELS):02x}", kind="trace", **more)
 
     return {

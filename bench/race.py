@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -54,7 +55,7 @@ class Engine:
 
     @property
     def spread_percent(self) -> float:
-        """How far the rounds' medians lie apart, in percent of the best."""
+        """Return the spread of the rounds' medians, in percent of the best."""
         medians = [statistics.median(times) for times in self.bursts]
         return 100 * (max(medians) / min(medians) - 1)
 
@@ -67,7 +68,7 @@ def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> En
     engine, _, checkout = name.partition("@")
     ours = engine.startswith("edgewise")
     python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
-    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap nobody asked for
+    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
@@ -98,7 +99,7 @@ def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarra
     cache = Path(os.environ.get("EDGEWISE_BENCH_CACHE", tempfile.gettempdir())) / "edgewise-bench"
     cache.mkdir(parents=True, exist_ok=True)
     feeds_path = cache / f"{model.stem}.npz"
-    np.savez(feeds_path, **feeds)
+    np.savez(feeds_path, allow_pickle=False, **feeds)
     engines: list[Engine] = []
     try:
         for name in names:
@@ -132,8 +133,8 @@ def agree(engines: list[Engine], folder: Path) -> None:
         engine.ask(f"outputs {path}")
         outputs[engine.name] = next(iter(dict(np.load(path)).values()))
     ours = [name for name in outputs if name.startswith("edgewise")]
-    truth = next((value for name, value in outputs.items() if name not in ours), None)
-    for name in ours if truth is not None else []:
+    truths = [value for name, value in outputs.items() if name not in ours][:1]
+    for name, truth in itertools.product(ours, truths):
         error = np.abs(outputs[name].ravel() - truth.ravel()).max() / np.abs(truth).max()
         if not error <= 1e-3:
             raise EngineFailedError(f"{name}: differs from the first peer by {error:.1e} of its largest output, need 1e-3")

@@ -65,7 +65,7 @@ def strategies_of(plan: Plan) -> dict[str, Strategy]:
 
 
 def fixed(subject: Subject, threads: int, wanted: Callable[[Option], bool]) -> Assignment:
-    """Of every node its first candidate that is wanted, else its first one."""
+    """Choose each node's first candidate that is wanted, or its first one where none is."""
     chosen = {}
     for node, options in zip(subject.graph.nodes, subject.options(threads), strict=True):
         able = [option for option in options if option.load is not None]

@@ -48,7 +48,7 @@ class LeftOutError(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What all servers are given. cores: theirs; generator: the core of the load generator."""
+    """The setup that all servers share. cores: theirs; generator: the core of the load generator."""
 
     model: Path
     image: np.ndarray
@@ -58,7 +58,7 @@ class Setup:
 
     @property
     def threads(self) -> int:
-        """Of one run: all of the servers' cores."""
+        """Return the threads of one run: all of the servers' cores."""
         return len(self.cores)
 
 
@@ -206,7 +206,7 @@ def session_ms(setup: Setup, seconds: float) -> float:
 def measure(setup: Setup, name: str, clients: list[int], seconds: float, warmup: float, rate: float) -> dict[str, dict[str, Any]]:
     """Closed loops of each number of clients, then an open loop at that rate (0 = none). Raises LeftOutError."""
     with SERVERS[name](setup) as endpoint:
-        load(setup, endpoint, max(clients), 4 * warmup, 0, None)  # until everything is compiled, whatever that takes
+        load(setup, endpoint, max(clients), 4 * warmup, 0, None)  # until everything is compiled
         found = {f"closed, {count} clients": load(setup, endpoint, count, seconds, warmup, None) for count in clients}
         if rate:
             found[f"open, {rate:g}/s"] = load(setup, endpoint, 0, seconds, warmup, rate)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,15 +67,15 @@ def affine(path: Path) -> None:
     value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     nodes = [helper.make_node("Mul", ["x", "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]
     constants = [numpy_helper.from_array(np.array([v], np.float32), name) for name, v in (("two", 2), ("one", 1))]
-    ports = [[value(name, kind, ["n", WIDTH])] for name in ("x", "y")]
-    graph = helper.make_graph(nodes, "affine", *ports, constants)
+    x, y = (value(name, kind, ["n", WIDTH]) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "affine", [x], [y], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(made.SerializeToString())
 
 
 @dataclass
 class Soak:
-    """What runs, and what was seen. broken: what must never happen, with how often."""
+    """The running soak and its observations. broken: count of each event that must never happen."""
 
     port: int
     server: psutil.Process
@@ -130,13 +130,13 @@ def _ends_with(x: np.ndarray) -> Callable[[httpx.Response], bool]:
 
 
 async def as_json(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Numbers in JSON."""
+    """Send tensors as numbers in JSON."""
     x = soak.rows()
     soak.note("json", await client.post("/v2/models/affine/infer", content=_body(x)), _is(x))
 
 
 async def as_binary(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Tensors behind the JSON."""
+    """Send tensors in binary form after the JSON."""
     x = soak.rows()
     asked = {"inputs": [_tensor(x, parameters={"binary_data_size": x.nbytes})], "parameters": {"binary_data_output": True}}
     head = json.dumps(asked).encode()
@@ -153,7 +153,7 @@ async def as_raw(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def digits(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Another model."""
+    """Ask another model."""
     digit = soak.random.choice((3, 7))
     body = (DEMO_MODELS.parent / "images" / f"{digit}.json").read_bytes()
     reply = await client.post("/v2/models/digits/infer", content=body)
@@ -161,7 +161,7 @@ async def digits(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def slow_reader(soak: Soak, _: httpx.AsyncClient) -> None:
-    """A large answer through a small window."""
+    """Read a large answer slowly, through a small TCP window."""
     x = np.arange(SLOW_ROWS * WIDTH, dtype=np.float32).reshape(SLOW_ROWS, WIDTH)
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -181,9 +181,9 @@ async def slow_reader(soak: Soak, _: httpx.AsyncClient) -> None:
     soak.note("slow reader", httpx.Response(status, content=content), _is(x))
 
 
-async def abandoner(soak: Soak, _: httpx.AsyncClient) -> None:
-    """Asks, and is gone before the answer; or in the middle of its own body."""
-    _, writer = await asyncio.open_connection("127.0.0.1", soak.port)
+async def abandoner(soak: Soak, _client: httpx.AsyncClient) -> None:
+    """Send requests and disconnect before the answer, or in the middle of the body."""
+    _reader, writer = await asyncio.open_connection("127.0.0.1", soak.port)
     body = _body(soak.rows())
     writer.write(_head(len(body)) + (body if soak.random.random() < 0.7 else body[: len(body) // 2]))
     await writer.drain()
@@ -198,19 +198,19 @@ def _head(length: int) -> bytes:
 
 
 async def bad_body(soak: Soak, client: httpx.AsyncClient) -> None:
-    """What has to be refused."""
+    """Send requests that have to be refused."""
     reply = await client.post("/v2/models/affine/infer", content=soak.random.choice(BAD_BODIES))
     soak.note("bad body", reply, lambda r: "error" in r.json(), status=400)
 
 
 async def flood(soak: Soak, client: httpx.AsyncClient) -> None:
-    """More at once than may wait."""
+    """Send more requests at once than the queue may hold."""
     await asyncio.sleep(5)
     await asyncio.gather(*(as_json(soak, client) for _ in range(FLOOD)))
 
 
 async def health(soak: Soak) -> None:
-    """Whether the service lives, which it must say whatever goes on: asked by a process that has nothing else to do."""
+    """Ask for the service's liveness, which it must answer under any load, from a process that has nothing else to do."""
     order = {
         "host": "127.0.0.1", "port": soak.port, "method": "GET", "path": "/v2/health/live", "headers": {}, "body": os.devnull,
         "clients": 0, "seconds": soak.end_s - time.monotonic(), "warmup": 0, "rate": HEALTH_RATE,
@@ -244,7 +244,7 @@ async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def visitor(soak: Soak, client: httpx.AsyncClient) -> None:
-    """A model that comes, is asked, and goes."""
+    """Load a model, ask it, and unload it."""
     x = soak.rows()
     soak.note("load", await client.post("/v2/repository/models/visitor/load"), lambda _: True)
     soak.note("visitor", await client.post("/v2/models/visitor/infer", content=_body(x)), _is(x))
@@ -253,7 +253,7 @@ async def visitor(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
-    """Ends an engine process, no oftener than what is put down to chance rather than to a model."""
+    """Kill an engine process, no more often than what is put down to chance rather than to a model."""
     await asyncio.sleep(25 + 10 * soak.random.random())
     workers = [child for child in soak.server.children() if "app.engine.worker" in child.cmdline()]
     if workers:
@@ -262,7 +262,7 @@ async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
 
 
 async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
-    """Takes the database away for a while."""
+    """Stop the database for a while."""
     await asyncio.sleep(20)
     if soak.going:
         await asyncio.to_thread(soak.cluster.stop)
@@ -326,10 +326,11 @@ def _compare(soak: Soak) -> None:
     """Look up everything that was acknowledged."""
     here = Here(local_fingerprint(), current_build())
     with Store(soak.cluster.url) as store:
-        for what, keys, find in (
+        looked_up: tuple[tuple[str, Iterable[Any], Callable[[Any], object]], ...] = (
             ("job", soak.jobs, store.jobs.get),
             ("plan", sorted(soak.plans), lambda key: store.plans.get(key, here)),
-        ):
+        )
+        for what, keys, find in looked_up:
             for key in keys:
                 try:
                     find(key)

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], seconds: float = 120, every_s: float = 0.05) -> T:
-    """What the condition says once it holds."""
+    """Return the value of the condition once it is true."""
     ends = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > ends:

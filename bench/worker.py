@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def edgewise(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
     """Edgewise with its default plan; `edgewise:numpy` and `edgewise:native` force a backend."""
     import edgewise as engine
 
-    session = engine.Session(model, threads=threads, backend=sys.argv[1].partition(":")[2] or "auto")
+    backend: Any = sys.argv[1].partition(":")[2] or "auto"
+    session = engine.Session(model, threads=threads, backend=backend)
     return lambda: session.run(feeds), engine.__version__
 
 
@@ -146,7 +148,7 @@ def main(engine: str, model: str, threads: str, feeds_path: str) -> None:
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "outputs":
-            np.savez(argument, **run())
+            np.savez(argument, allow_pickle=False, **run())
             reply: object = "saved"
         elif command == "burst":
             reply = burst(run, float(argument))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class _Export:
 
     def draw(self, name: str, outputs: int, *rest: int) -> None:
         """A weight whose products stay as large as what they are made of."""
-        scale = np.float32(np.sqrt(2 / max(np.prod(rest), 1)))
+        scale = np.float32(np.sqrt(2 / max(math.prod(rest), 1)))
         self.weights[name] = self._random.standard_normal((outputs, *rest), np.float32) * scale
 
     def conv(self, x: str, module: str, inputs: int, outputs: int, size: int, stride: int = 1, group: int = 1) -> str:
@@ -69,7 +70,12 @@ class _Export:
         names = [f"onnx::Conv_{number}", f"onnx::Conv_{number + 1}"]
         self.draw(names[0], outputs, inputs // group, size, size)
         self.weights[names[1]] = np.zeros(outputs, np.float32)
-        window = {"dilations": [1, 1], "kernel_shape": [size, size], "pads": [size // 2] * 4, "strides": [stride, stride]}
+        window: dict[str, Any] = {
+            "dilations": [1, 1],
+            "kernel_shape": [size, size],
+            "pads": [size // 2] * 4,
+            "strides": [stride, stride],
+        }
         return self.add(f"/features/{module}/Conv", "Conv", [x, *names], group=group, **window)
 
     def relu6(self, x: str) -> str:
@@ -100,4 +106,5 @@ def _model(
     ports = ([value(x, TensorProto.FLOAT, shape)], [value(y, TensorProto.FLOAT, out)])
     graph = helper.make_graph(nodes, "main_graph", *ports, initializers)
     opsets = [helper.make_opsetid("", 17)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="pytorch").SerializeToString()
+    made: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="pytorch").SerializeToString()
+    return made

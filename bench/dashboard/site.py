@@ -1,4 +1,4 @@
-"""A service as its pages want to be seen: models, a measured machine, stored runs, a plan and jobs, all made by the service."""
+"""A service with something to show on every page: models, a measured machine, runs, a plan and jobs, made by the service."""
 
 import contextlib
 from collections.abc import Iterator

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from onnx import TensorProto, helper
@@ -105,7 +106,7 @@ class Server:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def client(self, **options: object) -> httpx.Client:
+    def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=f"http://{self.address}", timeout=30, **options)
 
     def stop(self, wait_s: float = 60) -> int:

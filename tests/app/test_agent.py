@@ -90,6 +90,7 @@ def _device(salt: str) -> DeviceProfile:
 
 
 def stop(process: BaseProcess, number: int = signal.SIGTERM) -> None:
+    assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
     assert not process.is_alive()

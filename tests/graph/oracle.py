@@ -1,6 +1,6 @@
 """Small models by hand, and ONNX Runtime as the judge of how they run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import numpy as np
 import onnx
@@ -111,7 +111,7 @@ def check_native(
     proto: onnx.ModelProto,
     feeds,
     isa: Isa,
-    numpy_ops: set[str] = frozenset(),
+    numpy_ops: Set[str] = frozenset(),
     tolerance: float = 2e-5,
     threads: int = 3,
     oracle=expected,

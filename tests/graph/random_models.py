@@ -1,6 +1,7 @@
 """Random acyclic models over many operators, shapes tracked by the operators' own `infer`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,9 +29,10 @@ class Build:
         self.others: dict[str, int] = {}
         self.rng = np.random.default_rng(draw(st.integers(0, 1000)))
 
-    def pick(self, fits: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> str | None:
+    def pick(self, fits: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> str:
+        """A value whose shape fits; "" where there is none."""
         names = [name for name, spec in self.values.items() if fits(spec.shape)]
-        return self.draw(st.sampled_from(names[-4:] if self.draw(st.booleans()) else names)) if names else None
+        return self.draw(st.sampled_from(names[-4:] if self.draw(st.booleans()) else names)) if names else ""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.values[name].shape
@@ -77,7 +79,7 @@ def reshape(b: Build, a: str) -> None:
 
 def squeeze(b: Build, a: str) -> None:
     ones = [axis for axis, size in enumerate(b.shape(a)) if size == 1]
-    if ones and b.draw(st.booleans()):
+    if ones and b.draw(st.sampled_from([False, True])):
         b.add("Squeeze", [a, b.keep([b.draw(st.sampled_from(ones))], np.int64)])
     else:
         b.add("Unsqueeze", [a, b.keep([0], np.int64)])
@@ -154,13 +156,13 @@ def matmul(b: Build, a: str) -> None:
 
 
 def gemm(b: Build, a: str) -> None:
-    if (a := b.pick(lambda shape: len(shape) == 2)) is not None:
+    if a := b.pick(lambda shape: len(shape) == 2):
         b.add("Gemm", [a, b.weights(5, b.shape(a)[1]), b.weights(5)], transB=1, alpha=0.5)
 
 
 def conv(b: Build, a: str) -> None:
     a = b.pick(lambda shape: len(shape) == 4 and shape[1] > 0 and min(shape[2:]) >= 2)
-    if a is not None:
+    if a:
         channels = b.shape(a)[1]
         group = b.draw(st.sampled_from([1, channels]))
         out = channels * b.draw(st.integers(1, 2)) if group > 1 else b.draw(st.integers(1, 4))
@@ -169,11 +171,15 @@ def conv(b: Build, a: str) -> None:
         b.add("Conv", [a, weight, bias], group=group, pads=[1, 1, 1, 1], strides=[stride, stride], kernel_shape=[3, 3])
 
 
+def _window(op: str) -> dict[str, Any]:
+    return {} if op.startswith("Global") else {"kernel_shape": [2, 2], "strides": [1, 1]}
+
+
 def pool(b: Build, a: str) -> None:
     a = b.pick(lambda shape: len(shape) == 4 and min(shape) >= 2)
-    if a is not None:
+    if a:
         op = b.draw(st.sampled_from(["MaxPool", "AveragePool", "GlobalAveragePool"]))
-        b.add(op, [a], **({} if op.startswith("Global") else {"kernel_shape": [2, 2], "strides": [1, 1]}))
+        b.add(op, [a], **_window(op))
 
 
 def where(b: Build, a: str) -> None:
@@ -204,7 +210,23 @@ def run_time_shape(b: Build, a: str) -> None:
     b.others.update({f"p{tag}": INT64, f"r{tag}": FLOAT})
 
 
-STEPS = (unary, unary, unary, binary, binary, reshape, squeeze, flatten, transpose, concat, split, slice_, gather, expand)
+Step = Callable[[Build, str], None]
+STEPS: tuple[Step, ...] = (
+    unary,
+    unary,
+    unary,
+    binary,
+    binary,
+    reshape,
+    squeeze,
+    flatten,
+    transpose,
+    concat,
+    split,
+    slice_,
+    gather,
+    expand,
+)
 STEPS += (reduce, softmax, normalise, clip, matmul, gemm, conv, conv, pool, where, branch, run_time_shape)
 
 

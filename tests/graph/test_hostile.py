@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +19,8 @@ from kernels.errors import EdgewiseError, ShapeError
 from tests.graph.protos import model, relu
 
 
-def pool(**attrs: object) -> onnx.NodeProto:
-    return helper.make_node("MaxPool", ["x"], ["y"], "p", **attrs)
+def pool(**attrs: Any) -> onnx.NodeProto:
+    return helper.make_node("MaxPool", ["x"], ["y"], name="p", **attrs)
 
 
 @pytest.mark.parametrize(("value", "found"), [("ab", "STRING"), ([2.5], "FLOATS"), (2, "INT")], ids=str)

@@ -17,6 +17,7 @@ from graph.formats.registry import read
 from graph.mapped import LEAST_BYTES, identity, release, resident
 from kernels.errors import EdgewiseError
 from scheduler.session import Session
+from scheduler.strategy import WantedBackend
 
 LARGE = 160  # squared, in fp32: more than LEAST_BYTES
 
@@ -59,7 +60,7 @@ def test_file_reads_as_its_bytes_do(path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
-def test_runs_alike_and_after_the_file_is_gone(path: Path, backend: str) -> None:
+def test_runs_alike_and_after_the_file_is_gone(path: Path, backend: WantedBackend) -> None:
     session = Session(path, backend=backend)
     y = session.run({"x": X})["y"]
     path.unlink()
@@ -78,7 +79,7 @@ def test_file_replaced_by_another_leaves_the_loaded_model_as_it_was(path: Path, 
 
 @pytest.mark.parametrize("how", ["overwritten", "truncated", "grown"])
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
-def test_file_written_to_is_refused_for_new_shapes_and_known_ones_run_on(path: Path, how: str, backend: str) -> None:
+def test_file_written_to_is_refused_for_new_shapes_and_known_ones_run_on(path: Path, how: str, backend: WantedBackend) -> None:
     session = Session(path, backend=backend)
     y = session.run({"x": X})["y"]
     data = path.read_bytes()

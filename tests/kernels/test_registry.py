@@ -32,7 +32,7 @@ def test_operators_refuse_two_of_one_name(monkeypatch):
     folder = type("Folder", (), {"name": "zz_twin"})
     monkeypatch.setattr("kernels.registry.pkgutil.iter_modules", lambda path: [type("F", (), {"name": "binary"}), folder])
     twin = ModuleType("kernels.ops.zz_twin")
-    twin.ADD = _op("Add")
+    vars(twin)["ADD"] = _op("Add")
     monkeypatch.setitem(sys.modules, "kernels.ops.zz_twin", twin)
     with pytest.raises(EdgewiseError, match=r"Add: registered twice.*zz_twin\.py"):
         _discovered.__wrapped__()

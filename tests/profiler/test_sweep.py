@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from graph.errors import FeedError
@@ -32,7 +34,8 @@ def test_intensity_grows_with_the_batch():
 
 
 def test_sweep_of_shapes_and_dims_together():
-    proto = model([node("Mul", "x s", "y")], {"x": ["n", 4], "s": [None]}, ["y"])
+    shapes: dict[str, Any] = {"x": ["n", 4], "s": [None]}
+    proto = model([node("Mul", "x s", "y")], shapes, ["y"])
     (point,) = sweep(proto, {"n": [3]}, shapes={"s": (4,)})
     assert point.flops == 12
 

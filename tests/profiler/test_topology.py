@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -168,7 +169,7 @@ def test_confinement_ignores_a_cgroup_path_that_leaves_its_mount(tmp_path):
 
 @given(st.sets(st.integers(0, 300)))
 def test_parse_cpu_list_inverts_the_kernel_s_form(cpus):
-    parts, run = [], []
+    parts, run = list[Any](), list[Any]()
     for cpu in sorted(cpus):
         if run and cpu == run[-1] + 1:
             run.append(cpu)

@@ -25,7 +25,7 @@ class Net:
         self.nodes: list[Node] = []
         self.constants: dict[str, Array] = {}
         self.initializers: set[str] = set()
-        self.channels: dict[str, int] = {port.name: port.dims[1] for port in self.inputs if len(port.dims) > 1}
+        self.channels: dict[str, int] = {port: int(dims[1]) for port, dims, _ in inputs if len(dims) > 1}
 
     def op(self, op: str, *inputs: str, channels: int | None = None, **attrs: Any) -> str:
         name = f"{op}_{len(self.nodes)}"

@@ -197,6 +197,7 @@ def test_the_job_of_a_killed_process_is_finished_by_another(url):
         lost = {taken.get(timeout=60) for _ in victims}
         assert len(lost) == 2
         for victim in victims:
+            assert victim.pid is not None
             os.kill(victim.pid, signal.SIGKILL)
             victim.join(30)
         ready, log = CONTEXT.Barrier(2), CONTEXT.Queue()

@@ -15,7 +15,7 @@ def measured(monkeypatch):
 
     def probe(seconds, progress=None):
         times.append(seconds)
-        return device(confinement=local.read_confinement())
+        return device(confinement=vars(local)["read_confinement"]())
 
     monkeypatch.setattr(local, "probe", probe)
     monkeypatch.setattr(local, "read_hardware", hardware)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -122,7 +124,7 @@ def plans_of(store, lookup):
     return found
 
 
-def explained(connection: sa.Connection, statement: str, parameters: object) -> list[str]:
+def explained(connection: sa.Connection, statement: str, parameters: Any) -> list[str]:
     if connection.dialect.name == "sqlite":
         return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
     # On a handful of rows PostgreSQL reads the table whatever the index; this asks whether it could do without.

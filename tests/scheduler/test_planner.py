@@ -131,7 +131,6 @@ def store(tmp_path_factory: pytest.TempPathFactory):
 def measured(plan: Plan, node: str, algorithm: str, nanoseconds: float, fingerprint: str) -> Measurement:
     step = next(step for step in plan.steps if step.node == node)
     strategy = next(c.strategy for c in step.candidates if c.strategy.algorithm == algorithm and c.strategy.precision == "fp32")
-    times = dict.fromkeys(("min_ns", "p50_ns", "p90_ns", "mean_ns"), nanoseconds)
     return Measurement(
         device_fingerprint=fingerprint,
         engine_build=current_build().id,
@@ -146,7 +145,10 @@ def measured(plan: Plan, node: str, algorithm: str, nanoseconds: float, fingerpr
         samples=10,
         std_ns=0.0,
         measured_us=1,
-        **times,
+        min_ns=nanoseconds,
+        p50_ns=nanoseconds,
+        p90_ns=nanoseconds,
+        mean_ns=nanoseconds,
     )
 
 

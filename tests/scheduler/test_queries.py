@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_the_slowest_come_first_and_untimed_ones_last(runs):
 @given(key=st.sampled_from(SORT_KEYS), descending=st.booleans(), limit=st.integers(1, 5))
 def test_pages_together_are_the_whole_in_order(runs, key, descending, limit):
     sort = f"-{key}" if descending else key
-    pages, cursor = [], None
+    pages, cursor = list[Any](), None
     while cursor is not None or not pages:
         pages.append(runs.queries.ops(Which(model=MODEL), sort, limit, cursor))
         cursor = pages[-1].next

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -38,7 +39,7 @@ def test_lookups_in_a_million_measurements(url: str, capsys: pytest.CaptureFixtu
 
 
 def plans(engine: sa.Engine, lookup) -> list[tuple[str, str]]:
-    asked: list[tuple[str, object]] = []
+    asked: list[tuple[str, Any]] = []
 
     def note(connection, cursor, statement, parameters, context, executemany):
         if statement.lstrip().upper().startswith("SELECT"):

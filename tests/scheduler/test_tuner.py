@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from scheduler.tuning.tuner import TuneProgress, make_contests
 from tests.profiler.devices import device as other_device
 from tests.scheduler.convnet import MODEL
 
-SMALL = {"dims": {"n": 1}}
+SMALL: dict[str, Any] = {"dims": {"n": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def tune_a_little(url: str, candidates: int = 4, **options) -> list[TuneProgress
     def stop() -> bool:
         return bool(seen) and seen[-1].measured >= candidates and seen[-1].now.partition(": ")[2].startswith("turn")
 
-    edgewise.tune(MODEL, 300.0, **SMALL, **{"threads": 1, **options}, db=url, progress=seen.append, stop=stop)
+    edgewise.tune(MODEL, 300.0, **SMALL, **({"threads": 1} | options), db=url, progress=seen.append, stop=stop)
     return seen
 
 

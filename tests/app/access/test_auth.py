@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import fastapi.routing
@@ -30,7 +31,7 @@ def db(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'keys.db'}"
 
 
-def settings(db: str, **changes: object) -> Settings:
+def settings(db: str, **changes: Any) -> Settings:
     return Settings(models=DEMO_MODELS, db=db, key_refresh_s=0.1, **changes)
 
 
@@ -48,7 +49,7 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, BaseRoute]]:
         for route in routes:
             inner = getattr(route, "original_router", None)
             if inner is not None:
-                yield from walk(inner.routes, prefix + route.include_context.prefix)
+                yield from walk(inner.routes, prefix + route.include_context.prefix)  # type: ignore[attr-defined]
             else:
                 yield prefix + getattr(route, "path", ""), route
 

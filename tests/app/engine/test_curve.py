@@ -17,7 +17,8 @@ def test_the_line_is_least_squares_of_the_last_samples(samples: list[tuple[int, 
     if len({rows for rows, _ in last}) < 2:
         assert curve.predict_ns(4) is None
         return
-    slope, start = np.polyfit(*np.array(last, np.float64).T, 1)
+    x, y = np.array(last, np.float64).T
+    slope, start = np.polyfit(x, y, 1)
     assert curve.predict_ns(4) == pytest.approx(max(start + 4 * slope, 0), rel=1e-6, abs=1e-3 * 10**6)
 
 

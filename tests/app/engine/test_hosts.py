@@ -198,7 +198,8 @@ def test_a_death_costs_the_requests_in_flight_and_nothing_else(tmp_path: Path, n
                 await running
             assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
             feeds = rows(2)
-            expected = dense.session.run(feeds)["y"] if dense.session else None
+            assert dense.session is not None
+            expected = dense.session.run(feeds)["y"]
             np.testing.assert_allclose((await made.infer(dense, feeds)).outputs["y"], expected, rtol=1e-5)
             assert pid(made, 1) == other
             await until(lambda: process(made, 0).link is not None)

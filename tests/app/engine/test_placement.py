@@ -33,12 +33,15 @@ class Served:
 
     def link(self) -> ProcessLink:
         (process,) = self.service.engine._processes
-        return until(lambda: process.link)
+        link = until(lambda: process.link)
+        assert link is not None
+        return link
 
     def placed(self, name: str) -> list[str]:
         """Where the model's lanes are."""
         engine = self.service.engine
-        places = (("here", engine._here), ("process", *engine._processes))
+        (process,) = engine._processes
+        places: tuple[tuple[str, Any], ...] = (("here", engine._here), ("process", process))
         return [where for where, place in places for file in list(place.models.values()) if file.name == name]
 
     def infer(self, name: str, rows: int = 1) -> httpx.Response:

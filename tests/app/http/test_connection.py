@@ -288,8 +288,9 @@ def test_string_lengths_that_lie(server: Server) -> None:
     for tail in (struct.pack("<I", 0xFFFFFFFF), b"\x01", struct.pack("<I", 5) + b"abc"):
         tensor = {"name": "x", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}
         head = json.dumps({"inputs": [tensor]}).encode()
-        lengths = {"Inference_Header_Content_Length": str(len(head))}
-        assert post(server, head + tail, "/v2/models/id_bytes/infer", **lengths)[0] == 400
+        length = str(len(head))
+        reply = post(server, head + tail, "/v2/models/id_bytes/infer", Inference_Header_Content_Length=length)
+        assert reply[0] == 400
 
 
 def test_duplicates(server: Server) -> None:

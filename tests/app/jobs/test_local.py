@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_one_runs_at_a_time_and_a_cancelled_one_stops(client: httpx.Client) -> N
     assert client.get("/v2/health/live").status_code == 200
 
 
-def events(client: httpx.Client, number: int, last: str = "") -> Iterator[dict[str, str]]:
+def events(client: httpx.Client, number: int, last: str = "") -> Generator[dict[str, str]]:
     headers = {"Last-Event-ID": last} if last else {}
     with client.stream("GET", f"/v1/jobs/{number}/events", headers=headers) as stream:
         assert stream.status_code == 200, stream.read()

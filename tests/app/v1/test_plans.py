@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, machine: DeviceProfile) -> 
 
 @pytest.fixture(scope="module")
 def plans(client: httpx.Client) -> list[str]:
-    asked = [{"max_threads": 1}, {"max_threads": 1, "backend": "numpy"}]
+    asked: list[dict[str, Any]] = [{"max_threads": 1}, {"max_threads": 1, "backend": "numpy"}]
     made = [client.post("/v1/plans", json={"model": "digits", "dims": {"batch": 1}, **one}, timeout=120) for one in asked]
     return [reply.json()["id"] for reply in made]
 

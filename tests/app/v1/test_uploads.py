@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ def client(folder: Path, db: str) -> Iterator[httpx.Client]:
         yield found
 
 
-def upload(client: httpx.Client, name: str, body: bytes, **more: object) -> httpx.Response:
+def upload(client: httpx.Client, name: str, body: bytes, **more: str | bool) -> httpx.Response:
     return client.post("/v1/models", params={"name": name, **more}, content=body)
 
 
@@ -168,7 +169,7 @@ def test_only_administrators_upload(tmp_path: Path) -> None:
     folder.mkdir()
     reader, admin = make_key(db, "read", "infer"), make_key(db, "admin")
     with serving(Settings(models=folder, db=db, key_refresh_s=0.1)) as client:
-        asked = {"params": {"name": "digits"}, "content": DIGITS}
+        asked: dict[str, Any] = {"params": {"name": "digits"}, "content": DIGITS}
         assert client.post("/v1/models", **asked).status_code == 401
         assert client.post("/v1/models", **asked, headers=bearer(reader)).status_code == 403
         assert client.post("/v1/models", **asked, headers=bearer(admin)).status_code == 200

@@ -135,7 +135,8 @@ def test_spans_carry_the_callers_trace(tmp_path: Path) -> None:
     assert format_span_id(request.parent.span_id) == parent_id
     assert model.parent.span_id == request.context.span_id
     assert compute.parent.span_id == model.context.span_id
-    assert (model.attributes["model_name"], model.attributes["request_id"], model.attributes["plan_id"]) == (
+    attributes = dict(model.attributes or {})
+    assert (attributes["model_name"], attributes["request_id"], attributes["plan_id"]) == (
         "digits",
         "r-9",
         "default",

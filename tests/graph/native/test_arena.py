@@ -12,7 +12,7 @@ from graph.native.engine import Native
 from graph.passes.optimise import optimise
 from graph.shapes import bind
 from kernels.native.target.isa import Isa
-from tests.graph.native.test_lowering import image, weights
+from tests.graph.native.nets import image, weights
 from tests.graph.oracle import make, node
 from tests.profiler.models import small_convnet
 

@@ -44,8 +44,8 @@ def single(op: Op, case: Case, fed: Sequence[int]) -> tuple[Graph, dict[str, Spe
     ports = [Port(f"x{n}", given[n].dtype, given[n].shape) for n in fed]
     outputs = tuple(f"y{n}" for n in range(case.outputs))
     node = Node("it", op.name, inputs, outputs, op.bind(case.attrs))
-    constants = {name: array for n, (name, array) in enumerate(zip(inputs, given, strict=True)) if name and n not in fed}
-    specs = {port.name: Spec(port.dims, port.dtype) for port in ports}
+    constants = {f"x{n}": array for n, array in enumerate(given) if array is not None and n not in fed}
+    specs = {port.name: Spec(given[n].shape, given[n].dtype) for n, port in zip(fed, ports, strict=True)}
     return Graph("g", tuple(ports), tuple(Port(name, np.dtype(np.float32), None) for name in outputs), (node,), constants), specs
 
 
@@ -56,12 +56,12 @@ def refused(op: Op, case: Case, fed: Sequence[int], isa: Isa = HOST_ISAS[0]) -> 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> CodeCache:
-    """Compiled code that cases share: many have the same kernels."""
-    return CodeCache(tmp_path_factory.mktemp("code"))
+def cache() -> CodeCache | None:
+    """Compiled code that cases share with each other and with the other processes of the session: many have the same kernels."""
+    return CodeCache.default()
 
 
-def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache) -> tuple[Segment, list[Spec]]:
+def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache | None) -> tuple[Segment, list[Spec]]:
     """The case as a segment of its own, and what it makes."""
     graph, inputs = single(op, case, fed)
     specs, node = propagate(graph, inputs), graph.nodes[0]

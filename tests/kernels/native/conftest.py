@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.native.code.compile import generate
 from kernels.native.emit.builder import Module
 from kernels.native.emit.types import I64, PTR
 from kernels.native.target.isa import ISAS, Isa, host_isas
+from tests.kernels.native.compiled import object_code
 from tests.kernels.native.runner import MISSING_TOOLS, run
 from tests.machines import MACHINES, TUNED, label
 
@@ -50,7 +50,7 @@ class Native:
     """A callable native function; arrays are passed by address."""
 
     def __init__(self, ir: str, isa: Isa, name: str = "f") -> None:
-        self.code, self.isa, self.name = generate(ir, isa).code, isa, name
+        self.code, self.isa, self.name = object_code(ir, isa), isa, name
 
     def __call__(self, *arguments: Any) -> None:
         run(self.code, self.isa, self.name, [arguments])

@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 
-from kernels.native.code.compile import generate
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.families.conv import Conv
+from kernels.native.emit.geometry import Conv
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
+from tests.kernels.native.compiled import object_code
 from tests.kernels.native.runner import run
 
 PLAIN = Epilogue()
@@ -73,7 +73,7 @@ def run_kernel(kernel, isa, **arrays) -> None:
     pointers = [given.get(name) for name in kernel.arguments]
     together = min(2, kernel.chunks)
     chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
-    run(generate(kernel.ir, isa).code, isa, kernel.name, [[*pointers, *chunk] for chunk in chunks], scratch)
+    run(object_code(kernel.ir, isa), isa, kernel.name, [[*pointers, *chunk] for chunk in chunks], scratch)
     assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
 
 

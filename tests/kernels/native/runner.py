@@ -1,8 +1,8 @@
 """Calls of emitted functions: in this process, or in an emulator where the instruction set is another architecture's.
 
-For AArch64 on another host the object is linked as it would be there, and laid beside `_DRIVER` into a program without a
-C library, which QEMU's user mode runs.
-Its standard input is a file that it maps into memory at `_BASE`: the calls to make, then the arrays, read and written there.
+For AArch64 on another host, QEMU's user mode runs `_DRIVER`, a program without a C library that is assembled once. Its
+standard input is a file that it maps into memory at `_BASE`: the calls to make, then the arrays, read and written there, and
+last the object, linked for the address at which it lies.
 """
 
 import ctypes
@@ -26,25 +26,31 @@ _ASSEMBLER, _LINKER, _EMULATOR = "aarch64-linux-gnu-as", "aarch64-linux-gnu-ld",
 MISSING_TOOLS = [tool for tool in (_ASSEMBLER, _LINKER, _EMULATOR) if shutil.which(tool) is None]
 
 _BASE = 0x10_0000_0000
-_CODE = 0x100_0000
+_PAGE_BYTES = 4096
 _GAP = 0xA5  # between arrays: nobody may write there
 _GAP_BYTES = 256
 _REGISTERS, _STACK = 8, 16  # arguments of a call in registers and behind them
 
-# The file: calls to make, scratch from, scratch to, 0; then of each call the arguments, as many as there is room for.
+# The file: calls to make, scratch from, scratch to, the function; then of each call the arguments, as many as there is room for.
 _DRIVER = f"""
     .global _start
 _start:
+    sub sp, sp, #256
+    mov x0, #0
+    mov x1, sp
+    mov x8, #80                 // fstat
+    svc #0
+    ldr x1, [sp, #48]           // the size of the file
+    add sp, sp, #256
     ldr x0, ={_BASE}
-    ldr x1, =memory_bytes
-    mov x2, #3                  // read and write
+    mov x2, #7                  // read, write and run
     mov x3, #0x11               // shared, at this address
     mov x4, #0                  // standard input
     mov x5, #0
     mov x8, #222                // mmap
     svc #0
     ldp x20, x21, [x0]
-    ldr x22, [x0, #16]
+    ldp x22, x23, [x0, #16]
     add x19, x0, #32
     sub sp, sp, #{8 * _STACK}
 call:
@@ -68,7 +74,7 @@ stack:
     ldp x2, x3, [x19, #16]
     ldp x4, x5, [x19, #32]
     ldp x6, x7, [x19, #48]
-    bl function
+    blr x23
     add x19, x19, #{8 * (_REGISTERS + _STACK)}
     subs x20, x20, #1
     b.ne call
@@ -97,21 +103,26 @@ def _run_here(code: bytes, name: str, calls: Sequence[Call], scratch: np.ndarray
 
 @functools.cache
 def _driver() -> tuple[tempfile.TemporaryDirectory[str], Path]:
-    """The folder that programs are linked in, which goes with this process, and the driver's object there."""
+    """The folder of the driver and of what it is given, which goes with this process, and the driver's program there."""
     folder = tempfile.TemporaryDirectory(prefix="edgewise-aarch64-")
-    target = Path(folder.name) / "driver.o"
+    target, program = Path(folder.name) / "driver.o", Path(folder.name) / "driver"
     subprocess.run([_ASSEMBLER, "-o", target, "-"], input=_DRIVER.encode(), check=True)
-    return folder, target
+    subprocess.run([_LINKER, "-o", program, target], check=True)
+    return folder, program
 
 
 def _emulate(code: bytes, name: str, calls: Sequence[Call], scratch: np.ndarray | None) -> None:
     arrays = [argument for call in calls for argument in call if isinstance(argument, np.ndarray)]
     arrays += [scratch] if scratch is not None else []
     places = _places(arrays, 8 * (4 + len(calls) * (_REGISTERS + _STACK)))
-    size = max((offset + end - start for (start, end), offset in places.items()), default=0) + 4096
-    memory = np.full(size, _GAP, np.uint8)
-    words = memory[: size // 8 * 8].view(np.int64)
-    words[:4] = len(calls), 0, 0, 0
+    size = max((offset + end - start for (start, end), offset in places.items()), default=0) + _PAGE_BYTES
+    at_code = -(-size // _PAGE_BYTES) * _PAGE_BYTES
+    laid_out = Image([read_object(code)], lambda _: None)
+    memory = np.full(at_code + laid_out.nbytes, _GAP, np.uint8)
+    memory[at_code:] = 0
+    laid_out.write(memory[at_code:], _BASE + at_code)
+    words = memory[: at_code // 8 * 8].view(np.int64)
+    words[:4] = len(calls), 0, 0, _BASE + at_code + laid_out.exports[name]
     if scratch is not None:
         words[1:3] = (at := _address(scratch, places)), at + scratch.nbytes // 8 * 8
     for n, call in enumerate(calls):
@@ -121,32 +132,22 @@ def _emulate(code: bytes, name: str, calls: Sequence[Call], scratch: np.ndarray 
         words[first : first + len(raw)] = raw
     for (start, end), offset in places.items():
         memory[offset : offset + end - start] = _bytes(start, end)
-    after = _in_emulator(code, name, memory)
+    after = _in_emulator(memory)
     for (start, end), offset in places.items():
         _bytes(start, end)[:] = after[offset : offset + end - start]
         after[offset : offset + end - start] = memory[offset : offset + end - start]
     assert (after == memory).all(), "something was written outside of the arrays"
 
 
-def _in_emulator(code: bytes, name: str, memory: np.ndarray) -> np.ndarray:
+def _in_emulator(memory: np.ndarray) -> np.ndarray:
     """The memory after the calls."""
-    folder, driver = _driver()
-    with tempfile.TemporaryDirectory(dir=folder.name) as case:
-        image, linked, kernel, program, data = (
-            Path(case) / file for file in ("image", "linked.s", "kernel.o", "program", "memory")
-        )
-        data.write_bytes(memory.tobytes())
-        laid_out = Image([read_object(code)], lambda _: None)
-        whole = np.zeros(laid_out.nbytes, np.uint8)
-        laid_out.write(whole, _CODE)
-        image.write_bytes(whole.tobytes())
-        linked.write_text(f'.section .image,"ax"\n.incbin "{image}"\n')
-        subprocess.run([_ASSEMBLER, "-o", kernel, linked], check=True)
-        symbols = [f"--defsym=function={_CODE + laid_out.exports[name]}", f"--defsym=memory_bytes={len(memory)}"]
-        subprocess.run([_LINKER, f"--section-start=.image={_CODE:#x}", "-o", program, driver, kernel, *symbols], check=True)
-        with data.open("r+b") as file:
-            subprocess.run([_EMULATOR, program], stdin=file, check=True)
-        return np.fromfile(data, np.uint8)
+    folder, program = _driver()
+    with tempfile.TemporaryFile(dir=folder.name) as data:
+        data.write(memory.tobytes())
+        data.seek(0)
+        subprocess.run([_EMULATOR, program], stdin=data, check=True)
+        data.seek(0)
+        return np.frombuffer(data.read(), np.uint8).copy()
 
 
 def _places(arrays: Sequence[np.ndarray], first: int) -> dict[tuple[int, int], int]:
@@ -168,4 +169,4 @@ def _address(array: np.ndarray, places: dict[tuple[int, int], int]) -> int:
 
 
 def _bytes(start: int, end: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint8 * (end - start)).from_address(start), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (end - start)).from_address(start))

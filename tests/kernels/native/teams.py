@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from kernels.native.code.compile import generate
 from kernels.native.code.library import Library
 from kernels.native.emit.builder import Module
 from kernels.native.emit.types import I64, PTR
 from kernels.native.memory.buffers import aligned
 from kernels.native.run.runtime import barrier, runtime_ir
 from kernels.native.target.isa import host_isa
+from tests.kernels.native.compiled import object_code
 
 SIGNATURE = {"arguments": PTR, "thread": I64, "threads": I64, "team": PTR}
 WORDS = 16  # i64 words in a line of 128 bytes
@@ -22,7 +22,7 @@ class Program:
         module = Module(isa)
         with module.function("program", SIGNATURE) as (k, *arguments):
             body(k, *arguments)
-        self.library = Library([generate(module.text, isa).code, generate(runtime_ir(isa), isa).code], ["program"])
+        self.library = Library([object_code(module.text, isa), object_code(runtime_ir(isa), isa)], ["program"])
         self.memory = aligned(words * 8).view(np.int64)
 
     def run(self, pool, threads, counters=0):

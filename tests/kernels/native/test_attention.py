@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,7 +157,7 @@ def test_any_attention_on_its_tiles(isa, data):
         return data.draw(st.integers(low, high))
 
     kv_heads, queries, keys = draw(1, 2), draw(1, 70), draw(1, 90)
-    more = {}
+    more: dict[str, Any] = {}
     if data.draw(st.booleans()):
         more["mask"] = View.dense((1, 1, data.draw(st.sampled_from((1, queries))), keys))
     if data.draw(st.booleans()):

@@ -254,7 +254,7 @@ def test_compile_all_finishes_when_a_worker_is_killed(monkeypatch):
         started.append(worker)
         return worker
 
-    monkeypatch.setattr(farm.subprocess, "Popen", doomed)
+    monkeypatch.setattr("kernels.native.code.farm.subprocess.Popen", doomed)
     isa = host_isa()
     texts = [adds(isa, float(n)) for n in range(4)]
     assert farm.compile_all([*map(Source.of, texts)], isa, processes=2) == [generate(t, isa) for t in texts]

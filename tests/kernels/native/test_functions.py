@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_power_by_a_constant(apply, exponent):
 def test_functions_call_nothing_on_any_isa(name):
     module = Module(ISAS[name])
     with module.function("f", {"x": PTR}) as (k, x):
-        for function in (*FUNCTIONS.values(), *BINARY_FUNCTIONS.values()):
+        functions: tuple[Any, ...] = (*FUNCTIONS.values(), *BINARY_FUNCTIONS.values())
+        for function in functions:
             value = k.load(k.f32, x)
             k.store(
                 function(k, value, value)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ class Bottleneck:
         parts = [pack_weights(expand, tiles[0], isa, self.w[0]), pack_depthwise(middle, tiles[1], isa, self.w[1]),
                  pack_weights(project, tiles[2], isa, self.w[2]), pack_bias(expand, isa, self.b[0]),
                  pack_depthwise_bias(isa, self.b[1]), pack_bias(project, isa, self.b[2])]  # fmt: skip
-        self.weights, refs = aligned(4 * sum(part.size for part in parts)).view(np.float32), []
+        self.weights, refs = aligned(4 * sum(part.size for part in parts)).view(np.float32), list[Any]()
         for part in parts:
             at = 4 * sum(self_part.size for self_part in parts[: len(refs)])
             self.weights[at // 4 : at // 4 + part.size] = part

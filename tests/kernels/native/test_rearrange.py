@@ -22,7 +22,7 @@ def images(n, c, h, w, lanes):
 @pytest.mark.parametrize("target", ["nchw", "nhwc", "slice", "blocked", "padded"])
 @pytest.mark.parametrize("source", ["nchw", "nhwc", "slice", "blocked", "padded"])
 def test_images_are_converted_between_layouts(isa, size, source, target):
-    x, y = images(*size, isa.lanes)[source], images(*size, isa.lanes)[target]
+    x, y = images(*size, isa.lanes)[source], images(*size, isa.lanes)[target]  # type: ignore[call-arg]
     pixels = np.random.default_rng(0).standard_normal(size).astype(np.float32)
     memory = np.full(y.elements + 64, np.nan, np.float32)
     for each in convert_image(x, y):

@@ -39,7 +39,7 @@ def resizing_of(x, y, rows, columns, insides=None, fill=0.0):
         Side(index.shape[1], weights is not None, *inside)
         for (index, weights), inside in zip((rows, columns), insides, strict=True)
     ]
-    return Resizing(x, y, *sides, fill)
+    return Resizing(x, y, *sides, fill)  # type: ignore[call-arg, arg-type]
 
 
 def reference(resizing, x, rows, columns):
@@ -72,7 +72,7 @@ def check(resizing, rows, columns, tile, isa, epilogue=PLAIN, exact_activation=N
 def case(isa, size, out, taps, channels, layout="blocked", batch=1, x_layout=None, **more):
     rng = np.random.default_rng(1)
     x, y = image(x_layout or layout, isa, batch, channels, *size), image(layout, isa, batch, channels, *out)
-    rows, columns = (table(rng, *sides, count, count > 1) for *sides, count in zip(size, out, taps, strict=True))
+    rows, columns = (table(rng, *sides, count, count > 1) for *sides, count in zip(size, out, taps, strict=True))  # type: ignore[call-arg]
     return resizing_of(x, y, rows, columns, **more), rows, columns
 
 
@@ -156,7 +156,7 @@ def test_any_resizing_on_its_default_tiles(isa, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     channels, layouts = data.draw(st.integers(1, 40)), st.sampled_from(LAYOUTS)
     x, y = (image(data.draw(layouts), isa, 2, channels, *shape) for shape in (size, out))
-    rows, columns = (table(rng, *sides, count, count > 1) for *sides, count in zip(size, out, taps, strict=True))
+    rows, columns = (table(rng, *sides, count, count > 1) for *sides, count in zip(size, out, taps, strict=True))  # type: ignore[call-arg]
     insides = []
     for side in out:
         begin = data.draw(st.integers(0, side))

@@ -11,7 +11,6 @@ import pytest
 from kernels.native.code.compile import generate
 from kernels.native.emit.types import I64
 from kernels.native.errors import PoolError
-from kernels.native.run import thread_pool as pool_module
 from kernels.native.run.runtime import barrier, runtime_ir, shares
 from kernels.native.run.thread_pool import ThreadPool, shared_thread_pool
 from kernels.native.target.isa import ISAS, available_cores
@@ -214,7 +213,7 @@ def test_waiter_that_is_interrupted_leaves_the_queue(pool, monkeypatch):
         def wait(self, timeout=None):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool_module.threading, "Event", Interrupted)
+    monkeypatch.setattr("kernels.native.run.thread_pool.threading.Event", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         one._await_turn(1)
     assert not one._waiting

@@ -49,6 +49,42 @@ def kernel_cases(of: Callable[[Op], bool] = every) -> list[Any]:
     return found
 
 
+def for_each_op(parameters: Sequence[Any]) -> Callable[[Callable[..., None]], Callable[[str], None]]:
+    """Make one test for each operator of a check of one case: pytest collects hundreds of tests in place of thousands.
+
+    Args:    parameters: as `valid_cases` and `kernel_cases` return them; their first value is the operator.
+    Returns: a decorator. The test checks every parameter of an operator, even after one failed, and raises all failures together,
+             each with the id of its case. It is skipped where every case is.
+    """
+    by_op: dict[str, list[Any]] = {}
+    for parameter in parameters:
+        by_op.setdefault(parameter.values[0].name, []).append(parameter)
+
+    def decorate(check: Callable[..., None]) -> Callable[[str], None]:
+        @pytest.mark.parametrize("op", by_op)
+        def test(op: str) -> None:
+            failures: list[BaseException] = []
+            reasons: list[str] = []
+            for parameter in by_op[op]:
+                try:
+                    check(*parameter.values)
+                except pytest.skip.Exception as skipped:
+                    reasons.append(str(skipped))
+                except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001  reported below, with its case
+                    failure.add_note(f"case {parameter.id}")
+                    failures.append(failure)
+            if failures:
+                raise BaseExceptionGroup(f"{len(failures)} of {len(by_op[op])} cases of {op}", failures)
+            if len(reasons) == len(by_op[op]):
+                pytest.skip("; ".join(dict.fromkeys(reasons)))
+
+        test.__name__, test.__qualname__ = check.__name__, check.__qualname__
+        test.__doc__, test.__module__ = check.__doc__, check.__module__
+        return test
+
+    return decorate
+
+
 def _parameter(op: Op, case: Case) -> Any:
     return pytest.param(op, case, id=f"{op.name}-{case.id}")
 
@@ -56,7 +92,7 @@ def _parameter(op: Op, case: Case) -> Any:
 def arrays(op: Op, case: Case) -> tuple[Array | None, ...]:
     """The case's inputs, read-only: seeded by the names, so that they never change."""
     rng = np.random.default_rng(zlib.crc32(f"{op.name}/{case.id}".encode()))
-    made = []
+    made: list[Array | None] = []
     for given in case.inputs:
         if isinstance(given, tuple):
             values = rng.standard_normal(given) if case.domain is None else rng.uniform(*case.domain, given)

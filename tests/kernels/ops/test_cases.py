@@ -15,6 +15,7 @@ from tests.kernels.ops.cases import (
     arrays,
     assert_close,
     deterministic,
+    for_each_op,
     in_float64,
     kernel_cases,
     outputs_for,
@@ -25,10 +26,10 @@ from tests.kernels.ops.cases import (
     valid_cases,
 )
 
-KERNELS = pytest.mark.parametrize(("op", "case", "kernel"), kernel_cases())
-DETERMINISTIC = pytest.mark.parametrize(("op", "case", "kernel"), kernel_cases(deterministic))
+KERNELS = for_each_op(kernel_cases())
+DETERMINISTIC = for_each_op(kernel_cases(deterministic))
 COST_OF_OTHER_INPUTS = {"ScatterElements", "Scatter", "ScatterND"}  # one per update, however large what is updated
-VALID = pytest.mark.parametrize(("op", "case"), valid_cases())
+VALID = for_each_op(valid_cases())
 
 
 @pytest.mark.parametrize("op", operators().values(), ids=lambda op: op.name)
@@ -94,7 +95,7 @@ def test_kernel_leaves_unread_outputs(op: Op, case: Case, kernel: Kernel) -> Non
                 np.testing.assert_array_equal(y, expected)
 
 
-@pytest.mark.parametrize(("op", "case", "kernel"), kernel_cases(lambda op: op.elementwise))
+@for_each_op(kernel_cases(lambda op: op.elementwise))
 def test_elementwise_kernel_runs_in_place(op: Op, case: Case, kernel: Kernel) -> None:
     """Over the memory of any input that has the output's shape and dtype."""
     inputs = arrays(op, case)
@@ -119,14 +120,14 @@ def test_infer_without_values_agrees_or_says_it_needs_them(op: Op, case: Case) -
     assert unknown == op.infer_specs(specs_of(inputs), attrs)
 
 
-@pytest.mark.parametrize(("op", "case"), valid_cases(lambda op: op.elementwise))
+@for_each_op(valid_cases(lambda op: op.elementwise))
 def test_elementwise_output_has_broadcast_shape(op: Op, case: Case) -> None:
     inputs = arrays(op, case)
     shape = np.broadcast_shapes(*(a.shape for a in inputs if a is not None))
     assert op.infer_specs(specs_of(inputs), op.bind(case.attrs))[0].shape == shape
 
 
-@pytest.mark.parametrize(("op", "case"), valid_cases(lambda op: bool(op.view)))
+@for_each_op(valid_cases(lambda op: bool(op.view)))
 def test_view_keeps_elements_in_order(op: Op, case: Case) -> None:
     inputs = arrays(op, case)
     np.testing.assert_array_equal(evaluate(op, inputs, case.attrs)[0].ravel(), inputs[0].ravel())
@@ -141,7 +142,7 @@ def test_inferred_value_is_what_the_kernel_computes(op: Op, case: Case) -> None:
             np.testing.assert_array_equal(spec.value, y)
 
 
-@pytest.mark.parametrize(("op", "case"), [each for each in valid_cases() if each.values[1].cost is not None])
+@for_each_op([each for each in valid_cases() if each.values[1].cost is not None])
 def test_cost_is_as_counted_by_hand(op: Op, case: Case) -> None:
     specs, attrs = specs_of(arrays(op, case)), op.bind(case.attrs)
     assert op.count(specs, op.infer_specs(specs, attrs), attrs) == case.cost
@@ -167,7 +168,7 @@ def test_cost_doubles_with_the_batch(op: Op, case: Case) -> None:
         assert both == single + single
 
 
-@pytest.mark.parametrize(("op", "case"), refused_cases())
+@for_each_op(refused_cases())
 def test_refusal_has_class_and_names_a_value(op: Op, case: Case) -> None:
     """The message starts with the op (or its family) and holds something of the input: a number, a dtype or an attribute."""
     assert case.raises is not None

@@ -13,7 +13,7 @@ import pytest
 from kernels.errors import EdgewiseError
 from kernels.registry import Case, Op, evaluate, operators
 from kernels.spec import Array, Spec
-from tests.kernels.ops.cases import arrays, specs_of
+from tests.kernels.ops.cases import arrays, for_each_op, specs_of
 
 MAX_BYTES = 2**26  # larger outputs are legitimate, and refused by whoever sets the memory limit
 
@@ -73,7 +73,7 @@ def _cases() -> list[Any]:
     return [pytest.param(op, case, id=f"{op.name}-{case.id}") for op in operators().values() for case in op.cases]
 
 
-@pytest.mark.parametrize(("op", "case"), _cases())
+@for_each_op(_cases())
 def test_spoiled_inputs_crash_nothing(op: Op, case: Case) -> None:
     inputs = list(arrays(op, case))
     for i, given in enumerate(inputs):
@@ -83,7 +83,7 @@ def test_spoiled_inputs_crash_nothing(op: Op, case: Case) -> None:
     _attempt(op, [*inputs, np.ones(1, np.float32)], dict(case.attrs))
 
 
-@pytest.mark.parametrize(("op", "case"), _cases())
+@for_each_op(_cases())
 def test_spoiled_attributes_crash_nothing(op: Op, case: Case) -> None:
     inputs = arrays(op, case)
     for name in op.defaults:

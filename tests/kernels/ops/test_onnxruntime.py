@@ -8,7 +8,7 @@ import pytest
 
 from kernels.native.target.host import host
 from kernels.registry import Case, Op, evaluate
-from tests.kernels.ops.cases import arrays, assert_close, deterministic, valid_cases
+from tests.kernels.ops.cases import arrays, assert_close, deterministic, for_each_op, valid_cases
 from tests.kernels.ops.models import array_of, one_node_model
 
 # Where ONNX Runtime and ONNX differ, or ONNX leaves the result open; (op, case id) -> reason.
@@ -63,7 +63,7 @@ def test_excused_cases_exist() -> None:
     assert set(EXCUSED) <= {(p.values[0].name, p.values[1].id) for p in valid_cases()}
 
 
-@pytest.mark.parametrize(("op", "case"), valid_cases(deterministic))
+@for_each_op(valid_cases(deterministic))
 def test_case_agrees_with_onnxruntime(op: Op, case: Case) -> None:
     if reason := EXCUSED.get((op.name, case.id)):
         pytest.skip(reason)

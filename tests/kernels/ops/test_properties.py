@@ -229,8 +229,8 @@ def test_random_ops_repeat_with_a_seed_and_differ_without():
     op = find("RandomNormal")
     seeded = [evaluate(op, [], {"shape": (8,), "seed": 4.0})[0] for _ in range(2)]
     free = [evaluate(op, [], {"shape": (8,)})[0] for _ in range(2)]
-    np.testing.assert_array_equal(*seeded)
-    assert not np.array_equal(*free)
+    np.testing.assert_array_equal(seeded[0], seeded[1])
+    assert not np.array_equal(free[0], free[1])
 
 
 def test_bernoulli_follows_the_probability():

@@ -10,7 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from kernels.registry import Case, Op, evaluate
-from tests.kernels.ops.cases import arrays, assert_close, deterministic, valid_cases
+from tests.kernels.ops.cases import arrays, assert_close, deterministic, for_each_op, valid_cases
 from tests.kernels.ops.models import array_of, one_node_model
 
 # Where onnx.reference is wrong, or ONNX leaves the result open; (op, case id) -> reason.
@@ -64,7 +64,7 @@ def test_excused_cases_exist() -> None:
     assert set(EXCUSED) <= existing
 
 
-@pytest.mark.parametrize(("op", "case"), valid_cases(deterministic))
+@for_each_op(valid_cases(deterministic))
 def test_case_agrees_with_onnx_reference(op: Op, case: Case) -> None:
     if not onnx.defs.has(op.name) or onnx.defs.get_schema(op.name).deprecated:
         pytest.skip("no operator of the newest ai.onnx")

@@ -161,7 +161,7 @@ function jsonInput(model) {
     try {
       asked = JSON.parse(text.value);
     } catch (error) {
-      throw new Error(`The request is not JSON: ${error.message}`);
+      throw new Error(`The request is not JSON: ${error.message}`, { cause: error });
     }
     return { body: JSON.stringify({ outputs: wanted(model), ...asked }), headers: { "Content-Type": "application/json" } };
   }

@@ -2,7 +2,7 @@
 
 import { Problem, address, get, list } from "../api.js";
 import { el, failure, fill, notice } from "../dom.js";
-import { duration, flops, when } from "../format.js";
+import { duration, when } from "../format.js";
 import { read, write } from "../state.js";
 import { showRun } from "../views/run.js";
 

@@ -224,7 +224,7 @@ export function panel(run, { onClose, onShow }) {
     close() {
       if (element.hidden) return;
       element.hidden = true;
-      from?.isConnected && from.focus();
+      if (from?.isConnected) from.focus();
     },
   };
 }
