@@ -50,7 +50,7 @@ def test_dir_shows_the_public_names_alone() -> None:
 
 
 def test_help_shows_every_public_name_and_nothing_else() -> None:
-    text = pydoc.render_doc(edgewise, renderer=pydoc.plaintext)
+    text = pydoc.render_doc(edgewise, renderer=pydoc.plaintext)  # type: ignore[attr-defined]  # typeshed lacks it
     shown = {line.split("(")[0].split()[-1] for line in text.splitlines() if line.startswith(("    class ", "    def "))}
     shown |= {line.strip().split("(")[0] for line in text.partition("FUNCTIONS\n")[2].splitlines() if line[4:5].strip()}
     assert {*PUBLIC} - {"__version__"} <= shown

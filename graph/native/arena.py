@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graph.memory import Held
@@ -20,7 +20,7 @@ class Arena:
     held: tuple[Held, ...]
 
 
-def lay_out(calls: Sequence[Call], nodes: int) -> Arena:
+def lay_out(calls: Iterable[Call], nodes: int) -> Arena:
     """Place what the calls of so many nodes work in. A storage is held from the first call that it is given to until the last."""
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
@@ -41,7 +41,7 @@ def lay_out(calls: Sequence[Call], nodes: int) -> Arena:
     return Arena(dict(zip(own, offsets, strict=True)), nbytes, held)
 
 
-def _moments(calls: Sequence[Call], nodes: int) -> tuple[list[int], list[int]]:
+def _moments(calls: Iterable[Call], nodes: int) -> tuple[list[int], list[int]]:
     """Of every moment its node, and of every call its moment: each call is one, and so is a node that nothing is called for."""
     node_of: list[int] = []
     moment_of: list[int] = []

@@ -10,6 +10,6 @@ def test_pages_write_quantities_as_the_command_line_does(watch: Watch) -> None:
     page = watch.open("/")
     shown = page.evaluate(
         "(cases) => import('/static/js/format.js').then(({ quantity }) => cases.map(([value, unit]) => quantity(value, unit)))",
-        cases := [[value, unit] for value in VALUES for unit in ("B", "MACs", "")],
+        cases := [(value, unit) for value in VALUES for unit in ("B", "MACs", "")],
     )
     assert shown == [quantity(value, unit) for value, unit in cases]

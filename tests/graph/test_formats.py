@@ -63,7 +63,7 @@ def test_a_file_of_no_known_format_names_those_there_are(tmp_path: Path, content
 
 def test_an_object_that_is_no_model() -> None:
     with pytest.raises(CorruptModelError, match=r"model: it is a GraphProto, need a path, bytes or a message of ONNX \(\.onnx\)"):
-        read(onnx.GraphProto())  # type: ignore[arg-type]
+        read(onnx.GraphProto())
 
 
 def test_a_file_of_a_known_suffix_is_read_as_that_format(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from scheduler import local
 from scheduler.local import device_at_hand, local_fingerprint
 from scheduler.plan import EXECUTOR, Plan
 from scheduler.session import DEFAULT, Session
-from scheduler.strategy import Strategy
+from scheduler.strategy import Strategy, WantedBackend
 from tests.graph.random_models import random_feeds, random_models
 from tests.profiler.devices import device
 from tests.profiler.models import small_convnet
@@ -34,7 +34,7 @@ def traced(session: Session, feeds: dict[str, np.ndarray]) -> list[tuple[str, st
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
-def test_it_lists_what_a_trace_shows(backend: str, threads: int) -> None:
+def test_it_lists_what_a_trace_shows(backend: WantedBackend, threads: int) -> None:
     session = Session(MODEL, threads=threads, backend=backend)
     session.run(FEEDS)
     plan = session.plan
@@ -45,7 +45,7 @@ def test_it_lists_what_a_trace_shows(backend: str, threads: int) -> None:
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
 @given(random_models(), random_feeds())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_it_lists_what_a_trace_of_a_random_model_shows(backend: str, proto: onnx.ModelProto, feeds: dict) -> None:
+def test_it_lists_what_a_trace_of_a_random_model_shows(backend: WantedBackend, proto: onnx.ModelProto, feeds: dict) -> None:
     session = Session(proto, threads=2, backend=backend)
     session.run(feeds)
     assert said(session.plan) == traced(session, feeds)
@@ -61,7 +61,7 @@ def test_it_is_of_the_shapes_used_last_or_those_declared() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "numpy"])
-def test_reading_it_before_any_run_says_what_the_run_will_do(backend: str) -> None:
+def test_reading_it_before_any_run_says_what_the_run_will_do(backend: WantedBackend) -> None:
     proto = small_convnet()
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     feeds = {"x": np.ones((1, 3, 14, 14), np.float32)}

@@ -127,7 +127,7 @@ def test_the_first_batch_curve_comes_from_plans(server: Served) -> None:
     (entry,) = server.service.repository.versions("digits")
     assert entry.session is not None
     shapes = {rows: {"image": (rows, 1, 8, 8)} for rows in (1, 2, 4)}
-    times = server.service._forecast(entry.session, 1, shapes)
+    times = server.service.storage.forecast(entry.session, 1, shapes)
     assert list(times) == [1, 2, 4]
     with ThreadPoolExecutor(16) as clients:
         for _ in range(100):

@@ -11,7 +11,7 @@ from kernels.errors import EdgewiseError
 def module(name: str, *ops: str) -> ModuleType:
     """A module of rules for some ops."""
     made = ModuleType(name)
-    made.RULES = dict.fromkeys(ops, conv.RULES["Conv"])
+    made.__dict__["RULES"] = dict.fromkeys(ops, conv.RULES["Conv"])
     return made
 
 

@@ -14,7 +14,7 @@ def chain(*steps: str | tuple[Any, ...], bias: bool = False) -> Epilogue[Any]:
     A step is a name, a name with parameters ("clip", 0.0, 6.0), or a name with the layout of the operand: ("sub", view) takes the
     operand from the result, (view, "sub") the result from the operand.
     """
-    draft, layouts = Draft(), {}
+    draft, layouts = Draft(), dict[str, Any]()
     made = draft.operand("", FLOAT)
     for step in steps:
         name, *rest = (step,) if isinstance(step, str) else step

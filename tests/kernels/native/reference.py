@@ -1,6 +1,7 @@
 """Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from kernels.native.memory.view import View
 from tests.kernels.native.compiled import object_code
 from tests.kernels.native.runner import run
 
-PLAIN = Epilogue()
+PLAIN: Epilogue[Any] = Epilogue()
 CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # of another function, in assembly
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_epilogue_adds_bias_and_residual_and_activates(isa, layout):
     conv = square(isa, layout, 6, 8, isa.lanes + 5, 3, pad=1)
-    cases = {
+    cases: dict[Any, Any] = {
         "relu": lambda v: np.maximum(v, 0),
         ("clip", 0.0, 0.5): lambda v: np.clip(v, 0, 0.5),
         "silu": lambda v: v / (1 + np.exp(-v)),

@@ -9,6 +9,7 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.types import F32, I8, I32, I64, PTR, VOID
 from kernels.native.families.conv import conv_tiles
 from kernels.native.families.depthwise import depthwise_tiles
+from kernels.native.memory.image import Image
 from kernels.native.run.runtime import denormals_as_zero
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.conftest import EMULATED_ISAS, needs_emulator
@@ -75,7 +76,7 @@ WIDER = [ISAS["neon_dotprod"], ISAS["neon_i8mm"]] if EMULATED_ISAS else []
 @needs_emulator
 @pytest.mark.parametrize("isa", WIDER, ids=lambda isa: isa.name)
 def test_kernels_run_on_the_wider_sets_of_aarch64(isa):
-    epilogue = Epilogue(bias=True)
+    epilogue: Epilogue[Image] = Epilogue(bias=True)
     conv, narrow = square(isa, "blocked", 9, 13, 10, 3, pad=1), depthwise(isa, "nhwc", 9, 10, 5, pad=2)
     check_conv(conv, conv_tiles(conv, isa)[0], isa, epilogue)
     check_depthwise(narrow, depthwise_tiles(narrow, isa)[0], isa, epilogue)

@@ -38,7 +38,8 @@ def _rows_are_apart(op: Op, case: Case, batched: int) -> bool:
     if any(array is None or not array.ndim or not array.size for array in inputs[:batched]):
         return False
     together = [_five_rows(array) if array is not None and i < batched else array for i, array in enumerate(inputs)]
-    attrs, operands = op.bind(case.attrs), []
+    attrs = op.bind(case.attrs)
+    operands: list[Operand | None] = []
     for i, spec in enumerate(specs_of(together)):
         if spec is not None and i < batched:
             operands.append(Operand(f"input {i}", Content.ROWS, spec.with_value(None)))
@@ -62,7 +63,7 @@ def _rows_are_apart(op: Op, case: Case, batched: int) -> bool:
 
 
 def _five_rows(array: Array) -> Array:
-    return np.concatenate([array, np.flip(array, range(1, array.ndim)), np.roll(array, 1, axis=-1), *[array] * 3])[:5]
+    return np.concatenate([array, np.flip(array, tuple(range(1, array.ndim))), np.roll(array, 1, axis=-1), *[array] * 3])[:5]
 
 
 def _application(op: str, *contents: Content, shapes: tuple[tuple[int, ...], ...], **attrs: object) -> Application:

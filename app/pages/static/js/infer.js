@@ -9,7 +9,9 @@ import { action, choice, field, planLink } from "./parts.js";
 const DATATYPES = { float32: "FP32", float64: "FP64", float16: "FP16", bfloat16: "BF16", bool: "BOOL", object: "BYTES" };
 const ARRAYS = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array };
 const SCALES = [
-  ["unit", "0 … 1", [0, 0, 0], [1, 1, 1]], ["imagenet", "ImageNet mean and deviation", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], ["signed", "−1 … 1", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],
+  ["unit", "0 … 1", [0, 0, 0], [1, 1, 1]],
+  ["imagenet", "ImageNet mean and deviation", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]],
+  ["signed", "−1 … 1", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]],
   ["bytes", "0 … 255", [0, 0, 0], [1 / 255, 1 / 255, 1 / 255]],
 ];
 const TOP_CLASSES = 5;
@@ -20,10 +22,28 @@ const OPEN_PX = 224; // of an image whose size the model leaves open
 /** A form that runs a model once. model: as /v1/models returns it. */
 export function inferForm(model) {
   const image = imageInput(model);
-  const ways = [image && { id: "image", title: "Image", part: image }, { id: "json", title: "JSON", part: jsonInput(model) }].filter(Boolean);
+  const ways = [
+    image && { id: "image", title: "Image", part: image },
+    { id: "json", title: "JSON", part: jsonInput(model) },
+  ].filter(Boolean);
   const parts = ways.map(({ id, part }, at) => el("div", { class: "form", "data-way": id, hidden: at > 0 }, part.element));
   const radios = ways.map(({ id, title }, at) =>
-    el("label", {}, el("input", { type: "radio", name: "way", value: id, checked: at === 0, onchange: () => parts.forEach((part) => { part.hidden = part.dataset.way !== id; }) }), title));
+    el(
+      "label",
+      {},
+      el("input", {
+        type: "radio",
+        name: "way",
+        value: id,
+        checked: at === 0,
+        onchange: () =>
+          parts.forEach((part) => {
+            part.hidden = part.dataset.way !== id;
+          }),
+      }),
+      title,
+    ),
+  );
   const [run, reason] = action("Run", "infer");
   const stop = el("button", { type: "button", hidden: true }, "Cancel");
   const result = el("div", { class: "result", "aria-live": "polite", id: "inference" });
@@ -39,25 +59,41 @@ export function inferForm(model) {
     try {
       const { body, headers } = await way.part.ask();
       const began = performance.now();
-      const reply = await request(`/v2/models/${encodeURIComponent(model.name)}/versions/${model.version}/infer`, { method: "POST", body, headers: { ...headers, ...written() }, signal: control.signal });
+      const reply = await request(`/v2/models/${encodeURIComponent(model.name)}/versions/${model.version}/infer`, {
+        method: "POST",
+        body,
+        headers: { ...headers, ...written() },
+        signal: control.signal,
+      });
       fill(result, shown(reply, 1e6 * (performance.now() - began)));
     } catch (error) {
-      fill(result, error.name === "AbortError" ? el("p", { class: "quiet" }, "Cancelled.") : failure("The inference failed", error));
+      fill(
+        result,
+        error.name === "AbortError" ? el("p", { class: "quiet" }, "Cancelled.") : failure("The inference failed", error),
+      );
     } finally {
       run.disabled = false;
       stop.hidden = true;
     }
   }
 
-  const form = el("form", { class: "form", onsubmit: submit },
+  const form = el(
+    "form",
+    { class: "form", onsubmit: submit },
     ways.length > 1 ? el("fieldset", {}, el("legend", {}, "Input"), el("div", { class: "choices" }, radios)) : null,
-    parts, el("div", { class: "buttons" }, run, stop, reason));
+    parts,
+    el("div", { class: "buttons" }, run, stop, reason),
+  );
   return el("div", { class: "infer" }, form, result);
 }
 
 /** The outputs to request: the largest classes of those that hold scores, all values of the others. */
 const wanted = (model) =>
-  model.outputs.map(({ name, dtype, shape }) => (dtype.startsWith("float") && shape && shape.length > 0 && shape.length < 3 && shape.at(-1) !== 1 ? { name, parameters: { classification: TOP_CLASSES } } : { name }));
+  model.outputs.map(({ name, dtype, shape }) =>
+    dtype.startsWith("float") && shape && shape.length > 0 && shape.length < 3 && shape.at(-1) !== 1
+      ? { name, parameters: { classification: TOP_CLASSES } }
+      : { name },
+  );
 
 const datatype = (dtype) => DATATYPES[dtype] ?? dtype.toUpperCase();
 
@@ -78,13 +114,41 @@ function imageInput(model) {
   if (!place) return null;
   const { input, channels } = place;
   const file = el("input", { type: "file", accept: "image/*", onchange: () => draw().catch(() => {}) });
-  const size = (value) => el("input", { type: "number", min: "1", max: "4096", value: String(typeof value === "number" ? value : OPEN_PX), disabled: typeof value === "number", onchange: () => draw().catch(() => {}) });
+  const size = (value) =>
+    el("input", {
+      type: "number",
+      min: "1",
+      max: "4096",
+      value: String(typeof value === "number" ? value : OPEN_PX),
+      disabled: typeof value === "number",
+      onchange: () => draw().catch(() => {}),
+    });
   const [height, width] = [size(place.height), size(place.width)];
-  const fit = choice([["crop", "crop to the centre"], ["stretch", "stretch"]], "crop", { onchange: () => draw().catch(() => {}) });
-  const scale = choice([...SCALES.map(([id, text]) => [id, text]), ["own", "own mean and deviation"]], input.dtype === "uint8" ? "bytes" : "unit", { onchange: () => { own.hidden = scale.value !== "own"; } });
+  const fit = choice(
+    [
+      ["crop", "crop to the centre"],
+      ["stretch", "stretch"],
+    ],
+    "crop",
+    { onchange: () => draw().catch(() => {}) },
+  );
+  const scale = choice(
+    [...SCALES.map(([id, text]) => [id, text]), ["own", "own mean and deviation"]],
+    input.dtype === "uint8" ? "bytes" : "unit",
+    {
+      onchange: () => {
+        own.hidden = scale.value !== "own";
+      },
+    },
+  );
   const mean = el("input", { type: "text", value: "0", inputmode: "decimal" });
   const deviation = el("input", { type: "text", value: "1", inputmode: "decimal" });
-  const own = el("div", { class: "two", hidden: true }, field("Mean", mean, "One number, or one for each channel"), field("Deviation", deviation, "(pixel ÷ 255 − mean) ÷ deviation"));
+  const own = el(
+    "div",
+    { class: "two", hidden: true },
+    field("Mean", mean, "One number, or one for each channel"),
+    field("Deviation", deviation, "(pixel ÷ 255 − mean) ÷ deviation"),
+  );
   const invert = el("input", { type: "checkbox", onchange: () => draw().catch(() => {}) });
   const canvas = el("canvas", { role: "img", "aria-label": "The image as the model gets it", hidden: true });
 
@@ -110,29 +174,54 @@ function imageInput(model) {
   }
 
   function numbers(text) {
-    const found = text.split(/[\s,;]+/).filter(Boolean).map(Number);
-    if (![1, channels].includes(found.length) || !found.every(Number.isFinite)) throw new Error(`mean and deviation: need one number, or ${channels}`);
+    const found = text
+      .split(/[\s,;]+/)
+      .filter(Boolean)
+      .map(Number);
+    if (![1, channels].includes(found.length) || !found.every(Number.isFinite))
+      throw new Error(`mean and deviation: need one number, or ${channels}`);
     return Array.from({ length: channels }, (_, at) => found[at % found.length]);
   }
 
   async function ask() {
     const pixels = await draw();
-    const [, , means, deviations] = SCALES.find(([id]) => id === scale.value) ?? [null, null, numbers(mean.value), numbers(deviation.value)];
+    const [, , means, deviations] = SCALES.find(([id]) => id === scale.value) ?? [
+      null,
+      null,
+      numbers(mean.value),
+      numbers(deviation.value),
+    ];
     const data = tensor(pixels, { ...place, means, deviations });
     const area = [pixels.height, pixels.width];
     const shape = place.first ? [1, channels, ...area] : [1, ...area, channels];
-    const head = { inputs: [{ name: input.name, datatype: datatype(input.dtype), shape, parameters: { binary_data_size: data.byteLength } }], outputs: wanted(model) };
+    const head = {
+      inputs: [{ name: input.name, datatype: datatype(input.dtype), shape, parameters: { binary_data_size: data.byteLength } }],
+      outputs: wanted(model),
+    };
     const json = new TextEncoder().encode(JSON.stringify(head));
-    return { body: new Blob([json, data]), headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(json.length) } };
+    return {
+      body: new Blob([json, data]),
+      headers: { "Content-Type": "application/octet-stream", "Inference-Header-Content-Length": String(json.length) },
+    };
   }
 
   const layout = `${input.name}: ${input.dtype}, ${channels === 1 ? "grey" : "RGB"}, channels ${place.first ? "first" : "last"}`;
   return {
     ask,
     element: [
-      el("p", { class: "quiet" }, layout), field("Image file", file),
-      el("div", { class: "two" }, field("Height, pixels", height), field("Width, pixels", width), field("Aspect ratio", fit), field("Values", scale)),
-      el("label", {}, invert, "Invert, for dark ink on light paper"), own, canvas,
+      el("p", { class: "quiet" }, layout),
+      field("Image file", file),
+      el(
+        "div",
+        { class: "two" },
+        field("Height, pixels", height),
+        field("Width, pixels", width),
+        field("Aspect ratio", fit),
+        field("Values", scale),
+      ),
+      el("label", {}, invert, "Invert, for dark ink on light paper"),
+      own,
+      canvas,
     ],
   };
 }
@@ -155,7 +244,13 @@ function tensor({ data, width, height }, { input, first, channels, means, deviat
 function jsonInput(model) {
   const text = el("textarea", { spellcheck: "false", rows: "10" });
   text.value = template(model);
-  const file = el("input", { type: "file", accept: "application/json,.json", onchange: async () => { if (file.files[0]) text.value = await file.files[0].text(); } });
+  const file = el("input", {
+    type: "file",
+    accept: "application/json,.json",
+    onchange: async () => {
+      if (file.files[0]) text.value = await file.files[0].text();
+    },
+  });
   async function ask() {
     let asked;
     try {
@@ -165,7 +260,13 @@ function jsonInput(model) {
     }
     return { body: JSON.stringify({ outputs: wanted(model), ...asked }), headers: { "Content-Type": "application/json" } };
   }
-  return { ask, element: [field("Request", text, "An Open Inference Protocol request: the inputs, and optionally outputs and parameters"), field("or from a file", file)] };
+  return {
+    ask,
+    element: [
+      field("Request", text, "An Open Inference Protocol request: the inputs, and optionally outputs and parameters"),
+      field("or from a file", file),
+    ],
+  };
 }
 
 /** A request with zeros, where it is short enough to be changed by hand. */
@@ -183,8 +284,20 @@ function shown(reply, trip_ns) {
   const { plan_id, batch_rows } = reply.parameters ?? {};
   const by = /^[0-9a-f]{64}$/.test(plan_id ?? "") ? ["with plan ", planLink(plan_id)] : ["with the default plan"];
   return [
-    el("p", {}, el("strong", {}, format.duration(trip_ns)), " from this page and back, ", ...by, batch_rows > 1 ? `, ${batch_rows} rows in the run` : ""),
-    ...reply.outputs.flatMap((output) => [el("h3", {}, `${output.name} `, el("small", { class: "quiet" }, `${output.datatype} [${output.shape.join(", ")}]`)), outputs(output)].flat()),
+    el(
+      "p",
+      {},
+      el("strong", {}, format.duration(trip_ns)),
+      " from this page and back, ",
+      ...by,
+      batch_rows > 1 ? `, ${batch_rows} rows in the run` : "",
+    ),
+    ...reply.outputs.flatMap((output) =>
+      [
+        el("h3", {}, `${output.name} `, el("small", { class: "quiet" }, `${output.datatype} [${output.shape.join(", ")}]`)),
+        outputs(output),
+      ].flat(),
+    ),
   ];
 }
 
@@ -193,8 +306,20 @@ function outputs({ name, datatype: kind, shape, data }) {
   if (data.length && classes.every(Boolean)) {
     const each = shape.at(-1);
     return Array.from({ length: data.length / each }, (_, row) =>
-      bars(data.length > each ? `${name}, row ${row}` : name, classes.slice(row * each, (row + 1) * each).map(([, value, index, label]) => ({ name: label ?? `class ${index}`, value: Math.max(0, Number(value)), text: value, note: label == null || label === index ? null : `class ${index}` }))));
+      bars(
+        data.length > each ? `${name}, row ${row}` : name,
+        classes.slice(row * each, (row + 1) * each).map(([, value, index, label]) => ({
+          name: label ?? `class ${index}`,
+          value: Math.max(0, Number(value)),
+          text: value,
+          note: label == null || label === index ? null : `class ${index}`,
+        })),
+      ),
+    );
   }
-  const most = data.slice(0, MOST_VALUES).map((value) => (typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(6) : String(value))).join(", ");
+  const most = data
+    .slice(0, MOST_VALUES)
+    .map((value) => (typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(6) : String(value)))
+    .join(", ");
   return el("p", {}, el("code", {}, most), data.length > MOST_VALUES ? ` … ${format.count(data.length)} values` : "");
 }

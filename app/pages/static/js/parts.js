@@ -31,7 +31,10 @@ export function action(text, scope, attrs = {}) {
   const reason = lacks(scope);
   if (!reason) return [el("button", { type: "submit", class: "primary", ...attrs }, text), null];
   const id = `lacks-${++notes}`;
-  return [el("button", { type: "submit", ...attrs, disabled: true, "aria-describedby": id }, text), el("p", { class: "quiet", id }, reason)];
+  return [
+    el("button", { type: "submit", ...attrs, disabled: true, "aria-describedby": id }, text),
+    el("p", { class: "quiet", id }, reason),
+  ];
 }
 let notes = 0;
 
@@ -46,19 +49,48 @@ let fields = 0;
 
 /** A select of [value, text] pairs. */
 export const choice = (pairs, selected, attrs = {}) =>
-  el("select", attrs, pairs.map(([value, text]) => el("option", { value, selected: value === selected }, text)));
+  el(
+    "select",
+    attrs,
+    pairs.map(([value, text]) => el("option", { value, selected: value === selected }, text)),
+  );
 
 /** A definition list of [name, text or node] pairs; those without a value are left out. */
 export const facts = (pairs) =>
-  el("dl", { class: "particulars" }, pairs.filter(([, value]) => value != null && value !== "").map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  el(
+    "dl",
+    { class: "particulars" },
+    pairs
+      .filter(([, value]) => value != null && value !== "")
+      .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
 
 /** A plain table: titles as text, or {text, n: true} for figures; cells are text or nodes. */
 export function plain(label, titles, rows) {
   const heads = titles.map((title) => (typeof title === "string" ? { text: title } : title));
   const cell = (content, at) => el("td", { class: heads[at].n ? "n" : null }, content ?? "–");
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
-    el("table", {}, el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col", class: head.n ? "n" : null }, head.text)))),
-      el("tbody", {}, rows.map((row) => el("tr", {}, row.map(cell))))));
+  return el(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+    el(
+      "table",
+      {},
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          heads.map((head) => el("th", { scope: "col", class: head.n ? "n" : null }, head.text)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        rows.map((row) => el("tr", {}, row.map(cell))),
+      ),
+    ),
+  );
 }
 
 export const planLink = (id, text = id.slice(0, 12)) => el("a", { href: `/plans/${id}` }, text);
@@ -68,7 +100,12 @@ export const modelLink = (name, text = name) => el("a", { href: `/models/${encod
 /** Digest → served model, of those that are served now; the first of several with one file. */
 export async function modelsByDigest() {
   const { models } = await get("/v1/models");
-  return new Map(models.filter((model) => model.digest).toReversed().map((model) => [model.digest, model]));
+  return new Map(
+    models
+      .filter((model) => model.digest)
+      .toReversed()
+      .map((model) => [model.digest, model]),
+  );
 }
 
 /** Fingerprint → name of the devices that are known. */
@@ -77,8 +114,15 @@ export async function deviceNames() {
 }
 
 const STATES = {
-  current: ["current", "good"], predicted: ["predicted, for another machine", ""], stale: ["stale", "bad"], drifted: ["drifted", "warn"],
-  queued: ["waiting", ""], running: ["running", "warn"], done: ["done", "good"], failed: ["failed", "bad"], cancelled: ["cancelled", ""],
+  current: ["current", "good"],
+  predicted: ["predicted, for another machine", ""],
+  stale: ["stale", "bad"],
+  drifted: ["drifted", "warn"],
+  queued: ["waiting", ""],
+  running: ["running", "warn"],
+  done: ["done", "good"],
+  failed: ["failed", "bad"],
+  cancelled: ["cancelled", ""],
 };
 
 /** The word for the state of a plan or a job. */
@@ -90,7 +134,8 @@ export const stateBadge = (state) => el("span", { class: `state ${STATES[state]?
 /** The progress of a job, as one line. */
 export function progressText({ state, error, progress, result }) {
   if (state === "failed") return error;
-  if (progress.budget_s != null) return `${progress.spent_s.toFixed(0)} of ${progress.budget_s} s, ${progress.measured} measured, best ${format.duration(progress.best_ns)}`;
+  if (progress.budget_s != null)
+    return `${progress.spent_s.toFixed(0)} of ${progress.budget_s} s, ${progress.measured} measured, best ${format.duration(progress.best_ns)}`;
   if (progress.total != null) return `${progress.done} of ${progress.total}: ${progress.phase}`;
   if (progress.phase && state === "running") return progress.runs ? `${progress.phase}, ${progress.runs} runs` : progress.phase;
   if (result.wall_p50_ns != null) return `median ${format.duration(result.wall_p50_ns)}`;
@@ -102,7 +147,11 @@ export function modelChoice(onChoice) {
   const names = embedded("models");
   if (!names.length) return null;
   if (!names.includes(read().model)) write({ model: names[0] });
-  const select = choice(names.map((name) => [name, name]), read().model, { onchange: () => write({ model: select.value }, { step: true }) });
+  const select = choice(
+    names.map((name) => [name, name]),
+    read().model,
+    { onchange: () => write({ model: select.value }, { step: true }) },
+  );
   let shown = read().model;
   onChange(({ model = names[0] }) => {
     if (model === shown) return;

@@ -11,7 +11,10 @@ import { table } from "../table.js";
 
 const PATTERNS = { triad: "triad (a = b + s·c)", read: "read", copy: "copy", update: "update in place" };
 const OVERHEADS = {
-  timer_resolution: "Smallest step of the clock", timer_call: "Reading the clock", native_call: "Calling a native function", numpy_call: "Calling numpy",
+  timer_resolution: "Smallest step of the clock",
+  timer_call: "Reading the clock",
+  native_call: "Calling a native function",
+  numpy_call: "Calling numpy",
   thread_handoff: "Waking another Python thread",
 };
 const SHOWN_ISA = /^(sse4\.2|avx|avx2|fma|f16c|avx512|avxvnni|amx|neon|asimd|sve|dotprod|bf16|i8mm|fp16)/;
@@ -24,29 +27,48 @@ await part("device", "The device cannot be read", async (place) => {
   fill(document.getElementById("title"), stored.name, " ", el("small", {}, el("code", {}, stored.fingerprint)));
   return [
     ...machine(profile, stored),
-    el("h2", {}, "Arithmetic peaks"), ...peaks(profile),
-    el("h2", {}, "Bandwidth by level"), ladder(profile),
-    el("h2", {}, "Overheads"), overheads(profile),
-    el("h2", {}, "Stability"), ...stability(profile),
-    el("h2", {}, "Source of every number"), provenance(profile),
+    el("h2", {}, "Arithmetic peaks"),
+    ...peaks(profile),
+    el("h2", {}, "Bandwidth by level"),
+    ladder(profile),
+    el("h2", {}, "Overheads"),
+    overheads(profile),
+    el("h2", {}, "Stability"),
+    ...stability(profile),
+    el("h2", {}, "Source of every number"),
+    provenance(profile),
   ];
 });
 
 function machine({ hardware, confinement, conditions, ...profile }, stored) {
-  const caches = hardware.caches.map((cache) => `L${cache.level} ${cache.kind} ${format.bytes(cache.nbytes)}${cache.instances > 1 ? ` × ${cache.instances}` : ""}`);
+  const caches = hardware.caches.map(
+    (cache) => `L${cache.level} ${cache.kind} ${format.bytes(cache.nbytes)}${cache.instances > 1 ? ` × ${cache.instances}` : ""}`,
+  );
   return [
     figures([
-      ["Cores", hardware.logical_cores === hardware.physical_cores ? String(hardware.physical_cores) : `${hardware.physical_cores}, ${hardware.logical_cores} threads`],
+      [
+        "Cores",
+        hardware.logical_cores === hardware.physical_cores
+          ? String(hardware.physical_cores)
+          : `${hardware.physical_cores}, ${hardware.logical_cores} threads`,
+      ],
       ["Memory", format.bytes(hardware.memory_bytes)],
       ["Processors this process may use", String(confinement.affinity)],
       ["CPU quota", confinement.cgroup_cpus == null ? "none" : `${confinement.cgroup_cpus} CPUs`],
       ["Memory limit", confinement.cgroup_memory_bytes == null ? "none" : format.bytes(confinement.cgroup_memory_bytes)],
     ]),
     facts([
-      ["CPU", `${hardware.vendor} ${hardware.model}`], ["Architecture", `${hardware.architecture}, ${hardware.system}`], ["Caches", caches.join(", ")],
-      ["NUMA nodes", hardware.numa.length || null], ["Instruction sets", isas(hardware.isa)],
-      ["Compiled for", hardware.llvm_cpu], ["BLAS", conditions.blas], ["Governor", conditions.governor], ["Load average before", conditions.load_average?.toFixed(2)],
-      ["Measured", `${new Date(profile.probed_at).toLocaleString("sv-SE")}, for ${profile.probe_seconds.toFixed(1)} s`], ["First seen", format.when(stored.created_us)],
+      ["CPU", `${hardware.vendor} ${hardware.model}`],
+      ["Architecture", `${hardware.architecture}, ${hardware.system}`],
+      ["Caches", caches.join(", ")],
+      ["NUMA nodes", hardware.numa.length || null],
+      ["Instruction sets", isas(hardware.isa)],
+      ["Compiled for", hardware.llvm_cpu],
+      ["BLAS", conditions.blas],
+      ["Governor", conditions.governor],
+      ["Load average before", conditions.load_average?.toFixed(2)],
+      ["Measured", `${new Date(profile.probed_at).toLocaleString("sv-SE")}, for ${profile.probe_seconds.toFixed(1)} s`],
+      ["First seen", format.when(stored.created_us)],
     ]),
   ];
 }
@@ -60,30 +82,61 @@ function peaks({ peaks: all }) {
   const precisions = [...new Set(all.map((peak) => peak.precision))];
   return precisions.flatMap((precision) => [
     el("h3", {}, precision),
-    bars(`Peaks of ${precision}, ${all.find((peak) => peak.precision === precision).rate.unit}`, all.filter((peak) => peak.precision === precision).map(({ kind, isa, threads, rate }) => ({
-      name: kind === "gemm" ? `matrix product, BLAS · ${threadsOf(threads)}` : `${isa} · ${threadsOf(threads)}`,
-      value: rate.value, text: format.quantity(rate.value, rate.unit), note: `${rate.source}, spread ${format.percent(rate.spread_percent)}`,
-      colour: kind === "gemm" ? "var(--series-3)" : "var(--series-1)",
-    }))),
+    bars(
+      `Peaks of ${precision}, ${all.find((peak) => peak.precision === precision).rate.unit}`,
+      all
+        .filter((peak) => peak.precision === precision)
+        .map(({ kind, isa, threads, rate }) => ({
+          name: kind === "gemm" ? `matrix product, BLAS · ${threadsOf(threads)}` : `${isa} · ${threadsOf(threads)}`,
+          value: rate.value,
+          text: format.quantity(rate.value, rate.unit),
+          note: `${rate.source}, spread ${format.percent(rate.spread_percent)}`,
+          colour: kind === "gemm" ? "var(--series-3)" : "var(--series-1)",
+        })),
+    ),
   ]);
 }
 
 function ladder({ bandwidths }) {
   const patterns = [...new Set(bandwidths.map((found) => found.pattern))];
-  const select = choice(patterns.map((pattern) => [pattern, PATTERNS[pattern] ?? pattern]), read().pattern ?? "triad", { onchange: () => write({ pattern: select.value }) });
+  const select = choice(
+    patterns.map((pattern) => [pattern, PATTERNS[pattern] ?? pattern]),
+    read().pattern ?? "triad",
+    { onchange: () => write({ pattern: select.value }) },
+  );
   const list = el("div", {});
-  const chart = scatter({ label: "Bandwidth by working set", x: { title: "working set of all threads, bytes", format: format.bytes }, y: { title: "bandwidth, bytes per second", format: (value) => format.rate(value, "B") }, ...drawn(select.value) });
+  const chart = scatter({
+    label: "Bandwidth by working set",
+    x: { title: "working set of all threads, bytes", format: format.bytes },
+    y: { title: "bandwidth, bytes per second", format: (value) => format.rate(value, "B") },
+    ...drawn(select.value),
+  });
 
   function drawn(pattern) {
-    const found = bandwidths.filter((item) => item.pattern === pattern).toSorted((a, b) => a.working_set_bytes - b.working_set_bytes);
+    const found = bandwidths
+      .filter((item) => item.pattern === pattern)
+      .toSorted((a, b) => a.working_set_bytes - b.working_set_bytes);
     const counts = [...new Set(found.map((item) => item.threads))].sort((a, b) => a - b);
-    fill(list, bars(`Bandwidth, ${pattern}`, found.toSorted((a, b) => a.threads - b.threads).map(({ level, threads, rate, working_set_bytes }) => ({
-      name: `${level} · ${threadsOf(threads)}`, value: rate.value, text: format.rate(rate.value, "B"), note: `${format.bytes(working_set_bytes)}, ${rate.source}, spread ${format.percent(rate.spread_percent)}`,
-      colour: `var(--series-${(counts.indexOf(threads) % 8) + 1})`,
-    }))));
+    fill(
+      list,
+      bars(
+        `Bandwidth, ${pattern}`,
+        found
+          .toSorted((a, b) => a.threads - b.threads)
+          .map(({ level, threads, rate, working_set_bytes }) => ({
+            name: `${level} · ${threadsOf(threads)}`,
+            value: rate.value,
+            text: format.rate(rate.value, "B"),
+            note: `${format.bytes(working_set_bytes)}, ${rate.source}, spread ${format.percent(rate.spread_percent)}`,
+            colour: `var(--series-${(counts.indexOf(threads) % 8) + 1})`,
+          })),
+      ),
+    );
     return {
       points: found.map(({ level, threads, rate, working_set_bytes }) => ({
-        x: working_set_bytes, y: rate.value, colour: seriesColour(counts.indexOf(threads)),
+        x: working_set_bytes,
+        y: rate.value,
+        colour: seriesColour(counts.indexOf(threads)),
         name: `${level}, ${threadsOf(threads)}: ${format.rate(rate.value, "B")} over ${format.bytes(working_set_bytes)}`,
       })),
       lines: counts.flatMap((threads) => {
@@ -101,17 +154,31 @@ function ladder({ bandwidths }) {
 }
 
 function overheads({ overheads: all, teams }) {
-  const row = (name, figure) => [name, `${figure.value.toFixed(1)} ns`, format.percent(figure.spread_percent), figure.statistic, figure.source];
-  return plain("Overheads", ["Operation", { text: "Time", n: true }, { text: "Spread", n: true }, "Statistic", "Source"], [
-    ...Object.entries(OVERHEADS).map(([key, name]) => row(name, all[key])),
-    ...teams.flatMap((team) => [row(`Starting a team of ${threadsOf(team.threads)}`, team.start), row(`One barrier of ${threadsOf(team.threads)}`, team.barrier)]),
-  ]);
+  const row = (name, figure) => [
+    name,
+    `${figure.value.toFixed(1)} ns`,
+    format.percent(figure.spread_percent),
+    figure.statistic,
+    figure.source,
+  ];
+  return plain(
+    "Overheads",
+    ["Operation", { text: "Time", n: true }, { text: "Spread", n: true }, "Statistic", "Source"],
+    [
+      ...Object.entries(OVERHEADS).map(([key, name]) => row(name, all[key])),
+      ...teams.flatMap((team) => [
+        row(`Starting a team of ${threadsOf(team.threads)}`, team.start),
+        row(`One barrier of ${threadsOf(team.threads)}`, team.barrier),
+      ]),
+    ],
+  );
 }
 
 function stability({ stability: found }) {
   return [
     figures([
-      ["Jitter of short runs", format.percent(found.jitter.value)], ["Drift, end against beginning", format.percent(found.drift_percent)],
+      ["Jitter of short runs", format.percent(found.jitter.value)],
+      ["Drift, end against beginning", format.percent(found.drift_percent)],
       ["Taken by the hypervisor (steal)", found.steal_percent == null ? "unknown" : format.percent(found.steal_percent)],
       ["Throttled by its CPU quota", found.throttled == null ? "unknown" : `${found.throttled} times`],
     ]),
@@ -120,10 +187,16 @@ function stability({ stability: found }) {
 
 function provenance({ peaks: all, bandwidths, overheads: costs, teams, stability: steady }) {
   const rows = [
-    ...all.map((item) => [`${item.precision} ${item.kind === "gemm" ? "matrix product" : item.isa}, ${threadsOf(item.threads)}`, item.rate]),
+    ...all.map((item) => [
+      `${item.precision} ${item.kind === "gemm" ? "matrix product" : item.isa}, ${threadsOf(item.threads)}`,
+      item.rate,
+    ]),
     ...bandwidths.map((item) => [`${item.level} ${item.pattern}, ${threadsOf(item.threads)}`, item.rate]),
     ...Object.entries(OVERHEADS).map(([key, name]) => [name, costs[key]]),
-    ...teams.flatMap((team) => [[`team start, ${threadsOf(team.threads)}`, team.start], [`barrier, ${threadsOf(team.threads)}`, team.barrier]]),
+    ...teams.flatMap((team) => [
+      [`team start, ${threadsOf(team.threads)}`, team.start],
+      [`barrier, ${threadsOf(team.threads)}`, team.barrier],
+    ]),
     ["jitter", steady.jitter],
   ].map(([name, figure], index) => ({ name, index, ...figure }));
   const say = (value, { unit }) => (["ns", "%"].includes(unit) ? `${value.toFixed(1)} ${unit}` : format.quantity(value, unit));
@@ -138,7 +211,15 @@ function provenance({ peaks: all, bandwidths, overheads: costs, teams, stability
     { key: "method", title: "Method" },
   ];
   const { sort, q, cols } = read();
-  const grid = table(columns, rows, { label: "Numbers and their sources", noun: "number", sort, q, cols, onState: write, id: (row) => row.index });
+  const grid = table(columns, rows, {
+    label: "Numbers and their sources",
+    noun: "number",
+    sort,
+    q,
+    cols,
+    onState: write,
+    id: (row) => row.index,
+  });
   onChange((state) => grid.show(state));
   return grid.element;
 }

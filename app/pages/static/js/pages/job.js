@@ -59,22 +59,34 @@ await part("job", "The job cannot be read", async (place) => {
 
 function sentence(job) {
   if (job.state === "queued") return "Waiting for a worker on its device.";
-  if (job.state === "running") return job.cancel_asked ? "It was asked to stop and will do so as soon as it can." : `${job.owner} has been working on it since ${format.when(job.started_us)}.`;
-  return job.started_us == null ? `It did not run; it ended at ${format.when(job.finished_us)}.` : `It ran from ${format.when(job.started_us)} to ${format.when(job.finished_us)}, ${format.duration(1e3 * (job.finished_us - job.started_us))}.`;
+  if (job.state === "running")
+    return job.cancel_asked
+      ? "It was asked to stop and will do so as soon as it can."
+      : `${job.owner} has been working on it since ${format.when(job.started_us)}.`;
+  return job.started_us == null
+    ? `It did not run; it ended at ${format.when(job.finished_us)}.`
+    : `It ran from ${format.when(job.started_us)} to ${format.when(job.finished_us)}, ${format.duration(1e3 * (job.finished_us - job.started_us))}.`;
 }
 
 function progressBar(progress) {
   const text = progressText({ progress, state: "running", result: {} }) || "No progress was reported yet.";
   const [value, max] = progress.budget_s == null ? [progress.done, progress.total] : [progress.spent_s, progress.budget_s];
   const attrs = value == null ? {} : { value: String(value), max: String(max) };
-  return el("div", { class: "result" }, el("progress", { ...attrs, "aria-label": "Progress of the job" }), el("p", { class: "quiet" }, text));
+  return el(
+    "div",
+    { class: "result" },
+    el("progress", { ...attrs, "aria-label": "Progress of the job" }),
+    el("p", { class: "quiet" }, text),
+  );
 }
 
 function tuneFigures(progress) {
   if (progress.budget_s == null) return null;
   return figures([
-    ["Best so far", progress.best_ns ? format.duration(progress.best_ns) : "–"], ["Candidates measured", `${format.count(progress.measured)} of ${format.count(progress.planned)}`],
-    ["Spent", `${progress.spent_s.toFixed(0)} of ${progress.budget_s} s`], ["Now", progress.now],
+    ["Best so far", progress.best_ns ? format.duration(progress.best_ns) : "–"],
+    ["Candidates measured", `${format.count(progress.measured)} of ${format.count(progress.planned)}`],
+    ["Spent", `${progress.spent_s.toFixed(0)} of ${progress.budget_s} s`],
+    ["Now", progress.now],
   ]);
 }
 
@@ -82,8 +94,10 @@ function tuneFigures(progress) {
 function bestOverTime() {
   const points = [];
   const chart = lines({
-    label: "Best latency so far against time spent", x: { title: "time spent, s", values: [], format: (value) => value?.toFixed(0) ?? "–" },
-    y: { title: "best latency so far", format: format.duration }, series: [{ name: "best so far", values: [], stepped: true }],
+    label: "Best latency so far against time spent",
+    x: { title: "time spent, s", values: [], format: (value) => value?.toFixed(0) ?? "–" },
+    y: { title: "best latency so far", format: format.duration },
+    series: [{ name: "best so far", values: [], stepped: true }],
   });
   const element = el("section", { hidden: true }, el("h2", {}, "Best so far, since this page was opened"), chart.element);
   return {
@@ -105,21 +119,39 @@ function bestOverTime() {
 function results(job, model) {
   const { result } = job;
   if (job.state === "failed") return notice("problem", "The job failed", job.error);
-  const run = result.profile_id == null ? null : model
-    ? el("a", { class: "button", href: `/models/${encodeURIComponent(model.name)}?run=${result.profile_id}` }, `Open run ${result.profile_id}`)
-    : el("a", { class: "button", href: `/compare?runs=${result.profile_id}` }, `Open run ${result.profile_id}`);
+  const run =
+    result.profile_id == null
+      ? null
+      : model
+        ? el(
+            "a",
+            { class: "button", href: `/models/${encodeURIComponent(model.name)}?run=${result.profile_id}` },
+            `Open run ${result.profile_id}`,
+          )
+        : el("a", { class: "button", href: `/compare?runs=${result.profile_id}` }, `Open run ${result.profile_id}`);
   const plan = result.plan_id ? el("a", { class: "button", href: `/plans/${result.plan_id}` }, "Open the plan") : null;
   const device = result.device ? el("a", { class: "button", href: `/devices/${result.device}` }, "Open the device") : null;
   const found = [
-    ["Median of a run", result.wall_p50_ns, format.duration], ["Measured, whole plan", result.measured_ns, format.duration], ["Predicted", result.predicted_ns, format.duration],
-    ["MACs", result.macs, format.macs], ["FLOPs", result.flops, format.flops], ["Runs", result.runs, format.count], ["Threads", result.threads, format.count],
-  ].filter(([, value]) => value != null).map(([name, value, say]) => [name, say(value)]);
-  if (!found.length && !run && !plan && !device) return job.state === "cancelled" ? notice("info", "Cancelled", "The job left no result.") : null;
+    ["Median of a run", result.wall_p50_ns, format.duration],
+    ["Measured, whole plan", result.measured_ns, format.duration],
+    ["Predicted", result.predicted_ns, format.duration],
+    ["MACs", result.macs, format.macs],
+    ["FLOPs", result.flops, format.flops],
+    ["Runs", result.runs, format.count],
+    ["Threads", result.threads, format.count],
+  ]
+    .filter(([, value]) => value != null)
+    .map(([name, value, say]) => [name, say(value)]);
+  if (!found.length && !run && !plan && !device)
+    return job.state === "cancelled" ? notice("info", "Cancelled", "The job left no result.") : null;
   return [el("h2", {}, "Results"), found.length ? figures(found) : null, el("p", { class: "form row" }, plan, run, device)];
 }
 
 function asked(job, model, devices) {
-  const shapes = [...Object.entries(job.request.dims ?? {}).map(([name, size]) => `${name} = ${size}`), ...Object.entries(job.request.shapes ?? {}).map(([name, shape]) => `${name}: [${shape.join(",")}]`)];
+  const shapes = [
+    ...Object.entries(job.request.dims ?? {}).map(([name, size]) => `${name} = ${size}`),
+    ...Object.entries(job.request.shapes ?? {}).map(([name, shape]) => `${name}: [${shape.join(",")}]`),
+  ];
   const rest = Object.entries(job.request).filter(([name, value]) => !["dims", "shapes"].includes(name) && value != null);
   return facts([
     ["Kind", TITLES[job.kind] ?? job.kind],

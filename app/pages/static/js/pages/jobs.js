@@ -13,10 +13,20 @@ const OPEN = ["queued", "running"];
 
 await part("jobs", "The jobs cannot be read", async () => {
   const [jobs, models, devices] = await Promise.all([list("/v1/jobs"), modelsByDigest(), deviceNames()]);
-  if (!jobs.length) return notice("info", "There is no job yet", "Open a model's Work page to count, measure or tune it. ", el("a", { href: "/" }, "Models"));
+  if (!jobs.length)
+    return notice(
+      "info",
+      "There is no job yet",
+      "Open a model's Work page to count, measure or tune it. ",
+      el("a", { href: "/" }, "Models"),
+    );
   const columns = [
     { key: "id", title: "Job", format: (id, row) => `${id} · ${KINDS[row.kind] ?? row.kind}` },
-    { key: "state", title: "State", format: (state, row) => (row.cancel_asked && OPEN.includes(state) ? "stopping" : stateWord(state)) },
+    {
+      key: "state",
+      title: "State",
+      format: (state, row) => (row.cancel_asked && OPEN.includes(state) ? "stopping" : stateWord(state)),
+    },
     { key: "model", title: "Model", value: (row) => models.get(row.model_digest)?.name ?? row.model_digest.slice(0, 12) },
     { key: "device", title: "Device", format: (fingerprint) => devices.get(fingerprint) ?? fingerprint },
     { key: "far", title: "Progress", value: progressText },
@@ -29,7 +39,15 @@ await part("jobs", "The jobs cannot be read", async () => {
   ];
   const { sort, q, cols } = read();
   const grid = table(columns, jobs, {
-    label: "Jobs", noun: "job", sort, q, cols, onState: write, id: (row) => row.id, href: (row) => `/jobs/${row.id}`, mark: (row) => (row.state === "failed" ? "bad" : ""),
+    label: "Jobs",
+    noun: "job",
+    sort,
+    q,
+    cols,
+    onState: write,
+    id: (row) => row.id,
+    href: (row) => `/jobs/${row.id}`,
+    mark: (row) => (row.state === "failed" ? "bad" : ""),
   });
   onChange((state) => grid.show(state));
   keep(grid, jobs);

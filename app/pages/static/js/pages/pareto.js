@@ -19,7 +19,12 @@ const COLUMNS = [
   { key: "objective", title: "Objective" },
   { key: "threads", title: "Threads", numeric: true },
   { key: "device_name", title: "Device" },
-  { key: "state", title: "State", value: (plan) => (plan.stale ? "stale" : plan.drift ? "drifted" : "current"), format: stateWord },
+  {
+    key: "state",
+    title: "State",
+    value: (plan) => (plan.stale ? "stale" : plan.drift ? "drifted" : "current"),
+    format: stateWord,
+  },
 ];
 
 modelChoice(show);
@@ -34,19 +39,56 @@ function show() {
     const { model, sort, q, cols } = read();
     if (!model) return notice("info", "No model is served", el("a", { href: "/upload" }, "Upload one"), ".");
     const { digest } = await get(`/v1/models/${encodeURIComponent(model)}`);
-    if (!digest) return notice("info", "This model is not loaded", "Its plans are found by the digest of its file, which is read when it is loaded.");
+    if (!digest)
+      return notice(
+        "info",
+        "This model is not loaded",
+        "Its plans are found by the digest of its file, which is read when it is loaded.",
+      );
     const points = await get("/v1/pareto", { model: digest });
-    if (!points.length) return notice("info", "This model has no plan yet", el("a", { href: `/models/${encodeURIComponent(model)}/work#plan` }, "Make one"), ", or tune it.");
+    if (!points.length)
+      return notice(
+        "info",
+        "This model has no plan yet",
+        el("a", { href: `/models/${encodeURIComponent(model)}/work#plan` }, "Make one"),
+        ", or tune it.",
+      );
     const precisions = [...new Set(points.map((point) => point.precision))];
     const chart = scatter({
-      label: "Plans by error and latency", x: { title: "error estimate, relative to the largest output", format: exponent }, y: { title: "latency of one inference", format: format.duration }, lines: [],
+      label: "Plans by error and latency",
+      x: { title: "error estimate, relative to the largest output", format: exponent },
+      y: { title: "latency of one inference", format: format.duration },
+      lines: [],
       points: points.map((point) => ({
-        x: point.error_estimate, y: point.latency_ns, id: point.plan_id, colour: colour(point.efficient ? "--series-2" : "--series-8"),
+        x: point.error_estimate,
+        y: point.latency_ns,
+        id: point.plan_id,
+        colour: colour(point.efficient ? "--series-2" : "--series-8"),
         name: `${point.plan_id.slice(0, 12)}: ${format.duration(point.latency_ns)} ${point.measured ? "measured" : "predicted"}, error ${exponent(point.error_estimate)}, ${point.threads} threads${point.efficient ? ", on the Pareto front" : ""}`,
       })),
       onPick: (point) => location.assign(`/plans/${point.id}`),
     });
-    const grid = table(COLUMNS, points, { label: "Plans", noun: "plan", sort, q, cols, onState: write, id: (row) => row.plan_id, href: (row) => `/plans/${row.plan_id}`, mark: (row) => (row.efficient ? "chosen" : "") });
-    return [precisions.length === 1 ? el("p", {}, `Every plan uses ${precisions[0]}: errors differ by algorithm (Winograd, the order of sums), not by precision.`) : null, chart.element, grid.element];
+    const grid = table(COLUMNS, points, {
+      label: "Plans",
+      noun: "plan",
+      sort,
+      q,
+      cols,
+      onState: write,
+      id: (row) => row.plan_id,
+      href: (row) => `/plans/${row.plan_id}`,
+      mark: (row) => (row.efficient ? "chosen" : ""),
+    });
+    return [
+      precisions.length === 1
+        ? el(
+            "p",
+            {},
+            `Every plan uses ${precisions[0]}: errors differ by algorithm (Winograd, the order of sums), not by precision.`,
+          )
+        : null,
+      chart.element,
+      grid.element,
+    ];
   });
 }
