@@ -1,4 +1,4 @@
-"""What the engine says while it goes on working: warnings, and with EDGEWISE_DEBUG what it chose and made. Errors are raised."""
+"""Messages of the engine besides errors: warnings, and where EDGEWISE_DEBUG asks for them, plans, kernels and code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from kernels.errors import InvalidError
 
-DEBUG = "EDGEWISE_DEBUG"  # environment variable: a level from 0 to 4; each shows what the lower ones show, too
+DEBUG = "EDGEWISE_DEBUG"  # environment variable: a level from 0 to 4; each includes the lower ones
 DEBUG_FOLDER = "EDGEWISE_DEBUG_DIR"  # environment variable: where IR and assembly are written
 PLAN: Final = 1  # tracebacks of errors, and each plan with its steps
 KERNELS: Final = 2  # the kernels that each node becomes
@@ -21,29 +21,29 @@ ASSEMBLY: Final = 4  # its assembly, as a file
 
 
 def warn(event: str, **facts: object) -> None:
-    """Log a warning with its facts. structlog is loaded when there is one: with what it brings it takes 12 MB."""
+    """Log a warning with its facts. structlog is loaded for the first one only, because it takes 12 MB."""
     import structlog  # noqa: PLC0415
 
     structlog.get_logger("edgewise.engine").warning(event, **facts)
 
 
 def debug_level() -> int:
-    """The level that EDGEWISE_DEBUG asks for, 0 where it is not set. Raises InvalidError where it is no level."""
+    """Return the level that EDGEWISE_DEBUG sets, 0 where it is not set. Raises InvalidError for another value."""
     given = os.environ.get(DEBUG, "").strip() or "0"
     if given not in {"0", "1", "2", "3", "4"}:
         raise InvalidError(
-            f"{DEBUG}: {given!r} is no level, need 0 (nothing), 1 (plan), 2 (and kernels), 3 (and IR) or 4 (and assembly)"
+            f"{DEBUG}: unknown level {given!r}, need 0 (nothing), 1 (plan), 2 (and kernels), 3 (and IR) or 4 (and assembly)"
         )
     return int(given)
 
 
 def debug(event: str, **facts: object) -> None:
-    """Write a line of JSON to standard error, which carries no results. The caller has looked at `debug_level`."""
+    """Write one line of JSON to standard error. Callers check `debug_level` first."""
     sys.stderr.write(json.dumps({"logger": "edgewise.debug", "event": event, **facts}, default=str, ensure_ascii=False) + "\n")
 
 
 def debug_folder() -> Path:
-    """The folder that EDGEWISE_DEBUG_DIR names, made where it is missing; without it a new one for this process.
+    """Return the folder that EDGEWISE_DEBUG_DIR names, made where it is missing, or else a temporary one of this process.
 
     Its path is logged once. Raises InvalidError where it cannot be made.
     """

@@ -95,7 +95,7 @@ class Segment:
         return RULES[node.op].work(node, self._facts, self.choices[node.name]).macs
 
     def _show_kernels(self) -> None:
-        """Say which kernels each node becomes, where EDGEWISE_DEBUG asks for that."""
+        """Log the kernels that each node becomes where EDGEWISE_DEBUG asks for them."""
         if debug_level() >= KERNELS:
             for call in self.calls:
                 node, kernel = self.nodes[call.node], call.kernel

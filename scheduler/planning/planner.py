@@ -148,7 +148,7 @@ def compose(
 
 
 def _show(plan: Plan) -> None:
-    """Say what was chosen, where EDGEWISE_DEBUG asks for that."""
+    """Log the plan and its steps where EDGEWISE_DEBUG asks for them."""
     if debug_level() < PLAN:
         return
     total = {"expected_ns": round(plan.predicted_ns), "memory_bytes": plan.memory_bytes}

@@ -70,7 +70,7 @@ def test_a_plan_is_shown_with_its_steps_where_debugging_asks(monkeypatch, capsys
 
 def test_planning_refuses_a_debug_level_that_there_is_not(monkeypatch) -> None:
     monkeypatch.setenv("EDGEWISE_DEBUG", "plan")
-    with pytest.raises(InvalidError, match="EDGEWISE_DEBUG: 'plan' is no level"):
+    with pytest.raises(InvalidError, match="EDGEWISE_DEBUG: unknown level 'plan'"):
         planned()
 
 

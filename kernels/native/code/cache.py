@@ -1,7 +1,7 @@
 """Compiled code kept on disk between processes.
 
-An entry is one file named by the hash of all that its code depends on. It is machine code that will be run, so an entry
-counts only if its length, key and checksum are right; anything else reads as absent.
+An entry is a file named by the hash of everything that its code depends on. Since it will be executed, an entry is used only if
+its length, key and checksum are right; anything else counts as absent.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from kernels.native.target.isa import Isa
 
 LIMIT_BYTES = 256 << 20
 
-_HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not looked at)
+_HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not counted)
 _MAGIC = b"EWCODE1\n"
-_KERNEL = "kernel "  # begins the key of a module that a kernel's name tells
+_KERNEL = "kernel "  # begins the key of a module that a kernel's name identifies
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """Machine code of one module. spills: the share of vector instructions in innermost loops that touch the stack, None = not
-    looked at. A candidate above SPILL_LIMIT is not worth timing."""
+    """Machine code of one module.
+
+    spills: the share (0 to 1) of vector instructions in innermost loops that access the stack; None where it was not counted. A
+    candidate above SPILL_LIMIT is not worth timing.
+    """
 
     code: bytes
     spills: float | None = None
@@ -35,24 +38,24 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A module to compile. key: what tells its text from any other, given the emitters' own source. text: makes it."""
+    """A module to compile. key: identifies its IR among all modules of one build. text: returns the IR."""
 
     key: str
     text: Callable[[], str]
 
     @staticmethod
     def of(text: str) -> Source:
-        """A module that is told by its text."""
+        """Make a source that its IR identifies."""
         return Source(text, lambda: text)
 
     @staticmethod
     def of_kernel(name: str, text: Callable[[], str]) -> Source:
-        """A module that is told by the name of its kernel."""
+        """Make a source that the name of its kernel identifies, so that a known kernel is not even emitted."""
         return Source(f"{_KERNEL}{name}", text)
 
     @property
     def name(self) -> str:
-        """The kernel's name, or module_<digest of the text>: a name for files."""
+        """A name for files: the kernel's name, or module_<digest of the IR>."""
         if self.key.startswith(_KERNEL):
             return self.key.removeprefix(_KERNEL)
         return f"module_{hashlib.sha256(self.key.encode()).hexdigest()[:12]}"
@@ -60,7 +63,7 @@ class Source:
 
 @functools.cache
 def build_key() -> str:
-    """What compiled code depends on besides its IR and ISA: LLVM, and the source of what emits and compiles."""
+    """Hash what compiled code depends on besides IR and ISA: the version of LLVM, and the source of emitters and compiler."""
     digest = hashlib.sha256(llvm_version().encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.name.encode())
@@ -69,12 +72,12 @@ def build_key() -> str:
 
 
 def entry_key(source: Source, isa: Isa) -> bytes:
-    """The hash of everything the code of a module depends on."""
+    """Hash everything that the code of a module depends on (32 bytes)."""
     return hashlib.sha256(b"\0".join(part.encode() for part in (build_key(), isa.key, source.key))).digest()
 
 
 class CodeCache:
-    """A folder of compiled modules, bounded in bytes; the least recently used go first."""
+    """A folder of compiled modules, bounded in bytes; the least recently used are removed first."""
 
     def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         self.files = PrivateFolder(folder)
@@ -83,12 +86,12 @@ class CodeCache:
 
     @staticmethod
     def default() -> CodeCache | None:
-        """The cache of this user, or where EDGEWISE_CODE_CACHE says; None when that is set to nothing."""
+        """Open this user's cache, or the folder that EDGEWISE_CODE_CACHE names; None where that is set to the empty string."""
         path = PrivateFolder.default_path()
         return None if path is None else CodeCache(path)
 
     def get(self, key: bytes) -> Compiled | None:
-        """The code of that key, or None where there is none that is whole."""
+        """Return the code of that key, or None where there is none, or only a damaged entry."""
         data = self.files.read(f"{key.hex()}.o") or b""
         if len(data) < _HEADER.size:
             return None
@@ -98,7 +101,7 @@ class CodeCache:
         return Compiled(code, None if spills < 0 else spills) if whole else None
 
     def put(self, key: bytes, compiled: Compiled) -> None:
-        """Keep the code."""
+        """Store the code; where that fails, it is compiled again next time."""
         spills = -1 if compiled.spills is None else compiled.spills
         header = _HEADER.pack(_MAGIC, key, hashlib.sha256(compiled.code).digest(), len(compiled.code), spills)
         if not self.files.write(f"{key.hex()}.o", header + compiled.code):

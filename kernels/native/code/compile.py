@@ -33,15 +33,15 @@ def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
 
 
 def assembly(ir: str, isa: Isa) -> str:
-    """The assembly text of one module, for reading."""
+    """Return the assembly of one module, for people to read. Raises CompileError when LLVM refuses the text."""
     text: str = _machine(isa).emit_assembly(_parse(ir))
     return text
 
 
 def spilled_share(text: str, isa: Isa) -> float:
-    """Of the vector instructions in innermost loops (anywhere, where there is no loop), the share that touch the stack.
+    """Return the share (0 to 1) of vector instructions in innermost loops that access the stack; of all where there is no loop.
 
-    What is saved around a loop costs nothing that shows; what is reloaded inside it can halve the speed.
+    Registers saved around a loop cost next to nothing; values reloaded inside it can halve the speed.
     """
     lines = text.splitlines()
     labels = {found[1]: n for n, line in enumerate(lines) if (found := _LABEL.match(line))}

@@ -1,7 +1,7 @@
 """Object files as LLVM writes them, linked at an address: as much of ELF as kernels need that call each other and the C library.
 
-It is done here and not by LLVM's linker so that a process whose code is all in the cache never loads LLVM: that is 70 MB of
-memory, and a tenth of a second. Whatever is not understood (a section that may be written to, another relocation) is refused.
+LLVM's own linker is not used, so that a process whose code is all in the cache never loads LLVM, which takes 70 MB of memory and
+a tenth of a second. Anything that is not understood (a writable section, another relocation) is refused.
 
 Source: System V ABI, AMD64 supplement, table 4.9; ELF for the Arm 64-bit Architecture, section 5.7.
 """
@@ -17,7 +17,7 @@ from kernels.native.errors import CompileError
 from kernels.spec import Array
 
 PAGE_BYTES = 4096
-STUB_BYTES = 16  # a jump to anywhere: what calls of the C library go through, which may lie beyond a call's reach
+STUB_BYTES = 16  # a jump to any address: the C library may lie beyond the reach of a call
 
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _HEADER = np.dtype([("magic", "S4"), ("class", "u1"), ("data", "u1"), ("_", "V10"), ("type", "<u2"), ("machine", "<u2"),
@@ -28,18 +28,21 @@ _SYMBOL = np.dtype([("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section"
 _RELOCATION = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
 
 _PROGBITS, _SYMTAB, _RELA = 1, 2, 4
-_UNWIND = 0x70000001  # how to unwind the stack: nothing that runs here throws
+_UNWIND = 0x70000001  # tables for unwinding the stack: kernels throw nothing
 _WRITE, _ALLOC = 1, 2
 _UNDEFINED = 0
-_STUBS = {"x86_64": b"\xff\x25\x00\x00\x00\x00", "aarch64": b"\x50\x00\x00\x58\x00\x02\x1f\xd6"}  # jump to the address behind
+_STUBS = {
+    "x86_64": b"\xff\x25\x00\x00\x00\x00",
+    "aarch64": b"\x50\x00\x00\x58\x00\x02\x1f\xd6",
+}  # jump to the address that follows
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
     """One object file, read. sections: number in the file -> (place in the object's memory, bytes). exports: name -> place.
 
-    places: of every symbol, by number; -1 for what lies outside, whose names are in `wants`. relocations: of each section that
-    has any, with its place.
+    places: of each symbol, by number; -1 for one that is defined elsewhere, whose name is in `wants`.
+    relocations: of each section that has any, with the section's place.
     """
 
     arch: str
@@ -52,11 +55,11 @@ class Object:
 
 
 def read_object(data: bytes) -> Object:
-    """Read an object file. Raises CompileError for what is no whole object of a known machine."""
+    """Read an object file. Raises CompileError for data that is not a complete object of a known machine."""
     try:
         return _read(data)
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError) as error:
-        raise CompileError(f"object: {len(data)} bytes that are no whole ELF object, {error}") from error
+        raise CompileError(f"object: {len(data)} bytes are not a complete ELF object, {error}") from error
 
 
 def _read(data: bytes) -> Object:

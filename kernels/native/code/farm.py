@@ -26,14 +26,14 @@ from kernels.native.code.dump import dump_modules
 from kernels.native.errors import CompileError
 from kernels.native.target.isa import Isa, available_cores, find_isa
 
-SMALL_CHARACTERS = 400_000  # of IR: about 0.25 s of compiling, what starting a process costs
+SMALL_CHARACTERS = 400_000  # of IR: compiling them takes about 0.25 s, as long as starting a process
 _FIRST_PACE_S = 0.25 / SMALL_CHARACTERS  # a character, before anything was compiled
 _SIZE = struct.Struct("<q")
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from kernels.native.code.farm import serve; serve()"
 
 
 def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
-    """Compile one module in this process, which loads LLVM: only where there is something to compile."""
+    """Compile one module in this process. LLVM is loaded here, when there is something to compile."""
     from kernels.native.code import compile as compiler  # noqa: PLC0415
 
     return compiler.generate(ir, isa, count_spills=count_spills)
@@ -41,8 +41,8 @@ def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
 
 @dataclass(slots=True)
 class Pace:
-    """Ends a batch of modules in time. fits: whether one that takes so many seconds may be begun. How long one takes is told from
-    those before it, in seconds for a character of IR: a machine that others keep busy is slower, and that shows."""
+    """Ends a batch of modules in time. fits: whether a module that takes so many seconds may be started. The time of a module is
+    estimated from those before it, in seconds a character of IR, so a machine that is busy with other work is accounted for."""
 
     fits: Callable[[float], bool]
     characters: int = 0
@@ -53,7 +53,7 @@ class Pace:
         return self.fits(characters * (self.seconds / self.characters if self.characters else _FIRST_PACE_S))
 
     def took(self, characters: int, seconds: float) -> None:
-        """Note a module. From any thread: the sums are of use though they may miss one."""
+        """Note how long a module took. Threads may call this at once; a lost update does no harm."""
         self.characters += characters
         self.seconds += seconds
 
@@ -83,7 +83,7 @@ def compile_some(
     cache: CodeCache | None = None,
     processes: int | None = None,
 ) -> list[Compiled | None]:
-    """Compile the modules that there is time for; None in place of the others. What was compiled is kept.
+    """Compile the modules that `pace` leaves time for (None: all); None in place of the others. Compiled code is cached.
 
     Raises CompileError when LLVM refuses one.
     """
@@ -118,12 +118,12 @@ def _compile(modules: list[str], isa: Isa, count_spills: bool, processes: int | 
     finally:
         for thread in threads:
             thread.join()
-    batch.work_here()  # what a worker that died had taken
+    batch.work_here()  # modules that a worker held when it died
     return batch.results()
 
 
 class _Batch:
-    """The modules still to compile, and those that are."""
+    """The modules of one call: those to compile, and the code of those that are done."""
 
     def __init__(self, modules: list[str], isa: Isa, count_spills: bool, pace: Pace | None) -> None:
         self.modules, self.isa, self.count_spills, self.pace = modules, isa, count_spills, pace
@@ -156,7 +156,7 @@ class _Batch:
                 self._error = error
 
     def drive_worker(self) -> None:
-        """Feed one worker process until nothing is left; hand back what it holds when it dies."""
+        """Feed one worker process until no module is left; a module that it held when it died goes back to the queue."""
         root = str(Path(__file__).parents[3])
         command = [sys.executable, "-P", "-c", _START, root]
         try:
@@ -180,7 +180,7 @@ class _Batch:
                     self._todo.put(n)
             finally:
                 worker.kill()
-                with contextlib.suppress(BrokenPipeError):  # a worker that died leaves what it never read
+                with contextlib.suppress(BrokenPipeError):  # a worker that died has not read everything
                     worker.stdin.close()
 
     def _accept(self, n: int, answer: bytes, began_s: float) -> None:
@@ -192,14 +192,14 @@ class _Batch:
             self._keep(n, Compiled(code, said["spills"]), began_s)
 
     def results(self) -> dict[int, Compiled]:
-        """By number; without a pace, all of them."""
+        """Return the code by number of module. Raises CompileError when LLVM refused one."""
         if self._error:
             raise self._error
         return self._done
 
 
 def serve() -> None:
-    """The worker process: compile what comes in on standard input until it ends."""
+    """Run as worker process: compile modules from standard input until it ends."""
     while True:
         try:
             job = json.loads(_read(sys.stdin.buffer))
@@ -214,7 +214,7 @@ def serve() -> None:
 
 
 def _isa_to_json(isa: Isa) -> dict[str, str]:
-    """What tells an instruction set from the described one of its name."""
+    """Return the fields in which a set of this machine differs from the described one of its name."""
     return {"name": isa.name, "cpu": isa.cpu, "features": isa.features}
 
 

@@ -1,4 +1,4 @@
-"""A folder of this user's alone: what lies in it may be run, so nobody else may have written it."""
+"""A folder that only this user can write to, because code from it is executed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDER = "EDGEWISE_CODE_CACHE"  # environment variable: where to keep compiled c
 
 
 class PrivateFolder:
-    """Files that are written beside their place and renamed: a reader never sees half of one, whoever dies when.
+    """Files that are written under a temporary name and renamed, so that a reader never sees a part of one.
 
-    refusal: why the folder is not used, or None. Reading is then absent, and writing does nothing.
+    refusal: why the folder is not used, or None. A refused folder reads as empty, and writing to it does nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,21 +29,21 @@ class PrivateFolder:
 
     @staticmethod
     def default_path() -> Path | None:
-        """Where this user's compiled code is kept, or where EDGEWISE_CODE_CACHE says; None when that is set to nothing."""
+        """Return the folder of this user's compiled code, or the one that EDGEWISE_CODE_CACHE names; None where that is empty."""
         given = os.environ.get(FOLDER)
         if given == "":
             return None
         return Path(given) if given else Path(platformdirs.user_cache_dir("edgewise")) / "native"
 
     def _open(self) -> str | None:
-        """Make the folder; why it cannot be trusted, or None."""
+        """Make the folder; return why it cannot be trusted, or None."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.path.lstat()
         except OSError as error:
             return str(error)
         if not stat.S_ISDIR(status.st_mode):
-            return "it is no folder"
+            return "it is not a folder"
         if hasattr(os, "getuid") and status.st_uid != os.getuid():
             return f"it belongs to user {status.st_uid}, need {os.getuid()}"
         if status.st_mode & 0o022:
@@ -51,18 +51,18 @@ class PrivateFolder:
         return None
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a file, which counts as used now; None where there is none."""
+        """Return the bytes of a file and mark it as used now; None where there is none."""
         if self.refusal:
             return None
         try:
             data = (self.path / name).read_bytes()
             os.utime(self.path / name)
-        except OSError:  # absent, or taken away by another process that prunes
+        except OSError:  # absent, or removed by another process that prunes
             return None
         return data
 
     def write(self, name: str, data: bytes) -> bool:
-        """Keep a file; whether it is kept. A full or read-only disk costs the next process its time, and is logged."""
+        """Write a file; return whether that succeeded. A full or read-only disk is logged and costs the next process time."""
         if self.refusal:
             return False
         try:
@@ -80,7 +80,7 @@ class PrivateFolder:
         return True
 
     def prune(self, limit_bytes: int) -> None:
-        """Remove what was not used for longest until the rest fits the limit, and what dead writers left."""
+        """Remove the least recently used files until the rest fits the limit, and temporary files of writers that died."""
         entries = []
         for path in self.path.iterdir():
             with contextlib.suppress(OSError):  # another process pruned it

@@ -11,7 +11,7 @@ import numpy as np
 from kernels.native.code.elf import Image, read_object
 from kernels.native.errors import CompileError
 
-_CALLED = frozenset({"memcpy", "memmove", "memset", "syscall"})  # what kernels may want of the C library
+_CALLED = frozenset({"memcpy", "memmove", "memset", "syscall"})  # functions of the C library that kernels may call
 
 
 class Library:
@@ -29,17 +29,17 @@ class Library:
         c = ctypes.CDLL(None, use_errno=True)
         if c.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(image.nbytes), mmap.PROT_READ | mmap.PROT_EXEC):
             raise CompileError(f"library: memory cannot be made executable, error {ctypes.get_errno()}")
-        # Arm's instruction caches need no word from us: Linux cleans them when a page that was written becomes executable.
+        # Arm's instruction caches need no flush here: Linux does it when a page that was written becomes executable.
         self._addresses = {name: start + image.exports[name] for name in exports}
 
     def address(self, name: str) -> int:
-        """Where an exported function lies; valid until the library is closed."""
+        """Return the address of an exported function, valid until the library is closed."""
         if name not in self._addresses:
             raise CompileError(f"library: {name!r} is not exported, it has {sorted(self._addresses)}")
         return self._addresses[name]
 
     def close(self) -> None:
-        """Unmap the code. Nobody may run it, or call it, any more."""
+        """Unmap the code, which must not be running and must not be called again."""
         self._addresses = {}
         self._memory = None
 

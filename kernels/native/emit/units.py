@@ -1,4 +1,4 @@
-"""Instructions that add dot products of short elements to wider lanes, as LLVM is told of them."""
+"""Dot-product instructions (VNNI, BF16, Arm's dot products and small matrix products) in LLVM IR."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kernels.native.target.isa import Isa, Unit
 
 
 def accumulator_type(unit: Unit, isa: Isa) -> Type:
-    """A full vector of what the unit accumulates in."""
+    """Return the type of a full vector of accumulators."""
     element = {"fp32": F32, "fp64": F64, "bf16": F32, "int8": I32}[unit.precision]
     return element.by(isa.vector_bits // element.bits)
 

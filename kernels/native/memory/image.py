@@ -15,7 +15,7 @@ class Image:
     """Element (n, c, y, x) lies at n·n_stride + (c // block)·block_stride + y·y_stride + x·x_stride + c % block.
 
     Strides count elements. block: channels that lie side by side: 1 in NCHW, all of them in NHWC, a vector in blocked images.
-    A blocked image has memory for whole blocks; what the lanes behind the last channel hold is nobody's business.
+    A blocked image has memory for whole blocks; lanes behind the last channel may hold anything.
     """
 
     batch: int
@@ -58,12 +58,12 @@ class Image:
 
     @property
     def stored_channels(self) -> int:
-        """Channels there is memory for."""
+        """Channels that there is memory for: a multiple of the block."""
         return self.blocks * self.block
 
     @property
     def elements(self) -> int:
-        """Elements from the first to behind the last."""
+        """Extent in elements, from the first to behind the last."""
         last = (self.batch - 1) * self.n_stride + (self.blocks - 1) * self.block_stride
         return last + (self.height - 1) * self.y_stride + (self.width - 1) * self.x_stride + self.block
 
@@ -81,7 +81,7 @@ class Image:
         return self.height == 1 or self.y_stride == self.width * self.x_stride
 
     def flat(self) -> Image:
-        """The same pixels as one row."""
+        """Return these pixels as one row. Raises EmitError where rows do not join."""
         if not self.rows_join():
             raise EmitError(f"image: rows are {self.y_stride} apart and {self.width * self.x_stride} long, they do not join")
         pixels = self.height * self.width
@@ -89,7 +89,7 @@ class Image:
                      pixels * self.x_stride, self.x_stride)  # fmt: skip
 
     def every(self, first: tuple[int, int], steps: tuple[int, int]) -> tuple[Image, int]:
-        """The pixels from that row and column on, so many rows and columns apart, as an image, and the elements before it."""
+        """Return every `steps`-th pixel from row and column `first` on as an image, and how many elements lie before it."""
         height, width = (-(-(size - at) // step) for size, at, step in zip((self.height, self.width), first, steps, strict=True))
         image = Image(self.batch, self.channels, height, width, self.block, self.n_stride, self.block_stride,
                       steps[0] * self.y_stride, steps[1] * self.x_stride)  # fmt: skip

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class View:
     """Element (i, j, …) lies `offset + i·strides[0] + j·strides[1] + …` elements after the beginning of its memory.
 
-    A stride of 0 repeats one element along a dimension; only what is read may have it.
+    A stride of 0 repeats one element along a dimension; only views that are read may have it.
     """
 
     shape: tuple[int, ...]
@@ -20,7 +20,7 @@ class View:
 
     @staticmethod
     def dense(shape: Sequence[int]) -> View:
-        """Row-major and without gaps: what numpy makes."""
+        """Return the row-major view without gaps, as numpy allocates arrays."""
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         return View(tuple(shape), tuple(strides))
 
@@ -32,7 +32,7 @@ class View:
 
     @property
     def size(self) -> int:
-        """Elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -41,28 +41,28 @@ class View:
         return self.offset + sum((size - 1) * max(stride, 0) for size, stride in zip(self.shape, self.strides, strict=True)) + 1
 
     def transposed(self, axes: Sequence[int]) -> View:
-        """Dimension i is dimension axes[i] of this one."""
+        """Return the view whose dimension i is dimension axes[i] of this one."""
         return View(tuple(self.shape[a] for a in axes), tuple(self.strides[a] for a in axes), self.offset)
 
     def sliced(self, axis: int, start: int, count: int, step: int = 1) -> View:
-        """`count` elements of a dimension, from `start`, `step` apart (which may be negative)."""
+        """Return `count` elements of a dimension, from `start` on, `step` apart (which may be negative)."""
         shape, strides = list(self.shape), list(self.strides)
         shape[axis], strides[axis] = count, strides[axis] * step
         return View(tuple(shape), tuple(strides), self.offset + start * self.strides[axis])
 
     def picked(self, axis: int, index: int) -> View:
-        """One element of a dimension, which is gone then."""
+        """Return one element of a dimension, which is removed."""
         taken = self.sliced(axis, index, 1)
         return View(taken.shape[:axis] + taken.shape[axis + 1 :], taken.strides[:axis] + taken.strides[axis + 1 :], taken.offset)
 
     def broadcast(self, shape: Sequence[int]) -> View:
-        """Repeated to that shape by numpy's rule; the shapes must fit."""
+        """Return the view repeated to a shape by numpy's rule; the shapes must fit."""
         extra = len(shape) - len(self.shape)
         strides = [0] * extra + [0 if size == 1 else stride for size, stride in zip(self.shape, self.strides, strict=True)]
         return View(tuple(shape), tuple(strides), self.offset)
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
-        """The same elements in the same order under another shape, or None where no strides say that."""
+        """Return these elements, in order, under another shape; None where no strides express that."""
         old = [(size, stride) for size, stride in zip(self.shape, self.strides, strict=True) if size != 1]
         strides: list[int] = []
         sizes = list(shape)

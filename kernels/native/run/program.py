@@ -1,12 +1,11 @@
-"""Kernels composed into one native function: what a whole segment of a model runs as, on every thread of a team.
+"""A program: the kernels of a segment of a model composed into one native function, which every thread of a team runs.
 
     denormals count as 0 from here on, until the end
-    for each step:  do this thread's share of the chunks, then what is left of the others';  barrier, where the next step needs it
+    for each step:  do this thread's share of the chunks, then help with the others';  barrier, where the next step needs it
 
-A program is called with a table of addresses: the counters first, then buffers for timestamps
-and for what kernels need besides, then the caller's slots (an
-arena, the inputs, the outputs, the weights). Every pointer a kernel gets is a slot plus a constant number of bytes, so that
-moving the arena or feeding other arrays changes the table and nothing else, and kernels of one shape are shared between layers.
+A program is called with a table of addresses: counters, timestamps, scratch memory, then the caller's slots (an arena, inputs,
+outputs, weights). Every pointer a kernel gets is a slot plus a constant number of bytes, so that moving the arena or feeding
+other arrays changes the table and nothing else, and kernels of one shape are shared between layers.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from kernels.native.target.isa import Isa
 from kernels.spec import Array
 
 ENTRY = "edgewise_program"
-_COUNTERS, _TIMES, _SCRATCH, _SLOTS = 0, 1, 2, 3  # where the table keeps what
+_COUNTERS, _TIMES, _SCRATCH, _SLOTS = 0, 1, 2, 3  # indices into the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """One kernel and what its arguments mean, by name; what is missing is never looked at, and "scratch" is the program's affair.
+    """One kernel and the places of its arguments, by name. An argument that is missing is never read; "scratch" is the program's.
 
     grain: chunks taken at a time. barrier: whether all threads wait for the whole step to be done; the last step needs none.
     """
@@ -91,7 +90,7 @@ def _times_per_thread(steps: int) -> int:
 
 
 def _scratch_bytes(steps: Sequence[KernelCall]) -> int:
-    """Scratch of one thread, in lines of its own: as much as the greediest kernel wants."""
+    """Scratch of one thread, in cache lines of its own: the largest that any kernel needs."""
     return -(-max((step.kernel.scratch_bytes for step in steps), default=0) // LINE_BYTES) * LINE_BYTES
 
 
@@ -139,7 +138,7 @@ class Program:
         self._grow(pool.threads)
 
     def _grow(self, threads: int) -> None:
-        """Have memory of their own for that many threads."""
+        """Allocate counters, timestamps and scratch for that many threads."""
         self._threads = threads
         self._counters = aligned(LINE_BYTES * max(self._steps, 1) * threads)
         self._table[_COUNTERS] = self._counters.ctypes.data
@@ -149,7 +148,7 @@ class Program:
         self._table[_SCRATCH] = self._scratch.ctypes.data
 
     def bind(self, slot: int, memory: Array) -> None:
-        """Let a slot mean this memory, which the caller keeps alive and contiguous."""
+        """Set the memory of a slot, which the caller keeps alive and contiguous."""
         self._table[_SLOTS + slot] = memory.ctypes.data
 
     def run(self, threads: int) -> None:
@@ -159,7 +158,7 @@ class Program:
         self._pool.run(self._library.address(ENTRY), self._table.ctypes.data, threads, self._counters)
 
     def times(self, threads: int) -> Array:
-        """Clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""
+        """Return clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""
         per_thread = _times_per_thread(self._steps)
         rows = self._times[: threads * per_thread].reshape(threads, per_thread)[:, : 3 * self._steps]
         return rows.reshape(threads, self._steps, 3).copy()

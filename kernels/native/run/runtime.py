@@ -2,8 +2,8 @@
 
 Everything waits the same way: on a 32-bit word that changes, with the number of sleepers in the word behind it. A waiter spins
 a bounded number of times and then sleeps in the kernel (futex), so that more threads than cores make progress and idle workers
-cost nothing. Who changes the word wakes sleepers only if there are any. Both sides access word and sleepers sequentially
-consistent: either the waiter sees the new word, or the waker sees the sleeper.
+cost nothing. A thread that changes the word wakes sleepers only if there are any. Both sides access word and sleepers with
+sequential consistency: either the waiter sees the new word, or the waker sees the sleeper.
 
 Memory, in lines of 128 bytes since processors fetch lines in pairs:
 
@@ -80,7 +80,7 @@ end:
   ret void
 }
 
-; Change the word and wake who sleeps on it.
+; Change the word and wake the threads that sleep on it.
 define internal void @signal(ptr %word, i32 %new) #0 {
 entry:
   %sleepers = getelementptr i8, ptr %word, i64 4
@@ -215,7 +215,7 @@ declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
 
 def runtime_ir(isa: Isa) -> str:
-    """The IR to link every program with."""
+    """Return the IR that every program is linked with."""
     declaration, pause = _PAUSE[isa.arch]
     sleeping = _FUTEX.replace("NUMBER", str(_FUTEX_NUMBER[isa.arch]))
     target = f'target triple = "{isa.triple}"\nattributes #0 = {{ nounwind "target-cpu"="{isa.cpu}" }}\n'
@@ -224,8 +224,10 @@ def runtime_ir(isa: Isa) -> str:
 
 @contextmanager
 def denormals_as_zero(k: Function) -> Iterator[None]:
-    """Emit a body in whose calls fp32 and fp64 numbers below the smallest normal one are 0, read or written; the mode of the
-    thread that runs it comes back after it. What for: docs/decisions/0004-denormals.md."""
+    """Emit a body in which denormal fp32 and fp64 numbers count as 0, and restore the thread's own mode after it.
+
+    The reasons are in docs/decisions/0004-denormals.md.
+    """
     if k.isa.arch == "aarch64":
         mode = k.call("llvm.aarch64.get.fpcr", I64)
         k.call("llvm.aarch64.set.fpcr", VOID, mode | _FPCR_FZ)
@@ -241,7 +243,7 @@ def denormals_as_zero(k: Function) -> Iterator[None]:
 
 
 def barrier(k: Function, team: Value) -> None:
-    """Emit a wait for every thread of the team; what they wrote before it is seen after it."""
+    """Emit a barrier: every thread of the team waits for the others, and afterwards sees everything they wrote before it."""
     k.module.declare("edgewise_barrier", VOID, (team.type,))
     k.call("edgewise_barrier", VOID, team)
 
@@ -250,12 +252,12 @@ def barrier(k: Function, team: Value) -> None:
 def shares(
     k: Function, counters: Value, apart: int, thread: Value, threads: Value, total: int, grain: int = 1
 ) -> Iterator[tuple[Value, Value]]:
-    """Emit a loop over `total` chunks, [begin, end) of `grain` or fewer at a time: a thread first takes those of its own share, a
-    part of them in a row, then what the others have left of theirs.
+    """Emit a loop over `total` chunks, [begin, end) of at most `grain` at a time, which a team shares by work stealing.
 
-    Neighbouring steps thus find in a core's cache what it made itself, as long as the cores keep pace; one that does not is
-    helped. counters: address of the first thread's i64 for this loop; each thread has one, `apart` lines behind the other, which
-    the run set to zero.
+    A thread takes the chunks of its own share first, which are consecutive, and then helps with the shares of others.
+
+    A step thus finds in its core's cache what that core wrote in the step before, as long as the cores keep pace.
+    counters: address of the first thread's i64 for this loop, zeroed before the run; the next thread's is `apart` lines behind.
     """
     with k.loop("owner", 0, threads) as turn:
         owner = (thread + turn) % threads

@@ -36,7 +36,7 @@ def _runtime_code(isa: Isa) -> bytes:
 
 
 class ThreadPool:
-    """`threads` of them, the caller's own included: a pool of one starts no worker. Workers start when first needed."""
+    """A pool of `threads` threads, the caller's own included, so that a pool of one starts no worker. Workers start when needed."""
 
     def __init__(self, threads: int) -> None:
         self._pid = os.getpid()
@@ -47,7 +47,7 @@ class ThreadPool:
         }  # fmt: skip
         self.threads = 0
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, threading.Event]] = deque()  # who wants how many, in the order of asking
+        self._waiting: deque[tuple[int, threading.Event]] = deque()  # runs that wait: threads wanted, in the order of asking
         self._free_threads = 0
         self._teams: list[Array] = []
         self._idle_teams: list[int] = []
@@ -61,7 +61,7 @@ class ThreadPool:
         self.grow(threads)
 
     def grow(self, threads: int) -> None:
-        """Have at least that many threads."""
+        """Grow the pool to at least that many threads. Raises PoolError for fewer than one."""
         if threads < 1:
             raise PoolError(f"pool: {threads} threads asked for, need at least 1")
         with self._lock:
@@ -73,7 +73,7 @@ class ThreadPool:
                 self._idle_boxes.append(len(self._boxes))
                 self._boxes.append(aligned(MAILBOX_BYTES))
             self.threads = max(self.threads, threads)
-            crowded = available_cores() < self.threads  # who spins then keeps from work the thread that it waits for
+            crowded = available_cores() < self.threads  # spinning would then take the core from the thread that is waited for
             self._barrier_spins = 50 if crowded else BARRIER_SPINS
             for box in self._boxes:
                 _set(box, MAILBOX["spins"], np.int32, 0 if crowded else IDLE_SPINS)
@@ -119,7 +119,7 @@ class ThreadPool:
             self._admit()
 
     def _await_turn(self, threads: int, patience_s: float | None = None) -> bool:
-        """Take that many threads out of the budget, after everyone who asked before; False when patience ended first."""
+        """Take that many threads out of the budget, first come, first served; False where `patience_s` ran out first."""
         with self._lock:
             if not self._waiting and self._free_threads >= threads:
                 self._free_threads -= threads
@@ -137,7 +137,7 @@ class ThreadPool:
         return False
 
     def _leave_queue(self, ticket: tuple[int, threading.Event]) -> None:
-        """Give up a place in the queue, or hand on what was given just now."""
+        """Give up a place in the queue, or return threads that were granted meanwhile."""
         with self._lock:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
@@ -165,7 +165,7 @@ class ThreadPool:
             self._admit()
 
     def _admit(self) -> None:
-        """Let those in who wait, in order, while they fit."""
+        """Admit waiting runs, in order, while their threads are free."""
         while self._waiting and self._waiting[0][0] <= self._free_threads:
             threads, turn = self._waiting.popleft()
             self._free_threads -= threads
@@ -191,7 +191,7 @@ def _set(record: Array, offset: int, kind: type, value: int) -> None:
 
 
 def _stop(boxes: list[Array], workers: list[threading.Thread], post: Callable[[int], None], runtime: Library) -> None:
-    """End the workers and then unmap their code: when a pool closes or is collected. Nobody may be running anything."""
+    """End the workers and then unmap their code, when a pool closes or is collected. No run may be under way."""
     for box, _ in zip(boxes, workers, strict=False):  # mailboxes without a worker yet follow
         _set(box, MAILBOX["stop"], np.int32, 1)
         post(int(box.ctypes.data))
@@ -207,7 +207,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_thread_pool(threads: int = 1) -> ThreadPool:
-    """The one pool of this process: as large as it has cores, or as the largest number ever asked for."""
+    """Return the pool of this process: as many threads as cores, or the largest number ever asked for."""
     with _shared_lock:
         if not _shared:
             _shared.append(ThreadPool(available_cores()))
@@ -217,13 +217,13 @@ def shared_thread_pool(threads: int = 1) -> ThreadPool:
 
 @atexit.register
 def _close_all() -> None:
-    """Before the interpreter ends: no thread may be in native code when that is unmapped."""
+    """Close every pool before the interpreter ends: no thread may be in native code when it is unmapped."""
     for pool in list(_pools):
         pool.close(patience_s=10)
 
 
 def _after_fork() -> None:
-    """A child has the pool's memory but none of its threads: leave it alone and make another when asked."""
+    """Forget the parent's pools in a forked child, which has their memory but none of their threads; make another when needed."""
     global _shared_lock  # noqa: PLW0603  another thread of the parent may have held it
     _shared_lock = threading.Lock()
     for pool in list(_pools):

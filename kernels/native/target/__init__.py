@@ -1,1 +1,1 @@
-"""The machine that code is emitted for: instruction sets as data, and what LLVM says of this host."""
+"""The machine that code is emitted for: instruction sets as data, and this machine's processor as LLVM describes it."""

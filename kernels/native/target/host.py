@@ -1,4 +1,4 @@
-"""What LLVM says of this machine's processor, remembered in the code cache: asking LLVM means to load it."""
+"""This machine's processor as LLVM describes it, remembered in the code cache because asking LLVM means loading it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOLD_BY = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implem
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A processor by LLVM's names. features: those that it and its operating system enable, sorted."""
+    """A processor by LLVM's names. features: those that the processor has and the operating system enables, sorted."""
 
     arch: str
     cpu: str
@@ -26,7 +26,7 @@ class Host:
 
 @functools.cache
 def host() -> Host:
-    """This machine's processor."""
+    """Return this machine's processor."""
     path, key = PrivateFolder.default_path(), _key()
     if path is None or not key:
         return _ask_llvm()
@@ -40,7 +40,7 @@ def host() -> Host:
 
 
 def llvm_version() -> str:
-    """The version of llvmlite, which tells that of the LLVM inside it."""
+    """Return the version of llvmlite, which decides the version of LLVM."""
     return importlib.metadata.version("llvmlite")
 
 
@@ -52,7 +52,7 @@ def _ask_llvm() -> Host:
 
 
 def _key() -> str:
-    """What LLVM's answer depends on: its version, and what the system says of the first processor; "" where it says nothing."""
+    """Hash LLVM's version and the system's description of the first processor; "" where the system gives none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _key() -> str:
 
 
 def _parse(data: bytes | None) -> Host | None:
-    """What was remembered, or None where that is nothing whole."""
+    """Read a remembered processor; None where the data is missing or broken."""
     try:
         found = json.loads(data or b"")
         host = Host(found["arch"], found["cpu"], tuple(found["features"]))

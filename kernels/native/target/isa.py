@@ -1,4 +1,4 @@
-"""Instruction sets as data: what an emitter may assume of the machine, and what LLVM is told of it.
+"""Instruction sets as data, for emitters, for LLVM and for the loops that measure a machine's peaks.
 
 An emitter asks an `Isa` for its vector width, how many registers it may fill, and which instructions exist; nothing else
 in an emitter depends on the machine. Narrower sets run on wider machines, so every x86 set this host has can be tested on it.
@@ -26,9 +26,9 @@ Precision = Literal["fp32", "fp64", "bf16", "int8"]
 class Unit:
     """An instruction that multiplies and accumulates.
 
-    name: what its measured peak is called. precision: of the factors. Products add up in fp32 for bf16, in int32 for int8, and
-    else in the factors' own type. depth: products that each lane of the accumulator takes up at once.
-    requires: LLVM feature names that it needs besides its architecture. prefix: what makes the assembler encode it so.
+    name: the name of its measured peak in device profiles. precision: type of the factors; products are accumulated in fp32 for
+    bf16, in int32 for int8, and in the factors' own type otherwise. depth: products added to each lane of the accumulator.
+    requires: LLVM names of the features it needs. prefix: assembler prefix that selects its encoding.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Isa:
 
     vector_bits, vector_registers: width and number of the architectural vector registers.
     width_feature: the LLVM feature that by itself widens loads, stores and float arithmetic to `vector_bits`.
-    units: its instructions that multiply and accumulate. One that requires more than the set does exists on some machines only.
+    units: its instructions that multiply and accumulate. One that requires more than the set exists on some machines only.
     masks: loads and stores take a lane mask at no cost.
     requires: LLVM feature names the machine must have. features: LLVM feature string that code is generated with.
     """
@@ -84,7 +84,7 @@ class Isa:
 
     @property
     def key(self) -> str:
-        """What generated code depends on, as one string: part of every cache key."""
+        """Everything that generated code depends on, as one string: part of every cache key."""
         return f"{self.name}|{self.triple}|{self.cpu}|{self.features}"
 
     def macs(self, unit: Unit) -> int:
@@ -151,26 +151,26 @@ ISAS: Mapping[str, Isa] = {
     )
 }
 
-# Any other architecture, as little as LLVM makes vectors of: it is measured, and no kernel is emitted for it.
+# Stands for any other architecture, whose peaks are measured with vectors of 128 bits; no kernel is emitted for it.
 GENERIC = Isa("generic", "", 128, 16, "", _floats("generic", FMA), False, (), "", "", "")
 
 
 def isas_of(arch: str) -> tuple[Isa, ...]:
-    """The described sets of an architecture by LLVM's name, the narrowest first; GENERIC where none is."""
+    """Return the described sets of an architecture (LLVM's name), the narrowest first; GENERIC where there is none."""
     return tuple(isa for isa in ISAS.values() if isa.arch == arch) or (GENERIC,)
 
 
 def find_isa(name: str) -> Isa:
-    """The described set of that name. Raises IsaError naming those that exist."""
+    """Return the described set of that name. Raises IsaError, listing those that exist."""
     if name not in ISAS:
         raise IsaError(f"isa: {name!r} is unknown, need one of {sorted(ISAS)}")
     return ISAS[name]
 
 
 def host_isas() -> tuple[Isa, ...]:
-    """Every described set this machine can run, the narrowest first, each generated for this machine's processor model.
+    """Return every described set that this machine can run, the narrowest first, each tuned for this machine's processor model.
 
-    Empty on a machine none fits: the native backend then does not exist there.
+    Empty where none fits; the machine then has no native backend.
     """
     if sys.platform != "linux":  # threads wait by futex, and code is linked as Linux loads it
         return ()
@@ -180,7 +180,7 @@ def host_isas() -> tuple[Isa, ...]:
 
 
 def _for_host(isa: Isa, here: Host) -> Isa:
-    """The widest sets may use all the machine has; a narrower one keeps its own features, so that it stays what it says."""
+    """Let the widest sets use every feature of the machine; a narrower one keeps its own, so that tests of it mean something."""
     if isa.vector_bits == 512 or isa.arch == "aarch64":
         allowed = set(isa.requires) | {name for name in here.features if not _beyond(name, isa)}
         features = ",".join(f"+{name}" for name in sorted(allowed))
@@ -189,15 +189,15 @@ def _for_host(isa: Isa, here: Host) -> Isa:
 
 
 def _beyond(feature: str, isa: Isa) -> bool:
-    """Whether the feature belongs to a wider described set than this one."""
+    """Whether a feature belongs to a wider described set."""
     described = {name for other in ISAS.values() if other.arch == isa.arch for name in other.requires}
     return feature in described and feature not in isa.requires
 
 
 def host_isa() -> Isa:
-    """The set to generate code for: the widest this machine runs, or the one named by EDGEWISE_ISA.
+    """Return the set to generate code for: the widest that this machine runs, or the one that EDGEWISE_ISA names.
 
-    Raises IsaError when the machine runs none, or not the named one.
+    Raises IsaError where the machine runs none, or not the named one.
     """
     runs = {isa.name: isa for isa in host_isas()}
     wanted = os.environ.get(OVERRIDE)
@@ -212,5 +212,5 @@ def host_isa() -> Isa:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of logical CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

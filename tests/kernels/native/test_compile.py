@@ -92,7 +92,7 @@ def test_closing_libraries_returns_their_memory():
 
 @pytest.mark.parametrize("broken", [b"", b"\x7fELF", b"nonsense" * 100])
 def test_broken_object_is_refused(broken):
-    with pytest.raises(CompileError, match="no whole ELF object"):
+    with pytest.raises(CompileError, match="not a complete ELF object"):
         Library([broken], ["f"])
 
 
@@ -158,7 +158,7 @@ def test_cache_is_not_used_when_others_can_write_to_it(tmp_path):
 def test_cache_is_not_used_through_a_link(tmp_path):
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert CodeCache(tmp_path / "link").files.refusal == "it is no folder"
+    assert CodeCache(tmp_path / "link").files.refusal == "it is not a folder"
 
 
 def test_cache_drops_the_least_recently_used(tmp_path):
@@ -296,7 +296,7 @@ def test_object_with_any_byte_changed_links_or_is_refused():
 @pytest.mark.parametrize("cut", [64, 200, 400])
 def test_truncated_object_is_refused(cut):
     code = generate(adds(host_isa(), 1.5), host_isa()).code
-    with pytest.raises(CompileError, match="no whole ELF object"):
+    with pytest.raises(CompileError, match="not a complete ELF object"):
         read_object(code[:-cut])
 
 
