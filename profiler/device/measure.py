@@ -27,8 +27,8 @@ _STATISTICS: dict[Statistic, Callable[[Sequence[float]], float]] = {"max": max, 
 class Figure(Record):
     """One number and where it comes from.
 
-    source: measured here; entered by somebody who knows the machine, `method` says from where; or derived from other numbers of
-    the profile, `method` says how. measured_at: when it was measured, entered or derived. statistic: which of the repeats
+    source: measured here; entered by a person, `method` says from where; or derived from other numbers of the profile, `method`
+    says how. measured_at: when it was measured, entered or derived. statistic: which of the repeats
     `value` is. spread_percent: how far the repeats lie apart, relative to their median: the largest less the smallest, and from
     ten repeats on the 90th percentile less the 10th, so that one interruption is no spread.
     """
@@ -45,7 +45,7 @@ class Figure(Record):
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to look: each of `repeats` samples lasts about `window_s` seconds."""
+    """How long to measure: each of `repeats` samples lasts about `window_s` seconds."""
 
     window_s: float
     repeats: int
@@ -55,7 +55,7 @@ class Effort:
 
 
 def summarise(samples: Sequence[float], unit: Unit, statistic: Statistic, method: str) -> Figure:
-    """The figure of repeated samples."""
+    """Summarise repeated samples in one figure."""
     middle = statistics.median(samples)
     low, high = min(samples), max(samples)
     if len(samples) >= 10:
@@ -75,8 +75,8 @@ def summarise(samples: Sequence[float], unit: Unit, statistic: Statistic, method
 class PinnedThreads:
     """Threads that start a piece of work together, each pinned to a core of its own where the system allows it.
 
-    `run` returns the time from the first start to the last end, read by the threads themselves: what waking them costs
-    is outside of it but for the last one's delay, which windows of milliseconds make small.
+    `run` returns the time from the first start to the last end, read by the threads themselves. The cost of waking
+    them is not in it, except for the last one's delay, which windows of milliseconds make small.
     """
 
     def __init__(self, threads: int, cpus: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ class PinnedThreads:
         return hasattr(os, "sched_setaffinity") and self.threads <= len(self._cpus)
 
     def run(self, calls: Sequence[Callable[[], object]]) -> int:
-        """Run call i on thread i, all at once. Returns nanoseconds. Raises what a call raised."""
+        """Run call i on thread i, all at once, and return nanoseconds. Raises the first exception that a call raised."""
         if len(calls) != self.threads:
             raise MeasurementError(f"team: {len(calls)} calls for {self.threads} threads, need one each")
         self._calls, self._spans, self._failures = calls, [(0, 0)] * self.threads, []
@@ -132,9 +132,9 @@ class PinnedThreads:
 
 
 def calibrate(run_ns: Callable[[int], int], window_s: float) -> int:
-    """Turns that make `run_ns(turns)` last about `window_s`: doubled until it is a tenth of it, then scaled.
+    """Return the number of turns that makes `run_ns(turns)` last about `window_s`: doubled up to a tenth of it, then scaled.
 
-    The shortest of three runs counts: one that was interrupted would end the doubling long before its time.
+    The shortest of three runs counts, because one that was interrupted would end the doubling too early.
     """
     turns, window_ns = 1, window_s * 1e9
     while (elapsed_ns := min(run_ns(turns) for _ in range(3))) < window_ns / 10:
@@ -143,6 +143,6 @@ def calibrate(run_ns: Callable[[int], int], window_s: float) -> int:
 
 
 def sample_rates(run_ns: Callable[[int], int], work_per_turn: float, effort: Effort) -> list[float]:
-    """Work per second of `effort.repeats` calibrated runs."""
+    """Measure work per second in `effort.repeats` calibrated runs."""
     turns = calibrate(run_ns, effort.window_s)
     return [turns * work_per_turn * 1e9 / max(1, run_ns(turns)) for _ in range(effort.repeats)]

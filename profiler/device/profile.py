@@ -1,4 +1,4 @@
-"""A device profile: what a machine is and what it was measured to do. `probe` takes one of this machine.
+"""A device profile: a machine's hardware, limits and measured rates. `probe` measures this machine.
 
 The profile is data: it is stored, sent between machines and compared, so it validates itself when it is read back. Every
 measured number carries its unit, method, time, repeats and spread (`profiler.device.measure.Figure`). Planning asks it through
@@ -43,7 +43,7 @@ Progress = Callable[[int, int, str], None]
 
 
 class DeviceProfile(Record):
-    """What a machine is, what it may use, and what it was measured to do.
+    """A machine's hardware, the limits on this process, and measured rates and costs.
 
     hardware, confinement: read from the system. conditions: its state meanwhile. peaks, bandwidths, overheads, teams,
     stability: measured; or entered and derived, for a machine that is not here (`profiler.device.sheet`). probed_at,
@@ -69,7 +69,7 @@ class DeviceProfile(Record):
 
     @property
     def name(self) -> str:
-        """For people: the CPU's model and its cores."""
+        """A name for people: the CPU's model and its number of cores."""
         return f"{self.hardware.model}, {self.hardware.physical_cores} cores"
 
     @property
@@ -86,7 +86,7 @@ class DeviceProfile(Record):
         return (*rates, *overheads, *teams, self.stability.jitter)
 
     def outdated(self, now: Confinement) -> str:
-        """Why this machine is to be measured again; "" where the profile still says what it can do."""
+        """Return why this machine must be measured again; "" where the profile still holds."""
         if any(figure.source != "measured" for figure in self.figures):
             return "its numbers were not all measured"
         cores = usable_cores(self.hardware, now)
@@ -94,15 +94,15 @@ class DeviceProfile(Record):
 
     @property
     def memory_limit_bytes(self) -> int:
-        """Memory this process may use: what is installed, or its cgroup's limit."""
+        """Memory that this process may use: the installed memory, or its cgroup's limit if that is less."""
         return min(self.hardware.memory_bytes, self.confinement.cgroup_memory_bytes or self.hardware.memory_bytes)
 
     def peak_ops_per_s(
         self, precision: Precision = "fp32", threads: int = 1, kind: Literal["instruction", "gemm"] = "instruction"
     ) -> float:
-        """The highest arithmetic rate of any ISA at that precision: FLOP/s, or multiplications and additions of int8.
+        """Return the highest arithmetic rate of any ISA at a precision: FLOP/s, or for int8 operations a second.
 
-        Between two measured thread counts it is interpolated; beyond the largest it is the largest's: no rate is made up.
+        Between two measured thread counts it is interpolated; beyond the largest it stays, and is not extrapolated.
         Raises: MeasurementError where nothing of that precision was measured.
         """
         rates: dict[int, float] = {}
@@ -112,12 +112,12 @@ class DeviceProfile(Record):
         return _interpolate(rates, threads, f"no {kind} peak of {precision}")
 
     def bandwidth_bytes_per_s(self, level: str = "DRAM", threads: int = 1, pattern: Pattern = "triad") -> float:
-        """The transfer rate of a level, all threads together; interpolated like `peak_ops_per_s`."""
+        """Return the transfer rate of a level, all threads together; interpolated like `peak_ops_per_s`."""
         rates = {b.threads: b.rate.value for b in self.bandwidths if (b.level, b.pattern) == (level, pattern)}
         return _interpolate(rates, threads, f"no {pattern} bandwidth of {level}")
 
     def capacities_bytes(self, threads: int = 1) -> dict[str, int]:
-        """What each measured cache level holds for that many threads spread over the cores, the innermost first."""
+        """Return the bytes that each measured cache level holds for threads spread over the cores, the innermost level first."""
         most = max((b.threads for b in self.bandwidths), default=1)
         measured = {b.level for b in self.bandwidths if b.threads >= min(threads, most)}
         capacities = {}
@@ -129,14 +129,14 @@ class DeviceProfile(Record):
         return capacities
 
     def level_of(self, working_set_bytes: int, threads: int = 1) -> str:
-        """The innermost measured level that holds a whole working set spread over `threads` threads."""
+        """Return the innermost measured level that holds a whole working set spread over `threads` threads."""
         fitting = (level for level, nbytes in self.capacities_bytes(threads).items() if working_set_bytes <= nbytes)
         return next(fitting, "DRAM")
 
     def least_transfer_ns(self, nbytes: int, threads: int = 1, footprint_bytes: int | None = None) -> float:
-        """The least time in which `nbytes` can be moved: each level gives what it can hold, at its fastest pattern.
+        """Return the least time in which `nbytes` can be moved: each level serves what it can hold, at its fastest pattern.
 
-        footprint_bytes: of the memory they lie in, less than `nbytes` where something is read and then written over.
+        footprint_bytes: size of the memory that is touched, less than `nbytes` where data is read and then overwritten.
         """
         spent_ns, given = 0.0, 0.0
         times = nbytes / footprint_bytes if footprint_bytes else 1.0  # each byte that a level holds is moved
@@ -148,12 +148,12 @@ class DeviceProfile(Record):
         return spent_ns
 
     def to_json(self) -> str:
-        """Serialise; `from_json` reads it back equal."""
+        """Serialise to JSON; `from_json` reads an equal profile."""
         return self.model_dump_json()
 
     @staticmethod
     def from_json(text: str | bytes) -> DeviceProfile:
-        """Read a profile from anywhere. Raises ProfileFormatError naming the first field that breaks the schema."""
+        """Read a profile from an untrusted source. Raises ProfileFormatError, naming the first field that breaks the schema."""
         try:
             return DeviceProfile.model_validate_json(text)
         except ValidationError as error:
@@ -163,9 +163,9 @@ class DeviceProfile(Record):
 
 
 def fingerprint_of(what: Hardware) -> str:
-    """16 hexadecimal digits that stay the same from boot to boot: the hardware, its operating system and nothing measured.
+    """Return 16 hexadecimal digits that identify a machine and stay the same from boot to boot.
 
-    Made of vendor, model, ISA, cores, clusters, caches, installed memory (rounded), architecture and system; not of
+    They are a hash of vendor, model, ISA, cores, clusters, caches, installed memory (rounded), architecture and system; not of
     frequency, limits, versions or measurements.
     """
     identity = {
@@ -244,12 +244,12 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:
-    """Thread counts to measure: one, half of the cores and all of them."""
+    """Return the thread counts to measure: one, half of the cores and all of them."""
     return tuple(sorted({1, max(1, cores // 2), cores}))
 
 
 def usable_cores(hardware: Hardware, confinement: Confinement) -> int:
-    """Physical cores that a process so confined may keep busy: affinity and the cgroup's quota count, at least one."""
+    """Return how many physical cores a process may keep busy under its affinity and its cgroup's quota; at least one."""
     threads_per_core = max(1, hardware.logical_cores // hardware.physical_cores)
     by_affinity = math.ceil(confinement.affinity / threads_per_core)
     by_quota = hardware.physical_cores if confinement.cgroup_cpus is None else math.floor(confinement.cgroup_cpus)
@@ -258,7 +258,7 @@ def usable_cores(hardware: Hardware, confinement: Confinement) -> int:
 
 def _interpolate(rates: dict[int, float], threads: int, missing: str) -> float:
     if not rates:
-        raise MeasurementError(f"device profile: {missing} was measured, choose what was or probe again")
+        raise MeasurementError(f"device profile: {missing} was measured, choose one that was, or probe again")
     if threads in rates:
         return rates[threads]
     below = max((count for count in rates if count < threads), default=min(rates))
@@ -269,7 +269,7 @@ def _interpolate(rates: dict[int, float], threads: int, missing: str) -> float:
 
 
 def _distinct(peaks: list[Peak]) -> tuple[Peak, ...]:
-    """One peak for each thread count: a BLAS that takes no orders reports the count it used, perhaps twice."""
+    """Keep one peak for each thread count: a BLAS that ignores the requested count reports the one it used, perhaps twice."""
     found: dict[tuple[str, str, str, int], Peak] = {}
     for peak in peaks:
         key = (peak.kind, peak.precision, peak.isa, peak.threads)
@@ -279,7 +279,7 @@ def _distinct(peaks: list[Peak]) -> tuple[Peak, ...]:
 
 
 def _warm_up(seconds: float) -> None:
-    """Raise the clock before anything counts."""
+    """Let the clock frequency rise before measuring."""
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         sum(range(1000))

@@ -1,7 +1,7 @@
-"""A machine that is not here, from a data sheet: what somebody knows of it becomes a profile in which every number says so.
+"""Device profiles of remote machines, entered by hand from a data sheet. Every number is marked as entered or derived.
 
-Only what plans need is asked: cores, caches, memory, a peak rate and a memory bandwidth. What is not entered is derived from what
-is, by rules that the derived number names. An agent on the machine replaces all of it with measurements.
+Only what plans need is required: cores, caches, memory, a peak rate and a memory bandwidth. Other numbers are derived from these,
+and each names its rule. An agent on the machine replaces all of it with measurements.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from profiler.device.profile import DeviceProfile
 from profiler.device.topology import Cache, CacheKind, Cluster, Confinement, Hardware, NumaNode, Record
 from profiler.errors import ProfileFormatError
 
-GEMM_SHARE: Final = 0.85  # of the peak that a BLAS reaches, where nobody says
-CACHE_FACTORS: Final = {1: 16.0, 2: 8.0, 3: 4.0}  # how much faster than memory a core reads a cache, where nobody says
+GEMM_SHARE: Final = 0.85  # share of the peak that a BLAS is assumed to reach
+CACHE_FACTORS: Final = {1: 16.0, 2: 8.0, 3: 4.0}  # assumed ratio of cache to memory bandwidth of one core, by level
 OVERHEADS_NS: Final = {
     "timer_resolution": 50.0,
     "timer_call": 50.0,
@@ -65,7 +65,7 @@ class SheetBandwidth(Record):
 
 
 class Sheet(Record):
-    """What is known of a machine. method: where that comes from (a data sheet, a benchmark of others)."""
+    """A machine as it is entered. method: the source of the numbers (a data sheet, a published benchmark)."""
 
     sheet_version: Annotated[int, Field(ge=1, le=1)]
     vendor: _Text
@@ -83,7 +83,7 @@ class Sheet(Record):
 
 
 def read_profile(text: bytes) -> DeviceProfile:
-    """A profile as `to_json` wrote it, or a sheet. Raises ProfileFormatError naming the first field that breaks the schema."""
+    """Read a profile in JSON, or a sheet. Raises ProfileFormatError, naming the first field that breaks the schema."""
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -99,13 +99,13 @@ def read_profile(text: bytes) -> DeviceProfile:
 
 
 def from_sheet(sheet: Sheet) -> DeviceProfile:
-    """The profile of a machine as it was entered. Raises ProfileFormatError where cores and threads contradict each other."""
+    """Make a profile of a sheet. Raises ProfileFormatError for contradictory core counts, or where a needed rate is missing."""
     logical = sheet.logical_cores or sheet.physical_cores
     if logical < sheet.physical_cores:
         raise ProfileFormatError(f"device sheet: logical_cores is {logical}, need at least physical_cores {sheet.physical_cores}")
     for name, levels in (("DRAM bandwidth", [b for b in sheet.bandwidths if b.level == "DRAM"]), ("fp32 peak", _fp32(sheet))):
         if not levels:
-            raise ProfileFormatError(f"device sheet: it has no {name}, nothing can be planned without")
+            raise ProfileFormatError(f"device sheet: it has no {name}, which every plan needs")
     maker = _Maker(sheet)
     return DeviceProfile(
         hardware=_hardware(sheet, logical),
@@ -125,7 +125,7 @@ def from_sheet(sheet: Sheet) -> DeviceProfile:
 
 
 class _Maker:
-    """Makes the figures of one sheet."""
+    """Makes the figures of a profile from one sheet."""
 
     def __init__(self, sheet: Sheet) -> None:
         self.sheet, self.now = sheet, datetime.now(UTC)
@@ -143,10 +143,10 @@ class _Maker:
         )
 
     def assumed(self, nanoseconds: float) -> Figure:
-        return self.figure(nanoseconds, "ns", "derived", "typical of machines that were measured, nothing was entered")
+        return self.figure(nanoseconds, "ns", "derived", "typical of measured machines, nothing was entered")
 
     def peaks(self) -> list[Peak]:
-        """Those entered, and for a precision that has one thread count only, the other end in proportion to the threads."""
+        """Return the entered peaks; a precision with one thread count gets the other end in proportion to the threads."""
         found: list[Peak] = []
         for item in self.sheet.peaks:
             unit: Unit = "OP/s" if item.precision == "int8" else "FLOP/s"
@@ -160,7 +160,7 @@ class _Maker:
         return found
 
     def gemms(self) -> list[Peak]:
-        """What BLAS makes of the fp32 peaks."""
+        """Derive the rates of BLAS from the fp32 peaks."""
         how = f"{GEMM_SHARE} of the instruction peak"
         return [
             Peak(
@@ -175,7 +175,7 @@ class _Maker:
         ]
 
     def bandwidths(self) -> tuple[Bandwidth, ...]:
-        """Those entered, for every pattern; caches that were not from memory's rate on one core."""
+        """Return the entered bandwidths for every pattern; those of other caches are derived from memory's rate on one core."""
         rates: dict[tuple[str, int], tuple[float, Source, str]] = {
             (item.level, item.threads): (item.bytes_per_s, "entered", self.sheet.method) for item in self.sheet.bandwidths
         }

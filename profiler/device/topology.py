@@ -1,7 +1,7 @@
 """The machine as its operating system describes it: CPU, cores, caches, memory, and how much of it this process may use.
 
-Linux is read from /proc and /sys below `root`, so that a test can put any machine there; what a container hides is asked of
-the C library, and what nobody tells stays absent. Nothing here is measured: `profiler.device.profile` does that.
+Linux is read from /proc and /sys below `root`, so that a test can describe any machine there; caches that a container hides are
+asked of the C library, and what neither tells stays absent. Nothing here is measured: `profiler.device.profile` does that.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class NumaNode(Record):
 
 
 class Hardware(Record):
-    """What stays the same from boot to boot; the device's fingerprint is made of it."""
+    """The hardware and its operating system, which stay the same from boot to boot; the device's fingerprint is a hash of it."""
 
     vendor: str = Field(max_length=200)
     model: str = Field(max_length=200)
@@ -86,7 +86,7 @@ class Hardware(Record):
 
 
 class Confinement(Record):
-    """What the process may use of the hardware. None: not limited, or not said.
+    """The limits on this process. None: not limited, or unknown.
 
     affinity: logical CPUs it may run on. cgroup_cpus: CPU seconds a second. cgroup_memory_bytes: before it is killed.
     """
@@ -97,7 +97,7 @@ class Confinement(Record):
 
 
 def read_hardware(root: Path = Path("/")) -> Hardware:
-    """Describe this machine."""
+    """Describe this machine. root: the folder that has its /proc and /sys."""
     cpus = _cpu_folders(root)
     vendor, model = _names(root)
     if salt := os.environ.get("EDGEWISE_DEVICE_SALT"):  # for tests: one machine passes for several
@@ -120,7 +120,7 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
 
 
 def read_confinement(root: Path = Path("/")) -> Confinement:
-    """What of it this process may use: CPU affinity and the tightest cgroup limit on the way up, v1 or v2."""
+    """Read the limits on this process: CPU affinity, and the tightest cgroup limit (v1 or v2) from its own group upwards."""
     quotas, memory = [], []
     for folder in _cgroup_folders(root, "cpu"):
         if (limit := _text(folder / "cpu.max")) and not limit.startswith("max"):
@@ -139,7 +139,7 @@ def read_confinement(root: Path = Path("/")) -> Confinement:
 
 
 def core_cpus(root: Path = Path("/")) -> tuple[int, ...]:
-    """One logical CPU of every core this process may run on, the fastest core types first: where to pin threads."""
+    """Return one logical CPU of every core that this process may run on, the fastest core types first, to pin threads to."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(psutil.cpu_count() or 1))
     cores: dict[object, tuple[int, int]] = {}
     for cpu in _cpu_folders(root):
@@ -193,7 +193,7 @@ def _core_key(cpu: Path) -> object:
 
 
 def _names(root: Path) -> tuple[str, str]:
-    """Vendor and model of the CPU: from /proc/cpuinfo, a board's device tree, sysctl, or what Python knows."""
+    """Return vendor and model of the CPU, from /proc/cpuinfo, a board's device tree, sysctl, Python or LLVM."""
     fields: dict[str, str] = {}
     for line in (_text(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -221,7 +221,7 @@ def _clusters(cpus: Iterable[Path]) -> tuple[Cluster, ...]:
 
 
 def _caches(cpus: Iterable[Path], logical: int) -> tuple[Cache, ...]:
-    """Every kind of cache, from sysfs, sysctl or the C library, whichever speaks first."""
+    """Return every kind of cache, from sysfs or, where that has none, sysctl or the C library."""
     found = tuple(_sysfs_caches(cpus)) or tuple(_sysctl_caches()) or tuple(_sysconf_caches(logical))
     return tuple(sorted(found, key=lambda cache: (cache.level, cache.kind, cache.nbytes)))
 
@@ -253,7 +253,7 @@ def _sysfs_caches(cpus: Iterable[Path]) -> Iterator[Cache]:
 
 
 def _sysconf_caches(logical: int) -> Iterator[Cache]:
-    """What the C library says (on x86 it asks the CPU itself); sharing is unknown, so the outermost is taken as shared by all."""
+    """Yield the caches that the C library knows (on x86 from the CPU). Level 3 is assumed to be shared by all cores."""
     if platform.libc_ver()[0] != "glibc":
         return
     for level, kind, number in GLIBC_CACHES:

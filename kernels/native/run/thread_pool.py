@@ -36,7 +36,7 @@ def _runtime_code(isa: Isa) -> bytes:
 
 
 class ThreadPool:
-    """A pool of `threads` threads, the caller's own included, so that a pool of one starts no worker. Workers start when needed."""
+    """A pool of `threads` threads, the caller's own included: a pool of one starts no worker. Workers start when needed."""
 
     def __init__(self, threads: int) -> None:
         self._pid = os.getpid()

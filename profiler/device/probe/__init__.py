@@ -1,1 +1,1 @@
-"""The probe: loops that saturate one resource each, and what is measured with them."""
+"""The probe: loops that saturate one resource each, and the rates and costs that are measured."""

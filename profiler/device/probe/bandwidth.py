@@ -1,7 +1,9 @@
 """Memory bandwidth per cache level: read, copy, update in place and triad, over working sets that fit that level and no smaller.
 
 Bytes are counted as STREAM counts them, one per byte loaded or stored by the program: a copy or an update moves 2 arrays' worth,
-a triad 3. What the hardware reads in addition, to own a line before it is written, is not counted; an update needs none of it.
+a triad 3. Lines that the hardware reads in addition, to own them before they are written, are not counted; an update needs none.
+
+Source: J. D. McCalpin, "STREAM: Sustainable Memory Bandwidth in High Performance Computers".
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ PATTERNS: tuple[Pattern, ...] = ("read", "copy", "update", "triad")
 ARRAYS: dict[Pattern, int] = {"read": 1, "copy": 2, "update": 1, "triad": 3}  # that a pattern touches
 TRANSFERS: dict[Pattern, int] = {"read": 1, "copy": 2, "update": 2, "triad": 3}  # loads and stores of each element
 
-FILL = 0.5  # of a cache: the rest is for what else lives there
+FILL = 0.5  # share of a cache that is used; the rest is left for other data
 DRAM_FACTOR = 4  # STREAM's rule: at least four times the caches
 DRAM_MIN_BYTES, DRAM_MAX_BYTES = 64 << 20, 1 << 30
 ASSUMED_LEVELS = (("L1", 16 << 10), ("L2", 256 << 10))
 
 
 class Bandwidth(Record):
-    """The best transfer rate seen. working_set_bytes: of all threads together."""
+    """The best transfer rate that was measured. working_set_bytes: of all threads together."""
 
     level: str = Field(pattern=r"^(L[1-8]|DRAM)$")
     pattern: Pattern
@@ -43,7 +45,7 @@ class Bandwidth(Record):
 
 @dataclass(frozen=True, slots=True)
 class WorkingSet:
-    """What one thread touches to live in one level. note: anything unusual about the choice, for the record."""
+    """The memory that one thread streams through to measure one level. note: a remark on its size, for the record."""
 
     level: str
     bytes_per_thread: int
@@ -51,9 +53,9 @@ class WorkingSet:
 
 
 def working_sets(hardware: Hardware, threads: int, memory_bytes: int) -> tuple[WorkingSet, ...]:
-    """Half of each data cache (a thread's share of it) and, for DRAM, four times all caches in use, capped.
+    """Return half of each data cache (a thread's share of it) and, for DRAM, four times all caches in use, capped.
 
-    Args: memory_bytes: what may be allocated in all; DRAM takes at most a quarter of it.
+    Args: memory_bytes: memory that may be allocated in all; DRAM takes at most a quarter of it.
     """
     caches = [cache for level in range(1, 9) if (cache := hardware.data_cache(level)) is not None]
     sets, last_bytes = [], 0
@@ -75,7 +77,7 @@ def working_sets(hardware: Hardware, threads: int, memory_bytes: int) -> tuple[W
 def measure_bandwidth(
     compiled: Compiled, pattern: Pattern, working_set: WorkingSet, team: PinnedThreads, effort: Effort
 ) -> Bandwidth:
-    """Stream through a working set on every thread of the team; each thread touches its memory first."""
+    """Stream through a working set on every thread of the team; each thread allocates its own (first touch)."""
     vector_bytes = compiled.bits // 8
     step = UNROLL * vector_bytes
     arrays = ARRAYS[pattern]
@@ -106,6 +108,6 @@ def measure_bandwidth(
 
 
 def _pointers(memory: Array, array_bytes: int, arrays: int) -> Sequence[int]:
-    """Addresses of x, y and z: the arrays one after another, and for an array the pattern lacks the spare vector behind."""
+    """Return the addresses of x, y and z, one after another; an unused one is that of the spare vector at the end."""
     base = memory.ctypes.data
     return [base + array_bytes * min(index, arrays) for index in range(3)]

@@ -36,12 +36,12 @@ class PeakLoop:
 
     @property
     def name(self) -> str:
-        """What it stands for in device profiles: "avx512", "avxvnni", "neon-i8mm"…"""
+        """Its name in device profiles: "avx512", "avxvnni", "neon-i8mm"…"""
         return self.unit.name
 
     @property
     def precision(self) -> Precision:
-        """Of the factors."""
+        """The type of the factors."""
         return self.unit.precision
 
     @property
@@ -66,9 +66,9 @@ class PeakLoop:
 
 
 def peak_loops(here: Host) -> tuple[PeakLoop, ...]:
-    """Every arithmetic loop that a processor can run; a precision that it has no unit for is absent.
+    """Return every arithmetic loop that a processor can run; a precision that it has no unit for is absent.
 
-    Multiplications and additions by themselves are measured where nothing fuses them.
+    Separate multiplications and additions are measured only where there is no fused multiply–add.
     """
     found: dict[Unit, PeakLoop] = {}
     for isa in isas_of(here.arch):
@@ -80,13 +80,13 @@ def peak_loops(here: Host) -> tuple[PeakLoop, ...]:
 
 
 def streaming_isa(here: Host) -> Isa:
-    """The set whose vectors the bandwidth loops use: the widest that the processor can load and store."""
+    """Return the set whose vectors the bandwidth loops use: the widest that the processor can load and store."""
     first, *others = isas_of(here.arch)
     return max((first, *(isa for isa in others if isa.width_feature in here.features)), key=lambda isa: isa.vector_bits)
 
 
 def emit_loops(here: Host, loops: Sequence[PeakLoop], triple: str) -> list[str]:
-    """IR of peak loops, of the bandwidth loops and of `nothing`, whose cost is that of a call: a module for each set in use.
+    """Return the IR of peak loops, of the bandwidth loops and of an empty function `nothing`, one module for each set in use.
 
     triple: LLVM's name of the target.
     """
@@ -104,7 +104,7 @@ def emit_loops(here: Host, loops: Sequence[PeakLoop], triple: str) -> list[str]:
 
 
 def _emit_peak(module: Module, loop: PeakLoop) -> None:
-    """acc = acc·a + b, or acc + a·b for dot products, in every chain; all chains start from a, and their sum is stored."""
+    """Emit acc = acc·a + b, or acc + a·b for dot products, in every chain; all start from a, and their sum is stored."""
     unit, kind = loop.unit, accumulator_type(loop.unit, loop.isa)
     with module.function(loop.symbol, {"turns": I64, "operands": PTR}) as (k, *arguments):
         turns, operands = arguments
@@ -137,7 +137,7 @@ class _Arrays:
 
 
 def _emit_stream(module: Module, pattern: str, emit_pass: Callable[[_Arrays], None]) -> None:
-    """`void pattern(i64 passes, i64 nbytes of each array, ptr x, ptr y, ptr z)`; nbytes is a multiple of UNROLL vectors."""
+    """Emit `void pattern(i64 passes, i64 nbytes of each array, ptr x, ptr y, ptr z)`; nbytes is a multiple of UNROLL vectors."""
     arguments = {"passes": I64, "nbytes": I64, "x": PTR, "y": PTR, "z": PTR}
     with module.function(pattern, arguments) as (k, *values):
         passes, nbytes, x, y, z = values
@@ -212,8 +212,8 @@ class Compiled:
 
 
 def link(texts: Sequence[str]) -> Any:
-    """The modules as one LLVM module, verified."""
-    import llvmlite.binding as llvm  # noqa: PLC0415  a caller that asks for names alone does not load it
+    """Link modules to one LLVM module and verify it."""
+    import llvmlite.binding as llvm  # noqa: PLC0415  callers that need only names do not load it
 
     first, *others = (llvm.parse_assembly(text) for text in texts)
     for other in others:
@@ -223,7 +223,7 @@ def link(texts: Sequence[str]) -> Any:
 
 
 def target_machine(triple: str, cpu: str, features: str) -> Any:
-    """An LLVM target machine at full code generation effort."""
+    """Make an LLVM target machine at full code generation effort."""
     import llvmlite.binding as llvm  # noqa: PLC0415
 
     return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3)
@@ -231,7 +231,7 @@ def target_machine(triple: str, cpu: str, features: str) -> Any:
 
 @functools.cache
 def compile_for_host() -> Compiled:
-    """Compile every loop this machine can run; once per process."""
+    """Compile every loop that this machine can run, once a process."""
     import llvmlite.binding as llvm  # noqa: PLC0415
 
     llvm.initialize_native_target()

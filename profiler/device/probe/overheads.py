@@ -1,4 +1,4 @@
-"""What it costs to ask (reading the clock, calling native code or numpy, waking a thread), and how steady the machine is."""
+"""Fixed costs (reading the clock, calling native code or numpy, waking a thread), and how steady the machine is."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Overheads(Record):
 
 
 class Stability(Record):
-    """How much the same work varied.
+    """How much the time of one loop varied.
 
     jitter: spread of many short runs of one loop (0 is a quiet machine). drift_percent: how much slower (+) or faster (−) that
-    loop ran at the end of the probe than at its beginning. steal_percent: CPU time the hypervisor gave to others, None
-    where the system does not say. throttled: times the cgroup's CPU quota stopped the process meanwhile.
+    loop ran at the end of the probe than at its beginning. steal_percent: CPU time that the hypervisor gave to other machines,
+    None where the system does not tell. throttled: times the cgroup's CPU quota stopped the process meanwhile.
     """
 
     jitter: Figure
@@ -65,7 +65,7 @@ class Conditions(Record):
 
 
 def measure_overheads(compiled: Compiled, effort: Effort) -> Overheads:
-    """Measure every fixed cost; the whole takes about `effort.window_s` × `effort.repeats` × 5."""
+    """Measure every fixed cost, which takes about `effort.window_s` × `effort.repeats` × 5 in all."""
     nothing, memory = compiled.nothing(), aligned_bytes(64).ctypes.data
     one = np.ones(1, np.float32)
     return Overheads(
@@ -126,7 +126,7 @@ def _thread_handoff(effort: Effort) -> Figure:
 
 
 class StabilityWatch:
-    """Runs one arithmetic loop at the beginning and at the end of a probe, and reads what was taken from us between."""
+    """Times one arithmetic loop at the beginning and at the end of a probe, and reads the CPU time stolen in between."""
 
     def __init__(self, compiled: Compiled, effort: Effort, root: Path = Path("/")) -> None:
         self._function = compiled.peak(compiled.peaks[0])
@@ -139,7 +139,7 @@ class StabilityWatch:
         self._first = self._sample()
 
     def finish(self) -> Stability:
-        """Sample again and compare."""
+        """Time the loop again and compare."""
         last = self._sample()
         steal = None
         now = _steal_and_total()

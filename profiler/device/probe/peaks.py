@@ -1,4 +1,4 @@
-"""Peak arithmetic rates: what the units can do (a loop of independent multiply–adds), and what BLAS makes of them."""
+"""Peak arithmetic rates: of the units alone (loops of independent multiply–adds), and of matrix products by numpy's BLAS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GEMM_SIZE = 768  # three square matrices: 7 MB of fp32, some 5 ms on a core of 2
 
 
 class Peak(Record):
-    """The best arithmetic rate seen. kind: instruction = a loop without memory; gemm = numpy's matrix product."""
+    """The best arithmetic rate that was measured. kind: instruction = a loop without memory; gemm = numpy's matrix product."""
 
     kind: Literal["instruction", "gemm"]
     precision: Precision
@@ -32,14 +32,14 @@ class Peak(Record):
 
 
 def aligned_bytes(nbytes: int) -> Array:
-    """Zeroed bytes that start on a cache line."""
+    """Allocate zeroed bytes (uint8) that start on a cache line."""
     raw = np.zeros(nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + nbytes]
 
 
 def _operands(loop: PeakLoop) -> Array:
-    """Memory for a peak loop whose floating point stays finite and normal: acc = acc · ½ + ½."""
+    """Allocate operands of a peak loop so that its numbers stay finite and normal: acc = acc · ½ + ½."""
     memory = aligned_bytes(OPERAND_BYTES)
     if loop.precision in FLOAT_DTYPES:
         memory[: 2 * ALIGNMENT_BYTES].view(FLOAT_DTYPES[loop.precision])[:] = 0.5
@@ -83,7 +83,7 @@ def measure_gemm_peak(precision: Precision, threads: int, effort: Effort) -> Pea
 
 
 def blas_threads() -> tuple[str, int | None]:
-    """Name and version of numpy's BLAS, and the threads it uses now; None where it cannot be asked or told."""
+    """Return name and version of numpy's BLAS, and the threads that it uses now; None where that is unknown."""
     for library in threadpoolctl.threadpool_info():
         if library["user_api"] == "blas":
             architecture = library.get("architecture") or "?"

@@ -1,4 +1,4 @@
-"""What it costs to let several threads run one native program: to start and join them, and to wait for each other inside."""
+"""The costs of running one native program on several threads: starting and joining them, and meeting at a barrier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BARRIERS = 200  # in one run
 
 
 class TeamCost(Record):
-    """Nanoseconds. start: a program that does nothing, from the call to its return. barrier: all threads meeting once in it."""
+    """Costs in nanoseconds. start: an empty program, from call to return. barrier: one meeting of all threads in it."""
 
     threads: int = Field(ge=1)
     start: Figure
@@ -32,7 +32,7 @@ class TeamCost(Record):
 
 
 def measure_team(threads: int, effort: Effort) -> list[TeamCost]:
-    """Time a team of that many threads; nothing where native code does not run."""
+    """Time a team of that many threads; an empty list where native code does not run."""
     if not host_isas():
         return []
     library, pool = _program(host_isa()), shared_thread_pool(threads)
@@ -52,7 +52,7 @@ def measure_team(threads: int, effort: Effort) -> list[TeamCost]:
 
 @functools.cache
 def _program(isa: Isa) -> Library:
-    """A function that meets as many barriers as the word that it is given says."""
+    """Compile a function that meets at as many barriers as its argument says."""
     module = Module(isa)
     with module.function(_ENTRY, {"word": PTR, "thread": I64, "threads": I64, "team": PTR}) as (k, *arguments):
         word, *_, team = arguments
