@@ -16,7 +16,8 @@ LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "testserver"})
 # Variables that are read where no Settings exist: name, type, default, meaning.
 _OUTSIDE = (
     ("EDGEWISE_CODE_CACHE", "Path", "the user's cache folder", "Folder for compiled code; set to nothing: none is kept."),
-    ("EDGEWISE_DEBUG", "bool", "unset", "When set, an error of the command line shows its traceback."),
+    ("EDGEWISE_DEBUG", "int", "unset", "1: tracebacks and plans; 2: also kernels; 3: also LLVM IR; 4: also assembly."),
+    ("EDGEWISE_DEBUG_DIR", "Path", "a temporary folder", "Folder that EDGEWISE_DEBUG writes IR and assembly to."),
     ("EDGEWISE_DEVICE_SALT", "str", "unset", "Part of this machine's fingerprint; lets one machine pass for several in tests."),
     ("EDGEWISE_ISA", "str", "the widest there is", "Instruction set that kernels are generated for, one that this machine has."),
     ("EDGEWISE_KEY", "str", "unset", "API key of `edgewise agent`, of scope admin."),
