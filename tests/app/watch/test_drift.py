@@ -1,4 +1,4 @@
-"""The closed loop in a service: a plan that promises too much is noticed while it serves."""
+"""Drift in a service: a plan whose runs take longer than it expects is noticed while it serves."""
 
 from __future__ import annotations
 
