@@ -1,8 +1,8 @@
 """Errors of the service and the HTTP status of every error. `app/http/handlers.py` makes replies of them.
 
 EdgewiseError (kernels.errors)
-├── RequestError          the service refuses a request before any model sees it; carries its own status
-└── UnbuiltError          a run was not started: the code for its shapes has to be built first. No client sees it
+├── RequestError          the service refuses a request before a model runs; carries its own status
+└── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, DeviceLostError and
 StoreError → 503. Messages name models, tensors and values, never paths of this host.
@@ -19,7 +19,7 @@ CLIENT_GONE = 499  # nginx's number for it
 
 
 class RequestError(EdgewiseError):
-    """A request the service refuses. headers: extra ones of the reply, such as Retry-After."""
+    """The service refuses a request. status: of the HTTP reply. headers: further headers of the reply, such as Retry-After."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RequestError(EdgewiseError):
 
 
 class UnbuiltError(EdgewiseError):
-    """A run was not started, because what runs these shapes has to be built first."""
+    """A run was not started, because the code for its shapes has to be built first."""
 
 
 _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
@@ -43,7 +43,7 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
 
 
 def status_of(error: EdgewiseError) -> int:
-    """The HTTP status of an error by its class; 500 for one that is nobody's fault outside."""
+    """Return the HTTP status of an error by its class; 500 for an internal error."""
     if isinstance(error, RequestError):
         return error.status
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)

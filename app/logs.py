@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on stderr, and the protocol's settings of what is logged."""
+"""Structured logs: one JSON object per line on stderr, and the protocol's logging settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SWITCHES: Final = {"info": "log_info", "warning": "log_warning", "error": "log_
 
 
 class LogSettings:
-    """What is logged, in the protocol's words. One for the process, as its log is."""
+    """The logging settings of the Open Inference Protocol. One for the process, as its log is."""
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {
@@ -29,11 +29,14 @@ class LogSettings:
         }
 
     def shown(self) -> dict[str, Any]:
-        """All settings."""
+        """Return all settings by name."""
         return dict(self._values)
 
     def update(self, asked: Mapping[str, Any]) -> None:
-        """Change settings, all or none of them; null leaves one as it is. Raises RequestError 400, 501."""
+        """Change settings, all or none of them; null leaves a setting unchanged.
+
+        Raises: RequestError 400 for an unknown setting or a wrong value, 501 for log_file.
+        """
         given = {key: value for key, value in asked.items() if value is not None}
         for key, value in given.items():
             self._check(key, value)
@@ -46,15 +49,15 @@ class LogSettings:
             raise RequestError(501, "logging: log_file cannot be set over the network, the log goes to standard error")
         if key == "log_format":
             if value not in ("default", "ISO8601"):
-                raise RequestError(400, "logging: log_format is neither default nor ISO8601")
+                raise RequestError(400, "logging: log_format needs to be default or ISO8601")
         elif key == "log_verbose_level":
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_VERBOSE:
-                raise RequestError(400, f"logging: log_verbose_level is no integer in [0, {MAX_VERBOSE}]")
+                raise RequestError(400, f"logging: log_verbose_level needs to be an integer in [0, {MAX_VERBOSE}]")
         elif not isinstance(value, bool):
-            raise RequestError(400, f"logging: {key} is neither true nor false")
+            raise RequestError(400, f"logging: {key} needs to be true or false")
 
     def passes(self, _: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """A structlog processor: drops what is not to be logged, stamps the rest."""
+        """A structlog processor: drop events that the settings exclude, and add a timestamp to the others."""
         wanted = self._values[_SWITCHES[method]] if method in _SWITCHES else self._values["log_verbose_level"] > 0
         if not wanted:
             raise structlog.DropEvent
@@ -68,7 +71,7 @@ SETTINGS: Final = LogSettings()
 
 
 def configure() -> None:
-    """One JSON object a line on stderr, as the settings say."""
+    """Configure structlog: one JSON object per line on stderr, filtered by SETTINGS."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

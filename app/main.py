@@ -1,4 +1,4 @@
-"""The service: `create_app(settings)` puts the routes, the models and the guards together."""
+"""The application: `create_app(settings)` assembles the service, its routes and its middleware."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = structlog.get_logger("edgewise.service")
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Models load in the background, so that /v2/health/live answers at once."""
+    """Start and stop the service. Models load in the background, so that /v2/health/live answers at once."""
     service: Service = app.state.service
     service.engine.bind()
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
@@ -50,7 +50,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _report(started: asyncio.Future[None]) -> None:
-    """Say at once that work in the background failed, not only when the service ends."""
+    """Log a failure of background work at once, not only when the service stops."""
     if not started.cancelled() and (error := started.exception()) is not None:
         log.error("background work failed", exc_info=error)
 
@@ -60,7 +60,7 @@ def create_app(
 ) -> FastAPI:
     """Build the application. Nothing is loaded before it starts.
 
-    telemetry: instead of what the settings say. kinds: the jobs it can run.
+    settings: from the environment if None. telemetry: replaces the one that the settings define. kinds: of jobs that can be run.
     """
     settings = settings or Settings()
     telemetry = telemetry or over_http(settings.otlp_endpoint)
@@ -69,19 +69,21 @@ def create_app(
         version=VERSION,
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,  # served below, by a route that declares its scope as all do
+        openapi_url=None,  # served below, by a route that declares its scope
         lifespan=_lifespan,
         dependencies=[Depends(authorise)],
         telemetry=telemetry.config,
     )
     app.state.service = service = Service(settings, telemetry, kinds)
     handlers.install(app)
-    app.router.routes += inference.ROUTES  # first: they are asked for most
+    app.router.routes += inference.ROUTES  # first, since most requests are for them
     app.include_router(oip.router, tags=["Open Inference Protocol"])
     for part in (models, devices, plans, strategies):
         app.include_router(part.router, prefix="/v1", tags=["Control"])
     app.include_router(uploads.router, prefix="/v1", tags=["Control"])
-    app.include_router(queries.router, prefix="/v1", tags=["Profiles"])  # before "profiles/{number}": it has "profiles/query"
+    app.include_router(
+        queries.router, prefix="/v1", tags=["Profiles"]
+    )  # before "profiles/{number}", which would match "profiles/query"
     app.include_router(profiles.router, prefix="/v1", tags=["Profiles"])
     app.include_router(exchange.router, prefix="/v1", tags=["Exchange"])
     app.include_router(live.router, prefix="/v1", tags=["Control"])

@@ -1,4 +1,4 @@
-"""A running service: its parts, put together here and nowhere else, and how routes ask for the parts that they use."""
+"""A running service: the assembly of its parts, and the dependencies by which routes ask for single parts."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ log = structlog.get_logger("edgewise.service")
 class Service:
     """The parts of one service, opened and closed together.
 
-    quick_calls: threads for short questions to the database, which never wait for slow work (`engine.call`).
-    kinds: of the jobs that it can run, by name.
+    quick_calls: threads for short questions to the database, so that they never wait for slow work, which is `engine.call`.
+    kinds: the kinds of jobs that it can run, by name.
     """
 
     def __init__(self, settings: Settings, telemetry: Telemetry, kinds: Mapping[str, Kind] = KINDS) -> None:
@@ -97,7 +97,7 @@ class Service:
         await self.journal.keep(self.engine.call, self._open_store)
 
     def close(self) -> None:
-        """Finish what runs, then close the database. Blocks."""
+        """Wait for running work, then close the database. Blocks."""
         self.local_jobs.close()
         self.engine.close()
         self.quick_calls.close()
@@ -115,7 +115,7 @@ def service_of(request: Request) -> Service:
 
 
 def _part(choose: Callable[[Service], object]) -> Any:
-    """A dependency of routes: the part of the service that `choose` takes. A coroutine, so that it needs no thread."""
+    """Return a dependency on one part of the service. It is a coroutine, since FastAPI runs plain functions on threads."""
 
     async def find(request: Request) -> object:
         return choose(service_of(request))

@@ -1,4 +1,4 @@
-"""Every knob of the service, in one table: environment variables EDGEWISE_<NAME>, the command line on top of them."""
+"""The settings of the service, in one table: environment variables EDGEWISE_<NAME>, overridden by the command line."""
 
 from __future__ import annotations
 
@@ -39,69 +39,92 @@ class Settings(BaseSettings):
 
     models: Path = Field(DEMO_MODELS, description="Folder with name.onnx or name/<version>/model.onnx.")
     db: str | None = Field(None, description="Database URL; SQLite in the user's data directory when unset.")
-    host: str = Field("127.0.0.1", description="Address to bind; on any but loopback every route but health needs an API key.")
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. On any address but loopback, every route but health needs an API key."
+    )
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
     allowed_hosts: tuple[str, ...] | None = Field(
-        None, description="Host headers that are answered; the loopback names when unset and on loopback, else all."
+        None, description="Host headers that are accepted. When unset: the loopback names on loopback, else all."
     )
-    rate_per_s: float = Field(0, ge=0, description="Requests a second of one API key that has no rate of its own; 0 = no limit.")
-    key_refresh_s: float = Field(2, gt=0, description="How old the copy of the database's API keys may be.")
-    key_stale_s: float = Field(300, gt=0, description="How old it may be while the database does not answer.")
+    rate_per_s: float = Field(0, ge=0, description="Requests per second of an API key without a rate of its own; 0 = no limit.")
+    key_refresh_s: float = Field(2, gt=0, description="Age at which the copy of the database's API keys is refreshed.")
+    key_stale_s: float = Field(
+        300, gt=0, description="Age up to which the copy of the API keys is used while the database does not answer."
+    )
     session_secret: SecretStr = Field(
-        SecretStr(""), description="Signs the pages' sessions; servers that share it accept each other's. Random when unset."
+        SecretStr(""),
+        description="Signs the sessions of the pages; servers with the same secret accept each other's. Random when unset.",
     )
-    threads: int | None = Field(None, ge=1, le=1024, description="Cores an inference may use; physical cores when unset.")
-    workers: int = Field(0, ge=0, le=64, description="Processes that compute; 0 = the service's own.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Cores that an inference may use; all physical cores when unset."
+    )
+    workers: int = Field(
+        0, ge=0, le=64, description="Engine processes that run models; 0 = models run in the service's own process."
+    )
     max_batch_size: int = Field(
-        8, ge=1, le=65_536, description="Rows that share a run, of models whose rows are proven to keep apart; 1 = none."
+        8, ge=1, le=65_536, description="Most rows of a batch, for models proven safe to batch; 1 = no batching."
     )
     shared_bytes: int = Field(
         2**28,
         ge=2**20,
         le=2**38,
-        description="Memory that each process shares with the service, once for requests, once for replies.",
+        description="Memory that each engine process shares with the service: this much for requests, and again for replies.",
     )
-    run_timeout_s: float = Field(120, gt=0, le=86_400, description="A process that computes one batch longer is killed.")
-    queue_limit: int = Field(256, ge=1, le=100_000, description="Inferences waiting; one more is answered 503.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Request body, also after decompression.")
-    max_control_bytes: int = Field(16 * 2**20, ge=1024, description="Request body of anything but an inference or a load.")
-    max_bytes_together: int = Field(2**30, ge=1024, description="Bodies of all requests that are being answered.")
-    max_connections: int = Field(1024, ge=1, description="Open connections; one more is answered 503.")
+    run_timeout_s: float = Field(
+        120, gt=0, le=86_400, description="Time after which an engine process that is still running one batch is killed."
+    )
+    queue_limit: int = Field(256, ge=1, le=100_000, description="Most inferences that wait; further ones are refused with 503.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Size of a request body, also after decompression.")
+    max_control_bytes: int = Field(
+        16 * 2**20, ge=1024, description="Size of a request body, except for inference, load and upload."
+    )
+    max_bytes_together: int = Field(2**30, ge=1024, description="Size of the bodies of all requests that are being answered.")
+    max_connections: int = Field(1024, ge=1, description="Most open connections; further ones are refused with 503.")
     max_requests: int = Field(
-        512, ge=1, description="Requests being answered, those of clients that left included; one more is answered 503."
+        512, ge=1, description="Most requests being answered, including those whose clients have left; further ones get 503."
     )
-    max_head_bytes: int = Field(64 * 1024, ge=1024, description="Request line and headers of one request.")
-    head_timeout_s: float = Field(10, gt=0, description="Time to send a request's head.")
-    body_timeout_s: float = Field(300, gt=0, description="Time to send a request's body.")
-    max_tensor_elements: int = Field(2**26, ge=1, description="Elements of one request tensor.")
-    max_inputs: int = Field(64, ge=1, description="Tensors in one request.")
-    plan_refresh_s: float = Field(2, gt=0, description="How soon a plan that was stored for a served model runs it.")
-    jobs: bool = Field(True, description="Run the queued jobs of this device in the service; agents run those of others.")
-    retune: bool = Field(False, description="Queue a tune job for a plan whose latencies are not what it says.")
-    job_lease_s: float = Field(30.0, ge=1, le=3600, description="How long a silent worker keeps its job.")
-    max_listeners: int = Field(64, ge=1, le=10_000, description="Clients that follow the events of jobs at once.")
-    max_outputs: int = Field(256, ge=1, description="Outputs that one request may ask for.")
-    max_json_bytes: int = Field(16 * 2**20, ge=1024, description="JSON of one request; binary tensors do not count.")
-    max_models: int = Field(256, ge=1, description="Models of one repository.")
-    max_model_bytes: int = Field(2**33, ge=1024, description="One model's file and external data.")
-    max_arena_bytes: int = Field(2**33, ge=1024, description="Activations that one model may keep, over all its shapes.")
-    keep_alive_s: int = Field(75, ge=1, description="Idle time of a connection; longer than a proxy's, which then closes first.")
-    grace_s: float = Field(5, ge=0, description="On SIGTERM: time to be not ready yet serve, for load balancers to see it.")
-    drain_s: int = Field(30, ge=1, description="On SIGTERM, after that: time for running requests to end.")
-    strict_ready: bool = Field(False, description="Whether a model that failed to load at the start makes the server not ready.")
+    max_head_bytes: int = Field(64 * 1024, ge=1024, description="Size of the request line and headers of one request.")
+    head_timeout_s: float = Field(10, gt=0, description="Time for a client to send the request line and headers.")
+    body_timeout_s: float = Field(300, gt=0, description="Time for a client to send a request's body.")
+    max_tensor_elements: int = Field(2**26, ge=1, description="Most elements of one tensor in a request.")
+    max_inputs: int = Field(64, ge=1, description="Most input tensors of one request.")
+    plan_refresh_s: float = Field(
+        2, gt=0, description="Interval at which new plans of served models are looked up in the database."
+    )
+    jobs: bool = Field(
+        True, description="Whether the service runs the queued jobs of its own device. Agents run those of other devices."
+    )
+    retune: bool = Field(False, description="Whether to queue a tune job for a plan whose latency has drifted.")
+    job_lease_s: float = Field(
+        30.0, ge=1, le=3600, description="Time after which a job of a worker that does not report is given to another."
+    )
+    max_listeners: int = Field(64, ge=1, le=10_000, description="Most clients that follow the events of jobs at once.")
+    max_outputs: int = Field(256, ge=1, description="Most outputs that one request may name.")
+    max_json_bytes: int = Field(16 * 2**20, ge=1024, description="Size of the JSON of one request, without binary tensors.")
+    max_models: int = Field(256, ge=1, description="Most model versions of a repository.")
+    max_model_bytes: int = Field(2**33, ge=1024, description="Size of one model's file and external data.")
+    max_arena_bytes: int = Field(2**33, ge=1024, description="Size of the activations that one model keeps, over all its shapes.")
+    keep_alive_s: int = Field(
+        75, ge=1, description="Idle time after which a connection is closed; longer than a proxy's, which then closes first."
+    )
+    grace_s: float = Field(
+        5, ge=0, description="On SIGTERM: time to report not ready while still serving, for load balancers to notice."
+    )
+    drain_s: int = Field(30, ge=1, description="On SIGTERM, after the grace period: time for running requests to end.")
+    strict_ready: bool = Field(False, description="Whether a model that failed to load makes the server not ready.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP URL for traces, as in http://collector:4318/v1/traces; off when unset.")
-    max_upload_bytes: int = Field(2**30, ge=0, description="A model file that is uploaded into the folder; 0 takes none.")
+    max_upload_bytes: int = Field(2**30, ge=0, description="Size of an uploaded model file; 0 = no uploads.")
     repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
-    file_uploads: bool = Field(False, description="Whether a load request may bring files.")
+    file_uploads: bool = Field(False, description="Whether load requests may contain files.")
 
     @property
     def loopback(self) -> bool:
-        """Whether only this host can connect."""
+        """Whether only clients on this host can connect."""
         return self.host in LOOPBACK
 
     @property
     def host_names(self) -> frozenset[str] | None:
-        """Host headers that are answered; None = all, which only keys make safe."""
+        """Host headers that are accepted; None = all, which is safe only with API keys."""
         if self.allowed_hosts is not None:
             return frozenset(self.allowed_hosts)
         return LOOPBACK_NAMES if self.loopback else None

@@ -1,4 +1,4 @@
-"""The service's database, opened when it is first needed, and what the service asks it about this machine."""
+"""The service's database, opened when it is first needed, with what it knows about this machine."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who may do what: keys, sessions, scopes, rates, and the audit journal."""
+"""Access control: API keys, sessions, scopes, rate limits, and the audit trail."""

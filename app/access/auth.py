@@ -1,8 +1,9 @@
-"""Who may do what: API keys, the scopes that every route declares, and the cookie of the pages.
+"""API keys, the scopes that every route declares, and the session cookie of the pages.
 
-Two steps, each refusing by default. `Authenticate` (middleware) lets nobody past without a key, but for health, the login page
-and its style sheet; on loopback, local callers are let in while the database never held a key. `authorise` (a dependency of every
-route) compares what the caller holds with what the route declares by `needs`; one that declares nothing is refused to everybody.
+Access is checked in two steps, and each refuses by default. `Authenticate` (middleware) requires a key for everything but health,
+the login page and its style sheet; on loopback, local callers need none while the database has never held a key. `authorise` (a
+dependency of every route) compares the caller's scopes with those that the route declares by `needs`. A route that declares
+nothing refuses every caller.
 
 A key is `ewk_<prefix>.<secret>`: the prefix tells keys apart, the secret is 256 random bits, of which only the SHA-256 is stored.
 """
@@ -32,7 +33,7 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 
 class Scope(StrEnum):
-    """What a key is for. admin may do everything."""
+    """What a key permits. admin permits everything."""
 
     INFER = "infer"
     READ = "read"
@@ -41,7 +42,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller. key: None for a local caller without one. from_cookie: a page's session, which must prove its forms."""
+    """An authenticated caller. key: None for a local caller. from_cookie: a page's session, whose writes need a token."""
 
     name: str
     scopes: frozenset[Scope]
@@ -50,15 +51,17 @@ class Principal:
 
 
 LOCAL: Final = Principal("local", frozenset(Scope))
-UNKNOWN_KEYS: Final = Principal("local", frozenset({Scope.INFER, Scope.READ}))  # while the database cannot say whether keys exist
+UNKNOWN_KEYS: Final = Principal(
+    "local", frozenset({Scope.INFER, Scope.READ})
+)  # while the database does not answer whether keys exist
 
 _DECLARED: Final = "edgewise_scopes"
 
 
 def needs(*scopes: Scope) -> Callable[[E], E]:
-    """Declare what a route asks for: a key with any of these scopes, or admin; without arguments nothing at all.
+    """Declare that a route needs a key with one of these scopes, or admin; without arguments, that it needs no key.
 
-    Stands below the route's own decorator. A route that declares nothing is refused to everybody.
+    Stands below the route's own decorator. A route without this decorator refuses every caller.
     """
 
     def mark(endpoint: E) -> E:
@@ -69,12 +72,12 @@ def needs(*scopes: Scope) -> Callable[[E], E]:
 
 
 def declared(endpoint: Callable[..., Any] | None) -> frozenset[Scope] | None:
-    """What an endpoint declares; None where it says nothing."""
+    """Return the scopes that an endpoint declares; None if it declares nothing."""
     return getattr(endpoint, _DECLARED, None)
 
 
 async def authorise(request: Request) -> None:
-    """Dependency of every route: the caller holds what it declares. Raises RequestError 403."""
+    """Dependency of every route: check the caller's scopes. Raises RequestError 401, 403 or 503."""
     wanted = declared(getattr(request.scope.get("route"), "endpoint", None))
     if wanted is None:
         raise RequestError(403, "this route is closed: it declares no scope")
@@ -91,9 +94,9 @@ async def authorise(request: Request) -> None:
 
 
 class DirectRoute(Route):
-    """A route for requests by the thousand: its endpoint takes the request and gives the reply, with no framework between.
+    """A route for frequent requests: its endpoint takes the request and returns the reply, without FastAPI in between.
 
-    It asks for the same scopes as all others do. FastAPI's own routes cost 0.7 ms more on a core that also runs the model.
+    It checks scopes as all routes do. FastAPI's own routes take 0.7 ms longer on a core that also runs the model.
     """
 
     def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: Collection[str]) -> None:
@@ -113,18 +116,18 @@ def _spelt(scopes: frozenset[Scope]) -> str:
 
 
 def new_key() -> tuple[str, str, str]:
-    """A key: its text, its prefix, and the SHA-256 to store."""
+    """Make a key. Returns its text, its prefix, and the SHA-256 to store."""
     prefix, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     return f"ewk_{prefix}.{secret}", prefix, digest_of(secret)
 
 
 def digest_of(secret: str) -> str:
-    """The SHA-256 of a secret. Its 256 random bits need no slow hash."""
+    """Return the SHA-256 of a secret. A secret of 256 random bits needs no slow hash."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def split_key(text: str) -> tuple[str, str]:
-    """Prefix and secret, which fit no key where the text is none."""
+    """Split a key into prefix and secret; both are empty, and match no key, if the text is malformed."""
     prefix, dot, secret = text.removeprefix("ewk_").partition(".")
     return (prefix, secret) if text.startswith("ewk_") and dot and len(text) <= 128 else ("", "")
 
@@ -134,33 +137,33 @@ SESSION_S: Final = 8 * 3600
 
 
 class Sessions:
-    """The pages' sessions: cookies signed with the server's secret and the key's hash, so that they end with the key.
+    """Sessions of the pages: cookies signed with the server's secret and the key's hash, so that a session ends with its key.
 
-    Servers that share a database and this secret accept each other's; without one, sessions end with the process.
+    secret: servers with the same database and secret accept each other's sessions; "" = random, sessions end with the process.
     """
 
     def __init__(self, secret: str = "") -> None:
         self._secret = secret.encode() or secrets.token_bytes(32)
 
     def make(self, key: StoredKey) -> str:
-        """The value of a new cookie."""
+        """Return the value of a new session cookie."""
         ends_s = int(time.time()) + SESSION_S
         return f"{key.prefix}.{ends_s}.{self._sign(key, f'session.{ends_s}')}"
 
     @staticmethod
     def prefix(value: str) -> str:
-        """Which key a cookie says it is of."""
+        """Return the prefix of the key that a cookie claims to belong to."""
         return value.partition(".")[0]
 
     def check(self, value: str, key: StoredKey) -> bool:
-        """Whether the cookie was made here for that key, and has not ended."""
+        """Whether the cookie was signed for that key and has not expired."""
         parts = value.split(".")
         if len(parts) != 3 or not parts[1].isdecimal() or len(parts[1]) > 12 or int(parts[1]) < time.time():
             return False
         return hmac.compare_digest(parts[2].encode(), self._sign(key, f"session.{parts[1]}").encode())
 
     def form_token(self, value: str, key: StoredKey) -> str:
-        """What the forms and writes of that session have to carry."""
+        """Return the token that forms and writes of that session must carry, against cross-site request forgery."""
         return self._sign(key, f"form.{value}")
 
     def _sign(self, key: StoredKey, text: str) -> str:
@@ -169,7 +172,7 @@ class Sessions:
 
 
 def read_cookie(header: str, name: str) -> str:
-    """A cookie of a Cookie header, "" where there is none."""
+    """Return a cookie from a Cookie header; "" if it is not there."""
     try:
         found = SimpleCookie(header[:8192]).get(name)
     except CookieError:

@@ -1,4 +1,4 @@
-"""The keys that a server knows: a copy of the database's, a few seconds old at most, and good for a while without it."""
+"""The server's copy of the API keys: a few seconds old at most, and valid for a while when the database does not answer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ log = structlog.get_logger("edgewise.auth")
 
 
 class Directory:
-    """Keys by prefix. Event loop only.
+    """Finds callers by key or session cookie. Event loop only.
 
-    sessions: of the pages.
-
-    Args:   read: gets the database's keys. loopback: whether callers without a key are local ones, while there is no key.
-            refresh_s: how old the copy may be. stale_s: how old while the database does not answer.
+    Args: read: reads the keys from the database. sessions: checks the cookies of the pages. loopback: while no key was ever made,
+          callers without a key are local ones. refresh_s: how often the keys are read. stale_s: how old the copy may become while
+          the database does not answer.
     """
 
     def __init__(
@@ -49,14 +48,14 @@ class Directory:
         self._tried = asyncio.Event()
 
     async def local(self) -> Principal | None:
-        """Who a caller without a key is: a local one while no key was ever made and the server is on loopback; else nobody."""
+        """Return the principal of a caller without a key: local if the server is on loopback and holds no key; else None."""
         await self._tried.wait()
         if not self._loopback or self._made:
             return None
         return LOCAL if self._keys is not None else UNKNOWN_KEYS
 
     async def by_key(self, text: str) -> Principal:
-        """The holder of a key. Raises RequestError 401; 503 while no keys could be read."""
+        """Return the holder of a key. Raises RequestError 401 for an unknown key, 503 while no keys could be read."""
         prefix, secret = auth.split_key(text)
         key = await self._find(prefix)
         if key is None or not hmac.compare_digest(auth.digest_of(secret), key.secret_sha256):
@@ -64,7 +63,7 @@ class Directory:
         return self._principal(key, from_cookie=False)
 
     async def by_cookie(self, value: str) -> Principal | None:
-        """The holder of a session; None where it has ended."""
+        """Return the holder of a session cookie; None if it is invalid or has expired."""
         key = await self._find(Sessions.prefix(value))
         return self._principal(key, from_cookie=True) if key is not None and self.sessions.check(value, key) else None
 
@@ -80,14 +79,14 @@ class Directory:
         return key if key is not None and key.active(time.time_ns() // 1000) else None
 
     async def keep(self) -> None:
-        """Read the keys again and again, for as long as the service runs; no request waits for it but the first ones."""
+        """Read the keys every `refresh_s`, for as long as the service runs. Only requests before the first read wait."""
         while True:
             try:
                 ring = await self._read()
                 self._keys, self._made = {key.prefix: key for key in ring.usable}, ring.made
                 self._read_at = time.monotonic()
             except (StoreError, RequestError) as error:
-                log.warning("keys not read", reason=str(error))
+                log.warning("API keys could not be read", reason=str(error))
             self._tried.set()
             await asyncio.sleep(self._refresh_s)
 

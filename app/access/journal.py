@@ -1,4 +1,4 @@
-"""Writes that requests cause and nobody waits for: kept within a bound while the database does not answer, and said so."""
+"""Database writes for which no request waits: kept in memory, within a bound, while the database does not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLUSH_S = 1.0
 
 
 class Journal:
-    """Audit entries and the last use of keys, until they are written. Thread-safe."""
+    """Audit entries and times of the last use of keys, until they are written. Thread-safe."""
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._max_entries = max_entries
@@ -34,11 +34,11 @@ class Journal:
 
     @property
     def buffered(self) -> int:
-        """Writes that wait."""
+        """Number of writes that wait."""
         return len(self._entries) + len(self._used_us)
 
     def add(self, entry: AuditEntry) -> None:
-        """Keep an entry; beyond the bound the oldest goes, which is counted."""
+        """Keep an entry. At the bound the oldest one is dropped and counted."""
         with self._lock:
             if len(self._entries) >= self._max_entries:
                 self._entries.popleft()
@@ -46,19 +46,19 @@ class Journal:
             self._entries.append(entry)
 
     def touch(self, prefix: str) -> None:
-        """Note that a key was used now. Keys are bounded by the database's."""
+        """Note that a key was used now. Only keys of the database are noted, which bounds their number."""
         with self._lock:
             self._used_us[prefix] = time.time_ns() // 1000
 
     def flush(self, store: Store) -> None:
-        """Write what waits; on an error it goes on waiting. Raises StoreError."""
+        """Write all that waits. Raises StoreError, and keeps what was not written."""
         with self._lock:
             entries, used_us = list(self._entries), dict(self._used_us)
         if entries:
             store.audit.add(entries)
         with self._lock:
             for entry in entries:
-                if self._entries and self._entries[0] is entry:  # those dropped meanwhile are gone already
+                if self._entries and self._entries[0] is entry:  # entries dropped meanwhile are gone already
                     self._entries.popleft()
         if used_us:
             store.keys.touch(used_us)
@@ -68,7 +68,7 @@ class Journal:
                     del self._used_us[prefix]
 
     async def keep(self, call: Callable[..., Awaitable[None]], open_store: Callable[[], Store]) -> None:
-        """Write every second, for as long as the service runs. call: awaits a function on a thread."""
+        """Write every FLUSH_S, for as long as the service runs. call: awaits a function on a thread."""
         while True:
             await asyncio.sleep(FLUSH_S)
             if self.buffered or not self.database_up:
@@ -76,7 +76,7 @@ class Journal:
                     await call(self.attempt, open_store)
 
     def attempt(self, open_store: Callable[[], Store]) -> None:
-        """Write what waits, or note that the database does not answer. Blocks."""
+        """Write all that waits, or note and log that the database does not answer. Blocks."""
         try:
             self.flush(open_store())
         except StoreError as error:

@@ -1,4 +1,4 @@
-"""Requests per second, by caller: token buckets."""
+"""Rate limits: a token bucket for each caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_BUCKETS = 20_000
 
 
 class Rates:
-    """A bucket for each caller, which fills at its rate and holds `burst_s` seconds of it. Event loop only."""
+    """Token buckets: each fills at its caller's rate and holds `burst_s` seconds of it. Event loop only."""
 
     def __init__(self, rate_per_s: float, burst_s: float = 2.0) -> None:
         self._rate_per_s = rate_per_s
@@ -20,7 +20,10 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: str, own_rate_per_s: float | None) -> None:
-        """Count one request. Raises RequestError 429 when the bucket is empty. A rate of 0 is no limit."""
+        """Count one request. Raises RequestError 429 if the bucket is empty.
+
+        own_rate_per_s: of this caller; None = the default rate. A rate of 0 means no limit.
+        """
         rate = self._rate_per_s if own_rate_per_s is None else own_rate_per_s
         if rate <= 0:
             return

@@ -1,10 +1,10 @@
 """Dynamic batching for one model: requests wait in levels of priority, and those of one shape share a run.
 
-Triton's rules. A batch is formed when cores are free, not before, so that it grows as long as it has to wait anyway; a request
-is never split; whoever is cancelled or too late is not computed. When a run fails by its data, its requests run again one by
-one, so that a bad one harms no other; when what runs it is lost, all of them fail and may be tried again. A batch whose shapes
-have no code yet goes back to the queue until they have it, and others run meanwhile.
-Nothing here knows of HTTP, models or processes: the clock, the cores and what runs a batch are given.
+The rules are those of Triton's dynamic batcher. A batch is formed when cores are free, not before, so that it grows while it has
+to wait anyway. A request is never split. A request that was cancelled or has expired is not computed. When a run fails because of
+its data, its requests run again one by one, so that a bad request harms no other; when the engine process is lost, all requests
+of the batch fail and may be retried. A batch whose shapes have no compiled code yet returns to the queue until they have it,
+while other batches run. Nothing here knows of HTTP, models or processes: the clock, the cores and the run function are passed in.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from app.errors import RequestError, UnbuiltError
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 
-MAX_AUTOMATIC_DELAY_NS = 10_000_000  # a batch is held no longer than this on the word of a measured curve
+MAX_AUTOMATIC_DELAY_NS = 10_000_000  # a measured curve alone holds a batch no longer than this
 
 
 @dataclass(frozen=True, slots=True)
 class InferOptions:
-    """What a request asks for itself. priority: 0 = the model's default, 1 = the highest. deadline_ns: on the monotonic clock."""
+    """Options of one request. priority: 0 = the model's default, 1 = the highest. deadline_ns: on the monotonic clock."""
 
     priority: int = 0
     deadline_ns: int | None = None
@@ -38,9 +38,10 @@ class InferOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request's own rows of what its batch gave, and how it went.
+    """A request's own rows of its batch's outputs, and how the run went.
 
-    batch_rows: of the whole batch. plan_id: "default" = each op's default. alone: it shared neither the run nor the cores.
+    batch_rows: rows of the whole batch. plan_id: the plan that the run followed; "default" = each op's default strategy.
+    alone: the request shared neither its run nor the cores.
     """
 
     outputs: dict[str, Array]
@@ -53,7 +54,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What running a batch gave: the outputs of each request, in order. alone: nothing else was computed meanwhile."""
+    """Result of running a batch: the outputs of each request, in order. alone: nothing else was computed meanwhile."""
 
     outputs: Sequence[dict[str, Array]]
     compute_ns: int
@@ -63,12 +64,12 @@ class Ran:
 
 @dataclass(slots=True, eq=False)
 class Bucket:
-    """Requests that may share a run: one dtype and shape for every input, but for the rows.
+    """Requests that may share a run: every input has the same dtype and, but for the rows (axis 0), the same shape.
 
-    sizes: the batch sizes that may be run, ascending; empty = each request by itself. paying: the largest of them that was seen
-    to be worth it. waiting_rows: of those in the queue. building: rows whose code is being built, and who was put back for it.
-    built: rows for which it was, and which the next run builds itself should that be gone: with more shapes in use than a model
-    keeps, each gets its turn.
+    sizes: the batch sizes that may be run, ascending; empty = each request runs by itself. paying: the largest size that has
+    proven faster per row. waiting_rows: rows of the requests in the queue. building: batch sizes whose code is being built, each
+    with the requests that wait for it. built: batch sizes whose code was built. Should that code be evicted before the next run,
+    the run builds it itself, so that every shape gets its turn where more shapes are in use than a model keeps.
     """
 
     sizes: tuple[int, ...] = ()
@@ -81,7 +82,7 @@ class Bucket:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request on its way. answer: resolved once, with an Outcome or an error, whatever happens."""
+    """A request in the queue or in a run. answer: resolved exactly once, with an Outcome or an error."""
 
     feeds: dict[str, Array]
     rows: int
@@ -89,40 +90,40 @@ class Request:
     level: int
     arrived_ns: int
     expires_ns: int | None
-    rejects: bool  # when it expires; else it goes on, behind the others
+    rejects: bool  # on expiry the request is refused; else it moves behind the others
     answer: asyncio.Future[Outcome]
     started_ns: int = 0
-    parked: bool = False  # until its code is built
+    parked: bool = False  # waits until its code is built
     timer: Timer | None = None
-    ready: Outcome | BaseException | None = None  # decided, and held back until those before it are
+    ready: Outcome | BaseException | None = None  # the result, held back until earlier requests have theirs
 
     @property
     def gone(self) -> bool:
-        """Nobody waits for it any more."""
+        """Whether its client no longer waits: answered or cancelled."""
         return self.answer.done()
 
     @property
     def runnable(self) -> bool:
-        """Whether nothing that it needs is being built."""
+        """Whether it can run now: no code that it needs is being built."""
         return not self.parked and self.rows not in self.bucket.building
 
 
 class Batch:
-    """Requests in one run. `on_abandoned` is called when the last of them is gone before the run ends."""
+    """Requests that share one run. `on_abandoned` is called when no client waits for any of them before the run ends."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.build = False  # what it needs, in the run
+        self.build = False  # build missing code within the run
         self.on_abandoned: Callable[[], None] | None = None
 
     @property
     def rows(self) -> int:
-        """Rows of all requests."""
+        """Number of rows of all its requests together."""
         return sum(request.rows for request in self.requests)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of its inputs, with the rows of all requests."""
+        """Shapes of the batch's inputs, by name; axis 0 has the rows of all its requests."""
         feeds = self.requests[0].feeds
         if len(self.requests) == 1:
             return {name: feed.shape for name, feed in feeds.items()}
@@ -130,12 +131,12 @@ class Batch:
 
     @property
     def deadline_ns(self) -> int | None:
-        """When nobody wants its result any more; None where that never happens."""
+        """Time on the monotonic clock when all its requests have expired; None where one of them never is refused."""
         found = [r.expires_ns for r in self.requests if r.expires_ns is not None and r.rejects]
         return max(found) if len(found) == len(self.requests) else None
 
     def check(self) -> None:
-        """Tell whoever runs it when nobody waits any more."""
+        """Call `on_abandoned` where no client waits any more."""
         abandoned = self.on_abandoned
         if abandoned is not None and all(request.gone for request in self.requests):
             self.on_abandoned = None
@@ -143,20 +144,20 @@ class Batch:
 
 
 class Timer(Protocol):
-    """What `Clock.call_at` gives."""
+    """A scheduled call, as returned by `Clock.call_at`."""
 
     def cancel(self) -> None:
-        """Do not call."""
+        """Cancel the call."""
 
 
 class Clock(Protocol):
-    """Monotonic time, and calls at a time."""
+    """Monotonic time, and calls scheduled on it."""
 
     def now_ns(self) -> int:
-        """Nanoseconds of a monotonic clock."""
+        """Return the monotonic time in nanoseconds."""
 
     def call_at(self, when_ns: int, work: Callable[[], None]) -> Timer:
-        """Call then."""
+        """Call `work` at that time."""
 
 
 Lease = Callable[[Callable[[], int]], AbstractAsyncContextManager[None]]
@@ -167,8 +168,8 @@ Build = Callable[[Batch], Awaitable[None]]
 class Batcher:
     """The queue of one model.
 
-    lease: holds the cores of one run, given the priority of who is next. run: raises UnbuiltError for what `build` has to make
-    ready. instances: runs at once.
+    lease: holds the cores of one run; its argument returns the priority of the next request. run: runs a batch, or raises
+    UnbuiltError where `build` has to be called first. instances: how many runs may go on at once.
     """
 
     def __init__(
@@ -180,28 +181,28 @@ class Batcher:
         self._clock, self._lease, self._run, self._build = clock, lease, run, build
         self._levels = {level: deque[Request]() for level in policy.levels}
         self._delayed = {level: deque[Request]() for level in policy.levels}
-        self._order: deque[Request] = deque()  # unanswered ones as they came, where replies keep that order
+        self._order: deque[Request] = deque()  # unanswered requests by arrival, where replies keep that order
         self._turns: set[asyncio.Task[None]] = set()
         self._builds: set[asyncio.Task[None]] = set()
-        self._claimed = False  # a turn waits for cores, and will take what is waiting when it has them
+        self._claimed = False  # a turn waits for cores and takes a batch when it has them
         self._running: set[Batch] = set()
         self._hold: Timer | None = None
         self._closed = False
 
     @property
     def queued(self) -> int:
-        """Requests that wait."""
+        """Number of requests that wait."""
         return sum(map(len, itertools.chain(self._levels.values(), self._delayed.values())))
 
     @property
     def running(self) -> int:
-        """Requests in runs under way, also where nobody waits for them any more."""
+        """Number of requests in runs under way, including those whose clients have left."""
         return sum(len(batch.requests) for batch in self._running)
 
     async def submit(self, feeds: dict[str, Array], rows: int, bucket: Bucket, options: InferOptions) -> Outcome:
-        """Wait for the request's turn and its run.
+        """Queue a request and return its outcome.
 
-        Raises: RequestError 503 when the queue is full, the request's time is over or the service ends; what the run raised.
+        Raises: RequestError 503 when the queue is full, the request has expired or the service stops; the error of the run.
         """
         request = self._admit(feeds, rows, bucket, options)
         self._pump()
@@ -216,7 +217,7 @@ class Batcher:
             raise
 
     def close(self) -> None:
-        """Refuse everybody who waits, and all who come."""
+        """Refuse all requests that wait and all that come."""
         self._closed = True
         error = RequestError(503, f"Server is stopping, model '{self.name}' takes no requests", {"Retry-After": "1"})
         for request in list(self._waiting()):
@@ -228,7 +229,7 @@ class Batcher:
             self._hold.cancel()
 
     async def drained(self) -> None:
-        """Wait for the runs and builds under way."""
+        """Wait until all runs and builds under way have ended."""
         while self._turns or self._builds:
             await asyncio.wait(self._turns | self._builds)
 
@@ -256,7 +257,7 @@ class Batcher:
         return request
 
     def _arm(self, request: Request) -> None:
-        """Come back when the time of a request that waits is over."""
+        """Set the timer of a waiting request that can expire."""
         if request.expires_ns is not None:
             request.timer = self._clock.call_at(request.expires_ns, lambda: self._expire(request))
 
@@ -267,7 +268,7 @@ class Batcher:
         )
 
     def _expire(self, request: Request) -> None:
-        """Its time is over while it waits: refuse it, or let everybody of its level go first."""
+        """Handle the expiry of a waiting request: refuse it, or move it behind all others of its level."""
         if request.timer is not None:
             request.timer.cancel()
             request.timer = None
@@ -280,17 +281,17 @@ class Batcher:
         self._pump()
 
     def _waiting(self) -> Iterator[Request]:
-        """Who waits, the next one first."""
+        """Yield the waiting requests in the order in which they run."""
         for level in self.policy.levels:
             yield from self._levels[level]
             yield from self._delayed[level]
 
     def _next(self) -> Request | None:
-        """Who is next of those that may run."""
+        """Return the first waiting request that can run now."""
         return next((request for request in self._waiting() if request.runnable), None)
 
     def _withdraw(self, request: Request) -> None:
-        """Take a request out of the queue, where it is still in it."""
+        """Remove a request from the queue, if it is still there."""
         if request.timer is not None:
             request.timer.cancel()
             request.timer = None
@@ -300,12 +301,12 @@ class Batcher:
                 request.bucket.waiting_rows -= request.rows
 
     def _rank(self) -> int:
-        """Priority of who is next."""
+        """Return the priority level of the next request."""
         head = self._next()
         return len(self.policy.levels) if head is None else head.level
 
     def _pump(self) -> None:
-        """Start a turn when somebody may run, or come back when the first one has been held long enough."""
+        """Start a turn if a request can run; if the next one is held for more, come back when its time is up."""
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
@@ -330,7 +331,7 @@ class Batcher:
         self._pump()
 
     def _due_ns(self, head: Request) -> float:
-        """When the head's batch should start: now when it cannot grow, else when it has been held long enough."""
+        """Return when the head's batch should start: now if it cannot grow, else when it has been held long enough."""
         mates, target = self._mates(head), head.bucket.sizes[-1] if head.bucket.sizes else 0
         rows = sum(request.rows for request in mates)
         if rows >= target or self._preferred(mates):
@@ -347,7 +348,7 @@ class Batcher:
         return min([due_ns, *(_latest_ns(request, expected_ns) for request in mates)])
 
     def _mates(self, head: Request) -> list[Request]:
-        """The head and who may run with it, in order; the first that does not fit ends the list."""
+        """Return the head and the requests that may run with it, in order, up to the first that does not fit."""
         found = [head]
         rows = head.rows
         if head.bucket.sizes:
@@ -360,18 +361,18 @@ class Batcher:
         return found
 
     def _preferred(self, mates: Sequence[Request]) -> list[Request]:
-        """The longest run of the first requests that has a preferred size; empty without one."""
+        """Return the longest prefix whose rows add up to a preferred size; empty if there is none."""
         sums = itertools.accumulate(request.rows for request in mates)
         counts = [index for index, rows in enumerate(sums, 1) if rows in self.policy.preferred_batch_size]
         return list(mates[: counts[-1]]) if counts and mates[0].bucket.sizes else []
 
     def _take(self) -> Batch | None:
-        """The next batch, out of the queue; None when nobody waits or the next is better held."""
+        """Take the next batch out of the queue; None if no request waits or the next one is still held."""
         while (head := self._next()) is not None and self._due_ns(head) <= self._clock.now_ns():
             chosen = self._choose(head)
             now_ns = self._clock.now_ns()
             late = [request for request in chosen if request.timer is not None and (request.expires_ns or 0) <= now_ns]
-            for request in late:  # the clock is past it, and its timer has not come round yet
+            for request in late:  # expired, but its timer has not fired yet
                 self._expire(request)
             if not late:
                 for request in chosen:
@@ -383,7 +384,7 @@ class Batcher:
         return None
 
     def _choose(self, head: Request) -> list[Request]:
-        """The most of the first requests that make a size that is run; the head alone where none does."""
+        """Return the longest prefix whose rows add up to a batch size that may be run; the head alone if there is none."""
         mates = self._mates(head)
         if preferred := self._preferred(mates):
             return preferred
@@ -419,7 +420,7 @@ class Batcher:
             self._put_back(batch)
         except DeviceLostError as error:
             self._fail(batch, error)
-        except Exception as error:  # noqa: BLE001  whatever a run raises is its requests' answer
+        except Exception as error:  # noqa: BLE001  any error of a run is its requests' answer
             await self._run_singly(batch, error)
         else:
             batch.requests[0].bucket.curve.ran(batch.rows, ran.compute_ns)
@@ -431,7 +432,7 @@ class Batcher:
             self._running.discard(batch)
 
     def _put_back(self, batch: Batch) -> None:
-        """Let a batch wait, before those who wait already, until its code is built."""
+        """Return a batch to the front of the queue until its code is built."""
         bucket, requests = batch.requests[0].bucket, [request for request in batch.requests if not request.gone]
         for request in reversed(requests):
             late = request.expires_ns is not None and request.expires_ns <= self._clock.now_ns()
@@ -456,7 +457,7 @@ class Batcher:
         try:
             await self._build(batch)
             bucket.built.add(batch.rows)
-        except Exception as raised:  # noqa: BLE001  as of a run
+        except Exception as raised:  # noqa: BLE001  as for a run
             error = raised
         finally:
             for request in bucket.building.pop(batch.rows):
@@ -467,7 +468,7 @@ class Batcher:
             self._pump()
 
     async def _run_singly(self, batch: Batch, error: Exception) -> None:
-        """One of these requests was refused: find out which by running each alone."""
+        """Run each request alone, to find the one that makes the batch fail."""
         self._running.discard(batch)
         if len(batch.requests) == 1:
             self._fail(batch, error)
@@ -502,7 +503,7 @@ def _deliver(request: Request) -> None:
 
 
 def _latest_ns(request: Request, expected_ns: int) -> float:
-    """When a held request has to start: in time for its run, and when half of its patience is over."""
+    """Return the latest start of a held request: early enough for its run, and within the first half of its timeout."""
     if request.expires_ns is None:
         return math.inf
     return request.expires_ns - max(expected_ns, (request.expires_ns - request.arrived_ns) // 2)

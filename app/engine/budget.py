@@ -1,4 +1,4 @@
-"""The cores as one budget: every run leases as many as it has threads, so that running threads never outnumber them."""
+"""A budget of cores: every run leases one core per thread, so that running threads never outnumber the cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Clock = Callable[[], int]
 
 @dataclass(slots=True, eq=False)
 class Account:
-    """What one model has used. spent_ns: core-time; the one that spent least is next among equals."""
+    """Core time that one model has used. spent_ns: among equal priorities, the model that has spent least is next.
+
+    active: leases held or waited for.
+    """
 
     name: str = ""
     spent_ns: int = 0
@@ -30,10 +33,10 @@ class _Waiter:
 
 
 class CoreBudget:
-    """Leases of cores. The next is the highest priority, then the model that spent least, then who asked first.
+    """Grants leases of cores by priority, then to the model that has spent least core time, then by order of asking.
 
-    Whoever is next is waited for: a run that wants many cores is not overtaken for ever by small ones. A model that was idle
-    starts level with the busy model that spent least, and saves up no credit.
+    The next lease blocks those behind it, so that a run that wants many cores is not overtaken forever by small ones. A model
+    that was idle starts level with the busy model that has spent least: idle time earns no credit.
     """
 
     def __init__(self, cores: int, clock_ns: Clock) -> None:
@@ -46,12 +49,12 @@ class CoreBudget:
 
     @property
     def waiting(self) -> int:
-        """Leases asked for and not granted."""
+        """Number of leases asked for and not yet granted."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def lease(self, account: Account, cores: int, rank: Callable[[], int] = lambda: 1) -> AsyncIterator[None]:
-        """Hold that many cores, all of them at most. rank: the priority, asked for when cores are given out; 1 is the highest."""
+        """Hold that many cores, at most all of them. rank: returns the priority when cores are granted; 1 is the highest."""
         cores = min(cores, self.cores)
         self._join(account)
         try:
@@ -87,7 +90,7 @@ class CoreBudget:
             if waiter.turn.cancelled():
                 self._waiting.remove(waiter)
             else:
-                self.free += cores  # granted and cancelled in one turn of the loop
+                self.free += cores  # granted and cancelled in the same turn of the loop
             raise
 
     def _grant(self) -> None:

@@ -1,4 +1,4 @@
-"""Blocking work that is no inference, on threads of its own, away from the event loop."""
+"""Blocking work other than inference, on its own threads, away from the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 256  # calls that wait or run
 
 
 class Calls:
-    """Bounded; used from one event loop. What is slow and what is quick get one each, so that neither waits for the other."""
+    """A bounded thread pool, used from one event loop. Slow and quick work get one each, so that neither waits for the other."""
 
     def __init__(self, name: str, threads: int = THREADS, limit: int = LIMIT) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
@@ -25,7 +25,7 @@ class Calls:
         self.working = 0
 
     async def call(self, work: Callable[..., T], *arguments: object, **keywords: object) -> T:
-        """Await work(*arguments, **keywords) on a thread. Raises RequestError 503 when too much of it waits already."""
+        """Await work(*arguments, **keywords) on a thread. Raises RequestError 503 when `limit` calls wait or run already."""
         if self.working >= self._limit:
             raise RequestError(503, f"server: {self.working} calls are waiting, the limit; try again", {"Retry-After": "1"})
         self.working += 1
@@ -37,5 +37,5 @@ class Calls:
         self.working -= 1
 
     def close(self) -> None:
-        """Finish what runs, drop what waits."""
+        """Wait for running calls and drop those that wait."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""What a batch of n rows takes, and so what waiting for another row may save: by plans at first, then by the batches that ran.
+"""The batch curve t(n): the time of a batch of n rows, which tells how much waiting for another row may save.
 
-Plans give the first curve. Once batches of one size have run, it is scaled to what they took; once those of two sizes have, it is
-the line through them, t(n) = a + b·n.
+Plans predict the first curve. Once batches of one size have run, it is scaled to their measured time; once batches of two sizes
+have run, it is the least-squares line through them, t(n) = a + b·n.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
-SAMPLES = 64  # batches remembered: a machine that grows busy is noticed within that many
-ENOUGH = 3  # runs of a size before it is judged by the fastest of them
-WORTH = 0.97  # of the time a row takes at the size below: less of a gain is none
+SAMPLES = 64  # batches remembered: a machine that becomes busy shows within that many
+ENOUGH = 3  # runs of a size before its fastest one is compared
+WORTH = 0.97  # of the time per row at the size below: a larger size must be faster than that
 Source = Literal["none", "plan", "scaled", "measured"]
 _ARRIVAL_SHARE = 0.2  # weight of the newest gap between arrivals
 
 
 class BatchCurve:
-    """Least squares over the last batches, and how fast requests arrive."""
+    """A least-squares fit over the last batches, and the rate at which requests arrive."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int]] = deque()
@@ -29,19 +29,19 @@ class BatchCurve:
         self.gap_ns: float | None = None
 
     def arrived(self, now_ns: int, rows: int) -> None:
-        """A request of that many rows came."""
+        """Note the arrival of a request with that many rows."""
         if self._last_ns is not None:
             gap = (now_ns - self._last_ns) / max(rows, 1)
             self.gap_ns = gap if self.gap_ns is None else self.gap_ns + _ARRIVAL_SHARE * (gap - self.gap_ns)
         self._last_ns = now_ns
 
     def planned(self, times_ns: Mapping[int, float]) -> None:
-        """What plans say a run takes, by rows."""
+        """Set the curve that plans predict: rows -> nanoseconds."""
         self._planned = tuple(sorted(times_ns.items()))
 
     @property
     def source(self) -> Source:
-        """Where the curve comes from: plans, plans scaled to what ran, or what ran alone."""
+        """What the curve is based on: plans, plans scaled to measured runs, or measured runs alone."""
         if self._line() is not None:
             return "measured"
         if not self._planned:
@@ -49,7 +49,7 @@ class BatchCurve:
         return "scaled" if self._samples else "plan"
 
     def ran(self, rows: int, compute_ns: int) -> None:
-        """A batch of that many rows took so long."""
+        """Note the measured time of a batch with that many rows."""
         self._samples.append((rows, compute_ns))
         self._add(rows, compute_ns, 1)
         if len(self._samples) > SAMPLES:
@@ -60,7 +60,7 @@ class BatchCurve:
             self._sums[index] += sign * term
 
     def predict_ns(self, rows: int) -> float | None:
-        """What that many rows would take; None while neither plans nor runs of two different sizes tell."""
+        """Predict the time of a batch in nanoseconds; None without a plan and without runs of two different sizes."""
         line = self._line()
         if line is not None:
             return max(line[0] + line[1] * rows, 0.0)
@@ -69,11 +69,11 @@ class BatchCurve:
         planned_ns = _between(self._planned, rows)
         if not self._samples:
             return planned_ns
-        ran_rows, ran_ns = self._samples[0][0], self._sums[1] / len(self._samples)  # without a line all are of one size
+        ran_rows, ran_ns = self._samples[0][0], self._sums[1] / len(self._samples)  # without a line all runs have the same size
         return planned_ns * ran_ns / _between(self._planned, ran_rows)
 
     def gains(self, small: int, large: int) -> bool | None:
-        """Whether a row takes less time in batches of the larger size; None before each has run often enough to tell."""
+        """Whether the larger size takes less time per row; None until both sizes have run often enough to tell."""
         best = []
         for size in (small, large):
             times = [ns for rows, ns in self._samples if rows == size]
@@ -91,10 +91,10 @@ class BatchCurve:
         return (ns - slope * rows) / count, slope
 
     def patience_ns(self, rows: int, aim: int) -> int | None:
-        """How long `rows` waiting ones should be held for a batch of `aim`; None while nothing is known.
+        """Return how many nanoseconds to hold `rows` waiting rows for a batch of `aim` rows; None without a curve or arrivals.
 
-        Each request gains t(rows)/rows - t(aim)/aim; that is how long holding it may last. Where the missing rows are not
-        expected within that time, holding would cost more than it can bring, and the answer is 0.
+        Each row gains t(rows)/rows - t(aim)/aim, which bounds the time it may be held. If the missing rows are not expected
+        within that time, holding costs more than it gains, and the result is 0.
         """
         if not rows:
             return 0
@@ -106,7 +106,7 @@ class BatchCurve:
 
 
 def _between(points: tuple[tuple[int, float], ...], rows: int) -> float:
-    """The height of a polyline there; beyond its ends it goes on in proportion to the rows, which is never 0."""
+    """Interpolate a polyline of (rows, ns); beyond its ends, scale the end point in proportion to the rows."""
     (first, low_ns), (last, high_ns) = points[0], points[-1]
     if rows <= first:
         return low_ns * rows / first

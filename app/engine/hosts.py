@@ -1,8 +1,8 @@
-"""Engines that models run in: processes that are started again when they die, or the service's own.
+"""Hosts that models run in: engine processes, which are restarted when they die, or the service's own process.
 
-A process that dies costs the calls it held. It comes back after a pause that doubles with every death in a row; past a number
-of those, requests are refused at once until it stays up. A model that was being run at too many deaths is set aside for a
-while, so that it cannot take the others of its process down with it again and again.
+When a process dies, only the calls that it held fail. It restarts after a pause that doubles with every death in a row; after
+`BREAKER_DEATHS` of them, requests are refused at once until it stays up. A model that was running at too many deaths is set aside
+for a while, so that it cannot take down the other models of its process again and again.
 """
 
 from __future__ import annotations
@@ -33,53 +33,53 @@ from scheduler.session import MAX_PLANS
 
 log = structlog.get_logger("edgewise.engine")
 T = TypeVar("T")
-Plans = Mapping[tuple[InputShape, ...], bytes]  # as JSON, by the inputs they are for
+Plans = Mapping[tuple[InputShape, ...], bytes]  # plans as JSON, by the input shapes that they are for
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
-STEADY_S = 10.0  # a process that lived that long has recovered
-BREAKER_DEATHS = 5  # in a row, and requests are refused instead of waiting
+STEADY_S = 10.0  # after this time the deaths in a row start again from one
+BREAKER_DEATHS = 5  # deaths in a row after which requests are refused instead of waiting
 STRIKES, STRIKE_WINDOW_S, ASIDE_S = 3, 60.0, 30.0
 CONTROL_TIMEOUT_S = 900.0  # loading or compiling a large model
 
 
 class ModelHost(Protocol):
-    """What runs models; `ProcessHost` and `ServiceHost`."""
+    """Runs models: `ProcessHost` in an engine process, `ServiceHost` in the service's own."""
 
     models: dict[int, ModelFile]
 
     async def load(self, number: int, file: ModelFile, model: Model, plans: Plans, /) -> None:
-        """Load a model under that number, with what it follows: from its file, or as the service has read it."""
+        """Load a model under that number with the plans that it follows. model: as the service has read it."""
 
     async def follow(self, number: int, inputs: tuple[InputShape, ...], plan: bytes, /) -> None:
-        """Run a plan for these inputs from now on, built before a run waits for it. Raises what `Session.follow` raises."""
+        """Run a plan for these inputs from now on; it is built before the switch. Raises what `Session.follow` raises."""
 
     async def ready(self, number: int) -> None:
-        """Wait until the model can run, while processes start and load. Raises what keeps it from that."""
+        """Wait until the process has started and the model is loaded. Raises the error that prevents it."""
 
     async def prove(self, number: int, shapes: Shapes) -> str:
-        """Why rows of these shapes may not share a run."""
+        """Return why rows of these shapes (without axis 0) may not share a run; "" if they may."""
 
     async def prepare(self, number: int, shapes: Shapes) -> None:
-        """Build what runs these shapes."""
+        """Build the code for these input shapes."""
 
     async def run(self, number: int, batch: Batch) -> Ran:
-        """Run a batch. Raises DeviceLostError when what ran it is gone."""
+        """Run a batch. Raises DeviceLostError when the process that ran it has died."""
 
     def arena_bytes(self, number: int, /) -> int:
-        """Of the activations that a model keeps in this process."""
+        """Return the bytes of activations that a model keeps in the service's process."""
 
     def drop(self, number: int) -> None:
-        """Forget a model."""
+        """Unload a model."""
 
     def close(self) -> None:
-        """End, on the event loop and without waiting."""
+        """Stop, on the event loop and without waiting."""
 
     def wait(self) -> None:
-        """Block until it has ended, on any thread."""
+        """Block until it has stopped. On any thread."""
 
 
 class ProcessHost:
-    """One engine process and its successors. It is started when the first model is loaded, and ended with the last one."""
+    """One engine process at a time: started with the first model, restarted when it dies, ended with the last model."""
 
     def __init__(self, threads: int, shared_bytes: int, run_timeout_s: float) -> None:
         self.models: dict[int, ModelFile] = {}
@@ -87,8 +87,8 @@ class ProcessHost:
         self._threads, self._shared_bytes, self._run_timeout_s = threads, shared_bytes, run_timeout_s
         self._starting: asyncio.Task[ProcessLink] | None = None
         self._link: ProcessLink | None = None
-        self._loads: dict[int, asyncio.Task[None]] = {}  # of the present link
-        self._plans: dict[int, Plans] = {}  # what each model follows, for the process that comes next
+        self._loads: dict[int, asyncio.Task[None]] = {}  # loads in the running process
+        self._plans: dict[int, Plans] = {}  # plans of each model, for the next process
         self._deaths = 0  # in a row
         self._up_at = 0.0
         self._again_at = 0.0
@@ -99,11 +99,11 @@ class ProcessHost:
 
     @property
     def link(self) -> ProcessLink | None:
-        """The live process."""
+        """The running process; None while there is none."""
         return self._link
 
     async def load(self, number: int, file: ModelFile, _model: Model, plans: Plans, /) -> None:
-        """Load a model from its file, starting the process where there is none."""
+        """Load a model from its file, starting the process if there is none."""
         self.models[number], self._plans[number] = file, plans
         await self._loaded(await self._up(), number)
 
@@ -135,11 +135,11 @@ class ProcessHost:
         return await link.run(number, batch, self._run_timeout_s)
 
     def arena_bytes(self, _number: int, /) -> int:
-        """None here: they are the process's own."""
+        """Return 0: the activations are in the engine process."""
         return 0
 
     def drop(self, number: int) -> None:
-        """Forget a model; a process without any other is ended."""
+        """Unload a model. Without any other model the process is ended."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
         self._plans.pop(number, None)
@@ -149,7 +149,7 @@ class ProcessHost:
             return
         if self.models or self._link.in_flight:
             self._link.drop(number)
-        else:  # the surest way to give all of its memory back
+        else:  # gives all of its memory back
             self._link.close()
             self._link, self._starting, self._loads = None, None, {}
 
@@ -164,10 +164,10 @@ class ProcessHost:
         self._link, self._starting, self._loads = None, None, {}
 
     def wait(self) -> None:
-        """Nothing to wait for: `close` killed it."""
+        """Return at once: `close` has killed the process."""
 
     async def _ask(self, link: ProcessLink, number: int, order: Callable[[int], Order]) -> Done:
-        """Have slow work done, no more at once than there are threads for it: also where nobody waits for it any more."""
+        """Send slow work, at most CONTROL_THREADS at once. It goes on when the caller is cancelled."""
 
         async def ask() -> Done:
             async with self._control:
@@ -178,7 +178,7 @@ class ProcessHost:
         return await asyncio.shield(task)
 
     async def _ready(self, number: int) -> ProcessLink:
-        """The live process with the model loaded. Raises RequestError 503 while it, or the model, is given up for now."""
+        """Return the running process once it has the model. Raises RequestError 503 while either is set aside."""
         now = time.monotonic()
         if (until := self._aside.get(number, 0.0)) > now:
             raise _later(
@@ -219,7 +219,7 @@ class ProcessHost:
         return link
 
     async def _loaded(self, link: ProcessLink, number: int) -> None:
-        """Have the model loaded in this process; a load that failed is tried again by who asks next."""
+        """Wait until the model is loaded in this process. The next call tries a failed load again."""
         task = self._loads.get(number)
         if task is None:
             if number not in self.models:
@@ -236,7 +236,7 @@ class ProcessHost:
         file = self.models[number]
         try:
             await self._ask(link, number, lambda call: LoadModel(call, number, file))
-        except (InvalidError, UnsupportedError) as error:  # no fault of the request that waits for it
+        except (InvalidError, UnsupportedError) as error:  # not the fault of the request that waits for it
             raise RequestError(503, f"model '{file.name}' cannot be loaded again, {error}") from None
         for plan in self._plans[number].values():
             await self._ask(link, number, partial(_follow, number, plan))
@@ -262,16 +262,16 @@ class ProcessHost:
         self._again_at = time.monotonic() + min(FIRST_PAUSE_S * 2 ** (self._deaths - 1), LAST_PAUSE_S)
 
     async def _come_back(self) -> None:
-        """Start again and load what was loaded, without waiting for somebody to ask. What ended the process is left out."""
+        """Restart the process and load its models, except those that are set aside, without waiting for a request."""
         link = await self._up()
         for number in list(self.models):
             if self._aside.get(number, 0.0) <= time.monotonic():
-                with contextlib.suppress(EdgewiseError):  # whoever asks for the model is told
+                with contextlib.suppress(EdgewiseError):  # the next request for the model raises it
                     await self._loaded(link, number)
 
 
 class ServiceHost:
-    """The service's own process, on threads: nothing is isolated, nothing is copied, and a debugger sees everything."""
+    """Runs models on threads of the service's own process: no isolation, no copies, and a debugger sees everything."""
 
     def __init__(self, threads: int) -> None:
         self.models: dict[int, ModelFile] = {}
@@ -282,7 +282,7 @@ class ServiceHost:
         self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
 
     async def load(self, number: int, file: ModelFile, model: Model, plans: Plans, /) -> None:
-        """Run the service's own copy of the model."""
+        """Run the model as the service has read it."""
 
         def work() -> None:
             self._loaded_models.adopt(number, file, model)
@@ -335,19 +335,19 @@ class ServiceHost:
         return self._loaded_models.arena_bytes(number)
 
     def drop(self, number: int) -> None:
-        """Forget a model."""
+        """Unload a model."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
         if not self._closed:
             self._threads.submit(self._loaded_models.drop, number)  # giving memory back takes a while
 
     def close(self) -> None:
-        """Start nothing more; `wait` sees what runs to its end."""
+        """Start no more work; `wait` waits for running work."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def wait(self) -> None:
-        """Block until what runs has ended."""
+        """Block until running work has ended."""
         self._threads.shutdown(wait=True)
 
     async def _slowly(self, work: Callable[[], T]) -> T:
@@ -366,7 +366,7 @@ class ServiceHost:
 
 
 def _joined(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    """The rows of all requests, one after another."""
+    """Concatenate the rows of all requests, input by input."""
     return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -379,6 +379,6 @@ def _later(seconds: float, message: str) -> RequestError:
 
 
 def _retrieved(task: asyncio.Task[object]) -> None:
-    """A failure that nobody waited for is known from the log."""
+    """Mark a task's exception as retrieved, where no caller waits for it."""
     if not task.cancelled():
         task.exception()

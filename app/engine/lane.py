@@ -1,4 +1,4 @@
-"""A model's way to what runs it: its queue, its buckets of shapes, the batch sizes that are ready, its place in an engine."""
+"""A lane: one model's queue, its buckets of input shapes, the batch sizes that are ready, and the host that runs it."""
 
 from __future__ import annotations
 
@@ -32,40 +32,44 @@ from scheduler.session import Session
 log = structlog.get_logger("edgewise.engine")
 
 MAX_BUCKETS = 64  # sets of shapes that a lane remembers
-MAX_PREPARED_BYTES = 2**30  # of inputs: larger batches are not built ahead
-MAX_PLANNED_SIZES = 6  # batch sizes that are planned for a first curve; beyond them it goes on straight
+MAX_PREPARED_BYTES = 2**30  # input bytes of a batch that is built ahead
+MAX_PLANNED_SIZES = 6  # batch sizes that are predicted for a first curve
 
 Shapes = Mapping[str, tuple[int, ...]]
 Forecast = Callable[[Session, int, Mapping[int, Shapes]], Awaitable[Mapping[int, float]]]
 
 
 class Servable(Protocol):
-    """What the engine needs of a served model."""
+    """The part of a served model that the engine uses."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The model's name."""
 
     @property
     def version(self) -> str:
-        """Its version."""
+        """The model's version."""
 
     @property
     def session(self) -> Session | None:
-        """The model and how it runs; None where it is not ready."""
+        """The loaded model; None while it is not ready."""
 
     @property
     def file(self) -> Path | None:
-        """Where another process can read it; None where nowhere."""
+        """The file from which an engine process can load it; None if it was not kept."""
 
     @property
     def rules(self) -> Rules:
-        """How its runs may be shared."""
+        """How requests for the model may be batched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all lanes of an engine share. forecast: nanoseconds of runs on that many threads, by rows, before any has run."""
+    """Settings and resources that all lanes of an engine share.
+
+    forecast: predicts nanoseconds of a run by rows, given a session, threads and input shapes by rows.
+    alone: tells whether a run had the machine for itself.
+    """
 
     settings: Settings
     budget: CoreBudget
@@ -74,19 +78,19 @@ class Shared:
 
 
 class LoopClock:
-    """The running loop's time."""
+    """The clock of the running event loop."""
 
     def now_ns(self) -> int:
-        """Nanoseconds of the monotonic clock."""
+        """Return the monotonic time in nanoseconds."""
         return time.monotonic_ns()
 
     def call_at(self, when_ns: int, work: Callable[[], None]) -> Timer:
-        """Call then."""
+        """Call `work` at that time."""
         return asyncio.get_running_loop().call_at(when_ns / 1e9, work)
 
 
 class Lane:
-    """One model's way to its engine."""
+    """Queues, batches and runs the requests for one model."""
 
     def __init__(self, served: Servable, session: Session, host: ModelHost, shared: Shared, number: int) -> None:
         rules, limits = served.rules, shared.settings
@@ -102,14 +106,14 @@ class Lane:
         self._buckets: OrderedDict[tuple[bool, tuple[tuple[int, ...], ...]], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
-        host.models[number] = self.file  # at once: the next lane goes where there are fewer
+        host.models[number] = self.file  # at once: the next lane is placed on the host with fewer models
         self._session = weakref.ref(session)  # which owns the lane
         self.end: weakref.finalize[..., Session] | None = None
         self.loading = self._spawn(self._load(session.model, tuple(session.plans.values())))
 
     @asynccontextmanager
     async def _lease(self, rank: Callable[[], int]) -> AsyncIterator[None]:
-        """Cores, once the model can run: who waits for a process holds none. Why it cannot is told to the batch by its run."""
+        """Lease cores once the model can run: none are held while a process starts. If that fails, the run raises why."""
         with contextlib.suppress(EdgewiseError):
             await self.host.ready(self.number)
         async with self._shared.budget.lease(self.account, self.cores, rank):
@@ -127,17 +131,17 @@ class Lane:
     async def _load(self, model: Model, plans: Sequence[Plan]) -> None:
         try:
             await self.host.load(self.number, self.file, model, {plan.inputs: _text(plan) for plan in plans})
-        except EdgewiseError as error:  # tried again, and told, when a request needs it
+        except EdgewiseError as error:  # the next request tries again, and raises
             log.warning("model not loaded by its engine", model=self.file.name, reason=str(error))
 
     async def follow(self, plan: Plan) -> None:
-        """Run a plan from now on, built before a run waits for it. Raises what `Session.follow` raises."""
+        """Run a plan from now on; it is built before the switch, so that no run waits. Raises what `Session.follow` raises."""
         text = await asyncio.to_thread(_text, plan)
         with self._shared.alone.run():
             await self.host.follow(self.number, plan.inputs, text)
 
     async def submit(self, feeds: dict[str, Array], options: InferOptions) -> Outcome:
-        """Run one request, alone or with others. Raises what `Batcher.submit` raises, RequestError 400 for too many rows."""
+        """Run one request, alone or in a batch. Raises what `Batcher.submit` raises, and RequestError 400 for too many rows."""
         rows, together = rows_of(feeds), _leading(feeds) is not None
         if self.trusted and self.max_rows and rows > self.max_rows:
             raise RequestError(400, f"inference request batch-size must be <= {self.max_rows} for '{self.file.name}', got {rows}")
@@ -146,9 +150,9 @@ class Lane:
         return await self.batcher.submit(feeds, rows, bucket, options)
 
     def _bucket(self, feeds: Mapping[str, Array], *, shares: bool) -> Bucket:
-        """The bucket of these shapes; a new one runs requests by themselves until its rows are proven to keep apart.
+        """Return the bucket of these shapes. A new bucket runs requests one by one until batching is proven safe.
 
-        shares: whether that is to be tried.
+        shares: whether to try that proof, which shows that no output row depends on another input row.
         """
         key = shares, tuple(feed.shape[1:] if shares else feed.shape for feed in feeds.values())
         if (found := self._buckets.get(key)) is not None:
@@ -174,9 +178,9 @@ class Lane:
             bucket.sizes = (1,)
 
     def _grow(self, bucket: Bucket, feeds: Mapping[str, Array], waiting_rows: int) -> None:
-        """Have the next batch size built when that many rows wait: a batch never waits for its own code.
+        """Build the next batch size ahead when enough rows wait for it, so that no batch waits for its own code.
 
-        Where nobody has asked for the sizes, one that does not pay is given up, and larger ones are not tried.
+        Unless the model's configuration asks for batches, a size that is no faster per row is dropped and no larger one tried.
         """
         if not bucket.sizes or bucket in self._growing:
             return
@@ -205,15 +209,15 @@ class Lane:
             with self._shared.alone.run():
                 await self.host.prepare(self.number, shapes)
         except DeviceLostError:
-            self._growing.discard(bucket)  # another try, when there is another process
-        except EdgewiseError as error:  # it stays among those that grow: no larger size is tried
+            self._growing.discard(bucket)  # tried again with the next process
+        except EdgewiseError as error:  # the bucket stays in _growing: no larger size is tried
             log.info("batch size not available", model=self.file.name, rows=size, reason=str(error))
         else:
             bucket.sizes = (*bucket.sizes, size)
             self._growing.discard(bucket)
 
     async def _foresee(self, bucket: Bucket, shapes: Mapping[int, Shapes]) -> None:
-        """Give a bucket its first curve. Without one it waits for what is measured."""
+        """Give a bucket its predicted curve. Without one, its curve comes from measured runs."""
         session = self._session()
         if session is None:
             return
@@ -223,7 +227,7 @@ class Lane:
             log.info("no batch curve by plans", model=self.file.name, reason=str(error))
 
     def curves(self) -> list[dict[str, Any]]:
-        """Of every shape whose requests may share runs: the sizes that are run, what each takes, and how that is known."""
+        """Return, for every shape whose requests may share runs, the batch sizes, the time of each in ns, and its source."""
         return [
             {
                 "shapes": [list(shape) for shape in shapes],
@@ -242,7 +246,7 @@ class Lane:
         return task
 
     def close(self) -> None:
-        """Refuse who waits, forget the model."""
+        """Refuse the requests that wait, and unload the model."""
         self.batcher.close()
         for task in list(self._tasks):
             task.cancel()
@@ -250,7 +254,10 @@ class Lane:
 
 
 def _share(instances: int | None, threads: int, wanted: int | None, cores: int) -> tuple[int, int]:
-    """Threads of a run and runs side by side. Instances that are asked for share the cores, where threads are not asked for."""
+    """Return the threads of a run and how many runs go on side by side.
+
+    Configured instances divide the cores among them, unless a number of threads is configured too.
+    """
     if instances is not None and wanted is None:
         return max(1, min(threads, cores // instances)), instances
     each = min(threads, cores)
@@ -274,7 +281,7 @@ def _model_file(served: Servable, session: Session, threads: int, instances: int
 
 
 def rows_of(feeds: Mapping[str, Array]) -> int:
-    """Rows of a request: what all of its inputs lead with; 1 where they do not agree."""
+    """Return the rows of a request: the common size of axis 0 of all inputs; 1 where they differ."""
     found = _leading(feeds)
     return 1 if found is None else found
 

@@ -1,4 +1,7 @@
-"""The service's end of one engine process, from its start to its end: calls, tensors, the watchdog. A dead link stays dead."""
+"""The service's side of one engine process: start, calls, tensors in shared memory, watchdog and end.
+
+A link whose process has died is not used again; `app.engine.hosts` starts a new one.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,12 @@ from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 
 ROOT = Path(__file__).parents[2]
-START_S = 60.0  # a process that has not said hello by then is given up
-EXIT_S = 0.2  # how long to wait for what a dead process ended by
-FLUSH_S = 0.02  # how long the space of replies that were read may wait for the next run to carry the news
-FLUSH_BYTES = 4 * 2**20  # and how much of it
+START_S = 60.0  # a process that has not answered by then is given up
+EXIT_S = 0.2  # how long to wait for the exit status of a process whose socket closed
+FLUSH_S = 0.02  # how long freed reply space may wait for the next run to report it
+FLUSH_BYTES = 4 * 2**20  # how much freed reply space may wait
 INLINE_BYTES = 2 * 2**20  # larger tensors are copied off the event loop
-CONTROL_THREADS = 4  # for loading, proving and preparing, beside those that run and one that reads when all are busy
+CONTROL_THREADS = 4  # for loading, proving and preparing, beside those that run
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +55,11 @@ class _Call:
 
 
 class ProcessLink:
-    """One process. on_lost: called once with the reason and the models whose work it held when it died."""
+    """One engine process.
+
+    Args: size_bytes: of shared memory in each direction. threads: of runs. on_lost: called once when the process has died, with
+          the reason and the models whose work it held.
+    """
 
     def __init__(self, size_bytes: int, threads: int, on_lost: Callable[[ProcessLink, str, set[int]], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -62,11 +69,11 @@ class ProcessLink:
         self._calls: dict[int, _Call] = {}
         self._frames, self._unsent = Frames(), bytearray()
         self._space = Space(size_bytes)
-        self._queue = asyncio.Lock()  # who waits for space, in order
+        self._queue = asyncio.Lock()  # requests that wait for space, in order
         self._room = asyncio.Event()
         self._freed: list[int] = []
         self._freed_bytes = 0
-        self._held_bytes = 0  # of replies that arrays are views of
+        self._held_bytes = 0  # of replies that are still referenced by arrays
         self._flush: asyncio.TimerHandle | None = None
         self.lost = ""
         self._dying = False
@@ -98,29 +105,35 @@ class ProcessLink:
 
     @property
     def in_flight(self) -> int:
-        """Calls that have no reply."""
+        """Number of calls without a reply."""
         return len(self._calls)
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of requests in shared memory."""
+        """Bytes of shared memory that requests take."""
         return self._space.taken_bytes
 
     async def hello(self) -> None:
-        """Wait until the process answers. Raises DeviceLostError when it does not."""
+        """Wait until the process has started. Raises DeviceLostError when it does not."""
         await self._reply(0, -1, START_S)
 
     async def ask(self, model: int, timeout_s: float, order: Callable[[int], Order]) -> Done:
-        """Send an order, given its number, and wait for it. Raises what it raised, DeviceLostError when the process dies."""
+        """Send an order and wait until it is done. order: makes it from its number.
+
+        Raises: the error of the order; DeviceLostError when the process dies or does not answer within `timeout_s`.
+        """
         number = next(self._numbers)
         self._send(order(number))
         reply = await self._reply(number, model, timeout_s)
         if not isinstance(reply, Done):
-            raise DeviceLostError("engine: another reply than the order has")
+            raise DeviceLostError("engine: the reply is not of the kind that the order expects")
         return reply
 
     async def run(self, model: int, batch: Batch, timeout_s: float) -> Ran:
-        """Run a batch: its tensors are copied into shared memory once, the outputs are views of it."""
+        """Run a batch. Its tensors are copied into shared memory once; the outputs are views of shared memory.
+
+        Raises: DeviceLostError when the process dies or hangs; the error of the run.
+        """
         names = list(batch.requests[0].feeds)
         groups = [[request.feeds[name] for request in batch.requests] for name in names]
         tensors, texts, nbytes = layout(groups)
@@ -140,24 +153,24 @@ class ProcessLink:
             batch.on_abandoned = None
             self._give(region)
         if not isinstance(reply, RunResult):
-            raise DeviceLostError("engine: another reply than a run has")
+            raise DeviceLostError("engine: the reply to a run is not a result")
         return Ran(self._outputs(reply, [request.rows for request in batch.requests]), reply.compute_ns, reply.plan_id)
 
     def drop(self, model: int) -> None:
-        """Let the process forget a model."""
+        """Unload a model in the process."""
         self._send(DropModel(model))
 
     def kill(self, reason: str) -> None:
-        """End the process at once; its calls fail."""
+        """Kill the process at once; its calls fail with `reason`."""
         self._lose(reason)
 
     def close(self) -> None:
-        """End the process when it has nothing to do any more, without a word to `on_lost`."""
+        """End the process without calling `on_lost`."""
         self._on_lost = _ignore
         self._lose("engine: it was closed")
 
     async def _reply(self, number: int, model: int, timeout_s: float) -> Reply:
-        """Wait for a reply; a process that does not give it in time hangs, and is killed."""
+        """Wait for a reply. A process that does not reply in time is killed."""
         if self.lost:
             raise DeviceLostError(self.lost)
         hangs = f"engine: no answer within {timeout_s:g} s, the process was killed (EDGEWISE_RUN_TIMEOUT_S)"
@@ -170,7 +183,7 @@ class ProcessLink:
         return reply
 
     async def _take(self, size_bytes: int) -> int:
-        """Space for a request, in the order of asking. Raises RequestError 413 for more than there is."""
+        """Wait for space for a request; first come, first served. Raises RequestError 413 for more than the whole memory."""
         if size_bytes > self._space.size_bytes:
             raise RequestError(413, f"inputs: {size_bytes} bytes, the limit is {self._space.size_bytes} (EDGEWISE_SHARED_BYTES)")
         async with self._queue:
@@ -186,9 +199,9 @@ class ProcessLink:
         self._room.set()
 
     def _outputs(self, reply: RunResult, rows: Sequence[int]) -> list[dict[str, Array]]:
-        """Every request's rows of every output: views, whose space is freed when the last of them is let go.
+        """Return each request's rows of every output, as views whose space is freed with the last of them.
 
-        Copies where half of the slab is held by views already: who keeps answers for long must not hold up the process.
+        They are copied if views hold half of the slab already: a caller that keeps answers must not block the process.
         """
         region = self._replies.bytes_at(reply.region, reply.nbytes)
         if self._held_bytes + reply.nbytes > self._space.size_bytes // 2:
@@ -200,8 +213,8 @@ class ProcessLink:
         return split({name: view(region, tensor) for name, tensor in reply.outputs.items()}, rows)
 
     def free_later(self, region: int, size_bytes: int) -> None:
-        """Called where the last array of a reply dies, which may be any thread, at any point."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the process with it
+        """Free a reply's space. Called by the finalizer of its last array, on any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is the process
             here = threading.get_ident() == self._thread
             call = self._loop.call_soon if here else self._loop.call_soon_threadsafe
             call(self._let_go, region, size_bytes)
@@ -263,19 +276,19 @@ class ProcessLink:
         for reply in replies:
             call = self._calls.pop(reply.id, None)
             if call is None:
-                self._lose("engine: a reply to nothing that was asked")
+                self._lose("engine: a reply with an unknown number")
                 return
             if call.watchdog is not None:
                 call.watchdog.cancel()
             if not call.answer.cancelled():
                 call.answer.set_result(reply)
-            elif isinstance(reply, RunResult):  # nobody reads it
+            elif isinstance(reply, RunResult):  # the caller has left
                 self._free(reply.region, reply.nbytes)
         if not data:
             self._died()
 
     def _died(self) -> None:
-        """The socket ended, and the process with it: its memory is being taken down, which a thread waits for."""
+        """Handle the end of the socket, and so of the process. A thread waits for its exit status."""
         if not self._dying:
             self._dying = True
             self._loop.remove_reader(self._socket)
@@ -287,11 +300,11 @@ class ProcessLink:
             self.process.wait(EXIT_S)
         code = self.process.returncode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and who waited is gone
+        with contextlib.suppress(RuntimeError):  # the loop is closed, no caller waits
             self._loop.call_soon_threadsafe(self._lose, f"engine: the process that held the request ended by {how}, try again")
 
     def _lose(self, reason: str) -> None:
-        """The one way to end: no call stays open, nothing stays allocated."""
+        """End the link: kill the process, fail all calls, release all memory."""
         if self.lost:
             return
         self.lost = reason
@@ -315,7 +328,7 @@ class ProcessLink:
 
 
 def split(arrays: dict[str, Array], rows: Sequence[int]) -> list[dict[str, Array]]:
-    """Every request's own rows. Raises EdgewiseError when an output has another number of rows than all of them together."""
+    """Split outputs along axis 0 into each request's rows. Raises EdgewiseError if an output does not have sum(rows) rows."""
     if len(rows) == 1:
         return [arrays]
     for name, array in arrays.items():
@@ -326,7 +339,7 @@ def split(arrays: dict[str, Array], rows: Sequence[int]) -> list[dict[str, Array
 
 
 def _let_go(link: weakref.ref[ProcessLink], region: int, size_bytes: int) -> None:
-    """Finalizers are kept alive by the interpreter: one that held the link would keep all that the link can reach."""
+    """Free a reply's space. A weak reference, since a finalizer that held the link would keep alive all that it can reach."""
     if (found := link()) is not None:
         found.free_later(region, size_bytes)
 

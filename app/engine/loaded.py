@@ -1,4 +1,4 @@
-"""The models of one process, and their runs: the part that is the same in an engine process and in the service's own."""
+"""The models loaded in one process, and their runs: the same code in an engine process and in the service's own process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from kernels.errors import DeviceLostError
 from kernels.spec import STRING, Array, DType
 from scheduler.session import Session, SessionLimits
 
-DROPPED = "Request timeout expired: the run had not started, and nobody waits for it any more"
+DROPPED = "Request timeout expired: the run had not started, and no client waits for it any more"
 
 
 class DroppedError(DeviceLostError):
-    """A run that nobody waits for any more was not started."""
+    """A run was not started, because no client waits for it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _LoadedModel:
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What a run gave. compute_ns: of the run alone, without waiting or building."""
+    """Result of a run. compute_ns: time of the run alone, without waiting or building. plan_id: of the plan that it followed."""
 
     outputs: dict[str, Array]
     compute_ns: int
@@ -45,18 +45,18 @@ class Computed:
 
 
 class LoadedModels:
-    """Any number of threads may call it; a model runs as often at once as it has instances."""
+    """Loads and runs models by number. Any number of threads may call it; a model has as many runs at once as instances."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[int, _LoadedModel | None] = {}  # None: expected
 
     def expect(self, number: int) -> None:
-        """A model is about to be loaded; a drop from now on wins over that."""
+        """Announce that a model is about to be loaded, so that a later `drop` wins over the load."""
         self._models.setdefault(number, None)
 
     def load(self, number: int, file: ModelFile) -> None:
-        """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file is another one now."""
+        """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file's content has changed."""
         model = read(Path(file.path), Limits.of_bytes(file.model_bytes), mapped=False)
         if model.digest != file.digest:
             raise DeviceLostError(
@@ -65,7 +65,7 @@ class LoadedModels:
         self.adopt(number, file, model)
 
     def adopt(self, number: int, file: ModelFile, model: Model) -> None:
-        """Make the sessions of a model that was read already."""
+        """Make the sessions of a model that has been read already."""
         limits = SessionLimits(arena_bytes=file.arena_bytes)
         sessions = tuple(Session(model, threads=file.threads, limits=limits) for _ in range(file.instances))
         idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
@@ -76,37 +76,39 @@ class LoadedModels:
                 self._models[number] = _LoadedModel(sessions, idle)
 
     def follow(self, number: int, plan: bytes) -> None:
-        """Run a plan from now on. Runs go on meanwhile. Raises what `Session.follow` raises; PlanFormatError."""
-        from scheduler.plan import Plan  # noqa: PLC0415  it brings pydantic, which a process without a plan does without
+        """Run a plan, given as JSON, from now on. Runs go on meanwhile. Raises what `Session.follow` raises; PlanFormatError."""
+        from scheduler.plan import Plan  # noqa: PLC0415  imports pydantic, which runs without a plan do not need
 
         sessions, found = self._find(number).sessions, Plan.from_json(plan)
         for session in sessions:
             session.follow(found)
 
     def drop(self, number: int) -> None:
-        """Forget a model, giving its memory back."""
+        """Unload a model and give its memory back."""
         with self._lock:
             self._models.pop(number, None)
         release()
 
     def arena_bytes(self, number: int) -> int:
-        """Of the activations that a model keeps."""
+        """Return the bytes of activations that a model keeps; 0 if it is not loaded."""
         loaded = self._models.get(number)
         return 0 if loaded is None else sum(session.memory_bytes - session.model.nbytes for session in loaded.sessions)
 
     def prove(self, number: int, shapes: Shapes) -> str:
-        """Why rows of these shapes may not share a run; "" where they may."""
+        """Return why rows of these shapes (without axis 0) may not share a run; "" if they may."""
         return mixes_rows(self._find(number).sessions[0].model.graph, shapes)
 
     def prepare(self, number: int, shapes: Shapes) -> None:
-        """Build what runs these shapes, so that no request waits for it."""
+        """Build the code for these input shapes, so that no request waits for it."""
         for session in self._find(number).sessions:
             session.executor({port.name: _blank(shapes[port.name], port.dtype) for port in session.inputs})
 
     def run(self, number: int, feeds: Mapping[str, Array], check: Callable[[], None], *, build: bool) -> Computed:
-        """Run once. check: called before anything is computed, to raise DroppedError when that is not worth it.
+        """Run a model once.
 
-        Raises UnbuiltError where these shapes have to be prepared first, and `build` does not say to do that here.
+        Args:   check: called before anything is computed; raises DroppedError if no client waits any more.
+                build: build missing code for these shapes here.
+        Raises: UnbuiltError if code is missing and `build` is False; DeviceLostError if the model is not loaded.
         """
         loaded = self._find(number)
         check()
@@ -115,7 +117,7 @@ class LoadedModels:
             check()
             ready = session.ready(feeds) if build else session.built(feeds)
             if ready is None:
-                raise UnbuiltError("engine: what runs these shapes has to be built first")
+                raise UnbuiltError("engine: the code for these shapes has to be built first")
             check()
             began_ns = time.perf_counter_ns()
             outputs = ready.executor.run(feeds)

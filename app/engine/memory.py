@@ -1,4 +1,4 @@
-"""Giving memory back: after a model is unloaded, to the operating system too, without a pause for those who are served."""
+"""Giving memory back to the operating system after a model is unloaded, without pausing requests."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import gc
 
 
 def settle() -> None:
-    """Leave what was made until now out of every later collection.
+    """Exclude all objects made so far from later garbage collections.
 
-    A whole collection looks at 800,000 objects of imported modules and holds the event loop up for 0.17 s (Zen 3).
+    A full collection visits 800,000 objects of imported modules and blocks the event loop for 0.17 s (Zen 3).
     """
     gc.collect()
     gc.freeze()
 
 
 def release() -> None:
-    """Collect cycles, then let glibc return what its heaps no longer use; elsewhere collect only."""
+    """Collect reference cycles, then let glibc return unused heap pages to the system; with other C libraries only collect."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""What the service and its engine processes say to each other: small typed messages, length first, over a socket pair."""
+"""Messages between the service and its engine processes: orders and replies as msgpack, length-prefixed, over a socket pair."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """A model as it is loaded to run: the file, what it must be, and how it runs.
+    """A model file to load, its expected digest, and how to run it.
 
-    path: "" for one whose file is not kept. model_bytes, arena_bytes: the most it may be.
+    path: "" if the file was not kept. threads: of one run. instances: runs at once. model_bytes, arena_bytes: limits.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ModelFile(msgspec.Struct, frozen=True):
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag=True):
-    """Load a model under a number of the sender's."""
+    """Load a model; `model` is the number under which later orders name it."""
 
     id: int
     model: int
@@ -41,7 +41,7 @@ class LoadModel(msgspec.Struct, frozen=True, tag=True):
 
 
 class FollowPlan(msgspec.Struct, frozen=True, tag=True):
-    """Run a plan, given as JSON, from now on."""
+    """Run this plan, given as JSON, from now on."""
 
     id: int
     model: int
@@ -49,7 +49,7 @@ class FollowPlan(msgspec.Struct, frozen=True, tag=True):
 
 
 class ProveRows(msgspec.Struct, frozen=True, tag=True):
-    """Say why rows of these shapes (without axis 0) may not share a run."""
+    """Ask why rows of these shapes (without axis 0) may not share a run. The reply is a Done with the reason."""
 
     id: int
     model: int
@@ -57,7 +57,7 @@ class ProveRows(msgspec.Struct, frozen=True, tag=True):
 
 
 class PrepareShapes(msgspec.Struct, frozen=True, tag=True):
-    """Get ready to run these shapes."""
+    """Build the code for these input shapes."""
 
     id: int
     model: int
@@ -65,8 +65,11 @@ class PrepareShapes(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunBatch(msgspec.Struct, frozen=True, tag=True):
-    """Run once. region, nbytes: where the inputs lie. deadline_ns: on the monotonic clock. build: what is not ready for these
-    shapes. freed: replies that were read."""
+    """Run a batch.
+
+    region, nbytes: where its inputs lie in shared memory. deadline_ns: on the monotonic clock; a later start is refused.
+    build: build missing code within the run, rather than refuse. freed: regions of replies that were read.
+    """
 
     id: int
     model: int
@@ -79,32 +82,32 @@ class RunBatch(msgspec.Struct, frozen=True, tag=True):
 
 
 class CancelRun(msgspec.Struct, frozen=True, tag=True):
-    """Do not start that run any more."""
+    """Do not start the run with this number."""
 
     id: int
 
 
 class DropModel(msgspec.Struct, frozen=True, tag=True):
-    """Forget a model."""
+    """Unload a model."""
 
     model: int
 
 
 class FreeReplies(msgspec.Struct, frozen=True, tag=True):
-    """These replies were read, their space may be used again."""
+    """Reuse the space of these replies, which were read."""
 
     regions: list[int]
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    """That is done. reason: the answer to Prove."""
+    """An order is done. reason: the answer to ProveRows, "" if rows may share a run."""
 
     id: int
     reason: str = ""
 
 
 class RunResult(msgspec.Struct, frozen=True, tag=True):
-    """What a run gave. region, nbytes: where the outputs lie, until they are freed."""
+    """Result of a run. region, nbytes: where its outputs lie in shared memory until freed. compute_ns: of the run alone."""
 
     id: int
     region: int
@@ -115,7 +118,7 @@ class RunResult(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """That did not work. kind: see `failure`."""
+    """An order failed. kind: a key of `_KINDS`."""
 
     id: int
     kind: str
@@ -138,30 +141,30 @@ _REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 def failure(number: int, error: Exception) -> Failed:
-    """An error as a message. What nobody raised on purpose is told without its text: that may hold anything."""
+    """Return an error as a message. The text of an unexpected error is left out: it may hold anything."""
     kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), None)
     return Failed(number, kind or "failed", str(error) if kind else f"engine: {type(error).__name__}, its log has the details")
 
 
 def error_of(failed: Failed) -> EdgewiseError:
-    """The error that a message tells of."""
+    """Return the error that a message stands for."""
     return _KINDS.get(failed.kind, EdgewiseError)(failed.message)
 
 
 def frame(message: Order | Reply) -> bytes:
-    """A message with its length before it."""
+    """Encode a message, with its length before it."""
     body = _ENCODER.encode(message)
     return _LENGTH.pack(len(body)) + body
 
 
 class Frames:
-    """Replies out of a stream of bytes."""
+    """Decodes replies from a stream of bytes."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Reply]:
-        """The messages that are whole now. Raises DeviceLostError for what is none."""
+        """Add received bytes and return the complete replies. Raises DeviceLostError for a message that cannot be decoded."""
         self._buffer += data
         found: list[Reply] = []
         while len(self._buffer) >= _LENGTH.size:
@@ -174,13 +177,13 @@ class Frames:
             try:
                 found.append(_REPLIES.decode(bytes(self._buffer[_LENGTH.size : end])))
             except msgspec.DecodeError as error:
-                raise DeviceLostError(f"engine: a message that is none, {error}") from None
+                raise DeviceLostError(f"engine: a message that cannot be decoded, {error}") from None
             del self._buffer[:end]
         return found
 
 
 def receive(stream: socket.socket) -> Order | None:
-    """The next order, waited for; None at the end of the stream."""
+    """Wait for the next order; None at the end of the stream."""
     head = _exactly(stream, _LENGTH.size)
     body = None if head is None else _exactly(stream, _LENGTH.unpack(head)[0])
     return None if body is None else _ORDERS.decode(body)

@@ -1,4 +1,4 @@
-"""How requests for one model may wait and share runs: the queue's part of a model's configuration, in the protocol's names."""
+"""Queueing and batching rules of one model, in the names of the protocol's model configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NS_PER_US = 1_000
 
 
 class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits of one priority level. 0 is no limit; a client's own timeout may only shorten the default one."""
+    """Limits of one priority level; 0 means no limit. A client's own timeout can only shorten the default one."""
 
     timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
     default_timeout_microseconds: _Microseconds = 0
@@ -24,7 +24,7 @@ class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_queue_size: _Count = 0
 
     def expires_ns(self, arrived_ns: int, deadline_ns: int | None) -> int | None:
-        """When a request that arrived then stops being worth its turn; None = never."""
+        """Return when a request expires, on the clock of its arrival; None = never. deadline_ns: the client's own."""
         own = arrived_ns + self.default_timeout_microseconds * NS_PER_US if self.default_timeout_microseconds else None
         if deadline_ns is None or not self.allow_timeout_override:
             return own
@@ -32,9 +32,9 @@ class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How requests wait for one another.
+    """How requests wait to be batched.
 
-    max_queue_delay_microseconds: the longest that a batch is held for more requests; None = as the batch curve says.
+    max_queue_delay_microseconds: how long a batch may be held for more requests; None = as long as the batch curve says it gains.
     """
 
     preferred_batch_size: tuple[_Rows, ...] = ()
@@ -47,21 +47,21 @@ class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def levels(self) -> range:
-        """The priority levels, 1 the highest."""
+        """The priority levels; 1 is the highest."""
         return range(1, max(self.priority_levels, 1) + 1)
 
     def level(self, priority: int) -> int:
-        """The level of a request's priority; 0 and what does not exist are the default."""
+        """Return the level of a request's priority; 0 and unknown levels map to the default one."""
         if priority in self.levels:
             return priority
         return self.default_priority_level if self.default_priority_level in self.levels else self.levels[-1]
 
     def queue_policy(self, level: int) -> QueuePolicy:
-        """The limits of that level."""
+        """Return the limits of that level."""
         return self.priority_queue_policy.get(str(level), self.default_queue_policy)
 
 
-PRIORITIES = 9  # 1 is the highest; a request that asks for none, or for one beyond, gets the one in the middle
+PRIORITIES = 9  # 1 is the highest; the default is the one in the middle
 AUTOMATIC = DynamicBatching(
     priority_levels=PRIORITIES,
     default_priority_level=(PRIORITIES + 1) // 2,
@@ -70,7 +70,7 @@ AUTOMATIC = DynamicBatching(
 
 
 class InstanceGroup(msgspec.Struct, frozen=True):
-    """How many runs of the model may go on side by side; the cores are shared among them."""
+    """How many runs of the model may go on side by side; they divide the cores."""
 
     count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     name: str = ""
@@ -78,10 +78,10 @@ class InstanceGroup(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """How runs of a model may be shared, as the file beside it or the config of a load request says.
+    """Batching and planning rules of a model, from the file beside it or the config of a load request.
 
-    max_batch_size: rows that may share a run, without a proof that they keep apart; 0 = none share, absent = what is proven.
-    objective, max_error: of the plans that it runs, as they are asked for; absent = latency, and no limit.
+    max_batch_size: rows that may share a run, taken without proof; 0 = no batching, absent = where batching is proven safe.
+    objective, max_error: which plans the model runs; absent = latency, and no limit.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] | None = None
@@ -92,11 +92,11 @@ class Rules(msgspec.Struct, frozen=True):
 
     @property
     def instances(self) -> int | None:
-        """Runs side by side; None where nobody says."""
+        """Configured number of runs side by side; None without an instance_group."""
         return sum(group.count for group in self.instance_group) or None
 
     def over(self, other: Rules) -> Rules:
-        """These, and the other's where these say nothing."""
+        """Return these rules, with values of `other` where these have none."""
         return Rules(
             other.max_batch_size if self.max_batch_size is None else self.max_batch_size,
             self.dynamic_batching or other.dynamic_batching,
@@ -107,6 +107,6 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 def ladder(max_rows: int, preferred: Sequence[int] = ()) -> tuple[int, ...]:
-    """The batch sizes that are run: each is compiled once, so they are few. Powers of two, the preferred ones and the largest."""
+    """Return the batch sizes that are run: powers of two, the preferred sizes and the largest. Few, since each is compiled."""
     powers = {1 << bits for bits in range(max_rows.bit_length()) if 1 << bits <= max_rows}
     return tuple(sorted(powers | {size for size in preferred if size <= max_rows} | {max_rows}))

@@ -1,8 +1,8 @@
-"""The port between the service and what computes: `infer` for models, `call` for other work that blocks.
+"""The interface between the service and its engine: `infer` runs models, `call` runs other blocking work.
 
-Every served model has a lane: its queue, which groups requests by shape, and a place in one of the engine processes, or in the
-service's own. All lanes lease cores from one budget. A lane belongs to a session and ends with it, so that a reloaded model gets
-a lane of its own, and requests of the old one finish in theirs.
+Every served model has a lane: its queue, which groups requests by shape, and a host, which is one of the engine processes or the
+service's own. All lanes lease cores from one budget. A lane belongs to a session and ends with it: a reloaded model gets its own
+lane, and requests of the old session finish in the old lane.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def _unforeseen(_session: Session, _threads: int, _shapes: Mapping[int, Shapes])
 
 
 class Engine:
-    """Runs models and other blocking work off the event loop; bounded everywhere. Used from one event loop.
+    """Runs models and other blocking work off the event loop, all within bounds. Used from one event loop.
 
-    forecast: nanoseconds of a model's runs on that many threads, by rows, before any has run; what is missing is measured.
+    forecast: predicts nanoseconds of a model's run by rows, given its session, threads and input shapes by rows; rows that are
+    missing in its result are measured as they run.
     """
 
     def __init__(
@@ -53,39 +54,40 @@ class Engine:
         self._lanes: weakref.WeakKeyDictionary[Session, Lane] = weakref.WeakKeyDictionary()
         self._numbers = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inferring = 0  # requests that are not answered: no fewer than wait, and quicker to know
+        self._inferring = 0  # unanswered requests: an upper bound of those that wait, at no cost
         self._stopped = False
 
     @property
     def running(self) -> int:
-        """Requests that run."""
+        """Number of requests that run."""
         return sum(lane.batcher.running for lane in self._lanes.values())
 
     @property
     def waiting(self) -> int:
-        """Requests in the queues."""
+        """Number of requests in the queues."""
         return sum(lane.batcher.queued for lane in self._lanes.values())
 
     @property
     def pending(self) -> int:
-        """Requests that wait or run."""
+        """Number of requests that wait or run."""
         return self.running + self.waiting
 
     @property
     def working(self) -> int:
-        """Calls that wait or run."""
+        """Number of blocking calls that wait or run."""
         return self._calls.working
 
     @property
     def processes(self) -> tuple[ProcessHost, ...]:
-        """The engine processes; none where models run in the service's own."""
+        """The engine processes; empty if models run in the service's own process."""
         return tuple(self._processes)
 
     async def infer(self, served: Servable, feeds: Mapping[str, Array], options: InferOptions = InferOptions()) -> Outcome:  # noqa: B008
-        """Run a model on one request, alone or with others.
+        """Run a model on one request, alone or in a batch.
 
-        Raises: FeedError; RequestError 503 when the model is not loaded, too many wait, the request's time is over, what ran it
-                is lost or the service ends; whatever the model's ops raise.
+        Args:   feeds: every input by name.
+        Raises: FeedError for feeds that are not the model's inputs; RequestError 503 if the model is not loaded, the queue is
+                full, the request has expired, its process died or the service stops; errors of the model's operators.
         """
         session = served.session
         if session is None:
@@ -106,26 +108,26 @@ class Engine:
             self._inferring -= 1
 
     async def call(self, work: Callable[..., T], *arguments: object, **keywords: object) -> T:
-        """Await other blocking work, beside the inferences. Raises RequestError 503 when too much of it waits already."""
+        """Await other blocking work on a thread. Raises RequestError 503 when too much of it waits already."""
         return await self._calls.call(work, *arguments, **keywords)
 
     def bind(self) -> None:
-        """Belong to the running loop, so that `preload` may be called from other threads."""
+        """Remember the running event loop, so that `preload` may be called from other threads."""
         self._loop = asyncio.get_running_loop()
 
     def preload(self, served: Servable) -> None:
-        """Have a model loaded by its engine before a request asks for it. From any thread, and without waiting."""
+        """Start loading a model before a request needs it. From any thread, without waiting."""
         session = served.session
         if session is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self._lane, served, session)
 
     async def load(self, served: Servable) -> None:
-        """The same from the loop, waiting until it is loaded or has failed, which then `infer` tells."""
+        """Load a model and wait until its host has it or has failed to; `infer` then raises the error."""
         if served.session is not None:
             await asyncio.shield(self._lane(served, served.session).loading)
 
     def batch_curves(self, session: Session) -> list[dict[str, Any]]:
-        """What batches of a served model take; see `Lane.curves`."""
+        """Return the batch curves of a model, as JSON; see `Lane.curves`."""
         lane = self._lanes.get(session)
         return [] if lane is None else lane.curves()
 
@@ -133,19 +135,20 @@ class Engine:
         return await self.call(self._forecast, session, threads, shapes)
 
     async def follow(self, served: Servable, session: Session, plan: Plan) -> None:
-        """Have a model run a plan from now on, for its shapes, without a run that waits; labels follow when runs do.
+        """Run a plan from now on, for the shapes that it was made for. No run waits for the switch.
 
-        Raises: what `Session.follow` raises; DeviceLostError, RequestError 503.
+        The service's own session follows once the host does, so that replies and pages name the plan that runs.
+        Raises: what `Session.follow` raises; DeviceLostError; RequestError 503.
         """
         await self._lane(served, session).follow(plan)
         await self._calls.call(session.follow, plan)
 
     def share_of(self, served: Servable, session: Session) -> tuple[int, int]:
-        """Threads of a model's runs, and the cores that there are."""
+        """Return the threads of a model's runs, and the number of cores."""
         return self._lane(served, session).cores, self._shared.budget.cores
 
     def memory_bytes(self, session: Session) -> int:
-        """What a served model takes in the service: the model, and the arenas of its runs."""
+        """Return the bytes that a model takes in the service's process: its weights, and the arenas of its runs."""
         lane = self._lanes.get(session)
         return session.memory_bytes + (0 if lane is None else lane.host.arena_bytes(lane.number))
 
@@ -158,13 +161,13 @@ class Engine:
         return lane
 
     def _place(self, served: Servable) -> ModelHost:
-        """The process with the fewest models; the service's own where there is none, or no file that one could load."""
+        """Return the engine process with the fewest models; the service's own if there is none, or no file to load from."""
         if served.file is None or not self._processes:
             return self._here
         return min(self._processes, key=lambda process: len(process.models))
 
     def stop(self) -> None:
-        """Refuse what waits and all that comes, end the processes. On the loop's thread, without waiting."""
+        """Refuse all requests, and end the engine processes. On the event loop, without waiting."""
         self._stopped = True
         for lane in list(self._lanes.values()):
             if lane.end is not None:
@@ -176,13 +179,13 @@ class Engine:
             process.close()
 
     def close(self) -> None:
-        """Finish what runs, after `stop`. On any thread."""
+        """Wait for running work, after `stop`. On any thread."""
         self._stopped = True
         self._here.wait()
         self._calls.close()
 
 
 def _from_any_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """Where a session's last reference goes is anybody's guess."""
+    """Call on the loop, from the thread that dropped a session's last reference, which may be any."""
     with contextlib.suppress(RuntimeError):  # the loop is closed, and everything with it
         loop.call_soon_threadsafe(work)

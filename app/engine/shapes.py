@@ -1,4 +1,4 @@
-"""Shapes that a model is run with when the caller names none."""
+"""Input shapes for a model when the caller names none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scheduler.session import Session
 
 
 def smallest_shapes(session: Session) -> dict[str, tuple[int, ...]]:
-    """Every input's declared shape with 1 for what is open; inputs without a rank are left out."""
+    """Return each input's declared shape with 1 for open dimensions; inputs of unknown rank are left out."""
     return {port.name: _smallest(port) for port in session.inputs if port.dims is not None}
 
 

@@ -1,6 +1,7 @@
-"""Tensors in memory that two processes share: one anonymous file a direction, mapped by both, of a fixed size.
+"""Tensors in memory shared by two processes: one anonymous file of fixed size in each direction, mapped by both.
 
-Who writes into a slab gives out its space; who reads says when it is done. Arrays that are read are views of the slab.
+The process that writes into a slab allocates its space; the process that reads says when it is done. Arrays that are read are
+views of the slab.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _CODES = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
-    """Where an array lies in a slab. dtype: ONNX's element type; strings are a packed list."""
+    """Where an array lies in a slab. dtype: ONNX's element type. Strings are stored as a msgpack list."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -31,7 +32,7 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True):
 
 
 def anonymous_file(size_bytes: int) -> int:
-    """A descriptor of zeroed memory that nobody else can find, or resize where the system can forbid it."""
+    """Return a descriptor of zeroed memory without a name; Linux also seals its size. The caller closes it."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
             file.truncate(size_bytes)
@@ -49,7 +50,7 @@ def anonymous_file(size_bytes: int) -> int:
 
 
 class Space:
-    """Which parts of a slab are taken: first fit, so that the same few pages stay warm."""
+    """Allocator of a slab's space: first fit, so that the same few pages stay in the caches."""
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -58,11 +59,11 @@ class Space:
 
     @property
     def taken_bytes(self) -> int:
-        """Bytes given out, alignment included."""
+        """Allocated bytes, alignment included."""
         return sum(self._taken.values())
 
     def take(self, size_bytes: int) -> int | None:
-        """The offset of that many bytes; None while they do not fit."""
+        """Allocate and return an offset; None while no hole is large enough."""
         size_bytes = _aligned(max(size_bytes, 1))
         for index, (start, length) in enumerate(self._holes):
             if length >= size_bytes:
@@ -73,9 +74,9 @@ class Space:
         return None
 
     def give(self, offset: int) -> None:
-        """Take a part back. Raises DeviceLostError for one that was not given out: the other side is confused."""
+        """Free an allocation. Raises DeviceLostError for an offset that is not allocated: the other process is out of step."""
         if offset not in self._taken:
-            raise DeviceLostError(f"slab: offset {offset} is given back, it was not taken")
+            raise DeviceLostError(f"slab: offset {offset} is freed, it was not allocated")
         holes = sorted([*self._holes, (offset, self._taken.pop(offset))])
         self._holes = holes[:1]
         for start, length in holes[1:]:
@@ -87,25 +88,25 @@ class Space:
 
 
 class Slab:
-    """One direction's memory. descriptor: of `anonymous_file`; stays the caller's."""
+    """Shared memory of one direction. descriptor: of `anonymous_file`; the caller closes it."""
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         self._map: mmap.mmap | None = mmap.mmap(descriptor, size_bytes)
         self.size_bytes = size_bytes
 
     def bytes_at(self, offset: int, size_bytes: int) -> Array:
-        """That part as bytes. Raises DeviceLostError where it is outside."""
+        """Return a part as a uint8 array. Raises DeviceLostError for a part outside the slab."""
         if self._map is None or not 0 <= offset <= offset + size_bytes <= self.size_bytes:
             raise DeviceLostError(f"slab: {size_bytes} bytes at {offset}, it has {self.size_bytes}")
         return np.frombuffer(self._map, np.uint8, size_bytes, offset)
 
     def close(self) -> None:
-        """Let go of it: it is unmapped when the last array in it is gone."""
+        """Release the mapping; it is unmapped with the last array that views it."""
         self._map = None
 
 
 def pack(parts: Sequence[Array]) -> tuple[bytes, tuple[int, ...]] | None:
-    """Strings, joined along axis 0, as bytes with their shape; None for arrays of anything else."""
+    """Pack string arrays, joined along axis 0, and return the bytes and the shape; None for other dtypes."""
     if parts[0].dtype != STRING:
         return None
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -113,7 +114,10 @@ def pack(parts: Sequence[Array]) -> tuple[bytes, tuple[int, ...]] | None:
 
 
 def layout(groups: Sequence[Sequence[Array]]) -> tuple[list[Tensor], list[bytes | None], int]:
-    """Where tensors go from offset 0 on, each the arrays of its group joined along axis 0; strings packed; bytes of all."""
+    """Lay out one tensor per group: its arrays joined along axis 0, strings packed.
+
+    Returns: the tensors from offset 0 on, the packed strings of each (None for other dtypes), and the bytes of all.
+    """
     tensors: list[Tensor] = []
     texts: list[bytes | None] = []
     end = 0
@@ -131,7 +135,7 @@ def layout(groups: Sequence[Sequence[Array]]) -> tuple[list[Tensor], list[bytes 
 def write(
     slab: Slab, base: int, tensors: Sequence[Tensor], texts: Sequence[bytes | None], groups: Sequence[Sequence[Array]]
 ) -> None:
-    """Copy what `layout` placed into the slab at `base`: the one copy that a tensor makes on its way."""
+    """Copy tensors laid out by `layout` into the slab at `base`: the only copy of a tensor on its way."""
     for tensor, text, parts in zip(tensors, texts, groups, strict=True):
         raw = slab.bytes_at(base + tensor.offset, tensor.nbytes)
         if text is not None:
@@ -148,7 +152,10 @@ def write(
 
 
 def view(region: Array, tensor: Tensor) -> Array:
-    """The array of a tensor in a region of a slab, without a copy but for strings. Raises DeviceLostError when it is not one."""
+    """Return a tensor in a region of a slab as an array: a view, but a copy for strings.
+
+    Raises: DeviceLostError for a tensor that does not fit the region or its own shape.
+    """
     dtype: DType | None = ELEMENT_TYPES.get(tensor.dtype)
     if dtype is None or not 0 <= tensor.offset <= tensor.offset + tensor.nbytes <= region.nbytes:
         raise DeviceLostError(f"slab: {tensor} is no tensor of a region of {region.nbytes} bytes")

@@ -1,7 +1,10 @@
-"""An engine process: `python -m app.engine.worker SOCKET REQUESTS REPLIES BYTES THREADS`, started and watched by `link`.
+"""The program of an engine process, started and watched by `app.engine.link`.
 
-Its threads take turns at the socket: one reads an order, hands the socket on and carries the order out itself, so that no order
-is passed from thread to thread. It ends when the socket does.
+    python -P -m app.engine.worker SOCKET REQUESTS REPLIES BYTES THREADS
+
+SOCKET, REQUESTS and REPLIES are inherited file descriptors, BYTES the size of each shared memory. The threads take turns at the
+socket: a thread reads one order, lets the next thread read, and carries its order out itself, so that no order is handed from
+thread to thread. The process ends when its socket is closed.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ from kernels.spec import Array
 
 log = structlog.get_logger("edgewise.engine")
 
-SWITCH_S = 0.0005  # a run takes the interpreter's lock a dozen times: beside a thread that builds code, 5 ms each would double it
+SWITCH_S = 0.0005  # a run takes the GIL a dozen times: beside a thread that builds code, waits of 5 ms would double its time
 
 
 class EngineWorker:
-    """Orders in, replies out."""
+    """Carries out the orders of the service and replies to them."""
 
     def __init__(self, stream: socket.socket, requests: Slab, replies: Slab) -> None:
         self._stream = stream
@@ -56,11 +59,11 @@ class EngineWorker:
         self._room = threading.Condition()
         self._models = LoadedModels()
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._open: set[int] = set()  # runs that are not finished
+        self._open: set[int] = set()  # numbers of runs that are not finished
         self._cancelled: set[int] = set()
 
     def serve(self, threads: int) -> None:
-        """Work until the service is gone."""
+        """Carry out orders on that many threads until the service closes the socket."""
         for _ in range(threads - 1):
             threading.Thread(target=self._follow, daemon=True).start()
         self._follow()
@@ -70,13 +73,13 @@ class EngineWorker:
             with self._reading:
                 order = receive(self._stream)
                 if order is None:
-                    os._exit(0)  # whatever runs, nobody is left to read it
+                    os._exit(0)  # the service is gone: no reply of a run can be read
                 self._note(order)
             with contextlib.suppress(BrokenPipeError):
                 self._obey(order)
 
     def _note(self, order: Order) -> None:
-        """What has to be known before the next order is read."""
+        """Note what must be known before the next order is read, since later orders refer to it."""
         if isinstance(order, RunBatch):
             self._open.add(order.id)
             self._free(order.freed)
@@ -132,7 +135,7 @@ class EngineWorker:
             self._cancelled.discard(order.id)
 
     def _place(self, number: int, names: list[str], groups: list[list[Array]], compute_ns: int, plan_id: str) -> RunResult:
-        """Copy the outputs to where the service reads them, waiting for room."""
+        """Copy the outputs into shared memory, waiting for space. Raises LimitError for outputs larger than all of it."""
         tensors, texts, nbytes = layout(groups)
         if nbytes > self._space.size_bytes:
             raise LimitError(f"outputs: {nbytes} bytes, the limit is {self._space.size_bytes} (EDGEWISE_SHARED_BYTES)")
@@ -155,8 +158,8 @@ class EngineWorker:
 
 
 def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads: str) -> None:
-    """Serve the service at the other end of the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's, which ends this process by closing the socket
+    """Run the process; see the module's docstring for the arguments."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service handles Ctrl-C and then closes the socket
     sys.setswitchinterval(SWITCH_S)
     faulthandler.enable()
     logs.configure()

@@ -1,4 +1,4 @@
-"""Replies to errors: one JSON body `{"error": "<text>"}` for every route, or a page for browsers that ask for one."""
+"""Error replies: the same JSON body `{"error": "<text>"}` for every route, or a page for browsers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TITLES = {403: "Not allowed", 404: "Not found", 503: "Not available now"}
 
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The one error body."""
+    """Return the JSON reply of an error."""
     return JSONResponse({"error": message}, status, headers)
 
 
 def _reply(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The error as a page for browsers that ask for one, else as the JSON body."""
+    """Return an error as a page if the client accepts HTML and asked for a page, else as JSON."""
     page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith(_NO_PAGES)
     if not page:
         return error_response(status, message, headers)
@@ -57,8 +57,8 @@ async def _validation(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    """Nobody reads this reply; the log says why there was none."""
-    return error_response(CLIENT_GONE, f"{request.method} {request.url.path}: the client went away")
+    """Return a reply for the log alone: the client has closed the connection."""
+    return error_response(CLIENT_GONE, f"{request.method} {request.url.path}: the client closed the connection")
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -67,7 +67,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Register the handlers."""
+    """Register the handlers with the application."""
     app.add_exception_handler(EdgewiseError, _edgewise)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: who may ask (Host, Origin, API key), how much (body, rate), and one log line for every request."""
+"""ASGI middleware: checks of Host, Origin and API key, limits of body and rate, and one log line for every request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = structlog.get_logger("edgewise.http")
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
 PUBLIC_FOLDER = "/static/"
-UPLOAD = "/v1/models"  # POST: a body that goes to disk as it comes, and is never held
+UPLOAD = "/v1/models"  # POST: the body is written to disk as it arrives, not held in memory
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSE = {"Connection": "close"}
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
@@ -33,7 +33,11 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Of one request to infer or load, of an upload, of one to anything else, and of all that are being answered together."""
+    """Limits of request bodies.
+
+    protocol_bytes: of one request to infer or load. upload_bytes: of one upload. control_bytes: of any other request.
+    together_bytes: of all requests that are being answered.
+    """
 
     protocol_bytes: int
     upload_bytes: int
@@ -42,7 +46,7 @@ class BodyLimits:
 
 
 class Guard:
-    """Refuses foreign Host headers (DNS rebinding) and cross-site writes, and stops bodies at their limits."""
+    """Refuses unknown Host headers (DNS rebinding), cross-site writes, and bodies beyond their limits."""
 
     def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
         self.app = app
@@ -51,7 +55,7 @@ class Guard:
         self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass HTTP requests that keep the rules."""
+        """Pass on HTTP requests that meet the rules."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -78,7 +82,11 @@ class Guard:
             held += size
             self.held_bytes += size
             if self.held_bytes > self.limits.together_bytes:
-                raise RequestError(503, "body: too much is being answered at once; try again", {"Retry-After": "1"} | _CLOSE)
+                raise RequestError(
+                    503,
+                    f"body: requests being answered hold more than {self.limits.together_bytes} bytes, the limit; try again",
+                    {"Retry-After": "1"} | _CLOSE,
+                )
             return message
 
         try:
@@ -88,12 +96,12 @@ class Guard:
 
     def _refusal(self, method: str, headers: dict[str, str], limit: int) -> RequestError | None:
         if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:
-            return RequestError(421, "Host header: not one of this server's names, see EDGEWISE_ALLOWED_HOSTS")
+            return RequestError(421, "Host header: not one of this server's names; see EDGEWISE_ALLOWED_HOSTS")
         origin = headers.get("origin")
         if method not in SAFE_METHODS:
             foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
             if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-                return RequestError(403, "Origin header: another site may not write here")
+                return RequestError(403, "Origin header: requests from another site may not write")
         length = headers.get("content-length", "0")
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             return _too_large(length[:20], limit)
@@ -105,7 +113,7 @@ def _too_large(size: str, limit: int) -> RequestError:
 
 
 class Authenticate:
-    """Lets nobody past without a key but to PUBLIC paths, and counts requests against each caller's rate."""
+    """Requires a key for all but PUBLIC paths, and counts requests against each caller's rate."""
 
     def __init__(self, app: ASGIApp, directory: Directory, rates: Rates) -> None:
         self.app = app
@@ -113,7 +121,7 @@ class Authenticate:
         self.rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Find out who asks, and note it as the request's principal."""
+        """Authenticate the caller and store it as `principal` in the request's state."""
         path = scope.get("path", "")
         if scope["type"] != "http" or path in PUBLIC or path.startswith(PUBLIC_FOLDER):
             await self.app(scope, receive, send)
@@ -141,9 +149,11 @@ class Authenticate:
             token = self.directory.sessions.form_token(cookie, principal.key).encode()
             proven = hmac.compare_digest(headers.get("x-csrf-token", "").encode(), token)
             scope.setdefault("state", {})["form_token"] = token.decode()
-            if scope["method"] in SAFE_METHODS or proven or scope["path"] == "/logout":  # which looks into its form
+            if (
+                scope["method"] in SAFE_METHODS or proven or scope["path"] == "/logout"
+            ):  # whose route checks the token in its form
                 return principal
-            raise RequestError(403, "X-CSRF-Token header: a page's session needs it to write")
+            raise RequestError(403, "X-CSRF-Token header: missing or wrong, a page's session needs it to write")
         local = await self.directory.local()
         if local is None:
             raise RequestError(401, "API key: none was sent, need one as Authorization: Bearer or X-API-Key", _CHALLENGE)
@@ -155,14 +165,14 @@ def _hostname(host: str) -> str:
 
 
 class RequestLog:
-    """Gives every request an id, logs one event when it ends and counts it."""
+    """Gives every request an id, and logs and counts it when it ends."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Time the request; the id comes back as X-Request-ID."""
+        """Time the request, and return its id as X-Request-ID."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -189,12 +199,12 @@ class RequestLog:
 
 
 def _route(scope: Scope) -> str:
-    """The path of the route that was taken, as it is declared; that of an included router lacks its prefix."""
+    """Return the declared path of the matched route. An included router's path lacks its prefix, which is added."""
     path: str = getattr(scope.get("route"), "path", "unmatched")
     return f"/v1{path}" if scope["path"].startswith("/v1/") and path != "unmatched" and not path.startswith("/v1") else path
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's X-Request-ID where it is a plain one, else a new one."""
+    """Return the caller's X-Request-ID if it is well-formed, else a new id."""
     given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
     return given if _ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,8 +1,8 @@
-"""Running the service: a bounded HTTP server that leaves in two phases.
+"""Running the service: an HTTP server with limits that shuts down in two phases.
 
-On SIGTERM readiness fails at once, requests are served on for the grace period while load balancers look elsewhere, each reply
-asking its connection to close; then the server stops accepting, lets running requests end, and unloads. SIGINT skips the grace, a
-second SIGTERM ends it.
+On SIGTERM readiness fails at once; for the grace period requests are still served, while load balancers send new ones elsewhere,
+and each reply asks to close its connection. Then the server stops accepting, lets running requests end, and unloads its models.
+SIGINT skips the grace period, and a second SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = structlog.get_logger("edgewise.service")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, with a grace period before it stops accepting."""
+    """uvicorn's server, with a grace period before it stops accepting."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -34,13 +34,13 @@ class Server(uvicorn.Server):
         self._interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end."""
+        """Note a signal to shut down."""
         self._signals += 1
         self._interrupted |= sig == signal.SIGINT
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Fail readiness, wait, then stop accepting and let requests end."""
+        """Fail readiness, wait for the grace period, then stop accepting and let requests end."""
         grace_s = 0.0 if self._interrupted else self._service.settings.grace_s
         self._service.health.begin_drain()
         log.info("draining", grace_s=grace_s, running=self._service.engine.pending)
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
 
 
 def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn is to serve."""
+    """Return uvicorn's configuration."""
     limits = ConnectionLimits(
         settings.max_connections,
         settings.max_requests,
@@ -75,7 +75,7 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def run(app: FastAPI, settings: Settings) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends the process."""
     service: Service = app.state.service
     settle()
     Server(configure(app, settings), service).run()

@@ -1,1 +1,1 @@
-"""Work on queued jobs: the loop that agents and the service share, and the thread of the service that runs it."""
+"""Running queued jobs: the code that agents and the service share, and the service's own worker thread."""

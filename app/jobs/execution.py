@@ -1,6 +1,6 @@
-"""One job after another under its lease: what the service's own runner and a measuring agent have in common.
+"""Running jobs one after another, each under its lease: shared by the service's own worker and the measuring agent.
 
-Where jobs come from and where results go is a `Desk`: the database itself, or a service over HTTP.
+A `Desk` supplies models and takes beats and results: the database itself, or a service over HTTP.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from scheduler.store import Claim, Job, Store
 
 log = structlog.get_logger("edgewise.jobs")
 
-BEATS = 3  # in the time of a lease: two may fail before it is lost
-Ended = Literal["done", "failed", "cancelled", "queued"]  # queued: given back
+BEATS = 3  # renewals per lease time: two may fail before the lease is lost
+Ended = Literal["done", "failed", "cancelled", "queued"]  # queued: put back
 
 
 class DeskError(EdgewiseError):
-    """The desk cannot be reached now; what was said is to be said again."""
+    """The desk cannot be reached now; the call has to be repeated."""
 
 
 class Desk(Protocol):
-    """Where jobs are taken and results are left. Any of it may raise DeskError: try again."""
+    """Where a worker gets models and leaves results. Every method may raise DeskError: try again."""
 
     def model(self, digest: str) -> Model:
-        """The model of a job. Raises EdgewiseError where it is not to be had."""
+        """Return a job's model by its digest. Raises EdgewiseError if it is not available."""
 
     def beat(self, claim: Claim, progress: str) -> bool:
-        """Say that the worker lives; whether it is to stop. Raises LeaseLostError."""
+        """Renew the lease; return whether the job is to be cancelled. progress: JSON. Raises LeaseLostError."""
 
     def end(self, claim: Claim, state: Ended, outcome: JobOutcome, error: str) -> None:
-        """Leave the result. Raises LeaseLostError."""
+        """End the job with its result. Raises LeaseLostError."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobContext:
-    """What a worker works with: the kinds it can do, and the database that measurements go to, with its URL.
+    """What jobs run with: the kinds that can be run, and the database for measurements, with its URL.
 
-    probe_s: how long this machine is measured when the database does not have it yet.
+    probe_s: how long this machine is measured if the database has no profile of it.
     """
 
     kinds: Mapping[str, Kind]
@@ -57,43 +57,43 @@ class JobContext:
 
 
 class JobWorker:
-    """Runs one job at a time. `close` from another thread makes it give back the one it has."""
+    """Runs one job at a time. `close` from another thread makes it put the running job back."""
 
     def __init__(self, context: JobContext, desk: Desk, lease_s: float) -> None:
         self._context, self._desk, self._beat_s = context, desk, lease_s / BEATS
         self.closing = threading.Event()
 
     def close(self) -> None:
-        """Stop as soon as the job that runs can; it goes back to the queue."""
+        """Stop the running job as soon as possible; it goes back to the queue."""
         self.closing.set()
 
     def run(self, claim: Claim) -> None:
-        """Run a job to its end and leave the result. Raises DeskError when it could not be left."""
+        """Run a job to its end and hand in its result. Raises DeskError if the desk could not be reached for that."""
         job = claim.job
         holding = _Holding(self._desk, claim, self._beat_s, self.closing)
         log.info("job taken", job=job.id, kind=job.kind, attempt=job.attempts)
         with holding:
             state, outcome, error = self._outcome(job, holding)
         if holding.lost:
-            log.warning("job lost to another", job=job.id)
+            log.warning("job lost: its lease has expired", job=job.id)
             return
         try:
             try:
                 self._desk.end(claim, state, outcome, error)
             except (LeaseLostError, DeskError, StoreError):
                 raise
-            except EdgewiseError as refused:  # what was found is not what may be stored
+            except EdgewiseError as refused:  # the result may not be stored
                 state, error = "failed", str(refused)
                 self._desk.end(claim, state, JobOutcome(), error)
         except LeaseLostError as lost:
-            log.warning("job lost to another", job=job.id, reason=str(lost))
+            log.warning("job lost: its lease has expired", job=job.id, reason=str(lost))
         else:
             log.info("job ended", job=job.id, state=state, error=error)
 
     def _outcome(self, job: Job, holding: _Holding) -> tuple[Ended, JobOutcome, str]:
         context = self._context
         try:
-            local_device(context.store, context.probe_s)  # what is measured is of a device that is stored
+            local_device(context.store, context.probe_s)  # measurements refer to a stored device
             model = self._desk.model(job.model_digest) if job.model_digest else None
             if holding.stop():
                 outcome = JobOutcome()
@@ -112,7 +112,7 @@ class JobWorker:
 
 
 class _Holding:
-    """Keeps a lease while a job runs: a thread says every so often that the worker lives, and how far it is."""
+    """Holds a job's lease while it runs: a thread renews it and reports progress every `beat_s`."""
 
     def __init__(self, desk: Desk, claim: Claim, beat_s: float, closing: threading.Event) -> None:
         self._desk, self._claim, self._beat_s, self._closing = desk, claim, beat_s, closing
@@ -129,11 +129,11 @@ class _Holding:
         self._thread.join()
 
     def report(self, progress: Mapping[str, Any]) -> None:
-        """Remember how far the job is, for the next beat."""
+        """Note the job's progress, for the next beat."""
         self._progress = progress
 
     def stop(self) -> bool:
-        """Whether the job is to end now."""
+        """Whether the job has to stop: cancelled, its lease lost, or the worker closing."""
         self.stopped = self.cancelled or self.lost or self._closing.is_set()
         return self.stopped
 
@@ -143,5 +143,5 @@ class _Holding:
                 self.cancelled = self._desk.beat(self._claim, orjson.dumps(self._progress).decode()) or self.cancelled
             except LeaseLostError:
                 self.lost = True
-            except EdgewiseError as error:  # the next beat may get through
+            except EdgewiseError as error:  # the next beat may succeed
                 log.warning("beat failed", job=self._claim.job.id, reason=str(error))

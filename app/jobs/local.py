@@ -1,7 +1,7 @@
-"""The service's own worker: runs jobs for this device, one at a time, on a thread beside the event loop.
+"""The service's own job worker: runs jobs for this device, one at a time, on a thread beside the event loop.
 
-The queue is the database's, so a restart loses nothing: what ran is taken again when its lease is over, or at once where the
-service had the time to give it back.
+The queue is in the database, so a restart loses nothing: an interrupted job is taken again when its lease expires, or at once if
+the service had time to put it back.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from scheduler.store import Claim, Store
 
 log = structlog.get_logger("edgewise.jobs")
 
-IDLE_S = 1.0  # between looks at the queue; a job that is posted here wakes the runner at once
-RETRY_S = 5.0  # after the database failed
-CLOSE_S = 20.0  # that a job gets to stop in
+IDLE_S = 1.0  # between looks at the queue; a job posted to this service is taken at once
+RETRY_S = 5.0  # after an error of the database
+CLOSE_S = 20.0  # for a running job to stop
 OWNER = f"service {platform.node()}:{os.getpid()}"
 
 
 class StoreDesk:
-    """Jobs straight from the database, models from the service's own."""
+    """The desk of the service's own worker: results go straight to the database, models come from the repository."""
 
     def __init__(self, store: Store, find_model: Callable[[str], Model], lease_s: float) -> None:
         self._store, self._find_model, self._lease_s = store, find_model, lease_s
 
     def model(self, digest: str) -> Model:
-        """A served model. Raises NotFoundError."""
+        """Return a served model by its digest. Raises NotFoundError."""
         return self._find_model(digest)
 
     def beat(self, claim: Claim, progress: str) -> bool:
-        """Keep the lease. Raises LeaseLostError, StoreError."""
+        """Renew the lease and store the progress; return whether the job is cancelled. Raises LeaseLostError, StoreError."""
         return self._store.jobs.beat(claim.job.id, claim.lease, self._lease_s, progress)
 
     def end(self, claim: Claim, state: Ended, outcome: JobOutcome, error: str) -> None:
-        """Store what was found, and end the job or put it back. Raises LeaseLostError, StoreError."""
+        """Store the result and end the job, or put it back. Raises LeaseLostError, StoreError."""
         end_job(self._store, claim.job.id, claim.lease, state, outcome, error)
 
 
 def end_job(store: Store, number: int, lease: str, state: Ended, outcome: JobOutcome, error: str) -> None:
-    """Store what a job found, then end it or put it back. What was said before is not stored twice.
+    """Store a job's result and end the job, or put it back in the queue. Repeating a call stores nothing twice.
 
-    Raises: LeaseLostError, NotFoundError, StoreError, and what `deliver` raises for an outcome that is not of the job.
+    Raises: LeaseLostError; NotFoundError; StoreError; what `deliver` raises for an outcome that does not fit the job.
     """
     if state == "queued":
         store.jobs.release(number, lease)
@@ -63,7 +63,11 @@ def end_job(store: Store, number: int, lease: str, state: Ended, outcome: JobOut
 
 
 class LocalJobs:
-    """A thread that takes the jobs of this device until it is closed."""
+    """A thread that runs the jobs of this device until it is closed.
+
+    Args: open_store: opens the database, db: its URL. kinds: of the jobs it can run. find_model: a model by digest.
+          lease_s: how long a job is kept without renewal. probe_s: how long a new device is measured.
+    """
 
     def __init__(
         self,
@@ -82,15 +86,15 @@ class LocalJobs:
         self._worker: JobWorker | None = None
 
     def start(self) -> None:
-        """Begin to take jobs."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the queue now: a job was posted."""
+        """Look at the queue now, since a job was posted."""
         self._wake.set()
 
     def close(self) -> None:
-        """Give back the job that runs, as soon as it can stop, and end the thread. One that cannot comes back by its lease."""
+        """Put the running job back as soon as it can stop, and end the thread. A job that cannot stop in time loses its lease."""
         self._closing.set()
         self._wake.set()
         if (worker := self._worker) is not None:
@@ -103,11 +107,11 @@ class LocalJobs:
             try:
                 self._take_all()
                 pause_s = IDLE_S
-            except EdgewiseError as error:  # the database may come back
-                log.error("jobs wait", reason=str(error))
+            except EdgewiseError as error:  # the database may answer again
+                log.error("jobs interrupted, trying again", reason=str(error))
                 pause_s = RETRY_S
-            except Exception as error:  # one job must not end the work on all others
-                log.error("jobs wait", exc_info=error)
+            except Exception as error:  # one job must not end the work on others
+                log.error("jobs interrupted, trying again", exc_info=error)
                 pause_s = RETRY_S
             self._wake.wait(pause_s)
             self._wake.clear()

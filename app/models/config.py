@@ -1,4 +1,4 @@
-"""A model's configuration in the protocol's words: what a load request may override, and what `/config` answers."""
+"""A model's configuration in the terms of the protocol: what a load request may override, and what `/config` returns."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
     from scheduler.session import Session
 
 PLATFORM = "onnx_onnxv1"
-BACKENDS = frozenset({"", "edgewise", "onnxruntime", "onnx"})  # what clients write for a model of this kind
+BACKENDS = frozenset({"", "edgewise", "onnxruntime", "onnx"})  # names that clients use for an ONNX model
 MAX_CONFIG_BYTES = 2**20
 
 
 class Latest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The newest versions."""
+    """Serve the newest versions."""
 
     num_versions: int = 1
 
 
 class Every(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every version."""
+    """Serve every version."""
 
 
 class Specific(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """These versions."""
+    """Serve these versions."""
 
     versions: list[int] = []
 
 
 class VersionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Which versions to serve; one of the three, all of them where none is given."""
+    """Which versions to serve: one of the three policies; without any, every version."""
 
     latest: Latest | None = None
     all: Every | None = None
     specific: Specific | None = None
 
     def choose(self, versions: Iterable[str]) -> list[str]:
-        """Those of these versions that are to be served, ascending. Raises RequestError 400 when none is."""
+        """Return the versions to serve, ascending. Raises RequestError 400 if there are none."""
         found = sorted(versions, key=int)
         chosen = found
         if self.specific is not None:
@@ -62,7 +62,7 @@ class VersionPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class Override(Rules, frozen=True, forbid_unknown_fields=True):
-    """What the config of a load request may say."""
+    """The config of a load request."""
 
     name: str = ""
     platform: str = ""
@@ -78,7 +78,7 @@ NO_OVERRIDE = Override()
 
 
 def parse_override(name: str, text: str) -> Override:
-    """Read the config of a load request. Raises RequestError 400."""
+    """Parse the config of a load request, which is JSON. Raises RequestError 400."""
     if len(text.encode()) > MAX_CONFIG_BYTES:
         raise RequestError(400, f"config of model '{name}': more than {MAX_CONFIG_BYTES} bytes, the limit")
     try:
@@ -93,7 +93,7 @@ def parse_override(name: str, text: str) -> Override:
 
 
 def check_override(name: str, override: Override, rules: Rules, session: Session) -> None:
-    """Raise RequestError 400 where the config, or the rules that it lays over the file beside the model, contradict the model."""
+    """Raise RequestError 400 if the config, or the rules that result from it, contradict the model."""
     if rules.max_batch_size:
         for port in (*session.inputs, *session.outputs):
             if not port.dims or isinstance(port.dims[0], int):
@@ -113,7 +113,7 @@ def check_override(name: str, override: Override, rules: Rules, session: Session
 
 
 def model_config(name: str, versions: Sequence[str], override: Override, rules: Rules, session: Session) -> dict[str, Any]:
-    """The reply of `/config`: with a max_batch_size the dims leave the batch out, as the protocol has it."""
+    """Return the reply of `/config`. With a max_batch_size, dims leave out the batch dimension, as the protocol requires."""
     skipped = 1 if rules.max_batch_size else 0
     group = {"name": f"{name}_0", "kind": "KIND_CPU", "count": 1, "gpus": []}
     policy = msgspec.to_builtins(override.version_policy) or {"all": {}}

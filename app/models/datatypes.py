@@ -1,4 +1,7 @@
-"""The protocol's element types and numpy's."""
+"""Element types of the Open Inference Protocol, and the numpy dtypes that they stand for.
+
+They are here, below `app.oip`, since model configurations name them too (`app.models.config`).
+"""
 
 from __future__ import annotations
 
@@ -19,5 +22,5 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 def datatype_of(dtype: DType) -> str:
-    """The protocol's name of a numpy dtype; its numpy name where the protocol has none."""
+    """Return the protocol's name of a numpy dtype; the numpy name in capitals if the protocol has none."""
     return _NAMES.get(dtype, dtype.name.upper())

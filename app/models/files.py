@@ -1,4 +1,4 @@
-"""The repository's files: names that are allowed, versions of a model, what lies beside one, files that a load request brings."""
+"""The repository's files: allowed names, versions of a model, the file beside a model, and files of a load request."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ log = structlog.get_logger("edgewise.repository")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 FORBIDDEN_NAMES = frozenset({"stats"})  # /v2/models/stats is a route
 MAX_CARD_BYTES = 4 * 2**20
-MAX_ENTRIES = 100_000  # of the repository's folder, looked through for models
+MAX_ENTRIES = 100_000  # entries of the repository's folder that are looked at
 SUFFIXES: Final = registry.suffixes()  # of model files
 MODEL_FILE: Final = Path(f"model{SUFFIXES[0]}")  # where no suffix is given
 _UPLOAD = re.compile(r"([0-9]{1,18})/([A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7})")
 
 
 class Card(Rules, frozen=True):
-    """What the file beside a model may say. labels: output name -> label of each class."""
+    """The file beside a model: rules, a description, and labels (output name -> the label of each class)."""
 
     description: str = ""
     labels: dict[str, list[str]] = msgspec.field(default_factory=dict)
 
 
 def check_name(asked: str) -> str:
-    """The name of a model, trimmed, before any path is made of it. Raises RequestError 400."""
+    """Return a model's name, trimmed and checked before any path is made from it. Raises RequestError 400."""
     name = asked.strip()
     if not name:
         raise RequestError(400, "model name: it is empty, need one")
@@ -47,7 +47,7 @@ def check_name(asked: str) -> str:
 
 
 def models_in(folder: Path) -> list[str]:
-    """Names of the models of a repository, in order."""
+    """Return the names of the models in a folder, sorted."""
     names = set()
     for count, path in enumerate(folder.iterdir()):
         if count >= MAX_ENTRIES:
@@ -64,7 +64,7 @@ def models_in(folder: Path) -> list[str]:
 
 
 def find_versions(folder: Path, name: str) -> dict[str, Path]:
-    """Version -> file, of a name that was checked; a single file is version 1. Empty where there is no such model."""
+    """Return version -> file for a checked name; a single file is version 1. Empty if there is no such model."""
     if (single := single_file(folder, name)) is not None:
         return {"1": single}
     return _numbered(folder / name) if (folder / name).is_dir() else {}
@@ -82,7 +82,7 @@ def _numbered(folder: Path) -> dict[str, Path]:
 
 
 def read_card(folder: Path, name: str) -> Card:
-    """What the file beside a model says. Raises RequestError 400, msgspec.DecodeError."""
+    """Read the file beside a model; a default if there is none. Raises RequestError 400, msgspec.DecodeError."""
     for path in (folder / f"{name}.json", folder / name / "config.json"):
         if path.is_file():
             if path.stat().st_size > MAX_CARD_BYTES:
@@ -93,9 +93,10 @@ def read_card(folder: Path, name: str) -> Card:
 
 @contextlib.contextmanager
 def unpacked(files: Mapping[str, bytes] | None) -> Iterator[Path | None]:
-    """Files of a load request in a fresh folder that goes with the block, as versions of `model`; None without any.
+    """Write the files of a load request into a temporary folder, as versions of `model`; yield it, or None without files.
 
-    Raises: RequestError 400 for a path that is not plainly inside it.
+    files: "<version>/<path>" -> content.
+    Raises: RequestError 400 for a path that is not made of plain names, or that cannot be written.
     """
     if not files:
         yield None

@@ -1,4 +1,4 @@
-"""Loads that are under way: a request for the same as one that runs joins it, so that a client may try again safely."""
+"""Model loads in progress: a request equal to one in progress joins it, so that clients may retry safely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_LOADS = 16
 
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What to load. key: equal for requests that ask for the same."""
+    """A request to load a model. key: equal for equal requests."""
 
     name: str
     config: str | None
@@ -24,7 +24,7 @@ class LoadRequest:
 
 
 class PendingLoads:
-    """Event loop only."""
+    """Starts loads and keeps track of them. Event loop only."""
 
     def __init__(self, repository: Repository, engine: Engine) -> None:
         self._repository = repository
@@ -32,22 +32,24 @@ class PendingLoads:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def join(self, asked: LoadRequest) -> asyncio.Task[None]:
-        """The load, begun now or earlier. Raises RequestError 503 when too many are under way."""
+        """Return the load's task, started now or earlier. Raises RequestError 503 if MAX_LOADS are in progress."""
         task = self._running.get(asked.key)
         if task is None:
             if len(self._running) >= MAX_LOADS:
-                raise RequestError(503, f"repository: {len(self._running)} loads are under way, the limit", {"Retry-After": "5"})
+                raise RequestError(
+                    503, f"repository: {len(self._running)} loads are in progress, the limit; try again", {"Retry-After": "5"}
+                )
             task = asyncio.ensure_future(self._load(asked))
             self._running[asked.key] = task
             task.add_done_callback(lambda done: self._finished(asked.key, done))
         return task
 
     async def _load(self, asked: LoadRequest) -> None:
-        """Ready is what the engine has, too."""
+        """Load into the repository, then into the engine: a load is done when requests can run."""
         for served in await self._engine.call(self._repository.load, asked.name, asked.config, asked.files):
             await self._engine.load(served)
 
     def _finished(self, key: str, done: asyncio.Task[None]) -> None:
         del self._running[key]
         if not done.cancelled():
-            done.exception()  # seen, also where nobody waits any more
+            done.exception()  # retrieved, since all clients may have left

@@ -1,8 +1,8 @@
-"""Which plans served models run: of each set of input shapes the newest stored one of the model's own request.
+"""Served models follow stored plans: for each set of input shapes, the newest plan made on the model's own terms.
 
-The database is looked at every few seconds, so a plan comes into service whoever made it: a job, an agent, a client, the command
-line. It is built beside the runs that go on and replaces what they follow between two of them. One that is stale, of another
-device, or asked for on other terms than the model's is left alone; a model without any runs each op's default.
+The database is polled every few seconds, so that a plan comes into service wherever it was made: by a job, an agent, a client or
+the command line. It is built while runs go on, and takes over between two of them. A plan is ignored if it is stale, of another
+device, or made on other terms than the model's; without a plan, each op of a model runs its default strategy.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ log = structlog.get_logger("edgewise.plans")
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a plan must have been asked for to run a model. threads: of its runs. cores: of this device, what no limit means."""
+    """The request that a plan must answer to run a model.
+
+    rules: the model's, with objective and max_error. threads: of its runs. cores: of this device; a plan without a thread limit
+    is made for all of them.
+    """
 
     rules: Rules
     threads: int
     cores: int
 
     def met(self, plan: Plan) -> bool:
-        """Whether the plan answers the model's own request and is true of what runs here."""
+        """Whether a plan answers this request and is valid for this device and build."""
         limits = {self.threads, None} if self.threads == self.cores else {self.threads}
         asked = [Constraints(max_threads=limit, max_error=self.rules.max_error) for limit in limits]
         true = plan.state.status in ("current", "drifted")
@@ -45,7 +49,10 @@ class Terms:
 
 
 class PlanFollower:
-    """Event loop only. looked: up to which stored plan each session's were looked at; it goes with the session."""
+    """Brings stored plans into service. Event loop only.
+
+    quick_calls: threads for short questions to the database. here: returns this device and build.
+    """
 
     def __init__(
         self, repository: Repository, engine: Engine, desk: Calls, open_store: Callable[[], Store], here: Callable[[], Here]
@@ -57,21 +64,21 @@ class PlanFollower:
         self._lost = False
 
     async def keep(self, every_s: float) -> None:
-        """Look again and again, for as long as the service runs."""
+        """Poll the database, for as long as the service runs."""
         while True:
             try:
                 await self.refresh()
                 self._lost = False
             except StoreError as error:
                 if not self._lost:
-                    log.warning("plans are not looked for", reason=str(error))
+                    log.warning("stored plans could not be read", reason=str(error))
                 self._lost = True
-            except RequestError as error:  # too much other work waits: the next look will do
-                log.info("plans are looked for later", reason=str(error))
+            except RequestError as error:  # too much other work waits: the next poll will do
+                log.info("stored plans are read later", reason=str(error))
             await asyncio.sleep(every_s)
 
     async def refresh(self) -> None:
-        """Have every served model run its newest plans; back when they do. Raises StoreError, RequestError 503."""
+        """Bring new plans of every served model into service, and return when they run. Raises StoreError, RequestError 503."""
         async with self._looking:
             newest = await self._desk.call(self._newest)
             for served in self._repository.models:
@@ -84,7 +91,7 @@ class PlanFollower:
         return self._open_store().plans.newest()
 
     async def _serve(self, served: Served, session: Session) -> None:
-        """Have one model run the plans that came since it was looked at."""
+        """Bring the plans that were stored since the last poll into service for one model."""
         terms = Terms(served.rules, *self._engine.share_of(served, session))
         after = self._looked.get(session, 0)
 
@@ -98,12 +105,12 @@ class PlanFollower:
                 await self._engine.follow(served, session, plan)
             except RequestError:
                 raise
-            except EdgewiseError as error:  # it serves on as it did; a plan is not tried twice
+            except EdgewiseError as error:  # the model runs as before; a plan is not tried twice
                 log.warning("plan not taken into service", model=served.name, plan=plan.id, reason=str(error))
             else:
                 log.info("plan in service", model=served.name, version=served.version, plan=plan.id, threads=plan.threads)
 
 
 def _first_of_shapes(plans: list[Plan]) -> list[Plan]:
-    """Of each set of input shapes the first."""
+    """Return the first plan for each set of input shapes, in order."""
     return list({plan.inputs: plan for plan in reversed(plans)}.values())[::-1]

@@ -1,10 +1,10 @@
 """The models that are served: `name.onnx` or `name/<version>/model.onnx` below one folder, each with its state.
 
-A model that cannot be loaded is listed with the reason and harms no other. `name.json` (or `name/config.json`) may hold a
-description and labels of outputs.
+A model that cannot be loaded is listed with the reason and affects no other. `name.json` (or `name/config.json`) may hold rules,
+a description and labels of outputs.
 
-Loading again builds the new sessions first, then replaces the old ones at once; requests that run keep the session they began
-with, and a load that fails leaves what is served as it was.
+Reloading builds the new sessions first, then replaces the old ones at once. Running requests keep the session with which they
+began, and a failed reload leaves the served model unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNLOADED = "unloaded"
 
 
 class State(StrEnum):
-    """As the protocol spells them."""
+    """State of a model version, in the protocol's spelling."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -49,10 +49,11 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class Served:
-    """One version of one model. users: requests that hold its session. load_ns: what loading took.
+    """One version of one model.
 
-    leaving: what this entry followed when it was unloaded, for as long as requests hold that. kept: its file is the
-    repository's, and stays; one that came with a load request does not.
+    reason: why it is not ready. users: number of requests that hold its session. load_ns: time that loading took.
+    leaving: the unloaded entry that this one replaced, while requests still hold its session.
+    kept: whether its file stays in the repository; a file that came with a load request does not.
     """
 
     name: str
@@ -70,18 +71,18 @@ class Served:
 
     @property
     def rules(self) -> Rules:
-        """How its runs may be shared."""
+        """Its batching and planning rules: the config of the load request over the file beside the model."""
         return self.override.over(self.card)
 
     @property
     def file(self) -> Path | None:
-        """Where another process can read it; None where nowhere."""
+        """The file from which an engine process can load it; None if it was not kept."""
         return self.path if self.kept else None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Bounds of what is served. model_bytes: of one model's file and weights; arena_bytes: of its activations."""
+    """Limits. models: their number. model_bytes: of one model's file and weights. arena_bytes: of its activations."""
 
     models: int = 256
     model_bytes: int = 2**31 - 1
@@ -93,18 +94,18 @@ _Versions = Mapping[str, Served]
 
 
 class Repository:
-    """Finds, loads and unloads the models of a folder. Reads are lock-free: the table is replaced, never changed."""
+    """Finds, loads and unloads the models of a folder. Reads take no lock: the table is replaced, never changed."""
 
     def __init__(self, folder: Path, threads: int | None = None, limits: ModelLimits = _DEFAULT_LIMITS) -> None:
         self.folder = folder
         self.threads = threads
         self.limits = limits
         self._models: Mapping[str, _Versions] = {}
-        self._changing = threading.Lock()  # one load at a time: two would add up their peaks of memory
+        self._changing = threading.Lock()  # one load at a time, since peaks of memory would add up
         self.loaded = threading.Event()
 
     def load_all(self) -> None:
-        """Find every model, then load one after another; sets `loaded` at the end, whatever failed."""
+        """Find every model, load one after another, and set `loaded` at the end even after failures."""
         try:
             with self._changing:
                 found = list(self._scan())
@@ -119,7 +120,7 @@ class Repository:
 
     def _scan(self) -> Iterator[Served]:
         if not self.folder.is_dir():
-            raise RequestError(404, f"models: {self.folder.name!r} is no folder, give one with --models")
+            raise RequestError(404, f"models: {self.folder.name!r} is not a folder, give one with --models")
         count = 0
         for name in models_in(self.folder):
             for version, file in find_versions(self.folder, name).items():
@@ -130,11 +131,12 @@ class Repository:
                 yield Served(name, version, file)
 
     def load(self, asked: str, config: str | None = None, files: Mapping[str, bytes] | None = None) -> list[Served]:
-        """Load a model, or load it again: all its versions, or those that the config's version_policy chooses.
+        """Load or reload a model: all its versions, or those that the config's version_policy chooses.
 
-        Args:   config: JSON, laid over what the model says of itself. files: "<version>/<path>" -> bytes, not the folder's.
-        Raises: RequestError 404 for what is not there, 400 for a name, config or model that breaks a rule; what was served is
-                served on then.
+        Args:   config: JSON that overrides the file beside the model. files: "<version>/<path>" -> content, used instead of the
+                folder's files.
+        Raises: RequestError 404 for an unknown model, 400 for a name, config or model that breaks a rule. After an error the
+                model is served as before.
         """
         name = check_name(asked)
         override = NO_OVERRIDE if config is None else parse_override(name, config)
@@ -164,10 +166,11 @@ class Repository:
         return list(made.values())
 
     def admit(self, asked: str, staged: Path, *, replace: bool) -> Served:
-        """Load a file that lies staged within the folder, make it the folder's file of that name, and serve it.
+        """Load a staged file, rename it to the folder's file of that name, and serve it.
 
-        Raises: RequestError 409 for a name that is taken, unless `replace`, which only a single file can be; 400 for a name or a
-                model that breaks a rule; the staged file and what was served are as they were then. OSError.
+        staged: a file on the same file system. replace: replace an existing single file of this name.
+        Raises: RequestError 409 for a name that is taken; 400 for a name or a model that breaks a rule; OSError. After an error
+                the staged file and the served model are unchanged.
         """
         name = check_name(asked)
         with self._changing:
@@ -181,23 +184,21 @@ class Repository:
         return served
 
     def check_place(self, name: str, *, replace: bool) -> None:
-        """Whether a file may become the folder's file of that name. Raises RequestError 400, 409."""
+        """Check that a file may take that name in the folder. Raises RequestError 400 at the limit, 409 if the name is taken."""
         single, known = single_file(self.folder, name) is not None, name in self._models
         if not single and (known or find_versions(self.folder, name)):
-            raise RequestError(
-                409, f"model '{name}': it has versions of its own, an upload takes the place of a single file only"
-            )
+            raise RequestError(409, f"model '{name}': it has versions in a folder, an upload can only replace a single file")
         if single and not replace:
-            raise RequestError(409, f"model '{name}': there is one of this name, choose another or ask to replace it")
+            raise RequestError(409, f"model '{name}': this name is taken, choose another or set replace=true")
         if not known and len(self.models) >= self.limits.models:
             raise RequestError(400, f"model '{name}': {len(self.models)} models are served, the limit is {self.limits.models}")
 
     def _attempt(self, served: Served) -> RequestError | None:
-        """Load one version; what went wrong, which its state says too."""
+        """Load one version and set its state. Returns the error if it failed."""
         started_ns = time.perf_counter_ns()
         try:
             served.card = read_card(self.folder, served.name)
-            # Not mapped: people copy new files over old ones while they serve.
+            # Not memory-mapped: files are overwritten in place while they are served.
             model = read(served.path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
             if model.nbytes > self.limits.model_bytes:
                 raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
@@ -217,7 +218,7 @@ class Repository:
         self._models = {**self._models, name: versions}
 
     def unload(self, asked: str) -> None:
-        """Refuse new requests at once; what runs finishes. Raises RequestError 400, 404."""
+        """Refuse new requests at once; running ones finish. Raises RequestError 400, 404."""
         name = check_name(asked)
         with self._changing:
             if name not in self._models:
@@ -227,14 +228,14 @@ class Repository:
         release()
 
     def _settle(self) -> None:
-        """Let go of entries that nobody holds any more."""
+        """Drop unloaded entries that no request holds any more."""
         for served in self.models:
             leaving = served.leaving
             if leaving is not None and leaving.users == 0:
                 served.state, served.leaving = State.UNAVAILABLE, None
 
     def index(self) -> list[dict[str, str]]:
-        """Every version of every model with its state, and by name only those in the folder that were never loaded."""
+        """List every version of every model with its state, and the names of models in the folder that were never loaded."""
         self._settle()
         table = self._models
         rows = [
@@ -247,7 +248,7 @@ class Repository:
 
     @contextlib.contextmanager
     def lease(self, name: str, version: str | None = None) -> Iterator[tuple[Served, Session]]:
-        """A model that is ready, kept until the block ends though it may be unloaded meanwhile. Raises like `ready`."""
+        """Hold a ready model for the block, though it may be unloaded meanwhile. Raises what `ready` raises."""
         served, session = self.ready(name, version)
         served.users += 1
         try:
@@ -264,7 +265,7 @@ class Repository:
 
     @property
     def failed(self) -> list[Served]:
-        """Versions that should be served and are not; those unloaded on purpose are none."""
+        """Versions that failed to load; those unloaded on request are not among them."""
         return [served for served in self.models if served.state is State.UNAVAILABLE and served.reason != UNLOADED]
 
     def serves(self, digest: str | None) -> bool:
@@ -285,14 +286,14 @@ class Repository:
         return session.model
 
     def versions(self, name: str) -> list[Served]:
-        """Every version of one model. Raises RequestError 404 for what does not exist."""
+        """Return every version of one model. Raises RequestError 404 for an unknown model."""
         versions = self._models.get(name)
         if versions is None:
             raise RequestError(404, f"Request for unknown model: '{name[:128]}' is not found")
         return list(versions.values())
 
     def find(self, name: str, version: str | None = None) -> Served:
-        """That version, or the highest one that is ready. Raises RequestError 404 for what does not exist."""
+        """Return that version, or the highest ready one. Raises RequestError 404 for an unknown model or version."""
         versions = self.versions(name)
         if version is not None:
             found = next((served for served in versions if served.version == version), None)
@@ -303,7 +304,7 @@ class Repository:
         return max(ready or versions, key=lambda served: int(served.version))
 
     def ready(self, name: str, version: str | None = None) -> tuple[Served, Session]:
-        """Like `find`, and able to run. Raises RequestError 503 where it is not."""
+        """Return a model that can run, with its session. Raises RequestError 404 like `find`, 503 if it is not ready."""
         served = self.find(name, version)
         session = served.session
         if session is None:
@@ -316,7 +317,7 @@ class Repository:
 
 
 def _unloaded(served: Served) -> Served:
-    """The entry that follows one that is unloaded; whoever holds the old one keeps its session."""
+    """Return the entry that replaces an unloaded one; requests that hold the old entry keep its session."""
     leaving = served.leaving if served.session is None else served
     state = State.UNAVAILABLE if leaving is None else State.UNLOADING
     return Served(served.name, served.version, served.path, state=state, reason=UNLOADED, leaving=leaving)

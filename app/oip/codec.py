@@ -1,7 +1,7 @@
-"""Inference requests and replies as bytes: JSON, binary tensors behind it, or one raw tensor. Knows nothing of HTTP or models.
+"""Inference requests and replies as bytes: JSON, JSON followed by binary tensors, or one raw tensor. Knows no HTTP and no models.
 
-A body is `JSON ‖ tensor bytes…`: inputs whose parameters carry `binary_data_size` take their bytes from the tail, in order. Every
-size is checked before memory is taken; whatever is wrong is a RequestError 400 that names the tensor, the value and the rule.
+A body is `JSON ‖ tensor bytes…`: inputs whose parameters have `binary_data_size` take their bytes from the tail, in order. Every
+size is checked before memory is allocated. Every violation is a RequestError 400 that names the tensor, the value and the rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HALF = frozenset({"FP16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class CodecLimits:
-    """Bounds of one request; see the knobs of the same names."""
+    """Limits of one request; see the settings of the same names."""
 
     body_bytes: int = 64 * 2**20
     tensor_elements: int = 2**26
@@ -40,7 +40,7 @@ class CodecLimits:
 
 
 def limits_of(settings: Settings) -> CodecLimits:
-    """Return the bounds that the service's settings give."""
+    """Return the limits that the service's settings define."""
     return CodecLimits(
         settings.max_body_bytes,
         settings.max_tensor_elements,
@@ -52,7 +52,7 @@ def limits_of(settings: Settings) -> CodecLimits:
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """How one output is wanted."""
+    """A requested output. binary: as bytes behind the JSON. classes: top classes instead of the tensor; 0 = the tensor."""
 
     name: str
     binary: bool = False
@@ -61,7 +61,7 @@ class OutputRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A decoded request. outputs: empty = all of them, `binary_default` says how. timeout_us: 0 = none."""
+    """A decoded request. outputs: empty = all, binary if `binary_default`. timeout_us: 0 = none."""
 
     feeds: dict[str, Array]
     outputs: tuple[OutputRequest, ...] = ()
@@ -95,13 +95,13 @@ class _Request(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Request)
 MAX_CLASSIFICATIONS = 100_000
 _NO_MARKS = bytes(sorted(set(range(256)) - set(b"[]{},")))
-PIECE_BYTES = 256 * 1024  # of JSON that are decoded, or written, in one call
+PIECE_BYTES = 256 * 1024  # of JSON decoded or encoded in one call
 _PIECE_ELEMENTS = 16 * 1024
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(message: str) -> RequestError:
-    """A 400 with that text."""
+    """Return a RequestError 400 with that message."""
     return RequestError(400, message)
 
 
@@ -118,16 +118,16 @@ def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
     try:
         plain = inflater.decompress(body, limit_bytes + 1)
     except zlib.error as error:
-        raise refuse(f"body: it is no {name} data, {error}") from None
+        raise refuse(f"body: not {name} data, {error}") from None
     if len(plain) > limit_bytes:
         raise RequestError(413, f"body: more than {limit_bytes} bytes after decompression, the limit")
     if not inflater.eof or inflater.unused_data:
-        raise refuse(f"body: its {name} data are cut short or followed by other bytes")
+        raise refuse(f"body: its {name} data is truncated or followed by other bytes")
     return plain
 
 
 def header_length(text: str | None, body_bytes: int) -> int:
-    """Length of the JSON part: the Inference-Header-Content-Length header, the whole body without one."""
+    """Return the length of the JSON part: the Inference-Header-Content-Length header; the whole body without one."""
     if text is None:
         return body_bytes
     if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) > body_bytes:
@@ -136,14 +136,14 @@ def header_length(text: str | None, body_bytes: int) -> int:
 
 
 def slow_bytes(body: bytes, json_bytes: int) -> int:
-    """Bytes that `decode` looks at one by one: the JSON, and all where tensors may be strings or bools; others are views."""
+    """Return how many bytes `decode` examines one by one: the JSON, or all of them if tensors may be strings or bools."""
     head = body[:json_bytes]
     whole = not head or any(mark in head for mark in (b"BYTES", b"BOOL", b"\\"))  # an escape may hide either
     return len(body) if whole else json_bytes
 
 
 def check_depth(text: memoryview | bytes, limit: int) -> None:
-    """Refuse JSON that nests deeper than the limit, before anything is built of it. Brackets in strings do not count."""
+    """Refuse JSON that nests deeper than the limit, before it is parsed. Brackets in strings do not count."""
     if len(text) <= PIECE_BYTES and (whole := bytes(text)).count(b"[") + whole.count(b"{") <= limit:
         return
     depth, inside, carried = 0, 0, b""
@@ -162,7 +162,7 @@ def check_depth(text: memoryview | bytes, limit: int) -> None:
 
 
 def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
-    """Decode a request whose first `json_bytes` are JSON."""
+    """Decode a request whose first `json_bytes` are JSON. Raises RequestError 400, 413 or 501."""
     if json_bytes > limits.json_bytes:
         raise RequestError(
             413, f"request: {json_bytes} bytes of JSON, the limit is {limits.json_bytes}; use the binary data format"
@@ -172,7 +172,7 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
     try:
         request = _DECODER.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise refuse(f"request: it is no inference request, {str(error)[:200]}") from None
+        raise refuse(f"request: not an inference request, {str(error)[:200]}") from None
     if len(request.inputs) > limits.inputs:
         raise refuse(f"request: {len(request.inputs)} inputs, the limit is {limits.inputs}")
     if len(request.outputs) > limits.outputs:
@@ -211,7 +211,10 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
 
 
 def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | None]) -> InferRequest:
-    """A body that is nothing but the model's only input: batch 1, at most one open dimension, learnt from the length."""
+    """Decode a body that is the raw bytes of the model's only input.
+
+    An open first dimension is 1, and at most one other open dimension follows from the body's length. Raises RequestError 400.
+    """
     if dtype == STRING:
         shape: tuple[int, ...] = tuple(1 for _ in dims)
         return InferRequest({name: np.array([_text(body)], STRING).reshape(shape)}, binary_default=True)
@@ -219,7 +222,9 @@ def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | 
     if sizes and sizes[0] is None:
         sizes[0] = 1
     if sizes.count(None) > 1:
-        raise refuse(f"input {name!r}: more than one dimension of {list(dims)} is open, a raw body cannot tell them")
+        raise refuse(
+            f"input {name!r}: more than one dimension of {list(dims)} is open, their sizes do not follow from a raw body"
+        )
     known = math.prod(size for size in sizes if size is not None) * dtype.itemsize
     if None in sizes:
         sizes[sizes.index(None)] = len(body) // known if known else 0
@@ -251,7 +256,7 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
     try:
         values = msgspec.json.decode(tensor.data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise refuse(f"{subject}: data is no JSON array, {str(error)[:100]}") from None
+        raise refuse(f"{subject}: data is not a JSON array, {str(error)[:100]}") from None
     if not isinstance(values, list):
         raise refuse(f"{subject}: data is a {type(values).__name__}, need an array")
     if dtype == STRING:
@@ -266,7 +271,7 @@ def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
 
 
 def _large_numbers(subject: str, data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Decode piece by piece, so that no single call keeps the other threads waiting for long."""
+    """Decode numbers piece by piece, so that no single call holds the GIL for long."""
     marks = data.translate(None, _NO_MARKS)
     if b'"' in data or marks not in (_marks((math.prod(shape),)), _marks(shape)):
         raise refuse(f"{subject}: its data is not {math.prod(shape)} numbers, flat or nested as shape {list(shape)}")
@@ -278,14 +283,14 @@ def _large_numbers(subject: str, data: bytes, dtype: DType, shape: tuple[int, ..
         try:
             values = msgspec.json.decode(b"[%b]" % flat[start:end])
         except msgspec.DecodeError as error:
-            raise refuse(f"{subject}: data is no JSON array, {str(error)[:100]}") from None
+            raise refuse(f"{subject}: data is not a JSON array, {str(error)[:100]}") from None
         pieces.append(_numbers(subject, values, dtype))
         start = end + 1
     return np.concatenate(pieces) if pieces else np.empty(0, dtype)
 
 
 def _marks(shape: tuple[int, ...]) -> bytes:
-    """Brackets and commas of an array of that shape."""
+    """Return the brackets and commas of a JSON array of that shape."""
     text = b""
     for size in reversed(shape):
         text = b"[%b]" % b",".join([text] * size)
@@ -299,7 +304,7 @@ def _flat(values: list[Any]) -> list[Any]:
 
 
 def _numbers(subject: str, values: list[Any], dtype: DType) -> Array:
-    """A flat array of the dtype; refuses what would change by the conversion: strings, fractions, overflow."""
+    """Convert to a flat array of the dtype. Refuses values that the conversion would change: strings, fractions, overflow."""
     try:
         found = np.array(values) if values else np.empty(0, dtype)
         if dtype == np.uint64 and found.dtype.kind == "f" and all(type(value) is int for value in _flat(values)):
@@ -316,7 +321,7 @@ def _numbers(subject: str, values: list[Any], dtype: DType) -> Array:
         with np.errstate(over="ignore"):
             return found.astype(dtype).ravel()
     except (ValueError, TypeError, OverflowError):
-        raise refuse(f"{subject}: data is no regular array of numbers") from None
+        raise refuse(f"{subject}: data is not a regular array of numbers") from None
 
 
 def _from_bytes(name: str, data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
@@ -348,7 +353,7 @@ def _strings(name: str, data: memoryview, count: int) -> Array:
 
 
 def _text(data: bytes) -> str:
-    """Bytes as the string a model sees; what is no UTF-8 comes through it unchanged, as lone surrogates."""
+    """Decode bytes as UTF-8; invalid bytes become lone surrogates, so that they leave the model unchanged."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -361,7 +366,7 @@ def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None
 
 
 def _check_sequence(parameters: Mapping[str, Parameter]) -> None:
-    """Sequences mean nothing to a model without state, and are taken as the protocol has them."""
+    """Check sequence parameters as the protocol defines them; they have no effect, since models have no state."""
     identity = parameters.get("sequence_id", 0)
     if isinstance(identity, bool | float) or (isinstance(identity, int) and identity < 0):
         raise refuse(f"request: parameter sequence_id is {identity!r}, need a number ≥ 0 or a string")
@@ -398,7 +403,11 @@ def _outputs(wanted: list[_Output], default: bool) -> tuple[OutputRequest, ...]:
 
 
 def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
-    """Top classes as "value:index[:label]" strings: (batch, k) of a batch, (k,) of one row. Raises RequestError 400."""
+    """Return the top `classes` of an output as "value:index[:label]" strings.
+
+    Returns: (batch, k) strings for an array of two or more dimensions, (k,) for one dimension.
+    Raises:  RequestError 400 for an output that is not numeric, or beyond MAX_CLASSIFICATIONS.
+    """
     if array.dtype == STRING or array.dtype.kind == "b":
         raise refuse(f"output {name!r}: classification needs numbers, it holds {datatype_of(array.dtype)}")
     if array.ndim == 0 or array.size == 0:
@@ -416,7 +425,7 @@ def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) 
 
 
 def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) -> tuple[bytes, int | None]:
-    """Encode a reply. outputs: (name, array, binary). Returns the body and the JSON length, None when there is no tail."""
+    """Encode a reply. outputs: (name, array, binary). Returns the body and the length of its JSON; None without a binary tail."""
     described, tails = [], []
     for name, array, binary in outputs:
         entry: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
@@ -444,10 +453,10 @@ def _to_json(name: str, array: Array) -> Any:
     if array.dtype == STRING:
         texts: list[str] = array.ravel().tolist()
         if any(not text.isascii() and _SURROGATE.search(text) for text in texts):
-            raise refuse(f"output {name!r}: it holds bytes that are no UTF-8, which JSON cannot say, ask for binary_data")
+            raise refuse(f"output {name!r}: it holds bytes that are not UTF-8, which JSON cannot represent, ask for binary_data")
         return texts
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot say, ask for binary_data")
+        raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot represent, ask for binary_data")
     flat = np.ascontiguousarray(array).ravel()
     if flat.size <= _PIECE_ELEMENTS:
         return flat

@@ -1,4 +1,4 @@
-"""Content codings of replies: which one a client's Accept-Encoding asks for, and how it is made."""
+"""Content codings of replies: choosing one by the client's Accept-Encoding, and compressing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _ORDER = {"identity": 0, "deflate": 1, "gzip": 2}
 
 
 def choose(accepted: str, near: bool) -> str:
-    """gzip, deflate or identity: the highest q-value, gzip of equals; other codings are ignored.
+    """Return gzip, deflate or identity: the coding with the highest q-value, gzip among equals. Other codings are ignored.
 
-    near: the client is on this host, where packing costs more than it saves: only a client that lists nothing else gets it.
+    near: the client is on this host, where compression costs more time than it saves. Such a client gets it only if it accepts
+    nothing else.
     """
     weights: dict[str, float] = {}
     for item in accepted[:MAX_HEADER].lower().split(","):
@@ -36,6 +37,6 @@ def _weight(parameters: str) -> float:
 
 
 def compress(body: bytes, encoding: str) -> bytes:
-    """The body in that coding."""
+    """Compress a body with that coding."""
     deflater = zlib.compressobj(1, wbits=WINDOWS[encoding])
     return deflater.compress(body) + deflater.flush()

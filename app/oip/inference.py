@@ -1,4 +1,4 @@
-"""The inference route: a body becomes feeds, the engine an outcome, the outcome a reply. Bodies never reach the framework."""
+"""The inference route: decodes the body, runs the model, encodes the outputs. It bypasses FastAPI (see `DirectRoute`)."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from kernels.spec import Array
 from scheduler.session import Session
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-LARGE_BYTES = 64 * 1024  # bodies with more to decode are read, and larger replies written, off the event loop
+LARGE_BYTES = 64 * 1024  # larger bodies are decoded, and larger replies encoded, off the event loop
 
 T = TypeVar("T")
 
 
 @needs(Scope.INFER)
 async def infer(request: Request) -> Response:
-    """Run the model on one request."""
+    """Run a model on one request."""
     started_ns, service = time.perf_counter_ns(), service_of(request)
     with service.repository.lease(request.path_params["name"], request.path_params.get("version")) as (served, session):
         statistics = service.statistics.of(served.name, served.version)
@@ -68,7 +68,7 @@ ROUTES = [
 
 
 def _reason(error: BaseException) -> Reason:
-    """Why a request failed, as the metric of the same name has it."""
+    """Return why a request failed, as a label of the failure metric."""
     if isinstance(error, asyncio.CancelledError | ClientDisconnect):
         return "CANCELED"
     status = status_of(error) if isinstance(error, EdgewiseError) else 500
@@ -79,7 +79,7 @@ def _reason(error: BaseException) -> Reason:
 
 @dataclass(slots=True)
 class _Call:
-    """One request on its way."""
+    """One inference request. shapes: of its inputs, once they are decoded."""
 
     request: Request
     service: Service
@@ -88,7 +88,7 @@ class _Call:
     shapes: Shapes = ()
 
     async def answer(self, started_ns: int) -> tuple[Timed, Response]:
-        """Decode, compute, encode."""
+        """Decode the request, run the model and encode the reply. started_ns: arrival, on the performance counter."""
         body = await self.request.body()
         decoding_ns = time.perf_counter_ns()
         asked = await self._somewhere(self._slow_bytes(body), self._decode, body)
@@ -105,11 +105,11 @@ class _Call:
         return timed, reply
 
     async def _somewhere(self, size: int, work: Callable[..., T], *arguments: object) -> T:
-        """Small work here at once, large work beside the event loop."""
+        """Do small work at once, and large work on a thread. size: in bytes."""
         return work(*arguments) if size <= LARGE_BYTES else await self.service.engine.call(work, *arguments)
 
     def _slow_bytes(self, body: bytes) -> int:
-        """What there is to decode of a body, which may be of any size once it is unpacked."""
+        """Return the bytes to decode; a compressed body counts as large, since its size is unknown."""
         headers = self.request.headers
         if "content-encoding" in headers:
             return LARGE_BYTES + 1
@@ -148,7 +148,7 @@ class _Call:
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await the work; give up on it when the client goes away. Raises RequestError 499 then."""
+    """Await the work, but cancel it and raise RequestError 499 when the client closes the connection."""
     here = asyncio.current_task()
     watching, left = True, False
 
@@ -158,13 +158,13 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
             left = True
             here.cancel()
 
-    gone = asyncio.ensure_future(request.receive())  # after the body nothing else can be received
+    gone = asyncio.ensure_future(request.receive())  # after the body, only a disconnect can be received
     gone.add_done_callback(leave)
     try:
         return await work
     except asyncio.CancelledError:
         if here is not None and left and not here.uncancel():
-            raise RequestError(CLIENT_GONE, "request: the client went away") from None
+            raise RequestError(CLIENT_GONE, "request: the client closed the connection") from None
         raise
     finally:
         watching = False
@@ -181,7 +181,7 @@ def _raw(body: bytes, served: Served, session: Session) -> codec.InferRequest:
 
 
 def _check_inputs(asked: codec.InferRequest, served: Served, session: Session) -> None:
-    """Raise RequestError 400 where the feeds are not the model's inputs, in the words that clients know."""
+    """Raise RequestError 400 if the feeds are not the model's inputs, in Triton's wording, on which clients rely."""
     ports = {port.name: port for port in session.inputs}
     for name in asked.feeds:
         if name not in ports:

@@ -1,4 +1,4 @@
-"""The repository extension: what could be served, loading, unloading. Bodies may be empty or of any content type."""
+"""The model repository extension: index, load and unload. Bodies may be empty, and of any content type."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from app.settings import Settings
 from app.watch.health import Health
 
 MAX_DEPTH = 100
-SMALL_BYTES = 16 * 1024  # of JSON; larger is read off the event loop
+SMALL_BYTES = 16 * 1024  # of JSON; larger bodies are decoded off the event loop
 
 router = APIRouter()
 
 
 async def json_object(request: Request, engine: Engine) -> dict[str, Any]:
-    """The body as a JSON object; an empty body is an empty one. Raises RequestError 400."""
+    """Return the body as a JSON object; an empty body is an empty object. Raises RequestError 400."""
     body = await request.body()
     return _object(body) if len(body) <= SMALL_BYTES else await engine.call(_object, body)
 
@@ -41,7 +41,7 @@ def _object(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise refuse(f"request: it is no JSON, {str(error)[:200]}") from None
+        raise refuse(f"request: not JSON, {str(error)[:200]}") from None
     if not isinstance(found, dict):
         raise refuse(f"request: it is a JSON {type(found).__name__}, need an object")
     return found
@@ -50,11 +50,11 @@ def _object(body: bytes) -> dict[str, Any]:
 @router.post("/v2/repository/index")
 @needs(Scope.READ)
 async def index(request: Request, engine: EnginePart, repository: RepositoryPart) -> Response:
-    """Every model with its state; ready=true: only those that are."""
+    """List every model version with its state. With `"ready": true` in the body, only those that are ready."""
     asked = await json_object(request, engine)
     only_ready = asked.get("ready", False)
     if not isinstance(only_ready, bool):
-        raise refuse("request: ready is no boolean, need true or false")
+        raise refuse("request: ready needs to be true or false")
     rows = await engine.call(repository.index)
     return JSONResponse([row for row in rows if not only_ready or row.get("state") == State.READY])
 
@@ -62,11 +62,15 @@ async def index(request: Request, engine: EnginePart, repository: RepositoryPart
 @router.post("/v2/repository/models/{name:path}/load")
 @needs(Scope.ADMIN)
 async def load(request: Request, service: Serving, name: str) -> Response:
-    """Load a model, or load it again; answers when it is ready."""
+    """Load or reload a model. The reply is sent when the model is ready.
+
+    Parameters in the body: `config`, a model configuration as JSON text that overrides the file beside the model, and
+    `file:<version>/<path>`, files in base64 to load instead of the repository's.
+    """
     require_control(service.settings, service.health)
     parameters = _parameters(await json_object(request, service.engine))
     asked = await service.engine.call(_load_request, name, parameters, service.settings.file_uploads)
-    await asyncio.shield(service.loads.join(asked))  # goes on when the client gives up waiting, for it to find it done
+    await asyncio.shield(service.loads.join(asked))  # goes on when the client leaves, so that a retry finds it done
     service.audit.record(request, "model.load", name)
     return Response()
 
@@ -74,7 +78,7 @@ async def load(request: Request, service: Serving, name: str) -> Response:
 @router.post("/v2/repository/models/{name:path}/unload")
 @needs(Scope.ADMIN)
 async def unload(request: Request, service: Serving, name: str) -> Response:
-    """Serve a model no more; what runs finishes."""
+    """Unload a model. Running requests finish."""
     require_control(service.settings, service.health)
     parameters = _parameters(await json_object(request, service.engine))
     for key, value in parameters.items():
@@ -86,31 +90,31 @@ async def unload(request: Request, service: Serving, name: str) -> Response:
 
 
 def require_control(settings: Settings, health: Health) -> None:
-    """Raise RequestError 503 where models may not be loaded or unloaded over HTTP."""
+    """Raise RequestError 503 if models may not be loaded or unloaded over HTTP, or the service is not running."""
     if not settings.repository_control:
-        raise RequestError(503, "repository: models are not loaded or unloaded over HTTP here, see EDGEWISE_REPOSITORY_CONTROL")
+        raise RequestError(503, "repository: loading and unloading over HTTP is switched off, see EDGEWISE_REPOSITORY_CONTROL")
     health.require_running()
 
 
 def _parameters(asked: dict[str, Any]) -> dict[str, Any]:
     parameters = asked.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise refuse("request: parameters is no object")
+        raise refuse("request: parameters needs to be an object")
     return parameters
 
 
 def _load_request(name: str, parameters: dict[str, Any], uploads: bool) -> LoadRequest:
     config = parameters.pop("config", None)
     if config is not None and not isinstance(config, str):
-        raise refuse("load: config is no string, need the configuration as a string of JSON")
+        raise refuse("load: config needs to be a string with the configuration as JSON")
     files = {}
     for key, value in parameters.items():
         if not key.startswith("file:"):
             raise refuse(f"load: parameter {key[:40]!r} is not understood, need config or file:<version>/<path>")
         if not uploads:
-            raise refuse("load: files are not taken here, see EDGEWISE_FILE_UPLOADS")
+            raise refuse("load: files in load requests are switched off, see EDGEWISE_FILE_UPLOADS")
         if config is None:
-            raise refuse("load: files need a config beside them")
+            raise refuse("load: files need a config in the same request")
         files[key.removeprefix("file:")] = _decoded(value)
     digest = hashlib.sha256(repr((name, config, sorted(files.items()))).encode())
     return LoadRequest(name, config, files, digest.hexdigest())
@@ -118,8 +122,8 @@ def _load_request(name: str, parameters: dict[str, Any], uploads: bool) -> LoadR
 
 def _decoded(value: object) -> bytes:
     if not isinstance(value, str):
-        raise refuse("load: a file is no string, need base64")
+        raise refuse("load: a file needs to be a string in base64")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise refuse("load: a file is no base64") from None
+        raise refuse("load: a file is not base64") from None

@@ -1,4 +1,4 @@
-"""Trace and logging settings, and the shared-memory routes, which are refused: no file path is ever taken over the network."""
+"""Trace and logging settings, and the shared memory routes, which are refused: no path is ever taken over the network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter()
 @router.get("/v2/models/{name}/trace/setting")
 @needs(Scope.READ)
 async def get_trace(service: Serving, name: str | None = None) -> dict[str, Any]:
-    """The trace settings, of the server or as they hold for one model."""
+    """Return the trace settings of the server, or those that apply to one model."""
     if name is not None:
         service.repository.find(name)
     return service.traces.shown(name)
@@ -29,7 +29,7 @@ async def get_trace(service: Serving, name: str | None = None) -> dict[str, Any]
 @router.post("/v2/models/{name}/trace/setting")
 @needs(Scope.ADMIN)
 async def set_trace(request: Request, service: Serving, name: str | None = None) -> dict[str, Any]:
-    """Change the given settings; null takes one back to the server's, or to what it was at the start."""
+    """Change the given trace settings. null resets a model's setting to the server's, and the server's to its default."""
     if name is not None:
         service.repository.find(name)
     shown = service.traces.update(name, await json_object(request, service.engine))
@@ -40,14 +40,14 @@ async def set_trace(request: Request, service: Serving, name: str | None = None)
 @router.get("/v2/logging")
 @needs(Scope.READ)
 async def get_logging() -> dict[str, Any]:
-    """The logging settings."""
+    """Return the logging settings."""
     return SETTINGS.shown()
 
 
 @router.post("/v2/logging")
 @needs(Scope.ADMIN)
 async def set_logging(request: Request, engine: EnginePart, audit: AuditPart) -> dict[str, Any]:
-    """Change the given settings."""
+    """Change the given logging settings; null leaves a setting unchanged."""
     SETTINGS.update(await json_object(request, engine))
     audit.record(request, "log.settings", "")
     return SETTINGS.shown()
@@ -57,7 +57,7 @@ async def set_logging(request: Request, engine: EnginePart, audit: AuditPart) ->
 @router.get("/v2/{kind}sharedmemory/region/{region}/status")
 @needs(Scope.INFER, Scope.READ)
 async def shared_memory_status(kind: str, region: str | None = None) -> None:
-    """Refused."""
+    """Refuse with 501: shared memory is not supported."""
     raise _unsupported(kind)
 
 
@@ -66,7 +66,7 @@ async def shared_memory_status(kind: str, region: str | None = None) -> None:
 @router.post("/v2/{kind}sharedmemory/region/{region}/unregister")
 @needs(Scope.INFER, Scope.ADMIN)
 async def shared_memory_change(kind: str, region: str | None = None) -> None:
-    """Refused."""
+    """Refuse with 501: shared memory is not supported."""
     raise _unsupported(kind)
 
 

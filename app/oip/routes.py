@@ -1,4 +1,4 @@
-"""The protocol's routes that only tell: health, metadata, configuration, statistics. The others are beside this file."""
+"""The protocol's read-only routes (health, metadata, configuration, statistics), and the router of all but inference."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ router = APIRouter()
 @router.get("/v2/health/live")
 @needs()
 async def live() -> dict[str, bool]:
-    """The process answers."""
+    """Tell that the process is alive."""
     return {"live": True}
 
 
 @router.get("/v2/health/ready")
 @needs()
 async def ready(health: HealthPart) -> Response:
-    """Whether this server should be sent requests; the reason where not."""
+    """Tell whether requests should be sent to this server. Otherwise the reply is 503 with the reason."""
     health.require_ready()
     return JSONResponse({"ready": True, **health.detail()})
 
@@ -50,14 +50,14 @@ async def ready(health: HealthPart) -> Response:
 @router.get("/v2/", include_in_schema=False)
 @needs(Scope.INFER, Scope.READ)
 async def server_metadata(request: Request) -> dict[str, Any]:
-    """Name, version and the extensions implemented."""
+    """Return the server's name, its version, and the protocol extensions that it implements."""
     return {"name": "edgewise", "version": request.app.version, "extensions": list(EXTENSIONS)}
 
 
 @router.get("/v2/models")
 @needs(Scope.INFER, Scope.READ)
 async def models(repository: RepositoryPart) -> dict[str, list[str]]:
-    """Names of the served models."""
+    """List the names of the served models."""
     return {"models": sorted({served.name for served in repository.models})}
 
 
@@ -66,7 +66,7 @@ async def models(repository: RepositoryPart) -> dict[str, list[str]]:
 @router.get("/v2/models/{name}/versions/{version}/stats")
 @needs(Scope.INFER, Scope.READ)
 async def statistics(service: Serving, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-    """What every model, or one, was asked and what it took."""
+    """Return counts and durations of requests, of every model or of one, since the start."""
     repository = service.repository
     try:
         found = (
@@ -77,7 +77,7 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
             else [repository.find(name, version)]
         )
     except RequestError as error:
-        raise RequestError(400, str(error)) from None  # as the statistics extension has it
+        raise RequestError(400, str(error)) from None  # the status that the statistics extension defines
     rows = []
     for served in found:
         memory_bytes = 0 if served.session is None else service.engine.memory_bytes(served.session)
@@ -91,7 +91,7 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
 @router.get("/v2/models/{name}/versions/{version}/ready")
 @needs(Scope.INFER, Scope.READ)
 async def model_ready(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
-    """Whether that model can run."""
+    """Tell whether a model can run. Otherwise the reply is 404 or 503 with the reason."""
     served, _ = repository.ready(name, version)
     return {"name": served.name, "ready": True}
 
@@ -100,7 +100,7 @@ async def model_ready(repository: RepositoryPart, name: str, version: str | None
 @router.get("/v2/models/{name}/versions/{version}/config")
 @needs(Scope.INFER, Scope.READ)
 async def configuration(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
-    """How it is served, in the names of the protocol's model configuration."""
+    """Return how a model is served, as the protocol's model configuration."""
     served, session = repository.ready(name, version)
     versions = [other.version for other in repository.versions(name)]
     return model_config(served.name, versions, served.override, served.rules, session)
@@ -110,7 +110,7 @@ async def configuration(repository: RepositoryPart, name: str, version: str | No
 @router.get("/v2/models/{name}/versions/{version}")
 @needs(Scope.INFER, Scope.READ)
 async def model_metadata(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
-    """Its versions, inputs and outputs."""
+    """Return a model's versions, inputs and outputs."""
     served, session = repository.ready(name, version)
     return {
         "name": served.name,

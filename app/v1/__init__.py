@@ -1,1 +1,1 @@
-"""The `/v1` API: models, devices, plans, strategies, profiles, queries, jobs, uploads and live figures as typed JSON."""
+"""The `/v1` API as typed JSON: models, devices, plans, strategies, profiles, queries, jobs, uploads and live figures."""

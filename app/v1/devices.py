@@ -1,4 +1,4 @@
-"""/v1/devices: the devices whose profiles are stored."""
+"""/v1/devices: devices with stored profiles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ router = APIRouter()
 
 
 class DeviceOut(BaseModel):
-    """A known device. profile: what was measured on it; only of a single device."""
+    """A device. profile: its measured peak rates, bandwidths and overheads; only in the reply for a single device."""
 
     fingerprint: str
     name: str
@@ -29,7 +29,7 @@ class DeviceOut(BaseModel):
 @router.get("/devices")
 @needs(Scope.READ)
 async def list_devices(storage: StoragePart, engine: EnginePart, limit: Limit = 50, cursor: Cursor = None) -> PageOut[DeviceOut]:
-    """Devices whose profiles are stored."""
+    """List the devices with stored profiles, without the profiles."""
     page = await engine.call(lambda: storage.store.devices.page(limit, cursor))
     return PageOut(items=[describe_device(item) for item in page.items], next=page.next)
 
@@ -37,7 +37,7 @@ async def list_devices(storage: StoragePart, engine: EnginePart, limit: Limit = 
 @router.get("/devices/{fingerprint}")
 @needs(Scope.READ)
 async def get_device(storage: StoragePart, engine: EnginePart, fingerprint: str) -> DeviceOut:
-    """One device with what was measured; "local" is this machine, measured now when it is new."""
+    """Return one device with its profile. "local" is the service's own machine, which is measured first if it is new."""
 
     def work() -> DeviceOut:
         key = storage.device(fingerprint).fingerprint if fingerprint == "local" else fingerprint
@@ -48,6 +48,6 @@ async def get_device(storage: StoragePart, engine: EnginePart, fingerprint: str)
 
 
 def describe_device(stored: StoredDevice) -> DeviceOut:
-    """A stored device for the reply, without its profile."""
+    """Return a stored device as the API shows it, without its profile."""
     times = {"created_us": stored.created_us, "updated_us": stored.updated_us}
     return DeviceOut(fingerprint=stored.fingerprint, name=stored.name, **times)

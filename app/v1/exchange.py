@@ -1,4 +1,4 @@
-"""/v1, the part that machines talk to each other: device profiles and measurements come in, files of served models go out."""
+"""/v1 routes for agents: they send device profiles and measurements, and fetch files of served models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ImportedOut(BaseModel):
-    """How much was read. What of it was better than what was there is not counted."""
+    """Number of records read, whether or not they replaced stored ones."""
 
     devices: int
     measurements: int
@@ -31,13 +31,13 @@ class ImportedOut(BaseModel):
 @router.put("/devices/{fingerprint}")
 @needs(Scope.ADMIN)
 async def put_device(request: Request, storage: StoragePart, quick_calls: QuickCallsPart, fingerprint: Fingerprint) -> DeviceOut:
-    """Store a device's profile (its JSON), replacing the one before. 400 when it is of another device."""
+    """Store a device's profile, replacing an earlier one. The body is the profile's JSON; its fingerprint must match (400)."""
     body = await request.body()
 
     def work() -> DeviceOut:
         profile = DeviceProfile.from_json(body)
         if profile.fingerprint != fingerprint:
-            raise RecordFormatError(f"device profile: is of {profile.fingerprint}, need {fingerprint}")
+            raise RecordFormatError(f"device profile: its fingerprint is {profile.fingerprint}, need {fingerprint}")
         storage.store.devices.save(profile)
         return describe_device(storage.store.devices.get(fingerprint))
 
@@ -47,7 +47,10 @@ async def put_device(request: Request, storage: StoragePart, quick_calls: QuickC
 @router.post("/measurements")
 @needs(Scope.ADMIN)
 async def add_measurements(request: Request, storage: StoragePart, quick_calls: QuickCallsPart) -> ImportedOut:
-    """Merge measurements, JSON lines as `edgewise db export` writes them: better evidence replaces worse, nothing is doubled."""
+    """Merge measurements. The body is JSON lines as written by `edgewise db export`.
+
+    Of two measurements of the same thing, the one with more samples stays. Sending them again changes nothing.
+    """
     lines = (await request.body()).decode("utf-8", "replace").split("\n")  # not splitlines: names may hold other line ends
     imported = await quick_calls.call(lambda: import_measurements(storage.store, lines))
     return ImportedOut(devices=imported.devices, measurements=imported.measurements)
@@ -56,10 +59,10 @@ async def add_measurements(request: Request, storage: StoragePart, quick_calls: 
 @router.get("/models/{digest}/file", response_class=FileResponse)
 @needs(Scope.ADMIN)
 async def get_model_file(repository: RepositoryPart, digest: Digest) -> FileResponse:
-    """The ONNX file of a served model, by the model's digest."""
+    """Return the ONNX file of a served model, by the model's digest."""
     served = repository.by_digest(digest)
     if not served.path.is_file():
-        raise NotFoundError(f"model {digest}: its file is gone")
+        raise NotFoundError(f"model {digest}: its file no longer exists")
     if served.session is not None and served.session.model.nbytes != served.path.stat().st_size:
         raise RequestError(400, f"model {digest}: it has external data, only models of one file are sent")
     return FileResponse(served.path, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""/v1/jobs: work that is queued for a device, followed and cancelled; and taken, kept and ended by those who do it."""
+"""/v1/jobs: clients queue, follow and cancel jobs for a device; workers claim jobs, renew their leases and end them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from starlette.types import Scope as AsgiScope
 from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.jobs.local import end_job
-from app.service import Service, Serving
+from app.service import QuickCallsPart, Service, Serving, SettingsPart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, Name, PageOut
 from scheduler.jobs import JobOutcome, check_request, to_json
 from scheduler.local import local_fingerprint
 from scheduler.store import Job, JobState
 
-LOOK_S = 0.25  # between looks at a job that is followed, or for one that is waited for
-ALIVE_S = 15.0  # a comment that often, so that nothing between takes a quiet stream for a dead one
+LOOK_S = 0.25  # between looks at a followed job, or at the queue for a waiting worker
+ALIVE_S = 15.0  # between comments in a quiet stream, so that no proxy takes it for dead
 
 router = APIRouter()
 Number = Annotated[int, Path(ge=1, lt=1 << 63)]
@@ -33,7 +33,11 @@ Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class JobIn(BaseModel):
-    """What to do (tune, trace, profile or probe), with which served model, and on which device ("local" or a stored one)."""
+    """A job to queue.
+
+    kind: tune, trace, profile or probe. model, version: a served model, except for probe. device: "local", or the fingerprint of
+    a stored device. request: options of the kind.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,7 +49,7 @@ class JobIn(BaseModel):
 
 
 class JobOut(BaseModel):
-    """A job, and how far it is."""
+    """A job and its progress. revision: grows with every change. owner: the worker with the lease. attempts: times claimed."""
 
     id: int
     kind: str
@@ -67,7 +71,7 @@ class JobOut(BaseModel):
 
 
 class ClaimIn(BaseModel):
-    """Who asks for work, for which device, and how long to wait for it."""
+    """A worker's request for a job. device: whose jobs it takes. owner: the worker's name. wait_s: how long to wait for a job."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,7 +81,7 @@ class ClaimIn(BaseModel):
 
 
 class ClaimOut(BaseModel):
-    """A job that was taken and its lease; both null where there was none. lease_s: how long silence is suffered."""
+    """A claimed job and its lease; both null if no job was waiting. lease_s: time within which the lease must be renewed."""
 
     job: JobOut | None
     lease: str | None
@@ -85,7 +89,7 @@ class ClaimOut(BaseModel):
 
 
 class BeatIn(BaseModel):
-    """The worker lives, and is that far."""
+    """A worker's renewal of its lease, with the job's progress."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,13 +98,13 @@ class BeatIn(BaseModel):
 
 
 class BeatOut(BaseModel):
-    """Whether the worker is to stop."""
+    """The reply to a renewal. cancel: the worker should stop the job."""
 
     cancel: bool
 
 
 class EndIn(BaseModel):
-    """How a job ended, or "queued": it is given back."""
+    """The end of a job. state: how it ended; "queued" puts it back in the queue. outcome: its result. error: why it failed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -113,11 +117,11 @@ class EndIn(BaseModel):
 @router.post("")
 @needs(Scope.ADMIN)
 async def add_job(service: Serving, asked: JobIn) -> JobOut:
-    """Queue a job. Its device works on it when it comes to it."""
+    """Queue a job for a device. A worker on that device runs it when earlier jobs are done."""
     kind = service.kinds.get(asked.kind)
     request = check_request(service.kinds, asked.kind, asked.request)
     if kind is not None and kind.of_model != (asked.model is not None):
-        raise RequestError(400, f"job: {asked.kind} {'needs a' if kind.of_model else 'is of no'} model")
+        raise RequestError(400, f"job: {asked.kind} {'needs a' if kind.of_model else 'takes no'} model")
     found = service.repository.ready(asked.model, asked.version) if asked.model is not None else None
 
     def work() -> Job:
@@ -138,30 +142,31 @@ async def add_job(service: Serving, asked: JobIn) -> JobOut:
 @router.get("")
 @needs(Scope.READ)
 async def list_jobs(
-    service: Serving,
+    storage: StoragePart,
+    quick_calls: QuickCallsPart,
     device: Key | None = None,
     state: JobState | None = None,
     model: Key | None = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> PageOut[JobOut]:
-    """Jobs of a device, in a state, or both; or of a model (its digest)."""
-    page = await service.quick_calls.call(lambda: service.storage.store.jobs.page(device, state, model, limit, cursor))
+    """List jobs, the newest first; optionally of one device, in one state, or of one model (its digest)."""
+    page = await quick_calls.call(lambda: storage.store.jobs.page(device, state, model, limit, cursor))
     return PageOut(items=[_job(job) for job in page.items], next=page.next)
 
 
 @router.get("/{number}")
 @needs(Scope.READ)
-async def get_job(service: Serving, number: Number) -> JobOut:
-    """One job."""
-    return _job(await _find(service, number))
+async def get_job(storage: StoragePart, quick_calls: QuickCallsPart, number: Number) -> JobOut:
+    """Return one job."""
+    return _job(await quick_calls.call(lambda: storage.store.jobs.get(number)))
 
 
 @router.post("/{number}/cancel")
 @needs(Scope.ADMIN)
-async def cancel_job(service: Serving, number: Number) -> JobOut:
-    """Cancel a job: at once while it waits, soon while it runs. One that has ended stays as it is."""
-    return _job(await service.quick_calls.call(lambda: service.storage.store.jobs.cancel(number)))
+async def cancel_job(storage: StoragePart, quick_calls: QuickCallsPart, number: Number) -> JobOut:
+    """Cancel a job: at once if it waits, soon if it runs. A job that has ended stays unchanged."""
+    return _job(await quick_calls.call(lambda: storage.store.jobs.cancel(number)))
 
 
 @router.get("/{number}/events", response_class=StreamingResponse)
@@ -169,9 +174,9 @@ async def cancel_job(service: Serving, number: Number) -> JobOut:
 async def job_events(
     request: Request, service: Serving, number: Number, last_event_id: Annotated[str, Header(pattern=r"^[0-9]{0,18}$")] = ""
 ) -> Response:
-    """Follow a job as server-sent events: `progress` at every change, `end` as the last. The event's id is the job's revision.
+    """Follow a job as server-sent events: `progress` at every change, and `end` as the last. An event's id is the job's revision.
 
-    A client that comes back with Last-Event-ID hears what is new since; 204 where nothing will be any more.
+    A client that reconnects with Last-Event-ID gets the changes since; the reply is 204 if the job has ended and there are none.
     """
     seen = int(last_event_id or 0)
     job = await _find(service, number)
@@ -182,14 +187,14 @@ async def job_events(
 
 
 class _Events(StreamingResponse):
-    """A stream of events that says when it is over, however it ends."""
+    """A stream of events that calls `gone` when it ends, for whichever reason."""
 
     def __init__(self, events: AsyncIterator[bytes], gone: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._gone = gone
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        """Send until the job has ended or the client has left."""
+        """Send events until the job has ended or the client has left."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -218,10 +223,10 @@ def _event(name: str, job: Job) -> bytes:
 @router.post("/claim")
 @needs(Scope.ADMIN)
 async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> ClaimOut:
-    """Take the job of a device that has waited the longest; where none waits, the answer waits for one that long."""
+    """Claim the job of a device that has waited longest. If there is none, the reply waits for one for up to `wait_s`."""
     lease_s, until = service.settings.job_lease_s, time.monotonic() + asked.wait_s
     await service.quick_calls.call(lambda: service.storage.store.devices.get(asked.device))
-    while not await request.is_disconnected():  # a job is not given to who has left
+    while not await request.is_disconnected():  # a job is not given to a worker that has left
         claim = await service.quick_calls.call(lambda: service.storage.store.jobs.claim(asked.device, asked.owner, lease_s))
         if claim is not None:
             return ClaimOut(job=_job(claim.job), lease=claim.lease, lease_s=lease_s)
@@ -233,24 +238,24 @@ async def claim_job(request: Request, service: Serving, asked: ClaimIn) -> Claim
 
 @router.post("/{number}/beat")
 @needs(Scope.ADMIN)
-async def beat_job(service: Serving, number: Number, said: BeatIn) -> BeatOut:
-    """Keep a lease, and say how far the job is. 409 when it is somebody else's by now."""
-    progress, lease_s = to_json(said.progress).decode(), service.settings.job_lease_s
-    return BeatOut(
-        cancel=await service.quick_calls.call(lambda: service.storage.store.jobs.beat(number, said.lease, lease_s, progress))
-    )
+async def beat_job(
+    storage: StoragePart, quick_calls: QuickCallsPart, settings: SettingsPart, number: Number, said: BeatIn
+) -> BeatOut:
+    """Renew a lease, and report the job's progress. 409 if the lease has expired and another worker has the job."""
+    progress, lease_s = to_json(said.progress).decode(), settings.job_lease_s
+    return BeatOut(cancel=await quick_calls.call(lambda: storage.store.jobs.beat(number, said.lease, lease_s, progress)))
 
 
 @router.post("/{number}/end")
 @needs(Scope.ADMIN)
-async def end_of_job(service: Serving, number: Number, said: EndIn) -> JobOut:
-    """Leave what a job found and end it. Saying it again changes nothing. 409 when it is somebody else's by now."""
+async def end_of_job(storage: StoragePart, quick_calls: QuickCallsPart, number: Number, said: EndIn) -> JobOut:
+    """Store a job's result and end the job. Repeating it changes nothing. 409 if the lease is no longer the worker's."""
 
     def work() -> Job:
-        end_job(service.storage.store, number, said.lease, said.state, said.outcome, said.error)
-        return service.storage.store.jobs.get(number)
+        end_job(storage.store, number, said.lease, said.state, said.outcome, said.error)
+        return storage.store.jobs.get(number)
 
-    return _job(await service.quick_calls.call(work))
+    return _job(await quick_calls.call(work))
 
 
 async def _find(service: Service, number: Number) -> Job:

@@ -1,4 +1,4 @@
-"""/v1/live: how the service does now, for the overview page. Cheap: nothing here asks the database or the engine."""
+"""/v1/live: the service's present load and health, for the overview page. Cheap: it asks neither the database nor the engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ router = APIRouter()
 
 
 class TrafficOut(BaseModel):
-    """Of the last `window_s`: answers per second, latency from arrival to reply, mean rows of the batch
-    that a request ran in; null without answers."""
+    """Traffic of the last `window_s` seconds: answers per second, percentiles of the latency from arrival to reply, and the mean
+    rows of the batch that a request ran in; null without answers."""
 
     requests_per_s: float
     p50_ns: int | None
@@ -28,7 +28,7 @@ class TrafficOut(BaseModel):
 
 
 class LiveModel(TrafficOut):
-    """One version of a served model. requests, failures: since the start. last_ms: when it last answered, of the Unix clock."""
+    """Traffic of one version of a model. requests, failures: since the start. last_ms: its last answer, in Unix milliseconds."""
 
     name: str
     version: str
@@ -40,7 +40,7 @@ class LiveModel(TrafficOut):
 
 
 class EngineProcess(BaseModel):
-    """One engine process. restarts: how often it died since the start."""
+    """One engine process. up: it is running. models: loaded in it. restarts: how often it has died since the start."""
 
     up: bool
     models: int
@@ -48,7 +48,7 @@ class EngineProcess(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """Whether requests should come here; the reason where not."""
+    """Whether requests should be sent to this server, why not, and the state of the database and the engine processes."""
 
     ready: bool
     reason: str
@@ -59,7 +59,7 @@ class HealthOut(BaseModel):
 
 
 class LiveOut(BaseModel):
-    """The service at this moment. running and waiting are requests; together: the traffic of all models."""
+    """The service's present state. running, waiting: numbers of requests. together: traffic of all models."""
 
     at_us: int
     window_s: float
@@ -73,7 +73,7 @@ class LiveOut(BaseModel):
 @router.get("/live")
 @needs(Scope.READ)
 async def live(service: Serving) -> LiveOut:
-    """Traffic of the last seconds, queues and health."""
+    """Return the traffic of the last seconds, the queues and the health."""
     now_ns = time.monotonic_ns()
     found = {
         (served.name, served.version): (served.state, service.statistics.of(served.name, served.version))

@@ -17,7 +17,7 @@ router = APIRouter()
 
 
 class TensorOut(BaseModel):
-    """An input or output as the model declares it; an open dimension is its name, or null."""
+    """An input or output as the model declares it. shape: an open dimension is its name, or null; null if the rank is unknown."""
 
     name: str
     dtype: str
@@ -25,7 +25,7 @@ class TensorOut(BaseModel):
 
 
 class RunPlanOut(BaseModel):
-    """A stored plan that runs of these input shapes follow."""
+    """A stored plan that runs with these input shapes follow."""
 
     plan_id: str
     inputs: dict[str, list[int]]
@@ -33,7 +33,7 @@ class RunPlanOut(BaseModel):
 
 
 class ModelOut(BaseModel):
-    """One version of a served model. plans: what its runs follow; runs of other shapes are labelled "default"."""
+    """One version of a served model. reason: why it is not ready. plans: what its runs follow; other shapes run "default"."""
 
     name: str
     version: str
@@ -47,13 +47,13 @@ class ModelOut(BaseModel):
 
 
 class ModelsOut(BaseModel):
-    """Every served model."""
+    """All served models."""
 
     models: list[ModelOut]
 
 
 class AtShapes(BaseModel):
-    """A served model at certain shapes. shapes: input -> shape; dims: dynamic dimension -> size."""
+    """A served model with concrete shapes. shapes: input name -> shape. dims: name of an open dimension -> size."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,12 +63,12 @@ class AtShapes(BaseModel):
     dims: Annotated[dict[Name, Size], Field(max_length=64)] = {}
 
     def bound(self) -> dict[str, tuple[int, ...]]:
-        """The shapes as the graph takes them."""
+        """Return the shapes as tuples."""
         return {name: tuple(shape) for name, shape in self.shapes.items()}
 
 
 def describe(served: Served) -> ModelOut:
-    """A served model for the reply."""
+    """Return a served model as the API shows it."""
     session = served.session
     ports = {"inputs": session.inputs, "outputs": session.outputs} if session else {"inputs": (), "outputs": ()}
     tensors: dict[str, Any] = {
@@ -94,12 +94,12 @@ def _run_plan(plan_id: str, plan: Plan) -> RunPlanOut:
 @router.get("/models")
 @needs(Scope.READ)
 async def list_models(repository: RepositoryPart) -> ModelsOut:
-    """The served models with their states."""
+    """List the served models with their states."""
     return ModelsOut(models=[describe(served) for served in repository.models])
 
 
 @router.get("/models/{name}")
 @needs(Scope.READ)
 async def get_model(repository: RepositoryPart, name: str, version: str | None = None) -> ModelOut:
-    """One model; its highest ready version unless one is asked for."""
+    """Return one model: the version asked for, or its highest ready one."""
     return describe(repository.find(name, version))

@@ -1,4 +1,4 @@
-"""What lists of `/v1` share: bounded pages with a cursor, the newest first, and the types of their parameters."""
+"""Lists of `/v1`: pages of limited size with a cursor, the newest item first, and the types of their parameters."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ T = TypeVar("T")
 Size = Annotated[int, Field(ge=0, le=2**40)]
 Name = Annotated[str, Field(max_length=256)]
 Key = Annotated[str, Query(pattern=r"^[0-9a-f]{8,64}$")]
-Limit = Annotated[int, Query(ge=1, le=500, description="Rows of this page.")]
-Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the page before.")]
+Limit = Annotated[int, Query(ge=1, le=500, description="The most items of this page.")]
+Cursor = Annotated[str | None, Query(max_length=64, description="`next` of the previous page.")]
 
 
 class PageOut(BaseModel, Generic[T]):
-    """Part of a list; `next` is the cursor of the following part, null at the end."""
+    """One page of a list. next: the cursor of the following page; null on the last page."""
 
     items: list[T]
     next: str | None
 
 
 async def page_of(repository: Repository, model: str | None, device: str | None, asked: Awaitable[Page[T]]) -> Page[T]:
-    """What was asked of a model and a device; nothing of a model that is served and that the database has not met yet."""
+    """Await a page about a model and a device. It is empty for a served model of which the database has no record yet.
+
+    Raises: NotFoundError for an unknown model or device.
+    """
     try:
         return await asked
     except NotFoundError:

@@ -23,7 +23,7 @@ router = APIRouter()
 
 
 class PlanIn(AtShapes):
-    """What to plan, for which device ("local" or a stored fingerprint), to what end and within what bounds."""
+    """A request for a plan: a model, a device ("local" or a stored fingerprint), an objective, and constraints."""
 
     device: Annotated[str, Field(pattern=r"^(local|[0-9a-f]{16})$")] = "local"
     objective: Literal["latency", "throughput", "memory"] = "latency"
@@ -36,7 +36,7 @@ class PlanIn(AtShapes):
 
 
 class PlanOut(BaseModel):
-    """A plan, its id, and whether it is true of what runs here (`plan.state`)."""
+    """A plan with its id. `plan.state` tells whether it is valid for this device and build."""
 
     id: str
     created_us: int | None
@@ -44,7 +44,7 @@ class PlanOut(BaseModel):
 
 
 class WindowOut(BaseModel):
-    """Latencies of `count` runs in a row."""
+    """Latencies of `count` consecutive runs."""
 
     count: int
     p50_ns: float
@@ -52,7 +52,10 @@ class WindowOut(BaseModel):
 
 
 class ServedPlanOut(BaseModel):
-    """How a plan serves. ratio: median of the last window ÷ expected; drifted: it stays outside low_ns…high_ns."""
+    """Latencies of a plan in service. ratio: last window's median ÷ expected_ns. drifted: medians stay outside low_ns…high_ns.
+
+    measured: whether expected_ns was measured; otherwise it is predicted.
+    """
 
     plan_id: str
     model_digest: str
@@ -68,7 +71,10 @@ class ServedPlanOut(BaseModel):
 
 
 class WhatIfIn(BaseModel):
-    """A stored plan, and what is to run otherwise: a strategy, or the beginning of one ("numpy", "native/winograd")."""
+    """A stored plan and changes to it. nodes: node name -> a strategy, or a prefix of one ("numpy", "native/winograd").
+
+    everywhere: a strategy, or a prefix of one, for all other nodes; "" leaves them as planned.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,7 +89,7 @@ class WhatIfIn(BaseModel):
 @router.post("/plans")
 @needs(Scope.ADMIN)
 async def create_plan(repository: RepositoryPart, storage: StoragePart, engine: EnginePart, asked: PlanIn) -> PlanOut:
-    """Choose how a device should run a served model, and store the plan. What was tuned stays the answer until it is stale."""
+    """Plan how a device should run a served model, and store the plan. A tuned plan stays the answer until it is stale."""
     served, session = repository.ready(asked.model, asked.version)
 
     def work() -> PlanOut:
@@ -122,7 +128,7 @@ async def list_plans(
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> PageOut[PlanOut]:
-    """Stored plans, of a model (its digest), a device, or all. steps=false leaves out each plan's steps, which are most of it."""
+    """List stored plans, optionally of a model (its digest) or a device. steps=false leaves out the steps, most of a plan."""
 
     def work() -> Page[StoredPlan]:
         return storage.store.plans.page(storage.here(), model, device, limit, cursor)
@@ -135,21 +141,21 @@ async def list_plans(
 @router.get("/plans/served")
 @needs(Scope.READ)
 async def served_plans(service: Serving) -> list[ServedPlanOut]:
-    """How plans serve: latencies in windows, beside what each plan says it takes."""
+    """Return the latencies of plans in service, in windows, beside the latency that each plan expects."""
     return [_served_plan(served) for served in service.drift.served()]
 
 
 @router.get("/plans/{plan_id}")
 @needs(Scope.READ)
 async def get_plan(storage: StoragePart, engine: EnginePart, plan_id: str) -> PlanOut:
-    """One plan; its state says whether it is still true of what runs here."""
+    """Return one plan. Its state tells whether it is still valid for this device and build."""
     return _plan(await engine.call(lambda: storage.store.plans.get(plan_id, storage.here())))
 
 
 @router.get("/plans/{plan_id}/explain")
 @needs(Scope.READ)
 async def explain_plan(storage: StoragePart, engine: EnginePart, plan_id: str) -> list[dict[str, Any]]:
-    """Why every step runs as it does: what else was possible, and what it would have cost."""
+    """Explain every step of a plan: the chosen strategy, its alternatives, and the cost of each."""
     stored = await engine.call(lambda: storage.store.plans.get(plan_id, storage.here()))
     rows: list[dict[str, Any]] = orjson.loads(orjson.dumps(explain(stored.plan), default=_candidate))
     return rows
@@ -162,7 +168,7 @@ def _candidate(value: Candidate) -> dict[str, Any]:
 @router.get("/plans/{before}/diff/{after}")
 @needs(Scope.READ)
 async def diff_plans(storage: StoragePart, engine: EnginePart, before: str, after: str) -> dict[str, Any]:
-    """What differs from one plan to another: of two devices, builds, objectives or models."""
+    """Return the differences between two plans, which may be of different devices, builds, objectives or models."""
 
     def work() -> PlanDiff:
         here = storage.here()
@@ -176,7 +182,7 @@ async def diff_plans(storage: StoragePart, engine: EnginePart, before: str, afte
 @router.post("/plans/what-if")
 @needs(Scope.READ)
 async def plan_with(storage: StoragePart, engine: EnginePart, asked: WhatIfIn) -> dict[str, Any]:
-    """What a stored plan would cost if nodes ran another way; each time is measured, or predicted and says so."""
+    """Return the cost of a stored plan if nodes ran other strategies. Each time is marked as measured or predicted."""
 
     def work() -> WhatIf:
         return what_if(storage.store.plans.get(asked.plan_id, storage.here()).plan, asked.nodes, asked.everywhere)
@@ -221,7 +227,7 @@ async def pareto(
     device: Key | None = None,
     limit: Limit = 100,
 ) -> list[Tradeoff]:
-    """The newest plans of a model (its digest) by latency and error estimate, and which of them no other beats in both."""
+    """Return the newest plans of a model (its digest) with latency and error estimate, and which are Pareto-optimal in both."""
 
     def work() -> Page[Tradeoff]:
         return Page(tuple(tradeoffs(storage.store.queries.plans(storage.here().build, model, device, limit))), None)

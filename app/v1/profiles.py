@@ -1,4 +1,4 @@
-"""/v1: profiles as they are stored: counted, listed, read, and downloaded as traces."""
+"""/v1/profiles: counting a model's cost, and listing, reading and downloading stored profiles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scheduler.store import Page, ProfileRun, StoredProfile
 router = APIRouter()
 Number = Annotated[int, Path(ge=1, lt=1 << 63)]
 Kind = Literal["static", "trace"]
-Format = Annotated[Literal["json", "csv"], Query(description="How the rows are to be written.")]
+Format = Annotated[Literal["json", "csv"], Query(description="Format of the reply: JSON or CSV.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ProfileOut(ProfileRun):
 @router.post("/profiles")
 @needs(Scope.ADMIN)
 async def make_profile(repository: RepositoryPart, storage: StoragePart, engine: EnginePart, asked: AtShapes) -> ProfileOut:
-    """Count what a served model costs for these shapes, per op and in total, and store it. A job of kind `trace` times it."""
+    """Count the cost of a served model with these shapes, per op and in total, and store it. To time it, queue a `trace` job."""
     served, session = repository.ready(asked.model, asked.version)
 
     def work() -> ProfileOut:
@@ -54,7 +54,7 @@ async def make_profile(repository: RepositoryPart, storage: StoragePart, engine:
 @router.get("/models/{name}/count")
 @needs(Scope.READ)
 async def count_model(repository: RepositoryPart, engine: EnginePart, name: str, version: str | None = None) -> Report:
-    """Count what a served model costs with every open dimension at 1, without storing it. 400 where those shapes do not do."""
+    """Count the cost of a served model with every open dimension at 1, without storing it. 400 if the model rejects that."""
     served, session = repository.ready(name, version)
 
     def work() -> Report:
@@ -77,7 +77,7 @@ async def list_profiles(
     cursor: Cursor = None,
     format: Format = "json",
 ) -> Any:
-    """Stored profiles, of all models or one (its digest), of a device, or of a kind."""
+    """List stored profiles, optionally of one model (its digest), one device, or one kind."""
     asked = quick_calls.call(lambda: storage.store.profiles.page(model, device, limit, cursor, kind=kind))
     page = await page_of(repository, model, device, asked)
     return written(page, format)
@@ -86,12 +86,12 @@ async def list_profiles(
 @router.get("/profiles/{number}/trace", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 @needs(Scope.READ)
 async def download_trace(storage: StoragePart, engine: EnginePart, number: Number) -> Response:
-    """The run as trace events, to be opened in ui.perfetto.dev or chrome://tracing."""
+    """Download a measured run as trace events, to open in ui.perfetto.dev or chrome://tracing."""
 
     def work() -> bytes:
         report = storage.store.profiles.get(number).report
         if report.timeline is None:
-            raise RequestError(404, f"profile {number}: it was counted, not measured, and has no trace")
+            raise RequestError(404, f"profile {number}: it was counted, not measured, so it has no trace")
         return chrome_trace(report)
 
     body = await engine.call(work)
@@ -100,7 +100,7 @@ async def download_trace(storage: StoragePart, engine: EnginePart, number: Numbe
 
 
 class MemoryOut(BaseModel):
-    """What is held while an op runs. at: its index. peak: the index where most is. values: the largest first."""
+    """Tensors in memory while an op runs. at: the op's index. peak: the index with the most bytes. values: the largest first."""
 
     at: int
     peak: int
@@ -113,14 +113,14 @@ class MemoryOut(BaseModel):
 async def memory_at(
     storage: StoragePart, engine: EnginePart, number: Number, at: Annotated[int, Query(ge=0, lt=1 << 31)] | None = None
 ) -> MemoryOut:
-    """The tensors alive while an op runs; where most memory is held, without `at`."""
+    """Return the tensors alive while op `at` runs; without `at`, while the op at the memory peak runs."""
 
     def work() -> MemoryOut:
         report = storage.store.profiles.get(number).report
         peak = max(report.ops, key=lambda op: op.live_bytes).index if report.ops else 0
         index = peak if at is None else at
         if index >= max(len(report.ops), 1):
-            raise RequestError(404, f"profile {number}: it has {len(report.ops)} ops, there is none {index}")
+            raise RequestError(404, f"profile {number}: at is {index}, it has {len(report.ops)} ops")
         values = report.alive(index)
         return MemoryOut(at=index, peak=peak, live_bytes=sum(value.nbytes for value in values), values=list(values))
 
@@ -130,7 +130,7 @@ async def memory_at(
 @router.get("/profiles/{number}")
 @needs(Scope.READ)
 async def get_profile(storage: StoragePart, quick_calls: QuickCallsPart, number: Number) -> ProfileOut:
-    """One profile with its whole document."""
+    """Return one profile with its whole document."""
     return _whole(await quick_calls.call(lambda: storage.store.profiles.get(number)))
 
 
@@ -139,7 +139,7 @@ def _whole(stored: StoredProfile) -> ProfileOut:
 
 
 def written(page: Page[Any], form: str) -> Any:
-    """A page of records as JSON or CSV; with CSV, the cursor of the next is a header."""
+    """Return a page of records as JSON or CSV. With CSV, the cursor of the next page is the header X-Next-Cursor."""
     rows = [asdict(item) for item in page.items]
     if form == "json":
         return {"items": rows, "next": page.next}
@@ -147,5 +147,5 @@ def written(page: Page[Any], form: str) -> Any:
 
 
 def as_csv(rows: Sequence[dict[str, Any]], headers: dict[str, str] | None = None) -> Response:
-    """Rows as a CSV reply."""
+    """Return rows as a CSV reply."""
     return Response(to_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)

@@ -1,6 +1,6 @@
-"""/v1: what is asked of profiles and plans: the costliest ops, runs side by side, what got slower, the plan that fits.
+"""/v1 queries over stored profiles and plans: the costliest ops, comparisons, regressions, history, and plans within limits.
 
-Every list is JSON, or CSV with `?format=csv`; numbers are those of the stored documents (`profiler.report.document`).
+Lists are JSON, or CSV with `?format=csv`. Their numbers are those of the stored documents (`profiler.report.document`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scheduler.store import Page, ProfileRun
 from scheduler.store.queries import FoundGroup, FoundOp, GroupBy, PlanCard, Regression, Which
 
 router = APIRouter()
-MOST_COMPARED = 8  # runs side by side
+MOST_COMPARED = 8  # runs of one comparison
 MOST_HISTORY = 200  # runs of a history
 Text = Annotated[str, Query(max_length=512)]
 Runs = Annotated[str, Query(pattern=r"^[0-9]{1,18}(,[0-9]{1,18})*$", max_length=400, description="Numbers of runs, as in 3,7.")]
@@ -49,9 +49,9 @@ async def query_ops(
     cursor: Cursor = None,
     format: Format = "json",
 ) -> Any:
-    """Ops of runs by cost, or with `group` sums of them: of the runs named, or of the newest ones of a model or a device.
+    """List the ops of runs by cost, or with `group` their sums. The runs are those named, or the newest of a model or a device.
 
-    `strategy` is how it begins, `name` a part of it. What ran in numpy, beside the native segments, has backend "numpy".
+    `strategy` matches a prefix, and `name` any part. Ops outside the native segments have the backend "numpy".
     """
     which = Which(_numbers(run), model, device, kind, op, bound, backend, strategy, name, min_p50_ns)
 
@@ -65,9 +65,9 @@ async def query_ops(
 
 @dataclass(frozen=True, slots=True)
 class CompareRow:
-    """The same work in every run, in their order. key: its first ONNX node. delta_ns, ratio: of the last run to the first.
+    """One piece of work in each run, in the order of the runs. key: its first ONNX node. delta_ns, ratio: last run against first.
 
-    What a run has no step for, or no times of, is null.
+    Values are null for a run that has no such step, or no times.
     """
 
     key: str
@@ -81,7 +81,7 @@ class CompareRow:
 
 
 class CompareOut(BaseModel):
-    """Runs side by side. ratios: total -> of every run, how many times the first run's it is."""
+    """A comparison of runs. ratios: name of a total -> each run's total ÷ that of the first run."""
 
     runs: list[ProfileRun]
     rows: list[CompareRow]
@@ -95,10 +95,10 @@ _TIMES = ("wall_p50_ns", "wall_p90_ns", "wall_min_ns", "first_ns", "predicted_ns
 @router.get("/compare", response_model=CompareOut)
 @needs(Scope.READ)
 async def compare_runs(storage: StoragePart, engine: EnginePart, runs: Runs, format: Format = "json") -> Any:
-    """Two to eight runs side by side: of devices, plans, builds, precisions or models. Ops that share ONNX nodes are one row."""
+    """Compare two to eight runs, of any devices, plans, builds, precisions or models. Ops that share ONNX nodes are one row."""
     numbers = _numbers(runs)
     if not 2 <= len(numbers) <= MOST_COMPARED:
-        raise RequestError(400, f"compare: {len(numbers)} runs are named, need 2..{MOST_COMPARED}")
+        raise RequestError(400, f"compare: {len(numbers)} runs, need 2..{MOST_COMPARED}")
 
     def work() -> CompareOut:
         stored = [storage.store.profiles.get(number) for number in numbers]
@@ -124,13 +124,13 @@ async def list_regressions(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> PageOut[Regression]:
-    """Runs slower than the run before of the same model, device, threads, precision and shapes: those that grew most first."""
+    """List runs slower than the previous run of the same model, device, threads, precision and shapes; largest growth first."""
     page = await quick_calls.call(lambda: storage.store.queries.regressions(model, threshold_percent, limit, cursor))
     return PageOut(items=list(page.items), next=page.next)
 
 
 class HistoryOut(BaseModel):
-    """Runs of one device, thread count and precision, the oldest first. first_ns is cold, wall_p50_ns warm."""
+    """Runs of one device, thread count and precision, the oldest first. first_ns: of a cold run. wall_p50_ns: of warm runs."""
 
     device: str | None
     device_name: str | None
@@ -144,7 +144,7 @@ class HistoryOut(BaseModel):
 async def model_history(
     storage: StoragePart, quick_calls: QuickCallsPart, model: Key, device: Key | None = None
 ) -> list[HistoryOut]:
-    """The newest measured runs of a model, by device, threads and precision."""
+    """Return the newest measured runs of a model, grouped by device, threads and precision."""
     page = await quick_calls.call(lambda: storage.store.profiles.page(model, device, MOST_HISTORY, kind="trace"))
     groups: dict[tuple[Any, ...], list[ProfileRun]] = {}
     for run in reversed(page.items):
@@ -154,7 +154,7 @@ async def model_history(
 
 
 class FitOut(BaseModel):
-    """A stored plan, and why it does not do; `misses` is empty where it does."""
+    """A stored plan. misses: the limits that it does not meet; empty if it meets them all."""
 
     plan: PlanCard
     misses: list[str]
@@ -171,7 +171,7 @@ async def best_plans(
     max_memory_bytes: Size | None = None,
     max_error: Annotated[float, Query(ge=0, le=1)] | None = None,
 ) -> list[FitOut]:
-    """Stored plans of a model, on all devices or one: those that do, the fastest first, then the others with what they miss."""
+    """List stored plans of a model, on all devices or one: those that meet the limits, fastest first, then the others."""
 
     def work() -> list[FitOut]:
         cards = storage.store.queries.plans(storage.here().build, model, device)
@@ -186,7 +186,7 @@ def _numbers(runs: str | None) -> tuple[int, ...]:
 
 
 def _flat(row: CompareRow, numbers: Sequence[int]) -> dict[str, Any]:
-    """A row of a comparison with a column for each run."""
+    """Return a row of a comparison with its own columns for each run."""
     found: dict[str, Any] = {"key": row.key, "op": row.op, "name": row.name}
     for at, number in enumerate(numbers):
         found |= {f"p50_ns_{number}": row.p50_ns[at], f"flops_{number}": row.flops[at], f"strategy_{number}": row.strategy[at]}
@@ -199,7 +199,7 @@ def _ratios(values: Sequence[float | None]) -> list[float | None]:
 
 
 def _misses(card: PlanCard, max_latency_ms: float | None, max_memory_bytes: int | None, max_error: float | None) -> list[str]:
-    """Why a plan does not do."""
+    """Return the limits that a plan does not meet."""
     found = [f"stale: {card.stale}"] if card.stale else []
     if max_latency_ms is not None and card.latency_ns > 1e6 * max_latency_ms:
         found.append(f"latency is {card.latency_ns / 1e6:.3f} ms, need at most {max_latency_ms:g}")

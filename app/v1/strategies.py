@@ -1,4 +1,4 @@
-"""/v1/strategies: what was measured of each way to run an op, and the fastest one."""
+"""/v1/strategies: measurements of each strategy for an op, and the fastest strategy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 class StrategyOut(BaseModel):
-    """A measurement of one strategy for one op signature. fresh: true of this device and build; else `reason`."""
+    """A measurement of one strategy for one op signature. fresh: valid for this device and build; reason: why not."""
 
     device: str
     op: str
@@ -43,7 +43,7 @@ async def list_strategies(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> PageOut[StrategyOut]:
-    """What was measured, by device and by op signature or model; each labelled fresh, or why not."""
+    """List measurements, optionally of one device, op signature or model. Each is marked as fresh, or has the reason why not."""
 
     def work() -> Page[JudgedMeasurement]:
         return storage.store.measurements.page(storage.here(), device, signature, model, limit, cursor)
@@ -63,9 +63,9 @@ async def best_strategies(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> PageOut[StrategyOut]:
-    """The fastest strategy of an op signature, or of each of a model (its digest), on a device.
+    """Return the fastest strategy on a device for one op signature, or for each signature of a model (its digest).
 
-    Where none is of this build and kernel source, the fastest of the build measured last, labelled as not fresh.
+    Without measurements of this build and kernel source, it is the fastest of the build measured last, marked as not fresh.
     """
 
     def work() -> Page[JudgedMeasurement]:

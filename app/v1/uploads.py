@@ -1,4 +1,4 @@
-"""POST /v1/models: a model file comes in, is loaded, and only then becomes one of the folder's."""
+"""POST /v1/models: upload a model file, which is added to the model folder only after it has been loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from app.service import Serving
 from app.settings import DEMO_MODELS, Settings
 from app.v1.models import ModelOut, describe
 
-WRITE_BYTES = 1 << 20  # gathered before a thread writes them
+WRITE_BYTES = 1 << 20  # collected before a thread writes them
 
 router = APIRouter()
 
@@ -29,9 +29,9 @@ router = APIRouter()
 async def upload_model(
     request: Request, service: Serving, name: Annotated[str, Query(max_length=256)], replace: bool = False
 ) -> ModelOut:
-    """Take an ONNX file as the body, load it and serve it as `name`; one that cannot be loaded leaves nothing behind.
+    """Upload an ONNX file as the body, load it and serve it as `name`. A file that cannot be loaded leaves nothing behind.
 
-    replace: where there is such a file, the old model serves until the new one is ready.
+    With replace=true an existing file is replaced; the old model is served until the new one is ready.
     """
     require_control(service.settings, service.health)
     if reason := refusal(service.settings):
@@ -39,7 +39,7 @@ async def upload_model(
     repository, name = service.repository, check_name(name)
     repository.check_place(name, replace=replace)
     try:
-        with tempfile.TemporaryDirectory(prefix=".upload-", dir=repository.folder) as made:  # no name of a model
+        with tempfile.TemporaryDirectory(prefix=".upload-", dir=repository.folder) as made:  # not a valid name of a model
             staged = Path(made) / f"{name}{MODEL_FILE.suffix}"
             nbytes = await _write(request, staged)
             served: Served = await service.engine.call(repository.admit, name, staged, replace=replace)
@@ -51,16 +51,16 @@ async def upload_model(
 
 
 def refusal(settings: Settings) -> str:
-    """Why no file is taken by this service; "" where files are."""
+    """Return why this service takes no uploads; "" if it takes them."""
     if not settings.max_upload_bytes:
-        return "files are not taken here, see EDGEWISE_MAX_UPLOAD_BYTES"
+        return "uploads are switched off, see EDGEWISE_MAX_UPLOAD_BYTES"
     if settings.models.resolve() == DEMO_MODELS.resolve():
-        return "the bundled demo is served, which stays as it is; serve a folder of your own with --models"
-    return "" if os.access(settings.models, os.W_OK) else "the model folder may only be read"
+        return "the bundled demo is served, whose folder is not changed; serve a folder of your own with --models"
+    return "" if os.access(settings.models, os.W_OK) else "the model folder is read-only"
 
 
 async def _write(request: Request, staged: Path) -> int:
-    """The body as a file; how many bytes it has. Raises OSError, RequestError 400, and what ends a body early."""
+    """Write the body to a file and return its size in bytes. Raises OSError; RequestError 400 for an empty body."""
     nbytes, gathered = 0, bytearray()
     with await asyncio.to_thread(staged.open, "xb") as file:
         async for part in request.stream():
@@ -76,7 +76,7 @@ async def _write(request: Request, staged: Path) -> int:
 
 
 def _finish(file: BinaryIO, rest: bytes | bytearray) -> None:
-    """What is renamed into place has to be on disk."""
+    """Write the rest and flush it to disk, since the file is then renamed into place."""
     file.write(rest)
     file.flush()
     os.fsync(file.fileno())

@@ -1,1 +1,1 @@
-"""What the service observes of itself: statistics, metrics, spans, traces, drift of plans, and FLOPs served."""
+"""Observability: statistics, metrics, spans, traces, health, drift of plans, and FLOPs served."""

@@ -1,4 +1,4 @@
-"""What the service does with the latencies of its plans: watches them, and acts when a plan no longer takes what it says."""
+"""Watches the latencies of plans in service, and acts when a plan's latency drifts from the expected one."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ log = structlog.get_logger("edgewise.drift")
 
 
 class DriftWatch:
-    """Told of every inference. Args: retune: queue a tune job for each plan that drifts."""
+    """Watches every inference that follows a plan. Args: retune: queue a tune job for each plan that drifts."""
 
     def __init__(self, open_store: Callable[[], Store], *, retune: bool) -> None:
         self._open_store, self._retune = open_store, retune
         self._drift = Drift(self._drifted)
-        self.drifts = 0  # plans that drifted since the start
+        self.drifts = 0  # number of plans that have drifted since the start
 
     def served(self) -> tuple[ServedPlan, ...]:
-        """How every plan serves."""
+        """Return the latencies of every plan in service."""
         return self._drift.served()
 
     def ran(self, session: Session, outcome: Outcome) -> None:
-        """Count an inference that followed a plan, and shared neither its run nor the cores."""
+        """Count an inference if it followed a plan, and shared neither its run nor the cores."""
         plan = session.plans.get(outcome.plan_id) if outcome.alone else None
         if plan is not None:
             self._drift.observe(plan, outcome.compute_ns)
 
     def _drifted(self, plan: Plan, found: ServedPlan) -> None:
-        """Say it at once, and write it down beside the inference, which must not wait for a database."""
+        """Log the drift at once, and store it on a thread: the inference must not wait for the database."""
         log.warning("plan drifted", plan=found.plan_id, model=found.model_name, ratio=found.ratio, reason=found.reason)
         self.drifts += 1
         threading.Thread(target=self._write_down, args=(plan, found), name="edgewise-drift", daemon=True).start()
@@ -51,6 +51,6 @@ class DriftWatch:
                 limits = plan.constraints
                 asked = TuneRequest(shapes=shapes, max_error=limits.max_error, backend=limits.backend, threads=limits.max_threads)
                 job = store.jobs.add("tune", plan.device_fingerprint, asked.model_dump_json(), plan.model_digest)
-                log.info("plan is tuned again", plan=found.plan_id, job=job.id)
+                log.info("tune job queued for a drifted plan", plan=found.plan_id, job=job.id)
         except EdgewiseError as error:
-            log.error("drift not written down", plan=found.plan_id, reason=str(error))
+            log.error("drift could not be stored", plan=found.plan_id, reason=str(error))

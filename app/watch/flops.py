@@ -1,4 +1,4 @@
-"""How much arithmetic an inference is, and the least time it could take here: counted once for each model and set of shapes."""
+"""FLOPs of an inference, and its roofline bound on this device: counted once for each model and set of shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True, slots=True)
 class RunCost:
-    """Of one run. flops: of the model as imported. roof_ns: 0 where this device was never measured."""
+    """Cost of one run. flops: of the model as imported. roof_ns: the least time on this device; 0 if it was never measured."""
 
     flops: int
     roof_ns: float
@@ -28,13 +28,13 @@ NOTHING = RunCost(0, 0.0)
 
 
 class RunCosts:
-    """Counts by session and shapes; they go with the session. Event loop only, but for `count`."""
+    """Costs by session and shapes; they are dropped with the session. Event loop only."""
 
     def __init__(self) -> None:
         self._counts: weakref.WeakKeyDictionary[Session, dict[Shapes, RunCost]] = weakref.WeakKeyDictionary()
 
     def find(self, session: Session, shapes: Shapes) -> RunCost | None:
-        """The count; None where it is to be made. NOTHING where it is being made, or cannot be."""
+        """Return the cost; NOTHING while it is being counted, or if it cannot be; None if the caller has to count it."""
         known = self._counts.setdefault(session, {})
         if shapes not in known:
             if len(known) >= MAX_SHAPES:
@@ -44,16 +44,19 @@ class RunCosts:
         return known[shapes]
 
     def keep(self, session: Session, shapes: Shapes, work: RunCost) -> None:
-        """Remember a count."""
+        """Store a cost."""
         self._counts.setdefault(session, {})[shapes] = work
 
 
 def count(session: Session, shapes: Mapping[str, tuple[int, ...]], device: DeviceProfile | None) -> RunCost:
-    """Count a model at these shapes: its FLOPs, and the roof that its arithmetic and its least traffic set on the device."""
+    """Count a model's FLOPs for these shapes, and the least time that its arithmetic and memory traffic allow on the device.
+
+    Returns NOTHING for a model with uncounted operators, or that does not accept the shapes.
+    """
     try:
         counted = profile(session.model, shapes)
         if counted.uncounted:
-            return NOTHING  # a rate of part of the work would be none
+            return NOTHING  # a rate of only part of the work would be wrong
         if device is None:
             return RunCost(counted.flops, 0.0)
         rate = device.peak_ops_per_s("fp32", session.threads)

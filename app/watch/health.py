@@ -1,4 +1,4 @@
-"""Whether requests should be sent to this server, and what is wrong with it."""
+"""Health of the service: whether requests should be sent to it, and problems that it has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Health:
             raise RequestError(503, "server: models are loading")
 
     def require_ready(self) -> None:
-        """Raise RequestError 503 where requests should be sent elsewhere: see `docs/serving.md`."""
+        """Raise RequestError 503 if requests should be sent elsewhere; see `docs/serving.md`."""
         self.require_running()
         if self._strict and (failed := self._repository.failed):
             raise RequestError(503, f"server: model '{failed[0].name}' version {failed[0].version} failed to load")

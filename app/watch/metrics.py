@@ -1,7 +1,7 @@
-"""What Prometheus scrapes. Labels are routes and served models, never what a request invents.
+"""Prometheus metrics. Labels are routes and served models, never text from a request, so that their number is bounded.
 
-Counters of models are read from their statistics when they are scraped, under the names that Triton's dashboards know (without
-`_total`); latencies are histograms beside them.
+Counters of models are read from their statistics on every scrape, under the names of Triton's metrics (without `_total`), so that
+its dashboards work. Latencies are histograms in addition.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _GAUGES: Final[tuple[tuple[str, str, Read], ...]] = (
 
 
 class Metrics:
-    """The instruments of one service, in a registry of their own."""
+    """The metrics of one service, in their own registry."""
 
     def __init__(
         self, statistics: Statistics, repository: Repository, engine: Engine, journal: Journal, drift: DriftWatch
@@ -84,14 +84,14 @@ class Metrics:
 
 
 class _Models(Collector):
-    """Reads the statistics of models that are listed now."""
+    """Exports the statistics of the models that are served now."""
 
     def __init__(self, statistics: Statistics, repository: Repository) -> None:
         self._statistics = statistics
         self._repository = repository
 
     def collect(self) -> Iterator[Metric]:
-        """Every family, also those without a model yet."""
+        """Yield every metric family, including those that have no model yet."""
         found = [
             ((served.name, served.version), self._statistics.of(served.name, served.version))
             for served in self._repository.models
@@ -120,7 +120,7 @@ class _Models(Collector):
 
 
 class _Server(Collector):
-    """Reads the engine, the journal and the host."""
+    """Exports the state of the engine, the journal and the host."""
 
     def __init__(self, engine: Engine, journal: Journal, drift: DriftWatch) -> None:
         self._engine = engine
@@ -128,17 +128,17 @@ class _Server(Collector):
         self._drift = drift
 
     def collect(self) -> Iterator[Metric]:
-        """Gauges of the process and its host."""
+        """Yield the gauges of the service and its host."""
         yield GaugeMetricFamily("edgewise_engine_running", "Requests that run", self._engine.running)
         yield GaugeMetricFamily("edgewise_engine_waiting", "Requests that wait for the engine", self._engine.waiting)
         yield GaugeMetricFamily("edgewise_database_up", "Whether the database answered last", float(self._journal.database_up))
         yield GaugeMetricFamily("edgewise_buffered_writes", "Writes that wait for the database", self._journal.buffered)
         yield UnknownMetricFamily(
-            "edgewise_dropped_writes_total", "Writes lost to the bound on waiting ones", self._journal.dropped
+            "edgewise_dropped_writes_total", "Writes dropped at the limit of buffered ones", self._journal.dropped
         )
         drifts = self._drift.drifts
-        yield UnknownMetricFamily("edgewise_plan_drift_total", "Plans that took another time than they say", drifts)
+        yield UnknownMetricFamily("edgewise_plan_drift_total", "Plans whose latency drifted from the expected one", drifts)
         memory = psutil.virtual_memory()
         yield GaugeMetricFamily("nv_cpu_utilization", "Share of this host's cores in use", psutil.cpu_percent() / 100)
         yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of this host", memory.total)
-        yield GaugeMetricFamily("nv_cpu_memory_used_bytes", "Of it in use", memory.used)
+        yield GaugeMetricFamily("nv_cpu_memory_used_bytes", "Memory of this host in use", memory.used)

@@ -1,4 +1,4 @@
-"""What an inference took, recorded everywhere that it is asked for: statistics, metrics, traces, spans, drift and FLOPs."""
+"""Records an inference wherever its times are needed: statistics, metrics, traces, spans, drift and FLOPs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Recorder:
         cost = self._costs.find(session, shapes)
         if cost is None:
             task = asyncio.ensure_future(self._count(session, shapes))
-            self._counting.add(task)  # the loop itself keeps no reference
+            self._counting.add(task)  # the event loop itself keeps no reference
             task.add_done_callback(self._counting.discard)
         elif cost.flops:
             share = timed.rows / outcome.batch_rows if outcome.batch_rows else 1.0

@@ -1,6 +1,6 @@
-"""OpenTelemetry traces, off by default: request (FastAPI's own span, W3C context honoured) → model → queue and compute.
+"""OpenTelemetry traces, off by default: request (FastAPI's own span, with W3C trace context) → model → queue and compute.
 
-With no endpoint nothing is imported of the SDK, and a request costs one comparison.
+Without an endpoint the SDK is not imported, and a request costs one comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "aut
 
 
 class Telemetry:
-    """Where spans go; nowhere without a provider."""
+    """Records spans with a tracer provider; without one it does nothing."""
 
     def __init__(self, provider: TracerProvider | None = None) -> None:
         self._provider = provider
@@ -29,13 +29,13 @@ class Telemetry:
 
     @property
     def config(self) -> TelemetryConfig:
-        """What FastAPI is told: request spans to the same provider, and nothing that the environment may say."""
+        """FastAPI's telemetry configuration: request spans go to the same provider, and environment variables are ignored."""
         if self._provider is None:
             return _OFF
         return {**_OFF, "tracing": True, "operation_spans": False, "tracer_provider": self._provider}
 
     def record(self, name: str, version: str, request_id: str, timed: Timed) -> None:
-        """Spans of an inference that was answered, below the request's."""
+        """Record the spans of an answered inference, below the request's span."""
         if self._tracer is None:
             return
         ended_ns = time.time_ns()
@@ -56,13 +56,13 @@ class Telemetry:
         model.end(ended_ns)
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the spans that wait."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 def over_http(endpoint: str) -> Telemetry:
-    """Spans to an OTLP/HTTP collector; no endpoint, no spans. Raises RequestError where the `otel` extra is not installed."""
+    """Return telemetry that sends spans to an OTLP/HTTP collector; none for "". Raises RequestError without the `otel` extra."""
     if not endpoint:
         return Telemetry()
     try:

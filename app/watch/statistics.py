@@ -1,7 +1,7 @@
-"""What each model was asked and what it took, cumulative since the start: the protocol's statistics, and the metrics from them.
+"""Request counts and durations of each model since the start, for the protocol's statistics and the metrics.
 
-Fed from Outcomes, on the event loop only. A batch that served several requests is counted by shares: each adds its rows divided
-by the batch's, so that executions and compute times add up to the engine's.
+Updated on the event loop only. A batch of several requests is counted in fractions: each request adds its share of the batch's
+rows, so that executions and compute times add up to those of the engine.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from app.engine.batching import Outcome
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 REASONS: tuple[Reason, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-MAX_BATCH_SIZES = 256  # rows of `batch_stats`; larger batches beyond them are counted in the totals only
-RECENT_S = 10.0  # what "live" means
-MAX_RECENT = 4096  # answers of one model that are kept to tell how it does
+MAX_BATCH_SIZES = 256  # entries of `batch_stats`; further sizes are counted in the totals only
+RECENT_S = 10.0  # the window of live traffic
+MAX_RECENT = 4096  # answers of one model that are kept for live traffic
 
 
 @dataclass(slots=True)
 class Duration:
-    """How often, and how long altogether."""
+    """A count and a total time."""
 
     count: float = 0
     ns: float = 0
 
     def add(self, ns: float, count: float = 1) -> None:
-        """One more, or a share of one."""
+        """Add one request, or a fraction of one."""
         self.count += count
         self.ns += ns
 
     def shown(self) -> dict[str, int]:
-        """As the protocol has it."""
+        """Return it as the protocol's JSON."""
         return {"count": round(self.count), "ns": round(self.ns)}
 
 
 @dataclass(slots=True)
 class BatchDurations:
-    """Of all batches of one size."""
+    """Durations of all batches of one size."""
 
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -50,7 +50,7 @@ class BatchDurations:
 
 @dataclass(slots=True)
 class Timed:
-    """One request that succeeded. total_ns: from its arrival to its encoded reply."""
+    """A request that succeeded. input_ns: decoding. output_ns: encoding. total_ns: from its arrival to its encoded reply."""
 
     outcome: Outcome
     rows: int
@@ -61,7 +61,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request that was answered lately. at_ns: of the monotonic clock."""
+    """A recent answer. at_ns: on the monotonic clock. total_ns: from arrival to reply."""
 
     at_ns: int
     total_ns: int
@@ -70,8 +70,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How requests did lately: answers per second, latencies from arrival to reply, and the rows of the batch that a
-    request ran in, on average (None without any)."""
+    """Traffic of the last RECENT_S: answers per second, percentiles of the latency from arrival to reply, and the mean rows of
+    the batch that a request ran in; None without answers."""
 
     requests_per_s: float
     p50_ns: int | None
@@ -80,7 +80,7 @@ class Traffic:
 
 
 def traffic(kept: Iterable[Iterable[Answer]], now_ns: int) -> Traffic:
-    """Sum up the answers of the last RECENT_S, those kept of each model."""
+    """Summarise the answers of the last RECENT_S. kept: the recent answers of each model. now_ns: on the monotonic clock."""
     recent = [[answer for answer in answers if now_ns - answer.at_ns <= RECENT_S * 1e9] for answers in kept]
     together = [answer for answers in recent for answer in answers]
     if not together:
@@ -91,19 +91,19 @@ def traffic(kept: Iterable[Iterable[Answer]], now_ns: int) -> Traffic:
 
 
 def _per_second(recent: list[Answer], now_ns: int) -> float:
-    """As many as there may be are not all of the window's: then the time since the oldest is the window."""
+    """Return answers per second. At MAX_RECENT answers older ones were dropped, so the window begins with the oldest kept."""
     full = len(recent) == MAX_RECENT
     return len(recent) / (max((now_ns - recent[0].at_ns) / 1e9, 1e-3) if full else RECENT_S)
 
 
 def _rank(ordered: list[int], share: float) -> int:
-    """The nearest-rank percentile."""
+    """Return the nearest-rank percentile."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass(slots=True)
 class ModelStatistics:
-    """Of one version of one model; kept while it is reloaded."""
+    """Statistics of one version of one model; they survive a reload."""
 
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -125,7 +125,7 @@ class ModelStatistics:
     recent: deque[Answer] = field(default_factory=lambda: deque(maxlen=MAX_RECENT))
 
     def succeeded(self, done: Timed) -> None:
-        """Count a request that was answered."""
+        """Count a request that succeeded."""
         outcome = done.outcome
         share = done.rows / outcome.batch_rows if outcome.batch_rows else 1.0
         self.success.add(done.total_ns)
@@ -146,18 +146,18 @@ class ModelStatistics:
             batch.compute_output.add(done.output_ns * share, share)
 
     def failed(self, reason: Reason, total_ns: int) -> None:
-        """Count a request that was not."""
+        """Count a request that failed. total_ns: from its arrival."""
         self.fail.add(total_ns)
         self.failures[reason] += 1
 
     def worked(self, flops: int, compute_ns: float, roof_ns: float) -> None:
-        """Add arithmetic whose amount is known, the time it took, and the least it could take on this device (0 = unknown)."""
+        """Add the FLOPs of a run, the time that it took, and its roofline bound on this device (0 = unknown)."""
         self.flops += flops
         self.flops_ns += compute_ns
         self.roof_ns += roof_ns
 
     def shown(self, name: str, version: str, memory_bytes: int) -> dict[str, Any]:
-        """One entry of the protocol's `model_stats`."""
+        """Return an entry of the protocol's `model_stats`."""
         nothing = Duration().shown()
         return {
             "name": name,
@@ -190,11 +190,11 @@ class ModelStatistics:
 
 
 class Statistics:
-    """Of every version that was ever served; names come from the repository only, so they are bounded by it."""
+    """Statistics of every version that was ever served. Names come from the repository only, which bounds their number."""
 
     def __init__(self) -> None:
         self.models: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
 
     def of(self, name: str, version: str) -> ModelStatistics:
-        """Those of one version."""
+        """Return the statistics of one version."""
         return self.models[name, version]

@@ -1,4 +1,4 @@
-"""The protocol's trace settings, and the timestamps of requests that they ask for, which go to the log."""
+"""The protocol's trace settings, and the request timestamps that they request, which are logged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_NUMBER: Final = 2**31 - 1
 
 
 class TraceSettings:
-    """Server-wide settings, and those of single models laid over them. Event loop only."""
+    """Trace settings of the server, and of single models that override them. Event loop only."""
 
     def __init__(self) -> None:
         self._server: dict[str, Any] = dict(_START)
@@ -36,11 +36,11 @@ class TraceSettings:
         self._left: dict[str | None, int] = {}
 
     def shown(self, name: str | None) -> dict[str, Any]:
-        """What holds, for a model or the server."""
+        """Return the settings that apply to a model, or to the server (None)."""
         return {**self._server, **self._models.get(name or "", {})}
 
     def update(self, name: str | None, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Change settings, all or none of them. Raises RequestError 400, 501."""
+        """Change settings, all or none of them; null resets one. Raises RequestError 400, or 501 for an unsupported setting."""
         checked = {key: None if value is None else _checked(key, value) for key, value in asked.items() if _known(key)}
         target = self._server if name is None else self._models.setdefault(name, {})
         for key, value in checked.items():
@@ -55,7 +55,7 @@ class TraceSettings:
         return self.shown(name)
 
     def wanted(self, name: str) -> bool:
-        """Whether this request is one to trace: every trace_rate-th, trace_count of them."""
+        """Whether to trace this request: every trace_rate-th one, until trace_count of them are traced."""
         holds = self.shown(name)
         if "TIMESTAMPS" not in holds["trace_level"]:
             return False
@@ -68,7 +68,7 @@ class TraceSettings:
         return left != 0
 
     def record(self, name: str, version: str, timed: Timed) -> None:
-        """Log the timestamps of a request, where it is one to trace."""
+        """Log the timestamps of a request, if it is to be traced."""
         if self.wanted(name):
             outcome = timed.outcome
             log.info(
@@ -99,13 +99,13 @@ def _checked(key: str, value: Any) -> Any:
         if not isinstance(levels, list) or not levels or any(level not in LEVELS for level in levels):
             raise RequestError(400, f"trace: trace_level needs a list of {', '.join(LEVELS)}")
         if "OFF" in levels and len(levels) > 1:
-            raise RequestError(400, "trace: trace_level OFF stands alone")
+            raise RequestError(400, "trace: trace_level OFF excludes other levels")
         if "TENSORS" in levels:
-            raise RequestError(501, "trace: trace_level TENSORS is not supported, it would log what clients send")
+            raise RequestError(501, "trace: trace_level TENSORS is not supported, it would log clients' data")
         return list(dict.fromkeys(levels))
     if key == "trace_mode":
         if value not in ("triton", "opentelemetry"):
-            raise RequestError(400, "trace: trace_mode is neither triton nor opentelemetry")
+            raise RequestError(400, "trace: trace_mode needs to be triton or opentelemetry")
         return value
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not text.removeprefix("-").isdecimal() or len(text) > 11 or not _LEAST[key] <= int(text) <= MAX_NUMBER:

@@ -1,4 +1,4 @@
-"""Keys, scopes, sessions: nothing is open that does not say so."""
+"""Keys, scopes and sessions: every route needs a key unless it declares otherwise."""
 
 import json
 import time

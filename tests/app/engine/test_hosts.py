@@ -1,4 +1,4 @@
-"""The engine with real processes: right answers, deaths, hangs, cancellation, and nothing left behind."""
+"""The engine with real processes: right results, deaths, hangs, cancellation, and nothing left behind."""
 
 import asyncio
 import gc

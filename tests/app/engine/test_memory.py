@@ -1,4 +1,4 @@
-"""Giving memory back without a pause: what was imported is not looked at again."""
+"""Garbage collection without a pause: imported objects are not visited again."""
 
 import gc
 

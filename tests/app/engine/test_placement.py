@@ -1,4 +1,4 @@
-"""The service with an engine process: what is loaded, reloaded, uploaded and unloaded over HTTP runs where it should."""
+"""The service with an engine process: models loaded, reloaded, uploaded and unloaded over HTTP run in the right process."""
 
 import base64
 import json

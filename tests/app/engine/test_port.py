@@ -1,4 +1,4 @@
-"""The engine as the service uses it: bounded, by priority, with deadlines, and nothing leaks from it."""
+"""The engine as the service uses it: limits, priorities and deadlines, and no leaks."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Abuse over raw sockets: every bound answers in the protocol's error shape, and the server stays alive and small meanwhile."""
+"""Abuse over raw sockets: every limit replies with the protocol's error body, and the server stays alive and small."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
-    """Whatever a test asks is no internal error, and leaves no request waiting."""
+    """Check after each test that no reply was an internal error, and that no request is left waiting."""
     begins = shared.log.stat().st_size
     yield shared
     log = shared.log.read_bytes()[begins:].decode()
@@ -155,7 +155,7 @@ def test_silent_connections_are_ended(server: Server) -> None:
 
 def test_slow_bodies_are_ended(server: Server) -> None:
     with watched(server):
-        assert post(server, b"{", length=1000) == (408, "request body: not whole after 3 s, the limit")
+        assert post(server, b"{", length=1000) == (408, "request body: incomplete after 3 s, the limit")
 
 
 def test_too_many_connections_are_told(server: Server) -> None:
@@ -354,7 +354,7 @@ def test_names_that_are_paths(server: Server, name: str, act: str) -> None:
 
 
 def test_links_out_of_the_repository_are_the_owners(server: Server) -> None:
-    """A link in the folder was put there by whoever owns it; a folder named like a version is no way out of it."""
+    """A link in the folder is its owner's doing and is followed; a folder named like a version leads nowhere else."""
     (server.models / "odd" / "1").mkdir(parents=True)
     (server.models / "odd" / "1" / "model.onnx").mkdir()
     assert post(server, b"", "/v2/repository/models/odd/load")[0] == 404
@@ -364,7 +364,7 @@ def test_links_out_of_the_repository_are_the_owners(server: Server) -> None:
 def test_uploads_are_off(server: Server) -> None:
     body = json.dumps({"parameters": {"config": "{}", "file:1/model.onnx": "AAAA"}}).encode()
     status, error = post(server, body, "/v2/repository/models/new/load")
-    assert (status, "files are not taken here" in error) == (400, True)
+    assert (status, "files in load requests are switched off" in error) == (400, True)
 
 
 def test_errors_hold_no_paths_and_no_tracebacks(server: Server) -> None:

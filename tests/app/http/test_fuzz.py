@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is none of ours to be ashamed of: no 500, one error body. Bounded examples, real sockets."""
+"""Random and mutated requests over real sockets: no reply is a 500, and every error has the same body."""
 
 import contextlib
 import json

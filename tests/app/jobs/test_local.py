@@ -1,4 +1,4 @@
-"""Jobs over a real socket: queued, run by the service, followed, cancelled, and taken by somebody else."""
+"""Jobs over a real socket: queued, run by the service, followed, cancelled, and claimed by another worker."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_claim_waits_for_a_job_to_come(client: httpx.Client, far: DeviceProfil
     [
         ({"kind": "bake"}, 400, "need one of tune, trace, profile, probe"),
         ({"kind": "profile"}, 400, "needs a model"),
-        ({"kind": "probe", "model": "digits"}, 400, "is of no model"),
+        ({"kind": "probe", "model": "digits"}, 400, "takes no model"),
         ({"kind": "profile", "model": "nope"}, 404, "unknown model"),
         ({"kind": "trace", "model": "digits", "request": {"runs": 10**9}}, 400, "runs"),
         ({"kind": "trace", "model": "digits", "request": {"what": 1}}, 400, "what"),

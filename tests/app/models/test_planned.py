@@ -1,4 +1,4 @@
-"""Stored plans come into the service of a model that runs, labelled, and drift sees them."""
+"""Stored plans come into service for a running model, are named in replies, and are watched for drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of the inference protocol: whatever comes in, out comes a request or a typed refusal."""
+"""Bodies of the inference protocol: every body is decoded to a request or refused with a typed error."""
 
 import gzip
 import json
@@ -87,17 +87,17 @@ def tensor(**changes: object) -> dict:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "no inference request"),
-        (b"{", "no inference request"),
+        (b"", "not an inference request"),
+        (b"{", "not an inference request"),
         (b"[" * 100_000, "nests deeper than 100"),
-        (b'{"inputs": 3}', "no inference request"),
+        (b'{"inputs": 3}', "not an inference request"),
         (body_of(tensor(datatype="FP31")), "FP31"),
         (body_of(tensor(shape=[-1])), "sizes ≥ 0"),
         (body_of(tensor(shape=[16, 2**60 + 2])), "the limit is"),
         (body_of(tensor(shape=[1] * 100)), "at most 64 sizes"),
         (body_of(tensor(data=[1])), "1 elements"),
         (body_of(tensor(data=1)), "need an array"),
-        (body_of(tensor(data=[[1], [2, 3]])), "no regular array"),
+        (body_of(tensor(data=[[1], [2, 3]])), "not a regular array"),
         (body_of(tensor(data=["a", "b"])), "need float32"),
         (body_of(tensor(datatype="INT8", data=[1, 200])), "range of int8"),
         (body_of(tensor(datatype="INT32", data=[1.5, 2])), "need int32"),
@@ -105,7 +105,7 @@ def tensor(**changes: object) -> dict:
         (body_of(tensor(datatype="BOOL", data=[1, 2])), "true, false"),
         (body_of(tensor(datatype="FP16")), "no JSON form"),
         (body_of(tensor(datatype="BYTES", data=[1, "a"])), "needs strings"),
-        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[NaN]}]}', "no inference request"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[NaN]}]}', "not an inference request"),
         (body_of(tensor(), tensor()), "given twice"),
         (body_of({k: v for k, v in tensor().items() if k != "data"}), "neither data nor"),
         (body_of(tensor(parameters={"binary_data_size": 8})), "both data and"),
@@ -155,7 +155,7 @@ def test_compressed_bodies(pack) -> None:
     with pytest.raises(RequestError) as caught:
         codec.decompress(pack(bytes(10**6)), name, 1000)
     assert caught.value.status == 413
-    with pytest.raises(RequestError, match="cut short"):
+    with pytest.raises(RequestError, match="truncated"):
         codec.decompress(pack(b"abc")[:-2], name, 10)
     with pytest.raises(RequestError):
         codec.decompress(b"plain", name, 10)

@@ -1,4 +1,4 @@
-"""Which coding a reply gets."""
+"""The content coding of a reply."""
 
 import gzip
 import zlib

@@ -1,4 +1,4 @@
-"""The service over a real socket."""
+"""Inference, metadata and errors of the protocol over a real socket."""
 
 import gzip
 import json

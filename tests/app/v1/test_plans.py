@@ -1,4 +1,4 @@
-"""Plans beside each other, and with other choices, over HTTP and from the command line."""
+"""Comparing plans, and what-if plans, over HTTP and from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are uploaded: taken whole and loaded, or refused with nothing left behind."""
+"""Uploaded models: loaded as a whole, or refused with nothing left behind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_name_that_is_taken_is_replaced_only_when_asked(client: httpx.Client, 
     replaced = upload(client, "m", slow_model(2, 8), replace=True)
     assert [tensor["name"] for tensor in replaced.json()["inputs"]] == ["x", "w"]
     refused = upload(client, "echo", DIGITS, replace=True)
-    assert (refused.status_code, "versions of its own" in refused.json()["error"]) == (409, True)
+    assert (refused.status_code, "versions in a folder" in refused.json()["error"]) == (409, True)
     assert {"echo", "m.onnx"} <= set(entries(folder))
 
 

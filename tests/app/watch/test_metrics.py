@@ -1,4 +1,4 @@
-"""Metrics that dashboards know, spans that carry the caller's trace, logs that name the request and its plan."""
+"""Metrics under the names that dashboards use, spans within the caller's trace, logs that name the request and its plan."""
 
 import json
 import re

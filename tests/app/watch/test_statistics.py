@@ -1,4 +1,4 @@
-"""What is told of the answers of the last seconds."""
+"""Live traffic: rates and percentiles of the last seconds."""
 
 from app.watch.statistics import MAX_RECENT, Answer, traffic
 
