@@ -1,1 +1,1 @@
-"""Which way to run each op on each device: plans, the strategy database, sessions. Knows nothing of HTTP."""
+"""The choice of how each op runs on each device: plans, the strategy database, sessions. Knows nothing of HTTP."""

@@ -1,4 +1,4 @@
-"""A loaded model that answers: it follows plans, and keeps an executor for each set of input shapes it meets."""
+"""Sessions: a loaded model that follows plans and keeps an executor for each set of input shapes it meets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULT = "default"  # the plan id of runs that follow none
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """How much a session may hold. executors: sets of input shapes kept ready. arena_bytes: of all of them together."""
+    """Limits of a session. executors: sets of input shapes kept ready. arena_bytes: of all of them together."""
 
     executors: int = 8
     arena_bytes: int = 8 * 2**30

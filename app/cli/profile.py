@@ -27,6 +27,7 @@ from app.cli.console import (
     print_json,
     require_known,
 )
+from app.cli.conventions import names_of, print_conventions
 from app.cli.tables import Column, fitted
 from app.pages.report import write_report
 from graph.formats.registry import read
@@ -66,6 +67,9 @@ def command(
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the per-op table here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write a report here: one file that opens in a browser.")] = None,
+    convention: Annotated[
+        list[str], typer.Option(help="Print the totals that another counter prints, beside ours: thop, fvcore, …, or all.")
+    ] = [],  # noqa: B006  typer reads the default, and nothing changes it
     json: Json = False,
 ) -> None:
     """Count what a model costs: MACs, FLOPs, bytes, parameters and peak memory, per op and in total.
@@ -78,16 +82,22 @@ def command(
     edgewise profile resnet50.onnx --measure --html report.html
     edgewise profile model.onnx --shape x=8,3,224,224 --sort read_bytes
     edgewise profile model.onnx --dim batch=1,2,4,8
+    edgewise profile model.onnx --convention thop --convention fvcore
     """
     shapes, dims = parse_shapes(shape), parse_dims(dim)
     if not measured and (_typed(context, "threads") or plan is not None):
         raise ArgumentError("profile: --threads and --plan need --measure")
+    if convention and (measured or any(len(sizes) > 1 for sizes in dims.values())):
+        raise ArgumentError("profile: --convention needs one size of each dimension, and no --measure")
     if any(len(sizes) > 1 for sizes in dims.values()):
         if measured:
             raise ArgumentError("profile: --measure times one size of each dimension, --dim gives several")
         _print_sweep(sweep.sweep(model, dims, shapes), json)
         return
     sizes = {name: several[0] for name, several in dims.items()}
+    if convention:
+        print_conventions(profile(model, shapes, sizes), names_of(convention), json)
+        return
     key = _sort_key(sort or ("p50_ns" if measured else "flops"), COUNTS + TIMES if measured else COUNTS)
     if measured:
         report = _measure(read(model), shapes, sizes, runs, threads, plan, db, store=store)

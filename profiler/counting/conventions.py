@@ -1,4 +1,4 @@
-"""What other tools that count FLOPs print for the same model: they count by different rules, so every rule has a name.
+"""Counting conventions: the totals that other tools print for the same model. Each tool has its own rules, named here.
 
 Each convention is applied to the exported graph. Where the exporter folded a BatchNormalization into a convolution
 (`OpProfile.folded_norm`), tools that look at the model before its export still see it: it is counted as a node of its own, and

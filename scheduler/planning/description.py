@@ -1,4 +1,4 @@
-"""What runs where no plan was chosen, written as a plan: every op's first candidate, with estimated times."""
+"""Descriptions: the default strategies of a session without a plan, written as a plan with estimated times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe(
     backend: WantedBackend,
     device: DeviceProfile,
 ) -> Plan:
-    """Write down what a session without a plan runs.
+    """Describe the runs of a session without a plan.
 
     Args:    shapes: of the inputs, None = as the model declares them. threads, backend: of the session. device: this machine.
     Returns: a plan whose steps are those that the executor runs, in its order. Nothing was compared for it, and its times are
@@ -80,7 +80,7 @@ def default_strategies(subject: Subject, threads: int) -> dict[str, Strategy]:
 
 
 def _in_numpy(subject: Subject, node: Node, memory: MemoryPlan, threads: int) -> Strategy:
-    """How the executor runs a node that is in no native segment."""
+    """Return how the executor runs a node that is in no native segment."""
     if not is_static(node, subject.specs):
         return Strategy(EXECUTOR, DYNAMIC)
     owners, written = memory.owners, node.outputs[0]

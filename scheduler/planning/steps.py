@@ -23,7 +23,7 @@ Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strateg
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What plans are made from: fresh measurements, and a cost model for all else. dropped: candidates left out, and why."""
+    """The evidence of plans: fresh measurements, and a cost model for all else. dropped: candidates left out, and why."""
 
     known: Known
     model: CostModel

@@ -63,7 +63,7 @@ class StoredPlan:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """How long one strategy took for one signature on one device, by one engine build and one kernel source.
+    """The time of one strategy for one signature on one device, by one engine build and one kernel source.
 
     samples: number of runs in the statistics. measured_us: when, in microseconds of UTC since 1970. load: the workload that was
     timed (`Workload.to_text`); "" where it is not known.

@@ -76,7 +76,7 @@ class ModelSignatureRow(Base):
 
 
 class MeasurementRow(Base):
-    """How long one strategy took for one signature on one device, by one engine build and one kernel source.
+    """The time of one strategy for one signature on one device, by one engine build and one kernel source.
 
     executed_macs, other_flops, moved_bytes: the work that was timed. load: the same work as a cost model sees it
     (`Workload.to_text`), so that one can be fitted without the model; "" where it is not known.

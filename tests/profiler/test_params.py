@@ -104,5 +104,5 @@ def test_integer_initializers_are_no_parameters():
     assert params_of(nodes, {"table": [5, 3]}, {"ids": np.array([0, 2])}).total == 0
 
 
-def test_an_initializer_nobody_reads_is_no_parameter():
+def test_an_initializer_that_no_node_reads_is_not_a_parameter():
     assert params_of([node("Relu", "x", "y")], {"x": [2]}, {"unused": random(7)}).total == 0

@@ -19,7 +19,7 @@ from tests.profiler.traced import traced
 
 @pytest.fixture(scope="module", params=[*HOST_ISAS, None], ids=lambda isa: f"native-{isa.name}" if isa else "numpy")
 def report(request) -> Report:
-    """Of a run in numpy, and of one by every instruction set of this machine: its width decides which calls a step makes."""
+    """A run in numpy, and one by every instruction set of this machine: its width decides which calls a step makes."""
     return traced(small_convnet(), 2, request.param and Native(request.param))
 
 

@@ -49,6 +49,6 @@ class ScriptedExecutor:
 
 
 def scripted(script: Iterable[tuple[Sequence[int], int]], batch: int = 1) -> ScriptedExecutor:
-    """Of the small convnet: eleven steps."""
+    """A trace of the small convnet: eleven steps."""
     graph = read(small_convnet()).graph
     return ScriptedExecutor(graph, propagate(graph, bind(graph, dims={"batch": batch})), script)

@@ -70,7 +70,7 @@ def test_arms_within_one_percent_are_a_tie():
     assert found.gain_ns == 0
 
 
-def test_too_few_runs_put_nobody_out():
+def test_too_few_runs_eliminate_no_arm():
     found = contest("a", ["one", "other"])
     found.arms[0].add([1000] * (MIN_SAMPLES - 1))
     found.arms[1].add([2000] * (MIN_SAMPLES - 1))

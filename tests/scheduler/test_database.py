@@ -182,7 +182,7 @@ def test_write_waits_for_the_other_writer(tmp_path):
         assert len(store.devices.page().items) == 1
 
 
-def _as_nobody(action):
+def _as_another_user(action):
     """Run in a child that is not root, for root may write anywhere. Returns the name of what was raised, and its message."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -218,7 +218,7 @@ def test_read_only_file_is_named(open_folder):
         store.devices.save(DEVICE)
     path.chmod(0o444)
     open_folder.chmod(0o555)
-    raised = _as_nobody(lambda: Store(f"sqlite:///{path}").devices.save(DEVICE))
+    raised = _as_another_user(lambda: Store(f"sqlite:///{path}").devices.save(DEVICE))
     open_folder.chmod(0o755)
     assert raised.startswith("StoreReadOnlyError")
     assert "store.db" in raised
@@ -227,7 +227,7 @@ def test_read_only_file_is_named(open_folder):
 
 def test_folder_that_cannot_be_written_is_named(open_folder):
     open_folder.chmod(0o555)
-    raised = _as_nobody(lambda: Store(f"sqlite:///{open_folder / 'deep' / 'store.db'}"))
+    raised = _as_another_user(lambda: Store(f"sqlite:///{open_folder / 'deep' / 'store.db'}"))
     open_folder.chmod(0o755)
     assert raised.startswith("StoreReadOnlyError")
     assert "--db" in raised

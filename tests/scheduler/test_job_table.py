@@ -1,4 +1,4 @@
-"""Jobs in the database: taken once, kept by whoever lives, lost with nobody."""
+"""Jobs in the database: taken once, kept by a worker that renews its lease, and not lost with one that dies."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_silent_worker_loses_its_job_to_the_next(store):
     store.jobs.finish(number, second.lease, "done")
 
 
-def test_a_silent_worker_keeps_a_job_that_nobody_took(store):
+def test_a_silent_worker_keeps_a_job_that_no_other_took(store):
     number = store.jobs.add("probe", D).id
     claim = store.jobs.claim(D, "w", 0.0)
     store.jobs.sweep()

@@ -84,7 +84,7 @@ def test_lookup_goes_through_an_index(store, lookup):
 
 
 def test_a_page_of_a_device_begins_at_its_cursor(store):
-    """Of two columns that are compared together, SQLite looks at the first alone, and reads all that is newer."""
+    """For two columns compared as a pair SQLite uses the first alone, and reads all newer rows."""
     lines = [line for line, _ in plans_of(store, lambda s: s.measurements.page(HERE, device=DEVICE.fingerprint, cursor="5"))]
     bound = "(device_id=? AND id<?)" if store.label.startswith("sqlite") else "ROW(device_id, id) < ROW"
     assert any(bound in line for line in lines), lines
@@ -127,7 +127,7 @@ def plans_of(store, lookup):
 def explained(connection: sa.Connection, statement: str, parameters: Any) -> list[str]:
     if connection.dialect.name == "sqlite":
         return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-    # On a handful of rows PostgreSQL reads the table whatever the index; this asks whether it could do without.
+    # On a handful of rows PostgreSQL reads the table and not the index; this asks whether it could use the index.
     for setting in (
         "enable_seqscan",
         "enable_sort",

@@ -41,7 +41,7 @@ def test_equals_stand_side_by_side() -> None:
     assert [item.efficient for item in tradeoffs([card(10, 0.1), card(10, 0.1)])] == [True, True]
 
 
-def test_a_stale_plan_beats_nobody_and_another_device_neither() -> None:
+def test_neither_a_stale_plan_nor_one_of_another_device_beats_a_plan() -> None:
     assert front(card(1, 0.1, stale="old"), card(1, 0.1, device="b" * 16), card(10, 0.2)) == [False, True, True]
 
 

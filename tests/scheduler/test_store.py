@@ -378,7 +378,7 @@ def test_the_best_strategy_is_the_fastest_fresh_one(store):
             measurement(strategy=fast, min_ns=2.0, p50_ns=2.0, kernel_source="0ddba11f"),
         ]
     )
-    assert best_of(store, signature=key("Conv(f32[1])")) == (310.0, True)  # its fastest run is, whatever kept its median up
+    assert best_of(store, signature=key("Conv(f32[1])")) == (310.0, True)  # by its fastest run, although its median is higher
 
 
 def test_the_best_strategy_of_an_older_build_is_labelled(store):

@@ -1,4 +1,4 @@
-"""Tuning for real: small models, tiny budgets; what is measured is kept, whoever dies when. Speed is never asserted."""
+"""Tuning of small models with tiny budgets: measurements survive a killed process. Speed is never asserted."""
 
 from __future__ import annotations
 
