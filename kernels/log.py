@@ -1,4 +1,4 @@
-"""What the engine says while it goes on working: warnings, and with EDGEWISE_DEBUG what it chose and made. Errors are raised."""
+"""Messages of the engine while it works: warnings, and with EDGEWISE_DEBUG its choices and its code. Errors are raised."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASSEMBLY: Final = 4  # its assembly, as a file
 
 
 def warn(event: str, **facts: object) -> None:
-    """Log a warning with its facts. structlog is loaded when there is one: with what it brings it takes 12 MB."""
+    """Log a warning with named values. structlog is imported with the first warning, since it takes 12 MB of memory."""
     import structlog  # noqa: PLC0415
 
     structlog.get_logger("edgewise.engine").warning(event, **facts)

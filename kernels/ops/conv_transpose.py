@@ -17,7 +17,7 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import MAX_TAPS, Ints, Sliding, Window, sizes_of
 
-_MOST_PIXELS = 2**40  # no memory holds more; strides alone could ask for it
+_MOST_PIXELS = 2**40  # more than any memory holds; large strides could require it
 
 
 def geometry(
@@ -28,7 +28,7 @@ def geometry(
     output_shape: Ints = None,
     **attrs: Any,
 ) -> Window:
-    """The window of the convolution that this one is the transpose of: it slides over y and takes x's places."""
+    """The window of the convolution whose transpose this is: it slides over y, and its places are the elements of x."""
     places, kernel = x.shape[2:], w.shape[2:]
     rank, sliding = len(places), Sliding.of(attrs)
     stride, dilation = sliding.steps("ConvTranspose", rank)

@@ -16,9 +16,9 @@ from kernels.spec import FLOATS, Array, Spec
 
 
 def _order(rank: int, batch: int, last: int) -> list[int]:
-    """The axes as MatMul wants them: `batch` says that rows (or the inner axis) come first, `last` that the last two are swapped.
+    """Return the axes in MatMul's order: with `batch` the rows or inner axis come first, with `last` the last two are swapped.
 
-    A vector has nothing to turn.
+    A vector is left as it is.
     """
     axes = list(range(rank))
     if batch and rank > 2:

@@ -64,7 +64,7 @@ def run(
 
 
 def mixes_rows(call: Application) -> str:
-    """The rows of A stay apart where B is free of the batch, and C is too or has rows of its own."""
+    """Rows of A stay apart where B does not depend on the batch, and C does not either or has rows of its own."""
     a, b, c = call.input(0), call.input(1), call.input(2)
     if a is None or not a.is_rows or call.attrs["transA"] or b is None or not b.is_free:
         return "rows are multiplied with one another"

@@ -34,7 +34,7 @@ def _largest(x: Array) -> int:
 
 
 def _exact(terms: int, a: Array, b: Array) -> tuple[DType, bool]:
-    """The float in which sums of so many products are exact, and whether they may leave int32."""
+    """Return the float type in which sums of that many products are exact, and whether they may exceed int32."""
     bound = terms * _largest(a) * _largest(b)
     return np.dtype(np.float32 if bound <= 1 << _SINGLE_BITS else np.float64), bound >= 1 << _INT32_BITS
 
@@ -44,13 +44,13 @@ def _as_int32(y: Array, sums: Array, wraps: bool) -> None:
 
 
 def _multiply(a: Array, b: Array) -> tuple[Array, bool]:
-    """Their matrix product, exact, in float32 or float64 BLAS: it is ten times as fast as numpy's integers."""
+    """Return the exact matrix product, by BLAS in float32 or float64, which is ten times as fast as numpy's integers."""
     kind, wraps = _exact(a.shape[-1], a, b)
     return evaluate(matmul.MATMUL, (a.astype(kind), b.astype(kind)), {})[0], wraps
 
 
 def _convolve(x: Array, w: Array, attrs: dict[str, Any]) -> tuple[Array, bool]:
-    """Their convolution, exact; the padding is the zero point, which is 0 by now."""
+    """Return the exact convolution. The padding is the zero point, which is subtracted already: 0."""
     kind, wraps = _exact(math.prod(w.shape[1:]), x, w)
     return evaluate(conv.CONV, (x.astype(kind), w.astype(kind)), attrs)[0], wraps
 

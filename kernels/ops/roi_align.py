@@ -15,7 +15,7 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 
 _MOST_BINS = 65_536  # an axis
-_MOST_POINTS = 4096  # a bin and axis: a region that asks for more is no region of a feature map
+_MOST_POINTS = 4096  # per bin and axis: a region that needs more does not belong to a feature map
 
 
 def infer(
