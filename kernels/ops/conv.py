@@ -50,7 +50,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> Cost:
-    """MACs: outputs · (c / group) · taps, padding not deducted. Bias: one addition an output."""
+    """MACs: outputs · (c / group) · taps, padding not deducted. Bias: one addition per output."""
     return Cost(macs=out[0].elements * (w.elements // max(w.shape[0], 1)), other_flops=out[0].elements if b is not None else 0)
 
 

@@ -97,7 +97,7 @@ def _later(plan: _Plan, after: int) -> set[str]:
 
 
 def cost(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> Cost:
-    """MACs: for every product of two, in order, the sizes of all their indices multiplied. One input: an addition an element."""
+    """MACs: for every product of two, in order, the sizes of all their indices multiplied. One input: 1 per element."""
     plan = _plan(equation, [spec.shape for spec in inputs])
     if len(inputs) == 1:
         return Cost(other_flops=0 if set(plan.output) == set(plan.inputs[0]) else inputs[0].elements)

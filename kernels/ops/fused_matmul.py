@@ -42,7 +42,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], a: Spec, b: Spec, **attrs: Any) -> Cost:
-    """MACs: outputs · k. Scaling by alpha ≠ 1: one an output."""
+    """MACs: outputs · k. Scaling by alpha ≠ 1: one per output."""
     inner = _turned(a, attrs["transBatchA"], attrs["transA"]).shape[-1]
     return Cost(macs=out[0].elements * inner, other_flops=out[0].elements * (attrs["alpha"] != 1))
 

@@ -33,7 +33,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], a: Spec, b: Spec, c: Spec | None = None, **attrs: Any) -> Cost:
-    """MACs: m · n · k. Scaling by alpha ≠ 1, scaling C by beta ≠ 1 and adding C: one each an output."""
+    """MACs: m · n · k. Scaling by alpha ≠ 1, scaling C by beta ≠ 1 and adding C: one per output each."""
     passes = (attrs["alpha"] != 1) + (c is not None) + (c is not None and attrs["beta"] != 1)
     return Cost(macs=out[0].elements * a.shape[0 if attrs["transA"] else 1], other_flops=passes * out[0].elements)
 

@@ -48,7 +48,7 @@ def infer_concat(*inputs: Spec | None, axis: int) -> Spec:
 
 
 def run_concat(out: tuple[Array, ...], *inputs: Array, axis: int) -> None:
-    """One copy an input."""
+    """One copy per input."""
     np.concatenate(inputs, axis, out=out[0])
 
 

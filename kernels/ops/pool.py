@@ -120,7 +120,7 @@ def infer_global(x: Spec) -> Spec:
 
 
 def cost_global(out: tuple[Spec, ...], x: Spec) -> Cost:
-    """One operation an input element: the last of the additions is the division (or comparisons all through)."""
+    """One operation per input element: the last of the additions is the division (or comparisons all through)."""
     return Cost(other_flops=x.elements)
 
 

@@ -265,7 +265,7 @@ def _cost(cell: Cell) -> Callable[..., Cost]:
         per_unit = cell.unit_flops + (cell.gates if b is not None else 0) + (6 if p is not None else 0)
         return Cost(macs=units * cell.gates * (x.shape[2] + out[0].shape[-1]), other_flops=units * per_unit)
 
-    biases = f"{cell.gates} a bias" + (", 6 peepholes" if "p" in cell.inputs else "")
+    biases = f"{cell.gates} for biases" + (", 6 for peepholes" if "p" in cell.inputs else "")
     cost.__doc__ = f"MACs: {cell.gates} · (inputs + hidden) for each hidden unit and step. Others: {cell.counted}; {biases}."
     return cost
 

@@ -87,7 +87,7 @@ def infer_skip_simplified(
 def cost_skip_layer(
     out: tuple[Spec, ...], x: Spec, skip: Spec, gamma: Spec, beta: Spec | None = None, bias: Spec | None = None, **attrs: Any
 ) -> Cost:
-    """7 per element: add skip, sum, subtract the mean, square, sum, multiply by the inverse deviation, scale; 1 a bias."""
+    """7 per element: add skip, sum, subtract the mean, square, sum, multiply by the inverse deviation, scale; 1 for a bias."""
     return Cost(other_flops=(7 + (beta is not None) + (bias is not None)) * x.elements)
 
 

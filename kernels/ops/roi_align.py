@@ -48,7 +48,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], x: Spec, *inputs: Spec, **attrs: Any) -> Cost:
-    """8 per sampling point (4 multiplications, 3 additions, pooling); where the regions set their number, one point an output."""
+    """8 per sampling point (4 multiplications, 3 additions, pooling); one point per output where regions decide."""
     return Cost(other_flops=8 * out[0].elements * max(attrs["sampling_ratio"], 1) ** 2)
 
 

@@ -29,7 +29,7 @@ def cost_each(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs: Any
 
 
 def run_nonzero(out: tuple[Array, ...], x: Array) -> None:
-    """One row of coordinates an axis, in row-major order."""
+    """One row of coordinates per axis, in row-major order."""
     for row, coordinates in zip(out[0], np.nonzero(np.atleast_1d(x)), strict=True):
         row[:] = coordinates
 
