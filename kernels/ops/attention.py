@@ -148,7 +148,7 @@ def cost(
     nonpad_kv_seqlen: Spec | None = None,
     **attrs: Any,
 ) -> Cost:
-    """MACs: scores · (head + value head), masked ones included. Others: 1 per element of q; 5 per score, 1 for a bias, 3 for a cap."""
+    """MACs: scores · (head + value head), masked ones included. Others: 1 per q; 5 per score, 1 for a bias, 3 for a cap."""
     n = _sizes(q, k, v, past_key, attrs["q_num_heads"], attrs["kv_num_heads"])
     scores = n.batch * n.q_heads * n.q_length * n.total
     each = 5 + _biased(attn_mask, nonpad_kv_seqlen, attrs) + 3 * (attrs["softcap"] > 0)
