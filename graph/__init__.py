@@ -1,1 +1,1 @@
-"""Models as data: IR, ONNX reader, shape propagation, rewrite passes, memory plan, executor. Knows nothing of devices."""
+"""Models as data: intermediate representation, file formats, shapes, rewrite passes, memory plan, executor. Knows no devices."""

@@ -18,12 +18,12 @@ from kernels.errors import EdgewiseError
 from kernels.registry import find
 from kernels.spec import Array, Spec
 
-_SIZES = (5, 7)  # two batch sizes that no model fixes by chance in both places
+_SIZES = (5, 7)  # two batch sizes that no model has as fixed sizes by chance
 
 
 @dataclass(frozen=True, slots=True)
 class _Proof:
-    """What is known so far.
+    """The state of the proof.
 
     small, large: the specs of all values at both batch sizes. contents: how each value that was reached depends on the batch.
     """
@@ -61,7 +61,7 @@ def mixes_rows(graph: Graph, row_shapes: Mapping[str, tuple[int, ...]]) -> str:
             return f"{reason} (node {node.name!r}, {node.op})"
     for port in graph.outputs:
         if proof.contents[port.name] is not Content.ROWS or not proof.leads(port.name):
-            return f"output {port.name!r}: axis 0 is not the batch's"
+            return f"output {port.name!r}: axis 0 is not the batch"
     return ""
 
 
@@ -71,7 +71,7 @@ def _declared(graph: Graph) -> str:
         return "it has no inputs"
     for port in (*graph.inputs, *graph.outputs):
         if not port.dims or isinstance(port.dims[0], int):
-            return f"{port}: axis 0 is not open"
+            return f"{port}: axis 0 has a fixed size, need a dynamic dimension"
     names = {dim for dim in map(_lead, graph.inputs) if isinstance(dim, str)}
     return f"inputs lead with different dimensions, {', '.join(sorted(names))}" if len(names) > 1 else ""
 

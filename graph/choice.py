@@ -1,4 +1,4 @@
-"""How one node is to be computed."""
+"""The choice of how to compute one node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Backend = Literal["numpy", "native"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Choice:
-    """A kernel of numpy by its name, or a native algorithm with its parameters, sorted by name: ("tile", "6x4")."""
+    """How to compute one node: a numpy kernel by name, or a native algorithm with its parameters.
+
+    params: (name, value) pairs in order of their names, such as ("tile", "6x4").
+    """
 
     backend: Backend
     algorithm: str
@@ -21,5 +24,5 @@ class Choice:
         return f"{self.backend}/{self.algorithm}{params}"
 
     def param(self, name: str) -> str | None:
-        """The value of a parameter, or None where it is left to the rule."""
+        """The value of a parameter; None where the native rule decides it."""
         return dict(self.params).get(name)

@@ -1,7 +1,7 @@
-"""If, Loop and Scan: what they do with arrays, given a way to run a body.
+"""If, Loop and Scan on arrays, given a function that runs a body.
 
-The executor runs bodies as programs of their own, the tests' interpreter node after node; both call `run_control_flow`.
-Every array it returns is new or comes from a body: never one of the node's own inputs, whose memory is the caller's to reuse.
+Both the executor, which prepares bodies as graphs of their own, and the tests' interpreter call `run_control_flow`. Every array
+it returns is new or comes from a body. It never returns an input of the node, whose memory the caller may reuse.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _if(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> list[A
 
 
 def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
-    """Carried values, then what every round stacked. Ends at the trip count or when the condition turns false."""
+    """Return the carried values, then the stacked outputs. Ends at the trip count or when the condition turns false."""
     body = _body(node, "body")
     trips, condition, *initial = [*inputs, None, None][: max(2, len(inputs))]
     limit = None if trips is None else int(_scalar(trips, "Loop: trip count"))
@@ -57,7 +57,7 @@ def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
     trip = 0
     while going and (limit is None or trip < limit):
         if trip == MAX_ITERATIONS:
-            raise LimitError(f"Loop: still going after {MAX_ITERATIONS} rounds, the limit")
+            raise LimitError(f"Loop: still running after {MAX_ITERATIONS} iterations, the limit")
         again, *made = run_body(body, [np.array(trip, np.int64), np.array(going), *carried])
         going, carried = bool(_scalar(again, "Loop: condition of its body")), made[: len(carried)]
         for stack, array in zip(stacks, made[len(carried) :], strict=True):
@@ -68,7 +68,7 @@ def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
 
 
 def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
-    """State values, then the stacked outputs, along the axes and in the directions the attributes say (opset 9 and newer)."""
+    """Return the states, then the outputs stacked along the axes and in the directions of the attributes (opset 9 and newer)."""
     body, scanned = _body(node, "body"), int(node.attrs.get("num_scan_inputs", 0))
     arrays = _present(inputs, node)
     if not 0 < scanned <= len(arrays):
@@ -105,7 +105,7 @@ def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
 
 
 class _Stack:
-    """What a body's output was, round after round."""
+    """Collects one output of a body over all iterations."""
 
     def __init__(self, port: Port) -> None:
         self.port = port
@@ -113,20 +113,19 @@ class _Stack:
         self.nbytes = 0
 
     def add(self, array: Array) -> None:
-        """Remember one round's array. Raises ShapeError when it differs from the first, LimitError past MAX_VALUE_BYTES."""
+        """Append one iteration's array. Raises ShapeError where it differs from the first, LimitError past MAX_VALUE_BYTES."""
         if self.arrays and (array.shape, array.dtype) != (self.arrays[0].shape, self.arrays[0].dtype):
-            raise ShapeError(
-                f"{self.port.name}: shape {array.shape} in round {len(self.arrays)}, need {self.arrays[0].shape} as in round 0"
-            )
+            need = f"need {self.arrays[0].shape} as in iteration 0"
+            raise ShapeError(f"{self.port.name}: shape {array.shape} in iteration {len(self.arrays)}, {need}")
         self.nbytes += array.nbytes
         if self.nbytes > MAX_VALUE_BYTES:
             raise LimitError(
-                f"{self.port.name}: {self.nbytes} bytes after {len(self.arrays)} rounds, the limit is {MAX_VALUE_BYTES}"
+                f"{self.port.name}: {self.nbytes} bytes after {len(self.arrays)} iterations, the limit is {MAX_VALUE_BYTES}"
             )
         self.arrays.append(array)
 
     def joined(self, axis: int, *, backward: bool = False) -> Array:
-        """All rounds along a new axis; without any, the dimensions that the body declares, 0 where it leaves one open."""
+        """Stack all iterations along a new axis. With no iteration, the shape is the declared one, 0 for each open dimension."""
         arrays = self.arrays[::-1] if backward else self.arrays
         if not arrays:
             dims = [dim if isinstance(dim, int) else 0 for dim in self.port.dims or ()]
@@ -158,7 +157,7 @@ def _present(arrays: Sequence[Array | None], node: Node) -> list[Array]:
 
 
 def _per_item(node: Node, name: str, count: int) -> tuple[int, ...]:
-    """An attribute with one integer for each input or output; zeros where it is left out."""
+    """Return an attribute that holds one integer per input or output; zeros where it is absent."""
     values = tuple(node.attrs.get(name) or (0,) * count)
     if len(values) != count:
         raise AttributeValueError(f"{node.op}: {name} has {len(values)} values, need {count}")

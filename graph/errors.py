@@ -1,11 +1,11 @@
-"""What can be wrong with a model file or with what it is fed; the tree above these is in `kernels/errors.py`.
+"""Errors of model files and of the inputs given to a run. Their base classes are in `kernels/errors.py`.
 
 InvalidError
 ├── ModelError            the model breaks a rule
-│   ├── CorruptModelError     the bytes are no model of a format that is read, or contradict themselves
-│   ├── LimitError            it is valid and larger than an explicit limit
+│   ├── CorruptModelError     the bytes are not a valid model of any known format
+│   ├── LimitError            the model is larger, or runs longer, than an explicit limit allows
 │   ├── UnsafePathError       external data lies outside the model's folder
-│   └── CyclicGraphError      the nodes have no order in which they can run
+│   └── CyclicGraphError      nodes depend on one another in a cycle
 └── FeedError             the arrays given to a run do not fit the model's inputs
 """
 
@@ -19,7 +19,7 @@ class ModelError(InvalidError):
 
 
 class CorruptModelError(ModelError):
-    """The bytes are no model of a format that is read, or contradict themselves."""
+    """The bytes are not a valid model of any known format."""
 
 
 class LimitError(ModelError):
@@ -31,7 +31,7 @@ class UnsafePathError(ModelError):
 
 
 class CyclicGraphError(ModelError):
-    """The nodes have no order in which they can run."""
+    """Nodes depend on one another in a cycle."""
 
 
 class FeedError(InvalidError):

@@ -1,8 +1,8 @@
-"""The intermediate representation: a model is values named by strings and nodes between them, all of it immutable.
+"""The intermediate representation of models: nodes that read and write values, which are named by strings. It is immutable.
 
-A `Graph` is in topological order, every value has one producer (SSA), and a rewrite pass returns a new one. Shapes are no
-part of it: `graph.shapes.propagate` computes a `Spec` for every value once the dynamic dimensions are bound, so one graph
-serves every batch size.
+A `Graph` is in topological order, and every value has one producer (SSA). A rewrite pass returns a new graph. Shapes are not
+part of a graph: `graph.shapes.propagate` computes a `Spec` for every value once the dynamic dimensions are bound, so that one
+graph serves every batch size.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from graph.mapped import MappedFile
 from kernels.spec import Array, DType, Spec
 
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor itself: their bodies are graphs, which ops know nothing of
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor, since their bodies are graphs
 
-SEGMENT = "edgewise.Segment"  # the op of a node that stands for a native segment: the executor runs it, ops know nothing of it
+SEGMENT = "edgewise.Segment"  # the op of a node that stands for a native segment, which the executor runs
 
 Dim = int | str | None  # a size, a named dynamic dimension, or an anonymous dynamic one
-Specs = Mapping[str, Spec | None]  # None: a shape that only run-time values decide
+Specs = Mapping[str, Spec | None]  # None: the shape depends on values that only a run knows
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A graph input or output as the model declares it. `dims` is None where even the rank is open."""
+    """A graph input or output as the model declares it. dims: None where even the rank is unknown."""
 
     name: str
     dtype: DType
@@ -40,9 +40,9 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """An elementwise op computed in place on a node's output 0, before anybody reads it.
+    """An elementwise op that is fused to a node: computed in place on the node's output 0 before any other node reads it.
 
-    `inputs` are the op's inputs in order; the empty string marks the place of the node's own output.
+    inputs: of the op, in order; the empty string stands for the node's own output. origin: name of the ONNX node.
     """
 
     op: str
@@ -57,7 +57,7 @@ class Node:
 
     name: unique in its graph. op: registry name. inputs/outputs: value names, "" = absent.
     attrs: bound attributes (defaults filled in); subgraphs of If/Loop/Scan are `Graph` values among them.
-    epilogue: what is fused behind it. origins: names of the ONNX nodes it stands for, itself first.
+    epilogue: elementwise ops fused to it, in order. origins: names of the ONNX nodes it stands for, its own first.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Node:
     origins: tuple[str, ...] = ()
 
     def reads(self) -> Iterator[str]:
-        """Every value it reads: its inputs, its epilogue's, and what its subgraphs capture from outside."""
+        """Yield every value it reads: its inputs, those of its epilogue, and values that its subgraphs capture from outside."""
         yield from (name for name in self.inputs if name)
         for fused in self.epilogue:
             yield from (name for name in fused.inputs if name)
@@ -77,11 +77,11 @@ class Node:
             yield from graph.captures()
 
     def writes(self) -> Iterator[str]:
-        """Every value it produces."""
+        """Yield every value it writes."""
         yield from (name for name in self.outputs if name)
 
     def subgraphs(self) -> Iterator[Graph]:
-        """The graphs among its attributes."""
+        """Yield the graphs among its attributes."""
         yield from (value for value in self.attrs.values() if isinstance(value, Graph))
 
 
@@ -89,8 +89,8 @@ class Node:
 class Graph:
     """A whole model, or the body of an If, Loop or Scan.
 
-    constants: value name -> array; initializers and folded constants alike. outputs are Ports: their dtype and dims are what
-    the model declares, `propagate` says what they are.
+    constants: value name -> array, both initializers and folded constants. outputs: with the dtypes and dims that the model
+    declares; `propagate` computes the real ones.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Graph:
     constants: Mapping[str, Array]
 
     def captures(self) -> set[str]:
-        """Values a subgraph reads from the graphs around it."""
+        """Return the values that a subgraph reads from the graphs around it."""
         own = {port.name for port in self.inputs} | set(self.constants)
         own.update(value for node in self.nodes for value in node.writes())
         read = {value for node in self.nodes for value in node.reads()} | {port.name for port in self.outputs}
@@ -109,10 +109,11 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A graph and where it came from. `digest` is the SHA-256 of the model's bytes, external data included.
+    """A graph and where it came from.
 
-    initializers: names of the constants that the file stores as initializers, subgraphs' included; the outputs of its
-    Constant nodes are constants too, but not among them. files: that large constants are mapped from.
+    digest: SHA-256 of the model's bytes, external data included. source: file name, or "<bytes>" and the like. nbytes: size with
+    external data. initializers: names of the constants that the file stores as initializers, including those of subgraphs but
+    not the outputs of Constant nodes. files: the files that large constants are mapped from.
     """
 
     graph: Graph

@@ -1,21 +1,21 @@
-"""How much a model may be: every bound that reading one enforces, in one place."""
+"""The limits that a model must keep to when it is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Self
 
-PROTOBUF_BYTES: Final = 2**31 - 1  # protobuf itself stops there
+PROTOBUF_BYTES: Final = 2**31 - 1  # the limit of protobuf itself
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model past any of these is refused with LimitError, naming the value and the limit.
+    """Limits of a model. Reading raises LimitError with the value and the limit where one is exceeded.
 
-    model_bytes: the protobuf. external_bytes: all external data together.
-    nodes: of all graphs together, after model-local functions are inlined. depth: subgraphs within subgraphs.
-    function_depth: model-local functions that call one another.
-    tensor_elements: of one tensor. rank: dimensions of one tensor. list_length: of one attribute.
+    model_bytes: size of the file without external data. external_bytes: size of all external data.
+    nodes: of all graphs together, after model-local functions are inlined. depth: nesting of subgraphs.
+    function_depth: nesting of calls of model-local functions.
+    tensor_elements, rank: of one tensor. list_length: elements of one attribute.
     text_length: characters of one name, or bytes of one text attribute.
     """
 
@@ -31,5 +31,5 @@ class Limits:
 
     @classmethod
     def of_bytes(cls, model_bytes: int) -> Self:
-        """Of a model whose file and external data may each be that large."""
+        """Return the limits of a model whose file and external data may each have `model_bytes`."""
         return cls(model_bytes=min(model_bytes, PROTOBUF_BYTES), external_bytes=model_bytes)

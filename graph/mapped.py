@@ -1,9 +1,9 @@
-"""Weights that stay in their file: mapped into memory when they are read, and let go of once they are packed.
+"""Weights that stay in their file: mapped into memory when they are read, and released once they are packed.
 
-A mapped array is an ordinary read-only numpy array. Its pages cost memory only while somebody looks at them, so a model that
-runs natively holds its weights once, as kernels read them. Nothing that runs inferences reads a mapping: the numpy steps of a
-program get copies (`resident`). For reading it later, when a session meets new shapes, the file must be as it was
-(`require_unchanged`); one that is replaced by a new file under the same name is, since the mapping keeps the old one.
+A mapped array is an ordinary read-only numpy array whose pages take memory only while they are read. A model that runs natively
+therefore holds its weights once, packed for the kernels. Inferences never read a mapping: numpy steps get copies (`resident`). A
+session that meets new shapes reads the mapping again, so the file must not have been written to (`require_unchanged`). Replacing
+it by a new file of the same name is allowed, since the mapping keeps the old file.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LEAST_BYTES = 64 << 10  # smaller tensors are copied: a page would hold several
 
 
 class MappedFile:
-    """A file mapped read-only. It and the arrays made of it keep the mapping alive."""
+    """A file mapped read-only. The mapping lives as long as this object or an array of it."""
 
     def __init__(self, descriptor: int, name: str) -> None:
-        """Map an open file, which must not be empty; the descriptor may be closed after."""
+        """Map an open file, which must not be empty. The descriptor may be closed afterwards."""
         self.name = name
         self._descriptor = os.dup(descriptor)
         self._status = _state(self._descriptor)
@@ -36,7 +36,7 @@ class MappedFile:
             os.close(self._descriptor)
 
     def array(self, offset: int, spec: Spec, subject: str) -> Array:
-        """A tensor that lies in the file. Raises CorruptModelError where it does not."""
+        """Return the tensor of that spec at `offset`. Raises CorruptModelError where it reaches over the end of the file."""
         if offset + spec.nbytes > len(self.map):
             have = f"{self.name} has {len(self.map)} bytes"
             raise CorruptModelError(f"model: {spec} at byte {offset} does not lie in its file, {have} ({subject})")
@@ -44,12 +44,12 @@ class MappedFile:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the file is as it was when it was mapped."""
+        """Whether the file has not been written to since it was mapped."""
         return _state(self._descriptor) == self._status
 
 
 class _Map(mmap.mmap):
-    """A mapping that knows where it lies, and which copies of its parts there are."""
+    """A mapping with its address (`start`) and the copies of its parts that are alive."""
 
     start: int
     copies: WeakValueDictionary[object, Array]
@@ -62,14 +62,14 @@ class _Map(mmap.mmap):
 
 
 def require_unchanged(files: Iterable[MappedFile]) -> None:
-    """Raise CorruptModelError naming a file that was written to since it was mapped: its weights are not the model's any more."""
+    """Raise CorruptModelError with the name of a file that was written to since it was mapped."""
     for file in files:
         if not file.is_unchanged:
             raise CorruptModelError(f"model: its file was written to since it was read, load it again ({file.name})")
 
 
 def release(array: Array) -> None:
-    """Give back the memory behind a mapped array without gaps; whoever reads it again reads the file. Nothing for any other."""
+    """Free the memory of a contiguous mapped array; the next access reads the file again. Other arrays are left alone."""
     whole = array.flags.c_contiguous or array.flags.f_contiguous
     if whole and (found := _map_of(array)) is not None and hasattr(mmap, "MADV_DONTNEED"):
         low, high = (edge - found.start for edge in np.lib.array_utils.byte_bounds(array))
@@ -78,7 +78,7 @@ def release(array: Array) -> None:
 
 
 def resident(array: Array) -> Array:
-    """The array in memory of this process: itself, or the one copy of a mapped one that is alive."""
+    """Return the array itself, or for a mapped one a copy in memory; copies of one array are shared while they are alive."""
     found = _map_of(array)
     if found is None:
         return array
@@ -92,7 +92,7 @@ def resident(array: Array) -> Array:
 
 
 def identity(array: Array) -> object | None:
-    """What tells a mapped array from every other as long as it lives: where it lies, and as what; None for any other."""
+    """Return a key that is unique among living mapped arrays (address, shape, dtype); None for any other array."""
     found = _map_of(array)
     if found is None:
         return None

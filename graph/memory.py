@@ -1,11 +1,12 @@
-"""The memory plan: where every value of a run lives.
+"""The memory plan: where every value of a run is stored.
 
-Intermediate values and node workspaces share one arena, placed so that no two that are alive at once overlap. Outside of it
-are graph inputs and constants (somebody else's memory, never written), graph outputs (allocated anew by every run, for they
-become the caller's), and whatever only a run can size: outputs of data-dependent and control-flow nodes, and strings.
+Intermediate values and node workspaces share one arena, placed such that no two that are alive at the same time overlap. Other
+values are stored outside of it: graph inputs and constants, which are never written; graph outputs, which every run allocates,
+since they become the caller's; and values whose size only a run knows, which are outputs of data-dependent and control-flow
+nodes, and strings.
 
 Values share storage in two ways. A view (Reshape, Squeeze…) is its input's memory under another shape. An elementwise op
-writes over an input of equal spec that nobody reads afterwards.
+overwrites an input of equal spec that no later node reads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Kind = Literal["arena", "output", "input", "constant"]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Bytes offset_bytes … offset_bytes + nbytes of the arena, held from step `first` to step `last`, both included."""
+    """A range of the arena: `nbytes` bytes from `offset_bytes` on, held from step `first` to step `last`, both included."""
 
     offset_bytes: int
     nbytes: int
@@ -36,8 +37,8 @@ class Placement:
 class Held:
     """Activation memory that one value takes from step `first` to step `last`, both included.
 
-    What is held in one step is held at one moment of it (`held_by_step`): it adds up, and no two overlap.
-    name: of the value it was made for, where several share it. offset_bytes: in the arena; None for graph inputs and outputs.
+    All that is held in one step is held at one moment of it (`held_by_step`), so sizes may be added and ranges do not overlap.
+    name: of the value; of the first one where several share storage. offset_bytes: in the arena, None outside of it.
     """
 
     name: str
@@ -49,10 +50,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is alive while one step runs.
+    """The memory that is alive while one step runs.
 
     live_bytes: in the arena, the step's workspace included. outside_bytes: graph inputs, and graph outputs written so far.
-    values: the arena values alive.
+    values: names of the arena values alive.
     """
 
     node: str
@@ -63,14 +64,14 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where every value lives.
+    """Where every value of a run is stored.
 
-    placements: every value of the arena; those that share storage have one placement. workspaces: the same by node name.
-    owners: value -> the value whose storage it shares (itself when it has its own), whatever kind of memory that is;
-    values that only a run can size are absent. returned: owners of storage that holds a graph output.
-    arena_bytes: what this plan needs. lower_bound_bytes: what any plan with this sharing needs, the most that is alive at
-    once. peak_bytes: the most alive at once with graph inputs and outputs. order: the placement order that won. held: every
-    storage that takes activation memory, workspaces left out.
+    placements: of every value in the arena; values that share storage have the same one. workspaces: placements by node name.
+    owners: value -> the value whose storage it uses (itself when it has its own), in the arena or outside; values whose size only
+    a run knows are absent. returned: owners of storage that holds a graph output.
+    arena_bytes: size of the arena. lower_bound_bytes: the most bytes alive at once, which no placement can undercut.
+    peak_bytes: the most bytes alive at once, graph inputs and outputs included. order: name of the placement order that was
+    kept. held: every storage of activations, without workspaces.
     """
 
     placements: Mapping[str, Placement]
@@ -86,7 +87,7 @@ class MemoryPlan:
 
 
 def is_static(node: Node, specs: Specs) -> bool:
-    """Whether a node's memory can be planned: every spec known, no strings to write, no subgraph to run."""
+    """Whether the memory of a node can be planned: every spec is known, it writes no strings and has no subgraph."""
     if any(True for _ in node.subgraphs()) or any(specs.get(name) is None for name in node.reads()):
         return False
     outputs = [specs.get(name) for name in node.writes()]
@@ -96,8 +97,8 @@ def is_static(node: Node, specs: Specs) -> bool:
 def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) -> MemoryPlan:
     """Place every intermediate value and workspace of a graph whose nodes run in order.
 
-    Args:    specs: of every value, None where only a run decides. workspace_bytes: node name -> scratch its kernel wants.
-    Returns: the best of several placement orders; the same graph always gives the same plan.
+    Args:    specs: of every value, None where only a run knows it. workspace_bytes: node name -> scratch memory of its kernel.
+    Returns: the best plan of several placement orders. Equal graphs get equal plans.
     """
     sharing = _Sharing(graph, specs)
     storages = sharing.storages
@@ -133,7 +134,7 @@ def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) 
 
 @dataclass(slots=True)
 class _Storage:
-    """One piece of memory and the values that live in it; all have one dtype and one size."""
+    """A block of memory and the values stored in it, which all have its dtype and size."""
 
     owner: str
     kind: Kind
@@ -145,7 +146,7 @@ class _Storage:
 
 
 class _Sharing:
-    """Walks the nodes in order and gives every value a storage: its own, or one it may share."""
+    """Assigns every value a storage, its own or one that it may share, node by node in order."""
 
     def __init__(self, graph: Graph, specs: Specs) -> None:
         self.specs = specs
@@ -174,7 +175,7 @@ class _Sharing:
         shared = self._shared(step, node)
         for value in node.writes():
             if value not in self._last_read and value != node.outputs[0]:
-                continue  # kernels are told that nobody wants it; output 0 they always write
+                continue  # kernels get None for an output that is not read, but for output 0, which they always write
             is_output = value in self._outputs
             if shared is not None and value == node.outputs[0]:
                 shared.members.append(value)
@@ -185,7 +186,7 @@ class _Sharing:
                 self._start(value, "output" if is_output else "arena", step)
 
     def _shared(self, step: int, node: Node) -> _Storage | None:
-        """The storage that output 0 may share, or None."""
+        """Return the storage that output 0 may share, or None."""
         value = node.outputs[0]
         if node.op == SEGMENT or not value:
             return None
@@ -199,14 +200,14 @@ class _Sharing:
         return None
 
     def _viewed(self, node: Node, value: str) -> _Storage | None:
-        """A view shares any storage, except that a returned array may be no part of memory that others hold."""
+        """Return the storage that a view shares; None for a graph output of storage outside the arena: it must be new."""
         storage = self._of.get(node.inputs[0])
         if storage is None or not self._same_bytes(storage, value):
             return None
         return None if value in self._outputs and storage.kind != "arena" else storage
 
     def _may_overwrite(self, step: int, node: Node, name: str, value: str) -> bool:
-        """Nobody reads the storage later, nobody else reads it now, and it is ours."""
+        """Whether the storage is in the arena, no later node reads it, and this node reads it through one input only."""
         storage = self._of.get(name)
         if storage is None or storage.kind != "arena" or storage.last > step or not self._same_bytes(storage, value):
             return False
@@ -219,7 +220,7 @@ class _Sharing:
 
 
 def _held(storages: Iterable[_Storage], placements: Mapping[str, Placement], steps: int) -> Iterable[Held]:
-    """What takes activation memory: as long as it is needed in the arena, to the end of the run outside of it."""
+    """Yield the storages of activations: in the arena for as long as they are needed, outside of it to the end of the run."""
     for storage in storages:
         if storage.kind == "arena":
             last, offset_bytes = min(storage.last, steps - 1), placements[storage.owner].offset_bytes
@@ -231,7 +232,7 @@ def _held(storages: Iterable[_Storage], placements: Mapping[str, Placement], ste
 def _timeline(
     graph: Graph, specs: Specs, storages: Sequence[_Storage], workspaces: Mapping[str, Placement]
 ) -> tuple[Moment, ...]:
-    """What is alive step by step."""
+    """Return the memory that is alive in each step."""
     steps = len(graph.nodes)
     held = [(s.nbytes, s.first, s.last) for s in storages if s.kind == "arena"]
     live = bytes_by_step(steps, [*held, *((p.nbytes, p.first, p.last) for p in workspaces.values())])

@@ -1,4 +1,4 @@
-"""Which nodes of a graph run, and in what order."""
+"""The order in which nodes of a graph run, and which of them need to run at all."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _NAMED_NODES = 8  # of a cycle, in the message
 
 
 def sort(nodes: Sequence[Node], defined: Iterable[str]) -> tuple[Node, ...]:
-    """Topological order: the given one where that is possible, else the closest.
+    """Sort nodes topologically, keeping the given order where possible.
 
-    Args:    defined: every value that exists, written by these nodes or not.
-    Raises:  CyclicGraphError naming the nodes on a cycle; CorruptModelError for a value that nobody defines.
+    Args:    defined: every value that exists, whether or not one of these nodes writes it.
+    Raises:  CyclicGraphError naming the nodes on a cycle; CorruptModelError for a value that is read and not defined.
     """
     writers = {value: index for index, node in enumerate(nodes) for value in node.writes()}
     reads = [set(node.reads()) for node in nodes]
     defined = set(defined)
     for node, values in zip(nodes, reads, strict=True):
         if missing := sorted(values - defined):
-            raise CorruptModelError(f"graph: value {missing[0]!r} is read and written nowhere (node {node.name!r})")
+            raise CorruptModelError(f"graph: value {missing[0]!r} is read, but not written by any node (node {node.name!r})")
     waits = {index: {writers[value] for value in values if value in writers} for index, values in enumerate(reads)}
     readers: dict[int, list[int]] = {}
     for index, before in waits.items():
@@ -50,7 +50,7 @@ def sort(nodes: Sequence[Node], defined: Iterable[str]) -> tuple[Node, ...]:
 
 
 def _cycle(waits: Mapping[int, Set[int]]) -> list[int]:
-    """One cycle among nodes that all wait for one another: walk back until a node comes round again."""
+    """Find one cycle among nodes that all wait for one another, by walking back until a node occurs twice."""
     path: dict[int, None] = {}
     index = min(waits)
     while index not in path:
@@ -61,7 +61,7 @@ def _cycle(waits: Mapping[int, Set[int]]) -> list[int]:
 
 
 def without_unread(graph: Graph) -> Graph:
-    """The graph without nodes that no output depends on."""
+    """Return the graph without the nodes that no output depends on."""
     needed = {port.name for port in graph.outputs}
     kept = []
     for node in reversed(graph.nodes):

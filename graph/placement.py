@@ -1,4 +1,4 @@
-"""Places blocks that are held for some steps in one small arena, such that no two that are held at once overlap.
+"""Placement of blocks in one arena: small, and such that no two blocks that are held at the same time overlap.
 
 This is dynamic storage allocation with all lifetimes known, which is NP-hard. Each block, in some order, goes into the smallest
 gap that holds it. The best of several orders is kept and improved by random swaps, until the arena is no larger than the most
@@ -24,7 +24,7 @@ _CLIMB_TRIES = 48
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Something to place: bytes and the steps, both included, in which they are held."""
+    """A block to place: its bytes, and the first and last step in which it is held, both included."""
 
     nbytes: int
     first: int
@@ -44,12 +44,13 @@ def place_blocks(blocks: Sequence[Block]) -> tuple[list[int], int]:
 
 
 def held_by_step(blocks: Sequence[Block], step_of: Sequence[int]) -> list[tuple[int, int] | None]:
-    """The first and the last step that each block is counted in, where a step has several moments and blocks come and go between.
+    """Return the first and the last step that each block is counted in, where steps consist of several moments.
 
-    A step counts what is held at the moment of it at which most is, the first of equals: blocks of one step that are never held
-    together may share memory, and their sum would be more than is ever used. None: a block held at no such moment.
+    A step counts the blocks held at its fullest moment, the first one of equals. Blocks of one step that are never held at the
+    same time may share memory, so the sum over the whole step would be more than is ever used.
 
-    Args: blocks: held from a moment to a moment. step_of: of every moment its step, ascending; every step has one at least.
+    Args:    blocks: held from a moment to a moment. step_of: the step of each moment, ascending, none left out.
+    Returns: (first step, last step) of each block; None for a block that is not held at any step's fullest moment.
     """
     sums = bytes_by_step(len(step_of), [(block.nbytes, block.first, block.last) for block in blocks])
     fullest: dict[int, int] = {}  # step -> moment
@@ -70,7 +71,7 @@ def aligned(nbytes: int) -> int:
 
 
 def bytes_by_step(steps: int, held: Iterable[tuple[int, int, int]]) -> list[int]:
-    """Bytes held in each of so many steps, from (bytes, first, last) of each block, both included."""
+    """Return the bytes held in each step. held: (bytes, first step, last step) of each block, both included."""
     change = [0] * (steps + 1)
     for nbytes, first, last in held:
         change[first] += nbytes
@@ -115,7 +116,7 @@ def place(blocks: Sequence[Block], lower_bound_bytes: int) -> tuple[str, list[in
 
 
 def orders(blocks: Sequence[Block]) -> Iterable[tuple[str, list[int]]]:
-    """Names of orders, and the blocks' indices in each; the first is the best on most networks."""
+    """Yield the orders to try, each with its name, as indices of blocks. The first one is the best on most networks."""
     indices = range(len(blocks))
     steps = max((block.last for block in blocks), default=-1) + 1
     breadth = bytes_by_step(steps, [(b.nbytes, b.first, b.last) for b in blocks])
@@ -149,7 +150,7 @@ def fit(blocks: Sequence[Block], order: Sequence[int]) -> tuple[list[int], int]:
 
 
 def _smallest_gap(start: Array, end: Array, nbytes: int) -> int:
-    """Offset of the tightest gap of at least `nbytes` between the intervals, or the end of them all."""
+    """Return the offset of the smallest gap of at least `nbytes` between the intervals, or the end of the last interval."""
     if not len(start):
         return 0
     order = np.argsort(start, kind="stable")

@@ -1,7 +1,7 @@
-"""Concrete shapes: bind the dynamic dimensions, then let every op say what it makes of them.
+"""Shape propagation: binding of dynamic dimensions, then inference node by node.
 
-`Op.infer` is the only source of shapes and dtypes. Values known before the run (constants, Shape of anything, arithmetic on
-those) travel along in `Spec.value`, so that the shape arithmetic exporters write out folds away here.
+`Op.infer` is the only source of shapes and dtypes. Values known before the run (constants, results of Shape, arithmetic on
+these) are kept in `Spec.value`, so that the shape arithmetic of exporters is computed here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def bind(
 ) -> dict[str, Spec]:
     """Give every graph input a concrete spec.
 
-    Args:    shapes: input name -> whole shape. dims: dynamic dimension name -> size. What the model fixes need not be given.
-    Raises:  FeedError naming the input, the dimension and both sizes; or, for one left open, what to pass.
+    Args:    shapes: input name -> whole shape. dims: dynamic dimension name -> size. Fixed dimensions need not be given.
+    Raises:  FeedError naming the input, the dimension and both sizes where they differ, or the argument to pass for an open one.
     """
     shapes, dims = dict(shapes or {}), dict(dims or {})
     names = [port.name for port in graph.inputs]
@@ -50,7 +50,7 @@ def bind(
 
 
 def _match(port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Check a given shape against the declared dims, learning the size of the named ones."""
+    """Check a given shape against the declared dims, and note the sizes of named dimensions."""
     if any(size < 0 for size in shape):
         raise FeedError(f"input {port.name!r}: shape is {list(shape)}, need sizes ≥ 0")
     if len(shape) > _LIMITS.rank or math.prod(shape) > _LIMITS.tensor_elements:
@@ -83,10 +83,10 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
 
 
 def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None) -> dict[str, Spec | None]:
-    """The spec of every value: inputs, constants and everything nodes write. None where only a run can tell.
+    """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
-    outer: values of the surrounding graphs, for a subgraph.
-    Raises whatever an op's `infer` refuses, with the node's name; LimitError for a value too large to be meant.
+    Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph.
+    Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
     specs: dict[str, Spec | None] = dict(outer or {})
     specs.update(inputs)
@@ -99,7 +99,7 @@ def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = No
         except EdgewiseError as error:
             raise type(error)(f"{error} (node {node.name!r})") from None
         if made and len(made) < len(node.outputs):
-            raise UnsupportedError(f"{node.op}: {len(node.outputs)} outputs are asked, it has {len(made)} (node {node.name!r})")
+            raise UnsupportedError(f"{node.op}: {len(node.outputs)} outputs are needed, it has {len(made)} (node {node.name!r})")
         for index, value in enumerate(node.outputs):
             if value:
                 spec = specs[value] = made[index] if made else None
@@ -111,7 +111,7 @@ def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = No
 
 
 def _infer(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """Specs of a node's outputs, with values where all inputs' values are known and the results are small."""
+    """Infer the specs of a node's outputs, with their values where all inputs are known and the outputs are small."""
     op = find(node.op)
     inputs = [specs[name] if name else None for name in node.inputs]
     if any(name and spec is None for name, spec in zip(node.inputs, inputs, strict=True)):
@@ -147,7 +147,7 @@ def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs) -> list[Spec
 
 
 def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """The taken branch where the condition is known, else what both branches agree on."""
+    """Return the specs of the taken branch where the condition is known, else those on which both branches agree."""
     condition = specs[node.inputs[0]]
     branches = [_body(node, "then_branch"), _body(node, "else_branch")]
     if condition is not None and condition.value is not None:
@@ -158,20 +158,20 @@ def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
 
 
 def _infer_loop(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """Carried values, when every round leaves all their specs as they are; stacked ones where the number of rounds is known."""
+    """Infer carried values where no iteration changes their specs, and stacked outputs where the trip count is known."""
     body = _body(node, "body")
     carried = _known_inputs(node.inputs[2:], specs, "Loop: a carried value")
     scalars = [Spec((), np.dtype(np.int64)), Spec((), np.dtype(np.bool_))]
-    made = _round(body, [*scalars, *carried], specs, "Loop")
+    made = _iteration(body, [*scalars, *carried], specs, "Loop")
     states, stacked = made[1 : 1 + len(carried)], made[1 + len(carried) :]
     _require_stable(carried, states, "Loop")
-    rounds = _rounds(node, specs, made[0] if made else None)
+    iterations = _iterations(node, specs, made[0] if made else None)
     names = [port.name for port in body.outputs[1 + len(carried) :]]
-    return (*carried, *(_stacked(name, spec, rounds, 0) for name, spec in zip(names, stacked, strict=True)))
+    return (*carried, *(_stacked(name, spec, iterations, 0) for name, spec in zip(names, stacked, strict=True)))
 
 
-def _rounds(node: Node, specs: Specs, goes_on: Spec | None) -> int:
-    """How often a Loop goes round, where only its trip count decides that; 0 where it is not known."""
+def _iterations(node: Node, specs: Specs, goes_on: Spec | None) -> int:
+    """Return the number of iterations where the trip count alone decides it; 0 where it is not known."""
     trips, condition = (specs[name] if name else None for name in (*node.inputs, "", "")[:2])
     if trips is None or trips.value is None or trips.elements != 1:
         return 0
@@ -183,7 +183,7 @@ def _rounds(node: Node, specs: Specs, goes_on: Spec | None) -> int:
 
 
 def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """States, when every round leaves their specs as they are, and outputs stacked along the scanned length."""
+    """Infer states where no iteration changes their specs, and outputs stacked along the scanned length."""
     body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
     inputs = _known_inputs(node.inputs, specs, "Scan: an input")
     if not isinstance(scanned, int) or not 0 < scanned <= len(inputs):
@@ -197,7 +197,7 @@ def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
     if len(lengths) != 1:
         raise ShapeError(f"Scan: its sequences have lengths {sorted(lengths)}, need one length")
     (length,) = lengths
-    made = _round(body, [*states, *map(_slice, sequences, axes)], specs, "Scan")
+    made = _iteration(body, [*states, *map(_slice, sequences, axes)], specs, "Scan")
     _require_stable(states, made[: len(states)], "Scan")
     stacked, names = made[len(states) :], [port.name for port in body.outputs[len(states) :]]
     places = _axes(node, "scan_output_axes", len(stacked))
@@ -209,7 +209,7 @@ def _slice(spec: Spec, axis: int) -> Spec:
 
 
 def _known_inputs(names: Sequence[str], specs: Specs, subject: str) -> list[Spec]:
-    """Specs without values: a body sees another value in every round."""
+    """Return the specs without values, since a body gets other values in every iteration."""
     found = [specs[name] if name else None for name in names]
     known = [Spec(spec.shape, spec.dtype) for spec in found if spec is not None]
     if len(known) < len(found):
@@ -217,20 +217,20 @@ def _known_inputs(names: Sequence[str], specs: Specs, subject: str) -> list[Spec
     return known
 
 
-def _round(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str) -> list[Spec | None]:
+def _iteration(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str) -> list[Spec | None]:
     if len(arguments) != len(body.inputs):
         raise ShapeError(f"{subject}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
     return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs)
 
 
 def _require_stable(before: Sequence[Spec], after: Sequence[Spec | None], subject: str) -> None:
-    """One state that changes may change any other in the round after, so nothing at all is known then."""
+    """Raise DataDependentError where the spec of a state changes: it may change any other one in the next iteration."""
     if list(before) != list(after):
-        raise DataDependentError(f"{subject}: a state changes its shape from round to round")
+        raise DataDependentError(f"{subject}: a state changes its shape between iterations")
 
 
 def _stacked(name: str, spec: Spec | None, length: int, axis: int) -> Spec | None:
-    """The rounds of a body's output along a new axis. Without any round the run asks the body's declaration instead."""
+    """Return the spec of a body's output stacked over all iterations. Without any, the run decides by the declared shape."""
     if spec is None or not length:
         return None
     if not -spec.rank - 1 <= axis <= spec.rank:
@@ -240,7 +240,7 @@ def _stacked(name: str, spec: Spec | None, length: int, axis: int) -> Spec | Non
 
 
 def _axes(node: Node, name: str, count: int) -> tuple[int, ...]:
-    """An axis for each value, 0 where the attribute is absent."""
+    """Return an axis for each value, 0 where the attribute is absent."""
     given = tuple(node.attrs.get(name) or (0,) * count)
     if len(given) != count:
         raise AttributeValueError(f"Scan: {name} has {len(given)} values, need {count}")

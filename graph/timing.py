@@ -1,4 +1,4 @@
-"""What a timed run took: each of its steps, and each thread at every moment; reckoned when the run is over."""
+"""Times of steps and threads, computed from the clock readings of a run once it is over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernels.spec import Array
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A thread in a step: at work, or waiting for the others to end it. start_ns: since the run began."""
+    """An interval of a thread in a step: at work, or waiting for the other threads. start_ns: since the run began."""
 
     thread: int
     step: int
@@ -24,10 +24,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SegmentClock:
-    """What the threads of a native segment read from the processor's clock in one run.
+    """Clock readings of the threads of a native segment in one run.
 
-    began_ns, ended_ns: of the whole. ticks: (threads, calls, 3): before a call's work, after it, after its barrier. nodes: how
-    many nodes the segment has; node_of: of every call, the one it belongs to.
+    began_ns, ended_ns: of the whole segment. ticks: (threads, calls, 3) of the processor's clock: before a call's work, after it,
+    after its barrier. nodes: how many nodes the segment has. node_of: the position of the node that each call belongs to.
     """
 
     began_ns: int
@@ -37,7 +37,7 @@ class SegmentClock:
     node_of: Sequence[int]
 
     def node_ns(self) -> list[int]:
-        """The segment's time by node: a call lasts from the end of the one before it to when its last thread is done."""
+        """Nanoseconds of each node. A call lasts from the end of the previous one until its last thread is done."""
         shares = [0.0] * self.nodes
         if self.node_of:
             ends = np.maximum.accumulate(self.ticks[:, :, 1].max(0))
@@ -47,7 +47,7 @@ class SegmentClock:
         return [round(share) for share in shares]
 
     def slices(self, step: int, run_began_ns: int) -> Iterator[Slice]:
-        """What each thread did. step: of the first node."""
+        """Yield the intervals of each thread. step: number of the segment's first node."""
         if not self.node_of:
             return
         at_ns = np.rint((self.ticks - self._first) * self._scale).astype(np.int64)
@@ -65,16 +65,16 @@ class SegmentClock:
 
     @property
     def _scale(self) -> float:
-        """Nanoseconds of a tick: from the first thread's start to the last one's end is the whole."""
+        """Nanoseconds per tick: the ticks from the first start to the last end take the time of the whole segment."""
         return (self.ended_ns - self.began_ns) / max(int(self.ticks[:, :, 1].max()) - self._first, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class RunClock:
-    """What one run read from the clock.
+    """Clock readings of one run.
 
-    marks_ns: when the first position began and when each one ended; a position is a step, or a segment of several. segments: the
-    latter, by position.
+    marks_ns: when the first position began and when each one ended; a position is a step, or a segment of several steps.
+    segments: position -> clock readings of the segment.
     """
 
     began_ns: int
@@ -90,7 +90,7 @@ class RunClock:
         return taken
 
     def slices(self) -> list[Slice]:
-        """What every thread did; steps outside of segments are the first one's."""
+        """Yield the intervals of every thread; steps outside of segments run on the first thread."""
         found: list[Slice] = []
         step = 0
         for position, (began_ns, ended_ns) in enumerate(itertools.pairwise(self.marks_ns)):

@@ -1,4 +1,4 @@
-"""Whether an op keeps the rows of a batch apart: the terms in which each op states it, and the rules that many ops share.
+"""Rules by which ops keep the rows of a batch apart: the terms they are written in, and the rules that many ops share.
 
 A batch puts the requests of several clients along axis 0 of every input; the part of one request is a row. An op keeps rows
 apart where row i of its output depends on row i of its inputs and on no other row. An op states this as a `RowRule` in its
@@ -82,13 +82,13 @@ class Application:
         return None if found is None else [axis % max(len(first.shape), 1) for axis in found]
 
 
-# "" where rows stay apart, else the reason why they may not. Called only where at least one input depends on the batch. A rule
-# may rely on the caller to refuse an output that has not the batch along axis 0, and no other axis that varies with its size.
+# "" where rows stay apart, else the reason why they may not. Called only where at least one input depends on the batch. The
+# caller checks that axis 0 of the output is the batch and that no other axis varies with its size.
 RowRule = Callable[[Application], str]
 
 
 def first_input_has_rows(call: Application) -> str:
-    """For ops that leave axis 0 as it is: row i of output 0 then comes from row i of input 0, whatever the other axes do."""
+    """For ops that leave axis 0 as it is, so that row i of output 0 comes from row i of input 0."""
     first = call.input(0)
     return "" if first is not None and first.is_rows else "its input 0 holds no rows"
 
@@ -118,7 +118,7 @@ def broadcast_keeps_rows(call: Application) -> str:
 
 
 def works_along_axis(call: Application) -> str:
-    """For ops that work along the axis that their attribute `axis` names."""
+    """For ops that work along one axis, given by their attribute `axis`."""
     first, *others = call.inputs
     if first is None or not first.is_rows or any(not operand.is_free for operand in others if operand is not None):
         return "another input than the first depends on the batch"

@@ -1,4 +1,4 @@
-"""Multi-pass elementwise formulas in blocks that stay in cache, half precisions computed in single."""
+"""Evaluation of elementwise formulas of several passes, in blocks that stay in cache."""
 
 from __future__ import annotations
 

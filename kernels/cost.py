@@ -8,7 +8,7 @@ from typing import Any
 
 from kernels.spec import Spec
 
-FLOPS_PER_MAC = 2  # one multiply–accumulate is one multiplication and one addition; said here and nowhere else
+FLOPS_PER_MAC = 2  # one multiply–accumulate is one multiplication and one addition; the only definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Cost:
     """Arithmetic of one operator.
 
     macs: multiply–accumulates of conv, gemm, matmul, einsum, attention and recurrent ops.
-    other_flops: one per scalar arithmetic operation that is no part of a MAC (bias, activation, norm, pooling, compare…).
+    other_flops: one per scalar arithmetic operation that is not part of a MAC (bias, activation, norm, pooling, compare…).
     """
 
     macs: int = 0
@@ -32,12 +32,12 @@ class Cost:
 
 
 def moves(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
-    """0: it only moves data."""
+    """0: it moves data and computes nothing."""
     return Cost()
 
 
 def per_element(flops: int, formula: str) -> Callable[..., Cost]:
-    """A cost of so many flops an element of output 0."""
+    """Return a cost function: `flops` per element of output 0. formula: names them, for the docstring."""
 
     def cost(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> Cost:
         return Cost(other_flops=flops * out[0].elements)

@@ -1,4 +1,4 @@
-"""Every error Edgewise raises on purpose descends from `EdgewiseError`, by way of what its reader can do about it.
+"""The errors that Edgewise raises on purpose. They descend from `EdgewiseError`, grouped by what the caller can do about them.
 
     EdgewiseError
     ├── InvalidError          the caller's data breaks a rule: change the data
@@ -8,7 +8,7 @@
     │   └── IndexRangeError   an index tensor points outside the data, seen at run time
     ├── UnsupportedError      valid, but not implemented here: change the model or the build
     │   └── UnknownOpError    no operator of that name is registered
-    ├── DataDependentError    a shape that only the run-time values decide (control flow of shape propagation, not a fault)
+    ├── DataDependentError    a shape depends on values that only a run knows (used by shape propagation, not a fault)
     └── DeviceLostError       the device or worker that held the work is gone: try again
 
 Each folder adds its own leaves in its own `errors.py`. A message reads `<subject>: <fact with values>, <rule> (<where>)`.

@@ -1,4 +1,4 @@
-"""Half precision on BLAS: float16 and bfloat16 are computed in float32 and rounded once."""
+"""Half precision in numpy kernels: float16 and bfloat16 are computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_half(dtype: DType) -> bool:
 
 
 def in_single(run: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a kernel that wants float32 or float64: half inputs are widened, the result is rounded once into `out`."""
+    """Wrap a kernel of float32 and float64: half-precision inputs are widened, and results are rounded once into `out`."""
 
     def widened(out: tuple[Array | None, ...], *inputs: Array | None, **attrs: Any) -> None:
         first = out[0]

@@ -17,7 +17,7 @@ SCALARS = NUMBERS | {BOOL, STRING}
 
 
 def broadcast(subject: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Multidirectional broadcast of the shapes. Raises ShapeError with the first size that fits no other."""
+    """Return the shape that all shapes broadcast to. Raises ShapeError naming the first axis whose sizes differ."""
     rank = max(map(len, shapes))
     result = [1] * rank
     for shape in shapes:
@@ -30,7 +30,7 @@ def broadcast(subject: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def one_dtype(subject: str, *specs: Spec) -> DType:
-    """The dtype that all specs have. Raises DTypeError with the one that differs."""
+    """Return the dtype that all specs have. Raises DTypeError naming the first input of another one."""
     for i, spec in enumerate(specs):
         if spec.dtype != specs[0].dtype:
             raise DTypeError(f"{subject}: input {i} is {spec}, need {specs[0].dtype.name} as input 0")
@@ -38,14 +38,14 @@ def one_dtype(subject: str, *specs: Spec) -> DType:
 
 
 def axis_of(subject: str, axis: int, rank: int) -> int:
-    """`axis` counted from the front. Raises ShapeError outside [-rank, rank)."""
+    """Return `axis` counted from the front. Raises ShapeError where it is outside [-rank, rank)."""
     if not -rank <= axis < rank:
         raise ShapeError(f"{subject}: axis is {axis}, need one of the {rank} axes in [{-rank}, {rank - 1}]")
     return axis % rank
 
 
 def axes_of(subject: str, axes: Iterable[int], rank: int) -> tuple[int, ...]:
-    """Axes counted from the front, in the order given. Raises ShapeError on one out of range or named twice."""
+    """Return axes counted from the front, in the given order. Raises ShapeError on an axis out of range or named twice."""
     found = tuple(axis_of(subject, int(axis), rank) for axis in axes)
     if len(set(found)) != len(found):
         raise ShapeError(f"{subject}: axes {found} name one axis twice, need each once")
@@ -53,7 +53,7 @@ def axes_of(subject: str, axes: Iterable[int], rank: int) -> tuple[int, ...]:
 
 
 def known_ints(subject: str, spec: Spec, length: int | None = None) -> tuple[int, ...]:
-    """The value of a 1-D (or scalar) int32/int64 input, of that length if given. Raises DataDependentError when not known yet."""
+    """Return the value of a scalar or 1-D int32 or int64 input, of that length if given. Raises DataDependentError if unknown."""
     if spec.dtype not in INDICES or spec.rank > 1:
         raise DTypeError(f"{subject}: is {spec}, need a 1-D tensor of int64 or int32")
     if length is not None and spec.elements != length:
@@ -62,14 +62,14 @@ def known_ints(subject: str, spec: Spec, length: int | None = None) -> tuple[int
 
 
 def known_scalar(subject: str, spec: Spec) -> Any:
-    """The value of a one-element input as a Python scalar. Raises DataDependentError when not known yet."""
+    """Return the value of a one-element input as a Python scalar. Raises DataDependentError if it is unknown."""
     if spec.elements != 1:
         raise ShapeError(f"{subject}: is {spec}, need one element")
     return spec.known(subject).item()
 
 
 def element_type(subject: str, code: int) -> DType:
-    """The dtype of an ONNX element type number. Raises AttributeValueError on a number that has none."""
+    """Return the dtype of an ONNX element type number. Raises AttributeValueError on an unknown number."""
     if code not in ELEMENT_TYPES:
         raise AttributeValueError(f"{subject}: element type is {code}, need one of {sorted(ELEMENT_TYPES)}")
     return ELEMENT_TYPES[code]
@@ -83,7 +83,7 @@ def one_of(subject: str, value: Any, allowed: Iterable[Any]) -> None:
 
 
 def check_indices(subject: str, indices: Array, size: int) -> None:
-    """Raise IndexRangeError unless every index is in [-size, size): what a hostile index tensor would read is not ours."""
+    """Raise IndexRangeError unless every index is in [-size, size), so that a hostile index reads no other memory."""
     if indices.size and not (-size <= indices.min() and indices.max() < size):
         bad = indices[(indices < -size) | (indices >= size)].flat[0]
         raise IndexRangeError(f"{subject}: index {bad} points outside an axis of {size}, need [{-size}, {size - 1}]")

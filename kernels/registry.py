@@ -1,7 +1,7 @@
-"""The operators: what one is, and how they are found.
+"""The definition of an operator, and the registry of all operators.
 
-`kernels/ops/*.py` holds one operator, or one family of trivially alike operators, a file. Every `Op` at module level
-there is registered under its name; two of one name raise. Adding an op touches one file, deleting it leaves nothing.
+Each file of `kernels/ops/` holds one operator, or one family of trivially alike operators. Every `Op` at module level there is
+registered under its name; two of one name are an error. Adding an op touches one file, and deleting the file removes it.
 
 An op is plain functions over specs and arrays, all called alike, inputs by position and attributes by keyword:
 
@@ -10,7 +10,7 @@ An op is plain functions over specs and arrays, all called alike, inputs by posi
     run(out: tuple[Array | None, ...], *inputs: Array | None, **attrs)  fills every element of every array in `out`
     expression(draft: Draft, *inputs: Term | None, **attrs) -> Term | None   of elementwise ops: the same computation as data
 
-An absent optional input is None. `out[i]` is None where nobody reads output i. Attribute names and defaults are the
+An absent optional input is None. `out[i]` is None where output i is not read. Attribute names and defaults are the
 keywords of `infer`; `cost` and `run` are called with the same full set. Where an output's shape depends on an input's
 value, `infer` asks `spec.known(...)`: at run time every spec carries its value, so `infer` then always succeeds.
 """
@@ -45,8 +45,8 @@ class Kernel:
     run: as in the module docstring. `out` arrays are C-contiguous; inputs may be strided and must not be written.
         Called under np.errstate(all="ignore"): infinities and NaN are values, integers wrap.
     refuses: why this algorithm cannot take these specs, or None. Plans quote the reason.
-    workspace_bytes: scratch the kernel wants; when given, `run` receives it as keyword `workspace` (uint8, 64-byte aligned).
-    executed_macs: MACs really multiplied, where it differs from the op's cost (Winograd); None = the op's.
+    workspace_bytes: scratch memory of the kernel. Where given, `run` receives it as keyword `workspace` (uint8, 64-byte aligned).
+    executed_macs: MACs that the algorithm computes, where these differ from the op's cost (Winograd); None = the op's cost.
     """
 
     algorithm: str
@@ -62,7 +62,7 @@ class Case:
 
     inputs: a shape tuple = seeded standard normal float32; an array = itself; None = absent.
     cost: counted by hand, checked exactly. raises: the error that `infer` must give.
-    domain: (low, high) of the random inputs, for ops like Log. outputs: how many outputs are asked for.
+    domain: (low, high) of the random inputs, for ops like Log. outputs: how many outputs are computed.
     """
 
     id: str
@@ -86,8 +86,8 @@ class Op:
         a function as in the module docstring (`kernels.expression`). It returns None for inputs that it has no expression for.
     view: output 0 is input 0's memory under another shape; the executor may alias instead of running it.
     deterministic: False for random ops, which are never folded.
-    mixes_rows: why the rows of a batch may influence one another here, "" where they do not (`kernels/batch_axis.py`). Left out,
-        it is unknown, and no batch is formed of a model that holds the op, unless it is elementwise: then broadcasting decides.
+    mixes_rows: the reason why rows of a batch may influence one another, or "" where they do not (`kernels/batch_axis.py`).
+        None: unknown, and no batches are formed for a model with this op; but elementwise ops follow the rule of broadcasting.
     upgrade: (opset, attrs, number of outputs) -> (attrs, {position: constant input}): rewrites a node of an older opset
         into the newest form, so that the functions here know that form only.
     tolerance_eps: allowed error against float64, in epsilons of the output's dtype relative to the largest output.
@@ -113,14 +113,14 @@ class Op:
 
     @property
     def row_rule(self) -> RowRule | None:
-        """The rule for the rows of a batch: the op's own, else that of elementwise ops, else None: it is unknown."""
+        """The rule for rows of a batch: `mixes_rows`, or broadcasting for an elementwise op; None where it is unknown."""
         return broadcast_keeps_rows if self.mixes_rows is None and self.elementwise else self.mixes_rows
 
     def bind(self, attrs: Attrs) -> dict[str, Any]:
         """Fill in default attributes.
 
         Raises UnsupportedError on an unknown attribute, AttributeValueError on one that is missing or of another type than
-        `infer` declares: models are hostile, and an op may then trust its attributes' types.
+        `infer` declares. An op may rely on the types of its attributes afterwards.
         """
         defaults = self.defaults
         if unknown := sorted(set(attrs) - set(defaults)):
@@ -135,7 +135,7 @@ class Op:
         return bound
 
     def infer_specs(self, inputs: Sequence[Spec | None], attrs: Attrs) -> tuple[Spec, ...]:
-        """Specs of every output of a node with bound attributes."""
+        """Infer the specs of all outputs of a node with bound attributes. Raises ShapeError for missing or extra inputs."""
         try:
             inspect.signature(self.infer).bind(*inputs, **attrs)
         except TypeError as error:
@@ -147,11 +147,11 @@ class Op:
         return specs if isinstance(specs, tuple) else (specs,)
 
     def count(self, inputs: Sequence[Spec | None], outputs: tuple[Spec, ...], attrs: Attrs) -> Cost | None:
-        """Cost of a node with bound attributes; None when the op has no formula."""
+        """Return the cost of a node with bound attributes; None where the op has no formula."""
         return None if self.cost is None else self.cost(outputs, *inputs, **attrs)
 
     def choose(self, inputs: Sequence[Spec | None], attrs: Attrs, algorithm: str | None = None) -> Kernel:
-        """The named kernel, or the first that takes these specs. Raises UnsupportedError with every refusal."""
+        """Return the named kernel, or the first that takes these specs. Raises UnsupportedError with every kernel's reason."""
         refusals = []
         for kernel in self.kernels:
             if algorithm not in (None, kernel.algorithm):
@@ -165,7 +165,7 @@ class Op:
 
 
 def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: str | None = None) -> tuple[Array, ...]:
-    """Infer, allocate and run one op on real arrays: constant folding, data-dependent steps and tests go this way."""
+    """Infer, allocate and run one op on arrays, for constant folding and tests. Returns all outputs."""
     with np.errstate(all="ignore"):
         return _evaluate(op, inputs, op.bind(attrs), algorithm)
 
@@ -183,12 +183,12 @@ def _evaluate(op: Op, inputs: Sequence[Array | None], bound: Attrs, algorithm: s
 
 @functools.cache
 def operators() -> Mapping[str, Op]:
-    """Every registered op by name. Raises EdgewiseError when two files claim one name."""
+    """Return every registered op by name. Raises EdgewiseError where two files register one name."""
     return MappingProxyType({name: op for name, (op, _) in sorted(_discovered().items())})
 
 
 def home(name: str) -> str:
-    """The module that registers an op: "kernels.ops.softmax". Raises KeyError when no op has that name."""
+    """Return the module that registers an op, such as "kernels.ops.softmax". Raises KeyError where no op has that name."""
     return _discovered()[name][1]
 
 
@@ -207,7 +207,7 @@ def _discovered() -> Mapping[str, tuple[Op, str]]:
 
 
 def find(name: str) -> Op:
-    """The op of that name. Raises UnknownOpError, naming the closest ones that exist."""
+    """Return the op of that name. Raises UnknownOpError naming the closest names that exist."""
     try:
         return operators()[name]
     except KeyError:
@@ -246,14 +246,14 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
 
 @functools.cache
 def _types(infer: Callable[..., Any]) -> Mapping[str, str]:
-    """Attribute names and their declared types, as written, without an optional None."""
+    """Return attribute names and their declared types as text, without an optional None."""
     keywords = inspect.signature(infer).parameters.values()
     return {p.name: p.annotation.removesuffix(" | None") for p in keywords if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 @functools.cache
 def _required_inputs(infer: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
-    """Position and name of every input declared as a `Spec` that cannot be None."""
+    """Return position and name of every input that is declared as `Spec`, not as `Spec | None`."""
     parameters = enumerate(inspect.signature(infer).parameters.values())
     return tuple((i, p.name) for i, p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.annotation == "Spec")
 

@@ -1,4 +1,4 @@
-"""What is known of a tensor before it exists: shape, element type, and the value itself when it is a constant."""
+"""Specifications of tensors: shape, element type, and the value where it is known before the run."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf", "complex"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Shape and element type of a tensor; `value` where it is known before the run.
+    """Shape and element type of a tensor, and its value where that is known before the run.
 
-    Two specs are equal when shape and dtype are, whatever the value: plans and caches are keyed by shapes.
+    Specs are equal where shapes and dtypes are; values do not count, since plans and caches are keyed by shapes.
     """
 
     shape: tuple[int, ...]
@@ -67,13 +67,13 @@ class Spec:
         return self.elements * self.dtype.itemsize
 
     def known(self, subject: str) -> Array:
-        """Return the value, or raise DataDependentError: the caller's output shape hangs on it."""
+        """Return the value. Raises DataDependentError where it is unknown, since an output shape depends on it."""
         if self.value is None:
             raise DataDependentError(f"{subject}: its value is only known at run time, and the output shape needs it")
         return self.value
 
     def with_value(self, value: Array | None) -> Spec:
-        """The same shape and dtype, with another known value."""
+        """Return a spec of equal shape and dtype with another value."""
         return Spec(self.shape, self.dtype, value)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Functions numpy lacks."""
+"""The error function, which numpy lacks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def erf_float32(x: Array) -> Array:
 
 
 def erf_float64(x: Array) -> Array:
-    """Error function of a float64 array, as exact as the C library's: scalar by scalar, so not fast. Returns a new array."""
+    """Error function of a float64 array, as exact as the C library's, and one scalar at a time. Returns a new array."""
     return np.fromiter(map(math.erf, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
 
 

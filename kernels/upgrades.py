@@ -1,4 +1,4 @@
-"""How nodes of older opsets say the same in the newest form, where many operators changed alike (`Op.upgrade`)."""
+"""Upgrades of nodes from older opsets (`Op.upgrade`) that several operators share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.spec import Array
 
 
 def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Callable[..., Any]:
-    """An `upgrade` that moves attributes to inputs 1, 2, …: before `first_opset` they were attributes of those names."""
+    """Return an upgrade for ops whose inputs 1, 2, … were attributes of these names before `first_opset`."""
 
     def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
         if opset >= first_opset:
@@ -24,7 +24,7 @@ def attribute_inputs(first_opset: int, *names: str, dtype: str = "int64") -> Cal
 
 
 def constant_of(name: str, value: Any, dtype: str = "int64") -> Array:
-    """An attribute's value as an input. Raises AttributeValueError where it holds no numbers: models are hostile."""
+    """Return the value of an attribute as an input. Raises AttributeValueError where it holds anything but numbers."""
     numbers = value if isinstance(value, tuple | list) else (value,)
     wanted = int if np.dtype(dtype).kind == "i" else int | float
     if not all(isinstance(number, wanted) for number in numbers):

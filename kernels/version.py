@@ -1,4 +1,4 @@
-"""The version of Edgewise. The one in `pyproject.toml` is read from here."""
+"""The version of Edgewise, which `pyproject.toml` reads from here."""
 
 from __future__ import annotations
 

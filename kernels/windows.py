@@ -19,7 +19,10 @@ MAX_TAPS = 2**20  # kernels loop over them in Python; a larger one is an attack 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How a kernel slides over an input; one entry per spatial axis, `out` is how many places it takes."""
+    """The geometry of a window that slides over an input. One entry per spatial axis.
+
+    size: of the input. begin, end: padding before and behind it. out: how many places the window takes.
+    """
 
     size: tuple[int, ...]
     kernel: tuple[int, ...]
@@ -41,7 +44,7 @@ class Window:
 
     @property
     def plane(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
-        """Kernel, strides, dilations, top and left padding over an image; a window of one dimension has but one row."""
+        """Kernel, strides, dilations, top and left padding over an image; a window of one dimension counts as one row."""
         kernel, strides, dilations, (top, left) = (
             (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
             for sizes, missing in ((self.kernel, 1), (self.strides, 1), (self.dilations, 1), (self.begin, 0))
@@ -82,12 +85,12 @@ class Sliding:
 
     @staticmethod
     def of(attrs: Mapping[str, Any]) -> Sliding:
-        """Pick them from the attributes of a node."""
+        """Pick these attributes from all those of a node."""
         return Sliding(**{field.name: attrs[field.name] for field in fields(Sliding) if field.name in attrs})
 
     @property
     def same(self) -> bool:
-        """Whether the padding follows from the sizes."""
+        """Whether the padding is computed from the sizes."""
         return self.auto_pad in ("SAME_UPPER", "SAME_LOWER")
 
     def steps(self, subject: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -97,7 +100,7 @@ class Sliding:
         return strides, sizes_of(f"{subject}: dilations", self.dilations, rank, default=1)
 
     def given_pads(self, subject: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Padding before and behind each axis where it does not follow from the sizes. Raises AttributeValueError."""
+        """Padding before and behind each axis where it is not computed from the sizes. Raises AttributeValueError."""
         given = sizes_of(f"{subject}: pads", self.pads if self.auto_pad == "NOTSET" else None, 2 * rank, default=0)
         return given[:rank], given[rank:]
 

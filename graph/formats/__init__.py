@@ -1,1 +1,1 @@
-"""File formats: one folder for each, which turns a file into the intermediate representation."""
+"""File formats of models. Each has a folder, which turns a file into the intermediate representation."""

@@ -1,4 +1,4 @@
-"""Opening a model file that nobody vouches for."""
+"""Opening of model files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def open_regular(path: Path) -> int:
-    """A descriptor of a regular file, which the caller closes. A folder, pipe or device is refused, never waited for.
+    """Open a regular file and return its descriptor, which the caller closes. Never blocks on a pipe or device.
 
     Raises: UnsafePathError, FileNotFoundError.
     """

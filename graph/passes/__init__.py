@@ -1,1 +1,1 @@
-"""Rewrite passes, one a file: each takes a graph and its specs and returns an equivalent graph with less to do."""
+"""Rewrite passes, one per file. Each takes a graph and its specs and returns an equivalent graph with less work."""

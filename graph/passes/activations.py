@@ -1,4 +1,4 @@
-"""Activations that exporters spell out become the one op they are: Gelu, Swish, HardSwish, Mish."""
+"""Replacement of activations that exporters write as several nodes by one op: Gelu, Swish, HardSwish, Mish."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kernels.spec import FLOATS
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """`op(source)` is what the last node computes; `inner` are the others, read by nobody else."""
+    """A match: the last node computes `op(source)`. inner: the other nodes, which nothing else reads."""
 
     op: str
     source: str
@@ -24,7 +24,7 @@ class _Found:
 
 
 def find_activations(graph: Graph, specs: Specs) -> Graph:
-    """Replace the last multiplication of each pattern, whose other nodes nobody else may read."""
+    """Replace the last multiplication of each pattern whose other nodes are read by the pattern alone."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "Mul"]:
         node = editor.nodes[name]
@@ -40,7 +40,7 @@ def find_activations(graph: Graph, specs: Specs) -> Graph:
 
 
 def _gelu(editor: Editor, node: Node) -> _Found | None:
-    """The product of x, 0.5 and 1 + erf(x / √2), in any order."""
+    """Match the product of x, 0.5 and 1 + erf(x / √2), in any order."""
     for first, second in ((0, 1), (1, 0)):
         inner = editor.sole_writer(node.inputs[first], node)
         if inner is None:
@@ -66,7 +66,7 @@ def _gelu(editor: Editor, node: Node) -> _Found | None:
 
 
 def _erf_term(editor: Editor, value: str, reader: Node, x: str) -> tuple[Node, ...] | None:
-    """The nodes of 1 + erf(x / √2), where `value` is that and only `reader` reads it."""
+    """Return the nodes of 1 + erf(x / √2) where `value` is that and `reader` alone reads it."""
     add = editor.sole_writer(value, reader)
     if add is None or add.op != "Add":
         return None
@@ -89,7 +89,7 @@ def _scaled_by(editor: Editor, node: Node, x: str, factor: float) -> bool:
 
 
 def _swish(editor: Editor, node: Node) -> _Found | None:
-    """x · sigmoid(x), or x · sigmoid(alpha · x)."""
+    """Match x · sigmoid(x), or x · sigmoid(alpha · x)."""
     for x, gate in (node.inputs, node.inputs[::-1]):
         sigmoid = editor.sole_writer(gate, node)
         if sigmoid is None or sigmoid.op != "Sigmoid":
@@ -107,7 +107,7 @@ def _swish(editor: Editor, node: Node) -> _Found | None:
 
 
 def _hard_swish(editor: Editor, node: Node) -> _Found | None:
-    """x · hardsigmoid(x) with slope 1/6 and offset 1/2."""
+    """Match x · hardsigmoid(x) with slope 1/6 and offset 1/2."""
     for x, gate in (node.inputs, node.inputs[::-1]):
         hard = editor.sole_writer(gate, node)
         if hard is None or hard.op != "HardSigmoid" or hard.inputs[0] != x:
@@ -118,7 +118,7 @@ def _hard_swish(editor: Editor, node: Node) -> _Found | None:
 
 
 def _mish(editor: Editor, node: Node) -> _Found | None:
-    """x · tanh(softplus(x))."""
+    """Match x · tanh(softplus(x))."""
     for x, gate in (node.inputs, node.inputs[::-1]):
         tanh = editor.sole_writer(gate, node)
         if tanh is None or tanh.op != "Tanh":

@@ -1,4 +1,4 @@
-"""Scale and shift: what multiplies and adds a constant per channel behind a convolution or Gemm moves into weight and bias."""
+"""Folding of scales and shifts by constants per channel into the weight and bias of the convolution or Gemm in front."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """y · scale + shift, per output channel, in float64."""
+    """The function y · scale + shift, with one float64 of each per output channel."""
 
     scale: Array
     shift: Array
@@ -39,7 +39,7 @@ def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
 
 
 def channels(editor: Editor, host: Node) -> int:
-    """How many output channels a convolution or Gemm has whose weight is a constant; 0 for anything else."""
+    """Return the output channels of a convolution or Gemm whose weight is a constant; 0 for any other node."""
     weight = editor.constant(host.inputs[1]) if host.op in _HOSTS else None
     if weight is None or weight.dtype not in FLOATS:
         return 0
@@ -49,7 +49,7 @@ def channels(editor: Editor, host: Node) -> int:
 
 
 def _factor(host: Node, weight: Array, scale: Array) -> Array:
-    """What the weight is multiplied by: a scale for each output channel."""
+    """Shape the scale of each output channel so that it broadcasts to the weight."""
     if host.op == "ConvTranspose":  # (inputs, outputs of a group, …): the inputs of a group share its outputs' scales
         each = np.repeat(scale.reshape(host.attrs["group"], -1), weight.shape[0] // host.attrs["group"], axis=0)
         return each.reshape(*weight.shape[:2], *(1,) * (weight.ndim - 2))
@@ -58,7 +58,7 @@ def _factor(host: Node, weight: Array, scale: Array) -> Array:
 
 
 def absorb(editor: Editor, host: Node, node: Node, affine: Affine) -> bool:
-    """Make `host` compute what `node` makes of its output. False where its bias or weight do not allow it."""
+    """Make `host` compute the result of `node`, which applies `affine` to it. False where bias or weight do not allow it."""
     before, after = editor.specs.get(host.outputs[0]), editor.specs.get(node.outputs[0])
     weight = editor.constant(host.inputs[1])
     if before is None or before != after or weight is None:
@@ -80,7 +80,7 @@ def absorb(editor: Editor, host: Node, node: Node, affine: Affine) -> bool:
 
 
 def _bias(editor: Editor, host: Node, count: int) -> Array | None:
-    """The bias per channel in float64, zeros where there is none; None when it is no constant or differs from row to row."""
+    """Return the bias per channel in float64, zeros without one; None where it is not constant or differs between rows."""
     if len(host.inputs) < 3 or not host.inputs[2]:
         return np.zeros(count)
     bias = editor.constant(host.inputs[2])
@@ -91,7 +91,7 @@ def _bias(editor: Editor, host: Node, count: int) -> Array | None:
 
 
 def _read(editor: Editor, node: Node, index: int, count: int) -> Affine | None:
-    """What Add, Sub, Mul or Div does to its input `index`, when the other one is a constant per channel."""
+    """Read Add, Sub, Mul or Div as an affine function of its input `index`; None unless the other one is constant per channel."""
     spec = editor.specs.get(node.outputs[0])
     constant = editor.constant(node.inputs[1 - index])
     if spec is None or constant is None or not count or constant.dtype not in FLOATS:
@@ -110,7 +110,7 @@ def _read(editor: Editor, node: Node, index: int, count: int) -> Affine | None:
 
 
 def _per_channel(constant: Array, spec: Spec, count: int) -> Array | None:
-    """The constant as one float64 a channel (axis 1), where it broadcasts so."""
+    """Return a constant as one float64 per channel (axis 1), where it broadcasts that way; else None."""
     if constant.ndim > spec.rank:
         return None
     shape = (1,) * (spec.rank - constant.ndim) + constant.shape

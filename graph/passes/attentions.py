@@ -1,4 +1,4 @@
-"""Attention that exporters spell out, softmax(Q·Kᵀ·scale + mask)·V over (batch, heads, length, size), becomes Attention."""
+"""Replacement of softmax(Q·Kᵀ·scale + mask)·V over (batch, heads, length, size), written as several nodes, by Attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kernels.spec import FLOATS
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """The values that are multiplied, the second one transposed; the mask or ""; the factor; the nodes that nobody else reads."""
+    """A match of the scores: q · k_transposed · scale + mask. mask: "" without one. nodes: those that nothing else reads."""
 
     q: str
     k_transposed: str
@@ -25,7 +25,7 @@ class _Scores:
 def find_attentions(graph: Graph, specs: Specs) -> Graph:
     """Replace the product of a softmax over the last axis with V.
 
-    A query whose mask is -infinity for every key gets 0 as Attention has it, where the spelled-out softmax divides 0 by 0.
+    A query whose mask is -infinity for every key then yields 0, as Attention defines it, where the separate nodes yield 0 / 0.
     """
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "MatMul"]:
@@ -40,7 +40,7 @@ def find_attentions(graph: Graph, specs: Specs) -> Graph:
 
 
 def _scores(editor: Editor, softmax: Node) -> _Scores | None:
-    """What a softmax is of: a product, scaled and masked in that order or not at all."""
+    """Match the input of the softmax: a product, optionally scaled, then optionally masked."""
     spec = editor.spec(softmax.inputs[0]) if softmax.op == "Softmax" else None
     if spec is None or spec.rank != 4 or spec.dtype not in FLOATS or softmax.attrs["axis"] not in (-1, 3):
         return None
@@ -75,7 +75,7 @@ def _scores(editor: Editor, softmax: Node) -> _Scores | None:
 
 
 def _factor(editor: Editor, node: Node) -> tuple[float | None, str]:
-    """The constant that a product or quotient applies, and what it applies it to."""
+    """Return the constant factor of a product or quotient, and the value it is applied to."""
     for position in (1, 0) if node.op == "Mul" else (1,):
         number = scalar(editor.constant(node.inputs[position]))
         if number is not None and number != 0:
@@ -84,7 +84,7 @@ def _factor(editor: Editor, node: Node) -> tuple[float | None, str]:
 
 
 def _unscaled(editor: Editor, value: str, reader: Node) -> tuple[float, str, list[Node]]:
-    """A factor of the product without the constant that it was multiplied with: the factor, what is left, the node that goes."""
+    """Separate a constant from a factor of the product: the constant, the value without it, and the node that is removed."""
     node = editor.sole_writer(value, reader)
     if node is None or node.op != "Mul" or editor.spec(value) is None:
         return 1.0, value, []

@@ -1,4 +1,4 @@
-"""BatchNormalization behind a convolution or Gemm moves into its weight and bias."""
+"""Folding of BatchNormalization into the weight and bias of the convolution or Gemm in front."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.ops.batch_norm import scale_and_shift
 
 
 def fold_batch_norms(graph: Graph, specs: Specs) -> Graph:
-    """Fold a normalisation whose parameters are constants, where nobody else reads what it normalises. A missing bias is made."""
+    """Fold a normalisation with constant parameters where it alone reads its input. Adds a bias where there is none."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "BatchNormalization"]:
         node = editor.nodes[name]
@@ -29,6 +29,6 @@ def _read(editor: Editor, node: Node) -> Affine | None:
     arrays = [array for array in parameters if array is not None]
     if len(arrays) != 4:
         return None
-    with np.errstate(all="ignore"):  # what is not finite is left to the run
+    with np.errstate(all="ignore"):  # results that are not finite are left to the run
         affine = Affine(*scale_and_shift(arrays[0], arrays[1], arrays[2], arrays[3], node.attrs["epsilon"]))
     return affine if np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all() else None

@@ -1,4 +1,4 @@
-"""Constant folding: what depends on nothing but constants is computed once, here."""
+"""Constant folding: nodes that read constants alone are computed once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs 
 def fold_constants(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
     """Replace nodes by their results. Random ops stay.
 
-    Args:    limit_bytes: what all constants together may take; a node whose result would pass it stays as it is, and so does one
-             whose result is larger than its inputs and than SMALL_RESULT_BYTES (an Expand of a scalar is cheaper run than read).
+    Args:    limit_bytes: of all constants together. A node whose result would exceed it stays, and so does one whose result is
+             larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result).
     """
     editor = Editor(graph, specs)
     held_bytes = sizes(graph.constants)
@@ -31,7 +31,7 @@ def fold_constants(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
 
 
 def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | None:
-    """The values that a node writes, where they are the same in every run and fit; else None."""
+    """Compute the values that a node writes; None where they differ between runs or exceed the limit."""
     if node.epilogue:
         return None
     made = {value: editor.specs.get(value) for value in node.writes()}

@@ -1,4 +1,4 @@
-"""Dead code: nodes whose outputs nobody reads."""
+"""Removal of dead code: nodes whose outputs are not read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from graph.passes.editor import Editor
 
 
 def remove_dead(graph: Graph, specs: Specs) -> Graph:
-    """Drop every node that leads to no graph output, and every constant that is left unread."""
+    """Remove every node that no graph output depends on, and every constant that is then not read."""
     editor = Editor(graph, specs)
     for node in reversed(graph.nodes):
         if not any(editor.is_read(value) for value in node.writes()):

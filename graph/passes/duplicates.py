@@ -1,4 +1,4 @@
-"""Common subexpressions: nodes that compute the same of the same are one."""
+"""Elimination of common subexpressions: equal nodes with equal inputs become one."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
 
 
 def _replaceable(editor: Editor, kept: Node, node: Node) -> bool:
-    """Whether every value that is read of `node` exists of `kept`, and none has a name that must stay."""
+    """Whether `kept` writes every output of `node` that is read, and none of these has a name that must stay."""
     read = [index for index, value in enumerate(node.outputs) if value and editor.is_read(value)]
     fixed = editor.outputs | editor.captured
     return all(index < len(kept.outputs) and kept.outputs[index] and node.outputs[index] not in fixed for index in read)
 
 
 def _equal_constants(graph: Graph) -> dict[str, str]:
-    """Constant name -> the first one that holds the same."""
+    """Map the name of each constant to that of the first one with equal content."""
     first: dict[Hashable, str] = {}
     return {
         name: first.setdefault(_frozen(array), name)
@@ -51,7 +51,7 @@ def _equal_constants(graph: Graph) -> dict[str, str]:
 
 
 def _frozen(value: Any) -> Hashable:
-    """Something that is equal where two attribute values are."""
+    """Return a hashable key of an attribute value; keys are equal where values are."""
     if isinstance(value, np.ndarray):
         return (value.dtype.name, value.shape, value.tobytes() if value.dtype != np.dtype(object) else tuple(value.reshape(-1)))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What every rewrite pass works with: a graph that can be changed node by node, and then be frozen again."""
+"""The editor that rewrite passes use: a graph that is changed node by node, then frozen again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Editor:
             self._add(node)
 
     def spec(self, value: str) -> Spec | None:
-        """What is known of a value; None also for one that this pass has made."""
+        """The spec of a value; None where it is unknown, and for values that this pass has added."""
         if value in self.constants:
             return Spec.of(self.constants[value])
         return self.specs.get(value)
@@ -60,21 +60,21 @@ class Editor:
         return value in self.outputs or bool(self._readers.get(value))
 
     def only_reader(self, value: str) -> Node | None:
-        """The one node that reads a value, provided that it is no graph output and no subgraph captures it."""
+        """The one node that reads a value; None where it has other readers, is a graph output or is captured by a subgraph."""
         readers = self._readers.get(value, Counter())
         if len(readers) != 1 or value in self.outputs or value in self.captured:
             return None
         return self.nodes[next(iter(readers))]
 
     def sole_writer(self, value: str, reader: Node) -> Node | None:
-        """The node that writes a value which nobody but `reader` wants; it has no epilogue and no other output that is read."""
+        """The node that writes a value which `reader` alone reads. None if it has an epilogue, or another output that is read."""
         node = self.producer(value)
         if node is None or node.epilogue or self.only_reader(value) is not reader or not self.single_output(node):
             return None
         return node
 
     def single_output(self, node: Node) -> bool:
-        """Whether output 0 is the only one that anybody reads."""
+        """Whether output 0 is the only one that is read."""
         return not any(self.is_read(value) for value in node.outputs[1:] if value)
 
     def put(self, node: Node) -> None:
@@ -85,12 +85,12 @@ class Editor:
         self.changed = True
 
     def put_early(self, node: Node) -> None:
-        """Add a node that is to run as soon as its inputs are there, before whatever else could."""
+        """Add a node that runs as soon as its inputs are computed, before other nodes that could run."""
         self.put(node)
         self.nodes = {node.name: node, **self.nodes}
 
     def drop(self, node: Node) -> None:
-        """Remove a node; whoever reads it must have been given another value."""
+        """Remove a node, whose readers must have been given another value before."""
         self._forget(node)
         del self.nodes[node.name]
         self.changed = True
@@ -104,12 +104,12 @@ class Editor:
         return name
 
     def make_constant(self, value: str, array: Array) -> None:
-        """Turn a value whose producer is about to go into a constant."""
+        """Turn a value into a constant. Its producer must be removed next."""
         self.constants[value] = array
         self.changed = True
 
     def bypass(self, node: Node, source: str) -> bool:
-        """Remove a settled node whose output 0 equals the value `source`. False where names that must stay stand in the way."""
+        """Remove a settled node whose output 0 equals the value `source`. False where names that must stay prevent it."""
         value = node.outputs[0]
         if value in self.captured:
             return False
@@ -120,9 +120,9 @@ class Editor:
         return True
 
     def settle(self, name: str) -> Node:
-        """The node of that name, reading what its inputs are called by now.
+        """Return the node of that name, with the current names of its inputs.
 
-        Renames wait until a reader is looked at: one that reads thousands of them is rewritten once.
+        Renames are applied when a reader is looked at, so that a node with thousands of renamed inputs is rewritten once.
         """
         node = self.nodes[name]
         names = {value: self._resolve(value) for value in node.reads() if value in self._aliases}
@@ -166,7 +166,7 @@ class Editor:
         return replace(self.graph, nodes=sort(nodes, defined), constants=constants)
 
     def _hand_over(self, node: Node, source: str) -> bool:
-        """The node's output is a graph output: let the producer of `source` write it under that name."""
+        """Let the producer of `source` write the node's output, which is a graph output, under its name."""
         value = node.outputs[0]
         writer = self.producer(source)
         if writer is None or source in self.outputs or source in self.captured:
@@ -197,22 +197,22 @@ class Editor:
 
 
 def origins(*nodes: Node) -> tuple[str, ...]:
-    """The ONNX nodes that several nodes stand for, each once; of more than MAX_ORIGINS the first."""
+    """Return the ONNX nodes that several nodes stand for, each once, and at most the first MAX_ORIGINS."""
     return tuple(dict.fromkeys(name for node in nodes for name in (node.origins or (node.name,))))[:MAX_ORIGINS]
 
 
 def scalar(array: Array | None) -> float | None:
-    """The number that an array of one element holds; None for anything else."""
+    """Return the number in an array of one element; None for any other array."""
     if array is None or array.size != 1 or array.dtype.kind not in "fiuV":
         return None
     return float(array.reshape(-1)[0])
 
 
 def is_close(value: float | None, wanted: float) -> bool:
-    """Whether a number written in single precision means `wanted`."""
+    """Whether a number equals `wanted` within the rounding of single precision."""
     return value is not None and abs(value - wanted) <= 1e-6 * abs(wanted)
 
 
 def sizes(mapping: Mapping[str, Array]) -> int:
-    """Bytes of all arrays together."""
+    """Return the bytes of all arrays together."""
     return sum(array.nbytes for array in mapping.values())

@@ -1,4 +1,4 @@
-"""MatMul of two matrices plus a bias is Gemm."""
+"""Replacement of a MatMul of two matrices and an addition of a bias by Gemm."""
 
 from __future__ import annotations
 

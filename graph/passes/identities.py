@@ -1,4 +1,4 @@
-"""Identity removal: nodes that return what they were given, at these shapes."""
+"""Removal of identities: nodes that return their input unchanged, at these shapes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def remove_identities(graph: Graph, specs: Specs) -> Graph:
 
 
 def _passes_through(editor: Editor, node: Node) -> int | None:
-    """Which input output 0 is equal to, or None."""
+    """Return the input that output 0 equals, or None."""
     rule = _RULES.get(node.op)
     if rule is None or node.epilogue or not node.inputs or not editor.single_output(node):
         return None
@@ -35,7 +35,7 @@ def _passes_through(editor: Editor, node: Node) -> int | None:
 
 
 def _always(editor: Editor, node: Node) -> int | None:
-    """Equal as soon as shape and dtype are: Identity, casts, reshapes, expansions, inference Dropout."""
+    """Match ops whose output equals the input where shape and dtype do: Identity, casts, reshapes, expansions, Dropout."""
     return 0
 
 
@@ -49,13 +49,13 @@ def _transpose(editor: Editor, node: Node) -> int | None:
 
 
 def _pad(editor: Editor, node: Node) -> int | None:
-    """The same shape may also come of cutting one side and padding the other."""
+    """Match a Pad without padding. Equal shapes do not suffice: it may cut one side and pad the other."""
     pads = editor.constant(node.inputs[1])
     return 0 if pads is not None and not pads.any() else None
 
 
 def _slice(editor: Editor, node: Node) -> int | None:
-    """The same shape may also come of walking backwards."""
+    """Match a Slice of everything. Equal shapes do not suffice: it may reverse an axis."""
     if len(node.inputs) < 5 or not node.inputs[4]:
         return 0
     steps = editor.constant(node.inputs[4])
@@ -84,7 +84,7 @@ def _is_all(array: Array, element: int) -> bool:
 
 
 def _training(editor: Editor, node: Node) -> int | None:
-    """Dropout passes its input on, unless a run may ask for training."""
+    """Whether a run may ask a Dropout for training, where it does not return its input."""
     if len(node.inputs) < 3 or not node.inputs[2]:
         return 0
     mode = editor.constant(node.inputs[2])

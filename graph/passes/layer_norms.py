@@ -1,4 +1,4 @@
-"""Layer normalisation that exporters spell out, (x - mean) / sqrt(mean((x - mean)²) + ε) · γ + β, becomes LayerNormalization."""
+"""Replacement of (x - mean) / sqrt(mean((x - mean)²) + ε) · γ + β, written as several nodes, by LayerNormalization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.spec import FLOATS, Spec
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """x, the first normalised axis, ε, and the nodes that compute the quotient, which nobody else reads."""
+    """A match: x, the first normalised axis, ε, and the nodes of the quotient, which nothing else reads."""
 
     x: str
     axis: int
@@ -21,7 +21,7 @@ class _Found:
 
 
 def find_layer_norms(graph: Graph, specs: Specs) -> Graph:
-    """Replace the quotient, its scale by a constant, and a shift by another where there is one."""
+    """Replace the quotient, its product with a constant scale, and the addition of a constant shift where there is one."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "Div"]:
         divide = editor.nodes.get(name)
@@ -52,7 +52,7 @@ def _replace(editor: Editor, found: _Found, spec: Spec, tail: tuple[Node, Node],
 
 
 def _normalised(editor: Editor, divide: Node) -> _Found | None:
-    """Match the quotient: its numerator is read by the square too, everything else by one node only."""
+    """Match the quotient. The square reads its numerator too; all other values have one reader."""
     centre = editor.producer(divide.inputs[0])
     root = editor.sole_writer(divide.inputs[1], divide)
     if centre is None or centre.op != "Sub" or centre.epilogue or root is None or root.op != "Sqrt" or divide.epilogue:
@@ -89,7 +89,7 @@ def _is_square(editor: Editor, node: Node, value: str) -> bool:
 
 
 def _first_axis(editor: Editor, mean: Node) -> int | None:
-    """The first of the reduced axes, where those are the last ones and stay with size 1."""
+    """Return the first reduced axis, where the reduced axes are the last ones and stay with size 1; else None."""
     spec = editor.spec(mean.inputs[0])
     axes = editor.constant(mean.inputs[1]) if len(mean.inputs) > 1 else None
     if spec is None or axes is None or not mean.attrs["keepdims"] or spec.dtype not in FLOATS or not axes.size:
@@ -103,6 +103,6 @@ def _other(node: Node, value: str) -> str:
 
 
 def _fits(editor: Editor, value: str, spec: Spec, axis: int) -> bool:
-    """Whether a constant has the shape of the normalised axes: what LayerNormalization takes."""
+    """Whether a constant has the shape of the normalised axes, as LayerNormalization requires."""
     array = editor.constant(value)
     return array is not None and array.shape == spec.shape[axis:] and array.dtype == spec.dtype

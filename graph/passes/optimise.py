@@ -1,4 +1,4 @@
-"""The rewrite passes, in a fixed order, until none finds anything more; and what each of them saved."""
+"""The driver of the rewrite passes: it repeats them in a fixed order until none changes the graph, and reports their savings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_ROUNDS = 16
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What a pass removed, over all its rounds. bytes: inputs and outputs of nodes, each once; all may be negative."""
+    """What a pass removed in all its runs. bytes: inputs and outputs of nodes, each once. Negative where it added some."""
 
     name: str
     nodes_removed: int
@@ -59,7 +59,8 @@ class _Totals:
 def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
     """Rewrite a graph for these input shapes. Names and order of its inputs and outputs stay.
 
-    Epilogues are fused last, when no other pass finds anything: they hide nodes from the others. Views sink just before that.
+    Epilogues are fused last, when no other pass changes anything, since they hide nodes from other passes. Elementwise ops move
+    before views just ahead of that.
     """
     run = _Run(graph, inputs)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
@@ -92,7 +93,7 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
 
 
 class _Run:
-    """The graph as it stands between passes, and the tally."""
+    """The graph between passes, and what each pass removed so far."""
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Spec]) -> None:
         self.graph = graph
@@ -102,7 +103,7 @@ class _Run:
         self._totals = _count(graph, self.specs)
 
     def apply(self, name: str, rewrite: Pass) -> None:
-        """Run one pass; on a new graph, infer its specs and tally what is gone."""
+        """Run one pass. Where it changed the graph, infer its specs and note what was removed."""
         report = self.reports.setdefault(name, PassReport(name, 0, 0, 0))
         graph = rewrite(self.graph, self.specs)
         if graph is self.graph:
@@ -119,7 +120,7 @@ class _Run:
 
 
 def _count(graph: Graph, specs: Specs) -> _Totals:
-    """Nodes, known flops, and bytes that the nodes read and write. Control flow counts as a node only."""
+    """Return nodes, known flops, and bytes that the nodes read and write. Control flow counts as a node alone."""
     nbytes = flops = 0
     for node in graph.nodes:
         touched = [specs.get(name) for name in {*node.reads(), *node.writes()}]
@@ -130,7 +131,7 @@ def _count(graph: Graph, specs: Specs) -> _Totals:
 
 
 def _flops(node: Node, specs: Specs) -> int:
-    """Of a node and its epilogue; 0 for ops without a formula."""
+    """Return the flops of a node and its epilogue; 0 for ops without a formula."""
     total, out = 0, ""
     for name, inputs, attrs in [(node.op, node.inputs, node.attrs), *((f.op, f.inputs, f.attrs) for f in node.epilogue)]:
         op = find(name)

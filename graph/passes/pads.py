@@ -1,4 +1,4 @@
-"""Pad folding: padding in front of a Conv or a pool becomes its own padding, where both mean the same."""
+"""Folding of a Pad into the padding of the Conv or pool behind it, where both give the same result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOSTS = frozenset({"Conv", "AveragePool", "MaxPool"})
 
 
 def fold_pads(graph: Graph, specs: Specs) -> Graph:
-    """Fold a Pad of spatial axes only: of zeros into Conv and AveragePool, of -inf into MaxPool."""
+    """Fold a Pad of spatial axes alone: with zeros into Conv and AveragePool, with -inf into MaxPool."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op in _HOSTS]:
         host = editor.nodes[name]
@@ -30,7 +30,7 @@ def fold_pads(graph: Graph, specs: Specs) -> Graph:
 
 
 def _amounts(editor: Editor, pad: Node, spec: Spec) -> list[tuple[int, int]] | None:
-    """(before, after) of every spatial axis; None when they are unknown, negative, or on the batch or channel axis."""
+    """Return (before, behind) of every spatial axis; None where they are unknown, negative, or of the batch or channel axis."""
     given = editor.constant(pad.inputs[1])
     if given is None or pad.attrs["mode"] != "constant":
         return None
@@ -49,7 +49,7 @@ def _amounts(editor: Editor, pad: Node, spec: Spec) -> list[tuple[int, int]] | N
 
 
 def _folded(editor: Editor, host: Node, pad: Node, amounts: list[tuple[int, int]]) -> dict[str, object] | None:
-    """The host's attributes with the padding added to its own; None where that would mean something else."""
+    """Return the attributes of the host with the padding added to its own; None where results would differ."""
     rank = len(amounts)
     own = tuple(host.attrs["pads"] or (0,) * (2 * rank))
     if host.attrs["auto_pad"] not in ("NOTSET", "VALID") or len(own) != 2 * rank:
@@ -72,7 +72,7 @@ def _folded(editor: Editor, host: Node, pad: Node, amounts: list[tuple[int, int]
 
 
 def _fill(editor: Editor, pad: Node) -> float | None:
-    """What is padded with, or None when it is no constant."""
+    """Return the value that is padded with; None where it is not constant."""
     if len(pad.inputs) < 3 or not pad.inputs[2]:
         return 0.0
     value: Array | None = editor.constant(pad.inputs[2])

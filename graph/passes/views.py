@@ -1,4 +1,4 @@
-"""Views: chains of reshapes or transposes are one, transposes that move nothing are reshapes, and elementwise ops come before."""
+"""Simplification of views: chains become one, transposes that move no data become reshapes, elementwise ops move before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 def collapse_views(graph: Graph, specs: Specs) -> Graph:
-    """Read past the first of two; it becomes dead where nobody else reads it. A pair that cancels is a no-op afterwards."""
+    """Let the second of two views read the input of the first, which is dead if it has no other reader."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes]:
         node = editor.nodes[name]
@@ -30,7 +30,7 @@ def collapse_views(graph: Graph, specs: Specs) -> Graph:
 
 
 def reshape_unmoved(graph: Graph, specs: Specs) -> Graph:
-    """Make reshapes of transposes that keep the order of all dimensions but those of one element."""
+    """Replace transposes that keep the order of all dimensions of more than one element by reshapes."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op == "Transpose" and not node.epilogue]:
         node = editor.nodes[name]
@@ -47,7 +47,7 @@ def reshape_unmoved(graph: Graph, specs: Specs) -> Graph:
 def sink_views(graph: Graph, specs: Specs) -> Graph:
     """Compute an elementwise op before the reshape in front of it, so that it can join the op that made the value.
 
-    Its other operands are single numbers, or have its shape and are reshaped instead.
+    The other operands are single numbers, or have its shape and are reshaped instead.
     """
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes]:
@@ -73,7 +73,7 @@ def _is_like(editor: Editor, value: str, out: Spec) -> bool:
 
 
 def _sink(editor: Editor, node: Node, view: Node, shape: tuple[int, ...]) -> None:
-    """The op on the value behind the view, and the view on its result."""
+    """Apply the op to the input of the view, and the view to its result."""
     inputs = []
     for position, value in enumerate(node.inputs):
         spec = editor.spec(value)

@@ -1,1 +1,1 @@
-"""Running a graph: what is prepared for one set of input shapes, and the executor that runs it."""
+"""Execution of graphs: preparation for one set of input shapes, and the executor."""

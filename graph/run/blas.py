@@ -1,4 +1,4 @@
-"""How many threads BLAS uses while an executor runs. BLAS has one count for the whole process."""
+"""Control of the number of BLAS threads while executors run. BLAS has one number for the whole process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threadpoolctl
 
 @dataclass(slots=True)
 class _Process:
-    """Who holds BLAS, what it is set to, and what it was set to before the first of them. Guarded by `lock`."""
+    """BLAS in this process: open contexts, the number set now, the numbers set before the first. Guarded by `lock`."""
 
     holders: int = 0
     counts: list[int] = field(default_factory=list)
@@ -21,7 +21,7 @@ class _Process:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def set(self, counts: list[int]) -> None:
-        """Tell every library that is set to something else."""
+        """Set the number of threads of every library that has another one."""
         for library, old, new in zip(_libraries(), self.counts, counts, strict=True):
             if old != new:
                 library.set_num_threads(new)
@@ -32,10 +32,10 @@ _process = _Process()
 
 
 class BlasThreads:
-    """A context that holds BLAS to `count` threads; None leaves it as it is.
+    """A context in which BLAS uses `count` threads; None leaves the number as it is.
 
-    Results do not depend on it. Of contexts that overlap, the last one entered decides for all of them; when the last is
-    left, the process gets back the counts it had before the first.
+    Results do not depend on it. Where contexts overlap, the one entered last decides for all. When the last one is left, the
+    numbers that were set before the first one are restored.
     """
 
     def __init__(self, count: int | None) -> None:
@@ -61,5 +61,5 @@ class BlasThreads:
 
 @functools.cache
 def _libraries() -> tuple[Any, ...]:
-    """The BLAS libraries of this process. Finding them takes milliseconds, asking one for its count a microsecond."""
+    """The BLAS libraries of this process, cached: finding them takes milliseconds, reading a number of threads a microsecond."""
     return tuple(library for library in threadpoolctl.ThreadpoolController().lib_controllers if library.user_api == "blas")

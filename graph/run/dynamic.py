@@ -1,4 +1,4 @@
-"""What only a run decides: nodes whose shapes follow from values, and the bodies of If, Loop and Scan."""
+"""Steps whose shapes only a run knows: data-dependent nodes, and the bodies of If, Loop and Scan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from graph.shapes import MAX_VALUE_BYTES, propagate
 from kernels.registry import Op
 from kernels.spec import Array, Spec
 
-_BODY_PROGRAMS = 4  # sets of shapes a body is made ready for; one that meets more is run without any
+_BODY_PROGRAMS = 4  # sets of input shapes that a body is prepared for; further ones share a graph prepared without shapes
 
 
 class Runnable(Protocol):
@@ -27,7 +27,10 @@ class Runnable(Protocol):
 
 
 class Body:
-    """A subgraph of If, Loop or Scan: a program for each set of shapes it meets, at most a few."""
+    """A subgraph of If, Loop or Scan, prepared for each set of input shapes that occurs, for a limited number of sets.
+
+    Args: outer: specs of the values around it; known ones that it captures become constants. prepare: makes a graph ready.
+    """
 
     def __init__(self, graph: Graph, outer: Specs, prepare: Callable[[Graph, Specs], Runnable]) -> None:
         self._prepare = prepare
@@ -39,7 +42,7 @@ class Body:
         self._shapeless: Runnable | None = None
 
     def run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run on the body's own inputs, then the captured values. Returns its outputs, all of them new memory."""
+        """Run once. arrays: the body's own inputs, then the captured values. Returns the outputs in new memory."""
         key = tuple(Spec(array.shape, array.dtype) for array in arrays)
         program = self._programs.get(key, self._shapeless)
         if program is None:
@@ -57,7 +60,7 @@ class Body:
 
 
 def allocate(op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool]) -> list[Array | None]:
-    """Memory for the wanted outputs of an op on these inputs. Raises LimitError past MAX_VALUE_BYTES."""
+    """Allocate the wanted outputs of an op for these inputs, None for the others. Raises LimitError past MAX_VALUE_BYTES."""
     specs = op.infer_specs([None if array is None else Spec.of(array) for array in inputs], attrs)
     for spec in specs:
         if spec.nbytes > MAX_VALUE_BYTES:

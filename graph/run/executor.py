@@ -1,4 +1,4 @@
-"""Runs a graph for one set of input shapes, for any number of threads, one run at a time."""
+"""The executor of a graph for one set of input shapes. Threads may share it; it runs once at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["DYNAMIC", "VIEW", "Executor", "PreparedStep", "TimedRun"]
 
 @dataclass(frozen=True, slots=True)
 class TimedRun:
-    """What a run gave and what it read from the clock. wall_ns: from before the feeds are checked to the end."""
+    """Outputs and clock readings of one run. wall_ns: from before the feeds are checked to the end."""
 
     outputs: dict[str, Array]
     wall_ns: int
@@ -37,22 +37,22 @@ class TimedRun:
 
     @property
     def step_ns(self) -> list[int]:
-        """Nanoseconds of every step; reckoned here, not in the run."""
+        """Nanoseconds of every step, computed from the clock readings when it is asked for."""
         return self.clock.step_ns()
 
 
 class Executor:
-    """A graph ready to run.
+    """A graph that is ready to run.
 
-    Intermediate values live at fixed places of one arena (`memory`); graph outputs are allocated by every run and become the
-    caller's. Executors of several threads may run side by side.
+    Intermediate values have fixed places in one arena (`memory`). Every run allocates the graph outputs, which become the
+    caller's. Several executors may run at the same time, on different threads.
 
-    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it, default = natively where `native` can,
-             else by the op's first numpy kernel that applies. threads: of BLAS and of native code; None = as many as BLAS is set
-             to, and one per core. native: None = everything in numpy. timed: it is made for `run_timed`; `run` then compiles when
-             it is first called.
+    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default natively where `native` can,
+             else with the op's first numpy kernel that applies. threads: of BLAS and of native code; None leaves BLAS as it is
+             set and takes one per core for native code. native: the native backend, None for numpy alone. timed: prepare for
+             `run_timed`; the first call of `run` then compiles.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
-             one asked for.
+             chosen one.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Executor:
 
     @property
     def steps(self) -> tuple[PreparedStep, ...]:
-        """What runs, in order. Nodes that no output depends on are not among them."""
+        """The steps in the order in which they run. Nodes that no output depends on are left out."""
         return self._program.steps
 
     @property
     def memory(self) -> MemoryPlan:
-        """Where every value lives."""
+        """The memory plan."""
         return self._program.memory
 
     @property
     def held(self) -> tuple[Held, ...]:
-        """What takes activation memory, and while which of `steps`."""
+        """The activation memory that values take, and during which of `steps`."""
         return self._program.held
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Run once. feeds: every input by name. Returns every graph output, the caller's own arrays. Raises FeedError."""
+        """Run once. feeds: every input by name. Returns every graph output by name, in new memory. Raises FeedError."""
         arrays = check_feeds(self._ports, feeds)
         with self._lock, self._blas, np.errstate(all="ignore"):
             outputs = self._program.run(tuple(arrays.values()))
@@ -119,7 +119,7 @@ def _known(port: Port, specs: Specs) -> Spec:
 def _program(
     graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None, timed: bool
 ) -> PreparedGraph:
-    """The graph's program, with its native segments where there is a native backend."""
+    """Prepare the graph, with native segments where there is a native backend."""
     algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
     if native is None:
         if wanted := next((name for name in choices if name not in algorithms), None):

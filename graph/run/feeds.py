@@ -1,4 +1,4 @@
-"""What a run is fed, checked against the inputs it declares: nothing is cast, nothing is guessed."""
+"""Checks of the arrays given to a run against the declared inputs. Nothing is cast or guessed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "f
 
 
 def random_feeds(specs: Mapping[str, Spec]) -> dict[str, Array]:
-    """Something of the right dtype and shape for every input: normal numbers, 0 or 1, empty strings; the same every time."""
+    """Return an array for every input: standard normal numbers, integers 0 or 1, or empty strings; equal in every call."""
     rng = np.random.default_rng(0)
     return {name: _random(rng, spec) for name, spec in specs.items()}
 
@@ -54,7 +54,7 @@ def _refuse_names(ports: Sequence[Port], feeds: Mapping[str, Any], where: str) -
 
 
 def _native(port: Port, value: Any, where: str) -> Array:
-    """The feed as an array that kernels can read, its dtype checked."""
+    """Check the dtype of a feed and return it as an array that kernels can read."""
     if not isinstance(value, np.ndarray | np.generic):
         raise FeedError(f"{port.name}: feed is a {type(value).__name__}, need a numpy array ({where})")
     array = np.asarray(value)
@@ -79,7 +79,7 @@ def _strings(port: Port, array: Array, where: str) -> Array:
 
 
 def _check_dims(port: Port, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]], where: str) -> None:
-    """Compare with the declared dims; `sizes` remembers which size each name got, and from which input."""
+    """Compare a shape with the declared dims. sizes: named dimension -> its size and the input that gave it, extended."""
     if port.dims is None:
         return
     if len(shape) != len(port.dims):

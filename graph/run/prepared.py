@@ -1,10 +1,10 @@
-"""A graph made ready for one set of specs: everything decided here, so that a run is a loop over prepared calls.
+"""Preparation of a graph for one set of specs. All decisions are made here, so that a run is a loop over prepared calls.
 
-Every value has a slot. Constants and arena values are put into theirs once; the rest (graph inputs, graph outputs, values whose
-shape only a run decides) come and go with each run. A call whose slots are all of the first kind is bound to its arrays and
-looks nothing up. Bodies of If, Loop and Scan are programs too.
+Every value has a slot (`graph.run.slots`). Constants and arena values are put into theirs once. Graph inputs, graph outputs and
+values whose shape only a run knows change with each run. A call that uses slots of the first kind alone is bound to its arrays.
+Bodies of If, Loop and Scan are prepared graphs too.
 
-A program is not thread-safe: `graph.run.executor` lets one run at a time in.
+A prepared graph is not thread-safe: `graph.run.executor` runs it once at a time.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from kernels.errors import EdgewiseError, ShapeError
 from kernels.registry import Kernel, find
 from kernels.spec import Array, Spec
 
-VIEW = "view"  # the algorithm of a step that does nothing: another name for memory, or what steps before it did already
-DYNAMIC = "dynamic"  # of a step that is inferred and allocated while it runs
+VIEW = "view"  # algorithm of a step without work of its own: it renames memory, or steps before it did the work
+DYNAMIC = "dynamic"  # algorithm of a step that infers its shapes and allocates its outputs while it runs
 
 Call = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedStep:
-    """One node as it will run. algorithm: its kernel's, or VIEW or DYNAMIC; with "native/" before it inside a native segment.
+    """One node as it will run.
 
-    macs: what a native algorithm multiplies, where that is not what the op's definition says.
+    algorithm: of its numpy kernel, VIEW or DYNAMIC; that of a node in a native segment begins with "native/".
+    macs: multiply-accumulates of a native algorithm, where these differ from the op's cost.
     """
 
     node: Node
@@ -52,7 +53,7 @@ class PreparedStep:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A kernel for a node, or for an op of its epilogue, and what it reads."""
+    """The kernel of a node or of an op in its epilogue, with its inputs and attributes."""
 
     kernel: Kernel
     inputs: tuple[str, ...]
@@ -61,12 +62,12 @@ class _Chosen:
 
 
 class PreparedGraph:
-    """The prepared calls of a graph, and the memory they work in.
+    """The prepared calls of a graph, and the memory they use.
 
-    Args:    specs: of every value; None or left out where only a run decides. algorithms: node name -> kernel to use, default =
-             each op's first that applies. segments: native code of the nodes whose op is SEGMENT, by their names.
-             threads: that segments run on.
-    Raises:  UnsupportedError when a node has no kernel for its specs, or not the one asked for.
+    Args:    specs: of every value; None or absent where only a run knows it. algorithms: node name -> name of the kernel; by
+             default each op's first one that applies. segments: node name -> native code, for the nodes whose op is SEGMENT.
+             threads: of segments.
+    Raises:  UnsupportedError when a node has no kernel for its specs, or not the named one.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class PreparedGraph:
 
     @functools.cached_property
     def steps(self) -> tuple[PreparedStep, ...]:
-        """Every node as it runs, in order; those of a segment one by one."""
+        """Every node in the order in which it runs; the nodes of a segment one by one."""
         return tuple(step for position in self._positions for step in self._expanded(position))
 
     def _expanded(self, position: PreparedStep) -> Sequence[PreparedStep]:
@@ -124,7 +125,7 @@ class PreparedGraph:
 
     @property
     def held(self) -> tuple[Held, ...]:
-        """What takes activation memory while which of `steps` run; of what a segment works in, each value by itself."""
+        """The activation memory that values take, and during which of `steps`; each value of a segment's memory by itself."""
         counts = [self._width(position) for position in self._positions]
         firsts = [0, *itertools.accumulate(counts)]
         found = [replace(item, first=firsts[item.first], last=firsts[item.last + 1] - 1) for item in self.memory.held]
@@ -139,7 +140,7 @@ class PreparedGraph:
         return tuple(found)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
-        """Run once. feeds: of every graph input in order. Returns every graph output in order, all of them new memory."""
+        """Run once. feeds: every graph input in order. Returns every graph output in order, in new memory."""
         try:
             self._begin(feeds)
             for position, call in enumerate(self._calls):  # noqa: B007  the error below asks for it
@@ -151,7 +152,7 @@ class PreparedGraph:
             self._slots.clear()
 
     def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int], dict[int, SegmentClock]]:
-        """Run once, reading the clock: outputs, and what a `RunClock` is made of."""
+        """Run once, reading the clock. Returns the outputs, and the marks and segment clocks of a `RunClock`."""
         clock = time.perf_counter_ns
         marks: list[int] = []
         try:
@@ -167,13 +168,13 @@ class PreparedGraph:
             self._slots.clear()
 
     def _timed_calls(self) -> Iterator[Call]:
-        """The calls, those of segments replaced by ones that also keep what their threads read from the clock."""
+        """Yield the calls; those of segments also keep the clock readings of their threads."""
         for at, (position, call) in enumerate(zip(self._positions, self._calls, strict=True)):
             segment = self._segments.get(position.node.name)
             yield call if segment is None else self._segment_call(position.node, segment, timed_as=at)
 
     def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
-        """A native segment on its slots. timed_as: its position, where it is to be timed."""
+        """Make the call of a native segment. timed_as: the position to keep clock readings under; None for an untimed call."""
         slots, threads = self._slots.arrays, self._threads
         read, written = [self._slots.of(name) for name in node.inputs], [self._slots.of(name) for name in node.outputs]
         place = self.memory.workspaces.get(node.name)
@@ -206,7 +207,7 @@ class PreparedGraph:
         return [slots[slot] if is_new else slots[slot].copy() for slot, is_new in self._outputs]
 
     def _output_slots(self) -> list[tuple[int, bool]]:
-        """Of every output its slot, and whether it is new memory: not an input's, a constant's, or given out already."""
+        """Return the slot of every graph output, and whether it is new: not an input, a constant or another output."""
         borrowed = {port.name for port in self._graph.inputs} | set(self._graph.constants)
         outputs = []
         for port in self._graph.outputs:
@@ -216,7 +217,7 @@ class PreparedGraph:
         return outputs
 
     def _place(self) -> None:
-        """Give every planned value its array now, or note how a run makes it."""
+        """Put the array of every planned value into its slot, or note how a run makes the array."""
         placements = self.memory.placements
         read = {name for node in self._graph.nodes for name in node.reads()} | {port.name for port in self._graph.outputs}
         read |= {self.memory.owners.get(name, name) for name in read}
@@ -237,7 +238,7 @@ class PreparedGraph:
                 self._returned.append((self._slots.of(value), spec))
 
     def _kernels(self, node: Node) -> list[_Chosen]:
-        """The node's kernel, then one for each op of its epilogue; none where a run decides."""
+        """Choose the kernel of a node, then one for each op of its epilogue; none for segments and dynamic nodes."""
         if node.op == SEGMENT or not is_static(node, self._specs):
             return []
         wanted = [(node.op, node.inputs, node.attrs, self._algorithms.get(node.name))]
@@ -279,7 +280,7 @@ class PreparedGraph:
         return _in_turn(calls)
 
     def _written(self, node: Node) -> tuple[str, ...]:
-        """The outputs the kernel is given; "" where nobody reads one. Output 0 is always there, in scratch if it must."""
+        """Return the outputs to pass to the kernel, "" for one that is not read, but for output 0: kernels always write it."""
         names = [name if name in self.memory.owners else "" for name in node.outputs]
         if not names[0]:
             inputs = [self._specs[name] if name else None for name in node.inputs]
@@ -291,7 +292,7 @@ class PreparedGraph:
         return tuple(names)
 
     def _kernel_call(self, chosen: _Chosen, outputs: Sequence[str], workspace: Array) -> Call:
-        """A kernel on its slots: bound to their arrays where these never change."""
+        """Make the call of a kernel, bound to the arrays of its slots where these never change."""
         run, slots = chosen.kernel.run, self._slots.arrays
         keywords = dict(chosen.attrs)
         if chosen.kernel.workspace_bytes is not None:
@@ -306,7 +307,7 @@ class PreparedGraph:
         return call
 
     def _dynamic_call(self, node: Node) -> Call:
-        """Infer, allocate and run one node on the arrays that are there."""
+        """Make a call that infers, allocates and runs one node on the arrays present at run time."""
         slots, op, algorithm = self._slots.arrays, find(node.op), self._algorithms.get(node.name)
         read = [self._slots.of(name) for name in node.inputs]
         fused = [(find(f.op), [self._slots.of(name or node.outputs[0]) for name in f.inputs], f.attrs) for f in node.epilogue]
@@ -336,9 +337,9 @@ class PreparedGraph:
         return call
 
     def _keep(self, node: Node, made: Sequence[Array | None]) -> None:
-        """Put what a dynamic node made into its slots; where a spec was promised to later steps, it has to be that."""
+        """Put the outputs of a dynamic node into their slots. Raises ShapeError where one differs from its inferred spec."""
         if len(made) < len(node.outputs):
-            raise ShapeError(f"{node.op}: {len(node.outputs)} outputs are asked, it made {len(made)}")
+            raise ShapeError(f"{node.op}: {len(node.outputs)} outputs are needed, it made {len(made)}")
         for name, array in zip(node.outputs, made, strict=False):
             if not name or array is None:
                 continue
@@ -348,7 +349,7 @@ class PreparedGraph:
             self._slots.arrays[self._slots.of(name)] = array
 
     def _releasing(self, step: int, call: Call) -> Call:
-        """The call, then let go of what runs allocate and no later step reads."""
+        """Make a call that also releases arrays allocated by the run that no later step reads."""
         node = self._positions[step].node
         written = set(node.writes()) if self._positions[step].algorithm == DYNAMIC else set()
         last_read = self._last_read
@@ -368,12 +369,12 @@ class PreparedGraph:
 
 
 def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
-    """The error with the node that it came from; a segment has said which of its own."""
+    """Return the error with the name of the node; errors of segments name the node already."""
     return error if node.op == SEGMENT else type(error)(f"{error} (node {node.name!r})")
 
 
 def _label(choice: Choice) -> str:
-    """What a step of a segment is listed as: renaming memory is the same wherever it is done."""
+    """Return the algorithm to list for a step of a segment; VIEW has no backend before it."""
     return VIEW if choice.algorithm == VIEW else str(choice)
 
 

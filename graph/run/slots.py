@@ -1,4 +1,4 @@
-"""The arrays of a run: every value has a slot, by whose number prepared calls find it."""
+"""The arrays of a run. Every value has a numbered slot, which prepared calls read and write."""
 
 from __future__ import annotations
 

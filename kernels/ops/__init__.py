@@ -1,1 +1,1 @@
-"""One operator, or one family of alike operators, a file; `kernels.registry` discovers them."""
+"""Operators, one per file or one family of alike operators; `kernels.registry` discovers them."""

@@ -1,6 +1,6 @@
 """Activations of several scalar operations each, computed in blocks that stay in cache.
 
-In every formula y may be the memory of x.
+In every formula y may be the same memory as x.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the extreme is: ArgMax, ArgMin, Hardmax."""
+"""ArgMax, ArgMin and Hardmax: positions of maxima and minima along an axis."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cost(out: tuple[Spec, ...], x: Spec, **attrs: int) -> Cost:
 
 def _run(choose: Callable[..., Any]) -> Callable[..., None]:
     def run(out: tuple[Array, ...], x: Array, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> None:
-        """Of equals the first, or the last: then the axis is searched backwards."""
+        """Find the first of equal elements, or the last by searching the axis backwards."""
         searched = np.flip(x, axis) if select_last_index else x
         found = choose(searched, axis=axis, keepdims=bool(keepdims))
         np.copyto(out[0], x.shape[axis] - 1 - found if select_last_index else found)
@@ -63,7 +63,7 @@ def run_hardmax(out: tuple[Array, ...], x: Array, *, axis: int = -1, coerce_2d: 
 
 
 def upgrade_hardmax(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Before opset 13 the default axis was 1 and the input was seen as a matrix."""
+    """Before opset 13 the default axis was 1 and the input was treated as a matrix."""
     return ({"axis": 1, **attrs, "coerce_2d": True} if opset < 13 else attrs), {}
 
 

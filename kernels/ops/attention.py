@@ -15,12 +15,12 @@ from kernels.operands import NUMBERS, element_type, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
-_RAW, _CAPPED, _BIASED, _SOFTMAX = range(4)  # what qk_matmul_output shows
+_RAW, _CAPPED, _BIASED, _SOFTMAX = range(4)  # values of qk_matmul_output
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """batch, heads of Q and of K and V, lengths of Q, of what was cached and of everything, and the sizes of a head."""
+    """Sizes: batch, heads of Q and of K and V, lengths of Q, of the cache and of cache and keys together, head sizes."""
 
     batch: int
     q_heads: int
@@ -148,7 +148,7 @@ def cost(
     nonpad_kv_seqlen: Spec | None = None,
     **attrs: Any,
 ) -> Cost:
-    """MACs: scores · (head + value head), masked ones not deducted. Others: scale q; 5 a score for softmax, 1 a bias, 3 a cap."""
+    """MACs: scores · (head + value head), masked ones included. Others: 1 per q; 5 per score, 1 for a bias, 3 for a cap."""
     n = _sizes(q, k, v, past_key, attrs["q_num_heads"], attrs["kv_num_heads"])
     scores = n.batch * n.q_heads * n.q_length * n.total
     each = 5 + _biased(attn_mask, nonpad_kv_seqlen, attrs) + 3 * (attrs["softcap"] > 0)
@@ -198,7 +198,7 @@ def run(
     _show(shown, scores, mode == _BIASED)
     weights = _softmax(scores, attrs["softmax_precision"])
     if bias is not None and bias.shape[-1]:
-        np.copyto(weights, 0, where=np.isneginf(bias.max(-1, keepdims=True)))  # a query that may see nothing gives 0
+        np.copyto(weights, 0, where=np.isneginf(bias.max(-1, keepdims=True)))  # a query without any key yields 0
     _show(shown, weights, mode == _SOFTMAX)
     if y is not None:
         result = np.matmul(weights.reshape(n.batch, n.kv_heads, rows, n.total), values)
@@ -211,7 +211,7 @@ def _show(shown: Array | None, scores: Array, wanted: bool) -> None:
 
 
 def _bias(n: _Sizes, mask: Array | None, lengths: Array | None, attrs: dict[str, Any], dtype: Any) -> Array:
-    """What is added to the scores: the mask, and -inf where a query may not look; it broadcasts to the scores."""
+    """Return the addend of the scores, which broadcasts to them: the mask, and -inf where a query must not attend."""
     keys, offset = np.arange(n.total), np.full((1, 1, 1, 1), n.past)
     allowed = np.ones((1, 1, n.q_length, n.total), np.bool_)
     if lengths is not None:
@@ -237,7 +237,7 @@ def _bias(n: _Sizes, mask: Array | None, lengths: Array | None, attrs: dict[str,
 
 
 def _softmax(scores: Array, precision: int | None) -> Array:
-    """Over the keys, in place; in double where that is asked for, of scores rounded where a half precision is."""
+    """Softmax over the keys, in place; in float64, or of scores rounded to half precision, where an attribute asks for it."""
     given = scores.dtype
     if precision is not None:
         asked = element_type("Attention: softmax_precision", precision)

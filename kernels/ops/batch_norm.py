@@ -43,7 +43,7 @@ def cost(out: tuple[Spec, ...], x: Spec, *parameters: Spec, **attrs: Any) -> Cos
 
 
 def scale_and_shift(scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> tuple[Array, Array]:
-    """Factor and addend per channel, in float64: what inference multiplies and adds."""
+    """Return the factor and the addend of inference per channel, in float64."""
     factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
     return factor, bias.astype(np.float64) - mean.astype(np.float64) * factor
 
@@ -59,7 +59,7 @@ def run(out: tuple[Array, ...], x: Array, scale: Array, bias: Array, mean: Array
 
 
 def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Before opset 9 `spatial` could ask for statistics per element, which nobody exports; 1 was the default."""
+    """Before opset 9 `spatial` could ask for statistics per element, which no exporter does; 1 was the default."""
     attrs = dict(attrs)
     if attrs.pop("spatial", 1) != 1:
         raise UnsupportedError("BatchNormalization: spatial is 0, only statistics per channel are supported")

@@ -36,7 +36,7 @@ def _ufunc(ufunc: Callable[..., Any]) -> Callable[..., None]:
 
 
 def run_divide(out: tuple[Array, ...], a: Array, b: Array) -> None:
-    """Quotient; of integers rounded toward zero, and 0 where the divisor is 0."""
+    """Divide. Quotients of integers are rounded toward zero, and 0 where the divisor is 0."""
     if a.dtype.kind in "iu":
         np.floor_divide(a - np.fmod(a, b), b, out=out[0])
     else:
@@ -55,7 +55,7 @@ def run_mod(out: tuple[Array, ...], a: Array, b: Array, *, fmod: int = 0) -> Non
 
 
 def express_mod(draft: Draft, a: Term, b: Term, *, fmod: int) -> Term:
-    """The remainder of the sign asked for."""
+    """The remainder with the sign that `fmod` selects."""
     return draft("rem" if fmod else "mod", a, b)
 
 

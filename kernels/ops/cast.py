@@ -30,7 +30,7 @@ def infer_cast(x: Spec, *, to: int, saturate: int = 1, round_mode: str = "up") -
 
 def _converted(name: str, x: Spec, dtype: DType) -> Spec:
     if x.dtype != dtype and "c" in (x.dtype.kind, dtype.kind):
-        raise DTypeError(f"{name}: x is {x}, to {dtype.name}: complex numbers have no other type")
+        raise DTypeError(f"{name}: x is {x}, to {dtype.name}: complex numbers cannot be converted")
     return Spec(x.shape, dtype)
 
 
@@ -45,13 +45,13 @@ def express_cast(draft: Draft, x: Term, *, to: int, **_: object) -> Term:
 
 
 def infer_cast_like(x: Spec, target: Spec, *, saturate: int = 1, round_mode: str = "up") -> Spec:
-    """Same shape, dtype of `target`, whose values nobody reads."""
+    """Same shape, dtype of `target`, whose values are not read."""
     one_of("CastLike: attribute round_mode", round_mode, _ROUND_MODES)
     return _converted("CastLike", x, target.dtype)
 
 
 def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: int = 1, round_mode: str = "up") -> None:
-    """As Cast."""
+    """Convert as Cast does."""
     convert(out[0], x, bool(saturate), round_mode)
 
 
@@ -118,7 +118,7 @@ def infer_bit_cast(x: Spec, *, to: int) -> Spec:
     """Same shape; a dtype of as many bits, no string."""
     dtype = element_type("BitCast: attribute to", to)
     if STRING in (dtype, x.dtype):
-        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, need no strings")
+        raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, strings cannot be reinterpreted")
     if _bits(dtype) != _bits(x.dtype):
         raise DTypeError(
             f"BitCast: x is {x} of {_bits(x.dtype)} bits and `to` is {dtype.name} of {_bits(dtype)}, need equal widths"

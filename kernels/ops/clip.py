@@ -28,7 +28,7 @@ def infer(x: Spec, low: Spec | None = None, high: Spec | None = None) -> Spec:
 
 
 def cost(out: tuple[Spec, ...], x: Spec, low: Spec | None = None, high: Spec | None = None) -> Cost:
-    """One compare an element and bound."""
+    """One comparison per element and bound."""
     return Cost(other_flops=((low is not None) + (high is not None)) * x.elements)
 
 

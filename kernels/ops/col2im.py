@@ -1,4 +1,4 @@
-"""Col2Im: columns of blocks added up into the image they were taken from."""
+"""Col2Im: the sum of blocks, given as columns, at their places in an image."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> Cost:
-    """MACs: outputs · (c / group) · taps, padding not deducted. Bias: one addition an output."""
+    """MACs: outputs · (c / group) · taps, padding not deducted. Bias: one addition per output."""
     return Cost(macs=out[0].elements * (w.elements // max(w.shape[0], 1)), other_flops=out[0].elements if b is not None else 0)
 
 
@@ -65,7 +65,7 @@ def _grouped(y: Array, w: Array, group: int) -> tuple[Array, Array]:
 
 
 def refuses_gemm(x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> str | None:
-    """It takes pointwise convolutions."""
+    """Refuse all but pointwise convolutions."""
     view = geometry(x, w, **attrs)
     if view.taps != 1 or any(view.begin) or any(view.end):
         return f"the kernel is {view.kernel} with padding {view.begin}, it needs 1x1 without padding"
@@ -87,7 +87,7 @@ def run_gemm(out: tuple[Array, ...], x: Array, w: Array, b: Array | None = None,
 
 
 def refuses_taps(x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> str | None:
-    """It takes depthwise convolutions."""
+    """Refuse all but depthwise convolutions."""
     if w.shape[1] != 1 or attrs["group"] == 1:
         return f"a group has {w.shape[1]} input channels, it needs depthwise"
     return None
@@ -135,7 +135,7 @@ def run_im2col(out: tuple[Array, ...], x: Array, w: Array, b: Array | None = Non
     rows, weights = _grouped(y, w, group)
     slices = list(view.slices())
     if any(view.begin) or any(view.end):
-        columns.fill(0)  # what the padding sees; no tap writes there
+        columns.fill(0)  # padding is 0; no tap writes there
     for n in range(x.shape[0]):
         for tap, into, of in slices:
             columns[(slice(None), *tap)][into] = x[n][of]

@@ -17,7 +17,7 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import MAX_TAPS, Ints, Sliding, Window, sizes_of
 
-_MOST_PIXELS = 2**40  # no memory holds more; strides alone could ask for it
+_MOST_PIXELS = 2**40  # more than any memory holds; large strides could require it
 
 
 def geometry(
@@ -28,7 +28,7 @@ def geometry(
     output_shape: Ints = None,
     **attrs: Any,
 ) -> Window:
-    """The window of the convolution that this one is the transpose of: it slides over y and takes x's places."""
+    """The window of the convolution whose transpose this is: it slides over y, and its places are the elements of x."""
     places, kernel = x.shape[2:], w.shape[2:]
     rank, sliding = len(places), Sliding.of(attrs)
     stride, dilation = sliding.steps("ConvTranspose", rank)
@@ -85,7 +85,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> Cost:
-    """MACs: inputs · (k / group) · taps, what falls into the padding not deducted. Bias: one addition an output."""
+    """MACs: inputs · (k / group) · taps, products that fall into the padding not deducted. Bias: one addition per output."""
     return Cost(macs=x.elements * math.prod(w.shape[1:]), other_flops=out[0].elements if b is not None else 0)
 
 
@@ -98,7 +98,7 @@ def workspace_bytes(x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> in
 
 @in_single
 def run(out: tuple[Array, ...], x: Array, w: Array, b: Array | None = None, *, workspace: Array, **attrs: Any) -> None:
-    """One matrix product per image and group makes what every tap adds; then one strided addition a tap."""
+    """One matrix product per image and group computes the products of all taps; then one strided addition per tap."""
     (y,) = out
     view, group = geometry(x, w, **attrs), attrs["group"]
     y[...] = 0 if b is None else b.reshape(-1, *[1] * len(view.size))

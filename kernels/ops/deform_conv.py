@@ -49,7 +49,7 @@ def infer(
 def cost(
     out: tuple[Spec, ...], x: Spec, w: Spec, offset: Spec, b: Spec | None = None, mask: Spec | None = None, **attrs: Any
 ) -> Cost:
-    """MACs as Conv. Others: multiply and add each of the 2^axes neighbours of every sample; 1 a mask, 1 a bias."""
+    """MACs as Conv. Others: multiply and add each of the 2^axes neighbours of every sample; 1 for a mask, 1 for a bias."""
     axes = x.rank - 2
     samples = x.shape[1] * math.prod(w.shape[2:]) * out[0].shape[0] * math.prod(out[0].shape[2:])
     return conv.cost(out, x, w, b) + Cost(other_flops=(2 ** (axes + 1) + (mask is not None)) * samples)

@@ -1,4 +1,4 @@
-"""Dropout as inference has it: the input, and a mask that drops nothing."""
+"""Dropout at inference: the input unchanged, and a mask that drops nothing."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def _labels(term: str, rank: int) -> Labels:
 
 
 def _plan(equation: str, shapes: Sequence[tuple[int, ...]]) -> _Plan:
-    """Read the equation. Raises AttributeValueError where it is none, ShapeError where it does not fit the shapes."""
+    """Parse the equation. Raises AttributeValueError where it is invalid, ShapeError where it does not fit the shapes."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if not all(_TERM.fullmatch(term) for term in (*terms, right)):
@@ -97,7 +97,7 @@ def _later(plan: _Plan, after: int) -> set[str]:
 
 
 def cost(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> Cost:
-    """MACs: for every product of two, in order, the sizes of all their indices multiplied. One input: an addition an element."""
+    """MACs: for every product of two, in order, the sizes of all their indices multiplied. One input: 1 per element."""
     plan = _plan(equation, [spec.shape for spec in inputs])
     if len(inputs) == 1:
         return Cost(other_flops=0 if set(plan.output) == set(plan.inputs[0]) else inputs[0].elements)
@@ -126,7 +126,7 @@ def run(out: tuple[Array, ...], *inputs: Array, equation: str) -> None:
 
 
 def _reduced(x: Array, labels: Labels, needed: set[str], plan: _Plan) -> tuple[Array, Labels]:
-    """Take diagonals, sum what nobody needs any more, drop the 1s that broadcast against something longer."""
+    """Take diagonals, sum over labels that are not needed later, and drop axes of size 1 that are broadcast."""
     kept = [i for i, label in enumerate(labels) if not (x.shape[i] == 1 and plan.sizes[label] != 1)]
     x, labels = x.reshape([x.shape[i] for i in kept]), tuple(labels[i] for i in kept)
     wanted = tuple(label for label in dict.fromkeys(labels) if label in needed)
@@ -137,7 +137,7 @@ def _reduced(x: Array, labels: Labels, needed: set[str], plan: _Plan) -> tuple[A
 
 
 def _product(a: Array, a_labels: Labels, b: Array, b_labels: Labels, needed: set[str]) -> tuple[Array, Labels]:
-    """a · b summed over what both have and nobody needs: (batch, rows, sum) @ (batch, sum, columns)."""
+    """Multiply a by b, summed over labels of both that are not needed later: (batch, rows, sum) @ (batch, sum, columns)."""
     shared = [label for label in a_labels if label in b_labels]
     batch, summed = [label for label in shared if label in needed], [label for label in shared if label not in needed]
     rows = [label for label in a_labels if label not in b_labels]

@@ -16,9 +16,9 @@ from kernels.spec import FLOATS, Array, Spec
 
 
 def _order(rank: int, batch: int, last: int) -> list[int]:
-    """The axes as MatMul wants them: `batch` says that rows (or the inner axis) come first, `last` that the last two are swapped.
+    """Return the axes in MatMul's order: with `batch` the rows or inner axis come first, with `last` the last two are swapped.
 
-    A vector has nothing to turn.
+    A vector is left as it is.
     """
     axes = list(range(rank))
     if batch and rank > 2:
@@ -42,7 +42,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], a: Spec, b: Spec, **attrs: Any) -> Cost:
-    """MACs: outputs · k. Scaling by alpha ≠ 1: one an output."""
+    """MACs: outputs · k. Scaling by alpha ≠ 1: one per output."""
     inner = _turned(a, attrs["transBatchA"], attrs["transA"]).shape[-1]
     return Cost(macs=out[0].elements * inner, other_flops=out[0].elements * (attrs["alpha"] != 1))
 

@@ -1,4 +1,4 @@
-"""Reading by index: Gather, GatherElements, GatherND. A negative index counts from the end, one outside the axis is refused."""
+"""Gather, GatherElements, GatherND. A negative index counts from the end; one outside the axis is refused."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ _ND = (
 
 
 def gather_mixes_rows(call: Application) -> str:
-    """Rows of data may be gathered from along another axis than 0; rows of indices look up in data that is free of the batch."""
+    """Rows of data may be gathered along any axis but 0; rows of indices may look up data that does not depend on the batch."""
     data, indices = call.inputs
     if data is None or indices is None:
         return "one of its inputs is absent"
@@ -129,7 +129,7 @@ def gather_mixes_rows(call: Application) -> str:
 
 
 def gather_elements_mixes_rows(call: Application) -> str:
-    """Index and data of one row meet along every axis but the gathered one."""
+    """Indices and data of one row belong together unless axis 0 is gathered."""
     if not all(operand is not None and operand.is_rows for operand in call.inputs):
         return "one of its inputs holds no rows"
     return "it gathers along axis 0" if call.attrs["axis"] % max(call.rank, 1) == 0 else ""

@@ -33,7 +33,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], a: Spec, b: Spec, c: Spec | None = None, **attrs: Any) -> Cost:
-    """MACs: m · n · k. Scaling by alpha ≠ 1, scaling C by beta ≠ 1 and adding C: one each an output."""
+    """MACs: m · n · k. Scaling by alpha ≠ 1, scaling C by beta ≠ 1 and adding C: one per output each."""
     passes = (attrs["alpha"] != 1) + (c is not None) + (c is not None and attrs["beta"] != 1)
     return Cost(macs=out[0].elements * a.shape[0 if attrs["transA"] else 1], other_flops=passes * out[0].elements)
 
@@ -64,7 +64,7 @@ def run(
 
 
 def mixes_rows(call: Application) -> str:
-    """The rows of A stay apart where B is free of the batch, and C is too or has rows of its own."""
+    """Rows of A stay apart where B does not depend on the batch, and C does not either or has rows of its own."""
     a, b, c = call.input(0), call.input(1), call.input(2)
     if a is None or not a.is_rows or call.attrs["transA"] or b is None or not b.is_free:
         return "rows are multiplied with one another"

@@ -15,7 +15,7 @@ from kernels.spec import STRING, Array, DType, Spec
 
 
 def infer_range(start: Spec, limit: Spec, delta: Spec, *, stash_type: int = 1) -> Spec:
-    """max(0, ceil((limit - start) / delta)) numbers. `stash_type` is always met: half precisions are computed in float64."""
+    """max(0, ceil((limit - start) / delta)) numbers. `stash_type` needs no care: half precisions are computed in float64."""
     dtype = one_dtype("Range", start, limit, delta)
     require_dtype("Range: start", start, NUMBERS)
     first, last, step = (known_scalar("Range: " + n, s) for n, s in (("start", start), ("limit", limit), ("delta", delta)))

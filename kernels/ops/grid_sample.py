@@ -34,7 +34,7 @@ def infer(x: Spec, grid: Spec, *, mode: str = "linear", padding_mode: str = "zer
 
 
 def cost(out: tuple[Spec, ...], x: Spec, grid: Spec, *, mode: str = "linear", **attrs: Any) -> Cost:
-    """4 per grid number (its pixel position), and 2·tapsʳ per output element: 2 taps an axis linear, 4 cubic, none nearest."""
+    """4 per grid number (its pixel position), 2·tapsʳ per output: 2 taps per axis for linear, 4 for cubic, none for nearest."""
     weighed = 0 if mode == "nearest" else 2 * _TAPS[mode] ** (x.rank - 2) * out[0].elements
     return Cost(other_flops=4 * grid.elements + weighed)
 

@@ -34,7 +34,7 @@ def _largest(x: Array) -> int:
 
 
 def _exact(terms: int, a: Array, b: Array) -> tuple[DType, bool]:
-    """The float in which sums of so many products are exact, and whether they may leave int32."""
+    """Return the float type in which sums of that many products are exact, and whether they may exceed int32."""
     bound = terms * _largest(a) * _largest(b)
     return np.dtype(np.float32 if bound <= 1 << _SINGLE_BITS else np.float64), bound >= 1 << _INT32_BITS
 
@@ -44,13 +44,13 @@ def _as_int32(y: Array, sums: Array, wraps: bool) -> None:
 
 
 def _multiply(a: Array, b: Array) -> tuple[Array, bool]:
-    """Their matrix product, exact, in float32 or float64 BLAS: it is ten times as fast as numpy's integers."""
+    """Return the exact matrix product, by BLAS in float32 or float64, which is ten times as fast as numpy's integers."""
     kind, wraps = _exact(a.shape[-1], a, b)
     return evaluate(matmul.MATMUL, (a.astype(kind), b.astype(kind)), {})[0], wraps
 
 
 def _convolve(x: Array, w: Array, attrs: dict[str, Any]) -> tuple[Array, bool]:
-    """Their convolution, exact; the padding is the zero point, which is 0 by now."""
+    """Return the exact convolution. The padding is the zero point, which is subtracted already: 0."""
     kind, wraps = _exact(math.prod(w.shape[1:]), x, w)
     return evaluate(conv.CONV, (x.astype(kind), w.astype(kind)), attrs)[0], wraps
 
@@ -95,7 +95,7 @@ def _product(name: str, a: Spec, b: Spec, a_zero: Spec | None, b_zero: Spec | No
 
 
 def cost_matmul(out: tuple[Spec, ...], a: Spec, b: Spec, *points: Spec | None) -> Cost:
-    """MACs: outputs · k. a's zero point: one subtraction an element; b's is the weights', subtracted once and for all."""
+    """MACs: outputs · k. a's zero point: one subtraction per element; b's, of the weights, is subtracted once for all runs."""
     shifted = bool(points) and points[0] is not None
     return Cost(macs=out[0].elements * a.shape[-1], other_flops=a.elements * shifted)
 
@@ -144,7 +144,7 @@ def _by_channel(point: Array | None, rank: int) -> Array | None:
 
 
 def cost_conv(out: tuple[Spec, ...], x: Spec, w: Spec, *points: Spec | None, **attrs: Any) -> Cost:
-    """MACs as Conv. x's zero point: one subtraction an element; the weights' is subtracted once and for all."""
+    """MACs as Conv. x's zero point: one subtraction per element; that of the weights is subtracted once for all runs."""
     shifted = bool(points) and points[0] is not None
     return conv.cost(out, x, w) + Cost(other_flops=x.elements * shifted)
 
@@ -189,7 +189,7 @@ def infer_qlinear_matmul(
 
 
 def cost_qlinear_matmul(out: tuple[Spec, ...], a: Spec, a_scale: Spec, a_zero: Spec, b: Spec, *more: Spec) -> Cost:
-    """MACs: outputs · k. Others: subtract a zero point an element of a; multiply, round, add, compare twice an output."""
+    """MACs: outputs · k. Others: subtract a zero point per element of a; multiply, round, add, compare twice per output."""
     return Cost(macs=out[0].elements * a.shape[-1], other_flops=a.elements + 5 * out[0].elements)
 
 
@@ -246,7 +246,7 @@ def infer_qlinear_conv(
 def cost_qlinear_conv(
     out: tuple[Spec, ...], x: Spec, x_scale: Spec, x_zero: Spec, w: Spec, *more: Spec | None, **attrs: Any
 ) -> Cost:
-    """MACs as Conv. Others: subtract a zero point an element of x; multiply, round, add, compare twice an output; one a bias."""
+    """MACs as Conv. Others: 1 per element of x (zero point); multiply, round, add, compare twice per output; 1 for a bias."""
     bias = len(more) > 4 and more[4] is not None
     return conv.cost(out, x, w) + Cost(other_flops=x.elements + (5 + bias) * out[0].elements)
 
@@ -264,7 +264,7 @@ def run_qlinear_conv(
     b: Array | None = None,
     **attrs: Any,
 ) -> None:
-    """Exact convolution, bias, then one factor a channel."""
+    """Exact convolution, bias, then one factor per channel."""
     sums, _ = _convolve(_centred(x, x_zero_point.reshape(())), _centred(w, _by_channel(w_zero_point, w.ndim)), attrs)
     if b is not None:
         sums = sums.astype(np.float64) + b.reshape(-1, *[1] * (w.ndim - 2))

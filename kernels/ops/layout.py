@@ -1,4 +1,4 @@
-"""Ops that put the same elements elsewhere: Transpose, Concat, Split, Slice, Expand, Tile."""
+"""Ops that move elements without changing them: Transpose, Concat, Split, Slice, Expand, Tile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def infer_concat(*inputs: Spec | None, axis: int) -> Spec:
 
 
 def run_concat(out: tuple[Array, ...], *inputs: Array, axis: int) -> None:
-    """One copy an input."""
+    """One copy per input."""
     np.concatenate(inputs, axis, out=out[0])
 
 
@@ -69,7 +69,7 @@ def _ranges(shape: tuple[int, ...], starts: Spec, ends: Spec, axes: Spec | None,
     ranges = {}
     for axis, start, stop, step in zip(along, begin, end, stride, strict=True):
         size = shape[axis]
-        lowest, highest = (0, size) if step > 0 else (-1, size - 1)  # where a stop may lie; a start lies at 0 or above
+        lowest, highest = (0, size) if step > 0 else (-1, size - 1)  # the range of a stop; a start is 0 or more
         first = max(min(start + size * (start < 0), highest), 0)
         ranges[axis] = range(first, max(min(stop + size * (stop < 0), highest), lowest), step) if size else range(0)
     return ranges
@@ -185,7 +185,7 @@ def slice_mixes_rows(call: Application) -> str:
 
 
 def expand_mixes_rows(call: Application) -> str:
-    """Rows may be repeated along other axes; what is free of the batch may be repeated for every row."""
+    """Rows may be repeated along other axes. A value that does not depend on the batch may be repeated for every row."""
     operand = call.inputs[0]
     if operand is not None and operand.is_rows:
         return "" if len(operand.shape) == call.rank else "its rows are broadcast across axis 0"

@@ -51,7 +51,7 @@ def _integers(*shape: int) -> Any:
 
 
 def mixes_rows(call: Application) -> str:
-    """The rows of a matrix on the left and the matrices of a stack stay apart; what is summed over must not be the batch."""
+    """Rows of a matrix on the left, and matrices of a stack, stay apart; the batch must not be the axis that is summed over."""
     a, b = call.inputs[0], call.inputs[1]
     if a is None or b is None or Content.SIZE in (a.content, b.content):
         return "an input depends on the batch's size"

@@ -36,7 +36,7 @@ def run_trilu(out: tuple[Array, ...], x: Array, k: Array | None = None, *, upper
 
 
 def infer_det(x: Spec) -> Spec:
-    """One number a matrix."""
+    """One number per matrix."""
     require_dtype("Det: x", x, FLOATS)
     if x.rank < 2 or x.shape[-1] != x.shape[-2]:
         raise ShapeError(f"Det: x is {x}, need square matrices in its last two axes")

@@ -1,4 +1,4 @@
-"""MaxUnpool: every maximum back at its place, zeros elsewhere."""
+"""MaxUnpool: the inverse of MaxPool, with zeros where no maximum was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kernels.windows import Sliding
 
 
 def _unpooled(x: Spec | Array, attrs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape that a pool of these attributes makes x's shape of; a larger one may be."""
+    """Return the smallest shape from which a pool with these attributes yields the shape of x."""
     rank, sliding, kernel = len(x.shape) - 2, Sliding.of(attrs), tuple(attrs["kernel_shape"])
     strides, _ = sliding.steps("MaxUnpool", rank)
     begin, end = sliding.given_pads("MaxUnpool", rank)

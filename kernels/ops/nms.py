@@ -1,4 +1,4 @@
-"""NonMaxSuppression: the best boxes of each class, leaving out those that overlap a better one."""
+"""NonMaxSuppression: the best boxes of each class, without those that overlap a better one."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def run(
     *,
     center_point_box: int = 0,
 ) -> None:
-    """Selects again what `infer` counted."""
+    """Repeat the selection whose size `infer` computed."""
     out[0][...] = _select(boxes, scores, max_output_boxes_per_class, iou_threshold, score_threshold, center_point_box)
 
 
 def _select(
     boxes: Array, scores: Array, most: Array | None, iou: Array | None, least: Array | None, center_point_box: int
 ) -> Array:
-    """Greedy, best score first, of equals the first box; comparisons of one box with all the rest at once."""
+    """Select greedily, best score first, the first box of equals. One box is compared with all others at once."""
     limit = 0 if most is None else int(most.item())
     overlap = 0.0 if iou is None else float(iou.item())
     found: list[tuple[int, int, int]] = []

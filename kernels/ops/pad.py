@@ -87,13 +87,13 @@ def upgrade_pad(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[s
     rest = {name: value for name, value in attrs.items() if name not in ("pads", "value")}
     constants = {1: constant_of("pads", attrs["pads"])} if "pads" in attrs else {}
     value = constant_of("value", attrs.get("value", 0.0), "float32")
-    if value.any():  # 0 fits every dtype without being said, another value is a float
+    if value.any():  # 0 is the default for every dtype, another value is a float
         constants[2] = value
     return rest, constants
 
 
 def infer_center(x: Spec, shape: Spec, *, axes: Sequence[int] | None = None) -> Spec:
-    """The sizes asked for along the axes, all by default."""
+    """The sizes in `shape` along the axes, all axes by default."""
     sizes = list(x.shape)
     for axis, size in _targets(x, shape, axes).items():
         sizes[axis] = size

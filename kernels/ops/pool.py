@@ -21,7 +21,7 @@ _INT64 = np.dtype(np.int64)
 
 
 def geometry(subject: str, x: Spec | Array, attrs: dict[str, Any]) -> Window:
-    """The window of a pool over x (n, c, spatial…): no pad as wide as the kernel, so that every place sees an element."""
+    """Return the window of a pool over x (n, c, spatial…). Refuses a pad as wide as the kernel: a place might be empty."""
     if len(x.shape) < 3:
         raise ShapeError(f"{subject}: x is {x}, need (n, c, spatial…)")
     kernel_shape = tuple(attrs["kernel_shape"])
@@ -53,7 +53,7 @@ def _lowest(dtype: DType) -> Any:
 
 
 def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
-    """Whole planes, one tap at a time; with indices asked for, a tap wins only by being larger, so the first maximum stays."""
+    """Reduce whole planes, one tap at a time. With indices, a tap wins only if it is larger, so that the first maximum stays."""
     y, indices = out[0], out[1] if len(out) > 1 else None
     view = geometry("MaxPool", x, attrs)
     if indices is None:
@@ -120,7 +120,7 @@ def infer_global(x: Spec) -> Spec:
 
 
 def cost_global(out: tuple[Spec, ...], x: Spec) -> Cost:
-    """One operation an input element: the last of the additions is the division (or comparisons all through)."""
+    """One operation per input element: the last of the additions is the division (or comparisons all through)."""
     return Cost(other_flops=x.elements)
 
 

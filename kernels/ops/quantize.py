@@ -34,7 +34,7 @@ QUANTISED = frozenset(_WHOLE) | _SMALL_FLOATS
 
 
 def _check_grain(name: str, x: Spec, scale: Spec, zero: Spec | None, axis: int, block: int) -> None:
-    """Raise ShapeError unless the scale speaks of the tensor, of an axis or of blocks along it."""
+    """Raise ShapeError unless the scale has the shape for the whole tensor, for an axis or for blocks along it."""
     if block < 0:
         raise AttributeValueError(f"{name}: block_size is {block}, need 0 (no blocks) or more")
     if zero is not None and zero.shape != scale.shape and (zero.elements, scale.elements) != (1, 1):
@@ -176,7 +176,7 @@ def cost_dynamic(out: tuple[Spec, ...], x: Spec) -> Cost:
 
 
 def run_dynamic(out: tuple[Array | None, ...], x: Array) -> None:
-    """The range of x and 0 in 255 steps; a range of nothing takes steps of 1/255."""
+    """Divide the range of x and 0 into 255 steps; an empty range gets steps of 1/255."""
     y, scale, zero = (*out, None, None)[:3]
     low, high = x.min(initial=0), x.max(initial=0)
     step = (high - low if high != low else _F32.type(1)) / _F32.type(255)

@@ -1,6 +1,6 @@
-"""Random numbers: normal, uniform, Bernoulli and multinomial. A seed fixes them; without one they differ from run to run.
+"""Random numbers: normal, uniform, Bernoulli and multinomial. Without a seed they differ from run to run.
 
-The seed gives the same numbers on every run of the op. They are numpy's, not those of another engine with that seed.
+A seed gives equal numbers in every run. They are numpy's numbers, which differ from those of other engines with that seed.
 """
 
 from __future__ import annotations

@@ -66,13 +66,13 @@ class Options:
 
     @property
     def directions(self) -> int:
-        """How many times the sequence is run through."""
+        """The number of directions in which the sequence is read."""
         return 2 if self.direction == "bidirectional" else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What the cell of one direction multiplies its state by.
+    """The recurrent parameters of one direction.
 
     r: (gates · hidden, hidden). p: peepholes (3, hidden) of i, o and f, or None. inner: the recurrent bias (hidden) of the last
     gate where it stays apart from the others, or None.
@@ -85,10 +85,10 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What differs between the ops.
+    """The differences between the three ops.
 
-    activations: defaults in ONNX's order. inputs, attributes: those that not all three ops have. unit_flops: for a hidden unit
-    and step, without biases and peepholes; counted: how they come about. step: makes the step of one direction.
+    activations: defaults in ONNX's order. inputs, attributes: those that not all three ops have. unit_flops: per hidden unit and
+    step, without biases and peepholes; counted: the operations among them, as text. step: makes the step of one direction.
     """
 
     name: str
@@ -265,7 +265,7 @@ def _cost(cell: Cell) -> Callable[..., Cost]:
         per_unit = cell.unit_flops + (cell.gates if b is not None else 0) + (6 if p is not None else 0)
         return Cost(macs=units * cell.gates * (x.shape[2] + out[0].shape[-1]), other_flops=units * per_unit)
 
-    biases = f"{cell.gates} a bias" + (", 6 peepholes" if "p" in cell.inputs else "")
+    biases = f"{cell.gates} for biases" + (", 6 for peepholes" if "p" in cell.inputs else "")
     cost.__doc__ = f"MACs: {cell.gates} · (inputs + hidden) for each hidden unit and step. Others: {cell.counted}; {biases}."
     return cost
 
@@ -316,9 +316,9 @@ def _run(cell: Cell) -> Callable[..., None]:
 
 
 def _biases(b: Array, hidden: int, *, apart: bool) -> tuple[Array, Array | None]:
-    """The biases of input and state added (directions, gates · hidden); and the state's for the last gate where it stays apart.
+    """Return the sum of both biases (directions, gates · hidden), and the state's bias of the last gate if kept apart.
 
-    GRU's `linear_before_reset` resets the state's bias of g too. Every other one only ever appears added to the input's.
+    GRU's `linear_before_reset` resets the state's bias of g too. All other biases of the state are added to those of the input.
     """
     rows = b.shape[1] // 2
     total = b[:, :rows] + b[:, rows:]
@@ -335,7 +335,7 @@ def _sweep(step: Step, rows: Array, state: State, lengths: Array | None, *, back
     if lengths is not None and lengths.size and not (lengths.min() >= 0 and lengths.max() <= steps):
         raise IndexRangeError(f"sequence_lens: holds {lengths.tolist()[:8]}, need lengths in [0, {steps}]")
     alive = None if lengths is None else times < lengths
-    if backwards:  # each sequence turned within its own length; turning twice is turning back
+    if backwards:  # reverse each sequence within its length; doing so twice restores it
         turned = np.where(times < lengths, lengths - 1 - times, times) if lengths is not None else steps - 1 - times
         rows = rows[turned, np.arange(batch)]
     made = np.zeros((steps, batch, state[0].shape[-1]), rows.dtype)

@@ -1,4 +1,4 @@
-"""The Reduce family: one number of each group of elements along some axes."""
+"""The Reduce family: one result for all elements along some axes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Axes = tuple[int, ...]
 
 
 def _reduced(name: str, x: Spec, axes: Spec | None, noop: int) -> Axes:
-    """The axes that go: all when none are named, or none when `noop_with_empty_axes`."""
+    """Return the reduced axes. Without axes: all, or none with `noop_with_empty_axes`."""
     named = () if axes is None else axes_of(name, known_ints(f"{name}: axes", axes), x.rank)
     return named or (() if noop else tuple(range(x.rank)))
 
@@ -65,7 +65,7 @@ def _sum(x: Array, axes: Axes, y: Array) -> None:
 
 
 def _mean(x: Array, axes: Axes, y: Array) -> None:
-    """Of integers rounded toward zero; of nothing NaN."""
+    """The mean; rounded toward zero for integers, NaN for no elements."""
     count = x.size // y.size if y.size else 0
     if x.dtype.kind in "iu":
         np.copyto(y, np.true_divide(np.add.reduce(x, axes, dtype=x.dtype, keepdims=True), count), casting="unsafe")
@@ -87,7 +87,7 @@ def _lowest(dtype: DType, sign: int) -> Any:
 
 
 def _max(x: Array, axes: Axes, y: Array) -> None:
-    """Of nothing the lowest value of the type, for floats -inf."""
+    """The maximum; for no elements the lowest value of the type, -inf for floats."""
     np.maximum.reduce(x, axes, out=y, keepdims=True, initial=_lowest(x.dtype, -1))
 
 

@@ -1,4 +1,4 @@
-"""Ops that only give the same elements another shape: Identity, Reshape, Flatten, Squeeze, Unsqueeze."""
+"""Ops that change the shape alone: Identity, Reshape, Flatten, Squeeze, Unsqueeze."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def infer_identity(x: Spec) -> Spec:
 
 
 def infer_reshape(x: Spec, shape: Spec, *, allowzero: int = 0) -> Spec:
-    """The shape asked for: -1 is what remains, 0 copies x's size in that place unless `allowzero`."""
+    """The shape given by `shape`: -1 is what remains, 0 copies x's size in that place unless `allowzero`."""
     one_of("Reshape: attribute allowzero", allowzero, (0, 1))
     wanted = list(known_ints("Reshape: shape", shape))
     if any(size < -1 for size in wanted) or wanted.count(-1) > 1 or (allowzero and 0 in wanted and -1 in wanted):
@@ -119,7 +119,7 @@ _UNSQUEEZE = (
 
 _COPY = (Kernel("copy", run),)
 _AXES = attribute_inputs(13, "axes")
-# in row-major order row i stays row i wherever the number of rows stays, which the caller of a rule checks
+# in row-major order, row i stays row i where the number of rows does not change, which `graph.batching` checks
 OPS = (
     Op("Identity", infer_identity, moves, _COPY, elementwise=True, view=True, cases=_IDENTITY),
     Op("Reshape", infer_reshape, moves, _COPY, view=True, mixes_rows=first_input_has_rows, cases=_RESHAPE),

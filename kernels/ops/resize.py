@@ -24,7 +24,7 @@ from kernels.upgrades import attribute_inputs
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis to resize: `scale` is size_out/size_in, but for what rounding down to `size_out` cut off."""
+    """One axis to resize. scale: size_out / size_in before `size_out` was rounded down."""
 
     axis: int
     size_in: int
@@ -39,7 +39,7 @@ class Axis:
 
 
 def _spread(a: Axis, x: Array, last: float) -> Array:
-    """Output 0 .. width-1 onto input 0 .. last."""
+    """Map output 0 … width-1 linearly to input 0 … last."""
     return x * last / (a.width - 1) if a.width != 1 else x * 0.0
 
 
@@ -85,7 +85,7 @@ def _resized_axes(
     coordinate_transformation_mode: str,
     **_: Any,
 ) -> list[Axis]:
-    """What becomes of every axis named. An empty input is an absent one: so opset 11 said it."""
+    """Return every axis to resize. An empty input counts as absent, as in opset 11."""
     along = axes_of(name, range(x.rank) if axes is None else axes, x.rank)
     scales, sizes, roi = (None if given is None or given.elements == 0 else given for given in (scales, sizes, roi))
     given_sizes = [x.shape[axis] for axis in along]
@@ -229,8 +229,8 @@ def cost(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
-    """What becomes of one axis. index: (size_out, taps), the inputs that every output takes. weights: of each, None where an
-    output is one input. outside: (size_out,), outputs that get the extrapolation value."""
+    """The interpolation along one axis. index: (size_out, taps), the inputs of every output. weights: of these inputs, None where
+    each output is a copy of one input. outside: (size_out,), outputs that get the extrapolation value."""
 
     axis: int
     index: Array
@@ -326,7 +326,7 @@ _UPSAMPLE: dict[str, Any] = {"coordinate_transformation_mode": "asymmetric", "ne
 
 
 def upsample_attributes(*, mode: str) -> dict[str, Any]:
-    """An Upsample's attributes as those of the Resize that it is."""
+    """Return the attributes of the Resize that an Upsample is equal to."""
     return {**_DEFAULTS, **_UPSAMPLE, "mode": mode, "scales_second": True}
 
 

@@ -58,7 +58,7 @@ def _inverse_root(x: Array, first: int, epsilon: float) -> Array:
 
 
 def _infer_skip(name: str, x: Spec, skip: Spec, *rows: Spec | None) -> tuple[Spec, ...]:
-    """x's shape twice (normalised, and the sum last) around the statistics that training kept."""
+    """x's shape twice (normalised, and the sum last) around the statistics that training keeps."""
     require_dtype(f"{name}: x", x, FLOATS)
     one_dtype(name, x, skip, *(row for row in rows if row is not None))
     if x.rank not in (2, 3) or skip.shape not in (x.shape, x.shape[-2:], (1, *x.shape[1:])):
@@ -87,7 +87,7 @@ def infer_skip_simplified(
 def cost_skip_layer(
     out: tuple[Spec, ...], x: Spec, skip: Spec, gamma: Spec, beta: Spec | None = None, bias: Spec | None = None, **attrs: Any
 ) -> Cost:
-    """7 per element: add skip, sum, subtract the mean, square, sum, multiply by the inverse deviation, scale; 1 a bias."""
+    """7 per element: add skip, sum, subtract the mean, square, sum, multiply by the inverse deviation, scale; 1 for a bias."""
     return Cost(other_flops=(7 + (beta is not None) + (bias is not None)) * x.elements)
 
 
@@ -117,7 +117,7 @@ def run_skip_layer(
 def run_skip_simplified(
     out: tuple[Array | None, ...], x: Array, skip: Array, gamma: Array, bias: Array | None = None, *, epsilon: float = 1e-12
 ) -> None:
-    """The same with a mean of 0."""
+    """Normalise as SkipLayerNormalization does, without subtracting the mean."""
     total = x + skip if bias is None else x + skip + bias
     _skip_into(out, total, np.zeros((*total.shape[:-1], 1), total.dtype), gamma, None, epsilon)
 

@@ -15,7 +15,7 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 
 _MOST_BINS = 65_536  # an axis
-_MOST_POINTS = 4096  # a bin and axis: a region that asks for more is no region of a feature map
+_MOST_POINTS = 4096  # per bin and axis: a region that needs more does not belong to a feature map
 
 
 def infer(
@@ -48,7 +48,7 @@ def infer(
 
 
 def cost(out: tuple[Spec, ...], x: Spec, *inputs: Spec, **attrs: Any) -> Cost:
-    """8 per sampling point (4 multiplications, 3 additions, pooling); where the regions set their number, one point an output."""
+    """8 per sampling point (4 multiplications, 3 additions, pooling); one point per output where regions decide."""
     return Cost(other_flops=8 * out[0].elements * max(attrs["sampling_ratio"], 1) ** 2)
 
 

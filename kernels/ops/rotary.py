@@ -1,4 +1,4 @@
-"""RotaryEmbedding: pairs of numbers of a head turned by the angle of their position."""
+"""RotaryEmbedding: rotation of pairs of numbers in each head by an angle that depends on their position."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from kernels.operands import INDICES, axis_of, check_indices, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import Array, Spec
 
-# what an update does to the element it meets; `at` handles one element met several times
+# how an update combines with its element; `at` handles several updates of one element
 _REDUCTIONS: dict[str, Callable[[Array, Any, Array], None]] = {
     "none": lambda y, index, updates: y.__setitem__(index, updates),
     "add": np.add.at,
@@ -46,7 +46,7 @@ def cost_updates(out: tuple[Spec, ...], x: Spec, indices: Spec, updates: Spec, *
 def run_elements(
     out: tuple[Array, ...], x: Array, indices: Array, updates: Array, *, axis: int = 0, reduction: str = "none"
 ) -> None:
-    """A copy, then one indexed write; of several writes to one place the last wins."""
+    """A copy, then one indexed write; where several go to one place, the last one stays."""
     (y,) = out
     np.copyto(y, x)
     if not indices.size:

@@ -1,4 +1,4 @@
-"""Ops whose output is as long as the values say: NonZero, Compress, Unique, TopK."""
+"""Ops whose output length depends on values: NonZero, Compress, Unique, TopK."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cost_each(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs: Any
 
 
 def run_nonzero(out: tuple[Array, ...], x: Array) -> None:
-    """One row of coordinates an axis, in row-major order."""
+    """One row of coordinates per axis, in row-major order."""
     for row, coordinates in zip(out[0], np.nonzero(np.atleast_1d(x)), strict=True):
         row[:] = coordinates
 
@@ -49,7 +49,7 @@ def infer_compress(x: Spec, condition: Spec, *, axis: int | None = None) -> Spec
 
 
 def run_compress(out: tuple[Array, ...], x: Array, condition: Array, *, axis: int | None = None) -> None:
-    """What lies beyond a short condition is left out."""
+    """Copy the selected slices. Slices behind the end of a shorter condition are left out."""
     np.copyto(out[0], np.compress(condition, x, axis))
 
 
@@ -110,7 +110,7 @@ def run_topk(
     largest: int = 1,
     sorted: int = 1,
 ) -> None:
-    """A stable sort, so that of equals the first index comes first; for the largest, backwards over the flipped axis."""
+    """A stable sort, so that the first of equal elements comes first; for the largest, backwards over the flipped axis."""
     count, size = k.item(), x.shape[axis]
     if largest:
         order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)

@@ -16,7 +16,7 @@ def _sizes(shape: tuple[int, ...], start: int, end: int | None) -> Array:
 
 
 def infer_shape(x: Spec, *, start: int = 0, end: int | None = None) -> Spec:
-    """x's sizes from axis `start` to before `end`, clamped: a known value, whatever x holds."""
+    """x's sizes from axis `start` to before `end`, clamped. The value is known without x's elements."""
     return Spec.of(_sizes(x.shape, start, end))
 
 
@@ -26,7 +26,7 @@ def run_shape(out: tuple[Array, ...], x: Array, *, start: int = 0, end: int | No
 
 
 def infer_size(x: Spec) -> Spec:
-    """The number of elements: a known value, whatever x holds."""
+    """The number of elements, which is known without them."""
     return Spec.of(np.array(x.elements, np.int64))
 
 
@@ -36,7 +36,7 @@ def run_size(out: tuple[Array, ...], x: Array) -> None:
 
 
 def infer_constant_of_shape(shape: Spec, *, value: Array | None = None) -> Spec:
-    """That shape; dtype of `value`, float32 when there is none."""
+    """The shape given by the input; dtype of `value`, float32 without one."""
     sizes = known_ints("ConstantOfShape: shape", shape)
     if any(size < 0 for size in sizes):
         raise ShapeError(f"ConstantOfShape: shape is {sizes}, need sizes ≥ 0")
@@ -46,7 +46,7 @@ def infer_constant_of_shape(shape: Spec, *, value: Array | None = None) -> Spec:
 
 
 def run_constant_of_shape(out: tuple[Array, ...], shape: Array, *, value: Array | None = None) -> None:
-    """Fills with the value, 0 when there is none."""
+    """Fill with the value, 0 without one."""
     out[0].fill(0 if value is None else value.reshape(())[()])
 
 

@@ -234,7 +234,7 @@ def run_mel(
     bins = np.arange(y.shape[0])[:, None]
     rising = np.where((bins >= left) & (bins <= peak), (bins - left) / np.maximum(peak - left, 1), 0.0)
     falling = np.where((bins >= peak) & (bins < right), (right - bins) / np.maximum(right - peak, 1), 0.0)
-    # a triangle whose left half is no bin wide still has its peak
+    # a triangle whose left half spans zero bins still has its peak
     weights = np.where(bins < peak, rising, np.where(bins == peak, 1.0, falling))
     np.copyto(y, weights, casting="unsafe")
 

@@ -52,7 +52,7 @@ def run_log_softmax(out: tuple[Array, ...], x: Array, *, axis: int = -1, coerce_
 
 
 def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Before opset 13 the default axis was 1 and the input was seen as a matrix."""
+    """Before opset 13 the default axis was 1 and the input was treated as a matrix."""
     return ({"axis": 1, **attrs, "coerce_2d": True} if opset < 13 else attrs), {}
 
 

@@ -1,4 +1,4 @@
-"""String tensors: StringConcat, StringSplit, StringNormalizer. Other ops on strings only move them."""
+"""String tensors: StringConcat, StringSplit, StringNormalizer. All other ops on strings move them unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _pieces(x: Array, delimiter: str | None, maxsplit: int | None) -> list[list[
 
 
 def infer_split(x: Spec, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[Spec, Spec]:
-    """The pieces, as many for each string as the longest has, and how many each really has."""
+    """The pieces, padded to the largest number of pieces, and the number of pieces of each string."""
     require_dtype("StringSplit: x", x, _STRINGS)
     pieces = _pieces(x.known("StringSplit: x"), delimiter, maxsplit)
     return Spec((*x.shape, max(map(len, pieces), default=0)), STRING), Spec(x.shape, np.dtype(np.int64))

@@ -39,7 +39,7 @@ def infer_isinf(x: Spec, *, detect_negative: int = 1, detect_positive: int = 1) 
 
 
 def run_isinf(out: tuple[Array, ...], x: Array, *, detect_negative: int = 1, detect_positive: int = 1) -> None:
-    """Infinities of the signs asked for."""
+    """Whether x is an infinity of a selected sign."""
     if detect_negative and detect_positive:
         np.isinf(x, out=out[0])
     elif detect_negative or detect_positive:
@@ -49,7 +49,7 @@ def run_isinf(out: tuple[Array, ...], x: Array, *, detect_negative: int = 1, det
 
 
 def express_isinf(draft: Draft, x: Term, *, detect_negative: int, detect_positive: int) -> Term:
-    """A comparison with the infinities of the signs asked for."""
+    """A comparison with the infinities of the selected signs."""
     if detect_negative and detect_positive:
         return draft("isinf", x)
     if not detect_negative and not detect_positive:

@@ -44,7 +44,7 @@ def _run(ufunc: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _fold(ufunc: Callable[..., Any], y: Array, inputs: tuple[Array, ...]) -> None:
-    """From the left. A later input whose memory the output is gets copied before the first result overwrites it."""
+    """Fold from the left. A later input that shares the memory of the output is copied before it is overwritten."""
     if len(inputs) == 1:
         np.copyto(y, inputs[0])
         return

@@ -19,7 +19,7 @@ def infer(condition: Spec, x: Spec, y: Spec) -> Spec:
 
 
 def run(out: tuple[Array, ...], condition: Array, x: Array, y: Array) -> None:
-    """Two copies; by way of a temporary where the output lies over an input that the second one still reads."""
+    """Two copies, through a temporary where the output shares memory with an input that the second copy still reads."""
     (z,) = out
     if np.may_share_memory(z, x) or np.may_share_memory(z, condition):
         np.copyto(z, np.where(condition, x, y))

@@ -116,11 +116,11 @@ MIXES = {
         ),
         "depends on the batch's size",
     ),
-    "a fixed batch": (model([node("Relu", "x")], [1, 4, 6, 6], shape=(1, 4, 6, 6)), "axis 0 is not open"),
+    "a fixed batch": (model([node("Relu", "x")], [1, 4, 6, 6], shape=(1, 4, 6, 6)), "axis 0 has a fixed size"),
     "rows folded into channels": (model([node("Reshape", "x t")], ["m", 144], {"t": ints(5, -1)}), ""),
     "noise": (model([node("RandomNormalLike", "x")], ["n", 4, 6, 6]), "random"),
     "no rule": (model([node("MeanVarianceNormalization", "x")], ["n", 4, 6, 6]), "nothing is known"),
-    "an output of no rows": (model([node("Shape", "x", "s"), node("Cast", "s", to=F)], ["m"]), "is not the batch's"),
+    "an output of no rows": (model([node("Shape", "x", "s"), node("Cast", "s", to=F)], ["m"]), "is not the batch"),
     "strides over the batch": (
         model([node("Add", "x b")], ["n", 4, 6, 6], {"b": np.ones((1, 1, 4, 6, 6), np.float32)}), "broadcast across axis 0"
     ),

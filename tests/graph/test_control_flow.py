@@ -206,13 +206,13 @@ def test_loop_over_run_time_shapes() -> None:
 
 def test_endless_loop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graph.control_flow.MAX_ITERATIONS", 10)
-    with pytest.raises(LimitError, match=r"Loop: still going after 10 rounds, the limit \(node 'rounds'\)"):
+    with pytest.raises(LimitError, match=r"Loop: still running after 10 iterations, the limit \(node 'rounds'\)"):
         build(running_sum()).run({"x": X, "n": trips(2**60)})
 
 
 def test_loop_output_that_grows_past_the_limit_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graph.control_flow.MAX_VALUE_BYTES", 1000)
-    with pytest.raises(LimitError, match=r"seen: 1008 bytes after 20 rounds, the limit is 1000"):
+    with pytest.raises(LimitError, match=r"seen: 1008 bytes after 20 iterations, the limit is 1000"):
         build(running_sum()).run({"x": X, "n": trips(2**60)})
 
 
@@ -230,7 +230,7 @@ def test_loop_refuses_rounds_that_stack_other_shapes() -> None:
         [port("t", [None, 6]), port("seen", [None, 6])],
     )
     proto = make([node("Loop", ["n", "", "x"], ["y", "all"], body=inner)], ["y", "all"], inputs=[port("x", [2, 6]), N])
-    with pytest.raises(ShapeError, match=r"seen: shape \(6, 6\) in round 1, need \(4, 6\) as in round 0"):
+    with pytest.raises(ShapeError, match=r"seen: shape \(6, 6\) in iteration 1, need \(4, 6\) as in iteration 0"):
         build(proto).run({"x": X, "n": trips(2)})
 
 

@@ -121,8 +121,8 @@ def test_unknown_ops_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("proto", "error", "says"),
     [
-        (model([relu("missing")]), CorruptModelError, "'missing' is written nowhere"),
-        (model([relu("x", "z")]), CorruptModelError, "output 'y' is written by no node"),
+        (model([relu("missing")]), CorruptModelError, "'missing' is not written by any node"),
+        (model([relu("x", "z")]), CorruptModelError, "output 'y' is not written by any node"),
         (model([relu(), relu(name="again")]), CorruptModelError, "'y' is empty or written twice"),
         (model([relu()], opset=6), UnsupportedError, "opset is 6"),
         (model([helper.make_node("Relu", ["x"], ["y"], "r", axis=1)]), UnsupportedError, "'axis'.*'r'"),

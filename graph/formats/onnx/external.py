@@ -1,7 +1,7 @@
-"""External data of a model file, read as if every path in it were an attack.
+"""External data of a model file. Every path in it is treated as hostile.
 
 A location is taken only from inside the model's folder: relative, without "..", and no part of it a symbolic link. The file
-itself must be regular and have one hard link, so that neither a device, a pipe nor somebody else's file is read (CVE-2022-25882,
+itself must be regular and have one hard link, so that no device, pipe or file of another user is read (CVE-2022-25882,
 CVE-2024-27318 and their successors in the onnx package). Components are opened one by one with O_NOFOLLOW relative to their
 parent, so nothing can be swapped in between the check and the use.
 """
@@ -46,7 +46,7 @@ def open_inside(folder: Path, location: str, subject: str) -> BinaryIO:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             os.close(descriptor)
-            raise UnsafePathError(f"external data: {location!r} is no regular file with one hard link {where}")
+            raise UnsafePathError(f"external data: {location!r} is not a regular file with one hard link {where}")
         return os.fdopen(descriptor, "rb")
 
 
@@ -55,7 +55,7 @@ def read_tensor(
 ) -> Array:
     """Read one tensor, or map it where it is large and `files` are given.
 
-    Args:    entries: the external_data pairs: location, offset, length. files: mapped so far, by location.
+    Args:    entries: the external_data pairs: location, offset, length. files: location -> the mapped file; new ones are added.
     Returns: an array of the spec.
     """
     if unknown := sorted(set(entries) - {"location", "offset", "length", "checksum"}):
@@ -68,7 +68,7 @@ def read_tensor(
     with open_inside(folder, location, subject) as file:
         size = os.fstat(file.fileno()).st_size
         if offset + length > size:
-            raise CorruptModelError(f"external data: bytes {offset}…{offset + length} are asked, the file has {size} ({subject})")
+            raise CorruptModelError(f"external data: needs bytes {offset}…{offset + length}, the file has {size} ({subject})")
         if files is not None and length >= LEAST_BYTES:
             if location not in files:
                 files[location] = MappedFile(file.fileno(), location)

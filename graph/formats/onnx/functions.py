@@ -1,4 +1,4 @@
-"""Model-local functions: expanded in place, after counting what that would make of a small file."""
+"""Expansion of model-local functions, after a check of how large the expanded model would be."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Key = tuple[str, str, str]  # domain, name, overload
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """What a function is once everything it calls is expanded. height: functions within functions."""
+    """Size of a function with all its calls expanded. height: how deeply its calls nest."""
 
     nodes: int
     nbytes: int
@@ -24,7 +24,7 @@ class _Size:
 
 
 def inline(proto: ModelProto, limits: Limits) -> ModelProto:
-    """The model without functions.
+    """Return the model with every call of a model-local function expanded.
 
     Raises LimitError when it would have more nodes or bytes than the limits allow (twenty functions that each call the next one
     twice are a million nodes), or when functions nest too deep or in a circle; CorruptModelError when they cannot be expanded.

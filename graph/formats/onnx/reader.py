@@ -1,8 +1,8 @@
-"""ONNX files to `Model`: hostile until checked, every refusal naming its place.
+"""The reader of ONNX files. Nothing in a file is trusted; every error message names the place in the file.
 
-The reader rewrites what only looks different: model-local functions are inlined, Constant nodes become constants, attributes
-get their defaults, nodes of older opsets say the same in the newest form (`Op.upgrade`), nodes are put in topological order and
-named. Names of inputs, outputs and values stay the file's own.
+The reader also normalises: it inlines model-local functions, turns Constant nodes into constants, fills in default attributes,
+rewrites nodes of older opsets to the newest form (`Op.upgrade`), and sorts and names the nodes. Inputs, outputs and values keep
+the names they have in the file.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
 
 
 class _GraphReader:
-    """Reads one model's graphs; counts nodes over all of them."""
+    """Reads the graphs of one model and enforces the limits that hold for all of them together."""
 
     def __init__(self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array]) -> None:
-        self.weights = weights  # of the outermost graph: raw data that its message does not hold
+        self.weights = weights  # raw data of the outermost graph's initializers that its message does not hold
         self.tensors = tensors
         self.opset = opset
         self.limits = limits
@@ -89,7 +89,7 @@ class _GraphReader:
         self.node_names: set[str] = set()
 
     def refuse_unknown_ops(self, proto: GraphProto) -> None:
-        """Raise UnknownOpError naming every op that is not registered, once each, with the first node that wants it."""
+        """Raise UnknownOpError naming every operator that is not registered, each with the first node that uses it."""
         unknown: dict[str, str] = {}
         graphs = [proto]
         while graphs:
@@ -107,7 +107,7 @@ class _GraphReader:
             raise UnknownOpError("; ".join(unknown.values()))
 
     def graph(self, proto: GraphProto, outer: frozenset[str], depth: int) -> Graph:
-        """Read a graph whose nodes may also read the values of the graphs around it."""
+        """Read a graph. outer: values of enclosing graphs, which nodes may read. depth: of nesting, 0 for the outermost."""
         name = proto.name or "graph"
         if depth > self.limits.depth:
             raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
@@ -151,7 +151,7 @@ class _GraphReader:
         name = self._unique(proto.name or f"{proto.op_type}_{index}")
         for value in proto.input:
             if value and value not in visible:
-                raise CorruptModelError(f"{op}: input {value!r} is written nowhere (node {name!r})")
+                raise CorruptModelError(f"{op}: input {value!r} is not written by any node (node {name!r})")
         attribute_names = (attribute.name for attribute in proto.attribute)
         self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
         check_kinds(proto, op, self.opset, name)
@@ -177,7 +177,7 @@ class _GraphReader:
             raise type(error)(f"{error} (node {name!r})") from None
         check_types(definition, bound, name)
         while inputs and not inputs[-1]:
-            inputs.pop()  # trailing absent inputs say nothing
+            inputs.pop()  # trailing absent inputs have no meaning
         return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
 
     def _unique(self, name: str) -> str:
@@ -189,7 +189,7 @@ class _GraphReader:
         return unique
 
     def _check_names(self, names: Iterable[str], where: str) -> None:
-        """protobuf hands out bytes where a name is not UTF-8."""
+        """Raise unless every name is UTF-8 (protobuf returns bytes where one is not) and within the length limit."""
         for name in names:
             if not isinstance(name, str):
                 raise CorruptModelError(f"graph: a name is not UTF-8, {bytes(name)[:40]!r} ({where})")
@@ -243,7 +243,7 @@ class _GraphReader:
         where = f"{role} {value.name!r}"
         kind = value.type.WhichOneof("value")
         if kind is None and (optional_type or role == "output"):
-            return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may leave types out
+            return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may omit types
         if kind != "tensor_type":
             raise UnsupportedError(
                 f"graph: {where} is a {(kind or 'value without a type').removesuffix('_type')}, only tensors are supported"
@@ -260,7 +260,7 @@ def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> 
         raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
     for port in outputs:
         if port.name not in defined:
-            raise CorruptModelError(f"graph: output {port.name!r} is written by no node (graph {graph!r})")
+            raise CorruptModelError(f"graph: output {port.name!r} is not written by any node (graph {graph!r})")
 
 
 def _define(defined: set[str], value: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a node may say: the name of its operator, and attributes of the kinds that ONNX's schema and the op give them."""
+"""Checks of a node against ONNX's operator schemas: the name of its operator, and the types of its attributes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from kernels.registry import Op
 
 
 def is_standard(node: NodeProto) -> bool:
-    """Whether a node's operator is of ONNX's own domain."""
+    """Whether the operator belongs to ONNX's own domain."""
     return node.domain in ("", "ai.onnx")
 
 
 def op_name(node: NodeProto) -> str:
-    """The name of a node's operator in `kernels.registry`."""
+    """Return the name of the operator in `kernels.registry`."""
     return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
 def check_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
-    """Each attribute once, and of the kind that ONNX's schema gives it. Unknown ones are refused when they are bound."""
+    """Raise CorruptModelError on an attribute that occurs twice or has another type than in ONNX's schema.
+
+    Attributes that the schema does not have are refused later, by `Op.bind`.
+    """
     kinds = _kinds_in_schema(proto.op_type, opset) if is_standard(proto) else {}
     seen: set[str] = set()
     for attribute in proto.attribute:
@@ -39,7 +42,7 @@ def check_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
 
 @functools.cache
 def _kinds_in_schema(op: str, opset: int) -> Mapping[str, int]:
-    """Attribute name -> AttributeProto.AttributeType, as that opset defines the op; empty for an op it lacks."""
+    """Attribute name -> AttributeProto.AttributeType in that opset; empty for an operator that the opset lacks."""
     if not onnx.defs.has(op):
         return {}
     try:
@@ -57,7 +60,7 @@ def _kind_name(number: int) -> str:
 
 
 def check_types(op: Op, bound: Mapping[str, Any], node: str) -> None:
-    """A value of another kind than its default's would surface as a TypeError deep inside an op."""
+    """Raise CorruptModelError where a value has another type than the default, before it causes a TypeError inside an op."""
     for name, default in op.defaults.items():
         value = bound[name]
         if default is None or value is None or not isinstance(default, (int, float, str, tuple)):

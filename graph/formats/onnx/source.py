@@ -1,4 +1,4 @@
-"""The bytes of an ONNX model: from a file, from memory or from a message, its large weights apart from the rest."""
+"""Loading of an ONNX model's bytes from a file, from memory or from a message; large weights are kept apart from the rest."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from kernels.spec import Array, Spec
 class Loaded:
     """The bytes of a model.
 
-    message: its protobuf, without the raw data of the `weights` that lie elsewhere (initializer name -> array of bytes).
-    digest: the SHA-256 of all its bytes, to be updated. nbytes: of the model. folder: that may hold its external data.
-    files: that weights are mapped from.
+    message: the protobuf message without the raw data of large initializers. weights: that data, by initializer name, as arrays
+    of uint8. digest: a SHA-256 object over all bytes so far; external data is added later. nbytes: size of the model.
+    folder: may hold its external data; None refuses external data. files: the files that weights are mapped from.
     """
 
     message: bytes
@@ -40,7 +40,7 @@ class Loaded:
 
 
 def load(source: str | Path | bytes | ModelProto, limits: Limits, *, mapped: bool) -> Loaded:
-    """Get hold of a model's bytes. Raises LimitError, UnsafePathError, FileNotFoundError."""
+    """Load a model. mapped: leave large weights in their file. Raises LimitError, UnsafePathError, FileNotFoundError."""
     if not isinstance(source, (bytes, ModelProto)):
         return _load_file(Path(source), limits.model_bytes, mapped)
     if isinstance(source, ModelProto):
@@ -55,7 +55,7 @@ def load(source: str | Path | bytes | ModelProto, limits: Limits, *, mapped: boo
 
 
 def _load_file(path: Path, limit_bytes: int, mapped: bool) -> Loaded:
-    """Map a file, or read it."""
+    """Map a file into memory, or read it."""
     descriptor = open_regular(path)
     status = os.fstat(descriptor)
     with os.fdopen(descriptor, "rb") as file:
@@ -83,7 +83,7 @@ def _load_file(path: Path, limit_bytes: int, mapped: bool) -> Loaded:
 
 
 def _copied(data: bytes, span: Span) -> Array:
-    """A weight in memory of its own, which is aligned. numpy copies without the interpreter's lock."""
+    """Copy one weight to aligned memory. numpy copies without holding the interpreter's lock."""
     array = np.frombuffer(data, np.uint8, span.nbytes, span.offset).copy()
     array.flags.writeable = False
     return array
@@ -95,7 +95,7 @@ def _check_size(nbytes: int, limit_bytes: int, name: str) -> None:
 
 
 def parse(loaded: Loaded) -> ModelProto:
-    """The message of a model. Raises CorruptModelError."""
+    """Parse the protobuf message. Raises CorruptModelError."""
     try:
         proto: ModelProto = ModelProto.FromString(loaded.message)
     except DecodeError:

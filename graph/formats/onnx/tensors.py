@@ -1,4 +1,4 @@
-"""TensorProto to numpy: every encoding ONNX has, each size checked before memory is taken."""
+"""Decoding of TensorProto to numpy, for every encoding of ONNX. Each size is checked before memory is allocated."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The protobuf of a model file without the bytes of its large initializers, which stay where they are: in the file.
+"""Separation of a model file's protobuf message from the data of its large initializers, which stays in the file.
 
-protobuf's own parser would hold a second copy of all weights, and hand out a third. Only what exporters write is taken apart: one
-graph, initializers whose raw data stands in one piece. `split` answers None for any other file; protobuf reads that one whole.
+protobuf's own parser would hold a second copy of all weights and return a third. Only files of the usual form are split: one
+graph, and raw data of each initializer in one piece. For any other file `split` returns None, and protobuf parses the whole file.
 
 Source: protobuf encoding, https://protobuf.dev/programming-guides/encoding; field numbers of onnx.proto.
 """
@@ -20,7 +20,7 @@ _MAX_VARINT_BYTES = 10
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of a file: from `offset`, `nbytes` of them."""
+    """A range of `nbytes` bytes of a file, from `offset` on."""
 
     offset: int
     nbytes: int
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """One field of a message: its bytes with key and length are [start, end), those of its value [value, end)."""
+    """One field of a message: [start, end) with its key and length, [value, end) without them, as offsets in the file."""
 
     number: int
     wire: int
@@ -38,11 +38,15 @@ class _Field:
 
 
 class _UnusualError(Exception):
-    """The file is no protobuf, or not as exporters write it."""
+    """The file is not protobuf, or not of the usual form."""
 
 
 def split(data: memoryview, least_bytes: int) -> tuple[bytes, dict[bytes, Span]] | None:
-    """The model without the raw data of initializers of at least that many bytes, and where these are, by the tensor's name."""
+    """Split a model file.
+
+    Returns: the message without the raw data of initializers that have at least `least_bytes`, and where that data lies, by the
+             name of the tensor; None for a file of an unusual form.
+    """
     spans: dict[bytes, Span] = {}
     pieces: list[bytes] = []
     try:
@@ -82,7 +86,7 @@ def _tensor(data: memoryview, tensor: _Field, least_bytes: int, spans: dict[byte
 
 
 def _fields(data: memoryview, at: int, end: int) -> Iterator[_Field]:
-    """The fields of a message that lies in [at, end)."""
+    """Yield the fields of the message in data[at:end]."""
     while at < end:
         start = at
         key, at = _varint(data, at, end)
@@ -104,7 +108,7 @@ def _fields(data: memoryview, at: int, end: int) -> Iterator[_Field]:
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """A number, and where it ends."""
+    """Decode a varint. Returns the number and the offset behind it."""
     number = 0
     for shift in range(_MAX_VARINT_BYTES):
         if at >= end:
@@ -118,7 +122,7 @@ def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
 
 
 def _message(number: int, content: bytes) -> bytes:
-    """A field that holds a message."""
+    """Encode a field that holds a message."""
     return _as_varint(number << 3 | _BYTES) + _as_varint(len(content)) + content
 
 
