@@ -103,7 +103,7 @@ Operand = Value | int | float
 
 @dataclass(slots=True)
 class Fold:
-    """A loop that carries values: `values` are the current ones inside the body, the final ones after it."""
+    """The state of a loop that carries values: `values` are the current ones inside the body and the final ones after it."""
 
     index: Value
     values: list[Value]
@@ -134,12 +134,12 @@ class Module:
         self._bodies.append("\n".join((head, "entry:", *k.lines, "}")))
 
     def declare(self, name: str, returns: Type, arguments: Sequence[Type], attributes: str = "") -> None:
-        """Declare an intrinsic or a function defined elsewhere; again is harmless."""
+        """Declare an intrinsic or a function defined elsewhere; declaring it twice is harmless."""
         signature = ", ".join(kind.text for kind in arguments)
         self._declarations[name] = f"declare {returns.text} @{name}({signature}) {attributes}".rstrip()
 
     def table(self, function: Function, name: str, kind: Type, values: Sequence[float]) -> Value:
-        """The address of constants in memory; the same name again means the same table."""
+        """Return the address of constants in memory. Two calls with one name share one table."""
         elements = ", ".join(f"{kind.text} {literal(kind, value)}" for value in values)
         self._tables[name] = f"@{name} = internal constant [{len(values)} x {kind.text}] [{elements}]"
         return Value(function, PTR, f"@{name}")
@@ -168,13 +168,13 @@ class Function:
 
     @property
     def f32(self) -> Type:
-        """The widest vector of fp32."""
+        """The type of a full vector of fp32."""
         return F32.by(self.isa.lanes)
 
     # Text
 
     def fresh(self, hint: str) -> str:
-        """A name no other value or block of this function has: `hint`, `hint.1`, `hint.2`…"""
+        """Return a name that no other value or block of this function has: `hint.0`, `hint.1`, `hint.2`…"""
         count = self._names.get(hint, 0)
         self._names[hint] = count + 1
         return f"{hint}.{count}"
@@ -190,7 +190,7 @@ class Function:
         return Value(self, kind, ref)
 
     def comment(self, text: str) -> None:
-        """A remark in the IR, for whoever reads it."""
+        """Append a comment to the IR."""
         self.lines.append(f"  ; {text}")
 
     def label(self, name: str) -> None:
@@ -201,16 +201,16 @@ class Function:
     # Constants
 
     def const(self, kind: Type, value: float | Sequence[float]) -> Value:
-        """A constant; one number fills every lane."""
+        """Return a constant; one number fills every lane."""
         known = int(value) if kind.lanes == 1 and not kind.is_float and not isinstance(value, Sequence) else None
         return Value(self, kind, literal(kind, value), known)
 
     def zero(self, kind: Type) -> Value:
-        """All bits zero."""
+        """Return a constant whose bits are all zero."""
         return Value(self, kind, "zeroinitializer") if kind.lanes > 1 else self.const(kind, 0)
 
     def coerce(self, value: Operand, kind: Type) -> Value:
-        """A Python number as a constant of the type; a value unchanged, its type checked."""
+        """Return a Python number as a constant of the type, or a value unchanged. Raises EmitError where its type differs."""
         if not isinstance(value, Value):
             return self.const(kind, value)
         if value.type != kind:
@@ -220,7 +220,7 @@ class Function:
     # Arithmetic
 
     def binary(self, name: str, a: Operand, b: Operand) -> Value:
-        """One two-operand instruction; scalar integer constants fold, and so do +0, *1 and *0."""
+        """Emit one instruction of two operands. Scalar integer constants are folded, and so are +0, *1 and *0."""
         kind = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else I64
         left, right = self.coerce(a, kind), self.coerce(b, kind)
         if kind.is_float:
@@ -261,7 +261,7 @@ class Function:
         return self.op(text, returns, name.removeprefix("llvm.").partition(".")[0])
 
     def fma(self, a: Value, b: Operand, c: Operand) -> Value:
-        """a·b + c, rounded once where the machine can, and as a product and a sum where it cannot."""
+        """Return a·b + c, rounded once where the instruction set has FMA, else as a product and a sum."""
         factor, addend = self.coerce(b, a.type), self.coerce(c, a.type)
         if not self.isa.fma:
             return a * factor + addend
@@ -272,19 +272,19 @@ class Function:
         return self.intrinsic("sqrt", a.type, a)
 
     def abs(self, a: Value) -> Value:
-        """Magnitude; clears the sign of NaN too."""
+        """Return the magnitude; the sign of NaN is cleared too."""
         return self.intrinsic("fabs", a.type, a)
 
     def copysign(self, magnitude: Value, sign: Value) -> Value:
-        """The magnitude of one with the sign of the other."""
+        """Return the magnitude of one value with the sign of the other."""
         return self.intrinsic("copysign", magnitude.type, magnitude, sign)
 
     def round_even(self, a: Value) -> Value:
-        """To the nearest integer, halves to even."""
+        """Round to the nearest integer, halves to even."""
         return self.intrinsic("roundeven", a.type, a)
 
     def floor(self, a: Value) -> Value:
-        """To the integer below."""
+        """Round down to an integer."""
         return self.intrinsic("floor", a.type, a)
 
     def at_least(self, a: Value, bound: Operand) -> Value:
@@ -302,11 +302,11 @@ class Function:
         return self.select(exceeds, bound, a)
 
     def maximum(self, a: Value, b: Operand) -> Value:
-        """The greater; NaN when either is. Of two zeros any."""
+        """Return the greater value, NaN where either is NaN. Of +0 and -0 it may be either."""
         return self._extreme("maximum", a, b)
 
     def minimum(self, a: Value, b: Operand) -> Value:
-        """The lesser; NaN when either is. Of two zeros any."""
+        """Return the lesser value, NaN where either is NaN. Of +0 and -0 it may be either."""
         return self._extreme("minimum", a, b)
 
     def _extreme(self, name: str, a: Value, b: Operand) -> Value:
@@ -315,7 +315,7 @@ class Function:
         return self.op(f"call nsz {a.type.text} @{name}({a}, {other})", a.type, "extreme")  # ordering zeros costs 3 more on x86
 
     def compare(self, relation: str, a: Value, b: Operand) -> Value:
-        """lt, le, gt, ge, eq, ne: signed for integers; false on NaN for floats, but `ne`, which is true on NaN."""
+        """Compare lane by lane: lt, le, gt, ge, eq or ne. Integers are signed. With a NaN only `ne` is true."""
         prefix = "s" if relation in {"lt", "le", "gt", "ge"} else ""
         if a.type.is_float:
             prefix = "u" if relation == "ne" else "o"
@@ -324,20 +324,20 @@ class Function:
         return self.op(text, I1.by(a.type.lanes), relation)
 
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
-        """a where the condition holds, else b, lane by lane."""
+        """Return a where the condition holds, else b, lane by lane."""
         kind = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else F32
         return self.op(f"select {condition}, {self.coerce(a, kind)}, {self.coerce(b, kind)}", kind, "select")
 
     # Conversions
 
     def convert(self, instruction: str, a: Value, kind: Type) -> Value:
-        """bitcast, fptosi, sitofp, zext, sext, trunc, fpext, fptrunc…"""
+        """Convert to `kind` by an LLVM cast instruction: bitcast, fptosi, sitofp, zext, sext, trunc, fpext, fptrunc…"""
         return a if a.type == kind else self.op(f"{instruction} {a} to {kind.text}", kind, instruction)
 
     # Lanes
 
     def splat(self, a: Operand, kind: Type) -> Value:
-        """One scalar in every lane: the only spelling that LLVM folds into an embedded broadcast."""
+        """Return one scalar in every lane, spelled in the only way that LLVM folds into an embedded broadcast."""
         if not isinstance(a, Value):
             return self.const(kind, a)
         if kind.lanes == 1:
@@ -348,25 +348,25 @@ class Function:
         )  # fmt: skip
 
     def shuffle(self, a: Value, b: Value | None, lanes: Sequence[int]) -> Value:
-        """Lanes picked from a, then b (counted on from a's); -1 leaves a lane undefined."""
+        """Pick lanes from a and b; lanes of b are numbered after those of a, -1 leaves a lane undefined."""
         picks = ", ".join(f"i32 {lane}" if lane >= 0 else "i32 poison" for lane in lanes)
         other = str(b) if b is not None else f"{a.type.text} poison"
         return self.op(f"shufflevector {a}, {other}, <{len(lanes)} x i32> <{picks}>", a.type.by(len(lanes)), "shuffle")
 
     def poison(self, kind: Type) -> Value:
-        """A value nobody looks at."""
+        """Return an undefined value, for lanes that are never used."""
         return Value(self, kind, "poison")
 
     def insert(self, a: Value, element: Value, lane: int) -> Value:
-        """The vector with one lane replaced by a scalar."""
+        """Replace one lane of a vector by a scalar."""
         return self.op(f"insertelement {a}, {element}, i32 {lane}", a.type, "lane")
 
     def extract(self, a: Value, lane: int) -> Value:
-        """One lane as a scalar."""
+        """Return one lane as a scalar."""
         return self.op(f"extractelement {a}, i32 {lane}", a.type.element, "lane")
 
     def reduce(self, a: Value, combine: Callable[[Value, Value], Value]) -> Value:
-        """All lanes into one scalar, by halves: the order is fixed by the width alone."""
+        """Combine all lanes into one scalar, by halves; the order depends on the width alone."""
         while a.type.lanes > 2:
             half = a.type.lanes // 2
             a = combine(self.shuffle(a, None, range(half)), self.shuffle(a, None, range(half, 2 * half)))
@@ -375,12 +375,12 @@ class Function:
     # Memory
 
     def offset(self, base: Value, index: Operand, kind: Type = F32) -> Value:
-        """The address `index` elements of `kind` after `base`."""
+        """Return the address `index` elements of `kind` after `base`."""
         at = self.coerce(index, I64)
         return base if at.known == 0 else self.op(f"getelementptr {kind.scalar}, {base}, {at}", PTR, "at")
 
     def opaque(self, address: Value) -> Value:
-        """The same address, which LLVM no longer recognises: loads through it are not merged with earlier ones and kept."""
+        """Hide an address from LLVM's analysis, so that values loaded through it are not kept in registers."""
         return self.op(f'call ptr asm "", "=r,0"({address})', PTR, "opaque")
 
     def load(self, kind: Type, base: Value, index: Operand = 0, *, align: int | None = None) -> Value:
@@ -394,11 +394,11 @@ class Function:
         self.emit(f"store {value}, {address}, align {align or value.type.align_bytes}")
 
     def broadcast(self, kind: Type, base: Value, index: Operand = 0) -> Value:
-        """One element from memory in every lane."""
+        """Load one element into every lane."""
         return self.splat(self.load(kind.element, base, index), kind)
 
     def load_part(self, kind: Type, base: Value, lanes: int, index: Operand = 0) -> Value:
-        """The first `lanes` lanes, the others 0; touches no byte behind them."""
+        """Load the first `lanes` lanes and set the others to 0; no byte after them is read."""
         if lanes == kind.lanes:
             return self.load(kind, base, index)
         address = self.offset(base, index, kind)
@@ -418,7 +418,7 @@ class Function:
         return whole
 
     def store_part(self, value: Value, base: Value, lanes: int, index: Operand = 0) -> None:
-        """Write the first `lanes` lanes and touch no byte behind them."""
+        """Store the first `lanes` lanes; no byte after them is written."""
         kind = value.type
         if lanes == kind.lanes:
             self.store(value, base, index)
@@ -433,17 +433,17 @@ class Function:
             self.store(piece, address, start)
 
     def first(self, kind: Type, lanes: int) -> Value:
-        """A mask of the first `lanes` lanes of the type."""
+        """Return a mask of the first `lanes` lanes of the type."""
         return self.const(I1.by(kind.lanes), [lane < lanes for lane in range(kind.lanes)])
 
     def prefetch(self, base: Value, index: Operand = 0, *, locality: int = 3, write: bool = False) -> None:
-        """Ask for a cache line early. locality: 3 = nearest level … 0 = do not keep."""
+        """Prefetch a cache line. locality: from 3, keep it in the nearest cache, to 0, do not keep it."""
         address = self.offset(base, index)
         self.module.declare("llvm.prefetch.p0", VOID, (PTR, I32, I32, I32))
         self.emit(f"call void @llvm.prefetch.p0({address}, i32 {int(write)}, i32 {locality}, i32 1)")
 
     def fetch_add(self, address: Value, amount: Operand, kind: Type = I64) -> Value:
-        """Add atomically, returning what was there: the next chunk of shared work."""
+        """Add atomically and return the value before: threads take chunks of shared work with it."""
         return self.op(f"atomicrmw add {address}, {self.coerce(amount, kind)} monotonic", kind, "taken")
 
     # Control
@@ -456,7 +456,7 @@ class Function:
 
     @contextmanager
     def fold(self, name: str, start: Operand, stop: Operand, step: int, values: Sequence[Value]) -> Iterator[Fold]:
-        """A loop that carries values: the body replaces `fold.values`, and after the block they are the final ones.
+        """Emit a loop that carries values: the body replaces `fold.values`, which are the final ones after the block.
 
         Known bounds must give at least one turn, and a single turn makes no loop. Unknown bounds may give none.
         """

@@ -1,4 +1,4 @@
-"""What a kernel does to its results before it stores them: a bias, an expression, and how the operands of that lie.
+"""Epilogues: the bias and the elementwise expression that a kernel applies to its results in registers, before it stores them.
 
 An `Epilogue` is the same for every layout. How its operands are read for a vector of results is up to an adapter for each
 layout: `Places` for images (in blocks of channels, channels last, or the rows of a matrix as pixels), and
@@ -30,7 +30,7 @@ Layout = TypeVar("Layout")
 
 @dataclass(frozen=True, slots=True)
 class Epilogue(Generic[Layout]):
-    """What is done to each result before it is stored: a bias is added, then the expression is computed.
+    """An elementwise computation on each result of a kernel: a bias is added, then the expression is computed.
 
     expression: of the result, its operand 0, and of further operands; results are float32 before it and after.
     operands: how each further operand lies: an `Image` or a `View`, with the stride 0 along what it is broadcast over.
@@ -50,7 +50,7 @@ class Epilogue(Generic[Layout]):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The pointer arguments of a kernel with this epilogue, between its own and "y": one for each operand."""
+        """The names of the pointers that a kernel takes for this epilogue, one for each operand, after its own and before "y"."""
         return tuple(f"r{n}" for n in range(len(self.operands)))
 
     @property
@@ -59,7 +59,7 @@ class Epilogue(Generic[Layout]):
         return self.expression.operands[1:]
 
     def laid(self, change: Callable[[Layout], Layout]) -> Epilogue[Layout]:
-        """Return this epilogue with its operands laid out as `change` says."""
+        """Return this epilogue with `change` applied to the layout of each operand."""
         return replace(self, operands=tuple(map(change, self.operands)))
 
     def finish(self, k: Function, result: Value, loads: Sequence[Callable[[], Value]]) -> Value:
@@ -78,14 +78,17 @@ def check_images(epilogue: Epilogue[Image], lanes: int) -> None:
 
 
 def _is_one(image: Image) -> bool:
-    """Whether one element is there for all channels."""
+    """Return whether all channels share one element."""
     return image.block == 1 and image.block_stride == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A vector of results before the epilogue. at: the element of an image that lane 0 belongs to; lanes: that operands have for
-    it; stored: that are written."""
+    """A vector of results before the epilogue.
+
+    at: from an image to the offset of lane 0 in it, in elements. lanes: how many lanes to read of operands. stored: how many to
+    write.
+    """
 
     value: Value
     at: Callable[[Image], int]
@@ -95,7 +98,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The output and the operands of its epilogue as images: addresses that move together, each by the strides of its own."""
+    """The addresses of the output and of its epilogue's operands, all images; they move together, each by its own strides."""
 
     images: tuple[Image, ...]
     addresses: tuple[Value, ...]
@@ -103,16 +106,16 @@ class Places:
 
     @staticmethod
     def of(y: Image, epilogue: Epilogue[Image], address: Value, operands: Sequence[Value]) -> Places:
-        """The output first."""
+        """Return the addresses, the output's first."""
         return Places((y, *epilogue.operands), (address, *operands), (FLOAT, *epilogue.dtypes))
 
     def move(self, k: Function, by: Callable[[Image], Operand]) -> Places:
-        """Every address moved by that many elements of its image."""
+        """Return the places with every address moved by as many elements as `by` returns for its image."""
         each = zip(self.images, self.addresses, self.dtypes, strict=True)
         return replace(self, addresses=tuple(k.offset(at, by(image), memory_type(dtype)) for image, at, dtype in each))
 
     def store(self, k: Function, epilogue: Epilogue[Image], results: Sequence[Result]) -> None:
-        """Finish vectors of results and write them."""
+        """Apply the epilogue to vectors of results and store them."""
         for some in _by_powers(results, together(epilogue.expression, k.isa)):
             whole = _joined(k, [result.value for result in some])
             loads = [partial(self._load, k, n, some) for n in range(1, len(self.images))]
@@ -121,7 +124,7 @@ class Places:
                 k.store_part(value, self.addresses[0], result.stored, result.at(self.images[0]))
 
     def _load(self, k: Function, n: int, results: Sequence[Result]) -> Value:
-        """What an operand has for vectors of results, joined to one."""
+        """Load an operand's elements for vectors of results, joined to one vector."""
         image, base, dtype = self.images[n], self.addresses[n], self.dtypes[n]
         kind = memory_type(dtype).by(k.isa.lanes)
         if _is_one(image):
@@ -132,16 +135,16 @@ class Places:
 
 
 def together(expression: Expression, isa: Isa) -> int:
-    """Vectors to finish at once, joined to one wider than registers, which is several instructions at each step.
+    """Return how many vectors to finish at once, joined to one wider than a register: each step is then several instructions.
 
-    One alone waits for itself at every instruction of a long function, and a core does not look far enough ahead to begin the
-    next one meanwhile. Where registers are widest, functions have forms of their own for them, and stay by themselves.
+    In a long function each instruction on a single vector waits for the one before, and a core does not look far enough ahead to
+    begin the next vector meanwhile. With 512-bit registers functions have forms of their own, for one vector at a time.
     """
     return TOGETHER if is_long(expression) and not isa.masks else 1
 
 
 def _by_powers(results: Sequence[Result], most: int) -> Iterator[Sequence[Result]]:
-    """All of them in order, in groups of `most`, a power of two, and what is left over in smaller ones."""
+    """Cut results into groups of `most`, a power of two, in order; what is left over goes into smaller powers of two."""
     first = 0
     while first < len(results):
         size = min(most, 1 << ((len(results) - first).bit_length() - 1))
@@ -150,14 +153,14 @@ def _by_powers(results: Sequence[Result], most: int) -> Iterator[Sequence[Result
 
 
 def _joined(k: Function, parts: Sequence[Value]) -> Value:
-    """Vectors of one type, a power of two of them, as one."""
+    """Join vectors of one type to one; their number is a power of two."""
     while len(parts) > 1:
         parts = [k.shuffle(a, b, range(2 * a.type.lanes)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
 def _parted(k: Function, whole: Value, count: int) -> list[Value]:
-    """What was joined, as so many vectors again."""
+    """Split a joined vector into `count` vectors again."""
     if count == 1:
         return [whole]
     lanes = whole.type.lanes // count
@@ -165,5 +168,5 @@ def _parted(k: Function, whole: Value, count: int) -> list[Value]:
 
 
 def vector_at(pixel: int, channel: int) -> Callable[[Image], int]:
-    """Of an image, the element of a channel of a pixel, counted from the tile's first."""
+    """Return a function from an image to the offset of a channel of a pixel, in elements from the tile's first pixel."""
     return lambda image: pixel * image.x_stride + image.offset(channel)

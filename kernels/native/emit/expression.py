@@ -1,9 +1,8 @@
 """Elementwise expressions on vectors: which operations native kernels have, on which types, and the code of each.
 
-What an expression is, `kernels.expression` says. In registers a bool is one bit a lane, in memory one byte, 0 or 1. float32
-computes, float64 what the machine has an instruction for; integers of every width compute and wrap around as numpy's do: a
-quotient by 0 is 0, what is shifted by its width or more is gone. Elements of any other type can be selected by `where` and
-copied.
+`kernels.expression` defines expressions. In registers a bool is one bit a lane, in memory one byte, 0 or 1. float32 has the
+functions of `math` and `functions`, float64 those that are one instruction. Integers of every width wrap around as numpy's do: a
+quotient by 0 is 0, and a shift by the width or more gives 0. Elements of any other type can be selected by `where` and copied.
 
     float32: a name of UNARY (one argument, and parameters as there) or of FLOAT_BINARY (two).
     float64: a name of DOUBLE_UNARY or DOUBLE_BINARY.
@@ -34,7 +33,7 @@ DOUBLE_BINARY = ("add", "sub", "mul", "div", "max", "min")
 
 
 def _quotient(k: Function, a: Value, b: Value, signed: bool) -> Value:
-    """Toward zero; 0 where b is 0, and -a where b is -1, which the machine faults at for the least a."""
+    """Divide and round toward zero; 0 where b is 0. b = -1 is computed as -a, since x86 traps on the least a divided by -1."""
     zero = k.compare("eq", b, 0)
     if not signed:
         return k.select(zero, 0, k.binary("udiv", a, k.select(zero, 1, b)))
@@ -44,7 +43,7 @@ def _quotient(k: Function, a: Value, b: Value, signed: bool) -> Value:
 
 
 def _remainder(k: Function, a: Value, b: Value, signed: bool) -> Value:
-    """What the quotient leaves, of a's sign; 0 where b is 0."""
+    """Return the remainder of a / b, with the sign of a; 0 where b is 0."""
     zero = k.compare("eq", b, 0)
     if not signed:
         return k.binary("urem", a, k.select(zero, 1, b))
@@ -52,7 +51,7 @@ def _remainder(k: Function, a: Value, b: Value, signed: bool) -> Value:
 
 
 def _modulus(k: Function, a: Value, b: Value, signed: bool) -> Value:
-    """The remainder of b's sign; 0 where b is 0."""
+    """Return the remainder of a / b, with the sign of b; 0 where b is 0."""
     rest = _remainder(k, a, b, signed)
     if not signed:
         return rest
@@ -61,7 +60,7 @@ def _modulus(k: Function, a: Value, b: Value, signed: bool) -> Value:
 
 
 def _shifted(k: Function, name: str, a: Value, b: Value) -> Value:
-    """a shifted by b bits; b counts as unsigned, so that a negative one is beyond the width."""
+    """Shift a by b bits; b is read as unsigned, so a negative b is beyond the width."""
     fits = k.op(f"icmp ult {b}, {k.const(b.type, a.type.bits).ref}", I1.by(a.type.lanes), "fits")
     if name == "ashr":
         return k.binary(name, a, k.select(fits, b, a.type.bits - 1))
@@ -101,12 +100,12 @@ _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: ch
 
 
 def cycles_of(step: Apply) -> int:
-    """Rough cost of a step on a vector."""
+    """Return the estimated cost of a step on one vector, in cycles."""
     return _CYCLES.get(step.op, 1)
 
 
 def is_long(expression: Expression) -> bool:
-    """Whether a step takes many instructions, each of which waits for the one before."""
+    """Return whether a step is a long chain of instructions that depend on one another."""
     return any(step.op in LONG for step in expression.steps)
 
 
@@ -125,7 +124,7 @@ def value_types(expression: Expression) -> tuple[DType, ...]:
 
 
 def _result(step: Apply, args: Sequence[DType]) -> DType | None:
-    """The type an operation makes of its arguments', or None where there is none for them."""
+    """Return the type of an operation's result, or None where the operation does not exist for these arguments."""
     op, first = step.op, args[0] if args else FLOAT
     same, integer, real = len(set(args)) == 1, first in INTS, first in (FLOAT, DOUBLE)
     if op == "constant":
@@ -155,12 +154,12 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
 
 
 def _computes(dtype: DType) -> bool:
-    """Whether its elements are numbers here, and not only bits."""
+    """Return whether operations compute with this type; other types can only be moved."""
     return dtype in INTS or dtype in (BOOL, FLOAT, DOUBLE)
 
 
 def memory_type(dtype: DType) -> Type:
-    """What an element is in memory. Raises EmitError where it has no 1, 2, 4 or 8 bytes."""
+    """Return the type of an element in memory. Raises EmitError where its size is not 1, 2, 4 or 8 bytes."""
     if dtype in (FLOAT, DOUBLE):
         return F32 if dtype == FLOAT else F64
     if dtype.itemsize not in _BITS:
@@ -169,19 +168,19 @@ def memory_type(dtype: DType) -> Type:
 
 
 def from_memory(k: Function, raw: Value, dtype: DType) -> Value:
-    """What was loaded, as a value in registers."""
+    """Convert a loaded vector to the form that operations take: a bool becomes one bit a lane."""
     return k.compare("ne", raw, k.zero(raw.type)) if dtype == BOOL else raw
 
 
 def to_memory(k: Function, value: Value, dtype: DType) -> Value:
-    """A value in registers, as it is stored."""
+    """Convert a value to the form in which it is stored: a bool becomes one byte."""
     return k.convert("zext", value, I8.by(value.type.lanes)) if dtype == BOOL else value
 
 
 def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], Value]], lanes: int) -> Value:
     """Emit an expression on vectors of that many lanes and return its result.
 
-    loads: what gives each operand as a value in registers; called where the first step reads it.
+    loads: functions that load each operand; one is called where the first step reads its operand.
     """
     types = value_types(expression)
     values: dict[int, Value] = {}
@@ -197,7 +196,7 @@ def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], V
 
 
 def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DType], lanes: int) -> Value:
-    """Emit one step on vectors of that many lanes. dtypes: of the arguments, which `value_types` has let pass."""
+    """Emit one step on vectors of that many lanes. dtypes: of the arguments, which `value_types` has checked."""
     op = step.op
     if op == "constant":
         wanted = step.dtype or FLOAT

@@ -1,7 +1,8 @@
 """Elementary functions beside the activations, on fp32 vectors of any width, emitted inline: rounding, powers, sine and cosine.
 
-Powers and the reduction of angles are computed in fp64 inside. The largest errors over the whole range, in units in the last
-place, are asserted in `tests/kernels/native/test_functions.py`:
+Powers and the reduction of angles are computed in fp64 inside: angles below 2^28 by Cody and Waite's method (Software Manual for
+the Elementary Functions, 1980), larger ones by a table of 2/π as Payne and Hanek do (SIGNUM Newsletter 18(1), 1983). The largest
+errors over the whole range, in units in the last place, are asserted in `tests/kernels/native/test_functions.py`:
 
     sin 1.5    cos 1.5    pow 1.2    rsqrt 1.5    pow by a constant of -2 to 4: 2.5
 """
@@ -31,7 +32,7 @@ def sign(k: Function, x: Value) -> Value:
 
 
 def power(k: Function, x: Value, exponent: float) -> Value:
-    """x to a constant: products for small integers, roots for halves, else as `pow`."""
+    """Return x to a constant power: products for small integers, a square root for 1/2, else `pow`."""
     if exponent in range(-2, 5):
         return _integer_power(k, 1.0 / x if exponent < 0 else x, abs(int(exponent)))
     if exponent == 0.5:  # C's pow: +0 at -0, infinity at -infinity
@@ -49,7 +50,7 @@ def _integer_power(k: Function, x: Value, exponent: int) -> Value:
 
 
 def pow(k: Function, x: Value, y: Value) -> Value:
-    """x^y as C has it: any y of positive x, integers of negative, 1 for y = 0 and for x = 1 whatever the other is."""
+    """Return x^y as C defines it: negative x takes integers y only, and the result is 1 for y = 0 and for x = 1, NaN included."""
     wide, infinity = F64.by(x.type.lanes), k.const(x.type, INFINITY)
     magnitude = k.abs(x)
     e, m = (k.convert("fpext", part, wide) for part in split_exponent(k, magnitude))
@@ -74,7 +75,7 @@ def pow(k: Function, x: Value, y: Value) -> Value:
 
 
 def _low_bits(k: Function, biased: Value) -> Value:
-    """The integer in an fp64 that ROUNDER was added to, modulo 2^32."""
+    """Return the integer that an fp64 holds after ROUNDER was added, modulo 2^32."""
     lanes = biased.type.lanes
     return k.convert("trunc", k.convert("bitcast", biased, I64.by(lanes)), I32.by(lanes))
 
@@ -111,7 +112,7 @@ def _sine(k: Function, x: Value, quarters: int) -> Value:
 
 
 def _reduced(k: Function, x: Value) -> tuple[Value, Value]:
-    """x = n·π/2 + r, |r| ≤ π/4: (r, n modulo 2^32)."""
+    """Reduce an angle to x = n·π/2 + r with |r| ≤ π/4, by Cody and Waite's method. Returns r, and n modulo 2^32."""
     wide = k.convert("fpext", x, F64.by(x.type.lanes))
     biased = k.fma(wide, TWO_OVER_PI, ROUNDER)
     n, r = biased - ROUNDER, wide
@@ -126,7 +127,7 @@ def _reduced(k: Function, x: Value) -> tuple[Value, Value]:
 
 
 def _reduced_far(k: Function, x: Value) -> tuple[Value, Value]:
-    """The same where |x| ≥ NEAR: x = m·2^e, and m times what 2^e·2/π is modulo 4, of which each e has its own constant."""
+    """Reduce an angle |x| ≥ NEAR, as Payne and Hanek (1983) do: x = m·2^e, and 2^e·2/π modulo 4 is a constant for each e."""
     lanes = x.type.lanes
     bits = k.convert("bitcast", x, integers(x))
     m = k.convert("bitcast", (bits & -0x7F800001) | (150 << 23), x.type)  # of 24 bits

@@ -39,7 +39,7 @@ class Conv:
         return self.y.channels // self.groups
 
     def output_vectors(self, lanes: int) -> int:
-        """Vectors that the outputs of a group fill, the last one maybe not wholly."""
+        """Return how many vectors hold the outputs of a group; the last one may be partly filled."""
         return -(-self.group_outputs // lanes)
 
     @property
@@ -50,12 +50,12 @@ class Conv:
 
     @property
     def is_product(self) -> bool:
-        """Whether every pixel is computed from the pixel at the same place alone."""
+        """Whether every output pixel depends on the input pixel at the same place alone."""
         plain = self.kernel == (1, 1) == self.strides and self.top == self.left == 0
         return plain and (self.x.height, self.x.width) == (self.y.height, self.y.width)
 
     def flat(self) -> Conv:
-        """The same work on one long row, where rows join."""
+        """Return this convolution on one long row where the rows of both images are contiguous, else unchanged."""
         can = self.is_product and self.x.rows_join() and self.y.rows_join()
         return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
 
@@ -81,7 +81,7 @@ class Block:
     tail: int
 
     def chosen_by(self, number: Value, blocks: list[Block]) -> Value | None:
-        """Emit whether block `number` is of this form; None where all are."""
+        """Emit the test whether block `number` has this form; None where all blocks have it."""
         if len(blocks) == 1:
             return None
         return number < self.count if self.first == 0 else number >= self.first
@@ -98,7 +98,7 @@ class Span:
 
 
 def channel_blocks(channels: int, vectors: int, lanes: int) -> list[Block]:
-    """Cut channels into blocks of that many vectors; what is left over makes a smaller one."""
+    """Cut channels into blocks of that many vectors; the rest makes a smaller block."""
     full, rest = divmod(channels, vectors * lanes)
     blocks = [Block(0, full, vectors, lanes)] if full else []
     if rest:
@@ -131,7 +131,7 @@ def even_rows(height: int, wanted: int) -> int:
 
 
 def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
-    """Emit the first and behind-last kernel row that lie inside the image for an output row."""
+    """Emit the range of kernel rows that lie inside the image for an output row: the first, and one after the last."""
     rows, step = conv.kernel[0], conv.dilations[0]
     if conv.rows_inside:
         return 0, rows
@@ -144,12 +144,12 @@ def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
 
 
 def maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:
-    """Emit a body under a condition, or always where there is none."""
+    """Emit a body under a condition, or unconditionally where that is None."""
     return nullcontext() if condition is None else k.when(condition, "block")
 
 
 def aligned_copy(values: Array) -> Array:
-    """The same fp32 values at an aligned address."""
+    """Copy fp32 values to memory that is aligned for kernels."""
     memory = aligned(values.nbytes).view(np.float32)
     memory[:] = values
     return memory

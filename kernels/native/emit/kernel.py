@@ -1,4 +1,4 @@
-"""What an emitted kernel is to the program that calls it."""
+"""Emitted kernels as the programs see them that call them: a function, its arguments, and work cut into chunks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRATCH = "scratch"  # the argument that is memory of the calling thread's own, 
 
 @dataclass(frozen=True, slots=True)
 class NativeKernel:
-    """A kernel does the chunks [begin, end) of its work in one call; chunks are independent, so any thread may do any.
+    """A kernel computes the chunks [begin, end) of its work in one call; chunks are independent, so any thread may take any.
 
     It is `void name(ptr …, i64 begin, i64 end)` with a pointer for each of `arguments`: "x" input, "w" packed weights, "b" packed
     bias, "r0", "r1"… operands of the epilogue (each may be y), "y" output; other kernels have others.
@@ -38,12 +38,12 @@ class NativeKernel:
 
     @property
     def ir(self) -> str:
-        """The module that exports it."""
+        """The IR of the module that exports the kernel's function."""
         return self.emit()
 
     @property
     def source(self) -> Source:
-        """For the compiler, which asks for the module only when it has no code of that name."""
+        """The source for the compiler, which emits the module only where no code of that name is cached."""
         return Source.of_kernel(self.name, self.emit)
 
 
@@ -55,7 +55,7 @@ def emitted(
     body: Callable[[Function, list[Value]], None],
     scratch_bytes: int = 0,
 ) -> NativeKernel:
-    """A kernel whose function `body` fills. body: takes its builder and its arguments, the chunks' begin and end last."""
+    """Return a kernel whose function `body` fills. body: takes the builder and the arguments, the chunks' begin and end last."""
 
     def emit() -> str:
         module = Module(isa)
@@ -67,7 +67,7 @@ def emitted(
 
 
 def signature(arguments: Sequence[str]) -> dict[str, Type]:
-    """The types of a kernel's arguments, in order."""
+    """Return the types of a kernel's arguments, in order."""
     return {**dict.fromkeys(arguments, PTR), "begin": I64, "end": I64}
 
 

@@ -1,6 +1,7 @@
 """Elementary functions and activations on fp32 vectors, emitted inline.
 
-Each takes the builder and a vector of any width and returns one. NaN goes in, NaN comes out. Coefficients are what
+Each takes the builder and a vector of any width and returns one. A NaN stays a NaN. Exponentials reduce their argument as Cody
+and Waite do (Software Manual for the Elementary Functions, 1980): x = n·ln 2 + r, with ln 2 in two parts. Coefficients are what
 `kernels.native.emit.remez.fit` gives for the target of the same name; a test fits them again. The largest errors over the whole
 range, in units in the last place, are asserted in `tests/kernels/native/test_math.py`:
 
@@ -55,7 +56,7 @@ def polynomial(k: Function, x: Value, coefficients: Sequence[float]) -> Value:
 
 
 def integers(x: Value) -> Type:
-    """The integers that its bits are."""
+    """Return the type of integer that holds the bits of x's lanes."""
     return I32.by(x.type.lanes)
 
 

@@ -43,7 +43,7 @@ class Nest:
 
 
 def make_nest(views: Sequence[View]) -> Nest:
-    """The fewest axes that reach every element of all views; the first is written, so its order decides.
+    """Return the fewest axes that reach every element of all views. The first view is written, so its strides order the axes.
 
     Raises EmitError where shapes differ or elements of the first view overlap: threads would race for them.
     """
@@ -75,7 +75,7 @@ def make_nest(views: Sequence[View]) -> Nest:
 
 
 def _merge(axes: Sequence[Axis]) -> list[Axis]:
-    """Neighbours that follow each other in every view become one."""
+    """Merge neighbouring axes that are contiguous with each other in every view."""
     merged: list[Axis] = []
     for axis in axes:
         if merged and all(a == b * axis.size for a, b in zip(merged[-1].strides, axis.strides, strict=True)):
@@ -86,7 +86,7 @@ def _merge(axes: Sequence[Axis]) -> list[Axis]:
 
 
 def _turn(axes: list[Axis], offsets: tuple[int, ...]) -> Nest:
-    """Let the rows be the axis along which most views lie contiguous that do not along the columns."""
+    """Choose as rows the axis along which most of the views are contiguous that are not contiguous along the columns."""
     stray = [n for n, stride in enumerate(axes[-1].strides) if n and abs(stride) > 1]
     gains = [sum(axis.strides[n] == 1 for n in stray) for axis in axes[:-1]]
     rows = max(range(len(gains)), key=lambda i: (gains[i], i))
@@ -95,7 +95,7 @@ def _turn(axes: list[Axis], offsets: tuple[int, ...]) -> Nest:
 
 
 def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
-    """Elements of each axis that a chunk takes, so that it has about `budget` in all: whole inner axes, a piece of the next.
+    """Return how many elements of each axis a chunk takes, about `budget` in all: whole inner axes and a piece of the next.
 
     units: rows and columns of a tile; pieces are made of whole ones. Where a view is turned, a chunk is about as high as wide:
     narrow ones read one cache line of every page.
@@ -115,7 +115,7 @@ def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
 
 
 def _piece(size: int, unit: int, most: float) -> int:
-    """All of an axis if it has at most `most` elements, else an even share of it in whole units."""
+    """Return an axis' whole size if that is at most `most`, else an even share of it in whole units."""
     if size <= most:
         return size
     fits = max(1, int(most / unit)) * unit
@@ -124,12 +124,12 @@ def _piece(size: int, unit: int, most: float) -> int:
 
 
 def chunk_count(nest: Nest, pieces: Sequence[int]) -> int:
-    """Chunks there are."""
+    """Return the number of chunks."""
     return math.prod(-(-axis.size // piece) for axis, piece in zip(nest.axes, pieces, strict=True))
 
 
 def chunk_ranges(k: Function, nest: Nest, pieces: Sequence[int], chunk: Value) -> list[tuple[Value, Value]]:
-    """Emit the range of every axis that a chunk covers; those of whole axes are known."""
+    """Emit the range of every axis that a chunk covers; ranges of whole axes are constants."""
     ranges = []
     for axis, piece in zip(reversed(nest.axes), reversed(pieces), strict=True):
         count = -(-axis.size // piece)
@@ -145,7 +145,7 @@ def chunk_ranges(k: Function, nest: Nest, pieces: Sequence[int], chunk: Value) -
 
 
 def tiles(k: Function, name: str, size: int, bounds: tuple[Value, Value], unit: int, body: Callable[[Value, int], None]) -> None:
-    """Emit body(index, count) for every whole unit between the bounds, then for what is left of the axis."""
+    """Emit body(index, count) for every whole unit between the bounds, then once for the rest of the axis."""
     start, stop = bounds
     whole = size // unit * unit
     if whole:

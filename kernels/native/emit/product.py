@@ -1,7 +1,7 @@
-"""What products of two tensors known only at run time are made of: a register tile, and the turning of rows into vectors.
+"""Parts of the products of two tensors that are both known only at run time: a register tile, and transposing rows to vectors.
 
-A tile is rows × vectors of accumulators. Of the first factor every element is broadcast, so it may lie in any way; the second is
-read in vectors. One whose vectors run along the depth is turned into scratch memory first.
+A tile is rows × vectors of accumulators. Elements of the first factor are broadcast one by one, so it may have any layout; the
+second is read in vectors. Where its contiguous dimension is the depth it is transposed into scratch memory first.
 """
 
 from __future__ import annotations
@@ -37,24 +37,26 @@ class Tile:
 
 
 def most_rows(vectors: int, isa: Isa, steps: int = 1) -> int:
-    """Rows of the tallest tile of so many vectors that its registers hold. steps: of the depth, loaded at once."""
+    """Return the rows of the tallest tile of so many vectors that fits the registers. steps: of the depth, loaded at once."""
     spare = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
     return max(1, (isa.vector_registers - steps * vectors - spare) // vectors)
 
 
 def step_cycles(rows: int, vectors: int) -> float:
-    """Cycles of a tile for one step of the depth: two multiply–adds and two loads a cycle, latency 4; 5 % for broad loads of
-    weights from L2, which a taller tile repeats less often."""
+    """Estimate the cycles of a tile for one step of the depth: two multiply–adds and two loads a cycle, latency 4.
+
+    5 % more are for wide loads of weights from L2, which a taller tile repeats less often.
+    """
     return max(rows * vectors / 2, (rows + vectors) / 2, 4) + 0.1 * vectors + 0.05 * rows
 
 
 def even(size: int, most: int) -> int:
-    """The size of pieces of at most `most`, as even as can be."""
+    """Return the size of pieces of at most `most` elements that are as even as possible."""
     return -(-size // -(-size // most))
 
 
 def multiply(k: Function, tile: Tile, depth: Operand, a: Value, b: Value, starts: list[Value]) -> list[Value]:
-    """starts + a·b over the depth, row by row."""
+    """Emit starts + a·b over the depth and return the sums, row by row."""
     unroll = max(1, min(MOST_STEPS, BODY_FMAS // (tile.rows * tile.vectors)))
 
     def body(index: Value, count: int, values: list[Value]) -> list[Value]:
@@ -132,7 +134,7 @@ def turn(k: Function, rows: int, depth: Operand, a: Value, a_row: int, to: Value
 
 
 def copy(k: Function, columns: int, depth: int, b: Value, b_step: int, to: Value, to_step: int) -> None:
-    """Write `depth` rows of columns that lie side by side, to_step apart, filled up to whole vectors with 0."""
+    """Write `depth` rows of columns that lie side by side, to_step apart, padded to whole vectors with 0."""
     vectors, lanes = -(-columns // k.isa.lanes), k.isa.lanes
 
     def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
@@ -147,7 +149,10 @@ def copy(k: Function, columns: int, depth: int, b: Value, b_step: int, to: Value
 
 
 def collect(k: Function, columns: int, depth: int, b: Value, strides: tuple[int, int], to: Value, to_step: int) -> None:
-    """The same one by one, for columns that lie anywhere. strides: from step to step and from column to column."""
+    """Write columns with any strides element by element, laid out as `copy` does.
+
+    strides: from step to step of the depth, and from column to column.
+    """
     lanes = k.isa.lanes
     with k.loop("step", 0, depth) as step:
         at, target = k.offset(b, step * strides[0]), k.offset(to, step * to_step)

@@ -1,6 +1,7 @@
-"""Minimax polynomials in fp32 coefficients: where the tables of `kernels.native.emit.math` come from.
+"""Minimax polynomials with fp32 coefficients: the tables of `kernels.native.emit.math` are computed here.
 
-Lawson's reweighted least squares converges to Remez's equal-ripple solution without its exchange step. Coefficients are
+Lawson's iteratively reweighted least squares (1961) converges to the equal-ripple polynomial that Remez's exchange algorithm
+finds. Coefficients are
 rounded to fp32 one after the other, lowest power first, and the ones not yet rounded are fitted again to make up for it.
 """
 

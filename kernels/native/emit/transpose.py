@@ -8,7 +8,7 @@ from kernels.native.emit.builder import Function, Value
 
 
 def transpose(k: Function, rows: Sequence[Value]) -> list[Value]:
-    """As many vectors as they have lanes, a power of two: lane i of result j is lane j of row i."""
+    """Transpose as many vectors as each has lanes, a power of two: lane i of result j is lane j of row i."""
     kind = rows[0].type
     within = min(kind.lanes, max(1, 128 // kind.bits))  # lanes of a 128-bit block
     groups = [_transpose_within(k, rows[start : start + within], within) for start in range(0, kind.lanes, within)]
@@ -20,7 +20,7 @@ def transpose(k: Function, rows: Sequence[Value]) -> list[Value]:
 
 
 def _transpose_within(k: Function, rows: Sequence[Value], within: int) -> list[Value]:
-    """Each 128-bit block of as many rows by itself: interleaving the first half with the second, log2 times."""
+    """Transpose within each 128-bit block: interleave the first half of the rows with the second, log2 times."""
     rows, lanes = list(rows), rows[0].type.lanes
     low = [start + lane // 2 + (lanes if lane % 2 else 0) for start in range(0, lanes, within) for lane in range(within)]
     high = [lane + within // 2 for lane in low]
@@ -31,7 +31,7 @@ def _transpose_within(k: Function, rows: Sequence[Value], within: int) -> list[V
 
 
 def _transpose_blocks(k: Function, rows: Sequence[Value], within: int) -> list[Value]:
-    """As many rows as they have blocks: blocks of even and of odd number collected, log2 times."""
+    """Transpose whole 128-bit blocks of as many rows as each has blocks: collect even and odd blocks, log2 times."""
     if len(rows) == 1:
         return list(rows)
     lanes = rows[0].type.lanes

@@ -21,12 +21,12 @@ class Axis:
     strides: tuple[int, ...]
 
     def of(self, tensors: Sequence[int]) -> Axis:
-        """The same loop for some of the tensors; the others stand still."""
+        """Return this loop for some of the tensors; the addresses of the others do not move."""
         return Axis(self.size, tuple(stride if n in tensors else 0 for n, stride in enumerate(self.strides)))
 
 
 def axes_of(what: str, views: Sequence[View], shape: Sequence[int]) -> list[Axis]:
-    """A loop for each dimension of `shape`. A view of size 1 there repeats its element. Raises EmitError for other sizes."""
+    """Return a loop for each dimension of `shape`. A view of size 1 there is broadcast. Raises EmitError for other sizes."""
     for view in views:
         if len(view.shape) != len(shape) or any(a not in (1, b) for a, b in zip(view.shape, shape, strict=True)):
             raise EmitError(f"{what}: a view has shape {view.shape}, need {tuple(shape)}, or 1 in place of a size")
@@ -35,7 +35,7 @@ def axes_of(what: str, views: Sequence[View], shape: Sequence[int]) -> list[Axis
 
 
 def joined(axes: Sequence[Axis]) -> list[Axis]:
-    """The same loops in the same order, as few as possible: one that goes on where the next inner one ends is joined to it."""
+    """Join a loop to the next inner one where it continues at the address at which that ends, for every tensor."""
     found: list[Axis] = []
     for axis in axes:
         if axis.size == 1:
@@ -49,24 +49,24 @@ def joined(axes: Sequence[Axis]) -> list[Axis]:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where each of several tensors is read or written, and what its elements are."""
+    """The current addresses of several strided tensors, and their element types."""
 
     values: tuple[Value, ...]
     dtypes: tuple[DType, ...]
 
     @staticmethod
     def of(k: Function, pointers: Sequence[Value], views: Sequence[View], dtypes: Sequence[DType]) -> Addresses:
-        """The first element of each view."""
+        """Return the addresses of each view's first element."""
         each = zip(pointers, views, dtypes, strict=True)
         return Addresses(tuple(k.offset(at, view.offset, memory_type(dtype)) for at, view, dtype in each), tuple(dtypes))
 
     def move(self, k: Function, axis: Axis, steps: Operand) -> Addresses:
-        """All of them that many steps along a loop."""
+        """Return the addresses that many steps further along a loop."""
         count, each = k.coerce(steps, I64), zip(self.values, axis.strides, self.dtypes, strict=True)
         return replace(self, values=tuple(k.offset(at, count * stride, memory_type(dtype)) for at, stride, dtype in each))
 
     def unravel(self, k: Function, axes: Sequence[Axis], number: Value) -> Addresses:
-        """All of them at turn `number` of nested loops, the last the fastest."""
+        """Return the addresses at turn `number` of nested loops, of which the last runs fastest."""
         at = self
         for axis in reversed(axes[1:]):
             at = at.move(k, axis, number % axis.size)
@@ -74,7 +74,7 @@ class Addresses:
         return at.move(k, axes[0], number) if axes else at
 
     def load(self, k: Function, tensor: int, axis: Axis, lanes: int) -> Value:
-        """A vector of a tensor along a loop whose stride is 1, or 0 for one element in every lane."""
+        """Load a vector of a tensor along a loop in which its stride is 1, or 0: then one element fills every lane."""
         dtype = self.dtypes[tensor]
         kind = memory_type(dtype).by(k.isa.lanes)
         if axis.strides[tensor] == 0:

@@ -8,7 +8,8 @@
             y += scoresᵀ·v           register tiles of queries × vectors of v; scores are broadcast, v is read as it lies
         y /= sum
 
-With several blocks what is there of y and of the sum shrinks by exp(old maximum - new maximum) before each (arXiv 1805.02867).
+With several blocks y and the sum so far are multiplied by exp(old maximum - new maximum) before each: online softmax, Milakov and
+Gimelshein 2018 (arXiv:1805.02867).
 q, k, v and y may be any views whose last dimension has no gaps: slices of one matrix [tokens, 3·heads·size] are read in place.
 """
 
@@ -40,7 +41,7 @@ class Attention:
     Query head h uses kv head h // (heads / kv heads).
     mask: added to the scores, (batch, heads, queries, keys) or 1 in place of a size; without gaps along keys or queries, or the
     same for all queries.
-    causal: query i sees the keys up to i + past. blind: what a query gets that sees nothing, since all its scores are -infinity.
+    causal: query i sees the keys up to i + past. blind: the result for a query that sees no key, all its scores being -infinity.
     """
 
     q: View
@@ -55,7 +56,7 @@ class Attention:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The pointer arguments of its kernel."""
+        """The names of the pointers that its kernel takes."""
         return ("q", "k", "v", *(("mask",) if self.mask else ()), "y", SCRATCH)
 
     @property
@@ -90,7 +91,7 @@ class AttentionTile:
 
 
 def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[AttentionTile]:
-    """The best tiles by a port model, the best first."""
+    """Return the tiles that a port model estimates to be fastest, the best first."""
     found = [
         make_attention_tile(attention, isa, vectors, columns)
         for vectors in range(1, 7)
@@ -101,7 +102,7 @@ def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[Atte
 
 
 def make_attention_tile(attention: Attention, isa: Isa, vectors: int, columns: int) -> AttentionTile:
-    """Fill in the rest of a tile by rule."""
+    """Make a tile of these sizes; the rest follows by rule."""
     batch, heads, queries, _ = attention.q.shape
     keys = attention.k.shape[2]
     height = even(keys, min(keys, most_rows(vectors, isa)))
@@ -115,7 +116,7 @@ def make_attention_tile(attention: Attention, isa: Isa, vectors: int, columns: i
 
 
 def _estimate(attention: Attention, tile: AttentionTile, isa: Isa) -> float:
-    """Cycles of one head: two multiply–adds and two loads a cycle, latency 4; loads from L2 cost a little."""
+    """Estimate the cycles of one head: two multiply–adds and two loads a cycle, latency 4; loads from L2 cost a little."""
     queries, size = attention.q.shape[2:]
     keys, v_size = attention.v.shape[2:]
     total = 0.0
@@ -169,7 +170,7 @@ def _check(attention: Attention) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Scratch:
-    """Where a thread's scratch memory holds what, in elements: each (steps, lanes of a group) unless said otherwise."""
+    """Offsets in a thread's scratch memory, in elements; each part is (steps, lanes of a group) unless stated otherwise."""
 
     scores: int
     tops: int
@@ -181,7 +182,10 @@ class _Scratch:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What the phases of a group share. lanes: of all its vectors, those behind the last query included; first: query number."""
+    """Values that the phases of a group share.
+
+    lanes: of all its vectors, those after the last query included. first: number of its first query.
+    """
 
     block: Block
     lanes: int
@@ -214,7 +218,7 @@ class _AttentionEmitter:
         self.scratch = _Scratch(*starts[1:])
 
     def emit(self, k: Function, pointers: dict[str, Value], begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         attention, groups = self.attention, self.tile.groups
         stop = end * groups
         if self.groups % groups:
@@ -324,7 +328,7 @@ class _AttentionEmitter:
             k.store(top, group.scratch, self.scratch.tops + v * self.lanes)
 
     def _masked(self, k: Function, group: _Group, mask: Value, scores: Value, at: int, key: Value, v: int) -> Value:
-        """What the mask adds to vector v of a key's scores."""
+        """Load what the mask adds to vector v of a key's scores."""
         by_query, by_key = self.attention.mask_strides[2:]
         if by_query == 0:
             return k.broadcast(k.f32, mask, key * by_key)
@@ -412,7 +416,7 @@ class _AttentionEmitter:
             k.store_part(values[n] * k.broadcast(k.f32, factors, r), y, stored, r * y_row + c * lanes)
 
     def _finish(self, k: Function, group: _Group) -> None:
-        """What was held, divided by the sums."""
+        """Divide the rows of y that were kept in scratch memory by the sums, and store them."""
         for v in range(group.block.vectors):
             total = k.load(k.f32, group.scratch, self.scratch.sums + v * self.lanes)
             k.store(self._inverse(k, total), group.scratch, self.scratch.factors + v * self.lanes)

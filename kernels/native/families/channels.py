@@ -1,10 +1,11 @@
-"""Channels of images in blocks put into another order, or picked from several images: concatenation, slice and shuffle at once.
+"""Reorder the channels of images in blocks, or pick them from several images: concatenation, slice and shuffle in one.
 
     for each run of blocks of y that are made alike:    for each chunk = (block, image, piece of its pixels):    for each pixel:
         load the blocks of x that lanes come from, shuffle them into one vector, store
 
-All is known when the code is emitted, so a vector costs a load and a shuffle for each block that it takes lanes from. Two blocks
-are made alike where the same lanes are taken from blocks that lie further on, all by one distance: a shuffle has a few runs.
+All indices are known when the code is emitted, so a vector costs a load and a shuffle for each block that it takes lanes from.
+Two blocks are made alike where the same lanes are taken from blocks that lie further on, all by one distance: a shuffle has a few
+runs.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class Channels:
 
 
 def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
-    """Emit the kernel, with the arguments "x0", "x1"… and "y". Lanes behind y's last channel hold anything afterwards.
+    """Emit the kernel, with the arguments "x0", "x1"… and "y". Lanes after y's last channel are undefined afterwards.
 
-    Raises EmitError for images that do not fit, channels that there are not, and an order that is none: see `is_regular`.
+    Raises EmitError for images that do not fit, channels that do not exist, and an order that is not regular (`is_regular`).
     """
     y = what.y
     for n, x in enumerate(what.xs):
@@ -105,12 +106,12 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
 
 
 def is_regular(order: Sequence[_Lane], width: int) -> bool:
-    """Whether blocks of that width are made alike often enough for a kernel of bounded size."""
+    """Return whether enough blocks of that width are made alike that the kernel stays small."""
     return len(_runs(order, width)) <= MAX_RUNS
 
 
 def _addresses(k: Function, what: Channels, run: _Run, pointers: Sequence[Value], image: Value, turn: Value) -> list[Value]:
-    """Where the run's sources are, and y's block, at a turn of the run."""
+    """Return the addresses of the run's sources and of y's block at a turn of the run."""
     kind, found = bits_type(what.dtype), []
     for source, moves in zip(run.sources, run.moves, strict=True):
         x = what.xs[source.image]
@@ -161,7 +162,7 @@ def _run(blocks: Sequence[tuple[_Source, ...]], left: Container[int], first: int
 
 
 def _moves(one: Sequence[_Source], other: Sequence[_Source]) -> tuple[int, ...] | None:
-    """How many blocks further each source of another block is; None where that is made in another way."""
+    """Return by how many blocks each source of another block is further on; None where that block is made differently."""
     if [(source.image, source.taken) for source in one] != [(source.image, source.taken) for source in other]:
         return None
     return tuple(b.block - a.block for a, b in zip(one, other, strict=True))

@@ -7,7 +7,7 @@
                 for each kernel row that lies inside the image, for each kernel column:
                     for each block of input channels, for a few channels at once:       unrolled
                         acc[p][v] += x[pixel p, channel] · w[channel, vector v]
-                y = activation(acc + residual)
+                y = epilogue(acc)
 
 A 1×1 convolution without stride and a matrix product are the case of one long row. The input is read one channel at a time
 and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of channels.
@@ -51,7 +51,7 @@ CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a
 
 @dataclass(frozen=True, slots=True)
 class ConvTile:
-    """How a convolution is cut up.
+    """The sizes by which a convolution is cut into chunks and register tiles.
 
     pixels × vectors: accumulators. channels: input channels unrolled. rows: output rows of a chunk.
     row_pixels: where a long row is cut into rows of its own (a product's), else 0.
@@ -70,9 +70,9 @@ class ConvTile:
 
 
 def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Callable[[Array], None] = lambda _: None) -> Array:
-    """Weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
+    """Pack weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
 
-    done: is given each part of the weights that is not read any more.
+    done: called with each part of the weights that is not read any more.
     """
     lanes, taps = isa.lanes, weights[0].size
     vectors = conv.output_vectors(lanes)
@@ -91,7 +91,7 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Cal
 
 
 def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
-    """Bias (outputs,), each group filled up to whole vectors with 0."""
+    """Pack a bias (outputs,): each group is padded to whole vectors with 0."""
     size = conv.output_vectors(isa.lanes) * isa.lanes
     padded = np.zeros((conv.groups, size), np.float32)
     padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
@@ -100,7 +100,7 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
 
 @functools.lru_cache(1024)
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
-    """The best tiles by a port model, the best first: what to use unmeasured, then what is worth measuring."""
+    """Return tiles, the fastest by a port model first: the one to use without a measurement, then others worth measuring."""
     flat = conv.flat()
     spread = conv.x.block == 1 < conv.group_inputs  # channels are planes: LLVM loads the weights of the next one early
     scored = []
@@ -115,7 +115,7 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
-    """Cycles for one output row per input channel and tap."""
+    """Estimate the cycles for one output row per input channel and tap."""
     total = 0.0
     for block in channel_blocks(conv.group_outputs, vectors, isa.lanes):
         for count, p in ((conv.y.width // pixels, pixels), (1, conv.y.width % pixels)):
@@ -124,19 +124,19 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
 
 
 def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
-    """Cycles of one core for the whole convolution by the port model."""
+    """Estimate the cycles of one core for the whole convolution, by the port model."""
     flat = conv.flat()
     rows = flat.y.batch * flat.groups * flat.y.height * flat.kernel[0] * flat.kernel[1] * flat.group_inputs
     return rows * _estimate(flat, tile.pixels, tile.vectors, isa)
 
 
 def conv_chunks(conv: Conv, tile: ConvTile, isa: Isa) -> int:
-    """Pieces of work that threads share."""
+    """Return the number of chunks that threads share."""
     return _ConvEmitter(conv.flat(), tile, Epilogue(), isa).chunks
 
 
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
-    """Fill in the rest of a tile by rule."""
+    """Make a tile of these sizes; the rest follows by rule."""
     run = conv.group_inputs if conv.x.contiguous_channels else conv.x.block
     most = max(1, min(16, conv.group_inputs, BODY_FMAS // (pixels * vectors)))
     channels = max(c for c in range(1, most + 1) if c % run == 0 or run % c == 0 or c == conv.group_inputs)
@@ -157,7 +157,10 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
 
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
-    """Emit the kernel. Raises EmitError for layouts it cannot address."""
+    """Emit the kernel. Its arguments are "x", "w" (`pack_weights`), "b" (`pack_bias`), those of the epilogue, and "y".
+
+    Raises EmitError for layouts it cannot address.
+    """
     _check(conv, tile, epilogue, isa)
     flat = conv.flat()
     if flat is not conv:
@@ -205,9 +208,9 @@ class _ConvEmitter:
         self.ahead = self._lines_ahead()
 
     def _lines_ahead(self) -> int:
-        """Cache lines of the next block's weights that each turn of the innermost loop asks for, so that they are there in time.
+        """Cache lines of the next block's weights that each turn of the innermost loop prefetches.
 
-        All the tiles of a block together ask for all of them. 0 where a block has few tiles, and reads memory as fast as it can.
+        All tiles of a block together prefetch the next block. 0 where a block has few tiles: then memory is the limit anyway.
         """
         conv, tile = self.conv, self.tile
         tiles = conv.y.height * -(-conv.y.width // tile.pixels)
@@ -216,7 +219,7 @@ class _ConvEmitter:
         return -(-tile.channels * tile.vectors // tiles)
 
     def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         conv, tile = self.conv, self.tile
         vectors_per_group = conv.output_vectors(self.lanes)
         with k.loop("chunk", begin, end) as chunk:
@@ -236,7 +239,7 @@ class _ConvEmitter:
                     self._rows(k, block, first, at, weights, bias, to)
 
     def _start(self, layout: Image, n: Value, group: Value, number: Value) -> Value:
-        """Where block `number` of a group begins in an image."""
+        """Return the offset of block `number` of a group in an image, in elements."""
         per_block = self.tile.vectors * self.lanes
         step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
         return n * layout.n_stride + group * layout.offset(self.conv.group_outputs) + number * step
@@ -261,7 +264,7 @@ class _ConvEmitter:
                 self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, to)
 
     def _row(self, k: Function, block: Block, width: int, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
-        """The tiles along one row."""
+        """Emit the tiles along one row."""
         conv, cut = self.conv, self.tile.row_pixels
         to = to.move(k, lambda image: row * (cut * image.x_stride if cut else image.y_stride))
         tiles = row * -(-(cut or conv.y.width) // self.tile.pixels)  # before this row
@@ -297,7 +300,7 @@ class _ConvEmitter:
         to.store(k, self.epilogue, results)
 
     def _first_ahead(self, k: Function, block: Block, w: Value, number: Value) -> list[Value]:
-        """Where a tile begins to ask for the next block's weights, in a list; empty where it does not."""
+        """Return the address from which a tile prefetches the next block's weights, in a list; empty where it does not."""
         if not self.ahead:
             return []
         per_tile = self.ahead * LINE_ELEMENTS * -(-self.taps // self.tile.channels)
@@ -322,7 +325,7 @@ class _ConvEmitter:
     def _channels(
         self, k: Function, block: Block, pixels: tuple[int, ...], x: Value, w: Value, values: list[Value]
     ) -> list[Value]:
-        """All input channels of one kernel tap."""
+        """Emit the loop over all input channels of one kernel tap."""
         image, count, step = self.conv.x, self.conv.group_inputs, self.tile.channels
         run = count if image.contiguous_channels else min(image.block, count)
         if step >= run:  # a turn takes several blocks, or all there is
@@ -364,7 +367,7 @@ class _ConvEmitter:
     def _unrolled(
         self, k: Function, block: Block, pixels: tuple[int, ...], channels: int, x: Value, w: Value, values: list[Value]
     ) -> list[Value]:
-        """The multiply–adds themselves."""
+        """Emit the multiply–adds of a turn."""
         conv, vectors = self.conv, block.vectors
         values, pixel_step = list(values), conv.strides[1] * conv.x.x_stride
         ahead = set(range(0, channels, max(channels // self.ahead, 1))) if self.ahead else set()

@@ -24,7 +24,7 @@ from kernels.spec import Array
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """A transposed convolution. top, left: rows and columns that are cut off in front; what is behind follows from y's size."""
+    """A transposed convolution. top, left: rows and columns cut off at the start; what is cut off at the end follows from y."""
 
     x: Image
     y: Image
@@ -50,7 +50,7 @@ class Phase:
     columns: tuple[int, ...]
 
     def weights(self, weights: Array) -> Array:
-        """Its kernel of the weights (outputs, inputs of a group, kernel rows, columns)."""
+        """Return this phase's part of the weights (outputs, inputs of a group, kernel rows, columns)."""
         if not self.rows:
             return np.zeros((*weights.shape[:2], 1, 1), np.float32)
         return weights[:, :, list(self.rows)][:, :, :, list(self.columns)]
@@ -68,7 +68,7 @@ class _Side:
 
 
 def phases(transposed: Transposed) -> list[Phase]:
-    """What a transposed convolution consists of, row by row."""
+    """Return the phases of a transposed convolution, row by row."""
     t = transposed
     rows = _sides(t.x.height, t.y.height, t.kernel[0], t.strides[0], t.dilations[0], t.top)
     columns = list(_sides(t.x.width, t.y.width, t.kernel[1], t.strides[1], t.dilations[1], t.left))
@@ -76,12 +76,12 @@ def phases(transposed: Transposed) -> list[Phase]:
 
 
 def phase_count(size: Sequence[int], strides: Sequence[int]) -> int:
-    """How many phases an output of that size has."""
+    """Return how many phases an output of that size has."""
     return math.prod(map(min, size, strides))
 
 
 def phase_taps(kernel: int, stride: int, dilation: int) -> int:
-    """How many taps along one side a phase has at most."""
+    """Return the most taps that a phase has along one side."""
     return -(-kernel // (stride // math.gcd(stride, dilation)))
 
 
@@ -109,6 +109,6 @@ def _phase(t: Transposed, row: _Side, column: _Side) -> Phase:
 
 
 def as_convolution(weights: Array, groups: int) -> Array:
-    """Weights (inputs, outputs of a group, kernel rows, columns) as those of a convolution: (outputs, inputs of a group, …)."""
+    """Rearrange weights (inputs, outputs of a group, rows, columns) as a convolution's: (outputs, inputs of a group, …)."""
     apart = weights.reshape(groups, weights.shape[0] // groups, *weights.shape[1:])
     return apart.swapaxes(1, 2).reshape(groups * weights.shape[1], -1, *weights.shape[2:])

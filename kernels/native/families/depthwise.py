@@ -6,7 +6,7 @@
             for each kernel row that lies inside the image:
                 for each input column under the tile:                          unrolled, loaded once
                     for each pixel that the column meets: acc[p] += x[column] · w[row, p's kernel column]
-            y = activation(acc + residual)
+            y = epilogue(acc)
 
 With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic.
 
@@ -58,7 +58,7 @@ class DepthwiseTile:
 
 
 def pack_depthwise(conv: Conv, tile: DepthwiseTile, isa: Isa, weights: Array) -> Array:
-    """Weights (channels, 1, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+    """Pack weights (channels, 1, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
     parts = []
     for block in channel_blocks(conv.y.channels, tile.vectors, isa.lanes):
         size = block.vectors * isa.lanes
@@ -71,13 +71,13 @@ def pack_depthwise(conv: Conv, tile: DepthwiseTile, isa: Isa, weights: Array) ->
 
 
 def pack_depthwise_bias(isa: Isa, bias: Array) -> Array:
-    """Bias (channels,), filled up to whole vectors with 0."""
+    """Pack a bias (channels,), padded to whole vectors with 0."""
     return aligned_copy(np.pad(bias.astype(np.float32), (0, -len(bias) % isa.lanes)))
 
 
 @functools.lru_cache(1024)
 def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile, ...]:
-    """The best tiles by a port model, the best first; of equals the one with the longer row of pixels."""
+    """Return the tiles that a port model estimates to be fastest, the best first, of equal ones the longer row of pixels."""
     scored = []
     for vectors in (1, 2, 3):
         for pixels in range(1, min(conv.y.width, isa.vector_registers) + 1):
@@ -89,7 +89,7 @@ def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
-    """Cycles for one row of all channels and one kernel row: two multiply–adds and two loads a cycle, latency 4 a tap."""
+    """Estimate the cycles of one row of all channels and one kernel row: two multiply–adds and two loads a cycle, latency 4."""
     taps, total = conv.kernel[1], 0.0
     for block in channel_blocks(conv.y.channels, vectors, isa.lanes):
         for first in range(0, conv.y.width, pixels):
@@ -100,24 +100,27 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
 
 
 def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
-    """Cycles of one core for the whole convolution by the port model."""
+    """Estimate the cycles of one core for the whole convolution, by the port model."""
     return conv.y.batch * conv.y.height * conv.kernel[0] * _estimate(conv, tile.pixels, tile.vectors, isa)
 
 
 def depthwise_chunks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
-    """Pieces of work that threads share."""
+    """Return the number of chunks that threads share."""
     return _DepthwiseEmitter(conv, tile, Epilogue(), isa).chunks
 
 
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
-    """Fill in the rest of a tile by rule."""
+    """Make a tile of these sizes; the rest follows by rule."""
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     return DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
 
 
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
-    """Emit the kernel of a convolution with one input and one output channel per group. Raises EmitError for other ones."""
+    """Emit the kernel. Its arguments: "x", "w" (`pack_depthwise`), "b" (`pack_depthwise_bias`), those of the epilogue, and "y".
+
+    Raises EmitError where a group has more than one input or output channel.
+    """
     if not conv.groups == conv.x.channels == conv.y.channels:
         raise EmitError(f"depthwise: {conv.x.channels} to {conv.y.channels} channels in {conv.groups} groups, need one each")
     for image, what in ((conv.x, "x"), (conv.y, "y")):
@@ -150,7 +153,7 @@ class _DepthwiseEmitter:
         self.chunks = conv.y.batch * self.block_count * self.row_chunks
 
     def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         conv, tile = self.conv, self.tile
         with k.loop("chunk", begin, end) as chunk:
             number, slow = chunk % self.block_count, chunk // self.block_count  # rows outermost, as products share them out
@@ -168,7 +171,7 @@ class _DepthwiseEmitter:
                     self._row(k, block, row, at, weights, bias, to)
 
     def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Where a block of channels begins."""
+        """Return the offset of a block of channels in an image, in elements."""
         per_block = self.tile.vectors * self.lanes
         step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
         return image * layout.n_stride + number * step
@@ -210,7 +213,7 @@ class _DepthwiseEmitter:
         to.store(k, self.epilogue, results)
 
     def _lanes(self, block: Block, v: int, image: Image) -> int:
-        """Lanes of vector v there is memory for."""
+        """Return how many lanes of vector v exist in memory."""
         return block.tail if v == block.vectors - 1 and image.contiguous_channels else self.lanes
 
     def _taps(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:

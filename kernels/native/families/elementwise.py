@@ -40,7 +40,7 @@ HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with one
 
 @dataclass(frozen=True, slots=True)
 class Strided:
-    """A tensor in memory: where its elements are, and what they are."""
+    """A tensor in memory: its strides and its element type."""
 
     view: View
     dtype: DType = FLOAT
@@ -48,7 +48,7 @@ class Strided:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """y = steps(operands), element by element. Operands repeat up to y's shape by numpy's rule; no steps: y = operand 0."""
+    """y = steps(operands), element by element. Operands are broadcast to y's shape as in numpy; without steps y = operand 0."""
 
     y: Strided
     operands: tuple[Strided, ...]
@@ -56,14 +56,14 @@ class Map:
 
     @property
     def expression(self) -> Expression:
-        """What each element of y is of the operands'."""
+        """The expression that each element of y is, of the operands' elements."""
         return Expression(tuple(operand.dtype for operand in self.operands), self.steps)
 
 
 def emit_map(what: Map, isa: Isa) -> NativeKernel:
-    """Emit the kernel, with the arguments "x0", "x1"… and "y"; without elements it has no chunk.
+    """Emit the kernel, with the arguments "x0", "x1"… and "y". Where y has no element, the kernel has no chunk.
 
-    Raises EmitError for operations there are not, types that do not fit, and a y whose elements overlap.
+    Raises EmitError for operations that do not exist, types that do not fit, and a y whose elements overlap.
     """
     types = value_types(what.expression)
     if not types or types[-1] != what.y.dtype or not (what.steps or len(what.operands) == 1):
@@ -87,7 +87,7 @@ Values = dict[int, Value]  # of the tape, by number
 
 
 class _MapEmitter:
-    """Emits one map; the methods are the loops of the module docstring, from the outside in. View 0 is y, n + 1 is operand n."""
+    """Emits one map; the methods are the loops of the module docstring, outermost first. View 0 is y, view n + 1 operand n."""
 
     def __init__(self, what: Map, types: Sequence[DType], isa: Isa) -> None:
         self.what, self.isa = what, isa
@@ -115,7 +115,7 @@ class _MapEmitter:
         self.chunks = chunk_count(self.nest, self.pieces)
 
     def _cycles(self) -> float:
-        """Rough cost of an element."""
+        """Estimate the cycles of one element."""
         cycles = (1 + sum(map(cycles_of, self.what.steps))) / self.lanes
         for n, (kind, stride) in enumerate(zip(self.kinds, self.nest.columns.strides, strict=True)):
             single = abs(stride) > 1 and n not in self.nest.turned
@@ -123,7 +123,7 @@ class _MapEmitter:
         return cycles
 
     def emit(self, k: Function, addresses: Sequence[Value], begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         addresses = [k.offset(at, self.nest.offsets[n], self.kinds[n]) for n, at in enumerate(addresses)]
         with k.loop("chunk", begin, end) as chunk:
             self._axis(k, 0, addresses, chunk_ranges(k, self.nest, self.pieces, chunk))
@@ -137,14 +137,14 @@ class _MapEmitter:
             self._axis(k, depth + 1, self._moved(k, addresses, axis, index), ranges)
 
     def _moved(self, k: Function, addresses: Sequence[Value], axis: Axis, index: Value) -> list[Value]:
-        """Every address moved along an axis."""
+        """Return the addresses at an index of an axis."""
         triples = zip(addresses, axis.strides, self.kinds, strict=True)
         return [k.offset(address, index * stride, kind) for address, stride, kind in triples]
 
     def _rows(
         self, k: Function, addresses: Sequence[Value], row_range: tuple[Value, Value], column_range: tuple[Value, Value]
     ) -> None:
-        """All tiles of a chunk that share the outer axes."""
+        """Emit the tiles of a chunk at one index of the outer axes."""
         (row_axis, column_axis), (row_unit, column_unit) = self.nest.axes[-2:], self.units
 
         def rows(row: Value, count: int) -> None:
@@ -159,7 +159,7 @@ class _MapEmitter:
         tiles(k, "row", row_axis.size, row_range, row_unit, rows)
 
     def _shared(self, k: Function, addresses: Sequence[Value], rows: int) -> list[Values]:
-        """Of each row what does not depend on the column: operands that repeat along the columns, and steps on such values."""
+        """Compute once per row what is equal in all columns: operands that are broadcast along them, and steps on these alone."""
         nest = self.nest
         shared: list[Values] = [{} for _ in range(rows)]
         for n in range(len(self.what.operands)):
@@ -177,14 +177,14 @@ class _MapEmitter:
         return shared
 
     def _apply(self, k: Function, values: Values) -> None:
-        """Every step whose arguments are there."""
+        """Compute every step whose arguments have been computed."""
         for number, step in enumerate(self.what.steps, len(self.what.operands)):
             if number not in values and all(arg in values for arg in step.args):
                 dtypes = [self.dtypes[arg] for arg in step.args]
                 values[number] = apply(k, step, [values[arg] for arg in step.args], dtypes, self.lanes)
 
     def _tile(self, k: Function, addresses: Sequence[Value], shared: Sequence[Values], width: int) -> None:
-        """One tile: all loads of a few vectors, then the steps, then the stores."""
+        """Emit one tile, a few vectors at a time: all loads, then the steps, then the stores."""
         rows = len(shared)
         turned = {view - 1: self._turned(k, addresses[view], view, rows, width) for view in sorted(self.nest.turned)}
         cells = [(row, at) for row in range(rows) for at in range(0, width, self.lanes)]
@@ -202,7 +202,7 @@ class _MapEmitter:
                 self._store(k, addresses[0], values[len(self.dtypes) - 1], row, at, min(self.lanes, width - at))
 
     def _turned(self, k: Function, address: Value, view: int, rows: int, width: int) -> list[Value]:
-        """The rows of a tile of an operand that lies contiguous along the rows."""
+        """Load a tile of an operand that is contiguous along the rows, transpose it, and return its rows."""
         kind, stride = self.kinds[view].by(self.lanes), self.nest.columns.strides[view]
         loaded = [k.load_part(kind, address, rows, column * stride) for column in range(width)]
         rows_of = transpose(k, loaded + [k.poison(kind)] * (self.lanes - width))
@@ -212,7 +212,7 @@ class _MapEmitter:
         return from_memory(k, raw, self.dtypes[operand]) if self.what.steps else raw
 
     def _load(self, k: Function, address: Value, operand: int, row: int, column: int, lanes: int) -> Value:
-        """A vector of an operand along the columns."""
+        """Load a vector of an operand along the columns."""
         stride = self.nest.columns.strides[operand + 1]
         at = row * self.nest.rows.strides[operand + 1] + column * stride
         return self._value(k, self._load_raw(k, self.kinds[operand + 1].by(self.lanes), address, at, stride, lanes), operand)
@@ -230,7 +230,7 @@ class _MapEmitter:
         return value
 
     def _store(self, k: Function, address: Value, value: Value, row: int, column: int, lanes: int) -> None:
-        """A vector along the columns; by elements where y is not contiguous."""
+        """Store a vector along the columns, element by element where y is not contiguous."""
         raw = to_memory(k, value, self.what.y.dtype) if self.what.steps else value
         stride = self.nest.columns.strides[0]
         at = row * self.nest.rows.strides[0] + column * stride
@@ -242,7 +242,7 @@ class _MapEmitter:
 
 
 def _repeated(what: Map) -> Iterator[View]:
-    """The operands in y's shape."""
+    """Return the operands broadcast to y's shape. Raises EmitError where one does not fit."""
     shape = what.y.view.shape
     for n, operand in enumerate(what.operands):
         given = operand.view.shape
@@ -253,10 +253,10 @@ def _repeated(what: Map) -> Iterator[View]:
 
 
 def bits_type(dtype: DType) -> Type:
-    """An element as bits."""
+    """Return the integer type that holds the bits of an element."""
     return {8: I8, 16: I16, 32: I32, 64: I64}[memory_type(dtype).bits]
 
 
 def _backwards(lanes: int, of: int) -> list[int]:
-    """The first lanes in reverse order, the others undefined."""
+    """Return the picks of a shuffle that reverses the first lanes and leaves the others undefined."""
     return [*range(lanes - 1, -1, -1)] + [-1] * (of - lanes)

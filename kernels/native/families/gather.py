@@ -2,8 +2,8 @@
 
     for each chunk = (piece of outer, of picked rows, of their elements):    y[o, i, :] = x[o, indices[i], :]
 
-An index from -rows to -1 counts from the end. One that is outside reads the nearest row there is, never other memory, and is left
-in "fault": a kernel has no way to raise, whoever runs it has. As 0 is never outside, 0 there says that all indices were good.
+An index from -rows to -1 counts from the end. One that is out of range reads the nearest row, never other memory, and is written
+to "fault", since a kernel cannot raise an error: the caller checks it. 0 is never out of range, so 0 means that all were good.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Gather:
 def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
     """Emit the kernel, with the arguments "x", "indices", "fault" and "y".
 
-    fault: address of an int64, which the kernel sets to an index that lies outside and else leaves alone.
+    fault: address of an int64, which the kernel sets to an index that is out of range, and leaves unchanged where none is.
     Raises EmitError for shapes that do not fit, elements that do not lie side by side, and an x without rows.
     """
     (outer, rows, elements), (y_outer, count, y_elements) = what.x.shape, what.y.shape
@@ -84,7 +84,7 @@ def _copy(k: Function, kind: Type, source: Value, target: Value, first: Value, w
 
 
 def _row(k: Function, what: Gather, indices: Value, fault: Value, i: Value) -> Value:
-    """The row that index i means, which is there."""
+    """Return the row of index i, clamped to the rows that exist."""
     rows = what.x.shape[1]
     index = k.convert("sext", k.load(I64 if what.indices == INT64 else I32, indices, i), I64)
     row = k.select(index < 0, index + rows, index)

@@ -3,11 +3,11 @@
     for each chunk = a few units, for each unit = (batch, block of columns, block of rows):
         packed: write the columns of b side by side into scratch memory
         for each tile of rows × vectors of columns:        a is broadcast as it lies, b is read in vectors
-            y = steps(alpha·a·b)
+            y = epilogue(alpha·a·b)
 
 A few rows times a b whose columns are contiguous ("dots"): lanes run along the depth, and the sums of a vector of columns are
-turned into the lanes of one result. A product whose y is contiguous along its rows is done as yᵀ = bᵀ·aᵀ.
-A b that is known beforehand is better packed once: `kernels.native.families.conv`.
+transposed into the lanes of one result. A product whose y is contiguous along its rows is done as yᵀ = bᵀ·aᵀ.
+Where b is a constant, `kernels.native.families.conv` packs it once and is faster.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MatMul:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The pointer arguments of its kernel."""
+        """The names of the pointers that its kernel takes."""
         return ("a", "b", *self.epilogue.arguments, "y", SCRATCH)
 
     @property
@@ -68,7 +68,7 @@ class MatMul:
         return self.y.size * self.a.shape[-1]
 
     def oriented(self) -> MatMul:
-        """The same with y contiguous along its last dimension. Raises EmitError where it is along neither."""
+        """Return an equal product whose y is contiguous along its last dimension. Raises EmitError where y is along neither."""
         rows, columns = self.y.shape[-2:]
         row, column = self.y.strides[-2:]
         if columns > 1 and column == 1:
@@ -101,7 +101,7 @@ class MatMulTile:
 
 @dataclass(frozen=True, slots=True)
 class _Loops:
-    """What a product is made of. Tensors: a, b, the operands, y. batches: outermost first."""
+    """The loops of a product over the tensors a, b, the operands and y. batches: outermost first."""
 
     batches: list[Axis]
     rows: Axis
@@ -110,7 +110,7 @@ class _Loops:
 
 
 def _loops(matmul: MatMul) -> _Loops:
-    """The loops of an oriented product; batches that share b are more rows of one."""
+    """Return the loops of an oriented product; batches that share b count as more rows of one batch."""
     a, b, y, operands = matmul.a, matmul.b, matmul.y, matmul.epilogue.operands
     rank = len(y.shape)
     fits = rank >= 2 and len(a.shape) == len(b.shape) == rank and a.shape[-1] == b.shape[-2]
@@ -127,7 +127,7 @@ def _loops(matmul: MatMul) -> _Loops:
 
 
 def matmul_tiles(matmul: MatMul, isa: Isa, limit: int = 6) -> list[MatMulTile]:
-    """The best tiles by a port model, the best first."""
+    """Return the tiles that a port model estimates to be fastest, the best first."""
     loops = _loops(matmul.oriented())
     if _takes_dots(loops):
         return [make_matmul_tile(matmul, isa, 1, 1)]
@@ -142,18 +142,21 @@ def matmul_tiles(matmul: MatMul, isa: Isa, limit: int = 6) -> list[MatMulTile]:
 
 
 def _takes_dots(loops: _Loops) -> bool:
-    """Whether lanes run along the depth."""
+    """Return whether the method "dots" applies, whose lanes run along the depth."""
     contiguous = loops.depth.strides[0] == loops.depth.strides[1] == 1
     return contiguous and loops.columns.strides[1] != 1 and loops.rows.size <= DOT_ROWS
 
 
 def _reads_direct(loops: _Loops) -> bool:
-    """Whether vectors of b's columns can be loaded as they lie."""
+    """Return whether b's columns are contiguous, so that vectors of them can be loaded directly."""
     return loops.columns.strides[1] == 1 or loops.columns.size == 1
 
 
 def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
-    """Cycles for one step of the depth: two multiply–adds and two loads a cycle, latency 4; loads of b from L2 cost a little."""
+    """Estimate the cycles for one step of the depth.
+
+    Two multiply–adds and two loads a cycle, latency 4; loads of b from L2 cost a little.
+    """
     total = 0.0
     for block in channel_blocks(loops.columns.size, vectors, isa.lanes):
         for first in range(0, loops.rows.size, rows):
@@ -165,7 +168,7 @@ def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
 
 
 def make_matmul_tile(matmul: MatMul, isa: Isa, rows: int, vectors: int) -> MatMulTile:
-    """Fill in the rest of a tile by rule."""
+    """Make a tile of these sizes; the rest follows by rule."""
     loops = _loops(matmul.oriented())
     height = loops.rows.size
     method: Method = "packed"
@@ -227,7 +230,7 @@ class _MatMulEmitter:
         self.chunks = -(-self.units // tile.units)
 
     def emit(self, k: Function, at: Addresses, scratch: Value, begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         stop = end * self.tile.units
         if self.units % self.tile.units:
             stop = k.select(stop < self.units, stop, k.const(I64, self.units))
@@ -283,7 +286,7 @@ class _MatMulEmitter:
                 self._store(k, values[row * block.vectors + v], here.move(k, loops.columns, v * self.lanes), lanes)
 
     def _store(self, k: Function, value: Value, at: Addresses, lanes: int) -> None:
-        """Do the epilogue and write."""
+        """Apply the epilogue and store."""
         if self.matmul.alpha != 1:
             value = value * self.matmul.alpha
         epilogue = self.matmul.epilogue

@@ -1,12 +1,12 @@
-"""Softmax, normalizations and reductions: every row of a tensor is gone through a few times while it is in the nearest cache.
+"""Softmax, normalizations and reductions: each row of a tensor is read a few times while it is in the nearest cache.
 
     for each chunk = a few rows:        a row is all elements that differ in the dimensions `axes` alone
         for each row:
-            one or two sweeps over x that gather what the row has in common: maximum, sum, mean, variance
+            one or two sweeps over x that reduce the row: maximum, sum, mean, variance
             one sweep that writes y
 
 Vectors run along the dimension without gaps. Where that is one of `axes`, a row is summed up across lanes at the end of a sweep.
-Where it is not (Softmax of the channels of NCHW), a few vectors of neighbouring rows are gone through at once, each lane a row.
+Where it is not (Softmax of the channels of NCHW), a few vectors of neighbouring rows are processed at once, each lane a row.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Reduce = Literal["sum", "mean", "max", "min", "prod", "l1", "l2", "sum_square", 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is done along the dimensions `axes` of x.
+    """A softmax, a normalization or a reduction along the dimensions `axes` of x.
 
     A norm writes y of x's shape: (x - mean)/√(variance + epsilon)·scale + bias for "layer_norm", x/√(mean of x² + epsilon)·scale
     for "rms_norm". A reduction writes y with size 1 in `axes`.
@@ -65,18 +65,18 @@ class Rows:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The pointer arguments of its kernel."""
+        """The names of the pointers that its kernel takes."""
         own = ("x", *(("w",) if self.scale else ()), *(("b",) if self.bias else ()))
         return (*own, *self.epilogue.arguments, "y")
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Of each argument."""
+        """The view of each argument."""
         return (self.x, *(view for view in (self.scale, self.bias) if view), *self.epilogue.operands, self.y)
 
     @property
     def dtypes(self) -> tuple[DType, ...]:
-        """Of each argument."""
+        """The element type of each argument."""
         own = len(self.views) - 1 - len(self.epilogue.operands)
         return (*[FLOAT] * own, *self.epilogue.dtypes, FLOAT)
 
@@ -88,7 +88,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class _Gather:
-    """A reduction: what each element counts as, how two are put together, what is made of all `count` of them."""
+    """A reduction: `take` maps each element, `combine` reduces two, `end` makes the result of the total of `count` elements."""
 
     identity: float
     take: Callable[[Function, Value], Value]
@@ -105,7 +105,7 @@ def _add(_: Function, a: Value, b: Value) -> Value:
 
 
 def _greater(k: Function, a: Value, b: Value) -> Value:
-    """The greater, in one instruction that may lose NaN: where a sum of exponentials finds it again."""
+    """Return the greater value in one instruction, which may drop a NaN; the sum of exponentials after it is NaN all the same."""
     return k.select(a > b, a, b)
 
 
@@ -172,7 +172,7 @@ class _RowsEmitter:
         self.chunks = -(-units // self.chunk_units)
 
     def _split(self) -> tuple[list[Axis], list[Axis]]:
-        """The loops over rows and those within one, the vectors' among them last; it is `self.vector`."""
+        """Return the loops over rows and those within a row, the one along vectors last; that is also `self.vector`."""
         rows, y = self.rows, len(self.names) - 1
         what = f"rows: {rows.kind}"
         axes = axes_of(what, rows.views, rows.x.shape)
@@ -201,7 +201,7 @@ class _RowsEmitter:
         return kept, gone
 
     def emit(self, k: Function, at: Addresses, begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         first, stop = begin * self.chunk_units, end * self.chunk_units
         if self.units % self.chunk_units:
             stop = k.select(stop < self.units, stop, k.const(I64, self.units))
@@ -225,7 +225,7 @@ class _RowsEmitter:
             self._normalization(k, block, at)
 
     def _softmax(self, k: Function, block: Block, at: Addresses) -> None:
-        """Shifted by the maximum, so that nothing overflows; the exponentials wait in y for their sum."""
+        """Subtract the maximum, so that nothing overflows; y holds the exponentials until their sum is known."""
         y, logarithm = len(self.names) - 1, self.rows.kind == "log_softmax"
         top = self._gather(k, block, at, _MAXIMUM, self._x)
 
@@ -244,7 +244,7 @@ class _RowsEmitter:
             self._write(k, block, at, lambda k, spot: self._part(k, spot, y) * factor[spot.column])
 
     def _normalization(self, k: Function, block: Block, at: Addresses) -> None:
-        """Centre first, then square: E[x²] - E[x]² would cancel."""
+        """Subtract the mean before squaring: E[x²] - E[x]² would lose digits by cancellation."""
         rows, mean = self.rows, None
         if rows.kind == "layer_norm":
             mean = [total / float(self.count) for total in self._gather(k, block, at, _SUM, self._x)]
@@ -289,7 +289,7 @@ class _RowsEmitter:
         return spot.at.load(k, self.names.index(name), self.vector, spot.lanes)
 
     def _store(self, k: Function, spot: _Spot, value: Value) -> None:
-        """Do the epilogue and write."""
+        """Apply the epilogue and store."""
         loads = [partial(self._load, k, spot, name) for name in self.rows.epilogue.arguments]
         value = self.rows.epilogue.finish(k, value, loads)
         if self.along and self.rows.reduces:
@@ -298,7 +298,7 @@ class _RowsEmitter:
             k.store_part(value, spot.at.values[-1], spot.lanes)
 
     def _write(self, k: Function, block: Block, at: Addresses, result: Callable[[Function, _Spot], Value]) -> None:
-        """A sweep that stores what `result` makes."""
+        """Sweep over the row and store what `result` returns for each vector."""
         everything = tuple(range(len(self.names)))
         self._sweep(k, block, at, everything, [], lambda _, __, spot: self._store(k, spot, result(k, spot)))
 
@@ -311,7 +311,7 @@ class _RowsEmitter:
         value: Callable[[Function, _Spot], Value],
         used: tuple[int, ...] = (0,),
     ) -> list[Value]:
-        """A sweep that puts together what `value` makes: one result for each column, for a row along lanes in every lane."""
+        """Sweep over the row and reduce what `value` returns, for each column; for a row along lanes it fills every lane."""
         identity, columns = k.const(k.f32, gather.identity), block.vectors
 
         def visit(totals: list[Value], slot: int, spot: _Spot) -> None:

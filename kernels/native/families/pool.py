@@ -5,7 +5,7 @@
             for each kernel row that lies inside the image:
                 for each input column under the tile:                          unrolled, loaded once
                     column[c] = column[c] max or + x[c]
-            for each pixel: y = activation(its columns' max, or their sum / taps + residual)
+            for each pixel: y = epilogue(its columns' max, or their sum / taps)
 
 A window wider than the accumulators is a tile of one pixel, whose columns take turns on them.
 Averages add the columns by themselves and then one another, so that rounding grows with the sides of the window, not its area.
@@ -45,7 +45,7 @@ class Pooling:
 
     @property
     def divided(self) -> Conv:
-        """The windows over the part of the plane whose taps the divisor counts."""
+        """The windows over the part of the plane whose taps are counted by the divisor of an average."""
         if self.counted is None:
             return self.window
         conv, (bottom, right) = self.window, self.counted
@@ -54,7 +54,10 @@ class Pooling:
 
 
 def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
-    """Emit the kernel. Raises EmitError for images whose channels do not come in vectors, and for a bias."""
+    """Emit the kernel. Its arguments are "x", those of the epilogue, and "y".
+
+    Raises EmitError for images whose channels do not come in vectors, and for an epilogue with a bias.
+    """
     conv = pooling.window
     if conv.x.channels != conv.y.channels:
         raise EmitError(f"pooling: x has {conv.x.channels} channels and y {conv.y.channels}, need as many")
@@ -91,7 +94,7 @@ class _PoolingEmitter:
         self.chunks = self.conv.y.batch * self.row_chunks * self.block_count
 
     def _pixels(self) -> int:
-        """As many as have accumulators for the columns under them."""
+        """Return how many pixels a tile has: as many as there are accumulators for the columns under them."""
         window = [s * self.conv.dilations[1] for s in range(self.conv.kernel[1])]
         for pixels in range(min(PIXELS, self.conv.y.width), 1, -1):
             if len({p * self.conv.strides[1] + s for p in range(pixels) for s in window}) <= self.accumulators:
@@ -99,7 +102,7 @@ class _PoolingEmitter:
         return 1
 
     def emit(self, k: Function, x: Value, places: Places, begin: Value, end: Value) -> None:
-        """All chunks of a call."""
+        """Emit the loop over the chunks of a call."""
         conv = self.conv
         with k.loop("chunk", begin, end) as chunk:
             number, slow = chunk % self.block_count, chunk // self.block_count
@@ -114,14 +117,14 @@ class _PoolingEmitter:
                     self._row(k, block, row, at, to)
 
     def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Where a vector of channels begins."""
+        """Return the offset of a vector of channels in an image, in elements."""
         if layout.contiguous_channels:
             return image * layout.n_stride + number * self.lanes
         per_block = layout.block // self.lanes
         return image * layout.n_stride + number // per_block * layout.block_stride + number % per_block * self.lanes
 
     def _row(self, k: Function, block: Block, row: Value, x: Value, to: Places) -> None:
-        """The tiles along one row."""
+        """Emit the tiles along one row."""
         conv, to = self.conv, to.move(k, lambda layout: row * layout.y_stride)
         rows, divided = kernel_rows(k, conv, row), kernel_rows(k, self.pooling.divided, row)
         counted = k.coerce(divided[1], I64) - divided[0]
@@ -152,7 +155,7 @@ class _PoolingEmitter:
         to.store(k, self.epilogue, results)
 
     def _lanes(self, block: Block, image: Image) -> int:
-        """Lanes of a vector there is memory for."""
+        """Return how many lanes of a vector exist in memory."""
         return block.tail if image.contiguous_channels else self.lanes
 
     def _pool(self, k: Function, block: Block, span: Span, row: Value, rows: tuple[Operand, Operand], x: Value) -> list[Value]:

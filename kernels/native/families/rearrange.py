@@ -1,4 +1,4 @@
-"""Rearrangements that take several maps, or views that are not plain to see: layouts of images, and padding.
+"""Rearrangements that take several maps, or views that are not obvious: conversions between layouts of images, and padding.
 
 The maps of one rearrangement write different elements and read nothing that another writes: they may run in any order, with no
 barrier between them.
@@ -24,7 +24,7 @@ from kernels.spec import DType
 def channel_view(image: Image, first: int, blocks: int, block: int) -> View:
     """`blocks` times `block` channels from `first` on, (batch, blocks, block, height, width).
 
-    Raises EmitError where no strides say that: such pieces must be made of whole blocks, or lie in one.
+    Raises EmitError where strides cannot express it: the channels must be whole blocks, or lie within one.
     """
     stride, inner = block * image.block_stride, image.block_stride
     if image.block > 1:
@@ -39,7 +39,9 @@ def channel_view(image: Image, first: int, blocks: int, block: int) -> View:
 
 
 def convert_image(x: Image, y: Image, dtype: DType = FLOAT) -> tuple[Map, ...]:
-    """The same pixels in another layout: a map of whole blocks and one of the channels left over. Other lanes stay as they are.
+    """Return the maps that convert an image to another layout: one of whole blocks, one of the channels left over.
+
+    Lanes after the last channel are not written.
 
     Raises EmitError where sizes differ, or both are blocked by different widths.
     """
@@ -74,7 +76,7 @@ def pad_tensor(
 ) -> tuple[Map, ...]:
     """ONNX's Pad. before: elements of each axis in front of x's first, negative where y begins inside x; y's shape says the rest.
 
-    Raises EmitError where other modes than constant cut, or have too few elements to show.
+    Raises EmitError where a mode other than constant has negative padding, or more padding than x has elements for.
     """
     axes = [list(_parts(size, y.shape[axis], before[axis], mode)) for axis, size in enumerate(x.shape)]
     maps = []
@@ -90,7 +92,7 @@ def pad_tensor(
 
 
 def _parts(size: int, whole: int, before: int, mode: PadMode) -> Iterator[_Part]:
-    """What is in front of x, x itself, and what is behind it, in order; none that is empty."""
+    """Return the pieces before x, of x and after x, in order, without empty ones."""
     low, high = max(before, 0), min(before + size, whole)
     front, back = min(low, whole), whole - max(high, low)
     if mode != "constant" and (before < 0 or before + size > whole):

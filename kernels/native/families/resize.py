@@ -4,14 +4,14 @@
         for each row of the output:
             separable:  line[column] = Σ row weight · x[row of the tap, column]        once for every column of x, in scratch
             for each pixel along it, P at a time:
-                separable:  y = activation(Σ column weight · line[column of the tap] + residual)
-                direct:     y = activation(Σ row weight · Σ column weight · x[row of the tap, column of the tap] + residual)
+                separable:  y = epilogue(Σ column weight · line[column of the tap])
+                direct:     y = epilogue(Σ row weight · Σ column weight · x[row of the tap, column of the tap])
 
 Separable reads less where the output is wider than the input or there are many taps, direct where it is narrower, and where one
 input row makes an output row. Rows and pixels that lie outside are filled with a number instead.
 
 What an output reads lies in tables made for the layout: how far each tap is from the first row or column, and its weight. One
-look at them serves V vectors, so nearest neighbours are copies that are bound by their stores, whatever the scale.
+look-up serves V vectors, so nearest neighbours are copies whose speed is bound by their stores at every scale.
 
 Packed table of a side: [output][tap] distance in elements as i64, then [output][tap] weight as fp32 where there are weights.
 """
@@ -48,9 +48,9 @@ _Vectors = Callable[[Value], Sequence[Value]]  # the V vectors at a distance
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """How one side is resized. taps: inputs of every output. weighted: whether they have weights; one tap may have none.
+    """The resizing of one side. taps: inputs of every output. weighted: whether they have weights; one tap may have none.
 
-    begin, end: the outputs that lie inside; what is before and behind is filled.
+    begin, end: the range of outputs that are computed; those before and after it are filled.
     """
 
     taps: int
@@ -61,7 +61,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
-    """An image resized. fill: what outputs get that lie outside."""
+    """A resizing of an image. fill: the value of outputs that lie outside of the input."""
 
     x: Image
     y: Image
@@ -85,7 +85,7 @@ class ResizeTile:
 
 @functools.lru_cache(1024)
 def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTile, ...]:
-    """The best tiles by a port model, the best first."""
+    """Return the tiles that a port model estimates to be fastest, the best first."""
     forms = (False, True) if resizing.rows.taps > 1 else (False,)
     most = -(-resizing.y.channels // isa.lanes)
     tiles = [
@@ -99,7 +99,7 @@ def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTi
 
 
 def make_resize_tile(resizing: Resizing, isa: Isa, pixels: int, vectors: int, *, separable: bool) -> ResizeTile:
-    """Fill in the rest of a tile by rule."""
+    """Make a tile of these sizes; the rest follows by rule."""
     taps = min(resizing.columns.taps, MOST_TAPS) * (1 if separable else resizing.rows.taps)
     pixels = max(1, min(pixels, resizing.y.width, MOST_LOADS // (vectors * taps)))
     tile = ResizeTile(pixels, vectors, 1, separable)
@@ -109,8 +109,10 @@ def make_resize_tile(resizing: Resizing, isa: Isa, pixels: int, vectors: int, *,
 
 
 def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
-    """For one output row of all channels: two loads, two multiply–adds and one store a cycle; what does not stay in L1 takes
-    half as long again to store and load."""
+    """Estimate the cycles of one output row of all channels: two loads, two multiply–adds and one store a cycle.
+
+    Lines that do not stay in L1 take half as long again to store and load.
+    """
     rows, columns, total = resizing.rows.taps, resizing.columns.taps, 0.0
     looks = columns * (1 + resizing.columns.weighted)
     for block in channel_blocks(resizing.y.channels, tile.vectors, isa.lanes):
@@ -130,12 +132,12 @@ def _line_bytes(resizing: Resizing, tile: ResizeTile, isa: Isa) -> int:
 
 
 def pack_rows(resizing: Resizing, index: Array, weights: Array | None) -> Array:
-    """The table of the rows. index, weights: (outputs, taps)."""
+    """Pack the table of the rows. index, weights: (outputs, taps)."""
     return _pack(index * resizing.x.y_stride, weights)
 
 
 def pack_columns(resizing: Resizing, tile: ResizeTile, isa: Isa, index: Array, weights: Array | None) -> Array:
-    """The table of the columns. index, weights: (outputs, taps)."""
+    """Pack the table of the columns. index, weights: (outputs, taps)."""
     return _pack(index * (tile.vectors * isa.lanes if tile.separable else resizing.x.x_stride), weights)
 
 
@@ -200,7 +202,7 @@ class _ResizeEmitter:
     def emit(
         self, k: Function, x: Value, rows: Value, columns: Value, line: Value, places: Places, begin: Value, end: Value
     ) -> None:
-        """All chunks of a call. line: scratch for a line."""
+        """Emit the loop over the chunks of a call. line: address of scratch memory for one line."""
         height, tile = self.resizing.y.height, self.tile
         with k.loop("chunk", begin, end) as chunk:
             number, slow = chunk % self.block_count, chunk // self.block_count
@@ -215,7 +217,7 @@ class _ResizeEmitter:
                     self._row(k, block, row, at, rows, columns, line, to.move(k, lambda layout: row * layout.y_stride))
 
     def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Where a block of channels begins."""
+        """Return the offset of a block of channels in an image, in elements."""
         return image * layout.n_stride + number * layout.offset(self.tile.vectors * self.lanes)
 
     def _row(self, k: Function, block: Block, row: Value, x: Value, rows: Value, columns: Value, line: Value, to: Places) -> None:
@@ -311,7 +313,7 @@ class _ResizeEmitter:
         return [k.load(k.f32, at, v * self.lanes) for v in range(block.vectors)]
 
     def _lanes(self, block: Block, v: int, image: Image) -> int:
-        """Lanes of vector v there is memory for."""
+        """Return how many lanes of vector v exist in memory."""
         return block.tail if v == block.vectors - 1 and image.contiguous_channels else self.lanes
 
 
@@ -331,7 +333,7 @@ class _Sum:
         return self.k.load(I64, self.table, at), weight
 
     def over(self, vectors: _Vectors) -> list[Value]:
-        """The sums of what lies at the distances of the taps."""
+        """Emit the weighted sums of the elements at the distances of the taps."""
         first = self._add(None, self.known[0] if self.known else self._tap(self.k.const(I64, 0)), vectors)
         if self.known:
             return functools.reduce(lambda sums, tap: self._add(sums, tap, vectors), self.known[1:], first)

@@ -1,7 +1,7 @@
-"""Winograd convolution, 3×3 with stride 1: what it is, which unit and tile to take, what that costs and errs.
+"""Winograd convolution, 3×3 with stride 1: the transforms, the choice of unit and tile, their cost and their error.
 
-F(m, 3) makes m×m outputs with (m+2)² multiplications a channel instead of 9·m². A tile is the t×t inputs (t = m + 2) that m×m
-outputs need. With B, G and A of Toom–Cook's algorithm at t - 1 points and infinity,
+Source: Lavin and Gray 2015, arXiv:1509.09308. F(m, 3) makes m×m outputs with (m+2)² multiplications a channel instead of 9·m².
+A tile is the t×t inputs (t = m + 2) that m×m outputs need. With B, G and A of Toom–Cook's algorithm at t - 1 points and infinity,
 
     y = Aᵀ [ Σ over channels (G w Gᵀ) ⊙ (Bᵀ x B) ] A
 
@@ -82,7 +82,7 @@ class Winograd:
 
 @dataclass(frozen=True, slots=True)
 class WinogradTile:
-    """How it is cut up.
+    """The sizes by which a Winograd convolution is cut into groups and register tiles.
 
     pixels × vectors: accumulators; pixels is the most tiles of a register tile, less where that divides a group evenly.
     group: tiles transformed together. fused: one kernel with V and M in scratch, else one a phase.
@@ -126,7 +126,7 @@ def transforms(unit: int) -> tuple[Array, Array, Array]:
 
 
 def error_estimate(unit: int, channels: int) -> float:
-    """What the result may be off, relative to the largest output: twice the worst that was measured.
+    """Estimate the error relative to the largest output: twice the worst that was measured.
 
     Measured against float64 on AVX-512 and SSE: 4 to 512 channels, 12² and 24² images, 32 outputs, normal weights with normal and
     rectified inputs and positive weights with positive inputs, three seeds each. It grows with the root of the channels:
@@ -136,7 +136,7 @@ def error_estimate(unit: int, channels: int) -> float:
 
 
 def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradCost:
-    """What it executes and what memory it needs."""
+    """Return the work and the memory of a Winograd convolution with that tile."""
     conv, shape = winograd.conv, Buffers(winograd, tile, isa)
     outputs = conv.output_vectors(isa.lanes) * isa.lanes
     products = winograd.points * conv.x.channels * outputs
@@ -148,9 +148,9 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
 
 
 def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4)) -> Winograd | None:
-    """The unit to compute a convolution with, or None where direct convolution is as good, or it is none of this module's kind.
+    """Return the unit to use, or None where direct convolution is as fast or the convolution is not 3×3 with stride 1.
 
-    By the larger of the time that multiplications take and the time that weights take from memory, on that many threads.
+    The estimate is the larger of the time of the multiplications and the time to read the weights, on that many threads.
     """
     if fault(conv, isa):
         return None
@@ -174,9 +174,9 @@ def _bytes_a_cycle(threads: int) -> float:
 
 
 def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 6) -> list[WinogradTile]:
-    """The best tiles by a port model, the best first: what to use unmeasured on that many threads, then what is worth measuring.
+    """Return tiles for that many threads, the fastest by a port model first: the one to use unmeasured, then others to measure.
 
-    The last third are of the other form.
+    The last third have the other form (fused or split).
     """
     conv = winograd.conv
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
@@ -193,7 +193,7 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
 
 
 def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[WinogradTile]:
-    """Tiles of one form that fit the registers, the best first."""
+    """Return tiles of one form (fused or split) that fit the registers, the best first."""
     widest = 6 if fused else max(2, BLOCK_BYTES // (4 * isa.lanes * winograd.conv.x.channels))
     tiles = {
         make_winograd_tile(winograd, isa, pixels, vectors, group, fused=fused)
@@ -204,7 +204,7 @@ def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[Wino
 
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
-    """Cycles of a point of a group per input channel."""
+    """Estimate the cycles of a point of a group per input channel."""
     total = 0.0
     for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
         for _, pieces, p in even_spans(tile.group, tile.pixels):
@@ -213,7 +213,7 @@ def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:
-    """A tile whose groups are even, with no more tiles each than asked for."""
+    """Make a tile whose groups are as even as possible, each with no more tiles than asked for."""
     groups = -(-winograd.tiles // min(group, winograd.tiles))
     even = -(-winograd.tiles // groups)
     vectors = min(vectors, winograd.conv.output_vectors(isa.lanes))
@@ -221,7 +221,7 @@ def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, 
 
 
 def fault(conv: Conv, isa: Isa) -> str | None:
-    """Why a convolution is none that is computed so, or None."""
+    """Return why a convolution cannot be computed by this algorithm, or None."""
     if (conv.kernel, conv.strides, conv.dilations, conv.groups) != ((3, 3), (1, 1), (1, 1), 1):
         kind = f"kernel {conv.kernel}, strides {conv.strides}, dilations {conv.dilations}, groups {conv.groups}"
         return f"{kind}, need 3×3 and all else 1"

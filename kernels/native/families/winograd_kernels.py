@@ -4,7 +4,7 @@
     multiply V, U → M[point][tile][vector][lanes]                     P tiles × V vectors of accumulators, over all channels
     output   M → y                                                    a vector of channels of a tile; clipped where the image ends
 
-Lanes of V behind the last channel hold whatever x has there; `multiply` reads single channels and never those. Fused, a chunk is
+Lanes of V after the last channel are undefined; `multiply` reads single channels and never those. Fused, a chunk is
 a group: it transforms the group, then for each block of V output vectors multiplies all points and writes the outputs, V and M
 being scratch that stays in L2, while weights are read once a group. That wants weights near L2's size, or many tiles to a group.
 Split, the phases are three kernels with V and M of all groups between them, and a chunk of `multiply` is a few points of one
@@ -13,7 +13,7 @@ block: every weight is read once by one thread. That wants few tiles, or V and M
 Distances between points are odd numbers of vectors, or the t² vectors of a tile would meet in few sets of the cache.
 
 Packed weights U: [block of V vectors][point][input channel][V·lanes] where fused, [point][block]… where split: always in the
-order in which they are read, so that the next block is asked for while one is used. Transformed in float64 and rounded once.
+order in which they are read, so that the next block is prefetched while one is used. Transformed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TURN_CHANNELS = 16  # unrolled at least in the innermost loop
 
 
 def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Array) -> Array:
-    """Weights (outputs, inputs, 3, 3) transformed and in the order in which the kernel reads them; tails are 0."""
+    """Transform weights (outputs, inputs, 3, 3) and pack them in the order in which the kernel reads them; tails are 0."""
     _, g, _ = transforms(winograd.unit)
     both = np.kron(g, g)  # what makes all points of a kernel's nine weights
     points, inputs, lanes = winograd.points, weights.shape[1], isa.lanes
@@ -71,7 +71,7 @@ def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Arr
 
 
 def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> tuple[NativeKernel, ...]:
-    """Emit the kernel, or the three that run one after another. Raises EmitError for what it cannot compute.
+    """Emit the kernel, or the three that run one after another. Raises EmitError for other convolutions and layouts.
 
     Arguments are "x", "w" (pack_winograd's), "b" (pack_bias's), "y", those of the epilogue and "scratch"; in the split form also
     "v" and "m", memory of winograd_cost's sizes that the first and second kernel fill for the next.
@@ -110,7 +110,7 @@ class _Emitter:
         self.point_runs = -(-winograd.points // self.point_run)
 
     def fused(self) -> NativeKernel:
-        """A chunk is a group: all its phases."""
+        """Return the fused kernel, whose chunk is a group with all its phases."""
         shape = self.shape
 
         def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
@@ -140,7 +140,7 @@ class _Emitter:
         )
 
     def input(self) -> NativeKernel:
-        """A chunk is a run of tiles."""
+        """Return the kernel of the input phase, whose chunk is a run of tiles."""
 
         def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
             k.store(k.zero(k.f32), given[SCRATCH])
@@ -154,7 +154,7 @@ class _Emitter:
         return self._kernel("input", (), ("x", "v", SCRATCH), -(-self.winograd.tiles // self.run), 4 * self.lanes, body=body)
 
     def multiply(self) -> NativeKernel:
-        """A chunk is a few points of a block of a group; consecutive ones take the same V."""
+        """Return the kernel of the products, whose chunk is a few points of a block of a group; consecutive chunks share V."""
         shape, points = self.shape, self.winograd.points
 
         def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
@@ -173,7 +173,7 @@ class _Emitter:
         return self._kernel("multiply", (), ("v", "w", "m"), shape.groups * self.point_runs * shape.block_count, body=body)
 
     def output(self) -> NativeKernel:
-        """A chunk is a run of tiles, in all channels."""
+        """Return the kernel of the output phase, whose chunk is a run of tiles in all channels."""
         shape = self.shape
 
         def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
@@ -215,7 +215,7 @@ class _Emitter:
         return Places.of(self.conv.y, self.epilogue, given["y"], [given[name] for name in self.epilogue.arguments])
 
     def _end(self, k: Function, first: Value, count: int) -> Value:
-        """Behind the last of `count` tiles from `first`, where the last run may be short."""
+        """Emit the end of a run of `count` tiles from `first`; the last run may be shorter."""
         stop, tiles = first + count, self.winograd.tiles
         return k.select(stop < tiles, stop, k.const(I64, tiles)) if tiles % count else stop
 
@@ -384,7 +384,7 @@ def linear(k: Function, matrix: Array, values: Sequence[Value]) -> list[Value]:
 
 
 def combine(k: Function, weights: Sequence[float] | Array, values: Sequence[Value]) -> Value:
-    """The weighted sum of values, those of weight 1 first."""
+    """Emit the weighted sum of values, those of weight 1 first."""
     terms = [(float(weight), value) for weight, value in zip(weights, values, strict=True) if weight]
     (weight, value), *rest = sorted(terms, key=lambda term: term[0] != 1)
     total = value if weight == 1 else value * weight
