@@ -19,7 +19,7 @@ from graph.native.calls import Call
 from graph.native.engine import Native
 from graph.native.facts import Facts
 from graph.native.place import Storage
-from graph.native.segment import complete, lower
+from graph.native.segment import complete_choices, lower
 from graph.passes.optimise import optimise
 from graph.shapes import bind
 from kernels.cost import FLOPS_PER_MAC
@@ -57,7 +57,7 @@ def shapes_of(name: str, native: Native, threads: int) -> Iterator[Shape]:
     found: dict[str, list[Shape]] = {}
     facts = Facts(ready.specs, ready.graph.constants, native.isa, threads)
     for part in parts.values():
-        choices = complete(part, facts, {})
+        choices = complete_choices(part, facts, {})
         lowering = lower(part, facts, native.constants, choices)
         for at, node in enumerate(part.nodes):
             flops = _flops(node, ready.specs)

@@ -13,7 +13,7 @@ from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.partition import Part, partition, without_lone_views
 from graph.native.rules.table import RULES, refusal
-from graph.native.segment import Segment, complete, lower
+from graph.native.segment import Segment, complete_choices, lower
 from graph.native.work import Work
 from kernels.errors import UnsupportedError
 from kernels.native.code.cache import CodeCache
@@ -93,7 +93,7 @@ class Native:
         _, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
         for part in parts.values():
-            yield part, lower(part, facts, ConstantCache(dry=True), complete(part, facts, choices))
+            yield part, lower(part, facts, ConstantCache(dry=True), complete_choices(part, facts, choices))
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
         """The graph with what runs natively gathered into one node a segment, and what these are.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from graph.choice import Choice
 from graph.ir import Node
 from graph.native.arena import lay_out
+from graph.native.barriers import with_barriers
 from graph.native.calls import Call, IndexWatch
 from graph.native.constants import ConstantCache
 from graph.native.facts import Facts
@@ -20,7 +20,7 @@ from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
 from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache
-from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.program import Program, Ref
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.operands import check_indices
 from kernels.spec import Array
@@ -45,7 +45,7 @@ def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[s
     return lowering
 
 
-def complete(part: Part, facts: Facts, choices: Mapping[str, Choice]) -> dict[str, Choice]:
+def complete_choices(part: Part, facts: Facts, choices: Mapping[str, Choice]) -> dict[str, Choice]:
     """How to compute each node of a part: as chosen, else what its rule takes unmeasured."""
     return {node.name: choices.get(node.name) or RULES[node.op].candidates(node, facts)[0] for node in part.nodes}
 
@@ -67,7 +67,7 @@ class Segment:
         cache: CodeCache | None,
         timed: bool = False,
     ) -> None:
-        self.choices = complete(part, facts, choices)
+        self.choices = complete_choices(part, facts, choices)
         self._facts = facts
         lowering = lower(part, facts, constants, self.choices)
         self.nodes: tuple[Node, ...] = part.nodes
@@ -84,7 +84,7 @@ class Segment:
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
         self._constants = [(where[storage].slot, storage.constant) for storage in storages if storage.constant is not None]
-        self._steps = _steps(self.calls, where)
+        self._steps = with_barriers(self.calls, where)
         self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
         self._slot_count = max(self._slot_count, len(self._slots) + 1)
         self._programs: dict[bool, Program] = {}
@@ -160,35 +160,3 @@ class Segment:
                 check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
             except IndexRangeError as error:
                 raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
-
-
-def _steps(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[KernelCall]:
-    """The calls as steps of a program, with a barrier only where one reads or overwrites what another thread may still be at."""
-    steps: list[KernelCall] = []
-    reads: list[tuple[Storage, Ref]] = []
-    writes: list[tuple[Storage, Ref]] = []
-    for call in calls:
-        written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
-        read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.constant is None}
-        behind = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
-        behind = behind or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
-        behind = behind or any(
-            storage is not other and _meet(storage, where[storage], other, ref) for storage in written for other, ref in writes
-        )
-        if behind and steps:
-            steps[-1] = replace(steps[-1], barrier=True)
-            reads, writes = [], []
-        refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}
-        steps.append(KernelCall(call.kernel, refs, barrier=False))
-        reads += [(storage, where[storage]) for storage in read]
-        writes += [(storage, where[storage]) for storage in written]
-    return steps
-
-
-def _meet(a: Storage, a_ref: Ref, b: Storage, b_ref: Ref) -> bool:
-    """Whether two storages share memory."""
-    if a is b:
-        return True
-    if a_ref.slot != b_ref.slot:
-        return False
-    return a_ref.offset_bytes < b_ref.offset_bytes + b.nbytes and b_ref.offset_bytes < a_ref.offset_bytes + a.nbytes

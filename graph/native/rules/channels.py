@@ -26,22 +26,22 @@ def fits(b: Lowering, order: Order) -> bool:
     return is_regular(order, b.isa.lanes)
 
 
-def pick(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
+def pick_channels(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
     """Make a value of channels of images in blocks."""
     y = b.values.new_image(value)
     what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
     b.calls.append(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
 
 
-def take(b: Lowering, value: str, place: Imaged, taken: range) -> None:
+def take_channels(b: Lowering, value: str, place: Imaged, taken: range) -> None:
     """Let a value be some channels of an image: where they lie if they begin with a block and follow each other."""
     if taken.step == 1 and taken.start % place.image.block == 0:
         b.values.define(value, place.part(taken.start, len(taken)))
     else:
-        pick(b, value, [place], [(0, channel) for channel in taken])
+        pick_channels(b, value, [place], [(0, channel) for channel in taken])
 
 
-def shuffled(b: Lowering, node: Node) -> bool:
+def lower_shuffle(b: Lowering, node: Node) -> bool:
     """Do a Reshape, and the Transpose and Reshape behind it, as one copy, where they shuffle the channels of an image in blocks.
 
     (n, c, …) is seen as (n, groups, c / groups, …), both swapped, and seen as (n, c, …) again.
@@ -59,6 +59,6 @@ def shuffled(b: Lowering, node: Node) -> bool:
     picked = [(0, group * apart[2] + n) for n in range(apart[2]) for group in range(apart[1])]
     if not fits(b, picked):
         return False
-    pick(b, end.outputs[0], [place], picked)
+    pick_channels(b, end.outputs[0], [place], picked)
     b.done |= {turn.name, end.name}
     return True

@@ -7,8 +7,8 @@ from graph.native.facts import F32
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, is_image
 from graph.native.rule import one_algorithm
-from graph.native.rules.channels import fits, in_blocks, pick
-from graph.native.rules.elementwise import behind, refuses_fused
+from graph.native.rules.channels import fits, in_blocks, pick_channels
+from graph.native.rules.elementwise import fused_operands, refuses_fused
 
 _PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # write where their result is reserved
 
@@ -49,7 +49,7 @@ def lower(b: Lowering, node: Node) -> None:
             first += size
         return
     if _stays_in_blocks(b, node):
-        pick(b, value, [b.values.blocked(name) for name in node.inputs], _order(b, node))
+        pick_channels(b, value, [b.values.blocked(name) for name in node.inputs], _order(b, node))
         return
     y = b.values.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
@@ -58,7 +58,7 @@ def lower(b: Lowering, node: Node) -> None:
         if not count:  # of a constant
             continue
         source = b.values.strided(name)
-        places, steps = behind(b, node, source)
+        places, steps = fused_operands(b, node, source)
         parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
         b.calls.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
         first += count

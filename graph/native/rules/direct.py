@@ -76,8 +76,9 @@ def fold_bias(
 ) -> tuple[BoundExpression, Array | None]:
     """Take a constant that is added to every channel first for the bias, if there is none.
 
-    Returns what is left to compute of each result, and the bias. bound: what is computed now. shape, axis: of the output, and
-    which of its dimensions the channels are.
+    Returns what is left to compute of each result, and the bias.
+
+    bound: what is computed now. shape, axis: of the output, and which of its dimensions the channels are.
     """
     addend = bound.addend
     if bias is not None or addend is None or addend not in constants:

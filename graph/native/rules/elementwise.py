@@ -49,16 +49,16 @@ def refuses_fused(node: Node, facts: Facts) -> str | None:
     return refuses_behind(node, facts.spec, facts.constants)
 
 
-def behind(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
+def fused_operands(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
     """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
     bound = express_epilogue(node, b.spec, b.constants)
     return [b.values.strided(name) if name else source for name in bound.operands], bound.expression.steps
 
 
-def finish(b: Lowering, node: Node, made: Viewed) -> None:
+def apply_fused(b: Lowering, node: Node, made: Viewed) -> None:
     """Do what is fused behind a node to its result, where that lies."""
     if node.epilogue:
-        places, steps = behind(b, node, made)
+        places, steps = fused_operands(b, node, made)
         b.calls.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 

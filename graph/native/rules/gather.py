@@ -9,8 +9,8 @@ from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
-from graph.native.rules.elementwise import finish, refuses_fused
-from graph.native.rules.view import define
+from graph.native.rules.elementwise import apply_fused, refuses_fused
+from graph.native.rules.view import define_view
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.memory.view import View
 
@@ -29,7 +29,7 @@ def lower(b: Lowering, node: Node) -> None:
     known = b.constants.get(node.inputs[1])
     if known is not None and not known.ndim:
         place = b.values.strided(node.inputs[0])
-        define(b, node, place.under(place.view.picked(axis, int(known) % place.view.shape[axis])))
+        define_view(b, node, place.under(place.view.picked(axis, int(known) % place.view.shape[axis])))
         return
     x, indices = _table(b, node.inputs[0], axis), b.values.dense(node.inputs[1])
     y = b.values.new_dense(node.outputs[0])
@@ -38,7 +38,7 @@ def lower(b: Lowering, node: Node) -> None:
     kernel = emit_gather(Gather(x.view, picked, x.storage.dtype, indices.storage.dtype), b.isa)
     fault = b.calls.watch(node, rows)
     b.calls.append(kernel, {"x": x.storage, "indices": indices.storage, "fault": fault, "y": y.storage})
-    finish(b, node, y)
+    apply_fused(b, node, y)
 
 
 def _table(b: Lowering, value: str, axis: int) -> Viewed:

@@ -33,7 +33,7 @@ def _softmax(b: Lowering, node: Node) -> None:
     first = node.attrs["axis"] % rank
     axes = tuple(range(first, rank)) if node.attrs["coerce_2d"] else (first,)
     kind: Norm = "softmax" if node.op == "Softmax" else "log_softmax"
-    emit(b, node, Rows(kind, _ANY, _ANY, axes))
+    append_rows(b, node, Rows(kind, _ANY, _ANY, axes))
 
 
 def _norm(b: Lowering, node: Node) -> None:
@@ -44,7 +44,7 @@ def _norm(b: Lowering, node: Node) -> None:
     given = {name: value for name, value in zip("wb", node.inputs[1:], strict=False) if value}
     places = {name: aligned_view(b.values.dense(value), len(shape)) for name, value in given.items()}
     scale, bias = (places[name].view if name in places else None for name in "wb")
-    emit(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
+    append_rows(b, node, Rows(kind, _ANY, _ANY, axes, float(node.attrs["epsilon"]), scale, bias), places)
 
 
 def _group_norm(b: Lowering, node: Node) -> None:
@@ -55,10 +55,10 @@ def _group_norm(b: Lowering, node: Node) -> None:
     each = (1, groups, 1, 1) if node.op == "GroupNormalization" and node.attrs["scale_groups"] else (1, *seen[1:3], 1)
     places = {name: b.values.dense(value).under(View.dense(each)) for name, value in zip("wb", node.inputs[1:], strict=True)}
     epsilon = float(node.attrs["epsilon"])
-    emit(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
+    append_rows(b, node, Rows("layer_norm", _ANY, _ANY, (2, 3), epsilon, places["w"].view, places["b"].view), places, seen)
 
 
-def emit(
+def append_rows(
     b: Lowering, node: Node, rows: Rows, places: Mapping[str, Viewed] | None = None, shape: tuple[int, ...] | None = None
 ) -> None:
     """One call. rows: with views still to be filled in. places: of scale and bias. shape: how the kernel sees x."""

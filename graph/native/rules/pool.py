@@ -28,10 +28,10 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 def lower(b: Lowering, node: Node) -> None:
     """A pool as a call."""
-    pool(b, node, lambda x, y: _pooling(b, node, x, y))
+    append_pool(b, node, lambda x, y: _pooling(b, node, x, y))
 
 
-def pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) -> None:
+def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) -> None:
     """A call that pools an image in blocks. pooling: takes it and the result."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])

@@ -9,8 +9,8 @@ from graph.native.facts import Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place
 from graph.native.rule import one_algorithm
-from graph.native.rules.elementwise import finish, refuses_fused
-from graph.native.rules.view import define
+from graph.native.rules.elementwise import apply_fused, refuses_fused
+from graph.native.rules.view import define_view
 from kernels.native.families.elementwise import emit_map
 from kernels.native.families.rearrange import pad_tensor
 from kernels.native.memory.view import View
@@ -23,7 +23,7 @@ MAX_SIDES = 3  # axes padded by something else than a constant: each makes three
 def _expand(b: Lowering, node: Node) -> None:
     """Every element where it is, seen again and again."""
     place = b.values.strided(node.inputs[0])
-    define(b, node, place.under(place.view.broadcast(b.spec(node.outputs[0]).shape)))
+    define_view(b, node, place.under(place.view.broadcast(b.spec(node.outputs[0]).shape)))
 
 
 def _tile(b: Lowering, node: Node) -> None:
@@ -32,7 +32,7 @@ def _tile(b: Lowering, node: Node) -> None:
     pairs = [n for whole, size in zip(y.view.shape, x.view.shape, strict=True) for n in (whole // size, size)]
     strides = [n for stride in x.view.strides for n in (0, stride)]
     b.calls.map((y, View.dense(pairs)), [(x, View(tuple(pairs), tuple(strides), x.view.offset))])
-    finish(b, node, y)
+    apply_fused(b, node, y)
 
 
 def _depth_to_space(b: Lowering, node: Node) -> None:
@@ -43,7 +43,7 @@ def _depth_to_space(b: Lowering, node: Node) -> None:
     by_pixel, by_channel = (depth * cs, cs) if node.attrs["mode"] == "DCR" else (cs, size * size * cs)
     shape, strides = (n, depth, h, size, w, size), (ns, by_channel, hs, size * by_pixel, ws, by_pixel)
     b.calls.map((y, View.dense(shape)), [(x, View(shape, strides, x.view.offset))])
-    finish(b, node, y)
+    apply_fused(b, node, y)
 
 
 def _space_to_depth(b: Lowering, node: Node) -> None:
@@ -54,7 +54,7 @@ def _space_to_depth(b: Lowering, node: Node) -> None:
     whole = View((n, c, size, size, h // size, w // size), (ns, cs, hs, ws, size * hs, size * ws), x.view.offset)
     seen = whole.transposed((0, 2, 3, 1, 4, 5)) if node.attrs["mode"] == "DCR" else whole
     b.calls.map((y, View.dense(seen.shape)), [(x, seen)])
-    finish(b, node, y)
+    apply_fused(b, node, y)
 
 
 def _refuses_pad(node: Node, facts: Facts) -> str | None:
@@ -92,7 +92,7 @@ def _pad(b: Lowering, node: Node) -> None:
         return
     x, y = b.values.strided(node.inputs[0]), b.values.new_dense(value)
     _around(b, node, (x, x.view), (y, y.view), sides)
-    finish(b, node, y)
+    apply_fused(b, node, y)
 
 
 def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View], sides: Sequence[tuple[int, int]]) -> None:

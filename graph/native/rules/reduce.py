@@ -10,8 +10,8 @@ from graph.native.facts import F32, Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
 from graph.native.rule import one_algorithm
-from graph.native.rules.normalize import emit
-from graph.native.rules.pool import pool
+from graph.native.rules.normalize import append_rows
+from graph.native.rules.pool import append_pool
 from kernels.native.emit.epilogue import PLAIN
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.normalize import Reduce, Rows
@@ -47,7 +47,7 @@ def lower(b: Lowering, node: Node) -> None:
     if kind in _POOLS and is_image(x.shape) and axes == tuple(range(2, x.rank)) and _pools(b, node):
         _pooled(b, node, kind)
     else:
-        emit(b, node, Rows(kind, View((), ()), View((), ()), axes))
+        append_rows(b, node, Rows(kind, View((), ()), View((), ()), axes))
 
 
 def _pools(b: Lowering, node: Node) -> bool:
@@ -64,7 +64,7 @@ def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
         return Pooling(Conv(x, y, (x.height, x.width), groups=x.channels), _POOLS[kind])
 
     if node.attrs.get("keepdims", 1):
-        pool(b, node, whole)
+        append_pool(b, node, whole)
         return
     value, (n, channels, *_) = node.outputs[0], image_shape(b.spec(node.inputs[0]).shape)
     x, y = b.values.blocked(node.inputs[0]), Image.blocked(n, channels, 1, 1, b.isa.lanes)

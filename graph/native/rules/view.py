@@ -7,39 +7,39 @@ from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
 from graph.native.rule import one_algorithm
-from graph.native.rules.channels import fits, in_blocks, shuffled, take
-from graph.native.rules.elementwise import behind, refuses_fused
+from graph.native.rules.channels import fits, in_blocks, lower_shuffle, take_channels
+from graph.native.rules.elementwise import fused_operands, refuses_fused
 from graph.native.values import overwritable
 from kernels.native.memory.view import View
 
 
-def define(b: Lowering, node: Node, place: Viewed) -> None:
+def define_view(b: Lowering, node: Node, place: Viewed) -> None:
     """Let the node's value be that memory, or what is fused behind the node makes of it."""
     if not node.epilogue:
         b.values.define(node.outputs[0], place)
         return
-    places, steps = behind(b, node, place)
+    places, steps = fused_operands(b, node, place)
     made = b.values.new(node.outputs[0], overwritable(places))
     b.calls.map((made, made.view), [(each, each.view.broadcast(made.view.shape)) for each in places], steps)
 
 
 def _reshape(b: Lowering, node: Node) -> None:
     """Another shape for the same elements in the same order."""
-    if shuffled(b, node):
+    if lower_shuffle(b, node):
         return
     shape = b.spec(node.outputs[0]).shape
     for place in b.values.places(node.inputs[0]):
         if (found := place.strided) is not None and (seen := found.view.reshaped(shape)) is not None:
-            define(b, node, found.under(seen))
+            define_view(b, node, found.under(seen))
             return
-    define(b, node, b.values.dense(node.inputs[0]).under(View.dense(shape)))
+    define_view(b, node, b.values.dense(node.inputs[0]).under(View.dense(shape)))
 
 
 def _transpose(b: Lowering, node: Node) -> None:
     """The same elements with their dimensions in another order."""
     place = b.values.strided(node.inputs[0])
     axes = node.attrs["perm"] or tuple(range(len(place.view.shape)))[::-1]
-    define(b, node, place.under(place.view.transposed(axes)))
+    define_view(b, node, place.under(place.view.transposed(axes)))
 
 
 def _refuses_dropout(node: Node, facts: Facts) -> str | None:
@@ -61,12 +61,12 @@ def _split(b: Lowering, node: Node) -> None:
     if image is not None:
         for value in node.outputs:
             count = b.spec(value).shape[1]
-            take(b, value, image, range(start, start + count))
+            take_channels(b, value, image, range(start, start + count))
             start += count
         return
     place = b.values.strided(node.inputs[0])
     if node.epilogue:
-        define(b, node, place.under(place.view.sliced(axis, 0, b.spec(node.outputs[0]).shape[axis])))
+        define_view(b, node, place.under(place.view.sliced(axis, 0, b.spec(node.outputs[0]).shape[axis])))
         return
     for value in node.outputs:
         count = b.spec(value).shape[axis]
@@ -88,13 +88,13 @@ def _slice(b: Lowering, node: Node) -> None:
     kept = {axis: range(shape[axis])[slice(*bounds)] for axis, bounds in taken.items()}
     image = in_blocks(b, node.inputs[0]) if [a for a, r in kept.items() if r != range(shape[a])] == [1] else None
     if image is not None and not node.epilogue and fits(b, [(0, channel) for channel in kept[1]]):
-        take(b, node.outputs[0], image, kept[1])
+        take_channels(b, node.outputs[0], image, kept[1])
         return
     place = b.values.strided(node.inputs[0])
     view = place.view
     for axis, rows in kept.items():
         view = view.sliced(axis, rows.start, len(rows), rows.step)
-    define(b, node, place.under(view))
+    define_view(b, node, place.under(view))
 
 
 _SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
