@@ -227,7 +227,7 @@ def test_what_if_says_what_was_measured():
     assert (found.before_measured, found.after_measured) == (0, 1)
 
 
-@pytest.mark.parametrize(("nodes", "says"), [({"nope": "numpy"}, "no step 'nope'"), ({"conv": "num"}, "no candidate of 'conv'")])
+@pytest.mark.parametrize(("nodes", "says"), [({"nope": "numpy"}, "no step 'nope'"), ({"conv": "num"}, "'conv' has no candidate")])
 def test_what_if_of_nothing_is_refused(nodes, says):
     with pytest.raises(NotFoundError, match=says):
         what_if(plan(), nodes)
