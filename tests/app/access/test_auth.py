@@ -206,7 +206,7 @@ def test_pages_after_login(keyed: tuple[httpx.Client, dict[str, str]]) -> None:
     to_login = client.get("/", headers={"Accept": "text/html"})
     assert (to_login.status_code, to_login.headers["location"]) == (303, "/login")
     assert login(client, "ewk_x.y").status_code == 401
-    assert "may not read" in login(client, keys["infer"]).text
+    assert "no scope that may read" in login(client, keys["infer"]).text
     reply = login(client, keys["read"])
     assert (reply.status_code, reply.headers["location"]) == (303, "/")
     cookie = next(value for value in reply.headers.get_list("set-cookie") if value.startswith(COOKIE))
