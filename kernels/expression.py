@@ -1,4 +1,4 @@
-"""Elementwise computation as data: what is done to each element, in whatever layout it lies and by whatever code.
+"""Elementwise computation as data: what is computed of each element, independent of layout and of the code that computes it.
 
 An `Expression` is a tape of typed operations. An op says with a function how to compute it as one (`Op.expression`), and calls a
 `Draft` for that, whose values are `Term`s:
@@ -79,7 +79,7 @@ class Draft:
         self._steps: dict[Term, _Step] = {}
 
     def operand(self, name: str, dtype: DType, known: Array | None = None) -> Term:
-        """The operand of that name: the same term each time."""
+        """Return the term of the operand of that name, the same one each time."""
         return self._operands.setdefault(name, Term(dtype, known))
 
     def __call__(self, op: str, *args: Term, parameters: tuple[float, ...] = (), dtype: DType | None = None) -> Term:
@@ -89,11 +89,11 @@ class Draft:
         return made
 
     def constant(self, value: float, dtype: DType) -> Term:
-        """Append a number."""
+        """Append a number as a value of that type."""
         return self("constant", parameters=(value,), dtype=dtype)
 
     def finish(self, result: Term, first: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Expression]:
-        """Return the expression of `result`, and the names of its operands in order; what it does not need is left out.
+        """Return the names of the operands in order, and the expression of `result` without the steps that it does not need.
 
         first: names of the operands that come first, read or not. The others follow in the order in which they are read.
         """

@@ -27,7 +27,7 @@ class BoundExpression:
 
     @property
     def addend(self) -> str | None:
-        """The value that is added to the result, operand 0, before anything else is done; None where something else is."""
+        """The value that the first step adds to the result, operand 0; None where the first step is another one."""
         steps = self.expression.steps
         if not steps or steps[0].op != "add" or min(steps[0].args) != 0 or any(0 in step.args for step in steps[1:]):
             return None
@@ -35,7 +35,7 @@ class BoundExpression:
         return self.operands[other] if 0 < other < len(self.operands) else None
 
     def without_addend(self) -> BoundExpression:
-        """What is left to do when `addend` has been added."""
+        """Return the rest of the expression, for a result to which `addend` has been added already."""
         first, *rest = self.expression.steps
         count, added = len(self.operands), max(first.args)
         read = {arg for step in rest for arg in step.args}
@@ -70,7 +70,7 @@ def express_fused(fused: Fused, dtype: DType, spec: SpecOf, constants: Mapping[s
 
 
 def refuses_behind(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> str | None:
-    """Why an elementwise kernel cannot do what is fused behind a node, or None."""
+    """Return why an elementwise kernel cannot compute what is fused behind a node, or None."""
     try:
         express_epilogue(node, spec, constants)
     except EmitError as error:

@@ -9,6 +9,8 @@ from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.errors import EmitError
 from kernels.registry import find
 from kernels.spec import Spec
+from tests.graph.native.nets import normal, weights
+from tests.graph.oracle import calls_of, check_native, constant, in_numpy, make, node, port
 
 CONSTANTS = {"bias": np.ones(3, np.float32)}
 
@@ -78,3 +80,30 @@ def test_op_without_an_expression_is_refused_by_name() -> None:
         express(Node("n", "Pow", ("i", "x"), ("y",), {}), spec, {})
     with pytest.raises(EmitError, match=r"^Softmax: it has no expression"):
         express(Node("n", "Softmax", ("x",), ("y",), find("Softmax").bind({})), spec, {})
+
+
+CHAINS = {
+    "three-inputs": [node("Max", ["a", "c", "s"], ["t"]), node("Mean", ["t", "s", "t"], ["y"])],
+    "run-time-bounds": [node("Swish", ["a"], ["t"], alpha=2.0), node("Clip", ["t", "low", "high"], ["y"])],
+    "slope-and-power": [node("PRelu", ["a", "s"], ["t"]), node("Exp", ["t"], ["e"]), node("Pow", ["e", "s"], ["y"])],
+    "itself": [node("Tanh", ["a"], ["t"]), node("Sub", ["s", "t"], ["u"]), node("Add", ["u", "u"], ["y"])],
+}
+HOSTS = {
+    "conv": (node("Conv", ["x", "w"], ["a"]), weights("w", 9, 5, 3, 3), (9, 1, 1)),
+    "product": (node("MatMul", ["x", "w"], ["a"]), weights("w", 7, 9), (9,)),
+    "softmax": (node("Softmax", ["x"], ["a"]), weights("w", 1), (7,)),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_ops_of_several_operations_are_computed_by_the_kernel_before_them(isa, host, chain) -> None:
+    """In one kernel call, whatever its layout of results."""
+    first, w, shape = HOSTS[host]
+    constants = [w, constant("c", normal(*shape)), constant("s", normal(*shape) / 4)]
+    bounds = {"low": np.float32(-0.1), "high": np.float32(0.3)} if chain == "run-time-bounds" else {}
+    ports = [port("x", [1, 5, 6, 7]), *(port(name, []) for name in bounds)]
+    proto = make([first, *CHAINS[chain]], ["y"], constants, ports, opset=24)
+    feeds = {"x": normal(1, 5, 6, 7), **bounds}
+    executor = check_native(proto, feeds, isa, oracle=in_numpy)
+    assert len([call for call in calls_of(executor) if "copy" not in call.kernel.name]) == 1
