@@ -1,4 +1,4 @@
-"""What a candidate does, as its rule knows it: what a cost model predicts its time from."""
+"""The work of a candidate, estimated by its rule from shapes and port models: a cost model predicts its time from it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Work:
 
 
 def moved_bytes(node: Node, facts: Facts) -> tuple[int, int]:
-    """Bytes of activations that a node reads and writes, each once."""
+    """Return the bytes of activations that a node reads and writes, each counted once."""
     read, written = dict.fromkeys(node.reads()), dict.fromkeys(node.writes())
     return _nbytes([name for name in read if name not in facts.constants], facts.specs), _nbytes(list(written), facts.specs)
 
 
 def streamed_work(kind: str, node: Node, facts: Facts, *, wants: Layout = "any") -> Work:
-    """Work without a port model: the op's own arithmetic, and what is fused behind it."""
+    """Return the work of a kernel without a port model: the arithmetic of the op and of its epilogue, and the bytes moved."""
     inputs = [facts.specs.get(name) if name else None for name in node.inputs]
     op = find(node.op)
     cost = op.count(inputs, op.infer_specs(inputs, node.attrs), node.attrs)
@@ -60,7 +60,7 @@ def streamed_work(kind: str, node: Node, facts: Facts, *, wants: Layout = "any")
 
 
 def packed_bytes(outputs: int, taps: int, lanes: int, groups: int = 1) -> int:
-    """Bytes of fp32 weights whose outputs of each group are filled up to whole vectors."""
+    """Return the bytes of packed fp32 weights, the outputs of each group padded to whole vectors. taps: weights of an output."""
     return 4 * groups * math.ceil(outputs / lanes) * lanes * taps
 
 

@@ -21,5 +21,5 @@ def machine(request):
 
 @pytest.fixture(autouse=True)
 def own_draws() -> None:
-    """Every test draws the same numbers, whichever ran before it."""
+    """Every test draws the same numbers, regardless of the tests that ran before it."""
     draw_anew()

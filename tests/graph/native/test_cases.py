@@ -26,10 +26,10 @@ from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_case
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
     "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
-    "Conv": "no constants|need rank 3 or 4", "ConvTranspose": "no constants|need rank 3 or 4", "Resize": "need fp32",
-    "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
+    "Conv": "not constants|need rank 3 or 4", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
+    "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
     "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
-    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for inputs of int",
+    "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"
 NATIVE_EPS = 32  # of float results at least, relative to the largest: sums are taken in another order than numpy's

@@ -140,7 +140,7 @@ def test_normalisation_behind_it_is_folded(isa, group, bias):
     [
         ([up("x", "w", "y", strides=[64, 64])], [weights("w", 2, 2, 1, 1)], "it has 4096 phases, 1024 at most"),
         ([up("x", "w", "y")], [weights("w", 2, 2, 1, 40)], "its phases are 40 columns wide, 32 at most"),
-        ([node("Relu", ["x"], ["v"]), up("x", "v", "y", kernel_shape=[3, 3])], [], "its weights are no constants"),
+        ([node("Relu", ["x"], ["v"]), up("x", "v", "y", kernel_shape=[3, 3])], [], "its weights are not constants"),
     ],
 )
 def test_what_stays_in_numpy_says_why(nodes, constants, says):
