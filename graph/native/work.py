@@ -16,13 +16,13 @@ Layout = Literal["any", "blocks", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The work of one candidate on one node.
+    """The work of one candidate on one node, from which a cost model predicts its time.
 
-    kind: the class of kernels that behave alike. flops: of a core at its peak in the cycles that the kernel's port model gives,
-    tails of tiles and vectors included; without such a model the op's own. macs: that the algorithm multiplies, None = as many as
-    the definition says. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed. buffer_bytes:
-    between the phases of one node, written and read again. chunks: pieces that threads share. calls: kernels one after another.
-    tile: its sizes. wants: how its first input has to lie, which is converted where it lies otherwise.
+    kind: class of kernels with the same cost behaviour. flops: peak FLOPs of a core in the cycles that the kernel's port model
+    estimates, tails of tiles and vectors included; without such a model those of the op. macs: multiplied by the algorithm, None
+    for those of the op's definition. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed.
+    buffer_bytes: of buffers between the phases of one node, written and read again. chunks: pieces of work that threads share.
+    calls: kernel calls, one after another. tile: its sizes. wants: layout of the first input, which is converted from any other.
     error: that the algorithm adds to rounding, relative to the largest output.
     """
 

@@ -27,7 +27,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return "its scores are capped, or seen through a window"
     if _mask(node) and facts.spec(_mask(node)).shape[-1] != facts.spec(node.inputs[1]).shape[-2]:
         return "its mask is shorter than the keys"
-    return facts.refuses_epilogue(node) or ("ops are fused behind it" if node.epilogue else None)
+    return facts.refuses_epilogue(node) or ("it has an epilogue" if node.epilogue else None)
 
 
 def lower(b: Lowering, node: Node) -> None:

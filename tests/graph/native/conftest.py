@@ -1,4 +1,4 @@
-"""What the tests of native segments share."""
+"""Fixtures of the tests of native segments."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def isa(request):
 
 @pytest.fixture(params=MACHINES, ids=lambda isa: isa.name)
 def machine(request):
-    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
+    """Every described machine, also those unlike this one: for assertions about choices."""
     return request.param
 
 
