@@ -1,4 +1,4 @@
-"""The memory that a segment works in: where each of its own values lies, and what is held while which node runs."""
+"""The memory that a segment works in: the offset of each of its own storages, and which ones are held while each node runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from graph.placement import Block, held_by_step, place_blocks
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """offsets: in bytes, of every storage that is the segment's own. nbytes: that it needs. held: by which nodes, by position."""
+    """The layout of a segment's memory.
+
+    offsets: in bytes, for every storage that is the segment's own. nbytes: size of the whole. held: for each of these storages,
+    the positions of the first and last node that need it.
+    """
 
     offsets: Mapping[Storage, int]
     nbytes: int
@@ -21,7 +25,10 @@ class Arena:
 
 
 def lay_out(calls: Iterable[Call], nodes: int) -> Arena:
-    """Place what the calls of so many nodes work in. A storage is held from the first call that it is given to until the last."""
+    """Place the storages of a segment so that no two that are held at the same time overlap.
+
+    A storage is held from the first call that it is an argument of until the last. nodes: how many nodes the calls belong to.
+    """
     first: dict[Storage, int] = {}
     last: dict[Storage, int] = {}
     for at, call in enumerate(calls):
@@ -42,13 +49,13 @@ def lay_out(calls: Iterable[Call], nodes: int) -> Arena:
 
 
 def _moments(calls: Iterable[Call], nodes: int) -> tuple[list[int], list[int]]:
-    """Of every moment its node, and of every call its moment: each call is one, and so is a node that nothing is called for."""
+    """Return the node of every moment, and the moment of every call. Each call is a moment, and so is a node without a call."""
     node_of: list[int] = []
     moment_of: list[int] = []
-    behind = 0  # the first node without a moment
+    first_without = 0  # the first node without a moment
     for call in calls:
-        node_of.extend(range(behind, call.node))
+        node_of.extend(range(first_without, call.node))
         moment_of.append(len(node_of))
         node_of.append(call.node)
-        behind = call.node + 1
-    return [*node_of, *range(behind, nodes)], moment_of
+        first_without = call.node + 1
+    return [*node_of, *range(first_without, nodes)], moment_of

@@ -1,4 +1,4 @@
-"""Where the threads of a segment wait for each other: behind a call whose memory the next calls must not touch before."""
+"""Barriers between the calls of a segment, where a later call touches memory that an earlier one may still use."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def with_barriers(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[K
     for call in calls:
         written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
         read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.constant is None}
-        behind = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
-        behind = behind or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
-        behind = behind or any(
+        conflicts = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
+        conflicts = conflicts or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
+        conflicts = conflicts or any(
             storage is not other and _meet(storage, where[storage], other, ref) for storage in written for other, ref in writes
         )
-        if behind and made:
+        if conflicts and made:
             made[-1] = replace(made[-1], barrier=True)
             reads, writes = [], []
         refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}

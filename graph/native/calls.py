@@ -33,7 +33,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class IndexWatch:
-    """A word of 8 bytes in which a kernel leaves an index that lies outside an axis of that size; 0 until then."""
+    """A word of 8 bytes into which a kernel writes an index that is out of range for an axis of that size; 0 until then."""
 
     node: Node
     axis_size: int
@@ -56,7 +56,10 @@ class CallList:
         return iter(self._calls)
 
     def append(self, kernel: NativeKernel, places: Mapping[str, Place | Storage], writes: Sequence[str] = ("y",)) -> None:
-        """Append a call. Each argument is where its first element lies."""
+        """Append a call of a kernel.
+
+        places: for each argument, where its first element lies. writes: names of the arguments that the kernel writes.
+        """
         arguments = {
             name: (place, 0) if isinstance(place, Storage) else (place.storage, place.first_byte)
             for name, place in places.items()
@@ -71,7 +74,7 @@ class CallList:
         self.append(emit_map(what, self._isa), {**named, "y": y[0].storage})
 
     def watch(self, node: Node, axis_size: int) -> Storage:
-        """Return storage for the word in which a kernel reports an index outside; it is checked when the segment has run."""
+        """Return storage for the word in which a kernel reports an index out of range; it is checked after each run."""
         word = np.zeros(1, np.int64)
         self.watches.append(IndexWatch(node, axis_size, word))
         return Storage("watch", 0, word.dtype, PackedConstant.of(word))

@@ -30,7 +30,7 @@ class ConstantCache:
         return replace(self, workers=workers)
 
     def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> PackedConstant:
-        """Return what `make` makes of `source` in the way that `key` names. Without a source the key alone identifies it."""
+        """Return what `make` packs `source` into; `key` names the way. Without a source the key alone identifies the constant."""
         if self.dry:
             return PackedConstant(source, Future())
         full = (None if source is None else identity(source) or id(source), key)

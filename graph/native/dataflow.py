@@ -1,4 +1,4 @@
-"""Which node of a segment produces a value, and which ones read it until when."""
+"""The node of a segment that produces a value, the nodes that read it, and the last of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Native code for graphs: what executors of one model share, and the segments of one of them."""
+"""The native backend of a model, which its executors share: refusals, candidates, and compiled segments."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from kernels.native.target.isa import Isa, host_isa, host_isas
 
 
 def find_native(backend: str) -> Native | None:
-    """The native backend: None where the machine has no instruction set for it, unless it is asked for by name ("native").
+    """Return the native backend, or None where this machine has no instruction set for it and `backend` is not "native".
 
-    Raises: IsaError when it is, and when EDGEWISE_ISA names a set that this machine has not.
+    Raises: IsaError where `backend` is "native" and there is no instruction set, or EDGEWISE_ISA names one that is not here.
     """
     return Native() if backend == "native" or host_isas() else None
 
@@ -43,24 +43,24 @@ class Native:
     constants: ConstantCache = field(default_factory=ConstantCache)
 
     def refusals(self, graph: Graph, specs: Specs) -> dict[str, str]:
-        """Of every node that cannot run natively, why."""
+        """Return why nodes cannot run natively, by the name of each that cannot."""
         found = ((node.name, self.refusal(node, graph, specs)) for node in graph.nodes)
         return {name: reason for name, reason in found if reason is not None}
 
     def refusal(self, node: Node, graph: Graph, specs: Specs) -> str | None:
-        """Why a node cannot run natively, or None."""
+        """Return why a node cannot run natively, or None where it can."""
         return refusal(node, Facts(specs, graph.constants, self.isa))
 
     def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
-        """The native ways to compute a node that is not refused, the one to use unmeasured on that many threads first."""
+        """Return the native ways to compute a node that is not refused, first the one to use on that many threads unmeasured."""
         return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
 
     def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
-        """What a candidate does."""
+        """Return what a candidate computes and moves."""
         return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa), choice)
 
     def blocked(self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]) -> frozenset[str]:
-        """Values that lie in blocks, and in no other way, as their producers leave them."""
+        """Return the values that their producers leave in blocks of channels, which no strides describe."""
         return frozenset(
             name
             for part, lowering in self._lowered(graph, specs, threads, choices)
@@ -72,7 +72,7 @@ class Native:
     def kernels(
         self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
     ) -> dict[str, tuple[NativeKernel, ...]]:
-        """The kernels that each native node becomes, by node name; those that convert what it reads among them."""
+        """Return the kernels of each native node by its name, conversions of its operands included."""
         found: dict[str, tuple[NativeKernel, ...]] = {}
         for part, lowering in self._lowered(graph, specs, threads, choices):
             for at, node in enumerate(part.nodes):
@@ -80,8 +80,10 @@ class Native:
         return found
 
     def spills(self, kernels: Sequence[NativeKernel], pace: Pace | None = None) -> list[float | None]:
-        """Of each kernel, the share of vector instructions in its innermost loops that touch the stack. Compiles them; None where
-        `pace` leaves no time for that."""
+        """Return for each kernel the share of vector instructions in its innermost loops that access the stack.
+
+        The kernels are compiled for this; None where `pace` leaves no time.
+        """
         sources = [kernel.source for kernel in kernels]
         compiled = compile_some(sources, self.isa, pace, count_spills=True, cache=self.cache)
         return [None if found is None else found.spills or 0.0 for found in compiled]
@@ -89,16 +91,17 @@ class Native:
     def _lowered(
         self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
     ) -> Iterator[tuple[Part, Lowering]]:
-        """The calls of every segment, with no constant packed: to be looked at."""
+        """Lower every segment without packing constants, to inspect the calls."""
         _, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
         for part in parts.values():
             yield part, lower(part, facts, ConstantCache(dry=True), complete_choices(part, facts, choices))
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
-        """The graph with what runs natively gathered into one node a segment, and what these are.
+        """Return the graph with its native nodes gathered into a node for each segment, and the segments by these nodes' names.
 
-        choices: by node name; who is missing runs natively where it can. Raises UnsupportedError for a native one that cannot be.
+        choices: by node name; a node without one runs natively where it can.
+        Raises: UnsupportedError where a native choice is for a node that cannot run natively.
         """
         refused = self.refusals(graph, specs)
         for name, choice in choices.items():
@@ -113,7 +116,10 @@ class Native:
     def segments(
         self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], *, timed: bool = False
     ) -> tuple[Graph, Mapping[str, Segment]]:
-        """`parts`, compiled for that many threads. timed: ready to be timed and not to be run, which is compiled when it is."""
+        """Return `parts` with every segment compiled for that many threads.
+
+        timed: compile the program that reads clocks now, and the plain one when it is first run; otherwise the other way round.
+        """
         rest, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
         pool = shared_thread_pool(threads)

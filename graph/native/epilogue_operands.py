@@ -1,4 +1,4 @@
-"""Values as operands of fused epilogues: each as the kernel's own walk over its output reads it."""
+"""Values as operands of fused epilogues, each laid out as the loops of a kernel over its output read it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def make_epilogue(
 
 
 def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
-    """A value as an operand of an epilogue that writes an image of that shape in blocks: what it lacks is broadcast.
+    """Return a value as an operand of an epilogue whose output is an image of that shape in blocks, broadcast to it.
 
-    Channels and the plane are whole or one element; what repeats along one side of the plane alone is written out first.
+    The channels, and the plane of rows and columns, have the output's size or size 1. A value that repeats along rows or columns
+    alone is copied to its full plane first.
     """
     given = b.spec(value).shape
     own, wanted = image_shape((1,) * (len(shape) - len(given)) + given), image_shape(shape)
@@ -53,7 +54,7 @@ def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place,
 
 
 def _spread(b: Lowering, value: str, own: tuple[int, int, int, int], wanted: tuple[int, int, int, int]) -> Place:
-    """A value with its whole plane written out, in blocks where it has channels."""
+    """Copy a value to its full plane, in blocks where it has channels."""
     full = (*own[:2], *wanted[2:])
     source = b.values.dense(value)
     seen = source.under(View.dense(own).broadcast(full))
@@ -67,8 +68,10 @@ def _spread(b: Lowering, value: str, own: tuple[int, int, int, int], wanted: tup
 
 
 def channels_last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
-    """A value as an operand of an epilogue that writes an image of that shape with its channels last: written out so where it has
-    a plane."""
+    """Return a value as an operand of an epilogue whose output is an image of that shape with channels last.
+
+    A value that has more than channels is copied to the output's layout first.
+    """
     given, wanted = b.spec(value).shape, image_shape(shape)
     own = (1,) * (len(shape) - len(given)) + given
     if math.prod(own) == own[1]:
@@ -81,7 +84,10 @@ def channels_last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tupl
 
 
 def row_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place, Image]:
-    """A value as an operand of an epilogue that writes the rows of a tensor of that shape; else it is written out first."""
+    """Return a value as an operand of an epilogue whose output is the rows of a tensor of that shape.
+
+    A value that is neither of that shape, nor one element, one row or one column is copied to that shape first.
+    """
     given = b.spec(value).shape
     rows, columns = math.prod(shape[:-1]), shape[-1]
     whole = (1,) * (len(shape) - len(given)) + given

@@ -1,4 +1,4 @@
-"""What decides whether a node has a native form, and which of its forms is best."""
+"""The facts that decide whether a node has a native form, and which of its forms is best."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What decides whether a node has a native form, and which is best: never what surrounds it.
+    """The facts that decide whether a node has a native form, and which is best. Its neighbours in the graph are not among them.
 
-    threads: that will share the work.
+    specs, constants: of the whole graph. threads: how many will share the work.
     """
 
     specs: Specs
@@ -32,29 +32,29 @@ class Facts:
     threads: int = 1
 
     def spec(self, value: str) -> Spec:
-        """What a value is; only static nodes are asked about."""
+        """Return the shape and dtype of a value. Raises EmitError where only a run decides them."""
         return known(self.specs, value)
 
     def not_f32(self, *values: str) -> str | None:
-        """That one of the values is not fp32, or None. Absent ones are passed over."""
+        """Return which of the values is not fp32, as a reason, or None. Absent values ("") are skipped."""
         found = next((value for value in values if value and self.spec(value).dtype != F32), None)
         return None if found is None else f"{found!r} is {self.spec(found)}, need fp32"
 
     def not_image(self, value: str) -> str | None:
-        """Return that a value cannot lie as an image, or None."""
+        """Return why a value cannot lie as an image, or None."""
         spec = self.spec(value)
         return None if is_image(spec.shape) else f"x is {spec}, need rank 3 or 4"
 
     def computed(self, values: Iterable[str]) -> bool:
-        """Whether one of the values is known at run time only. Absent ones are passed over."""
+        """Whether one of the values is not a constant. Absent values ("") are skipped."""
         return any(value and value not in self.constants for value in values)
 
     def image_in_blocks(self, value: str) -> Image:
-        """Return how an image lies in blocks of one vector of channels, row-major."""
+        """Return the layout of an image in blocks of one vector of channels."""
         return Image.blocked(*image_shape(self.spec(value).shape), self.isa.lanes)
 
     def refuses_epilogue(self, node: Node) -> str | None:
-        """Why a kernel cannot do what is fused behind the node, or None."""
+        """Return why a kernel cannot compute the epilogue of a node, or None."""
         try:
             bound = express_epilogue(node, self.spec, self.constants)
         except EmitError as error:
@@ -70,7 +70,7 @@ def optional_input(node: Node, position: int) -> str:
 
 
 def known(specs: Specs, value: str) -> Spec:
-    """The spec of a value of a static node. Raises EmitError when only a run decides it: such a node is refused before."""
+    """Return the spec of a value. Raises EmitError where only a run decides it: nodes that use such a value are refused."""
     spec = specs.get(value)
     if spec is None:
         raise EmitError(f"value {value!r}: its shape is only known at run time")

@@ -1,4 +1,4 @@
-"""What a rule is given to lower a node: facts, places of values, packed constants, and the list that calls are appended to."""
+"""The builder that rules lower nodes with: facts, places of values, packed constants, and the list of calls."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class Lowering:
         return self.facts.spec(value)
 
     def choice(self, node: Node) -> Choice:
-        """Return how a node shall be computed."""
+        """Return the algorithm and parameters chosen for a node."""
         return self._choices[node.name]

@@ -1,4 +1,4 @@
-"""Which nodes run natively, in as few segments as their order allows."""
+"""The partition of a graph into native segments and other nodes, with as few segments as the order of nodes allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from graph.ir import SEGMENT, Graph, Node
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment: its nodes in order, what it reads from outside (constants left out), and what others read of it."""
+    """The nodes of one segment.
+
+    nodes: in order. inputs: values that it reads from outside, without constants. outputs: values that are read outside of it.
+    """
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
@@ -18,10 +21,10 @@ class Part:
 
 
 def partition(graph: Graph, native: Collection[str]) -> tuple[Graph, dict[str, Part]]:
-    """The graph with native nodes gathered into one node a segment, and the segments by the names of these nodes.
+    """Return the graph with its native nodes gathered into a node for each segment, and the segments by these nodes' names.
 
-    native: names of the nodes that are to run natively. Nodes that wait for nothing are taken in turns, all of the one kind that
-    can run and then all of the other, so that few segments arise.
+    native: names of the nodes that are to run natively. Turns alternate: all native nodes whose inputs are ready are taken, then
+    all others whose inputs are ready; this gives few segments.
     """
     runs = _runs(graph, native)
     outputs = {port.name for port in graph.outputs}
@@ -47,7 +50,7 @@ def partition(graph: Graph, native: Collection[str]) -> tuple[Graph, dict[str, P
 
 
 def _runs(graph: Graph, native: Collection[str]) -> list[tuple[bool, list[Node]]]:
-    """Nodes in an order that they may run in, those of one kind together."""
+    """Return the nodes in an order that they can run in, as alternating runs of native and other ones."""
     made = {port.name for port in graph.inputs} | set(graph.constants)
     inner = {name for node in graph.nodes for name in node.writes()}
     waiting = list(graph.nodes)
@@ -70,7 +73,7 @@ def _runs(graph: Graph, native: Collection[str]) -> list[tuple[bool, list[Node]]
 
 
 def without_lone_views(nodes: Sequence[Node], native: set[str], views: Collection[str]) -> set[str]:
-    """The native nodes less connected groups of those that only rename memory: they have nobody to do it for."""
+    """Return the native nodes without connected groups that consist of views alone: no native kernel would read these."""
     producer = {name: node for node in nodes for name in node.writes()}
     readers: dict[str, list[Node]] = {}
     for node in nodes:
@@ -82,7 +85,7 @@ def without_lone_views(nodes: Sequence[Node], native: set[str], views: Collectio
 def _only_views(
     nodes: Sequence[Node], kept: set[str], views: Collection[str], producer: dict[str, Node], readers: dict[str, list[Node]]
 ) -> set[str]:
-    """Native nodes of connected groups in which nothing is computed."""
+    """Return the nodes of connected native groups that consist of views alone."""
     seen: set[str] = set()
     found: set[str] = set()
     by_name = {node.name: node for node in nodes}

@@ -15,22 +15,24 @@ from kernels.spec import Array, DType
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class PackedConstant:
-    """A constant as kernels read it, which may still be at work. source: what it is made of, kept as long as this is, so that its
-    id stays its own."""
+    """A constant as kernels read it, which another thread may still be packing.
+
+    source: the array that it is made of; it is referenced here so that its id() is not reused.
+    """
 
     source: Array | None
     made: Future[Array]
 
     @staticmethod
     def of(array: Array) -> PackedConstant:
-        """One that is there."""
+        """Return a packed constant that is ready."""
         made: Future[Array] = Future()
         made.set_result(array)
         return PackedConstant(None, made)
 
     @property
     def array(self) -> Array:
-        """Its memory, waited for. Raises what making it raised."""
+        """The packed array. Waits until it is made, and raises the error that making it raised."""
         return self.made.result()
 
 
@@ -38,8 +40,8 @@ class PackedConstant:
 class Storage:
     """A piece of memory that calls of a segment read and write.
 
-    name: of the value that it was made for. elements: of that dtype, which all views of it count in. constant: set where it holds
-    one, and then `elements` is 0. port: the value that it enters or leaves the segment as, "" for what only the segment knows.
+    name: of the value that it was made for. elements: how many of that dtype; views count in these. constant: the packed constant
+    that it holds, if any; `elements` is 0 then. port: the segment's input or output that it is, "" for its own memory.
     """
 
     name: str
@@ -50,7 +52,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Size in memory."""
+        """Size in bytes; 0 for a constant."""
         return self.elements * self.dtype.itemsize
 
 
@@ -74,11 +76,11 @@ class Viewed:
 
     @property
     def strided(self) -> Viewed | None:
-        """Itself."""
+        """This place: it is described by strides already."""
         return self
 
     def under(self, view: View) -> Viewed:
-        """The same memory seen otherwise."""
+        """Return this memory under another view."""
         return Viewed(self.storage, view)
 
 
@@ -102,7 +104,7 @@ class Imaged:
 
     @property
     def strided(self) -> Viewed | None:
-        """As strides alone, or None where blocks of channels need more; one pixel alone has its channels side by side."""
+        """The image as a view, or None where blocks of channels cannot be described by strides."""
         image = self.image
         shape = (image.batch, image.channels, image.height, image.width)
         if image.block == 1:
@@ -115,13 +117,13 @@ class Imaged:
 
     @property
     def blocks(self) -> View:
-        """As a view of rank 5: (n, blocks, h, w, channels of a block)."""
+        """The image as a view of shape (n, blocks, h, w, channels of a block)."""
         image = self.image
         shape = (image.batch, image.blocks, image.height, image.width, image.block)
         return View(shape, (image.n_stride, image.block_stride, image.y_stride, image.x_stride, 1), self.offset)
 
     def part(self, first: int, channels: int) -> Imaged:
-        """Some of its channels, from the beginning of a block."""
+        """Return the place of some channels. first: the first one, where a block begins. channels: how many."""
         image = self.image
         offset = self.offset + first // image.block * image.block_stride
         return Imaged(self.storage, replace(image, channels=channels), offset)
@@ -136,15 +138,15 @@ def is_image(shape: Sequence[int]) -> bool:
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """(n, c, h, w) of a shape that `is_image`."""
+    """Return a shape (n, c, w) or (n, c, h, w) as (n, c, h, w)."""
     n, c, *plane = shape
     return (n, c, 1, plane[0]) if len(plane) == 1 else (n, c, plane[0], plane[1])
 
 
 def as_image(place: Place) -> Image:
-    """A value as the image that it is, or, where it lies as a view, as one whose channels are read one by one.
+    """Return the layout of a value as an image; the channels of a view are blocks of one.
 
-    Raises EmitError for views that are no images.
+    Raises: EmitError where the value is not of rank 3 or 4, or empty.
     """
     if isinstance(place, Imaged):
         return place.image

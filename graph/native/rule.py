@@ -1,4 +1,4 @@
-"""What a rule is: which nodes a family takes, and how it lowers them."""
+"""Rules: each says which nodes of an op a family of native kernels computes, in which ways, and lowers them to calls."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def one_algorithm(
 
 
 def streamed(kind: str, *, wants: Layout = "any") -> Callable[[Node, Facts, Choice], Work]:
-    """The work of a family that has no port model: the op's own arithmetic and what is fused behind it."""
+    """Return the `Rule.work` of a family that has no port model: arithmetic of the op and its epilogue, and bytes moved."""
     return lambda node, facts, _choice: streamed_work(kind, node, facts, wants=wants)
 
 
 def parse_tile(text: str) -> tuple[int, int]:
-    """ "6x4" as pixels and vectors. Raises UnsupportedError."""
+    """Return the pixels and vectors of a tile like "6x4". Raises UnsupportedError where the text is not such a tile."""
     pixels, _, vectors = text.partition("x")
     if not (pixels.isdecimal() and vectors.isdecimal() and 1 <= int(pixels) <= MAX_TILE and 1 <= int(vectors) <= MAX_TILE):
         raise UnsupportedError(f"tile: {text[:20]!r}, need pixels x vectors like 6x4, each 1 to {MAX_TILE}")

@@ -1,4 +1,4 @@
-"""The calls of one segment placed in memory, compiled, bound and run."""
+"""One segment: its nodes lowered to calls, placed in memory, compiled, bound and run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its ou
 
 
 def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[str, Choice]) -> Lowering:
-    """The calls of a part, in order. Its nodes must not be refused; every one has its choice."""
+    """Return the lowering of a part with all its calls. No node of it may be refused, and each must have a choice."""
     lowering = Lowering(part.nodes, facts, part.outputs, constants, choices)
     for name in part.inputs:
         lowering.values.enter(name)
@@ -46,15 +46,15 @@ def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[s
 
 
 def complete_choices(part: Part, facts: Facts, choices: Mapping[str, Choice]) -> dict[str, Choice]:
-    """How to compute each node of a part: as chosen, else what its rule takes unmeasured."""
+    """Return a choice for each node of a part: the given one, or the first candidate of its rule."""
     return {node.name: choices.get(node.name) or RULES[node.op].candidates(node, facts)[0] for node in part.nodes}
 
 
 class Segment:
     """A part of a graph as one native program.
 
-    A run works in `arena_bytes` of memory that the caller lends it; `held` is what lies there while which nodes run.
-    Not thread-safe: one run at a time. timed: whether it is compiled to be timed first.
+    A run works in `arena_bytes` of memory that the caller provides; `held` says what lies there while each node runs.
+    Not thread-safe: one run at a time. timed: compile the program that reads clocks now, and the plain one at its first run.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Segment:
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
         self._show_kernels()
         self._node_of = [call.node for call in self.calls]
-        self.at_work = frozenset(self._node_of)  # positions of the nodes that anything is called for
+        self.at_work = frozenset(self._node_of)  # positions of the nodes that have calls
         self._watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
         self._pool, self._cache = pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
@@ -91,7 +91,7 @@ class Segment:
         self._compiled(timed=timed)
 
     def macs(self, node: Node) -> int | None:
-        """What the algorithm of a node multiplies, None where that is what the op's definition says."""
+        """Return the multiply–accumulates of a node's algorithm, or None where they are those of the op's definition."""
         return RULES[node.op].work(node, self._facts, self.choices[node.name]).macs
 
     def _show_kernels(self) -> None:
@@ -103,7 +103,7 @@ class Segment:
                 debug("kernel", node=node.name, op=node.op, choice=str(choice), kernel=kernel.name, chunks=kernel.chunks)
 
     def _where(self, storages: Iterable[Storage], offsets: Mapping[Storage, int]) -> dict[Storage, Ref]:
-        """Of each storage, its place in the program's table."""
+        """Return the slot and offset of each storage in the program's table of addresses."""
         where: dict[Storage, Ref] = {}
         next_slot = len(self._slots) + 1
         written = {call.arguments[name][0] for call in self.calls for name in call.writes}
@@ -118,7 +118,7 @@ class Segment:
         return where
 
     def _compiled(self, *, timed: bool) -> Program:
-        """The program, with clock reads or without; compiled when it is first asked for."""
+        """Return the program, with clock reads or without, compiled on first use."""
         if (found := self._programs.get(timed)) is not None:
             return found
         program = Program(self._steps, self._slot_count, self._facts.isa, self._pool, timed=timed, cache=self._cache)
@@ -127,9 +127,9 @@ class Segment:
         return self._programs.setdefault(timed, program)
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
-        """Run once. outputs: memory that the results are written to. Everything is contiguous.
+        """Run once. All arrays are contiguous. outputs: memory for the results.
 
-        Raises: IndexRangeError, naming its node, where a run-time index lies outside; the results are worth nothing then.
+        Raises: IndexRangeError, naming its node, where a run-time index is out of range; the outputs are invalid then.
         """
         program = self._compiled(timed=False)
         self._bind(program, arena, inputs, outputs)
@@ -137,7 +137,7 @@ class Segment:
         self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> SegmentClock:
-        """Run once, every thread reading the clock around every call."""
+        """Run once as `run` does, with every thread reading the clock before and after every call."""
         program = self._compiled(timed=True)
         self._bind(program, arena, inputs, outputs)
         began_ns = time.perf_counter_ns()
@@ -154,7 +154,7 @@ class Segment:
             program.bind(slot, array)
 
     def _check(self) -> None:
-        """Raise for the first index that a kernel met outside of its axis."""
+        """Raise IndexRangeError where a kernel has reported an index out of range."""
         for watch in self._watches:
             try:
                 check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)

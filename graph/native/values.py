@@ -98,7 +98,7 @@ class Values:
             self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target})
 
     def _shaped(self, place: Viewed, value: str) -> Viewed:
-        """Under the value's own shape: an image says its as rank 4 always."""
+        """Return the place under the value's own shape; an image of rank 3 is stored as one of rank 4."""
         shape = self._facts.spec(value).shape
         if place.view.shape == shape:
             return place
@@ -140,7 +140,7 @@ class Values:
     # Values that are made
 
     def define(self, value: str, place: Place) -> None:
-        """Let a value lie there: another name for memory that is there already."""
+        """Let a value be a view of memory that exists already."""
         self._places[value] = [place]
 
     def reserve(self, value: str, place: Place) -> None:
@@ -152,7 +152,7 @@ class Values:
         return self._reserved.get(value)
 
     def new_image(self, value: str, over: Sequence[Place] = ()) -> Imaged:
-        """Return memory for a new image, in blocks. over: operands that it may overwrite, if they lie as it does and die here."""
+        """Return memory for a new image in blocks. over: operands that it may overwrite, if laid out alike and not read later."""
         reserved = self._reserved.get(value)
         if isinstance(reserved, Imaged):
             return self._made(value, reserved)
@@ -167,9 +167,9 @@ class Values:
         return self._made(value, Imaged.new(value, image, self._facts.spec(value).dtype))
 
     def new(self, value: str, over: Sequence[Place] = ()) -> Viewed:
-        """Return memory for a new value: where it was reserved, or row-major, or so that the transpose that alone reads it is.
+        """Return memory for a new value: where it is reserved, row-major, or so that its only reader, a Transpose, is row-major.
 
-        over: operands that it may overwrite, if they lie as it does and die here.
+        over: operands that it may overwrite, if they are laid out alike and no later node reads them.
         """
         reserved = self._reserved.get(value)
         if isinstance(reserved, Viewed):
@@ -228,15 +228,15 @@ def _has_rows(matrix: View) -> bool:
 
 
 def _with_row_step(matrix: View) -> View:
-    """A single row has no step of its own; say one that kernels can trust."""
+    """Give a matrix of one row a row stride that is valid for kernels."""
     rows, columns = matrix.shape
     return View(matrix.shape, (matrix.strides[0] if rows > 1 else columns, 1), matrix.offset)
 
 
 def _lifted(shape: Sequence[int], view: View) -> View:
-    """An image of height 1 without its height."""
+    """Return the view of an image of height 1 without its height."""
     if len(shape) != 3 or len(view.shape) != 4:
-        raise EmitError(f"view of shape {list(view.shape)}: it is none of shape {list(shape)}")
+        raise EmitError(f"view of shape {list(view.shape)}: need an image of height 1 for shape {list(shape)}")
     return View(tuple(shape), (*view.strides[:2], view.strides[3]), view.offset)
 
 

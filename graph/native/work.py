@@ -1,4 +1,4 @@
-"""What a candidate does, as its rule knows it: what a cost model predicts its time from."""
+"""The work of a candidate, estimated by its rule from shapes and port models: a cost model predicts its time from it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Layout = Literal["any", "blocks", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The work of one candidate on one node.
+    """The work of one candidate on one node, from which a cost model predicts its time.
 
-    kind: the class of kernels that behave alike. flops: of a core at its peak in the cycles that the kernel's port model gives,
-    tails of tiles and vectors included; without such a model the op's own. macs: that the algorithm multiplies, None = as many as
-    the definition says. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed. buffer_bytes:
-    between the phases of one node, written and read again. chunks: pieces that threads share. calls: kernels one after another.
-    tile: its sizes. wants: how its first input has to lie, which is converted where it lies otherwise.
+    kind: class of kernels with the same cost behaviour. flops: peak FLOPs of a core in the cycles that the kernel's port model
+    estimates, tails of tiles and vectors included; without such a model those of the op. macs: multiplied by the algorithm, None
+    for those of the op's definition. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed.
+    buffer_bytes: of buffers between the phases of one node, written and read again. chunks: pieces of work that threads share.
+    calls: kernel calls, one after another. tile: its sizes. wants: layout of the first input, which is converted from any other.
     error: that the algorithm adds to rounding, relative to the largest output.
     """
 
@@ -41,13 +41,13 @@ class Work:
 
 
 def moved_bytes(node: Node, facts: Facts) -> tuple[int, int]:
-    """Bytes of activations that a node reads and writes, each once."""
+    """Return the bytes of activations that a node reads and writes, each counted once."""
     read, written = dict.fromkeys(node.reads()), dict.fromkeys(node.writes())
     return _nbytes([name for name in read if name not in facts.constants], facts.specs), _nbytes(list(written), facts.specs)
 
 
 def streamed_work(kind: str, node: Node, facts: Facts, *, wants: Layout = "any") -> Work:
-    """Work without a port model: the op's own arithmetic, and what is fused behind it."""
+    """Return the work of a kernel without a port model: the arithmetic of the op and of its epilogue, and the bytes moved."""
     inputs = [facts.specs.get(name) if name else None for name in node.inputs]
     op = find(node.op)
     cost = op.count(inputs, op.infer_specs(inputs, node.attrs), node.attrs)
@@ -60,7 +60,7 @@ def streamed_work(kind: str, node: Node, facts: Facts, *, wants: Layout = "any")
 
 
 def packed_bytes(outputs: int, taps: int, lanes: int, groups: int = 1) -> int:
-    """Bytes of fp32 weights whose outputs of each group are filled up to whole vectors."""
+    """Return the bytes of packed fp32 weights, the outputs of each group padded to whole vectors. taps: weights of an output."""
     return 4 * groups * math.ceil(outputs / lanes) * lanes * taps
 
 

@@ -1,1 +1,1 @@
-"""One rule for each native family: which nodes it takes, its candidates, and the kernel calls that it lowers them to."""
+"""Rules for each family of native kernels: the nodes that it takes, its candidates, and the calls that it lowers them to."""

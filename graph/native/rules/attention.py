@@ -1,4 +1,4 @@
-"""Attention over heads that lie anywhere: slices of one matrix, packed side by side, transposed."""
+"""Attention over heads in any strides: slices of one matrix, packed side by side, or transposed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kernels.spec import BOOL
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why an Attention has no native form, or None."""
+    """Return why an Attention has no native form, or None."""
     if any(node.inputs[4:]) or any(node.outputs[1:]):
-        return "it has a cache, lengths, or more outputs than one"
+        return "it has a cache, lengths, or more than one output"
     masks = [name for name in (_mask(node),) if name and facts.spec(name).dtype != BOOL]
     if reason := facts.not_f32(*node.inputs[:3], *masks, node.outputs[0]):
         return reason
@@ -27,11 +27,11 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return "its scores are capped, or seen through a window"
     if _mask(node) and facts.spec(_mask(node)).shape[-1] != facts.spec(node.inputs[1]).shape[-2]:
         return "its mask is shorter than the keys"
-    return facts.refuses_epilogue(node) or ("ops are fused behind it" if node.epilogue else None)
+    return facts.refuses_epilogue(node) or ("it has an epilogue" if node.epilogue else None)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """One call; what has gaps inside a head is copied first."""
+    """Append one call, after copies of operands whose heads have gaps."""
     attrs = node.attrs
     names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
     places = {what: _heads(b, value, attrs[name]) for what, value, name in zip("qkv", node.inputs, names, strict=False)}
@@ -57,7 +57,7 @@ def _mask(node: Node) -> str:
 
 
 def _added(b: Lowering, mask: str) -> Viewed:
-    """A mask as numbers to add: where one of bools is false nothing is seen."""
+    """Return a mask as numbers to add to the scores; a mask of bools becomes 0 for true and -infinity for false."""
     place = b.values.dense(mask)
     if place.storage.dtype != BOOL:
         return place
@@ -68,7 +68,7 @@ def _added(b: Lowering, mask: str) -> Viewed:
 
 
 def _heads(b: Lowering, value: str, heads: int | None) -> Viewed:
-    """A value as (batch, heads, length, size), the elements of a head without gaps."""
+    """Return a value as (batch, heads, length, size) with the elements of a head contiguous."""
     place = b.values.strided(value)
     seen = _by_head(place.view, heads)
     if seen is None or _has_gaps(seen):
@@ -78,7 +78,7 @@ def _heads(b: Lowering, value: str, heads: int | None) -> Viewed:
 
 
 def _by_head(view: View, heads: int | None) -> View | None:
-    """A view of rank 4 itself, one of rank 3 with the heads that lie side by side taken apart."""
+    """Return a view as (batch, heads, length, size): as it is with rank 4, with its last dimension split with rank 3."""
     if len(view.shape) == 4:
         return view
     batch, length, width = view.shape

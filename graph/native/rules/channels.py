@@ -1,4 +1,4 @@
-"""Images in blocks whose channels go elsewhere: parts, concatenations and shuffles that stay in blocks."""
+"""Slices, concatenations and shuffles of channels of images that lie in blocks, without leaving the blocks."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from kernels.native.families.channels import Channels, emit_channels, is_regular
 
 
 def in_blocks(b: Lowering, value: str) -> Imaged | None:
-    """Where a value lies if that is in blocks of channels, and no strides say it."""
+    """Return where a value lies if it is in blocks of channels that no strides describe, or None."""
     place = b.values.place(value)
     if not isinstance(place, Imaged) or place.strided is not None:
         return None
     return place if place.image.block == b.isa.lanes and place.image.rows_join() else None
 
 
-Order = Sequence[tuple[int, int]]  # of each channel the image that it comes from, by number, and the channel there
+Order = Sequence[tuple[int, int]]  # for each channel, the number of its source image and its channel there
 
 
 def fits(b: Lowering, order: Order) -> bool:
-    """Whether one call can put channels into that order."""
+    """Whether one kernel call can put channels into that order."""
     return is_regular(order, b.isa.lanes)
 
 
 def pick_channels(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
-    """Make a value of channels of images in blocks."""
+    """Append a call that makes a value of channels of images in blocks."""
     y = b.values.new_image(value)
     what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
     b.calls.append(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
 
 
 def take_channels(b: Lowering, value: str, place: Imaged, taken: range) -> None:
-    """Let a value be some channels of an image: where they lie if they begin with a block and follow each other."""
+    """Let a value be some channels of an image: a view of them if they are whole blocks in order, a copy otherwise."""
     if taken.step == 1 and taken.start % place.image.block == 0:
         b.values.define(value, place.part(taken.start, len(taken)))
     else:
@@ -42,9 +42,9 @@ def take_channels(b: Lowering, value: str, place: Imaged, taken: range) -> None:
 
 
 def lower_shuffle(b: Lowering, node: Node) -> bool:
-    """Do a Reshape, and the Transpose and Reshape behind it, as one copy, where they shuffle the channels of an image in blocks.
+    """Lower a Reshape, Transpose and Reshape that shuffle the channels of an image in blocks to one copy; whether they do.
 
-    (n, c, …) is seen as (n, groups, c / groups, …), both swapped, and seen as (n, c, …) again.
+    A shuffle reshapes (n, c, …) to (n, groups, c / groups, …), swaps dimensions 1 and 2, and reshapes to (n, c, …) again.
     """
     place, shape = in_blocks(b, node.inputs[0]), b.spec(node.inputs[0]).shape
     turn = b.dataflow.only_reader(node.outputs[0])

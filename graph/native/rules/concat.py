@@ -1,4 +1,4 @@
-"""Concatenations: their inputs are made in place where their producers can, and copied where not."""
+"""Concatenations: producers that can write their input in place do; other inputs are copied."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, pick_channels
 from graph.native.rules.elementwise import fused_operands, refuses_fused
 
-_PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")  # write where their result is reserved
+# Ops whose kernels write where their result is reserved.
+_PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")
 
 
 def reserve(b: Lowering, node: Node) -> None:
-    """Let the producers of the images that a concatenation reads write straight into the whole."""
+    """Reserve parts of the result for the producers of the images that a concatenation joins."""
     value = node.outputs[0]
     shape = b.spec(value).shape
     if b.spec(value).dtype != F32 or not is_image(shape) or node.epilogue or node.attrs["axis"] % len(shape) != 1:
@@ -34,7 +35,7 @@ def reserve(b: Lowering, node: Node) -> None:
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """Copy what is not there yet, in blocks where parts lie in them."""
+    """Append copies of the inputs that are not in place yet, in blocks where the inputs are."""
     value = node.outputs[0]
     whole = b.values.reserved(value)
     if isinstance(whole, Imaged):
@@ -65,7 +66,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _stays_in_blocks(b: Lowering, node: Node) -> bool:
-    """Whether channels of images are put together of which at least one lies in blocks."""
+    """Whether it joins channels of images of which at least one lies in blocks."""
     shape = b.spec(node.outputs[0]).shape
     along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue
     full = along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
@@ -73,7 +74,7 @@ def _stays_in_blocks(b: Lowering, node: Node) -> bool:
 
 
 def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
-    """Of each channel of the whole, the input that it comes from and the channel there."""
+    """Return for each channel of the result its input and its channel there."""
     return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 

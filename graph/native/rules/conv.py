@@ -75,13 +75,13 @@ def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:
 
 
 def picks(conv: Conv, isa: Isa) -> bool:
-    """Whether a convolution had better read a copy of the pixels that it needs: their rows join, and fill cache lines."""
+    """Whether a convolution reads a copy of the pixels that its strides pick: contiguous rows fill cache lines."""
     thin = conv.kernel == (1, 1) != conv.strides and conv.x.every((0, 0), conv.strides)[0].plane == conv.y.plane
     return thin and conv.x.block == isa.lanes and conv.top == conv.left == 0 and conv.group_outputs >= MIN_PICKED
 
 
 def on_picked(conv: Conv) -> Conv:
-    """Return the convolution of that copy."""
+    """Return the convolution over a copy of the picked pixels."""
     x = Image.blocked(conv.x.batch, conv.x.channels, *conv.y.plane, conv.x.block)
     return replace(conv, x=x, strides=(1, 1))
 
@@ -134,7 +134,7 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
 
 
 def _in_blocks(node: Node, facts: Facts) -> Conv:
-    """The convolution of a node between images in blocks, wherever they will lie."""
+    """Return the convolution of a node between images in blocks, the layout that candidates are ranked for."""
     return geometry(node, facts, facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0]))
 
 

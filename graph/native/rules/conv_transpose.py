@@ -1,4 +1,4 @@
-"""Transposed convolutions: a convolution for each phase of the output, which writes its pixels where they belong."""
+"""Transposed convolutions: a convolution for each phase of the output, which writes every stride-th pixel."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
 
 MAX_PHASES = 1024  # each is a call
-MAX_COLUMNS = 32  # taps along a row of a phase: at the borders each pixel has code of its own for those that it meets
+MAX_COLUMNS = 32  # taps along a row of a phase: each pixel at a border has code of its own for the taps inside the image
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a ConvTranspose has no native form, or None."""
+    """Return why a ConvTranspose has no native form, or None."""
     if reason := refuses_operands(node, facts):
         return reason
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
@@ -42,7 +42,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """What the phases of a node share. weighted: with the weights of a convolution."""
+    """The parts that all phases of a node share. weighted: with the weights of a convolution."""
 
     node: Node
     weighted: Weighted
@@ -79,7 +79,7 @@ def _phase(b: Lowering, whole: _Whole, phase: Phase, strides: tuple[int, int], k
 
 
 def _moved(place: Place, image: Image, first: tuple[int, int], steps: tuple[int, int]) -> Imaged:
-    """Some pixels of what lies there as an image."""
+    """Return the place of some pixels of an image: every `steps`-th row and column from `first` on."""
     picked, before = image.every(first, steps)
     return Imaged(place.storage, picked, place.first_byte // F32.itemsize + before)
 
@@ -107,7 +107,7 @@ def is_depthwise(node: Node, facts: Facts) -> bool:
 
 
 def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Transposed:
-    """The transposed convolution of a node between two images."""
+    """Return the transposed convolution of a node between two images."""
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
     return Transposed(x, y, *slide.plane, node.attrs["group"])
 
@@ -142,7 +142,7 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
 
 
 def _in_blocks(node: Node, facts: Facts) -> Transposed:
-    """The transposed convolution of a node between images in blocks, wherever they will lie."""
+    """Return the transposed convolution of a node between images in blocks, the layout that candidates are ranked for."""
     return geometry(node, facts, facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0]))
 
 

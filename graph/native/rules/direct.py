@@ -27,10 +27,10 @@ from kernels.spec import Array
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """What a convolution does besides sliding over x.
+    """The constant operands of a convolution, and its epilogue.
 
     source: the constant that the weights are made of. weights: (outputs, inputs of a group, rows, columns). bias: of each output,
-    added first. bound: what is computed of each result before it is stored.
+    added first. bound: the expression computed of each result before it is stored.
     """
 
     source: Array
@@ -50,14 +50,15 @@ class Placed:
 
 
 def refuses_operands(node: Node, facts: Facts) -> str | None:
-    """Return why what a Conv or ConvTranspose reads does not suit native kernels, or None."""
+    """Return why native kernels cannot read the inputs of a Conv or ConvTranspose, or None."""
     if reason := facts.not_f32(*node.inputs, node.outputs[0]) or facts.not_image(node.inputs[0]):
         return reason
-    return "its weights are no constants" if facts.computed(node.inputs[1:]) else None
+    return "its weights are not constants" if facts.computed(node.inputs[1:]) else None
 
 
 def weighted_of(b: Lowering, node: Node, as_convolution: Callable[[Array], Array] = lambda weights: weights) -> Weighted:
-    """Return the weights, bias and epilogue of a Conv or ConvTranspose. as_convolution: makes a convolution's of its weights."""
+    """Return the weights, bias and epilogue of a Conv or ConvTranspose. as_convolution: converts its weights to those
+    of a convolution."""
     source = b.constants[node.inputs[1]]
     weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :])
     bias, shape = b.constants.get(optional_input(node, 2)), b.spec(node.outputs[0]).shape
@@ -76,9 +77,9 @@ def fold_bias(
 ) -> tuple[BoundExpression, Array | None]:
     """Take a constant that is added to every channel first for the bias, if there is none.
 
-    Returns what is left to compute of each result, and the bias.
+    Returns the expression without that addition, and the bias.
 
-    bound: what is computed now. shape, axis: of the output, and which of its dimensions the channels are.
+    bound: the expression of each result. shape, axis: of the output, and which of its dimensions the channels are.
     """
     addend = bound.addend
     if bias is not None or addend is None or addend not in constants:

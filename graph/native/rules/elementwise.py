@@ -1,4 +1,4 @@
-"""Elementwise ops that nothing absorbed, with what is fused behind them: one loop that reads each operand once."""
+"""Elementwise ops that are not fused into another node, with their epilogues: one loop that reads each operand once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kernels.registry import operators
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why an elementwise op has no native form, or None."""
+    """Return why an elementwise op has no native form, or None."""
     try:
         express(node, facts.spec, facts.constants)
     except EmitError as error:
@@ -29,7 +29,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """One map: over blocks where an operand lies in blocks, over strides otherwise."""
+    """Append one elementwise kernel: over blocks where an operand lies in blocks, over strides otherwise."""
     bound = express(node, b.spec, b.constants)
     steps = bound.expression.steps
     value = node.outputs[0]
@@ -45,31 +45,31 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def refuses_fused(node: Node, facts: Facts) -> str | None:
-    """Return why a map cannot do what is fused behind a node, or None."""
+    """Return why an elementwise kernel cannot compute the epilogue of a node, or None."""
     return refuses_behind(node, facts.spec, facts.constants)
 
 
 def fused_operands(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
-    """What is fused behind a node that made `source`: where all operands lie, and the steps; without any, a copy."""
+    """Return where the operands of a node's epilogue lie, and its steps. source: the node's own result. No steps mean a copy."""
     bound = express_epilogue(node, b.spec, b.constants)
     return [b.values.strided(name) if name else source for name in bound.operands], bound.expression.steps
 
 
 def apply_fused(b: Lowering, node: Node, made: Viewed) -> None:
-    """Do what is fused behind a node to its result, where that lies."""
+    """Append the epilogue of a node, if it has one, in place on its result."""
     if node.epilogue:
         places, steps = fused_operands(b, node, made)
         b.calls.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
-    """Whether an operand of the result's shape lies in blocks only."""
+    """Whether an operand of the result's shape lies in blocks that no strides describe."""
     places = (b.values.place(name) for name in operands if b.spec(name).shape == shape)
     return any(isinstance(place, Imaged) and place.strided is None for place in places)
 
 
 def _blocks(place: Place, image: Image, y: Imaged) -> View:
-    """An operand of an image in blocks as a view of the blocks' rank."""
+    """Return an operand as a view of the same shape as the blocks of y."""
     if image.block == 1 and image.block_stride == 0:
         steps = (image.n_stride, 0, image.y_stride, image.x_stride, 0)
     else:

@@ -1,4 +1,4 @@
-"""Gathers: one known element of a dimension is a view, anything else is picked by indices while the program runs."""
+"""Gathers: a constant scalar index gives a view, other indices are read at run time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kernels.native.memory.view import View
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a Gather has no native form, or None."""
+    """Return why a Gather has no native form, or None."""
     x = facts.spec(node.inputs[0])
     if not x.shape[node.attrs["axis"]]:
-        return f"x is {x}, its axis {node.attrs['axis']} has nothing to pick"
+        return f"x is {x}, its axis {node.attrs['axis']} is empty"
     return refuses_fused(node, facts)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A view, or a call that leaves word of an index outside."""
+    """Define a view, or append a call that reports indices out of range."""
     axis = node.attrs["axis"] % b.spec(node.inputs[0]).rank
     known = b.constants.get(node.inputs[1])
     if known is not None and not known.ndim:
@@ -42,11 +42,11 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _table(b: Lowering, value: str, axis: int) -> Viewed:
-    """A value as (what is before the axis, the axis, what is behind it), the last without gaps."""
+    """Return a value as (elements before the axis, the axis, elements after it), the last dimension contiguous."""
     shape = b.spec(value).shape
     three = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
     array = b.constants.get(value)
-    if array is not None and array.flags.c_contiguous and array.flags.aligned:  # tables are large: no second one for few rows
+    if array is not None and array.flags.c_contiguous and array.flags.aligned:  # tables are large: read in place, without a copy
         return Viewed(b.packed.storage(array, "in place", lambda: array.reshape(-1), array.dtype), View.dense(three))
     for place in b.values.places(value):
         seen = None if (found := place.strided) is None else found.view.reshaped(three)

@@ -1,4 +1,4 @@
-"""Products with constant matrices: MatMul and Gemm whose B is known, packed once."""
+"""Matrix products: with a constant second factor packed once, or of two tensors in any strides."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from kernels.spec import Array
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a product has no native form, or None."""
+    """Return why a product has no native form, or None."""
     if reason := facts.not_f32(*node.inputs, node.outputs[0]):
         return reason
     if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
         return "one of its factors is a vector"
     if _addend(node) and not _takes_addend(node, facts):
-        return "its addend is scaled, and no constant"
+        return "its addend is scaled and not a constant"
     return facts.refuses_epilogue(node)
 
 
 def _is_packed(node: Node, constants: Mapping[str, Array]) -> bool:
-    """Whether the second factor is a matrix known beforehand, and the first is read as it lies."""
+    """Whether the second factor is a constant matrix, and the first is not transposed."""
     return node.inputs[1] in constants and constants[node.inputs[1]].ndim == 2 and not node.attrs.get("transA", 0)
 
 
@@ -50,7 +50,7 @@ def _takes_addend(node: Node, facts: Facts) -> bool:
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A product: with packed weights where these are known, else of two tensors as they lie."""
+    """Append a product: with packed weights where these are constant, else of two tensors in their strides."""
     if _is_packed(node, b.constants):
         _packed(b, node)
     else:
@@ -58,12 +58,12 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _addend(node: Node) -> str:
-    """The third input of a Gemm, which is added; "" where there is none."""
+    """Return the third input of a Gemm, which is added; "" where there is none."""
     return optional_input(node, 2) if node.op == "Gemm" else ""
 
 
 def _product(b: Lowering, node: Node) -> None:
-    """A product of two tensors of any strides, batch by batch."""
+    """Append a product of two tensors in any strides, batch by batch."""
     value = node.outputs[0]
     shape = b.spec(value).shape
     alpha = 1.0
@@ -87,7 +87,7 @@ def _product(b: Lowering, node: Node) -> None:
 
 
 def _packed(b: Lowering, node: Node) -> None:
-    """A product as the convolution of one row of pixels, whose channels are the columns."""
+    """Append a product as a convolution with a 1x1 kernel: rows are pixels, columns are channels."""
     value, weights = node.outputs[0], b.constants[node.inputs[1]]
     shape = b.spec(value).shape
     transposed, alpha = False, 1.0
@@ -120,19 +120,22 @@ def _packed(b: Lowering, node: Node) -> None:
 
 
 def _image(rows: int, columns: int, step: int) -> Image:
-    """Rows as pixels, columns as channels."""
+    """Return a matrix as an image: rows are pixels, columns are channels. step: elements from row to row."""
     return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
-    """The tiles of a product, the best by the port model first. Those of two tensors depend on how these will lie."""
+    """Return the tiles of a product with packed weights, the best by the port model first.
+
+    A product of two tensors has one candidate: its tile depends on their strides, which are known when it is lowered.
+    """
     if not _is_packed(node, facts.constants):
         return [Choice("native", "matmul")]
     return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
 
 
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
-    """What a product's candidate does: by the port model where the second factor is packed."""
+    """Return the work of a candidate, by the port model where the second factor is packed."""
     if not _is_packed(node, facts.constants):
         return streamed_work("matmul", node, facts, wants="rows")
     conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts)
@@ -140,7 +143,7 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
 
 
 def _in_rows(node: Node, facts: Facts) -> Conv:
-    """A product with packed weights on rows without gaps, wherever they will lie."""
+    """Return a product with packed weights over contiguous rows, the layout that candidates are ranked for."""
     inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
     rows = facts.spec(node.outputs[0]).elements // columns
     return Conv(_image(rows, inner, inner), _image(rows, columns, columns))

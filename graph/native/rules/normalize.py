@@ -19,16 +19,16 @@ from kernels.native.memory.view import View
 
 
 def _refuses(node: Node, facts: Facts) -> str | None:
-    """Why a softmax or a normalization has no native form, or None."""
+    """Return why a softmax or a normalization has no native form, or None."""
     if reason := facts.not_f32(*node.inputs, node.outputs[0]):
         return reason
     if any(node.outputs[1:]):
-        return "more than its first output is asked for"
+        return "outputs other than the first are used"
     return facts.refuses_epilogue(node)
 
 
 def _softmax(b: Lowering, node: Node) -> None:
-    """A softmax over one dimension, or, as it was before opset 13, over all from one on."""
+    """Append a softmax over one dimension, or, as before opset 13, over all dimensions from one on."""
     rank = len(b.spec(node.inputs[0]).shape)
     first = node.attrs["axis"] % rank
     axes = tuple(range(first, rank)) if node.attrs["coerce_2d"] else (first,)
@@ -37,7 +37,7 @@ def _softmax(b: Lowering, node: Node) -> None:
 
 
 def _norm(b: Lowering, node: Node) -> None:
-    """A normalization over the last dimensions, scaled and shifted along them."""
+    """Append a normalization over the last dimensions, with a scale and bias of their shape."""
     shape = b.spec(node.inputs[0]).shape
     axes = tuple(range(node.attrs["axis"] % len(shape), len(shape)))
     kind: Norm = "layer_norm" if node.op == "LayerNormalization" else "rms_norm"
@@ -48,7 +48,7 @@ def _norm(b: Lowering, node: Node) -> None:
 
 
 def _group_norm(b: Lowering, node: Node) -> None:
-    """A normalization over groups of channels, or over each channel by itself, scaled and shifted channel by channel."""
+    """Append a normalization over groups of channels, or over single channels, with a scale and bias for each channel."""
     n, channels, *plane = b.spec(node.inputs[0]).shape
     groups = node.attrs["num_groups"] if node.op == "GroupNormalization" else channels
     seen = (n, groups, channels // groups, math.prod(plane))
@@ -61,7 +61,11 @@ def _group_norm(b: Lowering, node: Node) -> None:
 def append_rows(
     b: Lowering, node: Node, rows: Rows, places: Mapping[str, Viewed] | None = None, shape: tuple[int, ...] | None = None
 ) -> None:
-    """One call. rows: with views still to be filled in. places: of scale and bias. shape: how the kernel sees x."""
+    """Append one call of a row kernel.
+
+    rows: its description, whose views of x and y are filled in here. places: of scale and bias. shape: of x as the kernel reads
+    it, its own by default.
+    """
     value, given = node.outputs[0], b.spec(node.inputs[0]).shape
     shape = shape or given
     out = tuple(1 if rows.reduces and axis in rows.axes else size for axis, size in enumerate(shape))
@@ -81,7 +85,7 @@ def append_rows(
 
 
 def _runs(view: View) -> bool:
-    """Whether vectors can run along the last dimension that has elements side by side in memory that is row-major."""
+    """Whether the last dimension of more than one element is contiguous, so that vectors can be loaded along it."""
     strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
     return not strides or strides[-1] == 1
 
@@ -110,12 +114,12 @@ def view_epilogue(
 
 
 def aligned_view(place: Viewed, rank: int) -> Viewed:
-    """A value under as many dimensions, those that it lacks of size 1."""
+    """Return a value with `rank` dimensions; the ones it lacks come first and have size 1."""
     extra = rank - len(place.view.shape)
     return place.under(View((1,) * extra + place.view.shape, (0,) * extra + place.view.strides, place.view.offset))
 
 
-_ANY = View((), ())  # stands where a view is still to come
+_ANY = View((), ())  # a placeholder, replaced in append_rows
 RULES = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), one_algorithm("rows", _refuses, _softmax, wants="rows")),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), one_algorithm("rows", _refuses, _norm, wants="rows")),

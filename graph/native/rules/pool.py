@@ -1,4 +1,4 @@
-"""Max and average pools of windows."""
+"""Max and average pools over windows."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from kernels.ops.pool import geometry
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a pool has no native form, or None."""
+    """Return why a pool has no native form, or None."""
     if reason := facts.not_f32(node.inputs[0]) or facts.not_image(node.inputs[0]):
         return reason
     if any(node.outputs[1:]):
-        return "the indices of the maxima are asked for"
+        return "the output of indices of the maxima is used"
     return facts.refuses_epilogue(node)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A pool as a call."""
+    """Append the call of a pool."""
     append_pool(b, node, lambda x, y: _pooling(b, node, x, y))
 
 
 def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooling]) -> None:
-    """A call that pools an image in blocks. pooling: takes it and the result."""
+    """Append a call that pools an image in blocks. pooling: returns the pool between the layouts of the input and the result."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
     epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
@@ -41,7 +41,7 @@ def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooli
 
 
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
-    """The pool of a node between two images."""
+    """Return the pool of a node between two images."""
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
     pooling = Pooling(Conv(x, y, *slide.plane, x.channels), "max")
     if node.op == "MaxPool":

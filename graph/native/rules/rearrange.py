@@ -1,4 +1,4 @@
-"""Ops that put elements elsewhere where no strides say it: repetitions, padding, and blocks of pixels among channels."""
+"""Ops that copy elements to other positions: repetition, padding, and moves between pixels and channels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kernels.native.memory.view import View
 from kernels.ops.pad import amounts_of
 from kernels.spec import Array, Spec
 
-MAX_SIDES = 3  # axes padded by something else than a constant: each makes three times as many calls
+MAX_SIDES = 3  # axes padded in a mode other than constant: each triples the number of calls
 
 
 def _expand(b: Lowering, node: Node) -> None:
-    """Every element where it is, seen again and again."""
+    """Define a broadcast view."""
     place = b.values.strided(node.inputs[0])
     define_view(b, node, place.under(place.view.broadcast(b.spec(node.outputs[0]).shape)))
 
 
 def _tile(b: Lowering, node: Node) -> None:
-    """One copy; both sides as (repeats, size) of each axis."""
+    """Append one copy; each axis of both sides is seen as (repeats, size)."""
     x, y = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0])
     pairs = [n for whole, size in zip(y.view.shape, x.view.shape, strict=True) for n in (whole // size, size)]
     strides = [n for stride in x.view.strides for n in (0, stride)]
@@ -36,7 +36,7 @@ def _tile(b: Lowering, node: Node) -> None:
 
 
 def _depth_to_space(b: Lowering, node: Node) -> None:
-    """One copy into the result as (n, c, h, block, w, block)."""
+    """Append one copy; the result is seen as (n, c, h, block, w, block)."""
     x, y, size = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0]), node.attrs["blocksize"]
     n, c, h, w = x.view.shape
     (ns, cs, hs, ws), depth = x.view.strides, c // size**2
@@ -47,7 +47,7 @@ def _depth_to_space(b: Lowering, node: Node) -> None:
 
 
 def _space_to_depth(b: Lowering, node: Node) -> None:
-    """One copy of x seen as (n, block, block, c, h, w), or with the channels in front of the blocks."""
+    """Append one copy; x is seen as (n, block, block, c, h, w), or with the channels before the blocks in mode CRD."""
     x, y, size = b.values.strided(node.inputs[0]), b.values.new_dense(node.outputs[0]), node.attrs["blocksize"]
     n, c, h, w = x.view.shape
     ns, cs, hs, ws = x.view.strides
@@ -58,9 +58,9 @@ def _space_to_depth(b: Lowering, node: Node) -> None:
 
 
 def _refuses_pad(node: Node, facts: Facts) -> str | None:
-    """Why a Pad has no native form, or None."""
+    """Return why a Pad has no native form, or None."""
     if facts.computed(node.inputs[1:]):
-        return "its pads or its fill are no constants"
+        return "its pads or its fill are not constants"
     x, mode = facts.spec(node.inputs[0]), node.attrs["mode"]
     sides = _sides(node, x, facts.constants)
     if mode != "constant":
@@ -70,18 +70,18 @@ def _refuses_pad(node: Node, facts: Facts) -> str | None:
             left = size + min(before, 0) + min(after, 0)
             most = {"reflect": left - 1, "wrap": left}.get(mode, max(before, after))
             if max(before, after, 0) > max(most, 0):
-                return f"an axis of {left} is padded by {max(before, after)}, {mode} shows {most} without beginning again"
+                return f"an axis of {left} is padded by {max(before, after)}, mode {mode} allows {most}"
     return refuses_fused(node, facts)
 
 
 def _sides(node: Node, x: Spec, constants: Mapping[str, Array]) -> list[tuple[int, int]]:
-    """Elements before and behind each axis."""
+    """Return how many elements are added before and after each axis; negative where elements are cut."""
     axes = optional_input(node, 3)
     return amounts_of(x.rank, Spec.of(constants[node.inputs[1]]), Spec.of(constants[axes]) if axes else None)
 
 
 def _pad(b: Lowering, node: Node) -> None:
-    """A copy of x, and what is around it; an image in blocks stays in them where no channels are added."""
+    """Append a copy of x, and the padding around it. An image in blocks stays in blocks where only its plane is padded."""
     value, spec = node.outputs[0], b.spec(node.inputs[0])
     sides = _sides(node, spec, b.constants)
     source = b.values.place(node.inputs[0])
@@ -96,7 +96,7 @@ def _pad(b: Lowering, node: Node) -> None:
 
 
 def _around(b: Lowering, node: Node, x: tuple[Place, View], y: tuple[Place, View], sides: Sequence[tuple[int, int]]) -> None:
-    """The calls that fill y. sides: of each axis of the views."""
+    """Append the calls that fill y with x and its padding. sides: before and after each axis of the views."""
     given = optional_input(node, 2)
     fill = b.constants[given].item() if given else 0
     kept = x[1]

@@ -1,4 +1,4 @@
-"""Reductions along some dimensions, and global pools: whole planes of an image in blocks are pooled where they lie."""
+"""Reductions over some dimensions, and global pools. Whole planes of an image in blocks are pooled without a conversion."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _POOLS: Mapping[Reduce, Literal["average", "max"]] = {"mean": "average", "max": 
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a reduction has no native form, or None."""
+    """Return why a reduction has no native form, or None."""
     x = facts.spec(node.inputs[0])
     if reason := facts.not_f32(node.inputs[0], node.outputs[0]):
         return reason
     if facts.computed(node.inputs[1:]):
-        return "its axes are no constants"
+        return "its axes are not constants"
     if not _reduced(node, x, facts.constants):
         return "it reduces nothing"
     return facts.refuses_epilogue(node)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A pool where it goes over whole planes, else a call over rows."""
+    """Append a pool where whole planes of an image are reduced, else a call of a row kernel."""
     kind, x = _REDUCTIONS[node.op], b.spec(node.inputs[0])
     axes = _reduced(node, x, b.constants)
     if kind in _POOLS and is_image(x.shape) and axes == tuple(range(2, x.rank)) and _pools(b, node):
@@ -51,14 +51,14 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _pools(b: Lowering, node: Node) -> bool:
-    """Whether a pool does it: what is one, and else what lies in blocks if it keeps its dimensions or nothing is fused behind."""
+    """Whether to use a pool: for global pools, and for images in blocks if dimensions are kept or there is no epilogue."""
     place = b.values.place(node.inputs[0])
     in_blocks = isinstance(place, Imaged) and place.image.block == b.isa.lanes
     return "keepdims" not in node.attrs or (in_blocks and (node.attrs["keepdims"] == 1 or not node.epilogue))
 
 
 def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
-    """One window as large as the image."""
+    """Append a pool whose one window is the whole plane."""
 
     def whole(x: Image, y: Image) -> Pooling:
         return Pooling(Conv(x, y, (x.height, x.width), groups=x.channels), _POOLS[kind])
@@ -74,7 +74,7 @@ def _pooled(b: Lowering, node: Node, kind: Reduce) -> None:
 
 
 def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, ...]:
-    """The dimensions that a reduction goes over."""
+    """Return the dimensions that a reduction goes over."""
     if node.op.startswith("Global"):
         return tuple(range(2, x.rank))
     axes = optional_input(node, 1)

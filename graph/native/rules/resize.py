@@ -1,4 +1,4 @@
-"""Resizing of images."""
+"""Resizing of images along rows and columns."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from kernels.spec import Array
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
-    """Why a resizing has no native form, or None."""
+    """Return why a resizing has no native form, or None."""
     if reason := facts.not_f32(node.inputs[0], node.outputs[0]) or facts.not_image(node.inputs[0]):
         return reason
     if any(step.axis < 2 for step in _passes(node, facts)):
-        return "it resizes images or channels, not their rows and columns alone"
+        return "it resizes the batch or channels, only rows and columns have a native form"
     return facts.refuses_epilogue(node)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """A resizing as a call."""
+    """Append the call of a resizing."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
     epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
@@ -59,19 +59,19 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _table(b: Lowering, packed: Array) -> Storage:
-    """A table as a constant; equal ones are one."""
+    """Return the storage of a table of indices or weights; equal tables share one."""
     return b.packed.storage(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
-    """The forms and tiles of a resizing, the best by the port model first."""
+    """Return the forms and tiles of a resizing, the best by the port model first."""
     x, y = facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0])
     tiles = resize_tiles(_resizing(node, *sides(node, facts), x, y), facts.isa)
     return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
 
 
 def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
-    """The tile of a choice, or the best of its form. Raises UnsupportedError where there is no such."""
+    """Return the tile of a choice, or the best of its form. Raises UnsupportedError where the resizing has no such tile."""
     separable = choice.algorithm == "separable"
     if not separable and resizing.rows.taps > MOST_TAPS:
         raise UnsupportedError(f"resize: a row has {resizing.rows.taps} taps, {MOST_TAPS} at most go directly")
@@ -81,7 +81,7 @@ def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
 
 
 def sides(node: Node, facts: Facts) -> tuple[Pass, Pass]:
-    """What becomes of rows and columns; where nothing does, each is itself. A 1-D image has but one row."""
+    """Return the passes over rows and columns; an identity for one that is not resized. A 1-D image has one row."""
     shape = facts.spec(node.inputs[0]).shape
     found = {step.axis: step for step in _passes(node, facts)}
     rows, columns = (
@@ -92,7 +92,7 @@ def sides(node: Node, facts: Facts) -> tuple[Pass, Pass]:
 
 
 def _passes(node: Node, facts: Facts) -> list[Pass]:
-    """What becomes of each dimension: a node whose result has a known shape has known scales or sizes."""
+    """Return the passes of a node. Its scales or sizes are known, because the shape of its result is."""
     attrs = dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
     return passes(facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:]), **attrs)
 
@@ -102,7 +102,7 @@ def _resizing(node: Node, rows: Pass, columns: Pass, x: Image, y: Image) -> Resi
 
 
 def _side(step: Pass) -> Side:
-    """Coordinates go one way, so what lies outside is at the ends."""
+    """Return a side of the kernel. Coordinates are monotonic, so positions outside the image are at the ends."""
     inside = np.flatnonzero(~step.outside)
     begin, end = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
     return Side(step.index.shape[1], step.weights is not None, begin, end)

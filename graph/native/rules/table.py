@@ -1,4 +1,4 @@
-"""All rules by op: which ops have a native form."""
+"""The table of all native rules by op, collected from the modules of this folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def merge(modules: Iterable[ModuleType]) -> Mapping[str, Rule]:
 
 
 def _families() -> Iterator[ModuleType]:
-    """The modules beside this one."""
+    """Import the other modules of this folder."""
     names = sorted(f"{rules.__name__}.{info.name}" for info in pkgutil.iter_modules(rules.__path__))
     return (importlib.import_module(name) for name in names if name != __name__)
 
@@ -38,7 +38,7 @@ RULES = merge(_families())
 
 
 def refusal(node: Node, facts: Facts) -> str | None:
-    """Why a node cannot run natively, or None."""
+    """Return why a node cannot run natively, or None where it can."""
     rule = RULES.get(node.op)
     if rule is None:
         return f"{node.op} has no native form"
@@ -49,7 +49,7 @@ def refusal(node: Node, facts: Facts) -> str | None:
 
 
 def _refuses_value(name: str, facts: Facts) -> str | None:
-    """Why no segment holds a value, or None. Empty constants only say things, like the shape of a scalar."""
+    """Return why a segment cannot hold a value, or None. Empty constants are allowed: they are parameters, like axes."""
     spec = facts.spec(name)
     if spec.dtype not in VALUES:
         return f"{name!r} is {spec}, a segment holds float32, float64, bools and integers of 8 to 64 bits"

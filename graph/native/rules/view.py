@@ -1,4 +1,4 @@
-"""Reshapes, transposes and slices: other names for memory where strides can say so."""
+"""Reshapes, transposes and slices: views of memory where strides can express them, copies otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kernels.native.memory.view import View
 
 
 def define_view(b: Lowering, node: Node, place: Viewed) -> None:
-    """Let the node's value be that memory, or what is fused behind the node makes of it."""
+    """Define a node's value as a view, or, with an epilogue, append the kernel that computes it from that view."""
     if not node.epilogue:
         b.values.define(node.outputs[0], place)
         return
@@ -24,7 +24,7 @@ def define_view(b: Lowering, node: Node, place: Viewed) -> None:
 
 
 def _reshape(b: Lowering, node: Node) -> None:
-    """Another shape for the same elements in the same order."""
+    """Define the elements in the same order under another shape."""
     if lower_shuffle(b, node):
         return
     shape = b.spec(node.outputs[0]).shape
@@ -36,7 +36,7 @@ def _reshape(b: Lowering, node: Node) -> None:
 
 
 def _transpose(b: Lowering, node: Node) -> None:
-    """The same elements with their dimensions in another order."""
+    """Define a view with the dimensions in another order."""
     place = b.values.strided(node.inputs[0])
     axes = node.attrs["perm"] or tuple(range(len(place.view.shape)))[::-1]
     define_view(b, node, place.under(place.view.transposed(axes)))
@@ -44,7 +44,7 @@ def _transpose(b: Lowering, node: Node) -> None:
 
 def _refuses_dropout(node: Node, facts: Facts) -> str | None:
     if any(node.outputs[1:]) or facts.computed(node.inputs[2:]):
-        return "its mask is asked for, or whether it trains is no constant"
+        return "its mask is used, or its training mode is not a constant"
     return refuses_fused(node, facts)
 
 
@@ -55,7 +55,7 @@ def _refuses_split(node: Node, facts: Facts) -> str | None:
 
 
 def _split(b: Lowering, node: Node) -> None:
-    """Pieces of a dimension. What is fused behind it is done to the first: nobody reads the others then."""
+    """Define the parts of a dimension. An epilogue applies to the first part, and no other part is read then."""
     axis, start = node.attrs["axis"] % b.spec(node.inputs[0]).rank, 0
     image = in_blocks(b, node.inputs[0]) if axis == 1 and not node.epilogue else None
     if image is not None:
@@ -76,12 +76,12 @@ def _split(b: Lowering, node: Node) -> None:
 
 def _refuses_slice(node: Node, facts: Facts) -> str | None:
     if facts.computed(node.inputs[1:]):
-        return "its bounds are no constants"
+        return "its bounds are not constants"
     return refuses_fused(node, facts)
 
 
 def _slice(b: Lowering, node: Node) -> None:
-    """A range of some dimensions."""
+    """Define ranges of some dimensions."""
     shape = b.spec(node.inputs[0]).shape
     starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
     taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}

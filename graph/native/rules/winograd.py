@@ -1,4 +1,4 @@
-"""Winograd's algorithm for 3x3 convolutions with stride 1."""
+"""Winograd's minimal filtering for 3x3 convolutions with stride 1 (Lavin and Gray, arXiv 1509.09308)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lower(b: Lowering, node: Node, conv: Conv, placed: Placed, weighted: Weighte
 
 
 def form_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, WinogradTile]:
-    """Return the unit and tile of a choice. Raises UnsupportedError where there are no such."""
+    """Return the unit and tile of a choice. Raises UnsupportedError where the kernels have no such unit or tile."""
     units = {str(unit): unit for unit in UNITS}
     unit = units.get(choice.param("unit") or str(UNITS[1]))
     if unit is None:
@@ -75,7 +75,7 @@ def candidates(conv: Conv, isa: Isa, threads: int) -> tuple[list[Choice], list[C
 
 
 def _best_tiles(conv: Conv, unit: int, isa: Isa, threads: int) -> list[Choice]:
-    """The best tile of either form of a unit, the form to use unmeasured first."""
+    """Return the best tile of both forms of a unit, fused and split, the form to use unmeasured first."""
     tiles = winograd_tiles(Winograd(conv, unit), isa, threads)
     best = {tile.fused: tile for tile in reversed(tiles)}
     ranked = sorted(best.values(), key=tiles.index)

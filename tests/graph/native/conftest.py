@@ -1,4 +1,4 @@
-"""What the tests of native segments share."""
+"""Fixtures of the tests of native segments."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def isa(request):
 
 @pytest.fixture(params=MACHINES, ids=lambda isa: isa.name)
 def machine(request):
-    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
+    """Every described machine, also those unlike this one: for assertions about choices."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def own_draws() -> None:
-    """Every test draws the same numbers, whichever ran before it."""
+    """Every test draws the same numbers, regardless of the tests that ran before it."""
     draw_anew()

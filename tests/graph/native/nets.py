@@ -1,4 +1,4 @@
-"""Parts of small networks to lower, and what became of them."""
+"""Parts of small networks to lower, and the optimised graphs made of them."""
 
 import numpy as np
 

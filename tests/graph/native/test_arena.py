@@ -1,4 +1,4 @@
-"""What segments hold while which node runs: it adds up, nothing overlaps, and it fits the arena, on every described machine."""
+"""Memory of segments: storages held at the same time do not overlap and fit the arena, on every described machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.profiler.models import small_convnet
 
 
 def arena_of(proto, machine: Isa, dims: dict[str, int] | None = None) -> tuple[Arena, tuple[str, ...]]:
-    """The arena of a model's only segment, and the ops of its nodes."""
+    """Return the arena of a model's only segment, and the ops of its nodes."""
     ready = optimise(graph := read(proto).graph, bind(graph, dims=dims))
     native = Native(machine, cache=None)
     ((part, lowering),) = native._lowered(ready.graph, ready.specs, 2, {})
@@ -36,7 +36,7 @@ def test_what_a_node_holds_never_overlaps_and_fits(machine, batch):
 
 
 def test_a_node_that_copies_before_it_computes_holds_what_its_fullest_call_finds(machine):
-    """The strided convolution first copies the pixels that it reads. What they are copied from is then free for its result."""
+    """The strided convolution first copies the pixels that it reads. The memory of the original is then free for its result."""
     nodes = [node("Conv", ["x", "w0"], ["a"]), node("Conv", ["a", "w1"], ["b"], strides=[2, 2]), node("Relu", ["b"], ["c"]),
              node("Conv", ["c", "w2"], ["y"])]  # fmt: skip
     constants = [weights("w0", 64, 3, 1, 1), weights("w1", 64, 64, 1, 1), weights("w2", 5, 64, 1, 1)]

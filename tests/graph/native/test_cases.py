@@ -1,4 +1,4 @@
-"""Every case of every operator that has a native form, natively, against the same op in numpy."""
+"""Every case of every operator with a native form, run natively and compared with the same op in numpy."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_case
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
     "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
-    "Conv": "no constants|need rank 3 or 4", "ConvTranspose": "no constants|need rank 3 or 4", "Resize": "need fp32",
-    "Dropout": "its mask is asked for", "Gemm": "its addend is scaled", "LayerNormalization": "more than its first output",
+    "Conv": "not constants|need rank 3 or 4", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
+    "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
     "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
-    "PRelu": "no prelu of .int32", "Pad": "without beginning again", "Pow": "no expression for inputs of int",
+    "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"
 NATIVE_EPS = 32  # of float results at least, relative to the largest: sums are taken in another order than numpy's
@@ -38,7 +38,7 @@ CASES = [parameter.values for parameter in valid_cases() if parameter.values[0].
 
 
 def single(op: Op, case: Case, fed: Sequence[int]) -> tuple[Graph, dict[str, Spec]]:
-    """A graph of one node, and the specs of its inputs. fed: positions of inputs that only a run knows."""
+    """Return a graph of one node, and the specs of its inputs. fed: positions of the inputs that are not constants."""
     given = arrays(op, case)
     inputs = tuple("" if array is None else f"x{n}" for n, array in enumerate(given))
     ports = [Port(f"x{n}", given[n].dtype, given[n].shape) for n in fed]
@@ -50,7 +50,7 @@ def single(op: Op, case: Case, fed: Sequence[int]) -> tuple[Graph, dict[str, Spe
 
 
 def refused(op: Op, case: Case, fed: Sequence[int], isa: Isa = HOST_ISAS[0]) -> str | None:
-    """Why the case has no native form, or None."""
+    """Return why the case has no native form, or None."""
     graph, specs = single(op, case, fed)
     return refusal(graph.nodes[0], Facts(propagate(graph, specs), graph.constants, isa))
 
@@ -62,7 +62,7 @@ def cache() -> CodeCache | None:
 
 
 def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache | None) -> tuple[Segment, list[Spec]]:
-    """The case as a segment of its own, and what it makes."""
+    """Return the case as a segment of its own, and the specs of its outputs."""
     graph, inputs = single(op, case, fed)
     specs, node = propagate(graph, inputs), graph.nodes[0]
     part = Part((node,), tuple(port.name for port in graph.inputs), node.outputs)
@@ -72,7 +72,7 @@ def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache 
 
 
 def run(segment: Segment, inputs: Sequence[Array], specs: Sequence[Spec], threads: int) -> list[Array]:
-    """The segment's outputs, made over poisoned memory with guards around."""
+    """Run the segment over poisoned memory with guards around its outputs, and return these."""
     outputs, memories = [], []
     for spec in specs:
         memory = np.full(spec.nbytes + 2 * GUARD_BYTES, 0xA5, np.uint8)
@@ -88,7 +88,7 @@ def run(segment: Segment, inputs: Sequence[Array], specs: Sequence[Spec], thread
 
 
 def ways(op: Op, case: Case) -> list[tuple[int, ...]]:
-    """Positions of inputs that only a run knows: the first, the others being constants, or all of them."""
+    """Return the positions of inputs that are not constants: the first alone, or all of them."""
     given = tuple(n for n, array in enumerate(arrays(op, case)) if array is not None)
     return list(dict.fromkeys([given[:1], given]))
 
@@ -104,7 +104,7 @@ RUNS = [
 @pytest.mark.parametrize("isa", HOST_ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize(("op", "case", "fed"), RUNS)
 def test_case_runs_natively_as_in_numpy(op, case, fed, isa, cache):
-    """Moves, integers and bools bit for bit, floats within a tolerance of float64; on one thread and on two, which agree."""
+    """Moves, integers and bools are exact, floats within a tolerance of float64; one thread and two give the same bits."""
     given = arrays(op, case)
     wanted = evaluate(op, given, case.attrs)
     exact = wanted if wanted[0].dtype not in FLOATS else evaluate(op, in_float64(given), case.attrs)

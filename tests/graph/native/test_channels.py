@@ -1,4 +1,4 @@
-"""Images in blocks that are cut, put together and shuffled by channels, against ONNX Runtime."""
+"""Slices, concatenations and shuffles of channels of images in blocks, against ONNX Runtime."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ def isa(request):
 
 
 def moved(calls) -> list[str]:
-    """What is called only to move elements."""
+    """Return the calls that only move elements."""
     return [name for name in kernels(calls) if name.startswith("b4_")]
 
 
 def shuffle(source: str, target: str, shape: tuple[int, int, int, int], groups: int):
-    """The three nodes as frameworks export them, and their constants."""
+    """Return the three nodes of a channel shuffle as frameworks export them, and their constants."""
     n, c, height, width = shape
     constants = [ints(f"{target}/apart", n, groups, c // groups, height, width), ints(f"{target}/whole", n, -1, height, width)]
     return [
@@ -42,7 +42,7 @@ def test_shuffle_is_one_copy_between_images_in_blocks(machine, channels, groups)
 
 
 def test_unit_of_a_shuffle_net_stays_in_blocks(machine):
-    """Both halves side by side, shuffled, and cut in two again."""
+    """Both halves are concatenated, shuffled and split again."""
     half = 29
     nodes, constants = shuffle("c", "s", (1, 2 * half, 7, 7), 2)
     nodes = [
@@ -58,7 +58,7 @@ def test_unit_of_a_shuffle_net_stays_in_blocks(machine):
 
 
 def test_concatenation_with_a_part_of_itself(isa):
-    """The part lies in the whole already, but not where it is wanted a second time."""
+    """The part is in place once; its second use needs a copy."""
     c = isa.lanes
     nodes = [node("Conv", ["x", "w0"], ["a"]), node("Slice", ["a", "lo", "hi", "axis"], ["s"]),
              node("Concat", ["a", "s"], ["b"], axis=1), node("Conv", ["b", "w1"], ["y"])]  # fmt: skip
@@ -77,7 +77,7 @@ def test_what_is_fused_behind_the_one_part_that_is_read(isa):
 
 
 def test_what_is_read_between_is_made_as_ever(isa):
-    """A shuffle whose insides somebody else wants is none."""
+    """A shuffle with an intermediate value that another node reads is not lowered as one copy."""
     nodes, constants = shuffle("a", "y0", (1, 12, 4, 4), 2)
     nodes = [node("Conv", ["x", "w"], ["a"]), *nodes, node("Relu", ["y0/b"], ["y1"])]
     check_native(

@@ -18,13 +18,13 @@ def up(x, w, y, *bias, **attrs):
 
 
 def double(x, w, y, *bias):
-    """Four taps a side, twice as large: a generator's layer."""
+    """Return a layer of a generator: a kernel of 4x4 that doubles both sides."""
     return up(x, w, y, *bias, kernel_shape=[4, 4], strides=[2, 2], pads=[1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_generator_from_a_vector_to_an_image(machine, threads):
-    """DCGAN's: every layer but the last is normalised and rectified, all of it inside of the convolutions."""
+    """As in DCGAN: all layers but the last are normalised and rectified, and both are fused into the convolutions."""
     sizes, nodes, constants, x = (20, 40, 24, 12), [], [], "x"
     for n, (c, k) in enumerate(itertools.pairwise(sizes)):
         nodes.append(up(x, f"w{n}", f"c{n}") if n == 0 else double(x, f"w{n}", f"c{n}"))
@@ -45,7 +45,7 @@ def test_generator_from_a_vector_to_an_image(machine, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("how", ["transposed", "linear", "nearest"])
 def test_decoder_with_skips(machine, threads, how):
-    """U-Net's: convolutions and pools down, what is doubled beside the skip on the way up."""
+    """As in U-Net: convolutions and pools on the way down, upsampling and a skip connection on the way up."""
     c = 2 * machine.lanes
     nodes = [
         node("Conv", ["x", "w0"], ["c0"], pads=[1] * 4), node("Relu", ["c0"], ["s0"]),
@@ -140,7 +140,7 @@ def test_normalisation_behind_it_is_folded(isa, group, bias):
     [
         ([up("x", "w", "y", strides=[64, 64])], [weights("w", 2, 2, 1, 1)], "it has 4096 phases, 1024 at most"),
         ([up("x", "w", "y")], [weights("w", 2, 2, 1, 40)], "its phases are 40 columns wide, 32 at most"),
-        ([node("Relu", ["x"], ["v"]), up("x", "v", "y", kernel_shape=[3, 3])], [], "its weights are no constants"),
+        ([node("Relu", ["x"], ["v"]), up("x", "v", "y", kernel_shape=[3, 3])], [], "its weights are not constants"),
     ],
 )
 def test_what_stays_in_numpy_says_why(nodes, constants, says):

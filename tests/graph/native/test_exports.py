@@ -13,7 +13,7 @@ from graph.shapes import bind
 from tests.graph.oracle import NATIVE
 
 FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
-IN_NUMPY: dict[str, set[str]] = {}  # of an export, the ops that stay there; who is missing has none
+IN_NUMPY: dict[str, set[str]] = {}  # by export, the ops that run in numpy; an export that is not listed has none
 
 pytestmark = [
     pytest.mark.exports,

@@ -305,7 +305,7 @@ def test_instance_norm_of_an_image_in_blocks(isa):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_out_of_one_matrix_copies_nothing(machine, masked):
-    """Queries, keys and values side by side, as encoders export it."""
+    """Queries, keys and values are slices of one product, as encoders are exported."""
     batch, length, heads, size = 2, 9, 3, 8
     width = heads * size
     nodes = [

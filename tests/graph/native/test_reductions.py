@@ -1,4 +1,4 @@
-"""Reductions and global pools: where they are pools, and where not."""
+"""Reductions and global pools: which become pools, and which row kernels."""
 
 import pytest
 

@@ -68,7 +68,7 @@ def test_older_forms(isa, mode):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_pyramid_of_features_adds_in_the_resize(machine, threads):
-    """Three levels, each resized to the one above and added to what a 1×1 convolution makes of that."""
+    """A feature pyramid of three levels: each is resized to the one above and added to a 1×1 convolution of that."""
     nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     nodes = [
         node("Conv", ["x", "w0"], ["c0"], strides=[2, 2], pads=[1] * 4), node("Relu", ["c0"], ["r0"]),

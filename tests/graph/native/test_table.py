@@ -9,7 +9,7 @@ from kernels.errors import EdgewiseError
 
 
 def module(name: str, *ops: str) -> ModuleType:
-    """A module of rules for some ops."""
+    """Return a module with a rule for each of some ops."""
     made = ModuleType(name)
     made.__dict__["RULES"] = dict.fromkeys(ops, conv.RULES["Conv"])
     return made

@@ -1,4 +1,4 @@
-"""Values of every type in segments, against the same graph in numpy: moves, integers and bools bit for bit."""
+"""Values of every type in segments, compared with the same graph in numpy: moves, integers and bools are exact."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def code(dtype) -> int:
 
 
 def values(rng: np.random.Generator, shape, dtype) -> np.ndarray:
-    """Small numbers of every sign that there is, zeros among them."""
+    """Return small random numbers of the type, zeros and, where it has them, negative ones included."""
     low = 0 if np.dtype(dtype).kind in "ub" else -5
     return rng.integers(low, 2 if np.dtype(dtype).kind == "b" else 6, shape).astype(dtype)
 
 
 def model(nodes, outputs: dict, constants, feeds: dict, opset: int = 21):
-    """A model whose inputs are like the feeds. outputs: name -> dtype."""
+    """Return a model whose inputs have the shapes and types of the feeds. outputs: name -> dtype."""
     ports = [port(name, list(array.shape), code(array.dtype)) for name, array in feeds.items()]
     return make(nodes, {name: code(dtype) for name, dtype in outputs.items()}, constants, ports, opset)
 
 
 def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
-    """Run on one thread and on several over poisoned memory; no node may be refused, all results must be numpy's."""
+    """Run on one thread and on several over poisoned memory; no node is refused, and all results equal numpy's."""
     graph = read(proto).graph
     specs = bind(graph, {name: array.shape for name, array in feeds.items()})
     wanted = Executor(graph, propagate(graph, specs)).run(feeds)
@@ -59,7 +59,7 @@ def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
 
 
 def natively(proto, feeds: dict, isa, threads: int = 2) -> Executor:
-    """As above, and nothing stays in numpy."""
+    """Check as above, and that every node runs natively."""
     executor = agrees(proto, feeds, isa, threads)
     assert {step.algorithm.partition("/")[0] for step in executor.steps} <= {"native", "view"}
     return executor
@@ -88,7 +88,7 @@ def test_moves_of_every_type(isa, dtype):
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).name)
 def test_integers_compute_and_are_compared(isa, dtype):
-    """Also by 0, and by more bits than there are; what is fused behind a node is done in the same pass."""
+    """Also division by 0 and shifts by more bits than the type has; epilogues run in the same pass."""
     rng = np.random.default_rng(0)
     feeds = {name: values(rng, (3, 7), dtype) for name in "ab"}
     feeds["a"][0, :3] = np.iinfo(dtype).min, np.iinfo(dtype).max, 0
@@ -144,7 +144,7 @@ def test_embedding_and_what_is_fused_behind_it(machine, index):
 
 
 def test_index_outside_is_the_error_that_numpy_raises(isa):
-    """It names the node that met it, and the run after it is as good as any."""
+    """The error names the node, and the next run is not affected."""
     rng = np.random.default_rng(0)
     feeds = {"a": np.array([0, 3], np.int64), "b": np.array([1, 2], np.int64), "x": values(rng, (2, 4), np.int64)}
     nodes = [node("Gather", ["table", "a"], ["p"], name="first"), node("Abs", ["b"], ["i"], name="index"),
