@@ -37,7 +37,7 @@ _PACKAGES = ("kernels", "graph", "profiler", "scheduler", "app", "migrations")
 
 
 def _load_packages() -> None:
-    """Import Edgewise's packages from this file's own folder, in whatever order sys.path names others (docs/decisions/0012).
+    """Import Edgewise's packages from this file's own folder, not by sys.path (docs/decisions/0012).
 
     Raises: ImportError when another module has one of the names already.
     """
