@@ -10,8 +10,6 @@ import pytest
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
 from profiler.device.profile import DeviceProfile
-from scheduler.local import local_device
-from scheduler.store import Store
 from tests.app.servers import serving_demo, text_model
 
 
@@ -40,12 +38,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    """This machine, measured once for all tests that plan."""
-    folder = tmp_path_factory.mktemp("machine")
-    with pytest.MonkeyPatch.context() as patch, Store(f"sqlite:///{folder / 'db.sqlite'}") as store:
-        patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")  # other measurements are not waited for
-        return local_device(store, 0.3)
+def machine(this_machine: DeviceProfile) -> DeviceProfile:
+    """This machine, for tests that plan."""
+    return this_machine
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
 from profiler.device.profile import DeviceProfile
-from scheduler.local import local_device
 from scheduler.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -26,21 +25,12 @@ STANDALONE = {  # script: arguments, and a line that its output holds
 ASKING = {"call_http.py": "the digit is 7", "call_http.sh": '"plan_id"'}
 
 
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    """This machine, measured briefly."""
-    folder = tmp_path_factory.mktemp("machine")
-    with pytest.MonkeyPatch.context() as patch, Store(f"sqlite:///{folder / 'db.sqlite'}") as store:
-        patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")
-        return local_device(store, 0.3)
-
-
 @pytest.fixture
-def database(tmp_path: Path, machine: DeviceProfile) -> str:
+def database(tmp_path: Path, this_machine: DeviceProfile) -> str:
     """A database that knows this machine, so that nothing measures it again."""
     url = f"sqlite:///{tmp_path / 'examples.db'}"
     with Store(url) as store:
-        store.devices.save(machine)
+        store.devices.save(this_machine)
     return url
 
 

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from app.settings import DEMO_MODELS
 from graph.formats.onnx.reader import read
-from scheduler.local import local_device
+from profiler.device.profile import DeviceProfile
 from scheduler.planning.forecast import forecast
 from scheduler.planning.planner import make_plan
 from scheduler.store import Store
 
 
-def test_stored_plans_come_first_and_the_others_are_made(tmp_path: Path) -> None:
+def test_stored_plans_come_first_and_the_others_are_made(tmp_path: Path, this_machine: DeviceProfile) -> None:
     model = read(DEMO_MODELS / "digits.onnx")
     shapes = {rows: {"image": (rows, 1, 8, 8)} for rows in (1, 2, 4)}
     with Store(f"sqlite:///{tmp_path / 'db.sqlite'}") as store:
-        device = local_device(store, 0.3)
+        store.devices.save(device := this_machine)
         made = forecast(model, shapes, 1, device, store)
         assert made == {rows: make_plan(model, device, shapes=shapes[rows], max_threads=1).predicted_ns for rows in shapes}
         assert made[1] < made[2] < made[4] < 4 * made[1]

@@ -12,6 +12,7 @@ from graph.errors import FeedError, LimitError
 from graph.formats.onnx.reader import read
 from graph.ir import Model
 from kernels.errors import AttributeValueError, InvalidError, UnsupportedError
+from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
 from scheduler.cost.fitting import CostModel, Point
 from scheduler.errors import StalePlanError
@@ -164,8 +165,8 @@ def test_a_fresh_measurement_overrules_the_prediction(store: Store) -> None:
     assert step.predicted_ns == 5.0
 
 
-def test_a_measurement_of_another_device_is_not_used(store: Store) -> None:
-    other = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}, max_threads=1, store=store)
+def test_a_measurement_of_another_device_is_not_used(store: Store, this_machine: DeviceProfile) -> None:
+    other = make_plan(MODEL, this_machine, dims={"n": 1}, max_threads=1, store=store)
     assert not any(step.measured for step in other.steps)
 
 
@@ -252,9 +253,8 @@ def _as_run(strategy: Strategy) -> str:
     return str(strategy.choice) if strategy.backend == "native" else strategy.algorithm
 
 
-def test_the_session_runs_exactly_the_plan(store: Store) -> None:
-    here = local_device(store, 0.3)
-    plan = make_plan(MODEL, here, dims={"n": 2}, objective="memory")
+def test_the_session_runs_exactly_the_plan(this_machine: DeviceProfile) -> None:
+    plan = make_plan(MODEL, this_machine, dims={"n": 2}, objective="memory")
     assert plan.state.status == "current"
     session = Session(MODEL, plan=plan)
     feeds = {"x": np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)}
@@ -273,19 +273,18 @@ def test_the_session_runs_exactly_the_plan(store: Store) -> None:
         ({"engine_build": "old"}, "build"),
     ],
 )
-def test_a_plan_of_something_else_is_refused(store: Store, change, says) -> None:
-    plan = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}).model_copy(update=change)
+def test_a_plan_of_something_else_is_refused(this_machine: DeviceProfile, change, says) -> None:
+    plan = make_plan(MODEL, this_machine, dims={"n": 1}).model_copy(update=change)
     with pytest.raises(StalePlanError, match=says):
         Session(MODEL, plan=plan)
 
 
-def test_a_session_follows_plans_that_come_later(store: Store) -> None:
-    here = local_device(store, 0.3)
+def test_a_session_follows_plans_that_come_later(this_machine: DeviceProfile) -> None:
     session = Session(MODEL, threads=2)
     feeds = {n: {"x": np.random.default_rng(n).standard_normal((n, 3, 16, 16)).astype(np.float32)} for n in (1, 2)}
     before = {n: session.run(feeds[n])["y"] for n in feeds}
     running = {n: session.ready(feeds[n]) for n in feeds}
-    plan = make_plan(MODEL, here, dims={"n": 2}, max_threads=1, backend="numpy")
+    plan = make_plan(MODEL, this_machine, dims={"n": 2}, max_threads=1, backend="numpy")
     session.follow(plan)
     assert session.ready(feeds[1]) is running[1]  # other shapes stay as they are
     swapped = session.ready(feeds[2])
@@ -301,12 +300,12 @@ def test_a_session_follows_plans_that_come_later(store: Store) -> None:
     assert (len(session.plans), plan.id in session.plans) == (MAX_PLANS, False)
 
 
-def test_a_plan_that_cannot_be_built_changes_nothing(store: Store) -> None:
+def test_a_plan_that_cannot_be_built_changes_nothing(this_machine: DeviceProfile) -> None:
     feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
     needed = Session(MODEL, threads=1).executor(feeds).memory.arena_bytes
     session = Session(MODEL, threads=1, limits=SessionLimits(arena_bytes=needed))
     ready = session.ready(feeds)
-    plan = make_plan(MODEL, local_device(store, 0.3), dims={"n": 1}, max_threads=1, backend="numpy")
+    plan = make_plan(MODEL, this_machine, dims={"n": 1}, max_threads=1, backend="numpy")
     with pytest.raises(LimitError, match="the limit is"):
         session.follow(plan)
     assert (session.ready(feeds) is ready, session.plan_id) == (True, "default")

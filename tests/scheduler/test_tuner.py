@@ -17,8 +17,9 @@ import pytest
 
 import edgewise
 from kernels.errors import AttributeValueError
+from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
-from scheduler.local import local_device, local_fingerprint
+from scheduler.local import local_fingerprint
 from scheduler.planning.planner import evidence_of
 from scheduler.planning.subject import Subject
 from scheduler.session import Session
@@ -30,11 +31,10 @@ from tests.scheduler.convnet import MODEL
 SMALL: dict[str, Any] = {"dims": {"n": 1}}
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture
+def here(this_machine: DeviceProfile) -> DeviceProfile:
     """This machine's profile, measured once."""
-    with Store(f"sqlite:///{tmp_path_factory.mktemp('device') / 'd.sqlite'}") as store:
-        return local_device(store, 0.3)
+    return this_machine
 
 
 @pytest.fixture

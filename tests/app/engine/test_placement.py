@@ -20,7 +20,7 @@ from app.service import Service
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
 from bench.waiting import until
-from scheduler.local import local_device
+from profiler.device.profile import DeviceProfile
 from tests.app.demo import SEVEN
 from tests.app.engine import models
 
@@ -116,9 +116,9 @@ def test_the_config_reaches_the_engine(server: Served) -> None:
     assert server.infer("dense", 3).status_code == 200
 
 
-def test_the_first_batch_curve_comes_from_plans(server: Served) -> None:
+def test_the_first_batch_curve_comes_from_plans(server: Served, machine: DeviceProfile) -> None:
     """The digits are asked by many at once, on a machine that was measured; statistics say how the curve is known."""
-    local_device(server.service.storage.store, 0.3)
+    server.service.storage.store.devices.save(machine)
 
     def curves() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = server.client.get("/v2/models/digits/stats").json()["model_stats"][0]["batch_curves"]

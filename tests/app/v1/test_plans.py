@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from profiler.device.profile import DeviceProfile
+from scheduler.store import Store
 from tests.app.demo import MODEL
 from tests.app.servers import serving_demo
 from tests.processes import edgewise
@@ -69,9 +70,10 @@ def test_best_strategies(client: httpx.Client) -> None:
     assert client.get("/v1/strategies/best", params={"device": "f" * 16, "model": digest}).status_code == 404
 
 
-def test_command_line(tmp_path: Path) -> None:
+def test_command_line(tmp_path: Path, machine: DeviceProfile) -> None:
     db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
-    edgewise("device", "--seconds", "0.3", "--db", db)
+    with Store(db) as store:
+        store.devices.save(machine)
     common = ["plan", MODEL, "--dim", "batch=1", "--db", db]
     plan = json.loads(edgewise(*common, "--json").stdout)
     (tmp_path / "a.json").write_text(json.dumps(plan))

@@ -27,7 +27,7 @@ MISSING_TOOLS = [tool for tool in (_ASSEMBLER, _LINKER, _EMULATOR) if shutil.whi
 
 _BASE = 0x10_0000_0000
 _PAGE_BYTES = 4096
-_GAP = 0xA5  # between arrays: nobody may write there
+_GAP = 0xA5  # between arrays: no kernel may write there
 _GAP_BYTES = 256
 _REGISTERS, _STACK = 8, 16  # arguments of a call in registers and behind them
 

@@ -1,4 +1,4 @@
-"""Every case of every registered operator: what holds for all of them, whoever wrote them."""
+"""Every case of every registered operator: what holds for all of them."""
 
 from __future__ import annotations
 

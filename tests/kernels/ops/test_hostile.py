@@ -15,7 +15,7 @@ from kernels.registry import Case, Op, evaluate, operators
 from kernels.spec import Array, Spec
 from tests.kernels.ops.cases import arrays, for_each_op, specs_of
 
-MAX_BYTES = 2**26  # larger outputs are legitimate, and refused by whoever sets the memory limit
+MAX_BYTES = 2**26  # larger outputs are legitimate, and the memory limit refuses them
 
 ATTRIBUTES: tuple[Any, ...] = (
     *(-1, 0, 1, 2, -7, 2**40, -(2**63), 2**63 - 1),
