@@ -73,13 +73,8 @@ PLAIN: Epilogue[Any] = Epilogue()  # that changes nothing
 def check_images(epilogue: Epilogue[Image], lanes: int) -> None:
     """Raise EmitError for an operand whose channels do not come in vectors."""
     for n, image in enumerate(epilogue.operands):
-        if not (_is_one(image) or image.contiguous_channels or image.block % lanes == 0):
+        if not (image.one_for_all_channels or image.contiguous_channels or image.block % lanes == 0):
             raise EmitError(f"epilogue: operand {n} has blocks of {image.block} channels, need {lanes} or one for all")
-
-
-def _is_one(image: Image) -> bool:
-    """Return whether all channels share one element."""
-    return image.block == 1 and image.block_stride == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +122,7 @@ class Places:
         """Load an operand's elements for vectors of results, joined to one vector."""
         image, base, dtype = self.images[n], self.addresses[n], self.dtypes[n]
         kind = memory_type(dtype).by(k.isa.lanes)
-        if _is_one(image):
+        if image.one_for_all_channels:
             loads = [k.broadcast(kind, base, result.at(image)) for result in results]
         else:
             loads = [k.load_part(kind, base, result.lanes, result.at(image)) for result in results]

@@ -120,6 +120,8 @@ class _PoolingEmitter:
         """Return the offset of a vector of channels in an image, in elements."""
         if layout.contiguous_channels:
             return image * layout.n_stride + number * self.lanes
+        if layout.one_for_all_channels:
+            return image * layout.n_stride
         per_block = layout.block // self.lanes
         return image * layout.n_stride + number // per_block * layout.block_stride + number % per_block * self.lanes
 

@@ -72,6 +72,11 @@ class Image:
         """Whether all channels of a pixel lie side by side."""
         return self.block >= self.channels
 
+    @property
+    def one_for_all_channels(self) -> bool:
+        """Whether all channels are one element in memory, as those of a broadcast operand are."""
+        return self.block == 1 and self.block_stride == 0
+
     def offset(self, channel: int) -> int:
         """Elements from channel 0 to that channel of the same pixel."""
         return channel // self.block * self.block_stride + channel % self.block

@@ -93,6 +93,17 @@ def test_pointwise_convolution_with_strides_and_padding(isa):
     check_native(make(nodes, ["y"], constants, image(1, 3, 8, 7)), {"x": normal(1, 3, 8, 7)}, isa)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1, 4, 5), (2, 1, 4, 5), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("channels", [2, 16, 40])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "GlobalAveragePool"])
+def test_pool_followed_by_an_operand_that_all_channels_share(isa, op, channels, shape):
+    shape = (*shape[:2], 1, 1) if op.startswith("Global") and shape else shape
+    window = {} if op.startswith("Global") else {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    nodes = [node(op, ["x"], ["a"], **window), node("Mul", ["a", "s"], ["b"]), node("Relu", ["b"], ["y"])]
+    proto = make(nodes, ["y"], [constant("s", normal(*shape))], image(2, channels, 4, 5))
+    check_native(proto, {"x": normal(2, channels, 4, 5)}, isa)
+
+
 def test_one_dimensional_convolution_and_pool(isa):
     nodes = [node("Conv", ["x", "w"], ["a"], pads=[2, 2], dilations=[2]), node("Sigmoid", ["a"], ["b"]),
              node("AveragePool", ["b"], ["c"], kernel_shape=[3], strides=[2], count_include_pad=1, pads=[1, 1]),
