@@ -151,7 +151,9 @@ def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tm
     assert tuned["state"]["status"] == "current"
     found = {row["kind"]: row for row in json.loads(edgewise("bench", "cost-model", "--db", db, "--json").stdout)}
     assert found["all"]["points"] > 0
-    assert "run whole" in edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout.replace("\n", " ")
+    assert "as a whole" in tuned["why"]
+    planned = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout
+    assert " ".join(tuned["why"].split()) in " ".join(planned.split())  # the tuned plan is the answer to the same request
     wrong = edgewise("tune", MODEL, "--backend", "cuda")
     assert (wrong.returncode, "unknown backend 'cuda', need one of auto, " in wrong.stderr) == (2, True)
     assert edgewise("bench", "colour").returncode == 2
