@@ -29,7 +29,9 @@ ALLOWED = {200, 303, 400, 401, 403, 404, 405, 408, 409, 413, 421, 422, 429, 431,
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("fuzz")
     write_models(folder)
-    with serving(Settings(models=folder, db=f"sqlite:///{folder / 'fuzz.db'}", body_timeout_s=1, head_timeout_s=1)) as client:
+    with serving(
+        Settings(models=folder, db=f"sqlite:///{folder / 'fuzz.db'}", body_timeout_s=1, head_timeout_s=1, keep_alive_s=1)
+    ) as client:
         yield client
         assert client.get("/v2/health/live").status_code == 200  # it lives, whatever was sent, and still infers
         assert client.post("/v2/repository/models/digits/load").status_code == 200
