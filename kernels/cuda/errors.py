@@ -6,8 +6,9 @@ EdgewiseError    ← DeviceMemoryError     the GPU's memory is full
 EdgewiseError    ← CudaError             any other failed call: a fault of this project
 DeviceLostError  ← GpuLostError          the GPU, or the context that holds the work on it, is gone
 
-A failure on the GPU, such as an illegal address, is reported by whichever call comes next, and by every one after it: the context
-is of no use any more. Those are GpuLostError too.
+A failure on the GPU, such as an illegal address, is reported by a later call, and by every one after that: those are GpuLostError
+too. A new context, or a reset of the old one, fails in the same way (seen on an H200 with driver 580.159.04, 2026-11-30), so the
+process has lost the GPU for good, and another process has not.
 """
 
 from __future__ import annotations
@@ -82,5 +83,5 @@ def error_of(call: str, code: int, name: str, description: str) -> Exception:
     if code in _UNSUPPORTED:
         return GpuUnsupportedError(text)
     if code in _LOST:
-        return GpuLostError(f"{text}; the context on this GPU is lost")
+        return GpuLostError(f"{text}; this process has lost the GPU, start another")
     return CudaError(text)

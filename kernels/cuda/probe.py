@@ -297,7 +297,8 @@ def _measure_stream(bench: Bench, function: Function, n_bytes: int, shape: tuple
     blocks = bench.processors * each
     chunk = source.READ_UNROLL * threads * blocks
     copies = function.name == "copy"
-    parts = max(1, n_bytes // 16 // chunk // (2 if copies and n_bytes < x.n_bytes else 1)) * chunk
+    wanted = n_bytes / (2 if copies and n_bytes < x.n_bytes else 1)  # a copy in L2 keeps both sides there
+    parts = max(1, min(round(wanted / 16 / chunk), x.n_bytes // 16 // chunk)) * chunk
 
     def run(passes: int) -> None:
         arguments = (x, y, ctypes.c_int64(parts), ctypes.c_int32(passes))

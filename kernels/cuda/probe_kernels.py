@@ -294,9 +294,10 @@ end:
 
 # Ways to let every thread of the grid wait until all have come to the same point, and see what the others wrote before it: the
 # first thread of a block adds 1 to a counter and waits until it has reached all blocks × rounds. Each stands between two barriers
-# of the block, knows `%round` (1, 2, ...) and the counter `%state`, and ends in the block `met`. Measured on an H200 with 132 blocks
-# (2026-11-30), where "release" takes 0.95 µs, and left out: a flag for each block, which all others read, 1.65; two and four
-# counters, 0.96 and 0.95.
+# of the block, knows `%round` (1, 2, ...) and the counter `%state`, and ends in the block `met`.
+#
+# Measured on an H200 with 132 blocks (2026-11-30), where "release" takes 0.95 µs, and left out: a flag for each block, which all
+# others read, 1.65; two and four counters, 0.96 and 0.95.
 BARRIERS = {
     "fence": """  %target = mul i32 %round, %blocks
   br i1 %leader, label %arrive, label %met

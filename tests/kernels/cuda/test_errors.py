@@ -30,7 +30,7 @@ def no_driver(monkeypatch):
             700,
             GpuLostError,
             DeviceLostError,
-            r"cuX: CUDA_ERROR_ILLEGAL_ADDRESS \(700\), an illegal .*; the context on this GPU is lost$",
+            r"cuX: CUDA_ERROR_ILLEGAL_ADDRESS \(700\), an illegal .*; this process has lost the GPU, start another$",
         ),
         (4242, CudaError, EdgewiseError, r"cuX: unknown to this driver \(4242\), unknown to this driver$"),
     ],
