@@ -1,0 +1,9 @@
+"""NVIDIA GPUs, with nothing but their driver: kernels are LLVM IR, compiled to PTX by LLVM and to machine code by the driver.
+
+Modules, from the bottom up:
+    errors    the driver's result codes as typed errors
+    library   libcuda through ctypes, every call checked
+    driver    contexts, memory, streams, events, modules, launches and graphs of launches
+    ptx       IR to PTX, kept in the code cache on disk
+    probe     what a GPU can do: measured peaks, bandwidths, and the costs of barriers and launches
+"""
