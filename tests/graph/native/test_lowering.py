@@ -1,6 +1,7 @@
 """Graphs that run natively against ONNX Runtime: layouts, conversions, epilogues, aliases, segments."""
 
 import gc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_pointwise_convolution_with_strides_and_padding(isa):
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "GlobalAveragePool"])
 def test_pool_followed_by_an_operand_that_all_channels_share(isa, op, channels, shape):
     shape = (*shape[:2], 1, 1) if op.startswith("Global") and shape else shape
-    window: dict[str, list[int]] = {} if op.startswith("Global") else {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    window: dict[str, Any] = {} if op.startswith("Global") else {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     nodes = [node(op, ["x"], ["a"], **window), node("Mul", ["a", "s"], ["b"]), node("Relu", ["b"], ["y"])]
     proto = make(nodes, ["y"], [constant("s", normal(*shape))], image(2, channels, 4, 5))
     check_native(proto, {"x": normal(2, channels, 4, 5)}, isa)
