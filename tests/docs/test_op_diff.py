@@ -1,14 +1,18 @@
-"""The operator that docs/ops.md adds by a diff passes the generic suites in a copy of the tree with that diff."""
+"""The operator and the native family that docs/ops.md adds by diffs pass their tests in copies of the tree with these diffs."""
 
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.kernels.native.conftest import HOST_ISAS
+
 ROOT = Path(__file__).parents[2]
+OPERATOR, FAMILY = 0, 1  # the diffs of docs/ops.md, in order
 FUSED = """
 import numpy as np
 
@@ -35,22 +39,41 @@ print(kernels.__file__)
 """
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what the generic suites need, with the diff applied."""
-    copy = tmp_path_factory.mktemp("tree")
+def new_files(number: int) -> dict[str, str]:
+    """The files that a diff of docs/ops.md makes, by path. It changes no file that exists."""
+    diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "ops.md").read_text(), re.S)
+    before, *parts = diffs[number].split("--- /dev/null\n")
+    assert not before
+    files = {}
+    for part in parts:
+        new, hunk, *lines = part.splitlines()
+        assert hunk == f"@@ -0,0 +1,{len(lines)} @@"
+        assert all(line.startswith("+") for line in lines)
+        files[new.removeprefix("+++ b/")] = "".join(f"{line[1:]}\n" for line in lines)
+    return files
+
+
+def copy_with(files: Mapping[str, str], copy: Path) -> Path:
+    """A copy of what the generic suites need, with these files added."""
     shutil.copy(ROOT / "pyproject.toml", copy)
     for folder in ("kernels", "graph", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "app", "browser", "scheduler"))
-    (diff,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "ops.md").read_text(), re.S)
-    old, new, hunk, *lines = diff.splitlines()
-    assert old == "--- /dev/null"  # the op is one new file
-    assert hunk == f"@@ -0,0 +1,{len(lines)} @@"
-    assert all(line.startswith("+") for line in lines)
-    target = copy / new.removeprefix("+++ b/")
-    assert not target.exists()
-    target.write_text("".join(f"{line[1:]}\n" for line in lines))
+    for name, text in files.items():
+        assert not (copy / name).exists()
+        (copy / name).write_text(text)
     return copy
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with the operator."""
+    return copy_with(new_files(OPERATOR), tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with the native family."""
+    return copy_with(new_files(FAMILY), tmp_path_factory.mktemp("family"))
 
 
 def python(tree: Path, *arguments: str) -> str:
@@ -72,7 +95,27 @@ def test_operator_is_fused_behind_a_convolution(tree: Path) -> None:
     assert Path(python(tree, "-c", FUSED).strip()).is_relative_to(tree)
 
 
-def test_operator_is_formatted_as_the_others(tree: Path) -> None:
-    file = str(tree / "kernels" / "ops" / "squared_relu.py")
-    python(tree, "-m", "ruff", "check", file)
-    python(tree, "-m", "ruff", "format", "--check", file)
+def test_family_takes_two_files() -> None:
+    assert list(new_files(FAMILY)) == ["kernels/native/families/cumsum.py", "graph/native/rules/cumsum.py"]
+
+
+def test_family_computes_its_operator_natively(family: Path) -> None:
+    suites = ("tests/docs/added_family.py", "tests/graph/native/test_cases.py")
+    which = "added_family or (runs_natively and CumSum)"
+    said = python(family, "-m", "pytest", "-n0", "-v", "-p", "no:cacheprovider", "-k", which, *suites)
+    for test in (
+        "sums_agree_with_numpy_and_float64",
+        "a_segment_holds_it",
+        "a_refusal_says_why",
+        "case_runs_natively_as_in_numpy",
+    ):
+        for isa in HOST_ISAS:
+            assert re.search(rf"test_{test}.*\b{isa.name}\b.* PASSED", said), said
+    assert "SKIPPED" not in said, said
+
+
+@pytest.mark.parametrize(("copy", "diff"), [("tree", OPERATOR), ("family", FAMILY)], ids=["operator", "family"])
+def test_files_are_formatted_as_the_others(copy: str, diff: int, request: pytest.FixtureRequest) -> None:
+    where, files = request.getfixturevalue(copy), new_files(diff)
+    python(where, "-m", "ruff", "check", *files)
+    python(where, "-m", "ruff", "format", "--check", *files)
