@@ -104,7 +104,7 @@ def test_resize_writes_straight_into_a_concat(machine):
 
 @pytest.mark.parametrize(
     ("inputs", "says"),
-    [(["x", "", "s"], "its shapes are only known at run time"), (["x", "", "t"], "it resizes images or channels")],
+    [(["x", "", "s"], "its shapes are only known at run time"), (["x", "", "t"], "it resizes the batch or channels")],
 )
 def test_what_stays_in_numpy_says_why(inputs, says):
     ports = [*image(1, 2, 3, 3), port("s", [4])]
