@@ -27,5 +27,5 @@ PAGES = {
 
 
 def settled(page: Page) -> None:
-    """Wait until the page reads nothing any more."""
-    page.wait_for_function("() => !document.querySelector('.skeleton, [aria-busy=true]')")
+    """Wait until the page has loaded, its script has run, and nothing that it reads is on the way."""
+    page.wait_for_function("() => document.readyState === 'complete' && !document.querySelector('.skeleton, [aria-busy=true]')")
