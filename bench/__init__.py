@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against other engines and against the machine's limits, each from one interleaved run."""
+"""Benchmarks compare Edgewise with other engines and with the machine's limits. Each ratio comes from one interleaved run."""

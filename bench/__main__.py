@@ -1,4 +1,4 @@
-"""`python -m bench`: Edgewise beside other engines on this machine's cores."""
+"""`python -m bench` compares Edgewise with other engines on this machine's cores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def main(
     ] = ("edgewise,onnxruntime"),
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of one turn.")] = 1.0,
     shapes: Annotated[str, typer.Option(help="Comma-separated exports whose shapes are timed one by one; empty = none.")] = (
         ",".join(SHAPES_OF)
     ),
-    costs: Annotated[bool, typer.Option(help="Time starts, timing itself, and what threads bring.")] = True,
-    accuracy: Annotated[bool, typer.Option(help="Compare with float64, and memory with ONNX Runtime's.")] = True,
+    costs: Annotated[
+        bool, typer.Option(help="Measure start-up time, the speedup by threads, and the overhead of timing each step.")
+    ] = True,
+    accuracy: Annotated[
+        bool, typer.Option(help="Compare outputs with float64, and peak memory with that of ONNX Runtime.")
+    ] = True,
 ) -> None:
-    """Check the counts of the exports, then print a table per thread count, and those of what else is asked for."""
+    """Check the counts of the exports, then print one table per thread count and one per other benchmark that is on."""
     cores = psutil.cpu_count(logical=False)
     typer.echo(
         f"{platform.platform()}, {platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}"

@@ -1,4 +1,4 @@
-"""How far each export's output is from the same arithmetic in float64, and what memory a process that runs it needs."""
+"""Measure each export's error against the same arithmetic in float64, and the peak memory of a process that runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 1e-3  # of the largest output
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every float32 tensor and every cast to one turned into float64."""
+    """Return a copy of the model in which every float32 tensor, and every cast to float32, is float64."""
     double = onnx.ModelProto()
     double.CopyFrom(model)
     for tensor in double.graph.initializer:
@@ -39,7 +39,7 @@ def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def error_of(path: Path, threads: int) -> float:
-    """The largest difference from float64, relative to the largest output."""
+    """Return the largest difference from the float64 run, relative to the largest output."""
     feeds = feeds_of(path)
     ours = edgewise.Session(path, threads=threads).run(feeds)
     double = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in feeds.items()}
@@ -48,7 +48,7 @@ def error_of(path: Path, threads: int) -> float:
 
 
 def peak_bytes(name: str, path: Path, threads: int) -> int:
-    """The most memory that a process of one engine had resident, from loading to a few runs."""
+    """Return the peak resident memory, in bytes, of a process that loads the model into one engine and runs it for 0.2 s."""
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "feeds.npz"
         np.savez(feeds, allow_pickle=False, **feeds_of(path))
@@ -61,12 +61,12 @@ def peak_bytes(name: str, path: Path, threads: int) -> int:
             engine.process.kill()
             engine.process.wait()
     if not isinstance(found, int):
-        raise EngineFailedError(f"{name}: it answered {found!r} for its memory")
+        raise EngineFailedError(f"{name}: the worker answered {found!r} to `memory`, need a number of bytes")
     return found
 
 
 def compare_accuracy(names: list[str], threads: int) -> None:
-    """Print error and peak memory per export, beside ONNX Runtime's memory."""
+    """Print, for each export, its error and peak memory, and the peak memory of ONNX Runtime."""
     table = Table(title=f"fp32 against float64, and peak resident memory, {threads} thread{'s' * (threads > 1)}")
     for column in ("model", "error / largest output", "edgewise MiB", "onnxruntime MiB", "ratio"):
         table.add_column(column, justify="left" if column == "model" else "right")
@@ -79,4 +79,4 @@ def compare_accuracy(names: list[str], threads: int) -> None:
         table.add_row(name, f"{error:.1e}", f"{ours / 2**20:.0f}", f"{theirs / 2**20:.0f}", f"{ours / theirs:.2f}")
     console = Console(width=120)
     console.print(table)
-    console.print(f"above {LIMIT:.0e}: {', '.join(wrong) or 'none'}")
+    console.print(f"error above {LIMIT:.0e}: {', '.join(wrong) or 'none'}")

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, which can be stopped and started, where its programs are installed."""
+"""A private PostgreSQL server that a test can stop and start. The server's programs have to be installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ START_S = 60.0
 
 
 def missing() -> str:
-    """Return why this machine cannot run a PostgreSQL server; "" where it can."""
+    """Return why this machine cannot run a PostgreSQL server, or "" if it can."""
     if _programs() is None:
         return "no PostgreSQL server programs (initdb, postgres) on this machine"
     if os.getuid():
@@ -23,14 +23,14 @@ def missing() -> str:
 
 
 def _programs() -> Path | None:
-    """The folder of initdb and postgres; Debian keeps it off the PATH."""
+    """Return the folder of initdb and postgres, or None. Debian keeps it off the PATH."""
     folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()), None)
 
 
 class Cluster:
-    """One server with an empty database `postgres`. It writes its data durably: what it acknowledged outlives a stop."""
+    """One server with an empty database `postgres`. It writes durably: a stop loses nothing that it acknowledged."""
 
     def __init__(self) -> None:
         programs = _programs()
@@ -49,20 +49,20 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """Return the URL of its database."""
+        """Return the URL of the server's database."""
         return f"postgresql://edgewise@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start the server and wait until it answers."""
         options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self.folder}"
         self._command("pg_ctl", "-w", "-t", str(int(START_S)), "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
-        """End every connection and stop."""
+        """End every connection and stop the server."""
         self._command("pg_ctl", "-w", "-m", "fast", "stop")
 
     def remove(self) -> None:
-        """Stop the server if it runs, and remove its files."""
+        """Stop the server if it is running, and remove its files."""
         if (self.folder / "data" / "postmaster.pid").exists():
             self._command("pg_ctl", "-w", "-m", "immediate", "stop")
         shutil.rmtree(self.folder)

@@ -1,4 +1,4 @@
-"""Costs around the runs of a model: starting, with compiled code on disk and without; timing its steps; what threads bring."""
+"""Measure the start-up time with and without compiled code on disk, the speedup by threads, and the overhead of timing steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 import edgewise
 from bench.models import exports_folder, feeds_of
 
-TURN_RUNS = 5  # of one way in a row
+TURN_RUNS = 5  # consecutive runs of one variant
 
 _START = """
 import sys, numpy as np, edgewise
@@ -28,7 +28,7 @@ edgewise.Session(sys.argv[1], threads=int(sys.argv[3])).run(dict(np.load(sys.arg
 
 
 def start_seconds(model: Path, threads: int, code: Path) -> float:
-    """From starting Python to the first result of a model. code: the folder of compiled code."""
+    """Return the seconds from starting Python to a model's first result. code: folder of the compiled code."""
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "feeds.npz"
         np.savez(feeds, allow_pickle=False, **feeds_of(model))
@@ -39,7 +39,7 @@ def start_seconds(model: Path, threads: int, code: Path) -> float:
 
 
 def medians_ns(model: Path, threads: int, seconds: float) -> tuple[float, float, float]:
-    """Median run on one thread, on `threads`, and on `threads` with every step timed; all in turns."""
+    """Measure, in turns, the median run on one thread, on `threads`, and on `threads` with every step timed."""
     feeds = feeds_of(model)
     one, many = edgewise.Session(model, threads=1), edgewise.Session(model, threads=threads)
     ways: tuple[Callable[[Mapping[str, Any]], object], ...] = (
@@ -62,9 +62,9 @@ def medians_ns(model: Path, threads: int, seconds: float) -> tuple[float, float,
 
 
 def compare_costs(names: list[str], threads: int, seconds: float) -> None:
-    """Print starting times, the gain of threads and the cost of timing, per export."""
-    table = Table(title=f"Starting, threads and timing; {threads} threads, medians in turns")
-    for column in ("model", "cold start s", "warm start s", f"{threads} threads / 1, speed", "timed / untimed"):
+    """Print, for each export, its start-up times, the speedup by threads and the overhead of timing each step."""
+    table = Table(title=f"Start-up time, speedup by threads, overhead of timing; {threads} threads, medians in turns")
+    for column in ("model", "cold start s", "warm start s", f"speedup by {threads} threads", "timed / untimed"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in names:
         path = exports_folder() / f"{name}.onnx"

@@ -1,4 +1,4 @@
-"""The counts of the exported models against published integers: a profiler that is off by one fails here."""
+"""Compare the counts of the exported models with published integers. A profiler that is off by one fails here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.models import exports_folder
 
 
 def check_counts(names: list[str]) -> None:
-    """Print MACs and parameters of every export; exit 1 where one differs."""
+    """Print the MACs and parameters of every export. Exits with 1 if one differs from the published count."""
     table = Table(title="counts of the exports")
     for column in ("model", "MACs", "parameters", "as published"):
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -1,4 +1,4 @@
-"""The exported architectures that benchmarks and tests measure themselves by, and the integers their counts must hit."""
+"""The exported architectures that benchmarks and tests use, and the exact counts that each must have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Golden(NamedTuple):
-    """Published counts at batch 1; MACs recomputed from the layer lists. initializer_elements: what the export itself stores."""
+    """Published counts at batch 1. macs: recomputed from the layer lists. initializer_elements: numbers that the file stores."""
 
     macs: int
     params: int

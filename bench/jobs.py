@@ -1,4 +1,4 @@
-"""Jobs as a client of the service adds them and waits for them."""
+"""Add jobs to the service and wait for them, as a client does over HTTP."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import httpx
 
 
 def wait_for(client: httpx.Client, number: int, *states: str) -> dict[str, Any]:
-    """Return the job once it is in one of the states, or by default once it ended."""
+    """Return the job once it is in one of the states. Without states, return it once it has ended."""
     for _ in range(2400):
         job: dict[str, Any] = client.get(f"/v1/jobs/{number}").json()
         if job["state"] in (states or ("done", "failed", "cancelled")):

@@ -1,8 +1,9 @@
-"""A load generator in a process of its own: one JSON order on stdin, one JSON report on stdout. Nothing but the standard library.
+"""A load generator for a process of its own. It reads a JSON order from stdin and writes a JSON report to stdout.
 
-order: host, port, method, path, headers, body (a file), clients, seconds, warmup, rate. Without a rate the loop is closed: every
-client sends as soon as it has its answer. With one it is open: requests are due at random times of that mean rate whether or not
-answers came, and latency counts from when a request was due, so that a server which falls behind cannot hide it.
+The order has: host, port, method, path, headers, body (a file), clients, seconds, warmup (seconds), rate (requests a second).
+Without a rate the loop is closed: every client sends its next request as soon as it has an answer. With a rate the loop is open:
+requests are due at random times of that mean rate, whether or not earlier ones were answered. Latency counts from when a request
+was due, so that a server which falls behind cannot hide it. The module imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Connection:
         self.reader, self.writer = reader, writer
 
     async def ask(self, request: bytes) -> int:
-        """Send a request and read the whole reply; its status."""
+        """Send a request, read the whole reply, and return its status."""
         self.writer.write(request)
         head = await self.reader.readuntil(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
@@ -33,7 +34,7 @@ class Connection:
 
 
 class Load:
-    """Sends, and keeps what came of it."""
+    """The requests of one order, and the latencies and errors of their replies."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
@@ -46,11 +47,11 @@ class Load:
         self.counts_from_ns = 0
 
     async def connect(self) -> Connection:
-        """A new connection."""
+        """Open a connection to the server."""
         return Connection(*await asyncio.open_connection(self.order["host"], self.order["port"], limit=1 << 24))
 
     async def send(self, connection: Connection, due_ns: int) -> None:
-        """One request; it counts when it was due after the warm-up."""
+        """Send one request. It counts if it was due after the warm-up."""
         status = await connection.ask(self.request)
         if due_ns >= self.counts_from_ns:
             if status == 200:
@@ -59,14 +60,14 @@ class Load:
                 self.errors += 1
 
     async def closed(self, end_ns: int) -> None:
-        """One client of a closed loop."""
+        """Run one client of a closed loop until `end_ns`."""
         connection = await self.connect()
         while (now_ns := time.monotonic_ns()) < end_ns:
             await self.send(connection, now_ns)
         connection.writer.close()
 
     async def open(self, end_ns: int) -> None:
-        """Requests at random times; connections are made as needed and used again."""
+        """Send requests at random times until `end_ns`. A connection is opened when none is idle."""
         idle: list[Connection] = []
         tasks: set[asyncio.Task[None]] = set()
         gaps = random.Random(0)
@@ -89,7 +90,7 @@ class Load:
             connection.writer.close()
 
     async def run(self) -> dict[str, Any]:
-        """Warm up, send, and report."""
+        """Warm up, send the requests, and return the report: req/s, latencies in ms, counts, and CPU of this process in %."""
         began_ns = time.monotonic_ns()
         self.counts_from_ns = began_ns + int(self.order["warmup"] * 1e9)
         end_ns = self.counts_from_ns + int(self.order["seconds"] * 1e9)
@@ -112,7 +113,7 @@ class Load:
 
 
 def _quantile(ascending_ns: list[int], share: float) -> float | None:
-    """Return milliseconds; None for an empty list."""
+    """Return the latency in milliseconds that this share of requests does not exceed, or None for an empty list."""
     return ascending_ns[min(int(len(ascending_ns) * share), len(ascending_ns) - 1)] / 1e6 if ascending_ns else None
 
 

@@ -1,4 +1,4 @@
-"""The service in this process, on a free port: for tests, benches and pictures."""
+"""Run the service in this process on a free port, for tests, benchmarks and screenshots."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ from scheduler.jobs import KINDS, Kind
 
 
 def free_port() -> int:
-    """Return a port that no process listens on now."""
+    """Return a port on which no process listens at the moment."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def answers(client: httpx.Client, path: str) -> bool:
-    """Return whether the path answers with 200; a service that does not listen yet does not answer."""
+    """Return whether the path answers with 200. The answer is False while the service does not listen yet."""
     try:
         return client.get(path).status_code == 200
     except httpx.TransportError:
@@ -36,7 +36,7 @@ def answers(client: httpx.Client, path: str) -> bool:
 def serving(
     settings: Settings, app: FastAPI | None = None, *, kinds: Mapping[str, Kind] = KINDS, port: int = 0, wait: bool = True
 ) -> Iterator[httpx.Client]:
-    """Run uvicorn on a free port, or on the one given, in a thread until the block ends. wait: until it is ready, else live."""
+    """Run uvicorn in a thread until the block ends. port: 0 = a free one. wait: for readiness; otherwise only for liveness."""
     port = port or free_port()
     served = app or create_app(settings, kinds=kinds)
     config = configure(served, settings.model_copy(update={"port": port, "host": "127.0.0.1"}))

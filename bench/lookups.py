@@ -1,7 +1,7 @@
-"""How long lookups take in a database of a million measurements: `python -m bench.lookups [--db URL] [--rows N]`.
+"""`python -m bench.lookups [--db URL] [--rows N]` times lookups in a database of a million measurements.
 
-Fills an empty database (SQLite in a temporary folder unless one is given), then asks it what requests ask, at random places, and
-exits 1 where the 99th percentile of a lookup is above LIMIT_MS.
+It fills an empty database, by default SQLite in a temporary folder. Then it makes the lookups that requests make, with random
+keys, and exits with 1 if the 99th percentile of one is above LIMIT_MS.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CROSS JOIN (%s) t
 
 
 def fill(store: Store, here: Here, rows: int = ROWS) -> list[str]:
-    """Fill an empty database with that many measurements, in SQL. Returns the keys of its signatures."""
+    """Fill an empty database with that many measurements, in SQL. Return the keys of the signatures."""
     signatures = rows // (DEVICES * STRATEGIES * BUILDS)
     texts = {hashlib.sha256(f"Conv({n})".encode()).hexdigest(): f"Conv({n})" for n in range(signatures)}
     fingerprints = [here.device_fingerprint, *(hashlib.sha256(bytes([n])).hexdigest()[:16] for n in range(DEVICES - 1))]
@@ -91,7 +91,7 @@ def lookups(store: Store, here: Here, keys: list[str]) -> Mapping[str, Callable[
 
 
 def time_lookups(store: Store, here: Here, keys: list[str], rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
-    """Median and 99th percentile of every lookup, in ms."""
+    """Measure every lookup. Return the median and the 99th percentile of each, in ms."""
     rng = random.Random(0)
     taken: dict[str, tuple[float, float]] = {}
     for name, lookup in lookups(store, here, keys).items():
@@ -106,7 +106,7 @@ def time_lookups(store: Store, here: Here, keys: list[str], rounds: int = ROUNDS
 
 
 def main() -> int:
-    """Fill, ask, print, judge."""
+    """Fill the database, time the lookups and print a table. Return 1 if a lookup is above LIMIT_MS, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--db", help="URL of an empty database")
     parser.add_argument("--rows", type=int, default=ROWS)
@@ -121,7 +121,7 @@ def main() -> int:
         print(f"{name:40} median {median:7.3f} ms   p99 {worst:7.3f} ms")
     slow = [name for name, (_, worst) in taken.items() if worst > LIMIT_MS]
     if slow:
-        print(f"above {LIMIT_MS} ms: {', '.join(slow)}")
+        print(f"p99 above {LIMIT_MS} ms: {', '.join(slow)}")
     return bool(slow)
 
 

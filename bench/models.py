@@ -1,4 +1,4 @@
-"""Whole models beside other engines: the exported architectures, each engine warm, in turns; a ratio per model."""
+"""Compare whole models with other engines. All engines are warm and run in turns; each model gives one ratio."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def exports_folder() -> Path:
     """Return the folder of exported models. Exits with instructions when EDGEWISE_EXPORTS is unset."""
     folder = os.environ.get("EDGEWISE_EXPORTS")
     if not folder:
-        sys.exit("bench: EDGEWISE_EXPORTS is not set, it names the folder of exported models (see bench/README.md)")
+        sys.exit("bench: EDGEWISE_EXPORTS is not set, need the folder of exported models (see bench/README.md)")
     return Path(folder)
 
 
 def feeds_of(model: Path) -> dict[str, np.ndarray]:
-    """Return seeded inputs: normally distributed images, token ids, a mask of ones."""
+    """Return seeded inputs: normally distributed images, random token ids, and masks of ones."""
     rng = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
     for value in onnx.load(model, load_external_data=False).graph.input:
@@ -39,12 +39,12 @@ def feeds_of(model: Path) -> dict[str, np.ndarray]:
 
 
 def is_ours(engine: str) -> bool:
-    """Whether an engine is this checkout's; one of another checkout (`edgewise@DIR`) counts as a peer."""
+    """Return whether an engine is the Edgewise of this checkout. One of another checkout (`edgewise@DIR`) counts as a peer."""
     return engine.startswith("edgewise") and "@" not in engine
 
 
 def compare(names: list[str], engines: list[str], threads: int, rounds: int, seconds: float) -> None:
-    """Print milliseconds per engine and ours / best peer, per model and as the geometric mean."""
+    """Print the ms of each engine and our time / the best peer's, for each model, and the geometric mean of these ratios."""
     console = Console(width=140)  # wide enough for every engine, also when piped
     rows: list[tuple[str, list[Engine]]] = []
     for name in names:

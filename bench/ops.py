@@ -1,4 +1,4 @@
-"""`python -m bench.ops`: single ops beside other engines, at shapes of real nets; a ratio per shape."""
+"""`python -m bench.ops` compares single ops with other engines, at shapes of real networks. Each shape gives one ratio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPSET = 18
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """One op on one image. net: where the shape is from. inputs: what it reads besides, by name, "" what it leaves out."""
+    """One op on one image. net: network that the shape is from. inputs: its other inputs, as arrays or as shapes of weights."""
 
     net: str
     op: str
@@ -33,14 +33,14 @@ class Single:
 
     @property
     def text(self) -> str:
-        """The op and its sizes."""
+        """Return the op and its sizes, for the table."""
         given = {name: value if isinstance(value, tuple) else value.tolist() for name, value in self.inputs.items()}
         inputs = (f"{name} {_by(value)}" for name, value in given.items())
         attrs = (f"{name} {value}" for name, value in self.attrs.items() if name in ("mode", "strides", "group"))
         return f"{self.op} {_by(self.shape)}, {', '.join((*inputs, *attrs))}"
 
     def model(self) -> onnx.ModelProto:
-        """The op alone, with seeded weights where a shape is given."""
+        """Return a model of this op alone. An input given as a shape gets seeded weights."""
         rng, constants = np.random.default_rng(0), []
         for name, given in self.inputs.items():
             array = given if isinstance(given, np.ndarray) else rng.standard_normal(given, np.float32) / np.float32(given[0])
@@ -98,7 +98,7 @@ SINGLES: Sequence[Single] = (
 
 
 def compare_singles(singles: Sequence[Single], engines: Sequence[str], threads: int, rounds: int, seconds: float) -> None:
-    """Print microseconds per engine and ours / best peer for each op, and the geometric mean."""
+    """Print the µs of each engine and our time / the best peer's, for each op, and the geometric mean of these ratios."""
     table = Table(title=f"µs per run of one op, {threads} thread{'s' * (threads > 1)}; best median of {rounds} rounds, in turns")
     for column in ("from", "op", *engines, "ours / best peer"):
         table.add_column(column, justify="left" if column in ("from", "op") else "right")
@@ -127,9 +127,9 @@ def main(
     engines: Annotated[str, typer.Option(help="Comma-separated engines, as for `python -m bench`.")] = "edgewise,onnxruntime",
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.2,
+    seconds: Annotated[float, typer.Option(help="Seconds of one turn.")] = 0.2,
 ) -> None:
-    """Print one table per thread count."""
+    """Compare the ops and print one table per thread count."""
     wanted = [single for single in SINGLES if single.op in ops.split(",")]
     for count in map(int, threads.split(",")):
         compare_singles(wanted, engines.split(","), count, rounds, seconds)

@@ -1,7 +1,7 @@
-"""How soon pages show something, in Chromium over a service on this machine: `python -m bench.paint [--rounds N]`.
+"""`python -m bench.paint [--rounds N]` measures how soon the dashboard's pages are painted, in Chromium on this machine.
 
-Every load is of a browser without a cache. Exits 1 where the first paint of a page takes longer than LIMIT_MS. "whole" is when
-everything that the page reads has come and is shown.
+Every load starts with an empty cache. The program exits with 1 if the median first paint of a page takes longer than LIMIT_MS.
+The column "whole" says when all data of the page has arrived and is shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAINTS = """() => new Promise((found) => new PerformanceObserver((list) => {
 
 
 class Load(NamedTuple):
-    """Return milliseconds since the navigation began."""
+    """Times of one load, in milliseconds since the navigation began."""
 
     paint_ms: float
     content_ms: float
@@ -40,7 +40,7 @@ class Load(NamedTuple):
 
 
 def load(browser: Browser, address: str, path: str) -> Load:
-    """Open a page with an empty cache."""
+    """Open a page with an empty cache and return its times."""
     context = browser.new_context(base_url=address, viewport={"width": 1280, "height": 860})
     page = context.new_page()
     page.goto(path)
@@ -52,11 +52,11 @@ def load(browser: Browser, address: str, path: str) -> Load:
 
 
 def main() -> None:
-    """Print the medians of every page."""
+    """Load every page and print the medians. Exits with a message if a first paint is above LIMIT_MS."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     rounds = parser.parse_args().rounds
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # the table alone
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # print only the table
     table = Table(title=f"ms until a page is painted, median (and slowest) of {rounds} loads without a cache")
     table.add_column("page")
     for title in ("first paint", "first content", "whole"):
@@ -73,7 +73,7 @@ def main() -> None:
         browser.close()
     Console().print(table)
     if late:
-        sys.exit(f"paint: {', '.join(late)} take longer, need {LIMIT_MS:.0f} ms at most until the first paint")
+        sys.exit(f"paint: first paint of {', '.join(late)} is late, need at most {LIMIT_MS:.0f} ms")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How long questions about runs take in a database of a million ops: `python -m bench.queries [--db URL] [--rows N]`.
+"""`python -m bench.queries [--db URL] [--rows N]` times queries about runs in a database of a million ops.
 
-Fills an empty database (SQLite in a temporary folder unless one is given), then asks it what the query API asks, and exits 1
-where the 95th percentile of a question is above LIMIT_MS.
+It fills an empty database, by default SQLite in a temporary folder. Then it makes the queries that the query API makes, with
+random keys, and exits with 1 if the 95th percentile of one is above LIMIT_MS.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scheduler.store.queries import Which
 LIMIT_MS = 50.0
 ROWS = 1_000_000
 MODELS = 20
-OPS = 250  # of a run
+OPS = 250  # ops of one run
 ROUNDS = 100
 
 _RUNS = """
@@ -51,7 +51,7 @@ FROM profile_runs r CROSS JOIN (NUMBERS) numbers
 
 
 def fill(store: Store, here: Here, rows: int = ROWS) -> int:
-    """Fill an empty database with that many ops, in SQL. Returns how many runs they are of."""
+    """Fill an empty database with that many ops, in SQL. Return the number of runs, each of which has OPS ops."""
     engine = store._database._engine
     numbers = "WITH RECURSIVE c(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM c WHERE n < {} - 1) SELECT n FROM c"
     runs = rows // OPS
@@ -94,7 +94,7 @@ def questions(store: Store, here: Here, runs: int) -> Mapping[str, Callable[[ran
 
 
 def main() -> int:
-    """Fill, ask, print, judge."""
+    """Fill the database, time the queries and print a table. Return 1 if a query is above LIMIT_MS, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--db", help="URL of an empty database")
     parser.add_argument("--rows", type=int, default=ROWS)
@@ -118,7 +118,7 @@ def main() -> int:
             slow += [name] if p95 > LIMIT_MS else []
             print(f"{name:30} median {statistics.median(samples):7.3f} ms   p95 {p95:7.3f} ms")
     if slow:
-        print(f"above {LIMIT_MS} ms: {', '.join(slow)}")
+        print(f"p95 above {LIMIT_MS} ms: {', '.join(slow)}")
     return bool(slow)
 
 

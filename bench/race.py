@@ -1,4 +1,4 @@
-"""Run engines side by side: one process each, all warm, in turns, so that a drift of the machine hits all alike."""
+"""Run engines in turns, each warm in a process of its own, so that a drift of the machine's speed affects all alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class EngineFailedError(Exception):
-    """An engine could not be loaded or died; the message is the end of what it printed."""
+    """An engine could not be loaded, died, or gave a wrong answer. The message says which, or ends with the engine's log."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Engine:
         return self.answer()
 
     def answer(self) -> object:
-        """The next line of the worker."""
+        """Read the worker's next line. Raises EngineFailedError if the worker has died."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -50,25 +50,25 @@ class Engine:
 
     @property
     def best_median_ns(self) -> float:
-        """The best round's median: other work on the machine only ever adds time."""
+        """Return the best round's median in ns. Other work on the machine can only add time."""
         return min(statistics.median(times) for times in self.bursts)
 
     @property
     def spread_percent(self) -> float:
-        """Return the spread of the rounds' medians, in percent of the best."""
+        """Return by how much the slowest round's median exceeds the fastest round's, in percent."""
         medians = [statistics.median(times) for times in self.bursts]
         return 100 * (max(medians) / min(medians) - 1)
 
 
 def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> Engine:
-    """Start a worker; peers run under EDGEWISE_PEERS_PYTHON where that is set.
+    """Start a worker. Peers run under the interpreter that EDGEWISE_PEERS_PYTHON names, by default under this one.
 
     `edgewise@DIR` is the engine of another checkout, such as the commit before a change.
     """
     engine, _, checkout = name.partition("@")
     ours = engine.startswith("edgewise")
     python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
-    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel would be a handicap
+    hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel could slow an engine down
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
@@ -92,9 +92,10 @@ def _file_name(engine: str) -> str:
 
 
 def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarray], rounds: int, seconds: float) -> list[Engine]:
-    """Load every engine that can, check that all agree with ONNX Runtime, then time them in turns.
+    """Load the engines, check Edgewise's outputs against the first peer's, then time all engines in turns.
 
-    Returns the engines that ran. An engine that fails is reported on stderr and left out; Edgewise may not fail.
+    seconds: length of one turn. Return the engines that ran. A peer that cannot be loaded is left out, with the reason on stderr.
+    Raises EngineFailedError if Edgewise cannot be loaded or its outputs differ.
     """
     cache = Path(os.environ.get("EDGEWISE_BENCH_CACHE", tempfile.gettempdir())) / "edgewise-bench"
     cache.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarra
 
 
 def agree(engines: list[Engine], folder: Path) -> None:
-    """Raise unless Edgewise's outputs are within 1e-4 of the largest output of the first peer."""
+    """Raise EngineFailedError if an output of Edgewise differs from the first peer's by more than 1e-3 of its largest value."""
     outputs = {}
     for engine in engines:
         path = folder / f"{_file_name(engine.name)}-out.npz"

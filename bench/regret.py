@@ -1,9 +1,9 @@
-"""`python -m bench.regret`: how much slower than the best plan there is are the untuned plan, the tuned one and fixed strategies.
+"""`python -m bench.regret` measures how much slower the untuned plan, the tuned plan and fixed strategies are than the best plan.
 
-The best plan there is: every candidate of every node measured in place with many repeats, the fastest of each put together, and
-run whole. All plans of a model and thread count then run in turns, in one process, and each fastest run is divided by the best
-plan's: what else the machine does only ever makes runs longer.
-The tuned plan is made from an empty database within the budget.
+The best plan is found by measuring every candidate of every node in place with many repeats. It takes the fastest candidate of
+each node. The tuned plan is made from an empty database within the budget. All plans of a model and thread count then run in
+turns in one process, and the fastest run of each is divided by that of the best plan. The fastest run is compared because other
+work on the machine can only make a run longer.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Entry:
-    """A plan in the race."""
+    """A plan that is ready to run."""
 
     name: str
     executor: Executor
 
 
 def strategies_of(plan: Plan) -> dict[str, Strategy]:
-    """Node -> how the plan runs it."""
+    """Return the strategy by which the plan runs each node, by the node's name."""
     return {step.node: step.strategy for step in plan.steps if step.node in plan.choices}
 
 
 def fixed(subject: Subject, threads: int, wanted: Callable[[Option], bool]) -> Assignment:
-    """Choose each node's first candidate that is wanted, or its first one where none is."""
+    """Choose each node's first candidate that `wanted` accepts, or its first candidate if it accepts none."""
     chosen = {}
     for node, options in zip(subject.graph.nodes, subject.options(threads), strict=True):
         able = [option for option in options if option.load is not None]
@@ -76,7 +76,7 @@ def fixed(subject: Subject, threads: int, wanted: Callable[[Option], bool]) -> A
 
 
 def exhaustive(subject: Subject, threads: int, device: DeviceProfile, repeats: int) -> Assignment:
-    """Every candidate measured in place so many times, none left out; the fastest of every node."""
+    """Measure every candidate in place, `repeats` times each, and return the fastest of every node."""
     contests = make_contests(subject, threads, Evidence({}, CostModel(device)))
     width = max((len(contest.arms) for contest in contests), default=0)
     assignments: list[dict[str, Strategy]] = [
@@ -84,14 +84,14 @@ def exhaustive(subject: Subject, threads: int, device: DeviceProfile, repeats: i
     ]
     bench = InPlaceBuilder(subject, threads)
     for assignment in assignments:
-        bench.screen(assignment)  # compiles; what spills is timed all the same
+        bench.screen(assignment)  # compiles; candidates whose code spills are timed all the same
     while assignments:
         assignments = assignments[_timed(bench, contests, assignments, repeats) :]
     return {node: contest.best.strategy for contest in contests for node in contest.nodes}
 
 
 def _timed(bench: InPlaceBuilder, contests: list[Contest], assignments: list[dict[str, Strategy]], repeats: int) -> int:
-    """Run as many of these variants as there is memory for, in turns. Returns how many."""
+    """Run, in turns, as many of these variants as fit into memory. Return their number."""
     variants = bench.variants(assignments)
     for turn in range(repeats + 1):
         for number in range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants))):
@@ -106,7 +106,7 @@ def _timed(bench: InPlaceBuilder, contests: list[Contest], assignments: list[dic
 def entries(
     model: Model, threads: int, names: list[str], budget_s: float, repeats: int, device: DeviceProfile, db: str
 ) -> list[Entry]:
-    """Every plan that is asked for, ready to run; the best there is last."""
+    """Make every plan in `names`, then the best plan, which is the last entry."""
     subject, loose = Subject.of(model), Subject.of(model, max_error=1.0)
     nothing = Evidence({}, CostModel(device))
     made: list[Entry] = []
@@ -131,17 +131,17 @@ def entries(
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated exports.")] = ",".join(EXPORTS),
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
-    plans: Annotated[str, typer.Option(help="Comma-separated, of all there are.")] = ",".join(PLANS),
-    budget: Annotated[float, typer.Option(help="Seconds that the tuned plan may take.")] = 60.0,
+    plans: Annotated[str, typer.Option(help="Comma-separated plans to compare with the best one.")] = ",".join(PLANS),
+    budget: Annotated[float, typer.Option(help="Seconds that tuning may take.")] = 60.0,
     repeats: Annotated[int, typer.Option(help="Runs of every candidate for the best plan.")] = 30,
-    seconds: Annotated[float, typer.Option(help="Length of the race.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Seconds for which the plans run in turns.")] = 20.0,
     probe: Annotated[float, typer.Option(help="Seconds to measure the device for.")] = 8.0,
 ) -> None:
-    """Print the time of every plan divided by the best's."""
+    """Print the time of every plan divided by that of the best plan."""
     console, names = Console(width=140), [name for name in plans.split(",") if name]
     if unknown := [name for name in names if name not in PLANS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is no plan, there are {', '.join(PLANS)}")
-    table = Table(title="time ÷ the best plan's, fastest of runs in turns")
+        raise typer.BadParameter(f"no plan {unknown[0]!r}, there are {', '.join(PLANS)}")
+    table = Table(title="time ÷ the best plan's time, fastest of the runs in turns")
     for column in ("model", "threads", *names, "best ms"):
         table.add_column(column, justify="left" if column == "model" else "right")
     ratios: dict[str, list[float]] = {}

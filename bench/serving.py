@@ -1,8 +1,8 @@
-"""`python -m bench.serving`: the service under load, beside other servers on the same cores, and what it adds to a run.
+"""`python -m bench.serving` compares the service under load with other servers, and measures the latency that it adds to a run.
 
-Every server runs alone, on all cores but one; the load generator has that one, where there are at least two. Peers live in the
-environment of EDGEWISE_PEERS_PYTHON and run ONNX Runtime with batches of eight, as their users would; one that is not installed
-there is left out, with the reason. Figures of one invocation are comparable, those of two are not.
+Every server runs alone on all cores but one, and the load generator on the last one. On a single core they share it. Peers run
+in the environment of EDGEWISE_PEERS_PYTHON, with ONNX Runtime and batches of up to eight, as their users would run them. A peer
+that is not installed there is left out, with the reason. Compare figures of one invocation only, never those of two.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _RUN = (
 
 
 class LeftOutError(Exception):
-    """A server that cannot run here; the message says why."""
+    """A server or the load generator cannot run here. The message says why."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The setup that all servers share. cores: theirs; generator: the core of the load generator."""
+    """What all servers share. cores: on which they run. generator: core of the load generator, or None for any."""
 
     model: Path
     image: np.ndarray
@@ -58,13 +58,13 @@ class Setup:
 
     @property
     def threads(self) -> int:
-        """Return the threads of one run: all of the servers' cores."""
+        """Return the number of threads of one run: one for each of the servers' cores."""
         return len(self.cores)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and what to POST."""
+    """The address, headers and body of the request that is posted again and again."""
 
     port: int
     path: str
@@ -73,13 +73,13 @@ class Endpoint:
 
 
 def pinned(cores: tuple[int, ...], command: list[str]) -> list[str]:
-    """The command on those cores, where taskset exists."""
+    """Return the command pinned to those cores, or as it is if taskset is not installed."""
     tool = shutil.which("taskset")
     return [tool, "-c", ",".join(map(str, cores)), *command] if tool and cores else command
 
 
 def open_batch(source: Path, target: Path) -> None:
-    """The model with its leading dimension open: the exports fix it to 1."""
+    """Write a copy of the model whose leading dimension is dynamic. The exports fix it to 1."""
     model = onnx.load(str(source))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -89,7 +89,10 @@ def open_batch(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def running(name: str, command: list[str], setup: Setup, ready: str, environment: dict[str, str]) -> Iterator[None]:
-    """A server, from when it is ready until the block ends. Raises LeftOutError when it never is."""
+    """Run a server until the block ends. The block begins when `ready`, a URL, answers with 200.
+
+    Raises LeftOutError if the server ends or is not ready within START_S seconds.
+    """
     log = setup.folder / f"{name}.log"
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -116,7 +119,7 @@ def running(name: str, command: list[str], setup: Setup, ready: str, environment
 
 
 def binary_request(setup: Setup, path: str, port: int) -> Endpoint:
-    """The Open Inference Protocol with binary tensors, in and out."""
+    """Return a request of the Open Inference Protocol that sends binary tensors and asks for binary tensors."""
     data = setup.image.tobytes()
     tensor = {"name": "x", "shape": list(setup.image.shape), "datatype": "FP32", "parameters": {"binary_data_size": len(data)}}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -126,7 +129,7 @@ def binary_request(setup: Setup, path: str, port: int) -> Endpoint:
 
 @contextlib.contextmanager
 def edgewise(setup: Setup) -> Iterator[Endpoint]:
-    """This project's service, as `edgewise serve` runs it."""
+    """Run this project's service by `edgewise serve`."""
     port, database = free_port(), setup.folder / "bench.sqlite"
     command = [sys.executable, "-m", "edgewise", "serve", "--models", str(setup.model.parent), "--port", str(port)]
     command += ["--db", f"sqlite:///{database}", "--threads", str(setup.threads)]
@@ -135,7 +138,7 @@ def edgewise(setup: Setup) -> Iterator[Endpoint]:
 
 
 def peers_python(package: str) -> str:
-    """The peers' interpreter. Raises LeftOutError where the package is not installed there."""
+    """Return the peers' interpreter. Raises LeftOutError if it is not named or the package is not installed there."""
     python = os.environ.get("EDGEWISE_PEERS_PYTHON")
     if python is None:
         raise LeftOutError(f"{package}: EDGEWISE_PEERS_PYTHON is not set")
@@ -147,7 +150,7 @@ def peers_python(package: str) -> str:
 
 @contextlib.contextmanager
 def litserve(setup: Setup) -> Iterator[Endpoint]:
-    """LitServe, one worker."""
+    """Run LitServe with one worker."""
     python, port = peers_python("litserve"), free_port()
     command = [python, str(PEERS / "litserve_server.py"), str(setup.model), str(port), str(setup.threads)]
     with running("litserve", command, setup, f"http://127.0.0.1:{port}/health", {}):
@@ -157,7 +160,7 @@ def litserve(setup: Setup) -> Iterator[Endpoint]:
 
 @contextlib.contextmanager
 def mlserver(setup: Setup) -> Iterator[Endpoint]:
-    """MLServer, computing in its own process: its worker of 1.7 does not start under the uvloop of today."""
+    """Run MLServer without worker processes: the worker of MLServer 1.7 does not start with current versions of uvloop."""
     python, port = peers_python("mlserver"), free_port()
     folder = setup.folder / "mlserver"
     folder.mkdir(exist_ok=True)
@@ -177,7 +180,7 @@ SERVERS: dict[str, Callable[[Setup], Any]] = {"edgewise": edgewise, "litserve": 
 
 
 def load(setup: Setup, endpoint: Endpoint, clients: int, seconds: float, warmup: float, rate: float | None) -> dict[str, Any]:
-    """One run of the load generator."""
+    """Run the load generator once and return its report. Raises LeftOutError if it fails."""
     body = setup.folder / "body.bin"
     body.write_bytes(endpoint.body)
     order = {
@@ -194,7 +197,7 @@ def load(setup: Setup, endpoint: Endpoint, clients: int, seconds: float, warmup:
 
 
 def session_ms(setup: Setup, seconds: float) -> float:
-    """Median of `Session.run` on the servers' cores, in a process of its own."""
+    """Return the median of `Session.run` in ms, measured in a process of its own on the servers' cores."""
     path = setup.folder / "x.npy"
     np.save(path, setup.image)
     command = [sys.executable, "-c", _RUN, str(setup.model), str(setup.threads), str(path), str(seconds)]
@@ -204,9 +207,12 @@ def session_ms(setup: Setup, seconds: float) -> float:
 
 
 def measure(setup: Setup, name: str, clients: list[int], seconds: float, warmup: float, rate: float) -> dict[str, dict[str, Any]]:
-    """Closed loops of each number of clients, then an open loop at that rate (0 = none). Raises LeftOutError."""
+    """Measure a closed loop for each number of clients, then an open loop. Raises LeftOutError if the server cannot run.
+
+    seconds: length of each load. warmup: seconds before it. rate: requests a second of the open loop, 0 = none.
+    """
     with SERVERS[name](setup) as endpoint:
-        load(setup, endpoint, max(clients), 4 * warmup, 0, None)  # until everything is compiled
+        load(setup, endpoint, max(clients), 4 * warmup, 0, None)  # compiles everything
         found = {f"closed, {count} clients": load(setup, endpoint, count, seconds, warmup, None) for count in clients}
         if rate:
             found[f"open, {rate:g}/s"] = load(setup, endpoint, 0, seconds, warmup, rate)
@@ -214,7 +220,7 @@ def measure(setup: Setup, name: str, clients: list[int], seconds: float, warmup:
 
 
 def report(results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """One row per load and server; the ratio is to the best peer's requests per second."""
+    """Print one row per load and server. The ratio is a server's requests per second / the best peer's."""
     print(f"{'load':22} {'server':10} {'req/s':>9} {'p50 ms':>9} {'p99 ms':>9} {'errors':>7} {'gen CPU':>8} {'ratio':>7}")
     for kind in next(iter(results.values()), ()):
         best = max((rows[kind]["requests_per_s"] for name, rows in results.items() if name != "edgewise"), default=0.0)
@@ -230,12 +236,12 @@ def main(
     model: Annotated[str, typer.Option(help="An export with one image input.")] = "mobilenet_v2",
     servers: Annotated[str, typer.Option(help="Comma-separated: edgewise, litserve, mlserver.")] = ",".join(SERVERS),
     clients: Annotated[str, typer.Option(help="Comma-separated numbers of clients of the closed loops.")] = "1,8,32",
-    seconds: Annotated[float, typer.Option(help="Length of each load.")] = 10.0,
-    warmup: Annotated[float, typer.Option(help="Before each load, not counted.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each load.")] = 10.0,
+    warmup: Annotated[float, typer.Option(help="Seconds of warm-up before each load; they are not counted.")] = 3.0,
     rate: Annotated[float, typer.Option(help="Requests a second of the open loop, 0 = none.")] = 50.0,
-    json_out: Annotated[Path | None, typer.Option(help="Also write everything here.")] = None,
+    json_out: Annotated[Path | None, typer.Option(help="Also write all results to this JSON file.")] = None,
 ) -> None:
-    """Load every server in turn, print the table, then the overhead at one client."""
+    """Load one server after another, print the table, then the latency that the service adds for one client."""
     exports = os.environ.get("EDGEWISE_EXPORTS")
     if not exports:
         raise SystemExit("serving: EDGEWISE_EXPORTS is not set, need the folder with the exports (see bench/README.md)")

@@ -1,4 +1,4 @@
-"""Every convolution and product of a model by itself: which share of the machine's multiply–add peak it reaches."""
+"""Measure which share of the machine's multiply–add peak each convolution and matrix product of a model reaches by itself."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from profiler.device.probe.loops import compile_for_host
 from profiler.device.probe.peaks import measure_instruction_peak
 
 SHAPES_OF = ("resnet50", "mobilenet_v2", "vit_b_16")
-REPEATS = 8  # of a node's calls in one program: what starting a run costs is spread over them
-LARGE_FLOPS = 50e6  # of a shape that is to reach the goal
+REPEATS = 8  # how often a program repeats a node's calls, so that the cost of starting a run counts less
+LARGE_FLOPS = 50e6  # shapes with fewer FLOPs need not reach the goal
 GOAL_PERCENT = 92
-TURNS = 10  # of every shape
+TURNS = 10  # turns of every shape
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One distinct convolution or product. calls: what it became; flops: what the model asks for."""
+    """One distinct convolution or product. how: its strategy. flops: of the model's arithmetic. times: how often it occurs."""
 
     text: str
     how: str
@@ -50,7 +50,7 @@ class Shape:
 
 
 def shapes_of(name: str, native: Native, threads: int) -> Iterator[Shape]:
-    """The distinct convolutions and products of an export as the native backend runs them, in order."""
+    """Yield the distinct convolutions and products of an export as the native backend runs them, in order."""
     model = read(exports_folder() / f"{name}.onnx")
     ready = optimise(model.graph, bind(model.graph))
     _, parts = native.parts(ready.graph, ready.specs, {})
@@ -71,7 +71,7 @@ def shapes_of(name: str, native: Native, threads: int) -> Iterator[Shape]:
 
 
 def _flops(node: Node, specs: Specs) -> int:
-    """Multiply–adds of a convolution or product, twice; 0 for other ops."""
+    """Return the FLOPs of a convolution or product, two for each MAC; 0 for other ops."""
     if node.op not in ("Conv", "MatMul", "Gemm"):
         return 0
     op, operands = find(node.op), [specs[name] if name else None for name in node.inputs]
@@ -88,7 +88,7 @@ def _text(node: Node, specs: Specs) -> str:
 
 
 class Timed:
-    """A shape's calls as a program on memory of its own, and the fastest run of it so far."""
+    """A program of a shape's calls on memory of its own. best_ns: the shape's fastest run so far."""
 
     def __init__(self, shape: Shape, native: Native, pool: ThreadPool) -> None:
         self.shape, self.best_ns = shape, float("inf")
@@ -104,7 +104,7 @@ class Timed:
             self._program.bind(slot, memory)
 
     def take_turn(self, threads: int, seconds: float) -> None:
-        """Run for that long."""
+        """Run again and again for that many seconds."""
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline:
             began = time.perf_counter_ns()
@@ -121,7 +121,7 @@ def _memory(storage: Storage) -> np.ndarray:
 
 
 def fma_peak(threads: int) -> float:
-    """FLOP/s of a loop of independent multiply–adds, measured now."""
+    """Measure the FLOP/s of a loop of independent multiply–adds."""
     compiled = compile_for_host()
     loops = [loop for loop in compiled.peaks if loop.precision == "fp32"]
     with PinnedThreads(threads, sorted(os.sched_getaffinity(0))[:threads]) as team:
@@ -129,9 +129,10 @@ def fma_peak(threads: int) -> float:
 
 
 def compare_shapes(names: list[str], threads: int, seconds: float) -> None:
-    """Print the share of the peak that each shape reaches: the fastest runs of both, from turns spread over the whole time.
+    """Print the share of the peak that each shape reaches. seconds: for each shape.
 
-    Someone else's work on the same cores slows a kernel by a third for seconds at a time, and the peak by nothing.
+    The fastest run of a shape is compared with the fastest peak, and the turns of both are spread over the whole time: other
+    work on the same cores can slow a kernel by a third for seconds at a time, while it leaves the peak as it is.
     """
     native, pool, console = Native(), ThreadPool(threads), Console(width=140)
     for name in names:
@@ -156,4 +157,6 @@ def compare_shapes(names: list[str], threads: int, seconds: float) -> None:
             cells = (f"{shape.flops / 1e6:.1f}", f"{one.best_ns / 1e3:.1f}", f"{rate:.0f}", f"{share:.0f}")
             table.add_row(shape.text, str(shape.times), shape.how.removeprefix("native/"), *cells)
         console.print(table)
-        console.print(f"of at least {LARGE_FLOPS / 1e6:.0f} MFLOP and below {GOAL_PERCENT} %: {', '.join(below) or 'none'}")
+        console.print(
+            f"shapes of at least {LARGE_FLOPS / 1e6:.0f} MFLOP below {GOAL_PERCENT} % of the peak: {', '.join(below) or 'none'}"
+        )

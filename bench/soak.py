@@ -1,9 +1,9 @@
-"""`python -m bench.soak --minutes 10`: the service with engine processes and PostgreSQL under mixed load and chaos.
+"""`python -m bench.soak --minutes 10` puts the service, with engine processes and PostgreSQL, under mixed load and failures.
 
-Clients of every kind ask at once while engine processes are killed, the database goes away and comes back, and a model is loaded
-and unloaded. Every answer is compared with the one that is known; a refusal is a 503 with a reason and nothing else. What the
-service acknowledged as written must be in the database afterwards, nothing may be left waiting, and its memory must not grow.
-Prints a table; exits with 1 and the reasons where something broke.
+Clients of every kind send requests at once while engine processes are killed, the database stops and starts, and a model is
+loaded and unloaded. Every answer is compared with the known one. The service may refuse a request only by a 503 with a reason.
+Afterwards the database must hold every write that the service acknowledged, no request may be pending, and the service's memory
+must not have grown. The program prints a table, and exits with 1 and the reasons if one of these rules was broken.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from scheduler.store import Here, Store
 ROOT = Path(__file__).parent.parent
 WIDTH, SLOW_ROWS, FLOOD = 16, 4096, 300
 QUEUE_LIMIT = 64
-HEALTH_RATE = 20.0  # times a second that the service is asked whether it lives, whether or not it answered
-SETTLE_S = 60.0  # for what waits when the load ends
-JUDGED_S = 300.0  # a shorter run is all warm-up: its memory is printed and not judged
+HEALTH_RATE = 20.0  # liveness requests a second, sent whether or not earlier ones were answered
+SETTLE_S = 60.0  # time for pending requests to end after the load
+JUDGED_S = 300.0  # memory still grows by warm-up in a shorter run: it is printed and not judged
 MAX_GROWTH = 1.0  # MiB a minute, of the service's own process
 SETTINGS = {
     "EDGEWISE_WORKERS": "2",
@@ -63,7 +63,7 @@ BAD_BODIES = (
 
 
 def affine(path: Path) -> None:
-    """y = 2x + 1 of rows of 16: every answer is known exactly."""
+    """Write a model y = 2x + 1 of rows of 16, whose answers are known exactly."""
     value, kind = helper.make_tensor_value_info, TensorProto.FLOAT
     nodes = [helper.make_node("Mul", ["x", "two"], ["d"]), helper.make_node("Add", ["d", "one"], ["y"])]
     constants = [numpy_helper.from_array(np.array([v], np.float32), name) for name, v in (("two", 2), ("one", 1))]
@@ -75,7 +75,11 @@ def affine(path: Path) -> None:
 
 @dataclass
 class Soak:
-    """The running soak and its observations. broken: count of each event that must never happen."""
+    """The running test and its observations.
+
+    server: the service's process. end_s: when the load ends, by time.monotonic. seen: counts of replies by client and outcome.
+    broken: count of each event that must never happen. jobs, plans: acknowledged ids. memory: (time in s, resident bytes).
+    """
 
     port: int
     server: psutil.Process
@@ -91,11 +95,11 @@ class Soak:
 
     @property
     def going(self) -> bool:
-        """Whether the load goes on."""
+        """Return whether the load goes on."""
         return time.monotonic() < self.end_s
 
     def note(self, who: str, reply: httpx.Response, right: Callable[[httpx.Response], bool], status: int = 200) -> None:
-        """Count a reply: as expected, refused for now, or a breach."""
+        """Count a reply as right, as refused for now, or as broken. right: checks the content of a reply with `status`."""
         seen = self.seen.setdefault(who, Counter())
         if reply.status_code == status and right(reply):
             seen["right"] += 1
@@ -105,7 +109,7 @@ class Soak:
             self.broken[f"{who}: {reply.status_code} {reply.text[:160]}"] += 1
 
     def rows(self) -> np.ndarray:
-        """Input of a few rows."""
+        """Return a random input of one to four rows."""
         count = self.random.choice((1, 1, 1, 2, 4))
         return np.array([[self.random.randrange(1000) for _ in range(WIDTH)] for _ in range(count)], np.float32)
 
@@ -146,14 +150,14 @@ async def as_binary(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def as_raw(soak: Soak, client: httpx.AsyncClient) -> None:
-    """A body that is the tensor: one row."""
+    """Send a body that is only the tensor, of one row."""
     x = soak.rows()[:1]
     headers = {"Inference-Header-Content-Length": "0"}
     soak.note("raw", await client.post("/v2/models/affine/infer", content=x.tobytes(), headers=headers), _ends_with(x))
 
 
 async def digits(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Ask another model."""
+    """Send a request to another model, `digits`."""
     digit = soak.random.choice((3, 7))
     body = (DEMO_MODELS.parent / "images" / f"{digit}.json").read_bytes()
     reply = await client.post("/v2/models/digits/infer", content=body)
@@ -210,7 +214,7 @@ async def flood(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def health(soak: Soak) -> None:
-    """Ask for the service's liveness, which it must answer under any load, from a process that has nothing else to do."""
+    """Ask for the service's liveness, which it must answer under any load. A process of its own sends the requests."""
     order = {
         "host": "127.0.0.1", "port": soak.port, "method": "GET", "path": "/v2/health/live", "headers": {}, "body": os.devnull,
         "clients": 0, "seconds": soak.end_s - time.monotonic(), "warmup": 0, "rate": HEALTH_RATE,
@@ -227,7 +231,7 @@ async def health(soak: Soak) -> None:
 
 
 async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Jobs and plans: what is acknowledged has to be there in the end."""
+    """Add a job or a plan, and keep its id if the service acknowledges it."""
     batch = soak.random.choice((1, 2, 4))
     if soak.random.random() < 0.8:
         asked = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": batch}}}
@@ -244,7 +248,7 @@ async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def visitor(soak: Soak, client: httpx.AsyncClient) -> None:
-    """Load a model, ask it, and unload it."""
+    """Load a model, run it, and unload it."""
     x = soak.rows()
     soak.note("load", await client.post("/v2/repository/models/visitor/load"), lambda _: True)
     soak.note("visitor", await client.post("/v2/models/visitor/infer", content=_body(x)), _is(x))
@@ -253,7 +257,7 @@ async def visitor(soak: Soak, client: httpx.AsyncClient) -> None:
 
 
 async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
-    """Kill an engine process, no more often than what is put down to chance rather than to a model."""
+    """Kill an engine process, seldom enough that the service does not blame a model for the deaths."""
     await asyncio.sleep(25 + 10 * soak.random.random())
     workers = [child for child in soak.server.children() if "app.engine.worker" in child.cmdline()]
     if workers:
@@ -262,7 +266,7 @@ async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
 
 
 async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
-    """Stop the database for a while."""
+    """Stop the database for 5 s."""
     await asyncio.sleep(20)
     if soak.going:
         await asyncio.to_thread(soak.cluster.stop)
@@ -272,7 +276,7 @@ async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
 
 
 async def watcher(soak: Soak, _: httpx.AsyncClient) -> None:
-    """The memory of the service's own process."""
+    """Record the memory of the service's own process, once a second."""
     soak.memory.append((time.monotonic(), soak.server.memory_info().rss))
     await asyncio.sleep(1)
 
@@ -306,7 +310,7 @@ async def _repeat(soak: Soak, work: Client) -> None:
 
 
 async def _settled(soak: Soak) -> None:
-    """Wait until nothing is pending. Notes what is."""
+    """Wait until no request is pending. Note as broken what is pending after SETTLE_S seconds."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{soak.port}", timeout=60) as client:
         end_s = time.monotonic() + SETTLE_S
         while True:
@@ -317,13 +321,13 @@ async def _settled(soak: Soak) -> None:
             if not waiting and "database" not in ready:
                 return
             if time.monotonic() > end_s:
-                soak.broken[f"left over: {waiting} {ready}"] += 1
+                soak.broken[f"still pending {SETTLE_S:g} s after the load: {waiting} {ready}"] += 1
                 return
             await asyncio.sleep(0.5)
 
 
 def _compare(soak: Soak) -> None:
-    """Look up everything that was acknowledged."""
+    """Look up every acknowledged job and plan, and note as broken those that the database does not have."""
     here = Here(local_fingerprint(), current_build())
     with Store(soak.cluster.url) as store:
         looked_up: tuple[tuple[str, Iterable[Any], Callable[[Any], object]], ...] = (
@@ -335,22 +339,24 @@ def _compare(soak: Soak) -> None:
                 try:
                     find(key)
                 except NotFoundError:
-                    soak.broken[f"{what} {key}: acknowledged, and not in the database"] += 1
+                    soak.broken[f"{what} {key}: acknowledged, but not in the database"] += 1
 
 
 def growth(memory: list[tuple[float, int]]) -> float:
-    """MiB a minute: the slope of the last two thirds."""
+    """Return the growth in MiB a minute: the slope of a line fitted to the last two thirds of the samples."""
     at, rss = np.array(memory[len(memory) // 3 :], np.float64).T
     return float(np.polyfit(at / 60, rss / 2**20, 1)[0])
 
 
 def report(soak: Soak, minutes: float) -> None:
-    """Print what was seen."""
+    """Print all observations, and note as broken memory that grew too much in a run that is long enough to judge it."""
     for who, seen in sorted(soak.seen.items()):
         typer.echo(f"{who:<18} " + ", ".join(f"{count:,} {what}" for what, count in sorted(seen.items())))
     if soak.health:
         p50, p99, most = (soak.health[key] for key in ("p50_ms", "p99_ms", "most_ms"))
-        typer.echo(f"{'health':<18} {soak.health['requests']:,} asked, p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {most:.0f} ms")
+        typer.echo(
+            f"{'health':<18} {soak.health['requests']:,} requests, p50 {p50:.1f} ms, p99 {p99:.1f} ms, at most {most:.0f} ms"
+        )
     typer.echo(f"{'written':<18} {len(soak.jobs):,} jobs and {len(soak.plans)} plans acknowledged")
     rss = [bytes_ / 2**20 for _, bytes_ in soak.memory]
     typer.echo(f"{'memory':<18} {rss[0]:.0f} MiB at first, {rss[-1]:.0f} at last, {growth(soak.memory):+.2f} MiB a minute")
@@ -387,8 +393,8 @@ async def _run(soak: Soak) -> None:
     await _settled(soak)
 
 
-def main(minutes: Annotated[float, typer.Option(help="How long the load goes on.")] = 10.0) -> None:
-    """Soak the service."""
+def main(minutes: Annotated[float, typer.Option(help="Minutes for which the load goes on.")] = 10.0) -> None:
+    """Put the service under mixed load and failures, check its answers and writes, and print a table."""
     if reason := missing():
         raise typer.BadParameter(reason)
     cluster = Cluster()

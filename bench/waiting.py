@@ -1,4 +1,4 @@
-"""Waiting for what has to happen, however busy the machine is."""
+"""Wait for a condition that has to come true, however busy the machine is."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], seconds: float = 120, every_s: float = 0.05) -> T:
-    """Return the value of the condition once it is true."""
+    """Return the condition's value once it is true. Raises AssertionError if it is still false after that many seconds."""
     ends = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > ends:

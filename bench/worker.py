@@ -1,12 +1,12 @@
-"""One engine, one model, one thread count, in a process of its own: thread pools must not mix.
+"""Run one model on one engine in a process of its own, since the thread pools of several engines would disturb each other.
 
-usage: worker.py ENGINE MODEL THREADS FEEDS.npz       commands on stdin, one JSON line back for each
-    outputs FILE.npz     run once, save the outputs
-    burst SECONDS        run for that long (at least three times); answers the nanoseconds of every run
-    memory               peak resident bytes of this process
+usage: worker.py ENGINE MODEL THREADS FEEDS.npz       reads commands from stdin and answers each by one line of JSON
+    outputs FILE.npz     run once and save the outputs
+    burst SECONDS        run for that long, at least three times; the answer is the nanoseconds of every run
+    memory               the answer is the peak resident bytes of this process
 
-It runs under the interpreter that has the engine installed, so it imports nothing of Edgewise but for that engine.
-Every engine is set up as its users would for latency with that thread count.
+The worker runs under the interpreter that has the engine installed. It imports Edgewise only if that is the engine.
+Every engine is set up as its users would do it for low latency with that many threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Run = Callable[[], dict[str, np.ndarray]]
 
 
 def edgewise(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """Edgewise with its default plan; `edgewise:numpy` and `edgewise:native` force a backend."""
+    """Load Edgewise with its default plan; `edgewise:numpy` and `edgewise:native` force a backend. Return run and version."""
     import edgewise as engine
 
     backend: Any = sys.argv[1].partition(":")[2] or "auto"
@@ -35,7 +35,7 @@ def edgewise(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
 
 
 def onnxruntime(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """ONNX Runtime, CPU provider, all graph optimisations (its default)."""
+    """Load ONNX Runtime with its CPU provider and all graph optimisations, its default. Return run and version."""
     import onnxruntime as engine
 
     options = engine.SessionOptions()
@@ -46,7 +46,7 @@ def onnxruntime(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
 
 
 def openvino(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """OpenVINO, latency hint, fp32 said explicitly: on CPUs with bf16 its default is bf16."""
+    """Load OpenVINO with a latency hint and fp32, since its default on CPUs with bf16 is bf16. Return run and version."""
     import openvino as engine
 
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
@@ -63,7 +63,7 @@ def openvino(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
 
 
 def mnn(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """MNN, fp32; the model is converted beside the feeds on first use."""
+    """Load MNN with fp32. The first use writes the converted model beside the feeds. Return run and version."""
     import subprocess
 
     import MNN
@@ -85,7 +85,7 @@ def mnn(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
 
 
 def ncnn(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """ncnn through pnnx, fp16 and bf16 off; image models only."""
+    """Load ncnn with fp16 and bf16 off, from a model that pnnx converts. Only for image models. Return run and version."""
     import subprocess
 
     import ncnn as engine
@@ -120,7 +120,7 @@ ENGINES = {"edgewise": edgewise, "onnxruntime": onnxruntime, "openvino": openvin
 
 
 def burst(run: Run, seconds: float) -> list[int]:
-    """Time run after run until the seconds are over."""
+    """Run for that many seconds, at least three times, and return the nanoseconds of every run."""
     times: list[int] = []
     deadline = time.perf_counter_ns() + int(seconds * 1e9)
     while len(times) < 3 or time.perf_counter_ns() < deadline:
@@ -131,15 +131,15 @@ def burst(run: Run, seconds: float) -> list[int]:
 
 
 def peak_resident_bytes() -> int:
-    """The most memory this process had resident; getrusage would count what its parent had when it was forked."""
+    """Return this process's peak resident bytes. getrusage would include the memory of the parent at the fork."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def main(engine: str, model: str, threads: str, feeds_path: str) -> None:
-    """Load, say so, then obey stdin."""
+    """Load the model, run it once, write the engine's version and load time in ns, then answer the commands on stdin."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # engines print; our replies have a descriptor of their own
+    os.dup2(2, 1)  # engines print to stdout; replies have a descriptor of their own
     feeds = dict(np.load(feeds_path))
     start = time.perf_counter_ns()
     run, version = ENGINES[engine.partition(":")[0]](model, int(threads), feeds)

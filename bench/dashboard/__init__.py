@@ -1,1 +1,1 @@
-"""The dashboard over a service that has something to show: for tests, benches and pictures."""
+"""A dashboard with data on every page, for tests, benchmarks and screenshots."""

@@ -1,4 +1,4 @@
-"""Models to look at in pages: MobileNetV2 as PyTorch exports it, and a chain of two thousand nodes."""
+"""Models that the dashboard shows: MobileNetV2 as PyTorch exports it, and a chain of two thousand nodes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 EXPORT = "mobilenet_v2"  # as bench/exports.py calls it
 BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-FIRST_NUMBER = 538  # of the weights whose batch norm the exporter folded in
+FIRST_NUMBER = 538  # in the names of weights into which the exporter folded a batch norm
 LONG = 2000
 
 
 def mobilenet_v2() -> bytes:
-    """The graph of torchvision's MobileNetV2 after `torch.onnx.export`, node by node under the same names; weights are drawn.
+    """Return torchvision's MobileNetV2 as `torch.onnx.export` writes it: the same nodes and names, with random weights.
 
-    Source: arXiv 1801.04381 §4, table 2; expansion, channels, repeats and first stride of each row are BLOCKS.
+    Source: arXiv 1801.04381 §4, table 2. BLOCKS holds the expansion, channels, repeats and first stride of each row.
     """
     made = _Export()
     x, width = made.relu6(made.conv("x", "features.0/features.0.0", 3, 32, 3, 2)), 32
@@ -37,7 +37,7 @@ def mobilenet_v2() -> bytes:
 
 
 def long() -> bytes:
-    """Additions and square roots, one after another."""
+    """Return a model of LONG additions and square roots, one after another."""
     nodes = []
     for number in range(LONG):
         last = "y" if number == LONG - 1 else f"v{number}"
@@ -48,7 +48,7 @@ def long() -> bytes:
 
 
 class _Export:
-    """Nodes as the exporter names them: by the module that they come from. Methods return the name of their output."""
+    """Nodes named as the exporter does, after the module that they come from. Methods return the name of their output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -61,7 +61,7 @@ class _Export:
         return output
 
     def draw(self, name: str, outputs: int, *rest: int) -> None:
-        """A weight whose products stay as large as what they are made of."""
+        """Add a random weight, scaled so that activations keep their variance (He initialisation)."""
         scale = np.float32(np.sqrt(2 / max(math.prod(rest), 1)))
         self.weights[name] = self._random.standard_normal((outputs, *rest), np.float32) * scale
 
@@ -79,7 +79,7 @@ class _Export:
         return self.add(f"/features/{module}/Conv", "Conv", [x, *names], group=group, **window)
 
     def relu6(self, x: str) -> str:
-        """What stands two places behind the convolution in its sequence: the batch norm between them is gone."""
+        """Add the activation, two places after the convolution in its sequence; the folded batch norm was between them."""
         module = x.removesuffix(".0/Conv_output_0") + ".2"
         bounds = []
         for suffix, bound in (("", 0), ("_1", 6)):
@@ -88,7 +88,7 @@ class _Export:
         return self.add(f"{module}/Clip", "Clip", [x, *bounds])
 
     def block(self, x: str, name: str, inputs: int, outputs: int, expansion: int, stride: int) -> str:
-        """An inverted residual: expand, filter each channel, project; added to where it came from if shapes allow."""
+        """Add an inverted residual: expand, depthwise, project. The input is added to the result if their shapes agree."""
         start, width, place = x, inputs * expansion, 0
         if expansion > 1:
             x = self.relu6(self.conv(x, f"{name}/conv/conv.0/conv.0.0", inputs, width, 1))

@@ -1,4 +1,4 @@
-"""Every page of the dashboard, and when it has shown all that it has."""
+"""The address of every page of the dashboard, and a wait until a page shows all its data."""
 
 import shutil
 
@@ -6,7 +6,7 @@ from playwright.sync_api import Page
 
 from bench.dashboard.models import EXPORT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")  # as the system has it
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")  # the system's own
 VIEWS = ("table", "graph", "roofline", "types", "memory", "timeline")
 PAGES = {
     "overview": "/",
@@ -27,5 +27,5 @@ PAGES = {
 
 
 def settled(page: Page) -> None:
-    """Wait until the page has loaded, its script has run, and nothing that it reads is on the way."""
+    """Wait until the page has loaded, its script has run, and all its requests are answered."""
     page.wait_for_function("() => document.readyState === 'complete' && !document.querySelector('.skeleton, [aria-busy=true]')")

@@ -1,4 +1,4 @@
-"""A service with something to show on every page: models, a measured machine, runs, a plan and jobs, made by the service."""
+"""A service with data on every page: models, a measured machine, runs, a plan and jobs. The service itself makes them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,10 +26,11 @@ _TIMES = ("p50_ns", "p90_ns", "min_ns", "first_ns", "wall_p50_ns", "wall_p90_ns"
 
 @dataclass(frozen=True)
 class Site:
-    """Where the service is, and the numbers of what it stores. model: the file of the export that the runs are of.
+    """The service's address, and the ids of what it stores. model: file of the export that `runs` measured.
 
-    slowed: two runs like the first one, without its noise, of which the second takes SLOWDOWN times as long.
-    impossible: a run with ops above their roof.
+    counted: a run that was counted and not timed.
+    slowed: two copies of the first run without its noise; the second takes SLOWDOWN times as long.
+    impossible: a run with ops that are faster than their roofline allows.
     """
 
     address: str
@@ -47,8 +48,10 @@ class Site:
 
 @contextlib.contextmanager
 def site(folder: Path, export: bytes, probe_s: float = 0.3) -> Iterator[Site]:
-    """The service on a free port, until the block ends. export: the model that is measured. probe_s: how long the machine is;
-    longer than by default for figures that are to be believed."""
+    """Run the service on a free port until the block ends.
+
+    export: the model to measure. probe_s: seconds to measure the machine for; the default is too short for exact figures.
+    """
     models = folder / "models"
     models.mkdir()
     for name in ("digits.onnx", "digits.json"):
@@ -89,7 +92,7 @@ def _posted(client: httpx.Client, path: str, **asked: object) -> dict[str, Any]:
 
 
 def _slowed(number: int, db: str) -> tuple[int, int]:
-    """A stored run twice more: as steady as on a quiet machine, and then everything in it SLOWDOWN times as long."""
+    """Store two copies of a run: one without noise, one in which every time is SLOWDOWN times as long. Return their ids."""
 
     def longer(part: Op | Totals) -> dict[str, Any]:
         found = {name: getattr(part, name, None) for name in _TIMES}
@@ -106,7 +109,7 @@ def _slowed(number: int, db: str) -> tuple[int, int]:
 
 
 def _impossible(path: Path, device: DeviceProfile, db: str) -> int:
-    """A run that is judged by a machine whose arithmetic was measured a thousand times too slow."""
+    """Store a run that is checked against a device profile whose peak FLOP/s are 1000 times too low. Return its id."""
     peaks = [
         peak.model_copy(update={"rate": peak.rate.model_copy(update={"value": peak.rate.value / 1000})}) for peak in device.peaks
     ]

@@ -1,1 +1,1 @@
-"""Other servers, as benchmarks start them; they run in the peers' environment, not in this one."""
+"""Programs that serve a model with other servers. They run in the peers' environment, not in this one."""

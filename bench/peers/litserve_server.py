@@ -1,4 +1,4 @@
-"""LitServe with ONNX Runtime: `litserve_server.py MODEL PORT THREADS`. Its requests are JSON, so the tensor travels in base64."""
+"""`litserve_server.py MODEL PORT THREADS` serves a model by LitServe and ONNX Runtime. Tensors travel as base64 in JSON."""
 
 import base64
 import sys
@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 
 class Api(ls.LitAPI):
-    """One input, one output, batches along axis 0 where the model's batch is open."""
+    """A model with one input and one output, batched along axis 0. The model's batch dimension has to be dynamic."""
 
     def setup(self, device):
         options = ort.SessionOptions()

@@ -1,6 +1,6 @@
-"""MLServer with ONNX Runtime: a runtime for `mlserver start`, of one input and one output; the model is `parameters.uri`.
+"""A runtime for `mlserver start` that runs a model of one input and one output by ONNX Runtime. `parameters.uri` is the model.
 
-MLServer reads no binary tensors over HTTP, and a JSON list of numbers would measure the JSON: rows are base64 strings.
+Rows travel as base64 strings: MLServer reads no binary tensors over HTTP, and with lists of numbers the time would go into JSON.
 """
 
 import base64
@@ -14,7 +14,7 @@ from mlserver.types import InferenceResponse
 
 
 class OnnxRuntime(MLModel):
-    """Batches are MLServer's own (max_batch_size, max_batch_time)."""
+    """The runtime. MLServer itself forms the batches (max_batch_size, max_batch_time)."""
 
     async def load(self):
         options = ort.SessionOptions()
