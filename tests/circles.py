@@ -1,8 +1,8 @@
-"""Import circles: `python -m tests.circles` prints every circle of files that import one another, and fails where there is one.
+"""`python -m tests.circles` prints every circle of files that import one another, and fails if there is one.
 
-Every import statement counts: at the top of a file, inside a function, and those for type checkers only. Two files that name each
-other's types have to be read and moved together, whether or not Python ever imports one from the other. A file counts as
-importing the modules that it names, not the packages above them.
+Every import statement counts: at the top of a file, inside a function, and for type checkers only. Two files that name each
+other's types have to be read and moved together, even if Python never imports one from the other. A file counts as importing the
+modules that it names, not the packages above them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _imported(path: Path, name: str, known: Mapping[str, Path]) -> Iterator[str]
 
 
 def find_circles(graph: Graph) -> list[list[str]]:
-    """Return, for every module that lies on a circle, the shortest one through it; each circle once, from its first name on."""
+    """Return the shortest circle through every module that lies on one. Each circle is listed once, from its first name on."""
     found = set()
     for start in graph:
         if path := _way_back(graph, start):
@@ -57,7 +57,7 @@ def find_circles(graph: Graph) -> list[list[str]]:
 
 
 def _way_back(graph: Graph, start: str) -> list[str]:
-    """Search breadth-first for the shortest way from a module to itself; empty where there is none."""
+    """Return the shortest way from a module back to itself, found breadth-first, or [] if there is none."""
     before = {start: start}
     ways = [start]
     for name in ways:
@@ -74,7 +74,7 @@ def _way_back(graph: Graph, start: str) -> list[str]:
 
 
 def main() -> int:
-    """Print the circles of this repository. Returns 1 where there is any, else 0."""
+    """Print the import circles of this repository. Return 1 if there is one, else 0."""
     graph = import_graph(ROOT, PARTS)
     circles = find_circles(graph)
     for circle in circles:

@@ -1,4 +1,4 @@
-"""What holds for all tests: one cache of compiled code, and one measurement of this machine for the processes of a session."""
+"""What all tests share: one cache of compiled code, and one measurement of this machine for all processes of a session."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from profiler.device.profile import DeviceProfile, probe
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled code under .pytest_cache, so that tests neither need nor fill the user's own cache.
 
-    What was compiled for one test, process or session is not compiled for the next. Remove the folder to begin anew.
+    Later tests, processes and sessions use the code that an earlier one compiled. Remove the folder to compile everything anew.
     """
     if FOLDER not in os.environ:
         os.environ[FOLDER] = str(config.rootpath / ".pytest_cache" / "code")
@@ -21,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def this_machine(tmp_path_factory: pytest.TempPathFactory) -> DeviceProfile:
-    """This machine, measured briefly and once for all processes of the session: measuring takes ten seconds of every core."""
+    """Return this machine's profile. It is measured once for all processes of a session, since this takes 10 s on every core."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     measured = Path(shared, "machine.json")

@@ -1,8 +1,8 @@
-"""Machines as data. What is chosen for a machine is asserted for one that is described here, so that it holds wherever tests run.
+"""Machines as data. Tests of what the program chooses for a machine use one described here, so that they hold on any machine.
 
-`MACHINES` are instruction sets: an emitter or a lowering that is given one depends on nothing else. Where code looks for its
-machine by itself, `describe` gives it one. `TUNED` has the widest set for certain processors too, as it is generated on them: how
-LLVM schedules, and with that whether registers suffice, depends on the model.
+`MACHINES` are instruction sets; an emitter or a lowering depends only on the set that it is given. Some code looks for its
+machine by itself: `describe` lets it find a described one. `TUNED` also has the widest set for certain processor models, because
+LLVM's schedule, and thereby whether registers suffice, depends on the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOSTS: Mapping[str, Host] = {isa.name: Host(isa.arch, isa.cpu, tuple(sorted(isa.
 def describe(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let code that asks for the processor find the described one.
 
-    It is planned and compiled for; whether this machine can run the result is another matter.
+    Code is planned and compiled for that processor. This machine may be unable to run it.
     """
     monkeypatch.setattr("kernels.native.target.isa.host", lambda: HOSTS[name])
     monkeypatch.setattr("kernels.native.target.isa.sys.platform", "linux")
@@ -31,11 +31,11 @@ def describe(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def as_here(machine: Isa) -> Isa | None:
-    """The set of this machine that is as wide as a described one, if it has that."""
+    """Return this machine's instruction set of the same architecture and vector width, or None if it has none."""
     sets = (isa for isa in reversed(host_isas()) if (isa.arch, isa.vector_bits) == (machine.arch, machine.vector_bits))
     return next(sets, None)
 
 
 def label(isa: Isa) -> str:
-    """The name of a described machine in a test's id."""
+    """Return the name of a described machine in a test's id."""
     return isa.name if isa == ISAS[isa.name] else f"{isa.name}-{isa.cpu}"

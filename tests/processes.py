@@ -1,4 +1,4 @@
-"""Processes of their own without a wait for their imports: forks of a server that has the program's modules loaded."""
+"""Start processes that need not import the program's modules: they are forks of a server that has loaded them."""
 
 import multiprocessing
 import os
@@ -10,19 +10,22 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# Not app.cli.console: it looks at its terminal when it is imported, and the fork server's is not the command's.
+# app.cli.console must not be preloaded: it inspects the terminal on import, and the fork server has another than the command.
 CONTEXT.set_forkserver_preload(["app.main", "rich.progress", "scheduler.tuning.tuner", "typer"])
 
 
 def start(target: Callable[..., object], *arguments: object) -> BaseProcess:
-    """Run a function in a process that ends with this one."""
+    """Run a function in a new process, which ends with this one at the latest. Return the process."""
     process = CONTEXT.Process(target=_run, args=(dict(os.environ), target, *arguments), daemon=True)
     process.start()
     return process
 
 
 def edgewise(*arguments: str, environment: Mapping[str, str] = {}) -> "subprocess.CompletedProcess[str]":
-    """The command line with these arguments, as a user calls it, in a process of its own."""
+    """Run the command line with these arguments in a new process. Return its exit code and output.
+
+    Raises AssertionError if it still runs after 300 s.
+    """
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("out", "err")]
         process = CONTEXT.Process(target=_command, args=({**os.environ, **environment}, arguments, *streams))
@@ -38,7 +41,7 @@ def edgewise(*arguments: str, environment: Mapping[str, str] = {}) -> "subproces
 
 
 def _run(environment: Mapping[str, str], target: Callable[..., object], *arguments: object) -> None:
-    os.environ.clear()  # what the fork server was started with
+    os.environ.clear()  # removes what the fork server was started with
     os.environ.update(environment)
     target(*arguments)
 

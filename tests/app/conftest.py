@@ -1,4 +1,4 @@
-"""A real server on a real socket, serving the demo, a model of strings and a broken file."""
+"""Fixtures of the service's tests: a server on a real socket that serves the demo, a model of strings and a broken file."""
 
 import os
 from collections.abc import Iterator
@@ -39,12 +39,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def machine(this_machine: DeviceProfile) -> DeviceProfile:
-    """This machine, for tests that plan."""
+    """Return this machine's profile, for tests that plan."""
     return this_machine
 
 
 @pytest.fixture
 def own_client(tmp_path: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
-    """The demo in a service of its own, for a test that stores something. `client` is for tests that only read."""
+    """Serve the demo for one test, which may store data. The fixture `client` is shared by tests that only read."""
     with serving_demo(tmp_path, machine) as found:
         yield found

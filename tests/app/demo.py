@@ -1,4 +1,4 @@
-"""The demo that the service is bundled with: its model, and images to ask it about."""
+"""The model and the images of the demo that comes with the service."""
 
 from app.settings import DEMO_MODELS
 

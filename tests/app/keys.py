@@ -1,4 +1,4 @@
-"""API keys as tests make and send them."""
+"""Make API keys and the headers that send them."""
 
 from app.access import auth
 from scheduler.store import Store

@@ -1,4 +1,4 @@
-"""Real server processes on free ports, for tests that need a process of its own, and models to serve."""
+"""Start server processes on free ports, for tests that need the service in its own process, and make models to serve."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ KINDS = {
 
 
 def identity_model(kind: int, dims: tuple[int | str, ...] = ("n", "m")) -> bytes:
-    """x -> y, the same."""
+    """Return a model that returns its input x as y. kind: element type."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])], "id", [value("x", kind, dims)], [value("y", kind, dims)]
@@ -49,7 +49,7 @@ def identity_model(kind: int, dims: tuple[int | str, ...] = ("n", "m")) -> bytes
 
 
 def text_model() -> bytes:
-    """Strings through Identity, two inputs of other types, one output each."""
+    """Return a model that returns each of its inputs: a string, a float16 and a bool tensor."""
     value = helper.make_tensor_value_info
     kinds = {"text": TensorProto.STRING, "half": TensorProto.FLOAT16, "flag": TensorProto.BOOL}
     nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in kinds]
@@ -60,7 +60,7 @@ def text_model() -> bytes:
 
 
 def slow_model(repeats: int = 400, width: int = 256) -> bytes:
-    """A chain of square products with a weight that is computed, so that nothing folds."""
+    """Return a chain of products with a square matrix. The matrix is an input, so that no pass can fold a product."""
     value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("MatMul", ["x" if not step else f"v{step}", "w"], [f"v{step + 1}" if step + 1 < repeats else "y"])
@@ -72,7 +72,7 @@ def slow_model(repeats: int = 400, width: int = 256) -> bytes:
 
 
 def write_models(folder: Path) -> Path:
-    """The demo with its labels, one identity for each datatype, and versions 1 and 3 of `versioned`."""
+    """Write the demo with its labels, an identity model per datatype, and versions 1 and 3 of `versioned`. Return the folder."""
     for name in ("digits.onnx", "digits.json"):
         (folder / name).write_bytes((DEMO_MODELS / name).read_bytes())
     for name, kind in KINDS.items():
@@ -85,7 +85,7 @@ def write_models(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def serving_demo(folder: Path, machine: DeviceProfile) -> Iterator[httpx.Client]:
-    """The demo in this process, with a database in the folder that knows the machine."""
+    """Serve the demo in this process, with a database in the folder that holds the machine's profile."""
     db = f"sqlite:///{folder / 'demo.sqlite'}"
     with Store(db) as store:
         store.devices.save(machine)
@@ -95,7 +95,7 @@ def serving_demo(folder: Path, machine: DeviceProfile) -> Iterator[httpx.Client]
 
 @dataclass
 class Server:
-    """A running process."""
+    """A running server process."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -115,7 +115,7 @@ class Server:
 
 
 def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT) -> Server:
-    """`edgewise serve` as a process; answers when it is ready."""
+    """Start `edgewise serve` and return when it is ready. Raises RuntimeError, with its log, if it ends or never is."""
     port = free_port() if "--port" not in options else int(options[options.index("--port") + 1])
     log = folder / f"server-{port}.log"
     command = [
@@ -152,7 +152,7 @@ def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = 
 def running(
     folder: Path, models: Path, db: str = "", environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT
 ) -> Iterator[Server]:
-    """A server for the block."""
+    """Run a server until the block ends."""
     server = start(folder, models, db or f"sqlite:///{folder / 'edgewise.db'}", environment, *options, cwd=cwd)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Chromium, as the system has it, and a service to look at; both for all tests of this folder."""
+"""Fixtures of the browser's tests: the system's Chromium and a service with data, both shared by all tests of this folder."""
 
 import os
 from collections.abc import Iterator
@@ -18,10 +18,10 @@ EXPORTED = [pytest.param("exported", marks=pytest.mark.exports)] if FOLDER else 
 
 @pytest.fixture(scope="package", params=["built", *EXPORTED])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Everything is looked at over the export as tests build it, and over PyTorch's own where that is at hand."""
+    """Serve the export that tests build, then PyTorch's own export if EDGEWISE_EXPORTS names its folder."""
     export = mobilenet_v2() if request.param == "built" else (Path(FOLDER) / f"{EXPORT}.onnx").read_bytes()
     folder = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:  # measurements of tests wait for each other only
+    with pytest.MonkeyPatch.context() as patch:  # tests' measurements wait for each other, and for no other program's
         patch.setattr("scheduler.exclusive.lock_path", lambda: folder / "measuring.lock")
         with site(folder, export) as found:
             yield found
@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def watch(browser: Browser, served: Site) -> Iterator[Watch]:
-    """A page of its own; at the end nothing was said on its console, and nothing left the server."""
+    """Open a page for one test. The test fails if the console showed a problem or the page sent a request to another server."""
     context = browser.new_context(base_url=served.address, viewport={"width": 1280, "height": 800})
     watched = Watch(context.new_page(), served.address)
     yield watched

@@ -1,4 +1,4 @@
-"""What a browser says of a page besides showing it."""
+"""Collect what goes wrong on a page: messages on the console, requests to other servers, accessibility violations."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ PATIENCE_MS = 60_000
 
 
 class Watch:
-    """A page, and what went wrong on it: errors on the console (those of the content security policy too) and requests to others.
+    """A page and its problems.
 
-    expected: parts of messages that a test provokes.
+    wrong: errors and warnings on the console, also of the content security policy, and requests to other servers.
+    expected: parts of messages that a test provokes; such messages are no problems.
     """
 
     def __init__(self, page: Page, address: str) -> None:
@@ -35,15 +36,15 @@ class Watch:
             self.wrong.append(f"request to {request.url}")
 
     def open(self, path: str) -> Page:
-        """Go there and wait until the page has what it shows."""
+        """Go to the path, wait until the page shows all its data, and return the page."""
         self.page.goto(path)
         settled(self.page)
         return self.page
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds that is serious or critical."""
-    page.evaluate(AXE.read_text())  # in the page's world, which its policy does not stop
+    """Return the serious and critical accessibility violations that axe-core finds."""
+    page.evaluate(AXE.read_text())  # runs in the page's own context, where the security policy does not apply
     found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
     return [
         f"{one['id']}: {one['nodes'][0]['target']} {one['nodes'][0]['html'][:160]} {one['nodes'][0]['failureSummary'][:300]}"

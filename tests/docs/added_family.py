@@ -1,4 +1,4 @@
-"""Tests of the native family that docs/ops.md adds by a diff; test_op_diff.py runs them where the diff is applied."""
+"""Tests of the native family that docs/ops.md adds by a diff. test_op_diff.py runs them in a copy with the diff applied."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from tests.kernels.ops.cases import arrays, assert_close, in_float64
 
 F32 = np.dtype(np.float32)
 CUMSUM = find("CumSum")
-EPS = 32  # of the largest sum: hundreds of roundings, of which most cancel out
+EPS = 32  # tolerance in epsilons of the largest sum: most of the hundreds of rounding errors cancel out
 BOTH = {"exclusive": 1, "reverse": 1}
 
 pytestmark = pytest.mark.parametrize("isa", HOST_ISAS, ids=lambda isa: isa.name)

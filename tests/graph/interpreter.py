@@ -1,4 +1,4 @@
-"""Node after node on fresh arrays: no plan, no arena. The plain meaning of a graph, which rewrites are checked against."""
+"""Run a graph node by node on fresh arrays, without a plan or an arena. Rewrites of graphs are checked against the results."""
 
 from __future__ import annotations
 

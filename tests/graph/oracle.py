@@ -1,4 +1,4 @@
-"""Small models by hand, and ONNX Runtime as the judge of how they run."""
+"""Make small models, and compare how Edgewise runs them with ONNX Runtime."""
 
 from collections.abc import Iterable, Set
 
@@ -37,7 +37,7 @@ def ints(name: str, *values: int) -> onnx.TensorProto:
 
 
 def make(nodes, outputs, constants=(), inputs=None, opset: int = 17) -> onnx.ModelProto:
-    """A model. outputs: names (of floats), or name -> element type. inputs: ports; default x f32[2,6]."""
+    """Return a model. outputs: names of float32 values, or name -> element type. inputs: ports; default x f32[2,6]."""
     types = outputs if isinstance(outputs, dict) else dict.fromkeys(outputs, FLOAT)
     ports = [port(name, None, code) for name, code in types.items()]
     graph = helper.make_graph(nodes, "g", [port("x", [2, 6])] if inputs is None else inputs, ports, list(constants))
@@ -45,7 +45,7 @@ def make(nodes, outputs, constants=(), inputs=None, opset: int = 17) -> onnx.Mod
 
 
 def body(nodes, inputs, outputs, constants=()) -> onnx.GraphProto:
-    """A subgraph. inputs, outputs: ports."""
+    """Return a subgraph, for the body of a control flow node. inputs, outputs: ports."""
     return helper.make_graph(nodes, "body", inputs, outputs, list(constants))
 
 
@@ -55,7 +55,7 @@ def build(proto: onnx.ModelProto, shapes=None, **options) -> Executor:
 
 
 def expected(proto: onnx.ModelProto, feeds) -> dict[str, np.ndarray]:
-    """What ONNX Runtime answers, its rewrites off."""
+    """Return the outputs of ONNX Runtime without graph optimisations."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -66,12 +66,12 @@ def expected(proto: onnx.ModelProto, feeds) -> dict[str, np.ndarray]:
 
 
 def poison(executor: Executor) -> None:
-    """Fill the arena with NaN: what a step reads before anything wrote it shows."""
+    """Fill the arena with NaN, so that a step which reads memory before it is written gives NaN."""
     executor._program._arena[:] = 0xFF
 
 
 def assert_agrees(outputs, wanted, tolerance: float = 1e-5) -> None:
-    """Same names, shapes and dtypes; values within `tolerance` of the largest."""
+    """Assert that names, shapes and dtypes are equal, and that values differ by at most `tolerance` × the largest."""
     assert list(outputs) == list(wanted)
     for name, array in wanted.items():
         assert (outputs[name].shape, outputs[name].dtype) == (array.shape, array.dtype), name
@@ -83,8 +83,10 @@ def assert_agrees(outputs, wanted, tolerance: float = 1e-5) -> None:
 
 
 def check(proto: onnx.ModelProto, feeds) -> Executor:
-    """Run twice over poisoned memory, on inputs that nobody may write, and compare with ONNX Runtime; in numpy, and natively what
-    can. Returns numpy's executor."""
+    """Run a model in numpy and natively, each twice, and compare the outputs with ONNX Runtime.
+
+    Memory is poisoned before each run, and the inputs are read-only. Return the executor that runs in numpy.
+    """
     wanted = expected(proto, feeds)
     frozen = {name: array.copy() for name, array in feeds.items()}
     for array in frozen.values():
@@ -103,7 +105,7 @@ def check(proto: onnx.ModelProto, feeds) -> Executor:
 
 
 def in_numpy(proto: onnx.ModelProto, feeds) -> dict[str, np.ndarray]:
-    """What the numpy backend answers, without any pass."""
+    """Return the outputs of the numpy backend, without any rewrite of the graph."""
     return build(proto, {name: np.shape(array) for name, array in feeds.items()}).run(feeds)
 
 
@@ -116,9 +118,9 @@ def check_native(
     threads: int = 3,
     oracle=expected,
 ) -> Executor:
-    """Optimise, run what can natively over poisoned memory, and compare with ONNX Runtime, or another oracle.
+    """Optimise a model, run it natively over poisoned memory, and compare the outputs with those of `oracle`.
 
-    numpy_ops: the ops that may stay behind in numpy. Returns the executor.
+    numpy_ops: ops that may run in numpy. tolerance: relative to the largest output. Return the executor.
     """
     wanted, graph = oracle(proto, feeds), read(proto).graph
     ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
@@ -136,17 +138,17 @@ def check_native(
 
 
 def calls_of(executor: Executor) -> list[Call]:
-    """The calls of all native segments, in order."""
+    """Return the calls of all native segments, in order."""
     return [call for segment in executor._program._segments.values() for call in segment.calls]
 
 
 def kernels(calls: Iterable[Call]) -> list[str]:
-    """The kernels that are called, by the first words of their names."""
+    """Return the part of each called kernel's name before the instruction set."""
     return [call.kernel.name.partition("__")[0] for call in calls]
 
 
 def lowered(proto: onnx.ModelProto, feeds, machine: Isa, threads: int = 3) -> list[Call]:
-    """The calls that a model becomes on a described machine; they are made and not run."""
+    """Return the calls to which a model is lowered for a described machine, without running them."""
     graph = read(proto).graph
     ready = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}))
     parts = Native(machine, cache=None)._lowered(ready.graph, ready.specs, threads, {})
@@ -154,7 +156,7 @@ def lowered(proto: onnx.ModelProto, feeds, machine: Isa, threads: int = 3) -> li
 
 
 def check_on(machine: Isa, proto: onnx.ModelProto, feeds, threads: int = 3, check=check_native, **options) -> list[Call]:
-    """`lowered`, and where this machine has the instruction set the model is run and checked too: it must make the same calls."""
+    """Return the calls as `lowered` does. If this machine has the instruction set, assert that a checked run makes the same."""
     calls = lowered(proto, feeds, machine, threads)
     if (here := as_here(machine)) is not None:
         assert kernels(calls_of(check(proto, feeds, here, threads=threads, **options))) == kernels(calls)

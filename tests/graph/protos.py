@@ -1,4 +1,4 @@
-"""Small model files, as the reader is given them."""
+"""Make small ONNX models for tests of the reader."""
 
 import onnx
 from onnx import TensorProto, helper

@@ -1,4 +1,4 @@
-"""Random acyclic models over many operators, shapes tracked by the operators' own `infer`."""
+"""Make random acyclic models of many operators. The operators' own `infer` tracks the shapes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,10 @@ INPUTS = {"x": (2, 6), "image": (1, 4, 5, 5)}
 
 
 class Build:
-    """A model as it grows: nodes, constants, and the specs of its float32 values so far."""
+    """A model under construction.
+
+    values: specs of its float32 values. known: specs of its constants. others: element types of its outputs of unknown shape.
+    """
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
@@ -30,7 +33,7 @@ class Build:
         self.rng = np.random.default_rng(draw(st.integers(0, 1000)))
 
     def pick(self, fits: Callable[[tuple[int, ...]], bool] = lambda shape: True) -> str:
-        """A value whose shape fits; "" where there is none."""
+        """Return the name of a random value whose shape fits, or "" if there is none."""
         names = [name for name, spec in self.values.items() if fits(spec.shape)]
         return self.draw(st.sampled_from(names[-4:] if self.draw(st.booleans()) else names)) if names else ""
 
@@ -47,7 +50,7 @@ class Build:
         return self.keep(self.rng.standard_normal(shape) / 4)
 
     def add(self, op: str, inputs: list[str], outputs: int = 1, **attrs) -> None:
-        """Append a node unless its outputs are too large."""
+        """Append a node, unless its outputs have more than MAX_ELEMENTS elements."""
         specs = [self.values.get(name) or self.known[name] if name else None for name in inputs]
         definition = find(op)
         typed = {key: tuple(value) if isinstance(value, list) else value for key, value in attrs.items()}
@@ -189,7 +192,7 @@ def where(b: Build, a: str) -> None:
 
 
 def branch(b: Build, a: str) -> None:
-    """An If over the graph input `flag`; both branches read a value from outside."""
+    """Append an If over the graph input `flag`, whose branches both read the value `a` from outside."""
     then = body([node("Relu", [a], ["t"])], [], [port("t", b.shape(a))])
     other = body([node("Neg", [a], ["u"]), node("Tanh", ["u"], ["w"])], [], [port("w", b.shape(a))])
     made = f"v{len(b.nodes)}_0"
@@ -198,7 +201,7 @@ def branch(b: Build, a: str) -> None:
 
 
 def run_time_shape(b: Build, a: str) -> None:
-    """Positions of a graph input's elements above a constant: how many, only a run tells."""
+    """Append the positions of a graph input's elements above a constant. Only a run can tell how many there are."""
     source = b.draw(st.sampled_from(sorted(INPUTS)))
     tag = len(b.nodes)
     b.nodes += [
@@ -232,7 +235,7 @@ STEPS += (reduce, softmax, normalise, clip, matmul, gemm, conv, conv, pool, wher
 
 @st.composite
 def random_models(draw: st.DrawFn) -> onnx.ModelProto:
-    """Models with inputs x, image and flag, up to 24 steps and up to 5 outputs."""
+    """Draw a model with the inputs x, image and flag, up to 24 steps and up to 5 outputs."""
     b = Build(draw)
     for _ in range(draw(st.integers(1, 24))):
         draw(st.sampled_from(STEPS))(b, b.pick())

@@ -1,4 +1,4 @@
-"""A device profile made by hand, for tests that need numbers they can check."""
+"""Make a device profile by hand, for tests that need known numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def figure(value: float, unit: Unit) -> Figure:
 
 
 def hardware(**changes: object) -> Hardware:
-    """Four cores, eight threads, two clusters of 8 MiB L3 each."""
+    """Return hardware with four cores, eight threads and two clusters of 8 MiB L3 each. changes: fields to replace."""
     fields: dict[str, object] = {
         "vendor": "AuthenticTest",
         "model": "Test 9000",
@@ -43,7 +43,10 @@ def hardware(**changes: object) -> Hardware:
 
 
 def device(**changes: object) -> DeviceProfile:
-    """100 GFLOP/s a core; L1 400, L2 200, L3 100 and DRAM 20 GB/s a core, DRAM 40 in all."""
+    """Return a device of 100 GFLOP/s per core. Per core, L1 has 400 GB/s, L2 200, L3 100 and DRAM 20; all cores get 40 from DRAM.
+
+    changes: fields to replace.
+    """
     instruction = [
         Peak(kind="instruction", precision="fp32", isa=isa, threads=n, rate=figure(rate * n, "FLOP/s"))
         for n in (1, 4)

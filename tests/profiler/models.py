@@ -1,4 +1,4 @@
-"""Small ONNX models, made with onnx.helper as a user's file would be."""
+"""Make small ONNX models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model(
     opset: int = 17,
     producer: str = "pytorch",
 ) -> onnx.ModelProto:
-    """A model with float inputs (but for `dtypes`) and outputs of open shape."""
+    """Return a model whose outputs have no shape. Inputs and outputs are float32, except those whose type is in `dtypes`."""
     kinds = dtypes or {}
     graph = helper.make_graph(
         list(nodes),
@@ -34,22 +34,22 @@ def model(
 
 
 def node(op: str, inputs: str, outputs: str, name: str = "", **attrs: Any) -> onnx.NodeProto:
-    """A node; inputs and outputs are names separated by blanks, "_" is an absent input."""
+    """Return a node. inputs, outputs: names separated by blanks; "_" is an absent input."""
     return helper.make_node(op, ["" if i == "_" else i for i in inputs.split()], outputs.split(), name=name or outputs, **attrs)
 
 
 def branch(name: str, *nodes: onnx.NodeProto, output: str) -> onnx.GraphProto:
-    """A body of an If: no inputs, one float output."""
+    """Return a body of an If, which has no inputs and one float output."""
     return helper.make_graph(list(nodes), name, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
 
 
 def random(*shape: int) -> np.ndarray:
-    """Seeded float32."""
+    """Return seeded, normally distributed float32 numbers."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def small_convnet() -> onnx.ModelProto:
-    """Every kind of layer once, 14×14 images, ten classes."""
+    """Return a classifier of 14×14 images into ten classes, with every kind of layer once."""
     nodes = [
         node("Conv", "x w1 b1", "conv1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         node("Relu", "conv1", "relu1"),

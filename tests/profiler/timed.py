@@ -1,4 +1,4 @@
-"""An executor that runs nothing and reports the times it was told."""
+"""An executor that runs nothing and reports given times."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Outcome:
 
     @property
     def clock(self) -> RunClock:
-        """Steps one after another from the beginning."""
+        """Return a clock on which the steps follow each other from 0 ns on."""
         return RunClock(0, [0, *itertools.accumulate(self.step_ns)], {})
 
 
 class ScriptedExecutor:
-    """Gives one (step_ns, wall_ns) after the other."""
+    """Each run reports the next (step_ns, wall_ns) of the script."""
 
     def __init__(self, graph: Graph, specs: Specs, script: Iterable[tuple[Sequence[int], int]]) -> None:
         self.graph, self.specs = graph, specs
@@ -49,6 +49,6 @@ class ScriptedExecutor:
 
 
 def scripted(script: Iterable[tuple[Sequence[int], int]], batch: int = 1) -> ScriptedExecutor:
-    """A trace of the small convnet: eleven steps."""
+    """Return an executor of the small convnet, which has eleven steps."""
     graph = read(small_convnet()).graph
     return ScriptedExecutor(graph, propagate(graph, bind(graph, dims={"batch": batch})), script)

@@ -1,4 +1,4 @@
-"""Reports of real runs."""
+"""Make reports of real runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Well-known networks as graphs, layer by layer, with weights that take no memory: their costs are published integers.
+"""Build well-known networks, whose costs are published integers. Their weights take no memory.
 
-`Net` builds the intermediate representation directly. A BatchNormalization is either a node (`folded=False`) or folded as
-PyTorch's exporter does it: a weight and a bias named `onnx::Conv_<n>`.
+`Net` builds the intermediate representation layer by layer. A BatchNormalization is either a node (`folded=False`) or folded
+into the convolution as PyTorch's exporter does it: into a weight and a bias named `onnx::Conv_<n>`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from kernels.spec import Array
 
 
 class Net:
-    """A graph under construction. Values are names; `channels` knows axis 1 of each (the last axis in transformers)."""
+    """A graph under construction. Methods take and return names of values.
+
+    channels: size of axis 1 of each value; in transformers, of the last axis.
+    """
 
     def __init__(self, name: str, *inputs: tuple[str, tuple[int | str, ...], Any], folded: bool = True) -> None:
         self.name, self.folded = name, folded
@@ -53,7 +56,7 @@ class Net:
     def conv(
         self, x: str, k: int, size: int | tuple[int, int], stride: int = 1, *, pad: Any = None, groups: int = 1, norm: bool = True
     ) -> str:
-        """Convolution, with a batch norm behind it or else a bias of its own."""
+        """Add a convolution of k channels, with a batch norm after it, or else with a bias."""
         r, s = (size, size) if isinstance(size, int) else size
         pr, ps = (r // 2, s // 2) if pad is None else (pad, pad) if isinstance(pad, int) else pad
         attrs = {"kernel_shape": [r, s], "strides": [stride, stride], "pads": [pr, ps, pr, ps], "group": groups}
@@ -322,7 +325,7 @@ def inception_v3() -> Model:
 
 
 def _encoder(net: Net, x: str, sequence: Any, *, width: int, heads: int, pre_norm: bool) -> str:
-    """One transformer layer over (1, sequence, width)."""
+    """Add one transformer layer over a value of shape (1, sequence, width)."""
 
     def split(y: str, *perm: int) -> str:
         y = net.op("Reshape", y, net.constant([1, sequence, heads, width // heads]))
@@ -363,7 +366,7 @@ def gpt2_small(sequence: int = 128, *, head: bool = False) -> Model:
     for _ in range(12):
         x = _encoder(net, x, sequence, width=768, heads=12, pre_norm=True)
     x = net.layer_norm(x)
-    if head:  # tied: the transposed table is no weight of its own
+    if head:  # its weight is the transposed table, which is no new parameter
         x = net.op("MatMul", x, net.op("Transpose", table, perm=[1, 0]), channels=50257)
     return net.model(x)
 

@@ -1,4 +1,4 @@
-"""Contests made by hand, and a builder that answers from a table."""
+"""Make contests by hand, and a builder whose times come from a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def contest(key: str, names: Sequence[str], nodes: int = 1, ns: float = 1000.0) 
 
 
 class Clock:
-    """Seconds that pass only when something is done."""
+    """A clock in seconds that only the builder moves."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -40,7 +40,11 @@ class Clock:
 
 
 class TableBuilder:
-    """Times by node and strategy, with seeded noise; every run and every compilation moves the clock."""
+    """A builder whose runs take the times that `ns` gives by node and strategy, with seeded noise.
+
+    Every run and every compilation moves the clock. spills: reasons why strategies spill. most: variants that fit into memory.
+    ran: all assignments that ran.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Databases for the store's tests: SQLite always, PostgreSQL from a server of our own where its programs are installed."""
+"""Fixtures of databases: SQLite, and a private PostgreSQL server if its programs are installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.scheduler.samples import DEVICE, MODEL
 
 @pytest.fixture(scope="session", autouse=True)
 def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Measurements of tests wait for each other, not for what else measures on this machine."""
+    """Let measurements of tests wait for each other, but not for those of other programs on this machine."""
     path = tmp_path_factory.mktemp("lock") / "measuring.lock"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scheduler.exclusive.lock_path", lambda: path)
@@ -28,7 +28,7 @@ def own_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _programs() -> Path | None:
-    """The folder of initdb and postgres; Debian keeps it off the PATH."""
+    """Return the folder of initdb and postgres, or None. Debian keeps it off the PATH."""
     folders = [Path(found).resolve().parent] if (found := shutil.which("initdb")) else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()), None)
@@ -36,7 +36,7 @@ def _programs() -> Path | None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a private cluster, without a database name."""
+    """Run a private PostgreSQL server for the session and return its URL, without a database name."""
     programs = _programs()
     if programs is None:
         pytest.skip("no PostgreSQL server programs (initdb, postgres) on this machine")
@@ -88,14 +88,14 @@ def _wait(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: str) -> str:
-    """The name of a database with the schema, to make others from."""
+    """Return the name of a database that has the schema, from which tests make copies."""
     Store(_create(postgres_server, "migrated")).close()
     return "migrated"
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with the schema, to copy."""
+    """Return a database file that has the schema, which tests copy."""
     path = tmp_path_factory.mktemp("template") / "migrated.db"
     Store(f"sqlite:///{path}").close()
     return path
@@ -109,13 +109,13 @@ def _create(server: str, name: str, template: str = "template1") -> str:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
-    """A database of its own for one test."""
+    """Create an empty PostgreSQL database for one test and return its URL."""
     return _create(postgres_server, f"t{uuid.uuid4().hex}")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind; where the test opens a store, one that was migrated before."""
+    """Return the URL of an empty database of each kind. If the test uses the fixture `store`, the database has the schema."""
     migrated = "store" in request.fixturenames
     if request.param == "sqlite":
         path = tmp_path / "store.db"
@@ -129,7 +129,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:
-    """An open store that knows the sample device and model."""
+    """Open a store that holds the sample device and model."""
     with Store(url) as opened:
         opened.devices.save(DEVICE)
         opened.models.save(MODEL, "tiny.onnx", 1234)

@@ -1,4 +1,4 @@
-"""A small network of three convolutions, to plan and to tune."""
+"""A small network of three convolutions that tests plan and tune."""
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper

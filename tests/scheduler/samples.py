@@ -1,4 +1,4 @@
-"""Plans and measurements made by hand, for tests of what is done with them."""
+"""Make plans, measurements and reports by hand."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def run_op(index: int = 0, name: str = "", **changes: Any) -> Op:
-    """One op of a report; timed when it has a p50_ns."""
+    """Return one op of a report. changes: fields to replace or add; the op is timed if it has a `p50_ns`."""
     counts = dict.fromkeys(("read_bytes", "write_bytes", "param_bytes", "live_bytes"), 100)
     fields: dict[str, Any] = {
         **counts,
@@ -128,7 +128,7 @@ def run_op(index: int = 0, name: str = "", **changes: Any) -> Op:
 
 
 def report(ops: Sequence[Op] = (), *, wall_p50_ns: float | None = None, model: str = MODEL, **setup: Any) -> Report:
-    """A static report, or with a wall time a trace on DEVICE."""
+    """Return a static report, or a trace on DEVICE if a wall time in ns is given. setup: fields of the trace's setup."""
     how: dict[str, Any] = {
         "device": DEVICE.fingerprint,
         "device_name": DEVICE.name,

@@ -1,4 +1,4 @@
-"""Small models that the engine's tests serve, and sessions and entries for them."""
+"""Write small models that the engine's tests serve, and load them. Every writer returns the file's path."""
 
 import itertools
 from pathlib import Path
@@ -23,7 +23,7 @@ def _save(folder: Path, name: str, nodes: list[Any], inputs: list[Any], outputs:
 
 
 def dense(folder: Path, name: str = "dense") -> Path:
-    """y = relu(x·w), rows of any width-16 input; rows keep apart."""
+    """Write y = relu(x·w) over rows of 16, in which each row is independent of the others."""
     weights = numpy_helper.from_array(np.random.default_rng(3).standard_normal((16, 8), np.float32), "w")
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Relu", ["m"], ["y"])]
@@ -31,7 +31,7 @@ def dense(folder: Path, name: str = "dense") -> Path:
 
 
 def pick(folder: Path, name: str = "pick") -> Path:
-    """y = table[ids]: an id outside of the table is refused when it runs."""
+    """Write y = table[ids]. A run is refused if an id is outside of the table."""
     table = numpy_helper.from_array(np.arange(20, dtype=np.float32).reshape(10, 2), "table")
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Gather", ["table", "ids"], ["y"])]
@@ -39,7 +39,7 @@ def pick(folder: Path, name: str = "pick") -> Path:
 
 
 def slow(folder: Path, rounds: int, name: str = "slow") -> Path:
-    """Adds 1 to x that many times, in a loop that the executor goes round."""
+    """Write a model that adds 1 to x `rounds` times, in a Loop that the executor runs step by step."""
     value = helper.make_tensor_value_info
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Add", ["v", "one"], ["u"])],
@@ -57,7 +57,7 @@ def slow(folder: Path, rounds: int, name: str = "slow") -> Path:
 
 
 def chain(folder: Path, length: int, name: str = "chain") -> Path:
-    """A product after another, each of other sizes: as many kernels to compile, and little to compute."""
+    """Write a chain of `length` products, each of another size: there is much to compile and little to compute."""
     random, widths = np.random.default_rng(5), range(16, 16 + length + 1)
     pairs = list(itertools.pairwise(widths))
     weights = [numpy_helper.from_array(random.standard_normal(pair, np.float32), f"w{n}") for n, pair in enumerate(pairs)]
@@ -68,7 +68,7 @@ def chain(folder: Path, length: int, name: str = "chain") -> Path:
 
 
 def wide(folder: Path, name: str = "wide") -> Path:
-    """Repeats its input a thousand times: large outputs of small inputs."""
+    """Write a model that repeats its input a thousand times, so that a small input has a large output."""
     value = helper.make_tensor_value_info
     shape = numpy_helper.from_array(np.array([1000], np.int64), "times")
     nodes = [helper.make_node("Tile", ["x", "times"], ["y"])]
@@ -76,5 +76,5 @@ def wide(folder: Path, name: str = "wide") -> Path:
 
 
 def served(path: Path, threads: int | None = None, **card: Any) -> Served:
-    """A loaded entry of a repository."""
+    """Return a loaded entry of a model repository. card: fields of the model's card."""
     return Served(path.stem, "1", path, Card(**card), State.READY, "", Session(path, threads))

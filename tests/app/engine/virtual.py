@@ -1,4 +1,4 @@
-"""A clock that tests move, and a loop that is run until nothing more happens at that time."""
+"""A clock that only tests move, and an event loop that runs until no more work is due at the clock's time."""
 
 import asyncio
 import heapq
@@ -32,7 +32,7 @@ class VirtualClock:
 
 
 class World:
-    """An event loop whose time is virtual."""
+    """An event loop whose time is virtual. problems: errors that no task handled."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -46,11 +46,11 @@ class World:
         return task
 
     def settle(self) -> None:
-        """Run what is ready, and what that makes ready."""
+        """Run the callbacks that are ready, and those that they make ready."""
         self.loop.run_until_complete(_turns(20))
 
     def advance(self, duration_ns: int) -> None:
-        """Let time pass, timer by timer."""
+        """Move the clock by that time and run every timer that becomes due, in order."""
         end_ns = self.clock.time_ns + duration_ns
         while self.clock.timers and self.clock.timers[0][0] <= end_ns:
             when_ns, _, timer = heapq.heappop(self.clock.timers)

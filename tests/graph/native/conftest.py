@@ -9,17 +9,17 @@ from tests.machines import MACHINES
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
 def isa(request):
-    """Every instruction set of distinct vector width that this machine runs."""
+    """Return each instruction set that this machine runs, one for each vector width."""
     return request.param
 
 
 @pytest.fixture(params=MACHINES, ids=lambda isa: isa.name)
 def machine(request):
-    """Every described machine, also those unlike this one: for assertions about choices."""
+    """Return each described machine, whether or not this one is like it, for assertions about choices."""
     return request.param
 
 
 @pytest.fixture(autouse=True)
 def own_draws() -> None:
-    """Every test draws the same numbers, regardless of the tests that ran before it."""
+    """Reset the random numbers, so that a test draws the same ones whichever tests ran before it."""
     draw_anew()

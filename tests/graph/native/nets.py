@@ -1,4 +1,4 @@
-"""Parts of small networks to lower, and the optimised graphs made of them."""
+"""Make parts of small networks, and optimised graphs that tests lower."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ _BEGINNING = RNG.bit_generator.state
 
 
 def draw_anew() -> None:
-    """Start the random numbers again, so that what a test draws depends on no other test."""
+    """Restart the random numbers, so that those of a test depend on no other test."""
     RNG.bit_generator.state = _BEGINNING
 
 

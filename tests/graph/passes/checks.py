@@ -1,4 +1,4 @@
-"""Before and after: a rewrite must compute the same, keep the names, and leave specs that are true."""
+"""Check that a rewrite of a graph computes the same, keeps the names of inputs and outputs, and leaves correct specs."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def random(name: str, *shape: int, low: float | None = None) -> onnx.TensorProto
 
 
 def build(nodes, initializers=(), inputs=None, outputs=("y",), opset=21) -> Graph:
-    """inputs: name -> shape, all float32."""
+    """Return a graph. inputs: name -> shape, all float32; default x f32[2,4]."""
     ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in (inputs or {"x": (2, 4)}).items()]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     named = []
@@ -39,7 +39,7 @@ def build(nodes, initializers=(), inputs=None, outputs=("y",), opset=21) -> Grap
 
 
 def agree(before: Graph, after: Graph, seed: int = 0) -> None:
-    """Same names in the same order, same numbers on random input, and specs that match what is computed."""
+    """Assert that two graphs have the same names, compute the same from random inputs, and that specs match the results."""
     inputs = bind(before)
     rng = np.random.default_rng(seed)
     feeds = {name: rng.standard_normal(spec.shape).astype(spec.dtype) for name, spec in inputs.items()}
@@ -55,7 +55,7 @@ def agree(before: Graph, after: Graph, seed: int = 0) -> None:
 
 
 def rewritten(graph: Graph, rewrite) -> Graph:
-    """One pass, checked: equivalent, and a second time finds nothing new that changes the numbers."""
+    """Apply a rewrite, check that the result is equivalent, and return it."""
     after = rewrite(graph, propagate(graph, bind(graph)))
     agree(graph, after)
     return after
@@ -68,7 +68,7 @@ def optimised(graph: Graph) -> Optimised:
 
 
 def ops(graph: Graph) -> list[str]:
-    """Op names with their epilogues: Conv+Relu."""
+    """Return each node's op with those of its epilogue, such as "Conv+Relu"."""
     return ["+".join([node.op, *(fused.op for fused in node.epilogue)]) for node in graph.nodes]
 
 

@@ -1,4 +1,4 @@
-"""A libcuda that computes nothing: it hands out handles, counts what is open, and fails where a test tells it to."""
+"""A fake libcuda that computes nothing. It hands out handles, counts those that are open, and fails where a test asks for it."""
 
 import ctypes
 import itertools
@@ -24,7 +24,7 @@ NAMES = {
     700: ("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
     720: ("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", "too many blocks in cooperative launch"),
 }
-_MAKES = {  # what gives a handle: where it is among the arguments, and what frees it
+_MAKES = {  # function that makes a handle -> the position of the handle among its arguments, and the function that frees it
     "cuDevicePrimaryCtxRetain": (0, "cuDevicePrimaryCtxRelease_v2"),
     "cuMemAlloc_v2": (0, "cuMemFree_v2"),
     "cuMemHostAlloc": (0, "cuMemFreeHost"),
@@ -38,14 +38,18 @@ _MAKES = {  # what gives a handle: where it is among the arguments, and what fre
 
 
 class FakeCuda:
-    """fails: result codes by function. calls: names, in order. open: how many of each kind are not freed, by what frees them."""
+    """The fake library.
+
+    fails: result codes by function. calls: names of called functions, in order. open: numbers of handles that are not freed yet,
+    by the function that frees them.
+    """
 
     def __init__(self, devices: int = 1, **fails: int) -> None:
         self.devices, self.fails = devices, fails
         self.calls: list[str] = []
-        self.arguments: dict[str, tuple[Any, ...]] = {}  # of the last call of each function
+        self.arguments: dict[str, tuple[Any, ...]] = {}  # arguments of the last call of each function
         self.open: dict[str, int] = {}
-        self.host: dict[int, Any] = {}  # what pinned memory lies in, by address
+        self.host: dict[int, Any] = {}  # buffers that stand for pinned memory, by address
         self._handles = itertools.count(0x1000, 0x100)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels of the tests, and a program that loses its GPU."""
+"""A kernel that tests launch, and a program whose kernel faults, so that it loses its GPU."""
 
 SCALE = """target triple = "nvptx64-nvidia-cuda"
 declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()

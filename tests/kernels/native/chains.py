@@ -1,4 +1,4 @@
-"""Epilogues written as chains of operations."""
+"""Make epilogues from chains of operations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kernels.native.emit.epilogue import Epilogue
 
 
 def chain(*steps: str | tuple[Any, ...], bias: bool = False) -> Epilogue[Any]:
-    """An epilogue that does one operation after another to the result, on float32 operands.
+    """Return an epilogue that applies one operation after another to the result. Its operands are float32.
 
-    A step is a name, a name with parameters ("clip", 0.0, 6.0), or a name with the layout of the operand: ("sub", view) takes the
-    operand from the result, (view, "sub") the result from the operand.
+    A step is a name, a name with parameters, such as ("clip", 0.0, 6.0), or a name with the layout of an operand: ("sub", view)
+    subtracts the operand from the result, (view, "sub") subtracts the result from the operand.
     """
     draft, layouts = Draft(), dict[str, Any]()
     made = draft.operand("", FLOAT)

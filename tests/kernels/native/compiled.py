@@ -1,4 +1,4 @@
-"""Object code for tests, kept beside the session's cache: many tests, and every session after the first, ask for the same."""
+"""Compile code for tests, and keep it on disk beside the session's cache, since many tests and later sessions need the same."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ LIMIT_BYTES = 1 << 29
 
 
 def object_code(ir: str, isa: Isa) -> bytes:
-    """Return the object file of one module, compiled now or found by its text, target, LLVM and options."""
+    """Return the object file of one module, from the cache if that has one of the same text, target, LLVM and options."""
     cache, key = _cache(), hashlib.sha256("\0".join((_compiler(), isa.key, ir)).encode()).digest()
     if (found := cache.get(key)) is None:
         found = compiler.generate(ir, isa)

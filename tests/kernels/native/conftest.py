@@ -1,4 +1,4 @@
-"""What the native tests share: the instruction sets of this machine, and a way to call what was emitted."""
+"""Fixtures of the native kernels' tests: instruction sets, and native functions that are compiled from emitted code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,30 +24,30 @@ needs_emulator = pytest.mark.skipif(bool(MISSING_TOOLS), reason=f"AArch64 is emu
     params=[*HOST_ISAS, *(pytest.param(isa, marks=needs_emulator) for isa in EMULATED_ISAS)], ids=lambda isa: isa.name
 )
 def isa(request: pytest.FixtureRequest) -> Isa:
-    """Every instruction set of distinct vector width that this machine runs, and AArch64's in an emulator."""
+    """Return each instruction set that this machine runs, one for each vector width, and AArch64's, which an emulator runs."""
     return request.param
 
 
 @pytest.fixture(params=HOST_ISAS, ids=lambda isa: isa.name)
 def host(request: pytest.FixtureRequest) -> Isa:
-    """Those that this machine runs itself, for what is more than one function."""
+    """Return each instruction set that this machine runs itself, for tests that the emulator cannot run."""
     return request.param
 
 
 @pytest.fixture(params=MACHINES, ids=label)
 def machine(request: pytest.FixtureRequest) -> Isa:
-    """Every described machine, whether or not this one is like it: for what is asserted of choices."""
+    """Return each described machine, whether or not this one is like it, for assertions about choices."""
     return request.param
 
 
 @pytest.fixture(params=TUNED, ids=label)
 def tuned(request: pytest.FixtureRequest) -> Isa:
-    """The described machines, and models of them: for what is asserted of the code that LLVM makes."""
+    """Return each described machine, and some for certain processor models, for assertions about the code that LLVM makes."""
     return request.param
 
 
 class Native:
-    """A callable native function; arrays are passed by address."""
+    """A native function that Python can call. It receives arrays by address."""
 
     def __init__(self, ir: str, isa: Isa, name: str = "f") -> None:
         self.code, self.isa, self.name = object_code(ir, isa), isa, name
@@ -58,13 +58,13 @@ class Native:
 
 @pytest.fixture
 def native() -> Callable[..., Native]:
-    """Compile IR text and return its function."""
+    """Return a callable that compiles IR text and returns its function."""
     return Native
 
 
 @pytest.fixture
 def apply(isa: Isa) -> Callable[..., np.ndarray]:
-    """Run an emitter of one vector or two over arrays of as many elements."""
+    """Return a callable that runs an emitter of one vector operation over one or two arrays of the same length."""
 
     def over(emitter: Callable[..., Any], *xs: np.ndarray) -> np.ndarray:
         module, count = Module(isa), len(xs[0])

@@ -1,4 +1,4 @@
-"""Convolutions of every form and layout, and checks of their kernels against the definition."""
+"""Make convolutions of every form and layout, and compare their kernels with the definition."""
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def depthwise(isa, layout, size, channels, kernel, stride=1, dilation=1, pad=0, 
 
 
 def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exact_activation=None, seed=0) -> None:
-    """Run a convolution on random data and compare it with the reference, including that nothing else was written."""
+    """Run a convolution on random data, compare it with the reference, and assert that it wrote nothing outside of its output."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
     w = rng.standard_normal((conv.y.channels, conv.group_inputs, *conv.kernel)).astype(np.float32)
@@ -63,7 +63,7 @@ def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exac
     run_kernel(kernel, isa, x=place(conv.x, x), w=packed, y=memory, **bias, **operands)
     assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+    assert np.isnan(memory).all()  # memory outside of the image was not written
 
 
 def check_depthwise(conv, tile, isa, epilogue=None, exact_activation=None):
@@ -80,4 +80,4 @@ def check_depthwise(conv, tile, isa, epilogue=None, exact_activation=None):
     run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=pack_depthwise_bias(isa, b), y=memory, **operands)
     assert_close(conv.y.load(memory), exact, conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+    assert np.isnan(memory).all()  # memory outside of the image was not written

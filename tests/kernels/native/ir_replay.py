@@ -1,13 +1,14 @@
-"""A table of hashes of the code that is emitted, so that a change of the source which must not change code can show that.
+"""Compare the emitted code with a table of hashes, to show that a change of the source changes no code.
 
-    python -m tests.kernels.native.ir_replay            say what differs from the table
+    python -m tests.kernels.native.ir_replay            print the differences from the table
     python -m tests.kernels.native.ir_replay --write    write the table again
-    python -m tests.kernels.native.ir_replay --isa avx2    print the hashes of one instruction set, and look at no table
+    python -m tests.kernels.native.ir_replay --isa avx2    print the hashes of one instruction set, without the table
 
-The table (`ir_replay.json`) has a line for each entry and in it a hash for each instruction set that is described, whatever the
-machine at hand. A kernel's hash is of its LLVM IR with a placeholder for the kernel's own name, since names may change where code
-does not, and of what a program must know of it: arguments, chunks and scratch memory. A program's names its kernels by their
-hashes. Of a model there are the calls that it is lowered to, and the programs that place these calls in memory.
+The table (`ir_replay.json`) has a line for each entry, with a hash for each described instruction set. It does not depend on the
+machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks and scratch
+memory. The IR has a placeholder for the kernel's own name, since names may change where code does not. A program is hashed with
+its kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs that place these
+calls in memory.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from tests.kernels.native.replay_models import MODELS, describe, segments
 
 TABLE = Path(__file__).parent / "ir_replay.json"
 REGENERATE = "python -m tests.kernels.native.ir_replay --write"
-DIGITS = 12  # of a hash
+DIGITS = 12  # hexadecimal digits of a hash
 
-Table = Mapping[str, Mapping[str, str]]  # entry, instruction set, hash
+Table = Mapping[str, Mapping[str, str]]  # entry -> instruction set -> hash
 
-_NOT_CODE = re.compile(r"^\s*(;|source_filename\b)")  # remarks and names of modules
+_NOT_CODE = re.compile(r"^\s*(;|source_filename\b)")  # comments and names of modules
 _LATER_REMARK = re.compile(r'\s+;[^"]*$')
 
 
 def body(ir: str, names: Mapping[str, str]) -> str:
-    """The code of a module with functions renamed. Declarations are sorted, since their order follows names.
+    """Return the code of a module with functions renamed. Declarations are sorted, since their order depends on names.
 
-    names: of functions, and what stands for each.
+    names: function -> its new name.
     """
     if names:
         known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
@@ -51,12 +52,12 @@ def body(ir: str, names: Mapping[str, str]) -> str:
 
 
 def digest(*parts: str) -> str:
-    """A short hash."""
+    """Return a short hash of the parts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGITS]
 
 
 class Replay:
-    """The hashes of all entries for one instruction set. No name is trusted: every kernel is emitted, whatever it is called."""
+    """The hashes of all entries for one instruction set. Every kernel is emitted, even if one of its name was hashed before."""
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
@@ -64,7 +65,7 @@ class Replay:
         self._by_identity: dict[int, tuple[NativeKernel, str]] = {}
 
     def hashes(self) -> Iterator[tuple[str, str]]:
-        """Of every entry."""
+        """Yield the name and the hash of every entry."""
         for name, make in KERNELS.items():
             yield name, digest(*(self.kernel(kernel) for kernel in make(self.isa)))
         yield "runtime", digest(body(runtime_ir(self.isa), {}))
@@ -79,7 +80,7 @@ class Replay:
             yield f"model: {name}, programs", digest(*(self.program(each.steps, timed=False) for each in laid))
 
     def kernel(self, kernel: NativeKernel) -> str:
-        """The hash of one kernel. Raises ValueError where another one had its name: a cache of code would take it for that."""
+        """Return the hash of one kernel. Raises ValueError if a different kernel has its name: a code cache would mix them up."""
         if id(kernel) in self._by_identity:
             return self._by_identity[id(kernel)][1]
         facts = f"{' '.join(kernel.arguments)} | {kernel.chunks} chunks | {kernel.scratch_bytes} bytes of scratch"
@@ -90,13 +91,13 @@ class Replay:
         return found
 
     def program(self, steps: Sequence[KernelCall], *, timed: bool) -> str:
-        """The code of a program, its kernels named by their hashes."""
+        """Return the code of a program whose kernels are named by their hashes."""
         names = {step.kernel.name: f"kernel_{self.kernel(step.kernel)}" for step in steps}
         return body(emit_program(steps, self.isa, timed=timed), names)
 
 
 def replay() -> Table:
-    """The hashes of the code as it is emitted now."""
+    """Return the hashes of the code that the source emits now."""
     table: dict[str, dict[str, str]] = {}
     for isa in ISAS.values():
         for name, found in Replay(isa).hashes():
@@ -105,7 +106,7 @@ def replay() -> Table:
 
 
 def differences(stored: Table, now: Table) -> list[str]:
-    """A line for each entry whose code changed, appeared or vanished, and on which instruction sets."""
+    """Return a line for each entry whose code changed, appeared or vanished, with the instruction sets."""
     found = []
     for name in [*now, *(name for name in stored if name not in now)]:
         old, new = stored.get(name, {}), now.get(name, {})
@@ -123,21 +124,21 @@ def differences(stored: Table, now: Table) -> list[str]:
 
 
 def stored() -> Table:
-    """The table as it was written last."""
+    """Return the stored table."""
     table: Table = json.loads(TABLE.read_text())
     return table
 
 
 def text(table: Table) -> str:
-    """A table as it is written: a line for each entry."""
+    """Return the table as JSON, with one line for each entry."""
     lines = [f"{json.dumps(name)}: {json.dumps(hashes)}" for name, hashes in table.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> int:
-    """Compare, write or print; 1 where something differs from the table that is not written."""
+    """Print the hashes or the differences, and write the table if asked. Return 1 if it differs and is not written, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.kernels.native.ir_replay", description="Hashes of the code that is emitted."
+        prog="python -m tests.kernels.native.ir_replay", description="Compare the emitted code with a table of hashes."
     )
     parser.add_argument("--write", action="store_true", help="write the table again")
     parser.add_argument("--isa", choices=ISAS, help="print the hashes of this instruction set only")

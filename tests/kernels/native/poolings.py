@@ -1,4 +1,4 @@
-"""Pools of every form, and a check of their kernels against the definition."""
+"""Make pools of every form, and compare their kernels with the definition."""
 
 import numpy as np
 
@@ -10,7 +10,10 @@ from tests.kernels.native.reference import assert_close, epilogue_operands, plac
 
 
 def pool(isa, kind, size, channels, kernel, stride=1, dilation=1, pad=0, batch=1, counts=False, extra=0, layout="blocked"):
-    """extra: bottom and right padding beyond that of the other sides, as ceil mode makes it without counting it."""
+    """Return a pool. counts: whether averages count padding.
+
+    extra: pixels of bottom and right padding beyond `pad`, which ceil mode adds and averages never count.
+    """
     out = (size + 2 * pad + extra - dilation * (kernel - 1) - 1) // stride + 1
     x, y = (image(layout, isa, batch, channels, side, side) for side in (size, out))
     conv = Conv(x, y, (kernel, kernel), (stride, stride), (dilation, dilation), pad, pad, channels)
@@ -18,7 +21,7 @@ def pool(isa, kind, size, channels, kernel, stride=1, dilation=1, pad=0, batch=1
 
 
 def reference(pooling, x):
-    """Every window by its definition, in float64."""
+    """Compute every window by its definition, in float64."""
     conv, (bottom, right) = pooling.window, pooling.counted or (0, 0)
     exact = np.empty((conv.y.batch, conv.y.channels, conv.y.height, conv.y.width))
     for row, column in np.ndindex(exact.shape[2:]):
@@ -42,4 +45,4 @@ def check_pool(pooling, isa, epilogue=None, exact_activation=None):
     run_kernel(emit_pooling(pooling, epilogue, isa), isa, x=place(conv.x, x), y=memory, **operands)
     assert_close(conv.y.load(memory), exact, sum(conv.kernel))
     conv.y.view(memory)[...] = np.nan
-    assert np.isnan(memory).all()  # what does not belong to the image was left alone
+    assert np.isnan(memory).all()  # memory outside of the image was not written

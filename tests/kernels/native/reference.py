@@ -1,4 +1,4 @@
-"""Float64 references and a harness for the kernels: layouts filled with poison, chunks run in any order."""
+"""Compute references in float64, and run kernels over memory filled with poison, with their chunks out of order."""
 
 import re
 from typing import Any
@@ -14,37 +14,37 @@ from tests.kernels.native.compiled import object_code
 from tests.kernels.native.runner import run
 
 PLAIN: Epilogue[Any] = Epilogue()
-CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # of another function, in assembly
+CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # a call of another function, in assembly
 
 
 def place(image: Image, array: np.ndarray) -> np.ndarray:
-    """Memory of exactly the image's size, holding the array; NaN where no pixel is."""
+    """Return memory of exactly the image's size that holds the array, with NaN where no pixel is."""
     memory = np.full(image.elements, np.nan, np.float32)
     image.store(array.astype(np.float32), memory)
     return memory
 
 
 def seen(view: View, memory: np.ndarray) -> np.ndarray:
-    """The numpy view of flat memory that a View describes."""
+    """Return the numpy view of flat memory that a View describes."""
     strides = [stride * memory.itemsize for stride in view.strides]
     return np.lib.stride_tricks.as_strided(memory[view.offset :], view.shape, strides)
 
 
 def lay(view: View, array: np.ndarray) -> np.ndarray:
-    """Memory that holds the array where the view says; NaN everywhere else."""
+    """Return memory that holds the array at the view's places, with NaN everywhere else."""
     memory = np.full(view.span, np.nan, np.float32)
     seen(view, memory)[...] = array
     return memory
 
 
 def assert_only_written(view: View, memory: np.ndarray) -> None:
-    """That memory which was NaN before is so still outside of the view, whose content is lost."""
+    """Assert that memory outside of the view is still NaN. This overwrites the view's content."""
     seen(view, memory)[...] = np.nan
     assert np.isnan(memory).all()
 
 
 def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
-    """Convolution in float64 by its definition, one kernel tap at a time."""
+    """Compute a convolution in float64 by its definition, one kernel tap at a time."""
     n, _, height, width = x.shape
     (rows, columns), (sy, sx), (dy, dx) = conv.kernel, conv.strides, conv.dilations
     oh, ow = conv.y.height, conv.y.width
@@ -64,9 +64,9 @@ def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | Non
 
 
 def run_kernel(kernel, isa, **arrays) -> None:
-    """Compile and run all chunks: one at a time, backwards, but for the first two, which go together.
+    """Compile a kernel and run its chunks one at a time, from the last to the third, then the first two in one call.
 
-    arrays: of each argument by name; those not given are null. Scratch is poisoned before each call.
+    arrays: arguments by name; a missing one is a null pointer. Scratch memory is poisoned before each call.
     """
     assert set(arrays) <= set(kernel.arguments)
     scratch = aligned(kernel.scratch_bytes + 128)
@@ -79,9 +79,9 @@ def run_kernel(kernel, isa, **arrays) -> None:
 
 
 def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Random operands of an epilogue in memory of their own, by argument, and the results of its steps of two arguments.
+    """Return random operands of an epilogue by argument, each in its own memory, and the result of its binary steps.
 
-    Steps of one argument are left to the caller.
+    exact: the values that the epilogue is applied to. Steps of one argument are skipped: the caller has to apply them.
     """
     values, arrays = [exact], {}
     for name, image in zip(epilogue.arguments, epilogue.operands, strict=True):
@@ -95,7 +95,7 @@ def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[
 
 
 def assert_close(got: np.ndarray, exact: np.ndarray, terms: int) -> None:
-    """Within what rounding `terms` products one after another can add up to, on values of about 1."""
+    """Assert that the error is no larger than rounding a sum of `terms` products can make it, for values of about 1."""
     tolerance = np.finfo(np.float32).eps * (4 + np.sqrt(terms)) * max(1.0, float(np.abs(exact).max()))
     assert not np.isnan(got).any()
     np.testing.assert_allclose(got, exact, rtol=0, atol=tolerance)
@@ -105,7 +105,7 @@ F32_MAX = float(np.finfo(np.float32).max)
 
 
 def everything(count=60_000):
-    """Floats of every exponent and both signs, denormals and zeros among them; a few exact corners."""
+    """Return floats of every exponent and both signs, with denormals, zeros and other special values."""
     bits = np.linspace(0, 0x7F7FFFFF, count, dtype=np.float64).astype(np.uint32).view(np.float32)
     ordinary = np.linspace(-110, 110, count, dtype=np.float32)
     corners = np.array([0.0, -0.0, 1e-45, -1e-45, 1.1754944e-38, 1.0, -1.0, F32_MAX, -F32_MAX], np.float32)
@@ -113,7 +113,7 @@ def everything(count=60_000):
 
 
 def ulp_error(got, exact):
-    """Error in units in the last place of the exact result; denormals have the spacing of the smallest normal."""
+    """Return the error in units in the last place (ULP) of the exact result."""
     with np.errstate(invalid="ignore", over="ignore"):
         rounded = exact.astype(np.float32)
         spacing = np.spacing(np.abs(rounded)).astype(np.float64)

@@ -1,7 +1,8 @@
-"""A fixed list of kernels of every native family, described for any instruction set: what `ir_replay` hashes the code of.
+"""A fixed list of kernels of every native family, for any instruction set. `ir_replay` hashes their code.
 
-Shapes are small, and channels are counted in vectors where tails matter, so that every width meets the same cases. Nothing here
-asks what the machine at hand can run. An entry's name says what is computed; several kernels of one entry are hashed together.
+Shapes are small. Where tails matter, channels are counted in vectors, so that every vector width meets the same cases. The list
+does not depend on what this machine can run. An entry's name says what it computes; the kernels of an entry share one hash.
+In the parameters, a tile of None is the one that is used without measurements.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ Dtype = type[np.generic] | type[bool]
 
 BIASED: Epilogue[Image] = Epilogue(bias=True)
 RELU6 = ("clip", 0.0, 6.0)
-Step = str | tuple[Any, ...]  # of `chain`
+Step = str | tuple[Any, ...]  # a step of `chain`
 
 
 def image(layout: Layout, isa: Isa, n: int, c: int, h: int, w: int) -> Image:
-    """An image in that layout; "slice": of the channels of a wider one."""
+    """Return an image in that layout. "slice" is a slice of the channels of a wider image."""
     if layout == "blocked":
         return Image.blocked(n, c, h, w, isa.lanes)
     if layout == "slice":
@@ -73,7 +74,7 @@ def convolution(
     layout: Layout = "blocked",
     x_layout: Layout | None = None,
 ) -> Conv:
-    """A square one, padded alike on all sides."""
+    """Return a square convolution that is padded alike on all sides."""
     out = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
     x = image(x_layout or layout, isa, batch, inputs, size, size)
     y = image(layout, isa, batch, outputs, out, out)
@@ -81,38 +82,38 @@ def convolution(
 
 
 def product(isa: Isa, pixels: int, inputs: int, outputs: int, layout: Layout = "blocked", batch: int = 1) -> Conv:
-    """A row of pixels, each computed from the pixel at the same place."""
+    """Return a 1×1 convolution of a row of pixels."""
     return Conv(image(layout, isa, batch, inputs, 1, pixels), image(layout, isa, batch, outputs, 1, pixels))
 
 
 def direct(
     isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, channels: int | None = None
 ) -> Kernels:
-    """tile: pixels × vectors; None: what is used unmeasured. channels: of a turn, in place of the rule's."""
+    """Emit a direct convolution. tile: pixels × vectors. channels: input channels to unroll; None: by rule."""
     made = conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile)
     return [emit_conv(conv, made if channels is None else replace(made, channels=channels), epilogue, isa)]
 
 
 def cut_product(isa: Isa, *, weights_inner: bool) -> Kernels:
-    """A long row cut into rows of its own, which consecutive chunks walk in one order or the other."""
+    """Emit a convolution of a long row that is cut into shorter ones. weights_inner: order of consecutive chunks."""
     conv = product(isa, 23, 9, 3 * isa.lanes + 1, "nhwc")
     tile = replace(make_tile(conv, isa, 4, 2), row_pixels=8, rows=2, weights_inner=weights_inner)
     return [emit_conv(conv, tile, chain(("add", conv.y), bias=True), isa)]
 
 
 def uneven(isa: Isa) -> Kernels:
-    """Padding, kernel and image differ by side."""
+    """Emit a convolution whose padding, kernel and image differ by side."""
     conv = Conv(Image.blocked(1, 4, 6, 7, isa.lanes), Image.blocked(1, 5, 7, 8, isa.lanes), (3, 2), top=1, left=0)
     return direct(isa, conv, (3, 1))
 
 
 def merged(conv: Conv, *steps: Step) -> Epilogue[Image]:
-    """A bias, a residual of the output's layout, and what follows."""
+    """Return an epilogue of a bias, a residual in the output's layout, and the given steps."""
     return chain(("add", conv.y), *steps, bias=True)
 
 
 def broadcast_operands(isa: Isa, y: Image) -> Epilogue[Image]:
-    """One factor for each channel, one summand for each pixel, and an image in another layout that the result is taken from."""
+    """Return an epilogue with a factor for each channel, a summand for each pixel, and an image minus the result."""
     per_channel = replace(y, y_stride=0, x_stride=0, block_stride=isa.lanes, n_stride=0)
     per_pixel = Image(y.batch, y.channels, y.height, y.width, 1, 0, 0, y.width, 1)
     last = Image.nhwc(y.batch, y.channels, y.height, y.width)
@@ -120,7 +121,7 @@ def broadcast_operands(isa: Isa, y: Image) -> Epilogue[Image]:
 
 
 def winograd(isa: Isa, unit: int, *, fused: bool, pad: int = 1, operands: bool = False) -> Kernels:
-    """One kernel where fused, else one for each phase."""
+    """Emit a Winograd convolution: one kernel if fused, else one for each phase. unit: m of F(m, 3)."""
     conv = convolution(isa, 9, isa.lanes + 3, 2 * isa.lanes + 1, 3, pad=pad)
     what = Winograd(conv, unit)
     epilogue = broadcast_operands(isa, conv.y) if operands else merged(conv, "relu")
@@ -128,13 +129,13 @@ def winograd(isa: Isa, unit: int, *, fused: bool, pad: int = 1, operands: bool =
 
 
 def default_winograd(isa: Isa) -> Kernels:
-    """With the tile that is used unmeasured."""
+    """Emit a Winograd convolution with the tile that is used without measurements."""
     what = Winograd(convolution(isa, 14, 2 * isa.lanes, 2 * isa.lanes, 3, pad=1), 4)
     return emit_winograd(what, winograd_tiles(what, isa)[0], BIASED, isa)
 
 
 def streamed_winograd(isa: Isa) -> Kernels:
-    """Weights that come from far, and points that do not divide into chunks."""
+    """Emit Winograd convolutions whose weights do not fit a near cache and whose points do not divide evenly into chunks."""
     conv = convolution(isa, 29, 100, 96, 3, pad=1)
     made: list[NativeKernel] = []
     for fused in (True, False):
@@ -146,7 +147,7 @@ def streamed_winograd(isa: Isa) -> Kernels:
 def depthwise(
     isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, rows: int | None = None
 ) -> Kernels:
-    """tile: pixels × vectors; None: what is used unmeasured. rows: of a chunk, in place of the rule's."""
+    """Emit a depthwise convolution. tile: pixels × vectors. rows: rows of a chunk, by default by rule."""
     made = depthwise_tiles(conv, isa)[0] if tile is None else make_depthwise_tile(conv, isa, *tile)
     return [emit_depthwise(conv, made if rows is None else replace(made, rows=rows), epilogue, isa)]
 
@@ -154,12 +155,12 @@ def depthwise(
 def channelwise(
     isa: Isa, size: int, channels: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1, layout: Layout = "blocked"
 ) -> Conv:
-    """A convolution of each channel by itself."""
+    """Return a depthwise convolution: each channel by itself."""
     return convolution(isa, size, channels, channels, kernel, stride, dilation, pad, groups=channels, layout=layout)
 
 
 def transposed(isa: Isa, channels: tuple[int, int], form: tuple[int, int, int, int, int], groups: int = 1) -> Transposed:
-    """form: kernel, stride, dilation, padding and output padding, all sides alike."""
+    """Return a transposed convolution. form: kernel, stride, dilation, padding and output padding, alike on all sides."""
     kernel, stride, dilation, pad, extra = form
     out = 4 * stride + (kernel - 1) * dilation + 1 - 2 * pad + extra
     x, y = image("blocked", isa, 1, channels[0], 5, 5), image("blocked", isa, 1, channels[1], out, out)
@@ -167,12 +168,12 @@ def transposed(isa: Isa, channels: tuple[int, int], form: tuple[int, int, int, i
 
 
 def _every(phase: Phase, what: Transposed, image: Image) -> Image:
-    """The pixels of a phase."""
+    """Return the pixels of a phase."""
     return image.every(phase.first, what.strides)[0]
 
 
 def phase_kernels(isa: Isa, what: Transposed) -> Kernels:
-    """A convolution for each phase, with a residual that is read at the phase's pixels."""
+    """Emit a convolution for each phase, with a residual that is read at the phase's pixels."""
     epilogue = chain(("add", what.y), "relu", bias=True)
     made = []
     for phase in phases(what):
@@ -188,7 +189,7 @@ def phase_kernels(isa: Isa, what: Transposed) -> Kernels:
 
 
 def matrix(rows: int, columns: int, layout: str = "rows") -> View:
-    """Dense rows, dense columns, a slice of longer rows, every third element, or backwards."""
+    """Return a view of a matrix: dense rows, dense columns, a slice of longer rows, every third element, or rows backwards."""
     if layout == "columns":
         return View.dense((columns, rows)).transposed((1, 0))
     if layout == "slice":
@@ -207,35 +208,35 @@ def matmul(
     method: Literal["direct", "packed", "dots"] | None = None,
     chunk: tuple[int, int] | None = None,
 ) -> Kernels:
-    """tile: rows × vectors; None: what is used unmeasured. method, chunk (rows and units): in place of the rule's."""
+    """Emit a matrix product. tile: rows × vectors. method, chunk (rows and units): by default by rule."""
     made = matmul_tiles(what, isa)[0] if tile is None else make_matmul_tile(what, isa, *tile)
     made = made if method is None else replace(made, method=method)
     return [emit_matmul(what, made if chunk is None else replace(made, chunk_rows=chunk[0], units=chunk[1]), isa)]
 
 
 def of(m: int, k: int, n: int, a: str = "rows", b: str = "rows", y: str = "rows") -> MatMul:
-    """A product of matrices in these layouts."""
+    """Return a product of an (m, k) and a (k, n) matrix in these layouts."""
     return MatMul(matrix(m, k, a), matrix(k, n, b), matrix(m, n, y))
 
 
 def with_steps(isa: Isa) -> MatMul:
-    """A scaled product of batches with a bias, a residual and an activation."""
+    """Return a scaled product of batches with a bias, an activation and a residual."""
     m, n = 5, isa.lanes + 3
     steps = chain(("add", View.dense((1, 1, n))), "gelu", (View.dense((2, m, n)), "sub"))
     return MatMul(View.dense((2, m, 7)), View.dense((1, 7, n)), View.dense((2, m, n)), 0.5, steps)
 
 
 def attend(batch: int, heads: int, queries: int, keys: int, size: int, v_size: int = 0, kv_heads: int = 0) -> Attention:
-    """Dense attention; 0: as many as of the others."""
+    """Return attention over dense tensors. v_size, kv_heads: 0 = as `size` and `heads`."""
     q, k = View.dense((batch, heads, queries, size)), View.dense((batch, kv_heads or heads, keys, size))
     v, y = View.dense((*k.shape[:3], v_size or size)), View.dense((batch, heads, queries, v_size or size))
     return Attention(q, k, v, y, 0.25)
 
 
 def attention(isa: Isa, what: Attention, tile: tuple[int, int] | None = None, block: int = 0, groups: int = 0) -> Kernels:
-    """tile: vectors of queries × columns of v; None: what is used unmeasured.
+    """Emit an attention kernel. tile: vectors of queries × columns of v.
 
-    block: tiles of keys at once. groups: of a chunk. 0: by rule.
+    block: tiles of keys that are processed at once. groups: groups of a chunk. 0: by rule.
     """
     if tile is None:
         return [emit_attention(what, attention_tiles(what, isa)[0], isa)]
@@ -245,7 +246,7 @@ def attention(isa: Isa, what: Attention, tile: tuple[int, int] | None = None, bl
 
 
 def fused_attention() -> Attention:
-    """q, k and v side by side in the rows of one matrix."""
+    """Return attention whose q, k and v lie side by side in the rows of one matrix."""
     rows = View.dense((1, 13, 3, 2, 20))
     q, k, v = (rows.picked(2, n).transposed((0, 2, 1, 3)) for n in range(3))
     return Attention(q, k, v, View.dense((1, 13, 2, 20)).transposed((0, 2, 1, 3)), 0.25)
@@ -262,7 +263,7 @@ def rows(
     axes: tuple[int, ...],
     more: Rows | None = None,
 ) -> Kernels:  # fmt: skip
-    """Over a dense tensor. more: whose scale, bias and epilogue are taken."""
+    """Emit a kernel over the rows of a dense tensor. more: has the scale, bias and epilogue to use."""
     keeps = kind in ("softmax", "log_softmax", "layer_norm", "rms_norm")
     y = View.dense(shape if keeps else tuple(1 if n in axes else size for n, size in enumerate(shape)))
     what = Rows(kind, View.dense(shape), y, axes, 1e-3)
@@ -270,12 +271,12 @@ def rows(
 
 
 def scaled(scale: View | None, bias: View | None = None, *steps: Step) -> Rows:
-    """What `rows` takes besides."""
+    """Return a scale, a bias and an epilogue for `rows`."""
     return Rows("layer_norm", View.dense((1,)), View.dense((1,)), (0,), 0.0, scale, bias, chain(*steps))
 
 
 def sliced_rows(isa: Isa) -> Kernels:
-    """A softmax and a mean over a tensor that is transposed and sliced."""
+    """Emit softmaxes and a mean over a tensor that is transposed and sliced."""
     x = View.dense((3, 7, 2, 40)).transposed((0, 2, 1, 3)).sliced(3, 2, 37).sliced(2, 6, 4, -2)
     means = View.dense((*x.shape[:3], 1))
     return [
@@ -298,7 +299,7 @@ def pool(
     counts: bool = False,
     steps: tuple[Step, ...] = (),
 ) -> Kernels:
-    """Over a vector of channels and a tail. counts: whether padding counts in an average."""
+    """Emit a pool over one vector of channels and a tail. counts: whether an average counts padding."""
     conv = channelwise(isa, size, isa.lanes + 3, kernel, stride, pad, dilation, layout)
     epilogue = chain(("add", conv.y), *steps) if steps else PLAIN
     return [emit_pooling(Pooling(conv, kind, (pad, pad) if counts else None), epilogue, isa)]
@@ -317,9 +318,9 @@ def resize(
     steps: tuple[Step, ...] = (),
     rows: int | None = None,
 ) -> Kernels:
-    """5 × 6 to 7 × 11 pixels. separable: None for what is used unmeasured. inside: rows and columns that are not filled.
+    """Emit a resize of 5 × 6 to 7 × 11 pixels. separable: None = as the tile says that is used without measurements.
 
-    rows: of a chunk, in place of the rule's.
+    inside: rows and columns, first and end, that are not filled. rows: rows of a chunk, by default by rule.
     """
     channels = 2 * isa.lanes + 1
     x, y = image(layout, isa, 1, channels, 5, 6), image(layout, isa, 1, channels, 7, 11)
@@ -334,47 +335,47 @@ def resize(
 
 
 def tensor(*shape: int, dtype: Dtype = np.float32) -> Strided:
-    """A dense tensor."""
+    """Return a dense tensor."""
     return Strided(View.dense(shape), np.dtype(dtype))
 
 
 def tape(isa: Isa, y: Strided, operands: Sequence[Strided], *steps: Apply) -> Kernels:
-    """An expression."""
+    """Emit an elementwise expression."""
     return [emit_map(Map(y, tuple(operands), steps), isa)]
 
 
 def unary(
     isa: Isa, *names: str, dtype: Dtype = np.float32, to: Dtype | None = None, parameters: tuple[float, ...] = ()
 ) -> Kernels:
-    """A kernel for each function of one argument, over two vectors and a tail."""
+    """Emit a kernel for each function of one argument, over two vectors and a tail."""
     size = 2 * isa.lanes + 3
     x, y = tensor(size, dtype=dtype), tensor(size, dtype=to or dtype)
     return [emit_map(Map(y, (x,), (Apply(name, (0,), parameters),)), isa) for name in names]
 
 
 def binary(isa: Isa, dtype: Dtype, *names: str, to: Dtype | None = None) -> Kernels:
-    """A kernel for each function of two arguments, over two vectors and a tail."""
+    """Emit a kernel for each function of two arguments, over two vectors and a tail."""
     size = 2 * isa.lanes + 3
     like, y = tensor(size, dtype=dtype), tensor(size, dtype=to or dtype)
     return [emit_map(Map(y, (like, like), (Apply(name, (0, 1)),)), isa) for name in names]
 
 
 def casts(isa: Isa, old: Dtype, *new: Dtype) -> Kernels:
-    """Conversions of one type to others."""
+    """Emit conversions from one type to each of the others."""
     size = isa.lanes + 3
     x = tensor(size, dtype=old)
     return [emit_map(Map(tensor(size, dtype=kind), (x,), (Apply("cast", (0,), (), np.dtype(kind)),)), isa) for kind in new]
 
 
 def repeated_tape(isa: Isa) -> Kernels:
-    """Operands that repeat along rows, columns and everything."""
+    """Emit an expression whose operands are broadcast along rows, along columns and along all axes."""
     operands = [tensor(*shape) for shape in ((2, 5, 3, 37), (5, 1, 1), (37,), ())]
     return tape(isa, operands[0], operands, Apply("mul", (0, 1)), Apply("add", (4, 2)), Apply("exp", (1,)), Apply("div", (5, 6)),
                 Apply("sub", (7, 3)))  # fmt: skip
 
 
 def mask_tape(isa: Isa) -> Kernels:
-    """Integers compared, masks combined, and a choice by the mask."""
+    """Emit an expression that compares integers, combines masks, and chooses values by the mask."""
     size, i64 = 2 * isa.lanes + 5, np.dtype(np.int64)
     operands = [tensor(size, dtype=np.int64), tensor(size, dtype=np.int64), tensor(size, dtype=bool)]
     return tape(isa, operands[0], operands, Apply("lt", (0, 1)), Apply("not", (2,)), Apply("and", (3, 4)),
@@ -382,7 +383,7 @@ def mask_tape(isa: Isa) -> Kernels:
 
 
 def strided_tape(isa: Isa) -> Kernels:
-    """Operands turned, walked backwards and picked one in three."""
+    """Emit an expression whose operands are transposed, read backwards, and read at every third element."""
     shape = (5, isa.lanes + 3)
     views = (View.dense(shape[::-1]).transposed((1, 0)), View.dense(shape).sliced(1, shape[1] - 1, shape[1], -1),
              View.dense((shape[0], 3 * shape[1])).sliced(1, 1, shape[1], 3))  # fmt: skip
@@ -393,25 +394,25 @@ def strided_tape(isa: Isa) -> Kernels:
 
 
 def copies(isa: Isa, view: View) -> Kernels:
-    """Of elements of each size into row-major memory."""
+    """Emit copies into row-major memory, one for each size of elements."""
     dtypes: tuple[DType, ...] = tuple(np.dtype(kind) for kind in (np.int8, np.int16, np.float32, np.int64))
     return [emit_map(Map(Strided(View.dense(view.shape), dtype), (Strided(view, dtype),)), isa) for dtype in dtypes]
 
 
 def conversions(isa: Isa, source: Layout, target: Layout) -> Kernels:
-    """The maps of one layout of an image to another."""
+    """Emit the kernels that convert an image from one layout to another."""
     channels = 2 * isa.lanes + 3
     x, y = image(source, isa, 2, channels, 3, 5), image(target, isa, 2, channels, 3, 5)
     return [emit_map(each, isa) for each in convert_image(x, y)]
 
 
 def padding(isa: Isa, mode: PadMode) -> Kernels:
-    """A matrix padded on all sides."""
+    """Emit the kernels that pad a matrix on all sides."""
     return [emit_map(each, isa) for each in pad_tensor(View.dense((5, 21)), View.dense((8, 26)), (1, 2), mode, 0.5)]
 
 
 def shuffle(isa: Isa, groups: int, dtype: Dtype) -> Kernels:
-    """Channels of groups taken in turns."""
+    """Emit a shuffle that takes one channel of each group in turn."""
     channels = 12 * groups
     one = Image.blocked(2, channels, 3, 5, isa.lanes)
     order = tuple((0, i) for i in np.arange(channels).reshape(groups, -1).T.ravel().tolist())
@@ -419,19 +420,19 @@ def shuffle(isa: Isa, groups: int, dtype: Dtype) -> Kernels:
 
 
 def joined_channels(isa: Isa) -> Kernels:
-    """Channels of two images put together, without the first three."""
+    """Emit a concatenation of the channels of two images, without the first three."""
     xs = Image.blocked(1, isa.lanes + 5, 3, 4, isa.lanes), Image.blocked(1, 9, 3, 4, isa.lanes)
     order = [*((0, n) for n in range(3, isa.lanes + 5)), *((1, n) for n in range(9))]
     return [emit_channels(Channels(xs, Image.blocked(1, len(order), 3, 4, isa.lanes), tuple(order)), isa)]
 
 
 def gather(isa: Isa, elements: int, dtype: Dtype, indices: Dtype = np.int64) -> Kernels:
-    """Nine rows of fifty."""
+    """Emit a gather of nine rows out of fifty."""
     what = Gather(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
     return [emit_gather(what, isa)]
 
 
-ROW, COLUMN = (3, 67), (2, 9, 35)  # the axis in vectors with a tail; an axis that is not the last
+ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     # products of pixels
@@ -468,7 +469,7 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "conv 3x3, groups, channels last": lambda isa: direct(
         isa, convolution(isa, 6, 6, 10, 3, pad=1, groups=2, layout="nhwc"), (3, 1)
     ),
-    # what is done behind a convolution
+    # epilogues of a convolution
     "conv 3x3, relu": lambda isa: direct(isa, convolution(isa, 7, 4, isa.lanes, 3, pad=1), (3, 1), chain("relu", bias=True)),
     "conv 1x1, clip": lambda isa: direct(isa, product(isa, 7, 9, isa.lanes + 1), (3, 2), chain(RELU6, bias=True)),
     "conv 1x1, silu": lambda isa: direct(isa, product(isa, 7, 9, 2 * isa.lanes), (3, 2), chain("silu", bias=True)),
@@ -670,11 +671,11 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
 
 # Programs
 
-X, ARENA, Y, WEIGHTS = range(4)  # slots
+X, ARENA, Y, WEIGHTS = range(4)  # slots of a program
 
 
 def bottleneck(isa: Isa) -> Sequence[KernelCall]:
-    """An inverted residual block: expand, a window over each channel, project and add the input."""
+    """Return the calls of an inverted residual block: expand, depthwise, project and add the input."""
     c = isa.lanes
     expand, middle = convolution(isa, 9, c, 3 * c), channelwise(isa, 9, 3 * c, 3, 1, 1)
     project = convolution(isa, 9, 3 * c, c)
@@ -690,7 +691,7 @@ def bottleneck(isa: Isa) -> Sequence[KernelCall]:
 
 
 def with_scratch(isa: Isa) -> Sequence[KernelCall]:
-    """Two calls of one kernel that needs scratch and do not wait for each other, then one that leaves an argument out."""
+    """Return two calls of a kernel that needs scratch, with no barrier between them, then a call without one of its arguments."""
     (packed,) = matmul(isa, of(11, 6, 2 * isa.lanes + 3), (4, 2), "packed")
     (add,) = binary(isa, np.float32, "add")
     return (

@@ -1,4 +1,4 @@
-"""Small models and what they are lowered to for an instruction set that is described: what `ir_replay` hashes beside kernels."""
+"""Small models, and the calls to which they are lowered for a described instruction set. `ir_replay` hashes these calls."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from kernels.native.run.program import KernelCall, Program
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.target.isa import Isa
 
-THREADS = 2  # that the programs are made for
+THREADS = 2  # threads that the programs are made for
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 node = helper.make_node
 
 
 def port(name: str, *dims: int, kind: int = FLOAT) -> onnx.ValueInfoProto:
-    """An input."""
+    """Return an input of a model. kind: element type."""
     return helper.make_tensor_value_info(name, kind, dims)
 
 
 def weights(name: str, *shape: int) -> onnx.TensorProto:
-    """Constants that no pass takes for zeros or ones."""
+    """Return a constant that is neither all zeros nor all ones, which passes would remove."""
     count = int(np.prod(shape))
     return numpy_helper.from_array(((np.arange(count) % 13 - 6.5) / 16).astype(np.float32).reshape(shape), name)
 
 
 def ints(name: str, *values: int) -> onnx.TensorProto:
-    """A constant list of integers."""
+    """Return a constant list of integers."""
     return numpy_helper.from_array(np.array(values, np.int64), name)
 
 
 def floats(name: str, *values: float) -> onnx.TensorProto:
-    """A constant list of numbers."""
+    """Return a constant list of floats."""
     return numpy_helper.from_array(np.array(values, np.float32), name)
 
 
@@ -55,14 +55,14 @@ def model(
     outputs: Mapping[str, int],
     constants: Sequence[onnx.TensorProto] = (),
 ) -> onnx.ModelProto:
-    """outputs: names and element types."""
+    """Return a model. outputs: name -> element type."""
     ports = [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()]
     graph = helper.make_graph(nodes, "g", inputs, ports, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
 
 
 def residual_net() -> onnx.ModelProto:
-    """Convolutions of each kind, a residual, pools, squeeze and excite, and a classifier."""
+    """Return a model with convolutions of each kind, a residual, pools, squeeze and excite, and a classifier."""
     same: dict[str, Any] = {"pads": [1, 1, 1, 1]}
     nodes = [
         node("Conv", ["x", "w0", "b0"], ["a"], strides=[2, 2], pads=[1, 1, 1, 1]), node("Relu", ["a"], ["b"]),
@@ -83,7 +83,7 @@ def residual_net() -> onnx.ModelProto:
 
 
 def transformer_block() -> onnx.ModelProto:
-    """Tokens looked up, attention with a mask that is added, and a perceptron, each behind a norm and with its residual."""
+    """Return a model with an embedding, attention with an additive mask, and a perceptron, each with norm and residual."""
     nodes = [
         node("Gather", ["table", "tokens"], ["x"]), node("Add", ["x", "positions"], ["p"]),
         node("LayerNormalization", ["p", "g0", "s0"], ["n"]), node("MatMul", ["n", "wqkv"], ["m"]),
@@ -109,7 +109,7 @@ def transformer_block() -> onnx.ModelProto:
 
 
 def masks_and_integers() -> onnx.ModelProto:
-    """Integers and bools, with an op between that has no native form."""
+    """Return a model of integers and bools, with an op in the middle that has no native form."""
     nodes = [
         node("Less", ["a", "b"], ["lt"]), node("And", ["lt", "m"], ["both"]), node("Not", ["both"], ["neither"]),
         node("Mul", ["a", "b"], ["ab"]), node("Mod", ["ab", "seven"], ["rest"]),
@@ -124,7 +124,7 @@ def masks_and_integers() -> onnx.ModelProto:
 
 
 def resize_and_concat() -> onnx.ModelProto:
-    """An encoder, two ways up again, and joins of whole blocks, of odd channels and of what is padded."""
+    """Return an encoder with two ways of upsampling. It joins whole blocks and odd numbers of channels, and pads."""
     up: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     nodes = [
         node("Conv", ["x", "w0"], ["a"], pads=[1, 1, 1, 1]), node("Relu", ["a"], ["b"]),
@@ -154,25 +154,25 @@ MODELS: Mapping[str, Callable[[], onnx.ModelProto]] = {
 
 @functools.cache
 def optimised(name: str) -> Optimised:
-    """A model made ready; it is the same for every instruction set."""
+    """Return an optimised model, which is the same for every instruction set."""
     graph = read(MODELS[name]()).graph
     return optimise(graph, bind(graph))
 
 
 class Laid(Segment):
-    """A segment that is lowered and laid out in memory, but not compiled: for an instruction set that need not be here."""
+    """A segment that is lowered and laid out in memory, but not compiled. This machine need not have its instruction set."""
 
     def _compiled(self, *, timed: bool) -> Program:
         return cast(Program, None)
 
     @property
     def steps(self) -> Sequence[KernelCall]:
-        """What its program is made of."""
+        """Return the calls that its program makes."""
         return self._steps
 
 
 def segments(name: str, isa: Isa) -> Iterator[Laid]:
-    """The segments of a model, in order."""
+    """Yield the segments of a model, in order."""
     ready, constants = optimised(name), ConstantCache(dry=True)
     native = Native(isa, None, constants)
     _, parts = native.parts(ready.graph, ready.specs, {})
@@ -182,9 +182,9 @@ def segments(name: str, isa: Isa) -> Iterator[Laid]:
 
 
 def describe(calls: Sequence[Call], body: Callable[[Call], str]) -> Iterator[str]:
-    """A line for each call: its node's position, the code, and what each argument is. body: names the code of a call.
+    """Yield a line for each call: its node's position, its code, and what each argument is.
 
-    Storages are numbered in the order in which calls meet them.
+    body: returns a name for the code of a call. Storages are numbered in the order in which calls first use them.
     """
     numbers: dict[int, int] = {}
     for call in calls:

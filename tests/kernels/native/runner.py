@@ -1,8 +1,8 @@
-"""Calls of emitted functions: in this process, or in an emulator where the instruction set is another architecture's.
+"""Call emitted functions in this process, or in an emulator if the instruction set is of another architecture.
 
-For AArch64 on another host, QEMU's user mode runs `_DRIVER`, a program without a C library that is assembled once. Its
-standard input is a file that it maps into memory at `_BASE`: the calls to make, then the arrays, read and written there, and
-last the object, linked for the address at which it lies.
+On a host that is not AArch64, QEMU's user mode runs AArch64 code by `_DRIVER`, a program without a C library that is assembled
+once. The driver maps its standard input, a file, into memory at `_BASE`. The file holds the calls to make, then the arrays, which
+calls read and write there, then the object, which is linked for its address in this memory.
 """
 
 import ctypes
@@ -20,18 +20,18 @@ from kernels.native.code.elf import Image, read_object
 from kernels.native.code.library import Library
 from kernels.native.target.isa import Isa, host_isas
 
-Call = Sequence[np.ndarray | int | None]  # arrays go by address
+Call = Sequence[np.ndarray | int | None]  # arrays are passed by address
 
 _ASSEMBLER, _LINKER, _EMULATOR = "aarch64-linux-gnu-as", "aarch64-linux-gnu-ld", "qemu-aarch64"
 MISSING_TOOLS = [tool for tool in (_ASSEMBLER, _LINKER, _EMULATOR) if shutil.which(tool) is None]
 
 _BASE = 0x10_0000_0000
 _PAGE_BYTES = 4096
-_GAP = 0xA5  # between arrays: no kernel may write there
+_GAP = 0xA5  # byte that fills the gaps between arrays, where no kernel may write
 _GAP_BYTES = 256
-_REGISTERS, _STACK = 8, 16  # arguments of a call in registers and behind them
+_REGISTERS, _STACK = 8, 16  # arguments of a call in registers, then on the stack
 
-# The file: calls to make, scratch from, scratch to, the function; then of each call the arguments, as many as there is room for.
+# The file begins with the number of calls, start and end of scratch, and the function. All argument slots of each call follow.
 _DRIVER = f"""
     .global _start
 _start:
@@ -85,7 +85,7 @@ stack:
 
 
 def run(code: bytes, isa: Isa, name: str, calls: Sequence[Call], scratch: np.ndarray | None = None) -> None:
-    """Call a function of an object again and again. scratch: bytes filled with 0xFF before each call."""
+    """Call a function of an object file once with each tuple of arguments. scratch: bytes filled with 0xFF before each call."""
     here = any(host.arch == isa.arch for host in host_isas())
     (_run_here if here else _emulate)(code, name, calls, scratch)
 
@@ -103,7 +103,7 @@ def _run_here(code: bytes, name: str, calls: Sequence[Call], scratch: np.ndarray
 
 @functools.cache
 def _driver() -> tuple[tempfile.TemporaryDirectory[str], Path]:
-    """The folder of the driver and of what it is given, which goes with this process, and the driver's program there."""
+    """Assemble the driver. Return its temporary folder, which is removed when this process ends, and its program."""
     folder = tempfile.TemporaryDirectory(prefix="edgewise-aarch64-")
     target, program = Path(folder.name) / "driver.o", Path(folder.name) / "driver"
     subprocess.run([_ASSEMBLER, "-o", target, "-"], input=_DRIVER.encode(), check=True)
@@ -136,11 +136,11 @@ def _emulate(code: bytes, name: str, calls: Sequence[Call], scratch: np.ndarray 
     for (start, end), offset in places.items():
         _bytes(start, end)[:] = after[offset : offset + end - start]
         after[offset : offset + end - start] = memory[offset : offset + end - start]
-    assert (after == memory).all(), "something was written outside of the arrays"
+    assert (after == memory).all(), "a kernel wrote outside of its arrays"
 
 
 def _in_emulator(memory: np.ndarray) -> np.ndarray:
-    """The memory after the calls."""
+    """Run the calls in the emulator and return the memory afterwards."""
     folder, program = _driver()
     with tempfile.TemporaryFile(dir=folder.name) as data:
         data.write(memory.tobytes())
@@ -151,7 +151,7 @@ def _in_emulator(memory: np.ndarray) -> np.ndarray:
 
 
 def _places(arrays: Sequence[np.ndarray], first: int) -> dict[tuple[int, int], int]:
-    """Where in the file the memory of arrays goes, (start, end) to offset: what overlaps goes together, alignment stays."""
+    """Return the file offset of each (start, end) of the arrays' memory. Overlapping arrays share one; alignment is kept."""
     spans: list[tuple[int, int]] = []
     for start, end in sorted(np.lib.array_utils.byte_bounds(array) for array in arrays if array.size):
         if spans and start < spans[-1][1]:
@@ -163,7 +163,7 @@ def _places(arrays: Sequence[np.ndarray], first: int) -> dict[tuple[int, int], i
 
 
 def _address(array: np.ndarray, places: dict[tuple[int, int], int]) -> int:
-    """Where an array begins in the program's memory."""
+    """Return the address of an array in the driver's memory, or 0 for an empty one."""
     at = array.ctypes.data
     return next((_BASE + offset + at - start for (start, end), offset in places.items() if start <= at < end), 0)
 

@@ -1,4 +1,4 @@
-"""Programs for a team of threads: linked, run on a pool, and looked at afterwards."""
+"""Link small programs for a team of threads and run them on a thread pool."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ WORDS = 16  # i64 words in a line of 128 bytes
 
 
 class Program:
-    """A linked program and the memory it works on: `words` of i64, from which counters are the first."""
+    """A linked program, and the memory of `words` i64 that it works on. The first words are the program's counters."""
 
     def __init__(self, body, words):
         isa = host_isa()
@@ -31,7 +31,10 @@ class Program:
 
 
 def lockstep(steps):
-    """Every thread writes the step into its line, and after a barrier looks whether all others did; word 0 counts who did not."""
+    """Return a body in which every thread writes the step's number to its line, and after a barrier reads the other lines.
+
+    Word 0 counts the lines that hold another number.
+    """
 
     def body(k, memory, thread, threads, team):
         with k.loop("step", 1, steps + 1) as step:

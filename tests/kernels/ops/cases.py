@@ -1,4 +1,4 @@
-"""What the generic suites share: every case of every operator with its arrays, and how results are compared."""
+"""What the generic suites share: the cases of all operators with their arrays, and the comparison of results."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from kernels.spec import FLOATS, STRING, Array, Spec
 
 
 def every(_: Op) -> bool:
-    """All operators."""
+    """Accept every operator."""
     return True
 
 
 def deterministic(op: Op) -> bool:
-    """Those that compute the same from the same inputs."""
+    """Accept operators that compute the same from the same inputs."""
     return op.deterministic
 
 
 def valid_cases(of: Callable[[Op], bool] = every) -> list[Any]:
-    """(op, case) of every case that is no refusal, as pytest parameters. of: which operators."""
+    """Return (op, case) of every case that must run, as pytest parameters. of: accepts the operators to take."""
     return [_parameter(op, case) for op in operators().values() if of(op) for case in op.cases if case.raises is None]
 
 
 def refused_cases() -> list[Any]:
-    """(op, case) of every refusal."""
+    """Return (op, case) of every case that must be refused, as pytest parameters."""
     return [_parameter(op, case) for op in operators().values() for case in op.cases if case.raises is not None]
 
 
 def kernel_cases(of: Callable[[Op], bool] = every) -> list[Any]:
-    """(op, case, kernel) of every valid case and every kernel that takes it. of: which operators."""
+    """Return (op, case, kernel) of every case that must run and every kernel that takes it. of: accepts the operators to take."""
     found = []
     for op in filter(of, operators().values()):
         for case in op.cases:
@@ -50,11 +50,11 @@ def kernel_cases(of: Callable[[Op], bool] = every) -> list[Any]:
 
 
 def for_each_op(parameters: Sequence[Any]) -> Callable[[Callable[..., None]], Callable[[str], None]]:
-    """Make one test for each operator of a check of one case: pytest collects hundreds of tests in place of thousands.
+    """Make one test for each operator from a check of one case. pytest then collects hundreds of tests instead of thousands.
 
     Args:    parameters: as `valid_cases` and `kernel_cases` return them; their first value is the operator.
     Returns: a decorator. The test checks every parameter of an operator, even after one failed, and raises all failures together,
-             each with the id of its case. It is skipped where every case is.
+             each with the id of its case. The test is skipped if every case is.
     """
     by_op: dict[str, list[Any]] = {}
     for parameter in parameters:
@@ -90,7 +90,7 @@ def _parameter(op: Op, case: Case) -> Any:
 
 
 def arrays(op: Op, case: Case) -> tuple[Array | None, ...]:
-    """The case's inputs, read-only: seeded by the names, so that they never change."""
+    """Return the case's inputs, read-only. The names of op and case are the seed, so that the values never change."""
     rng = np.random.default_rng(zlib.crc32(f"{op.name}/{case.id}".encode()))
     made: list[Array | None] = []
     for given in case.inputs:
@@ -106,12 +106,12 @@ def arrays(op: Op, case: Case) -> tuple[Array | None, ...]:
 
 
 def specs_of(inputs: Sequence[Array | None]) -> tuple[Spec | None, ...]:
-    """Specs that know their values, as at run time."""
+    """Return specs that know their values, as those of a run do."""
     return tuple(None if array is None else Spec.of(array) for array in inputs)
 
 
 def outputs_for(op: Op, case: Case, inputs: Sequence[Array | None], poison: int) -> tuple[Array, ...]:
-    """Arrays of the inferred specs, every byte of them `poison`; strings get a text no op makes."""
+    """Return arrays of the inferred specs, every byte of which is `poison`. Strings get a text that no op returns."""
     made = []
     for spec in op.infer_specs(specs_of(inputs), op.bind(case.attrs)):
         array = np.empty(spec.shape, spec.dtype)
@@ -124,7 +124,7 @@ def outputs_for(op: Op, case: Case, inputs: Sequence[Array | None], poison: int)
 
 
 def run(op: Op, case: Case, kernel: Kernel, out: Sequence[Array | None], inputs: Sequence[Array | None]) -> None:
-    """One kernel, with the workspace it wants."""
+    """Run one kernel, with the workspace that it needs."""
     attrs = op.bind(case.attrs)
     extra = {}
     if kernel.workspace_bytes is not None:
@@ -134,12 +134,12 @@ def run(op: Op, case: Case, kernel: Kernel, out: Sequence[Array | None], inputs:
 
 
 def in_float64(inputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
-    """The same inputs with every float widened."""
+    """Return the inputs with every float array converted to float64."""
     return tuple(a.astype(np.float64) if a is not None and a.dtype in FLOATS else a for a in inputs)
 
 
 def strided_forms(array: Array | None) -> Iterator[Array | None]:
-    """Copies of the array in other memory layouts: every second element of a larger one, and last axis slowest."""
+    """Yield copies of the array in other memory layouts: every second element of a larger array, then Fortran order."""
     if array is None or array.ndim == 0:
         yield array
         return
@@ -150,7 +150,7 @@ def strided_forms(array: Array | None) -> Iterator[Array | None]:
 
 
 def assert_close(actual: Array, expected: Array, eps: float) -> None:
-    """Within `eps` epsilons of the actual dtype, relative to the largest finite value expected; equal for other dtypes."""
+    """Assert that floats differ by at most `eps` epsilons of their dtype × the largest expected value, and others not at all."""
     assert actual.shape == expected.shape
     if actual.dtype not in FLOATS:
         np.testing.assert_array_equal(actual, expected.astype(actual.dtype) if expected.dtype != actual.dtype else expected)

@@ -1,4 +1,4 @@
-"""One-node ONNX models from cases, and nodes of ONNX models as calls of our operators."""
+"""Make one-node ONNX models from cases, and evaluate nodes of ONNX models by our operators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_node_model(
     domain: str = "",
     opset: int = NEWEST_OPSET,
 ) -> onnx.ModelProto:
-    """A model of that one node; inputs x0, x1, … and outputs y0, y1, …"""
+    """Return a model of one node, with the inputs x0, x1, … and the outputs y0, y1, …"""
     names = ["" if array is None else f"x{i}" for i, array in enumerate(inputs)]
     node = helper.make_node(name, names, [f"y{i}" for i in range(outputs)], domain=domain)
     for key, value in attrs.items():
@@ -44,7 +44,7 @@ def _element_type(dtype: np.dtype[Any]) -> int:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as the operators take them: str, tuples, arrays."""
+    """Return a node's attributes in the types that our operators take: str, tuples, arrays."""
     return {attribute.name: _plain(helper.get_attribute_value(attribute)) for attribute in node.attribute}
 
 
@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 def array_of(value: Any) -> Array:
-    """The array as an engine would hold it: strings as objects of str. Takes a TensorProto too."""
+    """Return a TensorProto or array-like as an array, in which strings are objects of type str."""
     array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
     if array.dtype.kind in "SUO":
         texts = [text.decode() if isinstance(text, bytes) else str(text) for text in array.ravel().tolist()]
@@ -70,7 +70,7 @@ def array_of(value: Any) -> Array:
 
 
 def evaluate_node(node: onnx.NodeProto, opset: int, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
-    """Our outputs of a node as an opset of that number writes it."""
+    """Evaluate a node of that opset by our operators and return its outputs."""
     op: Op = find(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     attrs, given = attributes(node), list(inputs)
     if op.upgrade is not None:
