@@ -1,4 +1,4 @@
-"""The check for import circles finds them, and nothing else."""
+"""The check for import circles finds all circles and reports nothing else."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The front door: what `import edgewise` shows, what it loads, and that a user's own files of our names do not get in its way."""
+"""`import edgewise` shows the public names, loads little, and never imports a user's files that have our packages' names."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ CALLED = ["Session", "device", "plan", "profile", "tune"]
 
 
 def python(*arguments: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Python with these arguments in that folder, which it looks for modules in first."""
+    """Run Python with these arguments in that folder, in which it looks for modules first. Return its output and exit code."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGEWISE_")}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -37,7 +37,7 @@ def python(*arguments: str, folder: Path, **environment: str) -> "subprocess.Com
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with a user's own files under the names of our packages; none of them is to be imported."""
+    """Make a folder with a user's files that have the names of our packages. Importing one of them raises RuntimeError."""
     for name in OURS:
         (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('the user\\'s own {name}.py was imported')\n")
     return tmp_path
@@ -127,7 +127,7 @@ def test_compile_workers_work_beside_files_of_our_names(workplace: Path) -> None
 
 @pytest.fixture
 def script(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The console script that an installer makes of `pyproject.toml`."""
+    """Write the console script that an installer makes from `pyproject.toml`, and return its path."""
     target = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["edgewise"]
     module, function = target.split(":")
     file = tmp_path_factory.mktemp("bin") / "edgewise"

@@ -1,4 +1,4 @@
-"""Measuring agents: several processes, one service in a process of its own, killed and restarted; and services that lie."""
+"""Measuring agents in several processes with one service, all of which are killed and restarted, and with services that lie."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ANYWHERE = Here("feedfeed", Build("any", {}))
 
 
 def _measure(task: Task) -> JobOutcome:
-    """Measures COUNT signatures, one by one, as the tuner does: what its database knows is not measured again."""
+    """Measure COUNT signatures one by one, as the tuner does, except those that the agent's database already holds."""
     known = {found.measurement.signature for found in task.store.measurements.page(ANYWHERE, limit=200).items}
     for number in range(COUNT):
         if task.stop():
@@ -104,7 +104,7 @@ def agents_of(folder: Path, *names: str) -> list[Path]:
 
 @pytest.fixture
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The service's database; PostgreSQL where a test asks for that, too."""
+    """Return the URL of the service's database: SQLite, or PostgreSQL if the test's parameter asks for it."""
     if getattr(request, "param", "sqlite") == "sqlite":
         return f"sqlite:///{tmp_path / 'service.sqlite'}"
     found: str = request.getfixturevalue("postgres_url")
@@ -133,7 +133,7 @@ def client(port: int) -> Iterator[httpx.Client]:
 
 
 def measured(url: str) -> dict[tuple[str, str], tuple[int, int]]:
-    """Evidence by device and signature; a row of one key twice would show as a larger count than signatures."""
+    """Return (samples, time in µs) of each measurement by device and signature. Assert that no two rows have the same key."""
     with Store(url) as store:
         items = store.measurements.page(ANYWHERE, limit=200).items
     found = {(i.measurement.device_fingerprint, i.measurement.signature): i.measurement for i in items}
@@ -142,7 +142,7 @@ def measured(url: str) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def registered(client: httpx.Client, fingerprint: str) -> None:
-    """An agent of that device did."""
+    """Wait until an agent has registered that device."""
     until(lambda: client.get(f"/v1/devices/{fingerprint}").status_code == 200)
 
 
@@ -274,7 +274,7 @@ def test_files_of_served_models_only(tmp_path: Path) -> None:
 
 
 class _Liar(BaseHTTPRequestHandler):
-    """Answers what the path says: /<status>/<body>."""
+    """A server that answers with the status and the body in the path: /<status>/<body>."""
 
     def do_GET(self) -> None:
         _, status, body = unquote(self.path).split("/", 2)

@@ -1,4 +1,4 @@
-"""`edgewise profile --convention`: other counters' totals beside ours."""
+"""`edgewise profile --convention` shows totals by the conventions of other counters beside ours."""
 
 import json
 

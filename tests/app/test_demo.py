@@ -1,4 +1,4 @@
-"""The bundled demo model means something: it recognises handwritten digits it has never seen."""
+"""The bundled demo model recognises handwritten digits that it was not trained on."""
 
 import json
 from pathlib import Path

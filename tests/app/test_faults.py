@@ -1,4 +1,4 @@
-"""Every row of docs/faults.md is true: requests get the answer it says, proofs exist."""
+"""Every row of docs/faults.md is true: requests get the answer that it states, and the tests that it names exist."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`edgewise --help`: what it costs in imports, and that it says of each command what the command says of itself."""
+"""`edgewise --help` imports little, and describes each command as the command's own help does."""
 
 import importlib
 import os

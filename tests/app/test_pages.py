@@ -1,4 +1,4 @@
-"""The pages' frame: what is served, under which rules, and that everything a page asks for is there."""
+"""Pages run only scripts of this server, and every file that a page loads exists."""
 
 import re
 from urllib.parse import urljoin
@@ -12,7 +12,7 @@ IMPORT = re.compile(r'^import (?:[^"]* from )?"([^"]+)";$', re.MULTILINE)
 
 
 def needed(page: str) -> set[str]:
-    """What a page asks the server for by itself: scripts and styles."""
+    """Return the scripts and styles that a page loads from the server."""
     return set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page))
 
 

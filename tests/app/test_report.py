@@ -1,4 +1,4 @@
-"""Static reports: one file that shows a run anywhere, and loads nothing."""
+"""A static report is one file that shows a run anywhere and loads nothing else."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A minute of mixed load and chaos on a real service; ten are `python -m bench.soak`."""
+"""A real service withstands a minute of mixed load and failures. `python -m bench.soak` takes ten minutes."""
 
 import subprocess
 import sys

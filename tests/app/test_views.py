@@ -1,4 +1,4 @@
-"""The pages of plans, runs, devices, jobs and of work on a model: frames whose modules exist, for who may read."""
+"""The pages of plans, runs, devices, jobs and models load modules that exist, and tell them what the key may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is started from pages: uploads, counts, measurements, plans, tuning, one input; and what a key may not do."""
+"""Pages start uploads, counts, measurements, plans, tuning and single runs, unless the key may not do it."""
 
 import re
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_one_input_from_an_image_and_from_json(watch: Watch, served: Site) -> No
 
 @pytest.fixture
 def reader(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """A page logged in with a key that may only read."""
+    """Open a page that is logged in with a key that may only read."""
     db = f"sqlite:///{tmp_path / 'keys.db'}"
     key = make_key(db, "read")
     with serving(Settings(models=DEMO_MODELS, db=db)) as client:

@@ -1,4 +1,4 @@
-"""Runs side by side and runs that became slower, as a reader works with both pages."""
+"""Tests of the pages that compare runs and list runs that became slower, as a reader uses them."""
 
 import re
 
@@ -12,12 +12,12 @@ from tests.browser.watching import Watch
 
 
 def signed(page: Page, delta_ns: float) -> str:
-    """A change as the page says it."""
+    """Return a change of time as the page writes it, with its sign."""
     return ("+" if delta_ns > 0 else "") + say(page, "duration", delta_ns)
 
 
 def assert_shows(page: Page, served: Site, *runs: int) -> None:
-    """The page's rows are the answer of /v1/compare, in the order in which they are shown."""
+    """Assert that the page's rows show the values that /v1/compare returns for these runs."""
     numbers = ",".join(map(str, runs))
     rows = {row["name"]: row for row in served.client.get("/v1/compare", params={"runs": numbers}).json()["rows"]}
     names = cells(page, "Op")

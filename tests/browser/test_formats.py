@@ -1,4 +1,4 @@
-"""Numbers with units: pages and command line write them alike."""
+"""Pages and the command line write numbers with units alike."""
 
 from profiler.units import quantity
 from tests.browser.watching import Watch

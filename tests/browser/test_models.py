@@ -1,4 +1,4 @@
-"""The export that pages are tested with is the one that PyTorch writes, but for its weights."""
+"""The export with which pages are tested equals PyTorch's, except for the values of the weights."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ FOLDER = os.environ.get("EDGEWISE_EXPORTS", "")
 
 
 def outline(model: onnx.ModelProto) -> dict[str, Any]:
-    """All of a model but the weights' values, in any order of the weights."""
+    """Return a model's content without the values and the order of its weights."""
 
     def attribute(value: Any) -> Any:
         return numpy_helper.to_array(value).tolist() if isinstance(value, onnx.TensorProto) else value

@@ -1,4 +1,4 @@
-"""Every page in a real browser: it shows what it is for, says nothing on the console, fits, and is accessible."""
+"""Every page in a real browser shows its content, logs nothing on the console, fits the window, and is accessible."""
 
 import pytest
 

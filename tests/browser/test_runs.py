@@ -1,4 +1,4 @@
-"""A run as it is looked at: figures, sorting, search, columns, the URL, the keyboard, and thousands of ops."""
+"""Tests of a run's page as a reader uses it: figures, sorting, search, columns, the URL, the keyboard, thousands of ops."""
 
 import json
 import re

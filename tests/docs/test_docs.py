@@ -1,4 +1,4 @@
-"""What the documents show is what the code does."""
+"""The examples and tables in the documents agree with the code."""
 
 import re
 import shlex
@@ -59,7 +59,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 def links(page: Path) -> list[str]:
-    """What a page links to within the repository."""
+    """Return the targets of a page's links within the repository."""
     return [target for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if not target.startswith(("http:", "https:"))]
 
 

@@ -1,4 +1,4 @@
-"""Every script in examples/ runs and prints what it is about."""
+"""Every script in examples/ runs and prints the expected result."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ ASKING = {"call_http.py": "the digit is 7", "call_http.sh": '"plan_id"'}
 
 @pytest.fixture
 def database(tmp_path: Path, this_machine: DeviceProfile) -> str:
-    """A database that knows this machine, so that nothing measures it again."""
+    """Return the URL of a database that holds this machine's profile, so that no script measures it again."""
     url = f"sqlite:///{tmp_path / 'examples.db'}"
     with Store(url) as store:
         store.devices.save(this_machine)
@@ -35,7 +35,7 @@ def database(tmp_path: Path, this_machine: DeviceProfile) -> str:
 
 
 def output(name: str, arguments: list[str], environment: dict[str, str]) -> str:
-    """What a script prints; the test fails where the script does."""
+    """Run a script and return its output. The test fails if the script does."""
     program = sys.executable if name.endswith(".py") else "sh"
     done = subprocess.run(
         [program, str(EXAMPLES / name), *arguments],

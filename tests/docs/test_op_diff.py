@@ -40,7 +40,7 @@ print(kernels.__file__)
 
 
 def new_files(number: int) -> dict[str, str]:
-    """The files that a diff of docs/ops.md makes, by path. It changes no file that exists."""
+    """Return the files that a diff of docs/ops.md adds, by path. Assert that it changes no existing file."""
     diffs = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "ops.md").read_text(), re.S)
     before, *parts = diffs[number].split("--- /dev/null\n")
     assert not before
@@ -54,7 +54,7 @@ def new_files(number: int) -> dict[str, str]:
 
 
 def copy_with(files: Mapping[str, str], copy: Path) -> Path:
-    """A copy of what the generic suites need, with these files added."""
+    """Copy the part of the tree that the generic suites need, add these files, and return the copy's folder."""
     shutil.copy(ROOT / "pyproject.toml", copy)
     for folder in ("kernels", "graph", "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "app", "browser", "scheduler"))
@@ -66,18 +66,18 @@ def copy_with(files: Mapping[str, str], copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with the operator."""
+    """Return a copy of the tree with the operator."""
     return copy_with(new_files(OPERATOR), tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy with the native family."""
+    """Return a copy of the tree with the native family."""
     return copy_with(new_files(FAMILY), tmp_path_factory.mktemp("family"))
 
 
 def python(tree: Path, *arguments: str) -> str:
-    """What Python says in the copy."""
+    """Run Python in the copy, assert success, and return its output."""
     done = subprocess.run([sys.executable, *arguments], cwd=tree, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -11,7 +11,7 @@ NAME = re.compile(r"\bEDGEWISE_[A-Z0-9_]+\b")
 
 
 def named_in(*folders: str) -> set[str]:
-    """Variables whose names stand in the Python files of these folders."""
+    """Return the environment variables that the Python files of these folders name."""
     files = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     return {name for path in files for name in NAME.findall(path.read_text(encoding="utf-8"))}
 

@@ -1,4 +1,4 @@
-"""Which models keep the rows of a batch apart: what is proven is also computed, what mixes rows is refused."""
+"""Models that are proven to keep the rows of a batch apart also compute so, and models that mix rows are refused."""
 
 import ast
 import inspect

@@ -22,7 +22,7 @@ def trips(count: int) -> np.ndarray:
 
 
 def loop(nodes, carried, made, **extra):
-    """A Loop body: carried ports in, made ports out, always going on."""
+    """Return a Loop body that never ends the loop. carried: its input ports. made: its output ports."""
     return body([AGAIN, *nodes], [COUNT, GOING, *carried], [port("again", [], BOOL), *made], **extra)
 
 

@@ -1,4 +1,4 @@
-"""Shapes through Loop and Scan: what is inferred before the run is what the run makes, or nothing is claimed."""
+"""Shapes that are inferred through Loop and Scan before a run are those of the run, or stay unknown."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,10 @@ def value(name: str, kind: int = FLOAT, dims=None):
 
 
 def loop(body_nodes, carried=("a",), stacked=("s",), trips=3, goes_on=None) -> Graph:
-    """Values a, b … start as x, and leave the body as a2, b2 …; `stacked` are collected."""
+    """Return a graph with a Loop. Its values a, b … start as x and leave the body as a2, b2 ….
+
+    stacked: outputs of the body that the loop collects. goes_on: constant condition, or None to pass the condition on.
+    """
     keeps = node("Identity", ["going"], ["more"]) if goes_on is None else node("Constant", [], ["more"], value=goes_on)
     inputs = [value("i", INT64, []), value("going", BOOL, []), *(value(name) for name in carried)]
     outputs = [value("more", BOOL, []), *(value(f"{name}2") for name in carried), *(value(name) for name in stacked)]
@@ -37,7 +40,7 @@ def loop(body_nodes, carried=("a",), stacked=("s",), trips=3, goes_on=None) -> G
 
 
 def check(graph: Graph) -> dict:
-    """Run it: every spec that is claimed is the truth."""
+    """Run a graph, assert that every inferred spec is that of the result, and return the specs."""
     inputs = bind(graph)
     specs = propagate(graph, inputs)
     rng = np.random.default_rng(0)

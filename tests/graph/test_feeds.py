@@ -1,4 +1,4 @@
-"""What a run may be fed: everything else is refused with the value, the rule and the place."""
+"""Wrong inputs of a run are refused with an error that names the value, the rule and the place."""
 
 import ml_dtypes
 import numpy as np

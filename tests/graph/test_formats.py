@@ -1,4 +1,4 @@
-"""How the format of a model is found, and what is said where there is none."""
+"""The format of a model file is recognised, and an unknown format gives a helpful error."""
 
 import os
 from pathlib import Path

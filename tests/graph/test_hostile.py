@@ -83,7 +83,7 @@ def test_folder_is_no_model(tmp_path: Path) -> None:
 
 
 def function(name: str, calls: list[str]) -> onnx.FunctionProto:
-    """a -> b through each of `calls`: a function of domain f, or Relu."""
+    """Return a function that applies each of `calls` to its input. A call is "Relu" or a function of the domain f."""
     values = ["a", *(f"v{i}" for i in range(len(calls) - 1)), "b"]
     nodes = [
         helper.make_node(call, [values[i]], [values[i + 1]], domain="" if call == "Relu" else "f") for i, call in enumerate(calls)

@@ -1,4 +1,4 @@
-"""Models read from files: their large weights stay there."""
+"""Large weights of models that are read from files stay in the files and are mapped into memory."""
 
 import os
 import random
@@ -24,7 +24,7 @@ LARGE = 160  # squared, in fp32: more than LEAST_BYTES
 
 
 def matrix_model(*, names: tuple[str, ...] = ("w", "v"), size: int = LARGE) -> onnx.ModelProto:
-    """y = x·w·v…, with square weights."""
+    """Return y = x·w·v…, with a square weight of each name."""
     rng = np.random.default_rng(0)
     values = ["x", *(f"h{n}" for n in range(len(names) - 1)), "y"]
     nodes = [helper.make_node("MatMul", [values[n], name], [values[n + 1]], f"m{n}") for n, name in enumerate(names)]

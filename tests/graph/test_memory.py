@@ -1,4 +1,4 @@
-"""The memory plan: nothing alive overlaps, what may share does, and the figures say what is alive."""
+"""The memory plan keeps values that are alive apart, lets others share memory, and reports how many bytes are alive."""
 
 import numpy as np
 import onnx
@@ -22,7 +22,7 @@ def planned(proto: onnx.ModelProto, **workspace_bytes: int) -> MemoryPlan:
 
 
 def reads(graph: Graph) -> dict[str, list[int]]:
-    """Steps at which each value is read; the end counts for outputs."""
+    """Return the steps at which each value is read. An output is also read at the end, after the last step."""
     found: dict[str, list[int]] = {}
     for step, made in enumerate(graph.nodes):
         for name in made.reads():

@@ -1,4 +1,4 @@
-"""All passes together."""
+"""All passes together keep the results of a graph."""
 
 import os
 from pathlib import Path
@@ -69,7 +69,7 @@ UNARY = ("Relu", "Identity", "Exp", "Neg", "Sigmoid", "Tanh", "Transpose", "Soft
 
 @st.composite
 def programs(draw: st.DrawFn):
-    """Random programs on 4x4 matrices: any value may be read any number of times, any two may be outputs."""
+    """Draw a graph on 4×4 matrices, in which values are read any number of times and one or two are outputs."""
     values, nodes = ["x", "w", "z"], []
     for index in range(draw(st.integers(1, 12))):
         op = draw(st.sampled_from((*UNARY, "Add", "Mul", "Sub", "MatMul", "Gemm")))

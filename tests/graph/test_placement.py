@@ -1,4 +1,4 @@
-"""The placement of blocks: the best order wins, swaps improve it, and steps count their fullest moment."""
+"""The placement of memory blocks takes the best of several orders, improves it by swaps, and knows each step's peak."""
 
 import numpy as np
 from hypothesis import given, settings

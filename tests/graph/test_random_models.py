@@ -1,4 +1,4 @@
-"""Whole models of random shape: the executor, the interpreter and ONNX Runtime agree."""
+"""The executor, the interpreter and ONNX Runtime agree on random models."""
 
 import numpy as np
 import onnx

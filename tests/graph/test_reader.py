@@ -168,7 +168,7 @@ def test_external_data_is_read_from_the_folder(tmp_path: Path) -> None:
 
 
 def hostile_folder(tmp_path: Path) -> Path:
-    """A model folder with a secret beside it, and links that point there."""
+    """Make a model folder with links to a secret file outside of it, and return the folder."""
     folder = tmp_path / "model"
     folder.mkdir()
     secret = tmp_path / "secret.bin"

@@ -1,4 +1,4 @@
-"""Attributes that ops share stand in the signature of each `infer`."""
+"""Attributes that several ops share are named in the signature of each op's `infer`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expressions under construction."""
+"""Tests of drafts, which build expressions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The attributes of windows: declared once, and resolved to places."""
+"""The attributes of windows are declared once and resolved to paddings and positions."""
 
 import pytest
 

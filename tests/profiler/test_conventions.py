@@ -25,7 +25,7 @@ def vit():
 
 
 def lenet():
-    """The example of paddle.flops' documentation."""
+    """Return the network in the documentation of paddle.flops."""
     nodes = [
         node("Conv", "x w1 b1", "c1", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         node("Relu", "c1", "r1"),

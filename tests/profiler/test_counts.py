@@ -251,7 +251,7 @@ def test_if_with_an_open_condition_counts_the_costlier_branch_and_says_so():
 
 
 def loop(trips: int | None, *, goes_on: str = "Identity"):
-    """state = relu(state @ w), `trips` times; the condition comes from `goes_on`."""
+    """Return a model that computes state = relu(state @ w) `trips` times. goes_on: op that makes the loop's condition."""
     info = helper.make_tensor_value_info
     condition = node("Identity", "cond", "go") if goes_on == "Identity" else node("Less", "i limit", "go")
     body = helper.make_graph(

@@ -38,7 +38,7 @@ def compiled():
 
 
 def loops_for(here: Host) -> tuple[PeakLoop, ...]:
-    """All of them; without inline assembly where this host's LLVM cannot parse the target's."""
+    """Return the target's loops, without those in inline assembly if this host's LLVM cannot parse the target's assembly."""
     return tuple(loop for loop in peak_loops(here) if loop.unit.depth == 1 or here.arch != "x86_64" or here.arch == host().arch)
 
 

@@ -1,4 +1,4 @@
-"""Reports of counts and of real runs: their numbers agree with one another and with what they are made of."""
+"""The numbers in reports of counts and of runs agree with each other and with the counts and times that they come from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.profiler.traced import traced
 
 @pytest.fixture(scope="module", params=[*HOST_ISAS, None], ids=lambda isa: f"native-{isa.name}" if isa else "numpy")
 def report(request) -> Report:
-    """A run in numpy, and one by every instruction set of this machine: its width decides which calls a step makes."""
+    """Return the report of a run in numpy, and of one on each instruction set, whose width decides which calls a step makes."""
     return traced(small_convnet(), 2, request.param and Native(request.param))
 
 

@@ -5,7 +5,7 @@ from tests.scheduler.samples import report, run_op
 
 
 def run(*steps):
-    """A trace of (origins, p50_ns) steps."""
+    """Return the report of a trace. steps: (origins, p50_ns) of each."""
     ops = [run_op(n, origins[0], origins=tuple(origins), p50_ns=ns, strategy=f"s{n}") for n, (origins, ns) in enumerate(steps)]
     return report(ops, wall_p50_ns=1000.0)
 

@@ -48,7 +48,10 @@ def cpu_files(number: int, siblings: str, l2: str, capacity: int, l1_kib: int = 
 
 @pytest.fixture
 def hybrid(tmp_path) -> Path:
-    """Two slow single-thread cores (CPUs 0, 1) and two fast cores of two threads (2-3, 4-5)."""
+    """Write the system files of a machine with two slow single-thread cores (CPUs 0, 1) and two fast ones with two threads each.
+
+    The fast cores have the CPUs 2-3 and 4-5. Return the files' root folder.
+    """
     files = {"sys/devices/system/cpu/online": "0-5"}
     for number in (0, 1):
         files |= cpu_files(number, str(number), "0-1", 400, l1_kib=16)

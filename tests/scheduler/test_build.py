@@ -25,7 +25,7 @@ HOMES = {"A": ("kernels.ops.a", ""), "B": ("kernels.ops.b", "graph.native.produc
 
 
 def changed(module: str, sources: dict[str, str] = SOURCES) -> set[str]:
-    """What an edit of one module makes stale: ops, and the whole engine."""
+    """Return what an edit of one module makes stale: names of ops, and "engine" if the build changes."""
     before = build_of("v", SOURCES, HOMES)
     after = build_of("v", {**sources, module: sources[module] + "# faster\n"}, HOMES)
     ops = {op for op in HOMES if after.kernel_source(op) != before.kernel_source(op)}

@@ -35,7 +35,7 @@ from tests.scheduler.samples import DEVICE, HERE, measurement
 
 @contextlib.contextmanager
 def connected(url: str):
-    """A connection that is not the store's."""
+    """Open a connection to the database that does not belong to the store."""
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     try:
         with engine.begin() as connection:
@@ -183,7 +183,7 @@ def test_write_waits_for_the_other_writer(tmp_path):
 
 
 def _as_another_user(action):
-    """Run in a child that is not root, for root may write anywhere. Returns the name of what was raised, and its message."""
+    """Run an action in a child process that is not root, since root may write anywhere. Return the error that it raised."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -205,7 +205,7 @@ def _as_another_user(action):
 
 @pytest.fixture
 def open_folder(tmp_path_factory):
-    """A folder that others than its owner can reach."""
+    """Make a folder that users other than its owner can enter."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder

@@ -1,4 +1,4 @@
-"""What a session without a plan says that it runs: exactly what it runs, and reading it changes nothing."""
+"""A session without a plan describes exactly what it runs, and reading the description changes nothing."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ FEEDS = {"x": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np
 
 
 def said(plan: Plan) -> list[tuple[str, str]]:
-    """The steps of a plan as a trace lists them."""
+    """Return the steps of a plan in the form in which a trace lists them."""
     return [(step.node, as_run(step.strategy)) for step in plan.steps]
 
 

@@ -1,4 +1,4 @@
-"""One measurement at a time, across processes, however they end."""
+"""Only one process or thread measures at a time. Others wait, and the death of a process frees the lock."""
 
 from __future__ import annotations
 

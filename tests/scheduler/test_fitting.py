@@ -1,4 +1,4 @@
-"""The cost model: the roofline as prior, fitted on what was measured, honest about what it does not know."""
+"""The cost model starts from the roofline, is fitted to measurements, and states wide bounds for what it does not know."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def load(rng: np.random.Generator, kind: str = "direct", threads: int | None = N
 
 
 def truth(found: Workload) -> float:
-    """A machine that differs from its roofline by kind, tile and size."""
+    """Return the time in ns on a machine that differs from its roofline by tile and size."""
     pixels, vectors = found.work.tile[:2]
     loss = 1.25 + 0.3 / pixels + 0.1 / vectors + 0.02 * math.log(found.work.flops / 1e6)
     return roofline(found).ns * loss
 
 
 def points(count: int, seed: int = 0, kind: str = "direct", noise: float = 0.01) -> list[Point]:
-    """`count` signatures of five candidates each."""
+    """Return noisy measurements of `count` signatures with five candidates each."""
     rng = np.random.default_rng(seed)
     found = []
     for n in range(count):

@@ -1,4 +1,4 @@
-"""Batch times by plans: those stored for the request count, the others are made and not kept."""
+"""Batch times are forecast by plans. A stored plan for the batch size is used; otherwise one is made and not stored."""
 
 from pathlib import Path
 

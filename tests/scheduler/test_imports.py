@@ -1,4 +1,4 @@
-"""Modules that everything imports stay light: what they bring into memory is looked at in a process of its own."""
+"""Modules that many others import load no heavy packages. A new process shows what each of them loads."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ HEAVY = {"llvmlite", "onnx", "pydantic", "sqlalchemy"}
 
 
 def loaded_by(module: str) -> set[str]:
-    """Names of the top-level packages in memory once a fresh process has imported a module."""
+    """Import a module in a new process and return the top-level packages that this loads."""
     code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 

@@ -153,7 +153,7 @@ def test_limits(store, monkeypatch):
 
 
 def _worker(url: str, name: str, ready, log) -> None:
-    """Takes jobs until none is left, noting when it begins and ends each."""
+    """Take jobs until none is left, and log when each begins and ends."""
     with Store(url) as store:
         ready.wait(60)
         while (claim := store.jobs.claim(D, name, 30)) is not None:

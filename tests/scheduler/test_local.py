@@ -10,7 +10,7 @@ from tests.profiler.devices import device, hardware
 
 @pytest.fixture
 def measured(monkeypatch):
-    """How often this machine was measured; it has four cores."""
+    """Replace the machine by one with four cores. Return a list that gets the seconds of each measurement."""
     times = []
 
     def probe(seconds, progress=None):

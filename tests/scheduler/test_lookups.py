@@ -1,4 +1,4 @@
-"""No lookup of a request path reads more than it answers: every query goes through an index, on both databases."""
+"""Every query of a lookup that a request makes goes through an index, on both databases."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_ops_of_runs_are_found_through_an_index(store, lookup):
 
 
 def plans_of(store, lookup):
-    """How the database answers each of a lookup's queries, line by line; none reads a whole table."""
+    """Return the query plans of a lookup's queries, as lines, and assert that none reads a whole table."""
     store.plans.save(plan())
     store.measurements.save([measurement(step().signature)])
     for wall_p50_ns in (1.0, 2.0):

@@ -1,4 +1,4 @@
-"""Databases of earlier builds, with what was in them: once upgraded they hold what is looked for today, on either server."""
+"""Databases of earlier builds, with rows in them, hold what queries look for today once they are upgraded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLANS = 45  # more than the migration reads at a time, and no multiple of it
 
 
 def made_by(url: str, revision: str, rows: dict[str, list[dict[str, object]]]) -> None:
-    """A database as a build of that revision left it. rows: by table, in an order that foreign keys allow."""
+    """Create a database as a build of that revision left it. rows: by table, in an order that foreign keys allow."""
     opened = Database(url)
 
     def work(session: Session) -> None:
@@ -35,7 +35,7 @@ def made_by(url: str, revision: str, rows: dict[str, list[dict[str, object]]]) -
 
 
 def plan_number(number: int) -> Plan:
-    """Plans that differ in every column that is taken from the document."""
+    """Return a plan that differs from its neighbours in every column that is taken from the document."""
     return plan(
         threads=1 + number % 2, predicted_ns=200.0 + number, memory_bytes=3000 + number, error_estimate=1e-6 * (1 + number)
     )
@@ -43,7 +43,7 @@ def plan_number(number: int) -> Plan:
 
 @pytest.fixture
 def early(url: str) -> str:
-    """A device, a model, a measured run and plans, as they were at 0004."""
+    """Create a database of revision 0004 with a device, a model, runs and plans. Return its URL."""
     model = {"digest": MODEL, "name": "tiny.onnx", "nbytes": 9, "summary": "{}", "created_us": 1, "updated_us": 1}
     run = {"model_id": 1, "engine_build": BUILD.id, "payload": "{}", "created_us": 5}
     node = {"run_id": 2, "flops": 20, "moved_bytes": 30}

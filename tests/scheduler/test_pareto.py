@@ -1,4 +1,4 @@
-"""Plans by latency and error: which of them no other beats."""
+"""The Pareto front holds the plans that no other plan beats in both latency and error."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ FAST = Strategy("numpy", "fast", "fp32", 2)
 
 
 def altered(path: tuple[str | int, ...], value: object) -> str:
-    """The sample plan's JSON with one value replaced."""
+    """Return the sample plan's JSON with one value replaced."""
     document = json.loads(plan().to_json())
     place = document
     for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""Plans: every step has a reason, constraints bind, the same question has the same answer, the executor runs what was planned."""
+"""Every step of a plan has a reason, constraints hold, planning is deterministic, and the executor runs what was planned."""
 
 import json
 from dataclasses import replace
@@ -172,12 +172,12 @@ def test_a_measurement_of_another_device_is_not_used(store: Store, this_machine:
 
 @pytest.fixture(params=HOSTS)
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plan for a described processor."""
+    """Let the planner find each described processor in place of this machine's."""
     describe(monkeypatch, request.param)
 
 
 def convolution(channels: int, size: int) -> Model:
-    """One 3×3 convolution of an image that comes row-major."""
+    """Return a model of one 3×3 convolution of a row-major image."""
     weights = np.random.default_rng(0).standard_normal((channels, channels, 3, 3)).astype(np.float32)
     node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1] * 4)
     value = helper.make_tensor_value_info
@@ -249,7 +249,7 @@ def test_what_was_dropped_is_refused_with_the_reason() -> None:
 
 
 def _as_run(strategy: Strategy) -> str:
-    """How the executor lists a step that runs so."""
+    """Return the name under which the executor lists a step of that strategy."""
     return str(strategy.choice) if strategy.backend == "native" else strategy.algorithm
 
 

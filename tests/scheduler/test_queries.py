@@ -1,4 +1,4 @@
-"""What is asked of stored runs, on both databases: the answers are those of the reports, however they are sorted and cut."""
+"""Queries about stored runs return what the reports hold, in any order and page size, on both databases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPS = (
 
 @pytest.fixture
 def runs(store):
-    """A store with two runs, the first one's ops twice as fast, after what a run needs."""
+    """Store two runs, and the plan that they need. The ops of the first take half the time. Return the store."""
     store.plans.save(plan())
     fast = [op.model_copy(update={"p50_ns": None if op.p50_ns is None else op.p50_ns / 2}) for op in OPS]
     store.profiles.save(report(fast, wall_p50_ns=50.0), "a")

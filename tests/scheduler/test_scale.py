@@ -1,6 +1,6 @@
-"""A million measurements: lookups go through indexes as the databases really plan them, and stay quick.
+"""With a million measurements, the databases still plan lookups through indexes.
 
-Filling takes minutes on a busy machine, so it runs only where EDGEWISE_SCALE is set. `python -m bench.lookups` judges the times.
+Filling takes minutes on a busy machine, so the tests run only if EDGEWISE_SCALE is set. `python -m bench.lookups` judges times.
 """
 
 from __future__ import annotations
@@ -59,6 +59,6 @@ def plans(engine: sa.Engine, lookup) -> list[tuple[str, str]]:
 
 
 def reads_a_table(line: str) -> bool:
-    """Whether a step reads the measurements or signatures from one end to the other; a table of a few devices may be."""
+    """Return whether a step of a query plan scans all measurements or signatures. Small tables may be scanned."""
     large = any(name in line for name in ("measurements", "signatures"))
     return large and (line.startswith("SCAN") or "Seq Scan on measurements" in line or "Seq Scan on signatures" in line)

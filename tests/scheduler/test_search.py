@@ -53,7 +53,7 @@ def test_what_does_not_fit_any_more_ends_the_search_before_its_time():
     limits = Limits(clock, 60.0, lambda: False)
 
     class Busy(TableBuilder):
-        """Compiling what comes behind the first variant would take longer than there is time for."""
+        """A builder for which compiling the second variant would take longer than the remaining time."""
 
         def screen(self, assignment):
             return super().screen(assignment) if limits.fits(100.0 if clock() > 0 else 1.0) else {}

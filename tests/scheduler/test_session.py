@@ -1,4 +1,4 @@
-"""Sessions: what they take, what they keep, what they refuse."""
+"""Tests of what sessions accept, what they keep between runs, and what they refuse."""
 
 import threading
 
@@ -15,7 +15,7 @@ from scheduler.session import Session, SessionLimits, available_cores
 
 
 def rows_model() -> onnx.ModelProto:
-    """y = relu(x) + x, and z = softmax(-relu(x)), over any number of rows of 4."""
+    """Return a model of y = relu(x) + x and z = softmax(-relu(x)) over any number of rows of 4."""
     nodes = [
         helper.make_node("Relu", ["x"], ["a"]),
         helper.make_node("Add", ["a", "x"], ["y"]),
@@ -72,7 +72,7 @@ def test_arenas_together_stay_under_their_limit() -> None:
 
 
 def normed_model(channels: int = 32) -> onnx.ModelProto:
-    """A convolution and the batch norm that is folded into it, over any batch."""
+    """Return a convolution with a batch norm that is folded into it, for any batch size."""
     rng = np.random.default_rng(3)
     weights = {"w": rng.standard_normal((channels, channels, 3, 3))}
     weights |= {name: rng.random(channels) + 0.5 for name in ("scale", "shift", "mean", "var")}

@@ -33,7 +33,7 @@ SMALL: dict[str, Any] = {"dims": {"n": 1}}
 
 @pytest.fixture
 def here(this_machine: DeviceProfile) -> DeviceProfile:
-    """This machine's profile, measured once."""
+    """Return this machine's profile."""
     return this_machine
 
 
@@ -46,7 +46,7 @@ def db(tmp_path: Path, here) -> str:
 
 
 def tune_a_little(url: str, candidates: int = 4, **options) -> list[TuneProgress]:
-    """Tune until so many candidates are measured, however busy the machine is."""
+    """Tune until that many candidates are measured, however busy the machine is. Return the progress reports."""
     seen: list[TuneProgress] = []
 
     def stop() -> bool:
@@ -57,7 +57,7 @@ def tune_a_little(url: str, candidates: int = 4, **options) -> list[TuneProgress
 
 
 def stored(url: str) -> dict[tuple[str, str], int]:
-    """Samples by signature and strategy."""
+    """Return the numbers of stored samples by signature and strategy."""
     with Store(url) as store:
         found = store.measurements.evidence(Here(local_fingerprint(), current_build()))
         return {(m.signature_key, str(m.strategy)): m.samples for m in found}
@@ -186,7 +186,7 @@ def test_a_kill_loses_nothing_that_was_stored(db, tmp_path):
 
 
 def wide_net() -> onnx.ModelProto:
-    """Convolutions of many shapes, so that a search has something to do for a while."""
+    """Return a model with convolutions of many shapes, so that a search takes a while."""
     rng = np.random.default_rng(0)
     value, nodes, weights = onnx.helper.make_tensor_value_info, [], []
     last, channels = "x", 3

@@ -1,4 +1,4 @@
-"""Keys, scopes and sessions: every route needs a key unless it declares otherwise."""
+"""Tests of keys, scopes and sessions. Every route needs a key unless it declares otherwise."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def keyed(db: str) -> Iterator[tuple[httpx.Client, dict[str, str]]]:
 
 
 def routes_of(app: FastAPI) -> Iterator[tuple[str, BaseRoute]]:
-    """Every route with its whole path, those of included routers too."""
+    """Yield every route, also of included routers, with its whole path."""
 
     def walk(routes: list[BaseRoute], prefix: str) -> Iterator[tuple[str, BaseRoute]]:
         for route in routes:

@@ -1,4 +1,4 @@
-"""The batcher on a virtual clock: each rule by itself, then all of them together against a model."""
+"""Tests of the batcher on a virtual clock: each rule by itself, then all rules together against a model."""
 
 import asyncio
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PLAIN = DynamicBatching()
 
 
 class Bench:
-    """A batcher whose runs end when the test says so."""
+    """A batcher on a virtual clock, whose builds and runs end when the test ends them."""
 
     def __init__(self, policy: DynamicBatching = PLAIN, instances: int = 1, cores: int = 1) -> None:
         self.world = World()
@@ -367,7 +367,7 @@ class Sent:
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """Any order of arrivals, cancellations, deadlines, failures and crashes."""
+    """Drives a batcher through arrivals, cancellations, deadlines, failures and crashes in any order."""
 
     @initialize(
         instances=st.integers(1, 3),

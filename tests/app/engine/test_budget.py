@@ -1,4 +1,4 @@
-"""Cores are leased, never oversold, and shared by what each model has spent."""
+"""Cores are leased to runs, never more than there are, and first to the model that has used the least time."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The batch curve against numpy's least squares, and what it says of waiting."""
+"""The batch curve agrees with numpy's least squares and tells when waiting for a larger batch pays."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The engine with real processes: right results, deaths, hangs, cancellation, and nothing left behind."""
+"""Tests of the engine with real processes: results, deaths, hangs, cancellation, and that no resource is leaked."""
 
 import asyncio
 import gc
@@ -53,7 +53,7 @@ def descriptors() -> list[str]:
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a test's coroutine, and check that it leaves neither descriptors nor processes nor mappings."""
+    """Run a test's coroutine, and assert that it leaks no file descriptors, processes or memory mappings."""
     before, children = descriptors(), set(psutil.Process().children())
     asyncio.run(work())
     gc.collect()

@@ -1,4 +1,4 @@
-"""Garbage collection without a pause: imported objects are not visited again."""
+"""The garbage collector does not visit imported objects again, so that it makes no long pauses."""
 
 import gc
 

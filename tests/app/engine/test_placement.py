@@ -1,4 +1,4 @@
-"""The service with an engine process: models loaded, reloaded, uploaded and unloaded over HTTP run in the right process."""
+"""With an engine process, models that are loaded, reloaded, uploaded and unloaded over HTTP run in the right process."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ class Served:
         return link
 
     def placed(self, name: str) -> list[str]:
-        """Where the model's lanes are."""
+        """Return where the model is loaded: "here" or "process", once for each loaded version."""
         engine = self.service.engine
         (process,) = engine._processes
         places: tuple[tuple[str, Any], ...] = (("here", engine._here), ("process", process))

@@ -1,4 +1,4 @@
-"""The engine as the service uses it: limits, priorities and deadlines, and no leaks."""
+"""Tests of the engine as the service uses it: limits, priorities, deadlines, and that nothing leaks."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ FEEDS = {"x": np.zeros((3, 2), np.float32)}
 
 
 class Gate:
-    """Lets runs wait until it opens; notes their order."""
+    """Holds runs back until it opens, and keeps the first number of each run's input in `order`."""
 
     def __init__(self, real: Callable[..., Computed]) -> None:
         self.open = threading.Event()
@@ -37,7 +37,7 @@ class Gate:
         self.real = real
 
     def run(self, runner: LoadedModels, number: int, feeds: dict[str, Any], check: Callable[[], None], **_: bool) -> Computed:
-        """It builds what is missing: who waits for that is another matter."""
+        """Wait for the gate, then run. Missing code is built here, so that no test has to wait for a separate build."""
         self.open.wait(20)
         self.order.append(float(next(iter(feeds.values())).flat[0]))
         if self.fails:
@@ -59,7 +59,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Served:
-    """One whose requests share no run."""
+    """Return a model whose requests are not batched."""
     path = tmp_path / "m.onnx"
     path.write_bytes(identity_model(1))
     return served(path, max_batch_size=0)
@@ -84,7 +84,7 @@ def run(work: Callable[[Engine], Any], limit: int = 8) -> Any:
 
 
 async def first_of(engine: Engine, model: Served) -> asyncio.Task[Any]:
-    """A request that runs, so that the next ones wait."""
+    """Start a request and wait until it runs, so that later requests have to wait."""
     task = asyncio.ensure_future(engine.infer(model, feeds(0)))
     for _ in range(500):
         if engine.running:
@@ -202,7 +202,7 @@ def test_nothing_runs_after_the_end(model: Served) -> None:
 
 
 def metrics_with(client: httpx.Client, *lines: str) -> str:
-    """The metrics once they hold these."""
+    """Return the metrics once they contain these lines."""
     for _ in range(600):
         metrics = client.get("/metrics").text
         if all(line in metrics for line in lines):

@@ -1,4 +1,4 @@
-"""An engine process: what it imports, and that files of the user's with our names do not get in its way."""
+"""An engine process imports only what it needs, and never a user's files that have the names of our packages."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Abuse over raw sockets: every limit replies with the protocol's error body, and the server stays alive and small."""
+"""Abuse over raw sockets: a request beyond a limit gets the protocol's error body, and the server's memory stays bounded."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
-    """Check after each test that no reply was an internal error, and that no request is left waiting."""
+    """Return the shared server. After each test, assert that no reply was an internal error and no request is pending."""
     begins = shared.log.stat().st_size
     yield shared
     log = shared.log.read_bytes()[begins:].decode()
@@ -59,9 +59,9 @@ def server(shared: Server) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def watched(server: Server) -> Iterator[None]:
-    """Asks /v2/health/live all the while and for a while after: every answer is 200, and comes before the client gives up.
+    """Request /v2/health/live during the block and ten times after it. Assert that every answer is 200 and none times out.
 
-    Memory stays bounded. How long answers take is measured by `bench.soak`.
+    Also assert that memory grows by less than 600 MiB. How long answers take is measured by `bench.soak`.
     """
     process = psutil.Process(server.process.pid)
     before_bytes = process.memory_info().rss
@@ -100,7 +100,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def reply_of(raw: socket.socket) -> tuple[int, dict[str, str]]:
-    """Status and body of an answer that ends with the connection, or with its Content-Length."""
+    """Read a reply up to its Content-Length, or until the connection ends. Return its status and JSON body."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while b"\r\n\r\n" not in data and (more := raw.recv(65536)):

@@ -1,4 +1,4 @@
-"""Readiness, draining, a rolling restart behind nginx, memory over loads, and a database that goes away."""
+"""Tests of readiness, draining, a rolling restart behind nginx, memory after many loads, and a database that goes away."""
 
 import contextlib
 import gc
@@ -299,7 +299,7 @@ def test_reload_under_load_fails_no_request(tmp_path: Path) -> None:
 
 
 class Broken:
-    """Stands before a store's method while `on`, as a database that does not answer."""
+    """Makes reads and writes of the database fail while `on`, as if it did not answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.on = False

@@ -29,7 +29,7 @@ WORK = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": 2}}}
 
 
 def _count(task: Task) -> JobOutcome:
-    """A job that takes as many twentieths of a second as it is asked, and can be stopped."""
+    """Run a job that counts to `seconds` in steps of 0.05 s and can be stopped."""
     for done in range(round(task.request.seconds)):
         task.report({"done": done})
         if task.stop():
@@ -60,7 +60,7 @@ def client(db: str, machine: DeviceProfile) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def far(db: str, client: httpx.Client) -> DeviceProfile:
-    """Another machine that the service knows; only one test adds and takes jobs of it."""
+    """Store another machine, for whose jobs only this test asks, and return its profile."""
     made = device(hardware=hardware(model=f"Far {next(NUMBERS)}"))
     with Store(db) as store:
         store.devices.save(made)

@@ -1,4 +1,4 @@
-"""Stored plans come into service for a running model, are named in replies, and are watched for drift."""
+"""A running model takes up stored plans, names them in its replies, and watches them for drift."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(db: str, **changes: Any) -> Settings:
 
 
 def infer(client: httpx.Client, rows: int = 1) -> str:
-    """The plan of a run that has to succeed."""
+    """Run the model, assert success, and return the id of the plan that ran."""
     data = np.zeros((rows, 1, 8, 8), np.float32)
     tensor = {"name": "image", "datatype": "FP32", "shape": data.shape, "data": data.ravel().tolist()}
     reply = client.post("/v2/models/digits/infer", json={"inputs": [tensor]})
@@ -49,7 +49,7 @@ def infer(client: httpx.Client, rows: int = 1) -> str:
 
 
 def wait(found: Callable[[], Any]) -> Any:
-    """What is found, as soon as it is something."""
+    """Return the value of `found` once it is true. Fails after WAIT_S seconds."""
     ends = time.monotonic() + WAIT_S
     while not (what := found()):
         assert time.monotonic() < ends

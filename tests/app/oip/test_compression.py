@@ -1,4 +1,4 @@
-"""The content coding of a reply."""
+"""A reply is compressed as the request's Accept-Encoding allows."""
 
 import gzip
 import zlib

@@ -1,4 +1,4 @@
-"""The unmodified tritonclient[http], sync and aio, against a server process: every call it has."""
+"""Every call of the unmodified tritonclient[http], sync and aio, works with a server process."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=["sync", "aio"])
 def call(request: pytest.FixtureRequest, server: Server) -> Iterator[Call]:
-    """call("infer", …) on either client."""
+    """Return a function that calls a method of either client by name: call("infer", …)."""
     if request.param == "sync":
         client = sync_http.InferenceServerClient(server.address, concurrency=4)
         yield lambda name, *arguments, **options: getattr(client, name)(*arguments, **options)

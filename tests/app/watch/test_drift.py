@@ -1,4 +1,4 @@
-"""Drift in a service: a plan whose runs take longer than it expects is noticed while it serves."""
+"""The service notices, while it serves, a plan whose runs take longer than the plan expects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FEEDS = {"image": np.zeros((1, 1, 8, 8), np.float32)}
 
 
 def infer(observed: DriftWatch, session: Session, times: int, feeds: dict[str, np.ndarray]) -> None:
-    """Run through an engine, and tell of it, as the service does."""
+    """Run a model `times` times on an engine and report each run to the drift watch, as the service does."""
     served = Served("digits", "1", DEMO_MODELS / "digits.onnx", session=session)
     engine = Engine(Settings())
 

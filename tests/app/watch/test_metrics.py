@@ -1,4 +1,4 @@
-"""Metrics under the names that dashboards use, spans within the caller's trace, logs that name the request and its plan."""
+"""Metrics have the names that dashboards use, spans belong to the caller's trace, and logs name the request and its plan."""
 
 import json
 import re

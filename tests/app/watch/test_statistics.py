@@ -1,4 +1,4 @@
-"""Live traffic: rates and percentiles of the last seconds."""
+"""The statistics of live traffic are rates and percentiles of the last seconds."""
 
 from app.watch.statistics import MAX_RECENT, Answer, traffic
 

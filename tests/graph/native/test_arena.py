@@ -1,4 +1,4 @@
-"""Memory of segments: storages held at the same time do not overlap and fit the arena, on every described machine."""
+"""A segment's storages that are held at the same time do not overlap and fit the arena, on every described machine."""
 
 from __future__ import annotations
 

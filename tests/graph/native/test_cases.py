@@ -57,7 +57,7 @@ def refused(op: Op, case: Case, fed: Sequence[int], isa: Isa = HOST_ISAS[0]) -> 
 
 @pytest.fixture(scope="module")
 def cache() -> CodeCache | None:
-    """Compiled code that cases share with each other and with the other processes of the session: many have the same kernels."""
+    """Return the code cache that all cases and processes of the session share, since many cases have the same kernels."""
     return CodeCache.default()
 
 

@@ -1,4 +1,4 @@
-"""Expressions over the values of a graph."""
+"""Nodes and epilogues of a graph are translated to expressions over its values."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def fused(op: str, *inputs: str, **attrs: object) -> Fused:
 
 
 def behind(*epilogue: Fused, addend: str = "") -> BoundExpression:
-    """What is done behind a product."""
+    """Return the expression of an epilogue that follows a matrix product."""
     return express_epilogue(Node("n", "MatMul", ("a", "b"), ("y",), {}, epilogue), spec, CONSTANTS, addend)
 
 

@@ -1,4 +1,4 @@
-"""Reductions and global pools: which become pools, and which row kernels."""
+"""Reductions and global pools are lowered to pools or to row kernels, as their layout demands."""
 
 import pytest
 

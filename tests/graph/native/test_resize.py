@@ -29,7 +29,7 @@ ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
 def check_scales(shape, scales, **attrs):
-    """Resize by several pairs of scales at once, on the widest instruction set: only tables differ."""
+    """Resize by several pairs of scales. One instruction set suffices, the widest, since only the tables of kernels differ."""
     nodes = [node("Resize", ["x", "roi", f"s{n}"], [f"y{n}"], axes=[2, 3], **attrs) for n in range(len(scales))]
     constants = [constant("roi", (0.1, 0.2, 1.2, 0.9)), *(constant(f"s{n}", pair) for n, pair in enumerate(scales))]
     proto = make(nodes, [f"y{n}" for n in range(len(scales))], constants, image(*shape), opset=19)

@@ -1,4 +1,4 @@
-"""Rules are found in the folder, one for each op."""
+"""The table finds the native rules in their folder, one for each op."""
 
 from types import ModuleType
 

@@ -32,7 +32,7 @@ def code(dtype) -> int:
 
 
 def values(rng: np.random.Generator, shape, dtype) -> np.ndarray:
-    """Return small random numbers of the type, zeros and, where it has them, negative ones included."""
+    """Return small random numbers of the type, with zeros and, if the type is signed, negative numbers."""
     low = 0 if np.dtype(dtype).kind in "ub" else -5
     return rng.integers(low, 2 if np.dtype(dtype).kind == "b" else 6, shape).astype(dtype)
 
@@ -44,7 +44,10 @@ def model(nodes, outputs: dict, constants, feeds: dict, opset: int = 21):
 
 
 def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
-    """Run on one thread and on several over poisoned memory; no node is refused, and all results equal numpy's."""
+    """Run a model natively on one thread and on several, over poisoned memory, and assert that the results equal numpy's.
+
+    Also assert that every node has a native form. Return the executor.
+    """
     graph = read(proto).graph
     specs = bind(graph, {name: array.shape for name, array in feeds.items()})
     wanted = Executor(graph, propagate(graph, specs)).run(feeds)
@@ -59,7 +62,7 @@ def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
 
 
 def natively(proto, feeds: dict, isa, threads: int = 2) -> Executor:
-    """Check as above, and that every node runs natively."""
+    """Check a model as `agrees` does, and assert that every step runs natively or is a view."""
     executor = agrees(proto, feeds, isa, threads)
     assert {step.algorithm.partition("/")[0] for step in executor.steps} <= {"native", "view"}
     return executor

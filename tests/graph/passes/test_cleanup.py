@@ -1,4 +1,4 @@
-"""Dead code, identities, view chains and duplicates."""
+"""Passes remove dead code, identities, chains of views and duplicates."""
 
 import numpy as np
 import pytest

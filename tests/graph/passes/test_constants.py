@@ -1,4 +1,4 @@
-"""Constant folding."""
+"""Nodes whose inputs are constants are folded."""
 
 import numpy as np
 

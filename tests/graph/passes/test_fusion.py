@@ -1,4 +1,4 @@
-"""Patterns that become one op, and epilogues."""
+"""Patterns of nodes become one op, and elementwise nodes become epilogues."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ NUMBERS = [const("half", 0.5), const("one", 1.0), const("root", math.sqrt(2)), c
 
 
 def gelu(order: str, scaled: str, swapped: bool):
-    """Every way exporters write 0.5 · x · (1 + erf(x / √2))."""
+    """Return one of the ways in which exporters write 0.5 · x · (1 + erf(x / √2))."""
     both = (lambda a, b: [b, a]) if swapped else (lambda a, b: [a, b])
     first = node("Div", ["a", "root"], ["s"]) if scaled == "div" else node("Mul", both("a", "inv"), ["s"])
     start = [node("Neg", ["x"], ["a"]), first, node("Erf", ["s"], ["e"]), node("Add", both("e", "one"), ["t"])]

@@ -1,4 +1,4 @@
-"""What needs a GPU: skipped, with the reason, where there is none."""
+"""Tests that need a GPU. They are skipped, with the reason, on a machine without one."""
 
 import ctypes
 import subprocess

@@ -147,7 +147,7 @@ def streamed_winograd(isa: Isa) -> Kernels:
 def depthwise(
     isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, rows: int | None = None
 ) -> Kernels:
-    """Emit a depthwise convolution. tile: pixels × vectors. rows: rows of a chunk, by default by rule."""
+    """Emit a depthwise convolution. tile: pixels × vectors. rows: rows of a chunk; None: by rule."""
     made = depthwise_tiles(conv, isa)[0] if tile is None else make_depthwise_tile(conv, isa, *tile)
     return [emit_depthwise(conv, made if rows is None else replace(made, rows=rows), epilogue, isa)]
 
@@ -208,7 +208,7 @@ def matmul(
     method: Literal["direct", "packed", "dots"] | None = None,
     chunk: tuple[int, int] | None = None,
 ) -> Kernels:
-    """Emit a matrix product. tile: rows × vectors. method, chunk (rows and units): by default by rule."""
+    """Emit a matrix product. tile: rows × vectors. method, chunk (rows and units); None: by rule."""
     made = matmul_tiles(what, isa)[0] if tile is None else make_matmul_tile(what, isa, *tile)
     made = made if method is None else replace(made, method=method)
     return [emit_matmul(what, made if chunk is None else replace(made, chunk_rows=chunk[0], units=chunk[1]), isa)]
@@ -320,7 +320,7 @@ def resize(
 ) -> Kernels:
     """Emit a resize of 5 × 6 to 7 × 11 pixels. separable: None = as the tile says that is used without measurements.
 
-    inside: rows and columns, first and end, that are not filled. rows: rows of a chunk, by default by rule.
+    inside: rows and columns, first and end, that are not filled. rows: rows of a chunk; None: by rule.
     """
     channels = 2 * isa.lanes + 1
     x, y = image(layout, isa, 1, channels, 5, 6), image(layout, isa, 1, channels, 7, 11)

@@ -44,7 +44,7 @@ def reference(attention, q, k, v, mask=None):
 
 
 def run(attention, isa, tile=None, **given):
-    """What the kernel writes, and what float64 says; given: arrays in place of random ones."""
+    """Run attention on random data. Return the kernel's result and the one in float64. given: arrays to use instead."""
     rng = np.random.default_rng(0)
     views = {"q": attention.q, "k": attention.k, "v": attention.v}
     arrays = {name: rng.standard_normal(view.shape).astype(np.float32) for name, view in views.items()}
@@ -86,7 +86,7 @@ def test_heads_share_keys_and_values(isa, kv_heads):
 
 
 def fused(batch, heads, length, size):
-    """q, k and v side by side in the rows of one matrix, y in rows of heads side by side."""
+    """Return attention whose q, k and v lie side by side in the rows of one matrix. Rows of y hold all heads."""
     rows = View.dense((batch, length, 3, heads, size))
     q, k, v = (rows.picked(2, n).transposed((0, 2, 1, 3)) for n in range(3))
     return Attention(q, k, v, View.dense((batch, length, heads, size)).transposed((0, 2, 1, 3)), size**-0.5)

@@ -9,7 +9,7 @@ from tests.kernels.native.conftest import Native
 
 
 def emit(isa, body, **arguments):
-    """A function `f` with the given arguments, all pointers but those said to be i64."""
+    """Emit a function `f` and return its IR. arguments: name -> type."""
     module = Module(isa)
     with module.function("f", arguments) as (k, *values):
         body(k, *values)

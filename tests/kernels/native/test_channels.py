@@ -11,7 +11,7 @@ from tests.kernels.native.reference import run_kernel
 
 
 def check(what: Channels, isa) -> None:
-    """Every element of y is the one that is named, and nothing behind y is written."""
+    """Assert that every channel of y is the one that `what.order` names, and that nothing behind y is written."""
     rng = np.random.default_rng(0)
     pixels, memories = [], []
     for x in what.xs:

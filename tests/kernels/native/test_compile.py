@@ -30,7 +30,7 @@ def adds(isa, amount, name="f"):
 
 
 def tile(isa, accumulators):
-    """A loop with that many live vectors."""
+    """Return the IR of a loop that keeps that many vectors live."""
     module = Module(isa)
     with module.function("f", {"x": PTR, "y": PTR}) as (k, x, y):
         with k.fold("i", 0, 64, 1, [k.zero(k.f32)] * accumulators) as fold:

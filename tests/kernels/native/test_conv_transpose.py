@@ -16,7 +16,10 @@ from tests.kernels.native.reference import assert_close, epilogue_operands, plac
 
 
 def transposed(isa, layout, size, channels, form, groups=1, batch=1, x_layout=None):
-    """channels: of input and output. form: kernel, stride, dilation, padding and output padding, all sides alike."""
+    """Return a transposed convolution. channels: of input and output.
+
+    form: kernel, stride, dilation, padding and output padding, alike on all sides.
+    """
     (inputs, outputs), (kernel, stride, dilation, pad, extra) = channels, form
     out = (size - 1) * stride + (kernel - 1) * dilation + 1 - 2 * pad + extra
     x, y = image(x_layout or layout, isa, batch, inputs, size, size), image(layout, isa, batch, outputs, out, out)
@@ -24,7 +27,7 @@ def transposed(isa, layout, size, channels, form, groups=1, batch=1, x_layout=No
 
 
 def reference(t, x, w, b):
-    """Every input pixel adds its products where they fall."""
+    """Compute a transposed convolution in float64: every input pixel adds its products to the outputs that they reach."""
     (rows, columns), (sy, sx), (dy, dx) = t.kernel, t.strides, t.dilations
     height = max((t.x.height - 1) * sy + (rows - 1) * dy + 1, t.top + t.y.height)
     width = max((t.x.width - 1) * sx + (columns - 1) * dx + 1, t.left + t.y.width)

@@ -18,13 +18,13 @@ RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[Health
 
 
 def over(view: View, memory: np.ndarray) -> np.ndarray:
-    """A numpy view of flat memory."""
+    """Return the numpy view of flat memory that a View describes."""
     strides = [stride * memory.itemsize for stride in view.strides]
     return np.lib.stride_tricks.as_strided(memory[view.offset :], view.shape, strides)
 
 
 def reach(view: View) -> int:
-    """Elements of memory up to the last that a view with strides of any sign has."""
+    """Return how many elements of memory a view needs, up to its last one. Strides may have any sign."""
     return view.offset + sum(max(0, (size - 1) * stride) for size, stride in zip(view.shape, view.strides, strict=True)) + 1
 
 
@@ -39,7 +39,7 @@ def values(rng, size, dtype) -> np.ndarray:
 
 
 def run_map(what: Map, isa, *memories) -> np.ndarray:
-    """Run a map; what it wrote under y's view, and a check that it wrote nothing else."""
+    """Run a map, assert that it wrote nothing outside of y's view, and return what it wrote."""
     bits = np.dtype(f"u{what.y.dtype.itemsize}")
     memory = np.full((reach(what.y.view) + 64) * bits.itemsize, POISON, np.uint8).view(bits)
     poison = memory[0]
@@ -51,7 +51,7 @@ def run_map(what: Map, isa, *memories) -> np.ndarray:
 
 
 def random_memories(what: Map, seed=0) -> list[np.ndarray]:
-    """For each operand memory of just its size."""
+    """Return random memory of exactly the needed size for each operand."""
     rng = np.random.default_rng(seed)
     return [values(rng, reach(operand.view), operand.dtype) for operand in what.operands]
 
@@ -64,7 +64,7 @@ def check_copy(y: View, x: View, dtype, isa, seed=0) -> None:
 
 @st.composite
 def strided(draw, shape, repeats=False):
-    """A view of that shape: axes in any order, gaps between, walked backwards, some axes repeated."""
+    """Draw a view of that shape: axes in any order, with gaps, some of them backwards. repeats: some may have stride 0."""
     order = draw(st.permutations(range(len(shape))))
     strides, step = [0] * len(shape), draw(st.sampled_from([1, 1, 1, 2, 3]))
     offset = draw(st.integers(0, 3))

@@ -1,4 +1,4 @@
-"""Epilogues by themselves: their types, and operands of another type than float32."""
+"""Tests of the types of epilogues, and of operands that are not float32."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ INT64 = np.dtype(np.int64)
 
 
 def masked(mask, number) -> Epilogue:
-    """The result where a bool is true, else an integer, as float32."""
+    """Return an epilogue that keeps the result where a mask is true, and takes an integer, as float32, elsewhere."""
     draft = Draft()
     result, where, other = draft.operand("", FLOAT), draft.operand("mask", BOOL), draft.operand("number", INT64)
     names, expression = draft.finish(draft("where", where, result, draft("cast", other)), ("",))

@@ -9,7 +9,7 @@ from tests.kernels.native.reference import run_kernel
 
 
 def gather(what, isa, x, indices):
-    """Run it; y and the index that it found fault with. Memory behind y is checked."""
+    """Run a gather and assert that it wrote nothing behind y. Return y and the index that is out of range, or 0."""
     y = np.full((what.y.span + 32) * x.itemsize, 0xA5, np.uint8)
     fault = np.zeros(1, np.int64)
     run_kernel(emit_gather(what, isa), isa, x=x, indices=indices, fault=fault, y=y)

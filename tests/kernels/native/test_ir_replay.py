@@ -1,4 +1,4 @@
-"""The code that is emitted is the code of the table `ir_replay.json`, and the same in every process."""
+"""The emitted code is that of the table `ir_replay.json`, and the same in every process."""
 
 from __future__ import annotations
 

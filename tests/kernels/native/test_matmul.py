@@ -16,7 +16,7 @@ from tests.machines import MACHINES
 
 
 def matrix(rows, columns, layout="rows", batch=()):
-    """dense rows, dense columns, a slice of longer rows, every third element, or backwards."""
+    """Return a view of a matrix: dense rows, dense columns, a slice of longer rows, every third element, or rows backwards."""
     axes = (*range(len(batch)), len(batch) + 1, len(batch))
     if layout == "columns":
         return View.dense((*batch, columns, rows)).transposed(axes)
@@ -34,7 +34,7 @@ def product(m, k, n, a="rows", b="rows", y="rows", batch=(), **more):
 
 
 def check(matmul, isa, tile=None):
-    """Run on random data and compare with float64, steps left out; nothing else is written."""
+    """Run a product on random data, compare it with float64, and assert that nothing else is written. Its steps are ignored."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(view.shape).astype(np.float32) for view in (matmul.a, matmul.b))
     exact = matmul.alpha * (a.astype(np.float64) @ b)

@@ -55,7 +55,7 @@ def result_shape(kind, shape, axes):
 
 
 def check(rows, isa, seed=0):
-    """Run on random data and compare with float64, steps left out; nothing else is written."""
+    """Run a kernel over random rows, compare it with float64, and assert that nothing else is written. Its steps are ignored."""
     x = random(rows.x.shape, seed, rows.kind)
     arrays = {"x": lay(rows.x, x)}
     exact = EXACT[rows.kind](x.astype(np.float64), rows.axes)

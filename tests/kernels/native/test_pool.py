@@ -79,7 +79,7 @@ def test_any_pool(isa, data):
 
 
 def turned(conv):
-    """Its rows as columns."""
+    """Return a convolution whose horizontal geometry is the vertical one of `conv`, and its kernel transposed."""
     x = replace(conv.x, width=conv.x.height)
     return replace(conv, x=x, kernel=conv.kernel[::-1], strides=conv.strides[::-1], dilations=conv.dilations[::-1], left=conv.top)
 

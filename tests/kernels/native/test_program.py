@@ -23,12 +23,12 @@ X, ARENA, Y, WEIGHTS = range(4)
 
 @pytest.fixture
 def isa(host):
-    """Programs run on the pool's threads, so not in an emulator."""
+    """Return each instruction set that this machine runs itself. Programs run on a thread pool, not in an emulator."""
     return host
 
 
 class Bottleneck:
-    """An inverted residual block: expand, depthwise, project and add the input; all weights in one memory."""
+    """The program of an inverted residual block: expand, depthwise, project and add the input. One memory holds all weights."""
 
     def __init__(self, isa, timed=False, cache=None, threads=3):
         c, size, self.rng = isa.lanes, 9, np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_program_is_emitted_for_every_architecture():
 
 
 def halving(isa, chunks):
-    """y = x / 2, one vector a chunk."""
+    """Return a kernel y = x / 2 whose chunks are one vector each."""
 
     def body(k, values):
         x, y, begin, end = values

@@ -39,7 +39,7 @@ def test_images_of_other_sizes_or_other_blocks_are_refused():
 
 
 def padded(x, pads, mode, value, isa):
-    """What the maps of pad_tensor write; poison is NaN, and each element is written once."""
+    """Run the maps of `pad_tensor` and return the result. Assert that they write each element once and nothing behind y."""
     shape = [size + low + high for size, (low, high) in zip(x.shape, pads, strict=True)]
     y = np.full(np.prod(shape) + 16, np.nan, np.float32)
     maps = pad_tensor(View.dense(x.shape), View.dense(shape), [low for low, _ in pads], mode, value)

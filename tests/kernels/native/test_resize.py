@@ -26,14 +26,14 @@ FORMS = pytest.mark.parametrize("separable", [True, False], ids=["separable", "d
 
 
 def table(rng, size_in, size_out, taps, weighted=True):
-    """Any taps with weights that sum up to 1."""
+    """Return random taps as (indices, weights). The weights of an output sum up to 1, or are None if not `weighted`."""
     index = rng.integers(0, size_in, (size_out, taps))
     weights = rng.uniform(0.1, 1, (size_out, taps))
     return index, weights / weights.sum(1, keepdims=True) if weighted else None
 
 
 def resizing_of(x, y, rows, columns, insides=None, fill=0.0):
-    """insides: of rows and columns, the first that lies inside and the first that does no more."""
+    """Return a resize. insides: (begin, end) of the rows and of the columns that are computed; the others are filled."""
     insides = insides or ((0, y.height), (0, y.width))
     sides = [
         Side(index.shape[1], weights is not None, *inside)
@@ -43,7 +43,7 @@ def resizing_of(x, y, rows, columns, insides=None, fill=0.0):
 
 
 def reference(resizing, x, rows, columns):
-    """Both sums in float64."""
+    """Compute a resize in float64: a weighted sum along the rows, then one along the columns."""
     exact = x.astype(np.float64)
     for axis, (index, weights) in ((2, rows), (3, columns)):
         taken = np.take(exact, index, axis)

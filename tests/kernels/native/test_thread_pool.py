@@ -18,7 +18,10 @@ from tests.kernels.native.teams import WORDS, Program, lockstep
 
 
 def share_out(steps, cells):
-    """In each step every cell is increased once, by whoever takes it; a cell counts a step only if it saw all earlier ones."""
+    """Return a body in which the threads share the cells of each step. The thread that takes a cell increases it by one.
+
+    A cell is increased only if all earlier steps increased it.
+    """
 
     def body(k, memory, thread, threads, team):
         for step in range(steps):

@@ -1,4 +1,4 @@
-"""Views say where numpy's own views say it is."""
+"""A View describes the same elements of memory as numpy's view does."""
 
 import math
 
@@ -10,7 +10,7 @@ from kernels.native.memory.view import View
 
 
 def of(array: np.ndarray, base: np.ndarray) -> View:
-    """What numpy's view of `base` is as a View."""
+    """Return numpy's view of `base` as a View."""
     offset = (array.ctypes.data - base.ctypes.data) // array.itemsize
     return View(array.shape, tuple(s // array.itemsize for s in array.strides), offset)
 
@@ -22,7 +22,7 @@ def read(view: View, base: np.ndarray) -> np.ndarray:
 
 @st.composite
 def views(draw):
-    """A base and a view of it that was transposed and sliced."""
+    """Draw an array and a view of it that is transposed and sliced."""
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     base = np.arange(math.prod(shape), dtype=np.float32)
     view, array = View.dense(shape), base.reshape(shape)

@@ -37,7 +37,7 @@ def poisoned(size_bytes):
 
 
 def run_winograd(winograd, tile, isa, x, w, b=None, epilogue=PLAIN, operands=None):
-    """The whole memory of the output, which was poisoned, behind it too."""
+    """Run a Winograd convolution and return the output's memory, which is NaN where nothing was written, also behind it."""
     conv = winograd.conv
     memory, buffers = poisoned(4 * conv.y.elements), {}
     for name, size in winograd_cost(winograd, tile, isa).buffer_bytes.items():

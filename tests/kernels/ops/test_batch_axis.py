@@ -1,4 +1,4 @@
-"""What ops declare of the rows of a batch, against computing each row by itself."""
+"""What ops declare about the rows of a batch agrees with computing each row by itself."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_rows_that_stay_apart_are_the_same_alone_and_together(name: str) -> None
 
 
 def _rows_are_apart(op: Op, case: Case, batched: int) -> bool:
-    """Compare five rows run together with each alone. batched: how many inputs hold rows, the first ones.
+    """Assert that five rows in one run give the same as five runs. batched: number of inputs, from the first, that hold rows.
 
-    False where the op says that rows mix, or takes no other number of rows than the case has.
+    Return False if the op states that rows mix, or if it takes only the case's own number of rows.
     """
     inputs = arrays(op, case)
     if any(array is None or not array.ndim or not array.size for array in inputs[:batched]):

@@ -1,4 +1,4 @@
-"""Every case of every operator, spoiled: an input or attribute of another kind gives a typed error or a result, never a crash."""
+"""Every case of every operator with a spoiled input or attribute gives a typed error or a result, and never a crash."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INPUTS: tuple[Array | None, ...] = (
 
 
 def _spoiled(given: Array | None) -> Iterator[Array | None]:
-    """Other values in an input's place: of another type and shape, then of its own type or shape."""
+    """Yield values to put in an input's place: first of other types and shapes, then of its own type or shape."""
     yield from INPUTS
     if given is None:
         return

@@ -1,4 +1,4 @@
-"""ONNX's own backend node tests, whose models and data the `onnx` package generates, for every operator registered here."""
+"""Every registered operator passes ONNX's own backend node tests. The `onnx` package generates their models and data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SKIPPED: dict[str, str] = {
 
 @functools.cache
 def node_tests() -> dict[str, Any]:
-    """Name -> test case with .model and .data_sets, of every one-node model whose operator is registered."""
+    """Return ONNX's test cases by name: those of one-node models whose operator is registered."""
     from onnx.backend.test.case.node import collect_testcases
 
     np.random.seed(7)

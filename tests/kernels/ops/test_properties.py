@@ -49,7 +49,11 @@ def test_broadcast_refuses_what_numpy_refuses(a, b):
 
 
 def _sliced(size: int, start: int, end: int, step: int) -> list[int]:
-    """ONNX's words: add the size to negatives, clamp a start to [0, size] or [0, size-1], an end to [0, size] or [-1, size-1]."""
+    """Return the indices of a slice as ONNX defines them.
+
+    The size is added to negative bounds. Then the start is clamped to [0, size] or, with a negative step, to [0, size - 1],
+    and the end to [0, size] or [-1, size - 1].
+    """
     start, end = (bound + size if bound < 0 else bound for bound in (start, end))
     if step > 0:
         return list(range(min(max(start, 0), size), min(max(end, 0), size), step))
@@ -198,7 +202,7 @@ def test_inverse_dft_undoes_dft(points, onesided):
 
 
 def _without_values(name: str, *inputs: Array, **attrs: Any) -> None:
-    """Infer as before the run, where no value is known, then run with the values."""
+    """Infer the outputs' specs without the inputs' values, then run with the values."""
     op = find(name)
     bound = op.bind(attrs)
     out = op.infer_specs([Spec(x.shape, x.dtype) for x in inputs], bound)
