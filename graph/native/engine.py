@@ -114,16 +114,13 @@ class Native:
         return partition(graph, able)
 
     def segments(
-        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], *, timed: bool = False
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
     ) -> tuple[Graph, Mapping[str, Segment]]:
-        """Return `parts` with every segment compiled for that many threads.
-
-        timed: compile the program that reads clocks now, and the plain one when it is first run; otherwise the other way round.
-        """
+        """Return `parts` with every segment compiled for that many threads."""
         rest, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
         pool = shared_thread_pool(threads)
         with ThreadPoolExecutor(threads, "packing") as workers:
             constants = self.constants.by(workers)
-            made = {name: Segment(part, facts, choices, pool, constants, self.cache, timed) for name, part in parts.items()}
+            made = {name: Segment(part, facts, choices, pool, constants, self.cache) for name, part in parts.items()}
         return rest, made

@@ -54,7 +54,7 @@ class Segment:
     """A part of a graph as one native program.
 
     A run works in `arena_bytes` of memory that the caller provides; `held` says what lies there while each node runs.
-    Not thread-safe: one run at a time. timed: compile the program that reads clocks now, and the plain one at its first run.
+    Not thread-safe: one run at a time.
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class Segment:
         pool: ThreadPool,
         constants: ConstantCache,
         cache: CodeCache | None,
-        timed: bool = False,
     ) -> None:
         self.choices = complete_choices(part, facts, choices)
         self._facts = facts
@@ -77,18 +76,15 @@ class Segment:
         self._node_of = [call.node for call in self.calls]
         self.at_work = frozenset(self._node_of)  # positions of the nodes that have calls
         self._watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
-        self._pool, self._cache = pool, cache
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
         arena = lay_out(self.calls, len(self.nodes))
         offsets, self.arena_bytes, self.held = arena.offsets, arena.nbytes, arena.held
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
         self._constants = [(where[storage].slot, storage.constant) for storage in storages if storage.constant is not None]
-        self._steps = with_barriers(self.calls, where)
-        self._slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
-        self._slot_count = max(self._slot_count, len(self._slots) + 1)
-        self._programs: dict[bool, Program] = {}
-        self._compiled(timed=timed)
+        slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
+        self.steps = with_barriers(self.calls, where)
+        self._program = self._make_program(max(slot_count, len(self._slots) + 1), pool, cache)
 
     def macs(self, node: Node) -> int | None:
         """Return the multiply–accumulates of a node's algorithm, or None where they are those of the op's definition."""
@@ -117,41 +113,37 @@ class Segment:
                 where[storage] = Ref(_ARENA, offsets[storage])
         return where
 
-    def _compiled(self, *, timed: bool) -> Program:
-        """Return the program, with clock reads or without, compiled on first use."""
-        if (found := self._programs.get(timed)) is not None:
-            return found
-        program = Program(self._steps, self._slot_count, self._facts.isa, self._pool, timed=timed, cache=self._cache)
+    def _make_program(self, slot_count: int, pool: ThreadPool, cache: CodeCache | None) -> Program:
+        """Compile the program while constants are packed, then give it their addresses."""
+        program = Program(self.steps, slot_count, self._facts.isa, pool, cache=cache)
         for slot, constant in self._constants:
             program.bind(slot, constant.array)
-        return self._programs.setdefault(timed, program)
+        return program
 
     def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
         """Run once. All arrays are contiguous. outputs: memory for the results.
 
         Raises: IndexRangeError, naming its node, where a run-time index is out of range; the outputs are invalid then.
         """
-        program = self._compiled(timed=False)
-        self._bind(program, arena, inputs, outputs)
-        program.run(threads)
+        self._bind(arena, inputs, outputs)
+        self._program.run(threads)
         self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> SegmentClock:
         """Run once as `run` does, with every thread reading the clock before and after every call."""
-        program = self._compiled(timed=True)
-        self._bind(program, arena, inputs, outputs)
+        self._bind(arena, inputs, outputs)
         began_ns = time.perf_counter_ns()
-        program.run(threads)
+        self._program.run(threads, timed=True)
         ended_ns = time.perf_counter_ns()
         self._check()
-        return SegmentClock(began_ns, ended_ns, program.times(threads), len(self.nodes), self._node_of)
+        return SegmentClock(began_ns, ended_ns, self._program.times(threads), len(self.nodes), self._node_of)
 
-    def _bind(self, program: Program, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    def _bind(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:
             watch.word[0] = 0
-        program.bind(_ARENA, arena)
+        self._program.bind(_ARENA, arena)
         for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
-            program.bind(slot, array)
+            self._program.bind(slot, array)
 
     def _check(self) -> None:
         """Raise IndexRangeError where a kernel has reported an index out of range."""

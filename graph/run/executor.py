@@ -49,8 +49,7 @@ class Executor:
 
     Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default natively where `native` can,
              else with the op's first numpy kernel that applies. threads: of BLAS and of native code; None leaves BLAS as it is
-             set and takes one per core for native code. native: the native backend, None for numpy alone. timed: prepare for
-             `run_timed`; the first call of `run` then compiles.
+             set and takes one per core for native code. native: the native backend, None for numpy alone.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
              chosen one.
     """
@@ -62,14 +61,12 @@ class Executor:
         choices: Mapping[str, Choice] | None = None,
         threads: int | None = None,
         native: Native | None = None,
-        *,
-        timed: bool = False,
     ) -> None:
         self.graph = graph
         self.specs = specs
         self.threads = threads
         self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
-        self._program = _program(without_unread(graph), specs, choices or {}, threads, native, timed)
+        self._program = _program(without_unread(graph), specs, choices or {}, threads, native)
         self._names = tuple(port.name for port in graph.outputs)
         self._blas = BlasThreads(threads)
         self._lock = threading.Lock()
@@ -117,7 +114,7 @@ def _known(port: Port, specs: Specs) -> Spec:
 
 
 def _program(
-    graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None, timed: bool
+    graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None
 ) -> PreparedGraph:
     """Prepare the graph, with native segments where there is a native backend."""
     algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
@@ -126,5 +123,5 @@ def _program(
             raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
         return PreparedGraph(graph, specs, algorithms)
     workers = available_cores() if threads is None else threads
-    rest, segments = native.segments(graph, specs, workers, choices, timed=timed)
+    rest, segments = native.segments(graph, specs, workers, choices)
     return PreparedGraph(rest, specs, algorithms, segments, workers)

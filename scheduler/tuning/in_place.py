@@ -97,7 +97,7 @@ class InPlaceBuilder:
             if used > limit / 2:
                 self._kept = ()
             began_s = time.monotonic()
-            made.append(TimedVariant(executor_of(self._subject, self._threads, assignment, timed=True), self._feeds))
+            made.append(TimedVariant(executor_of(self._subject, self._threads, assignment), self._feeds))
             self._variant_s = time.monotonic() - began_s
         self._kept = made
         return made
@@ -108,10 +108,10 @@ class InPlaceBuilder:
         return values + sum(self._weights.get((node, strategy), 0) for node, strategy in assignment.items())
 
 
-def executor_of(subject: Subject, threads: int, strategies: Mapping[str, Strategy], *, timed: bool = False) -> Executor:
-    """Build the model's executor for an assignment. timed: for `run_timed`."""
+def executor_of(subject: Subject, threads: int, strategies: Mapping[str, Strategy]) -> Executor:
+    """Build the model's executor for an assignment."""
     choices = {node: strategy.choice for node, strategy in strategies.items()}
-    return Executor(subject.graph, subject.specs, choices, threads, subject.native, timed=timed)
+    return Executor(subject.graph, subject.specs, choices, threads, subject.native)
 
 
 def free_bytes() -> int:

@@ -260,6 +260,10 @@ class Function:
             return Value(self, VOID, "void")
         return self.op(text, returns, name.removeprefix("llvm.").partition(".")[0])
 
+    def call_at(self, address: Value, *arguments: Value) -> None:
+        """Call the function at an address, which returns nothing."""
+        self.emit(f"call void {address.ref}({', '.join(map(str, arguments))})")
+
     def fma(self, a: Value, b: Operand, c: Operand) -> Value:
         """Return a·b + c, rounded once where the instruction set has FMA, else as a product and a sum."""
         factor, addend = self.coerce(b, a.type), self.coerce(c, a.type)
@@ -322,6 +326,10 @@ class Function:
         instruction = "fcmp" if a.type.is_float else "icmp"
         text = f"{instruction} {prefix}{relation} {a}, {self.coerce(b, a.type).ref}"
         return self.op(text, I1.by(a.type.lanes), relation)
+
+    def is_not_null(self, address: Value) -> Value:
+        """Test whether an address is not the null pointer."""
+        return self.op(f"icmp ne {address}, null", I1, "some")
 
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
         """Return a where the condition holds, else b, lane by lane."""
@@ -441,6 +449,10 @@ class Function:
         address = self.offset(base, index)
         self.module.declare("llvm.prefetch.p0", VOID, (PTR, I32, I32, I32))
         self.emit(f"call void @llvm.prefetch.p0({address}, i32 {int(write)}, i32 {locality}, i32 1)")
+
+    def load_shared(self, kind: Type, address: Value) -> Value:
+        """Read a word that another thread may write meanwhile; it orders no other access."""
+        return self.op(f"load atomic {kind.text}, {address} monotonic, align {kind.align_bytes}", kind, "load")
 
     def fetch_add(self, address: Value, amount: Operand, kind: Type = I64) -> Value:
         """Add atomically and return the value before: threads take chunks of shared work with it."""

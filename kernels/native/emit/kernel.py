@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kernels.native.code.cache import Source
@@ -16,18 +16,21 @@ NAME_CHARACTERS = 96  # at most; file systems and linkers take 255
 # full (13,000 kernels) then holds two kernels of one name with a probability of 2e-8. With 8 digits it would be 1e-3.
 DIGEST_DIGITS = 12
 SCRATCH = "scratch"  # the argument that is memory of the calling thread's own, of no defined content
+SIGNATURE: Mapping[str, Type] = {"arguments": PTR, "scratch": PTR, "begin": I64, "end": I64}
 
 
 @dataclass(frozen=True, slots=True)
 class NativeKernel:
     """A kernel computes the chunks [begin, end) of its work in one call; chunks are independent, so any thread may take any.
 
-    It is `void name(ptr …, i64 begin, i64 end)` with a pointer for each of `arguments`: "x" input, "w" packed weights, "b" packed
-    bias, "r0", "r1"… operands of the epilogue (each may be y), "y" output; other kernels have others.
+    It is `void name(ptr arguments, ptr scratch, i64 begin, i64 end)`. `arguments` points to a word of 8 bytes for each of
+    `arguments`, an address: "x" input, "w" packed weights, "b" packed bias, "r0", "r1"… operands of the epilogue (each may be
+    y), "y" output; other kernels have others. Behind the addresses lie the `numbers`, one word each.
 
     name: symbol, unique for what it computes and how: the same name is the same code. emit: makes a module that exports it; where
     the code is known by its name it is never called. chunks: all of its work.
     scratch_bytes: of the argument "scratch", which every thread has its own of, 128-byte aligned.
+    numbers: sizes and strides that the code reads when it runs, so that it serves other ones too.
     """
 
     name: str
@@ -35,6 +38,7 @@ class NativeKernel:
     chunks: int
     arguments: tuple[str, ...]
     scratch_bytes: int = 0
+    numbers: tuple[int, ...] = ()
 
     @property
     def ir(self) -> str:
@@ -54,21 +58,23 @@ def emitted(
     chunks: int,
     body: Callable[[Function, list[Value]], None],
     scratch_bytes: int = 0,
+    numbers: Sequence[int] = (),
 ) -> NativeKernel:
-    """Return a kernel whose function `body` fills. body: takes the builder and the arguments, the chunks' begin and end last."""
+    """Return a kernel whose function `body` fills.
+
+    body: takes the builder and the values of the arguments, then of the numbers, then the chunks' begin and end.
+    """
 
     def emit() -> str:
         module = Module(isa)
-        with module.function(name, signature(arguments)) as (k, *values):
-            body(k, values)
+        with module.function(name, SIGNATURE) as (k, *values):
+            words, scratch, begin, end = values
+            pointers = [scratch if each == SCRATCH else k.load(PTR, words, at) for at, each in enumerate(arguments)]
+            sizes = [k.load(I64, words, len(arguments) + at) for at in range(len(numbers))]
+            body(k, [*pointers, *sizes, begin, end])
         return module.text
 
-    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes)
-
-
-def signature(arguments: Sequence[str]) -> dict[str, Type]:
-    """Return the types of a kernel's arguments, in order."""
-    return {**dict.fromkeys(arguments, PTR), "begin": I64, "end": I64}
+    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, tuple(numbers))
 
 
 def kernel_name(stem: str, key: object, isa: Isa, words: Iterable[str] = ()) -> str:

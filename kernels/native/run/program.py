@@ -1,15 +1,13 @@
-"""A program: the kernels of a segment of a model composed into one native function, which every thread of a team runs.
+"""A program: the kernel calls of a segment of a model as a table, which one native loop walks (`kernels.native.run.walk`).
 
-    denormals count as 0 from here on, until the end
-    for each step:  do this thread's share of the chunks, then help with the others';  barrier, where the next step needs it
-
-A program is called with a table of addresses: counters, timestamps, scratch memory, then the caller's slots (an arena, inputs,
-outputs, weights). Every pointer a kernel gets is a slot plus a constant number of bytes, so that moving the arena or feeding
-other arrays changes the table and nothing else, and kernels of one shape are shared between layers.
+Every address that a kernel gets is a slot plus a constant number of bytes. Slots are the caller's memory: an arena, inputs,
+outputs, weights. Binding a slot to memory writes those addresses into the table and changes nothing else, so neither moving the
+arena nor feeding other arrays needs new code. Kernels are shared by all programs of a process.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,23 +16,23 @@ import numpy as np
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.code.farm import compile_all
 from kernels.native.code.library import Library
-from kernels.native.emit.builder import Function, Module, Value
-from kernels.native.emit.kernel import SCRATCH, NativeKernel, signature
-from kernels.native.emit.types import I8, I64, PTR, VOID
+from kernels.native.code.resident import load_kernels
+from kernels.native.emit.kernel import NativeKernel
 from kernels.native.errors import EmitError
 from kernels.native.memory.buffers import LINE_BYTES, aligned
-from kernels.native.run.runtime import barrier, denormals_as_zero, runtime_ir, shares
+from kernels.native.run.runtime import runtime_ir
 from kernels.native.run.thread_pool import ThreadPool
+from kernels.native.run.walk import ENTRY, HEADER, STEP, walk_ir
 from kernels.native.target.isa import Isa
 from kernels.spec import Array
 
-ENTRY = "edgewise_program"
-_COUNTERS, _TIMES, _SCRATCH, _SLOTS = 0, 1, 2, 3  # indices into the table
+_WORD_BYTES = 8
+_GOES_ON = aligned(4).view(np.int32)  # the word "stop" of runs that nobody can stop
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A place in memory: a slot of the program's table and bytes from there."""
+    """A place in memory: a slot of the program and bytes from there."""
 
     slot: int
     offset_bytes: int = 0
@@ -53,112 +51,117 @@ class KernelCall:
     barrier: bool = True
 
 
-def emit_program(steps: Sequence[KernelCall], isa: Isa, *, timed: bool) -> str:
-    """The IR of a program. timed: every thread writes the clock before and after every step's work and after its barrier."""
-    module = Module(isa)
-    for step in steps:
-        module.declare(step.kernel.name, VOID, list(signature(step.kernel.arguments).values()))
-    with module.function(ENTRY, {"table": PTR, "thread": I64, "threads": I64, "team": PTR}) as (k, *arguments):
-        table, thread, threads, team = arguments
-        counters, times = k.load(PTR, table, _COUNTERS), k.load(PTR, table, _TIMES)
-        scratch = k.offset(k.load(PTR, table, _SCRATCH), thread * _scratch_bytes(steps), I8)
-        mine = k.offset(times, thread * _times_per_thread(len(steps)), I64)
-        with denormals_as_zero(k):
-            for n, step in enumerate(steps):
-                k.comment(f"step {n}: {step.kernel.name}")
-                pointers = [
-                    scratch if name == SCRATCH else _pointer(k, table, step.refs.get(name)) for name in step.kernel.arguments
-                ]
-                if timed:
-                    _stamp(k, mine, 3 * n)
-                counter, total = k.offset(counters, n * LINE_BYTES, I8), step.kernel.chunks
-                with shares(k, counter, len(steps), thread, threads, total, step.grain) as (begin, end):
-                    k.call(step.kernel.name, VOID, *pointers, begin, end)
-                if timed:
-                    _stamp(k, mine, 3 * n + 1)
-                if step.barrier and n + 1 < len(steps):
-                    barrier(k, team)
-                if timed:
-                    _stamp(k, mine, 3 * n + 2)
-    return module.text
-
-
-def _times_per_thread(steps: int) -> int:
-    """Elements of i64 a thread has for its timestamps, in lines of its own."""
-    per_line = LINE_BYTES // 8
-    return -(-3 * steps // per_line) * per_line
-
-
-def _scratch_bytes(steps: Sequence[KernelCall]) -> int:
-    """Scratch of one thread, in cache lines of its own: the largest that any kernel needs."""
-    return -(-max((step.kernel.scratch_bytes for step in steps), default=0) // LINE_BYTES) * LINE_BYTES
-
-
-def _pointer(k: Function, table: Value, ref: Ref | None) -> Value:
-    if ref is None:
-        return Value(k, PTR, "null")
-    return k.offset(k.load(PTR, table, _SLOTS + ref.slot), ref.offset_bytes, I8)
-
-
-def _stamp(k: Function, times: Value, index: int) -> None:
-    counter = "llvm.readcyclecounter" if k.isa.arch == "x86_64" else "llvm.readsteadycounter"
-    k.store(k.call(counter, I64), times, index)
-
-
 class Program:
-    """A compiled program. One run at a time: its counters and table are its own."""
+    """A program that is ready to run. One run at a time: its counters and table are its own.
+
+    table: a row of words for each step, as `STEP` names them.
+    """
 
     def __init__(
-        self,
-        steps: Sequence[KernelCall],
-        slots: int,
-        isa: Isa,
-        pool: ThreadPool,
-        *,
-        timed: bool = False,
-        cache: CodeCache | None = None,
+        self, steps: Sequence[KernelCall], slots: int, isa: Isa, pool: ThreadPool, *, cache: CodeCache | None = None
     ) -> None:
-        """Compile and link. Raises CompileError, and EmitError when a step refers to a slot there is not."""
-        for step in steps:
-            if foreign := set(step.refs) - set(step.kernel.arguments):
-                raise EmitError(f"program: step {step.kernel.name} has no argument {sorted(foreign)}")
-            for ref in step.refs.values():
-                if not 0 <= ref.slot < slots:
-                    raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
-        kernels = {step.kernel.name: step.kernel.source for step in steps}
-        modules = [*kernels.values(), Source.of(emit_program(steps, isa, timed=timed)), Source.of(runtime_ir(isa))]
-        objects = [compiled.code for compiled in compile_all(modules, isa, cache=cache)]
-        self._library = Library(objects, [ENTRY])
+        """Compile the kernels that this process has not got, and make the table.
+
+        Raises CompileError, and EmitError when a step refers to a slot there is not.
+        """
+        _check(steps, slots)
+        self._libraries = load_kernels({step.kernel.name: step.kernel.source for step in steps}, isa, cache)
+        self._walk = _walker(isa).address(ENTRY)
         self._pool = pool
         self._steps = len(steps)
-        self._scratch_bytes = _scratch_bytes(steps)
-        self._table = aligned(8 * (_SLOTS + slots)).view(np.uint64)
+        self._scratch_bytes = _lines(max((step.kernel.scratch_bytes for step in steps), default=0))
+        self._times_bytes = _lines(3 * _WORD_BYTES * self._steps)
+        self._header = aligned(_WORD_BYTES * len(HEADER)).view(np.int64)
+        counts = [len(step.kernel.arguments) + len(step.kernel.numbers) for step in steps]
+        self._words = aligned(_WORD_BYTES * max(sum(counts), 1)).view(np.int64)
+        self._places = self._fill_words(steps, slots)
+        self._bound = [0] * slots
+        self.table = self._make_table(steps, counts)
+        self._header[HEADER["steps"]], self._header[HEADER["step_count"]] = self.table.ctypes.data, self._steps
         self._counters = self._times = self._scratch = np.empty(0)
         self._threads = 0
         self._grow(pool.threads)
+
+    def _fill_words(self, steps: Sequence[KernelCall], slots: int) -> list[tuple[Array, Array]]:
+        """Write the numbers of all steps. Returns, for each slot, which words are addresses in it, and how many bytes from it."""
+        places: list[tuple[list[int], list[int]]] = [([], []) for _ in range(slots)]
+        at = 0
+        for step in steps:
+            for name in step.kernel.arguments:
+                if (ref := step.refs.get(name)) is not None:
+                    places[ref.slot][0].append(at)
+                    places[ref.slot][1].append(ref.offset_bytes)
+                at += 1
+            count = len(step.kernel.numbers)
+            self._words[at : at + count] = step.kernel.numbers
+            at += count
+        return [(np.array(words, np.int64), np.array(offsets, np.int64)) for words, offsets in places]
+
+    def _make_table(self, steps: Sequence[KernelCall], counts: Sequence[int]) -> Array:
+        """Return the steps as the walker reads them. counts: words of each step's arguments."""
+        rows = aligned(_WORD_BYTES * len(STEP) * len(steps)).view(np.int64).reshape(len(steps), len(STEP))
+        rows[:, STEP["function"]] = [self._libraries[step.kernel.name].address(step.kernel.name) for step in steps]
+        rows[:, STEP["arguments"]] = self._words.ctypes.data + _WORD_BYTES * (np.cumsum(counts, dtype=np.int64) - counts)
+        rows[:, STEP["chunks"]] = [step.kernel.chunks for step in steps]
+        rows[:, STEP["grain"]] = [step.grain for step in steps]
+        rows[:, STEP["barrier"]] = [step.barrier and at + 1 < len(steps) for at, step in enumerate(steps)]
+        return rows
 
     def _grow(self, threads: int) -> None:
         """Allocate counters, timestamps and scratch for that many threads."""
         self._threads = threads
         self._counters = aligned(LINE_BYTES * max(self._steps, 1) * threads)
-        self._table[_COUNTERS] = self._counters.ctypes.data
-        self._times = aligned(8 * _times_per_thread(self._steps) * threads).view(np.int64)
+        self._times = aligned(self._times_bytes * threads)
         self._scratch = aligned(self._scratch_bytes * threads)
-        self._table[_TIMES] = self._times.ctypes.data
-        self._table[_SCRATCH] = self._scratch.ctypes.data
+        header = {"counters": self._counters.ctypes.data, "scratch": self._scratch.ctypes.data,
+                  "scratch_bytes": self._scratch_bytes, "times_bytes": self._times_bytes}  # fmt: skip
+        for name, value in header.items():
+            self._header[HEADER[name]] = value
 
     def bind(self, slot: int, memory: Array) -> None:
         """Set the memory of a slot, which the caller keeps alive and contiguous."""
-        self._table[_SLOTS + slot] = memory.ctypes.data
+        address = memory.ctypes.data
+        if address != self._bound[slot]:
+            words, offsets = self._places[slot]
+            self._words[words] = offsets + address
+            self._bound[slot] = address
 
-    def run(self, threads: int) -> None:
-        """Run to the end on that many threads. Raises PoolError."""
+    def run(self, threads: int, *, timed: bool = False, stop: Array = _GOES_ON) -> None:
+        """Run to the end on that many threads.
+
+        timed: every thread writes the clock before and after every step's work and after its barrier (`times`). stop: a word
+        (int32); once another thread makes it anything but 0, the steps that have not begun do no work, and results are invalid.
+        Raises PoolError.
+        """
         if threads > self._threads:  # the pool has grown since
             self._grow(threads)
-        self._pool.run(self._library.address(ENTRY), self._table.ctypes.data, threads, self._counters)
+        self._header[HEADER["times"]] = self._times.ctypes.data if timed else 0
+        self._header[HEADER["stop"]] = stop.ctypes.data
+        self._pool.run(self._walk, self._header.ctypes.data, threads, self._counters)
 
     def times(self, threads: int) -> Array:
         """Return clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""
-        per_thread = _times_per_thread(self._steps)
-        rows = self._times[: threads * per_thread].reshape(threads, per_thread)[:, : 3 * self._steps]
+        rows = self._times.view(np.int64).reshape(self._threads, self._times_bytes // _WORD_BYTES)[:threads, : 3 * self._steps]
         return rows.reshape(threads, self._steps, 3).copy()
+
+
+def _check(steps: Sequence[KernelCall], slots: int) -> None:
+    """Raise EmitError for an argument that a kernel does not have, or a slot that the program does not have."""
+    for step in steps:
+        if foreign := set(step.refs) - set(step.kernel.arguments):
+            raise EmitError(f"program: step {step.kernel.name} has no argument {sorted(foreign)}")
+        for ref in step.refs.values():
+            if not 0 <= ref.slot < slots:
+                raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
+
+
+def _lines(nbytes: int) -> int:
+    """Return a size in whole cache lines, so that no two threads share one."""
+    return -(-nbytes // LINE_BYTES) * LINE_BYTES
+
+
+@functools.cache
+def _walker(isa: Isa) -> Library:
+    """Compile the loop that walks programs, once in a process for each instruction set."""
+    sources = [Source.of(walk_ir(isa)), Source.of(runtime_ir(isa))]
+    return Library([compiled.code for compiled in compile_all(sources, isa, cache=CodeCache.default())], [ENTRY])

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.types import I8, I32, I64, PTR, VOID
 from kernels.native.memory.buffers import LINE_BYTES
 from kernels.native.target.isa import Isa
@@ -250,20 +250,20 @@ def barrier(k: Function, team: Value) -> None:
 
 @contextmanager
 def shares(
-    k: Function, counters: Value, apart: int, thread: Value, threads: Value, total: int, grain: int = 1
+    k: Function, counters: Value, apart_bytes: Operand, thread: Value, threads: Value, total: Operand, grain: Operand = 1
 ) -> Iterator[tuple[Value, Value]]:
     """Emit a loop over `total` chunks, [begin, end) of at most `grain` at a time, which a team shares by work stealing.
 
     A thread takes the chunks of its own share first, which are consecutive, and then helps with the shares of others.
 
     A step thus finds in its core's cache what that core wrote in the step before, as long as the cores keep pace.
-    counters: address of the first thread's i64 for this loop, zeroed before the run; the next thread's is `apart` lines behind.
+    counters: address of the first thread's i64 for this loop, zeroed before the run; the next thread's is `apart_bytes` behind.
     """
     with k.loop("owner", 0, threads) as turn:
         owner = (thread + turn) % threads
         first, behind = owner * total // threads, (owner + 1) * total // threads
         count = behind - first
-        counter = k.offset(counters, owner * (apart * LINE_BYTES), I8)
+        counter = k.offset(counters, owner * apart_bytes, I8)
         with k.repeat("chunk") as leave_if:
             taken = k.fetch_add(counter, grain)
             leave_if(taken >= count)

@@ -5,10 +5,10 @@
     python -m tests.kernels.native.ir_replay --isa avx2    print the hashes of one instruction set, without the table
 
 The table (`ir_replay.json`) has a line for each entry, with a hash for each described instruction set. It does not depend on the
-machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks and scratch
-memory. The IR has a placeholder for the kernel's own name, since names may change where code does not. A program is hashed with
-its kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs that place these
-calls in memory.
+machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks, scratch memory
+and numbers. The IR has a placeholder for the kernel's own name, since names may change where code does not. A program is data: its
+calls are hashed, with kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs
+that place these calls in memory.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kernels.native.emit.kernel import NativeKernel
-from kernels.native.run.program import KernelCall, emit_program
+from kernels.native.run.program import KernelCall
 from kernels.native.run.runtime import runtime_ir
+from kernels.native.run.walk import walk_ir
 from kernels.native.target.isa import ISAS, Isa
 from tests.kernels.native.replay_kernels import KERNELS, PROGRAMS
 from tests.kernels.native.replay_models import MODELS, describe, segments
@@ -69,31 +70,32 @@ class Replay:
         for name, make in KERNELS.items():
             yield name, digest(*(self.kernel(kernel) for kernel in make(self.isa)))
         yield "runtime", digest(body(runtime_ir(self.isa), {}))
+        yield "walker", digest(body(walk_ir(self.isa), {}))
         for name, compose in PROGRAMS.items():
-            steps = compose(self.isa)
-            yield f"program: {name}", digest(self.program(steps, timed=False))
-            yield f"timed program: {name}", digest(self.program(steps, timed=True))
+            yield f"program: {name}", digest(*self.program(compose(self.isa)))
         for name in MODELS:
             laid = list(segments(name, self.isa))
             calls = ("\n".join(describe(each.calls, lambda call: self.kernel(call.kernel))) for each in laid)
             yield f"model: {name}, calls", digest(*calls)
-            yield f"model: {name}, programs", digest(*(self.program(each.steps, timed=False) for each in laid))
+            yield f"model: {name}, programs", digest(*(line for each in laid for line in self.program(each.steps)))
 
     def kernel(self, kernel: NativeKernel) -> str:
         """Return the hash of one kernel. Raises ValueError if a different kernel has its name: a code cache would mix them up."""
         if id(kernel) in self._by_identity:
             return self._by_identity[id(kernel)][1]
-        facts = f"{' '.join(kernel.arguments)} | {kernel.chunks} chunks | {kernel.scratch_bytes} bytes of scratch"
+        of = (f"{kernel.chunks} chunks", f"{kernel.scratch_bytes} bytes of scratch", f"numbers {kernel.numbers}")
+        facts = " | ".join((" ".join(kernel.arguments), *of))
         found = digest(facts, body(kernel.ir, {kernel.name: "kernel"}))
         self._by_identity[id(kernel)] = kernel, found
         if self._by_name.setdefault(kernel.name, found) != found:
             raise ValueError(f"kernel {kernel.name}: two kernels of this name have different code")
         return found
 
-    def program(self, steps: Sequence[KernelCall], *, timed: bool) -> str:
-        """Return the code of a program whose kernels are named by their hashes."""
-        names = {step.kernel.name: f"kernel_{self.kernel(step.kernel)}" for step in steps}
-        return body(emit_program(steps, self.isa, timed=timed), names)
+    def program(self, steps: Sequence[KernelCall]) -> Iterator[str]:
+        """Describe the calls of a program, its kernels named by their hashes."""
+        for step in steps:
+            places = " ".join(f"{name}={ref.slot}+{ref.offset_bytes}" for name, ref in sorted(step.refs.items()))
+            yield f"{self.kernel(step.kernel)} {places} | grain {step.grain}{', barrier' * step.barrier}"
 
 
 def replay() -> Table:

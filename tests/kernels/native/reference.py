@@ -14,6 +14,7 @@ from tests.kernels.native.compiled import object_code
 from tests.kernels.native.runner import run
 
 PLAIN: Epilogue[Any] = Epilogue()
+SPREAD = "spread"  # the function that takes a kernel's words as arguments
 CALL = re.compile(r"^\s+((callq?|blr?)\s|(jmp|b)\s+[^.\s])", re.MULTILINE)  # a call of another function, in assembly
 
 
@@ -74,8 +75,29 @@ def run_kernel(kernel, isa, **arrays) -> None:
     pointers = [given.get(name) for name in kernel.arguments]
     together = min(2, kernel.chunks)
     chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
-    run(object_code(kernel.ir, isa), isa, kernel.name, [[*pointers, *chunk] for chunk in chunks], scratch)
+    calls = [[*pointers, *kernel.numbers, *chunk] for chunk in chunks]
+    run(object_code(kernel.ir + spread_ir(kernel, isa), isa), isa, SPREAD, calls, scratch)
     assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
+
+
+def spread_ir(kernel, isa) -> str:
+    """A function that takes addresses and numbers as arguments of its own, puts them into memory and calls the kernel."""
+    count, numbers = len(kernel.arguments), len(kernel.numbers)
+    kinds = ["ptr"] * count + ["i64"] * numbers
+    given = ", ".join(f"{kind} %a{at}" for at, kind in enumerate(kinds))
+    stores = [
+        f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {kind} %a{at}, ptr %p{at}" for at, kind in enumerate(kinds)
+    ]
+    scratch = f"%a{kernel.arguments.index('scratch')}" if "scratch" in kernel.arguments else "null"
+    return "\n".join(
+        (
+            f"define void @{SPREAD}({given}, i64 %begin, i64 %end) #0 {{",
+            f"  %words = alloca [{count + numbers + 1} x i64], align 16",
+            *stores,
+            f"  call void @{kernel.name}(ptr %words, ptr {scratch}, i64 %begin, i64 %end)",
+            "  ret void\n}\n",
+        )
+    )
 
 
 def epilogue_operands(epilogue: Epilogue, exact: np.ndarray, rng) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -18,7 +18,8 @@ from graph.native.facts import Facts
 from graph.native.segment import Segment
 from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind
-from kernels.native.run.program import KernelCall, Program
+from kernels.native.code.cache import CodeCache
+from kernels.native.run.program import Program
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.target.isa import Isa
 
@@ -162,13 +163,8 @@ def optimised(name: str) -> Optimised:
 class Laid(Segment):
     """A segment that is lowered and laid out in memory, but not compiled. This machine need not have its instruction set."""
 
-    def _compiled(self, *, timed: bool) -> Program:
+    def _make_program(self, slot_count: int, pool: ThreadPool, cache: CodeCache | None) -> Program:
         return cast(Program, None)
-
-    @property
-    def steps(self) -> Sequence[KernelCall]:
-        """Return the calls that its program makes."""
-        return self._steps
 
 
 def segments(name: str, isa: Isa) -> Iterator[Laid]:

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 
 from kernels.native.code.cache import CodeCache
+from kernels.native.code.compile import generate
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import emitted
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.families.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.memory.buffers import aligned
-from kernels.native.run.program import KernelCall, Program, Ref, emit_program
+from kernels.native.run.program import KernelCall, Program, Ref
 from kernels.native.run.thread_pool import ThreadPool
+from kernels.native.run.walk import ENTRY, STEP, walk_ir
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
 from tests.kernels.native.convolutions import depthwise, square
@@ -30,7 +32,7 @@ def isa(host):
 class Bottleneck:
     """The program of an inverted residual block: expand, depthwise, project and add the input. One memory holds all weights."""
 
-    def __init__(self, isa, timed=False, cache=None, threads=3):
+    def __init__(self, isa, cache=None, threads=3):
         c, size, self.rng = isa.lanes, 9, np.random.default_rng(0)
         expand, middle = square(isa, "blocked", size, c, 3 * c, 1), depthwise(isa, "blocked", size, 3 * c, 3, pad=1)
         project = square(isa, "blocked", size, 3 * c, c, 1)
@@ -61,7 +63,7 @@ class Bottleneck:
             KernelCall(kernels[2], {"x": second, "r0": Ref(X), "y": Ref(Y), **arguments[2]}),
         )
         self.pool = ThreadPool(threads)
-        self.program = Program(steps, 4, isa, self.pool, timed=timed, cache=cache)
+        self.program = Program(steps, 4, isa, self.pool, cache=cache)
         self.arena = aligned(8 * expand.y.elements).view(np.float32)
         self.x, self.y = np.zeros(expand.x.elements, np.float32), np.zeros(project.y.elements, np.float32)
         for slot, memory in ((X, self.x), (ARENA, self.arena), (Y, self.y), (WEIGHTS, self.weights)):
@@ -70,10 +72,10 @@ class Bottleneck:
     def _normal(self, *shape):
         return self.rng.standard_normal(shape).astype(np.float32)
 
-    def run(self, x, threads):
+    def run(self, x, threads, **how):
         self.convs[0].x.store(x, self.x)
         self.y[:] = self.arena[:] = np.nan
-        self.program.run(threads)
+        self.program.run(threads, **how)
         return self.convs[2].y.load(self.y).copy()
 
     def exact(self, x):
@@ -105,8 +107,8 @@ def test_slots_can_be_bound_to_other_memory(isa):
 
 
 def test_timed_program_stamps_every_step_in_order(isa):
-    block = Bottleneck(isa, timed=True)
-    block.run(block._normal(1, isa.lanes, 9, 9), 2)
+    block = Bottleneck(isa)
+    block.run(block._normal(1, isa.lanes, 9, 9), 2, timed=True)
     times = block.program.times(2)
     assert times.shape == (2, 3, 3)
     assert (np.diff(times.reshape(2, 9), axis=1) >= 0).all()
@@ -115,17 +117,35 @@ def test_timed_program_stamps_every_step_in_order(isa):
     block.pool.close()
 
 
-def test_timed_and_plain_programs_give_the_same(isa):
-    plain, timed = Bottleneck(isa), Bottleneck(isa, timed=True)
-    x = plain._normal(1, isa.lanes, 9, 9)
-    np.testing.assert_array_equal(plain.run(x, 2), timed.run(x, 2))
-    plain.pool.close()
-    timed.pool.close()
+def test_timed_and_plain_runs_give_the_same(isa):
+    block = Bottleneck(isa)
+    x = block._normal(1, isa.lanes, 9, 9)
+    np.testing.assert_array_equal(block.run(x, 2), block.run(x, 2, timed=True))
+    block.pool.close()
+
+
+def test_plain_run_reads_no_clock(isa):
+    block = Bottleneck(isa)
+    block.run(block._normal(1, isa.lanes, 9, 9), 2)
+    assert not block.program.times(2).any()
+    block.pool.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_stopped_run_does_no_work_and_ends(isa, threads):
+    block = Bottleneck(isa)
+    x, stop = block._normal(1, isa.lanes, 9, 9), np.ones(1, np.int32)
+    assert np.isnan(block.run(x, threads, stop=stop)).all()
+    stop[0] = 0
+    assert_close(block.run(x, threads, stop=stop), block.exact(x), 200)
+    block.pool.close()
 
 
 def test_second_program_comes_from_the_cache(isa, tmp_path, monkeypatch):
     cache = CodeCache(tmp_path / "code")
+    monkeypatch.setattr("kernels.native.code.resident._resident", {})  # as in a process of its own
     Bottleneck(isa, cache=cache).pool.close()
+    monkeypatch.setattr("kernels.native.code.resident._resident", {})
 
     def refuse(*arguments, **named):
         raise AssertionError("compiled again")
@@ -138,10 +158,10 @@ def test_second_program_comes_from_the_cache(isa, tmp_path, monkeypatch):
 
 
 def test_pool_that_grows_after_the_program_was_made_can_run_it(isa):
-    block = Bottleneck(isa, timed=True, threads=1)
+    block = Bottleneck(isa, threads=1)
     block.pool.grow(3)
     x = block._normal(1, isa.lanes, 9, 9)
-    assert_close(block.run(x, 3), block.exact(x), 200)
+    assert_close(block.run(x, 3, timed=True), block.exact(x), 200)
     block.pool.close()
 
 
@@ -153,11 +173,18 @@ def test_slot_that_is_not_there_is_refused():
         Program([step], 2, isa, pool)
 
 
-def test_program_is_emitted_for_every_architecture():
-    isa = ISAS["neon"]
-    conv = square(isa, "blocked", 4, 8, 8, 1)
-    step = KernelCall(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), {"x": Ref(0), "y": Ref(2), "w": Ref(1)})
-    assert "llvm.readsteadycounter" in emit_program([step, step], isa, timed=True)
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_walker_compiles_for_every_instruction_set(isa):
+    assert f"@{ENTRY}(" in walk_ir(isa)
+    assert generate(walk_ir(isa), isa).code
+
+
+def test_programs_share_the_code_of_equal_kernels(isa):
+    first, second = Bottleneck(isa), Bottleneck(isa)
+    row = STEP["function"]
+    assert first.program.table[:, row].tolist() == second.program.table[:, row].tolist()
+    first.pool.close()
+    second.pool.close()
 
 
 def halving(isa, chunks):

@@ -26,7 +26,10 @@ def share_out(steps, cells):
     def body(k, memory, thread, threads, team):
         for step in range(steps):
             counter = k.offset(memory, step * WORDS, I64)
-            with shares(k, counter, steps, thread, threads, cells, 3) as (begin, end), k.loop("cell", begin, end) as cell:
+            with (
+                shares(k, counter, 8 * WORDS * steps, thread, threads, cells, 3) as (begin, end),
+                k.loop("cell", begin, end) as cell,
+            ):
                 at = threads * (steps * WORDS) + cell
                 known = k.load(I64, memory, at)
                 k.store(known + k.select(k.compare("eq", known, step), k.const(I64, 1), 0), memory, at)
