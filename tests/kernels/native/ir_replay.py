@@ -6,8 +6,8 @@
 
 The table (`ir_replay.json`) has a line for each entry, with a hash for each described instruction set. It does not depend on the
 machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks, scratch memory
-and numbers. The IR has a placeholder for the kernel's own name, since names may change where code does not. A program is hashed by
-its calls, with kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs that
+and numbers. The IR has a placeholder for the kernel's own name, since names may change where code does not. Of a program, the calls
+are hashed, with kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs that
 place these calls in memory.
 """
 
