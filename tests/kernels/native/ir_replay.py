@@ -4,11 +4,11 @@
     python -m tests.kernels.native.ir_replay --write    write the table again
     python -m tests.kernels.native.ir_replay --isa avx2    print the hashes of one instruction set, without the table
 
-The table (`ir_replay.json`) has a line for each entry, with a hash for each described instruction set. It does not depend on the
-machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks, scratch memory
-and numbers. The IR has a placeholder for the kernel's own name, since names may change where code does not. Of a program, the calls
-are hashed, with kernels named by their hashes. A model has two entries: the calls to which it is lowered, and the programs that
-place these calls in memory.
+The table (`ir_replay.json`) has a line for each entry, with a hash for each described instruction set. It does not depend on
+the machine that writes it. A kernel is hashed by its LLVM IR and by what a program must know of it: arguments, chunks, scratch
+memory and numbers. The IR has a placeholder for the kernel's own name, since names may change where code does not. Of a
+program, the calls are hashed, with kernels named by their hashes. A model has two entries: the calls to which it is lowered,
+and the programs that place these calls in memory.
 """
 
 from __future__ import annotations
