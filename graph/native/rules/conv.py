@@ -70,7 +70,7 @@ def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:
     tile = tile_of(b.choice(node), conv, b.isa)
     key = ("conv", conv.groups, tile.vectors)
     packed = b.packed.storage(weighted.source, key, lambda: pack_weights(conv, tile, b.isa, weighted.weights, release))
-    places = {"x": x, "w": packed, "y": placed.y, **bias_argument(b, conv, weighted.bias), **placed.operands}
+    places = {"x": x, "w": packed, "y": placed.y, **bias_argument(b, conv, weighted.bias, tile.vectors), **placed.operands}
     b.calls.append(emit_conv(conv, tile, placed.epilogue, b.isa), places)
 
 

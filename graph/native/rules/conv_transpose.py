@@ -89,7 +89,7 @@ def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image])
     tile = direct.tile_of(b.choice(whole.node), conv, b.isa)
     key = ("phase", conv.groups, tile.vectors, phase.rows, phase.columns)
     packed = b.packed.storage(weighted.source, key, lambda: pack_weights(conv, tile, b.isa, phase.weights(weighted.weights)))
-    return emit_conv(conv, tile, epilogue, b.isa), {"w": packed, **direct.bias_argument(b, conv, weighted.bias)}
+    return emit_conv(conv, tile, epilogue, b.isa), {"w": packed, **direct.bias_argument(b, conv, weighted.bias, tile.vectors)}
 
 
 def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:

@@ -109,11 +109,11 @@ def place_in_blocks(b: Lowering, node: Node, x: Place, weighted: Weighted) -> Pl
     return Placed(x, b.values.new_image(value, overwritable(list(operands.values()), [x])), epilogue, operands)
 
 
-def bias_argument(b: Lowering, conv: Conv, bias: Array | None) -> dict[str, Storage]:
-    """Return the packed bias as an argument; none without a bias."""
+def bias_argument(b: Lowering, conv: Conv, bias: Array | None, vectors: int = 1) -> dict[str, Storage]:
+    """Return the packed bias as an argument; none without a bias. vectors: of a tile."""
     if bias is None:
         return {}
-    return {"b": b.packed.storage(bias, ("bias", conv.groups), lambda: pack_bias(conv, b.isa, bias))}
+    return {"b": b.packed.storage(bias, ("bias", conv.groups, vectors), lambda: pack_bias(conv, b.isa, bias, vectors))}
 
 
 def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
@@ -130,5 +130,4 @@ def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, writ
     flops = conv_cycles(conv, tile, isa) * isa.flops_per_cycle
     chunks = conv_chunks(conv, tile, isa)
     wants: Layout = "rows" if kind == "product" else "any"
-    shape = (tile.pixels, tile.vectors, tile.channels)
-    return Work(kind, flops, None, read, written, weight_bytes, 0, chunks, tile=shape, wants=wants)
+    return Work(kind, flops, None, read, written, weight_bytes, 0, chunks, tile=(tile.pixels, tile.vectors), wants=wants)

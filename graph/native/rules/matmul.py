@@ -115,7 +115,7 @@ def _packed(b: Lowering, node: Node) -> None:
         return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
 
     packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha), pack)
-    places = {"x": x, "w": packed, "y": y, **bias_argument(b, conv, bias), **operands}
+    places = {"x": x, "w": packed, "y": y, **bias_argument(b, conv, bias, tile.vectors), **operands}
     b.calls.append(emit_conv(conv, tile, epilogue, b.isa), places)
 
 

@@ -41,15 +41,19 @@ def assembly(ir: str, isa: Isa) -> str:
 def spilled_share(text: str, isa: Isa) -> float:
     """Return the share (0 to 1) of vector instructions in innermost loops that access the stack; of all where there is no loop.
 
-    Registers saved around a loop cost next to nothing; values reloaded inside it can halve the speed.
+    Registers saved around a loop cost next to nothing; values reloaded inside it can halve the speed. Loops with less than half
+    as many vector instructions as the largest one do not count: they finish what that has computed.
     """
     lines = text.splitlines()
     labels = {found[1]: n for n, line in enumerate(lines) if (found := _LABEL.match(line))}
     jumps = ((labels.get(found[1], n + 1), n) for n, line in enumerate(lines) if (found := _JUMP.match(line)))
     loops = [(start, end) for start, end in jumps if start <= end]
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    inside = [line for start, end in inner or [(0, len(lines))] for line in lines[start : end + 1]]
-    vectors = [line for line in inside if _VECTOR[isa.arch].search(line)]
+    bodies = [
+        [line for line in lines[start : end + 1] if _VECTOR[isa.arch].search(line)] for start, end in inner or [(0, len(lines))]
+    ]
+    least = max(len(body) for body in bodies) / 2
+    vectors = [line for body in bodies if len(body) >= least for line in body]
     return sum(bool(_STACK[isa.arch].search(line)) for line in vectors) / max(len(vectors), 1)
 
 

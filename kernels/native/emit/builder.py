@@ -331,6 +331,16 @@ class Function:
         """Test whether an address is not the null pointer."""
         return self.op(f"icmp ne {address}, null", I1, "some")
 
+    def least(self, a: Operand, b: Operand) -> Value:
+        """Return the lesser of two signed integers."""
+        kind = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else I64
+        return self.intrinsic("smin", kind, self.coerce(a, kind), self.coerce(b, kind))
+
+    def most(self, a: Operand, b: Operand) -> Value:
+        """Return the greater of two signed integers."""
+        kind = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else I64
+        return self.intrinsic("smax", kind, self.coerce(a, kind), self.coerce(b, kind))
+
     def select(self, condition: Value, a: Operand, b: Operand) -> Value:
         """Return a where the condition holds, else b, lane by lane."""
         kind = a.type if isinstance(a, Value) else b.type if isinstance(b, Value) else F32
@@ -444,6 +454,25 @@ class Function:
         """Return a mask of the first `lanes` lanes of the type."""
         return self.const(I1.by(kind.lanes), [lane < lanes for lane in range(kind.lanes)])
 
+    def first_lanes(self, kind: Type, count: Value) -> Value:
+        """Return a mask of the first `count` lanes of the type, a number known when the code runs."""
+        index = self.const(I32.by(kind.lanes), list(range(kind.lanes)))
+        return self.compare("lt", index, self.splat(self.convert("trunc", count, I32), index.type))
+
+    def load_first(self, kind: Type, base: Value, count: Value) -> Value:
+        """Load the first `count` lanes and set the others to 0; no byte after them is read."""
+        arguments = (base, self.const(I32, kind.align_bytes), self.first_lanes(kind, count), self.zero(kind))
+        return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
+
+    def store_first(self, value: Value, base: Value, count: Value) -> None:
+        """Store the first `count` lanes; no byte after them is written."""
+        arguments = (value, base, self.const(I32, value.type.align_bytes), self.first_lanes(value.type, count))
+        self.call(f"llvm.masked.store.{value.type.mangled}.p0", VOID, *arguments)
+
+    def room(self, kind: Type, count: int) -> Value:
+        """Reserve memory for `count` vectors on the stack, for as long as the function runs; to be called first in it."""
+        return self.op(f"alloca [{count} x {kind.text}], align 64", PTR, "room")
+
     def prefetch(self, base: Value, index: Operand = 0, *, locality: int = 3, write: bool = False) -> None:
         """Prefetch a cache line. locality: from 3, keep it in the nearest cache, to 0, do not keep it."""
         address = self.offset(base, index)
@@ -467,10 +496,13 @@ class Function:
             yield fold.index
 
     @contextmanager
-    def fold(self, name: str, start: Operand, stop: Operand, step: int, values: Sequence[Value]) -> Iterator[Fold]:
+    def fold(
+        self, name: str, start: Operand, stop: Operand, step: int, values: Sequence[Value], *, runs: bool = False
+    ) -> Iterator[Fold]:
         """Emit a loop that carries values: the body replaces `fold.values`, which are the final ones after the block.
 
-        Known bounds must give at least one turn, and a single turn makes no loop. Unknown bounds may give none.
+        Known bounds must give at least one turn, and a single turn makes no loop. Unknown bounds may give none, unless the caller
+        knows better (`runs`).
         """
         first, last = self.coerce(start, I64), self.coerce(stop, I64)
         turns = None if first.known is None or last.known is None else -(-(last.known - first.known) // step)
@@ -481,9 +513,9 @@ class Function:
             return
         head, end = self.fresh(name), self.fresh(f"{name}.end")
         before = self.block
-        if turns is None:
-            runs = self.op(f"icmp slt {first}, {last.ref}", I1, f"{name}.runs")
-            self.emit(f"br {runs}, label %{head}, label %{end}")
+        if turns is None and not runs:
+            some = self.op(f"icmp slt {first}, {last.ref}", I1, f"{name}.runs")
+            self.emit(f"br {some}, label %{head}, label %{end}")
         else:
             self.emit(f"br label %{head}")
         self.label(head)
@@ -503,7 +535,7 @@ class Function:
             self.coerce(update, phi.type)
             self.lines[patch + n] = f"  {phi.ref} = phi {phi.type.text} [ {init.ref}, %{before} ], [ {update.ref}, %{latch} ]"
         self.label(end)
-        if turns is None:
+        if turns is None and not runs:
             fold.values = [
                 self.op(f"phi {v.type.text} [ {init.ref}, %{before} ], [ {v.ref}, %{latch} ]", v.type, name)
                 for v, init in zip(fold.values, values, strict=True)

@@ -42,6 +42,10 @@ class Conv:
         """Return how many vectors hold the outputs of a group; the last one may be partly filled."""
         return -(-self.group_outputs // lanes)
 
+    def output_blocks(self, vectors: int, lanes: int) -> int:
+        """Return how many blocks of so many vectors hold the outputs of a group; the last one may be partly filled."""
+        return -(-self.group_outputs // (vectors * lanes))
+
     @property
     def macs(self) -> int:
         """Multiply–accumulates, padding taps included."""

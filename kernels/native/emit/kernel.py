@@ -16,6 +16,7 @@ NAME_CHARACTERS = 96  # at most; file systems and linkers take 255
 # full (13,000 kernels) then holds two kernels of one name with a probability of 2e-8. With 8 digits it would be 1e-3.
 DIGEST_DIGITS = 12
 SCRATCH = "scratch"  # the argument that is memory of the calling thread's own, of no defined content
+Bounds = tuple[Value, Value]  # the first chunk, and one after the last
 SIGNATURE: Mapping[str, Type] = {"arguments": PTR, "scratch": PTR, "begin": I64, "end": I64}
 
 
@@ -75,6 +76,36 @@ def emitted(
         return module.text
 
     return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, tuple(numbers))
+
+
+def emitted_for_any_shape(
+    isa: Isa,
+    name: str,
+    arguments: Sequence[str],
+    chunks: int,
+    body: Callable[[Function, Mapping[str, Value], Mapping[str, Value], Value, Bounds], None],
+    numbers: Mapping[str, int],
+    table: Sequence[int],
+    scratch_bytes: int,
+) -> NativeKernel:
+    """Return a kernel whose code reads sizes and strides when it runs, and serves every shape.
+
+    body: takes the builder, the addresses and the numbers by name, the address of the table, and the chunks' begin and end.
+    Neither numbers nor table may decide what it emits.
+    """
+
+    def emit() -> str:
+        module = Module(isa)
+        with module.function(name, SIGNATURE) as (k, *values):
+            words, scratch, begin, end = values
+            pointers = {
+                each: scratch if each == SCRATCH else k.load(PTR, words, at) for at, each in enumerate(arguments)
+            }  # fmt: skip
+            read = {each: k.load(I64, words, len(arguments) + at) for at, each in enumerate(numbers)}
+            body(k, pointers, read, k.offset(words, len(arguments) + len(numbers), I64), (begin, end))
+        return module.text
+
+    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, (*numbers.values(), *table))
 
 
 def kernel_name(stem: str, key: object, isa: Isa, words: Iterable[str] = ()) -> str:

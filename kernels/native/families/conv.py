@@ -1,39 +1,30 @@
-"""Direct convolution and matrix product: one register tile of pixels × channel vectors, everything else is its addresses.
+"""Direct convolution and matrix product: tiles, packed weights, a port model, and the numbers that a kernel's code reads.
 
-    for each chunk = (image, group, block of output channels, block of rows):
-        for each row of the output:
-            for each tile of P pixels:                             the borders are tiles of their own, peeled
-                acc[P][V] = bias
-                for each kernel row that lies inside the image, for each kernel column:
-                    for each block of input channels, for a few channels at once:       unrolled
-                        acc[p][v] += x[pixel p, channel] · w[channel, vector v]
-                y = epilogue(acc)
+The code is in `conv_kernel`. A 1×1 convolution without stride and a matrix product are the case of one long row. The input is
+read one channel at a time and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of
+channels.
 
-A 1×1 convolution without stride and a matrix product are the case of one long row. The input is read one channel at a time
-and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of channels.
-
-Kernel columns are a loop, and at the border, where each has pixels of its own, their addresses are hidden from LLVM: it would
-keep what neighbouring columns both read, and spill.
-
-Packed weights: [group][block of V vectors][kernel row][kernel column][input channel][V·lanes], read from end to end.
+Packed weights: [group][block of V vectors][kernel row][kernel column][input channel][V·lanes], read from end to end; the last
+block is filled up with zeros.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
-from kernels.native.emit.geometry import Block, Conv, Span, aligned_copy, channel_blocks, column_spans, kernel_rows, maybe
-from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
-from kernels.native.emit.names import name_epilogue, name_layouts, name_window
-from kernels.native.emit.product import BODY_FMAS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
-from kernels.native.emit.types import I64
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.geometry import Conv, aligned_copy
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.names import name_epilogue, name_layouts
+from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.errors import EmitError
+from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, Channels, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
@@ -53,14 +44,13 @@ CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a
 class ConvTile:
     """The sizes by which a convolution is cut into chunks and register tiles.
 
-    pixels × vectors: accumulators. channels: input channels unrolled. rows: output rows of a chunk.
+    pixels × vectors: accumulators. rows: output rows of a chunk.
     row_pixels: where a long row is cut into rows of its own (a product's), else 0.
     weights_inner: consecutive chunks walk the channel blocks of the same rows, else the rows of the same channel block.
     """
 
     pixels: int
     vectors: int
-    channels: int
     rows: int
     row_pixels: int
     weights_inner: bool
@@ -74,26 +64,20 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Cal
 
     done: called with each part of the weights that is not read any more.
     """
-    lanes, taps = isa.lanes, weights[0].size
-    vectors = conv.output_vectors(lanes)
-    memory, at = aligned(4 * conv.groups * vectors * lanes * taps).view(np.float32), 0  # zeroed; written in place, block by block
-    for group in np.split(weights, conv.groups):
-        for block in channel_blocks(conv.group_outputs, tile.vectors, lanes):
-            size = block.vectors * lanes
-            start = block.first * tile.vectors * lanes
-            for number in range(block.count):
-                rows = group[start + number * size : start + (number + 1) * size]
-                place = memory[at : at + size * taps].reshape(*weights.shape[2:], weights.shape[1], size)
-                place[..., : len(rows)] = rows.transpose(2, 3, 1, 0)
-                done(rows)
-                at += size * taps
-    return memory
+    size, blocks = tile.vectors * isa.lanes, conv.output_blocks(tile.vectors, isa.lanes)
+    packed = aligned(4 * conv.groups * blocks * size * weights[0].size).view(np.float32)  # zeroed; written in place
+    places = packed.reshape(conv.groups, blocks, *weights.shape[2:], weights.shape[1], size)
+    for group, place in zip(np.split(weights, conv.groups), places, strict=True):
+        for number in range(blocks):
+            rows = group[number * size : (number + 1) * size]
+            place[number, ..., : len(rows)] = rows.transpose(2, 3, 1, 0)
+            done(rows)
+    return packed
 
 
-def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
-    """Pack a bias (outputs,): each group is padded to whole vectors with 0."""
-    size = conv.output_vectors(isa.lanes) * isa.lanes
-    padded = np.zeros((conv.groups, size), np.float32)
+def pack_bias(conv: Conv, isa: Isa, bias: Array, vectors: int = 1) -> Array:
+    """Pack a bias (outputs,): each group is filled up with 0 to whole blocks of so many vectors, a tile's."""
+    padded = np.zeros((conv.groups, conv.output_blocks(vectors, isa.lanes) * vectors * isa.lanes), np.float32)
     padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
     return aligned_copy(padded.ravel())
 
@@ -102,7 +86,8 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array) -> Array:
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """Return tiles, the fastest by a port model first: the one to use without a measurement, then others worth measuring."""
     flat = conv.flat()
-    spread = conv.x.block == 1 < conv.group_inputs  # channels are planes: LLVM loads the weights of the next one early
+    kind = Channels.of(conv.x, isa.lanes).kind
+    spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
     for vectors in range(1, 7):
         most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
@@ -115,12 +100,8 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
-    """Estimate the cycles for one output row per input channel and tap."""
-    total = 0.0
-    for block in channel_blocks(conv.group_outputs, vectors, isa.lanes):
-        for count, p in ((conv.y.width // pixels, pixels), (1, conv.y.width % pixels)):
-            total += block.count * count * step_cycles(p, block.vectors) if p else 0
-    return total
+    """Estimate the cycles for one output row per input channel and tap. The last tile and block take as long as the others."""
+    return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step_cycles(pixels, vectors)
 
 
 def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
@@ -132,14 +113,17 @@ def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
 
 def conv_chunks(conv: Conv, tile: ConvTile, isa: Isa) -> int:
     """Return the number of chunks that threads share."""
-    return _ConvEmitter(conv.flat(), tile, Epilogue(), isa).chunks
+    flat = conv.flat()
+    return flat.y.batch * flat.groups * flat.output_blocks(tile.vectors, isa.lanes) * -(-_row_count(flat, tile) // tile.rows)
+
+
+def _row_count(flat: Conv, tile: ConvTile) -> int:
+    """Return the output rows, or the rows that a long one is cut into."""
+    return -(-flat.y.width // tile.row_pixels) if tile.row_pixels else flat.y.height
 
 
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     """Make a tile of these sizes; the rest follows by rule."""
-    run = conv.group_inputs if conv.x.contiguous_channels else conv.x.block
-    most = max(1, min(16, conv.group_inputs, BODY_FMAS // (pixels * vectors)))
-    channels = max(c for c in range(1, most + 1) if c % run == 0 or run % c == 0 or c == conv.group_inputs)
     flat = conv.flat()
     row_macs = flat.y.width * min(vectors * isa.lanes, conv.group_outputs) * conv.macs // (
         conv.y.batch * conv.y.height * conv.y.width * conv.y.channels
@@ -153,7 +137,14 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
             wanted = min(wanted, CHUNK_BYTES // (4 * conv.group_inputs))
         wanted = max(1, wanted // pixels) * pixels
         row_pixels = wanted if wanted < flat.y.width else 0
-    return ConvTile(pixels, vectors, channels, rows, row_pixels, weights_inner)
+    return ConvTile(pixels, vectors, rows, row_pixels, weights_inner)
+
+
+def _runs(conv: Conv) -> list[int]:
+    """Return the lengths of the runs of input channels that lie side by side, in order."""
+    count = conv.group_inputs
+    size = count if conv.x.contiguous_channels else conv.x.block
+    return [min(size, count - start) for start in range(0, count, size)]
 
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
@@ -161,223 +152,107 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
 
     Raises EmitError for layouts it cannot address.
     """
-    _check(conv, tile, epilogue, isa)
     flat = conv.flat()
     if flat is not conv:
         epilogue = epilogue.laid(Image.flat)
-    kind = "gemm" if flat.y.height == 1 and conv.is_product else "conv2d"
-    stem = f"f32_{kind}_{tile.pixels}x{tile.vectors * isa.lanes}"
-    window = () if kind == "gemm" else (name_window(conv),)
-    name = kernel_name(stem, (flat, tile, epilogue), isa, (name_layouts(conv.x, conv.y), *window, *name_epilogue(epilogue)))
-    emitter = _ConvEmitter(flat, tile, epilogue, isa)
+    _check(flat, epilogue)
+    x = Channels.of(flat.x, isa.lanes, flat.strides[1])
+    code = ConvCode.of(tile.pixels, tile.vectors, x, flat.y, epilogue, isa.lanes)
+    stem = f"f32_conv2d_{tile.pixels}x{tile.vectors * isa.lanes}"
+    stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
+    words = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
+    numbers = _numbers(flat, tile, epilogue, isa)
+    copied = flat.kernel[0] * len(_runs(flat)) * numbers["copy_row"]
+    scratch_bytes = 4 * (tile.pixels * tile.vectors + -(-copied // isa.lanes)) * isa.lanes
 
-    def body(k: Function, values: list[Value]) -> None:
-        x, w, b, *operands, y, begin, end = values
-        emitter.emit(k, x, w, b, Places.of(flat.y, epilogue, y, operands), begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], words: Value, chunks: Bounds) -> None:
+        ConvEmitter(k, code, sizes, words, pointers[SCRATCH]).emit(pointers, *chunks)
 
-    return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(stem, code, isa, words),
+        ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),
+        conv_chunks(conv, tile, isa),
+        body,
+        numbers,
+        _table(flat, numbers),
+        scratch_bytes,
+    )
 
 
-def _check(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> None:
-    check_images(epilogue, isa.lanes)
-    per_block = conv.y.block // isa.lanes
-    vectors_fit = conv.y.contiguous_channels or (conv.y.block % isa.lanes == 0 and tile.vectors % per_block == 0)
-    if not vectors_fit:
-        raise EmitError(f"conv: y has blocks of {conv.y.block} channels, a tile writes {tile.vectors} vectors of {isa.lanes}")
+def _check(conv: Conv, epilogue: Epilogue[Image]) -> None:
     operands = [(image, conv.group_outputs, f"operand {n}") for n, image in enumerate(epilogue.operands)]
     for image, size, what in ((conv.x, conv.group_inputs, "x"), (conv.y, conv.group_outputs, "y"), *operands):
         if conv.groups > 1 and not image.contiguous_channels and size % image.block:
             raise EmitError(f"conv: {what} has blocks of {image.block} channels, groups of {size} begin inside them")
+        if image.elements >= 1 << 31:
+            raise EmitError(f"conv: {what} spans {image.elements} elements, a kernel addresses {1 << 31}")
     if conv.x.channels % conv.groups or conv.y.channels % conv.groups:
         raise EmitError(f"conv: {conv.x.channels} and {conv.y.channels} channels do not make {conv.groups} groups")
 
 
-class _ConvEmitter:
-    """Emits one convolution; the methods are the loops of the module docstring, from the outside in."""
+def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
+    """Return the numbers that the code reads, by name. Strides count elements.
 
-    def __init__(self, conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> None:
-        self.conv, self.tile, self.epilogue, self.isa = conv, tile, epilogue, isa
-        self.lanes = isa.lanes
-        self.blocks = channel_blocks(conv.group_outputs, tile.vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
-        self.row_width = tile.row_pixels or conv.y.width
-        self.row_count = -(-conv.y.width // self.row_width) if tile.row_pixels else conv.y.height
-        self.row_chunks = -(-self.row_count // tile.rows)
-        self.taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
-        self.chunks = conv.y.batch * conv.groups * self.block_count * self.row_chunks
-        self.ahead = self._lines_ahead()
+    blocks, row_chunks, chunk_rows, rows, groups, weights_inner: how chunks are numbered. outputs: channels of a group.
+    row_pixels, all_pixels: of an output row, and how many there are where one long row is cut into rows; x_width and x_all, of
+    x. x_image, x_group, x_row, x_pixel: between images, groups, and what neighbouring output rows and pixels read. x_first:
+    from x to the first column of the first window, which may lie outside. column_step, left, reach: columns between
+    neighbouring windows, columns left of the image in the first one, columns of all windows of a tile. row_step, top,
+    row_dilation, kernel_rows, x_rows: of the kernel's rows. block_weights, row_weights: elements of a block of weights and of
+    one kernel row in it. row_entries, entries: of the table, for one kernel row and in all. copy_*, x_kernel_row, x_block,
+    x_blocks, x_column, run: of the copy at the border. y_* and r0_*…: of the output and the operands; a block is what a tile
+    writes, a vector a part of it.
+    """
+    x, y, lanes, (rows, columns) = conv.x, conv.y, isa.lanes, conv.kernel
+    runs, cut = _runs(conv), tile.row_pixels
+    row_count = _row_count(conv, tile)
+    window = (columns - 1) * conv.dilations[1] + 1
+    reach = (tile.pixels - 1) * conv.strides[1] + window
+    column = (
+        x.x_stride
+        if Channels.of(x, lanes).pixel is not None
+        else 1
+        if len(runs) == conv.group_inputs > 1
+        else -(-runs[0] // lanes) * lanes
+    )
+    numbers = {
+        "blocks": conv.output_blocks(tile.vectors, lanes), "row_chunks": -(-row_count // tile.rows), "chunk_rows": tile.rows,
+        "rows": row_count, "groups": conv.groups, "weights_inner": int(tile.weights_inner), "outputs": conv.group_outputs,
+        "row_pixels": cut or y.width, "all_pixels": y.width if cut else y.width * row_count,
+        "x_width": cut or x.width, "x_all": x.width if cut else x.width * row_count,
+        "x_image": x.n_stride, "x_group": x.offset(conv.group_inputs) if conv.groups > 1 else 0,
+        "x_row": cut * x.x_stride if cut else conv.strides[0] * x.y_stride, "x_pixel": conv.strides[1] * x.x_stride,
+        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
+        "column_step": conv.strides[1], "left": conv.left, "reach": reach,
+        "row_step": 0 if cut else conv.strides[0], "top": conv.top, "row_dilation": conv.dilations[0], "kernel_rows": rows,
+        "x_rows": x.height,
+        "block_weights": rows * columns * conv.group_inputs * tile.vectors * lanes,
+        "row_weights": columns * conv.group_inputs * tile.vectors * lanes,
+        "row_entries": columns * len(runs), "entries": rows * columns * len(runs),
+        "copy_columns": reach, "copy_column": column, "copy_pixel": column * conv.strides[1], "copy_row": reach * column,
+        "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
+        "run": runs[0],
+    }  # fmt: skip
+    for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
+        vector = 0 if image.one_for_all_channels else lanes if image.block > lanes else image.block_stride
+        numbers |= {
+            f"{name}_image": image.n_stride, f"{name}_block": tile.vectors * vector, f"{name}_vector": vector,
+            f"{name}_group": image.offset(conv.group_outputs) if conv.groups > 1 else 0,
+            f"{name}_row": cut * image.x_stride if cut else image.y_stride, f"{name}_pixel": image.x_stride,
+        }  # fmt: skip
+    return numbers
 
-    def _lines_ahead(self) -> int:
-        """Cache lines of the next block's weights that each turn of the innermost loop prefetches.
 
-        All tiles of a block together prefetch the next block. 0 where a block has few tiles: then memory is the limit anyway.
-        """
-        conv, tile = self.conv, self.tile
-        tiles = conv.y.height * -(-conv.y.width // tile.pixels)
-        if self.block_count == 1 or tiles < MIN_TILES_AHEAD:
-            return 0
-        return -(-tile.channels * tile.vectors // tiles)
-
-    def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
-        """Emit the loop over the chunks of a call."""
-        conv, tile = self.conv, self.tile
-        vectors_per_group = conv.output_vectors(self.lanes)
-        with k.loop("chunk", begin, end) as chunk:
-            inner = self.block_count if tile.weights_inner else self.row_chunks
-            slow, fast = chunk // inner, chunk % inner
-            image_group = slow // (self.row_chunks if tile.weights_inner else self.block_count)
-            middle = slow % (self.row_chunks if tile.weights_inner else self.block_count)
-            number, row_chunk = (fast, middle) if tile.weights_inner else (middle, fast)
-            image, group = image_group // conv.groups, image_group % conv.groups
-            at = k.offset(x, image * conv.x.n_stride + group * conv.x.offset(conv.group_inputs))
-            weights = k.offset(w, (group * vectors_per_group + number * tile.vectors) * (self.lanes * self.taps))
-            bias = k.offset(b, (group * vectors_per_group + number * tile.vectors) * self.lanes)
-            to = places.move(k, lambda layout: self._start(layout, image, group, number))
-            first = row_chunk * tile.rows
-            for block in self.blocks:
-                with maybe(k, block.chosen_by(number, self.blocks)):
-                    self._rows(k, block, first, at, weights, bias, to)
-
-    def _start(self, layout: Image, n: Value, group: Value, number: Value) -> Value:
-        """Return the offset of block `number` of a group in an image, in elements."""
-        per_block = self.tile.vectors * self.lanes
-        step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
-        return n * layout.n_stride + group * layout.offset(self.conv.group_outputs) + number * step
-
-    def _rows(self, k: Function, block: Block, first: Value, x: Value, w: Value, b: Value, to: Places) -> None:
-        """The rows of a chunk; the last chunk may have fewer, and the last row of a cut product fewer pixels."""
-        tile, whole = self.tile, self.conv.y.width % self.row_width == 0
-        stop = first + tile.rows
-        if self.row_count % tile.rows:
-            stop = k.select(stop < self.row_count, stop, k.const(I64, self.row_count))
-        if self.row_count == 1:
-            self._row(k, block, self.row_width, k.const(I64, 0), x, w, b, to)
-            return
-        with k.loop("row", first, stop) as row:
-            if not tile.row_pixels or whole:
-                self._row(k, block, self.row_width, row, x, w, b, to)
-                return
-            last = self.row_count - 1
-            with k.when(row < last):
-                self._row(k, block, self.row_width, row, x, w, b, to)
-            with k.when(k.compare("eq", row, last)):
-                self._row(k, block, self.conv.y.width % self.row_width, row, x, w, b, to)
-
-    def _row(self, k: Function, block: Block, width: int, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
-        """Emit the tiles along one row."""
-        conv, cut = self.conv, self.tile.row_pixels
-        to = to.move(k, lambda image: row * (cut * image.x_stride if cut else image.y_stride))
-        tiles = row * -(-(cut or conv.y.width) // self.tile.pixels)  # before this row
-        if cut:
-            x, row = k.offset(x, row * (cut * conv.x.x_stride)), k.const(I64, 0)
-        for span in column_spans(conv, width, self.tile.pixels):
-            with k.loop("tile", 0, span.count) as number:
-                column = number * span.pixels + span.first
-                self._tile(k, block, span, column, row, x, w, b, to, tiles + column // self.tile.pixels)
-
-    def _tile(
-        self, k: Function, block: Block, span: Span, column: Value, row: Value, x: Value, w: Value, b: Value, to: Places,
-        number: Value,
-    ) -> None:  # fmt: skip
-        """One register tile, of that number among all of its block: accumulate, finish, store."""
-        conv, vector = self.conv, k.f32
-        zero = k.zero(vector)
-        starts = [k.load(vector, b, v * self.lanes) if self.epilogue.bias else zero for v in range(block.vectors)]
-        x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
-        low, high = kernel_rows(k, conv, row)
-        with k.fold("kr", low, high, 1, [*starts * span.pixels, *self._first_ahead(k, block, w, number)]) as fold:
-            image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
-            at = k.offset(x, image_row * conv.x.y_stride)
-            weights = k.offset(w, fold.index * (self.taps // conv.kernel[0] * block.vectors * self.lanes))
-            fold.values = self._columns(k, block, span, at, weights, fold.values)
-        to = to.move(k, lambda image: column * image.x_stride)
-        results = []
-        for p in range(span.pixels):
-            for v in range(block.vectors):
-                lanes = block.tail if v == block.vectors - 1 else self.lanes
-                stored = lanes if conv.y.contiguous_channels else self.lanes
-                results.append(Result(fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, stored))
-        to.store(k, self.epilogue, results)
-
-    def _first_ahead(self, k: Function, block: Block, w: Value, number: Value) -> list[Value]:
-        """Return the address from which a tile prefetches the next block's weights, in a list; empty where it does not."""
-        if not self.ahead:
-            return []
-        per_tile = self.ahead * LINE_ELEMENTS * -(-self.taps // self.tile.channels)
-        return [k.offset(w, number * per_tile + block.vectors * self.lanes * self.taps)]
-
-    def _columns(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
-        """All kernel columns of one kernel row; at the border each with the pixels for which it lies inside the image."""
-        conv, everyone = self.conv, tuple(range(span.pixels))
-        x_step, w_step = conv.dilations[1] * conv.x.x_stride, conv.group_inputs * block.vectors * self.lanes
-        if span.whole:
-            with k.fold("kc", 0, conv.kernel[1], 1, values) as fold:
-                at, weights = k.offset(x, fold.index * x_step), k.offset(w, fold.index * w_step)
-                fold.values = self._channels(k, block, everyone, at, weights, fold.values)
-            return fold.values
-        inside = [conv.columns_inside(span.first + p) for p in everyone]
-        for column in range(conv.kernel[1]):
-            if pixels := tuple(p for p in everyone if column in inside[p]):
-                at, weights = k.opaque(k.offset(x, column * x_step)), k.offset(w, column * w_step)
-                values = self._channels(k, block, pixels, at, weights, values)
-        return values
-
-    def _channels(
-        self, k: Function, block: Block, pixels: tuple[int, ...], x: Value, w: Value, values: list[Value]
-    ) -> list[Value]:
-        """Emit the loop over all input channels of one kernel tap."""
-        image, count, step = self.conv.x, self.conv.group_inputs, self.tile.channels
-        run = count if image.contiguous_channels else min(image.block, count)
-        if step >= run:  # a turn takes several blocks, or all there is
-            return self._turns(k, block, pixels, count, image.offset(step), x, w, values)
-        per_channel = block.vectors * self.lanes
-        with k.fold("run", 0, count // run, 1, values) as fold:
-            at, weights = k.offset(x, fold.index * image.block_stride), k.offset(w, fold.index * (run * per_channel))
-            fold.values = self._turns(k, block, pixels, run, step, at, weights, fold.values)
-        values = fold.values
-        if rest := count % run:
-            at, weights = k.offset(x, image.offset(count - rest)), k.offset(w, (count - rest) * per_channel)
-            values = self._turns(k, block, pixels, rest, step, at, weights, values)
-        return values
-
-    def _turns(
-        self,
-        k: Function,
-        block: Block,
-        pixels: tuple[int, ...],
-        count: int,
-        x_step: int,
-        x: Value,
-        w: Value,
-        values: list[Value],
-    ) -> list[Value]:
-        """`count` input channels, a turn's worth at once; x_step: elements from one turn to the next."""
-        step, per_channel = self.tile.channels, block.vectors * self.lanes
-        turns, rest = divmod(count, step)
-        if turns:
-            with k.fold("c", 0, turns, 1, values) as fold:
-                at, weights = k.offset(x, fold.index * x_step), k.offset(w, fold.index * (step * per_channel))
-                fold.values = self._unrolled(k, block, pixels, step, at, weights, fold.values)
-            values = fold.values
-        if rest:
-            at, weights = k.offset(x, turns * x_step), k.offset(w, turns * step * per_channel)
-            values = self._unrolled(k, block, pixels, rest, at, weights, values)
-        return values
-
-    def _unrolled(
-        self, k: Function, block: Block, pixels: tuple[int, ...], channels: int, x: Value, w: Value, values: list[Value]
-    ) -> list[Value]:
-        """Emit the multiply–adds of a turn."""
-        conv, vectors = self.conv, block.vectors
-        values, pixel_step = list(values), conv.strides[1] * conv.x.x_stride
-        ahead = set(range(0, channels, max(channels // self.ahead, 1))) if self.ahead else set()
-        for c in range(channels):
-            if c in ahead:
-                k.prefetch(values[-1])
-                values[-1] = k.offset(values[-1], LINE_ELEMENTS)
-            weights = [k.load(k.f32, w, (c * vectors + v) * self.lanes) for v in range(vectors)]
-            for p in pixels:
-                scalar = k.broadcast(k.f32, x, p * pixel_step + conv.x.offset(c))
-                for v in range(vectors):
-                    values[p * vectors + v] = k.fma(scalar, weights[v], values[p * vectors + v])
-        return values
+def _table(conv: Conv, numbers: Mapping[str, int]) -> list[int]:
+    """Return a tile's entries, for each kernel row, column and run of channels: first in x, then in a copy."""
+    (rows, columns), runs = conv.kernel, _runs(conv)
+    words = []
+    for row_step, column_step, block_step in (
+        (numbers["x_kernel_row"], conv.x.x_stride, conv.x.block_stride),
+        (len(runs) * numbers["copy_row"], numbers["copy_column"], numbers["copy_row"]),
+    ):
+        for row, column in itertools.product(range(rows), range(columns)):
+            start = row * row_step + column * conv.dilations[1] * column_step
+            words += [(start + number * block_step) | run << ENTRY_COUNT_SHIFT for number, run in enumerate(runs)]
+    return words

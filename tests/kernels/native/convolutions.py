@@ -58,7 +58,7 @@ def check_conv(conv: Conv, tile: ConvTile, isa, epilogue: Epilogue = PLAIN, exac
     if exact_activation:
         exact = exact_activation(exact)
     memory = np.full(conv.y.elements + 64, np.nan, np.float32)
-    bias = {} if b is None else {"b": pack_bias(conv, isa, b)}
+    bias = {} if b is None else {"b": pack_bias(conv, isa, b, tile.vectors)}
     kernel, packed = emit_conv(conv, tile, epilogue, isa), pack_weights(conv, tile, isa, w)
     run_kernel(kernel, isa, x=place(conv.x, x), w=packed, y=memory, **bias, **operands)
     assert_close(conv.y.load(memory), exact, conv.group_inputs * conv.kernel[0] * conv.kernel[1])

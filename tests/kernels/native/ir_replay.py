@@ -85,9 +85,10 @@ class Replay:
             return self._by_identity[id(kernel)][1]
         of = (f"{kernel.chunks} chunks", f"{kernel.scratch_bytes} bytes of scratch", f"numbers {kernel.numbers}")
         facts = " | ".join((" ".join(kernel.arguments), *of))
-        found = digest(facts, body(kernel.ir, {kernel.name: "kernel"}))
+        code = digest(body(kernel.ir, {kernel.name: "kernel"}))
+        found = digest(facts, code)
         self._by_identity[id(kernel)] = kernel, found
-        if self._by_name.setdefault(kernel.name, found) != found:
+        if self._by_name.setdefault(kernel.name, code) != code:
             raise ValueError(f"kernel {kernel.name}: two kernels of this name have different code")
         return found
 

@@ -75,24 +75,20 @@ def run_kernel(kernel, isa, **arrays) -> None:
     pointers = [given.get(name) for name in kernel.arguments]
     together = min(2, kernel.chunks)
     chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
-    calls = [[*pointers, *kernel.numbers, *chunk] for chunk in chunks]
+    calls = [[*pointers, *chunk] for chunk in chunks]
     run(object_code(kernel.ir + spread_ir(kernel, isa), isa), isa, SPREAD, calls, scratch)
     assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
 
 
 def spread_ir(kernel, isa) -> str:
-    """A function that takes addresses and numbers as arguments of its own, puts them into memory and calls the kernel."""
-    count, numbers = len(kernel.arguments), len(kernel.numbers)
-    kinds = ["ptr"] * count + ["i64"] * numbers
-    given = ", ".join(f"{kind} %a{at}" for at, kind in enumerate(kinds))
-    stores = [
-        f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {kind} %a{at}, ptr %p{at}" for at, kind in enumerate(kinds)
-    ]
+    """A function that takes addresses as arguments of its own, puts them and the numbers into memory and calls the kernel."""
+    words = [f"ptr %a{at}" for at in range(len(kernel.arguments))] + [f"i64 {number}" for number in kernel.numbers]
+    stores = [f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {word}, ptr %p{at}" for at, word in enumerate(words)]
     scratch = f"%a{kernel.arguments.index('scratch')}" if "scratch" in kernel.arguments else "null"
     return "\n".join(
         (
-            f"define void @{SPREAD}({given}, i64 %begin, i64 %end) #0 {{",
-            f"  %words = alloca [{count + numbers + 1} x i64], align 16",
+            f"define void @{SPREAD}({''.join(f'ptr %a{at}, ' for at in range(len(kernel.arguments)))}i64 %begin, i64 %end) #0 {{",
+            f"  %words = alloca [{len(words) + 1} x i64], align 16",
             *stores,
             f"  call void @{kernel.name}(ptr %words, ptr {scratch}, i64 %begin, i64 %end)",
             "  ret void\n}\n",

@@ -86,12 +86,9 @@ def product(isa: Isa, pixels: int, inputs: int, outputs: int, layout: Layout = "
     return Conv(image(layout, isa, batch, inputs, 1, pixels), image(layout, isa, batch, outputs, 1, pixels))
 
 
-def direct(
-    isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED, channels: int | None = None
-) -> Kernels:
-    """Emit a direct convolution. tile: pixels × vectors. channels: input channels to unroll; None: by rule."""
-    made = conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile)
-    return [emit_conv(conv, made if channels is None else replace(made, channels=channels), epilogue, isa)]
+def direct(isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED) -> Kernels:
+    """Emit a direct convolution. tile: pixels × vectors; None: the first candidate."""
+    return [emit_conv(conv, conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile), epilogue, isa)]
 
 
 def cut_product(isa: Isa, *, weights_inner: bool) -> Kernels:
@@ -461,7 +458,7 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "conv 5x5, larger than the image": lambda isa: direct(isa, convolution(isa, 2, 3, isa.lanes, 5, pad=2), (2, 1)),
     "conv 3x2, uneven padding": uneven,
     "conv 3x3, blocks of inputs and a rest": lambda isa: direct(
-        isa, convolution(isa, 6, 2 * isa.lanes + 3, isa.lanes, 3, pad=1), (2, 1), channels=2
+        isa, convolution(isa, 6, 2 * isa.lanes + 3, isa.lanes, 3, pad=1), (2, 1)
     ),
     "conv 3x3, groups of blocks": lambda isa: direct(
         isa, convolution(isa, 6, 2 * isa.lanes, 4 * isa.lanes, 3, pad=1, groups=2), (3, 1)

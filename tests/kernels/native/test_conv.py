@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_default_tiles_fill_the_registers_and_do_not_spill(tuned):
 def test_layouts_that_vectors_cannot_write_are_refused():
     isa = ISAS["avx512"]
     x = Image.nchw(1, 16, 4, 4)
-    with pytest.raises(EmitError, match="y has blocks of 1 channels, a tile writes 1 vectors of 16"):
+    with pytest.raises(EmitError, match="y has blocks of 1 channels, a tile writes vectors of 16"):
         emit_conv(Conv(x, x), make_tile(Conv(x, x), isa, 4, 1), Epilogue(), isa)
     blocked = Image.blocked(1, 24, 4, 4, 16)
     with pytest.raises(EmitError, match="x has blocks of 16 channels, groups of 12 begin inside them"):
@@ -175,7 +176,23 @@ def test_layouts_that_vectors_cannot_write_are_refused():
         emit_conv(last, make_tile(last, isa, 4, 1), chain(("add", blocked)), isa)
 
 
-def test_kernels_with_other_strides_have_other_names(isa):
-    first, second = product(isa, "nhwc", 8, 8, 8), product(isa, "slice", 8, 8, 8)
-    names = {emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa).name for conv in (first, second)}
-    assert len(names) == 2
+def kernels_of(isa, layout, pairs, epilogue):
+    """Convolutions of every size, window, padding and grouping of these channels, by one tile."""
+    for (inputs, outputs), size, (kernel, _, dilation, pad), groups in itertools.product(pairs, (5, 12), DIRECT, (1, 2)):
+        conv = square(isa, layout, size, groups * inputs, groups * outputs, kernel, 1, dilation, pad, groups, batch=groups)
+        yield emit_conv(conv, make_tile(conv, isa, 3, 2), epilogue, isa)
+
+
+@pytest.mark.parametrize("layout", ["blocked", "nhwc"])
+def test_one_kernel_serves_all_sizes_windows_and_groups(isa, layout):
+    lanes = isa.lanes
+    kernels = list(kernels_of(isa, layout, [(2 * lanes, 4 * lanes), (3 * lanes, 2 * lanes)], Epilogue(bias=True)))
+    assert len({kernel.name for kernel in kernels}) == len({kernel.ir for kernel in kernels}) == 1
+    assert len({kernel.numbers for kernel in kernels}) > 50
+
+
+@pytest.mark.parametrize(("pixels", "vectors"), [(14, 2), (6, 2), (3, 1)])
+def test_code_is_small(isa, pixels, vectors):
+    conv = square(isa, "blocked", 9, 2 * isa.lanes, 2 * isa.lanes, 3, pad=1)
+    kernel = emit_conv(conv, make_tile(conv, isa, pixels, vectors), chain(("add", conv.y), "relu", bias=True), isa)
+    assert kernel.ir.count("\n") < 420 + 16 * pixels * vectors

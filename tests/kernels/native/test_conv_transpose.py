@@ -59,7 +59,7 @@ def check(t, isa, tile_of, epilogue=None, exact_activation=None, depthwise=False
             bias = pack_depthwise_bias(isa, b)
         else:
             kernel, packed = emit_conv(conv, tile, mine, isa), pack_weights(conv, tile, isa, phase.weights(weights))
-            bias = pack_bias(conv, isa, b)
+            bias = pack_bias(conv, isa, b, tile.vectors)
         at_x, at_y = t.x.every(phase.skipped, (1, 1))[1], t.y.every(phase.first, t.strides)[1]
         others = {
             name: array[image_of.every(phase.first, t.strides)[1] :]
