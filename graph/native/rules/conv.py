@@ -101,7 +101,7 @@ def _depthwise(b: Lowering, node: Node, weighted: Weighted) -> None:
     tile = depthwise.tile_of(b.choice(node), conv, b.isa)
     key = ("depthwise", tile.vectors)
     packed = b.packed.storage(weighted.source, key, lambda: pack_depthwise(conv, tile, b.isa, weighted.weights))
-    places = {"x": x, "w": packed, "y": placed.y, **depthwise.bias_argument(b, weighted.bias), **placed.operands}
+    places = {"x": x, "w": packed, "y": placed.y, **depthwise.bias_argument(b, weighted.bias, tile.vectors), **placed.operands}
     b.calls.append(emit_depthwise(conv, tile, placed.epilogue, b.isa), places)
 
 

@@ -97,7 +97,7 @@ def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Imag
     tile = depthwise.tile_of(b.choice(whole.node), conv, b.isa)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
     packed = b.packed.storage(weighted.source, key, lambda: pack_depthwise(conv, tile, b.isa, phase.weights(weighted.weights)))
-    return emit_depthwise(conv, tile, epilogue, b.isa), {"w": packed, **depthwise.bias_argument(b, weighted.bias)}
+    return emit_depthwise(conv, tile, epilogue, b.isa), {"w": packed, **depthwise.bias_argument(b, weighted.bias, tile.vectors)}
 
 
 def is_depthwise(node: Node, facts: Facts) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -145,6 +145,18 @@ def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
     after = k.const(I64, conv.x.height - 1 + step) - start
     inside = k.select(after > 0, after // step, k.const(I64, 0))
     return low, k.select(inside < rows, inside, k.const(I64, rows))
+
+
+def kernel_row_range(k: Function, row: Value, n: Mapping[str, Value]) -> tuple[Value, Value]:
+    """Emit the range of kernel rows inside the image for an output row: the first, and one after the last.
+
+    n: the numbers row_step, row_dilation and kernel_rows of the kernel, top, rows of padding, and x_rows of the image.
+    """
+    start, zero, dilation = row * n["row_step"] - n["top"], k.const(I64, 0), n["row_dilation"]
+    before = k.most(zero - start + (dilation - 1), zero)
+    after = k.most(n["x_rows"] - 1 + dilation - start, zero)
+    high = k.least(after // dilation, n["kernel_rows"])
+    return k.least(before // dilation, high), high
 
 
 def maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:

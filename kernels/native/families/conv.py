@@ -23,8 +23,9 @@ from kernels.native.emit.geometry import Conv, aligned_copy
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
+from kernels.native.emit.results import Channels, Results, result_numbers
 from kernels.native.errors import EmitError
-from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, Channels, ConvCode, ConvEmitter
+from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
@@ -86,7 +87,7 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array, vectors: int = 1) -> Array:
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """Return tiles, the fastest by a port model first: the one to use without a measurement, then others worth measuring."""
     flat = conv.flat()
-    kind = Channels.of(conv.x, isa.lanes).kind
+    kind = Channels.of(conv.x, isa.lanes, groups=conv.groups).kind
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
     for vectors in range(1, 7):
@@ -156,14 +157,14 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     if flat is not conv:
         epilogue = epilogue.laid(Image.flat)
     _check(flat, epilogue)
-    x = Channels.of(flat.x, isa.lanes, flat.strides[1])
-    code = ConvCode.of(tile.pixels, tile.vectors, x, flat.y, epilogue, isa.lanes)
+    x = Channels.of(flat.x, isa.lanes, flat.strides[1], flat.groups)
+    code = ConvCode(x, Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups))
     stem = f"f32_conv2d_{tile.pixels}x{tile.vectors * isa.lanes}"
     stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
     words = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
     numbers = _numbers(flat, tile, epilogue, isa)
     copied = flat.kernel[0] * len(_runs(flat)) * numbers["copy_row"]
-    scratch_bytes = 4 * (tile.pixels * tile.vectors + -(-copied // isa.lanes)) * isa.lanes
+    scratch_bytes = code.results.buffer_bytes(isa.lanes) + 4 * -(-copied // isa.lanes) * isa.lanes
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], words: Value, chunks: Bounds) -> None:
         ConvEmitter(k, code, sizes, words, pointers[SCRATCH]).emit(pointers, *chunks)
@@ -209,13 +210,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_count = _row_count(conv, tile)
     window = (columns - 1) * conv.dilations[1] + 1
     reach = (tile.pixels - 1) * conv.strides[1] + window
-    column = (
-        x.x_stride
-        if Channels.of(x, lanes).pixel is not None
-        else 1
-        if len(runs) == conv.group_inputs > 1
-        else -(-runs[0] // lanes) * lanes
-    )
+    column = {"blocks": x.x_stride, "planes": 1}.get(Channels.of(x, lanes, groups=conv.groups).kind, -(-runs[0] // lanes) * lanes)
     numbers = {
         "blocks": conv.output_blocks(tile.vectors, lanes), "row_chunks": -(-row_count // tile.rows), "chunk_rows": tile.rows,
         "rows": row_count, "groups": conv.groups, "weights_inner": int(tile.weights_inner), "outputs": conv.group_outputs,
@@ -234,13 +229,11 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
         "run": runs[0],
     }  # fmt: skip
+    group = conv.group_outputs if conv.groups > 1 else 0
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
-        vector = 0 if image.one_for_all_channels else lanes if image.block > lanes else image.block_stride
-        numbers |= {
-            f"{name}_image": image.n_stride, f"{name}_block": tile.vectors * vector, f"{name}_vector": vector,
-            f"{name}_group": image.offset(conv.group_outputs) if conv.groups > 1 else 0,
-            f"{name}_row": cut * image.x_stride if cut else image.y_stride, f"{name}_pixel": image.x_stride,
-        }  # fmt: skip
+        numbers |= result_numbers(name, image, tile.vectors, lanes, group)
+        if cut:
+            numbers[f"{name}_row"] = cut * image.x_stride
     return numbers
 
 

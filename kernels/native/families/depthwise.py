@@ -1,41 +1,36 @@
 """Depthwise convolution: lanes are channels, and every input vector that is loaded meets all the taps that want it.
 
     for each chunk = (image, block of V channel vectors, block of rows):
-        for each row of the output, for each tile of P pixels along it:        the borders are tiles of their own, peeled
+        for each row of the output, for each tile of P pixels along it:
             acc[P][V] = bias
             for each kernel row that lies inside the image:
-                for each input column under the tile:                          unrolled, loaded once
+                for each input column under the tile:                          unrolled, loaded once; zeros beside the image
                     for each pixel that the column meets: acc[p] += x[column] · w[row, p's kernel column]
             y = epilogue(acc)
 
-With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic.
+With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic. The
+code is decided by the tile, the kernel's columns with their stride and dilation, how channels lie, and the epilogue; all else is
+numbers. It has two bodies: in tiles at the border each column has an address of its own, of zeros where it lies outside of the
+image.
 
-Packed weights: [block of V vectors][kernel row][kernel column][V·lanes].
+Packed weights: [block of V vectors][kernel row][kernel column][V·lanes]; the last block is filled up with zeros.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
-from kernels.native.emit.geometry import (
-    Block,
-    Conv,
-    Span,
-    aligned_copy,
-    channel_blocks,
-    column_spans,
-    even_rows,
-    kernel_rows,
-    maybe,
-)
-from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.geometry import Conv, aligned_copy, even_rows, kernel_row_range
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
-from kernels.native.emit.types import I64
+from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
+from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
@@ -59,20 +54,20 @@ class DepthwiseTile:
 
 def pack_depthwise(conv: Conv, tile: DepthwiseTile, isa: Isa, weights: Array) -> Array:
     """Pack weights (channels, 1, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
-    parts = []
-    for block in channel_blocks(conv.y.channels, tile.vectors, isa.lanes):
-        size = block.vectors * isa.lanes
-        start = block.first * tile.vectors * isa.lanes
-        rows = weights[start : start + block.count * size, 0].astype(np.float32)
-        padded = np.zeros((block.count * size, *conv.kernel), np.float32)
-        padded[: len(rows)] = rows
-        parts.append(padded.reshape(block.count, size, *conv.kernel).transpose(0, 2, 3, 1).ravel())
-    return aligned_copy(np.concatenate(parts))
+    size, blocks = tile.vectors * isa.lanes, _blocks(conv, tile, isa)
+    padded = np.zeros((blocks * size, *conv.kernel), np.float32)
+    padded[: len(weights)] = weights[:, 0]
+    return aligned_copy(padded.reshape(blocks, size, *conv.kernel).transpose(0, 2, 3, 1).ravel())
 
 
-def pack_depthwise_bias(isa: Isa, bias: Array) -> Array:
-    """Pack a bias (channels,), padded to whole vectors with 0."""
-    return aligned_copy(np.pad(bias.astype(np.float32), (0, -len(bias) % isa.lanes)))
+def pack_depthwise_bias(isa: Isa, bias: Array, vectors: int = 1) -> Array:
+    """Pack a bias (channels,), filled up with 0 to whole blocks of so many vectors, a tile's."""
+    return aligned_copy(np.pad(bias.astype(np.float32), (0, -len(bias) % (vectors * isa.lanes))))
+
+
+def _blocks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
+    """Return the number of blocks of channels that a tile's vectors hold."""
+    return -(-conv.y.channels // (tile.vectors * isa.lanes))
 
 
 @functools.lru_cache(1024)
@@ -90,13 +85,9 @@ def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     """Estimate the cycles of one row of all channels and one kernel row: two multiply–adds and two loads a cycle, latency 4."""
-    taps, total = conv.kernel[1], 0.0
-    for block in channel_blocks(conv.y.channels, vectors, isa.lanes):
-        for first in range(0, conv.y.width, pixels):
-            p = min(pixels, conv.y.width - first)
-            loads = block.vectors * (min((p - 1) * conv.strides[1] + taps, p * taps) + taps)
-            total += block.count * (max(p * block.vectors * taps / 2, loads / 2, 4 * taps) + 1)
-    return total
+    taps, blocks = conv.kernel[1], -(-conv.y.channels // (vectors * isa.lanes))
+    loads = vectors * (min((pixels - 1) * conv.strides[1] + taps, pixels * taps) + taps)
+    return blocks * -(-conv.y.width // pixels) * (max(pixels * vectors * taps / 2, loads / 2, 4 * taps) + 1)
 
 
 def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
@@ -106,7 +97,7 @@ def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
 
 def depthwise_chunks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
     """Return the number of chunks that threads share."""
-    return _DepthwiseEmitter(conv, tile, Epilogue(), isa).chunks
+    return conv.y.batch * _blocks(conv, tile, isa) * -(-conv.y.height // tile.rows)
 
 
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
@@ -116,120 +107,159 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
     return DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """All that decides the code. columns, stride, dilation: of the kernel along a row. x: how channels lie in it."""
+
+    columns: int
+    stride: int
+    dilation: int
+    x: Channels
+    results: Results
+
+    def meets(self) -> dict[int, list[tuple[int, int]]]:
+        """Return, for each input column under a tile, the pixels that it meets, each with its kernel column."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for p in range(self.results.pixels):
+            for s in range(self.columns):
+                found.setdefault(p * self.stride + s * self.dilation, []).append((p, s))
+        return found
+
+
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
     """Emit the kernel. Its arguments: "x", "w" (`pack_depthwise`), "b" (`pack_depthwise_bias`), those of the epilogue, and "y".
 
-    Raises EmitError where a group has more than one input or output channel.
+    Raises EmitError where a group has more than one input or output channel, and for layouts it cannot address.
     """
     if not conv.groups == conv.x.channels == conv.y.channels:
         raise EmitError(f"depthwise: {conv.x.channels} to {conv.y.channels} channels in {conv.groups} groups, need one each")
-    for image, what in ((conv.x, "x"), (conv.y, "y")):
-        whole = image.block % isa.lanes == 0 and tile.vectors % max(image.block // isa.lanes, 1) == 0
-        if not (image.contiguous_channels or whole):
-            raise EmitError(
-                f"depthwise: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} vectors of {isa.lanes}"
-            )
-    check_images(epilogue, isa.lanes)
-    words = (name_layouts(conv.x, conv.y), name_window(conv), *name_epilogue(epilogue))
-    name = kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", (conv, tile, epilogue), isa, words)
-    emitter = _DepthwiseEmitter(conv, tile, epilogue, isa)
+    x = Channels.of(conv.x, isa.lanes)
+    if x.kind not in {"blocks", "rows"}:
+        raise EmitError(f"depthwise: x has blocks of {conv.x.block} channels, a tile takes vectors of {isa.lanes}")
+    results = Results.of(tile.pixels, tile.vectors, conv.y, epilogue, isa.lanes)
+    code = _Code(conv.kernel[1], conv.strides[1], conv.dilations[1], x, results)
+    window = name_window(
+        replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
+    )
+    words = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue))
 
-    def body(k: Function, values: list[Value]) -> None:
-        x, w, b, *operands, y, begin, end = values
-        emitter.emit(k, x, w, b, Places.of(conv.y, epilogue, y, operands), begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], _: Value, chunks: Bounds) -> None:
+        _DepthwiseEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted(isa, name, ("x", "w", "b", *epilogue.arguments, "y"), emitter.chunks, body)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", code, isa, words),
+        ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),
+        depthwise_chunks(conv, tile, isa),
+        body,
+        _numbers(conv, tile, epilogue, isa),
+        (),
+        results.buffer_bytes(isa.lanes),
+    )
+
+
+def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
+    """Return the numbers that the code reads, by name. Strides count elements.
+
+    blocks, row_chunks, chunk_rows, rows: how chunks are numbered. channels, width: of y. x_width, x_rows: of x. x_image, x_block,
+    x_vector, x_row, x_pixel: between neighbours of each kind in x; rows are those of neighbouring outputs. x_first: from x to the
+    first column of the first window, which may lie outside. left, top: columns and rows of the first window outside. row_step,
+    row_dilation, kernel_rows, x_kernel_row: of the kernel's rows.
+    """
+    x, y, lanes = conv.x, conv.y, isa.lanes
+    vector = lanes if x.block > lanes else x.block_stride
+    numbers = {
+        "blocks": _blocks(conv, tile, isa), "row_chunks": -(-y.height // tile.rows), "chunk_rows": tile.rows, "rows": y.height,
+        "channels": y.channels, "width": y.width, "x_width": x.width, "x_rows": x.height, "x_image": x.n_stride,
+        "x_block": tile.vectors * vector, "x_vector": vector, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
+        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride, "left": conv.left, "top": conv.top,
+        "row_step": conv.strides[0], "row_dilation": conv.dilations[0], "kernel_rows": conv.kernel[0],
+        "x_kernel_row": conv.dilations[0] * x.y_stride,
+    }  # fmt: skip
+    for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
+        numbers |= result_numbers(name, image, tile.vectors, lanes, 0)
+    return numbers
 
 
 class _DepthwiseEmitter:
-    """Emits one depthwise convolution; the methods are the loops of the module docstring, from the outside in."""
+    """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> None:
-        self.conv, self.tile, self.epilogue = conv, tile, epilogue
-        self.lanes = isa.lanes
-        self.blocks = channel_blocks(conv.y.channels, tile.vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
-        self.row_chunks = -(-conv.y.height // tile.rows)
-        self.chunks = conv.y.batch * self.block_count * self.row_chunks
+    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
+        self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
+        self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
+        self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
 
-    def emit(self, k: Function, x: Value, w: Value, b: Value, places: Places, begin: Value, end: Value) -> None:
+    def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
-        conv, tile = self.conv, self.tile
+        k, n, size = self.k, self.n, self.tile.vectors * self.lanes
         with k.loop("chunk", begin, end) as chunk:
-            number, slow = chunk % self.block_count, chunk // self.block_count  # rows outermost, as products share them out
-            row_chunk, image = slow % self.row_chunks, slow // self.row_chunks
-            channel = number * (tile.vectors * self.lanes)
-            at = k.offset(x, self._start(conv.x, image, number))
-            to = places.move(k, lambda layout: self._start(layout, image, number))
-            weights, bias = k.offset(w, channel * (conv.kernel[0] * conv.kernel[1])), k.offset(b, channel)
-            first = row_chunk * tile.rows
-            stop = first + tile.rows
-            if conv.y.height % tile.rows:
-                stop = k.select(stop < conv.y.height, stop, k.const(I64, conv.y.height))
-            for block in self.blocks:
-                with maybe(k, block.chosen_by(number, self.blocks)), k.loop("row", first, stop) as row:
-                    self._row(k, block, row, at, weights, bias, to)
+            number, slow = chunk % n["blocks"], chunk // n["blocks"]  # rows outermost, as products share them out
+            rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
+            x = k.offset(self.pointers["x"], image * n["x_image"] + number * n["x_block"] + n["x_first"])
+            weights = number * n["kernel_rows"] * (self.code.columns * size)
+            w, b = k.offset(self.pointers["w"], weights), k.offset(self.pointers["b"], number * size)
+            to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * size
+            first = rows * n["chunk_rows"]
+            with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
+                self._row(row, k.offset(x, row * n["x_row"]), w, b, self.results.row(to, row), left)
 
-    def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Return the offset of a block of channels in an image, in elements."""
-        per_block = self.tile.vectors * self.lanes
-        step = per_block if layout.contiguous_channels else per_block // layout.block * layout.block_stride
-        return image * layout.n_stride + number * step
+    def _row(self, row: Value, x: Value, w: Value, b: Value, to: Spots, left: Value) -> None:
+        """Emit the tiles along one row.
 
-    def _row(self, k: Function, block: Block, row: Value, x: Value, w: Value, b: Value, to: Places) -> None:
-        conv, rows = self.conv, kernel_rows(k, self.conv, row)
-        to = to.move(k, lambda image: row * image.y_stride)
-        for span in column_spans(conv, conv.y.width, self.tile.pixels):
-            with k.loop("tile", 0, span.count) as number:
-                self._tile(k, block, span, number * span.pixels + span.first, row, rows, x, w, b, to)
+        x: the address of the row's first column, which may lie outside of the image. left: channels from the block's first on.
+        """
+        k, n, code, pixels = self.k, self.n, self.code, self.tile.pixels
+        bounds = kernel_row_range(k, row, n)
+        reach = (pixels - 1) * code.stride + (code.columns - 1) * code.dilation + 1
+        last_whole = code.x.kind == "rows"  # the last vector may have fewer lanes than are safe to read
+        with k.loop("tile", 0, n["width"], pixels) as column:
+            start = column * code.stride - n["left"]
+            outside = (start < 0) | (start + reach > n["x_width"])
+            if last_whole:
+                outside = outside | (left < self.tile.vectors * self.lanes)
+            at, here = k.offset(x, column * (self.pixel * code.stride)), self.results.column(to, column)
+            count = k.least(n["width"] - column, k.const(I64, pixels))
+            with k.when(outside, "border"):
+                self.results.finish(self._tile(at, w, b, bounds, self._beside(start, left)), here, count, left)
+            with k.when(outside ^ k.const(outside.type, 1), "inside"):
+                self.results.finish(self._tile(at, w, b, bounds, self._inside), here, count, left)
 
-    def _tile(
-        self,
-        k: Function,
-        block: Block,
-        span: Span,
-        column: Value,
-        row: Value,
-        rows: tuple[Operand, Operand],
-        x: Value,
-        w: Value,
-        b: Value,
-        to: Places,
-    ) -> None:
-        """One register tile: accumulate, finish, store. rows: kernel rows inside the image."""
-        conv = self.conv
-        starts = [k.load(k.f32, b, v * self.lanes) if self.epilogue.bias else k.zero(k.f32) for v in range(block.vectors)]
-        x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
-        with k.fold("kr", *rows, 1, starts * span.pixels) as fold:
-            image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
-            weights = k.offset(w, fold.index * (conv.kernel[1] * block.vectors * self.lanes))
-            fold.values = self._taps(k, block, span, k.offset(x, image_row * conv.x.y_stride), weights, fold.values)
-        to = to.move(k, lambda image: column * image.x_stride)
-        results = []
-        for p in range(span.pixels):
-            for v in range(block.vectors):
-                lanes = self._lanes(block, v, conv.y)
-                results.append(Result(fold.values[p * block.vectors + v], vector_at(p, v * self.lanes), lanes, lanes))
-        to.store(k, self.epilogue, results)
+    def _tile(self, x: Value, w: Value, b: Value, bounds: Bounds, load: _Load) -> list[Value]:
+        """Emit the accumulators of a tile. load: reads a vector of the input column so far from the tile's first one."""
+        k, code, n, vectors = self.k, self.code, self.n, self.tile.vectors
+        starts = [k.load(k.f32, b, v * self.lanes) if self.tile.bias else k.zero(k.f32) for v in range(vectors)]
+        with k.fold("kr", *bounds, 1, starts * self.tile.pixels) as fold:
+            values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"])
+            here = k.offset(w, fold.index * (code.columns * vectors * self.lanes))
+            weights = [k.load(k.f32, here, at * self.lanes) for at in range(code.columns * vectors)]
+            for column, met in sorted(code.meets().items()):
+                for v in range(vectors):
+                    taken = load(at, column, v)
+                    for p, s in met:
+                        values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
+            fold.values = values
+        return fold.values
 
-    def _lanes(self, block: Block, v: int, image: Image) -> int:
-        """Return how many lanes of vector v exist in memory."""
-        return block.tail if v == block.vectors - 1 and image.contiguous_channels else self.lanes
+    def _inside(self, x: Value, column: int, vector: int) -> Value:
+        """Load a vector of a column that lies inside the image."""
+        return self.k.load(self.k.f32, x, self.pixel * column + self.vector * vector)
 
-    def _taps(self, k: Function, block: Block, span: Span, x: Value, w: Value, values: list[Value]) -> list[Value]:
-        """One kernel row: walk the input columns, each loaded once."""
-        conv, values = self.conv, list(values)
-        columns, (stride, dilation) = conv.kernel[1], (conv.strides[1], conv.dilations[1])
-        inside = [set(range(columns)) if span.whole else conv.columns_inside(span.first + p) for p in range(span.pixels)]
-        meets: dict[int, list[tuple[int, int]]] = {}
-        for p in range(span.pixels):
-            for s in sorted(inside[p]):
-                meets.setdefault(p * stride + s * dilation, []).append((p, s))
-        weights = [[k.load(k.f32, w, (s * block.vectors + v) * self.lanes) for v in range(block.vectors)] for s in range(columns)]
-        for column in sorted(meets):
-            for v in range(block.vectors):
-                at = column * conv.x.x_stride + conv.x.offset(v * self.lanes)
-                taken = k.load_part(k.f32, x, self._lanes(block, v, conv.x), at)
-                for p, s in meets[column]:
-                    values[p * block.vectors + v] = k.fma(taken, weights[s][v], values[p * block.vectors + v])
-        return values
+    def _beside(self, start: Value, left: Value) -> _Load:
+        """Return what loads a vector of a column, zeros where it lies outside of the image. start: the tile's first column."""
+        k, n = self.k, self.n
+        zeros = k.module.table(k, "zeros", F32, [0.0] * self.lanes)
+
+        def load(x: Value, column: int, vector: int) -> Value:
+            at = start + column
+            inside = k.compare("ge", at, 0) & (at < n["x_width"])
+            address = k.select(inside, k.offset(x, self.pixel * column + self.vector * vector), zeros)
+            if self.code.x.kind == "blocks":
+                return k.load(k.f32, address)
+            lanes = k.most(k.least(left - vector * self.lanes, k.const(I64, self.lanes)), k.const(I64, 0))
+            return k.load_first(k.f32, address, lanes)
+
+        return load
+
+
+_Load = Callable[[Value, int, int], Value]

@@ -77,7 +77,7 @@ def check_depthwise(conv, tile, isa, epilogue=None, exact_activation=None):
     exact = exact_activation(exact) if exact_activation else exact
     memory = np.full(conv.y.elements + 64, np.nan, np.float32)
     kernel, packed = emit_depthwise(conv, tile, epilogue, isa), pack_depthwise(conv, tile, isa, w)
-    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=pack_depthwise_bias(isa, b), y=memory, **operands)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=pack_depthwise_bias(isa, b, tile.vectors), y=memory, **operands)
     assert_close(conv.y.load(memory), exact, conv.kernel[0] * conv.kernel[1])
     conv.y.view(memory)[...] = np.nan
     assert np.isnan(memory).all()  # memory outside of the image was not written

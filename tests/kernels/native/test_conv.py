@@ -95,6 +95,8 @@ def test_groups(isa, groups):
     check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
     conv = square(isa, "nhwc", 6, groups * 3, groups * 5, 3, pad=1, groups=groups)
     check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
+    conv = square(isa, "nhwc", 6, lanes, lanes, 3, pad=1, groups=groups)  # all groups in one vector
+    check_conv(conv, make_tile(conv, isa, 3, 1), isa, chain(("add", conv.y), bias=True))
 
 
 def test_rows_of_a_chunk_need_not_divide_the_rows(isa):

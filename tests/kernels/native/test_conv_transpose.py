@@ -56,7 +56,7 @@ def check(t, isa, tile_of, epilogue=None, exact_activation=None, depthwise=False
         tile = tile_of(conv)
         if depthwise:
             kernel, packed = emit_depthwise(conv, tile, mine, isa), pack_depthwise(conv, tile, isa, phase.weights(weights))
-            bias = pack_depthwise_bias(isa, b)
+            bias = pack_depthwise_bias(isa, b, tile.vectors)
         else:
             kernel, packed = emit_conv(conv, tile, mine, isa), pack_weights(conv, tile, isa, phase.weights(weights))
             bias = pack_bias(conv, isa, b, tile.vectors)

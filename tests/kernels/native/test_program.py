@@ -41,9 +41,11 @@ class Bottleneck:
         self.convs = (expand, middle, project)
         self.w = [self._normal(conv.y.channels, conv.group_inputs, *conv.kernel) / 3 for conv in self.convs]
         self.b = [self._normal(conv.y.channels) for conv in self.convs]
-        parts = [pack_weights(expand, tiles[0], isa, self.w[0]), pack_depthwise(middle, tiles[1], isa, self.w[1]),
-                 pack_weights(project, tiles[2], isa, self.w[2]), pack_bias(expand, isa, self.b[0], tiles[0].vectors),
-                 pack_depthwise_bias(isa, self.b[1]), pack_bias(project, isa, self.b[2], tiles[2].vectors)]  # fmt: skip
+        parts = [
+            *(pack_weights(expand, tiles[0], isa, self.w[0]), pack_depthwise(middle, tiles[1], isa, self.w[1])),
+            *(pack_weights(project, tiles[2], isa, self.w[2]), pack_bias(expand, isa, self.b[0], tiles[0].vectors)),
+            *(pack_depthwise_bias(isa, self.b[1], tiles[1].vectors), pack_bias(project, isa, self.b[2], tiles[2].vectors)),
+        ]
         self.weights, refs = aligned(4 * sum(part.size for part in parts)).view(np.float32), list[Any]()
         for part in parts:
             at = 4 * sum(self_part.size for self_part in parts[: len(refs)])
