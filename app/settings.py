@@ -86,6 +86,12 @@ class Settings(BaseSettings):
     max_head_bytes: int = Field(64 * 1024, ge=1024, description="Size of the request line and headers of one request.")
     head_timeout_s: float = Field(10, gt=0, description="Time for a client to send the request line and headers.")
     body_timeout_s: float = Field(300, gt=0, description="Time for a client to send a request's body.")
+    linger_s: float = Field(
+        10, ge=0, description="Time for which a client that has its answer, and still sends, is read before it is cut."
+    )
+    linger_bytes: int = Field(
+        64 * 2**20, ge=0, description="Bytes that a client that has its answer may still send before it is cut."
+    )
     max_tensor_elements: int = Field(2**26, ge=1, description="Most elements of one tensor in a request.")
     max_inputs: int = Field(64, ge=1, description="Most input tensors of one request.")
     plan_refresh_s: float = Field(
