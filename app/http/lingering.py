@@ -1,8 +1,8 @@
 """Closing a connection so that the client can read the last reply, though it may still be sending.
 
 A socket that is closed while received bytes wait in it, or that receives more of them, answers with a reset. A client that writes
-its whole request before it reads then fails in its write and never sees why. So the service first shuts down only its sending side
-and drops what still arrives (RFC 9112, section 9.6).
+its whole request before it reads then fails in its write and never sees why. So the service first shuts down only its sending
+side, and drops what still arrives (RFC 9112, section 9.6).
 """
 
 from __future__ import annotations

@@ -232,10 +232,11 @@ def test_refusals_of_a_service_that_stops_arrive(tmp_path: Path) -> None:
 
 
 @needs_nginx
+@pytest.mark.parametrize("buffering", ["on", "off"])
 @pytest.mark.parametrize("name", ["unknown_model", "unknown_model_chunked", "too_large", "other_origin", "uploads_off"])
-def test_refusal_arrives_through_nginx(tmp_path: Path, port: int, name: str) -> None:
+def test_refusal_arrives_through_nginx(tmp_path: Path, port: int, name: str, buffering: str) -> None:
     status, sent = REFUSED[name]
-    with nginx(tmp_path, port, port) as proxy:
+    with nginx(tmp_path, port, port, buffering) as proxy:
         assert [exchange(proxy, sent).status for _ in range(TIMES)] == [status] * TIMES
 
 
