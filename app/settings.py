@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         True, description="Whether the service runs the queued jobs of its own device. Agents run those of other devices."
     )
     retune: bool = Field(False, description="Whether to queue a tune job for a plan whose latency has drifted.")
+    max_jobs_per_caller: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Most queued and running jobs of one API key, or of all local callers without a key; one more is 429.",
+    )
     job_lease_s: float = Field(
         30.0, ge=1, le=3600, description="Time after which a job of a worker that does not report is given to another."
     )

@@ -148,7 +148,7 @@ class Authenticate:
         try:
             principal = await self._principal(scope, headers)
             key = principal.key
-            self.rates.take(key.prefix if key else principal.name, key.rate_per_s if key else None)
+            self.rates.take(principal.account, key.rate_per_s if key else None)
         except RequestError as error:
             pages = "text/html" in headers.get("accept", "") and error.status == 401 and scope["method"] == "GET"
             reply = RedirectResponse("/login", 303) if pages else error_response(error.status, str(error), error.headers)
