@@ -44,6 +44,11 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
 )
 
 
+def told(error: EdgewiseError) -> str:
+    """Return what a caller of the service is told of an error. The log has `str(error)`, which may name a file of this host."""
+    return error.told if isinstance(error, StoreError) else str(error)
+
+
 def status_of(error: EdgewiseError) -> int:
     """Return the HTTP status of an error by its class; 500 for an internal error."""
     if isinstance(error, RequestError):

@@ -69,7 +69,14 @@ class StalePlanError(EdgewiseError):
 
 
 class StoreError(EdgewiseError):
-    """The database cannot serve the request now."""
+    """The database cannot serve the request now.
+
+    told: the message for callers of a service: it does not name the database, which may be a path on the service's host.
+    """
+
+    def __init__(self, message: str, told: str = "") -> None:
+        super().__init__(message)
+        self.told = told or message
 
 
 class StoreMissingError(StoreError):

@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.errors import CLIENT_GONE, RequestError, status_of
+from app.errors import CLIENT_GONE, RequestError, status_of, told
 from app.pages.shell import shell
 from kernels.errors import EdgewiseError
+from scheduler.errors import StoreError
 
 log = structlog.get_logger("edgewise.http")
 
@@ -44,7 +45,9 @@ def _reply(request: Request, status: int, message: str, headers: Mapping[str, st
 async def _edgewise(request: Request, error: Exception) -> Response:
     if not isinstance(error, EdgewiseError):
         raise error
-    return _reply(request, status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
+    if isinstance(error, StoreError):
+        log.error("database", path=request.url.path, reason=str(error))
+    return _reply(request, status_of(error), told(error), error.headers if isinstance(error, RequestError) else None)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -73,7 +76,8 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
-    return _reply(request, 500, "internal error, the server's log has the details")
+    close = {"Connection": "close"}  # which uvicorn does after an exception: a client may not send its next request into that
+    return _reply(request, 500, "internal error, the server's log has the details", close)
 
 
 def install(app: FastAPI) -> None:
