@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from app.errors import RequestError
+from kernels.errors import InvalidError
 
 _AUTHORITY: Final = re.compile(
     r"""(?: \[ (?P<v6> [0-9A-Fa-f:.]{2,45} ) \] | (?P<name> (?: [A-Za-z0-9._~!$&'()*+,;=-] | %[0-9A-Fa-f]{2} ){1,255} ) )
@@ -40,6 +41,16 @@ def parse(text: str) -> Authority | None:
         return Authority(f"[{ipaddress.IPv6Address(found['v6']).compressed}]", port)
     except ValueError:
         return None
+
+
+def allowed(name: str) -> str:
+    """Return one of EDGEWISE_ALLOWED_HOSTS as `parse` spells hosts. Raises InvalidError for what is no host, or has a port."""
+    found = parse(name)
+    if found is None or found.port is not None:
+        raise InvalidError(
+            f"EDGEWISE_ALLOWED_HOSTS: {name!r} is not a host, need a name, an address or an [IPv6 address], no port"
+        )
+    return found.host
 
 
 def host_of(sent: Sequence[str], http_version: str, target: str | None) -> Authority | None:

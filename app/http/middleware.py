@@ -18,7 +18,7 @@ from app.access.auth import COOKIE, Principal, authorise, read_cookie
 from app.access.directory import Directory
 from app.access.rates import Rates
 from app.errors import RequestError
-from app.http.authority import host_of, is_same_origin, parse
+from app.http.authority import host_of, is_same_origin
 from app.http.connection import TARGET_AUTHORITY
 from app.http.handlers import error_response
 from app.service import Service
@@ -51,12 +51,12 @@ class BodyLimits:
 class Guard:
     """Refuses unknown Host headers (DNS rebinding), cross-site writes, and bodies beyond their limits.
 
-    allowed_hosts: names and addresses without ports; None = all. Raises RequestError 400 for one that is no host.
+    allowed_hosts: as `authority.parse` spells them; None = all.
     """
 
     def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
         self.app = app
-        self.allowed_hosts = None if allowed_hosts is None else frozenset(map(_allowed, allowed_hosts))
+        self.allowed_hosts = allowed_hosts
         self.limits = limits
         self.held_bytes = 0
 
@@ -112,13 +112,6 @@ class Guard:
                 raise RequestError(403, "Origin header: requests from another site may not write")
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
             raise _too_large(length[:20], limit)
-
-
-def _allowed(name: str) -> str:
-    found = parse(name)
-    if found is None or found.port is not None:
-        raise RequestError(400, f"EDGEWISE_ALLOWED_HOSTS: {name!r} is no host, need a name, an address or an [IPv6 address]")
-    return found.host
 
 
 def _sent(scope: Scope, name: bytes) -> list[str]:

@@ -16,6 +16,7 @@ from app.http.authority import Authority, host_of, is_same_origin, parse
 from app.main import create_app
 from app.settings import DEMO_MODELS, LOOPBACK_NAMES, Settings
 from bench.local import serving
+from kernels.errors import InvalidError
 from tests.app.http.raw import exchange
 
 NAMES = sorted(LOOPBACK_NAMES)
@@ -209,5 +210,14 @@ def test_writes_come_from_here(port: int, lines: list[str], status: int) -> None
 
 def test_a_name_that_is_no_host_cannot_be_allowed(tmp_path: Path) -> None:
     for name in ("models.example:8000", "http://models.example", ""):
-        with pytest.raises(RequestError, match="EDGEWISE_ALLOWED_HOSTS"):
-            create_app(Settings(db=f"sqlite:///{tmp_path / 'a.db'}", allowed_hosts=(name,))).build_middleware_stack()
+        with pytest.raises(InvalidError, match="EDGEWISE_ALLOWED_HOSTS"):
+            create_app(Settings(db=f"sqlite:///{tmp_path / 'a.db'}", allowed_hosts=(name,)))
+
+
+def test_allowed_hosts_are_spelt_in_any_way(tmp_path: Path) -> None:
+    hosts = ("Models.Example", "[2001:DB8:0::1]")
+    with serving(
+        Settings(models=DEMO_MODELS, db=f"sqlite:///{tmp_path / 'a.db'}", allowed_hosts=(*hosts, "127.0.0.1"))
+    ) as client:
+        for host, status in (("models.example:80", 200), ("MODELS.EXAMPLE", 200), ("[2001:db8::1]:1", 200), ("localhost", 421)):
+            assert client.get("/v2", headers={"Host": host}).status_code == status
