@@ -4,8 +4,8 @@ EdgewiseError (kernels.errors)
 ├── RequestError          the service refuses a request before a model runs; carries its own status
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
-NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, DeviceLostError and
-StoreError → 503. Messages name models, tensors and values, never paths of this host.
+NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
+DeviceLostError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths of this host.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
-from scheduler.errors import ConflictError, NotFoundError, StalePlanError, StoreError
+from scheduler.errors import CallerQueueFullError, ConflictError, NotFoundError, QueueFullError, StalePlanError, StoreError
 
 CLIENT_GONE = 499  # nginx's number for it
 
@@ -39,7 +39,14 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
     (InvalidError, 400),
     (UnsupportedError, 400),
     (DeviceLostError, 503),
+    (CallerQueueFullError, 429),
+    (QueueFullError, 503),
 )
+
+
+def told(error: EdgewiseError) -> str:
+    """Return what a caller of the service is told of an error. The log has `str(error)`, which may name a file of this host."""
+    return error.told if isinstance(error, StoreError) else str(error)
 
 
 def status_of(error: EdgewiseError) -> int:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.access.auth import Scope, authorise, needs
 from app.access.rates import Rates
-from app.http import handlers
+from app.http import authority, handlers
 from app.http.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import inference
 from app.oip import routes as oip
@@ -97,7 +97,8 @@ def create_app(
         settings.max_body_bytes, settings.max_upload_bytes, settings.max_control_bytes, settings.max_bytes_together
     )
     app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
-    app.add_middleware(Guard, allowed_hosts=settings.host_names, limits=bodies)
+    hosts = None if settings.host_names is None else frozenset(map(authority.allowed, settings.host_names))
+    app.add_middleware(Guard, allowed_hosts=hosts, limits=bodies)
     app.add_middleware(RequestLog, service=service)
     return app
 

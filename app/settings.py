@@ -86,6 +86,12 @@ class Settings(BaseSettings):
     max_head_bytes: int = Field(64 * 1024, ge=1024, description="Size of the request line and headers of one request.")
     head_timeout_s: float = Field(10, gt=0, description="Time for a client to send the request line and headers.")
     body_timeout_s: float = Field(300, gt=0, description="Time for a client to send a request's body.")
+    linger_s: float = Field(
+        10, ge=0, description="Time for which a client that has its answer, and still sends, is read before it is cut."
+    )
+    linger_bytes: int = Field(
+        64 * 2**20, ge=0, description="Bytes that a client that has its answer may still send before it is cut."
+    )
     max_tensor_elements: int = Field(2**26, ge=1, description="Most elements of one tensor in a request.")
     max_inputs: int = Field(64, ge=1, description="Most input tensors of one request.")
     plan_refresh_s: float = Field(
@@ -95,6 +101,12 @@ class Settings(BaseSettings):
         True, description="Whether the service runs the queued jobs of its own device. Agents run those of other devices."
     )
     retune: bool = Field(False, description="Whether to queue a tune job for a plan whose latency has drifted.")
+    max_jobs_per_caller: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Most queued and running jobs of one API key, or of all local callers without a key; one more is 429.",
+    )
     job_lease_s: float = Field(
         30.0, ge=1, le=3600, description="Time after which a job of a worker that does not report is given to another."
     )

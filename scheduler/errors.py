@@ -10,6 +10,8 @@ EdgewiseError
 ├── UnsupportedError
 │   └── InfeasibleError       no plan meets the constraints; it carries the closest one, so `scheduler.plan` defines it
 ├── NotFoundError             nothing is stored under that key
+├── QueueFullError            as many jobs wait or run as may: try again when some have ended
+│   └── CallerQueueFullError  as many of one caller's as may
 ├── StoppedError              a measurement was stopped before it was taken
 ├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
 └── StoreError                the database cannot serve the request now; the message names it and what to do
@@ -50,6 +52,14 @@ class NotFoundError(EdgewiseError):
     """Nothing is stored under that key."""
 
 
+class QueueFullError(EdgewiseError):
+    """As many jobs wait or run as may."""
+
+
+class CallerQueueFullError(QueueFullError):
+    """As many jobs of one caller wait or run as may."""
+
+
 class StoppedError(EdgewiseError):
     """A measurement was stopped on request before it was taken."""
 
@@ -59,7 +69,14 @@ class StalePlanError(EdgewiseError):
 
 
 class StoreError(EdgewiseError):
-    """The database cannot serve the request now."""
+    """The database cannot serve the request now.
+
+    told: the message for callers of a service: it does not name the database, which may be a path on the service's host.
+    """
+
+    def __init__(self, message: str, told: str = "") -> None:
+        super().__init__(message)
+        self.told = told or message
 
 
 class StoreMissingError(StoreError):

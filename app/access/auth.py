@@ -49,6 +49,11 @@ class Principal:
     key: StoredKey | None = None
     from_cookie: bool = False
 
+    @property
+    def account(self) -> str:
+        """What its requests and jobs are counted under: its key's prefix, or "local" for all local callers together."""
+        return self.name if self.key is None else self.key.prefix
+
 
 LOCAL: Final = Principal("local", frozenset(Scope))
 UNKNOWN_KEYS: Final = Principal(

@@ -11,9 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.errors import CLIENT_GONE, RequestError, status_of
+from app.errors import CLIENT_GONE, RequestError, status_of, told
 from app.pages.shell import shell
 from kernels.errors import EdgewiseError
+from scheduler.errors import StoreError
 
 log = structlog.get_logger("edgewise.http")
 
@@ -23,7 +24,12 @@ _TITLES = {403: "Not allowed", 404: "Not found", 503: "Not available now"}
 
 def error_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Return the JSON reply of an error."""
-    return JSONResponse({"error": message}, status, headers)
+    return JSONResponse({"error": message}, status, _complete(status, headers))
+
+
+def _complete(status: int, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the headers of an error's reply. A 503 says when to try again: after a second where nothing else is known."""
+    return ({"Retry-After": "1"} if status == 503 else {}) | dict(headers or {})
 
 
 def _reply(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -32,19 +38,26 @@ def _reply(request: Request, status: int, message: str, headers: Mapping[str, st
     if not page:
         return error_response(status, message, headers)
     reply = shell(request, "error.html", status, title=_TITLES.get(status, "That did not work"), message=message)
-    reply.headers.update(headers or {})
+    reply.headers.update(_complete(status, headers))
     return reply
 
 
 async def _edgewise(request: Request, error: Exception) -> Response:
     if not isinstance(error, EdgewiseError):
         raise error
-    return _reply(request, status_of(error), str(error), error.headers if isinstance(error, RequestError) else None)
+    if isinstance(error, StoreError):
+        log.error("database", path=request.url.path, reason=str(error))
+    return _reply(request, status_of(error), told(error), error.headers if isinstance(error, RequestError) else None)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    cause = error.__cause__  # FastAPI answers 400 to whatever happens while it reads a body, and keeps what that was
+    if isinstance(cause, EdgewiseError):
+        return await _edgewise(request, cause)
+    if isinstance(cause, ClientDisconnect):
+        return await _gone(request, cause)
     return _reply(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
 
@@ -63,7 +76,8 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected", path=request.url.path, exc_info=error)
-    return _reply(request, 500, "internal error, the server's log has the details")
+    close = {"Connection": "close"}  # which uvicorn does after an exception: a client may not send its next request into that
+    return _reply(request, 500, "internal error, the server's log has the details", close)
 
 
 def install(app: FastAPI) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
 import uuid
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import structlog
+from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access.auth import COOKIE, Principal, read_cookie
+from app.access.auth import COOKIE, Principal, authorise, read_cookie
 from app.access.directory import Directory
 from app.access.rates import Rates
 from app.errors import RequestError
+from app.http.authority import host_of, is_same_origin
+from app.http.connection import TARGET_AUTHORITY
 from app.http.handlers import error_response
 from app.service import Service
 
@@ -46,7 +49,10 @@ class BodyLimits:
 
 
 class Guard:
-    """Refuses unknown Host headers (DNS rebinding), cross-site writes, and bodies beyond their limits."""
+    """Refuses unknown Host headers (DNS rebinding), cross-site writes, and bodies beyond their limits.
+
+    allowed_hosts: as `authority.parse` spells them; None = all.
+    """
 
     def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
         self.app = app
@@ -64,8 +70,9 @@ class Guard:
         upload = scope["path"] == UPLOAD and scope["method"] == "POST"
         limits = self.limits
         limit = limits.protocol_bytes if large else limits.upload_bytes if upload else limits.control_bytes
-        refusal = self._refusal(scope["method"], headers, limit)
-        if refusal is not None:
+        try:
+            self._check(scope, headers.get("content-length", "0"), limit)
+        except RequestError as refusal:
             await error_response(refusal.status, str(refusal), refusal.headers)(scope, receive, send)
             return
         received = held = 0
@@ -94,18 +101,22 @@ class Guard:
         finally:
             self.held_bytes -= held
 
-    def _refusal(self, method: str, headers: dict[str, str], limit: int) -> RequestError | None:
-        if self.allowed_hosts is not None and _hostname(headers.get("host", "")) not in self.allowed_hosts:
-            return RequestError(421, "Host header: not one of this server's names; see EDGEWISE_ALLOWED_HOSTS")
-        origin = headers.get("origin")
-        if method not in SAFE_METHODS:
-            foreign = origin is not None and urlsplit(origin).netloc != headers.get("host")
-            if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-                return RequestError(403, "Origin header: requests from another site may not write")
-        length = headers.get("content-length", "0")
+    def _check(self, scope: Scope, length: str, limit: int) -> None:
+        """Raise RequestError 400, 403, 413 or 421 for a request that is refused before its body is looked at."""
+        host = host_of(_sent(scope, b"host"), scope["http_version"], scope.get("state", {}).get(TARGET_AUTHORITY))
+        if self.allowed_hosts is not None and (host is None or host.host not in self.allowed_hosts):
+            raise RequestError(421, "Host header: not one of this server's names; see EDGEWISE_ALLOWED_HOSTS")
+        if scope["method"] not in SAFE_METHODS:
+            foreign = any(not is_same_origin(origin, host) for origin in _sent(scope, b"origin"))
+            if foreign or not {"cross-site", "same-site"}.isdisjoint(_sent(scope, b"sec-fetch-site")):
+                raise RequestError(403, "Origin header: requests from another site may not write")
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
-            return _too_large(length[:20], limit)
-        return None
+            raise _too_large(length[:20], limit)
+
+
+def _sent(scope: Scope, name: bytes) -> list[str]:
+    """Return every value that was sent of a header. name: in lower case."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
 
 
 def _too_large(size: str, limit: int) -> RequestError:
@@ -130,14 +141,19 @@ class Authenticate:
         try:
             principal = await self._principal(scope, headers)
             key = principal.key
-            self.rates.take(key.prefix if key else principal.name, key.rate_per_s if key else None)
+            self.rates.take(principal.account, key.rate_per_s if key else None)
         except RequestError as error:
             pages = "text/html" in headers.get("accept", "") and error.status == 401 and scope["method"] == "GET"
             reply = RedirectResponse("/login", 303) if pages else error_response(error.status, str(error), error.headers)
             await reply(scope, receive, send)
             return
         scope.setdefault("state", {})["principal"] = principal
-        await self.app(scope, receive, send)
+
+        async def entitled() -> Message:
+            await authorise(Request(scope))  # before FastAPI does: it reads the body first, also of those who may not send it
+            return await receive()
+
+        await self.app(scope, entitled, send)
 
     async def _principal(self, scope: Scope, headers: dict[str, str]) -> Principal:
         kind, _, text = headers.get("authorization", "").partition(" ")
@@ -158,10 +174,6 @@ class Authenticate:
         if local is None:
             raise RequestError(401, "API key: none was sent, need one as Authorization: Bearer or X-API-Key", _CHALLENGE)
         return local
-
-
-def _hostname(host: str) -> str:
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
 
 
 class RequestLog:
@@ -190,6 +202,12 @@ class RequestLog:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self.app(scope, receive, labelled)
+        except asyncio.CancelledError:  # by the server, after EDGEWISE_DRAIN_S
+            if status:
+                raise
+            await error_response(503, "server: it is shutting down, this request took too long; try again")(
+                scope, receive, labelled
+            )
         finally:
             duration_ns = time.perf_counter_ns() - started
             self.service.metrics.requests.labels(_route(scope), scope["method"], str(status)).observe(duration_ns / 1e9)

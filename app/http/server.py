@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from app.engine.memory import settle
 from app.http.connection import ConnectionLimits, bounded
+from app.http.lingering import LingerLimits
 from app.service import Service
 from app.settings import Settings
 
@@ -48,6 +49,9 @@ class Server(uvicorn.Server):
         while asyncio.get_running_loop().time() < ends and self._signals < 2 and not self.force_exit:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+        ends = asyncio.get_running_loop().time() + self._service.settings.linger_s
+        while self.server_state.connections and asyncio.get_running_loop().time() < ends and not self.force_exit:
+            await asyncio.sleep(0.05)  # clients read why their requests were cancelled
         log.info("stopped")
 
 
@@ -59,6 +63,7 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         settings.max_head_bytes,
         head_s=settings.head_timeout_s,
         body_s=settings.body_timeout_s,
+        linger=LingerLimits(settings.linger_s, settings.linger_bytes),
     )
     return uvicorn.Config(
         app,

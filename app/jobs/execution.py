@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import orjson
 import structlog
 
+from app.errors import told
 from graph.ir import Model
 from kernels.errors import EdgewiseError
 from scheduler.errors import LeaseLostError, StoreError
@@ -102,7 +103,8 @@ class JobWorker:
         except DeskError as error:
             return "queued", JobOutcome(), str(error)
         except EdgewiseError as error:
-            return "failed", JobOutcome(), str(error)
+            log.warning("job failed", job=job.id, reason=str(error))
+            return "failed", JobOutcome(), told(error)
         except Exception as error:
             log.error("job failed unexpectedly", job=job.id, exc_info=error)
             return "failed", JobOutcome(), f"internal error, {type(error).__name__}: the worker's log has the details"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -24,6 +27,7 @@ MAX_CARD_BYTES = 4 * 2**20
 MAX_ENTRIES = 100_000  # entries of the repository's folder that are looked at
 SUFFIXES: Final = registry.suffixes()  # of model files
 MODEL_FILE: Final = Path(f"model{SUFFIXES[0]}")  # where no suffix is given
+_STAGED: Final = ".upload-"  # begins the names of folders for uploads; no model is named so
 _UPLOAD = re.compile(r"([0-9]{1,18})/([A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7})")
 
 
@@ -89,6 +93,53 @@ def read_card(folder: Path, name: str) -> Card:
                 raise RequestError(400, f"{path.name}: larger than {MAX_CARD_BYTES} bytes, the limit")
             return msgspec.json.decode(path.read_bytes(), type=Card)
     return Card()
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Make a folder inside the repository's for one upload, which is removed when the block ends. Raises OSError.
+
+    It is locked all the while, and the lock ends with the process: so `sweep` knows which folders a killed process has left.
+    """
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_STAGED, dir=folder) as made, _locked(Path(made)) as held:
+            if held:
+                yield Path(made)
+                return
+        # Another process swept between the making and the locking, and takes the new folder for one that was left.
+
+
+def sweep(folder: Path) -> None:
+    """Remove what uploads have left in the repository's folder when their process was killed. Those going on are left alone."""
+    for path in folder.glob(f"{_STAGED}*"):
+        if path.is_symlink() or not path.is_dir():  # not made by `staging`
+            continue
+        try:
+            with _locked(path) as held:
+                if held:
+                    shutil.rmtree(path)
+                    log.info("rest of an upload removed", name=path.name)
+        except OSError as error:
+            log.warning("rest of an upload not removed", name=path.name, reason=error.strerror)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder for the block. Yields False where another process holds its lock or has removed it. Raises OSError."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = False
+        yield held and folder.exists()
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from app.engine.memory import release
 from app.engine.policy import Rules
 from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
-from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, unpacked
+from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, sweep, unpacked
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
@@ -105,9 +105,13 @@ class Repository:
         self.loaded = threading.Event()
 
     def load_all(self) -> None:
-        """Find every model, load one after another, and set `loaded` at the end even after failures."""
+        """Find every model, load one after another, and set `loaded` at the end even after failures.
+
+        What uploads to a process that was killed have left in the folder is removed before.
+        """
         try:
             with self._changing:
+                sweep(self.folder)
                 found = list(self._scan())
                 table: dict[str, dict[str, Served]] = {}
                 for served in found:

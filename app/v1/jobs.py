@@ -14,16 +14,18 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from app.access.auth import Scope, needs
-from app.errors import RequestError
+from app.access.auth import Principal, Scope, needs
+from app.errors import RequestError, status_of
 from app.jobs.local import end_job
 from app.service import QuickCallsPart, Service, Serving, SettingsPart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, Name, PageOut
+from scheduler.errors import QueueFullError
 from scheduler.jobs import JobOutcome, check_request, to_json
 from scheduler.local import local_fingerprint
 from scheduler.store import Job, JobState
 
 LOOK_S = 0.25  # between looks at a followed job, or at the queue for a waiting worker
+ROOM_S = 10  # after which a caller with too many jobs may try again
 ALIVE_S = 15.0  # between comments in a quiet stream, so that no proxy takes it for dead
 
 router = APIRouter()
@@ -116,25 +118,33 @@ class EndIn(BaseModel):
 
 @router.post("")
 @needs(Scope.ADMIN)
-async def add_job(service: Serving, asked: JobIn) -> JobOut:
-    """Queue a job for a device. A worker on that device runs it when earlier jobs are done."""
+async def add_job(request: Request, service: Serving, asked: JobIn) -> JobOut:
+    """Queue a job for a device. A worker on that device runs it when earlier jobs are done.
+
+    429 with Retry-After where as many jobs of the caller are queued or running as EDGEWISE_MAX_JOBS_PER_CALLER says, 503 where
+    10,000 jobs are.
+    """
     kind = service.kinds.get(asked.kind)
-    request = check_request(service.kinds, asked.kind, asked.request)
+    options = check_request(service.kinds, asked.kind, asked.request)
+    principal: Principal = request.state.principal
     if kind is not None and kind.of_model != (asked.model is not None):
         raise RequestError(400, f"job: {asked.kind} {'needs a' if kind.of_model else 'takes no'} model")
     found = service.repository.ready(asked.model, asked.version) if asked.model is not None else None
 
     def work() -> Job:
-        device = local_fingerprint()
+        device, digest, most = local_fingerprint(), "", service.settings.max_jobs_per_caller
         if asked.device not in ("local", device):
             device = service.storage.store.devices.get(asked.device).fingerprint
-        if found is None:
-            return service.storage.store.jobs.add(asked.kind, device, request)
-        served, session = found
-        service.storage.remember(served.name, session.model)
-        return service.storage.store.jobs.add(asked.kind, device, request, session.model.digest)
+        if found is not None:
+            served, session = found
+            service.storage.remember(served.name, session.model)
+            digest = session.model.digest
+        return service.storage.store.jobs.add(asked.kind, device, options, digest, caller=principal.account, caller_jobs=most)
 
-    job = await service.quick_calls.call(work)
+    try:
+        job = await service.quick_calls.call(work)
+    except QueueFullError as error:
+        raise RequestError(status_of(error), str(error), {"Retry-After": str(ROOM_S)}) from None
     service.local_jobs.wake()
     return _job(job)
 

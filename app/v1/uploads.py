@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -12,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 
 from app.access.auth import Scope, needs
 from app.errors import RequestError
-from app.models.files import MODEL_FILE, check_name
+from app.models.files import MODEL_FILE, check_name, staging
 from app.models.repository import Served
 from app.oip.management import require_control
 from app.service import Serving
@@ -39,8 +38,8 @@ async def upload_model(
     repository, name = service.repository, check_name(name)
     repository.check_place(name, replace=replace)
     try:
-        with tempfile.TemporaryDirectory(prefix=".upload-", dir=repository.folder) as made:  # not a valid name of a model
-            staged = Path(made) / f"{name}{MODEL_FILE.suffix}"
+        with staging(repository.folder) as made:
+            staged = made / f"{name}{MODEL_FILE.suffix}"
             nbytes = await _write(request, staged)
             served: Served = await service.engine.call(repository.admit, name, staged, replace=replace)
     except OSError as error:

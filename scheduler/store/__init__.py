@@ -78,7 +78,7 @@ class Store:
             if upgrade:
                 self.upgrade()
             elif self._database.pending():
-                raise StoreVersionError(f"{self.label}: schema is older than this build's (run `edgewise db upgrade`)")
+                raise self._database.error(StoreVersionError, "schema is older than this build's (run `edgewise db upgrade`)")
         except BaseException:
             self.close()
             raise

@@ -105,7 +105,7 @@ class Database:
 
         known = {item.revision for item in ScriptDirectory.from_config(_alembic()).walk_revisions()}
         if revision is not None and revision not in known:
-            raise StoreVersionError(f"{self.label}: schema is at {revision}, this build knows up to {HEAD} (upgrade Edgewise)")
+            raise self.error(StoreVersionError, f"schema is at {revision}, this build knows up to {HEAD} (upgrade Edgewise)")
         return True
 
     def _migrate(self, connection: Connection) -> None:
@@ -145,21 +145,24 @@ class Database:
         if path.exists():
             return
         if not create:
-            raise StoreMissingError(f"{self.label}: no such file, run `edgewise db upgrade` to create it")
+            raise self.error(StoreMissingError, "no such file, run `edgewise db upgrade` to create it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         except OSError as error:
-            raise StoreReadOnlyError(
-                f"{self.label}: cannot be created, {error.strerror} (choose another place with --db)"
+            raise self.error(
+                StoreReadOnlyError, f"cannot be created, {error.strerror} (choose another place with --db)"
             ) from None
 
     def _translated(self, error: DBAPIError | PoolTimeoutError) -> StoreError:
         cause = error.orig if isinstance(error, DBAPIError) else error
         found = _sqlite_error(cause) if isinstance(cause, sqlite3.Error) else _postgres_error(cause)
         kind, advice = found or (StoreError, "not a known condition")
-        first_line = str(cause).strip().partition("\n")[0]
-        return kind(f"{self.label}: {first_line}, {advice}")
+        return self.error(kind, advice, str(cause).strip().partition("\n")[0])
+
+    def error(self, kind: type[StoreError], fact: str, cause: str = "") -> StoreError:
+        """Return an error of this database. cause: the driver's words, which may hold paths: a service does not repeat them."""
+        return kind(f"{self.label}: {cause}, {fact}" if cause else f"{self.label}: {fact}", f"database: {fact}")
 
 
 def _checked_url(url: str) -> URL:

@@ -14,17 +14,18 @@ import secrets
 from dataclasses import fields
 from typing import Any, Final, Literal
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
+from scheduler.errors import CallerQueueFullError, LeaseLostError, NotFoundError, QueueFullError, RecordFormatError
 from scheduler.store.database import Database
 from scheduler.store.lookups import newest_first
 from scheduler.store.records import ENDED, Claim, Job, JobState, Page, cursor_ids, now_us, page_limit, short
 from scheduler.store.schema import JobRow
 
 MAX_ATTEMPTS: Final = 3
-MAX_QUEUED: Final = 10_000
+MAX_JOBS: Final = 10_000  # that wait or run
+_ADD_LOCK: Final = 0x6A6F6273  # "jobs": key of the PostgreSQL advisory lock that one adding transaction holds
 MAX_TEXT_BYTES: Final = 1 << 20  # request, progress, result, error
 _COLUMNS: Final = tuple(item.name for item in fields(Job))
 
@@ -35,19 +36,26 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, kind: str, device: str, request: str = "{}", model: str = "") -> Job:
+    def add(
+        self, kind: str, device: str, request: str = "{}", model: str = "", *, caller: str = "", caller_jobs: int = MAX_JOBS
+    ) -> Job:
         """Queue a job.
 
-        Raises RecordFormatError for a request that is too long, ConflictError when MAX_QUEUED jobs wait already.
+        Args:   caller: who asks for it. caller_jobs: how many jobs of this caller may wait or run, this one among them.
+        Raises: RecordFormatError for a request that is too long; QueueFullError when MAX_JOBS wait or run already, and
+                CallerQueueFullError when `caller_jobs` of this caller do.
         """
         _bounded("request", request)
 
         def work(session: Session) -> Job:
-            waiting = session.scalar(
-                select(func.count()).select_from(select(JobRow.id).where(JobRow.state == "queued").limit(MAX_QUEUED).subquery())
-            )
-            if (waiting or 0) >= MAX_QUEUED:
-                raise ConflictError(f"jobs: {waiting} are queued, the limit is {MAX_QUEUED}")
+            if (
+                not self._database.is_sqlite
+            ):  # whose writers come one after another: what is counted holds until this one is added
+                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADD_LOCK})
+            if (waiting := _unended(session, caller_jobs, JobRow.caller == caller)) >= caller_jobs:
+                raise CallerQueueFullError(f"jobs: {waiting} of this caller are queued or running, the limit is {caller_jobs}")
+            if (waiting := _unended(session, MAX_JOBS)) >= MAX_JOBS:
+                raise QueueFullError(f"jobs: {waiting} are queued or running, the limit is {MAX_JOBS}")
             row = JobRow(
                 kind=kind,
                 device_fingerprint=device,
@@ -64,6 +72,7 @@ class Jobs:
                 result="{}",
                 error="",
                 created_us=now_us(),
+                caller=caller,
             )
             session.add(row)
             session.flush()
@@ -193,6 +202,12 @@ class Jobs:
         """Return jobs whose lease ran out to the queue, or end them after MAX_ATTEMPTS."""
         if self._database.read(lambda session: session.scalar(select(_expired(now_us())))):
             self._database.write(_sweep)
+
+
+def _unended(session: Session, most: int, *which: ColumnElement[bool]) -> int:
+    """Count jobs that wait or run, as far as `most`."""
+    found = select(JobRow.id).where(*which, JobRow.state.in_(("queued", "running"))).limit(most)
+    return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
 def _expired(moment: int) -> Any:

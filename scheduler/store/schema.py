@@ -19,7 +19,7 @@ _NAMING = {
     "pk": "pk_%(table_name)s",
 }
 _Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only in a column of type INTEGER
-HEAD: Final = "0006"  # the newest migration, so that opening an up-to-date database does not load Alembic
+HEAD: Final = "0007"  # the newest migration, so that opening an up-to-date database does not load Alembic
 _KEY = 64  # a SHA-256 in hex
 
 
@@ -225,7 +225,7 @@ class JobRow(Base):
     """A job: work for one device. lease: the secret of the worker that runs it; kept until another worker takes the job.
 
     revision: counts every change, so that a listener knows which it has seen. Devices and models are stored by name and not by
-    row, because a job may outlive both.
+    row, because a job may outlive both. caller: who queued it, "" where the service itself did.
     """
 
     __tablename__ = "jobs"
@@ -247,7 +247,9 @@ class JobRow(Base):
     created_us: Mapped[int]
     started_us: Mapped[int | None]
     finished_us: Mapped[int | None]
+    caller: Mapped[str] = mapped_column(String(_KEY), server_default="")
     __table_args__ = (
+        Index("ix_jobs_caller", "caller", "state"),
         Index("ix_jobs_device_state", "device_fingerprint", "state", "id"),
         Index("ix_jobs_device", "device_fingerprint", "id"),
         Index("ix_jobs_state", "state", "id"),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
 import pytest
 
-from scheduler.errors import ConflictError, LeaseLostError, NotFoundError, RecordFormatError
+from scheduler.errors import CallerQueueFullError, LeaseLostError, NotFoundError, QueueFullError, RecordFormatError
 from scheduler.store import Store, jobs
 from scheduler.store.jobs import MAX_ATTEMPTS, MAX_TEXT_BYTES
-from tests.processes import CONTEXT
+from tests.processes import CONTEXT, start
 
 D = "0123456789abcdef"
 
@@ -145,11 +146,44 @@ def test_pages_by_device_state_and_model(store):
 def test_limits(store, monkeypatch):
     with pytest.raises(RecordFormatError, match=f"at most {MAX_TEXT_BYTES}"):
         store.jobs.add("probe", D, "x" * (MAX_TEXT_BYTES + 1))
-    monkeypatch.setattr(jobs, "MAX_QUEUED", 2)
+    monkeypatch.setattr(jobs, "MAX_JOBS", 2)
     store.jobs.add("probe", D)
-    store.jobs.add("probe", D)
-    with pytest.raises(ConflictError, match="the limit is 2"):
-        store.jobs.add("probe", D)
+    store.jobs.add("probe", D, caller="k")
+    store.jobs.claim(D, "w", 30)
+    with pytest.raises(QueueFullError, match="2 are queued or running, the limit is 2"):
+        store.jobs.add("probe", D, caller="other")
+
+
+def test_each_caller_has_a_limit_of_jobs_that_wait_or_run(store):
+    first, second = (store.jobs.add("probe", D, caller="k", caller_jobs=2).id for _ in range(2))
+    store.jobs.claim(D, "w", 30)
+    with pytest.raises(CallerQueueFullError, match="2 of this caller are queued or running, the limit is 2"):
+        store.jobs.add("probe", D, caller="k", caller_jobs=2)
+    store.jobs.add("probe", D, caller="other", caller_jobs=2)
+    store.jobs.cancel(second)
+    store.jobs.add("probe", D, caller="k", caller_jobs=2)
+    assert store.jobs.get(first).state == "running"
+
+
+def _flood(url: str, ready, made) -> None:
+    with Store(url) as store:
+        ready.wait(60)
+        with contextlib.suppress(CallerQueueFullError):
+            for _ in range(20):
+                made.put(store.jobs.add("probe", D, caller="k", caller_jobs=25).id)
+
+
+def test_a_caller_who_asks_from_many_places_meets_the_limit(store, url):
+    """Six processes add jobs at once, twenty each: together they get as many as one may have, on either database."""
+    ready, made = CONTEXT.Event(), CONTEXT.Queue()
+    processes = [start(_flood, url, ready, made) for _ in range(6)]
+    ready.set()
+    numbers = [made.get(timeout=120) for _ in range(25)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert made.empty()
+    assert len(set(numbers)) == 25
 
 
 def _worker(url: str, name: str, ready, log) -> None:

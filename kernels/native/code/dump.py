@@ -38,4 +38,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise InvalidError(f"{DEBUG_FOLDER}: {str(path)!r} cannot be written, {error.strerror}") from error
+        raise InvalidError(f"{DEBUG_FOLDER}: {path.name!r} cannot be written, {error.strerror}") from error

@@ -1,16 +1,11 @@
 """Tests of readiness, draining, a rolling restart behind nginx, memory after many loads, and a database that goes away."""
 
-import contextlib
 import gc
 import json
-import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -26,12 +21,13 @@ from app.errors import RequestError
 from app.main import create_app
 from app.models.repository import Repository, State
 from app.settings import DEMO_MODELS, Settings
-from bench.local import free_port, serving
+from bench.local import serving
 from bench.waiting import until
 from scheduler.errors import StoreUnreachableError
 from scheduler.store import AuditEntry, Store
 from scheduler.store.database import Database
 from tests.app.demo import SEVEN
+from tests.app.http.proxy import needs_nginx, nginx
 from tests.app.servers import identity_model, running, slow_model, start, write_models
 
 
@@ -136,42 +132,7 @@ def test_sigterm_fails_readiness_first_and_finishes_what_runs(tmp_path: Path) ->
             client.get("/v2/health/live")
 
 
-NGINX = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_rlimit_nofile 1024;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream edgewise {{ server 127.0.0.1:{first} max_fails=0; server 127.0.0.1:{second} max_fails=0; keepalive 16; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://edgewise; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host 127.0.0.1;
-      proxy_next_upstream error timeout http_503 non_idempotent;
-    }}
-  }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, first: int, second: int) -> Iterator[int]:
-    port = free_port()
-    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, first=first, second=second, port=port))
-    command = [shutil.which("nginx") or "/usr/sbin/nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.mark.skipif(not (shutil.which("nginx") or Path("/usr/sbin/nginx").exists()), reason="needs nginx")
+@needs_nginx
 def test_rolling_restart_behind_nginx_loses_no_request(tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()

@@ -13,10 +13,12 @@ import pytest
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
+from bench.waiting import until
 from scheduler.store import Store
 from tests.app.demo import SEVEN
+from tests.app.http.raw import connect, read_answer, request
 from tests.app.keys import bearer, make_key
-from tests.app.servers import slow_model, text_model
+from tests.app.servers import running, slow_model, start, text_model
 
 DIGITS = (DEMO_MODELS / "digits.onnx").read_bytes()
 MAX_BYTES = 4 << 20
@@ -145,6 +147,35 @@ def wait_for_entries(folder: Path, count: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(list(folder.iterdir()))
+
+
+def test_what_a_killed_process_left_is_removed_and_what_goes_on_stays(tmp_path: Path) -> None:
+    """Two services share a folder, as in a rolling restart: one is killed within an upload, the next begins within another's."""
+    folder, db = tmp_path / "models", f"sqlite:///{tmp_path / 'a.db'}"
+    folder.mkdir()
+    (folder / "digits.onnx").write_bytes(DIGITS)
+    (folder / ".upload-file").write_bytes(b"not a folder that the service has made")
+    head = request("POST", "/v1/models?name=half", DIGITS)[: -len(DIGITS)]
+
+    def staged() -> int:
+        return len([path for path in folder.glob(".upload-*") if path.is_dir()])
+
+    killed = start(tmp_path, folder, db)
+    with running(tmp_path, folder, db) as other, connect(killed.port) as lost, connect(other.port) as going_on:
+        lost.sendall(head + DIGITS[:1000])
+        until(lambda: staged() == 1)
+        killed.process.kill()
+        killed.process.wait()
+        going_on.sendall(head + DIGITS[:1000])
+        until(lambda: staged() == 2)
+        with running(tmp_path, folder, db) as next_one:
+            assert staged() == 1
+            assert (folder / ".upload-file").exists()
+            going_on.sendall(DIGITS[1000:])
+            assert read_answer(going_on).status == 200
+            with next_one.client() as client:
+                assert client.post("/v2/repository/models/half/load").status_code == 200
+        assert entries(folder) == [".upload-file", "digits.onnx", "half.onnx"]
 
 
 @pytest.mark.parametrize(
