@@ -58,11 +58,13 @@ def _padded(position: Array, size: int, padding_mode: str, align_corners: int) -
 
 
 def _axis_taps(position: Array, size: int, mode: str, padding_mode: str, align_corners: int) -> list[tuple[Array, Array]]:
-    """Index and weight of every tap along one axis; a tap outside weighs nothing where the padding is zeros."""
-    if mode == "nearest":
-        position = np.rint(position)
-    position = _padded(position, size, padding_mode, align_corners)
-    first = np.floor(position) if mode != "nearest" else np.trunc(position)
+    """Index and weight of every tap along one axis; a tap outside weighs nothing where the padding is zeros.
+
+    As in PyTorch, nearest and linear bring the position into the image, before it is rounded, and cubic each of its taps.
+    """
+    if mode != "cubic":
+        position = _padded(position, size, padding_mode, align_corners)
+    first = np.rint(position) if mode == "nearest" else np.floor(position)
     t = position - first
     if mode == "nearest":
         weights = [np.ones_like(t)]
@@ -154,6 +156,7 @@ def _i(*values: int) -> Array:
 
 _IMAGE, _WIDE = (2, 3, 4, 5), (-1.6, 1.6)
 _SPECIAL = np.array([[[[np.nan, 0], [np.inf, 0], [0, -np.inf]]]], np.float32)
+_HALFWAY = np.array([[[[1.4, 0]]]], np.float32)  # the fifth and a half of five pixels, reflected to 3.5
 _CASES = (
     Case("linear", inputs=(_IMAGE, (2, 3, 2, 2)), domain=_WIDE, cost=Cost(other_flops=4 * 24 + 8 * 36)),
     Case("linear_border", inputs=(_IMAGE, (2, 3, 2, 2)), domain=_WIDE, attrs={"padding_mode": "border", "align_corners": 1}),
@@ -168,6 +171,13 @@ _CASES = (
     Case("nearest_border", inputs=(_IMAGE, (2, 3, 2, 2)), domain=_WIDE, attrs={"mode": "nearest", "padding_mode": "border"}),
     Case("cubic", inputs=(_IMAGE, (2, 3, 2, 2)), domain=_WIDE, attrs={"mode": "cubic"}),
     Case("cubic_border", inputs=(_IMAGE, (2, 3, 2, 2)), domain=_WIDE, attrs={"mode": "cubic", "padding_mode": "border"}),
+    Case(
+        "cubic_reflected",
+        inputs=(_IMAGE, (2, 3, 2, 2)),
+        domain=(-4, 4),
+        attrs={"mode": "cubic", "padding_mode": "reflection", "align_corners": 1},
+    ),
+    Case("nearest_reflected", inputs=((1, 1, 2, 5), _HALFWAY), attrs={"mode": "nearest", "padding_mode": "reflection"}),
     Case("volume", inputs=((1, 2, 3, 4, 5), (1, 2, 3, 2, 3)), domain=_WIDE),
     Case("nowhere", inputs=((1, 1, 3, 3), _SPECIAL)),
     Case("no_position", inputs=(_IMAGE, (2, 0, 2, 2))),

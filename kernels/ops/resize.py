@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from kernels.upgrades import attribute_inputs
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis to resize. scale: size_out / size_in before `size_out` was rounded down."""
+    """One axis to resize. scale: the given one, or size_out / size_in where sizes are given."""
 
     axis: int
     size_in: int
@@ -32,44 +32,46 @@ class Axis:
     scale: float
     roi: tuple[float, float]
 
-    @property
-    def width(self) -> float:
-        """The output size before rounding."""
-        return self.scale * self.size_in
-
-
-def _spread(a: Axis, x: Array, last: float) -> Array:
-    """Map output 0 … width-1 linearly to input 0 … last."""
-    return x * last / (a.width - 1) if a.width != 1 else x * 0.0
-
 
 def _half_pixel(a: Axis, x: Array) -> Array:
     return (x + 0.5) / a.scale - 0.5
 
 
+def _half_pixel_symmetric(a: Axis, x: Array) -> Array:
+    """Half pixels, moved so that the images' centres meet although size_out was rounded."""
+    width = np.multiply(a.scale, a.size_in, dtype=x.dtype)
+    moved = a.size_in / 2 * (1 - a.size_out / width)
+    rounded = replace(a, scale=float(x.dtype.type(a.scale)))
+    y: Array = (_half_pixel(rounded, x.astype(np.float64)) + moved).astype(x.dtype)
+    return y
+
+
 def _crop(a: Axis, x: Array) -> Array:
     start, end = a.roi
     last = a.size_in - 1
-    if a.width == 1:
+    if a.size_out == 1:
         return np.full_like(x, 0.5 * (start + end) * last)
-    return _spread(a, x, (end - start) * last) + start * last
+    extent = np.subtract(end, start, dtype=x.dtype)
+    y: Array = np.multiply(start, last, dtype=x.dtype) + x * extent * last / (a.size_out - 1)
+    return y
 
 
 _COORDINATES: dict[str, Callable[[Axis, Array], Array]] = {
     "half_pixel": _half_pixel,
-    "half_pixel_symmetric": lambda a, x: _half_pixel(a, x) + a.size_in / 2 * (1 - a.size_out / a.width),
+    "half_pixel_symmetric": _half_pixel_symmetric,
     "pytorch_half_pixel": lambda a, x: _half_pixel(a, x) if a.size_out > 1 else x * 0.0,
-    "align_corners": lambda a, x: _spread(a, x, a.size_in - 1),
+    "align_corners": lambda a, x: x * (a.size_in - 1) / (a.size_out - 1) if a.size_out > 1 else x * 0.0,
     "asymmetric": lambda a, x: x / a.scale,
     "tf_half_pixel_for_nn": lambda a, x: (x + 0.5) / a.scale,
     "tf_crop_and_resize": _crop,
 }
 _NEAREST: dict[str, Callable[[Array], Array]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5 - _HALFWAY),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5 + _HALFWAY),
     "floor": np.floor,
     "ceil": np.ceil,
 }
+_HALFWAY = 1e-6  # a coordinate as near as this to the middle of two inputs lies there; ONNX Runtime has the same tolerance
 _POLICIES = {"stretch": None, "not_larger": min, "not_smaller": max}
 
 
@@ -95,7 +97,7 @@ def _resized_axes(
         factors = _floats(f"{name}: scales", scales, len(along))
         if not all(0 < factor < math.inf for factor in factors):
             raise AttributeValueError(f"{name}: scales are {factors}, need finite numbers above 0")
-        wanted = [math.floor(size * factor) for size, factor in zip(given_sizes, factors, strict=True)]
+        wanted = [math.floor(_single(size, factor)) for size, factor in zip(given_sizes, factors, strict=True)]
     elif sizes is not None:
         wanted = list(known_ints(f"{name}: sizes", sizes, len(along)))
         if any(size < 0 for size in wanted) or 0 in given_sizes:
@@ -104,7 +106,7 @@ def _resized_axes(
         choose = _POLICIES[keep_aspect_ratio_policy]
         if choose is not None:
             factors = [choose(factors)] * len(along)
-            wanted = [math.floor(factors[0] * size + 0.5) for size in given_sizes]
+            wanted = [math.floor(_single(size, factors[0]) + 0.5) for size in given_sizes]
     regions = [(0.0, 1.0)] * len(along)
     if coordinate_transformation_mode == "tf_crop_and_resize":
         if roi is None:
@@ -114,6 +116,11 @@ def _resized_axes(
             raise AttributeValueError(f"{name}: roi is {ends}, need finite numbers")
         regions = list(zip(ends[: len(along)], ends[len(along) :], strict=True))
     return [Axis(*plan) for plan in zip(along, given_sizes, wanted, factors, regions, strict=True)]
+
+
+def _single(size: int, scale: float) -> float:
+    """Return size · scale in fp32: 10 times the fp32 number nearest to 1.3 is 13 there, and 12.9999995 in fp64."""
+    return float(np.float32(size) * np.float32(scale))
 
 
 def _resized(x: Spec, plans: list[Axis]) -> Spec:
@@ -196,12 +203,29 @@ def _tap_count(plan: Axis, mode: str, antialias: int) -> int:
     return 2 * math.ceil((1 if mode == "linear" else 2) / (min(plan.scale, 1.0) if antialias else 1.0))
 
 
-def _coordinates(plan: Axis, mode: str) -> Array:
-    return _COORDINATES[mode](plan, np.arange(plan.size_out, dtype=np.float64))
+def _coordinates(plan: Axis, mode: str, dtype: type[np.floating[Any]] = np.float64) -> Array:
+    """Return where each output lies in the input, (size_out,) fp64, computed in `dtype`.
+
+    Weights follow from coordinates in fp64. What is chosen by a coordinate, a nearest input or whether it lies outside, follows
+    from fp32 as in PyTorch and ONNX Runtime, since both types round a coordinate that should lie halfway to different sides.
+    """
+    return _COORDINATES[mode](plan, np.arange(plan.size_out, dtype=dtype)).astype(np.float64)
 
 
-def _is_identity(plan: Axis, x: Array) -> bool:
-    return plan.size_in == plan.size_out and np.array_equal(x, np.arange(plan.size_in))
+def _is_copied(plan: Axis, *, mode: str, antialias: int, coordinate_transformation_mode: str, **_: Any) -> bool:
+    """Whether outputs are the inputs at their positions.
+
+    An axis of scale 1 is not resized, whatever its coordinates say, but may be cropped. One whose size stays although its scale
+    is another, as 10 · 1.05 does, is copied too where PyTorch's `nearest` and `bilinear` are meant, which do so.
+    """
+    if plan.size_in != plan.size_out:
+        return False
+    place = coordinate_transformation_mode
+    if plan.scale == 1 and place != "tf_crop_and_resize":
+        return True
+    if (mode == "linear" and not antialias and place.endswith("half_pixel")) or (mode == "nearest" and place == "asymmetric"):
+        return True
+    return np.array_equal(_coordinates(plan, place), np.arange(plan.size_in))
 
 
 def cost(
@@ -221,7 +245,7 @@ def cost(
         roi, scales = None, roi
     shape, flops = list(x.shape), 0
     for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs):
-        if not _is_identity(plan, _coordinates(plan, attrs["coordinate_transformation_mode"])):
+        if not _is_copied(plan, **attrs):
             shape[plan.axis] = plan.size_out
             flops += (2 * _tap_count(plan, attrs["mode"], attrs["antialias"]) - 1) * math.prod(shape)
     return Cost(other_flops=flops)
@@ -256,21 +280,21 @@ def passes(
     if scales_second:
         roi, scales = None, roi
     found = [
-        _pass(plan, coordinates, **attrs)
-        for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs)
-        if not _is_identity(plan, coordinates := _coordinates(plan, attrs["coordinate_transformation_mode"]))
+        _pass(plan, **attrs) for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs) if not _is_copied(plan, **attrs)
     ]
     return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
 
 
-def _pass(plan: Axis, coordinates: Array, **attrs: Any) -> Pass:
+def _pass(plan: Axis, **attrs: Any) -> Pass:
+    place, mode = attrs["coordinate_transformation_mode"], attrs["mode"]
     outside = np.zeros(plan.size_out, bool)
-    if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        outside = (coordinates < 0) | (coordinates > plan.size_in - 1)
-    mode = attrs["mode"]
+    if place == "tf_crop_and_resize":
+        rounded = _coordinates(plan, place, np.float32)
+        outside = (rounded < 0) | (rounded > plan.size_in - 1)
     if mode == "nearest":
-        index = np.clip(_NEAREST[attrs["nearest_mode"]](coordinates), 0, plan.size_in - 1).astype(np.intp)
-        return Pass(plan.axis, index[:, None], None, outside)
+        nearest = _NEAREST[attrs["nearest_mode"]](_coordinates(plan, place, np.float32))
+        return Pass(plan.axis, np.clip(nearest, 0, plan.size_in - 1).astype(np.intp)[:, None], None, outside)
+    coordinates = _coordinates(plan, place)
     taps = _taps(plan, coordinates, mode, attrs["cubic_coeff_a"], attrs["antialias"], attrs["exclude_outside"])
     return Pass(plan.axis, *taps, outside)
 
@@ -403,18 +427,46 @@ _CASES = (
     Case("axes", inputs=(_IMAGE, None, None, _i(7, 2)), attrs={"mode": "linear", "axes": (3, 2)}),
     Case("not_larger", inputs=(_IMAGE, None, None, _i(8, 8)), attrs={"axes": (2, 3), "keep_aspect_ratio_policy": "not_larger"}),
     Case("not_smaller", inputs=(_IMAGE, None, None, _i(8, 8)), attrs={"axes": (2, 3), "keep_aspect_ratio_policy": "not_smaller"}),
+    Case("single_size", inputs=((1, 1, 10), None, _f(1, 1, 1.3)), attrs={"mode": "linear"}, cost=Cost(other_flops=3 * 13)),
+    Case(
+        "linear_aligned_scale",
+        inputs=((1, 1, 4, 7), None, _f(1, 1, 1.6, 1.5)),
+        attrs={"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
+    Case(
+        "nearest_aligned_scale",
+        inputs=((1, 1, 4, 7), None, _f(1, 1, 1.6, 1.5)),
+        attrs={"nearest_mode": "floor", "coordinate_transformation_mode": "align_corners"},
+    ),
+    Case(
+        "crop_scale", inputs=((1, 1, 4, 7), _f(0, 0, 0.1, 0, 1, 1, 1, 0.9), _f(1, 1, 1.6, 1.5)), attrs={"mode": "linear", **_CROP}
+    ),
+    Case("crop_only", inputs=((1, 1, 4, 5), _f(0, 0, 0.25, 0, 1, 1, 1, 0.75), _f(1, 1, 1, 1)), attrs={"mode": "linear", **_CROP}),
+    Case("nearest_halfway", inputs=((20,), None, None, _i(6)), attrs={"nearest_mode": "round_prefer_ceil"}),
+    Case(
+        "nearest_single",
+        inputs=((12,), None, _f(1.1)),
+        attrs={"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
+    ),
+    Case("nearest_halfway_floor", inputs=((14,), None, None, _i(19))),
+    Case(
+        "nearest_unrounded_channels",
+        inputs=(_IMAGE, None, _f(1, 1, 1, 1.4)),
+        attrs={"nearest_mode": "round_prefer_ceil", "coordinate_transformation_mode": "tf_half_pixel_for_nn"},
+    ),
+    Case("linear_unchanged_size", inputs=((1, 1, 5, 10), None, _f(1, 1, 1.6, 1.05)), attrs={"mode": "linear"}),
+    Case(
+        "nearest_symmetric",
+        inputs=((3,), None, None, _i(13)),
+        attrs={"coordinate_transformation_mode": "half_pixel_symmetric", "nearest_mode": "floor"},
+    ),
     Case("older_inputs", inputs=(_IMAGE, _f(1, 1, 2, 2)), attrs={"scales_second": True, **_UPSAMPLE}),
     Case("to_nothing", inputs=((2, 3), None, _f(0.1, 1)), cost=Cost()),
     Case("neither", inputs=(_IMAGE,), raises=ShapeError),
     Case("both", inputs=(_IMAGE, None, _f(1, 1, 1, 1), _i(1, 2, 4, 5)), raises=ShapeError),
     Case("scale_zero", inputs=(_IMAGE, None, _f(1, 1, 0, 1)), raises=AttributeValueError),
     Case("scales_short", inputs=(_IMAGE, None, _f(2, 2)), raises=ShapeError),
-    Case(
-        "crop_without_roi",
-        inputs=((4,), None, _f(2)),
-        attrs=_CROP,
-        raises=ShapeError,
-    ),
+    Case("crop_without_roi", inputs=((4,), None, _f(2)), attrs=_CROP, raises=ShapeError),
     Case("unknown_mode", inputs=((4,), None, _f(2)), attrs={"mode": "area"}, raises=AttributeValueError),
     Case("strings", inputs=(np.array(["a"], object), None, _f(2)), raises=DTypeError),
 )
