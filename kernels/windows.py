@@ -121,7 +121,8 @@ def sizes_of(subject: str, values: Ints, count: int, *, default: int) -> tuple[i
 def window(subject: str, size: tuple[int, ...], kernel: tuple[int, ...], sliding: Sliding, *, ceil_mode: bool = False) -> Window:
     """Resolve ONNX's attributes to the places that a kernel takes.
 
-    Args:    size, kernel: of the spatial axes. ceil_mode: whether a place may begin in the input and reach over its end.
+    Args:    size, kernel: of the spatial axes. ceil_mode: whether a place may begin in the input and reach over its end,
+             also the first one, where the window is wider than the input by less than a stride.
     Raises:  AttributeValueError or ShapeError with the values that do not fit.
     """
     rank = len(size)
@@ -139,9 +140,9 @@ def window(subject: str, size: tuple[int, ...], kernel: tuple[int, ...], sliding
     out = []
     for n, e, s, b, a in zip(size, extent, strides, begin, end, strict=True):
         room = n + b + a - e
-        if room < 0:
-            raise ShapeError(f"{subject}: a window of {e} is wider than the input {n} padded by {b} and {a}")
         places = (-(-room // s) if ceil_mode else room // s) + 1
+        if places < 1:
+            raise ShapeError(f"{subject}: a window of {e} is wider than the input {n} padded by {b} and {a}")
         if ceil_mode and (places - 1) * s >= n + b:
             places -= 1  # a window that starts in the end padding sees nothing
         out.append(places)

@@ -92,6 +92,7 @@ _CASES = (
     Case("p1", inputs=((1, 2, 5, 5),), attrs={**_K2, "p": 1}),
     Case("p3_padded", inputs=((1, 2, 5, 5),), attrs={"kernel_shape": (3, 3), "p": 3, "pads": (1, 1, 1, 1), "strides": (2, 2)}),
     Case("same_upper", inputs=((1, 2, 5, 5),), attrs={**_K2, "auto_pad": "SAME_UPPER"}),
+    Case("ceil_wider", inputs=((1, 2, 2, 6),), attrs={"kernel_shape": (3, 3), "strides": (2, 2), "ceil_mode": 1}),
     Case("dilated", inputs=((1, 2, 6),), attrs={"kernel_shape": (3,), "dilations": (2,)}),
     Case("p_zero", inputs=((1, 2, 5, 5),), attrs={**_K2, "p": 0}, raises=AttributeValueError),
     Case("kernel_rank", inputs=((1, 2, 5),), attrs=_K2, raises=AttributeValueError),

@@ -53,7 +53,7 @@ def _lowest(dtype: DType) -> Any:
 
 
 def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
-    """Reduce whole planes, one tap at a time. With indices, a tap wins only if it is larger, so that the first maximum stays."""
+    """Reduce whole planes, one tap at a time. With indices, a tap wins if it is larger or NaN: the first maximum stays."""
     y, indices = out[0], out[1] if len(out) > 1 else None
     view = geometry("MaxPool", x, attrs)
     if indices is None:
@@ -70,6 +70,8 @@ def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
     for _, into, of in view.slices():
         target, where, candidate = y[into], indices[into], x[of]
         wins = (where < 0) | (candidate > target)
+        if x.dtype in FLOATS:
+            wins |= np.isnan(candidate)
         np.copyto(target, candidate, where=wins)
         np.copyto(where, positions[of], where=wins)
 
@@ -137,6 +139,7 @@ def run_global_max(out: tuple[Array, ...], x: Array) -> None:
 
 _K2 = {"kernel_shape": (2, 2), "strides": (2, 2)}
 _K3 = {"kernel_shape": (3, 3)}
+_NAN = np.array([[[[1, np.nan, 3, 4], [np.nan, 2, 5, 0]]]], np.float32)
 _PADDED = {**_K3, "strides": (2, 2), "pads": (1, 1, 1, 1)}
 
 MAX_POOL = Op(
@@ -150,13 +153,18 @@ MAX_POOL = Op(
         Case("2x2", inputs=((1, 3, 4, 6),), attrs=_K2, cost=Cost(other_flops=18 * 3)),
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
         Case("ceil", inputs=((1, 2, 6, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
+        Case("ceil_wider", inputs=((1, 2, 2, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
         Case("dilated", inputs=((1, 2, 7, 7),), attrs={**_K3, "dilations": (2, 2)}),
         Case("indices", inputs=((1, 2, 5, 5),), attrs=_PADDED, outputs=2),
+        Case("nan", inputs=(_NAN,), attrs=_K2),
+        Case("indices_of_nan", inputs=(_NAN,), attrs=_K2, outputs=2),
         Case("indices_column_major", inputs=((1, 2, 4, 5),), attrs={**_K2, "storage_order": 1}, outputs=2),
         Case("one_dimension", inputs=((1, 2, 9),), attrs={"kernel_shape": (4,), "strides": (3,)}),
         Case("bytes", inputs=(np.arange(-18, 18, dtype=np.int8).reshape(1, 1, 6, 6),), attrs=_K2),
         Case("pad_as_wide_as_kernel", inputs=((1, 1, 4, 4),), attrs={**_K2, "pads": (2, 0, 0, 0)}, raises=AttributeValueError),
         Case("kernel_rank", inputs=((1, 1, 4, 4),), attrs={"kernel_shape": (2,)}, raises=AttributeValueError),
+        Case("wider", inputs=((1, 1, 2, 6),), attrs={**_K3, "strides": (2, 2)}, raises=ShapeError),
+        Case("ceil_too_wide", inputs=((1, 1, 1, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}, raises=ShapeError),
     ),
 )
 AVERAGE_POOL = Op(
@@ -170,6 +178,12 @@ AVERAGE_POOL = Op(
         Case("3x3_padded", inputs=((2, 3, 7, 8),), attrs=_PADDED),
         Case("3x3_pad_counted", inputs=((1, 3, 7, 8),), attrs={**_PADDED, "count_include_pad": 1}),
         Case("ceil", inputs=((1, 2, 6, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
+        Case("ceil_wider", inputs=((1, 2, 2, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
+        Case(
+            "ceil_wider_pad_counted",
+            inputs=((1, 2, 1, 6),),
+            attrs={"kernel_shape": (4, 3), "strides": (3, 2), "pads": (1, 0, 0, 1), "ceil_mode": 1, "count_include_pad": 1},
+        ),
         Case("same_upper", inputs=((1, 2, 5, 5),), attrs={**_K2, "auto_pad": "SAME_UPPER"}),
         Case("three_dimensions", inputs=((1, 2, 4, 4, 4),), attrs={"kernel_shape": (2, 2, 2)}),
     ),

@@ -27,6 +27,8 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("LSTM", "batch_first"): "it supports no layout 1",
     ("LSTM", "clipped"): "it does not clip what enters the output's activation, ONNX says every activation's input",
     ("MatMulInteger", "by_row_and_column"): "it supports one zero point for all of a only",
+    ("MaxPool", "indices_of_nan"): "it passes over NaN, PyTorch returns it",
+    ("MaxPool", "nan"): "it passes over NaN, PyTorch returns it",
     ("MaxUnpool", "larger"): "it counts indices through output_shape, ONNX's tests through what the geometry gives",
     ("Mod", "floats"): "it refuses fmod=0 with floats, defined since opset 28",
     ("Mod", "float_specials"): "it refuses fmod=0 with floats, defined since opset 28",
