@@ -75,11 +75,21 @@ def run_pow(out: tuple[Array, ...], a: Array, b: Array) -> None:
     if b.size == 1 and a.dtype.kind == "f" and b.item() in (2, 3):
         np.multiply(np.multiply(a, a) if b.item() == 3 else a, a, out=y)
     elif a.dtype.kind not in "iu":
-        np.power(a, b.astype(a.dtype, copy=False), out=y)
+        _power(y, a, b.astype(a.dtype, copy=False))
     elif b.dtype.kind in "iu" and (not b.size or b.min() >= 0):  # exact modulo 2^64, and so modulo any narrower type
         np.copyto(y, np.power(a.astype(np.uint64), b.astype(np.uint64)), casting="unsafe")
     else:
         np.copyto(y, np.power(a.astype(np.float64), b.astype(np.float64)), casting="unsafe")
+
+
+def _power(y: Array, a: Array, b: Array) -> None:
+    """Power of floats as C defines it. Numpy takes the square root for 1/2, but only where neighbours share the exponent."""
+    if not (half := b == 0.5).any():
+        np.power(a, b, out=y)
+        return
+    magnitude, positive = np.abs(a), half & ((a == 0) | (a == -np.inf))
+    np.power(a, b, out=y)
+    np.copyto(y, magnitude, where=positive)
 
 
 def express_pow(draft: Draft, a: Term, b: Term) -> Term | None:
@@ -157,6 +167,8 @@ _POW_CASES = (
     Case("square", inputs=((3, 5), np.array(2, np.float32))),
     Case("cube_int_exponent", inputs=((3, 5), np.array([3], np.int64))),
     Case("root", inputs=((3, 5), np.array(0.5, np.float32)), domain=(0, 9)),
+    Case("root_of_specials", inputs=(_SPECIALS.inputs[0], np.array(0.5, np.float32))),
+    Case("roots_by_row", inputs=(_SPECIALS.inputs[0], np.array([[0.5], [1.5]], np.float32))),
     Case("ints", inputs=(np.array([-3, 0, 2], np.int32), np.array([3, 0, 10], np.int64))),
     Case("exponent_beyond_int32", inputs=(np.array([1, -1], np.int32), np.array(2**63 - 1, np.int64))),
     Case("int_base_float_exponent", inputs=(np.array([1, 2, 9], np.int64), np.array([3, 0.5, 1.5], np.float32))),

@@ -117,6 +117,27 @@ def test_reduction_is_numpys(shape, data, name):
     np.testing.assert_allclose(y, plain(x, axis=tuple(axes), keepdims=keep), rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (9,)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_power_is_cs_however_the_exponents_lie(dtype, shape):
+    numbers = [0.0, -0.0, 1.0, -1.0, 4.0, -2.0, math.inf, -math.inf, math.nan]
+    for exponent in [*numbers, 0.5, -0.5, 3.0]:
+        y = run("Pow", np.array(numbers, dtype), np.full(shape, exponent, dtype)).ravel()
+        expected = np.array([_c_power(x, exponent) for x in numbers])
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(np.signbit(y)[~np.isnan(expected)], np.signbit(expected)[~np.isnan(expected)])
+
+
+def _c_power(x: float, y: float) -> float:
+    """Return C's pow(x, y), where Python raises: a pole, or a root of a negative number."""
+    try:
+        return math.pow(x, y)
+    except ValueError:
+        if x:
+            return math.nan
+        return math.copysign(math.inf, x) if y % 2 == 1 else math.inf
+
+
 @FEW
 @given(st.integers(-128, 127), st.integers(-128, 127).filter(bool))
 def test_integer_division_truncates_and_leaves_the_fmod(a, b):
