@@ -106,11 +106,11 @@ def swish(y: Array, x: Array, alpha: float) -> None:
 
 
 def shrink(y: Array, x: Array, lambd: float, bias: float) -> None:
-    """x + bias where x < -lambd, x - bias where x > lambd, else 0."""
+    """x + bias where x < -lambd, x - bias where x > lambd, else 0. Integers are shifted in float64, and rounded toward 0."""
     above, below = x > lambd, x < -lambd
-    shift = np.where(above, -bias, bias).astype(x.dtype)
-    shift += x
-    np.copyto(y, np.where(above | below, shift, x.dtype.type(0)))
+    shifted = np.where(above, -bias, bias).astype(np.float64 if x.dtype.kind in "iu" else x.dtype)
+    shifted += x
+    np.copyto(y, np.where(above | below, shifted, shifted.dtype.type(0)), casting="unsafe")
 
 
 def erf_formula(y: Array, x: Array) -> None:
@@ -256,5 +256,6 @@ OPS = (
         "two compares, add",
         Case("attributes", inputs=((3, 5),), attrs={"lambd": 0.25, "bias": 0.125}),
         _INTS,
+        Case("ints_by_a_half", inputs=_INTS.inputs, attrs={"bias": 0.5}),
     ),
 )

@@ -132,10 +132,16 @@ def infer_split(x: Spec, split: Spec | None = None, *, axis: int = 0, num_output
 
 
 def _equal_parts(size: int, parts: int | None) -> tuple[int, ...]:
-    if parts is None or not 0 < parts <= max(size, 1):
-        raise AttributeValueError(f"Split: num_outputs is {parts} without split, need 1 to {max(size, 1)} for an axis of {size}")
+    """Return the sizes of equal parts, size / parts rounded up; the last has the rest, which may be nothing."""
+    if parts is None or parts < 1:
+        raise AttributeValueError(f"Split: num_outputs is {parts} without split, need 1 or more")
     part = -(-size // parts)
-    return tuple(max(0, min(part, size - i * part)) for i in range(parts))
+    rest = size - part * (parts - 1)
+    if rest < 0:
+        raise AttributeValueError(
+            f"Split: num_outputs is {parts}, but {parts - 1} parts of {part} are more than the axis of {size}"
+        )
+    return (*[part] * (parts - 1), rest)
 
 
 def run_split(
@@ -258,6 +264,8 @@ _TILE = (
 _SPLIT = (
     Case("sizes", inputs=((2, 6), _ints(2, 0, 4)), attrs={"axis": 1}, outputs=3, cost=_FREE),
     Case("equal", inputs=((6, 2),), attrs={"num_outputs": 3}, outputs=3),
+    Case("last_empty", inputs=((2, 3),), attrs={"num_outputs": 3}, outputs=3),
+    Case("too_many", inputs=((2, 3),), attrs={"num_outputs": 4}, raises=AttributeValueError),
     Case("last_smaller", inputs=((7,),), attrs={"num_outputs": 4}, outputs=4),
     Case("negative_axis", inputs=((2, 4), _ints(1, 3)), attrs={"axis": -1}, outputs=2),
     Case("sum_differs", inputs=((6,), _ints(2, 3)), raises=ShapeError, outputs=2),
