@@ -265,12 +265,11 @@ _SPLIT = (
     Case("sizes", inputs=((2, 6), _ints(2, 0, 4)), attrs={"axis": 1}, outputs=3, cost=_FREE),
     Case("equal", inputs=((6, 2),), attrs={"num_outputs": 3}, outputs=3),
     Case("last_empty", inputs=((2, 3),), attrs={"num_outputs": 3}, outputs=3),
-    Case("too_many", inputs=((2, 3),), attrs={"num_outputs": 4}, raises=AttributeValueError),
     Case("last_smaller", inputs=((7,),), attrs={"num_outputs": 4}, outputs=4),
     Case("negative_axis", inputs=((2, 4), _ints(1, 3)), attrs={"axis": -1}, outputs=2),
     Case("sum_differs", inputs=((6,), _ints(2, 3)), raises=ShapeError, outputs=2),
     Case("neither", inputs=((6,),), raises=AttributeValueError, outputs=2),
-    Case("too_many_parts", inputs=((2,),), attrs={"num_outputs": 3}, raises=AttributeValueError, outputs=3),
+    Case("too_many_parts", inputs=((2,),), attrs={"num_outputs": 4}, raises=AttributeValueError, outputs=4),
 )
 
 _BOUNDS = attribute_inputs(10, "starts", "ends", "axes")

@@ -307,7 +307,10 @@ def run(
     sizes: Array | None = None,
     **attrs: Any,
 ) -> None:
-    """One pass an axis: a gather for nearest, a sum of weighted gathers otherwise, in float32 or float64."""
+    """One pass an axis: a gather for nearest, a sum of weighted gathers otherwise, in float32 or float64.
+
+    Weighted integers are rounded to the nearest and saturate, as PyTorch's.
+    """
     (y,) = out
     if not y.size:
         return
@@ -319,6 +322,8 @@ def run(
             work = np.take(work, step.index[:, 0], step.axis)
         else:
             work = _weigh(work, step.axis, step.index, step.weights)
+    if work.dtype.kind == "f" and y.dtype.kind in "iu":
+        work = np.clip(np.rint(work), np.iinfo(y.dtype).min, np.iinfo(y.dtype).max)
     np.copyto(y, work, casting="unsafe")
     for step in found:
         if step.outside.any():
@@ -382,6 +387,7 @@ def _i(*values: int) -> Array:
 _ROI = _f(0, 0, 0.4, 0.6, 1, 1, 0.6, 1.1)
 _IMAGE = (1, 2, 4, 5)
 _HALF = np.linspace(-1, 1, 20, dtype=np.float16).reshape(4, 5)
+_BYTES = np.array([[0, 255, 255, 9], [250, 3, 0, 255]], np.uint8)
 _CROP = {"coordinate_transformation_mode": "tf_crop_and_resize"}
 _CASES = (
     Case("nearest_twice", inputs=(_IMAGE, None, _f(1, 1, 2, 2)), cost=Cost()),
@@ -393,6 +399,8 @@ _CASES = (
     ),
     Case("nearest_prefer_ceil", inputs=(_IMAGE, None, None, _i(1, 2, 8, 8)), attrs={"nearest_mode": "round_prefer_ceil"}),
     Case("nearest_ints", inputs=(np.arange(6, dtype=np.uint8).reshape(2, 3), None, _f(2, 2))),
+    Case("linear_bytes", inputs=(_BYTES, None, None, _i(3, 7)), attrs={"mode": "linear"}),
+    Case("cubic_bytes", inputs=(_BYTES, None, None, _i(3, 7)), attrs={"mode": "cubic"}),
     Case("linear_up", inputs=(_IMAGE, None, _f(1, 1, 2, 2)), attrs={"mode": "linear"}, cost=Cost(other_flops=3 * (80 + 160))),
     Case("linear_down", inputs=(_IMAGE, None, _f(1, 1, 0.6, 0.6)), attrs={"mode": "linear"}),
     Case(
