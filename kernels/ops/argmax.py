@@ -73,6 +73,7 @@ _CASES = (
     Case("negative_axis_dropped", inputs=((2, 3, 4),), attrs={"axis": -2, "keepdims": 0}),
     Case("ties_first", inputs=(_TIES,), attrs={"axis": 1}),
     Case("ties_last", inputs=(_TIES,), attrs={"axis": 1, "select_last_index": 1}),
+    Case("nan", inputs=(np.array([2, np.nan, 7], np.float32),)),
     Case("ints", inputs=(np.array([3, -1, 7], np.int8),)),
     Case("no_rows", inputs=((0, 3),), attrs={"axis": 1}),
     Case("empty_axis", inputs=((2, 0),), attrs={"axis": 1}, raises=ShapeError),

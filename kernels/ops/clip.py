@@ -66,6 +66,7 @@ CASES = (
     Case("high_only", inputs=((4,), None, _ZERO), cost=Cost(other_flops=4)),
     Case("no_bound", inputs=((4,),), cost=Cost()),
     Case("low_above_high", inputs=((4,), _SIX, _ZERO)),
+    Case("infinite", inputs=(np.array([np.inf, -np.inf], np.float32), _ZERO)),
     Case("ints", inputs=(np.array([-7, 3, 9], np.int8), np.array(-1, np.int8), np.array(5, np.int8))),
     Case("nan", inputs=(np.array([np.nan, np.inf], np.float32), _ZERO, _SIX)),
     Case("empty", inputs=((0, 2), _ZERO, _SIX), cost=Cost()),

@@ -137,6 +137,7 @@ CONV_TRANSPOSE = Op(
         Case("grouped", inputs=((2, 4, 3, 3), (4, 3, 3, 3), (6,)), attrs={"group": 2}, cost=Cost(1944, 300)),
         Case("depthwise", inputs=((1, 4, 3, 3), (4, 1, 4, 4)), attrs={"group": 4, **_UP, "pads": (1, 1, 1, 1)}),
         Case("same_upper", inputs=((1, 2, 3, 4), (2, 2, 3, 3)), attrs={**_UP, "auto_pad": "SAME_UPPER"}),
+        Case("same_narrow", inputs=((1, 2, 3, 4), (2, 2, 1, 2)), attrs={"strides": (2, 3), "auto_pad": "SAME_UPPER"}),
         Case("same_lower", inputs=((1, 2, 3, 4), (2, 2, 3, 3)), attrs={**_UP, "auto_pad": "SAME_LOWER"}),
         Case("one_dimension", inputs=((2, 3, 5), (3, 4, 3), (4,)), attrs={"strides": (2,)}),
         Case("three_dimensions", inputs=((1, 2, 2, 3, 2), (2, 3, 2, 2, 3)), attrs={"strides": (1, 2, 2)}),

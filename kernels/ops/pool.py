@@ -53,11 +53,14 @@ def _lowest(dtype: DType) -> Any:
 
 
 def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
-    """Reduce whole planes, one tap at a time. With indices, a tap wins if it is larger or NaN: the first maximum stays."""
+    """Reduce whole planes, one tap at a time. With indices, a tap wins if it is larger or NaN: the first maximum stays.
+
+    A dilated window all of whose taps lie in the padding has the lowest value, and the index -1.
+    """
     y, indices = out[0], out[1] if len(out) > 1 else None
     view = geometry("MaxPool", x, attrs)
+    y.fill(_lowest(y.dtype))
     if indices is None:
-        y.fill(_lowest(y.dtype))
         for _, into, of in view.slices():
             target = y[into]
             np.maximum(target, x[of], out=target)
@@ -140,6 +143,7 @@ def run_global_max(out: tuple[Array, ...], x: Array) -> None:
 _K2 = {"kernel_shape": (2, 2), "strides": (2, 2)}
 _K3 = {"kernel_shape": (3, 3)}
 _NAN = np.array([[[[1, np.nan, 3, 4], [np.nan, 2, 5, 0]]]], np.float32)
+_ASTRIDE = {"kernel_shape": (2, 1), "dilations": (2, 1), "pads": (1, 0, 1, 0)}  # taps before and behind the only row
 _PADDED = {**_K3, "strides": (2, 2), "pads": (1, 1, 1, 1)}
 
 MAX_POOL = Op(
@@ -156,7 +160,11 @@ MAX_POOL = Op(
         Case("ceil_wider", inputs=((1, 2, 2, 6),), attrs={**_K3, "strides": (2, 2), "ceil_mode": 1}),
         Case("dilated", inputs=((1, 2, 7, 7),), attrs={**_K3, "dilations": (2, 2)}),
         Case("indices", inputs=((1, 2, 5, 5),), attrs=_PADDED, outputs=2),
+        Case("astride", inputs=((1, 2, 1, 4),), attrs=_ASTRIDE),
+        Case("astride_indices", inputs=((1, 2, 1, 4),), attrs=_ASTRIDE, outputs=2),
         Case("nan", inputs=(_NAN,), attrs=_K2),
+        Case("same_narrow", inputs=((1, 2, 3, 6),), attrs={"kernel_shape": (1, 1), "strides": (1, 3), "auto_pad": "SAME_UPPER"}),
+        Case("same_dilated", inputs=((1, 2, 7),), attrs={"kernel_shape": (3,), "dilations": (2,), "auto_pad": "SAME_UPPER"}),
         Case("indices_of_nan", inputs=(_NAN,), attrs=_K2, outputs=2),
         Case("indices_column_major", inputs=((1, 2, 4, 5),), attrs={**_K2, "storage_order": 1}, outputs=2),
         Case("one_dimension", inputs=((1, 2, 9),), attrs={"kernel_shape": (4,), "strides": (3,)}),
@@ -185,6 +193,10 @@ AVERAGE_POOL = Op(
             attrs={"kernel_shape": (4, 3), "strides": (3, 2), "pads": (1, 0, 0, 1), "ceil_mode": 1, "count_include_pad": 1},
         ),
         Case("same_upper", inputs=((1, 2, 5, 5),), attrs={**_K2, "auto_pad": "SAME_UPPER"}),
+        Case("astride", inputs=((1, 2, 1, 4),), attrs=_ASTRIDE),
+        Case(
+            "astride_columns", inputs=((1, 2, 4, 1),), attrs={"kernel_shape": (1, 2), "dilations": (1, 2), "pads": (0, 1, 0, 1)}
+        ),
         Case("three_dimensions", inputs=((1, 2, 4, 4, 4),), attrs={"kernel_shape": (2, 2, 2)}),
     ),
 )
@@ -208,5 +220,5 @@ GLOBAL_MAX_POOL = Op(
     cost_global,
     (Kernel("max", run_global_max),),
     mixes_rows=only_first_input_has_rows,
-    cases=GLOBAL_CASES,
+    cases=(*GLOBAL_CASES, Case("nan", inputs=(_NAN,))),
 )

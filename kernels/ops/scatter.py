@@ -130,6 +130,7 @@ _ELEMENTS = (
     Case("columns", inputs=((3, 4), _COLUMNS, (2, 3)), cost=Cost()),
     Case("axis", inputs=((3, 5), _COLUMNS, (2, 3)), attrs={"axis": 1}),
     Case("add_twice", inputs=((2, 3), _TWICE, (2, 2)), attrs={"axis": 1, "reduction": "add"}, cost=Cost(other_flops=4)),
+    Case("max_of_nan", inputs=((3,), np.array([1, 1], np.int64), np.array([np.nan, 9], np.float32)), attrs={"reduction": "max"}),
     Case("mul", inputs=((2, 3), _TWICE, (2, 2)), attrs={"axis": 1, "reduction": "mul"}),
     Case("max", inputs=((2, 3), _TWICE, (2, 2)), attrs={"axis": -1, "reduction": "max"}),
     Case("min", inputs=((2, 3), _TWICE, (2, 2)), attrs={"axis": 1, "reduction": "min"}),

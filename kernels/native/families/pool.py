@@ -209,10 +209,15 @@ class _PoolingEmitter:
         return self._combine(k, self._combined(k, values[:half]), self._combined(k, values[half:]))
 
     def _divisor(self, k: Function, span: Span, pixel: int, rows: Value) -> Value:
-        """The number of taps that count for one pixel of a tile, in every lane. rows: kernel rows that count."""
+        """The number of taps that count for one pixel of a tile, in every lane. rows: kernel rows that count.
+
+        All taps of a dilated window may lie in the padding; their sum of 0 is divided by 1 then.
+        """
         divided = self.pooling.divided
         columns = divided.kernel[1] if span.whole else len(divided.columns_inside(span.first + pixel))
         taps = rows * columns
         if taps.known is not None:
-            return k.const(k.f32, float(taps.known))
+            return k.const(k.f32, float(max(taps.known, 1)))
+        if divided.dilations != (1, 1):
+            taps = k.select(taps < 1, k.const(I64, 1), taps)
         return k.splat(k.convert("sitofp", taps, F32), k.f32)

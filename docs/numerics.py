@@ -1,0 +1,64 @@
+# ruff: noqa: E501  a table
+"""Where PyTorch, ONNX Runtime and ONNX's reference compute different results, and which of them is followed here.
+
+`docs/numerics.md` is made from the table. `tests/docs/test_numerics.py` runs the case of every row in ONNX Runtime and in ONNX's
+reference, and fails where one agrees or differs otherwise than the row says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AGREES = ""  # computes the same result as this project
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One row. op, case: the example, of the operator's file. here: what is computed.
+
+    pytorch, onnxruntime, reference: what these do where it is something else. AGREES: the same; None: they have no such case.
+    """
+
+    op: str
+    case: str
+    here: str
+    pytorch: str | None = AGREES
+    onnxruntime: str | None = AGREES
+    reference: str | None = AGREES
+
+
+_UNROUNDED = "spreads them over the size before it is rounded"
+_NUMBER = "keeps the number"
+_NO_PYTORCH = None
+
+DIFFERENCES = (
+    Difference("Resize", "single_size", "size · scale is multiplied in fp32 and rounded down: 10 · 1.3 makes 13", reference="multiplies in fp64: 12"),
+    Difference("Resize", "linear_aligned_scale", "`align_corners` spreads positions over the size of the result", reference=_UNROUNDED),
+    Difference("Resize", "crop_scale", "`tf_crop_and_resize` spreads positions over the size of the result", _NO_PYTORCH, reference=_UNROUNDED),
+    Difference("Resize", "crop_only", "`tf_crop_and_resize` crops an axis of scale 1 too", _NO_PYTORCH, "does not crop it"),
+    Difference("Resize", "nearest_single", "the nearest input is found by coordinates in fp32", reference="computes them in fp64"),
+    Difference("Resize", "nearest_unrounded_channels", "an axis of scale 1 is not resized, whatever its coordinates say", reference=None),
+    Difference("Resize", "linear_unchanged_size", "`linear`, and `nearest` with `asymmetric`, copy an axis whose size stays, as 10 · 1.05 does", onnxruntime="interpolates it, unless no size changes", reference="interpolates it"),
+    Difference("Resize", "linear_bytes", "weighted integers are rounded to the nearest, and saturate", onnxruntime="cuts fractions off"),
+    Difference("GridSample", "cubic_border", "`cubic` brings each pixel that is read into the image", reference="brings the position into the image"),
+    Difference("GridSample", "nearest_reflected", "`nearest` reflects a position, then rounds it", onnxruntime="rounds first", reference="rounds first"),
+    Difference("MaxPool", "nan", "NaN is the maximum", onnxruntime="passes over NaN", reference="passes over NaN"),
+    Difference("MaxPool", "indices_of_nan", "NaN is the maximum, and its index the last NaN's", onnxruntime="passes over NaN", reference="passes over NaN"),
+    Difference("GlobalMaxPool", "nan", "NaN is the maximum", onnxruntime="passes over NaN"),
+    Difference("MaxPool", "same_narrow", "`SAME_UPPER` and `SAME_LOWER` never pad less than nothing, as TensorFlow's", _NO_PYTORCH, "pads negatively or fails", "pads negatively"),
+    Difference("MaxPool", "same_dilated", "`SAME_UPPER` and `SAME_LOWER` keep the size of a dilated window", _NO_PYTORCH, "forgets the dilation"),
+    Difference("MaxPool", "ceil_wider", "`ceil_mode` takes a window wider than the input by less than a stride"),
+    Difference("AveragePool", "ceil_wider_pad_counted", "a window that reaches over the padding is divided by the rest of it", reference="returns 0"),
+    Difference("MaxPool", "astride", "the maximum of a dilated window that holds nothing is -infinity", AGREES, "the lowest finite number", "0"),
+    Difference("AveragePool", "astride", "the mean of a dilated window that holds nothing is 0", _NO_PYTORCH, reference="NaN"),
+    Difference("LpPool", "ceil_wider", "a window that reaches over the end sums the rest of it", "scales the sum up", reference="scales the sum up"),
+    Difference("ConvTranspose", "same_narrow", "`SAME_UPPER` and `SAME_LOWER` make size · stride, the zeros at the end", _NO_PYTORCH, "leaves the zeros at the end out", "shares them between both ends"),
+    Difference("Pow", "root_of_specials", "powers are C's: +0 and +infinity for the power 1/2 of -0 and -infinity", "takes the square root, so -0 and NaN, where the exponent is one number", AGREES, "as PyTorch"),
+    Difference("ArgMax", "nan", "NaN is the largest", onnxruntime="passes over NaN"),
+    Difference("ArgMin", "nan", "NaN is the smallest", onnxruntime="passes over NaN"),
+    Difference("ScatterElements", "max_of_nan", "the maximum and minimum of NaN and a number is NaN", onnxruntime=_NUMBER, reference=_NUMBER),
+    Difference("Clip", "infinite", "a bound that is absent does not bound infinities", onnxruntime="bounds them by the largest finite number"),
+    Difference("DynamicQuantizeLinear", "zeros", "a range of nothing has the scale 1/255", _NO_PYTORCH, "has the scale 1"),
+    Difference("LSTM", "clipped", "every activation's input is clipped", _NO_PYTORCH, "does not clip the output's activation", "does not clip"),
+    Difference("ReduceMean", "of_nothing", "the mean of nothing is NaN", onnxruntime="calls it 0"),
+)  # fmt: skip
