@@ -450,13 +450,13 @@ _CASES = (
         "crop_scale", inputs=((1, 1, 4, 7), _f(0, 0, 0.1, 0, 1, 1, 1, 0.9), _f(1, 1, 1.6, 1.5)), attrs={"mode": "linear", **_CROP}
     ),
     Case("crop_only", inputs=((1, 1, 4, 5), _f(0, 0, 0.25, 0, 1, 1, 1, 0.75), _f(1, 1, 1, 1)), attrs={"mode": "linear", **_CROP}),
-    Case("nearest_halfway", inputs=((20,), None, None, _i(6)), attrs={"nearest_mode": "round_prefer_ceil"}),
+    Case("nearest_halfway", inputs=((1, 1, 20), None, None, _i(1, 1, 6)), attrs={"nearest_mode": "round_prefer_ceil"}),
     Case(
         "nearest_single",
-        inputs=((12,), None, _f(1.1)),
+        inputs=((1, 1, 12), None, _f(1, 1, 1.1)),
         attrs={"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
     ),
-    Case("nearest_halfway_floor", inputs=((14,), None, None, _i(19))),
+    Case("nearest_halfway_floor", inputs=((1, 1, 14), None, None, _i(1, 1, 19))),
     Case(
         "nearest_unrounded_channels",
         inputs=(_IMAGE, None, _f(1, 1, 1, 1.4)),
@@ -465,7 +465,7 @@ _CASES = (
     Case("linear_unchanged_size", inputs=((1, 1, 5, 10), None, _f(1, 1, 1.6, 1.05)), attrs={"mode": "linear"}),
     Case(
         "nearest_symmetric",
-        inputs=((3,), None, None, _i(13)),
+        inputs=((1, 1, 3), None, None, _i(1, 1, 13)),
         attrs={"coordinate_transformation_mode": "half_pixel_symmetric", "nearest_mode": "floor"},
     ),
     Case("older_inputs", inputs=(_IMAGE, _f(1, 1, 2, 2)), attrs={"scales_second": True, **_UPSAMPLE}),
