@@ -38,7 +38,7 @@ DIFFERENCES = (
     Difference("Resize", "crop_only", "`tf_crop_and_resize` crops an axis of scale 1 too", _NO_PYTORCH, "does not crop it"),
     Difference("Resize", "nearest_single", "the nearest input is found by coordinates in fp32", reference="computes them in fp64"),
     Difference("Resize", "nearest_unrounded_channels", "an axis of scale 1 is not resized, whatever its coordinates say", reference=None),
-    Difference("Resize", "linear_unchanged_size", "`linear`, and `nearest` with `asymmetric`, copy an axis whose size stays, as 10 · 1.05 does", onnxruntime="interpolates it, unless no size changes", reference="interpolates it"),
+    Difference("Resize", "linear_unchanged_size", "`linear` with half pixels, and `nearest` with `asymmetric`, copy an axis whose size stays, as 10 · 1.05 does", onnxruntime="interpolates it, unless no size changes", reference="interpolates it"),
     Difference("Resize", "linear_bytes", "weighted integers are rounded to the nearest, and saturate", onnxruntime="cuts fractions off"),
     Difference("GridSample", "cubic_border", "`cubic` brings each pixel that is read into the image", reference="brings the position into the image"),
     Difference("GridSample", "nearest_reflected", "`nearest` reflects a position, then rounds it", onnxruntime="rounds first", reference="rounds first"),

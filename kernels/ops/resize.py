@@ -7,8 +7,7 @@ axis is filtered against aliasing). Axes whose coordinates are their positions a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,60 +17,10 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.resampling import COORDINATES, NEAREST, Axis, Pass, is_copied, resize_axis, tap_count
 from kernels.spec import BOOL, FLOATS, Array, Spec
 from kernels.upgrades import attribute_inputs
 
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis to resize. scale: the given one, or size_out / size_in where sizes are given."""
-
-    axis: int
-    size_in: int
-    size_out: int
-    scale: float
-    roi: tuple[float, float]
-
-
-def _half_pixel(a: Axis, x: Array) -> Array:
-    return (x + 0.5) / a.scale - 0.5
-
-
-def _half_pixel_symmetric(a: Axis, x: Array) -> Array:
-    """Half pixels, moved so that the images' centres meet although size_out was rounded."""
-    width = np.multiply(a.scale, a.size_in, dtype=x.dtype)
-    moved = a.size_in / 2 * (1 - a.size_out / width)
-    rounded = replace(a, scale=float(x.dtype.type(a.scale)))
-    y: Array = (_half_pixel(rounded, x.astype(np.float64)) + moved).astype(x.dtype)
-    return y
-
-
-def _crop(a: Axis, x: Array) -> Array:
-    start, end = a.roi
-    last = a.size_in - 1
-    if a.size_out == 1:
-        return np.full_like(x, 0.5 * (start + end) * last)
-    extent = np.subtract(end, start, dtype=x.dtype)
-    y: Array = np.multiply(start, last, dtype=x.dtype) + x * extent * last / (a.size_out - 1)
-    return y
-
-
-_COORDINATES: dict[str, Callable[[Axis, Array], Array]] = {
-    "half_pixel": _half_pixel,
-    "half_pixel_symmetric": _half_pixel_symmetric,
-    "pytorch_half_pixel": lambda a, x: _half_pixel(a, x) if a.size_out > 1 else x * 0.0,
-    "align_corners": lambda a, x: x * (a.size_in - 1) / (a.size_out - 1) if a.size_out > 1 else x * 0.0,
-    "asymmetric": lambda a, x: x / a.scale,
-    "tf_half_pixel_for_nn": lambda a, x: (x + 0.5) / a.scale,
-    "tf_crop_and_resize": _crop,
-}
-_NEAREST: dict[str, Callable[[Array], Array]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5 - _HALFWAY),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5 + _HALFWAY),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
-_HALFWAY = 1e-6  # a coordinate as near as this to the middle of two inputs lies there; ONNX Runtime has the same tolerance
 _POLICIES = {"stretch": None, "not_larger": min, "not_smaller": max}
 
 
@@ -159,8 +108,8 @@ def infer(
     if not math.isfinite(cubic_coeff_a):
         raise AttributeValueError(f"Resize: attribute cubic_coeff_a is {cubic_coeff_a}, need a finite number")
     one_of("Resize: attribute mode", mode, ("nearest", "linear", "cubic"))
-    one_of("Resize: attribute coordinate_transformation_mode", coordinate_transformation_mode, _COORDINATES)
-    one_of("Resize: attribute nearest_mode", nearest_mode, _NEAREST)
+    one_of("Resize: attribute coordinate_transformation_mode", coordinate_transformation_mode, COORDINATES)
+    one_of("Resize: attribute nearest_mode", nearest_mode, NEAREST)
     one_of("Resize: attribute keep_aspect_ratio_policy", keep_aspect_ratio_policy, _POLICIES)
     if scales_second:
         roi, scales = None, roi
@@ -175,57 +124,6 @@ def infer(
         coordinate_transformation_mode=coordinate_transformation_mode,
     )
     return _resized(x, plans)
-
-
-def _taps(plan: Axis, x: Array, mode: str, a: float, antialias: int, exclude_outside: int) -> tuple[Array, Array]:
-    """Indices and weights, both (size_out, taps). A tap beyond an edge reads the edge, or nothing when excluded."""
-    stretch = min(plan.scale, 1.0) if antialias else 1.0
-    reach = math.ceil((1 if mode == "linear" else 2) / stretch)
-    index = np.floor(x)[:, None] + np.arange(1 - reach, reach + 1)
-    distance = np.abs(index - x[:, None]) * stretch
-    weights = np.clip(1 - distance, 0, None) if mode == "linear" else _cubic(distance, a)
-    if exclude_outside:
-        weights = np.where((index < 0) | (index >= plan.size_in), 0, weights)
-    if exclude_outside or stretch < 1:
-        total = weights.sum(1, keepdims=True)
-        weights = weights / np.where(total == 0, 1, total)
-    return np.clip(index, 0, plan.size_in - 1).astype(np.intp), weights
-
-
-def _cubic(distance: Array, a: float) -> Array:
-    """Keys' kernel, R. G. Keys 1981, equation 4."""
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-
-
-def _tap_count(plan: Axis, mode: str, antialias: int) -> int:
-    return 2 * math.ceil((1 if mode == "linear" else 2) / (min(plan.scale, 1.0) if antialias else 1.0))
-
-
-def _coordinates(plan: Axis, mode: str, dtype: type[np.floating[Any]] = np.float64) -> Array:
-    """Return where each output lies in the input, (size_out,) fp64, computed in `dtype`.
-
-    Weights follow from coordinates in fp64. What is chosen by a coordinate, a nearest input or whether it lies outside, follows
-    from fp32 as in PyTorch and ONNX Runtime, since both types round a coordinate that should lie halfway to different sides.
-    """
-    return _COORDINATES[mode](plan, np.arange(plan.size_out, dtype=dtype)).astype(np.float64)
-
-
-def _is_copied(plan: Axis, *, mode: str, antialias: int, coordinate_transformation_mode: str, **_: Any) -> bool:
-    """Whether outputs are the inputs at their positions.
-
-    An axis of scale 1 is not resized, whatever its coordinates say, but may be cropped. One whose size stays although its scale
-    is another, as 10 · 1.05 does, is copied too where PyTorch's `nearest` and `bilinear` are meant, which do so.
-    """
-    if plan.size_in != plan.size_out:
-        return False
-    place = coordinate_transformation_mode
-    if plan.scale == 1 and place != "tf_crop_and_resize":
-        return True
-    if (mode == "linear" and not antialias and place.endswith("half_pixel")) or (mode == "nearest" and place == "asymmetric"):
-        return True
-    return np.array_equal(_coordinates(plan, place), np.arange(plan.size_in))
 
 
 def cost(
@@ -245,26 +143,10 @@ def cost(
         roi, scales = None, roi
     shape, flops = list(x.shape), 0
     for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs):
-        if not _is_copied(plan, **attrs):
+        if not is_copied(plan, **attrs):
             shape[plan.axis] = plan.size_out
-            flops += (2 * _tap_count(plan, attrs["mode"], attrs["antialias"]) - 1) * math.prod(shape)
+            flops += (2 * tap_count(plan, attrs["mode"], attrs["antialias"]) - 1) * math.prod(shape)
     return Cost(other_flops=flops)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pass:
-    """The interpolation along one axis. index: (size_out, taps), the inputs of every output. weights: of these inputs, None where
-    each output is a copy of one input. outside: (size_out,), outputs that get the extrapolation value."""
-
-    axis: int
-    index: Array
-    weights: Array | None
-    outside: Array
-
-    @property
-    def copies(self) -> bool:
-        """Whether every output is one input."""
-        return self.weights is None and not self.outside.any()
 
 
 def passes(
@@ -279,24 +161,9 @@ def passes(
     """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
     if scales_second:
         roi, scales = None, roi
-    found = [
-        _pass(plan, **attrs) for plan in _resized_axes("Resize", x, roi, scales, sizes, **attrs) if not _is_copied(plan, **attrs)
-    ]
+    plans = _resized_axes("Resize", x, roi, scales, sizes, **attrs)
+    found = [resize_axis(plan, **attrs) for plan in plans if not is_copied(plan, **attrs)]
     return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
-
-
-def _pass(plan: Axis, **attrs: Any) -> Pass:
-    place, mode = attrs["coordinate_transformation_mode"], attrs["mode"]
-    outside = np.zeros(plan.size_out, bool)
-    if place == "tf_crop_and_resize":
-        rounded = _coordinates(plan, place, np.float32)
-        outside = (rounded < 0) | (rounded > plan.size_in - 1)
-    if mode == "nearest":
-        nearest = _NEAREST[attrs["nearest_mode"]](_coordinates(plan, place, np.float32))
-        return Pass(plan.axis, np.clip(nearest, 0, plan.size_in - 1).astype(np.intp)[:, None], None, outside)
-    coordinates = _coordinates(plan, place)
-    taps = _taps(plan, coordinates, mode, attrs["cubic_coeff_a"], attrs["antialias"], attrs["exclude_outside"])
-    return Pass(plan.axis, *taps, outside)
 
 
 def run(
@@ -486,9 +353,19 @@ _UPSAMPLE_CASES = (
 
 
 def mixes_rows(call: Application) -> str:
-    """Along an axis whose length does not change, every mode reads the row itself alone, except for crops."""
+    """Rows are read by themselves along an axis of scale 1. Other scales may leave the size of small batches, and mix rows."""
     if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return "it crops"
+    axes = call.attrs.get("axes") or range(call.rank)
+    along = [axis % call.rank for axis in axes]
+    if 0 in along and call.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return "it keeps the aspect ratio of the batch"
+    scales = call.input(1 if call.attrs.get("scales_second", True) else 2)
+    if 0 in along and scales is not None and (scales.spec is None or scales.spec.elements):
+        if scales.spec is None or scales.spec.value is None or not scales.is_free:
+            return f"{scales.name!r} is only known at run time"
+        if scales.spec.value.ravel()[along.index(0)] != 1:
+            return "it resizes the batch"
     return first_input_has_rows(call)
 
 

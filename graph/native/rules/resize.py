@@ -29,7 +29,8 @@ from kernels.native.families.resize import (
 )
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.ops.resize import Pass, passes, upsample_attributes
+from kernels.ops.resize import passes, upsample_attributes
+from kernels.resampling import Pass
 from kernels.spec import Array
 
 

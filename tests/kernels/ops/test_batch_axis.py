@@ -80,3 +80,23 @@ def test_a_reason_names_the_input_at_fault() -> None:
         "'i1' depends on the batch's size"
     )
     assert broadcast_keeps_rows(_application("Add", Content.ROWS, Content.FREE, shapes=((4, 3), (3,)))) == ""
+
+
+@pytest.mark.parametrize(
+    ("scale", "attrs", "reason"),
+    [
+        (1.0, {}, ""),
+        (1.05, {}, "it resizes the batch"),
+        (1.05, {"axes": (-4, 1, 2, 3)}, "it resizes the batch"),
+        (1.0, {"coordinate_transformation_mode": "tf_crop_and_resize"}, "it crops"),
+        (1.0, {"keep_aspect_ratio_policy": "not_larger"}, "it keeps the aspect ratio of the batch"),
+    ],
+)
+def test_a_resize_that_rounds_the_batch_to_its_size_mixes_rows(scale: float, attrs: dict[str, object], reason: str) -> None:
+    op = operators()["Resize"]
+    scales = np.array([scale, 1, 2, 2], np.float32)
+    inputs = specs_of([np.zeros((4, 3, 5, 5), np.float32), None, scales])
+    contents = (Content.ROWS, Content.FREE, Content.FREE)
+    made = tuple(None if spec is None else Operand(f"i{n}", contents[n], spec) for n, spec in enumerate(inputs))
+    assert op.mixes_rows is not None
+    assert op.mixes_rows(Application(made, op.bind(attrs), 4, further_outputs=False)) == reason
