@@ -121,7 +121,7 @@ def _cubic(distance: Array, a: float) -> Array:
 
 
 def tap_count(plan: Axis, mode: str, antialias: int) -> int:
-    """Return how many inputs each output is made of. mode: "linear" or "cubic"; an axis that is filtered and shrinks takes more."""
+    """Return how many inputs each output is made of. mode: "linear" or "cubic"; a filtered axis that shrinks takes more."""
     return 2 * math.ceil((1 if mode == "linear" else 2) / (min(plan.scale, 1.0) if antialias else 1.0))
 
 

@@ -151,3 +151,25 @@ def test_pools_in_ceil_mode_have_as_many_places() -> None:
             assert window("Pool", (n,), (k,), sliding, ceil_mode=True).out == (places,), (n, k, s, d, b, a)
             taken += n + b + a < extent
     assert taken, "no window is wider than its input"
+
+
+def test_the_maximum_of_a_window_with_nan_is_nan() -> None:
+    x = np.array([[[1, np.nan, 3, 2, np.nan, np.nan]]], np.float32)
+    y, indices = evaluate(find("MaxPool"), [x], {"kernel_shape": (2,), "strides": (2,)})
+    np.testing.assert_array_equal(y, [[[np.nan, 3, np.nan]]])
+    np.testing.assert_array_equal(indices, [[[1, 2, 5]]])
+
+
+def test_the_maximum_of_nothing_is_below_every_number() -> None:
+    """A dilated window may step over the whole input; no element has its index."""
+    attrs = {"kernel_shape": (2,), "dilations": (2,), "pads": (1, 1)}
+    y, indices = evaluate(find("MaxPool"), [np.ones((1, 2, 1), np.float32)], attrs)
+    np.testing.assert_array_equal(y, [[[-np.inf], [-np.inf]]])
+    np.testing.assert_array_equal(indices, [[[-1], [-1]]])
+
+
+def test_nearest_reflects_a_position_before_it_rounds_it() -> None:
+    """The position 5.5 behind five pixels is 3.5 in front of their end, which is rounded to the even pixel 4."""
+    x, grid = np.arange(5, dtype=np.float32).reshape(1, 1, 5), np.array([[[1.4]]], np.float32)
+    y = evaluate(find("GridSample"), [x, grid], {"mode": "nearest", "padding_mode": "reflection"})[0]
+    assert y.item() == 4
