@@ -51,6 +51,7 @@ DIFFERENCES = (
     Difference("AveragePool", "ceil_wider_pad_counted", "a window that reaches over the padding is divided by the rest of it", reference="returns 0"),
     Difference("MaxPool", "astride", "the maximum of a dilated window that holds nothing is -infinity", AGREES, "the lowest finite number", "0"),
     Difference("AveragePool", "astride", "the mean of a dilated window that holds nothing is 0", _NO_PYTORCH, reference="NaN"),
+    Difference("MaxUnpool", "larger", "indices count through output_shape", reference="counts them through the size that follows from the attributes"),
     Difference("LpPool", "ceil_wider", "a window that reaches over the end sums the rest of it", "scales the sum up", reference="scales the sum up"),
     Difference("ConvTranspose", "same_narrow", "`SAME_UPPER` and `SAME_LOWER` make size · stride, the zeros at the end", _NO_PYTORCH, "leaves the zeros at the end out", "shares them between both ends"),
     Difference("Pow", "root_of_specials", "powers are C's: +0 and +infinity for the power 1/2 of -0 and -infinity", "takes the square root, so -0 and NaN, where the exponent is one number", AGREES, "as PyTorch"),

@@ -38,7 +38,6 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("MaxPool", "same_dilated"): "it takes the window for undilated when it derives pads",
     ("MaxPool", "astride"): "it calls the maximum of nothing the lowest finite number, PyTorch -infinity",
     ("MaxPool", "astride_indices"): "it calls the maximum of nothing the lowest finite number, PyTorch -infinity",
-    ("MaxUnpool", "larger"): "it counts indices through output_shape, ONNX's tests through what the geometry gives",
     ("Mod", "floats"): "it refuses fmod=0 with floats, defined since opset 28",
     ("Mod", "float_specials"): "it refuses fmod=0 with floats, defined since opset 28",
     ("OneHot", "scalar"): "it refuses scalar indices",

@@ -117,6 +117,14 @@ def test_reduction_is_numpys(shape, data, name):
     np.testing.assert_allclose(y, plain(x, axis=tuple(axes), keepdims=keep), rtol=1e-12)
 
 
+def test_unpooled_maxima_are_where_they_were():
+    x = np.random.default_rng(3).permutation(2 * 3 * 7 * 6).astype(np.float32).reshape(2, 3, 7, 6) + 1
+    window = {"kernel_shape": (2, 3), "strides": (2, 3)}
+    maxima, places = evaluate(find("MaxPool"), [x], window)
+    y = run("MaxUnpool", maxima, places, np.array(x.shape), **window)
+    np.testing.assert_array_equal(y, np.where(np.isin(x, maxima), x, 0))
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (9,)], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_power_is_cs_however_the_exponents_lie(dtype, shape):
