@@ -131,7 +131,7 @@ class Module:
         parameters = ", ".join(f"{v.type.text} {v.ref}" for v in values)
         linkage = "" if exported else "internal "
         head = f"define {linkage}{returns.text} @{name}({parameters}) {attributes or 'nounwind'} #0 {{"
-        self._bodies.append("\n".join((head, "entry:", *k.lines, "}")))
+        self._bodies.append("\n".join((head, "entry:", *k.reserved, *k.lines, "}")))
 
     def declare(self, name: str, returns: Type, arguments: Sequence[Type], attributes: str = "") -> None:
         """Declare an intrinsic or a function defined elsewhere; declaring it twice is harmless."""
@@ -163,6 +163,7 @@ class Function:
         self.isa = module.isa
         self.returns = returns
         self.lines: list[str] = []
+        self.reserved: list[str] = []  # memory on the stack, at the beginning of the function
         self.block = "entry"
         self._names: dict[str, int] = {}
 
@@ -459,19 +460,42 @@ class Function:
         index = self.const(I32.by(kind.lanes), list(range(kind.lanes)))
         return self.compare("lt", index, self.splat(self.convert("trunc", count, I32), index.type))
 
-    def load_first(self, kind: Type, base: Value, count: Value) -> Value:
-        """Load the first `count` lanes and set the others to 0; no byte after them is read."""
-        arguments = (base, self.const(I32, kind.align_bytes), self.first_lanes(kind, count), self.zero(kind))
-        return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
+    def load_first(self, kind: Type, base: Value, count: Value, stride: Value | None = None) -> Value:
+        """Load the first `count` elements into the first lanes and set the others to 0; nothing else is read.
 
-    def store_first(self, value: Value, base: Value, count: Value) -> None:
-        """Store the first `count` lanes; no byte after them is written."""
-        arguments = (value, base, self.const(I32, value.type.align_bytes), self.first_lanes(value.type, count))
-        self.call(f"llvm.masked.store.{value.type.mangled}.p0", VOID, *arguments)
+        stride: elements from one to the next, 1 where it is None.
+        """
+        if self._masked(kind, stride):
+            arguments = (base, self.const(I32, kind.align_bytes), self.first_lanes(kind, count), self.zero(kind))
+            return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
+        room = self.room(kind)
+        self.store(self.zero(kind), room)
+        with self.loop("gather", 0, count) as at:
+            self.store(self.load(kind.element, base, at if stride is None else at * stride), room, at)
+        return self.load(kind, room)
 
-    def room(self, kind: Type, count: int) -> Value:
-        """Reserve memory for `count` vectors on the stack, for as long as the function runs; to be called first in it."""
-        return self.op(f"alloca [{count} x {kind.text}], align 64", PTR, "room")
+    def store_first(self, value: Value, base: Value, count: Value, stride: Value | None = None) -> None:
+        """Store the first `count` lanes; nothing else is written. stride: as for `load_first`."""
+        kind = value.type
+        if self._masked(kind, stride):
+            arguments = (value, base, self.const(I32, kind.align_bytes), self.first_lanes(kind, count))
+            self.call(f"llvm.masked.store.{kind.mangled}.p0", VOID, *arguments)
+            return
+        room = self.room(kind)
+        self.store(value, room)
+        with self.loop("scatter", 0, count) as at:
+            self.store(self.load(kind.element, room, at), base, at if stride is None else at * stride)
+
+    def _masked(self, kind: Type, stride: Value | None) -> bool:
+        """Whether a part of a vector is loaded or stored by one instruction with a mask."""
+        dense = stride is None or stride.known == 1
+        return dense and (self.isa.masks or (self.isa.vector_bits == 256 and kind.bits >= 32))
+
+    def room(self, kind: Type) -> Value:
+        """Reserve memory for a vector on the stack, for as long as the function runs."""
+        ref = f"%{self.fresh('room')}"
+        self.reserved.append(f"  {ref} = alloca {kind.text}, align 64")
+        return Value(self, PTR, ref)
 
     def prefetch(self, base: Value, index: Operand = 0, *, locality: int = 3, write: bool = False) -> None:
         """Prefetch a cache line. locality: from 3, keep it in the nearest cache, to 0, do not keep it."""

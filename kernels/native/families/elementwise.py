@@ -1,12 +1,14 @@
 """Elementwise expressions and copies over strided tensors: every input is read once and nothing but the result is written.
 
     for each chunk = a piece of each axis:
-        for each axis but two, for each tile of rows × columns:        columns: in vectors, along the axis where y is contiguous
+        for each axis but one, for the columns, in vectors:        columns: the axis along which y is contiguous
             load the operands, apply the steps, store
 
 What an operand costs depends on its stride along the columns: 1 is a load, 0 one element in every lane (loaded once a row, and
 what depends on such operands alone is computed then), -1 a load and a shuffle. An operand that lies contiguous along the rows is
 transposed in registers, lanes × lanes at a time. Any other is loaded element by element.
+
+The code is decided by the steps, the types and these kinds of strides. Sizes, other strides and how chunks are cut are numbers.
 
 With no step a map is a copy, of elements of 1, 2, 4 or 8 bytes: transposition, slice, expansion, a piece of a concatenation, a
 conversion between layouts. The result may overwrite an operand that lies in the same place under the same strides.
@@ -14,15 +16,18 @@ conversion between layouts. The result may overwrite an operand that lies in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
-from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_dtype, name_expression
-from kernels.native.emit.nest import Axis, chunk_count, chunk_ranges, cut, make_nest, tiles
+from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
@@ -30,6 +35,7 @@ from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
 from kernels.spec import DType
 
+DEPTH = 4  # least axes of a loop nest
 CHUNK_CYCLES = (8_000, 30_000)  # least and most of one chunk: 2 to 10 µs
 CHUNKS = 32
 CYCLE_BYTES = 32  # that caches move in a cycle, roughly
@@ -71,174 +77,276 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         raise EmitError(f"map: {len(what.operands)} operands and {len(what.steps)} steps make {made}, y is {what.y.dtype.name}")
     names = (*(f"x{n}" for n in range(len(what.operands))), "y")
     stem = f"{name_dtype(what.y.dtype)}_map{len(what.steps)}" if what.steps else f"b{what.y.dtype.itemsize}_copy"
-    emitter = _MapEmitter(what, types, isa) if what.y.view.size else None
-    turned = ("transposed",) if emitter and emitter.nest.turned else ()
-    name = kernel_name(stem, what, isa, (*turned, *name_expression(what.expression)))
+    nest = _deep(make_nest([what.y.view, *_repeated(what)] if what.y.view.size else [View.dense((1,))] * len(names)))
+    code = _Code.of(what, types, nest)
+    words = (*(("transposed",) if code.turned else ()), *name_expression(what.expression))
+    pieces = _pieces(what, code, nest, isa)
 
-    def body(k: Function, values: list[Value]) -> None:
-        if emitter:
-            *operands, y, begin, end = values
-            emitter.emit(k, [y, *operands], begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], _: Value, chunks: Bounds) -> None:
+        _MapEmitter(k, code, sizes).emit([pointers["y"], *(pointers[name] for name in names[:-1])], *chunks)
 
-    return emitted(isa, name, names, emitter.chunks if emitter else 0, body)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(stem, code, isa, words),
+        names,
+        chunk_count(nest, pieces) if what.y.view.size else 0,
+        body,
+        _numbers(nest, pieces),
+        (),
+        0,
+    )
 
 
-Values = dict[int, Value]  # of the tape, by number
+def _deep(nest: Nest) -> Nest:
+    """Return a nest with at least DEPTH axes: one loop nest then serves tensors of any rank up to that."""
+    missing = DEPTH - len(nest.axes)
+    return replace(nest, axes=(*[Axis(1, (0,) * len(nest.offsets))] * missing, *nest.axes)) if missing > 0 else nest
+
+
+def _numbers(nest: Nest, pieces: Sequence[int]) -> dict[str, int]:
+    """Return the numbers that the code reads, by name.
+
+    size0, size1…: of each axis, outermost first; piece0…: how much of it a chunk takes; count0…: how many pieces it has.
+    offset0…: elements from the address of each view to its first one, y's first; stride0_1…: of view 0 along axis 1.
+    """
+    numbers: dict[str, int] = {}
+    for n, (axis, piece) in enumerate(zip(nest.axes, pieces, strict=True)):
+        numbers |= {f"size{n}": axis.size, f"piece{n}": piece, f"count{n}": -(-axis.size // piece)}
+    for view, offset in enumerate(nest.offsets):
+        numbers |= {f"offset{view}": offset, **{f"stride{view}_{n}": axis.strides[view] for n, axis in enumerate(nest.axes)}}
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """All that decides the code. View 0 is y, view n + 1 operand n.
+
+    types: of the operands and of each step. y: of the result. axes: how many. columns: each view's stride along the columns where
+    it is 0, 1 or -1, else None. turned: the views that lie contiguous along the rows instead.
+    """
+
+    steps: tuple[Apply, ...]
+    types: tuple[DType, ...]
+    y: DType
+    axes: int
+    columns: tuple[int | None, ...]
+    turned: tuple[int, ...]
+
+    @staticmethod
+    def of(what: Map, types: Sequence[DType], nest: Nest) -> _Code:
+        """Return the code of a map over that nest."""
+        columns = tuple(stride if abs(stride) <= 1 else None for stride in nest.columns.strides)
+        steps, turned = what.steps, tuple(sorted(nest.turned))
+        if not steps:  # copies of all types of one size are one
+            bits = np.dtype(f"u{memory_type(what.y.dtype).bits // 8}")
+            return _Code((), (bits,), bits, len(nest.axes), columns, turned)
+        return _Code(steps, tuple(types), what.y.dtype, len(nest.axes), columns, turned)
+
+    @property
+    def operands(self) -> int:
+        """How many operands there are."""
+        return len(self.columns) - 1
+
+    @property
+    def kinds(self) -> list[Type]:
+        """The type of an element of each view in memory."""
+        return [memory_type(dtype) for dtype in (self.y, *self.types[: self.operands])]
+
+    def lanes(self, isa: Isa) -> int:
+        """Return the elements that are computed together: as many as there are of the widest type in a vector."""
+        lanes = isa.vector_bits // max(kind.bits for kind in (*self.kinds, *map(memory_type, self.types)))
+        return min(lanes, TURNED_LANES) if self.turned else lanes
+
+    @property
+    def unroll(self) -> int:
+        """Vectors at a time."""
+        if self.turned or None in self.columns:
+            return 1
+        return 1 if max(map(cycles_of, self.steps), default=1) >= HEAVY_CYCLES else UNROLL
+
+
+def _pieces(what: Map, code: _Code, nest: Nest, isa: Isa) -> tuple[int, ...]:
+    """Return how much of each axis a chunk takes."""
+    lanes = code.lanes(isa)
+    each = (1 + sum(map(cycles_of, code.steps))) / lanes  # cycles of an element
+    for kind, stride, n in zip(code.kinds, nest.columns.strides, range(len(code.columns)), strict=True):
+        single = abs(stride) > 1 and n not in code.turned
+        each += 1 if single else min(abs(stride), 1) * kind.bits / 8 / CYCLE_BYTES
+    each = max(each, 1 / lanes)
+    chunk_cycles = min(max(what.y.view.size * each / CHUNKS, CHUNK_CYCLES[0]), CHUNK_CYCLES[1])
+    across = min(-(-nest.columns.size // lanes), code.unroll)
+    return cut(nest, (lanes, lanes) if code.turned else (1, across * lanes), chunk_cycles / each)
+
+
+Values = dict[int, Value]  # of the steps, by number
 
 
 class _MapEmitter:
-    """Emits one map; the methods are the loops of the module docstring, outermost first. View 0 is y, view n + 1 operand n."""
+    """Emits the code; the methods are the loops of the module docstring, outermost first."""
 
-    def __init__(self, what: Map, types: Sequence[DType], isa: Isa) -> None:
-        self.what, self.isa = what, isa
-        tensors = (what.y, *what.operands)
-        self.nest = make_nest([what.y.view, *_repeated(what)])
-        self.dtypes = types
-        self.kinds = [bits_type(what.y.dtype)] if not what.steps else [memory_type(tensor.dtype) for tensor in tensors]
-        self.kinds *= len(tensors) // len(self.kinds)
-        every = [*self.kinds, *(memory_type(dtype) for dtype in types)] if what.steps else self.kinds
-        self.lanes = isa.vector_bits // max(kind.bits for kind in every)
-        if self.nest.turned:
-            self.lanes = min(self.lanes, TURNED_LANES)
-        heavy = max(map(cycles_of, what.steps), default=1) >= HEAVY_CYCLES
-        self.unroll = 1 if heavy else UNROLL
-        vectors = -(-self.nest.columns.size // self.lanes)
-        if self.nest.turned:
-            self.units = (self.lanes, self.lanes)
-        else:
-            across = min(vectors, self.unroll)
-            self.units = (self.unroll // across, across * self.lanes)
-        each = max(self._cycles(), 1 / self.lanes)  # of an element
-        total = what.y.view.size * each
-        chunk_cycles = min(max(total / CHUNKS, CHUNK_CYCLES[0]), CHUNK_CYCLES[1])
-        self.pieces = cut(self.nest, self.units, chunk_cycles / each)
-        self.chunks = chunk_count(self.nest, self.pieces)
+    def __init__(self, k: Function, code: _Code, n: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n = k, code, n
+        self.kinds, self.lanes = code.kinds, code.lanes(k.isa)
 
-    def _cycles(self) -> float:
-        """Estimate the cycles of one element."""
-        cycles = (1 + sum(map(cycles_of, self.what.steps))) / self.lanes
-        for n, (kind, stride) in enumerate(zip(self.kinds, self.nest.columns.strides, strict=True)):
-            single = abs(stride) > 1 and n not in self.nest.turned
-            cycles += 1 if single else min(abs(stride), 1) * kind.bits / 8 / CYCLE_BYTES
-        return cycles
-
-    def emit(self, k: Function, addresses: Sequence[Value], begin: Value, end: Value) -> None:
+    def emit(self, addresses: Sequence[Value], begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
-        addresses = [k.offset(at, self.nest.offsets[n], self.kinds[n]) for n, at in enumerate(addresses)]
+        k, n = self.k, self.n
+        each = enumerate(zip(addresses, self.kinds, strict=True))
+        at = [k.offset(address, n[f"offset{view}"], kind) for view, (address, kind) in each]
         with k.loop("chunk", begin, end) as chunk:
-            self._axis(k, 0, addresses, chunk_ranges(k, self.nest, self.pieces, chunk))
+            ranges, left = [], chunk
+            for axis in reversed(range(self.code.axes)):
+                count, piece = n[f"count{axis}"], n[f"piece{axis}"]
+                start, left = left % count * piece, left // count
+                ranges.append((start, k.least(start + piece, n[f"size{axis}"])))
+            self._axis(0, at, ranges[::-1])
 
-    def _axis(self, k: Function, depth: int, addresses: Sequence[Value], ranges: Sequence[tuple[Value, Value]]) -> None:
-        axis = self.nest.axes[depth]
-        if depth == len(self.nest.axes) - 2:
-            self._rows(k, addresses, *ranges[depth:])
-            return
-        with k.loop(f"axis{depth}", *ranges[depth]) as index:
-            self._axis(k, depth + 1, self._moved(k, addresses, axis, index), ranges)
+    def _axis(self, axis: int, at: Sequence[Value], ranges: Sequence[tuple[Value, Value]]) -> None:
+        rows = self.code.axes - 2
+        if axis == rows and self.code.turned:
+            self._turned_rows(at, *ranges[rows:])
+        elif axis == rows + 1:
+            self._columns(at, *ranges[axis])
+        else:
+            with self.k.loop(f"axis{axis}", *ranges[axis]) as index:
+                self._axis(axis + 1, self._moved(at, axis, index), ranges)
 
-    def _moved(self, k: Function, addresses: Sequence[Value], axis: Axis, index: Value) -> list[Value]:
+    def _moved(self, at: Sequence[Value], axis: int, index: Value) -> list[Value]:
         """Return the addresses at an index of an axis."""
-        triples = zip(addresses, axis.strides, self.kinds, strict=True)
-        return [k.offset(address, index * stride, kind) for address, stride, kind in triples]
+        return [
+            self.k.offset(address, index * self._stride(view, axis), kind)
+            for view, (address, kind) in enumerate(zip(at, self.kinds, strict=True))
+        ]
 
-    def _rows(
-        self, k: Function, addresses: Sequence[Value], row_range: tuple[Value, Value], column_range: tuple[Value, Value]
-    ) -> None:
-        """Emit the tiles of a chunk at one index of the outer axes."""
-        (row_axis, column_axis), (row_unit, column_unit) = self.nest.axes[-2:], self.units
+    def _stride(self, view: int, axis: int) -> Value:
+        known = self.code.columns[view] if axis == self.code.axes - 1 else None
+        return self.n[f"stride{view}_{axis}"] if known is None else self.k.const(I64, known)
 
-        def rows(row: Value, count: int) -> None:
-            at = self._moved(k, addresses, row_axis, row)
-            shared = self._shared(k, at, count)
+    def _columns(self, at: Sequence[Value], first: Value, last: Value) -> None:
+        """Emit the vectors of a row: several at a time, then one by one, then what is left of the last."""
+        k, lanes, axis = self.k, self.lanes, self.code.axes - 1
+        shared, wide = self._shared(at), self.code.unroll * lanes
+        start, size = first, last - first
+        for count in dict.fromkeys((wide, lanes)):
+            stop = first + size // count * count
+            with k.loop("column", start, stop, count) as column:
+                self._vectors(self._moved(at, axis, column), shared, count // lanes)
+            start = stop
+        with k.when(start < last, "rest"):
+            self._part(self._moved(at, axis, start), shared, last - start)
 
-            def columns(column: Value, width: int) -> None:
-                self._tile(k, self._moved(k, at, column_axis, column), shared, width)
-
-            tiles(k, "column", column_axis.size, column_range, column_unit, columns)
-
-        tiles(k, "row", row_axis.size, row_range, row_unit, rows)
-
-    def _shared(self, k: Function, addresses: Sequence[Value], rows: int) -> list[Values]:
-        """Compute once per row what is equal in all columns: operands that are broadcast along them, and steps on these alone."""
-        nest = self.nest
-        shared: list[Values] = [{} for _ in range(rows)]
-        for n in range(len(self.what.operands)):
-            if nest.columns.strides[n + 1] != 0:
-                continue
-            if nest.rows.strides[n + 1] == 0:
-                one = self._load(k, addresses[n + 1], n, 0, 0, 1)
-                for values in shared:
-                    values[n] = one
-            elif not nest.turned:  # a tile of many rows has no registers to keep one for each
-                for row, values in enumerate(shared):
-                    values[n] = self._load(k, addresses[n + 1], n, row, 0, 1)
-        for values in shared:
-            self._apply(k, values)
+    def _shared(self, at: Sequence[Value]) -> Values:
+        """Compute once for a row what is equal in all columns: operands broadcast along them, and steps on these alone."""
+        shared: Values = {}
+        for operand, (address, stride) in enumerate(zip(at[1:], self.code.columns[1:], strict=True)):
+            if stride == 0:
+                kind = self.kinds[operand + 1].by(self.lanes)
+                shared[operand] = self._value(self.k.broadcast(kind, address), operand)
+        self._apply(shared)
         return shared
 
-    def _apply(self, k: Function, values: Values) -> None:
+    def _apply(self, values: Values) -> None:
         """Compute every step whose arguments have been computed."""
-        for number, step in enumerate(self.what.steps, len(self.what.operands)):
+        for number, step in enumerate(self.code.steps, self.code.operands):
             if number not in values and all(arg in values for arg in step.args):
-                dtypes = [self.dtypes[arg] for arg in step.args]
-                values[number] = apply(k, step, [values[arg] for arg in step.args], dtypes, self.lanes)
+                dtypes = [self.code.types[arg] for arg in step.args]
+                values[number] = apply(self.k, step, [values[arg] for arg in step.args], dtypes, self.lanes)
 
-    def _tile(self, k: Function, addresses: Sequence[Value], shared: Sequence[Values], width: int) -> None:
-        """Emit one tile, a few vectors at a time: all loads, then the steps, then the stores."""
-        rows = len(shared)
-        turned = {view - 1: self._turned(k, addresses[view], view, rows, width) for view in sorted(self.nest.turned)}
-        cells = [(row, at) for row in range(rows) for at in range(0, width, self.lanes)]
-        for first in range(0, len(cells), self.unroll):
-            group = [(row, at, dict(shared[row])) for row, at in cells[first : first + self.unroll]]
-            for row, at, values in group:
-                for n, address in enumerate(addresses[1:]):
-                    if n in turned:
-                        values[n] = turned[n][row]
-                    elif n not in values:
-                        values[n] = self._load(k, address, n, row, at, min(self.lanes, width - at))
-            for _, _, values in group:
-                self._apply(k, values)
-            for row, at, values in group:
-                self._store(k, addresses[0], values[len(self.dtypes) - 1], row, at, min(self.lanes, width - at))
+    def _value(self, raw: Value, operand: int) -> Value:
+        return from_memory(self.k, raw, self.code.types[operand]) if self.code.steps else raw
 
-    def _turned(self, k: Function, address: Value, view: int, rows: int, width: int) -> list[Value]:
-        """Load a tile of an operand that is contiguous along the rows, transpose it, and return its rows."""
-        kind, stride = self.kinds[view].by(self.lanes), self.nest.columns.strides[view]
-        loaded = [k.load_part(kind, address, rows, column * stride) for column in range(width)]
-        rows_of = transpose(k, loaded + [k.poison(kind)] * (self.lanes - width))
-        return [self._value(k, raw, view - 1) for raw in rows_of[:rows]]
+    def _vectors(self, at: Sequence[Value], shared: Values, count: int) -> None:
+        """Emit whole vectors side by side: all loads, then the steps, then the stores."""
+        group = [dict(shared) for _ in range(count)]
+        for number, values in enumerate(group):
+            for operand in range(self.code.operands):
+                if operand not in values:
+                    values[operand] = self._value(self._load(operand + 1, at[operand + 1], number), operand)
+        for values in group:
+            self._apply(values)
+        for number, values in enumerate(group):
+            self._store(at[0], values, number)
 
-    def _value(self, k: Function, raw: Value, operand: int) -> Value:
-        return from_memory(k, raw, self.dtypes[operand]) if self.what.steps else raw
-
-    def _load(self, k: Function, address: Value, operand: int, row: int, column: int, lanes: int) -> Value:
-        """Load a vector of an operand along the columns."""
-        stride = self.nest.columns.strides[operand + 1]
-        at = row * self.nest.rows.strides[operand + 1] + column * stride
-        return self._value(k, self._load_raw(k, self.kinds[operand + 1].by(self.lanes), address, at, stride, lanes), operand)
-
-    def _load_raw(self, k: Function, kind: Type, address: Value, at: int, stride: int, lanes: int) -> Value:
-        if stride == 0:
-            return k.broadcast(kind, address, at)
+    def _load(self, view: int, address: Value, number: int) -> Value:
+        """Load the vector of that number along the columns."""
+        k, kind, stride = self.k, self.kinds[view].by(self.lanes), self.code.columns[view]
+        first = number * self.lanes
         if stride == 1:
-            return k.load_part(kind, address, lanes, at)
+            return k.load(kind, address, first)
         if stride == -1:
-            return k.shuffle(k.load_part(kind, address, lanes, at - (lanes - 1)), None, _backwards(lanes, self.lanes))
-        value = k.poison(kind)
-        for lane in range(lanes):
-            value = k.insert(value, k.load(kind.element, address, at + lane * stride), lane)
+            backwards = k.load(kind, address, 1 - first - self.lanes)
+            return k.shuffle(backwards, None, range(self.lanes - 1, -1, -1))
+        step, value = self._stride(view, self.code.axes - 1), k.poison(kind)
+        for lane in range(self.lanes):
+            value = k.insert(value, k.load(kind.element, address, step * (first + lane)), lane)
         return value
 
-    def _store(self, k: Function, address: Value, value: Value, row: int, column: int, lanes: int) -> None:
-        """Store a vector along the columns, element by element where y is not contiguous."""
-        raw = to_memory(k, value, self.what.y.dtype) if self.what.steps else value
-        stride = self.nest.columns.strides[0]
-        at = row * self.nest.rows.strides[0] + column * stride
-        if stride == 1:
-            k.store_part(raw, address, lanes, at)
+    def _store(self, address: Value, values: Values, number: int) -> None:
+        k, raw, first = self.k, self._raw(values), number * self.lanes
+        if self.code.columns[0] == 1:
+            k.store(raw, address, first)
             return
-        for lane in range(lanes):
-            k.store(k.extract(raw, lane), address, at + lane * stride)
+        step = self._stride(0, self.code.axes - 1)
+        for lane in range(self.lanes):
+            k.store(k.extract(raw, lane), address, step * (first + lane))
+
+    def _raw(self, values: Values) -> Value:
+        """Return the result as it is stored."""
+        value = values[len(self.code.types) - 1]
+        return to_memory(self.k, value, self.code.y) if self.code.steps else value
+
+    def _part(self, at: Sequence[Value], shared: Values, count: Value) -> None:
+        """Emit the first `count` lanes of a vector."""
+        k, values, axis = self.k, dict(shared), self.code.axes - 1
+        for operand, (address, kind) in enumerate(zip(at[1:], self.kinds[1:], strict=True)):
+            if operand not in values:
+                raw = k.load_first(kind.by(self.lanes), address, count, self._stride(operand + 1, axis))
+                values[operand] = self._value(raw, operand)
+        self._apply(values)
+        k.store_first(self._raw(values), at[0], count, self._stride(0, axis))
+
+    # Operands that lie contiguous along the rows
+
+    def _turned_rows(self, at: Sequence[Value], rows: tuple[Value, Value], columns: tuple[Value, Value]) -> None:
+        """Emit the square tiles of a chunk."""
+        k, lanes, axis = self.k, self.lanes, self.code.axes
+        with k.loop("row", *rows, lanes) as row, k.loop("column", *columns, lanes) as column:
+            here = self._moved(self._moved(at, axis - 2, row), axis - 1, column)
+            height, width = k.least(rows[1] - row, k.const(I64, lanes)), k.least(columns[1] - column, k.const(I64, lanes))
+            whole = k.compare("eq", height + width, 2 * lanes)
+            with k.when(whole, "whole"):
+                self._tile(here, None)
+            with k.when(whole ^ k.const(whole.type, 1), "part"):
+                self._tile(here, (height, width))
+
+    def _tile(self, at: Sequence[Value], size: tuple[Value, Value] | None) -> None:
+        """Emit one square tile. size: its rows and columns where it has fewer than lanes."""
+        k, code, axis = self.k, self.code, self.code.axes
+        turned = {view: self._turned(at[view], view, size) for view in code.turned}
+        for row in range(self.lanes):
+            guard = nullcontext() if size is None else k.when(size[0] > row, "row")
+            with guard:
+                here = self._moved(at, axis - 2, k.const(I64, row))
+                values = {view - 1: self._value(rows[row], view - 1) for view, rows in turned.items()} | self._shared(here)
+                if size is None:
+                    for operand in range(code.operands):
+                        if operand not in values:
+                            values[operand] = self._value(self._load(operand + 1, here[operand + 1], 0), operand)
+                    self._apply(values)
+                    self._store(here[0], values, 0)
+                else:
+                    self._part(here, values, size[1])
+
+    def _turned(self, address: Value, view: int, size: tuple[Value, Value] | None) -> list[Value]:
+        """Load a tile of an operand that is contiguous along the rows, transpose it, and return its rows."""
+        k, kind, step = self.k, self.kinds[view].by(self.lanes), self._stride(view, self.code.axes - 1)
+        if size is None:
+            return transpose(k, [k.load(kind, address, step * column) for column in range(self.lanes)])
+        loaded = []
+        for column in range(self.lanes):
+            last = k.least(size[1] - 1, k.const(I64, column))  # beyond the last column, that again
+            loaded.append(k.load_first(kind, k.offset(address, step * last, kind), size[0]))
+        return transpose(k, loaded)
 
 
 def _repeated(what: Map) -> Iterator[View]:
@@ -255,8 +363,3 @@ def _repeated(what: Map) -> Iterator[View]:
 def bits_type(dtype: DType) -> Type:
     """Return the integer type that holds the bits of an element."""
     return {8: I8, 16: I16, 32: I32, 64: I64}[memory_type(dtype).bits]
-
-
-def _backwards(lanes: int, of: int) -> list[int]:
-    """Return the picks of a shuffle that reverses the first lanes and leaves the others undefined."""
-    return [*range(lanes - 1, -1, -1)] + [-1] * (of - lanes)
