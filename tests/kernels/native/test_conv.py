@@ -197,4 +197,4 @@ def test_one_kernel_serves_all_sizes_windows_and_groups(isa, layout):
 def test_code_is_small(isa, pixels, vectors):
     conv = square(isa, "blocked", 9, 2 * isa.lanes, 2 * isa.lanes, 3, pad=1)
     kernel = emit_conv(conv, make_tile(conv, isa, pixels, vectors), chain(("add", conv.y), "relu", bias=True), isa)
-    assert kernel.ir.count("\n") < 420 + 16 * pixels * vectors
+    assert kernel.ir.count("\n") < 480 + 16 * pixels * vectors
