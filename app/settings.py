@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         description="Most queued and running jobs of one API key, or of all local callers without a key; one more is 429.",
     )
     job_lease_s: float = Field(
-        30.0, ge=1, le=3600, description="Time after which a job of a worker that does not report is given to another."
+        30.0, ge=1, le=600, description="Time after which a job of a worker that does not report is given to another."
     )
     max_listeners: int = Field(64, ge=1, le=10_000, description="Most clients that follow the events of jobs at once.")
     max_outputs: int = Field(256, ge=1, description="Most outputs that one request may name.")

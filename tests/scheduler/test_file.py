@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from scheduler.errors import StoreMovedError, StoreReadOnlyError
 from scheduler.store import Store
 from scheduler.store.file import SUFFIXES, DatabaseFile
+from tests.disks import fill, make_read_only, small_disk
 from tests.scheduler.samples import DEVICE
 
 
@@ -160,21 +159,9 @@ def test_new_file_is_not_made_behind_a_link(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB; mounting one takes root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mounting, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", 1 << 20) as found:
+        yield found
 
 
 def save_many(store: Store) -> None:
@@ -182,11 +169,10 @@ def save_many(store: Store) -> None:
         store.models.save(f"{number:064x}", "model", number)
 
 
-def test_full_disk_loses_nothing_and_is_over_when_there_is_room(small_disk):
-    with Store(f"sqlite:///{small_disk / 'store.db'}") as store:
+def test_full_disk_loses_nothing_and_is_over_when_there_is_room(disk):
+    with Store(f"sqlite:///{disk / 'store.db'}") as store:
         store.devices.save(DEVICE)
-        filler = small_disk / "filler"
-        fill(filler)
+        filler = fill(disk)
         with pytest.raises(StoreReadOnlyError, match=r"disk is full.*safe"):
             save_many(store)
         kept = store.models.page().items
@@ -196,12 +182,12 @@ def test_full_disk_loses_nothing_and_is_over_when_there_is_room(small_disk):
         assert len(store.models.page().items) == len(kept) + 1
 
 
-def test_read_only_file_system_is_named(small_disk):
-    url = f"sqlite:///{small_disk / 'store.db'}"
+def test_read_only_file_system_is_named(disk):
+    url = f"sqlite:///{disk / 'store.db'}"
     with Store(url) as store:
         store.devices.save(DEVICE)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    make_read_only(disk)
     with pytest.raises(StoreReadOnlyError, match=r"store\.db.*read-only.*--db"):
         Store(url)
     with pytest.raises(StoreReadOnlyError, match=r"cannot be created.*--db"):
-        Store(f"sqlite:///{small_disk / 'new.db'}")
+        Store(f"sqlite:///{disk / 'new.db'}")

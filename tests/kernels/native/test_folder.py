@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from kernels.native.code import folder as module
 from kernels.native.code.cache import CodeCache, Compiled
 from kernels.native.code.folder import FOLDER, PrivateFolder
+from tests.disks import make_read_only, small_disk
 from tests.processes import CONTEXT
 
 OTHER = 65534
@@ -270,20 +271,13 @@ def test_run_goes_on_where_code_cannot_be_written(tmp_path):
 
 
 def test_run_goes_on_on_a_full_and_on_a_read_only_disk(tmp_path):
-    disk = shared(tmp_path / "disk", 0o700)
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
-    if subprocess.run(mounting, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    try:
-        disk.chmod(0o700)
+    with small_disk(tmp_path / "disk", 8192) as disk:
         full = run_demo(disk)
         assert (full.returncode, "No space left" in full.stderr) == (0, True)
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        make_read_only(disk)
         for path in (disk, disk / "none"):
             read_only = run_demo(path)
             assert (read_only.returncode, "Read-only file system" in read_only.stderr) == (0, True)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_full_disk_is_logged_once_and_again_after_a_success(folder, monkeypatch):
