@@ -4,8 +4,8 @@ An entry is a file named by the hash of everything that its code depends on. Sin
 its length, key and checksum are right; anything else is compiled again and replaced.
 
 The checksum is over all of an entry, and has no secret key: it is for disks that lose or change bytes, and for entries cut short.
-Other users are kept out by the folder (`folder.py`). A key would have to lie where this user's processes read it, and a process that
-can write to this user's private folder can read that, too.
+Other users are kept out by the folder (`folder.py`). A key would have to lie where this user's processes read it, and a process
+that can write to this user's private folder can read that, too.
 """
 
 from __future__ import annotations
