@@ -28,6 +28,8 @@ _STEP: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 _FILE: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _WALK: Final = getattr(os, "O_PATH", os.O_RDONLY)  # a folder on the way may be searchable, yet not readable
 
+_unwritable: Final[set[Path]] = set()  # folders whose last write failed, in this process
+
 
 class PrivateFolder:
     """Files that are written under a temporary name and renamed, so that a reader never sees a part of one.
@@ -39,7 +41,6 @@ class PrivateFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.refusal: str | None = None
-        self._writable = True
         try:
             self._folder = _open_trusted(path)
         except (OSError, _UntrustedError) as error:
@@ -93,11 +94,11 @@ class PrivateFolder:
                 self._remove(temporary)
                 raise
         except OSError as error:
-            if self._writable:
+            if self.path not in _unwritable:
                 warn("code not kept", folder=str(self.path), reason=str(error))
-            self._writable = False
+            _unwritable.add(self.path)
             return False
-        self._writable = True
+        _unwritable.discard(self.path)
         return True
 
     def prune(self, limit_bytes: int) -> None:
