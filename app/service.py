@@ -19,7 +19,7 @@ from app.jobs.local import LocalJobs
 from app.models.loading import PendingLoads
 from app.models.planned import PlanFollower
 from app.models.repository import ModelLimits, Repository
-from app.settings import Settings
+from app.settings import DEMO_MODELS, Settings
 from app.storage import PROBE_S, Storage
 from app.watch.drift import DriftWatch
 from app.watch.health import Health
@@ -45,7 +45,11 @@ class Service:
     def __init__(self, settings: Settings, telemetry: Telemetry, kinds: Mapping[str, Kind] = KINDS) -> None:
         self.settings, self.kinds, self._telemetry = settings, kinds, telemetry
         limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
-        self.storage = storage = Storage(settings.db)
+        self.storage = storage = Storage(
+            settings.db,
+            # The bundled demo is served by many: it says nothing of one service.
+            None if settings.models.resolve() == DEMO_MODELS.resolve() else settings.models,
+        )
         self.repository = repository = Repository(settings.models, settings.threads, limits)
         self.engine = engine = Engine(settings, storage.forecast)
         self.quick_calls = Calls("edgewise-quick")
@@ -56,7 +60,8 @@ class Service:
             lambda: engine.call(storage.key_ring),
             self.journal,
             Sessions(settings.session_secret.get_secret_value()),
-            settings.loopback,
+            settings.loopback and settings.keyless is not False,
+            (lambda: None) if settings.keyless else storage.key_mark,
             settings.key_refresh_s,
             settings.key_stale_s,
         )
@@ -93,8 +98,8 @@ class Service:
             self.local_jobs.start()
 
     async def keep_journal(self) -> None:
-        """Write the journal every second, for as long as the service runs."""
-        await self.journal.keep(self.engine.call, self._open_store)
+        """Write the journal and look whether the database answers, every second for as long as the service runs."""
+        await self.journal.keep(self.quick_calls.call, self._open_store)
 
     def close(self) -> None:
         """Wait for running work, then close the database. Blocks."""

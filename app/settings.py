@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import get_args
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
     allowed_hosts: tuple[str, ...] | None = Field(
         None, description="Host headers that are accepted. When unset: the loopback names on loopback, else all."
+    )
+    keyless: bool | None = Field(
+        None,
+        description="Whether a server on loopback lets local callers in without an API key while its database holds none. When"
+        " unset: unless keys were made before for this database or these models. true: even then. false: never.",
     )
     rate_per_s: float = Field(0, ge=0, description="Requests per second of an API key without a rate of its own; 0 = no limit.")
     key_refresh_s: float = Field(2, gt=0, description="Age at which the copy of the database's API keys is refreshed.")
@@ -108,7 +113,7 @@ class Settings(BaseSettings):
         description="Most queued and running jobs of one API key, or of all local callers without a key; one more is 429.",
     )
     job_lease_s: float = Field(
-        30.0, ge=1, le=3600, description="Time after which a job of a worker that does not report is given to another."
+        30.0, ge=1, le=600, description="Time after which a job of a worker that does not report is given to another."
     )
     max_listeners: int = Field(64, ge=1, le=10_000, description="Most clients that follow the events of jobs at once.")
     max_outputs: int = Field(256, ge=1, description="Most outputs that one request may name.")
@@ -128,6 +133,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(2**30, ge=0, description="Size of an uploaded model file; 0 = no uploads.")
     repository_control: bool = Field(True, description="Whether models may be loaded and unloaded over HTTP.")
     file_uploads: bool = Field(False, description="Whether load requests may contain files.")
+
+    @field_validator("keyless")
+    @classmethod
+    def _only_on_loopback(cls, keyless: bool | None, info: ValidationInfo) -> bool | None:
+        if keyless and info.data.get("host") not in LOOPBACK:
+            raise ValueError(
+                f"host is {info.data.get('host')!r}, without keys it needs to be one of {', '.join(sorted(LOOPBACK))}"
+            )
+        return keyless
 
     @property
     def loopback(self) -> bool:

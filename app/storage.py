@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 from graph.ir import Model
 from profiler.device.profile import DeviceProfile
@@ -12,7 +13,7 @@ from scheduler.errors import NotFoundError, StoreError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.planning.forecast import forecast
 from scheduler.session import Session
-from scheduler.store import Here, KeyRing, Store
+from scheduler.store import Here, KeyMark, KeyRing, Store, checked_url, default_url
 
 PROBE_S = 2.0  # a new device is measured this long when a plan first asks for it; `edgewise device` measures longer
 
@@ -20,11 +21,14 @@ PROBE_S = 2.0  # a new device is measured this long when a plan first asks for i
 class Storage:
     """Access to one database. Every method blocks and runs on any thread.
 
-    Args: url: of the database; None = SQLite in the user's data directory.
+    Args: url: of the database; None = SQLite in the user's data directory. models: the folder that the service serves, which
+          helps to remember that keys were made; None where it says nothing of the service.
     """
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, models: Path | None = None) -> None:
         self.url = url
+        self._models = models
+        self._marked = False
         self._store: Store | None = None
         self._opening = threading.Lock()
 
@@ -76,5 +80,20 @@ class Storage:
         self.store.models.save(model.digest, name, model.nbytes)
 
     def key_ring(self) -> KeyRing:
-        """Return the API keys. Raises StoreError."""
-        return self.store.keys.ring()
+        """Return the API keys, and leave the mark that some were made. Raises StoreError."""
+        ring = self.store.keys.ring()
+        if ring.made and not self._marked:
+            self._key_mark().leave()
+            self._marked = True
+        return ring
+
+    def key_mark(self) -> Path | None:
+        """Return the file which says that keys were made for this database or these models; None where there is none.
+
+        It needs no database. Raises StoreError for a URL that names none.
+        """
+        return self._key_mark().found()
+
+    def _key_mark(self) -> KeyMark:
+        of_database = KeyMark.of_database(checked_url(self.url or default_url()))
+        return of_database if self._models is None else of_database | KeyMark.of_models(self._models)

@@ -118,6 +118,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("Flood of jobs", "", "more jobs than a caller may have", proof="tests/app/v1/test_jobs.py::test_each_key_has_a_limit_of_its_own"),
     Fault("Rest of an upload", "", "SIGKILL within an upload", proof="tests/app/v1/test_uploads.py::test_what_a_killed_process_left_is_removed_and_what_goes_on_stays"),
     Fault("Paths in errors of the database", "", "a database that cannot be used", proof="tests/app/http/test_handlers.py::test_databases_that_cannot_be_used"),
+    Fault("Database deleted with its keys", "", "a restart with an empty database", proof="tests/app/access/test_directory.py::test_a_deleted_database_lets_no_local_caller_in"),
+    Fault("Database file moved", "", "a write after it was moved", proof="tests/app/watch/test_health.py::test_a_moved_file_takes_no_writes_until_it_is_back"),
+    Fault("Code of another user", "", "a folder that is exchanged for a link", proof="tests/kernels/native/test_folder.py::test_folder_that_is_exchanged_while_it_is_opened_is_refused"),
+    Fault("Clock set back", "", "an hour, while a service runs", proof="tests/app/test_clock.py::test_service_goes_on_over_a_clock_that_is_set"),
     Fault("Database lost", "", "a database that does not answer", proof="tests/app/http/test_server.py::test_a_lost_database_stops_no_inference_and_writes_wait"),
     Fault("Disk full", "", "a database that cannot grow", proof="tests/app/http/test_server.py::test_a_full_disk_is_a_lost_database"),
 )  # fmt: skip

@@ -21,10 +21,16 @@ ASSEMBLY: Final = 4  # its assembly, as a file
 
 
 def warn(event: str, **facts: object) -> None:
-    """Log a warning with its facts. structlog is loaded for the first one only, because it takes 12 MB."""
+    """Log a warning with its facts, on standard error where the program has not configured structlog.
+
+    structlog is loaded for the first warning only, because it takes 12 MB.
+    """
     import structlog  # noqa: PLC0415
 
-    structlog.get_logger("edgewise.engine").warning(event, **facts)
+    if structlog.is_configured():
+        structlog.get_logger("edgewise.engine").warning(event, **facts)
+    else:  # its default is standard output, which belongs to what a command prints
+        structlog.wrap_logger(structlog.PrintLogger(sys.stderr)).warning(event, **facts)
 
 
 def debug_level() -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from scheduler.store.database import VERSION_TABLE, default_url
+from scheduler.store.database import VERSION_TABLE
 from scheduler.store.schema import Base
+from scheduler.store.urls import default_url
 
 
 def _run(connection: Connection) -> None:

@@ -16,6 +16,7 @@ EdgewiseError
 ├── StalePlanError            the plan was made for another device, engine build or kernel source: plan again
 └── StoreError                the database cannot serve the request now; the message names it and what to do
     ├── StoreMissingError     the database does not exist, and the caller asked not to create it
+    ├── StoreMovedError       its file was moved, deleted or replaced while it was open
     ├── StoreLockedError      another writer held it for too long: try again
     ├── StoreReadOnlyError    its file or folder is not writable, or the disk is full
     ├── StoreCorruptError     the file is damaged, or is not a database
@@ -81,6 +82,10 @@ class StoreError(EdgewiseError):
 
 class StoreMissingError(StoreError):
     """The database does not exist, and the caller asked not to create it."""
+
+
+class StoreMovedError(StoreError):
+    """The database's file was moved, deleted or replaced while it was open."""
 
 
 class StoreLockedError(StoreError):

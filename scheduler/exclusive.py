@@ -15,6 +15,8 @@ from typing import IO, Final
 
 import platformdirs
 
+from kernels.private import make_private_folder, private_opener
+
 if sys.platform == "win32":  # which locks bytes of a file instead
     import msvcrt
 else:
@@ -40,8 +42,8 @@ def measuring(
     Yields: True with the lock held; False without it, where `stop` ended the wait.
     """
     path = path or lock_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    make_private_folder(path.parent)
+    with open(path, "a+", opener=private_opener) as file:
         while not _taken(file):
             if stop is not None and stop():
                 yield False

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled code under .pytest_cache, so that tests neither need nor fill the user's own cache.
 
     Later tests, processes and sessions use the code that an earlier one compiled. Remove the folder to compile everything anew.
+    What tests leave in the user's state directory, such as that a database held keys, is removed with the session.
     """
     if FOLDER not in os.environ:
         os.environ[FOLDER] = str(config.rootpath / ".pytest_cache" / "code")
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take the one of the process that starts them
+        state = tempfile.mkdtemp(prefix="edgewise-state-")
+        os.environ["XDG_STATE_HOME"] = state
+        config.add_cleanup(lambda: shutil.rmtree(state))
 
 
 @pytest.fixture(scope="session")

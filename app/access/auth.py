@@ -1,7 +1,7 @@
 """API keys, the scopes that every route declares, and the session cookie of the pages.
 
 Access is checked in two steps, and each refuses by default. `Authenticate` (middleware) requires a key for everything but health,
-the login page and its style sheet; on loopback, local callers need none while the database has never held a key. `authorise` (a
+the login page and its style sheet; on loopback, local callers need none until a key is made. `authorise` (a
 dependency of every route) compares the caller's scopes with those that the route declares by `needs`. A route that declares
 nothing refuses every caller.
 

@@ -6,6 +6,8 @@ import asyncio
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -18,13 +20,19 @@ from scheduler.store import KeyRing, StoredKey
 
 log = structlog.get_logger("edgewise.auth")
 
+_CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
+_LOST: Final = (
+    "keys were made for this server, and its database holds none now: restore the database, make a key with"
+    " `edgewise keys create`, or let local callers in with EDGEWISE_KEYLESS=true"
+)
+
 
 class Directory:
     """Finds callers by key or session cookie. Event loop only.
 
-    Args: read: reads the keys from the database. sessions: checks the cookies of the pages. loopback: while no key was ever made,
-          callers without a key are local ones. refresh_s: how often the keys are read. stale_s: how old the copy may become while
-          the database does not answer.
+    Args: read: reads the keys from the database. sessions: checks the cookies of the pages. local: while no key was ever made,
+          callers without a key are local ones. made_before: returns the file which says that keys were made before, or None.
+          refresh_s: how often the keys are read. stale_s: how old the copy may become while the database does not answer.
     """
 
     def __init__(
@@ -32,26 +40,32 @@ class Directory:
         read: Callable[[], Awaitable[KeyRing]],
         journal: Journal,
         sessions: Sessions,
-        loopback: bool,
+        local: bool,
+        made_before: Callable[[], Path | None],
         refresh_s: float,
         stale_s: float,
     ) -> None:
         self.sessions = sessions
         self._read = read
         self._journal = journal
-        self._loopback = loopback
+        self._local = local
+        self._made_before = made_before
         self._refresh_s = refresh_s
         self._stale_s = stale_s
         self._keys: dict[str, StoredKey] | None = None
-        self._made = False
+        self._made = self._lost = False  # lost: keys were made, and the database holds none that was ever made
         self._read_at = float("-inf")
         self._tried = asyncio.Event()
 
-    async def local(self) -> Principal | None:
-        """Return the principal of a caller without a key: local if the server is on loopback and holds no key; else None."""
+    async def local(self) -> Principal:
+        """Return the principal of a caller without a key: local if the server is on loopback and no key was ever made.
+
+        Raises: RequestError 401 for any other caller.
+        """
         await self._tried.wait()
-        if not self._loopback or self._made:
-            return None
+        if not self._local or self._made:
+            lost = f"; {_LOST}" if self._lost else ""
+            raise RequestError(401, f"API key: none was sent, need one as Authorization: Bearer or X-API-Key{lost}", _CHALLENGE)
         return LOCAL if self._keys is not None else UNKNOWN_KEYS
 
     async def by_key(self, text: str) -> Principal:
@@ -80,10 +94,20 @@ class Directory:
 
     async def keep(self) -> None:
         """Read the keys every `refresh_s`, for as long as the service runs. Only requests before the first read wait."""
+        try:
+            mark = self._made_before()
+            self._made = mark is not None
+        except StoreError as error:  # the URL names no database, as `_read` is about to say, too
+            log.warning("API keys could not be read", reason=str(error))
+            mark = None
         while True:
             try:
                 ring = await self._read()
-                self._keys, self._made = {key.prefix: key for key in ring.usable}, ring.made
+                self._keys = {key.prefix: key for key in ring.usable}
+                if self._made and not ring.made and not self._lost:
+                    log.error("API keys are lost", fact=_LOST, mark=str(mark))
+                self._lost = self._made and not ring.made
+                self._made |= ring.made
                 self._read_at = time.monotonic()
             except (StoreError, RequestError) as error:
                 log.warning("API keys could not be read", reason=str(error))
@@ -92,4 +116,4 @@ class Directory:
 
 
 def _refusal() -> RequestError:
-    return RequestError(401, "API key: unknown, expired or revoked", {"WWW-Authenticate": "Bearer"})
+    return RequestError(401, "API key: unknown, expired or revoked", _CHALLENGE)

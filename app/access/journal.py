@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
@@ -12,13 +11,14 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from app.errors import RequestError
-from scheduler.errors import StoreError
+from scheduler.errors import StoreError, StoreUnreachableError
 from scheduler.store import AuditEntry, Store
 
 log = structlog.get_logger("edgewise.journal")
 
 MAX_ENTRIES = 10_000
 FLUSH_S = 1.0
+ANSWER_S = 5.0
 
 
 class Journal:
@@ -30,7 +30,12 @@ class Journal:
         self._used_us: dict[str, int] = {}
         self._lock = threading.Lock()
         self.dropped = 0
-        self.database_up = True
+        self.lost: StoreError | None = None  # why the database did not answer last
+
+    @property
+    def database_up(self) -> bool:
+        """Whether the database answered last."""
+        return self.lost is None
 
     @property
     def buffered(self) -> int:
@@ -68,25 +73,35 @@ class Journal:
                     del self._used_us[prefix]
 
     async def keep(self, call: Callable[..., Awaitable[None]], open_store: Callable[[], Store]) -> None:
-        """Write every FLUSH_S, for as long as the service runs. call: awaits a function on a thread."""
+        """Write, and look whether the database answers, every FLUSH_S for as long as the service runs.
+
+        call: awaits a function on a thread.
+        """
         while True:
             await asyncio.sleep(FLUSH_S)
-            if self.buffered or not self.database_up:
-                with contextlib.suppress(RequestError):  # too much other work waits: the next second will do
-                    await call(self.attempt, open_store)
+            attempt = asyncio.ensure_future(call(self.attempt, open_store))
+            try:
+                done, _ = await asyncio.wait({attempt}, timeout=ANSWER_S)
+                if not done:
+                    self._lose(StoreUnreachableError(f"database: no answer within {ANSWER_S:g} s (check that its server runs)"))
+                await attempt
+            except RequestError:  # too much other work waits: the next second will do
+                continue
 
     def attempt(self, open_store: Callable[[], Store]) -> None:
         """Write all that waits, or note and log that the database does not answer. Blocks."""
         try:
-            self.flush(open_store())
+            store = open_store()
+            self.flush(store)
+            store.ping()
         except StoreError as error:
-            self._lost(error)
+            self._lose(error)
             return
-        if not self.database_up:
+        if self.lost is not None:
             log.info("database back", buffered=self.buffered)
-        self.database_up = True
+        self.lost = None
 
-    def _lost(self, error: StoreError) -> None:
-        if self.database_up:
+    def _lose(self, error: StoreError) -> None:
+        if self.lost is None:
             log.error("database lost", reason=str(error), buffered=self.buffered)
-        self.database_up = False
+        self.lost = error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -25,11 +26,13 @@ from app.v1.jobs import BeatOut, ClaimOut, JobOut
 from graph.formats.registry import read
 from graph.ir import Model
 from kernels.errors import EdgewiseError
+from kernels.private import make_private_folder, private_opener
 from scheduler.build import current_build
 from scheduler.errors import NotFoundError
 from scheduler.jobs import KINDS, JobOutcome, Kind
 from scheduler.local import local_device
 from scheduler.store import Claim, Here, Job, Store
+from scheduler.store.records import now_us
 from scheduler.store.transfer import export_measurements
 
 log = structlog.get_logger("edgewise.agent")
@@ -38,6 +41,7 @@ WAIT_S: Final = 10.0  # how long the service may hold a claim until there is a j
 REST_S: Final = 0.5  # after each job, so that two agents that cannot run one do not pass it back and forth without a pause
 LINES: Final = 1000  # measurements in one request, about 700 bytes each
 KEPT_MODELS: Final = 16
+CLOCK_JITTER_US: Final = 1000  # between two reads of clocks
 KEPT_SUFFIX: Final = ".model"  # of any format: the file says which
 
 
@@ -49,8 +53,9 @@ class HttpDesk:
         self.device = here.device_fingerprint
         self._models, self._outbox = folder / "models", folder / "outbox"
         self._pushed = folder / "pushed.json"
+        self._clock_us = _clock_us()
         for made in (self._models, self._outbox):
-            made.mkdir(parents=True, exist_ok=True)
+            make_private_folder(made)
 
     def model(self, digest: str) -> Model:
         """Return the model with this SHA-256, downloaded unless it is here. Raises DeskError, NotFoundError, RefusedError."""
@@ -86,7 +91,7 @@ class HttpDesk:
         """Send every measurement, then the result, which is kept until it is acknowledged. Raises DeskError, LeaseLostError."""
         said = {"lease": claim.lease, "state": state, "outcome": outcome.model_dump(mode="json"), "error": error[:16_384]}
         kept = self._outbox / f"{claim.job.id}-{claim.lease}.json"
-        _write(kept, orjson.dumps({"job": claim.job.id, "said": said}))
+        self._link.insist(lambda: _write(kept, orjson.dumps({"job": claim.job.id, "said": said})))
         self._link.insist(self.push_measurements)
         self._send(kept)
 
@@ -117,15 +122,25 @@ class HttpDesk:
 
     def push_measurements(self) -> None:
         """Send the measurements of this device that the service has not acknowledged. Raises DeskError, RefusedError."""
-        since_us = orjson.loads(self._pushed.read_bytes())["measured_us"] if self._pushed.is_file() else 0
-        latest_us = since_us
+        clock_us = _clock_us()
+        since_us = latest_us = self._since_us(clock_us)
         lines = export_measurements(self._store, self._here, self.device, since_us)
         header = next(lines)
         for batch in _batches(line for line in lines if line.startswith('{"measurement"')):
             self._link.ask(ImportedOut, "POST", "/v1/measurements", content="\n".join([header, *batch]).encode())
             latest_us = max(latest_us, *(orjson.loads(line)["measurement"]["measured_us"] for line in batch))
         if latest_us > since_us:
-            _write(self._pushed, orjson.dumps({"measured_us": latest_us}))
+            _write(self._pushed, orjson.dumps({"measured_us": min(latest_us, now_us())}))
+        self._clock_us = clock_us
+
+    def _since_us(self, clock_us: int) -> int:
+        """Return the time of the newest measurement that the service has acknowledged, or 0: send all of them.
+
+        It is 0 after the clock was set back, since measurements taken after that may bear earlier times than those sent before.
+        """
+        sent_us: int = orjson.loads(self._pushed.read_bytes())["measured_us"] if self._pushed.is_file() else 0
+        set_back = clock_us < self._clock_us - CLOCK_JITTER_US or sent_us > now_us()
+        return 0 if set_back else sent_us
 
 
 class Agent:
@@ -217,6 +232,11 @@ class Agent:
         self._closing.wait(REST_S)
 
 
+def _clock_us() -> int:
+    """Return what the clock is ahead of the monotonic one, in microseconds: it changes only when the clock is set."""
+    return now_us() - time.monotonic_ns() // 1000
+
+
 def _job(out: JobOut) -> Job:
     fields = out.model_dump()
     fields["device_fingerprint"] = fields.pop("device")
@@ -237,10 +257,14 @@ def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _write(path: Path, raw: bytes) -> None:
-    """Replace a file atomically: a crash leaves the old one or the new one."""
+    """Replace a file atomically: a crash leaves the old one or the new one. Raises DeskError where the disk does not take it."""
     partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    with partial.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "wb", opener=private_opener) as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DeskError(f"agent: {path} cannot be written, {error.strerror} (make room, or choose another --folder)") from None

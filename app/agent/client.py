@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.jobs.execution import DeskError
 from kernels.errors import EdgewiseError, InvalidError
+from kernels.private import private_opener
 from scheduler.errors import LeaseLostError, NotFoundError
 
 log = structlog.get_logger("edgewise.agent")
@@ -78,7 +79,7 @@ class ServiceClient:
         """Download a file to `target` and return its SHA-256. Raises DeskError; NotFoundError or RefusedError for a refusal."""
         digest, received = hashlib.sha256(), 0
         try:
-            with self._client.stream("GET", path) as reply, target.open("wb") as file:
+            with self._client.stream("GET", path) as reply, open(target, "wb", opener=private_opener) as file:
                 if reply.status_code != 200:
                     _check(reply.status_code, _bounded_body(reply), f"GET {path}")
                     raise RefusedError(f"agent: GET {path}: status is {reply.status_code}, need 200")

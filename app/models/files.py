@@ -18,6 +18,7 @@ import structlog
 from app.engine.policy import Rules
 from app.errors import RequestError
 from graph.formats import registry
+from kernels.private import make_private_folder, private_opener
 
 log = structlog.get_logger("edgewise.repository")
 
@@ -160,8 +161,8 @@ def unpacked(files: Mapping[str, bytes] | None) -> Iterator[Path | None]:
                 raise RequestError(400, "file: need file:<version>/<path> of plain names, without path traversal characters")
             target = root / MODEL_FILE.stem / str(int(parts[1])) / PurePosixPath(parts[2])
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("xb") as file:
+                make_private_folder(target.parent)
+                with open(target, "xb", opener=private_opener) as file:
                     file.write(data)
             except OSError as error:
                 raise RequestError(400, f"file: it cannot be kept, {error.strerror}") from None

@@ -17,6 +17,7 @@ from app.oip.management import require_control
 from app.service import Serving
 from app.settings import DEMO_MODELS, Settings
 from app.v1.models import ModelOut, describe
+from kernels.private import private_opener
 
 WRITE_BYTES = 1 << 20  # collected before a thread writes them
 
@@ -61,7 +62,7 @@ def refusal(settings: Settings) -> str:
 async def _write(request: Request, staged: Path) -> int:
     """Write the body to a file and return its size in bytes. Raises OSError; RequestError 400 for an empty body."""
     nbytes, gathered = 0, bytearray()
-    with await asyncio.to_thread(staged.open, "xb") as file:
+    with await asyncio.to_thread(open, staged, "xb", opener=private_opener) as file:
         async for part in request.stream():
             gathered += part
             nbytes += len(part)

@@ -7,6 +7,7 @@ from typing import Any
 from app.access.journal import Journal
 from app.errors import RequestError
 from app.models.repository import Repository
+from scheduler.errors import StoreMovedError
 
 
 class Health:
@@ -33,6 +34,8 @@ class Health:
     def require_ready(self) -> None:
         """Raise RequestError 503 if requests should be sent elsewhere; see `docs/serving.md`."""
         self.require_running()
+        if isinstance(lost := self._journal.lost, StoreMovedError):
+            raise RequestError(503, lost.told)
         if self._strict and (failed := self._repository.failed):
             raise RequestError(503, f"server: model '{failed[0].name}' version {failed[0].version} failed to load")
 

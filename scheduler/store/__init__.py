@@ -7,8 +7,9 @@ from typing import Self
 
 from scheduler.errors import StoreVersionError
 from scheduler.store.catalogue import Devices, Models
-from scheduler.store.database import Database, default_url
+from scheduler.store.database import Database
 from scheduler.store.jobs import Jobs
+from scheduler.store.keymark import KeyMark
 from scheduler.store.keys import Audit, Keys
 from scheduler.store.measurements import Measurements
 from scheduler.store.plans import Plans
@@ -32,6 +33,7 @@ from scheduler.store.records import (
     StoredPlan,
     StoredProfile,
 )
+from scheduler.store.urls import checked_url, default_url
 
 __all__ = [
     "AuditEntry",
@@ -40,6 +42,7 @@ __all__ = [
     "Job",
     "JobState",
     "JudgedMeasurement",
+    "KeyMark",
     "KeyRing",
     "Measurement",
     "Page",
@@ -51,6 +54,7 @@ __all__ = [
     "StoredModel",
     "StoredPlan",
     "StoredProfile",
+    "checked_url",
     "default_url",
 ]
 
@@ -91,6 +95,10 @@ class Store:
     def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
         """Delete rows that are old or stale (`Pruning.prune`)."""
         return Pruning(self._database).prune(here, older_than_days, stale=stale)
+
+    def ping(self) -> None:
+        """Ask the database for nothing. Raises StoreError where it does not answer, or its file is not the one it opened."""
+        self._database.ping()
 
     def upgrade(self) -> None:
         """Migrate the schema to this build's. Raises StoreVersionError for a newer schema."""

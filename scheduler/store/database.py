@@ -7,12 +7,11 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
-import platformdirs
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -21,28 +20,28 @@ from scheduler.errors import (
     StoreError,
     StoreLockedError,
     StoreMissingError,
+    StoreMovedError,
     StoreReadOnlyError,
     StoreUnreachableError,
     StoreVersionError,
 )
+from scheduler.store.file import DatabaseFile
 from scheduler.store.schema import HEAD
+from scheduler.store.urls import checked_url
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy import URL
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 VERSION_TABLE: Final = "edgewise_version"
 BUSY_SECONDS: Final = 10.0
 ATTEMPTS: Final = 4
 _UPGRADE_LOCK: Final = 0x65646765  # "edge": key of the PostgreSQL advisory lock that one migrating process holds
 _WRITES: Final = "edgewise_writes"
+_FILES: Final = "edgewise_files"  # of a pooled connection: the files that it opened
 
 T = TypeVar("T")
-
-
-def default_url() -> str:
-    """Return the URL of the SQLite database in the user's data directory."""
-    path = platformdirs.user_data_path("edgewise") / "edgewise.db"
-    return URL.create("sqlite", database=str(path)).render_as_string()
 
 
 class Database:
@@ -53,17 +52,20 @@ class Database:
     """
 
     def __init__(self, url: str, create: bool = True) -> None:
-        self._url = _checked_url(url)
-        self.label = self._url.render_as_string(hide_password=True)
-        if self.is_sqlite:
-            self._prepare_file(Path(str(self._url.database)), create)
-        self._engine = self._make_engine()
-        _prepare_transactions(self._engine)
+        self.url = checked_url(url)
+        self.label = self.url.render_as_string(hide_password=True)
+        self._file = DatabaseFile(Path(str(self.url.database)), self.error) if self.is_sqlite else None
+        if self._file is None:
+            # No ping before a transaction, one of four round trips: a transaction that meets a closed connection is run again.
+            self._engine = create_engine(self.url, pool_timeout=30, connect_args={"connect_timeout": 10})
+        else:
+            self._file.prepare(create=create)
+            self._engine = _sqlite_engine(self.url, self._file)
 
     @property
     def is_sqlite(self) -> bool:
         """Whether it is SQLite; else it is PostgreSQL."""
-        return self._url.get_backend_name() == "sqlite"
+        return self.url.get_backend_name() == "sqlite"
 
     def close(self) -> None:
         """Close every connection."""
@@ -76,6 +78,10 @@ class Database:
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a transaction and commit it as a whole. Returns its result; `work` runs again when writers collide."""
         return self._attempt(work, writes=True)
+
+    def ping(self) -> None:
+        """Ask the database for nothing. Raises StoreError where it does not answer."""
+        self.read(lambda session: session.execute(text("SELECT 1")))
 
     def revision(self) -> str | None:
         """Return the migration that the schema is at; None for an empty database."""
@@ -121,38 +127,22 @@ class Database:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 connecting = self._engine.connect().execution_options(**{_WRITES: writes})
-                with connecting as connection, Session(connection, expire_on_commit=False) as session, session.begin():
-                    return work(session)
+                with connecting as connection, Session(connection, expire_on_commit=False) as session:
+                    self._require_same_file(connection)
+                    with session.begin():
+                        result = work(session)
+                    if writes:  # what is acknowledged is in the file that the path leads to
+                        self._require_same_file(connection)
+                    return result
             except (DBAPIError, PoolTimeoutError) as error:
                 if attempt == ATTEMPTS or not _collided(error):
                     raise self._translated(error) from error
             time.sleep(random.uniform(0.01, 0.05) * attempt)  # noqa: S311  spreads the writers, guards nothing
         raise AssertionError("the last attempt returns or raises")
 
-    def _make_engine(self) -> Engine:
-        if not self.is_sqlite:
-            # No ping before a transaction, one of four round trips: a transaction that meets a closed connection is run again.
-            return create_engine(self._url, pool_timeout=30, connect_args={"connect_timeout": 10})
-        # mode=rw: a file that vanished is an error, never an empty database.
-        # isolation_level None: `_prepare_transactions` says BEGIN, not sqlite3.
-        uri = f"file:{quote(str(self._url.database))}?mode=rw"
-        return create_engine(
-            self._url,
-            creator=lambda: sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False),
-        )
-
-    def _prepare_file(self, path: Path, create: bool) -> None:
-        if path.exists():
-            return
-        if not create:
-            raise self.error(StoreMissingError, "no such file, run `edgewise db upgrade` to create it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        except OSError as error:
-            raise self.error(
-                StoreReadOnlyError, f"cannot be created, {error.strerror} (choose another place with --db)"
-            ) from None
+    def _require_same_file(self, connection: Connection) -> None:
+        if self._file is not None:
+            self._file.require_same(connection.info[_FILES])
 
     def _translated(self, error: DBAPIError | PoolTimeoutError) -> StoreError:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -165,37 +155,38 @@ class Database:
         return kind(f"{self.label}: {cause}, {fact}" if cause else f"{self.label}: {fact}", f"database: {fact}")
 
 
-def _checked_url(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-        backend = parsed.get_backend_name()
-        if backend == "postgresql" and parsed.drivername == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        parsed.get_dialect()
-    except (ArgumentError, NoSuchModuleError):
-        raise StoreError("database: the URL cannot be read, need sqlite:///path or postgresql://user@host/name") from None
-    if backend not in ("sqlite", "postgresql"):
-        raise StoreError(f"database: {backend} is not supported, need sqlite or postgresql")
-    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise StoreError("database: a SQLite database in memory is seen by one connection only, need sqlite:///path")
-    return parsed
+def _sqlite_engine(url: URL, file: DatabaseFile) -> Engine:
+    # mode=rw: a file that vanished is an error, never an empty database.
+    # isolation_level None: `_on_begin` says BEGIN, not sqlite3.
+    uri = f"file:{quote(str(file.path))}?mode=rw"
 
+    def connect() -> sqlite3.Connection:
+        file.require_same()
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            file.opened()
+        except StoreMovedError:
+            connection.close()
+            raise
+        return connection
 
-def _prepare_transactions(engine: Engine) -> None:
-    if engine.dialect.name != "sqlite":
-        return
+    engine = create_engine(url, creator=connect)
 
     @event.listens_for(engine, "connect")
-    def _on_connect(connection: sqlite3.Connection, _: Any) -> None:
+    def _on_connect(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
         # WAL: readers and one writer at once. NORMAL: a killed process loses nothing; only a power cut may lose the last commits.
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", f"busy_timeout={int(BUSY_SECONDS * 1000)}"):
             connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA schema_version")  # a read, which opens the write-ahead log
+        record.info[_FILES] = file.identities()
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         # A writer takes its lock at once: a reader that turns writer later fails without waiting when another one committed.
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
 
 
 def _alembic() -> Config:
@@ -230,7 +221,11 @@ _SQLITE_KINDS: Final[tuple[tuple[str, type[StoreError], str], ...]] = (
         StoreReadOnlyError,
         "the file or its folder is not writable (change that, or choose another place with --db)",
     ),
-    ("SQLITE_CANTOPEN", StoreReadOnlyError, "the file is gone or may not be opened (check that it is there and its permissions)"),
+    (
+        "SQLITE_CANTOPEN",
+        StoreReadOnlyError,
+        "the file is gone, closed to this user or on a read-only disk (check that, or choose another place with --db)",
+    ),
     ("SQLITE_PERM", StoreReadOnlyError, "the file may not be opened (check its permissions)"),
     ("SQLITE_FULL", StoreReadOnlyError, "the disk is full (make room; what was stored before is safe)"),
     ("SQLITE_NOTADB", StoreCorruptError, "the file is not a SQLite database (move it away, or choose another place with --db)"),

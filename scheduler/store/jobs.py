@@ -5,7 +5,9 @@ When a lease runs out the job returns to the queue, and after MAX_ATTEMPTS it fa
 time, but only one of them can end it, and no job is lost with its worker.
 
 All times come from the clock of the machine that runs this code: several services on one database need clocks that agree within a
-fraction of a lease.
+fraction of a lease. A clock that is set forward ends leases early; their workers keep their jobs at the next beat, unless others
+took them. After one is set back, leases end later than any could: they count as run out, so that the job of a worker that died
+waits MAX_LEASE_S at most, whatever the clock does.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from scheduler.store.schema import JobRow
 MAX_ATTEMPTS: Final = 3
 MAX_JOBS: Final = 10_000  # that wait or run
 _ADD_LOCK: Final = 0x6A6F6273  # "jobs": key of the PostgreSQL advisory lock that one adding transaction holds
+MAX_LEASE_S: Final = 600.0
 MAX_TEXT_BYTES: Final = 1 << 20  # request, progress, result, error
 _COLUMNS: Final = tuple(item.name for item in fields(Job))
 
@@ -102,7 +105,11 @@ class Jobs:
         return self._database.read(lambda session: newest_first(session, query, JobRow.id, bound, before, _job))
 
     def claim(self, device: str, owner: str, lease_s: float) -> Claim | None:
-        """Take the job of a device that has waited longest. Returns None where none waits."""
+        """Take the job of a device that has waited longest. Returns None where none waits.
+
+        lease_s: at most MAX_LEASE_S. Raises RecordFormatError for a longer lease.
+        """
+        lease_us = _lease_us(lease_s)
         if not self._database.read(lambda session: _claimable(session, device)):
             return None
         lease = secrets.token_hex(16)
@@ -123,7 +130,7 @@ class Jobs:
                     state="running",
                     owner=short(owner)[:200],
                     lease=lease,
-                    lease_until_us=moment + _us(lease_s),
+                    lease_until_us=moment + lease_us,
                     attempts=JobRow.attempts + 1,
                     revision=JobRow.revision + 1,
                     progress="{}",
@@ -139,13 +146,14 @@ class Jobs:
 
         A worker whose lease ran out keeps the job where no other worker has taken it.
 
-        Raises: LeaseLostError, NotFoundError.
+        Raises: LeaseLostError, NotFoundError, RecordFormatError.
         """
         _bounded("progress", progress)
+        lease_us = _lease_us(lease_s)
 
         def work(session: Session) -> bool:
             changed = {"progress": progress} if progress else {}
-            values: dict[str, Any] = {**changed, "state": "running", "lease_until_us": now_us() + _us(lease_s)}
+            values: dict[str, Any] = {**changed, "state": "running", "lease_until_us": now_us() + lease_us}
             return _change(session, number, lease, values).cancel_asked
 
         return self._database.write(work)
@@ -210,8 +218,12 @@ def _unended(session: Session, most: int, *which: ColumnElement[bool]) -> int:
     return session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
 
+def _run_out(moment: int) -> Any:
+    return or_(JobRow.lease_until_us < moment, JobRow.lease_until_us > moment + _lease_us(MAX_LEASE_S))
+
+
 def _expired(moment: int) -> Any:
-    return exists().where(JobRow.state == "running", JobRow.lease_until_us < moment)
+    return exists().where(JobRow.state == "running", _run_out(moment))
 
 
 def _claimable(session: Session, device: str) -> bool:
@@ -222,7 +234,7 @@ def _claimable(session: Session, device: str) -> bool:
 
 def _sweep(session: Session) -> None:
     moment = now_us()
-    lost = update(JobRow).where(JobRow.state == "running", JobRow.lease_until_us < moment)
+    lost = update(JobRow).where(JobRow.state == "running", _run_out(moment))
     ended: dict[str, Any] = {"finished_us": moment, "revision": JobRow.revision + 1}
     session.execute(lost.where(JobRow.cancel_asked.is_(True)).values(state="cancelled", **ended))
     reason = f"its worker was lost in each of {MAX_ATTEMPTS} attempts"
@@ -259,8 +271,10 @@ def _job(row: JobRow) -> Job:
     return Job(**{name: getattr(row, name) for name in _COLUMNS})
 
 
-def _us(seconds: float) -> int:
-    return round(seconds * 1e6)
+def _lease_us(lease_s: float) -> int:
+    if not 0 <= lease_s <= MAX_LEASE_S:
+        raise RecordFormatError(f"job: lease is {lease_s:g} s, need 0..{MAX_LEASE_S:g}")
+    return round(lease_s * 1e6)
 
 
 def _bounded(what: str, text: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from scheduler.errors import ConflictError, NotFoundError
 from scheduler.store.database import Database
+from scheduler.store.keymark import KeyMark
 from scheduler.store.lookups import insert_into, newest_first
 from scheduler.store.records import AuditEntry, KeyRing, Page, StoredKey, cursor_ids, now_us, page_limit, short
 from scheduler.store.schema import ApiKeyRow, AuditRow
@@ -22,11 +23,14 @@ class Keys:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.mark = KeyMark.of_database(database.url)
 
     def add(
         self, prefix: str, name: str, secret_sha256: str, scopes: Iterable[str], expires_us: int | None, rate_per_s: float | None
     ) -> None:
-        """Store a new key. Raises ConflictError when the prefix is taken, or there are too many."""
+        """Store a new key, and leave the mark that keys were made. Raises ConflictError when the prefix is taken, or there
+        are too many.
+        """
         row = {
             "prefix": prefix,
             "name": short(name),
@@ -46,6 +50,7 @@ class Keys:
             )
             return added
 
+        self.mark.leave()  # first: a key that is stored without a mark would be forgotten with its database
         if self._database.write(work) is None:
             raise ConflictError(f"key {prefix}: the prefix is taken")
 

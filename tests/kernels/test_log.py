@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,15 @@ def test_another_value_is_refused(monkeypatch, given):
     monkeypatch.setenv("EDGEWISE_DEBUG", given)
     with pytest.raises(InvalidError, match=rf"EDGEWISE_DEBUG: unknown level '{given}', need 0 .*4 \(and assembly\)"):
         debug_level()
+
+
+def test_a_warning_leaves_standard_output_to_what_a_command_prints():
+    script = "from kernels.log import warn; warn('code not kept', reason='full'); print('{}')"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(log.__file__).parents[1]
+    )
+    assert found.stdout == "{}\n"
+    assert ("code not kept" in found.stderr, "full" in found.stderr) == (True, True)
 
 
 def test_a_line_is_json_on_standard_error(capsys):

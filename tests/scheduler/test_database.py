@@ -22,6 +22,7 @@ from scheduler.errors import (
     StoreError,
     StoreLockedError,
     StoreMissingError,
+    StoreMovedError,
     StoreReadOnlyError,
     StoreUnreachableError,
     StoreVersionError,
@@ -255,7 +256,7 @@ def test_file_that_vanished_is_not_made_anew(tmp_path):
         store._database._engine.dispose()
         for file in tmp_path.glob("store.db*"):
             file.unlink()
-        with pytest.raises(StoreReadOnlyError, match="gone"):
+        with pytest.raises(StoreMovedError, match="gone"):
             store.devices.page()
     assert not path.exists()
 

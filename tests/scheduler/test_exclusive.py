@@ -42,6 +42,12 @@ def test_another_process_is_waited_for_with_a_message_and_its_death_frees_the_lo
         other.stdout.close()
 
 
+def test_lock_is_private(tmp_path):
+    path = tmp_path / "data" / "lock"
+    with measuring(path=path):
+        assert [found.stat().st_mode & 0o777 for found in (path.parent, path)] == [0o700, 0o600]
+
+
 def test_waiting_ends_when_told_to(tmp_path):
     path = tmp_path / "lock"
     with measuring(path=path) as first, measuring(stop=lambda: True, path=path) as second:

@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.errors import CallerQueueFullError, LeaseLostError, NotFoundError, QueueFullError, RecordFormatError
 from scheduler.store import Store, jobs
-from scheduler.store.jobs import MAX_ATTEMPTS, MAX_TEXT_BYTES
+from scheduler.store.jobs import MAX_ATTEMPTS, MAX_LEASE_S, MAX_TEXT_BYTES
 from tests.processes import CONTEXT, start
 
 D = "0123456789abcdef"
@@ -90,6 +90,59 @@ def test_a_silent_worker_keeps_a_job_that_no_other_took(store):
     store.jobs.beat(number, claim.lease, 30)
     assert (store.jobs.get(number).state, store.jobs.get(number).attempts) == ("running", 1)
     store.jobs.finish(number, claim.lease, "done")
+
+
+class Clock:
+    """The clock of the machine, which an administrator or a time server sets."""
+
+    def __init__(self, monkeypatch):
+        self.moved_s = 0.0
+        monkeypatch.setattr(jobs, "now_us", lambda: time.time_ns() // 1000 + round(self.moved_s * 1e6))
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize("moved_s", [-HOUR, -24 * HOUR, HOUR])
+def test_clock_that_is_set_keeps_no_job_from_the_next_worker(store, monkeypatch, moved_s):
+    clock = Clock(monkeypatch)
+    number = store.jobs.add("probe", D).id
+    store.jobs.claim(D, "died", 30)
+    clock.moved_s = moved_s
+    assert store.jobs.claim(D, "next", 30).job.id == number
+
+
+def test_clock_that_is_set_back_a_little_keeps_a_job_for_no_longer_than_the_longest_lease(store, monkeypatch):
+    clock = Clock(monkeypatch)
+    store.jobs.add("probe", D)
+    store.jobs.claim(D, "died", 30)
+    clock.moved_s = 31 - MAX_LEASE_S
+    assert store.jobs.claim(D, "next", 30) is None
+    clock.moved_s += MAX_LEASE_S
+    assert store.jobs.claim(D, "next", 30) is not None
+
+
+@pytest.mark.parametrize("moved_s", [-HOUR, HOUR])
+def test_worker_keeps_its_job_over_a_clock_that_is_set(store, monkeypatch, moved_s):
+    clock = Clock(monkeypatch)
+    number = store.jobs.add("probe", D).id
+    claim = store.jobs.claim(D, "w", 30)
+    clock.moved_s = moved_s
+    store.jobs.sweep()
+    store.jobs.beat(number, claim.lease, 30)
+    store.jobs.sweep()
+    assert store.jobs.claim(D, "other", 30) is None
+    assert store.jobs.finish(number, claim.lease, "done").attempts == 1
+
+
+@pytest.mark.parametrize("lease_s", [MAX_LEASE_S + 1, -1])
+def test_lease_of_a_length_that_no_lease_has_is_refused(store, lease_s):
+    number = store.jobs.add("probe", D).id
+    with pytest.raises(RecordFormatError, match=r"need 0\.\.600"):
+        store.jobs.claim(D, "w", lease_s)
+    claim = store.jobs.claim(D, "w", 30)
+    with pytest.raises(RecordFormatError, match=r"need 0\.\.600"):
+        store.jobs.beat(number, claim.lease, lease_s)
 
 
 def test_attempts_are_bounded(store):

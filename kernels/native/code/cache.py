@@ -1,7 +1,11 @@
 """Compiled code kept on disk between processes.
 
 An entry is a file named by the hash of everything that its code depends on. Since it will be executed, an entry is used only if
-its length, key and checksum are right; anything else counts as absent.
+its length, key and checksum are right; anything else is compiled again and replaced.
+
+The checksum is over all of an entry, and has no secret key: it is for disks that lose or change bytes, and for entries cut short.
+Other users are kept out by the folder (`folder.py`). A key would have to lie where this user's processes read it, and a process
+that can write to this user's private folder can read that, too.
 """
 
 from __future__ import annotations
@@ -13,14 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.log import warn
 from kernels.native.code.folder import PrivateFolder
 from kernels.native.target.host import llvm_version
 from kernels.native.target.isa import Isa
 
 LIMIT_BYTES = 256 << 20
 
-_HEADER = struct.Struct("<8s32s32sqd")  # magic, key, checksum of the code, its length, spills (-1: not counted)
-_MAGIC = b"EWCODE1\n"
+_MAGIC = b"EWCODE2\n"
+_CHECKSUM_BYTES = 32
+_HEADER = struct.Struct(
+    "<32sqd"
+)  # key, length of the code, spills (-1: not counted); before it magic and checksum, behind it code
 _KERNEL = "kernel "  # begins the key of a module that a kernel's name identifies
 
 
@@ -92,21 +100,38 @@ class CodeCache:
 
     def get(self, key: bytes) -> Compiled | None:
         """Return the code of that key, or None where there is none, or only a damaged entry."""
-        data = self.files.read(f"{key.hex()}.o") or b""
-        if len(data) < _HEADER.size:
+        name = f"{key.hex()}.o"
+        data = self.files.read(name)
+        if data is None:
             return None
-        magic, stored_key, checksum, length, spills = _HEADER.unpack_from(data)
-        code = data[_HEADER.size :]
-        whole = magic == _MAGIC and stored_key == key and length == len(code) and checksum == hashlib.sha256(code).digest()
-        return Compiled(code, None if spills < 0 else spills) if whole else None
+        found = _unpack(data, key)
+        if found is None:
+            warn("code cache entry is damaged, compiling it again", folder=str(self.files.path), entry=name, bytes=len(data))
+        return found
 
     def put(self, key: bytes, compiled: Compiled) -> None:
         """Store the code; where that fails, it is compiled again next time."""
-        spills = -1 if compiled.spills is None else compiled.spills
-        header = _HEADER.pack(_MAGIC, key, hashlib.sha256(compiled.code).digest(), len(compiled.code), spills)
-        if not self.files.write(f"{key.hex()}.o", header + compiled.code):
+        data = _pack(key, compiled)
+        if not self.files.write(f"{key.hex()}.o", data):
             return
-        self._unpruned_bytes += len(header) + len(compiled.code)
+        self._unpruned_bytes += len(data)
         if self._unpruned_bytes > self.limit_bytes // 16:
             self.files.prune(self.limit_bytes)
             self._unpruned_bytes = 0
+
+
+def _pack(key: bytes, compiled: Compiled) -> bytes:
+    spills = -1 if compiled.spills is None else compiled.spills
+    body = _HEADER.pack(key, len(compiled.code), spills) + compiled.code
+    return _MAGIC + hashlib.sha256(body).digest() + body
+
+
+def _unpack(data: bytes, key: bytes) -> Compiled | None:
+    """Read an entry; None where it is damaged, or of another key."""
+    at = len(_MAGIC) + _CHECKSUM_BYTES
+    if len(data) < at + _HEADER.size:
+        return None
+    stored_key, length, spills = _HEADER.unpack_from(data, at)
+    whole = data[:at] == _MAGIC + hashlib.sha256(data[at:]).digest()
+    code = data[at + _HEADER.size :]
+    return Compiled(code, None if spills < 0 else spills) if whole and stored_key == key and length == len(code) else None

@@ -19,6 +19,7 @@ from tests.app.demo import SEVEN
 from tests.app.http.raw import connect, read_answer, request
 from tests.app.keys import bearer, make_key
 from tests.app.servers import running, slow_model, start, text_model
+from tests.disks import small_disk
 
 DIGITS = (DEMO_MODELS / "digits.onnx").read_bytes()
 MAX_BYTES = 4 << 20
@@ -115,6 +116,17 @@ def test_size_is_limited_told_and_untold(client: httpx.Client, folder: Path) -> 
 
     assert client.post("/v1/models", params={"name": "big"}, content=parts()).status_code == 413
     assert entries(folder) == before
+
+
+def test_file_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "models", 2 << 20) as models:
+        (models / "first.onnx").write_bytes(DIGITS)
+        with serving(Settings(models=models, db=f"sqlite:///{tmp_path / 'a.db'}", max_upload_bytes=MAX_BYTES)) as client:
+            refused = upload(client, "large", bytes(MAX_BYTES))
+            assert (refused.status_code, "No space left" in refused.json()["error"]) == (503, True)
+            assert entries(models) == ["first.onnx"]
+            assert upload(client, "digits", DIGITS).status_code == 200
+            assert (models / "digits.onnx").stat().st_mode & 0o777 == 0o600
 
 
 def test_who_leaves_leaves_nothing(client: httpx.Client, folder: Path) -> None:
