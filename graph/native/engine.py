@@ -66,7 +66,7 @@ class Native:
             for part, lowering in self._lowered(graph, specs, threads, choices)
             for node in part.nodes
             for name in node.writes()
-            if lowering.values.place(name).strided is None
+            if lowering.values.lies(name) and lowering.values.place(name).strided is None
         )
 
     def kernels(

@@ -39,6 +39,10 @@ class Values:
             self._places[value] = [Viewed(storage, View.dense(array.shape))]
         return self._places[value]
 
+    def lies(self, value: str) -> bool:
+        """Whether a computed value lies anywhere: one between nodes that are lowered together, or that nobody reads, may not."""
+        return value in self._places
+
     def place(self, value: str) -> Place:
         """Return where a value lies, as its producer left it."""
         return self.places(value)[0]

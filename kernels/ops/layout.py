@@ -147,11 +147,11 @@ def _equal_parts(size: int, parts: int | None) -> tuple[int, ...]:
 def run_split(
     out: tuple[Array | None, ...], x: Array, split: Array | None = None, *, axis: int = 0, num_outputs: int | None = None
 ) -> None:
-    """One copy for each output that is read."""
+    """One copy for each output that is read; the last ones may be left out."""
     sizes = split.tolist() if split is not None else _equal_parts(x.shape[axis], num_outputs)
     stop = 0
     parts = np.moveaxis(x, axis, 0)
-    for y, size in zip(out, sizes, strict=True):
+    for y, size in zip(out, sizes, strict=False):
         stop += size
         if y is not None:
             np.copyto(np.moveaxis(y, axis, 0), parts[stop - size : stop])

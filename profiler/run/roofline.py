@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from graph.ir import CONTROL_FLOW
 from graph.run.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
 from kernels.native.target.isa import Precision
@@ -141,7 +142,7 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
 def _overwritten_bytes(cost: OpProfile) -> int:
     """Return the bytes that an elementwise op may write over its input, which take no memory of their own."""
     written = cost.output_specs[0] if cost.output_specs else None
-    if written is None or not find(cost.op).elementwise:
+    if written is None or cost.op in CONTROL_FLOW or not find(cost.op).elementwise:
         return 0
     read = (spec for at, spec in enumerate(cost.input_specs) if at not in cost.constant_inputs)
     return written.nbytes if any(spec == written for spec in read) else 0

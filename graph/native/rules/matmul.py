@@ -19,6 +19,7 @@ from graph.native.rules.normalize import aligned_view, view_epilogue
 from graph.native.values import overwritable
 from graph.native.work import Work, moved_bytes, streamed_work
 from kernels.errors import UnsupportedError
+from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.families.matmul import MatMul, emit_matmul, matmul_tiles
@@ -75,7 +76,7 @@ def _product(b: Lowering, node: Node) -> None:
     bound = express_epilogue(node, b.spec, b.constants, _addend(node))
     epilogue, operands = view_epilogue(b, bound, shape, shape)
     y = b.values.new(value)
-    if 1 not in y.view.strides[-2:]:
+    if not _writes(y.view, epilogue):
         y = b.values.new_dense(value)
     matmul = MatMul(factors[0].view, factors[1].view, y.view, alpha, epilogue)
     tiles = {str(tile): tile for tile in matmul_tiles(matmul, b.isa)}
@@ -84,6 +85,13 @@ def _product(b: Lowering, node: Node) -> None:
         raise UnsupportedError(f"matmul: tile is {wanted!r:.60}, need one of {', '.join(tiles)}")
     places = {"a": factors[0], "b": factors[1], **operands, "y": y}
     b.calls.append(emit_matmul(matmul, tiles[wanted], b.isa), {name: place.storage for name, place in places.items()})
+
+
+def _writes(y: View, epilogue: Epilogue[View]) -> bool:
+    """Whether the kernel can write a result that lies so: along its rows, or along its columns as all operands lie too."""
+    if y.shape[-1] > 1 and y.strides[-1] == 1:
+        return True
+    return y.strides[-2] == 1 and all(view.shape[-2] == 1 or view.strides[-2] == 1 for view in epilogue.operands)
 
 
 def _packed(b: Lowering, node: Node) -> None:

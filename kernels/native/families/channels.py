@@ -11,7 +11,7 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
@@ -77,6 +77,7 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
     runs = _runs(what.order, y.block)
     if len(runs) > MAX_RUNS or not all(image.rows_join() for image in (y, *what.xs)):
         raise EmitError(f"channels: {len(runs)} runs of blocks, need at most {MAX_RUNS}, and rows that join in all images")
+    flat = replace(what, xs=tuple(x.flat() for x in what.xs), y=y.flat())
     pixels = y.height * y.width
     piece = min(pixels, CHUNK_VECTORS)
     pieces = -(-pixels // piece)
@@ -95,9 +96,9 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
                 ends = begins + piece
                 if pixels % piece:
                     ends = k.select(ends < pixels, ends, k.const(I64, pixels))
-                addresses = _addresses(k, what, run, (*xs, target), image, turn)
+                addresses = _addresses(k, flat, run, (*xs, target), image, turn)
                 with k.loop("pixel", begins, ends) as pixel:
-                    _vector(k, what, run, addresses, pixel)
+                    _vector(k, flat, run, addresses, pixel)
             done += run.count
 
     names = (*(f"x{n}" for n in range(len(what.xs))), "y")

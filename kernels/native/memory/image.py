@@ -82,16 +82,16 @@ class Image:
         return channel // self.block * self.block_stride + channel % self.block
 
     def rows_join(self) -> bool:
-        """Whether the next row follows where a row ends, so that rows may be walked as one."""
-        return self.height == 1 or self.y_stride == self.width * self.x_stride
+        """Whether the next row follows where a row ends, so that rows may be walked as one; rows of one pixel always do."""
+        return 1 in self.plane or self.y_stride == self.width * self.x_stride
 
     def flat(self) -> Image:
         """Return these pixels as one row. Raises EmitError where rows do not join."""
         if not self.rows_join():
             raise EmitError(f"image: rows are {self.y_stride} apart and {self.width * self.x_stride} long, they do not join")
         pixels = self.height * self.width
-        return Image(self.batch, self.channels, 1, pixels, self.block, self.n_stride, self.block_stride,
-                     pixels * self.x_stride, self.x_stride)  # fmt: skip
+        step = self.y_stride if self.width == 1 else self.x_stride
+        return Image(self.batch, self.channels, 1, pixels, self.block, self.n_stride, self.block_stride, pixels * step, step)
 
     def every(self, first: tuple[int, int], steps: tuple[int, int]) -> tuple[Image, int]:
         """Return every `steps`-th pixel from row and column `first` on as an image, and how many elements lie before it."""

@@ -16,7 +16,7 @@ from graph.run.executor import Executor
 from graph.shapes import bind
 from kernels.errors import UnsupportedError
 from tests.graph.native.nets import RNG, graph_of, image, normal, weights
-from tests.graph.oracle import NATIVE, calls_of, check_native, check_on, constant, ints, kernels, make, node, port
+from tests.graph.oracle import NATIVE, calls_of, check, check_native, check_on, constant, ints, kernels, make, node, port
 from tests.kernels.native.conftest import HOST_ISAS
 
 
@@ -106,6 +106,16 @@ def test_pool_followed_by_an_operand_that_all_channels_share(isa, op, channels, 
     check_native(proto, {"x": normal(2, channels, 4, 5)}, isa)
 
 
+@pytest.mark.parametrize("merged", [(2, 40, 5, 1), (2, 1, 5, 1), (1, 40, 1, 1), (5, 1), ()], ids=str)
+@pytest.mark.parametrize("channels", [1, 40])
+def test_pointwise_convolution_of_an_image_one_column_wide_merged_with_a_tensor(isa, channels, merged):
+    merged = tuple(channels if size == 40 else size for size in merged)
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("Mul", ["a", "s"], ["b"]), node("Relu", ["b"], ["y"])]
+    feeds = {"x": normal(2, 3, 5, 1), "s": normal(*merged)}
+    ports = [port(name, array.shape) for name, array in feeds.items()]
+    check_native(make(nodes, ["y"], [weights("w", channels, 3, 1, 1)], ports), feeds, isa)
+
+
 def test_one_dimensional_convolution_and_pool(isa):
     nodes = [node("Conv", ["x", "w"], ["a"], pads=[2, 2], dilations=[2]), node("Sigmoid", ["a"], ["b"]),
              node("AveragePool", ["b"], ["c"], kernel_shape=[3], strides=[2], count_include_pad=1, pads=[1, 1]),
@@ -154,6 +164,18 @@ def test_transposes_reshapes_slices_and_picks_are_views(machine):
                  ints("axes", 2, 3), ints("steps", -2, 2), constant("half", 0.5)]  # fmt: skip
     calls = check_on(machine, make(nodes, ["y"], constants, image(2, 5, 8)), {"x": normal(2, 5, 8)})
     assert len(kernels(calls)) == 2
+
+
+@pytest.mark.parametrize("source", ["x", "c"])
+def test_split_whose_last_outputs_nobody_reads_before_an_elementwise_op(isa, source):
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Split", [source, "sizes"], ["a", "b", "d"], axis=1),
+        node("Relu", ["a"], ["y"]),
+    ]
+    proto = make(nodes, ["y"], [weights("w", 40, 40, 1, 1), ints("sizes", 20, 3, 17)], image(1, 40, 4, 3))
+    check_native(proto, {"x": normal(1, 40, 4, 3)}, isa)
+    check(proto, {"x": normal(1, 40, 4, 3)})
 
 
 def test_value_that_is_an_output_and_read_again(isa):
@@ -375,6 +397,12 @@ def test_product_written_as_the_transpose_that_reads_it(machine):
     proto = make(nodes, ["y"], [weights("w", 4, 3)], [port("x", [2, 4, 5]), port("z", [2, 5, 6])])
     calls = check_on(machine, proto, {"x": normal(2, 4, 5), "z": normal(2, 5, 6)})
     assert len(kernels(calls)) == 2
+
+
+def test_product_whose_result_is_turned_while_its_operands_are_not(isa):
+    nodes = [node("MatMul", ["x", "b"], ["a"]), node("Mul", ["a", "s"], ["c"]), node("Transpose", ["c"], ["y"])]
+    feeds = {"x": normal(2, 8), "b": normal(8, 7), "s": normal(2, 7)}
+    check_native(make(nodes, ["y"], [], [port(name, array.shape) for name, array in feeds.items()]), feeds, isa)
 
 
 def test_kernels_that_are_only_looked_at_are_those_that_run(isa):
