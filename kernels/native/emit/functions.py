@@ -23,8 +23,9 @@ INFINITY, NAN = float("inf"), float("nan")
 
 
 def sign(k: Function, x: Value) -> Value:
-    """1, 0 or -1."""
-    moves = k.op(f"fcmp one {x}, {k.zero(x.type).ref}", I1.by(x.type.lanes), "moves")  # neither 0 nor NaN
+    """1, 0 or -1, the same where denormals count as 0: it compares bits."""
+    magnitude = k.convert("bitcast", x, integers(x)) & 0x7FFFFFFF
+    moves = (magnitude > 0) & k.compare("le", magnitude, 0x7F800000)  # neither 0 nor NaN
     return k.select(moves, k.copysign(k.const(x.type, 1.0), x), x)
 
 
