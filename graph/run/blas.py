@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -13,29 +14,27 @@ import threadpoolctl
 
 @dataclass(slots=True)
 class _Process:
-    """BLAS in this process: open contexts, the number set now, the numbers set before the first. Guarded by `lock`."""
+    """BLAS in this process: what open contexts ask for, and the numbers set before the first of them. Guarded by `lock`."""
 
-    holders: int = 0
-    counts: list[int] = field(default_factory=list)
+    wanted: list[int] = field(default_factory=list)
     before: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def set(self, counts: list[int]) -> None:
-        """Set the number of threads of every library that has another one."""
-        for library, old, new in zip(_libraries(), self.counts, counts, strict=True):
-            if old != new:
-                library.set_num_threads(new)
-        self.counts = counts
+    def apply(self) -> None:
+        """Set the least number that an open context asks for; without one, the numbers from before."""
+        libraries = _libraries()
+        _set(libraries, [min(self.wanted)] * len(libraries) if self.wanted else self.before)
 
 
 _process = _Process()
 
 
 class BlasThreads:
-    """A context in which BLAS uses `count` threads; None leaves the number as it is.
+    """A context in which BLAS uses at most `count` threads, on whichever thread it is entered; None leaves the number as it is.
 
-    Results do not depend on it. Where contexts overlap, the one entered last decides for all. When the last one is left, the
-    numbers that were set before the first one are restored.
+    BLAS sums in another order on another number of threads, so results may differ by rounding. Where contexts overlap, the least
+    of their numbers holds for all, so that none uses more cores than it was given. When the last one is left, the numbers that
+    were set before the first one are restored.
     """
 
     def __init__(self, count: int | None) -> None:
@@ -45,18 +44,32 @@ class BlasThreads:
         if self.count is None:
             return
         with _process.lock:
-            if not _process.holders:
-                _process.before = _process.counts = [library.num_threads for library in _libraries()]
-            _process.holders += 1
-            _process.set([self.count] * len(_process.counts))
+            if not _process.wanted:
+                _process.before = [library.num_threads for library in _libraries()]
+            _process.wanted.append(self.count)
+            _process.apply()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.count is None:
             return
         with _process.lock:
-            _process.holders -= 1
-            if not _process.holders:
-                _process.set(_process.before)
+            _process.wanted.remove(self.count)
+            _process.apply()
+
+
+def _set(libraries: Sequence[Any], counts: Sequence[int]) -> None:
+    """Set the number of threads of every library that has another one."""
+    for library, count in zip(libraries, counts, strict=True):
+        if library.num_threads != count:
+            _release(library)
+            library.set_num_threads(count)
+            _release(library)
+
+
+def _release(library: Any) -> None:
+    """Let any thread set the number of threads: threadpoolctl ignores all but the one that set OpenBLAS's number first."""
+    if hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)
 
 
 @functools.cache

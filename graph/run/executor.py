@@ -49,7 +49,8 @@ class Executor:
 
     Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default natively where `native` can,
              else with the op's first numpy kernel that applies. threads: of BLAS and of native code; None leaves BLAS as it is
-             set and takes one per core for native code. native: the native backend, None for numpy alone.
+             set and takes one per core for native code. On another number native code gives the same bits, and BLAS results
+             that may differ by rounding. native: the native backend, None for numpy alone.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
              chosen one.
     """

@@ -10,6 +10,7 @@ import numpy as np
 import threadpoolctl
 from pydantic import Field
 
+from graph.run.blas import BlasThreads
 from kernels.cost import FLOPS_PER_MAC
 from kernels.native.target.isa import Precision
 from kernels.spec import Array
@@ -73,7 +74,7 @@ def measure_gemm_peak(precision: Precision, threads: int, effort: Effort) -> Pea
         for _ in range(turns):
             np.matmul(a, b, out=out)
 
-    with threadpoolctl.threadpool_limits(threads, user_api="blas"), PinnedThreads(1, ()) as caller:
+    with BlasThreads(threads), PinnedThreads(1, ()) as caller:
         samples = sample_rates(lambda turns: caller.run([lambda: multiply(turns)]), FLOPS_PER_MAC * GEMM_SIZE**3, effort)
         name, used = blas_threads()
     method = f"numpy.matmul {GEMM_SIZE}×{GEMM_SIZE}×{GEMM_SIZE} through {name}; best of {effort}"
