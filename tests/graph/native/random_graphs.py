@@ -75,6 +75,8 @@ def fused(b: Build, value: str) -> str:
 def read(b: Build, value: str) -> str:
     """Append a node that reads the result in a layout of its own."""
     shape = b.shape(value)
+    if not shape:
+        return b.add("Neg", value)
     is_image = len(shape) in (3, 4)
     match b.one_of("conv", "pool", "concat", "transpose", "matmul", "slice", "shuffle"):
         case "conv" if is_image:
@@ -94,7 +96,7 @@ def read(b: Build, value: str) -> str:
             apart = b.add("Reshape", value, b.ints(shape[0], 2, shape[1] // 2, *shape[2:]))
             swapped = b.add("Transpose", apart, perm=[0, 2, 1, *range(3, len(shape) + 1)])
             return b.add("Reshape", swapped, b.ints(*shape))
-    return b.add("Transpose", value) if shape else b.add("Neg", value)
+    return b.add("Transpose", value)
 
 
 def random_graph(seed: int, lanes: int) -> RandomGraph:
