@@ -19,8 +19,7 @@ from kernels.native.memory.buffers import aligned
 from kernels.native.target.isa import Isa
 from kernels.spec import Array
 from tests.graph.interpreter import run_node
-from tests.kernels.native.compiled import object_code
-from tests.kernels.native.runner import run
+from tests.kernels.native.reference import run_kernel
 
 
 def run_call_by_call(
@@ -54,11 +53,9 @@ def _run_part(part: Part, facts: Facts, choices: Mapping[str, Choice], values: M
         return own[arena.offsets[storage] :]
 
     for call in calls:
-        kernel = call.kernel
-        scratch = aligned(kernel.scratch_bytes) if "scratch" in kernel.arguments else None
-        places = {name: memory(storage)[offset:] for name, (storage, offset) in call.arguments.items()}
-        arguments = [scratch if name == "scratch" else places.get(name) for name in kernel.arguments]
-        run(object_code(kernel.ir, facts.isa), facts.isa, kernel.name, [[*arguments, 0, kernel.chunks]], scratch)
+        run_kernel(
+            call.kernel, facts.isa, **{name: memory(storage)[offset:] for name, (storage, offset) in call.arguments.items()}
+        )
     return {name: outputs[name].view(spec.dtype).reshape(spec.shape) for name, spec in specs.items()}
 
 
