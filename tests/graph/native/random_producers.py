@@ -138,10 +138,11 @@ def global_pool(b: Build) -> str:
 
 def resize(b: Build) -> str:
     x = laid_out(b, b.image())
-    sizes = [int(b.one_of(1, 2, 3, 7, size, 2 * size)) for size in b.shape(x)[2:]]
     mode, where = b.one_of(
         ("nearest", "asymmetric"), ("linear", "half_pixel"), ("cubic", "half_pixel"), ("linear", "align_corners")
     )
+    others = () if mode == "nearest" else (2, 3, 7)  # the nearest pixel of other ratios is a matter of rounding
+    sizes = [int(b.one_of(1, size, 2 * size, *others)) for size in b.shape(x)[2:]]
     attrs: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
     if mode == "cubic" and len(sizes) == 1:
         mode = "linear"
