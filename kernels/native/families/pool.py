@@ -8,10 +8,10 @@
             for each pixel: y = epilogue(its columns' max, or their sum / taps)
 
 The code is decided by the window's columns with their stride and dilation, how channels lie, and the epilogue; all else is
-numbers. It has two bodies: in tiles at the border each column has an address of its own, of what changes nothing where it lies
-outside of the image. A window wider than the accumulators is a tile of one pixel, whose columns take turns on them; its size is a
-number too. Averages add the columns by themselves and then one another, so that rounding grows with the sides of the window, not
-its area.
+numbers. The columns at a tile's edges are read from what changes nothing where they lie outside of the image. The last tile of a
+row ends with the row: pixels that the tile before it has stored are computed again, and not stored. A window wider than the
+accumulators is a tile of one pixel, whose columns take turns on them; its size is a number too. Averages add the columns by
+themselves and then one another, so that rounding grows with the sides of the window, not its area.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, even_rows, kernel_row_range
+from kernels.native.emit.geometry import Conv, even_rows, row_range, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
@@ -72,16 +73,15 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         raise EmitError(f"pooling: x has blocks of {conv.x.block} channels, need whole vectors of {isa.lanes}")
     pixels, wide = _tile(conv, isa)
     results = Results.of(pixels, 1, conv.y, epilogue, isa.lanes)
-    window = None if wide else (conv.kernel[1], conv.strides[1], conv.dilations[1])
-    code = _Code(pooling.kind, window, min(WIDE, _accumulators(isa)), x, results)
+    code = _Code(pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results)
     columns = replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     words = (name_layouts(conv.x, conv.y), "wide" if wide else name_window(columns), *name_epilogue(epilogue))
     row_reads = conv.kernel[0] * min(conv.x.width, conv.y.width * conv.kernel[1])
     rows = even_rows(conv.y.height, CHUNK_READS // row_reads)
     blocks, row_chunks = -(-conv.y.channels // isa.lanes), -(-conv.y.height // rows)
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], _: Value, chunks: Bounds) -> None:
-        _PoolingEmitter(k, code, sizes, pointers).emit(*chunks)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
+        _PoolingEmitter(k, code, sizes, table, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
@@ -89,8 +89,8 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         ("x", *epilogue.arguments, "y", SCRATCH),
         conv.y.batch * row_chunks * blocks,
         body,
-        {"blocks": blocks, "row_chunks": row_chunks, "chunk_rows": rows, **_numbers(pooling, epilogue, isa)},
-        (),
+        {"blocks": blocks, "row_chunks": row_chunks, "chunk_rows": rows, **_numbers(pooling, pixels, epilogue, isa)},
+        row_table(conv) + row_table(pooling.divided),
         results.buffer_bytes(isa.lanes),
     )
 
@@ -103,33 +103,31 @@ def _accumulators(isa: Isa) -> int:
 def _tile(conv: Conv, isa: Isa) -> tuple[int, bool]:
     """Return the pixels of a tile, and whether one pixel has more columns than there are accumulators.
 
-    A tile has as many pixels as there are accumulators for the columns under them, but fewer than twice the width.
+    A tile has as many pixels as there are accumulators for the columns under them, and no more than a row.
     """
     window = [s * conv.dilations[1] for s in range(conv.kernel[1])]
     for pixels in PIXELS:
         columns = {p * conv.strides[1] + s for p in range(pixels) for s in window}
-        if len(columns) <= _accumulators(isa) and pixels < 2 * conv.y.width:
+        if len(columns) <= _accumulators(isa) and pixels <= conv.y.width:
             return pixels, False
     return 1, True
 
 
-def _numbers(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
+def _numbers(pooling: Pooling, pixels: int, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
     """Return the numbers that the code reads, by name, but for those of chunks. Strides count elements.
 
-    rows, channels, width: of y. x_image, x_block, x_row, x_pixel, x_kernel_row: between neighbours of each kind in x; rows are
-    those of neighbouring outputs. x_first: from x to the first column of the first window, which may lie outside. left, top,
-    x_width, x_rows: padding and size of the image; divided_*: of the plane whose taps count for an average. row_step,
-    row_dilation, kernel_rows, column_step, column_dilation, kernel_columns: of the window.
+    rows, channels, width, tiles: of y, and of a row of it. x_image, x_block, x_row, x_pixel, x_kernel_row: between neighbours
+    of each kind in x; rows are those of neighbouring outputs. x_first: from x to the first column of the first window, which
+    may lie outside. left, x_width: padding and width of the image; divided_*: of the plane whose taps count for an average.
+    column_step, column_dilation, kernel_columns: of the window.
     """
     conv, divided = pooling.window, pooling.divided
     x, y, lanes = conv.x, conv.y, isa.lanes
     numbers = {
-        "rows": y.height, "channels": y.channels, "width": y.width, "x_image": x.n_stride,
+        "rows": y.height, "channels": y.channels, "width": y.width, "tiles": -(-y.width // pixels), "x_image": x.n_stride,
         "x_block": lanes if x.block > lanes else x.block_stride, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
-        "left": conv.left, "top": conv.top, "x_width": x.width, "x_rows": x.height, "divided_left": divided.left,
-        "divided_top": divided.top, "divided_width": divided.x.width, "divided_rows": divided.x.height,
-        "row_step": conv.strides[0], "row_dilation": conv.dilations[0], "kernel_rows": conv.kernel[0],
+        "left": conv.left, "x_width": x.width, "divided_left": divided.left, "divided_width": divided.x.width,
         "column_step": conv.strides[1], "column_dilation": conv.dilations[1], "kernel_columns": conv.kernel[1],
     }  # fmt: skip
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
@@ -141,12 +139,11 @@ def _numbers(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> dict[str,
 class _Code:
     """All that decides the code.
 
-    window: columns, stride and dilation along a row; None for a window wider than `accumulators`, whose columns take turns on
-    them. x: how channels lie in it.
+    columns: under a tile; None for a window wider than `accumulators`, whose columns take turns on them. x: how its channels lie.
     """
 
     kind: Literal["max", "average"]
-    window: tuple[int, int, int] | None
+    columns: Columns | None
     accumulators: int
     x: Channels
     results: Results
@@ -156,17 +153,12 @@ class _Code:
         """What changes no result."""
         return float("-inf") if self.kind == "max" else 0.0
 
-    def columns_of(self, pixel: int) -> list[int]:
-        """Return the columns that a pixel of a tile reads, from the tile's first one on."""
-        count, step, dilation = self.window or (0, 0, 0)
-        return [pixel * step + s * dilation for s in range(count)]
-
 
 class _PoolingEmitter:
     """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
-        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
+    def __init__(self, k: Function, code: _Code, n: Numbers, table: Value, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.table, self.pointers, self.lanes = k, code, n, table, pointers, k.isa.lanes
         self.results = ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.start = k.const(k.f32, code.neutral)
@@ -187,61 +179,68 @@ class _PoolingEmitter:
     def _row(self, row: Value, x: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row. left: channels from the first one of the vector on."""
         k, n, pixels = self.k, self.n, self.code.results.pixels
-        bounds = kernel_row_range(k, row, n)
-        divided = kernel_row_range(k, row, {**n, "top": n["divided_top"], "x_rows": n["divided_rows"]})
+        bounds, divided = row_range(k, self.table, row), row_range(k, k.offset(self.table, n["rows"], I64), row)
         counted = divided[1] - divided[0]
-        step = n["column_step"] if self.code.window is None else k.const(I64, self.code.window[1])
-        with k.loop("tile", 0, n["width"], pixels) as column:
-            at, here = k.offset(x, column * step * self.pixel), self.results.column(to, column)
-            count = k.least(n["width"] - column, k.const(I64, pixels))
-            if self.code.window is None:
-                self.results.finish([self._wide(at, column, bounds, counted, left)], here, count, left)
+        columns, end = self.code.columns, k.const(I64, pixels)
+        if columns is None:
+            with k.loop("pixel", 0, n["width"]) as column:
+                at, here = k.offset(x, column * n["column_step"] * self.pixel), self.results.column(to, column)
+                self.results.finish([self._wide(at, column, bounds, counted, left)], here, end, left)
+            return
+        with k.loop("tile", 0, n["tiles"]) as number:
+            column, before = tile_start(k, number, pixels, n["width"])
+            here, step = self.results.column(to, column), columns.stride
+            at = k.offset(x, column * step * self.pixel)
+            in_image = Border(k, columns, column * step - n["left"], n["x_width"], self.code.neutral)
+            in_divided = Border(k, columns, column * step - n["divided_left"], n["divided_width"], 0.0)
+
+            def finish(load: Load) -> None:
+                values = self._tile(at, columns, bounds, in_image.loads(load))
+                if self.code.kind == "average":
+                    taps = self._taps_of_pixels(columns, counted, in_divided)
+                    values = [value / each for value, each in zip(values, taps, strict=True)]
+                self.results.finish(values, here, end, left, before)
+
+            if self.code.x.kind == "blocks":
+                finish(self._load)
                 return
-            start, reach = column * step - n["left"], max(self.code.columns_of(pixels - 1)) + 1
-            outside = (start < 0) | (start + reach > n["x_width"])
-            if self.code.x.kind == "rows":  # the last vector may have fewer lanes than are safe to read
-                outside = outside | (left < self.lanes)
-            with k.when(outside, "border"):
-                self.results.finish(self._tile(at, column, bounds, counted, (start, left)), here, count, left)
-            with k.when(outside ^ k.const(outside.type, 1), "inside"):
-                self.results.finish(self._tile(at, column, bounds, counted, None), here, count, left)
+            few = left < self.lanes  # the last vector has fewer lanes than are safe to read
+            with k.when(few, "few"):
+                finish(lambda address: k.load_first(k.f32, address, left))
+            with k.when(few ^ k.const(few.type, 1), "many"):
+                finish(self._load)
 
-    def _tile(self, x: Value, column: Value, bounds: Bounds, counted: Value, border: tuple[Value, Value] | None) -> list[Value]:
-        """Emit the results of a tile before the epilogue.
+    def _load(self, address: Value) -> Value:
+        return self.k.load(self.k.f32, address)
 
-        counted: kernel rows that count for an average. border: the tile's first column and the channels left, where some may lie
-        outside of the image.
-        """
-        k, code = self.k, self.code
-        windows = [code.columns_of(p) for p in range(code.results.pixels)]
-        columns = sorted({each for window in windows for each in window})
-        with k.fold("kr", *bounds, 1, [self.start] * len(columns)) as fold:
+    def _tile(self, x: Value, columns: Columns, bounds: Bounds, load: ColumnLoad) -> list[Value]:
+        """Emit the maximum or the sum of each pixel's window. load: reads a column at an address."""
+        k = self.k
+        windows = [columns.of_pixel(p) for p in range(columns.pixels)]
+        each = sorted({column for window in windows for column in window})
+        with k.fold("kr", *bounds, 1, [self.start] * len(each)) as fold:
             at = k.offset(x, fold.index * self.n["x_kernel_row"])
             fold.values = [
-                self._combine(value, self._load(at, each, border)) for value, each in zip(fold.values, columns, strict=True)
+                self._combine(value, load(k.offset(at, self.pixel * column), column))
+                for value, column in zip(fold.values, each, strict=True)
             ]
-        taken = dict(zip(columns, fold.values, strict=True))
-        pooled = [self._combined([taken[each] for each in window]) for window in windows]
-        if code.kind == "max":
-            return pooled
-        return [
-            value / self._taps(counted, None if border is None else column + p, len(window))
-            for p, (value, window) in enumerate(zip(pooled, windows, strict=True))
-        ]
+        taken = dict(zip(each, fold.values, strict=True))
+        return [self._combined([taken[column] for column in window]) for window in windows]
 
-    def _load(self, x: Value, column: int, border: tuple[Value, Value] | None) -> Value:
-        """Load a column; what changes nothing where it lies outside of the image."""
-        k, n = self.k, self.n
-        address = k.offset(x, self.pixel * column)
-        if border is None:
-            return k.load(k.f32, address)
-        start, left = border
-        nothing = k.module.table(k, "nothing", F32, [self.code.neutral] * self.lanes)
-        at = start + column
-        address = k.select(k.compare("ge", at, 0) & (at < n["x_width"]), address, nothing)
-        if self.code.x.kind == "blocks":
-            return k.load(k.f32, address)
-        return k.load_first(k.f32, address, k.least(left, k.const(I64, self.lanes)))
+    def _taps_of_pixels(self, columns: Columns, rows: Value, divided: Border) -> list[Value]:
+        """Return the number of taps that count for each pixel's average. rows: kernel rows that count."""
+        k, found = self.k, []
+        all_inside = self._taps(rows * columns.count)
+        for p in range(columns.pixels):
+            edge = [column for column in columns.of_pixel(p) if columns.may_be_outside(column)]
+            if not edge:
+                found.append(all_inside)
+                continue
+            count = k.const(I64, columns.count - len(edge))
+            for column in edge:
+                count = count + k.convert("zext", divided.is_inside(column), I64)
+            found.append(self._taps(rows * count))
+        return found
 
     def _wide(self, x: Value, column: Value, bounds: Bounds, counted: Value, left: Value) -> Value:
         """Emit the result of one pixel whose window has more columns than there are accumulators."""
@@ -262,33 +261,23 @@ class _PoolingEmitter:
                 rest.values = [self._combine(rest.values[0], load(at, rest.index))]
             fold.values = [rest.values[0], *taps.values[1:]]
         pooled = self._combined(fold.values)
-        return pooled if self.code.kind == "max" else pooled / self._taps(counted, column, None)
+        if self.code.kind == "max":
+            return pooled
+        first, last = self._columns_inside(column, n["divided_left"], n["divided_width"])
+        return pooled / self._taps(counted * (last - first))
 
     def _columns_inside(self, column: Value, left: Value, width: Value) -> tuple[Value, Value]:
         """Return the first kernel column of an output that lies inside a plane, and one after the last."""
-        k, n, window = self.k, self.n, self.code.window
-        step, dilation, count = (
-            (n["column_step"], n["column_dilation"], n["kernel_columns"])
-            if window is None
-            else (k.const(I64, window[1]), k.const(I64, window[2]), k.const(I64, window[0]))
-        )
-        start, zero = column * step - left, k.const(I64, 0)
-        high = k.least(k.most(width - 1 + dilation - start, zero) // dilation, count)
+        k, n = self.k, self.n
+        dilation, zero = n["column_dilation"], k.const(I64, 0)
+        start = column * n["column_step"] - left
+        high = k.least(k.most(width - 1 + dilation - start, zero) // dilation, n["kernel_columns"])
         return k.least(k.most(zero - start + (dilation - 1), zero) // dilation, high), high
 
-    def _taps(self, rows: Value, column: Value | None, columns: int | None) -> Value:
-        """Return the number of taps that count for an average, in every lane.
-
-        rows: kernel rows that count. column: of the output, where columns may lie outside of the plane; None where all `columns`
-        count. All taps of a dilated window may lie in the padding; their sum of 0 is divided by 1 then.
-        """
-        k, n = self.k, self.n
-        if column is None:
-            taps = rows * (columns or 0)
-        else:
-            first, last = self._columns_inside(column, n["divided_left"], n["divided_width"])
-            taps = rows * (last - first)
-        return k.splat(k.convert("sitofp", k.most(taps, k.const(I64, 1)), F32), k.f32)
+    def _taps(self, count: Value) -> Value:
+        """Return a number of taps in every lane, 1 for none: all of a dilated window may lie in the padding, and add up to 0."""
+        k = self.k
+        return k.splat(k.convert("sitofp", k.most(count, k.const(I64, 1)), F32), k.f32)
 
     def _combine(self, a: Value, b: Value) -> Value:
         return self.k.maximum(a, b) if self.code.kind == "max" else a + b
