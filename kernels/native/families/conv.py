@@ -248,4 +248,4 @@ def _table(conv: Conv, numbers: Mapping[str, int]) -> list[int]:
         for row, column in itertools.product(range(rows), range(columns)):
             start = row * row_step + column * conv.dilations[1] * column_step
             words += [(start + number * block_step) | run << ENTRY_COUNT_SHIFT for number, run in enumerate(runs)]
-    return words + (row_table(conv) if conv.y.height > 1 or conv.kernel[0] > 1 else [1 << 32] * numbers["rows"])
+    return words + (row_table(conv) if numbers["rows"] == conv.y.height else row_table(conv) * numbers["rows"])
