@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -147,16 +147,23 @@ def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
     return low, k.select(inside < rows, inside, k.const(I64, rows))
 
 
-def kernel_row_range(k: Function, row: Value, n: Mapping[str, Value]) -> tuple[Value, Value]:
-    """Emit the range of kernel rows inside the image for an output row: the first, and one after the last.
+def row_table(conv: Conv) -> list[int]:
+    """Return, for each output row, the first kernel row that lies inside the image and, in the high 32 bits, one after the last.
 
-    n: the numbers row_step, row_dilation and kernel_rows of the kernel, top, rows of padding, and x_rows of the image.
+    A kernel that serves every shape reads them: a division for every row would cost as much as a short row's work.
     """
-    start, zero, dilation = row * n["row_step"] - n["top"], k.const(I64, 0), n["row_dilation"]
-    before = k.most(zero - start + (dilation - 1), zero)
-    after = k.most(n["x_rows"] - 1 + dilation - start, zero)
-    high = k.least(after // dilation, n["kernel_rows"])
-    return k.least(before // dilation, high), high
+    starts = np.arange(conv.y.height) * conv.strides[0] - conv.top
+    dilation = conv.dilations[0]
+    high = np.clip((conv.x.height - 1 + dilation - starts) // dilation, 0, conv.kernel[0])
+    low = np.minimum(np.maximum(-starts + dilation - 1, 0) // dilation, high)
+    words: list[int] = (low | high << 32).tolist()
+    return words
+
+
+def row_range(k: Function, table: Value, row: Value) -> tuple[Value, Value]:
+    """Emit the two numbers of a row in a `row_table`."""
+    word = k.load(I64, table, row)
+    return word & k.const(I64, 0xFFFFFFFF), k.shift("lshr", word, 32)
 
 
 def maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:

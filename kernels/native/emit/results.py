@@ -157,8 +157,10 @@ class ResultsEmitter:
         """Return the places of a pixel of a row."""
         return [spot.move(self.k, column * spot.pixel) for spot in to]
 
-    def finish(self, values: Sequence[Value], to: Spots, pixels: Value, left: Value) -> None:
-        """Emit the epilogue and the stores of a tile. pixels: how many of it there are. left: channels from its first one on.
+    def finish(self, values: Sequence[Value], to: Spots, pixels: Value, left: Value, first: Value | None = None) -> None:
+        """Emit the epilogue and the stores of a tile.
+
+        pixels: how many of it there are. left: channels from its first one on. first: pixels before that one are not stored.
 
         A whole tile is finished in registers, unless the epilogue is long. Others go through memory, vector by vector.
         """
@@ -167,31 +169,32 @@ class ResultsEmitter:
         in_rows = any(spot.channels.kind == "rows" for spot in to)  # others have memory for all lanes of a block
         some_lanes = left if in_rows else (left + (self.lanes - 1)) // self.lanes * self.lanes
         whole = k.compare("ge", some_lanes, code.vectors * self.lanes)
+        begin = k.const(I64, 0) if first is None else first
         if is_long(code.expression):
             with k.when(whole, "whole"):
-                self._through_memory(values, to, pixels, None)
+                self._through_memory(values, to, (begin, pixels), None)
         else:
-            whole = whole & k.compare("eq", pixels, most)
+            whole = whole & k.compare("eq", pixels - begin, most)
             with k.when(whole, "whole"):
                 for at, value in enumerate(values):
                     self._store(value, to, *divmod(at, code.vectors))
         with k.when(whole ^ k.const(whole.type, 1), "part"):
-            self._through_memory(values, to, pixels, left)
+            self._through_memory(values, to, (begin, pixels), left)
 
-    def _through_memory(self, values: Sequence[Value], to: Spots, pixels: Value, left: Value | None) -> None:
-        """Emit a loop that finishes the vectors of a tile. left: channels from the first one on, None for whole vectors."""
+    def _through_memory(self, values: Sequence[Value], to: Spots, pixels: tuple[Value, Value], left: Value | None) -> None:
+        """Emit a loop that finishes the vectors of some pixels. left: channels from the first one on, None for whole vectors."""
         k, code = self.k, self.code
         for number, value in enumerate(values):
             k.store(value, self.buffer, number * self.lanes)
-        with k.loop("part.pixel", 0, pixels) as p:
+        with k.loop("part.pixel", *pixels) as p:
             mine = k.offset(self.buffer, p * (code.vectors * self.lanes))
             if left is None:
                 for v in range(code.vectors):
                     self._store(k.load(k.f32, mine, v * self.lanes), to, p, v)
                 return
             with k.loop("part.vector", 0, self._vectors(left)) as vector:
-                first = vector * self.lanes
-                self._store(k.load(k.f32, mine, first), to, p, vector, k.least(left - first, k.const(I64, self.lanes)))
+                start = vector * self.lanes
+                self._store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
 
     def _vectors(self, left: Value) -> Value:
         return self.k.least((left + (self.lanes - 1)) // self.lanes, self.k.const(I64, self.code.vectors))

@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, aligned_copy
+from kernels.native.emit.geometry import Conv, aligned_copy, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
@@ -199,11 +199,10 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_pixels, all_pixels: of an output row, and how many there are where one long row is cut into rows; x_width and x_all, of
     x. x_image, x_group, x_row, x_pixel: between images, groups, and what neighbouring output rows and pixels read. x_first:
     from x to the first column of the first window, which may lie outside. column_step, left, reach: columns between
-    neighbouring windows, columns left of the image in the first one, columns of all windows of a tile. row_step, top,
-    row_dilation, kernel_rows, x_rows: of the kernel's rows. block_weights, row_weights: elements of a block of weights and of
-    one kernel row in it. row_entries, entries: of the table, for one kernel row and in all. copy_*, x_kernel_row, x_block,
-    x_blocks, x_column, run: of the copy at the border. y_* and r0_*…: of the output and the operands; a block is what a tile
-    writes, a vector a part of it.
+    neighbouring windows, columns left of the image in the first one, columns of all windows of a tile. block_weights,
+    row_weights: elements of a block of weights and of one kernel row in it. row_entries, entries: of the table, for one kernel
+    row and in all. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…: of the
+    output and the operands; a block is what a tile writes, a vector a part of it.
     """
     x, y, lanes, (rows, columns) = conv.x, conv.y, isa.lanes, conv.kernel
     runs, cut = _runs(conv), tile.row_pixels
@@ -220,8 +219,6 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_row": cut * x.x_stride if cut else conv.strides[0] * x.y_stride, "x_pixel": conv.strides[1] * x.x_stride,
         "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
         "column_step": conv.strides[1], "left": conv.left, "reach": reach,
-        "row_step": 0 if cut else conv.strides[0], "top": conv.top, "row_dilation": conv.dilations[0], "kernel_rows": rows,
-        "x_rows": x.height,
         "block_weights": rows * columns * conv.group_inputs * tile.vectors * lanes,
         "row_weights": columns * conv.group_inputs * tile.vectors * lanes,
         "row_entries": columns * len(runs), "entries": rows * columns * len(runs),
@@ -238,7 +235,10 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
 
 
 def _table(conv: Conv, numbers: Mapping[str, int]) -> list[int]:
-    """Return a tile's entries, for each kernel row, column and run of channels: first in x, then in a copy."""
+    """Return a tile's entries, for each kernel row, column and run of channels: first in x, then in a copy; then the `row_table`.
+
+    A product's one long row may be cut into several.
+    """
     (rows, columns), runs = conv.kernel, _runs(conv)
     words = []
     for row_step, column_step, block_step in (
@@ -248,4 +248,4 @@ def _table(conv: Conv, numbers: Mapping[str, int]) -> list[int]:
         for row, column in itertools.product(range(rows), range(columns)):
             start = row * row_step + column * conv.dilations[1] * column_step
             words += [(start + number * block_step) | run << ENTRY_COUNT_SHIFT for number, run in enumerate(runs)]
-    return words
+    return words + (row_table(conv) if numbers["rows"] == conv.y.height else row_table(conv) * numbers["rows"])

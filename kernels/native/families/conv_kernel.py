@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.geometry import kernel_row_range
+from kernels.native.emit.geometry import row_range
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I32, I64
 
@@ -73,7 +73,7 @@ class ConvEmitter:
         k, n, pixels = self.k, self.n, self.tile.pixels
         width = k.least(n["row_pixels"], n["all_pixels"] - row * n["row_pixels"])
         x_width = k.least(n["x_width"], n["x_all"] - row * n["x_width"])
-        low, high = kernel_row_range(k, row, n)
+        low, high = row_range(k, k.offset(self.table, n["entries"] * 2, I64), row)
         w = k.offset(w, low * n["row_weights"])
         with k.loop("tile", 0, width, pixels) as column:
             start = column * n["column_step"] - n["left"]

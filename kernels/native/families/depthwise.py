@@ -10,8 +10,8 @@
 
 With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic. The
 code is decided by the tile, the kernel's columns with their stride and dilation, how channels lie, and the epilogue; all else is
-numbers. It has two bodies: in tiles at the border each column has an address of its own, of zeros where it lies outside of the
-image.
+numbers. The columns at a tile's edges are read from zeros where they lie outside of the image. The last tile of a row ends with
+the row: pixels that the tile before it has stored are computed again, and not stored.
 
 Packed weights: [block of V vectors][kernel row][kernel column][V·lanes]; the last block is filled up with zeros.
 """
@@ -19,18 +19,20 @@ Packed weights: [block of V vectors][kernel row][kernel column][V·lanes]; the l
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, aligned_copy, even_rows, kernel_row_range
+from kernels.native.emit.geometry import Conv, aligned_copy, even_rows, row_range, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
-from kernels.native.emit.types import F32, I64
+from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
@@ -109,21 +111,11 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
 
 @dataclass(frozen=True, slots=True)
 class _Code:
-    """All that decides the code. columns, stride, dilation: of the kernel along a row. x: how channels lie in it."""
+    """All that decides the code. columns: under a tile. x: how channels lie in it."""
 
-    columns: int
-    stride: int
-    dilation: int
+    columns: Columns
     x: Channels
     results: Results
-
-    def meets(self) -> dict[int, list[tuple[int, int]]]:
-        """Return, for each input column under a tile, the pixels that it meets, each with its kernel column."""
-        found: dict[int, list[tuple[int, int]]] = {}
-        for p in range(self.results.pixels):
-            for s in range(self.columns):
-                found.setdefault(p * self.stride + s * self.dilation, []).append((p, s))
-        return found
 
 
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
@@ -137,14 +129,16 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
     if x.kind not in {"blocks", "rows"}:
         raise EmitError(f"depthwise: x has blocks of {conv.x.block} channels, a tile takes vectors of {isa.lanes}")
     results = Results.of(tile.pixels, tile.vectors, conv.y, epilogue, isa.lanes)
-    code = _Code(conv.kernel[1], conv.strides[1], conv.dilations[1], x, results)
+    if tile.pixels > conv.y.width:
+        raise EmitError(f"depthwise: a tile has {tile.pixels} pixels, y is {conv.y.width} wide, need as many at least")
+    code = _Code(Columns.of(conv, tile.pixels), x, results)
     window = name_window(
         replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     )
     words = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue))
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], _: Value, chunks: Bounds) -> None:
-        _DepthwiseEmitter(k, code, sizes, pointers).emit(*chunks)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
+        _DepthwiseEmitter(k, code, sizes, table, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
@@ -153,7 +147,7 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
         depthwise_chunks(conv, tile, isa),
         body,
         _numbers(conv, tile, epilogue, isa),
-        (),
+        row_table(conv),
         results.buffer_bytes(isa.lanes),
     )
 
@@ -161,19 +155,19 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
 def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
     """Return the numbers that the code reads, by name. Strides count elements.
 
-    blocks, row_chunks, chunk_rows, rows: how chunks are numbered. channels, width: of y. x_width, x_rows: of x. x_image, x_block,
-    x_vector, x_row, x_pixel: between neighbours of each kind in x; rows are those of neighbouring outputs. x_first: from x to the
-    first column of the first window, which may lie outside. left, top: columns and rows of the first window outside. row_step,
-    row_dilation, kernel_rows, x_kernel_row: of the kernel's rows.
+    blocks, row_chunks, chunk_rows, rows: how chunks are numbered. channels, width, tiles: of y, and of a row of it. x_width: of
+    x. x_image, x_block, x_vector, x_row, x_pixel: between neighbours of each kind in x; rows are those of neighbouring outputs.
+    x_first: from x to the first column of the first window, which may lie outside. left: columns of the first window outside.
+    kernel_rows, x_kernel_row: the kernel's rows, and elements between what they read.
     """
     x, y, lanes = conv.x, conv.y, isa.lanes
     vector = lanes if x.block > lanes else x.block_stride
     numbers = {
         "blocks": _blocks(conv, tile, isa), "row_chunks": -(-y.height // tile.rows), "chunk_rows": tile.rows, "rows": y.height,
-        "channels": y.channels, "width": y.width, "x_width": x.width, "x_rows": x.height, "x_image": x.n_stride,
+        "channels": y.channels, "width": y.width,
+        "tiles": -(-y.width // tile.pixels), "x_width": x.width, "x_image": x.n_stride,
         "x_block": tile.vectors * vector, "x_vector": vector, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
-        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride, "left": conv.left, "top": conv.top,
-        "row_step": conv.strides[0], "row_dilation": conv.dilations[0], "kernel_rows": conv.kernel[0],
+        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride, "left": conv.left, "kernel_rows": conv.kernel[0],
         "x_kernel_row": conv.dilations[0] * x.y_stride,
     }  # fmt: skip
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
@@ -184,8 +178,8 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
 class _DepthwiseEmitter:
     """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
-        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
+    def __init__(self, k: Function, code: _Code, n: Numbers, table: Value, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.table, self.pointers, self.lanes = k, code, n, table, pointers, k.isa.lanes
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
@@ -197,7 +191,7 @@ class _DepthwiseEmitter:
             number, slow = chunk % n["blocks"], chunk // n["blocks"]  # rows outermost, as products share them out
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
             x = k.offset(self.pointers["x"], image * n["x_image"] + number * n["x_block"] + n["x_first"])
-            weights = number * n["kernel_rows"] * (self.code.columns * size)
+            weights = number * n["kernel_rows"] * (self.code.columns.count * size)
             w, b = k.offset(self.pointers["w"], weights), k.offset(self.pointers["b"], number * size)
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * size
             first = rows * n["chunk_rows"]
@@ -209,57 +203,51 @@ class _DepthwiseEmitter:
 
         x: the address of the row's first column, which may lie outside of the image. left: channels from the block's first on.
         """
-        k, n, code, pixels = self.k, self.n, self.code, self.tile.pixels
-        bounds = kernel_row_range(k, row, n)
-        reach = (pixels - 1) * code.stride + (code.columns - 1) * code.dilation + 1
-        last_whole = code.x.kind == "rows"  # the last vector may have fewer lanes than are safe to read
-        with k.loop("tile", 0, n["width"], pixels) as column:
-            start = column * code.stride - n["left"]
-            outside = (start < 0) | (start + reach > n["x_width"])
-            if last_whole:
-                outside = outside | (left < self.tile.vectors * self.lanes)
-            at, here = k.offset(x, column * (self.pixel * code.stride)), self.results.column(to, column)
-            count = k.least(n["width"] - column, k.const(I64, pixels))
-            with k.when(outside, "border"):
-                self.results.finish(self._tile(at, w, b, bounds, self._beside(start, left)), here, count, left)
-            with k.when(outside ^ k.const(outside.type, 1), "inside"):
-                self.results.finish(self._tile(at, w, b, bounds, self._inside), here, count, left)
+        k, n, columns, size = self.k, self.n, self.code.columns, self.tile.vectors * self.lanes
+        bounds = row_range(k, self.table, row)
+        with k.loop("tile", 0, n["tiles"]) as number:
+            column, before = tile_start(k, number, self.tile.pixels, n["width"])
+            start, here = column * columns.stride - n["left"], self.results.column(to, column)
+            at = k.offset(x, column * (self.pixel * columns.stride))
+            outside = Border(k, columns, start, n["x_width"], 0.0)
 
-    def _tile(self, x: Value, w: Value, b: Value, bounds: Bounds, load: _Load) -> list[Value]:
-        """Emit the accumulators of a tile. load: reads a vector of the input column so far from the tile's first one."""
-        k, code, n, vectors = self.k, self.code, self.n, self.tile.vectors
+            def finish(loads: Sequence[Load]) -> None:
+                values = self._tile(at, w, b, bounds, [outside.loads(load) for load in loads])
+                self.results.finish(values, here, k.const(I64, self.tile.pixels), left, before)
+
+            if self.code.x.kind == "blocks":
+                finish([self._load] * self.tile.vectors)
+                return
+            few = left < size  # the last vectors have fewer lanes than are safe to read
+            with k.when(few, "few"):
+                finish([partial(self._load_few, left - v * self.lanes) for v in range(self.tile.vectors)])
+            with k.when(few ^ k.const(few.type, 1), "many"):
+                finish([self._load] * self.tile.vectors)
+
+    def _load(self, address: Value) -> Value:
+        return self.k.load(self.k.f32, address)
+
+    def _load_few(self, left: Value, address: Value) -> Value:
+        """Load the lanes of a vector that there are. left: channels from its first one on, if any."""
+        k = self.k
+        return k.load_first(k.f32, address, k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0)))
+
+    def _tile(self, x: Value, w: Value, b: Value, bounds: Bounds, loads: Sequence[ColumnLoad]) -> list[Value]:
+        """Emit the accumulators of a tile. loads: of each of its vectors, what reads a column at an address."""
+        k, columns, n, vectors = self.k, self.code.columns, self.n, self.tile.vectors
+        met: dict[int, list[tuple[int, int]]] = {}  # by column: the pixels that it meets, each with its kernel column
+        for p in range(self.tile.pixels):
+            for s, column in enumerate(columns.of_pixel(p)):
+                met.setdefault(column, []).append((p, s))
         starts = [k.load(k.f32, b, v * self.lanes) if self.tile.bias else k.zero(k.f32) for v in range(vectors)]
         with k.fold("kr", *bounds, 1, starts * self.tile.pixels) as fold:
             values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"])
-            here = k.offset(w, fold.index * (code.columns * vectors * self.lanes))
-            weights = [k.load(k.f32, here, at * self.lanes) for at in range(code.columns * vectors)]
-            for column, met in sorted(code.meets().items()):
-                for v in range(vectors):
-                    taken = load(at, column, v)
-                    for p, s in met:
+            here = k.offset(w, fold.index * (columns.count * vectors * self.lanes))
+            weights = [k.load(k.f32, here, at * self.lanes) for at in range(columns.count * vectors)]
+            for column, pixels in sorted(met.items()):
+                for v, load in enumerate(loads):
+                    taken = load(k.offset(at, self.pixel * column + self.vector * v), column)
+                    for p, s in pixels:
                         values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
             fold.values = values
         return fold.values
-
-    def _inside(self, x: Value, column: int, vector: int) -> Value:
-        """Load a vector of a column that lies inside the image."""
-        return self.k.load(self.k.f32, x, self.pixel * column + self.vector * vector)
-
-    def _beside(self, start: Value, left: Value) -> _Load:
-        """Return what loads a vector of a column, zeros where it lies outside of the image. start: the tile's first column."""
-        k, n = self.k, self.n
-        zeros = k.module.table(k, "zeros", F32, [0.0] * self.lanes)
-
-        def load(x: Value, column: int, vector: int) -> Value:
-            at = start + column
-            inside = k.compare("ge", at, 0) & (at < n["x_width"])
-            address = k.select(inside, k.offset(x, self.pixel * column + self.vector * vector), zeros)
-            if self.code.x.kind == "blocks":
-                return k.load(k.f32, address)
-            lanes = k.most(k.least(left - vector * self.lanes, k.const(I64, self.lanes)), k.const(I64, 0))
-            return k.load_first(k.f32, address, lanes)
-
-        return load
-
-
-_Load = Callable[[Value, int, int], Value]

@@ -1,33 +1,38 @@
 """Max and average pooling: lanes are channels; a global pool is a window as large as the image.
 
     for each chunk = (image, block of rows, vector of channels):
-        for each row of the output, for each tile of P pixels along it:        the borders are tiles of their own, peeled
+        for each row of the output, for each tile of P pixels along it:
             for each kernel row that lies inside the image:
                 for each input column under the tile:                          unrolled, loaded once
                     column[c] = column[c] max or + x[c]
             for each pixel: y = epilogue(its columns' max, or their sum / taps)
 
-A window wider than the accumulators is a tile of one pixel, whose columns take turns on them.
-Averages add the columns by themselves and then one another, so that rounding grows with the sides of the window, not its area.
+The code is decided by the window's columns with their stride and dilation, how channels lie, and the epilogue; all else is
+numbers. The columns at a tile's edges are read from what changes nothing where they lie outside of the image. The last tile of a
+row ends with the row: pixels that the tile before it has stored are computed again, and not stored. A window wider than the
+accumulators is a tile of one pixel, whose columns take turns on them; its size is a number too. Averages add the columns by
+themselves and then one another, so that rounding grows with the sides of the window, not its area.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
-from kernels.native.emit.geometry import Block, Conv, Span, channel_blocks, column_spans, even_rows, kernel_rows, maybe
-from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.geometry import Conv, even_rows, row_range, row_table
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
+from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
 from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 
-PIXELS = 8  # of a tile at most
+PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
 WIDE = 8  # accumulators of a window wider than the registers: as many independent sums as hide the latency of one
 CHUNK_READS = 4096  # vectors read by one chunk: about 2 µs
 
@@ -63,161 +68,223 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         raise EmitError(f"pooling: x has {conv.x.channels} channels and y {conv.y.channels}, need as many")
     if epilogue.bias:
         raise EmitError("pooling: the epilogue has a bias, pools take none")
-    for image, what in ((conv.x, "x"), (conv.y, "y")):
-        if not (image.contiguous_channels or image.block % isa.lanes == 0):
-            raise EmitError(f"pooling: {what} has blocks of {image.block} channels, need whole vectors of {isa.lanes}")
-    check_images(epilogue, isa.lanes)
-    emitter = _PoolingEmitter(pooling, epilogue, isa)
-    words = (name_layouts(conv.x, conv.y), name_window(conv), *name_epilogue(epilogue))
-    name = kernel_name(f"f32_{pooling.kind}pool_{emitter.pixels}x{isa.lanes}", (pooling, epilogue), isa, words)
+    x = Channels.of(conv.x, isa.lanes)
+    if x.kind not in {"blocks", "rows"}:
+        raise EmitError(f"pooling: x has blocks of {conv.x.block} channels, need whole vectors of {isa.lanes}")
+    pixels, wide = _tile(conv, isa)
+    results = Results.of(pixels, 1, conv.y, epilogue, isa.lanes)
+    code = _Code(pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results)
+    columns = replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
+    words = (name_layouts(conv.x, conv.y), "wide" if wide else name_window(columns), *name_epilogue(epilogue))
+    row_reads = conv.kernel[0] * min(conv.x.width, conv.y.width * conv.kernel[1])
+    rows = even_rows(conv.y.height, CHUNK_READS // row_reads)
+    blocks, row_chunks = -(-conv.y.channels // isa.lanes), -(-conv.y.height // rows)
 
-    def body(k: Function, values: list[Value]) -> None:
-        x, *operands, y, begin, end = values
-        emitter.emit(k, x, Places.of(conv.y, epilogue, y, operands), begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
+        _PoolingEmitter(k, code, sizes, table, pointers).emit(*chunks)
 
-    return emitted(isa, name, ("x", *epilogue.arguments, "y"), emitter.chunks, body)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(f"f32_{pooling.kind}pool_{pixels}x{isa.lanes}", code, isa, words),
+        ("x", *epilogue.arguments, "y", SCRATCH),
+        conv.y.batch * row_chunks * blocks,
+        body,
+        {"blocks": blocks, "row_chunks": row_chunks, "chunk_rows": rows, **_numbers(pooling, pixels, epilogue, isa)},
+        row_table(conv) + row_table(pooling.divided),
+        results.buffer_bytes(isa.lanes),
+    )
+
+
+def _accumulators(isa: Isa) -> int:
+    """Return how many vectors a tile may accumulate: registers but for what is loaded and what a maximum that keeps NaN wants."""
+    return isa.vector_registers - (6 if isa.fma else 10)  # without FMA, two-operand instructions copy
+
+
+def _tile(conv: Conv, isa: Isa) -> tuple[int, bool]:
+    """Return the pixels of a tile, and whether one pixel has more columns than there are accumulators.
+
+    A tile has as many pixels as there are accumulators for the columns under them, and no more than a row.
+    """
+    window = [s * conv.dilations[1] for s in range(conv.kernel[1])]
+    for pixels in PIXELS:
+        columns = {p * conv.strides[1] + s for p in range(pixels) for s in window}
+        if len(columns) <= _accumulators(isa) and pixels <= conv.y.width:
+            return pixels, False
+    return 1, True
+
+
+def _numbers(pooling: Pooling, pixels: int, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
+    """Return the numbers that the code reads, by name, but for those of chunks. Strides count elements.
+
+    rows, channels, width, tiles: of y, and of a row of it. x_image, x_block, x_row, x_pixel, x_kernel_row: between neighbours
+    of each kind in x; rows are those of neighbouring outputs. x_first: from x to the first column of the first window, which
+    may lie outside. left, x_width: padding and width of the image; divided_*: of the plane whose taps count for an average.
+    column_step, column_dilation, kernel_columns: of the window.
+    """
+    conv, divided = pooling.window, pooling.divided
+    x, y, lanes = conv.x, conv.y, isa.lanes
+    numbers = {
+        "rows": y.height, "channels": y.channels, "width": y.width, "tiles": -(-y.width // pixels), "x_image": x.n_stride,
+        "x_block": lanes if x.block > lanes else x.block_stride, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
+        "x_kernel_row": conv.dilations[0] * x.y_stride, "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
+        "left": conv.left, "x_width": x.width, "divided_left": divided.left, "divided_width": divided.x.width,
+        "column_step": conv.strides[1], "column_dilation": conv.dilations[1], "kernel_columns": conv.kernel[1],
+    }  # fmt: skip
+    for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
+        numbers |= result_numbers(name, image, 1, lanes, 0)
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """All that decides the code.
+
+    columns: under a tile; None for a window wider than `accumulators`, whose columns take turns on them. x: how its channels lie.
+    """
+
+    kind: Literal["max", "average"]
+    columns: Columns | None
+    accumulators: int
+    x: Channels
+    results: Results
+
+    @property
+    def neutral(self) -> float:
+        """What changes no result."""
+        return float("-inf") if self.kind == "max" else 0.0
 
 
 class _PoolingEmitter:
-    """Emits one pool; the methods are the loops of the module docstring, from the outside in."""
+    """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> None:
-        self.pooling, self.conv, self.epilogue, self.lanes = pooling, pooling.window, epilogue, isa.lanes
-        scratch = 6 if isa.fma else 10  # what is loaded and what a maximum that keeps NaN wants; two-operand instructions copy
-        self.accumulators = isa.vector_registers - scratch
-        self.pixels = self._pixels()
-        self.blocks = channel_blocks(self.conv.y.channels, 1, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
-        row_reads = self.conv.kernel[0] * min(self.conv.x.width, self.conv.y.width * self.conv.kernel[1])
-        self.rows = even_rows(self.conv.y.height, CHUNK_READS // row_reads)
-        self.row_chunks = -(-self.conv.y.height // self.rows)
-        self.chunks = self.conv.y.batch * self.row_chunks * self.block_count
+    def __init__(self, k: Function, code: _Code, n: Numbers, table: Value, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.table, self.pointers, self.lanes = k, code, n, table, pointers, k.isa.lanes
+        self.results = ResultsEmitter(k, code.results, n, pointers[SCRATCH])
+        self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
+        self.start = k.const(k.f32, code.neutral)
 
-    def _pixels(self) -> int:
-        """Return how many pixels a tile has: as many as there are accumulators for the columns under them."""
-        window = [s * self.conv.dilations[1] for s in range(self.conv.kernel[1])]
-        for pixels in range(min(PIXELS, self.conv.y.width), 1, -1):
-            if len({p * self.conv.strides[1] + s for p in range(pixels) for s in window}) <= self.accumulators:
-                return pixels
-        return 1
-
-    def emit(self, k: Function, x: Value, places: Places, begin: Value, end: Value) -> None:
+    def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
-        conv = self.conv
+        k, n = self.k, self.n
+        block_step = k.const(I64, self.lanes) if self.code.x.kind == "rows" else n["x_block"]
         with k.loop("chunk", begin, end) as chunk:
-            number, slow = chunk % self.block_count, chunk // self.block_count
-            first, image = slow % self.row_chunks * self.rows, slow // self.row_chunks
-            stop = first + self.rows
-            if conv.y.height % self.rows:
-                stop = k.select(stop < conv.y.height, stop, k.const(I64, conv.y.height))
-            at = k.offset(x, self._start(conv.x, image, number))
-            to = places.move(k, lambda layout: self._start(layout, image, number))
-            for block in self.blocks:
-                with maybe(k, block.chosen_by(number, self.blocks)), k.loop("row", first, stop) as row:
-                    self._row(k, block, row, at, to)
+            number, slow = chunk % n["blocks"], chunk // n["blocks"]
+            rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
+            x = k.offset(self.pointers["x"], image * n["x_image"] + number * block_step + n["x_first"])
+            to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * self.lanes
+            first = rows * n["chunk_rows"]
+            with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
+                self._row(row, k.offset(x, row * n["x_row"]), self.results.row(to, row), left)
 
-    def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Return the offset of a vector of channels in an image, in elements."""
-        if layout.contiguous_channels:
-            return image * layout.n_stride + number * self.lanes
-        if layout.one_for_all_channels:
-            return image * layout.n_stride
-        per_block = layout.block // self.lanes
-        return image * layout.n_stride + number // per_block * layout.block_stride + number % per_block * self.lanes
+    def _row(self, row: Value, x: Value, to: Spots, left: Value) -> None:
+        """Emit the tiles along one row. left: channels from the first one of the vector on."""
+        k, n, pixels = self.k, self.n, self.code.results.pixels
+        bounds, divided = row_range(k, self.table, row), row_range(k, k.offset(self.table, n["rows"], I64), row)
+        counted = divided[1] - divided[0]
+        columns, end = self.code.columns, k.const(I64, pixels)
+        if columns is None:
+            with k.loop("pixel", 0, n["width"]) as column:
+                at, here = k.offset(x, column * n["column_step"] * self.pixel), self.results.column(to, column)
+                self.results.finish([self._wide(at, column, bounds, counted, left)], here, end, left)
+            return
+        with k.loop("tile", 0, n["tiles"]) as number:
+            column, before = tile_start(k, number, pixels, n["width"])
+            here, step = self.results.column(to, column), columns.stride
+            at = k.offset(x, column * step * self.pixel)
+            in_image = Border(k, columns, column * step - n["left"], n["x_width"], self.code.neutral)
+            in_divided = Border(k, columns, column * step - n["divided_left"], n["divided_width"], 0.0)
 
-    def _row(self, k: Function, block: Block, row: Value, x: Value, to: Places) -> None:
-        """Emit the tiles along one row."""
-        conv, to = self.conv, to.move(k, lambda layout: row * layout.y_stride)
-        rows, divided = kernel_rows(k, conv, row), kernel_rows(k, self.pooling.divided, row)
-        counted = k.coerce(divided[1], I64) - divided[0]
-        for span in column_spans(conv, conv.y.width, self.pixels):
-            with k.loop("tile", 0, span.count) as tile:
-                self._tile(k, block, span, tile * span.pixels + span.first, row, rows, counted, x, to)
+            def finish(load: Load) -> None:
+                values = self._tile(at, columns, bounds, in_image.loads(load))
+                if self.code.kind == "average":
+                    taps = self._taps_of_pixels(columns, counted, in_divided)
+                    values = [value / each for value, each in zip(values, taps, strict=True)]
+                self.results.finish(values, here, end, left, before)
 
-    def _tile(
-        self,
-        k: Function,
-        block: Block,
-        span: Span,
-        column: Value,
-        row: Value,
-        rows: tuple[Operand, Operand],
-        counted: Value,
-        x: Value,
-        to: Places,
-    ) -> None:
-        """The pixels of a tile: pool, divide, finish, store. rows: kernel rows inside the image; counted: how many divide."""
-        conv = self.conv
-        x = k.offset(x, (column * conv.strides[1] - conv.left) * conv.x.x_stride)
-        to, lanes = to.move(k, lambda layout: column * layout.x_stride), self._lanes(block, conv.y)
-        results = []
-        for p, value in enumerate(self._pool(k, block, span, row, rows, x)):
-            pooled = value if self.pooling.kind == "max" else value / self._divisor(k, span, p, counted)
-            results.append(Result(pooled, vector_at(p, 0), lanes, lanes))
-        to.store(k, self.epilogue, results)
+            if self.code.x.kind == "blocks":
+                finish(self._load)
+                return
+            few = left < self.lanes  # the last vector has fewer lanes than are safe to read
+            with k.when(few, "few"):
+                finish(lambda address: k.load_first(k.f32, address, left))
+            with k.when(few ^ k.const(few.type, 1), "many"):
+                finish(self._load)
 
-    def _lanes(self, block: Block, image: Image) -> int:
-        """Return how many lanes of a vector exist in memory."""
-        return block.tail if image.contiguous_channels else self.lanes
+    def _load(self, address: Value) -> Value:
+        return self.k.load(self.k.f32, address)
 
-    def _pool(self, k: Function, block: Block, span: Span, row: Value, rows: tuple[Operand, Operand], x: Value) -> list[Value]:
-        """The maximum or sum of each pixel's window."""
-        conv = self.conv
-        windows = [[p * conv.strides[1] + s * conv.dilations[1] for s in self._inside(span, p)] for p in range(span.pixels)]
-        columns = sorted({column for window in windows for column in window})
-        wide = len(columns) > self.accumulators
-        start = k.const(k.f32, float("-inf")) if self.pooling.kind == "max" else k.zero(k.f32)
-        with k.fold("kr", *rows, 1, [start] * (min(WIDE, self.accumulators) if wide else len(columns))) as fold:
-            image_row = row * conv.strides[0] - conv.top + fold.index * conv.dilations[0]
-            at = k.offset(x, image_row * conv.x.y_stride)
-            fold.values = self._columns(k, self._lanes(block, conv.x), columns, at, fold.values)
-        if wide:
-            return [self._combined(k, fold.values)]
-        taken = dict(zip(columns, fold.values, strict=True))
-        return [self._combined(k, [taken[column] for column in window] or [start]) for window in windows]
+    def _tile(self, x: Value, columns: Columns, bounds: Bounds, load: ColumnLoad) -> list[Value]:
+        """Emit the maximum or the sum of each pixel's window. load: reads a column at an address."""
+        k = self.k
+        windows = [columns.of_pixel(p) for p in range(columns.pixels)]
+        each = sorted({column for window in windows for column in window})
+        with k.fold("kr", *bounds, 1, [self.start] * len(each)) as fold:
+            at = k.offset(x, fold.index * self.n["x_kernel_row"])
+            fold.values = [
+                self._combine(value, load(k.offset(at, self.pixel * column), column))
+                for value, column in zip(fold.values, each, strict=True)
+            ]
+        taken = dict(zip(each, fold.values, strict=True))
+        return [self._combined([taken[column] for column in window]) for window in windows]
 
-    def _inside(self, span: Span, pixel: int) -> Sequence[int]:
-        """Kernel columns of a pixel that lie inside the image."""
-        return range(self.conv.kernel[1]) if span.whole else sorted(self.conv.columns_inside(span.first + pixel))
+    def _taps_of_pixels(self, columns: Columns, rows: Value, divided: Border) -> list[Value]:
+        """Return the number of taps that count for each pixel's average. rows: kernel rows that count."""
+        k, found = self.k, []
+        all_inside = self._taps(rows * columns.count)
+        for p in range(columns.pixels):
+            edge = [column for column in columns.of_pixel(p) if columns.may_be_outside(column)]
+            if not edge:
+                found.append(all_inside)
+                continue
+            count = k.const(I64, columns.count - len(edge))
+            for column in edge:
+                count = count + k.convert("zext", divided.is_inside(column), I64)
+            found.append(self._taps(rows * count))
+        return found
 
-    def _columns(self, k: Function, lanes: int, columns: list[int], x: Value, values: list[Value]) -> list[Value]:
-        """The columns of one kernel row, one an accumulator; those of a wide window, evenly spaced, in turns."""
-        turns = len(columns) // max(len(values), 1)
-        if turns:
-            with k.fold("kc", 0, turns, 1, values) as fold:
-                at = k.offset(x, fold.index * (len(values) * self.conv.dilations[1] * self.conv.x.x_stride))
-                fold.values = self._taken(k, lanes, columns[: len(values)], at, fold.values)
-            values = fold.values
-        return self._taken(k, lanes, columns[turns * len(values) :], x, values)
+    def _wide(self, x: Value, column: Value, bounds: Bounds, counted: Value, left: Value) -> Value:
+        """Emit the result of one pixel whose window has more columns than there are accumulators."""
+        k, n, several = self.k, self.n, self.code.accumulators
+        first, last = self._columns_inside(column, n["left"], n["x_width"])
+        step, whole = n["column_dilation"] * self.pixel, first + (last - first) // several * several
+        lanes = k.least(left, k.const(I64, self.lanes))
 
-    def _taken(self, k: Function, lanes: int, columns: list[int], x: Value, values: list[Value]) -> list[Value]:
-        """The first accumulators with a column each."""
-        step = self.conv.x.x_stride
-        return [
-            self._combine(k, value, k.load_part(k.f32, x, lanes, column * step))
-            for value, column in zip(values, columns, strict=False)
-        ] + values[len(columns) :]
+        def load(at: Value, tap: Operand) -> Value:
+            address = k.offset(at, k.coerce(tap, I64) * step)
+            return k.load(k.f32, address) if self.code.x.kind == "blocks" else k.load_first(k.f32, address, lanes)
 
-    def _combine(self, k: Function, a: Value, b: Value) -> Value:
-        return k.maximum(a, b) if self.pooling.kind == "max" else a + b
+        with k.fold("kr", *bounds, 1, [self.start] * several) as fold:
+            at = k.offset(x, fold.index * n["x_kernel_row"])
+            with k.fold("kc", first, whole, several, fold.values) as taps:
+                taps.values = [self._combine(value, load(at, taps.index + tap)) for tap, value in enumerate(taps.values)]
+            with k.fold("rest", whole, last, 1, taps.values[:1]) as rest:
+                rest.values = [self._combine(rest.values[0], load(at, rest.index))]
+            fold.values = [rest.values[0], *taps.values[1:]]
+        pooled = self._combined(fold.values)
+        if self.code.kind == "max":
+            return pooled
+        first, last = self._columns_inside(column, n["divided_left"], n["divided_width"])
+        return pooled / self._taps(counted * (last - first))
 
-    def _combined(self, k: Function, values: Sequence[Value]) -> Value:
-        """All of them, by halves."""
+    def _columns_inside(self, column: Value, left: Value, width: Value) -> tuple[Value, Value]:
+        """Return the first kernel column of an output that lies inside a plane, and one after the last."""
+        k, n = self.k, self.n
+        dilation, zero = n["column_dilation"], k.const(I64, 0)
+        start = column * n["column_step"] - left
+        high = k.least(k.most(width - 1 + dilation - start, zero) // dilation, n["kernel_columns"])
+        return k.least(k.most(zero - start + (dilation - 1), zero) // dilation, high), high
+
+    def _taps(self, count: Value) -> Value:
+        """Return a number of taps in every lane, 1 for none: all of a dilated window may lie in the padding, and add up to 0."""
+        k = self.k
+        return k.splat(k.convert("sitofp", k.most(count, k.const(I64, 1)), F32), k.f32)
+
+    def _combine(self, a: Value, b: Value) -> Value:
+        return self.k.maximum(a, b) if self.code.kind == "max" else a + b
+
+    def _combined(self, values: Sequence[Value]) -> Value:
+        """Combine all of them, by halves."""
         if len(values) == 1:
             return values[0]
         half = len(values) // 2
-        return self._combine(k, self._combined(k, values[:half]), self._combined(k, values[half:]))
-
-    def _divisor(self, k: Function, span: Span, pixel: int, rows: Value) -> Value:
-        """The number of taps that count for one pixel of a tile, in every lane. rows: kernel rows that count.
-
-        All taps of a dilated window may lie in the padding; their sum of 0 is divided by 1 then.
-        """
-        divided = self.pooling.divided
-        columns = divided.kernel[1] if span.whole else len(divided.columns_inside(span.first + pixel))
-        taps = rows * columns
-        if taps.known is not None:
-            return k.const(k.f32, float(max(taps.known, 1)))
-        if divided.dilations != (1, 1):
-            taps = k.select(taps < 1, k.const(I64, 1), taps)
-        return k.splat(k.convert("sitofp", taps, F32), k.f32)
+        return self._combine(self._combined(values[:half]), self._combined(values[half:]))

@@ -82,6 +82,11 @@ def test_padding_that_hides_the_whole_image_from_some_outputs(isa):
     check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
 
 
+def test_only_row_lies_in_the_padding(isa):
+    conv = Conv(Image.nchw(1, 5, 1, 11), Image.nhwc(1, 7, 1, 8), (1, 3), (3, 2), top=1, left=3)
+    check_conv(conv, make_tile(conv, isa, 4, 1), isa, Epilogue(bias=True))
+
+
 def test_uneven_padding_follows_from_the_output_size(isa):
     x, y = Image.blocked(1, 4, 6, 7, isa.lanes), Image.blocked(1, 5, 7, 8, isa.lanes)
     conv = Conv(x, y, (3, 2), (1, 1), (1, 1), top=1, left=0)

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -34,9 +35,21 @@ def test_channel_tails(isa, layout):
         check_pool(pool(isa, "max", 7, channels, 3, 2, pad=1, batch=2, layout=layout), isa)
 
 
-def test_blocks_of_several_vectors(isa):
-    x, y = Image.blocked(2, 5 * isa.lanes, 6, 6, 4 * isa.lanes), Image.blocked(2, 5 * isa.lanes, 3, 3, 2 * isa.lanes)
-    check_pool(Pooling(Conv(x, y, (2, 2), (2, 2), groups=x.channels), "average"), isa)
+def test_blocks_of_several_vectors_are_refused(isa):
+    several, one = (Image.blocked(2, 5 * isa.lanes, 6, 6, count * isa.lanes) for count in (2, 1))
+    for x, y in ((several, one), (one, several)):
+        with pytest.raises(EmitError, match=f"blocks of {2 * isa.lanes} channels"):
+            emit_pooling(Pooling(Conv(x, y, groups=x.channels), "average"), Epilogue(), isa)
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+def test_one_kernel_serves_all_sizes_and_paddings(isa, kind):
+    kernels = [
+        emit_pooling(pool(isa, kind, size, channels, 3, 2, pad=pad), Epilogue(), isa)
+        for size, channels, pad in itertools.product((9, 20, 33), (isa.lanes, 3 * isa.lanes), (0, 1))
+    ]
+    assert len({kernel.name for kernel in kernels}) == len({kernel.ir for kernel in kernels}) <= 2  # small images have few pixels
+    assert len({kernel.numbers for kernel in kernels}) == len(kernels)
 
 
 def test_pools_of_one_dimension_are_images_one_high(isa):
