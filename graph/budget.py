@@ -41,7 +41,7 @@ class ProcessMemory:
     def __init__(self, limit_bytes: int | None = None) -> None:
         self.limit_bytes = process_share_bytes() if limit_bytes is None else limit_bytes
         self._taken_bytes = 0
-        self._given: deque[int] = deque()  # not subtracted yet: garbage collection may give while this thread holds the lock
+        self._given: deque[int] = deque()  # not subtracted yet: garbage collection gives while the lock is held
         self._owners: WeakSet[object] = WeakSet()
         self._lock = threading.Lock()
 

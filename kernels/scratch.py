@@ -14,7 +14,7 @@ from kernels.spec import Spec
 
 Scratch = Callable[..., int]
 
-FIXED_BYTES: Final = 1 << 20  # blocks, buffers of ufuncs and Python's own objects, of any kernel
+FIXED_BYTES: Final = 1 << 19  # blocks, buffers of ufuncs and Python's own objects, of any kernel
 
 
 def moved_bytes(*specs: Spec | None) -> int:
@@ -27,6 +27,15 @@ def times(factor: float) -> Scratch:
 
     def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec | None, **_: Any) -> int:
         return FIXED_BYTES + round(factor * moved_bytes(*out, *inputs))
+
+    return scratch_bytes
+
+
+def for_each(nbytes: int) -> Scratch:
+    """Return the formula of a kernel that takes that many bytes for each element of its inputs and outputs, of any type."""
+
+    def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec | None, **_: Any) -> int:
+        return FIXED_BYTES + nbytes * sum(spec.elements for spec in (*out, *inputs) if spec is not None)
 
     return scratch_bytes
 
