@@ -41,7 +41,7 @@ class ProcessMemory:
     def __init__(self, limit_bytes: int | None = None) -> None:
         self.limit_bytes = process_share_bytes() if limit_bytes is None else limit_bytes
         self._taken_bytes = 0
-        self._given: deque[int] = deque()  # not subtracted yet: garbage collection gives while the lock is held
+        self._given: deque[int] = deque()  # to be subtracted: garbage collection gives while the lock is held
         self._owners: WeakSet[object] = WeakSet()
         self._lock = threading.Lock()
 
@@ -62,7 +62,7 @@ class ProcessMemory:
             taken_bytes = self._settled()
             if taken_bytes + nbytes > self.limit_bytes:
                 raise OutOfMemoryError(
-                    f"{what}: needs {nbytes} bytes, the models and runs of this process take {taken_bytes} of {self.limit_bytes}; "
+                    f"{what}: needs {nbytes} bytes, models and runs of this process take {taken_bytes} of {self.limit_bytes}; "
                     "try again later, unload a model, or raise EDGEWISE_MAX_MEMORY_BYTES"
                 )
             self._taken_bytes += nbytes

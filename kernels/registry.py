@@ -173,6 +173,12 @@ class Op:
         raise UnsupportedError(f"{self.name}: no kernel takes it, {'; '.join(refusals) or f'it has {known}'}")
 
 
+def evaluation_bytes(op: Op, inputs: Sequence[Spec | None], made: tuple[Spec, ...], attrs: Attrs) -> int:
+    """Return the most memory that `evaluate` takes for these inputs: outputs, workspace and scratch. Raises UnsupportedError."""
+    kernel = op.choose(inputs, attrs)
+    return sum(spec.nbytes for spec in made) + kernel.temporary_bytes(made, inputs, attrs)
+
+
 def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: str | None = None) -> tuple[Array, ...]:
     """Infer, allocate and run one op on arrays, for constant folding and tests. Returns all outputs."""
     with np.errstate(all="ignore"):

@@ -84,6 +84,8 @@ def run_one_hot(out: tuple[Array, ...], indices: Array, depth: Array, values: Ar
     place = axis % y.ndim
     count, inner = y.shape[place], math.prod(y.shape[place + 1 :])
     np.copyto(y, values[0])
+    if not y.size:
+        return
     spots, wanted = y.reshape(-1, count, inner), indices.reshape(-1)
     for low in range(0, wanted.size, _BLOCK_ELEMENTS):
         index = wanted[low : low + _BLOCK_ELEMENTS].astype(np.int64)
