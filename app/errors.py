@@ -5,14 +5,15 @@ EdgewiseError (kernels.errors)
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
-DeviceLostError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths of this host.
+DeviceLostError, OutOfMemoryError, QueueFullError and StoreError → 503; replies to the first two of these four carry Retry-After.
+Messages name models, tensors and values, never paths of this host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, OutOfMemoryError, UnsupportedError
 from scheduler.errors import CallerQueueFullError, ConflictError, NotFoundError, QueueFullError, StalePlanError, StoreError
 
 CLIENT_GONE = 499  # nginx's number for it
@@ -39,9 +40,11 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
     (InvalidError, 400),
     (UnsupportedError, 400),
     (DeviceLostError, 503),
+    (OutOfMemoryError, 503),
     (CallerQueueFullError, 429),
     (QueueFullError, 503),
 )
+_RETRIED = (DeviceLostError, OutOfMemoryError)  # the same request may succeed when other work has ended
 
 
 def told(error: EdgewiseError) -> str:
@@ -54,3 +57,10 @@ def status_of(error: EdgewiseError) -> int:
     if isinstance(error, RequestError):
         return error.status
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def headers_of(error: EdgewiseError) -> dict[str, str]:
+    """Return the headers of an error's reply beside those of its body."""
+    if isinstance(error, RequestError):
+        return error.headers
+    return {"Retry-After": "1"} if isinstance(error, _RETRIED) else {}

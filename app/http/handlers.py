@@ -11,9 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.errors import CLIENT_GONE, RequestError, status_of, told
+from app.errors import CLIENT_GONE, headers_of, status_of, told
 from app.pages.shell import shell
-from kernels.errors import EdgewiseError
+from kernels.errors import EdgewiseError, exhausted
 from scheduler.errors import StoreError
 
 log = structlog.get_logger("edgewise.http")
@@ -47,7 +47,15 @@ async def _edgewise(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error, StoreError):
         log.error("database", path=request.url.path, reason=str(error))
-    return _reply(request, status_of(error), told(error), error.headers if isinstance(error, RequestError) else None)
+    return _reply(request, status_of(error), told(error), headers_of(error))
+
+
+async def _no_memory(request: Request, error: Exception) -> Response:
+    """Reply to a request that needed more memory than the system had left, wherever that was; the process goes on."""
+    if not isinstance(error, MemoryError):
+        raise error
+    log.error("out of memory", path=request.url.path, exc_info=error)
+    return await _edgewise(request, exhausted(f"{request.method} {request.url.path}", error))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -83,6 +91,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     """Register the handlers with the application."""
     app.add_exception_handler(EdgewiseError, _edgewise)
+    app.add_exception_handler(MemoryError, _no_memory)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(ClientDisconnect, _gone)
