@@ -19,7 +19,7 @@ from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
 from graph.shapes import bind
-from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
 from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
@@ -85,7 +85,8 @@ class Session:
         limits: SessionLimits = _DEFAULT_LIMITS,
     ) -> None:
         _check_choices(precision, backend)
-        self.model = model if isinstance(model, Model) else read(model)
+        with memory_errors_of("model"):
+            self.model = model if isinstance(model, Model) else read(model)
         self._plans: dict[Shapes, _Followed] = {}  # by the shapes they are for, the newest last
         if plan is not None:
             self._plans[self._planned(plan)] = _Followed(plan.id, plan)
@@ -224,7 +225,8 @@ class Session:
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Ready:
         require_unchanged(self.model.files)
         graph = self.model.graph
-        bound = optimise(graph, bind(graph, shapes))
+        with memory_errors_of(f"{graph.name}: rewriting it"):
+            bound = optimise(graph, bind(graph, shapes))
         found = self._followed(shapes)
         choices, threads = ({}, self.threads) if found is None else (found.plan.choices, min(found.plan.threads, self.threads))
         shared = self._ready.share_constants(bound.graph, graph.constants)

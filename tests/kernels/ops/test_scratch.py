@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.errors import EdgewiseError
-from kernels.registry import Case, Kernel, Op, find
+from kernels.errors import EdgewiseError, InvalidError
+from kernels.registry import Case, Kernel, Op, evaluate, find
 from kernels.scratch import FIXED_BYTES, fixed
 from kernels.spec import STRING, Array, Spec
 from tests.kernels.ops.cases import arrays, for_each_op, kernel_cases, outputs_for, run, specs_of
@@ -269,6 +269,16 @@ def test_one_long_text_does_not_widen_all_others() -> None:
     texts = np.array(["a", "b"] * 10_000, object)
     texts[7] = "x" * 10_000  # 20,000 texts of 10,000 characters: 800 MB
     check("Unique", (texts,), most=16 << 20)
+
+
+def test_texts_that_double_at_every_step_end() -> None:
+    texts = np.full(1 << 18, "x" * 600, object)
+    with pytest.raises(InvalidError, match="314572800 characters together, the limit is 268435456"):
+        evaluate(find("StringConcat"), (texts, texts), {})
+    assert evaluate(find("StringConcat"), (texts[:1], np.array(["", "y"], object)), {})[0].tolist() == [
+        "x" * 600,
+        "x" * 600 + "y",
+    ]
 
 
 def test_what_is_fixed_is_small() -> None:
