@@ -5,8 +5,8 @@ EdgewiseError (kernels.errors)
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
-DeviceLostError, OutOfMemoryError, QueueFullError and StoreError → 503; replies to the first two of these four carry Retry-After.
-Messages name models, tensors and values, never paths of this host.
+DeviceLostError, OutOfMemoryError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths of
+this host.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
     (CallerQueueFullError, 429),
     (QueueFullError, 503),
 )
-_RETRIED = (DeviceLostError, OutOfMemoryError)  # the same request may succeed when other work has ended
 
 
 def told(error: EdgewiseError) -> str:
@@ -57,10 +56,3 @@ def status_of(error: EdgewiseError) -> int:
     if isinstance(error, RequestError):
         return error.status
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-
-
-def headers_of(error: EdgewiseError) -> dict[str, str]:
-    """Return the headers of an error's reply beside those of its body."""
-    if isinstance(error, RequestError):
-        return error.headers
-    return {"Retry-After": "1"} if isinstance(error, _RETRIED) else {}

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from app.errors import CLIENT_GONE, headers_of, status_of, told
+from app.errors import CLIENT_GONE, RequestError, status_of, told
 from app.pages.shell import shell
 from kernels.errors import EdgewiseError, exhausted
 from scheduler.errors import StoreError
@@ -47,7 +47,7 @@ async def _edgewise(request: Request, error: Exception) -> Response:
         raise error
     if isinstance(error, StoreError):
         log.error("database", path=request.url.path, reason=str(error))
-    return _reply(request, status_of(error), told(error), headers_of(error))
+    return _reply(request, status_of(error), told(error), error.headers if isinstance(error, RequestError) else None)
 
 
 async def _no_memory(request: Request, error: Exception) -> Response:
@@ -64,6 +64,8 @@ async def _http(request: Request, error: Exception) -> Response:
     cause = error.__cause__  # FastAPI answers 400 to whatever happens while it reads a body, and keeps what that was
     if isinstance(cause, EdgewiseError):
         return await _edgewise(request, cause)
+    if isinstance(cause, MemoryError):
+        return await _no_memory(request, cause)
     if isinstance(cause, ClientDisconnect):
         return await _gone(request, cause)
     return _reply(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)

@@ -22,7 +22,7 @@ import structlog
 
 from app.engine.memory import release
 from app.engine.policy import Rules
-from app.errors import RequestError, headers_of
+from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
 from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, sweep, unpacked
 from graph.budget import ProcessMemory
@@ -221,10 +221,8 @@ class Repository:
             served.reason = reason.replace(str(served.path.parent), "").replace(str(self.folder), "")
             served.state = State.UNAVAILABLE
             log.warning("model failed", model=served.name, version=served.version, reason=served.reason)
-            status, headers = (503, headers_of(error)) if isinstance(error, OutOfMemoryError) else (400, None)
-            return RequestError(
-                status, f"load failed for model '{served.name}' version {served.version}: {served.reason}", headers
-            )
+            status = 503 if isinstance(error, OutOfMemoryError) else 400
+            return RequestError(status, f"load failed for model '{served.name}' version {served.version}: {served.reason}")
         served.session, served.reason, served.state = session, "", State.READY
         served.load_ns = time.perf_counter_ns() - started_ns
         return None
