@@ -28,6 +28,7 @@ from app.watch.recorder import Recorder
 from app.watch.spans import Telemetry
 from app.watch.statistics import Statistics
 from app.watch.traces import TraceSettings
+from graph.budget import ProcessMemory
 from scheduler.errors import StoreError
 from scheduler.jobs import KINDS, Kind
 from scheduler.store import Store
@@ -50,8 +51,9 @@ class Service:
             # The bundled demo is served by many: it says nothing of one service.
             None if settings.models.resolve() == DEMO_MODELS.resolve() else settings.models,
         )
-        self.repository = repository = Repository(settings.models, settings.threads, limits)
-        self.engine = engine = Engine(settings, storage.forecast)
+        self.memory = ProcessMemory(settings.process_limit_bytes)
+        self.repository = repository = Repository(settings.models, settings.threads, limits, self.memory)
+        self.engine = engine = Engine(settings, storage.forecast, self.memory)
         self.quick_calls = Calls("edgewise-quick")
 
         self.journal = Journal()

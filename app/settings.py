@@ -9,6 +9,8 @@ from typing import get_args
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from graph.budget import model_share_bytes, process_share_bytes
+
 DEMO_MODELS = Path(__file__).parent / "demo" / "models"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]", "testserver"})
@@ -120,7 +122,16 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(16 * 2**20, ge=1024, description="Size of the JSON of one request, without binary tensors.")
     max_models: int = Field(256, ge=1, description="Most model versions of a repository.")
     max_model_bytes: int = Field(2**33, ge=1024, description="Size of one model's file and external data.")
-    max_arena_bytes: int = Field(2**33, ge=1024, description="Size of the activations that one model keeps, over all its shapes.")
+    max_arena_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Memory that one model may take for its runs, over all its shapes; half of the usable memory when unset.",
+    )
+    max_memory_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Memory that all models and their runs may take together; three quarters of the usable memory when unset.",
+    )
     keep_alive_s: int = Field(
         75, ge=1, description="Idle time after which a connection is closed; longer than a proxy's, which then closes first."
     )
@@ -147,6 +158,17 @@ class Settings(BaseSettings):
     def loopback(self) -> bool:
         """Whether only clients on this host can connect."""
         return self.host in LOOPBACK
+
+    @property
+    def arena_limit_bytes(self) -> int:
+        """Memory that the runs of one model may take: as set, or half of what this process may use."""
+        return model_share_bytes() if self.max_arena_bytes is None else self.max_arena_bytes
+
+    @property
+    def process_limit_bytes(self) -> int:
+        """Memory that all models of one process may take: the service and each engine process have equal parts of the whole."""
+        whole = process_share_bytes() if self.max_memory_bytes is None else self.max_memory_bytes
+        return whole // (self.workers + 1)
 
     @property
     def host_names(self) -> frozenset[str] | None:

@@ -11,15 +11,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Limits
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
-from kernels.registry import evaluate, find
+from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.spec import Spec
 
 FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
-MAX_VALUE_BYTES = 16 * 2**30  # of one value: a Tile or Expand past it is an attack or a mistake
+FOLD_BYTES = 64 << 20  # that values computed here take together, and that computing one of them takes; the others stay unknown
+MAX_VALUE_BYTES = min(MOST_BYTES, model_share_bytes())  # of one value that a run computes
 
 _LIMITS = Limits()
 
@@ -91,27 +93,33 @@ def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = No
     specs: dict[str, Spec | None] = dict(outer or {})
     specs.update(inputs)
     specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
+    room_bytes = FOLD_BYTES
     for node in graph.nodes:
         try:
-            made = _infer_control(node, specs) if node.op in CONTROL_FLOW else _infer(node, specs)
+            made = _infer_control(node, specs) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
         except DataDependentError:
             made = ()
         except EdgewiseError as error:
             raise type(error)(f"{error} (node {node.name!r})") from None
         if made and len(made) < len(node.outputs):
             raise UnsupportedError(f"{node.op}: {len(node.outputs)} outputs are needed, it has {len(made)} (node {node.name!r})")
+        room_bytes -= sum(spec.nbytes for spec in made if spec is not None and spec.value is not None)
         for index, value in enumerate(node.outputs):
             if value:
                 spec = specs[value] = made[index] if made else None
-                if spec is not None and spec.nbytes > MAX_VALUE_BYTES:
+                if spec is not None and spec.nbytes > MOST_BYTES:
                     raise LimitError(
-                        f"{node.op}: output {value!r} is {spec}, the limit is {MAX_VALUE_BYTES} bytes (node {node.name!r})"
+                        f"{node.op}: output {value!r} is {spec}, {spec.nbytes} bytes, the limit of any value is {MOST_BYTES} "
+                        f"(node {node.name!r}); use smaller shapes"
                     )
     return specs
 
 
-def _infer(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
-    """Infer the specs of a node's outputs, with their values where all inputs are known and the outputs are small."""
+def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]:
+    """Infer the specs of a node's outputs, with their values where all inputs are known and the outputs are small.
+
+    room_bytes: that values may take; where computing them takes more, they stay unknown.
+    """
     op = find(node.op)
     inputs = [specs[name] if name else None for name in node.inputs]
     if any(name and spec is None for name, spec in zip(node.inputs, inputs, strict=True)):
@@ -125,6 +133,8 @@ def _infer(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
     if any(name and value is None for name, value in zip(node.inputs, values, strict=True)):
         return made
     if any(value is not None and value.size > FOLD_ELEMENTS for value in values):
+        return made
+    if evaluation_bytes(op, inputs, made, node.attrs) > room_bytes:
         return made
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
 

@@ -32,6 +32,7 @@ from kernels.batch_axis import RowRule, broadcast_keeps_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.expression import Express
+from kernels.scratch import Scratch, twice
 from kernels.spec import Array, DType, Spec
 
 Attrs = Mapping[str, Any]
@@ -46,6 +47,8 @@ class Kernel:
         Called under np.errstate(all="ignore"): infinities and NaN are values, integers wrap.
     refuses: why this algorithm cannot take these specs, or None. Plans quote the reason.
     workspace_bytes: scratch memory of the kernel. Where given, `run` receives it as keyword `workspace` (uint8, 64-byte aligned).
+    scratch_bytes: the most that `run` allocates by itself while it computes, called like `cost` (`kernels.scratch`). It holds for
+        any values of the inputs; a test measures it. Runs that need more than their budget are refused before they start.
     executed_macs: MACs that the algorithm computes, where these differ from the op's cost (Winograd); None = the op's cost.
     """
 
@@ -53,7 +56,13 @@ class Kernel:
     run: Callable[..., None]
     refuses: Callable[..., str | None] | None = None
     workspace_bytes: Callable[..., int] | None = None
+    scratch_bytes: Scratch = twice
     executed_macs: Callable[..., int] | None = None
+
+    def temporary_bytes(self, out: tuple[Spec, ...], inputs: Sequence[Spec | None], attrs: Attrs) -> int:
+        """Return the most memory that a run takes beside its inputs and outputs: workspace and scratch."""
+        workspace_bytes = 0 if self.workspace_bytes is None else self.workspace_bytes(*inputs, **attrs)
+        return workspace_bytes + self.scratch_bytes(out, *inputs, **attrs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,12 @@ class Op:
             refusals.append(f"{kernel.algorithm}: {reason}")
         known = ", ".join(kernel.algorithm for kernel in self.kernels)
         raise UnsupportedError(f"{self.name}: no kernel takes it, {'; '.join(refusals) or f'it has {known}'}")
+
+
+def evaluation_bytes(op: Op, inputs: Sequence[Spec | None], made: tuple[Spec, ...], attrs: Attrs) -> int:
+    """Return the most memory that `evaluate` takes for these inputs: outputs, workspace and scratch. Raises UnsupportedError."""
+    kernel = op.choose(inputs, attrs)
+    return sum(spec.nbytes for spec in made) + kernel.temporary_bytes(made, inputs, attrs)
 
 
 def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: str | None = None) -> tuple[Array, ...]:

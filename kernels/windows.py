@@ -56,9 +56,8 @@ class Window:
 
         All three index an array whose last axes are the spatial ones: (tap…), (..., slice…), (..., slice…).
         """
-        axes = [[self._slice(axis, i) for i in range(n)] for axis, n in enumerate(self.kernel)]
         for tap in itertools.product(*map(range, self.kernel)):
-            pairs = [axes[axis][i] for axis, i in enumerate(tap)]
+            pairs = [self._slice(axis, i) for axis, i in enumerate(tap)]
             yield tap, (..., *(pair[0] for pair in pairs)), (..., *(pair[1] for pair in pairs))
 
     def _slice(self, axis: int, i: int) -> tuple[slice, slice]:

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from graph.errors import LimitError
 from graph.ir import Graph
 from graph.run.executor import Executor
 from kernels.spec import Array
@@ -32,7 +31,7 @@ class ExecutorCache:
 
     A dropped executor that is running ends its run: its arena lives until then.
 
-    Args: most: executors to keep. arena_bytes: memory that all their arenas may take together.
+    Args: most: executors to keep. arena_bytes: memory that all their arenas and packed weights may take together.
     """
 
     def __init__(self, most: int, arena_bytes: int) -> None:
@@ -45,7 +44,7 @@ class ExecutorCache:
 
     @property
     def arena_bytes(self) -> int:
-        """Memory of all arenas together."""
+        """Memory of all arenas, and of the packed weights that they share."""
         with self._lock:
             return self._sum_bytes()
 
@@ -63,15 +62,10 @@ class ExecutorCache:
             return found
 
     def keep(self, shapes: Shapes, made: Ready) -> None:
-        """Keep an executor, dropping others until both limits hold. Raises LimitError where it breaks one by itself."""
-        arena_bytes = made.executor.memory.arena_bytes
-        if arena_bytes > self._limit_bytes:
-            raise LimitError(
-                f"session: shapes {list(shapes)} need an arena of {arena_bytes} bytes, the limit is {self._limit_bytes}"
-            )
+        """Keep an executor, whose own budget is within the limit, dropping others until both limits hold."""
         with self._lock:
             self._kept[shapes] = made
-            while len(self._kept) > self._most or self._sum_bytes() > self._limit_bytes:
+            while len(self._kept) > max(self._most, 1) or (len(self._kept) > 1 and self._sum_bytes() > self._limit_bytes):
                 self._kept.popitem(last=False)
 
     def share_constants(self, graph: Graph, own: Mapping[str, Array]) -> Graph:
@@ -91,7 +85,9 @@ class ExecutorCache:
         return replace(graph, constants=constants)
 
     def _sum_bytes(self) -> int:
-        return sum(ready.executor.memory.arena_bytes for ready in self._kept.values())
+        executors = [ready.executor for ready in self._kept.values()]
+        packed = frozenset().union(*(executor.packed for executor in executors))
+        return sum(executor.memory.arena_bytes for executor in executors) + sum(constant.array.nbytes for constant in packed)
 
 
 def _same_bits(a: Array, b: Array) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import onnx
 
+from graph.budget import ProcessMemory, RunBudget, model_share_bytes
 from graph.formats.registry import read
 from graph.ir import Model, Port
 from graph.mapped import require_unchanged
@@ -18,7 +19,7 @@ from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
 from graph.shapes import bind
-from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
 from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
@@ -37,10 +38,16 @@ DEFAULT = "default"  # the plan id of runs that follow none
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """Limits of a session. executors: sets of input shapes kept ready. arena_bytes: of all of them together."""
+    """Limits of a session.
+
+    executors: sets of input shapes kept ready. arena_bytes: memory that these take together, and what a run of any of them may
+    take: arenas, packed weights, graph outputs and the scratch memory of kernels; None = half of the memory that this process
+    may use. process: what all models of a process take together, where several are counted in one sum (docs/memory.md).
+    """
 
     executors: int = 8
-    arena_bytes: int = 8 * 2**30
+    arena_bytes: int | None = None
+    process: ProcessMemory | None = None
 
 
 _DEFAULT_LIMITS = SessionLimits()
@@ -62,7 +69,7 @@ class Session:
              precision: "fp32" or "auto"; "bf16" and "int8" are names that this build does not support yet.
              backend: "auto", "native" or "numpy".
              plan: how to run the input shapes it was made for; runs of other shapes use every op's default strategy.
-             limits: how many input shapes stay ready, and how many bytes of activations they may hold together.
+             limits: how many input shapes stay ready, and how much memory they and their runs may take.
     Raises:  ModelError for a file that is refused; StalePlanError for a plan of another model, device or build;
              AttributeValueError for an unknown value; UnsupportedError for one that this build does not support.
     """
@@ -78,7 +85,8 @@ class Session:
         limits: SessionLimits = _DEFAULT_LIMITS,
     ) -> None:
         _check_choices(precision, backend)
-        self.model = model if isinstance(model, Model) else read(model)
+        with memory_errors_of("model"):
+            self.model = model if isinstance(model, Model) else read(model)
         self._plans: dict[Shapes, _Followed] = {}  # by the shapes they are for, the newest last
         if plan is not None:
             self._plans[self._planned(plan)] = _Followed(plan.id, plan)
@@ -90,7 +98,8 @@ class Session:
         self.backend = backend
         self._native = None if backend == "numpy" else find_native(backend)
         self._building = threading.Lock()
-        self._ready = ExecutorCache(limits.executors, limits.arena_bytes)
+        self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
+        self._ready = ExecutorCache(limits.executors, self._limit_bytes)
         self._description: tuple[object, Plan] | None = None  # the last one made, and of what
 
     @property
@@ -172,11 +181,15 @@ class Session:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the model and of the arenas kept for its shapes; packed weights come on top."""
+        """Bytes of the model, of the arenas kept for its shapes, and of its packed weights."""
         return self.model.nbytes + self._ready.arena_bytes
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays. Raises FeedError."""
+        """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays.
+
+        Raises: FeedError; LimitError for shapes that need more memory than the limits allow, before it is allocated;
+                OutOfMemoryError where the process or the system has no more now; errors of the model's operators.
+        """
         return self.executor(feeds).run(feeds)
 
     def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
@@ -192,7 +205,10 @@ class Session:
         return self._ready.find(self._key(feeds))
 
     def ready(self, feeds: Mapping[str, Any]) -> Ready:
-        """Return the executor for the shapes of these feeds and the plan it follows, built when the shapes are new."""
+        """Return the executor for the shapes of these feeds and the plan it follows, built when the shapes are new.
+
+        Raises: FeedError, LimitError, OutOfMemoryError.
+        """
         key = self._key(feeds)
         if (found := self._ready.find(key)) is not None:
             return found
@@ -209,11 +225,17 @@ class Session:
     def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Ready:
         require_unchanged(self.model.files)
         graph = self.model.graph
-        bound = optimise(graph, bind(graph, shapes))
+        with memory_errors_of(f"{graph.name}: rewriting it"):
+            bound = optimise(graph, bind(graph, shapes))
         found = self._followed(shapes)
         choices, threads = ({}, self.threads) if found is None else (found.plan.choices, min(found.plan.threads, self.threads))
         shared = self._ready.share_constants(bound.graph, graph.constants)
-        executor = Executor(shared, bound.specs, choices, threads, self._native)
+        budget = RunBudget(self._limit_bytes, self.limits.process)
+        made = (array for name, array in bound.graph.constants.items() if array is not graph.constants.get(name))
+        kept = {id(array) for array in shared.constants.values()}
+        made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of executors before
+        budget.keep(made_bytes, f"{graph.name}: constants that rewriting made")
+        executor = Executor(shared, bound.specs, choices, threads, self._native, budget)
         return Ready(executor, DEFAULT if found is None else found.plan_id)
 
 

@@ -25,6 +25,7 @@ from app.engine.link import CONTROL_THREADS, ProcessLink, split
 from app.engine.loaded import DROPPED, DroppedError, LoadedModels
 from app.engine.messages import Done, FollowPlan, LoadModel, ModelFile, Order, PrepareShapes, ProveRows, Shapes
 from app.errors import RequestError
+from graph.budget import ProcessMemory
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from kernels.spec import Array
@@ -273,9 +274,9 @@ class ProcessHost:
 class ServiceHost:
     """Runs models on threads of the service's own process: no isolation, no copies, and a debugger sees everything."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, memory: ProcessMemory) -> None:
         self.models: dict[int, ModelFile] = {}
-        self._loaded_models = LoadedModels()
+        self._loaded_models = LoadedModels(memory)
         self._loads: dict[int, asyncio.Future[None]] = {}
         self._control = asyncio.Semaphore(CONTROL_THREADS)
         self._closed = False

@@ -276,7 +276,8 @@ def _model_file(served: Servable, session: Session, threads: int, instances: int
         threads=threads,
         instances=instances,
         model_bytes=limits.max_model_bytes,
-        arena_bytes=limits.max_arena_bytes,
+        arena_bytes=limits.arena_limit_bytes,
+        process_bytes=limits.process_limit_bytes,
     )
 
 

@@ -15,6 +15,7 @@ from app.engine.memory import release
 from app.engine.messages import ModelFile, Shapes
 from app.errors import UnbuiltError
 from graph.batching import mixes_rows
+from graph.budget import ProcessMemory
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
@@ -45,9 +46,13 @@ class Computed:
 
 
 class LoadedModels:
-    """Loads and runs models by number. Any number of threads may call it; a model has as many runs at once as instances."""
+    """Loads and runs models by number. Any number of threads may call it; a model has as many runs at once as instances.
 
-    def __init__(self) -> None:
+    memory: that all of them and their runs take together; None = a budget of their own, as large as the first file says.
+    """
+
+    def __init__(self, memory: ProcessMemory | None = None) -> None:
+        self._memory = memory
         self._lock = threading.Lock()
         self._models: dict[int, _LoadedModel | None] = {}  # None: expected
 
@@ -56,18 +61,31 @@ class LoadedModels:
         self._models.setdefault(number, None)
 
     def load(self, number: int, file: ModelFile) -> None:
-        """Read a model and make its sessions. Raises what `read` raises; DeviceLostError when the file's content has changed."""
+        """Read a model and make its sessions.
+
+        Raises: what `read` raises; DeviceLostError when the file's content has changed; OutOfMemoryError where its weights do not
+                fit beside those of other models.
+        """
+        if self._memory is None:
+            self._memory = ProcessMemory(file.process_bytes)
         model = read(Path(file.path), Limits.of_bytes(file.model_bytes), mapped=False)
         if model.digest != file.digest:
             raise DeviceLostError(
                 f"model '{file.name}': its file is {model.digest[:12]} now, {file.digest[:12]} was loaded, load it again"
             )
-        self.adopt(number, file, model)
+        sessions = self._sessions(file, model)
+        self._memory.take_for(sessions[0], model.nbytes, f"model '{file.name}': its weights")
+        self._keep(number, sessions)
 
     def adopt(self, number: int, file: ModelFile, model: Model) -> None:
-        """Make the sessions of a model that has been read already."""
-        limits = SessionLimits(arena_bytes=file.arena_bytes)
-        sessions = tuple(Session(model, threads=file.threads, limits=limits) for _ in range(file.instances))
+        """Make the sessions of a model that has been read already, and whose weights are counted already."""
+        self._keep(number, self._sessions(file, model))
+
+    def _sessions(self, file: ModelFile, model: Model) -> tuple[Session, ...]:
+        limits = SessionLimits(arena_bytes=file.arena_bytes, process=self._memory)
+        return tuple(Session(model, threads=file.threads, limits=limits) for _ in range(file.instances))
+
+    def _keep(self, number: int, sessions: tuple[Session, ...]) -> None:
         idle: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for session in sessions:
             idle.put(session)

@@ -9,7 +9,7 @@ import msgspec
 
 from app.engine.slab import Tensor
 from app.errors import UnbuiltError
-from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
+from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, OutOfMemoryError, UnsupportedError, exhausted
 
 MAX_MESSAGE_BYTES = 80 * 2**20  # a plan may be 64 MiB of JSON
 _LENGTH = struct.Struct("<I")
@@ -21,6 +21,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     """A model file to load, its expected digest, and how to run it.
 
     path: "" if the file was not kept. threads: of one run. instances: runs at once. model_bytes, arena_bytes: limits.
+    process_bytes: limit of all models of the process and their runs together.
     """
 
     name: str
@@ -30,6 +31,7 @@ class ModelFile(msgspec.Struct, frozen=True):
     instances: int
     model_bytes: int
     arena_bytes: int
+    process_bytes: int
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag=True):
@@ -133,6 +135,7 @@ _KINDS: dict[str, type[EdgewiseError]] = {
     "unsupported": UnsupportedError,
     "lost": DeviceLostError,
     "unbuilt": UnbuiltError,
+    "memory": OutOfMemoryError,
     "failed": EdgewiseError,
 }
 _ENCODER = msgspec.msgpack.Encoder()
@@ -142,6 +145,8 @@ _REPLIES = msgspec.msgpack.Decoder(Reply)
 
 def failure(number: int, error: Exception) -> Failed:
     """Return an error as a message. The text of an unexpected error is left out: it may hold anything."""
+    if isinstance(error, MemoryError):
+        error = exhausted("engine", error)
     kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), None)
     return Failed(number, kind or "failed", str(error) if kind else f"engine: {type(error).__name__}, its log has the details")
 

@@ -22,6 +22,7 @@ from app.engine.hosts import ModelHost, ProcessHost, ServiceHost
 from app.engine.lane import Lane, Servable, Shapes, Shared
 from app.errors import RequestError
 from app.settings import Settings
+from graph.budget import ProcessMemory
 from graph.run.feeds import check_feeds
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
@@ -39,17 +40,20 @@ class Engine:
     """Runs models and other blocking work off the event loop, all within bounds. Used from one event loop.
 
     forecast: predicts nanoseconds of a model's run by rows, given its session, threads and input shapes by rows; rows that are
-    missing in its result are measured as they run.
+    missing in its result are measured as they run. memory: that models and runs of the service's own process take.
     """
 
     def __init__(
-        self, settings: Settings, forecast: Callable[[Session, int, Mapping[int, Shapes]], Mapping[int, float]] = _unforeseen
+        self,
+        settings: Settings,
+        forecast: Callable[[Session, int, Mapping[int, Shapes]], Mapping[int, float]] = _unforeseen,
+        memory: ProcessMemory | None = None,
     ) -> None:
         cores = available_cores()
         self._forecast = forecast
         self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee)
         self._calls = Calls("edgewise-work")
-        self._here = ServiceHost(cores)
+        self._here = ServiceHost(cores, memory or ProcessMemory(settings.process_limit_bytes))
         self._processes = [ProcessHost(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
         self._lanes: weakref.WeakKeyDictionary[Session, Lane] = weakref.WeakKeyDictionary()
         self._numbers = itertools.count()

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.errors import CLIENT_GONE, RequestError, status_of, told
 from app.pages.shell import shell
-from kernels.errors import EdgewiseError
+from kernels.errors import EdgewiseError, exhausted
 from scheduler.errors import StoreError
 
 log = structlog.get_logger("edgewise.http")
@@ -50,12 +50,22 @@ async def _edgewise(request: Request, error: Exception) -> Response:
     return _reply(request, status_of(error), told(error), error.headers if isinstance(error, RequestError) else None)
 
 
+async def _no_memory(request: Request, error: Exception) -> Response:
+    """Reply to a request that needed more memory than the system had left, wherever that was; the process goes on."""
+    if not isinstance(error, MemoryError):
+        raise error
+    log.error("out of memory", path=request.url.path, exc_info=error)
+    return await _edgewise(request, exhausted(f"{request.method} {request.url.path}", error))
+
+
 async def _http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     cause = error.__cause__  # FastAPI answers 400 to whatever happens while it reads a body, and keeps what that was
     if isinstance(cause, EdgewiseError):
         return await _edgewise(request, cause)
+    if isinstance(cause, MemoryError):
+        return await _no_memory(request, cause)
     if isinstance(cause, ClientDisconnect):
         return await _gone(request, cause)
     return _reply(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
@@ -83,6 +93,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     """Register the handlers with the application."""
     app.add_exception_handler(EdgewiseError, _edgewise)
+    app.add_exception_handler(MemoryError, _no_memory)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(ClientDisconnect, _gone)

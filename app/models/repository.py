@@ -25,10 +25,11 @@ from app.engine.policy import Rules
 from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
 from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, sweep, unpacked
+from graph.budget import ProcessMemory
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
-from kernels.errors import EdgewiseError
+from kernels.errors import EdgewiseError, OutOfMemoryError, memory_errors_of
 from scheduler.errors import NotFoundError
 from scheduler.session import Session, SessionLimits
 
@@ -82,11 +83,11 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Limits. models: their number. model_bytes: of one model's file and weights. arena_bytes: of its activations."""
+    """Limits. models: their number. model_bytes: of one model's file and weights. arena_bytes: of its runs (`SessionLimits`)."""
 
     models: int = 256
     model_bytes: int = 2**31 - 1
-    arena_bytes: int = 8 * 2**30
+    arena_bytes: int | None = None
 
 
 _DEFAULT_LIMITS = ModelLimits()
@@ -94,12 +95,22 @@ _Versions = Mapping[str, Served]
 
 
 class Repository:
-    """Finds, loads and unloads the models of a folder. Reads take no lock: the table is replaced, never changed."""
+    """Finds, loads and unloads the models of a folder. Reads take no lock: the table is replaced, never changed.
 
-    def __init__(self, folder: Path, threads: int | None = None, limits: ModelLimits = _DEFAULT_LIMITS) -> None:
+    memory: where the weights of all models, and what sessions take, are counted. A model that does not fit is not loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        threads: int | None = None,
+        limits: ModelLimits = _DEFAULT_LIMITS,
+        memory: ProcessMemory | None = None,
+    ) -> None:
         self.folder = folder
         self.threads = threads
         self.limits = limits
+        self._memory = memory or ProcessMemory()
         self._models: Mapping[str, _Versions] = {}
         self._changing = threading.Lock()  # one load at a time, since peaks of memory would add up
         self.loaded = threading.Event()
@@ -202,21 +213,35 @@ class Repository:
         started_ns = time.perf_counter_ns()
         try:
             served.card = read_card(self.folder, served.name)
-            # Not memory-mapped: files are overwritten in place while they are served.
-            model = read(served.path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
-            if model.nbytes > self.limits.model_bytes:
-                raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
-            session = Session(model, threads=self.threads, limits=SessionLimits(arena_bytes=self.limits.arena_bytes))
+            with memory_errors_of("model"):
+                session = self._session(served.path)
             check_override(served.name, served.override, served.rules, session)
         except (EdgewiseError, OSError, msgspec.DecodeError) as error:
             reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
             served.reason = reason.replace(str(served.path.parent), "").replace(str(self.folder), "")
             served.state = State.UNAVAILABLE
             log.warning("model failed", model=served.name, version=served.version, reason=served.reason)
-            return RequestError(400, f"load failed for model '{served.name}' version {served.version}: {served.reason}")
+            status = 503 if isinstance(error, OutOfMemoryError) else 400
+            return RequestError(status, f"load failed for model '{served.name}' version {served.version}: {served.reason}")
         served.session, served.reason, served.state = session, "", State.READY
         served.load_ns = time.perf_counter_ns() - started_ns
         return None
+
+    def _session(self, path: Path) -> Session:
+        """Read a file and make a session of it, with its weights counted for as long as the session lives.
+
+        Raises: OutOfMemoryError where the weights do not fit beside those of other models: before the file is read where its own
+                size says so, else when external data is read too.
+        """
+        with self._memory.holding(path.stat().st_size, "model: its file"):
+            # Not memory-mapped: files are overwritten in place while they are served.
+            model = read(path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
+        if model.nbytes > self.limits.model_bytes:
+            raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
+        limits = SessionLimits(arena_bytes=self.limits.arena_bytes, process=self._memory)
+        session = Session(model, threads=self.threads, limits=limits)
+        self._memory.take_for(session, model.nbytes, "model: its weights")
+        return session
 
     def _replace(self, name: str, versions: _Versions) -> None:
         self._models = {**self._models, name: versions}

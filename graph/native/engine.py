@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
 from graph.native.constants import ConstantCache
@@ -114,13 +115,32 @@ class Native:
         return partition(graph, able)
 
     def segments(
-        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]
+        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], budget: RunBudget
     ) -> tuple[Graph, Mapping[str, Segment]]:
-        """Return `parts` with every segment compiled for that many threads."""
+        """Return `parts` with every segment compiled for that many threads.
+
+        budget: packed weights are counted there, by their estimate before they are packed.
+        Raises: LimitError where the packed weights exceed the budget; OutOfMemoryError.
+        """
         rest, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
+        chosen = {name: choice for part in parts.values() for name, choice in complete_choices(part, facts, choices).items()}
+        self._require_packed(parts.values(), facts, chosen, budget)
         pool = shared_thread_pool(threads)
         with ThreadPoolExecutor(threads, "packing") as workers:
             constants = self.constants.by(workers)
-            made = {name: Segment(part, facts, choices, pool, constants, self.cache) for name, part in parts.items()}
+            made = {name: Segment(part, facts, chosen, pool, constants, self.cache) for name, part in parts.items()}
+        for constant in {constant for segment in made.values() for constant in segment.packed}:
+            budget.share(constant, constant.array.nbytes, f"{graph.name}: weights packed for native code")
         return rest, made
+
+    @staticmethod
+    def _require_packed(parts: Iterable[Part], facts: Facts, choices: Mapping[str, Choice], budget: RunBudget) -> None:
+        """Raise LimitError, naming the node that takes the most, where all packed weights will exceed the budget."""
+        weights = [
+            (RULES[node.op].work(node, facts, choices[node.name]).weight_bytes, node) for part in parts for node in part.nodes
+        ]
+        nbytes, node = max(weights, key=lambda found: found[0], default=(0, None))
+        if node is not None:
+            largest = f"{node.op}: its weights take {nbytes} bytes packed (node {node.name!r})"
+            budget.require(sum(nbytes for nbytes, _ in weights), largest)

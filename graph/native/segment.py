@@ -14,7 +14,7 @@ from graph.native.constants import ConstantCache
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.partition import Part
-from graph.native.place import Storage
+from graph.native.place import PackedConstant, Storage
 from graph.native.rules.table import RULES
 from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
@@ -82,6 +82,7 @@ class Segment:
         self._slots = {name: n for n, name in enumerate((*self.inputs, *(f">{name}" for name in self.outputs)), _ARENA + 1)}
         where = self._where(storages, offsets)
         self._constants = [(where[storage].slot, storage.constant) for storage in storages if storage.constant is not None]
+        self.packed: tuple[PackedConstant, ...] = tuple(constant for _, constant in self._constants)
         slot_count = 1 + max((ref.slot for ref in where.values()), default=0)
         self.steps = with_barriers(self.calls, where)
         self._program = self._make_program(max(slot_count, len(self._slots) + 1), pool, cache)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.passes.editor import Editor, sizes
 from kernels.errors import EdgewiseError
-from kernels.registry import evaluate, find
-from kernels.spec import Array
+from kernels.registry import evaluate, evaluation_bytes, find
+from kernels.spec import Array, Spec
 
 SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs are smaller
 
@@ -15,7 +15,8 @@ def fold_constants(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
     """Replace nodes by their results. Random ops stay.
 
     Args:    limit_bytes: of all constants together. A node whose result would exceed it stays, and so does one whose result is
-             larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result).
+             larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result),
+             or takes much more memory to compute than it and they do.
     """
     editor = Editor(graph, specs)
     held_bytes = sizes(graph.constants)
@@ -49,7 +50,16 @@ def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | N
     if result_bytes > max(SMALL_RESULT_BYTES, input_bytes) or not find(node.op).deterministic:
         return None
     try:
+        specs_read = [None if array is None else Spec.of(array) for array in inputs]
+        all_made = find(node.op).infer_specs(specs_read, node.attrs)
+        if evaluation_bytes(find(node.op), specs_read, all_made, node.attrs) > _most_bytes(input_bytes + result_bytes):
+            return None
         arrays = evaluate(find(node.op), inputs, node.attrs)
     except EdgewiseError as error:
         raise type(error)(f"{error} (node {node.name!r})") from None
     return {value: array for value, array in zip(node.outputs, arrays, strict=False) if value}
+
+
+def _most_bytes(moved_bytes: int) -> int:
+    """Return the most memory that computing a result may take. moved_bytes: of the result and of the inputs."""
+    return 4 * moved_bytes + (64 << 20)

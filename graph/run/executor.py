@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.errors import FeedError
 from graph.ir import Graph, Port, Specs
 from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
+from graph.native.place import PackedConstant
 from graph.order import without_unread
 from graph.run.blas import BlasThreads
 from graph.run.feeds import check_feeds
+from graph.run.footprint import require_values
 from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep
 from graph.timing import RunClock
-from kernels.errors import UnsupportedError
+from kernels.errors import UnsupportedError, memory_errors_of
 from kernels.native.target.isa import available_cores
 from kernels.spec import Array, Spec
 
@@ -50,9 +55,11 @@ class Executor:
     Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default natively where `native` can,
              else with the op's first numpy kernel that applies. threads: of BLAS and of native code; None leaves BLAS as it is
              set and takes one per core for native code. On another number native code gives the same bits, and BLAS results
-             that may differ by rounding. native: the native backend, None for numpy alone.
+             that may differ by rounding. native: the native backend, None for numpy alone. budget: of the memory that this
+             executor and a run of it take; by default half of what this process may use, for this executor alone.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
-             chosen one.
+             chosen one; LimitError, naming a node, before memory beyond the budget is allocated; OutOfMemoryError where the
+             process or the system has no more.
     """
 
     def __init__(
@@ -62,15 +69,33 @@ class Executor:
         choices: Mapping[str, Choice] | None = None,
         threads: int | None = None,
         native: Native | None = None,
+        budget: RunBudget | None = None,
     ) -> None:
         self.graph = graph
         self.specs = specs
         self.threads = threads
         self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
-        self._program = _program(without_unread(graph), specs, choices or {}, threads, native)
+        self._budget = RunBudget() if budget is None else budget
+        weakref.finalize(self, self._budget.release).atexit = False
+        self.packed: frozenset[PackedConstant] = frozenset()
+        self._program = self._prepared(without_unread(graph), choices or {}, native)
         self._names = tuple(port.name for port in graph.outputs)
         self._blas = BlasThreads(threads)
         self._lock = threading.Lock()
+
+    def _prepared(self, graph: Graph, choices: Mapping[str, Choice], native: Native | None) -> PreparedGraph:
+        """Prepare the graph, with native segments where there is a native backend."""
+        require_values(graph, self.specs, self._budget)
+        algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
+        with memory_errors_of(f"{graph.name}: preparing it"):
+            if native is None:
+                if wanted := next((name for name in choices if name not in algorithms), None):
+                    raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
+                return PreparedGraph(graph, self.specs, algorithms, budget=self._budget)
+            workers = available_cores() if self.threads is None else self.threads
+            rest, segments = native.segments(graph, self.specs, workers, choices, self._budget)
+            self.packed = frozenset(constant for segment in segments.values() for constant in segment.packed)
+            return PreparedGraph(rest, self.specs, algorithms, segments, workers, self._budget)
 
     @property
     def steps(self) -> tuple[PreparedStep, ...]:
@@ -87,10 +112,24 @@ class Executor:
         """The activation memory that values take, and during which of `steps`."""
         return self._program.held
 
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes that it keeps, packed weights included, and that a run of it allocates, as far as they are known before."""
+        return self._budget.kept_bytes + self._program.footprint.run_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that values and workspaces whose size only a run knows may take in one run, beside all that is planned."""
+        return self._budget.free_bytes - self._program.footprint.run_bytes
+
+    def _running(self) -> AbstractContextManager[None]:
+        """Return the context in which what a run allocates is counted."""
+        return self._budget.running(self._program.footprint.run_bytes, self._program.footprint.largest)
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """Run once. feeds: every input by name. Returns every graph output by name, in new memory. Raises FeedError."""
         arrays = check_feeds(self._ports, feeds)
-        with self._lock, self._blas, np.errstate(all="ignore"):
+        with self._lock, self._running(), self._blas, np.errstate(all="ignore"):
             outputs = self._program.run(tuple(arrays.values()))
         return dict(zip(self._names, outputs, strict=True))
 
@@ -99,7 +138,7 @@ class Executor:
         with self._lock:
             began_ns = time.perf_counter_ns()
             arrays = check_feeds(self._ports, feeds)
-            with self._blas, np.errstate(all="ignore"):
+            with self._running(), self._blas, np.errstate(all="ignore"):
                 outputs, marks_ns, segments = self._program.run_timed(tuple(arrays.values()))
             named = dict(zip(self._names, outputs, strict=True))
             wall_ns = time.perf_counter_ns() - began_ns
@@ -112,17 +151,3 @@ def _known(port: Port, specs: Specs) -> Spec:
     if spec is None:
         raise FeedError(f"input {port.name!r}: its shape is not bound, an executor serves one set of shapes ({port})")
     return spec
-
-
-def _program(
-    graph: Graph, specs: Specs, choices: Mapping[str, Choice], threads: int | None, native: Native | None
-) -> PreparedGraph:
-    """Prepare the graph, with native segments where there is a native backend."""
-    algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
-    if native is None:
-        if wanted := next((name for name in choices if name not in algorithms), None):
-            raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
-        return PreparedGraph(graph, specs, algorithms)
-    workers = available_cores() if threads is None else threads
-    rest, segments = native.segments(graph, specs, workers, choices)
-    return PreparedGraph(rest, specs, algorithms, segments, workers)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from graph.errors import FeedError
+from graph.budget import model_share_bytes
+from graph.errors import FeedError, LimitError
 from graph.ir import Port
 from kernels.spec import STRING, Array, Spec
 
@@ -31,7 +32,17 @@ def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "f
 
 
 def random_feeds(specs: Mapping[str, Spec]) -> dict[str, Array]:
-    """Return an array for every input: standard normal numbers, integers 0 or 1, or empty strings; equal in every call."""
+    """Return an array for every input: standard normal numbers, integers 0 or 1, or empty strings; equal in every call.
+
+    Raises: LimitError where they need more memory than a model may take.
+    """
+    limit_bytes, needed_bytes = model_share_bytes(), 2 * sum(spec.elements * 8 for spec in specs.values())
+    if needed_bytes > limit_bytes:
+        largest = max(specs, key=lambda name: specs[name].elements)
+        raise LimitError(
+            f"{largest}: its random values take {needed_bytes} bytes with those of all inputs, the limit is {limit_bytes}; "
+            "use smaller shapes"
+        )
     rng = np.random.default_rng(0)
     return {name: _random(rng, spec) for name, spec in specs.items()}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.control_flow import run_control_flow
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Specs
@@ -26,9 +27,10 @@ from graph.memory import Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
 from graph.order import without_unread
 from graph.run.dynamic import Body, allocate, compute
+from graph.run.footprint import Footprint
 from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
-from kernels.errors import EdgewiseError, ShapeError
+from kernels.errors import EdgewiseError, ShapeError, exhausted
 from kernels.registry import Kernel, find
 from kernels.spec import Array, Spec
 
@@ -58,6 +60,7 @@ class _Chosen:
     kernel: Kernel
     inputs: tuple[str, ...]
     attrs: Mapping[str, Any]
+    workspace_bytes: int
     scratch_bytes: int
 
 
@@ -66,8 +69,9 @@ class PreparedGraph:
 
     Args:    specs: of every value; None or absent where only a run knows it. algorithms: node name -> name of the kernel; by
              default each op's first one that applies. segments: node name -> native code, for the nodes whose op is SEGMENT.
-             threads: of segments.
-    Raises:  UnsupportedError when a node has no kernel for its specs, or not the named one.
+             threads: of segments. budget: of the memory that it keeps and that its runs take, those of bodies included.
+    Raises:  UnsupportedError when a node has no kernel for its specs, or not the named one; LimitError, with the value or kernel
+             that takes the most memory, where the budget has not enough; OutOfMemoryError where the process or system has not.
     """
 
     def __init__(
@@ -77,17 +81,23 @@ class PreparedGraph:
         algorithms: Mapping[str, str] | None = None,
         segments: Mapping[str, Segment] | None = None,
         threads: int = 1,
+        budget: RunBudget | None = None,
     ) -> None:
         graph = without_unread(graph)
+        self._budget = RunBudget() if budget is None else budget
         self._graph = graph
         self._segments = segments or {}
         self._threads = threads
         self._specs = specs
         self._algorithms = algorithms or {}
         kernels = {node.name: self._kernels(node) for node in graph.nodes}
+        workspace = {name: max((chosen.workspace_bytes for chosen in found), default=0) for name, found in kernels.items()}
+        workspace |= {name: segment.arena_bytes for name, segment in self._segments.items()}
         scratch = {name: max((chosen.scratch_bytes for chosen in found), default=0) for name, found in kernels.items()}
-        scratch |= {name: segment.arena_bytes for name, segment in self._segments.items()}
-        self.memory: MemoryPlan = plan_memory(graph, specs, scratch)
+        self.memory: MemoryPlan = plan_memory(graph, specs, workspace)
+        self.footprint = Footprint.of(graph, specs, self.memory, self._segments, workspace, scratch)
+        self._budget.require(self.footprint.kept_bytes + self.footprint.run_bytes, self.footprint.largest)
+        self._budget.keep(self.footprint.kept_bytes, self.footprint.largest)
         self._arena = aligned_empty(self.memory.arena_bytes)
         self._slots = Slots()
         self._allocated: set[str] = set()
@@ -141,13 +151,14 @@ class PreparedGraph:
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """Run once. feeds: every graph input in order. Returns every graph output in order, in new memory."""
+        position = -1
         try:
             self._begin(feeds)
             for position, call in enumerate(self._calls):  # noqa: B007  the error below asks for it
                 call()
             return self._end()
-        except EdgewiseError as error:
-            raise _placed(error, self._positions[position].node) from error
+        except (EdgewiseError, MemoryError) as error:
+            raise self._placed(error, position) from error
         finally:
             self._slots.clear()
 
@@ -162,10 +173,21 @@ class PreparedGraph:
                 call()
                 marks.append(clock())
             return self._end(), marks, dict(self._clocks)
-        except EdgewiseError as error:
-            raise _placed(error, self._positions[len(marks) - 1].node) from error
+        except (EdgewiseError, MemoryError) as error:
+            raise self._placed(error, len(marks) - 1) from error
         finally:
             self._slots.clear()
+
+    def _placed(self, error: EdgewiseError | MemoryError, position: int) -> EdgewiseError:
+        """Return the error with the name of the node; errors of segments name the node already. position: -1 before the first."""
+        if position < 0:
+            subject, where = self._graph.name, " (allocation of the outputs)"
+        else:
+            node = self._positions[position].node
+            subject, where = node.op, f" (node {node.name!r})"
+        if isinstance(error, MemoryError):
+            return exhausted(f"{subject}{where}", error)
+        return error if subject == SEGMENT else type(error)(f"{error}{where}")
 
     def _timed_calls(self) -> Iterator[Call]:
         """Yield the calls; those of segments also keep the clock readings of their threads."""
@@ -251,8 +273,9 @@ class PreparedGraph:
                 kernel = find(op).choose(specs, attrs, algorithm)
             except EdgewiseError as error:
                 raise type(error)(f"{error} (node {node.name!r})") from None
-            scratch_bytes = 0 if kernel.workspace_bytes is None else kernel.workspace_bytes(*specs, **attrs)
-            found.append(_Chosen(kernel, names, attrs, scratch_bytes))
+            workspace_bytes = 0 if kernel.workspace_bytes is None else kernel.workspace_bytes(*specs, **attrs)
+            scratch_bytes = kernel.scratch_bytes(find(op).infer_specs(specs, attrs), *specs, **attrs)
+            found.append(_Chosen(kernel, names, attrs, workspace_bytes, scratch_bytes))
         return found
 
     def _algorithm(self, node: Node, kernels: Sequence[_Chosen]) -> str:
@@ -296,7 +319,7 @@ class PreparedGraph:
         run, slots = chosen.kernel.run, self._slots.arrays
         keywords = dict(chosen.attrs)
         if chosen.kernel.workspace_bytes is not None:
-            keywords["workspace"] = workspace[: chosen.scratch_bytes]
+            keywords["workspace"] = workspace[: chosen.workspace_bytes]
         written, read = [self._slots.of(name) for name in outputs], [self._slots.of(name) for name in chosen.inputs]
         if self._slots.are_fixed((*written, *read)):
             return functools.partial(run, tuple(slots[i] for i in written), *(slots[i] for i in read), **keywords)
@@ -325,7 +348,8 @@ class PreparedGraph:
 
     def _control_flow_call(self, node: Node) -> Call:
         slots, read = self._slots.arrays, [self._slots.of(name) for name in node.inputs]
-        bodies = {id(body): Body(body, self._specs, PreparedGraph) for body in node.subgraphs()}
+        prepare = functools.partial(PreparedGraph, budget=self._budget)
+        bodies = {id(body): Body(body, self._specs, prepare) for body in node.subgraphs()}
         captured = {key: [self._slots.of(name) for name in body.captures] for key, body in bodies.items()}
 
         def run_body(body: Graph, arguments: Sequence[Array]) -> list[Array]:
@@ -366,11 +390,6 @@ class PreparedGraph:
                 slots[slot] = None
 
         return releasing
-
-
-def _placed(error: EdgewiseError, node: Node) -> EdgewiseError:
-    """Return the error with the name of the node; errors of segments name the node already."""
-    return error if node.op == SEGMENT else type(error)(f"{error} (node {node.name!r})")
 
 
 def _label(choice: Choice) -> str:

@@ -15,6 +15,7 @@ from kernels.errors import DTypeError
 from kernels.expression import Draft, Express, Term, applied
 from kernels.operands import SIGNED
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import FLOATS, INTS, Array, DType, Spec
 from kernels.special import erf
 
@@ -185,7 +186,7 @@ def _op(
         Case("empty", inputs=((0, 3),), cost=Cost()),
         Case("wrong_dtype", inputs=(np.ones(2, bool),), raises=DTypeError),
     )
-    kernels = (Kernel("blocks", run),)
+    kernels = (Kernel("blocks", run, scratch_bytes=fixed),)
     return Op(name, infer, per_element(flops, counted), kernels, elementwise=True, expression=expression, cases=cases + shared)
 
 

@@ -13,6 +13,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.half import in_single
 from kernels.operands import NUMBERS, element_type, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import times
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
 _RAW, _CAPPED, _BIASED, _SOFTMAX = range(4)  # values of qk_matmul_output
@@ -155,6 +156,28 @@ def cost(
     return Cost(macs=scores * (n.head + n.v_head), other_flops=q.elements + each * scores)
 
 
+def scratch_bytes(
+    out: tuple[Spec, ...],
+    q: Spec,
+    k: Spec,
+    v: Spec,
+    attn_mask: Spec | None = None,
+    past_key: Spec | None = None,
+    past_value: Spec | None = None,
+    nonpad_kv_seqlen: Spec | None = None,
+    **attrs: Any,
+) -> int:
+    """Scores, twice where an attribute changes them and in float64 where one asks for it; the bias and what it is made of."""
+    n = _sizes(q, k, v, past_key, attrs["q_num_heads"], attrs["kv_num_heads"])
+    scores, itemsize = n.batch * n.q_heads * n.q_length * n.total, max(q.dtype.itemsize, 4)
+    each = itemsize * (2 + 2 * (attrs["softcap"] > 0)) + 24 * (attrs["softmax_precision"] is not None)
+    batches = n.batch if nonpad_kv_seqlen is not None else 1
+    biased = max(0 if attn_mask is None else math.prod(attn_mask.shape[:-1]) * n.total, batches * n.q_length * n.total)
+    bias = biased * (16 + 4 * itemsize) if _biased(attn_mask, nonpad_kv_seqlen, attrs) else 0
+    moved: int = times(3)(out[:3], q, k, v, attn_mask, past_key, past_value)
+    return int(moved + scores * each + bias)
+
+
 def _heads(x: Array, heads: int) -> Array:
     """(batch, heads, length, size) of either form."""
     return x if x.ndim == 4 else x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
@@ -261,7 +284,7 @@ ATTENTION = Op(
     "Attention",
     infer,
     cost,
-    (Kernel("matmul", run),),
+    (Kernel("matmul", run, scratch_bytes=scratch_bytes),),
     tolerance_eps=32,
     cases=(
         Case("four_axes", inputs=_QKV, cost=Cost(macs=144 * 13, other_flops=192 + 720)),

@@ -12,6 +12,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import Draft, Term, applied
 from kernels.operands import NUMBERS, SCALARS, broadcast, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed, for_each, twice
 from kernels.spec import BOOL, INTS, Array, DType, Spec
 
 
@@ -92,6 +93,11 @@ def _power(y: Array, a: Array, b: Array) -> None:
     np.copyto(y, magnitude, where=positive)
 
 
+def pow_scratch_bytes(out: tuple[Spec, ...], a: Spec, b: Spec) -> int:
+    """Both operands and the result in 64 bits where the base is an integer."""
+    return for_each(24)(out, a, b) if a.dtype.kind in "iu" else twice(out, a, b)
+
+
 def express_pow(draft: Draft, a: Term, b: Term) -> Term | None:
     """A power of floats: by one known number, or by an exponent for each element, taken in the base's type."""
     if a.dtype.kind != "f":
@@ -148,7 +154,7 @@ def _op(
     cases: tuple[Case, ...],
     result: DType | None = None,
 ) -> Op:
-    infer, kernels = _infer(name, dtypes, result), (Kernel("ufunc", _ufunc(ufunc)),)
+    infer, kernels = _infer(name, dtypes, result), (Kernel("ufunc", _ufunc(ufunc), scratch_bytes=fixed),)
     return Op(name, infer, per_element(1, name), kernels, elementwise=True, expression=applied(operation), cases=cases)
 
 
@@ -213,7 +219,7 @@ OPS = (
         "Pow",
         infer_pow,
         per_element(1, "Pow"),
-        (Kernel("ufunc", run_pow),),
+        (Kernel("ufunc", run_pow, scratch_bytes=pow_scratch_bytes),),
         elementwise=True,
         expression=express_pow,
         tolerance_eps=8,

@@ -11,6 +11,7 @@ from kernels.errors import DTypeError, ShapeError
 from kernels.expression import Draft, Term
 from kernels.operands import NUMBERS
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import FLOATS, Array, Spec
 from kernels.upgrades import attribute_inputs
 
@@ -75,4 +76,13 @@ CASES = (
 )
 
 _UPGRADE = attribute_inputs(11, "min", "max", dtype="float32")
-CLIP = Op("Clip", infer, cost, (Kernel("ufunc", run),), elementwise=True, expression=express, upgrade=_UPGRADE, cases=CASES)
+CLIP = Op(
+    "Clip",
+    infer,
+    cost,
+    (Kernel("ufunc", run, scratch_bytes=fixed),),
+    elementwise=True,
+    expression=express,
+    upgrade=_UPGRADE,
+    cases=CASES,
+)

@@ -14,9 +14,11 @@ from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
 from kernels.operands import one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import twice
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import Sliding, Window, window
 
+TAP_BYTES = 1024  # of Python's objects that describe one tap
 _BLOCK_ELEMENTS = 65_536  # of depthwise input and output worked on at once: what stays in a 1 MiB L2 cache
 
 
@@ -117,6 +119,11 @@ def run_taps(out: tuple[Array, ...], x: Array, w: Array, b: Array | None = None,
                 block[into] += product[into]
 
 
+def scratch_bytes(out: tuple[Spec, ...], x: Spec, w: Spec, *inputs: Spec | None, **attrs: Any) -> int:
+    """Copies of operands, and what Python needs to know of every tap."""
+    return twice(out, x, w, *inputs) + TAP_BYTES * math.prod(w.shape[2:])
+
+
 def im2col_bytes(x: Spec, w: Spec, b: Spec | None = None, **attrs: Any) -> int:
     """One image's columns: c · taps · pixels elements, in float32 for half precision."""
     itemsize = 4 if is_half(x.dtype) else x.dtype.itemsize
@@ -149,8 +156,8 @@ CONV = Op(
     cost,
     (
         Kernel("gemm", run_gemm, refuses=refuses_gemm),
-        Kernel("taps", run_taps, refuses=refuses_taps),
-        Kernel("im2col", run_im2col, workspace_bytes=im2col_bytes),
+        Kernel("taps", run_taps, refuses=refuses_taps, scratch_bytes=scratch_bytes),
+        Kernel("im2col", run_im2col, workspace_bytes=im2col_bytes, scratch_bytes=scratch_bytes),
     ),
     tolerance_eps=16,
     mixes_rows=only_first_input_has_rows,

@@ -13,6 +13,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.half import in_single, is_half
 from kernels.operands import one_dtype
+from kernels.ops import conv
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import MAX_TAPS, Ints, Sliding, Window, sizes_of
@@ -120,7 +121,7 @@ CONV_TRANSPOSE = Op(
     "ConvTranspose",
     infer,
     cost,
-    (Kernel("col2im", run, workspace_bytes=workspace_bytes),),
+    (Kernel("col2im", run, workspace_bytes=workspace_bytes, scratch_bytes=conv.scratch_bytes),),
     tolerance_eps=16,
     mixes_rows=only_first_input_has_rows,
     cases=(

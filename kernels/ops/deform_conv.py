@@ -15,6 +15,7 @@ from kernels.half import in_single
 from kernels.operands import one_dtype
 from kernels.ops import conv
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import twice
 from kernels.spec import FLOATS, Array, Spec
 from kernels.windows import Sliding, Window, window
 
@@ -53,6 +54,13 @@ def cost(
     axes = x.rank - 2
     samples = x.shape[1] * math.prod(w.shape[2:]) * out[0].shape[0] * math.prod(out[0].shape[2:])
     return conv.cost(out, x, w, b) + Cost(other_flops=(2 ** (axes + 1) + (mask is not None)) * samples)
+
+
+def scratch_bytes(out: tuple[Spec, ...], x: Spec, w: Spec, *inputs: Spec | None, **attrs: Any) -> int:
+    """One image's samples: places and weights of each moved tap, and the neighbours that each channel reads there."""
+    samples = math.prod(w.shape[2:]) * math.prod(out[0].shape[2:])
+    places = samples * (24 * len(w.shape[2:]) + 64)
+    return twice(out, x, w, *inputs) + places + 4 * samples * x.shape[1] * max(x.dtype.itemsize, 4)
 
 
 @in_single
@@ -106,7 +114,7 @@ DEFORM_CONV = Op(
     "DeformConv",
     infer,
     cost,
-    (Kernel("im2col", run),),
+    (Kernel("im2col", run, scratch_bytes=scratch_bytes),),
     tolerance_eps=64,
     cases=(
         Case("2x2", inputs=((2, 3, 4, 4), (4, 3, 2, 2), _OFFSET), cost=Cost(macs=72 * 12, other_flops=8 * 12 * 18)),

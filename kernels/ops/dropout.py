@@ -10,6 +10,7 @@ from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, UnsupportedError
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import BOOL, FLOATS, Array, Spec
 
 
@@ -65,4 +66,6 @@ CASES = (
     Case("ints", inputs=(np.ones(2, np.int32),), raises=DTypeError),
 )
 
-DROPOUT = Op("Dropout", infer, moves, (Kernel("copy", run),), upgrade=upgrade, mixes_rows=mixes_rows, cases=CASES)
+DROPOUT = Op(
+    "Dropout", infer, moves, (Kernel("copy", run, scratch_bytes=fixed),), upgrade=upgrade, mixes_rows=mixes_rows, cases=CASES
+)

@@ -15,6 +15,7 @@ from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
 from kernels.half import in_single
 from kernels.operands import NUMBERS, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import twice
 from kernels.spec import Array, Spec
 
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")
@@ -109,6 +110,19 @@ def cost(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> Cost:
     return Cost(macs=macs)
 
 
+def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> int:
+    """Of each product of two, in order: both operands in the order of their product, the product, and the one before it."""
+    plan = _plan(equation, [spec.shape for spec in inputs])
+    live, before, most = set(plan.inputs[0]), inputs[0].elements, inputs[0].elements
+    for i, labels in enumerate(plan.inputs[1:], 1):
+        live = (live | set(labels)) & (_later(plan, i + 1) | (live & set(labels)))
+        summed = {label for label in live if label not in _later(plan, i + 1)}
+        made = math.prod(plan.sizes[label] for label in live - summed)
+        most = max(most, 2 * before + 2 * inputs[i].elements + made)
+        live, before = live - summed, made
+    return twice(out, *inputs) + most * max(out[0].dtype.itemsize, 4)
+
+
 @in_single
 def run(out: tuple[Array, ...], *inputs: Array, equation: str) -> None:
     """One after another, each product a batched matrix product."""
@@ -166,7 +180,7 @@ EINSUM = Op(
     "Einsum",
     infer,
     cost,
-    (Kernel("matmul", run),),
+    (Kernel("matmul", run, scratch_bytes=scratch_bytes),),
     tolerance_eps=16,
     cases=(
         Case("matmul", inputs=((3, 4), (4, 5)), attrs=_equation("ij,jk->ik"), cost=Cost(macs=60)),

@@ -9,6 +9,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, IndexRangeError, ShapeError
 from kernels.operands import INDICES, axis_of, check_indices
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import Array, Spec
 
 
@@ -136,7 +137,14 @@ def gather_elements_mixes_rows(call: Application) -> str:
 
 
 OPS = (
-    Op("Gather", infer_gather, moves, (Kernel("take", run_gather),), mixes_rows=gather_mixes_rows, cases=_GATHER),
+    Op(
+        "Gather",
+        infer_gather,
+        moves,
+        (Kernel("take", run_gather, scratch_bytes=fixed),),
+        mixes_rows=gather_mixes_rows,
+        cases=_GATHER,
+    ),
     Op(
         "GatherElements",
         infer_gather_elements,

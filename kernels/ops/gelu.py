@@ -13,6 +13,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import Draft, Term
 from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import FLOATS, Array, Spec
 from kernels.special import erf
 
@@ -133,8 +134,15 @@ _BIAS_CASES = (
 )
 
 OPS = (
-    Op("Gelu", infer, cost, (Kernel("blocks", run),), elementwise=True, expression=express, cases=_CASES),
-    Op("com.microsoft.Gelu", infer_microsoft, cost, (Kernel("blocks", run),), elementwise=True, cases=_CASES[:1] + _SHARED),
+    Op("Gelu", infer, cost, (Kernel("blocks", run, scratch_bytes=fixed),), elementwise=True, expression=express, cases=_CASES),
+    Op(
+        "com.microsoft.Gelu",
+        infer_microsoft,
+        cost,
+        (Kernel("blocks", run, scratch_bytes=fixed),),
+        elementwise=True,
+        cases=_CASES[:1] + _SHARED,
+    ),
     Op(
         "com.microsoft.BiasGelu",
         infer_bias_gelu,

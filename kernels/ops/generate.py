@@ -11,7 +11,10 @@ from kernels.cost import Cost, moves, per_element
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, SCALARS, element_type, known_scalar, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import STRING, Array, DType, Spec
+
+_BLOCK_ELEMENTS = 16_384  # that are computed at once
 
 
 def infer_range(start: Spec, limit: Spec, delta: Spec, *, stash_type: int = 1) -> Spec:
@@ -29,12 +32,14 @@ def infer_range(start: Spec, limit: Spec, delta: Spec, *, stash_type: int = 1) -
 
 
 def run_range(out: tuple[Array, ...], start: Array, limit: Array, delta: Array, *, stash_type: int = 1) -> None:
-    """start + i·delta."""
+    """start + i·delta, in blocks."""
     (y,) = out
     wide = np.dtype(np.int64 if y.dtype.kind in "iu" else np.float64)
-    values = np.arange(y.size, dtype=wide) * delta.astype(wide)
-    values += start.astype(wide)
-    np.copyto(y, values, casting="unsafe")
+    for low in range(0, y.size, _BLOCK_ELEMENTS):
+        block = y[low : low + _BLOCK_ELEMENTS]
+        values = np.arange(low, low + block.size, dtype=np.int64).astype(wide) * delta.astype(wide)
+        values += start.astype(wide)
+        np.copyto(block, values, casting="unsafe")
 
 
 def infer_eye(x: Spec, *, dtype: int | None = None, k: int = 0) -> Spec:
@@ -74,15 +79,20 @@ def infer_one_hot(indices: Spec, depth: Spec, values: Spec, *, axis: int = -1) -
 
 
 def run_one_hot(out: tuple[Array, ...], indices: Array, depth: Array, values: Array, *, axis: int = -1) -> None:
-    """Compares the new axis' positions with the index; one outside [-depth, depth) matches none."""
+    """Fill, then write at each index, in blocks; an index outside [-depth, depth) writes nothing."""
     (y,) = out
     place = axis % y.ndim
-    count = y.shape[place]
-    wanted = indices.astype(np.int64)
-    wanted = np.where(wanted < 0, wanted + count, wanted)
-    positions = np.arange(count).reshape([count if i == place else 1 for i in range(y.ndim)])
+    count, inner = y.shape[place], math.prod(y.shape[place + 1 :])
     np.copyto(y, values[0])
-    np.copyto(y, values[1], where=np.expand_dims(wanted, place) == positions)
+    if not y.size:
+        return
+    spots, wanted = y.reshape(-1, count, inner), indices.reshape(-1)
+    for low in range(0, wanted.size, _BLOCK_ELEMENTS):
+        index = wanted[low : low + _BLOCK_ELEMENTS].astype(np.int64)
+        index += (index < 0) * count
+        inside = np.flatnonzero((index >= 0) & (index < count))
+        outer, column = np.divmod(inside + low, inner)
+        spots[outer, index[inside], column] = values[1]
 
 
 def _number(value: float, dtype: Any = np.int64) -> Array:
@@ -120,7 +130,7 @@ _ONE_HOT = (
 )
 
 OPS = (
-    Op("Range", infer_range, per_element(2, "multiply, add"), (Kernel("arange", run_range),), cases=_RANGE),
-    Op("EyeLike", infer_eye, moves, (Kernel("fill", run_eye),), cases=_EYE),
-    Op("OneHot", infer_one_hot, moves, (Kernel("compare", run_one_hot),), cases=_ONE_HOT),
+    Op("Range", infer_range, per_element(2, "multiply, add"), (Kernel("arange", run_range, scratch_bytes=fixed),), cases=_RANGE),
+    Op("EyeLike", infer_eye, moves, (Kernel("fill", run_eye, scratch_bytes=fixed),), cases=_EYE),
+    Op("OneHot", infer_one_hot, moves, (Kernel("compare", run_one_hot, scratch_bytes=fixed),), cases=_ONE_HOT),
 )

@@ -11,6 +11,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import FIXED_BYTES
 from kernels.spec import FLOATS, Array, Spec
 
 _TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
@@ -88,6 +89,13 @@ def _cubic(d: Array) -> Array:
     near = ((_CUBIC_A + 2) * d - (_CUBIC_A + 3)) * d * d + 1
     far = ((_CUBIC_A * d - 5 * _CUBIC_A) * d + 8 * _CUBIC_A) * d - 4 * _CUBIC_A
     return np.where(d <= 1, near, far)
+
+
+def scratch_bytes(out: tuple[Spec, ...], x: Spec, grid: Spec, *, mode: str = "linear", **attrs: Any) -> int:
+    """Indices and weights of every tap along each axis, their product, and the pixels of one tap beside the sum."""
+    axes = x.rank - 2
+    spots = grid.elements // max(axes, 1)
+    return FIXED_BYTES + spots * (24 * axes * _TAPS[mode] + 64) + 3 * 8 * out[0].elements
 
 
 def run(
@@ -195,6 +203,14 @@ _AFFINE = (
 )
 
 OPS = (
-    Op("GridSample", infer, cost, (Kernel("gather", run),), upgrade=upgrade, tolerance_eps=64, cases=_CASES),
+    Op(
+        "GridSample",
+        infer,
+        cost,
+        (Kernel("gather", run, scratch_bytes=scratch_bytes),),
+        upgrade=upgrade,
+        tolerance_eps=64,
+        cases=_CASES,
+    ),
     Op("AffineGrid", infer_affine, cost_affine, (Kernel("matmul", run_affine),), cases=_AFFINE),
 )

@@ -13,12 +13,13 @@ from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.ops import conv, matmul
 from kernels.registry import Case, Kernel, Op, evaluate, require_dtype
+from kernels.scratch import for_each
 from kernels.spec import BFLOAT16, Array, DType, Spec
 from kernels.windows import Sliding
 
 _I32 = np.dtype(np.int32)
 _BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
-_F32 = np.dtype(np.float32)
+_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _SCALES: frozenset[DType] = frozenset({_F32, np.dtype(np.float16), BFLOAT16})
 _SINGLE_BITS, _INT32_BITS = 24, 31  # float32 holds every integer up to 2^24
 
@@ -53,6 +54,18 @@ def _convolve(x: Array, w: Array, attrs: dict[str, Any]) -> tuple[Array, bool]:
     """Return the exact convolution. The padding is the zero point, which is subtracted already: 0."""
     kind, wraps = _exact(math.prod(w.shape[1:]), x, w)
     return evaluate(conv.CONV, (x.astype(kind), w.astype(kind)), attrs)[0], wraps
+
+
+def product_scratch_bytes(out: tuple[Spec, ...], *inputs: Spec | None) -> int:
+    """Operands as 16-bit integers and as floats; the product as floats, and again as integers or scaled."""
+    return for_each(24)(out, *inputs)
+
+
+def conv_scratch_bytes(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs: Any) -> int:
+    """As a product, and the columns of an image in float64."""
+    w = next(spec for spec in inputs if spec is not None and spec.rank == x.rank)
+    columns = conv.im2col_bytes(Spec(x.shape, _F64), Spec(w.shape, _F64), **attrs)
+    return product_scratch_bytes(out, x, *inputs) + columns + conv.TAP_BYTES * math.prod(w.shape[2:])
 
 
 def _check_point(name: str, label: str, point: Spec | None, x: Spec, axis: int) -> None:
@@ -330,8 +343,33 @@ _QCONV = (
 )
 
 OPS = (
-    Op("MatMulInteger", infer_matmul, cost_matmul, (Kernel("blas", run_matmul),), cases=_MATMUL),
-    Op("ConvInteger", infer_conv, cost_conv, (Kernel("blas", run_conv),), mixes_rows=only_first_input_has_rows, cases=_CONV),
-    Op("QLinearMatMul", infer_qlinear_matmul, cost_qlinear_matmul, (Kernel("blas", run_qlinear_matmul),), cases=_QMATMUL),
-    Op("QLinearConv", infer_qlinear_conv, cost_qlinear_conv, (Kernel("blas", run_qlinear_conv),), cases=_QCONV),
+    Op(
+        "MatMulInteger",
+        infer_matmul,
+        cost_matmul,
+        (Kernel("blas", run_matmul, scratch_bytes=product_scratch_bytes),),
+        cases=_MATMUL,
+    ),
+    Op(
+        "ConvInteger",
+        infer_conv,
+        cost_conv,
+        (Kernel("blas", run_conv, scratch_bytes=conv_scratch_bytes),),
+        mixes_rows=only_first_input_has_rows,
+        cases=_CONV,
+    ),
+    Op(
+        "QLinearMatMul",
+        infer_qlinear_matmul,
+        cost_qlinear_matmul,
+        (Kernel("blas", run_qlinear_matmul, scratch_bytes=product_scratch_bytes),),
+        cases=_QMATMUL,
+    ),
+    Op(
+        "QLinearConv",
+        infer_qlinear_conv,
+        cost_qlinear_conv,
+        (Kernel("blas", run_qlinear_conv, scratch_bytes=conv_scratch_bytes),),
+        cases=_QCONV,
+    ),
 )

@@ -12,6 +12,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import axes_of, axis_of, broadcast, known_ints, one_dtype
 from kernels.registry import Case, Kernel, Op
+from kernels.scratch import fixed
 from kernels.spec import Array, Spec
 from kernels.upgrades import attribute_inputs, constant_of
 
@@ -274,24 +275,45 @@ _SPLIT = (
 
 _BOUNDS = attribute_inputs(10, "starts", "ends", "axes")
 OPS = (
-    Op("Transpose", infer_transpose, moves, (Kernel("copy", run_transpose),), mixes_rows=transpose_mixes_rows, cases=_TRANSPOSE),
-    Op("Concat", infer_concat, moves, (Kernel("copy", run_concat),), mixes_rows=concat_mixes_rows, cases=_CONCAT),
+    Op(
+        "Transpose",
+        infer_transpose,
+        moves,
+        (Kernel("copy", run_transpose, scratch_bytes=fixed),),
+        mixes_rows=transpose_mixes_rows,
+        cases=_TRANSPOSE,
+    ),
+    Op(
+        "Concat",
+        infer_concat,
+        moves,
+        (Kernel("copy", run_concat, scratch_bytes=fixed),),
+        mixes_rows=concat_mixes_rows,
+        cases=_CONCAT,
+    ),
     Op(
         "Slice",
         infer_slice,
         moves,
-        (Kernel("copy", run_slice),),
+        (Kernel("copy", run_slice, scratch_bytes=fixed),),
         upgrade=_BOUNDS,
         mixes_rows=slice_mixes_rows,
         cases=_SLICE,
     ),
-    Op("Expand", infer_expand, moves, (Kernel("copy", run_expand),), mixes_rows=expand_mixes_rows, cases=_EXPAND),
-    Op("Tile", infer_tile, moves, (Kernel("copy", run_tile),), mixes_rows=tile_mixes_rows, cases=_TILE),
+    Op(
+        "Expand",
+        infer_expand,
+        moves,
+        (Kernel("copy", run_expand, scratch_bytes=fixed),),
+        mixes_rows=expand_mixes_rows,
+        cases=_EXPAND,
+    ),
+    Op("Tile", infer_tile, moves, (Kernel("copy", run_tile, scratch_bytes=fixed),), mixes_rows=tile_mixes_rows, cases=_TILE),
     Op(
         "Split",
         infer_split,
         moves,
-        (Kernel("copy", run_split),),
+        (Kernel("copy", run_split, scratch_bytes=fixed),),
         upgrade=upgrade_split,
         mixes_rows=works_along_axis,
         cases=_SPLIT,

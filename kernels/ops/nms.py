@@ -9,6 +9,7 @@ import numpy as np
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import times
 from kernels.spec import Array, DType, Spec
 
 _F32, _INT64 = frozenset({np.dtype(np.float32)}), frozenset({np.dtype(np.int64)})
@@ -120,4 +121,4 @@ _CASES = (
     Case("float64", inputs=(_BOXES.astype(np.float64), _SCORES), raises=DTypeError),
 )
 
-NON_MAX_SUPPRESSION = Op("NonMaxSuppression", infer, None, (Kernel("greedy", run),), cases=_CASES)
+NON_MAX_SUPPRESSION = Op("NonMaxSuppression", infer, None, (Kernel("greedy", run, scratch_bytes=times(3)),), cases=_CASES)

@@ -12,6 +12,7 @@ from kernels.cost import moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import axes_of, known_ints, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op
+from kernels.scratch import FIXED_BYTES
 from kernels.spec import STRING, Array, Spec
 from kernels.upgrades import constant_of
 
@@ -67,6 +68,11 @@ def run_pad(
         y[(*outside[0], slice(0, part.start), *outside[1])] = value
         y[(*outside[0], slice(part.stop, None), *outside[1])] = value
     y[middle] = kept
+
+
+def pad_scratch_bytes(out: tuple[Spec, ...], *inputs: Spec | None, mode: str = "constant") -> int:
+    """Nothing for constants. Otherwise the rows that each output row repeats, as indices, and the result before it is copied."""
+    return FIXED_BYTES + (0 if mode == "constant" else out[0].nbytes + 40 * sum(out[0].shape))
 
 
 def _sources(size: int, before: int, after: int, mode: str) -> Array:
@@ -164,6 +170,14 @@ def pad_mixes_rows(call: Application) -> str:
 
 
 OPS = (
-    Op("Pad", infer_pad, moves, (Kernel("copy", run_pad),), upgrade=upgrade_pad, mixes_rows=pad_mixes_rows, cases=_PAD),
+    Op(
+        "Pad",
+        infer_pad,
+        moves,
+        (Kernel("copy", run_pad, scratch_bytes=pad_scratch_bytes),),
+        upgrade=upgrade_pad,
+        mixes_rows=pad_mixes_rows,
+        cases=_PAD,
+    ),
     Op("CenterCropPad", infer_center, moves, (Kernel("copy", run_center),), cases=_CENTER),
 )

@@ -65,18 +65,27 @@ def run_max(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
             target = y[into]
             np.maximum(target, x[of], out=target)
         return
-    positions = np.arange(x.size, dtype=np.int64).reshape(x.shape)
-    if attrs["storage_order"]:  # column-major within each plane
-        plane = np.arange(math.prod(view.size), dtype=np.int64).reshape(view.size[::-1]).T
-        positions = plane + (np.arange(x.shape[0] * x.shape[1]) * plane.size).reshape(*x.shape[:2], *[1] * plane.ndim)
     indices.fill(-1)
+    planes, axes = _positions(x, view, columns_first=bool(attrs["storage_order"]))
     for _, into, of in view.slices():
         target, where, candidate = y[into], indices[into], x[of]
         wins = (where < 0) | (candidate > target)
         if x.dtype in FLOATS:
             wins |= np.isnan(candidate)
         np.copyto(target, candidate, where=wins)
-        np.copyto(where, positions[of], where=wins)
+        place = planes
+        for axis, along in zip(axes, of[1:], strict=True):
+            place = place[..., None] + axis[along]
+        np.copyto(where, place, where=wins)
+
+
+def _positions(x: Array, view: Window, *, columns_first: bool) -> tuple[Array, list[Array]]:
+    """Return addends of the flat index of each element: (n, c) of its plane, and one vector for each spatial axis."""
+    sizes = view.size[::-1] if columns_first else view.size
+    strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
+    axes = [np.arange(size) * stride for size, stride in zip(sizes, strides, strict=True)]
+    planes = np.arange(x.shape[0] * x.shape[1]).reshape(x.shape[:2]) * math.prod(sizes)
+    return planes, axes[::-1] if columns_first else axes
 
 
 @takes(Sliding)
@@ -102,18 +111,18 @@ def run_average(out: tuple[Array, ...], x: Array, **attrs: Any) -> None:
     y.fill(0)
     for _, into, of in view.slices():
         y[into] += x[of]
-    y /= _counts(view, bool(attrs["count_include_pad"])).astype(y.dtype)
+    y /= _counts(view, bool(attrs["count_include_pad"]), y.dtype)
 
 
-def _counts(view: Window, include_pad: bool) -> Array:
-    """Elements under the window at every place: of the input, or of the input and its padding."""
-    counts = np.ones((), np.int64)
+def _counts(view: Window, include_pad: bool, dtype: DType) -> Array:
+    """Elements under the window at every place: of the input, or of the input and its padding; at least 1."""
+    counts = np.ones((), dtype)
     for axis, places in enumerate(view.out):
-        taps = np.arange(view.kernel[axis]) * view.dilations[axis]
-        at = np.arange(places)[:, None] * view.strides[axis] - view.begin[axis] + taps
+        first, step, taps = np.arange(places) * view.strides[axis] - view.begin[axis], view.dilations[axis], view.kernel[axis]
         low, high = (-view.begin[axis], view.size[axis] + view.end[axis]) if include_pad else (0, view.size[axis])
-        counts = np.multiply.outer(counts, ((at >= low) & (at < high)).sum(1))
-    return np.maximum(counts, 1)
+        before, until = (np.clip(-((first - edge) // step), 0, taps) for edge in (low, high))  # taps that lie below each edge
+        counts = np.multiply.outer(counts, (until - before).astype(dtype))
+    return np.maximum(counts, 1, out=counts)
 
 
 def infer_global(x: Spec) -> Spec:

@@ -15,6 +15,7 @@ from kernels.cost import Cost, per_element
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import INDICES, SCALARS, element_type
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import for_each
 from kernels.spec import FLOATS, Array, DType, Spec
 
 
@@ -165,7 +166,14 @@ _MULTINOMIAL = (
 
 
 def _op(name: str, infer: Callable[..., Spec], run: Callable[..., None], cases: tuple[Case, ...]) -> Op:
-    return Op(name, infer, per_element(1, "one draw"), (Kernel("draw", run),), deterministic=False, cases=cases)
+    return Op(
+        name,
+        infer,
+        per_element(1, "one draw"),
+        (Kernel("draw", run, scratch_bytes=for_each(24)),),
+        deterministic=False,
+        cases=cases,
+    )
 
 
 OPS = (
@@ -178,7 +186,7 @@ OPS = (
         "Multinomial",
         infer_multinomial,
         cost_multinomial,
-        (Kernel("draw", run_multinomial),),
+        (Kernel("draw", run_multinomial, scratch_bytes=for_each(24)),),
         deterministic=False,
         cases=_MULTINOMIAL,
     ),

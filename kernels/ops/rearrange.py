@@ -9,6 +9,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, IndexRangeError, ShapeError
 from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op
+from kernels.scratch import fixed, for_each
 from kernels.spec import Array, Spec
 
 
@@ -111,7 +112,7 @@ OPS = (
         "DepthToSpace",
         infer_depth_to_space,
         moves,
-        (Kernel("copy", run_depth_to_space),),
+        (Kernel("copy", run_depth_to_space, scratch_bytes=fixed),),
         mixes_rows=only_first_input_has_rows,
         cases=_DEPTH,
     ),
@@ -119,9 +120,9 @@ OPS = (
         "SpaceToDepth",
         infer_space_to_depth,
         moves,
-        (Kernel("copy", run_space_to_depth),),
+        (Kernel("copy", run_space_to_depth, scratch_bytes=fixed),),
         mixes_rows=only_first_input_has_rows,
         cases=_SPACE,
     ),
-    Op("ReverseSequence", infer_reverse, moves, (Kernel("gather", run_reverse),), cases=_REVERSE),
+    Op("ReverseSequence", infer_reverse, moves, (Kernel("gather", run_reverse, scratch_bytes=for_each(24)),), cases=_REVERSE),
 )

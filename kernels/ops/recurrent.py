@@ -19,6 +19,7 @@ from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, Sha
 from kernels.half import is_half
 from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import moved_bytes, times
 from kernels.spec import FLOATS, Array, Spec
 
 Activation = Callable[[Array], Array]
@@ -270,6 +271,14 @@ def _cost(cell: Cell) -> Callable[..., Cost]:
     return cost
 
 
+def _scratch_bytes(cell: Cell) -> Callable[..., int]:
+    def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec | None, **attrs: Any) -> int:
+        """The projected inputs of one direction, in two orders, and the state of every step."""
+        return times(3)(out, *inputs) + 2 * cell.gates * moved_bytes(out[0])
+
+    return scratch_bytes
+
+
 def _wide(array: Array) -> Array:
     return array.astype(np.float32) if is_half(array.dtype) else array
 
@@ -430,7 +439,7 @@ OPS = tuple(
         cell.name,
         _infer(cell),
         _cost(cell),
-        (Kernel("steps", _run(cell)),),
+        (Kernel("steps", _run(cell), scratch_bytes=_scratch_bytes(cell)),),
         upgrade=upgrade,
         tolerance_eps=64,
         cases=_CASES[cell.name],

@@ -11,6 +11,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op
+from kernels.scratch import fixed
 from kernels.spec import Array, Spec
 from kernels.upgrades import attribute_inputs
 
@@ -117,7 +118,7 @@ _UNSQUEEZE = (
     Case("axis_out_of_range", inputs=((2, 3), _ints(3)), raises=ShapeError),
 )
 
-_COPY = (Kernel("copy", run),)
+_COPY = (Kernel("copy", run, scratch_bytes=fixed),)
 _AXES = attribute_inputs(13, "axes")
 # in row-major order, row i stays row i where the number of rows does not change, which `graph.batching` checks
 OPS = (

@@ -18,6 +18,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.resampling import COORDINATES, NEAREST, Axis, Pass, is_copied, resize_axis, tap_count
+from kernels.scratch import FIXED_BYTES
 from kernels.spec import BOOL, FLOATS, Array, Spec
 from kernels.upgrades import attribute_inputs
 
@@ -159,10 +160,8 @@ def passes(
     **attrs: Any,
 ) -> list[Pass]:
     """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
-    if scales_second:
-        roi, scales = None, roi
-    plans = _resized_axes("Resize", x, roi, scales, sizes, **attrs)
-    found = [resize_axis(plan, **attrs) for plan in plans if not is_copied(plan, **attrs)]
+    plans = _plans(x, roi, scales, sizes, scales_second=scales_second, **attrs)
+    found = [resize_axis(plan, **attrs) for plan in plans]
     return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
 
 
@@ -195,6 +194,35 @@ def run(
     for step in found:
         if step.outside.any():
             np.moveaxis(y, step.axis, 0)[step.outside] = attrs["extrapolation_value"]
+
+
+def scratch_bytes(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs: Any) -> int:
+    """What lies between the passes, which may be larger than both ends: of one pass its input, the sum, and two taps' parts."""
+    shape, most, tables, before = list(x.shape), 0, 0, x.elements
+    for plan in _plans(x, *inputs, **attrs):
+        shape[plan.axis] = plan.size_out
+        made = math.prod(shape)
+        most, before = max(most, before + 3 * made), made
+        taps = 1 if attrs["mode"] == "nearest" else tap_count(plan, attrs["mode"], attrs["antialias"])
+        tables += 64 * plan.size_out * taps
+    itemsize = x.dtype.itemsize if attrs["mode"] == "nearest" else max(x.dtype.itemsize, 4 if x.dtype in FLOATS else 8)
+    return FIXED_BYTES + tables + itemsize * (most + x.elements)
+
+
+def _plans(
+    x: Spec,
+    roi: Spec | None = None,
+    scales: Spec | None = None,
+    sizes: Spec | None = None,
+    *,
+    scales_second: bool = False,
+    **attrs: Any,
+) -> list[Axis]:
+    """Return the axes that are not copied."""
+    if scales_second:
+        roi, scales = None, roi
+    found = _resized_axes("Resize", x, roi, scales, sizes, **attrs)
+    return [plan for plan in found if not is_copied(plan, **attrs)]
 
 
 def _wide(x: Array) -> Any:
@@ -236,6 +264,11 @@ def infer_upsample(x: Spec, scales: Spec, *, mode: str = "nearest") -> Spec:
 def cost_upsample(out: tuple[Spec, ...], x: Spec, scales: Spec, *, mode: str = "nearest") -> Cost:
     """As Resize."""
     return cost(out, x, scales, **upsample_attributes(mode=mode))
+
+
+def scratch_bytes_upsample(out: tuple[Spec, ...], x: Spec, scales: Spec, *, mode: str = "nearest") -> int:
+    """As Resize."""
+    return scratch_bytes(out, x, scales, **upsample_attributes(mode=mode))
 
 
 def run_upsample(out: tuple[Array, ...], x: Array, scales: Array, *, mode: str = "nearest") -> None:
@@ -371,13 +404,20 @@ def mixes_rows(call: Application) -> str:
 
 OPS = (
     Op(
-        "Resize", infer, cost, (Kernel("separable", run),), upgrade=upgrade, tolerance_eps=16, mixes_rows=mixes_rows, cases=_CASES
+        "Resize",
+        infer,
+        cost,
+        (Kernel("separable", run, scratch_bytes=scratch_bytes),),
+        upgrade=upgrade,
+        tolerance_eps=16,
+        mixes_rows=mixes_rows,
+        cases=_CASES,
     ),
     Op(
         "Upsample",
         infer_upsample,
         cost_upsample,
-        (Kernel("separable", run_upsample),),
+        (Kernel("separable", run_upsample, scratch_bytes=scratch_bytes_upsample),),
         upgrade=attribute_inputs(9, "scales", dtype="float32"),
         mixes_rows=mixes_rows,
         cases=_UPSAMPLE_CASES,

@@ -11,6 +11,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import NUMBERS, SCALARS, axis_of, known_scalar
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import for_each
 from kernels.spec import BOOL, STRING, Array, Spec
 from kernels.upgrades import attribute_inputs
 
@@ -55,8 +56,12 @@ def run_compress(out: tuple[Array, ...], x: Array, condition: Array, *, axis: in
 
 def _unique(x: Array, axis: int | None, ascending: bool) -> tuple[Array, Array, Array, Array]:
     """Values, where each is first, which value each element is, how often each is."""
-    if x.dtype == STRING:
-        x = x.astype(np.str_)  # numpy sorts its own strings; as objects they would be compared one by one
+    if x.dtype == STRING:  # sorted by number: numpy's own strings would all take as much memory as the longest one
+        texts = np.array(sorted(set(x.flat)), STRING)
+        number = {text: i for i, text in enumerate(texts)}
+        numbers = np.fromiter((number[text] for text in x.flat), np.int64, x.size).reshape(x.shape)
+        values, first, inverse, counts = _unique(numbers, axis, ascending)
+        return texts[values], first, inverse, counts
     if x.dtype.kind == "V":  # bfloat16
         values, first, inverse, counts = _unique(x.astype(np.float32), axis, ascending)
         return values.astype(x.dtype), first, inverse, counts
@@ -167,13 +172,13 @@ _TOPK = (
 
 OPS = (
     Op("NonZero", infer_nonzero, cost_each, (Kernel("scan", run_nonzero),), cases=_NONZERO),
-    Op("Compress", infer_compress, moves, (Kernel("copy", run_compress),), cases=_COMPRESS),
-    Op("Unique", infer_unique, cost_each, (Kernel("sort", run_unique),), cases=_UNIQUE),
+    Op("Compress", infer_compress, moves, (Kernel("copy", run_compress, scratch_bytes=for_each(16)),), cases=_COMPRESS),
+    Op("Unique", infer_unique, cost_each, (Kernel("sort", run_unique, scratch_bytes=for_each(40)),), cases=_UNIQUE),
     Op(
         "TopK",
         infer_topk,
         cost_each,
-        (Kernel("sort", run_topk),),
+        (Kernel("sort", run_topk, scratch_bytes=for_each(24)),),
         upgrade=attribute_inputs(10, "k"),
         mixes_rows=works_along_axis,
         cases=_TOPK,

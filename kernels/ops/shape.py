@@ -8,6 +8,7 @@ from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.operands import known_ints
 from kernels.registry import Case, Kernel, Op
+from kernels.scratch import fixed
 from kernels.spec import Array, Spec
 
 
@@ -73,7 +74,13 @@ _CONSTANT = (
 )
 
 OPS = (
-    Op("Shape", infer_shape, moves, (Kernel("shape", run_shape),), cases=_SHAPE),
-    Op("Size", infer_size, moves, (Kernel("size", run_size),), cases=_SIZE),
-    Op("ConstantOfShape", infer_constant_of_shape, moves, (Kernel("fill", run_constant_of_shape),), cases=_CONSTANT),
+    Op("Shape", infer_shape, moves, (Kernel("shape", run_shape, scratch_bytes=fixed),), cases=_SHAPE),
+    Op("Size", infer_size, moves, (Kernel("size", run_size, scratch_bytes=fixed),), cases=_SIZE),
+    Op(
+        "ConstantOfShape",
+        infer_constant_of_shape,
+        moves,
+        (Kernel("fill", run_constant_of_shape, scratch_bytes=fixed),),
+        cases=_CONSTANT,
+    ),
 )

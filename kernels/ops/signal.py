@@ -12,6 +12,7 @@ from kernels.cost import Cost, per_element
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
 from kernels.operands import INDICES, NUMBERS, axis_of, element_type, known_scalar
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import for_each, times
 from kernels.spec import FLOATS, Array, Spec
 from kernels.upgrades import constant_of
 
@@ -294,8 +295,22 @@ def _window(name: str) -> Op:
 
 
 OPS = (
-    Op("DFT", infer_dft, cost_dft, (Kernel("fft", run_dft),), upgrade=upgrade_dft, tolerance_eps=16, cases=_DFT),
-    Op("STFT", infer_stft, cost_stft, (Kernel("fft", run_stft),), tolerance_eps=16, cases=_STFT),
+    Op(
+        "DFT",
+        infer_dft,
+        cost_dft,
+        (Kernel("fft", run_dft, scratch_bytes=times(4)),),
+        upgrade=upgrade_dft,
+        tolerance_eps=16,
+        cases=_DFT,
+    ),
+    Op("STFT", infer_stft, cost_stft, (Kernel("fft", run_stft, scratch_bytes=times(8)),), tolerance_eps=16, cases=_STFT),
     *(_window(name) for name in _WINDOWS),
-    Op("MelWeightMatrix", infer_mel, per_element(3, "subtract, divide, compare"), (Kernel("triangles", run_mel),), cases=_MEL),
+    Op(
+        "MelWeightMatrix",
+        infer_mel,
+        per_element(3, "subtract, divide, compare"),
+        (Kernel("triangles", run_mel, scratch_bytes=for_each(40)),),
+        cases=_MEL,
+    ),
 )

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kernels.cost import Cost, moves
-from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.errors import AttributeValueError, DTypeError, InvalidError, ShapeError
 from kernels.operands import broadcast, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import STRING, Array, Spec
 
+_MOST_CHARACTERS = 1 << 28  # of one result: its pointers alone are counted where memory is planned
 _STRINGS = frozenset({STRING})
 _CHANGES: dict[str, Callable[[str], str]] = {"NONE": str, "LOWER": str.lower, "UPPER": str.upper}
 
@@ -24,8 +25,15 @@ def infer_concat(x: Spec, y: Spec) -> Spec:
 
 
 def run_concat(out: tuple[Array, ...], x: Array, y: Array) -> None:
-    """x before y."""
+    """x before y. Raises InvalidError for more characters than _MOST_CHARACTERS: a chain of these doubles them at every step."""
+    characters = int(np.sum(_lengths(x) + _lengths(y)))
+    if characters > _MOST_CHARACTERS:
+        raise InvalidError(f"StringConcat: its texts have {characters} characters together, the limit is {_MOST_CHARACTERS}")
     np.add(x, y, out=out[0])
+
+
+def _lengths(x: Array) -> Array:
+    return np.fromiter(map(len, x.flat), np.int64, x.size).reshape(x.shape)
 
 
 def _pieces(x: Array, delimiter: str | None, maxsplit: int | None) -> list[list[str]]:

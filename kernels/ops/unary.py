@@ -12,6 +12,7 @@ from kernels.errors import DTypeError
 from kernels.expression import Draft, Express, Term, applied
 from kernels.operands import NUMBERS, SIGNED
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import BOOL, FLOATS, INTS, Array, DType, Spec
 
 Ufunc = Callable[..., Any]
@@ -81,7 +82,7 @@ def _op(
         Case("wrong_dtype", inputs=(np.ones(2, bool) if wrong is None else wrong,), raises=DTypeError),
     )
     infer = _infer(name, dtypes, result)
-    kernels = (Kernel("ufunc", _run(ufunc)),)
+    kernels = (Kernel("ufunc", _run(ufunc), scratch_bytes=fixed),)
     cost = per_element(1, name.lower())
     return Op(name, infer, cost, kernels, elementwise=True, expression=expression, cases=cases + shared)
 

@@ -12,6 +12,7 @@ from kernels.errors import DTypeError, ShapeError
 from kernels.expression import Draft, Term, folded
 from kernels.operands import NUMBERS, broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import FLOATS, Array, DType, Spec
 
 
@@ -88,7 +89,7 @@ _MEAN_CASES = (
 
 
 def _op(name: str, ufunc: Callable[..., Any], operation: str, dtypes: frozenset[DType], cases: tuple[Case, ...]) -> Op:
-    kernels = (Kernel("fold", _run(ufunc)),)
+    kernels = (Kernel("fold", _run(ufunc), scratch_bytes=fixed),)
     return Op(name, _infer(name, dtypes), cost_fold, kernels, elementwise=True, expression=folded(operation), cases=cases)
 
 

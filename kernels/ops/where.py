@@ -9,6 +9,7 @@ from kernels.errors import DTypeError, ShapeError
 from kernels.expression import applied
 from kernels.operands import broadcast, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
+from kernels.scratch import fixed
 from kernels.spec import BOOL, Array, Spec
 
 
@@ -41,4 +42,12 @@ CASES = (
     Case("shapes_differ", inputs=(_MASK, (3,), (2,)), raises=ShapeError),
 )
 
-WHERE = Op("Where", infer, moves, (Kernel("select", run),), elementwise=True, expression=applied("where"), cases=CASES)
+WHERE = Op(
+    "Where",
+    infer,
+    moves,
+    (Kernel("select", run, scratch_bytes=fixed),),
+    elementwise=True,
+    expression=applied("where"),
+    cases=CASES,
+)

@@ -17,6 +17,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from graph.usable_memory import cgroup_folders, cgroup_memory_bytes, installed_memory_bytes, read_integer, read_text
 from kernels.native.target.host import host
 
 CacheKind = Literal["data", "instruction", "unified"]
@@ -26,7 +27,6 @@ GLIBC_CACHES: tuple[tuple[int, CacheKind, int], ...] = (  # level, kind, glibc's
     (2, "unified", 191),
     (3, "unified", 194),
 )
-UNLIMITED_BYTES = 1 << 60  # cgroup v1 says "no limit" with a number near 2^63
 
 
 class Record(BaseModel):
@@ -114,28 +114,23 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
         logical_cores=logical,
         clusters=_clusters(cpus),
         caches=_caches(cpus, logical),
-        memory_bytes=_memory_bytes(root),
+        memory_bytes=installed_memory_bytes(root),
         numa=_numa(root),
     )
 
 
 def read_confinement(root: Path = Path("/")) -> Confinement:
     """Read the limits on this process: CPU affinity, and the tightest cgroup limit (v1 or v2) from its own group upwards."""
-    quotas, memory = [], []
-    for folder in _cgroup_folders(root, "cpu"):
-        if (limit := _text(folder / "cpu.max")) and not limit.startswith("max"):
+    quotas = []
+    for folder in cgroup_folders(root, "cpu"):
+        if (limit := read_text(folder / "cpu.max")) and not limit.startswith("max"):
             quota, period = limit.split()[:2]
             quotas.append(int(quota) / int(period))
-        quota_us, period_us = _integer(folder / "cpu.cfs_quota_us"), _integer(folder / "cpu.cfs_period_us")
+        quota_us, period_us = read_integer(folder / "cpu.cfs_quota_us"), read_integer(folder / "cpu.cfs_period_us")
         if quota_us and period_us and quota_us > 0:
             quotas.append(quota_us / period_us)
-    for folder in _cgroup_folders(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            value = _integer(folder / name)
-            if value is not None and 0 < value < UNLIMITED_BYTES:
-                memory.append(value)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=True) or 1
-    return Confinement(affinity=affinity, cgroup_cpus=min(quotas, default=None), cgroup_memory_bytes=min(memory, default=None))
+    return Confinement(affinity=affinity, cgroup_cpus=min(quotas, default=None), cgroup_memory_bytes=cgroup_memory_bytes(root))
 
 
 def core_cpus(root: Path = Path("/")) -> tuple[int, ...]:
@@ -145,7 +140,7 @@ def core_cpus(root: Path = Path("/")) -> tuple[int, ...]:
     for cpu in _cpu_folders(root):
         number = int(cpu.name[3:])
         if number in allowed:
-            cores.setdefault(_core_key(cpu), (-(_integer(cpu / "cpu_capacity") or 0), number))
+            cores.setdefault(_core_key(cpu), (-(read_integer(cpu / "cpu_capacity") or 0), number))
     return tuple(number for _, number in sorted(cores.values())) or tuple(sorted(allowed))
 
 
@@ -165,41 +160,28 @@ def parse_kernel_size(text: str) -> int:
     return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
 
 
-def _text(path: Path) -> str | None:
-    """Content of a small file, None where the kernel does not offer it."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").replace("\0", "").strip() or None
-    except OSError:
-        return None
-
-
-def _integer(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text is not None and text.lstrip("-").isdigit() else None
-
-
 def _cpu_folders(root: Path) -> tuple[Path, ...]:
     """/sys/devices/system/cpu/cpu<N> of every CPU that is online, in order; none outside Linux."""
     base = root / "sys/devices/system/cpu"
-    online = _text(base / "online")
+    online = read_text(base / "online")
     numbers = parse_cpu_list(online) if online else frozenset()
     return tuple(base / f"cpu{number}" for number in sorted(numbers) if (base / f"cpu{number}").is_dir())
 
 
 def _core_key(cpu: Path) -> object:
     """Equal for two logical CPUs of one core. Without topology each CPU is its own core."""
-    siblings = _text(cpu / "topology/core_cpus_list") or _text(cpu / "topology/thread_siblings_list")
+    siblings = read_text(cpu / "topology/core_cpus_list") or read_text(cpu / "topology/thread_siblings_list")
     return parse_cpu_list(siblings) if siblings else cpu.name
 
 
 def _names(root: Path) -> tuple[str, str]:
     """Return vendor and model of the CPU, from /proc/cpuinfo, a board's device tree, sysctl, Python or LLVM."""
     fields: dict[str, str] = {}
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read_text(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     vendor = fields.get("vendor_id") or fields.get("CPU implementer")
-    model = fields.get("model name") or fields.get("Hardware") or _text(root / "sys/firmware/devicetree/base/model")
+    model = fields.get("model name") or fields.get("Hardware") or read_text(root / "sys/firmware/devicetree/base/model")
     if "CPU part" in fields:
         model = f"{model or 'Arm'} part {fields['CPU part']} variant {fields.get('CPU variant', '?')}"
     if platform.system() == "Darwin":
@@ -211,9 +193,9 @@ def _clusters(cpus: Iterable[Path]) -> tuple[Cluster, ...]:
     """Group cores by the outermost cache they share and by relative speed; clusters that are alike stay apart."""
     groups: dict[tuple[object, int | None], list[Path]] = {}
     for cpu in cpus:
-        shared = [_text(index / "shared_cpu_list") for index in sorted(cpu.glob("cache/index[0-9]*"))]
-        package = _text(cpu / "topology/physical_package_id")
-        groups.setdefault((shared[-1] if shared else package, _integer(cpu / "cpu_capacity")), []).append(cpu)
+        shared = [read_text(index / "shared_cpu_list") for index in sorted(cpu.glob("cache/index[0-9]*"))]
+        package = read_text(cpu / "topology/physical_package_id")
+        groups.setdefault((shared[-1] if shared else package, read_integer(cpu / "cpu_capacity")), []).append(cpu)
     return tuple(
         Cluster(cores=len({_core_key(cpu) for cpu in members}), logical=len(members), capacity=capacity)
         for (_, capacity), members in groups.items()
@@ -231,11 +213,11 @@ def _sysfs_caches(cpus: Iterable[Path]) -> Iterator[Cache]:
     instances: dict[tuple[int, CacheKind, int, int | None, int | None, int], set[frozenset[int]]] = {}
     for cpu in cpus:
         for index in cpu.glob("cache/index[0-9]*"):
-            level, size, kind = _integer(index / "level"), _text(index / "size"), _text(index / "type")
-            shared = _text(index / "shared_cpu_list")
+            level, size, kind = read_integer(index / "level"), read_text(index / "size"), read_text(index / "type")
+            shared = read_text(index / "shared_cpu_list")
             if not (level and size and shared and kind in kinds) or parse_kernel_size(size) <= 0:
                 continue
-            line, ways = _integer(index / "coherency_line_size"), _integer(index / "ways_of_associativity")
+            line, ways = read_integer(index / "coherency_line_size"), read_integer(index / "ways_of_associativity")
             members = parse_cpu_list(shared)
             key = (level, kinds[kind], parse_kernel_size(size), line or None, ways or None, len(members))
             instances.setdefault(key, set()).add(members)
@@ -296,38 +278,14 @@ def _sysctl(name: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def _memory_bytes(root: Path) -> int:
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) << 10
-    return int(psutil.virtual_memory().total)
-
-
 def _numa(root: Path) -> tuple[NumaNode, ...]:
     nodes = []
     for folder in sorted((root / "sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
-        lines = [line.split() for line in (_text(folder / "meminfo") or "").splitlines()]
+        lines = [line.split() for line in (read_text(folder / "meminfo") or "").splitlines()]
         total = next((int(words[3]) << 10 for words in lines if len(words) > 3 and words[2] == "MemTotal:"), 0)
-        cpus = parse_cpu_list(_text(folder / "cpulist") or "")
+        cpus = parse_cpu_list(read_text(folder / "cpulist") or "")
         nodes.append(NumaNode(node=int(folder.name[4:]), logical=len(cpus), memory_bytes=total))
     return tuple(nodes)
-
-
-def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """The folders whose limits bind this process for a controller, from its own group up to the mount point."""
-    base = root / "sys/fs/cgroup"
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounts = [base, base / "unified"]
-        elif controller in controllers.split(","):
-            mounts = [base / controllers, base / controller]
-        else:
-            continue
-        parts = [part for part in path.split("/") if part and part != ".."]
-        for mount in mounts:
-            for depth in range(len(parts), -1, -1):
-                yield mount.joinpath(*parts[:depth])
 
 
 def installed_memory_gib(memory_bytes: int) -> float:

@@ -302,7 +302,7 @@ def test_a_session_follows_plans_that_come_later(this_machine: DeviceProfile) ->
 
 def test_a_plan_that_cannot_be_built_changes_nothing(this_machine: DeviceProfile) -> None:
     feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
-    needed = Session(MODEL, threads=1).executor(feeds).memory.arena_bytes
+    needed = Session(MODEL, threads=1).executor(feeds).needed_bytes
     session = Session(MODEL, threads=1, limits=SessionLimits(arena_bytes=needed))
     ready = session.ready(feeds)
     plan = make_plan(MODEL, this_machine, dims={"n": 1}, max_threads=1, backend="numpy")

@@ -35,7 +35,8 @@ from graph.formats.onnx.reader import read
 digest = read(Path({MODEL!r})).digest
 models = LoadedModels()
 models.expect(1)
-models.load(1, ModelFile("digits", {MODEL!r}, digest, threads=1, instances=1, model_bytes=1 << 30, arena_bytes=1 << 30))
+limits = dict(model_bytes=1 << 30, arena_bytes=1 << 30, process_bytes=1 << 30)
+models.load(1, ModelFile("digits", {MODEL!r}, digest, threads=1, instances=1, **limits))
 models.prepare(1, {{"image": (1, 1, 8, 8)}})
 models.run(1, {{"image": np.zeros((1, 1, 8, 8), np.float32)}}, lambda: None, build=False)
 """
