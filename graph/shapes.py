@@ -85,10 +85,11 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
 def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None) -> dict[str, Spec | None]:
     """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
-    Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph.
+    Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
+             captures are among the result.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
-    specs: dict[str, Spec | None] = dict(outer or {})
+    specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
     specs.update(inputs)
     specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
     for node in graph.nodes:

@@ -54,7 +54,7 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
     reader = _GraphReader(tensors, opset, limits, loaded.weights)
     reader.refuse_unknown_ops(proto.graph)
-    graph = reader.graph(proto.graph, frozenset(), depth=0)
+    graph = reader.graph(proto.graph, None, depth=0)
     if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
         raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
     digest = loaded.digest
@@ -75,6 +75,16 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     )
 
 
+class _Scope:
+    """The values that nodes of one graph may read: its own, and those of the graphs around it."""
+
+    def __init__(self, own: Set[str], outer: _Scope | None) -> None:
+        self._own, self._outer = own, outer
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._own or (self._outer is not None and value in self._outer)
+
+
 class _GraphReader:
     """Reads the graphs of one model and enforces the limits that hold for all of them together."""
 
@@ -87,6 +97,7 @@ class _GraphReader:
         self.initializers: set[str] = set()
         self.external: list[Array] = []
         self.node_names: set[str] = set()
+        self.copies: Counter[str] = Counter()  # of a node name: how many of its numbers are known to be taken
 
     def refuse_unknown_ops(self, proto: GraphProto) -> None:
         """Raise UnknownOpError naming every operator that is not registered, each with the first node that uses it."""
@@ -106,8 +117,11 @@ class _GraphReader:
         if unknown:
             raise UnknownOpError("; ".join(unknown.values()))
 
-    def graph(self, proto: GraphProto, outer: frozenset[str], depth: int) -> Graph:
-        """Read a graph. outer: values of enclosing graphs, which nodes may read. depth: of nesting, 0 for the outermost."""
+    def graph(self, proto: GraphProto, outer: _Scope | None, depth: int) -> Graph:
+        """Read a graph.
+
+        Args: outer: values of the graphs around it, which nodes may read; None for the outermost. depth: of nesting, 0 there.
+        """
         name = proto.name or "graph"
         if depth > self.limits.depth:
             raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
@@ -124,7 +138,7 @@ class _GraphReader:
         self.nodes += len(proto.node)
         if self.nodes > self.limits.nodes:
             raise LimitError(f"graph: more than {self.limits.nodes} nodes, the limit nodes (graph {name!r})")
-        visible = outer | defined | {value for node in proto.node for value in node.output if value}
+        visible = _Scope(defined | {value for node in proto.node for value in node.output if value}, outer)
         nodes = []
         for index, node in enumerate(proto.node):
             if op_name(node) == "Constant":
@@ -134,8 +148,9 @@ class _GraphReader:
                 nodes.append(self._node(node, index, visible, constants, depth))
         for writer, value in [(node, value) for node in nodes for value in node.writes()]:
             _define(defined, value, f"node {writer.name!r}")
-        _check_outputs(outputs, defined | outer, name)
-        return Graph(name, inputs, outputs, sort(nodes, defined | outer | set(constants)), constants)
+        known = _Scope(defined | set(constants), outer)
+        _check_outputs(outputs, known, name)
+        return Graph(name, inputs, outputs, sort(nodes, known), constants)
 
     def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
         constants: dict[str, Array] = {}
@@ -146,7 +161,7 @@ class _GraphReader:
         self.initializers.update(constants)
         return constants
 
-    def _node(self, proto: NodeProto, index: int, visible: frozenset[str], constants: dict[str, Array], depth: int) -> Node:
+    def _node(self, proto: NodeProto, index: int, visible: _Scope, constants: dict[str, Array], depth: int) -> Node:
         op = op_name(proto)
         name = self._unique(proto.name or f"{proto.op_type}_{index}")
         for value in proto.input:
@@ -181,10 +196,10 @@ class _GraphReader:
         return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
 
     def _unique(self, name: str) -> str:
-        unique, count = name, 1
+        unique = name
         while unique in self.node_names:
-            count += 1
-            unique = f"{name}#{count}"
+            self.copies[name] += 1
+            unique = f"{name}#{self.copies[name] + 1}"
         self.node_names.add(unique)
         return unique
 
@@ -207,7 +222,7 @@ class _GraphReader:
         if len(node.attribute) != 1:
             raise CorruptModelError(f"Constant: it has {len(node.attribute)} attributes, need one value ({where})")
         attribute = node.attribute[0]
-        value = self._attribute(attribute, where, frozenset(), 0)
+        value = self._attribute(attribute, where, None, 0)
         if attribute.name == "value" and isinstance(value, np.ndarray):
             return value
         dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -217,7 +232,7 @@ class _GraphReader:
             return np.array(value, STRING)
         raise UnsupportedError(f"Constant: attribute {attribute.name!r} is not supported ({where})")
 
-    def _attribute(self, proto: AttributeProto, node: str, visible: frozenset[str], depth: int) -> Any:
+    def _attribute(self, proto: AttributeProto, node: str, visible: _Scope | None, depth: int) -> Any:
         where = f"attribute {proto.name!r} of node {node!r}"
         if proto.ref_attr_name:
             raise CorruptModelError(f"attribute: it refers to {proto.ref_attr_name!r} outside of a function ({where})")
@@ -255,7 +270,7 @@ class _GraphReader:
         return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
 
 
-def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:
+def _check_outputs(outputs: tuple[Port, ...], defined: _Scope, graph: str) -> None:
     if not outputs:
         raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
     for port in outputs:
@@ -270,7 +285,7 @@ def _define(defined: set[str], value: str, where: str) -> None:
 
 
 def _with_constants(
-    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: Set[str]
+    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: _Scope
 ) -> list[str]:
     for position, array in extra.items():
         value = f"{node}/input_{position}"
