@@ -120,6 +120,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(16 * 2**20, ge=1024, description="Size of the JSON of one request, without binary tensors.")
     max_models: int = Field(256, ge=1, description="Most model versions of a repository.")
     max_model_bytes: int = Field(2**33, ge=1024, description="Size of one model's file and external data.")
+    load_timeout_s: float = Field(300, gt=0, le=86_400, description="Time after which the load of a model is given up.")
     max_arena_bytes: int = Field(2**33, ge=1024, description="Size of the activations that one model keeps, over all its shapes.")
     keep_alive_s: int = Field(
         75, ge=1, description="Idle time after which a connection is closed; longer than a proxy's, which then closes first."

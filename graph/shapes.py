@@ -13,7 +13,7 @@ import numpy as np
 
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
-from graph.limits import Limits
+from graph.limits import Check, Limits, go_on
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, find
 from kernels.spec import Spec
@@ -82,19 +82,22 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
     return tuple(size for size in resolved if size is not None)
 
 
-def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None) -> dict[str, Spec | None]:
+def propagate(
+    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None, check: Check = go_on
+) -> dict[str, Spec | None]:
     """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
     Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
-             captures are among the result.
+             captures are among the result. check: called between nodes; what it raises ends the work.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
     specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
     specs.update(inputs)
     specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
     for node in graph.nodes:
+        check()
         try:
-            made = _infer_control(node, specs) if node.op in CONTROL_FLOW else _infer(node, specs)
+            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs)
         except DataDependentError:
             made = ()
         except EdgewiseError as error:
@@ -130,9 +133,9 @@ def _infer(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
 
 
-def _infer_control(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_control(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     infer = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}[node.op]
-    return infer(node, specs)
+    return infer(node, specs, check)
 
 
 def _body(node: Node, name: str) -> Graph:
@@ -142,28 +145,28 @@ def _body(node: Node, name: str) -> Graph:
     return body
 
 
-def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs) -> list[Spec | None]:
-    inner = propagate(body, inputs, specs)
+def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs, check: Check) -> list[Spec | None]:
+    inner = propagate(body, inputs, specs, check)
     return [inner[port.name] for port in body.outputs]
 
 
-def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_if(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Return the specs of the taken branch where the condition is known, else those on which both branches agree."""
     condition = specs[node.inputs[0]]
     branches = [_body(node, "then_branch"), _body(node, "else_branch")]
     if condition is not None and condition.value is not None:
-        return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs))
-    then_specs, else_specs = (_outputs(branch, {}, specs) for branch in branches)
+        return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs, check))
+    then_specs, else_specs = (_outputs(branch, {}, specs, check) for branch in branches)
     pairs = zip(then_specs, else_specs, strict=False)
     return tuple(Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in pairs)
 
 
-def _infer_loop(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_loop(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer carried values where no iteration changes their specs, and stacked outputs where the trip count is known."""
     body = _body(node, "body")
     carried = _known_inputs(node.inputs[2:], specs, "Loop: a carried value")
     scalars = [Spec((), np.dtype(np.int64)), Spec((), np.dtype(np.bool_))]
-    made = _iteration(body, [*scalars, *carried], specs, "Loop")
+    made = _iteration(body, [*scalars, *carried], specs, "Loop", check)
     states, stacked = made[1 : 1 + len(carried)], made[1 + len(carried) :]
     _require_stable(carried, states, "Loop")
     iterations = _iterations(node, specs, made[0] if made else None)
@@ -183,7 +186,7 @@ def _iterations(node: Node, specs: Specs, goes_on: Spec | None) -> int:
     return max(int(trips.value.item()), 0)
 
 
-def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_scan(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer states where no iteration changes their specs, and outputs stacked along the scanned length."""
     body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
     inputs = _known_inputs(node.inputs, specs, "Scan: an input")
@@ -198,7 +201,7 @@ def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
     if len(lengths) != 1:
         raise ShapeError(f"Scan: its sequences have lengths {sorted(lengths)}, need one length")
     (length,) = lengths
-    made = _iteration(body, [*states, *map(_slice, sequences, axes)], specs, "Scan")
+    made = _iteration(body, [*states, *map(_slice, sequences, axes)], specs, "Scan", check)
     _require_stable(states, made[: len(states)], "Scan")
     stacked, names = made[len(states) :], [port.name for port in body.outputs[len(states) :]]
     places = _axes(node, "scan_output_axes", len(stacked))
@@ -218,10 +221,10 @@ def _known_inputs(names: Sequence[str], specs: Specs, subject: str) -> list[Spec
     return known
 
 
-def _iteration(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str) -> list[Spec | None]:
+def _iteration(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str, check: Check) -> list[Spec | None]:
     if len(arguments) != len(body.inputs):
         raise ShapeError(f"{subject}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
-    return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs)
+    return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs, check)
 
 
 def _require_stable(before: Sequence[Spec], after: Sequence[Spec | None], subject: str) -> None:

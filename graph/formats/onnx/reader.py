@@ -22,7 +22,7 @@ from graph.formats.onnx.schema import check_kinds, check_types, op_name
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
-from graph.limits import Limits
+from graph.limits import Check, Limits, go_on
 from graph.mapped import release, require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
@@ -34,16 +34,22 @@ _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
 _DEFAULT_LIMITS = Limits()
 
 
-def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
+def read(
+    source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True, check: Check = go_on
+) -> Model:
     """Read and check a model.
 
     Args:    source: a path (external data is read from its folder only), the bytes of a file, or a ModelProto.
              mapped: large weights stay in their file, which must not be written to; else the file is read as a whole.
+             check: called between nodes and between tensors; what it raises ends the reading.
     Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
              UnsupportedError; FileNotFoundError for a missing path.
     """
+    check()
     loaded = load(source, limits, mapped=mapped)
+    check()
     name, proto = loaded.name, parse(loaded)
+    check()
     if proto.functions:
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
@@ -52,13 +58,14 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     if not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
-    reader = _GraphReader(tensors, opset, limits, loaded.weights)
+    reader = _GraphReader(tensors, opset, limits, loaded.weights, check)
     reader.refuse_unknown_ops(proto.graph)
     graph = reader.graph(proto.graph, None, depth=0)
     if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
         raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
     digest = loaded.digest
     for array in reader.external:
+        check()
         digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         release(array)
     files = (*loaded.files, *tensors.files.values())
@@ -88,7 +95,10 @@ class _Scope:
 class _GraphReader:
     """Reads the graphs of one model and enforces the limits that hold for all of them together."""
 
-    def __init__(self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array]) -> None:
+    def __init__(
+        self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array], check: Check = go_on
+    ) -> None:
+        self.check = check
         self.weights = weights  # raw data of the outermost graph's initializers that its message does not hold
         self.tensors = tensors
         self.opset = opset
@@ -104,6 +114,7 @@ class _GraphReader:
         unknown: dict[str, str] = {}
         graphs = [proto]
         while graphs:
+            self.check()
             graph = graphs.pop()
             for node in graph.node:
                 op = op_name(node)
@@ -141,6 +152,7 @@ class _GraphReader:
         visible = _Scope(defined | {value for node in proto.node for value in node.output if value}, outer)
         nodes = []
         for index, node in enumerate(proto.node):
+            self.check()
             if op_name(node) == "Constant":
                 _define(defined, node.output[0] if node.output else "", f"Constant {node.name!r}")
                 constants[node.output[0]] = self._constant(node)
@@ -155,6 +167,7 @@ class _GraphReader:
     def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
         constants: dict[str, Array] = {}
         for tensor in proto.initializer:
+            self.check()
             if not tensor.name or tensor.name in constants:
                 raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
             constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}", weights.get(tensor.name))
