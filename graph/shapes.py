@@ -6,7 +6,6 @@ these) are kept in `Spec.value`, so that the shape arithmetic of exporters is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -46,15 +45,18 @@ def bind(
     for port in graph.inputs:
         if port.name in shapes:
             _match(port, tuple(shapes[port.name]), sizes)
-    return {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
+    specs = {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
+    for name, spec in specs.items():
+        if spec.hides_its_size or spec.elements > _LIMITS.tensor_elements:
+            limits = f"the limits are {_LIMITS.rank} dimensions and {_LIMITS.tensor_elements} elements"
+            raise FeedError(f"input {name!r}: it is {spec!s:.200}, {limits}, and sizes beside a 0 count too")
+    return specs
 
 
 def _match(port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     """Check a given shape against the declared dims, and note the sizes of named dimensions."""
     if any(size < 0 for size in shape):
         raise FeedError(f"input {port.name!r}: shape is {list(shape)}, need sizes ≥ 0")
-    if len(shape) > _LIMITS.rank or math.prod(shape) > _LIMITS.tensor_elements:
-        raise FeedError(f"input {port.name!r}: shape is {list(shape)}, the limit is {_LIMITS.tensor_elements} elements")
     if port.dims is None:
         return
     if len(shape) != len(port.dims):
