@@ -180,8 +180,9 @@ def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: st
 
 def _evaluate(op: Op, inputs: Sequence[Array | None], bound: Attrs, algorithm: str | None) -> tuple[Array, ...]:
     specs = tuple(None if array is None else Spec.of(array) for array in inputs)
+    made = op.infer_specs(specs, bound)  # first: kernels take for granted what it refuses
     kernel = op.choose(specs, bound, algorithm)
-    out = tuple(np.empty(spec.shape, spec.dtype) for spec in op.infer_specs(specs, bound))
+    out = tuple(np.empty(spec.shape, spec.dtype) for spec in made)
     extra = {}
     if kernel.workspace_bytes is not None:
         extra["workspace"] = np.empty(kernel.workspace_bytes(*specs, **bound), np.uint8)

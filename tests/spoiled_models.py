@@ -19,11 +19,12 @@ from onnx import helper, numpy_helper
 from kernels.errors import EdgewiseError
 from kernels.registry import Op, evaluate, operators
 from kernels.spec import ELEMENT_TYPES, FLOATS, STRING, Array, DType
-from tests.kernels.ops.cases import arrays
+from tests.kernels.ops.cases import arrays, specs_of
 from tests.kernels.ops.models import NEWEST_OPSET
 
 CODES: dict[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 INTEGERS = (0, 1, -1, 2, 7, -7, 63, 64, 65, 2**31, 2**62, 2**63 - 1, -(2**63))
+MOST_BYTES = 1 << 20  # of the outputs of a node that others are chained to
 SPOILED = 0.2  # the share of nodes with an attribute or input of another value, shape or type
 
 
@@ -106,9 +107,7 @@ def _add_case(model: Model, op: Op) -> None:
     if source.random() < SPOILED:
         _spoil(source, op, inputs, attrs)
     names = ["" if array is None else _between(model, _chained(model, array), array) for array in inputs]
-    made: Sequence[Array] = ()
-    with contextlib.suppress(EdgewiseError):
-        made = evaluate(op, inputs, attrs)
+    made = _made(op, inputs, attrs)
     domain, _, kind = op.name.rpartition(".")
     given = {key: value for key, value in attrs.items() if value is not None}
     written = model.add(kind, names, source.choice([case.outputs, max(case.outputs, len(made))]), domain, **given)
@@ -121,6 +120,15 @@ def _add_case(model: Model, op: Op) -> None:
             model.outputs.append(final)
     if not made:
         model.outputs += [name for name in model.nodes[-1].output if name]
+
+
+def _made(op: Op, inputs: Sequence[Array | None], attrs: dict[str, Any]) -> Sequence[Array]:
+    """Return the outputs of a node; nothing where it is refused or too large."""
+    try:
+        specs = op.infer_specs(specs_of(inputs), op.bind(attrs))
+        return evaluate(op, inputs, attrs) if sum(spec.nbytes for spec in specs) < MOST_BYTES else ()
+    except EdgewiseError:
+        return ()
 
 
 def _chained(model: Model, array: Array) -> str:

@@ -7,6 +7,7 @@ the names they have in the file.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -26,11 +27,12 @@ from graph.limits import Check, Limits, go_on
 from graph.mapped import release, require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
-from kernels.registry import find
+from kernels.registry import find, operators
 from kernels.spec import STRING, Array
 
 OLDEST_OPSET = 7
 _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
+_NAMED_OPS = 20  # in one message
 _DEFAULT_LIMITS = Limits()
 
 
@@ -110,7 +112,10 @@ class _GraphReader:
         self.copies: Counter[str] = Counter()  # of a node name: how many of its numbers are known to be taken
 
     def refuse_unknown_ops(self, proto: GraphProto) -> None:
-        """Raise UnknownOpError naming every operator that is not registered, each with the first node that uses it."""
+        """Raise UnknownOpError naming operators that are not registered, each with the first node that uses it.
+
+        Of very many, the first _NAMED_OPS are named.
+        """
         unknown: dict[str, str] = {}
         graphs = [proto]
         while graphs:
@@ -119,14 +124,12 @@ class _GraphReader:
             for node in graph.node:
                 op = op_name(node)
                 graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-                if op in CONTROL_FLOW or op == "Constant" or op in unknown:
-                    continue
-                try:
-                    find(op)
-                except UnknownOpError as error:
-                    unknown[op] = f"{error} (node {node.name!r})"
+                if op not in CONTROL_FLOW and op != "Constant" and op not in operators():
+                    unknown.setdefault(op, node.name)
         if unknown:
-            raise UnknownOpError("; ".join(unknown.values()))
+            named = [f"{_unknown(op)} (node {node!r})" for op, node in itertools.islice(unknown.items(), _NAMED_OPS)]
+            more = [f"and {len(unknown) - _NAMED_OPS} more"] if len(unknown) > _NAMED_OPS else []
+            raise UnknownOpError("; ".join(named + more))
 
     def graph(self, proto: GraphProto, outer: _Scope | None, depth: int) -> Graph:
         """Read a graph.
@@ -281,6 +284,15 @@ class _GraphReader:
         if not tensor.HasField("shape"):
             return Port(value.name, dtype, None)
         return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
+
+
+def _unknown(op: str) -> str:
+    """Return the message about an operator that is not registered, with the closest names that are."""
+    try:
+        find(op)
+    except UnknownOpError as error:
+        return str(error)
+    raise AssertionError(f"{op} is registered")
 
 
 def _check_outputs(outputs: tuple[Port, ...], defined: _Scope, graph: str) -> None:
