@@ -5,8 +5,7 @@ EdgewiseError (kernels.errors)
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
-DeviceLostError, LoadStoppedError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths of this
-host.
+DeviceLostError, LoadStoppedError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths.
 """
 
 from __future__ import annotations

@@ -109,7 +109,6 @@ def test_ops_of_several_operations_are_computed_by_the_kernel_before_them(isa, h
     assert len([call for call in calls_of(executor) if "copy" not in call.kernel.name]) == 1
 
 
-
 def test_an_expression_of_very_many_operands_is_refused() -> None:
     """Compiling a kernel with 800 operands took most of a minute."""
     names = tuple(f"v{n}" for n in range(129))
