@@ -5,14 +5,15 @@ EdgewiseError (kernels.errors)
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
-DeviceLostError, OutOfMemoryError, QueueFullError and StoreError → 503. Messages name models, tensors and values, never paths of
-this host.
+DeviceLostError, LoadStoppedError, OutOfMemoryError, QueueFullError and StoreError → 503. Messages name models, tensors and
+values, never paths of this host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from graph.errors import LoadStoppedError
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, OutOfMemoryError, UnsupportedError
 from scheduler.errors import CallerQueueFullError, ConflictError, NotFoundError, QueueFullError, StalePlanError, StoreError
 
@@ -43,6 +44,7 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
     (OutOfMemoryError, 503),
     (CallerQueueFullError, 429),
     (QueueFullError, 503),
+    (LoadStoppedError, 503),
 )
 
 

@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, settings: Settings, telemetry: Telemetry, kinds: Mapping[str, Kind] = KINDS) -> None:
         self.settings, self.kinds, self._telemetry = settings, kinds, telemetry
-        limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes)
+        limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes, settings.load_timeout_s)
         self.storage = storage = Storage(
             settings.db,
             # The bundled demo is served by many: it says nothing of one service.

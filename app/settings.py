@@ -31,6 +31,7 @@ DEVELOPMENT = {
     "EDGEWISE_PEERS_PYTHON": "Python interpreter of the environment that holds the other engines.",
     "EDGEWISE_SCALE": "When set, tests marked `scale` run.",
     "EDGEWISE_SLOW": "When set, tests marked `slow` run.",
+    "EDGEWISE_TEST_SEEDS": "Seeds first:last of the random graphs that the tests of native code build.",
 }
 
 
@@ -122,6 +123,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = Field(16 * 2**20, ge=1024, description="Size of the JSON of one request, without binary tensors.")
     max_models: int = Field(256, ge=1, description="Most model versions of a repository.")
     max_model_bytes: int = Field(2**33, ge=1024, description="Size of one model's file and external data.")
+    load_timeout_s: float = Field(300, gt=0, le=86_400, description="Time after which the load of a model is given up.")
     max_arena_bytes: int | None = Field(
         None,
         ge=1024,

@@ -92,7 +92,7 @@ def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
 
     for i in range(length):
         slices = [
-            np.take(sequence, length - 1 - i if back else i, axis)
+            np.take(sequence, [length - 1 - i if back else i], axis).squeeze(axis)  # an array of strings too, not a string
             for sequence, axis, back in zip(sequences, axes, backward, strict=True)
         ]
         made = run_body(body, [*states, *slices])

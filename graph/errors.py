@@ -7,11 +7,14 @@ InvalidError
 │   ├── UnsafePathError       external data lies outside the model's folder
 │   └── CyclicGraphError      nodes depend on one another in a cycle
 └── FeedError             the arrays given to a run do not fit the model's inputs
+
+EdgewiseError
+└── LoadStoppedError      reading a model, or making it ready, was given up before it was done: the model may be valid
 """
 
 from __future__ import annotations
 
-from kernels.errors import InvalidError
+from kernels.errors import EdgewiseError, InvalidError
 
 
 class ModelError(InvalidError):
@@ -36,3 +39,7 @@ class CyclicGraphError(ModelError):
 
 class FeedError(InvalidError):
     """The arrays given to a run do not fit the model's inputs."""
+
+
+class LoadStoppedError(EdgewiseError):
+    """Reading a model, or making it ready, was given up before it was done."""

@@ -98,13 +98,16 @@ class Graph:
     outputs: tuple[Port, ...]
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array]
+    _captures: list[frozenset[str]] = field(default_factory=list, init=False, repr=False, compare=False)  # once computed
 
-    def captures(self) -> set[str]:
+    def captures(self) -> frozenset[str]:
         """Return the values that a subgraph reads from the graphs around it."""
-        own = {port.name for port in self.inputs} | set(self.constants)
-        own.update(value for node in self.nodes for value in node.writes())
-        read = {value for node in self.nodes for value in node.reads()} | {port.name for port in self.outputs}
-        return read - own
+        if not self._captures:
+            own = {port.name for port in self.inputs} | set(self.constants)
+            own.update(value for node in self.nodes for value in node.writes())
+            read = {value for node in self.nodes for value in node.reads()} | {port.name for port in self.outputs}
+            self._captures.append(frozenset(read - own))
+        return self._captures[0]
 
 
 @dataclass(frozen=True, slots=True)

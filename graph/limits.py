@@ -1,9 +1,12 @@
-"""The limits that a model must keep to when it is read."""
+"""The limits that a model must keep to when it is read, and the check by which other threads end such work."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
+
+Check = Callable[[], None]  # called every few milliseconds of long work; ends the work by raising an EdgewiseError
 
 PROTOBUF_BYTES: Final = 2**31 - 1  # the limit of protobuf itself
 
@@ -33,3 +36,7 @@ class Limits:
     def of_bytes(cls, model_bytes: int) -> Self:
         """Return the limits of a model whose file and external data may each have `model_bytes`."""
         return cls(model_bytes=min(model_bytes, PROTOBUF_BYTES), external_bytes=model_bytes)
+
+
+def go_on() -> None:
+    """Let the work go on: the check of work that is not to be ended."""

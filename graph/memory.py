@@ -53,13 +53,11 @@ class Moment:
     """The memory that is alive while one step runs.
 
     live_bytes: in the arena, the step's workspace included. outside_bytes: graph inputs, and graph outputs written so far.
-    values: names of the arena values alive.
     """
 
     node: str
     live_bytes: int
     outside_bytes: int
-    values: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) 
     for (step, name), offset in zip(scratch, offsets[len(arena) :], strict=True):
         workspaces[name] = Placement(offset, workspace_bytes[name], step, step)
 
-    timeline = _timeline(graph, specs, storages, workspaces)
+    timeline = _timeline(graph, storages, workspaces)
     return MemoryPlan(
         placements=placements,
         workspaces=workspaces,
@@ -229,17 +227,10 @@ def _held(storages: Iterable[_Storage], placements: Mapping[str, Placement], ste
             yield Held(storage.owner, storage.nbytes, storage.first, steps - 1, None)
 
 
-def _timeline(
-    graph: Graph, specs: Specs, storages: Sequence[_Storage], workspaces: Mapping[str, Placement]
-) -> tuple[Moment, ...]:
+def _timeline(graph: Graph, storages: Sequence[_Storage], workspaces: Mapping[str, Placement]) -> tuple[Moment, ...]:
     """Return the memory that is alive in each step."""
     steps = len(graph.nodes)
     held = [(s.nbytes, s.first, s.last) for s in storages if s.kind == "arena"]
     live = bytes_by_step(steps, [*held, *((p.nbytes, p.first, p.last) for p in workspaces.values())])
     outside = bytes_by_step(steps, [(s.nbytes, s.first, steps) for s in storages if s.kind in ("input", "output")])
-    alive: list[list[str]] = [[] for _ in range(steps)]
-    for storage in storages:
-        if storage.kind == "arena":
-            for step in range(storage.first, min(storage.last + 1, steps)):
-                alive[step].extend(storage.members)
-    return tuple(Moment(node.name, live[step], outside[step], tuple(alive[step])) for step, node in enumerate(graph.nodes))
+    return tuple(Moment(node.name, live[step], outside[step]) for step, node in enumerate(graph.nodes))

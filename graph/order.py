@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import replace
 
 from graph.errors import CorruptModelError, CyclicGraphError
@@ -12,7 +12,7 @@ from graph.ir import Graph, Node
 _NAMED_NODES = 8  # of a cycle, in the message
 
 
-def sort(nodes: Sequence[Node], defined: Iterable[str]) -> tuple[Node, ...]:
+def sort(nodes: Sequence[Node], defined: Container[str]) -> tuple[Node, ...]:
     """Sort nodes topologically, keeping the given order where possible.
 
     Args:    defined: every value that exists, whether or not one of these nodes writes it.
@@ -20,9 +20,8 @@ def sort(nodes: Sequence[Node], defined: Iterable[str]) -> tuple[Node, ...]:
     """
     writers = {value: index for index, node in enumerate(nodes) for value in node.writes()}
     reads = [set(node.reads()) for node in nodes]
-    defined = set(defined)
     for node, values in zip(nodes, reads, strict=True):
-        if missing := sorted(values - defined):
+        if missing := sorted(value for value in values if value not in defined):
             raise CorruptModelError(f"graph: value {missing[0]!r} is read, but not written by any node (node {node.name!r})")
     waits = {index: {writers[value] for value in values if value in writers} for index, values in enumerate(reads)}
     readers: dict[int, list[int]] = {}

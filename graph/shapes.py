@@ -6,7 +6,6 @@ these) are kept in `Spec.value`, so that the shape arithmetic of exporters is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
-from graph.limits import Limits
+from graph.limits import Check, Limits, go_on
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.spec import Spec
@@ -48,15 +47,18 @@ def bind(
     for port in graph.inputs:
         if port.name in shapes:
             _match(port, tuple(shapes[port.name]), sizes)
-    return {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
+    specs = {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
+    for name, spec in specs.items():
+        if spec.hides_its_size or spec.elements > _LIMITS.tensor_elements:
+            limits = f"the limits are {_LIMITS.rank} dimensions and {_LIMITS.tensor_elements} elements"
+            raise FeedError(f"input {name!r}: it is {spec!s:.200}, {limits}, and sizes beside a 0 count too")
+    return specs
 
 
 def _match(port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     """Check a given shape against the declared dims, and note the sizes of named dimensions."""
     if any(size < 0 for size in shape):
         raise FeedError(f"input {port.name!r}: shape is {list(shape)}, need sizes ≥ 0")
-    if len(shape) > _LIMITS.rank or math.prod(shape) > _LIMITS.tensor_elements:
-        raise FeedError(f"input {port.name!r}: shape is {list(shape)}, the limit is {_LIMITS.tensor_elements} elements")
     if port.dims is None:
         return
     if len(shape) != len(port.dims):
@@ -84,19 +86,23 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
     return tuple(size for size in resolved if size is not None)
 
 
-def propagate(graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None) -> dict[str, Spec | None]:
+def propagate(
+    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None, check: Check = go_on
+) -> dict[str, Spec | None]:
     """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
-    Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph.
+    Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
+             captures are among the result. check: called between nodes; what it raises ends the work.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
-    specs: dict[str, Spec | None] = dict(outer or {})
+    specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
     specs.update(inputs)
     specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
     room_bytes = FOLD_BYTES
     for node in graph.nodes:
+        check()
         try:
-            made = _infer_control(node, specs) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
+            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
         except DataDependentError:
             made = ()
         except EdgewiseError as error:
@@ -139,9 +145,9 @@ def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
 
 
-def _infer_control(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_control(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     infer = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}[node.op]
-    return infer(node, specs)
+    return infer(node, specs, check)
 
 
 def _body(node: Node, name: str) -> Graph:
@@ -151,28 +157,28 @@ def _body(node: Node, name: str) -> Graph:
     return body
 
 
-def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs) -> list[Spec | None]:
-    inner = propagate(body, inputs, specs)
+def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs, check: Check) -> list[Spec | None]:
+    inner = propagate(body, inputs, specs, check)
     return [inner[port.name] for port in body.outputs]
 
 
-def _infer_if(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_if(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Return the specs of the taken branch where the condition is known, else those on which both branches agree."""
     condition = specs[node.inputs[0]]
     branches = [_body(node, "then_branch"), _body(node, "else_branch")]
     if condition is not None and condition.value is not None:
-        return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs))
-    then_specs, else_specs = (_outputs(branch, {}, specs) for branch in branches)
+        return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs, check))
+    then_specs, else_specs = (_outputs(branch, {}, specs, check) for branch in branches)
     pairs = zip(then_specs, else_specs, strict=False)
     return tuple(Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in pairs)
 
 
-def _infer_loop(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_loop(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer carried values where no iteration changes their specs, and stacked outputs where the trip count is known."""
     body = _body(node, "body")
     carried = _known_inputs(node.inputs[2:], specs, "Loop: a carried value")
     scalars = [Spec((), np.dtype(np.int64)), Spec((), np.dtype(np.bool_))]
-    made = _iteration(body, [*scalars, *carried], specs, "Loop")
+    made = _iteration(body, [*scalars, *carried], specs, "Loop", check)
     states, stacked = made[1 : 1 + len(carried)], made[1 + len(carried) :]
     _require_stable(carried, states, "Loop")
     iterations = _iterations(node, specs, made[0] if made else None)
@@ -192,7 +198,7 @@ def _iterations(node: Node, specs: Specs, goes_on: Spec | None) -> int:
     return max(int(trips.value.item()), 0)
 
 
-def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
+def _infer_scan(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer states where no iteration changes their specs, and outputs stacked along the scanned length."""
     body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
     inputs = _known_inputs(node.inputs, specs, "Scan: an input")
@@ -207,7 +213,7 @@ def _infer_scan(node: Node, specs: Specs) -> tuple[Spec | None, ...]:
     if len(lengths) != 1:
         raise ShapeError(f"Scan: its sequences have lengths {sorted(lengths)}, need one length")
     (length,) = lengths
-    made = _iteration(body, [*states, *map(_slice, sequences, axes)], specs, "Scan")
+    made = _iteration(body, [*states, *map(_slice, sequences, axes)], specs, "Scan", check)
     _require_stable(states, made[: len(states)], "Scan")
     stacked, names = made[len(states) :], [port.name for port in body.outputs[len(states) :]]
     places = _axes(node, "scan_output_axes", len(stacked))
@@ -227,10 +233,10 @@ def _known_inputs(names: Sequence[str], specs: Specs, subject: str) -> list[Spec
     return known
 
 
-def _iteration(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str) -> list[Spec | None]:
+def _iteration(body: Graph, arguments: Sequence[Spec], specs: Specs, subject: str, check: Check) -> list[Spec | None]:
     if len(arguments) != len(body.inputs):
         raise ShapeError(f"{subject}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
-    return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs)
+    return _outputs(body, {port.name: spec for port, spec in zip(body.inputs, arguments, strict=True)}, specs, check)
 
 
 def _require_stable(before: Sequence[Spec], after: Sequence[Spec | None], subject: str) -> None:

@@ -33,7 +33,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.expression import Express
 from kernels.scratch import Scratch, twice
-from kernels.spec import Array, DType, Spec
+from kernels.spec import MAX_RANK, Array, DType, Spec
 
 Attrs = Mapping[str, Any]
 Upgrade = Callable[[int, dict[str, Any], int], tuple[dict[str, Any], dict[int, Array]]]
@@ -144,7 +144,10 @@ class Op:
         return bound
 
     def infer_specs(self, inputs: Sequence[Spec | None], attrs: Attrs) -> tuple[Spec, ...]:
-        """Infer the specs of all outputs of a node with bound attributes. Raises ShapeError for missing or extra inputs."""
+        """Infer the specs of all outputs of a node with bound attributes.
+
+        Raises ShapeError for missing or extra inputs, and for an output whose shape no array can have though its bytes are few.
+        """
         try:
             inspect.signature(self.infer).bind(*inputs, **attrs)
         except TypeError as error:
@@ -152,8 +155,13 @@ class Op:
         for position, name in _required_inputs(self.infer):
             if inputs[position] is None:
                 raise ShapeError(f"{self.name}: input {position} ({name}) is absent, only optional ones may be")
-        specs = self.infer(*inputs, **attrs)
-        return specs if isinstance(specs, tuple) else (specs,)
+        made = self.infer(*inputs, **attrs)
+        specs = made if isinstance(made, tuple) else (made,)
+        for spec in specs:
+            if spec.hides_its_size:
+                limit = f"an array has at most {MAX_RANK} dimensions, and less than 2⁶³ bytes without those of size 0"
+                raise ShapeError(f"{self.name}: an output is {spec!s:.200}, {limit}")
+        return specs
 
     def count(self, inputs: Sequence[Spec | None], outputs: tuple[Spec, ...], attrs: Attrs) -> Cost | None:
         """Return the cost of a node with bound attributes; None where the op has no formula."""
@@ -187,8 +195,9 @@ def evaluate(op: Op, inputs: Sequence[Array | None], attrs: Attrs, algorithm: st
 
 def _evaluate(op: Op, inputs: Sequence[Array | None], bound: Attrs, algorithm: str | None) -> tuple[Array, ...]:
     specs = tuple(None if array is None else Spec.of(array) for array in inputs)
+    made = op.infer_specs(specs, bound)  # first: kernels take for granted what it refuses
     kernel = op.choose(specs, bound, algorithm)
-    out = tuple(np.empty(spec.shape, spec.dtype) for spec in op.infer_specs(specs, bound))
+    out = tuple(np.empty(spec.shape, spec.dtype) for spec in made)
     extra = {}
     if kernel.workspace_bytes is not None:
         extra["workspace"] = np.empty(kernel.workspace_bytes(*specs, **bound), np.uint8)

@@ -17,6 +17,9 @@ from kernels.errors import DataDependentError
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
 
+MAX_RANK = 64  # of a numpy array
+MAX_BYTES = 2**63 - 1
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS: frozenset[DType] = frozenset({*map(np.dtype, ("float16", "float32", "float64")), BFLOAT16})
 INTS: frozenset[DType] = frozenset(map(np.dtype, ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")))
@@ -65,6 +68,13 @@ class Spec:
     def nbytes(self) -> int:
         """Bytes of a dense array of this spec."""
         return self.elements * self.dtype.itemsize
+
+    @property
+    def hides_its_size(self) -> bool:
+        """Whether no array can have this shape, though its bytes are few: (0, 2⁶², 2⁶²), or 65 times 1."""
+        if self.rank > MAX_RANK:
+            return True
+        return 0 in self.shape and math.prod(size for size in self.shape if size) * self.dtype.itemsize > MAX_BYTES
 
     def known(self, subject: str) -> Array:
         """Return the value. Raises DataDependentError where it is unknown, since an output shape depends on it."""

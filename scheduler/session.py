@@ -13,6 +13,7 @@ import onnx
 from graph.budget import ProcessMemory, RunBudget, model_share_bytes
 from graph.formats.registry import read
 from graph.ir import Model, Port
+from graph.limits import Check, go_on
 from graph.mapped import require_unchanged
 from graph.native.engine import find_native
 from graph.passes.optimise import optimise
@@ -204,9 +205,10 @@ class Session:
         """Return the executor for the shapes of these feeds and the plan it follows; None where it is not built yet."""
         return self._ready.find(self._key(feeds))
 
-    def ready(self, feeds: Mapping[str, Any]) -> Ready:
+    def ready(self, feeds: Mapping[str, Any], check: Check | None = None) -> Ready:
         """Return the executor for the shapes of these feeds and the plan it follows, built when the shapes are new.
 
+        check: called between nodes and passes while the graph is rewritten for new shapes; what it raises ends the building.
         Raises: FeedError, LimitError, OutOfMemoryError.
         """
         key = self._key(feeds)
@@ -215,18 +217,18 @@ class Session:
         arrays = check_feeds(self.inputs, feeds)
         with self._building:  # of several threads that meet new shapes, one builds at a time; known shapes keep running
             if (found := self._ready.find(key)) is None:
-                found = self._build({name: array.shape for name, array in arrays.items()})
+                found = self._build({name: array.shape for name, array in arrays.items()}, check or go_on)
                 self._ready.keep(key, found)
             return found
 
     def _key(self, feeds: Mapping[str, Any]) -> Shapes:
         return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
 
-    def _build(self, shapes: Mapping[str, tuple[int, ...]]) -> Ready:
+    def _build(self, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
         require_unchanged(self.model.files)
         graph = self.model.graph
         with memory_errors_of(f"{graph.name}: rewriting it"):
-            bound = optimise(graph, bind(graph, shapes))
+            bound = optimise(graph, bind(graph, shapes), check)
         found = self._followed(shapes)
         choices, threads = ({}, self.threads) if found is None else (found.plan.choices, min(found.plan.threads, self.threads))
         shared = self._ready.share_constants(bound.graph, graph.constants)

@@ -44,6 +44,7 @@ class Server(uvicorn.Server):
         """Fail readiness, wait for the grace period, then stop accepting and let requests end."""
         grace_s = 0.0 if self._interrupted else self._service.settings.grace_s
         self._service.health.begin_drain()
+        self._service.repository.stop("the server is stopping")
         log.info("draining", grace_s=grace_s, running=self._service.engine.pending)
         ends = asyncio.get_running_loop().time() + grace_s
         while asyncio.get_running_loop().time() < ends and self._signals < 2 and not self.force_exit:

@@ -4,7 +4,8 @@ A model that cannot be loaded is listed with the reason and affects no other. `n
 a description and labels of outputs.
 
 Reloading builds the new sessions first, then replaces the old ones at once. Running requests keep the session with which they
-began, and a failed reload leaves the served model unchanged.
+began, and a failed reload leaves the served model unchanged. Unloading a model stops a load of it that is in progress, and `stop`
+stops all loads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from app.engine.policy import Rules
 from app.errors import RequestError
 from app.models.config import NO_OVERRIDE, Override, check_override, parse_override
 from app.models.files import MODEL_FILE, Card, check_name, find_versions, models_in, read_card, single_file, sweep, unpacked
+from app.models.stopping import LoadBounds
 from graph.budget import ProcessMemory
+from graph.errors import LoadStoppedError
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
@@ -83,11 +86,16 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """Limits. models: their number. model_bytes: of one model's file and weights. arena_bytes: of its runs (`SessionLimits`)."""
+    """Limits.
+
+    models: their number. model_bytes: of one model's file and weights. arena_bytes: of its runs (`SessionLimits`). load_s: time
+    of one load.
+    """
 
     models: int = 256
     model_bytes: int = 2**31 - 1
     arena_bytes: int | None = None
+    load_s: float = 300
 
 
 _DEFAULT_LIMITS = ModelLimits()
@@ -112,7 +120,10 @@ class Repository:
         self.limits = limits
         self._memory = memory or ProcessMemory()
         self._models: Mapping[str, _Versions] = {}
-        self._changing = threading.Lock()  # one load at a time, since peaks of memory would add up
+        self._loading = threading.Lock()  # one load at a time, since peaks of memory would add up
+        self._changing = threading.Lock()  # of the table; never held while a model is read
+        self._load: LoadBounds | None = None  # of the version that is being loaded
+        self._stopped = ""  # why no more models are loaded
         self.loaded = threading.Event()
 
     def load_all(self) -> None:
@@ -121,7 +132,7 @@ class Repository:
         What uploads to a process that was killed have left in the folder is removed before.
         """
         try:
-            with self._changing:
+            with self._loading:
                 sweep(self.folder)
                 found = list(self._scan())
                 table: dict[str, dict[str, Served]] = {}
@@ -129,9 +140,36 @@ class Repository:
                     table.setdefault(served.name, {})[served.version] = served
                 self._models = table
                 for served in found:
-                    self._attempt(served)
+                    if self._stopped:
+                        break
+                    if self._models[served.name].get(served.version) is served:  # it was not unloaded meanwhile
+                        with self._bounded(served.name) as bounds:
+                            self._attempt(served, bounds)
         finally:
             self.loaded.set()
+
+    def stop(self, reason: str) -> None:
+        """End the load in progress, and all those that follow. reason: as in "the server is stopping"."""
+        with self._changing:
+            self._stopped = reason
+            if self._load is not None:
+                self._load.stop(reason)
+
+    @contextlib.contextmanager
+    def _bounded(self, name: str) -> Iterator[LoadBounds]:
+        """Return the bounds of a load that lasts for the block. Raises RequestError 503 for one that is stopped in it."""
+        bounds = LoadBounds(name, self.limits.load_s)
+        with self._changing:
+            self._load = bounds
+            if self._stopped:
+                bounds.stop(self._stopped)
+        try:
+            yield bounds
+        except LoadStoppedError as error:
+            raise RequestError(503, str(error)) from None
+        finally:
+            with self._changing:
+                self._load = None
 
     def _scan(self) -> Iterator[Served]:
         if not self.folder.is_dir():
@@ -150,12 +188,12 @@ class Repository:
 
         Args:   config: JSON that overrides the file beside the model. files: "<version>/<path>" -> content, used instead of the
                 folder's files.
-        Raises: RequestError 404 for an unknown model, 400 for a name, config or model that breaks a rule. After an error the
-                model is served as before.
+        Raises: RequestError 404 for an unknown model, 400 for a name, config or model that breaks a rule, 503 when the load was
+                stopped. After an error the model is served as before.
         """
         name = check_name(asked)
         override = NO_OVERRIDE if config is None else parse_override(name, config)
-        with self._changing, unpacked(files) as folder:
+        with self._loading, self._bounded(name) as bounds, unpacked(files) as folder:
             root = self.folder if folder is None else folder
             versions = find_versions(root, name) if folder is None else find_versions(root, MODEL_FILE.stem)
             if not versions:
@@ -171,10 +209,10 @@ class Repository:
             }
             serving = any(served.session is not None for served in before.values())
             if not serving:
-                self._replace(name, made)  # so that the index shows it loading
-            if errors := [error for served in made.values() if (error := self._attempt(served)) is not None]:
+                self._replace(name, made, bounds)  # so that the index shows it loading
+            if errors := [error for served in made.values() if (error := self._attempt(served, bounds)) is not None]:
                 raise errors[0]
-            self._replace(name, made)
+            self._replace(name, made, bounds)
         if serving:
             before = {}
             release()
@@ -188,13 +226,14 @@ class Repository:
                 the staged file and the served model are unchanged.
         """
         name = check_name(asked)
-        with self._changing:
+        with self._loading, self._bounded(name) as bounds:
             self.check_place(name, replace=replace)
             served = Served(name, "1", staged)
-            if (error := self._attempt(served)) is not None:
+            if (error := self._attempt(served, bounds)) is not None:
                 raise error
+            bounds.check()
             served.path = staged.replace(self.folder / f"{name}{staged.suffix}")
-            self._replace(name, {served.version: served})
+            self._replace(name, {served.version: served}, bounds)
         release()
         return served
 
@@ -208,14 +247,21 @@ class Repository:
         if not known and len(self.models) >= self.limits.models:
             raise RequestError(400, f"model '{name}': {len(self.models)} models are served, the limit is {self.limits.models}")
 
-    def _attempt(self, served: Served) -> RequestError | None:
+    def _attempt(self, served: Served, bounds: LoadBounds) -> RequestError | None:
         """Load one version and set its state. Returns the error if it failed."""
         started_ns = time.perf_counter_ns()
         try:
             served.card = read_card(self.folder, served.name)
             with memory_errors_of("model"):
-                session = self._session(served.path)
+                session = self._session(served.path, bounds)
             check_override(served.name, served.override, served.rules, session)
+            with self._changing:
+                bounds.check()  # `unload` comes before and stops it here, or behind and finds it loaded
+                served.session, served.reason, served.state = session, "", State.READY
+        except LoadStoppedError as error:
+            served.reason, served.state = str(error), State.UNAVAILABLE
+            log.info("load stopped", model=served.name, version=served.version, reason=served.reason)
+            return RequestError(503, served.reason)
         except (EdgewiseError, OSError, msgspec.DecodeError) as error:
             reason = error.strerror or "unreadable" if isinstance(error, OSError) else str(error)
             served.reason = reason.replace(str(served.path.parent), "").replace(str(self.folder), "")
@@ -223,19 +269,18 @@ class Repository:
             log.warning("model failed", model=served.name, version=served.version, reason=served.reason)
             status = 503 if isinstance(error, OutOfMemoryError) else 400
             return RequestError(status, f"load failed for model '{served.name}' version {served.version}: {served.reason}")
-        served.session, served.reason, served.state = session, "", State.READY
         served.load_ns = time.perf_counter_ns() - started_ns
         return None
 
-    def _session(self, path: Path) -> Session:
+    def _session(self, path: Path, bounds: LoadBounds) -> Session:
         """Read a file and make a session of it, with its weights counted for as long as the session lives.
 
         Raises: OutOfMemoryError where the weights do not fit beside those of other models: before the file is read where its own
-                size says so, else when external data is read too.
+                size says so, else when external data is read too. LoadStoppedError if the load was stopped.
         """
         with self._memory.holding(path.stat().st_size, "model: its file"):
             # Not memory-mapped: files are overwritten in place while they are served.
-            model = read(path, Limits.of_bytes(self.limits.model_bytes), mapped=False)
+            model = read(path, Limits.of_bytes(self.limits.model_bytes), mapped=False, check=bounds.check)
         if model.nbytes > self.limits.model_bytes:
             raise RequestError(400, f"model: {model.nbytes} bytes, the limit is {self.limits.model_bytes}")
         limits = SessionLimits(arena_bytes=self.limits.arena_bytes, process=self._memory)
@@ -243,16 +288,22 @@ class Repository:
         self._memory.take_for(session, model.nbytes, "model: its weights")
         return session
 
-    def _replace(self, name: str, versions: _Versions) -> None:
-        self._models = {**self._models, name: versions}
+    def _replace(self, name: str, versions: _Versions, bounds: LoadBounds) -> None:
+        """Put the versions of a model into the table. Raises LoadStoppedError if the load was stopped."""
+        with self._changing:
+            bounds.check()
+            self._models = {**self._models, name: versions}
 
     def unload(self, asked: str) -> None:
-        """Refuse new requests at once; running ones finish. Raises RequestError 400, 404."""
+        """Refuse new requests at once; running ones finish, and a load of it in progress stops. Raises RequestError 400, 404."""
         name = check_name(asked)
         with self._changing:
             if name not in self._models:
                 raise RequestError(404, f"Request for unknown model: '{name}' is not found")
-            self._replace(name, {served.version: _unloaded(served) for served in self._models[name].values()})
+            if self._load is not None and self._load.name == name:
+                self._load.stop("the model was unloaded")
+            unloaded = {served.version: _unloaded(served) for served in self._models[name].values()}
+            self._models = {**self._models, name: unloaded}
             self._settle()
         release()
 

@@ -19,7 +19,7 @@ import graph.formats
 from graph.errors import CorruptModelError
 from graph.formats.opening import open_regular
 from graph.ir import Model
-from graph.limits import Limits
+from graph.limits import Check, Limits, go_on
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -35,7 +35,7 @@ class Format:
     name: for messages. suffixes: of its files, lower case with the dot, the usual one first.
     begins: whether these first bytes (at most HEAD_BYTES) may begin a file of the format.
     holds: whether an object in memory is a model of the format.
-    read: (source, limits, mapped) -> Model, with the contract of `graph.formats.registry.read`.
+    read: (source, limits, mapped, check) -> Model, with the contract of `graph.formats.registry.read`.
     """
 
     name: str
@@ -61,15 +61,18 @@ def suffixes() -> tuple[str, ...]:
     return tuple(suffix for each in formats() for suffix in each.suffixes)
 
 
-def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
+def read(
+    source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True, check: Check = go_on
+) -> Model:
     """Read and check a model of any format.
 
     Args:    source: a path (external data is read from its folder only), the bytes of a file, or an onnx.ModelProto.
              mapped: large weights stay in their file, which must not be written to; else the file is read as a whole.
+             check: called between nodes and between tensors; what it raises ends the reading.
     Raises:  CorruptModelError, naming the formats there are where it has none of them; LimitError, UnsafePathError,
              CyclicGraphError, UnknownOpError (naming every unknown op), UnsupportedError; FileNotFoundError for a missing path.
     """
-    return format_of(source).read(source, limits, mapped=mapped)
+    return format_of(source).read(source, limits, mapped=mapped, check=check)
 
 
 def format_of(source: str | Path | bytes | ModelProto) -> Format:

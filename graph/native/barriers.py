@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,30 +17,58 @@ def with_barriers(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[K
     where: the place of each storage in the program's table.
     """
     made: list[KernelCall] = []
-    reads: list[tuple[Storage, Ref]] = []
-    writes: list[tuple[Storage, Ref]] = []
+    reads, writes = _Touched(where), _Touched(where)  # since the last barrier
     for call in calls:
         written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
         read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.constant is None}
-        conflicts = any(_meet(storage, where[storage], other, ref) for storage in read for other, ref in writes)
-        conflicts = conflicts or any(_meet(storage, where[storage], other, ref) for storage in written for other, ref in reads)
-        conflicts = conflicts or any(
-            storage is not other and _meet(storage, where[storage], other, ref) for storage in written for other, ref in writes
-        )
+        conflicts = any(map(writes.meet, read)) or any(map(reads.meet, written))
+        conflicts = conflicts or any(writes.meet(storage) for storage in written if storage not in writes)
         if conflicts and made:
             made[-1] = replace(made[-1], barrier=True)
-            reads, writes = [], []
+            reads, writes = _Touched(where), _Touched(where)
         refs = {name: Ref(where[s].slot, where[s].offset_bytes + nbytes) for name, (s, nbytes) in call.arguments.items()}
         made.append(KernelCall(call.kernel, refs, barrier=False))
-        reads += [(storage, where[storage]) for storage in read]
-        writes += [(storage, where[storage]) for storage in written]
+        for storage in read:
+            reads.add(storage)
+        for storage in written:
+            writes.add(storage)
     return made
 
 
-def _meet(a: Storage, a_ref: Ref, b: Storage, b_ref: Ref) -> bool:
-    """Whether two storages share memory."""
-    if a is b:
-        return True
-    if a_ref.slot != b_ref.slot:
-        return False
-    return a_ref.offset_bytes < b_ref.offset_bytes + b.nbytes and b_ref.offset_bytes < a_ref.offset_bytes + a.nbytes
+class _Touched:
+    """Memory that calls have touched: storages, and in each slot the ranges of bytes that these cover together."""
+
+    def __init__(self, where: Mapping[Storage, Ref]) -> None:
+        self._where = where
+        self._storages: set[Storage] = set()
+        self._begins: dict[int, list[int]] = {}  # slot -> where its ranges begin, ascending; they neither overlap nor touch
+        self._ends: dict[int, list[int]] = {}
+
+    def __contains__(self, storage: Storage) -> bool:
+        return storage in self._storages
+
+    def meet(self, storage: Storage) -> bool:
+        """Whether a storage shares memory with one that was touched."""
+        if storage in self._storages:
+            return True
+        slot, begin, end = self._range(storage)
+        before = bisect.bisect_left(self._begins.get(slot, []), end)  # ranges that begin before it ends
+        return before > 0 and self._ends[slot][before - 1] > begin
+
+    def add(self, storage: Storage) -> None:
+        """Note that a storage was touched."""
+        slot, begin, end = self._range(storage)
+        if storage in self._storages:
+            return
+        self._storages.add(storage)
+        if begin == end:
+            return
+        begins, ends = self._begins.setdefault(slot, []), self._ends.setdefault(slot, [])
+        first, behind = bisect.bisect_left(ends, begin), bisect.bisect_right(begins, end)  # the ranges that it joins
+        if first < behind:
+            begin, end = min(begin, begins[first]), max(end, ends[behind - 1])
+        begins[first:behind], ends[first:behind] = [begin], [end]
+
+    def _range(self, storage: Storage) -> tuple[int, int, int]:
+        ref = self._where[storage]
+        return ref.slot, ref.offset_bytes, ref.offset_bytes + storage.nbytes

@@ -76,8 +76,10 @@ class Native:
         """Return the kernels of each native node by its name, conversions of its operands included."""
         found: dict[str, tuple[NativeKernel, ...]] = {}
         for part, lowering in self._lowered(graph, specs, threads, choices):
-            for at, node in enumerate(part.nodes):
-                found[node.name] = tuple(call.kernel for call in lowering.calls if call.node == at)
+            made: dict[int, list[NativeKernel]] = {}
+            for call in lowering.calls:
+                made.setdefault(call.node, []).append(call.kernel)
+            found.update((node.name, tuple(made.get(at, ()))) for at, node in enumerate(part.nodes))
         return found
 
     def spills(self, kernels: Sequence[NativeKernel], pace: Pace | None = None) -> list[float | None]:

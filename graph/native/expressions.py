@@ -15,6 +15,8 @@ from kernels.native.errors import EmitError
 from kernels.registry import find
 from kernels.spec import Array, DType, Spec
 
+MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with 800 operands most of a minute
+
 SpecOf = Callable[[str], Spec]
 
 
@@ -92,6 +94,8 @@ def _behind(
 
 def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
     operands, expression = draft.finish(made, first)
+    if len(operands) > MAX_OPERANDS:
+        raise EmitError(f"it reads {len(operands)} operands, a kernel takes at most {MAX_OPERANDS}")
     value_types(expression)
     return BoundExpression(operands, expression)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -51,24 +52,31 @@ def partition(graph: Graph, native: Collection[str]) -> tuple[Graph, dict[str, P
 
 def _runs(graph: Graph, native: Collection[str]) -> list[tuple[bool, list[Node]]]:
     """Return the nodes in an order that they can run in, as alternating runs of native and other ones."""
-    made = {port.name for port in graph.inputs} | set(graph.constants)
-    inner = {name for node in graph.nodes for name in node.writes()}
-    waiting = list(graph.nodes)
+    writers = {name: at for at, node in enumerate(graph.nodes) for name in node.writes()}
+    awaited = [{writers[name] for name in node.reads() if name in writers} for node in graph.nodes]
+    waits = [len(before) for before in awaited]
+    readers: list[list[int]] = [[] for _ in graph.nodes]
+    for at, before in enumerate(awaited):
+        for writer in before:
+            readers[writer].append(at)
+    ready: dict[bool, list[int]] = {True: [], False: []}  # heaps: in the order of the graph among the nodes that are ready
+    for at, node in enumerate(graph.nodes):
+        if not waits[at]:
+            heapq.heappush(ready[node.name in native], at)
     runs: list[tuple[bool, list[Node]]] = []
     is_native = False
-    while waiting:
+    while ready[True] or ready[False]:
         taken: list[Node] = []
-        left: list[Node] = []
-        for node in waiting:
-            ready = all(name in made or name not in inner for name in node.reads())
-            if ready and (node.name in native) == is_native:
-                taken.append(node)
-                made.update(node.writes())
-            else:
-                left.append(node)
+        while ready[is_native]:
+            at = heapq.heappop(ready[is_native])
+            taken.append(graph.nodes[at])
+            for reader in readers[at]:
+                waits[reader] -= 1
+                if not waits[reader]:
+                    heapq.heappush(ready[graph.nodes[reader].name in native], reader)
         if taken:
             runs.append((is_native, taken))
-        is_native, waiting = not is_native, left
+        is_native = not is_native
     return runs
 
 
@@ -102,6 +110,6 @@ def _only_views(
                     group.add(other.name)
                     edge.append(by_name[other.name])
         seen |= group
-        if group <= set(views):
+        if all(name in views for name in group):
             found |= group
     return found

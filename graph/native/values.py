@@ -28,6 +28,8 @@ class Values:
         self._facts, self._dataflow, self._packed, self._calls = facts, dataflow, packed, calls
         self._places: dict[str, list[Place]] = {}
         self._reserved: dict[str, Place] = {}
+        self._reserved_storages: set[Storage] = set()
+        self._needed_until: dict[Storage, int] = {}  # the last node that reads a value in it
 
     # Values that are read
 
@@ -36,7 +38,7 @@ class Values:
         if value not in self._places:
             array = self._facts.constants[value]
             storage = self._packed.storage(array, "dense", lambda: _flat(array), array.dtype)
-            self._places[value] = [Viewed(storage, View.dense(array.shape))]
+            self._put(value, Viewed(storage, View.dense(array.shape)))
         return self._places[value]
 
     def lies(self, value: str) -> bool:
@@ -82,7 +84,7 @@ class Values:
         else:
             made = Imaged.new(value, self._facts.image_in_blocks(value), spec.dtype)
             self.convert(self.strided(value), made)
-        self._places[value].append(made)
+        self._add(value, made)
         return made
 
     def blocked_constant(self, value: str, shape: tuple[int, int, int, int]) -> Imaged:
@@ -114,7 +116,7 @@ class Values:
         spec = self._facts.spec(value)
         made = Viewed.new(value, spec.shape, spec.dtype)
         self._copy(self.place(value), made)
-        self._places[value].append(made)
+        self._add(value, made)
         return made
 
     def _copy(self, source: Place, target: Viewed) -> None:
@@ -128,7 +130,7 @@ class Values:
 
     def enter(self, value: str) -> None:
         """Let a value be an input of the segment, row-major in memory that the caller gives."""
-        self._places[value] = [self._port(value)]
+        self._put(value, self._port(value))
 
     def leave(self, value: str) -> None:
         """Copy a value to where it leaves the segment, row-major in memory that the caller gives, unless it is there already."""
@@ -145,11 +147,12 @@ class Values:
 
     def define(self, value: str, place: Place) -> None:
         """Let a value be a view of memory that exists already."""
-        self._places[value] = [place]
+        self._put(value, place)
 
     def reserve(self, value: str, place: Place) -> None:
         """Say where the producer of a value shall make it."""
         self._reserved[value] = place
+        self._reserved_storages.add(place.storage)
 
     def reserved(self, value: str) -> Place | None:
         """Return where a value shall be made, or None where no place is reserved for it."""
@@ -194,8 +197,19 @@ class Values:
         return Storage(value, view.span, self._facts.spec(value).dtype, port=port)
 
     def _made(self, value: str, place: _P) -> _P:
-        self._places[value] = [place]
+        self._put(value, place)
         return place
+
+    def _put(self, value: str, place: Place) -> None:
+        """Note the place where a value lies."""
+        self._places[value] = []
+        self._add(value, place)
+
+    def _add(self, value: str, place: Place) -> None:
+        """Note one more place where a value lies."""
+        self._places[value].append(place)
+        until = self._dataflow.last_read(value)
+        self._needed_until[place.storage] = max(until, self._needed_until.get(place.storage, until))
 
     def _wanted(self, value: str) -> View:
         shape = self._facts.spec(value).shape
@@ -210,20 +224,17 @@ class Values:
         """Whether a value may be made there: a storage of its type, the segment's own, that no later node reads."""
         if storage.dtype != self._facts.spec(value).dtype:
             return False
-        if storage.constant is not None or storage.port or any(place.storage is storage for place in self._reserved.values()):
+        if storage.constant is not None or storage.port or storage in self._reserved_storages:
             return False
-        held = (name for name, places in self._places.items() if any(place.storage is storage for place in places))
-        return all(self._dataflow.last_read(name) <= self._calls.node for name in held)
+        return self._needed_until.get(storage, -1) <= self._calls.node
 
 
 def overwritable(operands: Sequence[Place], others: Sequence[Place] = ()) -> list[Place]:
     """Return the operands that a result may replace, element by element: no other operand shares their memory."""
-    return [
-        place
-        for place in operands
-        if all(other.storage is not place.storage for other in others)
-        and all(other.storage is not place.storage or other == place for other in operands)
-    ]
+    shared = {other.storage for other in others}
+    first: dict[Storage, Place] = {}
+    shared.update(place.storage for place in operands if first.setdefault(place.storage, place) != place)
+    return [place for place in operands if place.storage not in shared]
 
 
 def _has_rows(matrix: View) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.limits import Check, go_on
 from graph.passes.editor import Editor, sizes
 from kernels.errors import EdgewiseError
 from kernels.registry import evaluate, evaluation_bytes, find
@@ -11,16 +12,17 @@ from kernels.spec import Array, Spec
 SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs are smaller
 
 
-def fold_constants(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
+def fold_constants(graph: Graph, specs: Specs, limit_bytes: int, check: Check = go_on) -> Graph:
     """Replace nodes by their results. Random ops stay.
 
     Args:    limit_bytes: of all constants together. A node whose result would exceed it stays, and so does one whose result is
              larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result),
-             or takes much more memory to compute than it and they do.
+             or takes much more memory to compute than it and they do. check: called between nodes; what it raises ends the work.
     """
     editor = Editor(graph, specs)
     held_bytes = sizes(graph.constants)
     for node in graph.nodes:
+        check()
         values = _values(editor, node, limit_bytes - held_bytes)
         if values is None:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ SMALL_CONSTANT_BYTES = 4096  # larger constants are compared by name only
 def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
     """Keep the first of equal nodes. Random ops and control flow are never merged; graph outputs keep their names."""
     editor = Editor(graph, specs)
+    fixed = editor.outputs | editor.captured
     same = _equal_constants(graph)
     seen: dict[Hashable, str] = {}
     for name in [node.name for node in graph.nodes]:
@@ -27,16 +28,15 @@ def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
         inputs = tuple(same.get(value, value) for value in node.inputs)
         key = (node.op, inputs, _frozen(node.attrs))
         kept = editor.nodes[seen.setdefault(key, name)]
-        if kept is not node and _replaceable(editor, kept, node):
+        if kept is not node and _replaceable(editor, kept, node, fixed):
             editor.put(replace(kept, origins=origins(kept, node)))
             editor.replace_outputs(node, kept)
     return editor.finish()
 
 
-def _replaceable(editor: Editor, kept: Node, node: Node) -> bool:
-    """Whether `kept` writes every output of `node` that is read, and none of these has a name that must stay."""
+def _replaceable(editor: Editor, kept: Node, node: Node, fixed: Set[str]) -> bool:
+    """Whether `kept` writes every output of `node` that is read, and none of these has a name that must stay (`fixed`)."""
     read = [index for index, value in enumerate(node.outputs) if value and editor.is_read(value)]
-    fixed = editor.outputs | editor.captured
     return all(index < len(kept.outputs) and kept.outputs[index] and node.outputs[index] not in fixed for index in read)
 
 

@@ -31,6 +31,7 @@ class Editor:
         self.changed = False
         self._inputs = {port.name for port in graph.inputs}
         self._aliases: dict[str, str] = {}
+        self._early: dict[str, None] = {}  # names of nodes that `finish` puts first, the newest at the end
         self._producers: dict[str, str] = {}
         self._readers: dict[str, Counter[str]] = {}
         for node in graph.nodes:
@@ -87,7 +88,7 @@ class Editor:
     def put_early(self, node: Node) -> None:
         """Add a node that runs as soon as its inputs are computed, before other nodes that could run."""
         self.put(node)
-        self.nodes = {node.name: node, **self.nodes}
+        self._early[node.name] = None
 
     def drop(self, node: Node) -> None:
         """Remove a node, whose readers must have been given another value before."""
@@ -161,7 +162,8 @@ class Editor:
                 self.settle(name)
         read = {value for node in self.nodes.values() for value in node.reads()} | self.outputs
         constants = {name: array for name, array in self.constants.items() if name in read}
-        nodes = tuple(self.nodes.values())
+        early = [self.nodes[name] for name in reversed(self._early) if name in self.nodes]
+        nodes = (*early, *(node for name, node in self.nodes.items() if name not in self._early))
         defined = self._inputs | set(constants) | set(self._producers)
         return replace(self.graph, nodes=sort(nodes, defined), constants=constants)
 

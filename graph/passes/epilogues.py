@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
@@ -23,22 +24,34 @@ def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
     """
     editor = Editor(graph, specs)
     position = {value: index for index, node in enumerate(graph.nodes, 1) for value in node.writes()}
+    newest = {node.name: max(node.reads(), key=lambda value: position.get(value, 0), default="") for node in graph.nodes}
     for index, node in enumerate(graph.nodes, 1):
         host = editor.nodes.get(node.name)
         while host is not None:
-            host = _absorb(editor, host, index, position)
+            host = _absorb(editor, host, index, position, newest)
     return editor.finish()
 
 
-def _absorb(editor: Editor, host: Node, index: int, position: dict[str, int]) -> Node | None:
-    """The host with its reader in its epilogue, or None."""
+def _absorb(editor: Editor, host: Node, index: int, position: Mapping[str, int], newest: Mapping[str, str]) -> Node | None:
+    """Return the host with its reader in its epilogue, or None.
+
+    index: of the node that the host was in the graph, from 1. position: the same for the producer of each value.
+    newest: by node name, which of the values that it reads is made last. No other can be its host, so that of the producers of a
+    thousand operands only one looks at all of them.
+    """
     value = host.outputs[0]
     if len(host.epilogue) >= MAX_FUSED:
         return None
     if host.op in CONTROL_FLOW or find(host.op).view or not value or not editor.single_output(host):
         return None
     reader = editor.only_reader(value)
-    if reader is None or reader.op in CONTROL_FLOW or not _is_elementwise(reader) or not editor.single_output(reader):
+    if (
+        reader is None
+        or newest[reader.name] != value
+        or reader.op in CONTROL_FLOW
+        or not _is_elementwise(reader)
+        or not editor.single_output(reader)
+    ):
         return None
     spec = editor.specs.get(value)
     if spec is None or spec != editor.specs.get(reader.outputs[0]):

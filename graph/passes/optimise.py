@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.limits import Check, go_on
 from graph.passes.activations import find_activations
 from graph.passes.affine import fold_scales_and_shifts
 from graph.passes.attentions import find_attentions
@@ -56,16 +57,17 @@ class _Totals:
     nbytes: int
 
 
-def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
+def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on) -> Optimised:
     """Rewrite a graph for these input shapes. Names and order of its inputs and outputs stay.
 
+    check: called between passes and between nodes that are inferred or computed; what it raises ends the work.
     Epilogues are fused last, when no other pass changes anything, since they hide nodes from other passes. Elementwise ops move
     before views just ahead of that.
     """
-    run = _Run(graph, inputs)
+    run = _Run(graph, inputs, check)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
     passes: dict[str, Pass] = {
-        "constant-folding": partial(fold_constants, limit_bytes=limit_bytes),
+        "constant-folding": partial(fold_constants, limit_bytes=limit_bytes, check=check),
         "dead-code": remove_dead,
         "identities": remove_identities,
         "views": collapse_views,
@@ -95,20 +97,22 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec]) -> Optimised:
 class _Run:
     """The graph between passes, and what each pass removed so far."""
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, Spec]) -> None:
+    def __init__(self, graph: Graph, inputs: Mapping[str, Spec], check: Check) -> None:
         self.graph = graph
         self.inputs = inputs
-        self.specs = propagate(graph, inputs)
+        self.check = check
+        self.specs = propagate(graph, inputs, check=check)
         self.reports: dict[str, PassReport] = {}
         self._totals = _count(graph, self.specs)
 
     def apply(self, name: str, rewrite: Pass) -> None:
         """Run one pass. Where it changed the graph, infer its specs and note what was removed."""
         report = self.reports.setdefault(name, PassReport(name, 0, 0, 0))
+        self.check()
         graph = rewrite(self.graph, self.specs)
         if graph is self.graph:
             return
-        self.graph, self.specs = graph, propagate(graph, self.inputs)
+        self.graph, self.specs = graph, propagate(graph, self.inputs, check=self.check)
         before, after = self._totals, _count(graph, self.specs)
         self._totals = after
         self.reports[name] = PassReport(

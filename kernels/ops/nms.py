@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.errors import AttributeValueError, DTypeError, ShapeError, UnsupportedError
 from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import times
 from kernels.spec import Array, DType, Spec
+
+MAX_COMPARISONS = 2**31  # of boxes in one call: about a minute
 
 _F32, _INT64 = frozenset({np.dtype(np.float32)}), frozenset({np.dtype(np.int64)})
 
@@ -65,29 +67,71 @@ def run(
 def _select(
     boxes: Array, scores: Array, most: Array | None, iou: Array | None, least: Array | None, center_point_box: int
 ) -> Array:
-    """Select greedily, best score first, the first box of equals. One box is compared with all others at once."""
+    """Select greedily, best score first, the first box of equals. Raises UnsupportedError after MAX_COMPARISONS of boxes."""
     limit = 0 if most is None else int(most.item())
     overlap = 0.0 if iou is None else float(iou.item())
     found: list[tuple[int, int, int]] = []
     if limit <= 0:
         return np.zeros((0, 3), np.int64)
+    compared = 0
     for batch in range(len(boxes)):
-        low, high = _corners(boxes[batch], center_point_box)
-        area = (high - low).prod(1)
+        placed = _Boxes(*_corners(boxes[batch], center_point_box))
         for label, score in enumerate(scores[batch]):
-            left = np.argsort(-score, kind="stable")
+            order = np.argsort(-score, kind="stable")
             if least is not None:
-                left = left[score[left] > least.item()]
+                order = order[score[order] > least.item()]
+            left = np.zeros(len(score), np.bool_)
+            left[order] = True
             kept = 0
-            while left.size and kept < limit:
-                best, left = left[0], left[1:]
-                found.append((batch, label, int(best)))
-                kept += 1
-                common = np.clip(np.minimum(high[best], high[left]) - np.maximum(low[best], low[left]), 0, None).prod(1)
-                union = area[best] + area[left] - common
-                ratio = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-                left = left[ratio <= overlap]
+            for best in order:
+                if kept == limit:
+                    break
+                if left[best]:
+                    found.append((batch, label, int(best)))
+                    kept += 1
+                    left[best] = False
+                    compared += placed.remove_overlapping(best, left, overlap)
+                if compared > MAX_COMPARISONS:
+                    raise UnsupportedError(
+                        f"NonMaxSuppression: more than {MAX_COMPARISONS} comparisons of {boxes.shape[1]} boxes, the limit, lower "
+                        f"max_output_boxes_per_class ({limit}) or raise score_threshold"
+                    )
     return np.array(found, np.int64).reshape(-1, 3)
+
+
+class _Boxes:
+    """The boxes of one batch by their lower and upper corners, sorted along the axis on which they lie farther apart.
+
+    A box can overlap only those that begin before it ends, and not more than the longest length before it begins: few of many.
+    """
+
+    def __init__(self, low: Array, high: Array) -> None:
+        self._low, self._high = low, high
+        self._area = (high - low).prod(1)
+        finite = np.flatnonzero(np.isfinite(low).all(1) & np.isfinite(high).all(1))  # others overlap none
+        spans = [self._begins(finite, axis) for axis in range(2)]
+        self._axis = int(np.argmax([np.ptp(begins) / (longest or 1) if begins.size else 0 for begins, longest in spans]))
+        self._begin, self._longest = spans[self._axis]
+        order = np.argsort(self._begin, kind="stable")
+        self._begin, self._sorted = self._begin[order], finite[order]
+
+    def _begins(self, finite: Array, axis: int) -> tuple[Array, float]:
+        """Return where boxes begin along an axis and the length of the longest, in float64: rounding hides no neighbour."""
+        begins = self._low[finite, axis].astype(np.float64)
+        return begins, float((self._high[finite, axis] - begins).max(initial=0))
+
+    def remove_overlapping(self, best: int, left: Array, overlap: float) -> int:
+        """Clear `left` for the boxes that overlap box `best` by more than that. Returns the number of boxes looked at."""
+        begin, end = float(self._low[best, self._axis]), float(self._high[best, self._axis])
+        first, behind = np.searchsorted(self._begin, (begin - self._longest, end))
+        near = self._sorted[first:behind]
+        others = near[left[near]]
+        low, high = self._low, self._high
+        common = np.clip(np.minimum(high[best], high[others]) - np.maximum(low[best], low[others]), 0, None).prod(1)
+        union = self._area[best] + self._area[others] - common
+        ratio = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+        left[others[ratio > overlap]] = False
+        return len(near)
 
 
 def _corners(boxes: Array, center_point_box: int) -> tuple[Array, Array]:

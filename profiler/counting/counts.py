@@ -313,12 +313,12 @@ def _count_bodies(bare: OpProfile, bodies: Bodies, sources: _Sources) -> OpProfi
 
 
 class _Sources:
-    """The parameters that a constant derives from, and those that a node has read already."""
+    """The parameters that constants derive from, and those that a node has read already."""
 
     def __init__(self, graph: Graph, constants: frozenset[str], params: Params | None) -> None:
         self.params = params
-        self._behind: dict[str, frozenset[str]] = {}
-        self._claimed: set[str] = set()
+        self._behind: dict[str, tuple[str, ...]] = {}  # a constant that is computed -> what from
+        self._claimed: set[str] = set()  # parameters, and computed constants whose parameters all are
         self._learn(graph, constants)
 
     def inside(self, graph: Graph, constants: frozenset[str]) -> _Sources:
@@ -330,21 +330,22 @@ class _Sources:
         """Return the number of trainable parameters that these values derive from, without those claimed before."""
         if self.params is None:
             return 0
-        new = frozenset[str]().union(*(self._behind.get(name, frozenset()) for name in names)) - self._claimed
-        self._claimed |= new
-        return sum(self.params.by_value[name] for name in new)
+        claimed, waiting = 0, list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in self._claimed:
+                self._claimed.add(name)
+                claimed += self.params.by_value.get(name, 0)
+                waiting.extend(self._behind.get(name, ()))
+        return claimed
 
     def _learn(self, graph: Graph, constants: frozenset[str]) -> None:
         by_value = self.params.by_value if self.params is not None else {}
-        for name in graph.constants:
-            self._behind[name] = frozenset({name} & by_value.keys())
         for node in graph.nodes:
             for value in node.writes():
-                if value in by_value:
-                    self._behind[value] = frozenset({value})
-                elif value in constants:
-                    behind = (self._behind.get(name, frozenset()) for name in node.reads())
-                    self._behind[value] = frozenset[str]().union(*behind)
+                if value in constants and value not in by_value:
+                    self._behind[value] = tuple(node.reads())
+                    self._claimed.discard(value)  # another body may have a value of that name
 
 
 def _uncounted(ops: Iterable[OpProfile], prefix: str = "") -> Iterable[Uncounted]:

@@ -330,3 +330,11 @@ def test_a_missing_branch_is_refused() -> None:
     del proto.graph.node[0].attribute[1]
     with pytest.raises(EdgewiseError, match=r"If: attribute '(then|else)_branch' is missing, need a graph \(node 'choice'\)"):
         build(proto)
+
+
+def test_scan_over_strings() -> None:
+    """A slice of one string is an array too: numpy returned the string itself."""
+    inner = body([node("Identity", ["e"], ["f"])], [port("e", [], STRING)], [port("f", [], STRING)])
+    proto = make([node("Scan", ["x"], ["y"], body=inner, num_scan_inputs=1)], {"y": STRING}, inputs=[port("x", [2], STRING)])
+    words = np.array(["a", "bc"], object)
+    assert build(proto).run({"x": words})["y"].tolist() == ["a", "bc"]

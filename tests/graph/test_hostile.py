@@ -15,7 +15,7 @@ from graph.formats.registry import read
 from graph.limits import Limits
 from graph.passes.optimise import optimise
 from graph.shapes import bind, propagate
-from kernels.errors import EdgewiseError, ShapeError
+from kernels.errors import EdgewiseError, ShapeError, UnknownOpError
 from tests.graph.protos import model, relu
 
 
@@ -185,3 +185,9 @@ def test_mutated_models_never_escape_the_error_tree(proto: onnx.ModelProto) -> N
         except EdgewiseError:
             continue
     assert accepted  # the loop does reach the end for some
+
+
+def test_of_very_many_unknown_operators_some_are_named() -> None:
+    nodes = [helper.make_node(f"Strange{i}", ["x"], ["y" if i == 99 else f"v{i}"]) for i in range(100)]
+    with pytest.raises(UnknownOpError, match=r"^Strange0: no such operator.*; Strange19: [^;]*; and 80 more$"):
+        read(model(nodes))

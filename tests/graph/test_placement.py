@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph.placement import Block, bytes_by_step, fit, held_by_step, orders, place
+from graph.placement import Block, bytes_by_step, fit, fit_as_executed, held_by_step, orders, place
 
 
 @given(
@@ -41,3 +41,20 @@ def test_blocks_of_one_step_that_are_never_held_together_are_not_added():
 def test_a_block_that_is_held_beside_the_fullest_moment_only_is_in_no_step():
     assert held_by_step([Block(1, 0, 0), Block(2, 1, 1), Block(2, 2, 2)], [0, 0, 0]) == [None, (0, 0), None]
     assert held_by_step([], [0, 1]) == []
+
+
+@given(
+    st.lists(
+        st.builds(lambda size, first, more: Block(64 * size, first, first + more), st.integers(1, 9), *[st.integers(0, 9)] * 2),
+        max_size=40,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_execution_needs_no_comparison_with_all_blocks(blocks: list[Block]) -> None:
+    executed = dict(orders(blocks))["execution"]
+    assert fit_as_executed(blocks) == fit(blocks, executed)
+
+
+def test_very_many_blocks_are_placed_in_the_order_of_execution() -> None:
+    blocks = [Block(64 * (1 + i % 3), i, i + 1) for i in range(10_000)]
+    assert place(blocks, lower_bound_bytes=0) == ("execution", *fit_as_executed(blocks))

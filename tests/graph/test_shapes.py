@@ -37,7 +37,7 @@ def test_bind_by_shape_and_by_dim_agree() -> None:
         ({"z": (3, 4)}, None, r"input 'z' does not exist, the model has \['x'\]"),
         (None, {"time": 2}, "dimension 'time' does not exist"),
         (None, {"batch": -1}, "'batch' is -1"),
-        ({"x": (2**40, 4)}, None, "the limit is"),
+        ({"x": (2**40, 4)}, None, "the limits are"),
     ],
 )
 def test_bind_refuses(shapes, dims, says) -> None:

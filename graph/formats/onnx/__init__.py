@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graph.formats.registry import Format
 from graph.ir import Model
-from graph.limits import Limits
+from graph.limits import Check, Limits
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -22,10 +22,10 @@ def _holds(source: object) -> bool:
     return onnx is not None and isinstance(source, onnx.ModelProto)
 
 
-def _read(source: str | Path | bytes | ModelProto, limits: Limits, *, mapped: bool) -> Model:
+def _read(source: str | Path | bytes | ModelProto, limits: Limits, *, mapped: bool, check: Check) -> Model:
     from graph.formats.onnx.reader import read  # noqa: PLC0415  onnx and protobuf take 0.1 s to import
 
-    return read(source, limits, mapped=mapped)
+    return read(source, limits, mapped=mapped, check=check)
 
 
 FORMAT = Format("ONNX", (".onnx",), lambda head: head.startswith(_KEYS), _holds, _read)

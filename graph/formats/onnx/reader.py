@@ -7,6 +7,7 @@ the names they have in the file.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -22,28 +23,35 @@ from graph.formats.onnx.schema import check_kinds, check_types, op_name
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
-from graph.limits import Limits
+from graph.limits import Check, Limits, go_on
 from graph.mapped import release, require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
-from kernels.registry import find
+from kernels.registry import find, operators
 from kernels.spec import STRING, Array
 
 OLDEST_OPSET = 7
 _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
+_NAMED_OPS = 20  # in one message
 _DEFAULT_LIMITS = Limits()
 
 
-def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True) -> Model:
+def read(
+    source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMITS, *, mapped: bool = True, check: Check = go_on
+) -> Model:
     """Read and check a model.
 
     Args:    source: a path (external data is read from its folder only), the bytes of a file, or a ModelProto.
              mapped: large weights stay in their file, which must not be written to; else the file is read as a whole.
+             check: called between nodes and between tensors; what it raises ends the reading.
     Raises:  CorruptModelError, LimitError, UnsafePathError, CyclicGraphError, UnknownOpError (naming every unknown op),
              UnsupportedError; FileNotFoundError for a missing path.
     """
+    check()
     loaded = load(source, limits, mapped=mapped)
+    check()
     name, proto = loaded.name, parse(loaded)
+    check()
     if proto.functions:
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
@@ -52,13 +60,14 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     if not OLDEST_OPSET <= opset <= newest:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
-    reader = _GraphReader(tensors, opset, limits, loaded.weights)
+    reader = _GraphReader(tensors, opset, limits, loaded.weights, check)
     reader.refuse_unknown_ops(proto.graph)
-    graph = reader.graph(proto.graph, frozenset(), depth=0)
+    graph = reader.graph(proto.graph, None, depth=0)
     if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
         raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
     digest = loaded.digest
     for array in reader.external:
+        check()
         digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         release(array)
     files = (*loaded.files, *tensors.files.values())
@@ -75,10 +84,23 @@ def read(source: str | Path | bytes | ModelProto, limits: Limits = _DEFAULT_LIMI
     )
 
 
+class _Scope:
+    """The values that nodes of one graph may read: its own, and those of the graphs around it."""
+
+    def __init__(self, own: Set[str], outer: _Scope | None) -> None:
+        self._own, self._outer = own, outer
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._own or (self._outer is not None and value in self._outer)
+
+
 class _GraphReader:
     """Reads the graphs of one model and enforces the limits that hold for all of them together."""
 
-    def __init__(self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array]) -> None:
+    def __init__(
+        self, tensors: TensorReader, opset: int, limits: Limits, weights: Mapping[str, Array], check: Check = go_on
+    ) -> None:
+        self.check = check
         self.weights = weights  # raw data of the outermost graph's initializers that its message does not hold
         self.tensors = tensors
         self.opset = opset
@@ -87,27 +109,33 @@ class _GraphReader:
         self.initializers: set[str] = set()
         self.external: list[Array] = []
         self.node_names: set[str] = set()
+        self.copies: Counter[str] = Counter()  # of a node name: how many of its numbers are known to be taken
 
     def refuse_unknown_ops(self, proto: GraphProto) -> None:
-        """Raise UnknownOpError naming every operator that is not registered, each with the first node that uses it."""
+        """Raise UnknownOpError naming operators that are not registered, each with the first node that uses it.
+
+        Of very many, the first _NAMED_OPS are named.
+        """
         unknown: dict[str, str] = {}
         graphs = [proto]
         while graphs:
+            self.check()
             graph = graphs.pop()
             for node in graph.node:
                 op = op_name(node)
                 graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-                if op in CONTROL_FLOW or op == "Constant" or op in unknown:
-                    continue
-                try:
-                    find(op)
-                except UnknownOpError as error:
-                    unknown[op] = f"{error} (node {node.name!r})"
+                if op not in CONTROL_FLOW and op != "Constant" and op not in operators():
+                    unknown.setdefault(op, node.name)
         if unknown:
-            raise UnknownOpError("; ".join(unknown.values()))
+            named = [f"{_unknown(op)} (node {node!r})" for op, node in itertools.islice(unknown.items(), _NAMED_OPS)]
+            more = [f"and {len(unknown) - _NAMED_OPS} more"] if len(unknown) > _NAMED_OPS else []
+            raise UnknownOpError("; ".join(named + more))
 
-    def graph(self, proto: GraphProto, outer: frozenset[str], depth: int) -> Graph:
-        """Read a graph. outer: values of enclosing graphs, which nodes may read. depth: of nesting, 0 for the outermost."""
+    def graph(self, proto: GraphProto, outer: _Scope | None, depth: int) -> Graph:
+        """Read a graph.
+
+        Args: outer: values of the graphs around it, which nodes may read; None for the outermost. depth: of nesting, 0 there.
+        """
         name = proto.name or "graph"
         if depth > self.limits.depth:
             raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
@@ -124,9 +152,10 @@ class _GraphReader:
         self.nodes += len(proto.node)
         if self.nodes > self.limits.nodes:
             raise LimitError(f"graph: more than {self.limits.nodes} nodes, the limit nodes (graph {name!r})")
-        visible = outer | defined | {value for node in proto.node for value in node.output if value}
+        visible = _Scope(defined | {value for node in proto.node for value in node.output if value}, outer)
         nodes = []
         for index, node in enumerate(proto.node):
+            self.check()
             if op_name(node) == "Constant":
                 _define(defined, node.output[0] if node.output else "", f"Constant {node.name!r}")
                 constants[node.output[0]] = self._constant(node)
@@ -134,19 +163,21 @@ class _GraphReader:
                 nodes.append(self._node(node, index, visible, constants, depth))
         for writer, value in [(node, value) for node in nodes for value in node.writes()]:
             _define(defined, value, f"node {writer.name!r}")
-        _check_outputs(outputs, defined | outer, name)
-        return Graph(name, inputs, outputs, sort(nodes, defined | outer | set(constants)), constants)
+        known = _Scope(defined | set(constants), outer)
+        _check_outputs(outputs, known, name)
+        return Graph(name, inputs, outputs, sort(nodes, known), constants)
 
     def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
         constants: dict[str, Array] = {}
         for tensor in proto.initializer:
+            self.check()
             if not tensor.name or tensor.name in constants:
                 raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
             constants[tensor.name] = self._tensor(tensor, f"initializer {tensor.name!r}", weights.get(tensor.name))
         self.initializers.update(constants)
         return constants
 
-    def _node(self, proto: NodeProto, index: int, visible: frozenset[str], constants: dict[str, Array], depth: int) -> Node:
+    def _node(self, proto: NodeProto, index: int, visible: _Scope, constants: dict[str, Array], depth: int) -> Node:
         op = op_name(proto)
         name = self._unique(proto.name or f"{proto.op_type}_{index}")
         for value in proto.input:
@@ -181,10 +212,10 @@ class _GraphReader:
         return Node(name, op, tuple(inputs), outputs, bound, origins=(name,))
 
     def _unique(self, name: str) -> str:
-        unique, count = name, 1
+        unique = name
         while unique in self.node_names:
-            count += 1
-            unique = f"{name}#{count}"
+            self.copies[name] += 1
+            unique = f"{name}#{self.copies[name] + 1}"
         self.node_names.add(unique)
         return unique
 
@@ -207,7 +238,7 @@ class _GraphReader:
         if len(node.attribute) != 1:
             raise CorruptModelError(f"Constant: it has {len(node.attribute)} attributes, need one value ({where})")
         attribute = node.attribute[0]
-        value = self._attribute(attribute, where, frozenset(), 0)
+        value = self._attribute(attribute, where, None, 0)
         if attribute.name == "value" and isinstance(value, np.ndarray):
             return value
         dtypes = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
@@ -217,7 +248,7 @@ class _GraphReader:
             return np.array(value, STRING)
         raise UnsupportedError(f"Constant: attribute {attribute.name!r} is not supported ({where})")
 
-    def _attribute(self, proto: AttributeProto, node: str, visible: frozenset[str], depth: int) -> Any:
+    def _attribute(self, proto: AttributeProto, node: str, visible: _Scope | None, depth: int) -> Any:
         where = f"attribute {proto.name!r} of node {node!r}"
         if proto.ref_attr_name:
             raise CorruptModelError(f"attribute: it refers to {proto.ref_attr_name!r} outside of a function ({where})")
@@ -255,7 +286,16 @@ class _GraphReader:
         return Port(value.name, dtype, tuple(_dim(dim, where) for dim in tensor.shape.dim))
 
 
-def _check_outputs(outputs: tuple[Port, ...], defined: Set[str], graph: str) -> None:
+def _unknown(op: str) -> str:
+    """Return the message about an operator that is not registered, with the closest names that are."""
+    try:
+        find(op)
+    except UnknownOpError as error:
+        return str(error)
+    raise AssertionError(f"{op} is registered")
+
+
+def _check_outputs(outputs: tuple[Port, ...], defined: _Scope, graph: str) -> None:
     if not outputs:
         raise CorruptModelError(f"graph: it has no output (graph {graph!r})")
     for port in outputs:
@@ -270,7 +310,7 @@ def _define(defined: set[str], value: str, where: str) -> None:
 
 
 def _with_constants(
-    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: Set[str]
+    inputs: list[str], extra: Mapping[int, Array], node: str, constants: dict[str, Array], visible: _Scope
 ) -> list[str]:
     for position, array in extra.items():
         value = f"{node}/input_{position}"

@@ -88,9 +88,10 @@ def checked_shape(dims: Iterable[int], limits: Limits, subject: str) -> tuple[in
         raise CorruptModelError(f"tensor: dims are {list(shape)}, need sizes ≥ 0 ({subject})")
     if len(shape) > limits.rank:
         raise LimitError(f"tensor: rank is {len(shape)}, the limit is {limits.rank} ({subject})")
-    if math.prod(shape) > limits.tensor_elements:
+    elements = math.prod(size for size in shape if size)  # numpy refuses (0, 2⁶², 2⁶²), though it holds nothing
+    if elements > limits.tensor_elements:
         raise LimitError(
-            f"tensor: dims {list(shape)} make {math.prod(shape)} elements, the limit is {limits.tensor_elements} ({subject})"
+            f"tensor: dims {list(shape)} make {elements} elements, the limit is {limits.tensor_elements} ({subject})"
         )
     return shape
 

@@ -34,6 +34,8 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return reason
     if min(facts.spec(name).rank for name in node.inputs[:2]) < 2:
         return "one of its factors is a vector"
+    if not all(facts.spec(name).elements for name in node.inputs[:2]):
+        return "one of its factors is empty"
     if _addend(node) and not _takes_addend(node, facts):
         return "its addend is scaled and not a constant"
     return facts.refuses_epilogue(node)

@@ -107,3 +107,11 @@ def test_ops_of_several_operations_are_computed_by_the_kernel_before_them(isa, h
     feeds = {"x": normal(1, 5, 6, 7), **bounds}
     executor = check_native(proto, feeds, isa, oracle=in_numpy)
     assert len([call for call in calls_of(executor) if "copy" not in call.kernel.name]) == 1
+
+
+def test_an_expression_of_very_many_operands_is_refused() -> None:
+    """Compiling a kernel with 800 operands took most of a minute."""
+    names = tuple(f"v{n}" for n in range(129))
+    assert len(express(Node("n", "Sum", names[:128], ("y",)), spec, {}).operands) == 128
+    with pytest.raises(EmitError, match="it reads 129 operands, a kernel takes at most 128"):
+        express(Node("n", "Sum", names, ("y",)), spec, {})

@@ -16,7 +16,7 @@ from graph.run.executor import Executor
 from graph.shapes import bind
 from kernels.errors import UnsupportedError
 from tests.graph.native.nets import RNG, graph_of, image, normal, weights
-from tests.graph.oracle import NATIVE, calls_of, check, check_native, check_on, constant, ints, kernels, make, node, port
+from tests.graph.oracle import NATIVE, build, calls_of, check, check_native, check_on, constant, ints, kernels, make, node, port
 from tests.kernels.native.conftest import HOST_ISAS
 
 
@@ -413,3 +413,12 @@ def test_kernels_that_are_only_looked_at_are_those_that_run(isa):
     ready = optimise(graph, bind(graph, None))
     looked_at = Native(isa).kernels(ready.graph, ready.specs, 1, {})
     assert [kernel.name.partition("__")[0] for found in looked_at.values() for kernel in found] == kernels(calls_of(executor))
+
+
+def test_a_product_over_nothing_stays_in_numpy() -> None:
+    """Constants may be empty, where they are parameters: as a factor of a product they divided by zero."""
+    factors = [constant("a", np.ones((2, 0))), constant("b", np.ones((0, 3)))]
+    proto = make([node("Gemm", ["a", "b", "x"], ["y"])], ["y"], factors, [port("x", [3])])
+    executor = build(proto, native=NATIVE)
+    assert [step.algorithm.startswith("native") for step in executor.steps] == [False]
+    np.testing.assert_array_equal(executor.run({"x": np.arange(3, dtype=np.float32)})["y"], [[0, 1, 2]] * 2)
