@@ -7,11 +7,16 @@ InvalidError
 │   ├── UnsafePathError       external data lies outside the model's folder
 │   └── CyclicGraphError      nodes depend on one another in a cycle
 └── FeedError             the arrays given to a run do not fit the model's inputs
+
+EdgewiseError
+└── RunStoppedError       a run was ended before it was done; its data and its model may be valid
+    ├── RunCancelledError     the caller, or the service that ran it, gave it up
+    └── RunTimeoutError       its deadline passed
 """
 
 from __future__ import annotations
 
-from kernels.errors import InvalidError
+from kernels.errors import EdgewiseError, InvalidError
 
 
 class ModelError(InvalidError):
@@ -36,3 +41,15 @@ class CyclicGraphError(ModelError):
 
 class FeedError(InvalidError):
     """The arrays given to a run do not fit the model's inputs."""
+
+
+class RunStoppedError(EdgewiseError):
+    """A run was ended before it was done."""
+
+
+class RunCancelledError(RunStoppedError):
+    """A run was given up by its caller, or by the service that ran it."""
+
+
+class RunTimeoutError(RunStoppedError):
+    """The deadline of a run passed before it was done."""

@@ -17,12 +17,15 @@ from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
 from graph.order import without_unread
 from graph.run.blas import BlasThreads
+from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
 from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep
 from graph.timing import RunClock
 from kernels.errors import UnsupportedError
 from kernels.native.target.isa import available_cores
 from kernels.spec import Array, Spec
+
+WAIT_S = 0.05  # between looks at the bounds of a run that waits for another one to end
 
 __all__ = ["DYNAMIC", "VIEW", "Executor", "PreparedStep", "TimedRun"]
 
@@ -87,11 +90,21 @@ class Executor:
         """The activation memory that values take, and during which of `steps`."""
         return self._program.held
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Run once. feeds: every input by name. Returns every graph output by name, in new memory. Raises FeedError."""
-        arrays = check_feeds(self._ports, feeds)
-        with self._lock, self._blas, np.errstate(all="ignore"):
-            outputs = self._program.run(tuple(arrays.values()))
+    def run(self, feeds: Mapping[str, Any], bounds: RunBounds | None = None) -> dict[str, Array]:
+        """Run once.
+
+        Args:    feeds: every input by name. bounds: of this run; None = no deadline, and the default number of loop rounds.
+        Returns: every graph output by name, in new memory.
+        Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
+        """
+        arrays, bounds = check_feeds(self._ports, feeds), bounds or RunBounds()
+        while not self._lock.acquire(timeout=WAIT_S):
+            bounds.check()
+        try:
+            with self._blas, np.errstate(all="ignore"):
+                outputs = self._program.run(tuple(arrays.values()), bounds)
+        finally:
+            self._lock.release()
         return dict(zip(self._names, outputs, strict=True))
 
     def run_timed(self, feeds: Mapping[str, Any]) -> TimedRun:
