@@ -221,15 +221,17 @@ class Repository:
     def _replace(self, name: str, versions: _Versions) -> None:
         self._models = {**self._models, name: versions}
 
-    def unload(self, asked: str) -> None:
-        """Refuse new requests at once; running ones finish. Raises RequestError 400, 404."""
+    def unload(self, asked: str) -> list[Session]:
+        """Refuse new requests at once, and return the sessions that running ones may still hold. Raises RequestError 400, 404."""
         name = check_name(asked)
         with self._changing:
             if name not in self._models:
                 raise RequestError(404, f"Request for unknown model: '{name}' is not found")
-            self._replace(name, {served.version: _unloaded(served) for served in self._models[name].values()})
+            before = self._models[name]
+            self._replace(name, {served.version: _unloaded(served) for served in before.values()})
             self._settle()
         release()
+        return [served.session for served in before.values() if served.session is not None]
 
     def _settle(self) -> None:
         """Drop unloaded entries that no request holds any more."""

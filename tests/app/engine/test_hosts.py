@@ -17,10 +17,10 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from app.engine.batching import InferOptions
 from app.engine.hosts import ProcessHost
 from app.engine.policy import DynamicBatching, InstanceGroup
 from app.engine.port import Engine
+from app.engine.requests import InferOptions
 from app.engine.slab import Space
 from app.errors import RequestError
 from app.models.files import Card
