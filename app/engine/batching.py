@@ -82,6 +82,7 @@ class Batcher:
             raise
         finally:
             self._deliver_in_order()
+            del request  # an error holds this frame, and a request its error: together they would wait for the garbage collector
 
     def close(self, why: str) -> None:
         """Refuse all requests that wait and all that come, answer those that run, and stop their runs, which keep their cores.
@@ -297,7 +298,7 @@ class Batcher:
         except UnbuiltError:
             self._put_back(batch)
         except (DeviceLostError, RunStoppedError) as error:
-            self._fail(batch, error)
+            self._fail(batch, type(error)(str(error)))  # without the frames that it came through, which hold tensors
         except Exception as error:  # noqa: BLE001  any error of a run is its requests' answer
             await self._run_singly(batch, error)
         else:
