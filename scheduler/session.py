@@ -182,9 +182,9 @@ class Session:
         """Run once.
 
         Args:    feeds: every input by name.
-                 timeout_s: seconds from now after which the run is ended; None = it may take any time. It ends between two of
-                 its steps, or two rounds of a loop: a step that has begun, the native part of a model as one, is not
-                 interrupted, and neither is building code for new shapes.
+                 timeout_s: seconds from now after which the run is ended; None = it may take any time. It ends between two
+                 kernels or two rounds of a loop: a kernel that has begun is not interrupted, and neither is building code
+                 for new shapes.
         Returns: every output by name, the caller's own arrays.
         Raises:  FeedError; RunTimeoutError after `timeout_s`; LimitError for loops that do not end.
         """

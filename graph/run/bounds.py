@@ -1,7 +1,7 @@
 """What bounds one run: its deadline, the rounds of its loops, the memory it allocates, and cancelling from another thread.
 
-A run asks its bounds between two steps and between two rounds of a loop. A step that has begun is not interrupted: neither a
-kernel of numpy nor a native segment, which may be a whole model.
+A run asks its bounds between two steps and between two rounds of a loop, and a native segment looks at their stop word between
+two kernels. A kernel that has begun, native or of numpy, is not interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ ARRAY_BYTES = 128  # that numpy takes for an array beside its elements
 class RunBounds:
     """The bounds of one run, shared by all that computes for it: its steps, and the bodies of If, Loop and Scan at any depth.
 
-    Any thread may call `cancel`, `take` and `give`; the other methods belong to the thread of the run.
+    Any thread may call `cancel`, `ring`, `take` and `give`; the other methods belong to the thread of the run.
+
+    watched: whether `check` may raise now; a step reads it and nothing else. stop: int32[1], not 0 once the run is to end, which
+    native segments read.
 
     Args: deadline_ns: when the run must have ended, on the clock of `time.monotonic_ns`; None = it may take any time.
           rounds: that all loops of the run may make together, nested ones included.
@@ -32,13 +35,25 @@ class RunBounds:
           steps may take at a time, all together; None = no limit but the one of a single value (`graph.shapes.MAX_VALUE_BYTES`).
     """
 
-    __slots__ = ("_began_ns", "_held_bytes", "_lock", "_reason", "_rounds", "deadline_ns", "memory_bytes", "rounds", "watched")
+    __slots__ = (
+        "_began_ns",
+        "_held_bytes",
+        "_lock",
+        "_reason",
+        "_rounds",
+        "deadline_ns",
+        "memory_bytes",
+        "rounds",
+        "stop",
+        "watched",
+    )
 
     def __init__(self, deadline_ns: int | None = None, *, rounds: int = MAX_ROUNDS, memory_bytes: int | None = None) -> None:
         self.deadline_ns = deadline_ns
         self.rounds = rounds
         self.memory_bytes = memory_bytes
-        self.watched = deadline_ns is not None  # whether `check` can raise: read before it, since most runs need no more
+        self.watched = False
+        self.stop: Array = np.zeros(1, np.int32)
         self._began_ns = time.monotonic_ns()
         self._reason = ""
         self._rounds = 0
@@ -53,7 +68,12 @@ class RunBounds:
     def cancel(self, reason: str) -> None:
         """End the run before its next step. reason: why, for the error that the run raises; the first one counts."""
         self._reason = self._reason or reason
+        self.ring()
+
+    def ring(self) -> None:
+        """Make the run `check` before its next step. `graph.run.alarm` calls it at the deadline."""
         self.watched = True
+        self.stop[0] = 1
 
     def check(self) -> None:
         """Raise RunCancelledError if the run was cancelled, RunTimeoutError if its deadline has passed."""

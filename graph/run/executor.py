@@ -16,6 +16,7 @@ from graph.ir import Graph, Port, Specs
 from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
 from graph.order import without_unread
+from graph.run.alarm import shared_alarm
 from graph.run.blas import BlasThreads
 from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
@@ -98,10 +99,11 @@ class Executor:
         Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
         """
         arrays, bounds = check_feeds(self._ports, feeds), bounds or RunBounds()
+        bounds.check()
         while not self._lock.acquire(timeout=WAIT_S):
             bounds.check()
         try:
-            with self._blas, np.errstate(all="ignore"):
+            with shared_alarm().set_for(bounds), self._blas, np.errstate(all="ignore"):
                 outputs = self._program.run(tuple(arrays.values()), bounds)
         finally:
             self._lock.release()

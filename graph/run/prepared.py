@@ -187,7 +187,7 @@ class PreparedGraph:
             yield call if segment is None else self._segment_call(position.node, segment, timed_as=at)
 
     def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
-        """Make the call of a native segment, which runs to its end whatever its run's bounds say meanwhile.
+        """Make the call of a native segment, which the bounds of its run end between two kernels.
 
         timed_as: the position to keep clock readings under; None for an untimed call.
         """
@@ -197,7 +197,10 @@ class PreparedGraph:
         arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
 
         def call() -> None:
-            segment.run(arena, [np.ascontiguousarray(slots[i]) for i in read], [slots[i] for i in written], threads)
+            inputs, bounds = [np.ascontiguousarray(slots[i]) for i in read], self._bounds
+            segment.run(arena, inputs, [slots[i] for i in written], threads, bounds.stop)
+            if bounds.watched:  # it may have ended early
+                bounds.check()
 
         if timed_as is None:
             return call

@@ -13,7 +13,7 @@ from graph.run.executor import Executor
 from kernels.errors import EdgewiseError
 from kernels.spec import Spec
 from tests.graph.loops import nested_loops
-from tests.graph.oracle import BOOL, FLOAT, INT64, STRING, X, body, build, constant, make, node, port
+from tests.graph.oracle import BOOL, FLOAT, INT64, NATIVE, STRING, X, body, build, constant, make, node, port
 
 F32 = np.dtype(np.float32)
 F4K = Spec((1024,), F32)
@@ -61,22 +61,26 @@ def test_a_deadline_ends_nested_loops() -> None:
 
 def test_a_deadline_that_has_passed_starts_no_step() -> None:
     executor = build(make([node("Relu", ["x"], ["y"], "only")], ["y"]))
-    with pytest.raises(RunTimeoutError, match=r"\(node 'only'\)"):
+    executor._program._calls = [lambda: pytest.fail("it was started")]
+    with pytest.raises(RunTimeoutError):
         executor.run({"x": X}, RunBounds(time.monotonic_ns()))
+
+
+def test_a_deadline_that_does_not_pass_changes_nothing() -> None:
+    executor = build(make([node("Relu", ["x"], ["y"], "only")], ["y"]))
     assert executor.run({"x": X}, RunBounds(time.monotonic_ns() + 10**12))["y"].shape == X.shape
 
 
-def test_the_clock_is_read_for_a_deadline_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_do_not_read_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     executor = nested(50)
     executor.run(ZERO)  # which prepares the body
     unbounded, bounded = RunBounds(), RunBounds(time.monotonic_ns() + 10**12)
     reads = []
     real = time.monotonic_ns
-    monkeypatch.setattr(time, "monotonic_ns", lambda: reads.append(1) or real())
+    monkeypatch.setattr(time, "monotonic_ns", lambda: reads.append(threading.get_ident()) or real())
     executor.run(ZERO, unbounded)
-    assert reads == []
     executor.run(ZERO, bounded)
-    assert len(reads) == 1 + 50 * 3  # the loop itself, then in each round: its start, and its two steps
+    assert reads.count(threading.get_ident()) == 1  # before the run that has a deadline
 
 
 def test_a_run_is_cancelled_from_another_thread() -> None:
@@ -84,6 +88,36 @@ def test_a_run_is_cancelled_from_another_thread() -> None:
     threading.Timer(0.1, bounds.cancel, ["its client left"]).start()
     with pytest.raises(RunCancelledError, match=r"run: cancelled, its client left \(node"):
         executor.run(ZERO, bounds)
+
+
+@pytest.fixture(scope="module")
+def chain() -> Executor:
+    """Products of x by w, one after another, as one native segment of 107 GFLOP."""
+    if NATIVE is None:
+        pytest.skip("needs the native backend")
+    nodes = [node("MatMul", ["x" if not n else f"v{n}", "w"], [f"v{n + 1}" if n < 399 else "y"]) for n in range(400)]
+    executor = build(make(nodes, ["y"], inputs=[port(name, [512, 512]) for name in ("x", "w")]), native=NATIVE, threads=1)
+    assert len(executor._program._positions) == 1
+    return executor
+
+
+SQUARE = {"x": np.ones((512, 512), np.float32), "w": np.full((512, 512), 1 / 512, np.float32)}
+
+
+@pytest.mark.parametrize(("ends", "kind"), [("deadline", RunTimeoutError), ("cancelled", RunCancelledError)])
+def test_a_native_segment_ends_between_two_kernels(chain: Executor, ends: str, kind: type[EdgewiseError]) -> None:
+    """In less than half of the processor's time of a whole run, though it is one step. The next run is whole."""
+    began_s = time.process_time()
+    expected = chain.run(SQUARE)["y"]
+    whole_s = time.process_time() - began_s
+    bounds = RunBounds(time.monotonic_ns() + 50_000_000) if ends == "deadline" else RunBounds()
+    if ends == "cancelled":
+        threading.Timer(0.05, bounds.cancel, ["its client left"]).start()
+    began_s = time.process_time()
+    with pytest.raises(kind):
+        chain.run(SQUARE, bounds)
+    assert time.process_time() - began_s < whole_s / 2
+    np.testing.assert_array_equal(chain.run(SQUARE, RunBounds(time.monotonic_ns() + 10**12))["y"], expected)
 
 
 def test_the_first_reason_of_cancelling_counts() -> None:

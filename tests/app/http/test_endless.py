@@ -197,7 +197,7 @@ def test_sigterm_ends_a_service_whose_run_does_not_end(tmp_path: Path, models: P
 
 @MODES
 def test_sigterm_ends_a_service_that_is_in_native_code(tmp_path: Path, models: Path, workers: str) -> None:
-    """One native segment of minutes, between whose steps no run is stopped."""
+    """One native segment of minutes."""
     width = 2048
     (models / "endless.onnx").write_bytes(slow_model(repeats=1000, width=width))
     matrix = np.zeros((width, width), np.float32)
