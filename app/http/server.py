@@ -31,7 +31,7 @@ from app.settings import Settings
 
 log = structlog.get_logger("edgewise.service")
 
-
+LAST_READ_S = 1.0  # for clients to read why their requests were cancelled, once all work has ended
 EXIT_S = 4.0  # after the grace period and the drain: the process is ended
 EXIT_CODE = 70  # of a process that is ended so: "internal software error" in sysexits.h
 GIL_S = 0.5  # later still, for a process whose threads do not let go of the interpreter
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
         while asyncio.get_running_loop().time() < ends and self._signals < 2 and not self.force_exit:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
-        ends = asyncio.get_running_loop().time() + self._service.settings.linger_s
+        ends = asyncio.get_running_loop().time() + min(self._service.settings.linger_s, LAST_READ_S)
         while self.server_state.connections and asyncio.get_running_loop().time() < ends and not self.force_exit:
             await asyncio.sleep(0.05)  # clients read why their requests were cancelled
         log.info("stopped")
