@@ -25,7 +25,7 @@ from kernels.spec import STRING, Array, DType
 from scheduler.session import Session, SessionLimits
 
 WAIT_S = 0.05  # between looks at the bounds of a run that waits for a session
-RELEASE_S = 1.0  # after a run of a model that was dropped: by then its answer has gone out, and nothing holds its memory
+RELEASE_S = 1.0  # after a model was dropped, or a run of it has ended: by then its last answer is out, and holds no memory of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,7 @@ class LoadedModels:
         with self._lock:
             self._models.pop(number, None)
         release()
+        _release_later()
 
     def arena_bytes(self, number: int) -> int:
         """Return the bytes of activations that a model keeps; 0 if it is not loaded."""

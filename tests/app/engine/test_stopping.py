@@ -173,9 +173,8 @@ def test_a_run_ends_when_its_model_was_unloaded(tmp_path: Path, workers: int) ->
     asyncio.run(work())
 
 
-def test_the_memory_of_a_run_comes_back_after_its_model_was_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_run_comes_back_after_its_model_was_dropped(tmp_path: Path) -> None:
     """Its arena is in reference cycles: it is collected once the run has ended, not only when the model is dropped."""
-    monkeypatch.setattr("app.engine.loaded.RELEASE_S", 0.1)
     entry = stuck(tmp_path)
 
     async def work() -> None:
