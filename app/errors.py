@@ -5,15 +5,15 @@ EdgewiseError (kernels.errors)
 └── UnbuiltError          a run was not started: the code for its shapes has to be built first. Never reaches a client
 
 NotFoundError → 404, ConflictError and StalePlanError → 409, InvalidError and UnsupportedError → 400, CallerQueueFullError → 429,
-DeviceLostError, LoadStoppedError, OutOfMemoryError, QueueFullError and StoreError → 503. Messages name models, tensors and
-values, never paths of this host.
+DeviceLostError, LoadStoppedError, OutOfMemoryError, RunCancelledError, QueueFullError and StoreError → 503,
+RunTimeoutError → 504. Messages name models, tensors and values, never paths of this host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graph.errors import LoadStoppedError
+from graph.errors import LoadStoppedError, RunCancelledError, RunTimeoutError
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, OutOfMemoryError, UnsupportedError
 from scheduler.errors import CallerQueueFullError, ConflictError, NotFoundError, QueueFullError, StalePlanError, StoreError
 
@@ -45,6 +45,8 @@ _STATUS: tuple[tuple[type[EdgewiseError], int], ...] = (
     (CallerQueueFullError, 429),
     (QueueFullError, 503),
     (LoadStoppedError, 503),
+    (RunCancelledError, 503),
+    (RunTimeoutError, 504),
 )
 
 

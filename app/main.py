@@ -29,6 +29,8 @@ from scheduler.jobs import KINDS, Kind
 
 log = structlog.get_logger("edgewise.service")
 
+START_S = 0.5  # for models that still load when the service stops
+
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,7 +46,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     for task in keeping:
         task.cancel()
-    await starting
+    await asyncio.wait([starting], timeout=START_S)
     service.engine.stop()
     await asyncio.to_thread(service.close)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -35,6 +36,9 @@ from scheduler.store import Store
 
 log = structlog.get_logger("edgewise.service")
 
+JOB_S = 1.0  # for a job to stop once the service is closed, beside what is left of the drain
+QUICK_S = 0.5  # for short questions to the database to be answered
+
 
 class Service:
     """The parts of one service, opened and closed together.
@@ -45,6 +49,7 @@ class Service:
 
     def __init__(self, settings: Settings, telemetry: Telemetry, kinds: Mapping[str, Kind] = KINDS) -> None:
         self.settings, self.kinds, self._telemetry = settings, kinds, telemetry
+        self._closes_at = 0.0
         limits = ModelLimits(settings.max_models, settings.max_model_bytes, settings.max_arena_bytes, settings.load_timeout_s)
         self.storage = storage = Storage(
             settings.db,
@@ -75,7 +80,7 @@ class Service:
         )
         self.listeners = Listeners(settings.max_listeners)
 
-        self.health = Health(repository, self.journal, strict=settings.strict_ready)
+        self.health = Health(repository, self.journal, engine.overdue, strict=settings.strict_ready)
         self.statistics, self.traces = Statistics(), TraceSettings()
         self.drift = DriftWatch(self._open_store, retune=settings.retune)
         self.metrics = Metrics(self.statistics, repository, engine, self.journal, self.drift)
@@ -103,11 +108,18 @@ class Service:
         """Write the journal and look whether the database answers, every second for as long as the service runs."""
         await self.journal.keep(self.quick_calls.call, self._open_store)
 
+    def begin_drain(self, seconds: float) -> None:
+        """Report not ready, and let loads and the running job stop meanwhile. seconds: until the service is closed, at most."""
+        self._closes_at = time.monotonic() + seconds
+        self.health.begin_drain()
+        self.repository.stop("the server is stopping")
+        self.local_jobs.stop()
+
     def close(self) -> None:
-        """Wait for running work, then close the database. Blocks."""
-        self.local_jobs.close()
+        """Wait for running work, within bounds, then close the database. Blocks."""
+        self.local_jobs.close(max(JOB_S, self._closes_at - time.monotonic()))
         self.engine.close()
-        self.quick_calls.close()
+        self.quick_calls.close(QUICK_S)
         self.repository.close()
         self._telemetry.close()
         if self.storage.opened is not None:

@@ -79,7 +79,10 @@ class Settings(BaseSettings):
         description="Memory that each engine process shares with the service: this much for requests, and again for replies.",
     )
     run_timeout_s: float = Field(
-        120, gt=0, le=86_400, description="Time after which an engine process that is still running one batch is killed."
+        120,
+        gt=0,
+        le=86_400,
+        description="Time after which the run of a batch is stopped; an engine process that does not stop then is killed.",
     )
     queue_limit: int = Field(256, ge=1, le=100_000, description="Most inferences that wait; further ones are refused with 503.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Size of a request body, also after decompression.")
@@ -140,7 +143,11 @@ class Settings(BaseSettings):
     grace_s: float = Field(
         5, ge=0, description="On SIGTERM: time to report not ready while still serving, for load balancers to notice."
     )
-    drain_s: int = Field(30, ge=1, description="On SIGTERM, after the grace period: time for running requests to end.")
+    drain_s: int = Field(
+        30,
+        ge=1,
+        description="Time for running requests to end: after the grace period of SIGTERM, and of an unloaded model.",
+    )
     strict_ready: bool = Field(False, description="Whether a model that failed to load makes the server not ready.")
     otlp_endpoint: str = Field("", description="OTLP/HTTP URL for traces, as in http://collector:4318/v1/traces; off when unset.")
     max_upload_bytes: int = Field(2**30, ge=0, description="Size of an uploaded model file; 0 = no uploads.")

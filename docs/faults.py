@@ -99,6 +99,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("Queue full", "KServe issue 4247", "more than may wait", proof="tests/app/engine/test_port.py::test_a_full_queue_is_503"),
     Fault("Deadline in the queue", "Triton queue policy", "a timeout of 1 µs", proof="tests/app/engine/test_port.py::test_a_deadline_in_the_queue_is_503"),
     Fault("Abandoned request", "vLLM issue 10087", "a client that goes away", proof="tests/app/engine/test_port.py::test_abandoned_requests_leave_the_queue"),
+    Fault("Endless model", "loops in ONNX", "three nested loops of 999,999 rounds", proof="tests/app/http/test_endless.py::test_a_run_ends_with_its_client_and_another_model_answers"),
+    Fault("Endless model", "loops in ONNX", "SIGTERM while it runs", proof="tests/app/http/test_endless.py::test_sigterm_ends_a_service_whose_run_does_not_end"),
     Fault("DNS rebinding", REMOTE, "Host of another site", 421, "Host header", b"GET /v2 HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"),
     Fault("Write from another site", REMOTE, "Origin of another site", 403, "Origin header", post(tensor(), Origin="http://evil.example")),
     Fault("DNS rebinding", REMOTE, "a Host that begins like an allowed one", 400, "is not a host", b"GET /v2 HTTP/1.1\r\nHost: [::1].evil.example\r\nConnection: close\r\n\r\n"),

@@ -9,7 +9,10 @@ InvalidError
 └── FeedError             the arrays given to a run do not fit the model's inputs
 
 EdgewiseError
-└── LoadStoppedError      reading a model, or making it ready, was given up before it was done: the model may be valid
+├── LoadStoppedError      reading a model, or making it ready, was given up before it was done: the model may be valid
+└── RunStoppedError       a run was ended before it was done; its data and its model may be valid
+    ├── RunCancelledError     the caller, or the service that ran it, gave it up
+    └── RunTimeoutError       its deadline passed
 """
 
 from __future__ import annotations
@@ -43,3 +46,15 @@ class FeedError(InvalidError):
 
 class LoadStoppedError(EdgewiseError):
     """Reading a model, or making it ready, was given up before it was done."""
+
+
+class RunStoppedError(EdgewiseError):
+    """A run was ended before it was done."""
+
+
+class RunCancelledError(RunStoppedError):
+    """A run was given up by its caller, or by the service that ran it."""
+
+
+class RunTimeoutError(RunStoppedError):
+    """The deadline of a run passed before it was done."""

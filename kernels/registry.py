@@ -149,7 +149,7 @@ class Op:
         Raises ShapeError for missing or extra inputs, and for an output whose shape no array can have though its bytes are few.
         """
         try:
-            inspect.signature(self.infer).bind(*inputs, **attrs)
+            _signature(self.infer).bind(*inputs, **attrs)
         except TypeError as error:
             raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {error}") from None
         for position, name in _required_inputs(self.infer):
@@ -266,6 +266,11 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
     "tuple[str, ...]": _all(str),
     "Array": lambda value: isinstance(value, np.ndarray),
 }
+
+
+@functools.cache
+def _signature(infer: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(infer)
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from graph.limits import Check, go_on
 from graph.mapped import require_unchanged
 from graph.native.engine import find_native
 from graph.passes.optimise import optimise
+from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
 from graph.shapes import bind
@@ -185,13 +188,20 @@ class Session:
         """Bytes of the model, of the arenas kept for its shapes, and of its packed weights."""
         return self.model.nbytes + self._ready.arena_bytes
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Run once. feeds: every input by name. Returns every output by name, the caller's own arrays.
+    def run(self, feeds: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Array]:
+        """Run once.
 
-        Raises: FeedError; LimitError for shapes that need more memory than the limits allow, before it is allocated;
-                OutOfMemoryError where the process or the system has no more now; errors of the model's operators.
+        Args:    feeds: every input by name.
+                 timeout_s: seconds from now after which the run is ended; None = it may take any time. It ends between two
+                 kernels or two rounds of a loop: a kernel that has begun is not interrupted, and neither is building code
+                 for new shapes.
+        Returns: every output by name, the caller's own arrays.
+        Raises:  FeedError; RunTimeoutError after `timeout_s`; LimitError for loops that do not end, and for shapes that need more
+                 memory than the limits allow, before it is allocated; OutOfMemoryError where the process or the system has no
+                 more now; errors of the model's operators.
         """
-        return self.executor(feeds).run(feeds)
+        bounds = RunBounds(None if timeout_s is None else _deadline_ns(timeout_s))
+        return self.executor(feeds).run(feeds, bounds)
 
     def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
         """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
@@ -258,6 +268,12 @@ def _usable(plan: Plan, model: Model) -> Plan:
     if reason := plan.staleness(local_fingerprint(), current_build()):
         raise StalePlanError(f"session: {reason}, plan again")
     return plan
+
+
+def _deadline_ns(timeout_s: float) -> int:
+    if not 0 < timeout_s < math.inf:
+        raise AttributeValueError(f"session: timeout_s is {timeout_s}, need a number of seconds above 0, or None for no limit")
+    return time.monotonic_ns() + round(timeout_s * 1e9)
 
 
 def _checked_threads(threads: int) -> int:

@@ -2,8 +2,8 @@
 
 The rules are those of Triton's dynamic batcher. A batch is formed when cores are free, not before, so that it grows while it has
 to wait anyway. A request is never split. A request that was cancelled or has expired is not computed. When a run fails because of
-its data, its requests run again one by one, so that a bad request harms no other; when the engine process is lost, all requests
-of the batch fail and may be retried. A batch whose shapes have no compiled code yet returns to the queue until they have it,
+its data, its requests run again one by one, so that a bad request harms no other; when the run was stopped, or its engine process
+lost, all requests of the batch fail. A batch whose shapes have no compiled code yet returns to the queue until they have it,
 while other batches run. Nothing here knows of HTTP, models or processes: the clock, the cores and the run function are passed in.
 """
 
@@ -15,149 +15,15 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from app.engine.curve import BatchCurve
 from app.engine.policy import NS_PER_US, DynamicBatching
+from app.engine.requests import Batch, Bucket, Clock, InferOptions, Outcome, Ran, Request, Timer
 from app.errors import RequestError, UnbuiltError
+from graph.errors import RunStoppedError
 from kernels.errors import DeviceLostError, EdgewiseError
 from kernels.spec import Array
 
 MAX_AUTOMATIC_DELAY_NS = 10_000_000  # a measured curve alone holds a batch no longer than this
-
-
-@dataclass(frozen=True, slots=True)
-class InferOptions:
-    """Options of one request. priority: 0 = the model's default, 1 = the highest. deadline_ns: on the monotonic clock."""
-
-    priority: int = 0
-    deadline_ns: int | None = None
-    request_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A request's own rows of its batch's outputs, and how the run went.
-
-    batch_rows: rows of the whole batch. plan_id: the plan that the run followed; "default" = each op's default strategy.
-    alone: the request shared neither its run nor the cores.
-    """
-
-    outputs: dict[str, Array]
-    queue_ns: int
-    compute_ns: int
-    batch_rows: int
-    plan_id: str
-    alone: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """Result of running a batch: the outputs of each request, in order. alone: nothing else was computed meanwhile."""
-
-    outputs: Sequence[dict[str, Array]]
-    compute_ns: int
-    plan_id: str = "default"
-    alone: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Bucket:
-    """Requests that may share a run: every input has the same dtype and, but for the rows (axis 0), the same shape.
-
-    sizes: the batch sizes that may be run, ascending; empty = each request runs by itself. paying: the largest size that has
-    proven faster per row. waiting_rows: rows of the requests in the queue. building: batch sizes whose code is being built, each
-    with the requests that wait for it. built: batch sizes whose code was built. Should that code be evicted before the next run,
-    the run builds it itself, so that every shape gets its turn where more shapes are in use than a model keeps.
-    """
-
-    sizes: tuple[int, ...] = ()
-    paying: int = 1
-    curve: BatchCurve = field(default_factory=BatchCurve)
-    waiting_rows: int = 0
-    building: dict[int, list[Request]] = field(default_factory=dict)
-    built: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request in the queue or in a run. answer: resolved exactly once, with an Outcome or an error."""
-
-    feeds: dict[str, Array]
-    rows: int
-    bucket: Bucket
-    level: int
-    arrived_ns: int
-    expires_ns: int | None
-    rejects: bool  # on expiry the request is refused; else it moves behind the others
-    answer: asyncio.Future[Outcome]
-    started_ns: int = 0
-    parked: bool = False  # waits until its code is built
-    timer: Timer | None = None
-    ready: Outcome | BaseException | None = None  # the result, held back until earlier requests have theirs
-
-    @property
-    def gone(self) -> bool:
-        """Whether its client no longer waits: answered or cancelled."""
-        return self.answer.done()
-
-    @property
-    def runnable(self) -> bool:
-        """Whether it can run now: no code that it needs is being built."""
-        return not self.parked and self.rows not in self.bucket.building
-
-
-class Batch:
-    """Requests that share one run. `on_abandoned` is called when no client waits for any of them before the run ends."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.requests = requests
-        self.build = False  # build missing code within the run
-        self.on_abandoned: Callable[[], None] | None = None
-
-    @property
-    def rows(self) -> int:
-        """Number of rows of all its requests together."""
-        return sum(request.rows for request in self.requests)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the batch's inputs, by name; axis 0 has the rows of all its requests."""
-        feeds = self.requests[0].feeds
-        if len(self.requests) == 1:
-            return {name: feed.shape for name, feed in feeds.items()}
-        return {name: (self.rows, *feed.shape[1:]) for name, feed in feeds.items()}
-
-    @property
-    def deadline_ns(self) -> int | None:
-        """Time on the monotonic clock when all its requests have expired; None where one of them never is refused."""
-        found = [r.expires_ns for r in self.requests if r.expires_ns is not None and r.rejects]
-        return max(found) if len(found) == len(self.requests) else None
-
-    def check(self) -> None:
-        """Call `on_abandoned` where no client waits any more."""
-        abandoned = self.on_abandoned
-        if abandoned is not None and all(request.gone for request in self.requests):
-            self.on_abandoned = None
-            abandoned()
-
-
-class Timer(Protocol):
-    """A scheduled call, as returned by `Clock.call_at`."""
-
-    def cancel(self) -> None:
-        """Cancel the call."""
-
-
-class Clock(Protocol):
-    """Monotonic time, and calls scheduled on it."""
-
-    def now_ns(self) -> int:
-        """Return the monotonic time in nanoseconds."""
-
-    def call_at(self, when_ns: int, work: Callable[[], None]) -> Timer:
-        """Call `work` at that time."""
 
 
 Lease = Callable[[Callable[[], int]], AbstractAsyncContextManager[None]]
@@ -185,9 +51,9 @@ class Batcher:
         self._turns: set[asyncio.Task[None]] = set()
         self._builds: set[asyncio.Task[None]] = set()
         self._claimed = False  # a turn waits for cores and takes a batch when it has them
-        self._running: set[Batch] = set()
+        self._running: dict[Batch, asyncio.Task[None] | None] = {}  # each with its turn
         self._hold: Timer | None = None
-        self._closed = False
+        self._closed = ""  # why no more requests are taken
 
     @property
     def queued(self) -> int:
@@ -212,21 +78,32 @@ class Batcher:
             self._withdraw(request)
             for batch in self._running:
                 batch.check()
-            self._deliver_in_order()
             self._pump()
             raise
+        finally:
+            self._deliver_in_order()
+            del request  # an error holds this frame, and a request its error: together they would wait for the garbage collector
 
-    def close(self) -> None:
-        """Refuse all requests that wait and all that come."""
-        self._closed = True
-        error = RequestError(503, f"Server is stopping, model '{self.name}' takes no requests", {"Retry-After": "1"})
+    def close(self, why: str) -> None:
+        """Refuse all requests that wait and all that come, answer those that run, and stop their runs, which keep their cores.
+
+        why: the beginning of the message, as in "Server is stopping".
+        """
+        self._closed = why
+        error = self._refusal("takes no requests")
         for request in list(self._waiting()):
             self._withdraw(request)
             self._answer(request, error)
-        for task in [*self._turns, *self._builds]:
+        for batch in self._running:
+            self._fail(batch, self._refusal("was interrupted"))
+            batch.stop(why)
+        for task in self._turns - set(self._running.values()) | self._builds:
             task.cancel()
         if self._hold is not None:
             self._hold.cancel()
+
+    def _refusal(self, what: str) -> RequestError:
+        return RequestError(503, f"{self._closed}, model '{self.name}' {what}", {"Retry-After": "1"})
 
     async def drained(self) -> None:
         """Wait until all runs and builds under way have ended."""
@@ -238,14 +115,15 @@ class Batcher:
         level = self.policy.level(options.priority)
         limits = self.policy.queue_policy(level)
         if self._closed:
-            raise RequestError(503, f"Server is stopping, model '{self.name}' takes no requests", {"Retry-After": "1"})
+            raise self._refusal("takes no requests")
         if limits.max_queue_size and len(self._levels[level]) + len(self._delayed[level]) >= limits.max_queue_size:
             raise RequestError(
                 503, f"Exceeds maximum queue size of {limits.max_queue_size} for model '{self.name}'", {"Retry-After": "1"}
             )
         expires_ns = limits.expires_ns(now_ns, options.deadline_ns)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        request = Request(feeds, rows, bucket, level, now_ns, expires_ns, limits.timeout_action == "REJECT", answer)
+        rejects, deadline_ns = limits.timeout_action == "REJECT", limits.run_deadline_ns(options.deadline_ns)
+        request = Request(feeds, rows, bucket, level, now_ns, expires_ns, rejects, deadline_ns, answer)
         if expires_ns is not None and expires_ns <= now_ns and request.rejects:
             raise self._late(request)
         self._levels[level].append(request)
@@ -406,7 +284,7 @@ class Batcher:
                 self._claimed = False
 
     async def _run_batch(self, batch: Batch) -> None:
-        self._running.add(batch)
+        self._running[batch] = asyncio.current_task()
         for request in batch.requests:
             request.started_ns = self._clock.now_ns()
         try:
@@ -414,12 +292,13 @@ class Batcher:
             if len(ran.outputs) != len(batch.requests):
                 raise EdgewiseError(f"batch: outputs of {len(ran.outputs)} requests, it had {len(batch.requests)}")
         except asyncio.CancelledError:
-            self._fail(batch, RequestError(503, f"Server is stopping, model '{self.name}' was interrupted", {"Retry-After": "1"}))
+            self._closed = self._closed or "Server is stopping"
+            self._fail(batch, self._refusal("was interrupted"))
             raise
         except UnbuiltError:
             self._put_back(batch)
-        except DeviceLostError as error:
-            self._fail(batch, error)
+        except (DeviceLostError, RunStoppedError) as error:
+            self._fail(batch, type(error)(str(error)))  # without the frames that it came through, which hold tensors
         except Exception as error:  # noqa: BLE001  any error of a run is its requests' answer
             await self._run_singly(batch, error)
         else:
@@ -429,7 +308,7 @@ class Batcher:
                 alone = ran.alone and len(batch.requests) == 1
                 self._answer(request, Outcome(outputs, queue_ns, ran.compute_ns, batch.rows, ran.plan_id, alone))
         finally:
-            self._running.discard(batch)
+            self._running.pop(batch, None)
 
     def _put_back(self, batch: Batch) -> None:
         """Return a batch to the front of the queue until its code is built."""
@@ -469,7 +348,7 @@ class Batcher:
 
     async def _run_singly(self, batch: Batch, error: Exception) -> None:
         """Run each request alone, to find the one that makes the batch fail."""
-        self._running.discard(batch)
+        self._running.pop(batch, None)
         if len(batch.requests) == 1:
             self._fail(batch, error)
             return

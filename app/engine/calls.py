@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from app.engine.threads import WorkThreads
 from app.errors import RequestError
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class Calls:
     """A bounded thread pool, used from one event loop. Slow and quick work get one each, so that neither waits for the other."""
 
     def __init__(self, name: str, threads: int = THREADS, limit: int = LIMIT) -> None:
-        self._pool = ThreadPoolExecutor(threads, name)
+        self._pool = WorkThreads(threads, name)
         self._limit = limit
         self.working = 0
 
@@ -36,6 +36,7 @@ class Calls:
     def _worked(self, _: object) -> None:
         self.working -= 1
 
-    def close(self) -> None:
-        """Wait for running calls and drop those that wait."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, timeout_s: float) -> bool:
+        """Drop the calls that wait and wait for running ones, at most that long. Returns whether they have ended."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return self._pool.join(timeout_s)

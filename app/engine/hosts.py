@@ -13,20 +13,21 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
 import structlog
 
-from app.engine.batching import Batch, Ran
 from app.engine.link import CONTROL_THREADS, ProcessLink, split
-from app.engine.loaded import DROPPED, DroppedError, LoadedModels
+from app.engine.loaded import LoadedModels
 from app.engine.messages import Done, FollowPlan, LoadModel, ModelFile, Order, PrepareShapes, ProveRows, Shapes
+from app.engine.requests import Batch, Ran
+from app.engine.threads import WorkThreads
 from app.errors import RequestError
 from graph.budget import ProcessMemory
 from graph.ir import Model
+from graph.run.bounds import RunBounds
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, UnsupportedError
 from kernels.spec import Array
 from scheduler.plan import InputShape
@@ -64,19 +65,22 @@ class ModelHost(Protocol):
         """Build the code for these input shapes."""
 
     async def run(self, number: int, batch: Batch) -> Ran:
-        """Run a batch. Raises DeviceLostError when the process that ran it has died."""
+        """Run a batch until its end or `batch.ends_ns`.
+
+        Raises: DeviceLostError when the process that ran it has died; RunStoppedError when the run was stopped.
+        """
 
     def arena_bytes(self, number: int, /) -> int:
         """Return the bytes of activations that a model keeps in the service's process."""
 
     def drop(self, number: int) -> None:
-        """Unload a model."""
+        """Unload a model. Its runs are stopped already."""
 
     def close(self) -> None:
         """Stop, on the event loop and without waiting."""
 
-    def wait(self) -> None:
-        """Block until it has stopped. On any thread."""
+    def wait(self, timeout_s: float) -> bool:
+        """Block until it has stopped, at most that long. Returns whether it has. On any thread."""
 
 
 class ProcessHost:
@@ -140,7 +144,7 @@ class ProcessHost:
         return 0
 
     def drop(self, number: int) -> None:
-        """Unload a model. Without any other model the process is ended."""
+        """Unload a model. Without any other model the process is ended, and what it still runs with it."""
         self.models.pop(number, None)
         self._loads.pop(number, None)
         self._plans.pop(number, None)
@@ -148,7 +152,7 @@ class ProcessHost:
         self._aside.pop(number, None)
         if self._link is None:
             return
-        if self.models or self._link.in_flight:
+        if self.models:
             self._link.drop(number)
         else:  # gives all of its memory back
             self._link.close()
@@ -164,8 +168,9 @@ class ProcessHost:
             self._link.close()
         self._link, self._starting, self._loads = None, None, {}
 
-    def wait(self) -> None:
+    def wait(self, _timeout_s: float) -> bool:
         """Return at once: `close` has killed the process."""
+        return True
 
     async def _ask(self, link: ProcessLink, number: int, order: Callable[[int], Order]) -> Done:
         """Send slow work, at most CONTROL_THREADS at once. It goes on when the caller is cancelled."""
@@ -280,7 +285,7 @@ class ServiceHost:
         self._loads: dict[int, asyncio.Future[None]] = {}
         self._control = asyncio.Semaphore(CONTROL_THREADS)
         self._closed = False
-        self._threads = ThreadPoolExecutor(threads + CONTROL_THREADS, "edgewise-engine")
+        self._threads = WorkThreads(threads + CONTROL_THREADS, "edgewise-engine")
 
     async def load(self, number: int, file: ModelFile, model: Model, plans: Plans, /) -> None:
         """Run the model as the service has read it."""
@@ -318,17 +323,10 @@ class ServiceHost:
 
     async def run(self, number: int, batch: Batch) -> Ran:
         """See `ModelHost`."""
-        abandoned: list[bool] = []
-        batch.on_abandoned = lambda: abandoned.append(True)
-
-        def check() -> None:
-            late = batch.deadline_ns is not None and time.monotonic_ns() >= batch.deadline_ns
-            if abandoned or late:
-                raise DroppedError(DROPPED)
-
-        parts = [request.feeds for request in batch.requests]
+        parts, bounds = [request.feeds for request in batch.requests], RunBounds(batch.ends_ns)
         await self.ready(number)
-        computed = await self._call(lambda: self._loaded_models.run(number, _joined(parts), check, build=batch.build))
+        with batch.stoppable(bounds.cancel):
+            computed = await self._call(lambda: self._loaded_models.run(number, _joined(parts), bounds, build=batch.build))
         return Ran(split(computed.outputs, [request.rows for request in batch.requests]), computed.compute_ns, computed.plan_id)
 
     def arena_bytes(self, number: int, /) -> int:
@@ -347,9 +345,9 @@ class ServiceHost:
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def wait(self) -> None:
-        """Block until running work has ended."""
-        self._threads.shutdown(wait=True)
+    def wait(self, timeout_s: float) -> bool:
+        """See `ModelHost`. What has not ended then is left behind, on threads that hold nothing up."""
+        return self._threads.join(timeout_s)
 
     async def _slowly(self, work: Callable[[], T]) -> T:
         """See `ProcessHost._ask`."""

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 
 import structlog
 
-from app.engine.batching import Batch, Batcher, Bucket, InferOptions, Outcome, Ran, Timer
+from app.engine.batching import Batcher
 from app.engine.budget import Account, CoreBudget
 from app.engine.hosts import ModelHost
 from app.engine.messages import ModelFile
+from app.engine.overdue import OverdueRuns
 from app.engine.policy import AUTOMATIC, Rules, ladder
+from app.engine.requests import Batch, Bucket, InferOptions, Outcome, Ran, Timer
 from app.errors import RequestError
 from app.settings import Settings
 from graph.ir import Model
@@ -68,12 +70,13 @@ class Shared:
     """Settings and resources that all lanes of an engine share.
 
     forecast: predicts nanoseconds of a run by rows, given a session, threads and input shapes by rows.
-    alone: tells whether a run had the machine for itself.
+    overdue: the runs that do not end. alone: tells whether a run had the machine for itself.
     """
 
     settings: Settings
     budget: CoreBudget
     forecast: Forecast
+    overdue: OverdueRuns
     alone: Alone = field(default_factory=Alone)
 
 
@@ -106,6 +109,7 @@ class Lane:
         self._buckets: OrderedDict[tuple[bool, tuple[tuple[int, ...], ...]], Bucket] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._growing: set[Bucket] = set()
+        self._closed = False
         host.models[number] = self.file  # at once: the next lane is placed on the host with fewer models
         self._session = weakref.ref(session)  # which owns the lane
         self.end: weakref.finalize[..., Session] | None = None
@@ -120,7 +124,9 @@ class Lane:
             yield
 
     async def _run(self, batch: Batch) -> Ran:
-        with self._shared.alone.run() as alone:
+        last_ns = time.monotonic_ns() + round(self._shared.settings.run_timeout_s * 1e9)
+        batch.ends_ns = ends_ns = last_ns if batch.deadline_ns is None else min(last_ns, batch.deadline_ns)
+        with self._shared.alone.run() as alone, self._shared.overdue.watch(self.file.name, batch, ends_ns):
             ran = await self.host.run(self.number, batch)
             return replace(ran, alone=alone())
 
@@ -245,9 +251,12 @@ class Lane:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def close(self) -> None:
-        """Refuse the requests that wait, and unload the model."""
-        self.batcher.close()
+    def close(self, why: str = "It was unloaded") -> None:
+        """Refuse the requests that wait, stop the runs, and unload the model. why: see `Batcher.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        self.batcher.close(why)
         for task in list(self._tasks):
             task.cancel()
         self.host.drop(self.number)

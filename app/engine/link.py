@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.engine.batching import Batch, Ran
 from app.engine.messages import (
     CancelRun,
     Done,
@@ -33,6 +32,7 @@ from app.engine.messages import (
     error_of,
     frame,
 )
+from app.engine.requests import Batch, Ran
 from app.engine.slab import Slab, Space, anonymous_file, layout, view, write
 from app.errors import RequestError
 from kernels.errors import DeviceLostError, EdgewiseError
@@ -40,6 +40,7 @@ from kernels.spec import Array
 
 ROOT = Path(__file__).parents[2]
 START_S = 60.0  # a process that has not answered by then is given up
+STOP_S = 0.5  # for a run to end at its deadline by itself, before its process is killed
 EXIT_S = 0.2  # how long to wait for the exit status of a process whose socket closed
 FLUSH_S = 0.02  # how long freed reply space may wait for the next run to report it
 FLUSH_BYTES = 4 * 2**20  # how much freed reply space may wait
@@ -145,12 +146,10 @@ class ProcessLink:
             else:
                 write(self._requests, region, tensors, texts, groups)
             inputs = dict(zip(names, tensors, strict=True))
-            self._send(RunBatch(number, model, region, nbytes, inputs, batch.deadline_ns, batch.build, self._take_freed()))
-            batch.on_abandoned = lambda: self._send(CancelRun(number))
-            batch.check()
-            reply = await self._reply(number, model, timeout_s)
+            self._send(RunBatch(number, model, region, nbytes, inputs, batch.ends_ns, batch.build, self._take_freed()))
+            with batch.stoppable(lambda reason: self._send(CancelRun(number, reason))):
+                reply = await self._reply(number, model, timeout_s)
         finally:
-            batch.on_abandoned = None
             self._give(region)
         if not isinstance(reply, RunResult):
             raise DeviceLostError("engine: the reply to a run is not a result")
@@ -170,11 +169,11 @@ class ProcessLink:
         self._lose("engine: it was closed")
 
     async def _reply(self, number: int, model: int, timeout_s: float) -> Reply:
-        """Wait for a reply. A process that does not reply in time is killed."""
+        """Wait for a reply. A process that does not reply in time, and within STOP_S after that, is killed."""
         if self.lost:
             raise DeviceLostError(self.lost)
         hangs = f"engine: no answer within {timeout_s:g} s, the process was killed (EDGEWISE_RUN_TIMEOUT_S)"
-        watchdog = self._loop.call_later(timeout_s, self._lose, hangs)
+        watchdog = self._loop.call_later(timeout_s + STOP_S, self._lose, hangs)
         call = _Call(self._loop.create_future(), model, watchdog)
         self._calls[number] = call
         reply = await call.answer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,13 @@ from graph.budget import ProcessMemory
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
+from graph.run.bounds import RunBounds
 from kernels.errors import DeviceLostError
 from kernels.spec import STRING, Array, DType
 from scheduler.session import Session, SessionLimits
 
-DROPPED = "Request timeout expired: the run had not started, and no client waits for it any more"
-
-
-class DroppedError(DeviceLostError):
-    """A run was not started, because no client waits for it any more."""
+WAIT_S = 0.05  # between looks at the bounds of a run that waits for a session
+RELEASE_S = 1.0  # after a model was dropped, or a run of it has ended: by then its last answer is out, and holds no memory of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,7 @@ class LoadedModels:
         with self._lock:
             self._models.pop(number, None)
         release()
+        _release_later()
 
     def arena_bytes(self, number: int) -> int:
         """Return the bytes of activations that a model keeps; 0 if it is not loaded."""
@@ -121,33 +121,46 @@ class LoadedModels:
         for session in self._find(number).sessions:
             session.executor({port.name: _blank(shapes[port.name], port.dtype) for port in session.inputs})
 
-    def run(self, number: int, feeds: Mapping[str, Array], check: Callable[[], None], *, build: bool) -> Computed:
+    def run(self, number: int, feeds: Mapping[str, Array], bounds: RunBounds, *, build: bool) -> Computed:
         """Run a model once.
 
-        Args:   check: called before anything is computed; raises DroppedError if no client waits any more.
-                build: build missing code for these shapes here.
-        Raises: UnbuiltError if code is missing and `build` is False; DeviceLostError if the model is not loaded.
+        Args:   bounds: of the run; the wait for a session and the building of code count. build: build missing code here.
+        Raises: UnbuiltError if code is missing and `build` is False; DeviceLostError if the model is not loaded; RunStoppedError
+                where the bounds end the run.
         """
         loaded = self._find(number)
-        check()
-        session = loaded.idle.get()
+        session = _idle_session(loaded, bounds)
         try:
-            check()
             ready = session.ready(feeds) if build else session.built(feeds)
             if ready is None:
                 raise UnbuiltError("engine: the code for these shapes has to be built first")
-            check()
             began_ns = time.perf_counter_ns()
-            outputs = ready.executor.run(feeds)
+            outputs = ready.executor.run(feeds, bounds)
             return Computed(outputs, time.perf_counter_ns() - began_ns, ready.plan_id)
         finally:
             loaded.idle.put(session)
+            if number not in self._models:
+                _release_later()
 
     def _find(self, number: int) -> _LoadedModel:
         loaded = self._models.get(number)
         if loaded is None:
             raise DeviceLostError(f"engine: model {number} is not loaded")
         return loaded
+
+
+def _idle_session(loaded: _LoadedModel, bounds: RunBounds) -> Session:
+    """Wait for a session that no other run uses. Raises RunStoppedError where the bounds end the run."""
+    while True:
+        bounds.check()
+        with contextlib.suppress(queue.Empty):
+            return loaded.idle.get(timeout=WAIT_S)
+
+
+def _release_later() -> None:
+    timer = threading.Timer(RELEASE_S, release)
+    timer.daemon = True
+    timer.start()
 
 
 def _blank(shape: tuple[int, ...], dtype: DType) -> Array:

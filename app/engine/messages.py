@@ -9,6 +9,7 @@ import msgspec
 
 from app.engine.slab import Tensor
 from app.errors import UnbuiltError
+from graph.errors import RunCancelledError, RunTimeoutError
 from kernels.errors import DeviceLostError, EdgewiseError, InvalidError, OutOfMemoryError, UnsupportedError, exhausted
 
 MAX_MESSAGE_BYTES = 80 * 2**20  # a plan may be 64 MiB of JSON
@@ -69,7 +70,7 @@ class PrepareShapes(msgspec.Struct, frozen=True, tag=True):
 class RunBatch(msgspec.Struct, frozen=True, tag=True):
     """Run a batch.
 
-    region, nbytes: where its inputs lie in shared memory. deadline_ns: on the monotonic clock; a later start is refused.
+    region, nbytes: where its inputs lie in shared memory. ends_ns: when the run must have ended, on the monotonic clock.
     build: build missing code within the run, rather than refuse. freed: regions of replies that were read.
     """
 
@@ -78,15 +79,16 @@ class RunBatch(msgspec.Struct, frozen=True, tag=True):
     region: int
     nbytes: int
     inputs: dict[str, Tensor]
-    deadline_ns: int | None
+    ends_ns: int | None
     build: bool
     freed: list[int]
 
 
 class CancelRun(msgspec.Struct, frozen=True, tag=True):
-    """Do not start the run with this number."""
+    """End the run with this number, or do not start it. reason: why."""
 
     id: int
+    reason: str
 
 
 class DropModel(msgspec.Struct, frozen=True, tag=True):
@@ -136,6 +138,8 @@ _KINDS: dict[str, type[EdgewiseError]] = {
     "lost": DeviceLostError,
     "unbuilt": UnbuiltError,
     "memory": OutOfMemoryError,
+    "cancelled": RunCancelledError,
+    "late": RunTimeoutError,
     "failed": EdgewiseError,
 }
 _ENCODER = msgspec.msgpack.Encoder()

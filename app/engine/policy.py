@@ -30,6 +30,13 @@ class QueuePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return own
         return deadline_ns if own is None else min(own, deadline_ns)
 
+    def run_deadline_ns(self, deadline_ns: int | None) -> int | None:
+        """Return when the run of a request must have ended; None = no matter when. deadline_ns: the client's own.
+
+        It counts where it ends the wait of the request too. The default timeout is one of the queue alone.
+        """
+        return deadline_ns if self.allow_timeout_override and self.timeout_action == "REJECT" else None
+
 
 class DynamicBatching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How requests wait to be batched.

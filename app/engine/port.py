@@ -12,24 +12,31 @@ import contextlib
 import itertools
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from app.engine.batching import InferOptions, Outcome
+import structlog
+
 from app.engine.budget import CoreBudget
 from app.engine.calls import Calls
 from app.engine.hosts import ModelHost, ProcessHost, ServiceHost
-from app.engine.lane import Lane, Servable, Shapes, Shared
+from app.engine.lane import Lane, LoopClock, Servable, Shapes, Shared
+from app.engine.overdue import OverdueRuns
+from app.engine.requests import InferOptions, Outcome
 from app.errors import RequestError
 from app.settings import Settings
 from graph.budget import ProcessMemory
+from graph.errors import RunCancelledError
 from graph.run.feeds import check_feeds
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
 from scheduler.plan import Plan
 from scheduler.session import Session, available_cores
 
+log = structlog.get_logger("edgewise.engine")
 T = TypeVar("T")
+
+CLOSE_S = 1.0  # for running work to end once it was told to
 
 
 def _unforeseen(_session: Session, _threads: int, _shapes: Mapping[int, Shapes]) -> Mapping[int, float]:
@@ -51,7 +58,7 @@ class Engine:
     ) -> None:
         cores = available_cores()
         self._forecast = forecast
-        self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee)
+        self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee, OverdueRuns(LoopClock()))
         self._calls = Calls("edgewise-work")
         self._here = ServiceHost(cores, memory or ProcessMemory(settings.process_limit_bytes))
         self._processes = [ProcessHost(cores, settings.shared_bytes, settings.run_timeout_s) for _ in range(settings.workers)]
@@ -91,7 +98,8 @@ class Engine:
 
         Args:   feeds: every input by name.
         Raises: FeedError for feeds that are not the model's inputs; RequestError 503 if the model is not loaded, the queue is
-                full, the request has expired, its process died or the service stops; errors of the model's operators.
+                full, the request has expired, its process died, the model was unloaded or the service stops; RunTimeoutError
+                where its run is not done in time; errors of the model's operators.
         """
         session = served.session
         if session is None:
@@ -106,7 +114,7 @@ class Engine:
         self._inferring += 1
         try:
             return await self._lane(served, session).submit(arrays, options)
-        except DeviceLostError as error:
+        except (DeviceLostError, RunCancelledError) as error:
             raise RequestError(503, str(error), {"Retry-After": "1"}) from None
         finally:
             self._inferring -= 1
@@ -123,7 +131,11 @@ class Engine:
         """Start loading a model before a request needs it. From any thread, without waiting."""
         session = served.session
         if session is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._lane, served, session)
+            self._loop.call_soon_threadsafe(self._preload, served, session)
+
+    def _preload(self, served: Servable, session: Session) -> None:
+        if not self._stopped:
+            self._lane(served, session)
 
     async def load(self, served: Servable) -> None:
         """Load a model and wait until its host has it or has failed to; `infer` then raises the error."""
@@ -170,23 +182,35 @@ class Engine:
             return self._here
         return min(self._processes, key=lambda process: len(process.models))
 
+    def retire(self, sessions: Iterable[Session]) -> None:
+        """Give the requests of models that were unloaded `drain_s` to end, then stop their runs. On the event loop."""
+        for session in sessions:
+            if (lane := self._lanes.get(session)) is not None:
+                asyncio.get_running_loop().call_later(self._shared.settings.drain_s, lane.close)
+
+    @property
+    def overdue(self) -> OverdueRuns:
+        """The runs that have not ended though their deadline has passed."""
+        return self._shared.overdue
+
     def stop(self) -> None:
-        """Refuse all requests, and end the engine processes. On the event loop, without waiting."""
+        """Refuse all requests, stop what runs, and end the engine processes. On the event loop, without waiting."""
         self._stopped = True
         for lane in list(self._lanes.values()):
             if lane.end is not None:
                 lane.end.detach()
-            lane.close()
+            lane.close("Server is stopping")
         self._lanes.clear()
         self._here.close()
         for process in self._processes:
             process.close()
 
     def close(self) -> None:
-        """Wait for running work, after `stop`. On any thread."""
+        """Wait for running work, after `stop`, but not longer than CLOSE_S. On any thread."""
         self._stopped = True
-        self._here.wait()
-        self._calls.close()
+        ended = [self._here.wait(CLOSE_S / 2), self._calls.close(CLOSE_S / 2)]
+        if not all(ended):
+            log.warning("work left behind", reason=f"it has not ended within {CLOSE_S:g} s")
 
 
 def _from_any_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

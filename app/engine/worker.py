@@ -16,12 +16,11 @@ import signal
 import socket
 import sys
 import threading
-import time
 
 import structlog
 
 from app import logs
-from app.engine.loaded import DROPPED, DroppedError, LoadedModels
+from app.engine.loaded import LoadedModels
 from app.engine.messages import (
     CancelRun,
     Done,
@@ -41,6 +40,7 @@ from app.engine.messages import (
 )
 from app.engine.slab import Slab, Space, layout, view, write
 from graph.errors import LimitError
+from graph.run.bounds import RunBounds
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
 
@@ -59,8 +59,7 @@ class EngineWorker:
         self._room = threading.Condition()
         self._models = LoadedModels()
         self._reading, self._writing = threading.Lock(), threading.Lock()
-        self._open: set[int] = set()  # numbers of runs that are not finished
-        self._cancelled: set[int] = set()
+        self._runs: dict[int, RunBounds] = {}  # by the numbers of the runs that are not finished
 
     def serve(self, threads: int) -> None:
         """Carry out orders on that many threads until the service closes the socket."""
@@ -81,12 +80,13 @@ class EngineWorker:
     def _note(self, order: Order) -> None:
         """Note what must be known before the next order is read, since later orders refer to it."""
         if isinstance(order, RunBatch):
-            self._open.add(order.id)
+            self._runs[order.id] = RunBounds(order.ends_ns)
             self._free(order.freed)
         elif isinstance(order, LoadModel):
             self._models.expect(order.model)
-        elif isinstance(order, CancelRun) and order.id in self._open:
-            self._cancelled.add(order.id)
+        elif isinstance(order, CancelRun):
+            if (bounds := self._runs.get(order.id)) is not None:
+                bounds.cancel(order.reason)
         elif isinstance(order, FreeReplies):
             self._free(order.regions)
 
@@ -119,20 +119,14 @@ class EngineWorker:
         return self._run(order)
 
     def _run(self, order: RunBatch) -> RunResult:
-        def check() -> None:
-            late = order.deadline_ns is not None and time.monotonic_ns() >= order.deadline_ns
-            if late or order.id in self._cancelled:
-                raise DroppedError(DROPPED)
-
         try:
             region = self._requests.bytes_at(order.region, order.nbytes)
             feeds = {name: view(region, tensor) for name, tensor in order.inputs.items()}
-            computed = self._models.run(order.model, feeds, check, build=order.build)
+            computed = self._models.run(order.model, feeds, self._runs[order.id], build=order.build)
             groups = [[output] for output in computed.outputs.values()]
             return self._place(order.id, list(computed.outputs), groups, computed.compute_ns, computed.plan_id)
         finally:
-            self._open.discard(order.id)
-            self._cancelled.discard(order.id)
+            del self._runs[order.id]
 
     def _place(self, number: int, names: list[str], groups: list[list[Array]], compute_ns: int, plan_id: str) -> RunResult:
         """Copy the outputs into shared memory, waiting for space. Raises LimitError for outputs larger than all of it."""

@@ -25,7 +25,6 @@ log = structlog.get_logger("edgewise.jobs")
 
 IDLE_S = 1.0  # between looks at the queue; a job posted to this service is taken at once
 RETRY_S = 5.0  # after an error of the database
-CLOSE_S = 20.0  # for a running job to stop
 OWNER = f"service {platform.node()}:{os.getpid()}"
 
 
@@ -93,14 +92,18 @@ class LocalJobs:
         """Look at the queue now, since a job was posted."""
         self._wake.set()
 
-    def close(self) -> None:
-        """Put the running job back as soon as it can stop, and end the thread. A job that cannot stop in time loses its lease."""
+    def stop(self) -> None:
+        """Take no more jobs, and put the running one back as soon as it can stop. Does not wait."""
         self._closing.set()
         self._wake.set()
         if (worker := self._worker) is not None:
             worker.close()
+
+    def close(self, timeout_s: float) -> None:
+        """Stop and wait for the thread, at most that long. A job that cannot stop in time loses its lease."""
+        self.stop()
         if self._thread.is_alive():
-            self._thread.join(CLOSE_S)
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         while not self._closing.is_set():

@@ -294,18 +294,22 @@ class Repository:
             bounds.check()
             self._models = {**self._models, name: versions}
 
-    def unload(self, asked: str) -> None:
-        """Refuse new requests at once; running ones finish, and a load of it in progress stops. Raises RequestError 400, 404."""
+    def unload(self, asked: str) -> list[Session]:
+        """Refuse new requests at once, and stop a load of it in progress. Raises RequestError 400, 404.
+
+        Returns the sessions that running requests may still hold.
+        """
         name = check_name(asked)
         with self._changing:
             if name not in self._models:
                 raise RequestError(404, f"Request for unknown model: '{name}' is not found")
             if self._load is not None and self._load.name == name:
                 self._load.stop("the model was unloaded")
-            unloaded = {served.version: _unloaded(served) for served in self._models[name].values()}
-            self._models = {**self._models, name: unloaded}
+            before = self._models[name]
+            self._models = {**self._models, name: {served.version: _unloaded(served) for served in before.values()}}
             self._settle()
         release()
+        return [served.session for served in before.values() if served.session is not None]
 
     def _settle(self) -> None:
         """Drop unloaded entries that no request holds any more."""

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.access.auth import DirectRoute, Scope, needs
-from app.engine.batching import InferOptions, Outcome
 from app.engine.lane import rows_of
+from app.engine.requests import InferOptions, Outcome
 from app.errors import CLIENT_GONE, RequestError, status_of
 from app.models.datatypes import datatype_of
 from app.models.repository import Served

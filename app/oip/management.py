@@ -78,13 +78,13 @@ async def load(request: Request, service: Serving, name: str) -> Response:
 @router.post("/v2/repository/models/{name:path}/unload")
 @needs(Scope.ADMIN)
 async def unload(request: Request, service: Serving, name: str) -> Response:
-    """Unload a model. Running requests finish."""
+    """Unload a model. Running requests have EDGEWISE_DRAIN_S to finish; then they are answered 503, and their runs stopped."""
     require_control(service.settings, service.health)
     parameters = _parameters(await json_object(request, service.engine))
     for key, value in parameters.items():
         if key != "unload_dependents" or not isinstance(value, bool):
             raise refuse(f"unload: parameter {key[:40]!r} is not understood, need unload_dependents, true or false")
-    await service.engine.call(service.repository.unload, name)
+    service.engine.retire(await service.engine.call(service.repository.unload, name))
     service.audit.record(request, "model.unload", name)
     return Response()
 

@@ -90,9 +90,10 @@ async def statistics(service: Serving, name: str | None = None, version: str | N
 @router.get("/v2/models/{name}/ready")
 @router.get("/v2/models/{name}/versions/{version}/ready")
 @needs(Scope.INFER, Scope.READ)
-async def model_ready(repository: RepositoryPart, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_ready(repository: RepositoryPart, health: HealthPart, name: str, version: str | None = None) -> dict[str, Any]:
     """Tell whether a model can run. Otherwise the reply is 404 or 503 with the reason."""
     served, _ = repository.ready(name, version)
+    health.require_model_ready(served.name)
     return {"name": served.name, "ready": True}
 
 

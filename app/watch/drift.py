@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from app.engine.batching import Outcome
+from app.engine.requests import Outcome
 from kernels.errors import EdgewiseError
 from scheduler.drift import Drift, ServedPlan
 from scheduler.jobs import TuneRequest

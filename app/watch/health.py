@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.access.journal import Journal
+from app.engine.overdue import OverdueRuns
 from app.errors import RequestError
 from app.models.repository import Repository
 from scheduler.errors import StoreMovedError
@@ -13,11 +14,11 @@ from scheduler.errors import StoreMovedError
 class Health:
     """Readiness of one service.
 
-    Args: strict: a model that failed to load makes the server not ready.
+    Args: overdue: the engine's runs that do not end. strict: a model that failed to load makes the server not ready.
     """
 
-    def __init__(self, repository: Repository, journal: Journal, *, strict: bool) -> None:
-        self._repository, self._journal, self._strict = repository, journal, strict
+    def __init__(self, repository: Repository, journal: Journal, overdue: OverdueRuns, *, strict: bool) -> None:
+        self._repository, self._journal, self._overdue, self._strict = repository, journal, overdue, strict
         self.draining = False
 
     def begin_drain(self) -> None:
@@ -36,8 +37,15 @@ class Health:
         self.require_running()
         if isinstance(lost := self._journal.lost, StoreMovedError):
             raise RequestError(503, lost.told)
+        if reason := self._overdue.reason():
+            raise RequestError(503, f"server: {reason}")
         if self._strict and (failed := self._repository.failed):
             raise RequestError(503, f"server: model '{failed[0].name}' version {failed[0].version} failed to load")
+
+    def require_model_ready(self, name: str) -> None:
+        """Raise RequestError 503 while a run of that model has not ended though its deadline has passed."""
+        if reason := self._overdue.reason(name):
+            raise RequestError(503, f"model '{name}' is not ready: {reason}")
 
     def detail(self) -> dict[str, Any]:
         """Return problems that are no reason to send requests elsewhere; empty without any."""

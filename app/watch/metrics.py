@@ -131,6 +131,8 @@ class _Server(Collector):
         """Yield the gauges of the service and its host."""
         yield GaugeMetricFamily("edgewise_engine_running", "Requests that run", self._engine.running)
         yield GaugeMetricFamily("edgewise_engine_waiting", "Requests that wait for the engine", self._engine.waiting)
+        overdue = len(self._engine.overdue)
+        yield GaugeMetricFamily("edgewise_engine_overdue_runs", "Runs that have not ended though their deadline passed", overdue)
         yield GaugeMetricFamily("edgewise_database_up", "Whether the database answered last", float(self._journal.database_up))
         yield GaugeMetricFamily("edgewise_buffered_writes", "Writes that wait for the database", self._journal.buffered)
         yield UnknownMetricFamily(

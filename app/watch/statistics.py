@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.engine.batching import Outcome
+from app.engine.requests import Outcome
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 REASONS: tuple[Reason, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")

@@ -121,13 +121,13 @@ class Segment:
             program.bind(slot, constant.array)
         return program
 
-    def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> None:
-        """Run once. All arrays are contiguous. outputs: memory for the results.
+    def run(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int, stop: Array) -> None:
+        """Run once. All arrays are contiguous. outputs: memory for the results. stop: see `Program.run`.
 
         Raises: IndexRangeError, naming its node, where a run-time index is out of range; the outputs are invalid then.
         """
         self._bind(arena, inputs, outputs)
-        self._program.run(threads)
+        self._program.run(threads, stop=stop)
         self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> SegmentClock:

@@ -6,22 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from graph.errors import LimitError
 from graph.ir import Graph, Port, Specs
+from graph.run.bounds import RunBounds
 from graph.run.slots import aligned_empty
 from graph.shapes import MAX_VALUE_BYTES, propagate
+from kernels.expression import FLOAT
 from kernels.registry import Op
 from kernels.spec import Array, Spec
 
 _BODY_PROGRAMS = 4  # sets of input shapes that a body is prepared for; further ones share a graph prepared without shapes
+_UNWANTED = Spec((0,), FLOAT)  # in place of an output that is not computed
 
 
 class Runnable(Protocol):
     """A graph made ready (`graph.run.prepared.PreparedGraph`)."""
 
-    def run(self, feeds: Sequence[Array]) -> list[Array]:
+    def run(self, feeds: Sequence[Array], bounds: RunBounds) -> list[Array]:
         """Run once. feeds: of every graph input in order."""
         ...
 
@@ -41,13 +42,13 @@ class Body:
         self._programs: dict[tuple[Spec, ...], Runnable] = {}
         self._shapeless: Runnable | None = None
 
-    def run(self, arrays: Sequence[Array]) -> list[Array]:
+    def run(self, arrays: Sequence[Array], bounds: RunBounds) -> list[Array]:
         """Run once. arrays: the body's own inputs, then the captured values. Returns the outputs in new memory."""
         key = tuple(Spec(array.shape, array.dtype) for array in arrays)
         program = self._programs.get(key, self._shapeless)
         if program is None:
             program = self._prepared(key)
-        return program.run(arrays)
+        return program.run(arrays, bounds)
 
     def _prepared(self, key: tuple[Spec, ...]) -> Runnable:
         names = (*(port.name for port in self._graph.inputs), *self.captures)
@@ -59,13 +60,18 @@ class Body:
         return self._shapeless
 
 
-def allocate(op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool]) -> list[Array | None]:
-    """Allocate the wanted outputs of an op for these inputs, None for the others. Raises LimitError past MAX_VALUE_BYTES."""
+def allocate(
+    op: Op, inputs: Sequence[Array | None], attrs: Mapping[str, Any], wanted: Sequence[bool], bounds: RunBounds
+) -> list[Array | None]:
+    """Allocate the wanted outputs of an op for these inputs, None for the others.
+
+    Raises: LimitError for an output past MAX_VALUE_BYTES, and where the bounds of the run do not allow it.
+    """
     specs = op.infer_specs([None if array is None else Spec.of(array) for array in inputs], attrs)
     for spec in specs:
         if spec.nbytes > MAX_VALUE_BYTES:
             raise LimitError(f"{op.name}: an output is {spec}, the limit is {MAX_VALUE_BYTES} bytes")
-    return [np.empty(spec.shape, spec.dtype) if want else None for spec, want in zip(specs, wanted, strict=False)]
+    return [bounds.empty(spec, op.name) if want else None for spec, want in zip(specs, wanted, strict=False)]
 
 
 def compute(
@@ -73,12 +79,13 @@ def compute(
     out: Sequence[Array | None],
     inputs: Sequence[Array | None],
     attrs: Mapping[str, Any],
+    bounds: RunBounds,
     algorithm: str | None = None,
 ) -> None:
-    """Choose a kernel for these arrays and run it."""
+    """Choose a kernel for these arrays and run it. Raises LimitError where the bounds do not allow its scratch memory."""
     specs = [None if array is None else Spec.of(array) for array in inputs]
     kernel = op.choose(specs, attrs, algorithm)
-    extra = {}
-    if kernel.workspace_bytes is not None:
-        extra["workspace"] = aligned_empty(kernel.workspace_bytes(*specs, **attrs))
-    kernel.run(tuple(out), *inputs, **attrs, **extra)
+    made = tuple(_UNWANTED if array is None else Spec(array.shape, array.dtype) for array in out)
+    with bounds.scratch(kernel.temporary_bytes(made, specs, attrs), f"{op.name}: scratch memory"):
+        extra = {} if kernel.workspace_bytes is None else {"workspace": aligned_empty(kernel.workspace_bytes(*specs, **attrs))}
+        kernel.run(tuple(out), *inputs, **attrs, **extra)

@@ -20,7 +20,9 @@ from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
 from graph.native.place import PackedConstant
 from graph.order import without_unread
+from graph.run.alarm import shared_alarm
 from graph.run.blas import BlasThreads
+from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
 from graph.run.footprint import require_values
 from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep
@@ -28,6 +30,8 @@ from graph.timing import RunClock
 from kernels.errors import UnsupportedError, memory_errors_of
 from kernels.native.target.isa import available_cores
 from kernels.spec import Array, Spec
+
+WAIT_S = 0.05  # between looks at the bounds of a run that waits for another one to end
 
 __all__ = ["DYNAMIC", "VIEW", "Executor", "PreparedStep", "TimedRun"]
 
@@ -126,11 +130,23 @@ class Executor:
         """Return the context in which what a run allocates is counted."""
         return self._budget.running(self._program.footprint.run_bytes, self._program.footprint.largest)
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """Run once. feeds: every input by name. Returns every graph output by name, in new memory. Raises FeedError."""
-        arrays = check_feeds(self._ports, feeds)
-        with self._lock, self._running(), self._blas, np.errstate(all="ignore"):
-            outputs = self._program.run(tuple(arrays.values()))
+    def run(self, feeds: Mapping[str, Any], bounds: RunBounds | None = None) -> dict[str, Array]:
+        """Run once.
+
+        Args:    feeds: every input by name. bounds: of this run; None = no deadline, and the default number of loop rounds.
+        Returns: every graph output by name, in new memory.
+        Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
+        """
+        arrays, bounds = check_feeds(self._ports, feeds), bounds or RunBounds()
+        bounds.allow(max(0, self._budget.free_bytes))
+        bounds.check()
+        while not self._lock.acquire(timeout=WAIT_S):
+            bounds.check()
+        try:
+            with shared_alarm().set_for(bounds), self._running(), self._blas, np.errstate(all="ignore"):
+                outputs = self._program.run(tuple(arrays.values()), bounds)
+        finally:
+            self._lock.release()
         return dict(zip(self._names, outputs, strict=True))
 
     def run_timed(self, feeds: Mapping[str, Any]) -> TimedRun:

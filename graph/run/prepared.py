@@ -20,12 +20,13 @@ import numpy as np
 
 from graph.budget import RunBudget
 from graph.choice import Choice
-from graph.control_flow import run_control_flow
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Specs
 from graph.mapped import resident
 from graph.memory import Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
 from graph.order import without_unread
+from graph.run.bounds import RunBounds
+from graph.run.control_flow import run_control_flow
 from graph.run.dynamic import Body, allocate, compute
 from graph.run.footprint import Footprint
 from graph.run.slots import Slots, aligned_empty
@@ -100,6 +101,7 @@ class PreparedGraph:
         self._budget.keep(self.footprint.kept_bytes, self.footprint.largest)
         self._arena = aligned_empty(self.memory.arena_bytes)
         self._slots = Slots()
+        self._bounds = RunBounds()  # of the run under way
         self._allocated: set[str] = set()
         self._last_read = {name: step for step, node in enumerate(graph.nodes) for name in node.reads()}
         self._last_read.update((port.name, len(graph.nodes)) for port in graph.outputs)
@@ -149,12 +151,17 @@ class PreparedGraph:
                 found.append(replace(item, first=step + item.first, last=step + item.last, offset_bytes=offset_bytes))
         return tuple(found)
 
-    def run(self, feeds: Sequence[Array]) -> list[Array]:
-        """Run once. feeds: every graph input in order. Returns every graph output in order, in new memory."""
+    def run(self, feeds: Sequence[Array], bounds: RunBounds) -> list[Array]:
+        """Run once. feeds: every graph input in order. Returns every graph output in order, in new memory.
+
+        Raises: RunStoppedError, naming the next node, where the bounds end the run between two steps; the errors of the steps.
+        """
         position = -1
         try:
-            self._begin(feeds)
+            self._begin(feeds, bounds)
             for position, call in enumerate(self._calls):  # noqa: B007  the error below asks for it
+                if bounds.watched:
+                    bounds.check()
                 call()
             return self._end()
         except (EdgewiseError, MemoryError) as error:
@@ -163,11 +170,11 @@ class PreparedGraph:
             self._slots.clear()
 
     def run_timed(self, feeds: Sequence[Array]) -> tuple[list[Array], list[int], dict[int, SegmentClock]]:
-        """Run once, reading the clock. Returns the outputs, and the marks and segment clocks of a `RunClock`."""
+        """Run once, in default bounds, reading the clock. Returns the outputs, and marks and segment clocks of a `RunClock`."""
         clock = time.perf_counter_ns
         marks: list[int] = []
         try:
-            self._begin(feeds)
+            self._begin(feeds, RunBounds())
             marks.append(clock())
             for call in self._timed_calls():
                 call()
@@ -196,14 +203,20 @@ class PreparedGraph:
             yield call if segment is None else self._segment_call(position.node, segment, timed_as=at)
 
     def _segment_call(self, node: Node, segment: Segment, *, timed_as: int | None = None) -> Call:
-        """Make the call of a native segment. timed_as: the position to keep clock readings under; None for an untimed call."""
+        """Make the call of a native segment, which the bounds of its run end between two kernels.
+
+        timed_as: the position to keep clock readings under; None for an untimed call.
+        """
         slots, threads = self._slots.arrays, self._threads
         read, written = [self._slots.of(name) for name in node.inputs], [self._slots.of(name) for name in node.outputs]
         place = self.memory.workspaces.get(node.name)
         arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
 
         def call() -> None:
-            segment.run(arena, [np.ascontiguousarray(slots[i]) for i in read], [slots[i] for i in written], threads)
+            inputs, bounds = [np.ascontiguousarray(slots[i]) for i in read], self._bounds
+            segment.run(arena, inputs, [slots[i] for i in written], threads, bounds.stop)
+            if bounds.watched:  # it may have ended early
+                bounds.check()
 
         if timed_as is None:
             return call
@@ -215,18 +228,23 @@ class PreparedGraph:
 
         return timed_call
 
-    def _begin(self, feeds: Sequence[Array]) -> None:
-        slots = self._slots.arrays
+    def _begin(self, feeds: Sequence[Array], bounds: RunBounds) -> None:
+        slots, self._bounds = self._slots.arrays, bounds
         for slot, array in zip(self._inputs, feeds, strict=True):
             slots[slot] = array
         for slot, spec in self._returned:
-            slots[slot] = np.empty(spec.shape, spec.dtype)
+            slots[slot] = bounds.empty(spec, "graph output")
         for slot, owner, shape in self._renamed:
             slots[slot] = slots[owner].reshape(shape)
 
     def _end(self) -> list[Array]:
         slots = self._slots.arrays
-        return [slots[slot] if is_new else slots[slot].copy() for slot, is_new in self._outputs]
+        return [slots[slot] if is_new else self._copied(slots[slot]) for slot, is_new in self._outputs]
+
+    def _copied(self, array: Array) -> Array:
+        copy = self._bounds.empty(Spec(array.shape, array.dtype), "graph output")
+        copy[...] = array
+        return copy
 
     def _output_slots(self) -> list[tuple[int, bool]]:
         """Return the slot of every graph output, and whether it is new: not an input, a constant or another output."""
@@ -338,11 +356,12 @@ class PreparedGraph:
 
         def call() -> None:
             inputs = [slots[i] for i in read]
-            made = allocate(op, inputs, node.attrs, wanted)
-            compute(op, made, inputs, node.attrs, algorithm)
+            bounds = self._bounds
+            made = allocate(op, inputs, node.attrs, wanted, bounds)
+            compute(op, made, inputs, node.attrs, bounds, algorithm)
             self._keep(node, made)
             for follower, operands, attrs in fused:
-                compute(follower, made[:1], [slots[i] for i in operands], attrs)
+                compute(follower, made[:1], [slots[i] for i in operands], attrs, bounds)
 
         return call
 
@@ -353,10 +372,10 @@ class PreparedGraph:
         captured = {key: [self._slots.of(name) for name in body.captures] for key, body in bodies.items()}
 
         def run_body(body: Graph, arguments: Sequence[Array]) -> list[Array]:
-            return bodies[id(body)].run([*arguments, *(slots[i] for i in captured[id(body)])])
+            return bodies[id(body)].run([*arguments, *(slots[i] for i in captured[id(body)])], self._bounds)
 
         def call() -> None:
-            self._keep(node, run_control_flow(node, [slots[i] for i in read], run_body))
+            self._keep(node, run_control_flow(node, [slots[i] for i in read], run_body, self._bounds))
 
         return call
 

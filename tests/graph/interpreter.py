@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graph.control_flow import run_control_flow
 from graph.ir import CONTROL_FLOW, Graph, Node
+from graph.run.bounds import RunBounds
+from graph.run.control_flow import run_control_flow
 from kernels.errors import EdgewiseError
 from kernels.registry import evaluate, find
 from kernels.spec import Array
@@ -33,7 +34,7 @@ def run_node(node: Node, values: Values, algorithm: str | None = None) -> tuple[
     inputs = [values[name] if name else None for name in node.inputs]
     try:
         if node.op in CONTROL_FLOW:
-            return run_control_flow(node, inputs, run_body)
+            return run_control_flow(node, inputs, run_body, RunBounds())
         made = evaluate(find(node.op), inputs, node.attrs, algorithm)
         for fused in node.epilogue:
             operands = [values[name] if name else made[0] for name in fused.inputs]

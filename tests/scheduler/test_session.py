@@ -8,10 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgewise
-from graph.errors import FeedError, LimitError
+from graph.errors import FeedError, LimitError, RunTimeoutError
 from graph.formats.onnx.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.session import Session, SessionLimits, available_cores
+from tests.graph.loops import endless
 
 
 def rows_model() -> onnx.ModelProto:
@@ -104,6 +105,23 @@ def test_weights_that_differ_are_not_shared() -> None:
         if not any(array is own for own in session.model.graph.constants.values()):
             array[...] = 0
     np.testing.assert_array_equal(session.run({"x": x})["y"], expected)
+
+
+def test_a_run_ends_at_its_timeout() -> None:
+    session = Session(endless())
+    with pytest.raises(RunTimeoutError, match="not done at its deadline"):
+        session.run({"x": np.zeros(1, np.float32)}, timeout_s=0.1)
+
+
+def test_a_run_within_its_timeout_answers() -> None:
+    x = rows(3)
+    np.testing.assert_array_equal(Session(rows_model()).run({"x": x}, timeout_s=1000)["y"], np.maximum(x, 0) + x)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_that_is_no_time_is_refused(timeout_s: float) -> None:
+    with pytest.raises(AttributeValueError, match=r"timeout_s is .*, need a number of seconds above 0, or None"):
+        Session(rows_model()).run({"x": rows(3)}, timeout_s=timeout_s)
 
 
 def test_an_arena_over_the_limit_is_refused() -> None:

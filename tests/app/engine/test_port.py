@@ -13,13 +13,14 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.batching import InferOptions
 from app.engine.loaded import Computed, LoadedModels
 from app.engine.port import Engine
+from app.engine.requests import InferOptions
 from app.errors import RequestError
 from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
+from graph.run.bounds import RunBounds
 from tests.app.demo import SEVEN
 from tests.app.engine.models import served
 from tests.app.servers import identity_model
@@ -36,21 +37,21 @@ class Gate:
         self.fails = False
         self.real = real
 
-    def run(self, runner: LoadedModels, number: int, feeds: dict[str, Any], check: Callable[[], None], **_: bool) -> Computed:
+    def run(self, runner: LoadedModels, number: int, feeds: dict[str, Any], bounds: RunBounds, **_: bool) -> Computed:
         """Wait for the gate, then run. Missing code is built here, so that no test has to wait for a separate build."""
         self.open.wait(20)
         self.order.append(float(next(iter(feeds.values())).flat[0]))
         if self.fails:
             raise ValueError("it broke")
-        return self.real(runner, number, feeds, check, build=True)
+        return self.real(runner, number, feeds, bounds, build=True)
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate(LoadedModels.run)
 
-    def gated(runner: LoadedModels, number: int, feeds: dict[str, Any], check: Callable[[], None], *, build: bool) -> Computed:
-        return made.run(runner, number, feeds, check, build=build)
+    def gated(runner: LoadedModels, number: int, feeds: dict[str, Any], bounds: RunBounds, *, build: bool) -> Computed:
+        return made.run(runner, number, feeds, bounds, build=build)
 
     monkeypatch.setattr(LoadedModels, "run", gated)
     yield made

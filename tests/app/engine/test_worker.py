@@ -31,6 +31,7 @@ from app.engine.loaded import LoadedModels
 from app.engine.messages import ModelFile
 from pathlib import Path
 from graph.formats.onnx.reader import read
+from graph.run.bounds import RunBounds
 
 digest = read(Path({MODEL!r})).digest
 models = LoadedModels()
@@ -38,7 +39,7 @@ models.expect(1)
 limits = dict(model_bytes=1 << 30, arena_bytes=1 << 30, process_bytes=1 << 30)
 models.load(1, ModelFile("digits", {MODEL!r}, digest, threads=1, instances=1, **limits))
 models.prepare(1, {{"image": (1, 1, 8, 8)}})
-models.run(1, {{"image": np.zeros((1, 1, 8, 8), np.float32)}}, lambda: None, build=False)
+models.run(1, {{"image": np.zeros((1, 1, 8, 8), np.float32)}}, RunBounds(), build=False)
 """
 
 

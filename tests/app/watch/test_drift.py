@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.batching import Outcome
 from app.engine.port import Engine
+from app.engine.requests import Outcome
 from app.models.repository import Served
 from app.settings import DEMO_MODELS, Settings
 from app.watch.drift import DriftWatch

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from app import logs
-from app.engine.batching import Outcome
+from app.engine.requests import Outcome
 from app.main import create_app
 from app.settings import DEMO_MODELS, Settings
 from app.watch.flops import RunCosts, count

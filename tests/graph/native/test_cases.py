@@ -14,6 +14,7 @@ from graph.native.facts import Facts, known
 from graph.native.partition import Part
 from graph.native.rules.table import RULES, refusal
 from graph.native.segment import Segment
+from graph.run.bounds import RunBounds
 from graph.shapes import propagate
 from kernels.native.code.cache import CodeCache
 from kernels.native.run.thread_pool import shared_thread_pool
@@ -80,7 +81,7 @@ def run(segment: Segment, inputs: Sequence[Array], specs: Sequence[Spec], thread
         outputs.append(memory[GUARD_BYTES : GUARD_BYTES + spec.nbytes].view(spec.dtype).reshape(spec.shape))
     arena = np.full(segment.arena_bytes + 64, 0xFF, np.uint8)
     arena = arena[-arena.ctypes.data % 64 :]
-    segment.run(arena, inputs, outputs, threads)
+    segment.run(arena, inputs, outputs, threads, RunBounds().stop)
     for memory in memories:
         assert (memory[:GUARD_BYTES] == 0xA5).all()
         assert (memory[len(memory) - GUARD_BYTES :] == 0xA5).all()

@@ -13,20 +13,19 @@ import numpy as np
 
 from graph.errors import CorruptModelError, LimitError
 from graph.ir import Graph, Node, Port
+from graph.run.bounds import RunBounds
 from graph.shapes import MAX_VALUE_BYTES
 from kernels.errors import AttributeValueError, ShapeError
-from kernels.spec import Array
-
-MAX_ITERATIONS = 1_000_000  # of one Loop: an endless one must end
+from kernels.spec import Array, Spec
 
 RunBody = Callable[[Graph, Sequence[Array]], list[Array]]  # a body and its inputs in order -> its outputs in order
 
 
-def run_control_flow(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> tuple[Array, ...]:
-    """Run an If, Loop or Scan node.
+def run_control_flow(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> tuple[Array, ...]:
+    """Run an If, Loop or Scan node. bounds: of the run that it is part of; its bodies are to use the same.
 
-    Raises: ShapeError, AttributeValueError where the inputs do not fit the body; LimitError for a Loop that does not end or
-            an output that grows past MAX_VALUE_BYTES.
+    Raises: ShapeError, AttributeValueError where the inputs do not fit the body; LimitError for more rounds or bytes than the
+            bounds allow, or an output that grows past MAX_VALUE_BYTES; RunStoppedError where the bounds end the run.
     """
 
     def checked(body: Graph, arguments: Sequence[Array]) -> list[Array]:
@@ -34,8 +33,9 @@ def run_control_flow(node: Node, inputs: Sequence[Array | None], run_body: RunBo
             raise ShapeError(f"{node.op}: {len(arguments)} values for its body {body.name!r}, which takes {len(body.inputs)}")
         return run_body(body, arguments)
 
-    run = {"If": _if, "Loop": _loop, "Scan": _scan}[node.op]
-    return tuple(run(node, inputs, checked))
+    if node.op == "If":
+        return tuple(_if(node, inputs, checked))
+    return tuple({"Loop": _loop, "Scan": _scan}[node.op](node, inputs, checked, bounds))
 
 
 def _if(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> list[Array]:
@@ -43,7 +43,7 @@ def _if(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> list[A
     return run_body(_body(node, taken), ())
 
 
-def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
+def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> Iterator[Array]:
     """Return the carried values, then the stacked outputs. Ends at the trip count or when the condition turns false."""
     body = _body(node, "body")
     trips, condition, *initial = [*inputs, None, None][: max(2, len(inputs))]
@@ -56,18 +56,17 @@ def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
 
     trip = 0
     while going and (limit is None or trip < limit):
-        if trip == MAX_ITERATIONS:
-            raise LimitError(f"Loop: still running after {MAX_ITERATIONS} iterations, the limit")
+        bounds.start_round(node.op)
         again, *made = run_body(body, [np.array(trip, np.int64), np.array(going), *carried])
         going, carried = bool(_scalar(again, "Loop: condition of its body")), made[: len(carried)]
         for stack, array in zip(stacks, made[len(carried) :], strict=True):
             stack.add(array)
         trip += 1
     yield from carried if trip else (array.copy() for array in carried)
-    yield from (stack.joined(0) for stack in stacks)
+    yield from (stack.joined(0, bounds) for stack in stacks)
 
 
-def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iterator[Array]:
+def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> Iterator[Array]:
     """Return the states, then the outputs stacked along the axes and in the directions of the attributes (opset 9 and newer)."""
     body, scanned = _body(node, "body"), int(node.attrs.get("num_scan_inputs", 0))
     arrays = _present(inputs, node)
@@ -91,6 +90,7 @@ def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
     (length,) = lengths
 
     for i in range(length):
+        bounds.start_round(node.op)
         slices = [
             np.take(sequence, [length - 1 - i if back else i], axis).squeeze(axis)  # an array of strings too, not a string
             for sequence, axis, back in zip(sequences, axes, backward, strict=True)
@@ -101,7 +101,7 @@ def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> Iter
             stack.add(array)
     yield from states if length else (array.copy() for array in states)
     for stack, axis, back in zip(stacks, out_axes, out_backward, strict=True):
-        yield stack.joined(axis, backward=bool(back))
+        yield stack.joined(axis, bounds, backward=bool(back))
 
 
 class _Stack:
@@ -124,8 +124,11 @@ class _Stack:
             )
         self.arrays.append(array)
 
-    def joined(self, axis: int, *, backward: bool = False) -> Array:
-        """Stack all iterations along a new axis. With no iteration, the shape is the declared one, 0 for each open dimension."""
+    def joined(self, axis: int, bounds: RunBounds, *, backward: bool = False) -> Array:
+        """Stack all iterations along a new axis. With no iteration, the shape is the declared one, 0 for each open dimension.
+
+        Raises: ShapeError for an axis that the result does not have; LimitError where the bounds do not allow its memory.
+        """
         arrays = self.arrays[::-1] if backward else self.arrays
         if not arrays:
             dims = [dim if isinstance(dim, int) else 0 for dim in self.port.dims or ()]
@@ -133,7 +136,9 @@ class _Stack:
             return np.empty(dims, self.port.dtype)
         if not -arrays[0].ndim - 1 <= axis <= arrays[0].ndim:
             raise ShapeError(f"{self.port.name}: stacked along axis {axis}, it has {arrays[0].ndim + 1} axes then")
-        return np.stack(arrays, axis)
+        shape = list(arrays[0].shape)
+        shape.insert(axis + len(shape) + 1 if axis < 0 else axis, len(arrays))
+        return np.stack(arrays, axis, out=bounds.empty(Spec(tuple(shape), arrays[0].dtype), self.port.name))
 
 
 def _body(node: Node, name: str) -> Graph:
