@@ -13,6 +13,7 @@ from graph.run.slots import aligned_empty
 from graph.shapes import MAX_VALUE_BYTES, propagate
 from kernels.expression import FLOAT
 from kernels.registry import Op
+from kernels.scratch import FIXED_BYTES
 from kernels.spec import Array, Spec
 
 _BODY_PROGRAMS = 4  # sets of input shapes that a body is prepared for; further ones share a graph prepared without shapes
@@ -86,6 +87,7 @@ def compute(
     specs = [None if array is None else Spec.of(array) for array in inputs]
     kernel = op.choose(specs, attrs, algorithm)
     made = tuple(_UNWANTED if array is None else Spec(array.shape, array.dtype) for array in out)
-    with bounds.scratch(kernel.temporary_bytes(made, specs, attrs), f"{op.name}: scratch memory"):
+    grows_bytes = max(0, kernel.temporary_bytes(made, specs, attrs) - FIXED_BYTES)  # the rest is small, and no array
+    with bounds.scratch(grows_bytes, f"{op.name}: scratch memory"):
         extra = {} if kernel.workspace_bytes is None else {"workspace": aligned_empty(kernel.workspace_bytes(*specs, **attrs))}
         kernel.run(tuple(out), *inputs, **attrs, **extra)
