@@ -160,7 +160,8 @@ class ResultsEmitter:
     def finish(self, values: Sequence[Value], to: Spots, pixels: Value, left: Value, first: Value | None = None) -> None:
         """Emit the epilogue and the stores of a tile.
 
-        pixels: how many of it there are. left: channels from its first one on. first: pixels before that one are not stored.
+        pixels: how many of it there are. left: channels from its first one on. first: pixels before that one are stored already,
+        and are not stored again where an operand, which the output may overwrite, has been read for them.
 
         A whole tile is finished in registers, unless the epilogue is long. Others go through memory, vector by vector.
         """
@@ -169,7 +170,7 @@ class ResultsEmitter:
         in_rows = any(spot.channels.kind == "rows" for spot in to)  # others have memory for all lanes of a block
         some_lanes = left if in_rows else (left + (self.lanes - 1)) // self.lanes * self.lanes
         whole = k.compare("ge", some_lanes, code.vectors * self.lanes)
-        begin = k.const(I64, 0) if first is None else first
+        begin = first if first is not None and code.operands else k.const(I64, 0)
         if is_long(code.expression):
             with k.when(whole, "whole"):
                 self._through_memory(values, to, (begin, pixels), None)

@@ -1,6 +1,6 @@
 """Depthwise convolution: lanes are channels, and every input vector that is loaded meets all the taps that want it.
 
-    for each chunk = (image, block of V channel vectors, block of rows):
+    for each unit of a chunk = (image, block of V channel vectors, block of rows):
         for each row of the output, for each tile of P pixels along it:
             acc[P][V] = bias
             for each kernel row that lies inside the image:
@@ -40,15 +40,18 @@ from kernels.spec import Array
 
 CHUNK_MACS = (32 << 10, 256 << 10)  # least and most of one chunk: up to about 5 µs
 CHUNKS = 32
+LEAST_MACS = 96 << 10  # of a chunk of several units: to begin one takes a thirtieth of it
+LEAST_CHUNKS = 8  # of small images, however little each has to do
 
 
 @dataclass(frozen=True, slots=True)
 class DepthwiseTile:
-    """pixels × vectors: accumulators. rows: output rows of a chunk."""
+    """pixels × vectors: accumulators. rows: output rows of a unit. units: of a chunk."""
 
     pixels: int
     vectors: int
     rows: int
+    units: int = 1
 
     def __str__(self) -> str:
         return f"{self.pixels}x{self.vectors}"
@@ -99,6 +102,10 @@ def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
 
 def depthwise_chunks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
     """Return the number of chunks that threads share."""
+    return -(-_units(conv, tile, isa) // tile.units)
+
+
+def _units(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
     return conv.y.batch * _blocks(conv, tile, isa) * -(-conv.y.height // tile.rows)
 
 
@@ -106,7 +113,9 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
     """Make a tile of these sizes; the rest follows by rule."""
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
-    return DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
+    tile = DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
+    units = min(LEAST_MACS // (tile.rows * row_macs), _units(conv, tile, isa) // LEAST_CHUNKS)
+    return replace(tile, units=max(1, units))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +164,17 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
 def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
     """Return the numbers that the code reads, by name. Strides count elements.
 
-    blocks, row_chunks, chunk_rows, rows: how chunks are numbered. channels, width, tiles: of y, and of a row of it. x_width: of
-    x. x_image, x_block, x_vector, x_row, x_pixel: between neighbours of each kind in x; rows are those of neighbouring outputs.
-    x_first: from x to the first column of the first window, which may lie outside. left: columns of the first window outside.
-    kernel_rows, x_kernel_row: the kernel's rows, and elements between what they read.
+    chunk_units, units: of a chunk, and in all. blocks, row_chunks, chunk_rows, rows: how they are numbered. channels, width,
+    tiles: of y, and of a row of it. x_width: of x. x_image, x_block, x_vector, x_row, x_pixel: between neighbours of each kind
+    in x; rows are those of neighbouring outputs. x_first: from x to the first column of the first window, which may lie
+    outside. left: columns of the first window outside. kernel_rows, x_kernel_row: the kernel's rows, and elements between what
+    they read.
     """
     x, y, lanes = conv.x, conv.y, isa.lanes
     vector = lanes if x.block > lanes else x.block_stride
     numbers = {
-        "blocks": _blocks(conv, tile, isa), "row_chunks": -(-y.height // tile.rows), "chunk_rows": tile.rows, "rows": y.height,
+        "chunk_units": tile.units, "units": _units(conv, tile, isa), "blocks": _blocks(conv, tile, isa),
+        "row_chunks": -(-y.height // tile.rows), "chunk_rows": tile.rows, "rows": y.height,
         "channels": y.channels, "width": y.width,
         "tiles": -(-y.width // tile.pixels), "x_width": x.width, "x_image": x.n_stride,
         "x_block": tile.vectors * vector, "x_vector": vector, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
@@ -187,8 +198,8 @@ class _DepthwiseEmitter:
     def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
         k, n, size = self.k, self.n, self.tile.vectors * self.lanes
-        with k.loop("chunk", begin, end) as chunk:
-            number, slow = chunk % n["blocks"], chunk // n["blocks"]  # rows outermost, as products share them out
+        with k.loop("unit", begin * n["chunk_units"], k.least(end * n["chunk_units"], n["units"])) as unit:
+            number, slow = unit % n["blocks"], unit // n["blocks"]  # rows outermost, as products share them out
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
             x = k.offset(self.pointers["x"], image * n["x_image"] + number * n["x_block"] + n["x_first"])
             weights = number * n["kernel_rows"] * (self.code.columns.count * size)

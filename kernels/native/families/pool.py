@@ -1,6 +1,6 @@
 """Max and average pooling: lanes are channels; a global pool is a window as large as the image.
 
-    for each chunk = (image, block of rows, vector of channels):
+    for each unit of a chunk = (image, block of rows, vector of channels):
         for each row of the output, for each tile of P pixels along it:
             for each kernel row that lies inside the image:
                 for each input column under the tile:                          unrolled, loaded once
@@ -35,6 +35,7 @@ from kernels.native.target.isa import Isa
 PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
 WIDE = 8  # accumulators of a window wider than the registers: as many independent sums as hide the latency of one
 CHUNK_READS = 4096  # vectors read by one chunk: about 2 µs
+LEAST_CHUNKS = 8  # of small images, however little each has to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     row_reads = conv.kernel[0] * min(conv.x.width, conv.y.width * conv.kernel[1])
     rows = even_rows(conv.y.height, CHUNK_READS // row_reads)
     blocks, row_chunks = -(-conv.y.channels // isa.lanes), -(-conv.y.height // rows)
+    units = conv.y.batch * row_chunks * blocks
+    chunk_units = max(1, min(CHUNK_READS // (rows * row_reads), units // LEAST_CHUNKS))
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
         _PoolingEmitter(k, code, sizes, table, pointers).emit(*chunks)
@@ -87,9 +90,16 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         isa,
         kernel_name(f"f32_{pooling.kind}pool_{pixels}x{isa.lanes}", code, isa, words),
         ("x", *epilogue.arguments, "y", SCRATCH),
-        conv.y.batch * row_chunks * blocks,
+        -(-units // chunk_units),
         body,
-        {"blocks": blocks, "row_chunks": row_chunks, "chunk_rows": rows, **_numbers(pooling, pixels, epilogue, isa)},
+        {
+            "chunk_units": chunk_units,
+            "units": units,
+            "blocks": blocks,
+            "row_chunks": row_chunks,
+            "chunk_rows": rows,
+            **_numbers(pooling, pixels, epilogue, isa),
+        },
         row_table(conv) + row_table(pooling.divided),
         results.buffer_bytes(isa.lanes),
     )
@@ -167,8 +177,8 @@ class _PoolingEmitter:
         """Emit the loop over the chunks of a call."""
         k, n = self.k, self.n
         block_step = k.const(I64, self.lanes) if self.code.x.kind == "rows" else n["x_block"]
-        with k.loop("chunk", begin, end) as chunk:
-            number, slow = chunk % n["blocks"], chunk // n["blocks"]
+        with k.loop("unit", begin * n["chunk_units"], k.least(end * n["chunk_units"], n["units"])) as unit:
+            number, slow = unit % n["blocks"], unit // n["blocks"]
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
             x = k.offset(self.pointers["x"], image * n["x_image"] + number * block_step + n["x_first"])
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * self.lanes
