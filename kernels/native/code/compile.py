@@ -21,6 +21,7 @@ LLVM_OPTIONS = ("-enable-misched=0",)
 _LABEL = re.compile(r"^(\.?L?BB\d+_\d+):")
 _JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)\s.*?(\.?L?BB\d+_\d+)\s*(?:[#/].*)?$")
 _VECTOR = {"x86_64": re.compile(r"%[xyz]mm\d"), "aarch64": re.compile(r"\b[qv]\d")}
+_MULTIPLIES = re.compile(r"mulp[sd]|f[n]?m(add|sub|la|ls|ul)")
 _STACK = {"x86_64": re.compile(r"\(%rsp\b"), "aarch64": re.compile(r"\[sp\b")}
 SPILL_LIMIT = 0.03  # AVX2's 6×2 tile spills 1 % and is its fastest at 96 % of peak; 14×1 spills 8 % and falls to 72 %
 
@@ -41,8 +42,8 @@ def assembly(ir: str, isa: Isa) -> str:
 def spilled_share(text: str, isa: Isa) -> float:
     """Return the share (0 to 1) of vector instructions in innermost loops that access the stack; of all where there is no loop.
 
-    Registers saved around a loop cost next to nothing; values reloaded inside it can halve the speed. Loops with less than half
-    as many vector instructions as the largest one do not count: they finish what that has computed.
+    Registers saved around a loop cost next to nothing; values reloaded inside it can halve the speed. Where there are loops that
+    multiply, others do not count: they copy what those read, or store what they have computed.
     """
     lines = text.splitlines()
     labels = {found[1]: n for n, line in enumerate(lines) if (found := _LABEL.match(line))}
@@ -52,8 +53,8 @@ def spilled_share(text: str, isa: Isa) -> float:
     bodies = [
         [line for line in lines[start : end + 1] if _VECTOR[isa.arch].search(line)] for start, end in inner or [(0, len(lines))]
     ]
-    least = max(len(body) for body in bodies) / 2
-    vectors = [line for body in bodies if len(body) >= least for line in body]
+    multiply = [body for body in bodies if any(_MULTIPLIES.search(line) for line in body)]
+    vectors = [line for body in multiply or bodies for line in body]
     return sum(bool(_STACK[isa.arch].search(line)) for line in vectors) / max(len(vectors), 1)
 
 

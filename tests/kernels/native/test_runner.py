@@ -58,7 +58,7 @@ def test_scratch_is_poisoned_before_each_call_and_missing_arrays_are_null(isa):
 @pytest.mark.parametrize("isa", EMULATED_ISAS, ids=lambda isa: isa.name)
 def test_the_emulator_notices_who_writes_beside_an_array(isa):
     code = function(isa, {"x": PTR}, lambda k, x: k.store(k.const(F32, 1.0), x, 4))
-    with pytest.raises(AssertionError, match="outside of the arrays"):
+    with pytest.raises(AssertionError, match="outside of its arrays"):
         run(code, isa, "f", [[np.zeros(4, np.float32)]])
 
 
