@@ -39,14 +39,13 @@ from app.engine.messages import (
     receive,
 )
 from app.engine.slab import Slab, Space, layout, view, write
+from app.engine.threads import share_interpreter
 from graph.errors import LimitError
 from graph.run.bounds import RunBounds
 from kernels.errors import EdgewiseError
 from kernels.spec import Array
 
 log = structlog.get_logger("edgewise.engine")
-
-SWITCH_S = 0.0005  # a run takes the GIL a dozen times: beside a thread that builds code, waits of 5 ms would double its time
 
 
 class EngineWorker:
@@ -154,7 +153,7 @@ class EngineWorker:
 def main(descriptor: str, requests: str, replies: str, size_bytes: str, threads: str) -> None:
     """Run the process; see the module's docstring for the arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service handles Ctrl-C and then closes the socket
-    sys.setswitchinterval(SWITCH_S)
+    share_interpreter()
     faulthandler.enable()
     logs.configure()
     slabs = [Slab(int(number), int(size_bytes)) for number in (requests, replies)]

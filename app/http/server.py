@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.engine.memory import settle
+from app.engine.threads import share_interpreter
 from app.http.connection import ConnectionLimits, bounded
 from app.http.lingering import LingerLimits
 from app.service import Service
@@ -120,4 +121,5 @@ def run(app: FastAPI, settings: Settings) -> None:
     """Serve until a signal ends the process."""
     service: Service = app.state.service
     settle()
+    share_interpreter()
     Server(configure(app, settings), service, ExitGuard()).run()
