@@ -1,9 +1,11 @@
 """`python -m bench.soak --minutes 10` puts the service, with engine processes and PostgreSQL, under mixed load and failures.
 
 Clients of every kind send requests at once while engine processes are killed, the database stops and starts, and a model is
-loaded and unloaded. Every answer is compared with the known one. The service may refuse a request only by a 503 with a reason.
-Afterwards the database must hold every write that the service acknowledged, no request may be pending, and the service's memory
-must not have grown. The program prints a table, and exits with 1 and the reasons if one of these rules was broken.
+loaded and unloaded. Beside them hostile clients ask for what never ends, does not fit or is not allowed, and each must get the
+one answer that is right. Every other answer is compared with the known one. The service may refuse a request only by a 503 with
+a reason, and a job of a caller who has too many by a 429. Afterwards the database must hold every write that the service
+acknowledged, no request may be pending, and the service's memory must not have grown. The program prints a table, and exits with
+1 and the reasons if one of these rules was broken.
 """
 
 from __future__ import annotations
@@ -12,16 +14,13 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +31,16 @@ import typer
 from onnx import TensorProto, helper, numpy_helper
 
 from app.settings import DEMO_MODELS
+from bench import hostile
 from bench.cluster import Cluster, missing
+from bench.observed import WIDTH, Client, Soak
 from scheduler.build import current_build
 from scheduler.errors import NotFoundError
 from scheduler.local import local_fingerprint
 from scheduler.store import Here, Store
 
 ROOT = Path(__file__).parent.parent
-WIDTH, SLOW_ROWS, FLOOD = 16, 4096, 300
+SLOW_ROWS, FLOOD = 4096, 300
 QUEUE_LIMIT = 64
 HEALTH_RATE = 20.0  # liveness requests a second, sent whether or not earlier ones were answered
 SETTLE_S = 60.0  # time for pending requests to end after the load
@@ -71,50 +72,6 @@ def affine(path: Path) -> None:
     graph = helper.make_graph(nodes, "affine", [x], [y], constants)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(made.SerializeToString())
-
-
-@dataclass
-class Soak:
-    """The running test and its observations.
-
-    server: the service's process. end_s: when the load ends, by time.monotonic. seen: counts of replies by client and outcome.
-    broken: count of each event that must never happen. jobs, plans: acknowledged ids. memory: (time in s, resident bytes).
-    """
-
-    port: int
-    server: psutil.Process
-    cluster: Cluster
-    end_s: float
-    seen: dict[str, Counter[str]] = field(default_factory=dict)
-    broken: Counter[str] = field(default_factory=Counter)
-    jobs: list[int] = field(default_factory=list)
-    plans: set[str] = field(default_factory=set)
-    health: dict[str, Any] = field(default_factory=dict)
-    memory: list[tuple[float, int]] = field(default_factory=list)
-    random: random.Random = field(default_factory=lambda: random.Random(0))
-
-    @property
-    def going(self) -> bool:
-        """Return whether the load goes on."""
-        return time.monotonic() < self.end_s
-
-    def note(self, who: str, reply: httpx.Response, right: Callable[[httpx.Response], bool], status: int = 200) -> None:
-        """Count a reply as right, as refused for now, or as broken. right: checks the content of a reply with `status`."""
-        seen = self.seen.setdefault(who, Counter())
-        if reply.status_code == status and right(reply):
-            seen["right"] += 1
-        elif reply.status_code == 503 and "error" in reply.json():
-            seen["refused"] += 1
-        else:
-            self.broken[f"{who}: {reply.status_code} {reply.text[:160]}"] += 1
-
-    def rows(self) -> np.ndarray:
-        """Return a random input of one to four rows."""
-        count = self.random.choice((1, 1, 1, 2, 4))
-        return np.array([[self.random.randrange(1000) for _ in range(WIDTH)] for _ in range(count)], np.float32)
-
-
-Client = Callable[[Soak, httpx.AsyncClient], Awaitable[None]]
 
 
 def _tensor(x: np.ndarray, **more: Any) -> dict[str, Any]:
@@ -193,7 +150,7 @@ async def abandoner(soak: Soak, _client: httpx.AsyncClient) -> None:
     await writer.drain()
     await asyncio.sleep(soak.random.random() * 0.01)
     writer.close()
-    soak.seen.setdefault("abandoner", Counter())["left"] += 1
+    soak.count("abandoner", "left")
 
 
 def _head(length: int) -> bytes:
@@ -236,9 +193,10 @@ async def writer(soak: Soak, client: httpx.AsyncClient) -> None:
     if soak.random.random() < 0.8:
         asked = {"kind": "profile", "model": "digits", "request": {"dims": {"batch": batch}}}
         reply = await client.post("/v1/jobs", json=asked)
-        soak.note("jobs", reply, lambda r: r.json()["state"] == "queued")
+        soak.note("jobs", reply, lambda r: r.json()["state"] == "queued", full=429)
         if reply.status_code == 200:
             soak.jobs.append(reply.json()["id"])
+            await hostile.cancel(soak, client, soak.jobs[-1])  # else the limit of a caller's jobs is soon reached
     else:
         reply = await client.post("/v1/plans", json={"model": "digits", "dims": {"batch": batch}})
         soak.note("plans", reply, lambda r: bool(r.json()["id"]))
@@ -262,7 +220,7 @@ async def killer(soak: Soak, _: httpx.AsyncClient) -> None:
     workers = [child for child in soak.server.children() if "app.engine.worker" in child.cmdline()]
     if workers:
         soak.random.choice(workers).send_signal(signal.SIGKILL)
-        soak.seen.setdefault("kill a process", Counter())["done"] += 1
+        soak.count("kill a process", "done")
 
 
 async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
@@ -272,7 +230,7 @@ async def outage(soak: Soak, _: httpx.AsyncClient) -> None:
         await asyncio.to_thread(soak.cluster.stop)
         await asyncio.sleep(5)
         await asyncio.to_thread(soak.cluster.start)
-        soak.seen.setdefault("stop the database", Counter())["done"] += 1
+        soak.count("stop the database", "done")
 
 
 async def watcher(soak: Soak, _: httpx.AsyncClient) -> None:
@@ -295,6 +253,7 @@ CLIENTS: Mapping[Client, int] = {
     killer: 1,
     outage: 1,
     watcher: 1,
+    **hostile.CLIENTS,
 }
 
 
@@ -373,6 +332,7 @@ def _folder() -> Any:
         (folder / "models").mkdir()
         affine(folder / "models" / "affine.onnx")
         affine(folder / "models" / "visitor.onnx")
+        hostile.write_models(folder / "models")
         for suffix in ("onnx", "json"):
             (folder / "models" / f"digits.{suffix}").write_bytes((DEMO_MODELS / f"digits.{suffix}").read_bytes())
         yield folder
@@ -417,6 +377,7 @@ def main(minutes: Annotated[float, typer.Option(help="Minutes for which the load
                 if process.poll() is not None:
                     soak.broken["the service ended"] += 1
                 _compare(soak)
+                hostile.judge(soak, folder / "models")
                 report(soak, minutes)
             finally:
                 process.terminate()

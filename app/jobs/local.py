@@ -48,17 +48,21 @@ class StoreDesk:
 
 
 def end_job(store: Store, number: int, lease: str, state: Ended, outcome: JobOutcome, error: str) -> None:
-    """Store a job's result and end the job, or put it back in the queue. Repeating a call stores nothing twice.
+    """Store a job's result and end the job, both or neither, or put it back in the queue. Repeating a call stores nothing twice.
 
     Raises: LeaseLostError; NotFoundError; StoreError; what `deliver` raises for an outcome that does not fit the job.
     """
     if state == "queued":
         store.jobs.release(number, lease)
         return
-    job = store.jobs.held(number, lease, state)
-    if job is not None:
-        result = deliver(store, job, outcome)
-        store.jobs.finish(number, lease, state, orjson.dumps(result).decode(), error)
+
+    def work() -> None:
+        job = store.jobs.held(number, lease, state)
+        if job is not None:
+            result = deliver(store, job, outcome)
+            store.jobs.finish(number, lease, state, orjson.dumps(result).decode(), error)
+
+    store.together(work)
 
 
 class LocalJobs:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from scheduler.errors import StoreVersionError
 from scheduler.store.catalogue import Devices, Models
@@ -58,6 +59,8 @@ __all__ = [
     "default_url",
 ]
 
+T = TypeVar("T")
+
 
 class Store:
     """An open database. Any number of threads and processes may use it at once.
@@ -91,6 +94,10 @@ class Store:
     def label(self) -> str:
         """The URL without its password."""
         return self._database.label
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` with all that it reads and writes here in one transaction (`Database.together`). Returns its result."""
+        return self._database.together(work)
 
     def prune(self, here: Here, older_than_days: float | None = None, *, stale: bool = False) -> Pruned:
         """Delete rows that are old or stale (`Pruning.prune`)."""

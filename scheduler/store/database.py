@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,12 @@ _FILES: Final = "edgewise_files"  # of a pooled connection: the files that it op
 T = TypeVar("T")
 
 
+class _Joined(threading.local):
+    """session: of the transaction that reads and writes of this thread join; None where each has a transaction of its own."""
+
+    session: Session | None = None
+
+
 class Database:
     """A connection pool to one database. Thread-safe: every transaction takes a connection of its own.
 
@@ -61,6 +68,7 @@ class Database:
         else:
             self._file.prepare(create=create)
             self._engine = _sqlite_engine(self.url, self._file)
+        self._joined = _Joined()
 
     @property
     def is_sqlite(self) -> bool:
@@ -73,11 +81,28 @@ class Database:
 
     def read(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a read transaction, which sees one state of the database. Returns its result."""
-        return self._attempt(work, writes=False)
+        session = self._joined.session
+        return self._attempt(work, writes=False) if session is None else work(session)
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` in a transaction and commit it as a whole. Returns its result; `work` runs again when writers collide."""
-        return self._attempt(work, writes=True)
+        session = self._joined.session
+        return self._attempt(work, writes=True) if session is None else work(session)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` with all its reads and writes on this thread in one transaction, which is committed as a whole.
+
+        Returns: its result. `work` runs again when writers collide, so it does nothing but read and write this database.
+        """
+
+        def joined(session: Session) -> T:
+            before, self._joined.session = self._joined.session, session
+            try:
+                return work()
+            finally:
+                self._joined.session = before
+
+        return self.write(joined)
 
     def ping(self) -> None:
         """Ask the database for nothing. Raises StoreError where it does not answer."""

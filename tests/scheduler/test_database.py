@@ -357,6 +357,40 @@ def test_killed_writer_loses_no_earlier_write(url):
         assert len(store.measurements.page(HERE).items) == 2
 
 
+def test_what_is_written_together_is_stored_as_a_whole(store):
+    def work():
+        number = store.jobs.add("probe", DEVICE.fingerprint).id
+        assert store.jobs.get(number).state == "queued"  # a read joins the transaction
+        store.together(lambda: store.models.save("beef" * 16, "other.onnx", 1))
+        if fails:
+            raise EdgewiseError("after both were written")
+        return number
+
+    fails = True
+    with pytest.raises(EdgewiseError, match="after both"):
+        store.together(work)
+    assert (len(store.jobs.page().items), len(store.models.page().items)) == (0, 1)
+    fails = False
+    number = store.together(work)
+    assert [job.id for job in store.jobs.page().items] == [number]
+    assert len(store.models.page().items) == 2  # the sample and this one
+
+
+def test_what_other_threads_write_is_not_in_the_transaction(postgres_url):
+    """SQLite has one writer at a time."""
+
+    def work():
+        other = threading.Thread(target=store.devices.save, args=(DEVICE,))
+        other.start()
+        other.join(60)
+        raise EdgewiseError("here")
+
+    with Store(postgres_url) as store:
+        with pytest.raises(EdgewiseError, match="here"):
+            store.together(work)
+        assert store.devices.get(DEVICE.fingerprint) is not None
+
+
 def test_threads_share_a_store(store):
     failures = []
 

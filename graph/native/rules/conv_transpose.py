@@ -18,7 +18,7 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.families.conv_transpose import Phase, Transposed, as_convolution, phase_count, phase_taps, phases
-from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, pack_depthwise
+from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
 
@@ -95,6 +95,8 @@ def _direct(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image])
 def _depthwise(b: Lowering, whole: _Whole, phase: Phase, epilogue: Epilogue[Image]) -> tuple[NativeKernel, dict[str, Storage]]:
     conv, weighted = phase.conv, whole.weighted
     tile = depthwise.tile_of(b.choice(whole.node), conv, b.isa)
+    if tile.pixels > conv.y.width:  # chosen for the phase with the most work, whose rows may be longer
+        tile = make_depthwise_tile(conv, b.isa, conv.y.width, tile.vectors)
     key = ("depthwise phase", tile.vectors, phase.rows, phase.columns)
     packed = b.packed.storage(weighted.source, key, lambda: pack_depthwise(conv, tile, b.isa, phase.weights(weighted.weights)))
     return emit_depthwise(conv, tile, epilogue, b.isa), {"w": packed, **depthwise.bias_argument(b, weighted.bias, tile.vectors)}

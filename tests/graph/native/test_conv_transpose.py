@@ -184,3 +184,11 @@ def test_any_transposed_convolution(data):
     proto = make(nodes, ["y"], constants, [*image(*shape), port("z", made)])
     feeds = {"x": normal(*shape), "z": normal(*made)}
     check_native(proto, feeds, data.draw(st.sampled_from(HOST_ISAS)), threads=data.draw(st.integers(1, 2)), oracle=in_numpy)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_a_channel_by_itself_has_phases_of_narrower_rows(machine, width):
+    """With a kernel of 3 and a stride of 2 the even columns of y are one more than the odd ones, and choose the tile."""
+    proto = make([up("x", "w", "y", strides=[3, 2], group=5)], ["y"], [weights("w", 5, 1, 3, 3)], image(1, 5, 2, width))
+    calls = check_on(machine, proto, {"x": normal(1, 5, 2, width)})
+    assert sum(name.startswith("f32_dwconv2d") for name in kernels(calls)) == 3 * 2
