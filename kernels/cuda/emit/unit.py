@@ -1,0 +1,177 @@
+"""Products of two tiles in shared memory, by tensor cores or by fp32 multiply-adds.
+
+A tile's row is 128 bytes, of consecutive depth, in 8 parts of 16 bytes; part p of row r lies at place p ^ (r % 8), so that neither the
+copies that fill a tile nor the loads that read it meet in one bank. Each warp computes a block of the results, and each thread of
+it some rows and, in each, runs of consecutive columns. For that, rows of the right tile (columns of the result) are in the
+order that `column_of` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kernels.cuda.emit.builder import assemble, load_fragments, load_shared_words
+from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.types import F32, I32
+
+ROW_BYTES, PART_BYTES = 128, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The results of a warp, in whole tiles of its unit. group: tiles side by side that share a thread's run of columns."""
+
+    rows: int
+    columns: int
+
+    @property
+    def group(self) -> int:
+        """Tiles of 8 columns whose columns are dealt out together."""
+        return 4 if self.columns % 32 == 0 else 2
+
+
+class MathUnit(Protocol):
+    """A way to multiply tiles."""
+
+    def run(self, block: Block) -> int:
+        """Return how many consecutive columns a thread has."""
+
+    def column_of(self, k: Function, row: Value, block: Block) -> Value:
+        """Return which column of the result a row of the right tile in shared memory is."""
+
+    def results(self, block: Block) -> int:
+        """Return how many results a thread has."""
+
+    def multiply(
+        self, k: Function, left: Value, right: Value, lane: Value, block: Block, sums: Sequence[Value]
+    ) -> list[Value]:
+        """Emit the product of a warp's rows by its columns over one row's depth, added to `sums`.
+
+        left, right: shared addresses of the warp's first row and of its first column.
+        """
+
+    def places(self, k: Function, lane: Value, block: Block) -> tuple[list[Value], list[Value], list[list[list[int]]]]:
+        """Return a thread's rows, the first columns of its runs, and by row and run the numbers of its results."""
+
+
+def _dealt(k: Function, row: Value, block: Block) -> tuple[Value, Value, Value]:
+    """Split a row of the right tile into its group's first row, its tile in that, and its row in that."""
+    size = 8 * block.group
+    within = row & (size - 1)
+    return row - within, k.shift("lshr", within, 3), within & 7
+
+
+def _swizzled(k: Function, part: Value | int, row: Value) -> Value:
+    """Return where in its row a part of 16 bytes lies. row: its number modulo 8."""
+    return k.shift("shl", row ^ part, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorUnit:
+    """mma.sync. kind: the instruction's types. depth: elements of a row that it multiplies, 32 bytes. rounds: whether elements
+    are fp32 that must be rounded to tf32 first."""
+
+    kind: str
+    depth: int
+    rounds: bool = False
+
+    def run(self, block: Block) -> int:
+        return 2 * block.group
+
+    def column_of(self, k: Function, row: Value, block: Block) -> Value:
+        first, tile, c = _dealt(k, row, block)
+        return first + k.shift("lshr", c, 1) * (2 * block.group) + tile * 2 + (c & 1)
+
+    def results(self, block: Block) -> int:
+        return block.rows * block.columns // 32
+
+    def multiply(
+        self, k: Function, left: Value, right: Value, lane: Value, block: Block, sums: Sequence[Value]
+    ) -> list[Value]:
+        sums = list(sums)
+        in_eight, matrix = lane & 7, k.shift("lshr", lane, 3)
+        odd, high = matrix & 1, k.shift("lshr", matrix, 1)
+        left_row = left + (odd * 8 + in_eight) * ROW_BYTES
+        right_row = right + (high * 8 + in_eight) * ROW_BYTES
+        for step in range(ROW_BYTES // 32):
+            a_at = left_row + _swizzled(k, high + 2 * step, in_eight)
+            b_at = right_row + _swizzled(k, odd + 2 * step, in_eight)
+            a = [self._load(k, a_at, tile * 16 * ROW_BYTES) for tile in range(block.rows // 16)]
+            pairs = [self._load(k, b_at, pair * 16 * ROW_BYTES) for pair in range(block.columns // 16)]
+            b = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
+            for m, rows in enumerate(a):
+                for n, columns in enumerate(b):
+                    at = 4 * (m * len(b) + n)
+                    sums[at : at + 4] = self._mma(k, rows, columns, sums[at : at + 4])
+        return sums
+
+    def _load(self, k: Function, address: Value, at: int) -> list[Value]:
+        words = load_fragments(k, address, at)
+        if not self.rounds:
+            return words
+        return [assemble(k, "cvt.rna.tf32.f32 $0, $1;", (I32,), (k.convert("bitcast", w, F32),), pure=True)[0] for w in words]
+
+    def _mma(self, k: Function, a: Sequence[Value], b: Sequence[Value], c: Sequence[Value]) -> list[Value]:
+        text = f"mma.sync.aligned.m16n8k{self.depth}.row.col.{self.kind}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, "
+        return assemble(k, text + "{$10,$11,$12,$13};", [F32] * 4, (*a, *b, *c), pure=True)
+
+    def places(self, k: Function, lane: Value, block: Block) -> tuple[list[Value], list[Value], list[list[list[int]]]]:
+        row, column = k.shift("lshr", lane, 2), (lane & 3) * (2 * block.group)
+        tiles = block.columns // 8
+        rows = [row + (16 * m + 8 * half) for m in range(block.rows // 16) for half in range(2)]
+        columns = [column + 8 * first for first in range(0, tiles, block.group)]
+        numbers = [
+            [
+                [4 * (m * tiles + first + tile) + 2 * half + e for tile in range(block.group) for e in range(2)]
+                for first in range(0, tiles, block.group)
+            ]
+            for m in range(block.rows // 16)
+            for half in range(2)
+        ]
+        return rows, columns, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class FmaUnit:
+    """fp32 multiply-adds: a warp's threads are 4 rows of 8, each with every fourth row and every eighth row of the right tile."""
+
+    def run(self, block: Block) -> int:
+        return block.group
+
+    def column_of(self, k: Function, row: Value, block: Block) -> Value:
+        first, tile, c = _dealt(k, row, block)
+        return first + c * block.group + tile
+
+    def results(self, block: Block) -> int:
+        return block.rows * block.columns // 32
+
+    def multiply(
+        self, k: Function, left: Value, right: Value, lane: Value, block: Block, sums: Sequence[Value]
+    ) -> list[Value]:
+        sums = list(sums)
+        down, across = k.shift("lshr", lane, 3), lane & 7
+        left_row, right_row = left + down * ROW_BYTES, right + across * ROW_BYTES
+        columns = block.columns // 8
+        for part in range(ROW_BYTES // PART_BYTES):
+            a_at = [left_row + _swizzled(k, part, down + 4 * odd) for odd in range(2)]
+            b_at = right_row + _swizzled(k, part, across)
+            a = [self._load(k, a_at[m % 2], 4 * m * ROW_BYTES) for m in range(block.rows // 4)]
+            for n in range(columns):
+                b = self._load(k, b_at, 8 * n * ROW_BYTES)
+                for m, row in enumerate(a):
+                    for x, y in zip(row, b, strict=True):
+                        sums[m * columns + n] = k.fma(x, y, sums[m * columns + n])
+        return sums
+
+    def _load(self, k: Function, address: Value, at: int) -> list[Value]:
+        return [k.convert("bitcast", word, F32) for word in load_shared_words(k, address, at)]
+
+    def places(self, k: Function, lane: Value, block: Block) -> tuple[list[Value], list[Value], list[list[list[int]]]]:
+        down, column = k.shift("lshr", lane, 3), (lane & 7) * block.group
+        columns, group = block.columns // 8, block.group
+        rows = [down + 4 * m for m in range(block.rows // 4)]
+        firsts = range(0, columns, group)
+        numbers = [[[m * columns + first + n for n in range(group)] for first in firsts] for m in range(block.rows // 4)]
+        return rows, [column + 8 * first for first in firsts], numbers
