@@ -31,7 +31,7 @@ class Descriptor(ctypes.Structure):
     the depth, 128 bytes each; slice_steps: of a slice.  Each divisor comes with the numbers by which a kernel divides by it.
     """
 
-    _fields_ = [(name, ctypes.c_uint64) for name in _ADDRESSES] + [(name, ctypes.c_uint32) for name in _NUMBERS]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in _ADDRESSES] + [(name, ctypes.c_uint32) for name in _NUMBERS]
 
     def set_divisor(self, name: str, divisor: int) -> None:
         """Set a divisor and the numbers by which a kernel divides by it: n / d = n · factor / 2^shift for n below 2^31.

@@ -1,8 +1,8 @@
 """Where element (row, depth) of a product's factor lies: in a matrix, or in an image seen through a convolution's windows.
 
 A convolution is a product whose left factor has a row for each output pixel and a column for each (kernel row, kernel column,
-channel), and is never written out. Addresses are sums of a part that depends on the row, computed once a tile, and one that depends
-on the depth, computed once for all rows. Offsets count elements and are below 2^31.
+channel), and is never written out. Addresses are sums of a part that depends on the row, computed once a tile, and one that
+depends on the depth, computed once for all rows. Offsets count elements and are below 2^31.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ class Rows:
     stride: str
 
     def row(self, number: Value) -> Parts:
+        """Return the parts that depend on the row."""
         return number * self.fields.number(self.stride), below(self.fields.k, number, self.fields.number(self.rows))
 
     def depth(self, number: Value) -> Parts:
+        """Return the parts that depend on the depth."""
         return number, below(self.fields.k, number, self.fields.number("k"))
 
     def place(self, row: Parts, depth: Parts) -> tuple[Value, Value]:
+        """Return the offset of an element, and whether there is one."""
         return row[0] + depth[0], both(self.fields.k, row[1], depth[1])
 
 
@@ -58,6 +61,7 @@ class Windows:
     fields: Fields
 
     def row(self, number: Value) -> Parts:
+        """Return the parts that depend on the row."""
         f, k = self.fields, self.fields.k
         image, pixel = f.divide(number, "out_pixels")
         row, column = f.divide(pixel, "out_width")
@@ -67,6 +71,7 @@ class Windows:
         return offset, k.select(below(k, number, f.number("m")), top, k.const(I32, OUTSIDE)), left
 
     def depth(self, number: Value) -> Parts:
+        """Return the parts that depend on the depth."""
         f = self.fields
         tap, channel = f.divide(number, "channels")
         row, column = f.divide(tap, "kernel_width")
@@ -75,6 +80,7 @@ class Windows:
         return offset, down, right, below(f.k, number, f.number("k"))
 
     def place(self, row: Parts, depth: Parts) -> tuple[Value, Value]:
+        """Return the offset of an element, and whether there is one."""
         k: Function = self.fields.k
         inside = both(
             k,

@@ -59,11 +59,18 @@ class Problem:
     others: tuple[int, ...] = ()
 
     @staticmethod
-    def convolution(window: Window, out_channels: int, **strides: int) -> Problem:
+    def convolution(
+        window: Window,
+        out_channels: int,
+        *,
+        x_stride: int | None = None,
+        y_stride: int | None = None,
+        others: tuple[int, ...] = (),
+    ) -> Problem:
         """Return the product that a convolution is."""
         height, width = window.out
         k = window.kernel[0] * window.kernel[1] * window.channels
-        return Problem(window.batch * height * width, out_channels, k, window, **strides)
+        return Problem(window.batch * height * width, out_channels, k, window, x_stride, None, y_stride, others)
 
     def __post_init__(self) -> None:
         sizes = {"m": self.m, "n": self.n, "k": self.k}
@@ -113,10 +120,8 @@ class Cut:
         served = form.windows == (problem.window is not None), len(problem.others) == len(form.expression.operands) - 1
         aligned = problem.copy_bytes(form.precision) % form.copy_bytes == 0 and form.whole <= problem.whole(form.precision)
         if not (all(served) and aligned):
-            raise GpuUnsupportedError(
-                f"product: {problem} needs copies of {problem.copy_bytes(form.precision)} bytes and whole={problem.whole(form.precision)}, "
-                f"the kernel is {form.name}"
-            )
+            need = f"copies of {problem.copy_bytes(form.precision)} bytes, whole={problem.whole(form.precision)}"
+            raise GpuUnsupportedError(f"product: {problem}, need {need}, the kernel is {form.name}")
         steps = -(-problem.k * form.item_bytes // ROW_BYTES)
         return Cut(form, problem, -(-steps // -(-steps // slices)))
 

@@ -1,12 +1,12 @@
 """Products y = f(x·w + bias, …) of matrices, and convolutions as products over windows of an image, on a GPU.
 
-x is (m, k) or an image (batch, height, width, channels); w is (n, k), for a convolution (out channels, kernel height, kernel width,
-channels); y is (m, n). Factors are multiplied in a form's precision and added up in float32; bias is float32; f is any expression of the
-result and up to two matrices like y, one of which may be y itself.
+x is (m, k), or an image (batch, height, width, channels); w is (n, k), for a convolution (out channels, kernel height, kernel
+width, channels); y is (m, n). Factors are multiplied in a form's precision and added up in float32; bias is float32; f is any
+expression of the result and of up to two matrices like y, one of which may be y itself.
 
-Blocks of threads take jobs: tiles of y, or slices of their depth where there are few tiles. A block copies the next parts of both
-factors to shared memory while it multiplies earlier ones. Slices of a tile are added up, in order, by the block that ends last, so results do
-not depend on which that is.
+Blocks of threads take jobs: tiles of y, or slices of their depth where there are few tiles. A block copies the next parts of
+both factors to shared memory while it multiplies earlier ones. Slices of a tile are added up, in order, by the block that ends
+last, so results do not depend on which that is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kernels.cuda.emit.builder import GpuModule
 from kernels.cuda.emit.descriptor import OPERANDS, Descriptor, Fields
 from kernels.cuda.emit.epilogue import RunMemory, lanes_below
 from kernels.cuda.emit.source import Rows, Source, Windows
-from kernels.cuda.emit.unit import PART_BYTES, ROW_BYTES, Block, FmaUnit, MathUnit, TensorUnit
+from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, MathUnit, Operands, TensorUnit
 from kernels.expression import FLOAT, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import evaluate, value_types
 from kernels.native.emit.names import name_expression
-from kernels.native.emit.types import BF16, F16, F32, I32, I64, Type
+from kernels.native.emit.types import BF16, F16, F32, I1, I32, I64, Type
 from kernels.native.errors import EmitError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -82,8 +82,8 @@ class Tile:
 class Form:
     """What a kernel's code depends on.
 
-    windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and addresses
-    are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
+    windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and
+    addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
     expression: f; operand 0 is the result with its bias.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
@@ -127,7 +127,10 @@ class Form:
 
 
 def emit_product(form: Form) -> str:
-    """Return the IR of the kernel of a form, named as the form is. It takes a `Descriptor`; any number of blocks shares the jobs."""
+    """Return the IR of the kernel of a form, named as the form is.
+
+    It takes a `Descriptor`. Any number of blocks shares the jobs.
+    """
     module = GpuModule(gpu.GPU)
     with module.kernel(form.name, sizeof(Descriptor), form.tile.threads) as (k, structure):
         fields = Fields(k, structure)
@@ -184,7 +187,7 @@ def _emit_job(work: _Work, job: Value) -> None:
     first = piece * fields.number("slice_steps")
     end = k.least(first + fields.number("slice_steps"), fields.number("steps"))
     sums = _emit_sums(work, row, column, first, end)
-    split = k.op(f"icmp ugt {fields.number('slices')}, 1", k.compare("eq", first, first).type, "split")
+    split = k.compare("gt", fields.number("slices"), 1)
     complete = _emit_meeting(work, split, at, piece, sums)
     with k.when(k.compare("ne", complete, 0), "finish"):
         zero = k.const(F32, 0.0)
@@ -201,7 +204,10 @@ def _emit_job(work: _Work, job: Value) -> None:
 
 
 def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
-    """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
+    """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one.
+
+    A step's last part is multiplied after the next step's first was loaded, so that no warp waits behind the barrier.
+    """
     k, tile = work.k, work.form.tile
     fill = _emit_filling(work, row, column)
     for stage in range(tile.stages - 1):
@@ -211,19 +217,35 @@ def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value)
     warp_row, warp_column = work.warp_start()
     left_at, right_at = warp_row * ROW_BYTES, (warp_column + tile.rows) * ROW_BYTES
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
+
+    def operands(stage: Value, part: int) -> Operands:
+        return work.unit.operands(k, stage + left_at, stage + right_at, work.lane, tile.block, part)
+
+    gpu.wait_for_copies(k, tile.stages - 2)
+    gpu.meet(k)
+    loaded = operands(work.shared, 0)
     read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
     steps = k.convert("zext", end - first, I64)
-    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=True) as fold:
-        step, read, write, *sums = fold.values
-        gpu.wait_for_copies(k, tile.stages - 2)
-        gpu.meet(k)
-        ahead = step + (tile.stages - 1)
-        with k.when(k.compare("lt", ahead, end), "refill"):
-            fill(ahead, write)
-        gpu.commit_copies(k)
-        sums = work.unit.multiply(k, read + left_at, read + right_at, work.lane, tile.block, sums)
-        fold.values = [step + 1, _next_stage(work, read), _next_stage(work, write), *sums]
-    return fold.values[3:]
+    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=True) as fold:
+        step, read, write = fold.values[:3]
+        loaded, sums = loaded.replaced(fold.values[3:]), fold.values[3 + len(loaded.words) :]
+        following = _next_stage(work, read)
+        for part in range(PARTS):
+            current = loaded
+            if part == PARTS - 1:
+                gpu.wait_for_copies(k, tile.stages - 2)
+                gpu.meet(k)
+            loaded = operands(read, part + 1) if part < PARTS - 1 else operands(following, 0)
+            if part == 0:
+                ahead = step + (tile.stages - 1)
+                with k.when(k.compare("lt", ahead, end), "refill"):
+                    fill(ahead, write)
+                gpu.commit_copies(k)
+            sums = work.unit.multiply(k, current, sums)
+        fold.values = [step + 1, following, _next_stage(work, write), *loaded.words, *sums]
+    gpu.wait_for_copies(k, 0)
+    gpu.meet(k)
+    return fold.values[-len(zeros) :]
 
 
 def _next_stage(work: _Work, stage: Value) -> Value:
@@ -273,7 +295,7 @@ def _partial_at(work: _Work, tile_number: Value, piece: Value) -> Value:
 
 def _load_partial(work: _Work, address: Value) -> list[Value]:
     k, threads = work.k, work.form.tile.threads
-    always = k.const(gpu.I1, 1)
+    always = k.const(I1, 1)
     words: list[Value] = []
     for n in range(0, work.unit.results(work.form.tile.block), 4):
         words += gpu.load_words(k, address + n * threads * 4, 4, always, space="global.cg")
@@ -281,13 +303,13 @@ def _load_partial(work: _Work, address: Value) -> list[Value]:
 
 
 def _emit_meeting(work: _Work, split: Value, tile_number: Value, piece: Value, sums: Sequence[Value]) -> Value:
-    """Emit the storing of a slice's sums, and return whether every slice of the tile is there: 0 or 1, always 1 without slices."""
+    """Emit the storing of a slice's sums, and return whether every slice of the tile is there: 0 or 1; 1 without slices."""
     k, threads = work.k, work.form.tile.threads
     with k.fold("slices", 0, k.convert("zext", split, I64), 1, (k.const(I32, 1),)) as fold:
         address = _partial_at(work, tile_number, piece)
         for n in range(0, len(sums), 4):
             words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
-            gpu.store_words(k, address + n * threads * 4, words, k.const(gpu.I1, 1))
+            gpu.store_words(k, address + n * threads * 4, words, k.const(I1, 1))
         k.emit('fence syncscope("device") acq_rel')
         gpu.meet(k)
         with k.when(k.compare("eq", work.thread, 0), "leader"):
@@ -319,7 +341,7 @@ def _emit_results(work: _Work, row: Value, column: Value, sums: Sequence[Value])
         at = column + warp_column + run_column
         bias = None
         if form.bias:
-            bias = biases.load(k, fields.address("bias"), at, lanes_below(k, at, n, k.const(gpu.I1, 1)))
+            bias = biases.load(k, fields.address("bias"), at, lanes_below(k, at, n, k.const(I1, 1)))
         for r, run_row in enumerate(rows):
             down = row + warp_row + run_row
             valid = lanes_below(k, at, n, gpu.below(k, down, m))

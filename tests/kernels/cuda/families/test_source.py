@@ -2,7 +2,6 @@
 
 import ctypes
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,28 +10,11 @@ from hypothesis import strategies as st
 from kernels.cuda.emit.descriptor import Descriptor, Fields
 from kernels.cuda.emit.source import Rows, Windows
 from kernels.cuda.families.problem import Problem, Window, describe_window
-from kernels.native.emit.builder import Module
-from kernels.native.emit.types import I32, I64, PTR
-from kernels.native.target.isa import ISAS
+from kernels.native.emit.types import I32, I64
+from tests.kernels.cuda.families.host import build
 from tests.kernels.cuda.families.product_cases import patches
 
 SOURCES = {"windows": Windows, "rows": lambda fields: Rows(fields, "m", "x_stride")}
-
-
-def build(emit):
-    """Compile a function of a descriptor and an output for this machine."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = Module(ISAS["sse"])
-    with module.function("f", {"descriptor": PTR, "out": PTR, "rows": I64, "depth": I64}) as (k, *arguments):
-        emit(k, *arguments)
-    text = "\n".join(line for line in module.text.splitlines() if not line.startswith(("target triple", "attributes")))
-    engine = llvm.create_mcjit_compiler(
-        llvm.parse_assembly(text.replace(" #0 {", " {")), llvm.Target.from_default_triple().create_target_machine()
-    )
-    engine.finalize_object()
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    return engine, kind(engine.get_function_address("f"))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +34,7 @@ def places():
 
     def find(name, descriptor, rows, depth):
         out = np.empty((rows, depth), np.int64)
-        made[name][1](ctypes.addressof(descriptor), out.ctypes.data, rows, depth)
+        made[name](ctypes.addressof(descriptor), out.ctypes.data, rows, depth)
         return out
 
     return find
