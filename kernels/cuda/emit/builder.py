@@ -107,6 +107,11 @@ def wait_for_copies(k: Function, pending: int) -> None:
     assemble(k, f"cp.async.wait_group {pending};", (), ())
 
 
+def publish_copies(k: Function) -> None:
+    """Let instructions that read shared memory by themselves see what this thread copied there, after the next `meet`."""
+    assemble(k, "fence.proxy.async.shared::cta;", (), ())
+
+
 def load_words(k: Function, address: Value, count: int, valid: Value, *, space: str = "global") -> list[Value]:
     """Load 1, 2 or 4 words of 32 bits, aligned as a whole, from global memory; zeros where it is not valid."""
     names = [f"${n}" for n in range(count)]

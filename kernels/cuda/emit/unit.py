@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kernels.cuda.emit.builder import assemble, load_fragments, load_shared_words
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.types import F32, I32
+from kernels.native.emit.types import F32, I32, I64, VOID
 
 ROW_BYTES, PART_BYTES = 128, 16
 
@@ -163,6 +163,43 @@ class TensorUnit:
             for half in range(2)
         ]
         return rows, columns, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUnit:
+    """wgmma, which only compute capability 9.0 has: four warps multiply 64 rows together, straight from shared memory.
+
+    kind, depth: as of `TensorUnit`, where results also lie as here. ends: what follows the operands. fp32 loses the bits that
+    tf32 lacks without rounding.
+    """
+
+    kind: str
+    depth: int
+    ends: str
+
+    def multiply(self, k: Function, left: Value, right: Value, block: Block, sums: Sequence[Value]) -> list[Value]:
+        """Emit the product of the group's rows by all columns over one row's depth, added to `sums`.
+
+        left, right: shared addresses of the group's first row, and of the first column. What was copied there has been made
+        visible by `publish_copies`.
+        """
+        descriptors = [self._descriptor(k, side, part) for side in (left, right) for part in range(PARTS)]
+        n, float_sums = len(sums), ", ".join([F32.text] * len(sums))
+        values = "{" + ",".join(f"${at}" for at in range(n)) + "}"
+        text = "{ .reg .pred on; setp.eq.b32 on, 0, 0; wgmma.fence.sync.aligned; "
+        for part in range(PARTS):
+            text += f"wgmma.mma_async.sync.aligned.m64n{block.columns}k{self.depth}.{self.kind} "
+            text += f"{values}, ${n + part}, ${n + PARTS + part}, on{self.ends}; "
+        text += "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
+        constraints = ",".join(["=f"] * n + ["l"] * 2 * PARTS + [str(at) for at in range(n)] + ["~{memory}"])
+        arguments = ", ".join(map(str, (*descriptors, *sums)))
+        whole = k.op(f'call {{{float_sums}}} asm sideeffect "{text}", "{constraints}"({arguments})', VOID, "group")
+        return [k.op(f"extractvalue {{{float_sums}}} {whole.ref}, {at}", F32, "sum") for at in range(n)]
+
+    def _descriptor(self, k: Function, address: Value, part: int) -> Value:
+        """Describe rows of 128 swizzled bytes, 1024 from 8 rows to the next 8 (PTX ISA, "Matrix Descriptor Format" of wgmma)."""
+        sixteenths = k.convert("zext", k.shift("lshr", address & 0x3FFFF, 4) + 2 * part, I64)
+        return sixteenths | ((1 << 62) | (64 << 32) | (1 << 16))
 
 
 @dataclass(frozen=True, slots=True)

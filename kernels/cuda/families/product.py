@@ -23,7 +23,7 @@ from kernels.cuda.emit.builder import GpuModule
 from kernels.cuda.emit.descriptor import OPERANDS, Descriptor, Fields
 from kernels.cuda.emit.epilogue import RunMemory, lanes_below
 from kernels.cuda.emit.source import Rows, Source, Windows
-from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, MathUnit, Operands, TensorUnit
+from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, GroupUnit, MathUnit, Operands, TensorUnit
 from kernels.expression import FLOAT, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import evaluate, value_types
@@ -38,6 +38,11 @@ UNITS: dict[Precision, tuple[Type, MathUnit]] = {
     "tf32": (F32, TensorUnit("f32.tf32.tf32", 8, rounds=True)),
     "bf16": (BF16, TensorUnit("f32.bf16.bf16", 16)),
     "fp16": (F16, TensorUnit("f32.f16.f16", 16)),
+}
+GROUP_UNITS: dict[Precision, GroupUnit] = {
+    "tf32": GroupUnit("f32.tf32.tf32", 8, ", 1, 1"),
+    "bf16": GroupUnit("f32.bf16.bf16", 16, ", 1, 1, 0, 0"),
+    "fp16": GroupUnit("f32.f16.f16", 16, ", 1, 1, 0, 0"),
 }
 UNCHANGED = Expression((FLOAT,))
 
@@ -84,7 +89,8 @@ class Form:
 
     windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and
     addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
-    expression: f; operand 0 is the result with its bias.
+    expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
+    all columns of a tile, instead of each warp by itself.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
 
@@ -95,6 +101,7 @@ class Form:
     whole: bool = True
     bias: bool = False
     expression: Expression = UNCHANGED
+    groups: bool = False
 
     def __post_init__(self) -> None:
         block, tile = self.tile.block, self.tile
@@ -104,6 +111,10 @@ class Form:
             raise EmitError(
                 f"product: tile {tile.name}, need 2 warps or more of multiples of 16x16, rows and columns in "
                 f"multiples of {tile.threads // 8}, 2 stages or more"
+            )
+        if self.groups and not (self.precision in GROUP_UNITS and block.rows == 16 and tile.across == 1 and tile.down % 4 == 0):
+            raise EmitError(
+                f"product: groups of warps for {self.precision}, tile {tile.name}, need {', '.join(GROUP_UNITS)}, 4 down"
             )
         if self.copy_bytes not in (2, 4, 8, 16) or self.copy_bytes < self.item_bytes:
             raise EmitError(f"product: copies of {self.copy_bytes} bytes, need {self.item_bytes} to 16, a power of two")
@@ -120,7 +131,7 @@ class Form:
     def name(self) -> str:
         """The kernel's name: what it computes and how."""
         parts = ["conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
-        parts += ["" if self.whole else "part", "bias" if self.bias else ""]
+        parts += ["wgmma" if self.groups else "", "" if self.whole else "part", "bias" if self.bias else ""]
         if self.expression.steps:
             parts += [*name_expression(self.expression), hashlib.sha256(repr(self.expression).encode()).hexdigest()[:12]]
         return "_".join([self.precision, *filter(None, parts)])
@@ -204,19 +215,30 @@ def _emit_job(work: _Work, job: Value) -> None:
 
 
 def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
-    """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one.
-
-    A step's last part is multiplied after the next step's first was loaded, so that no warp waits behind the barrier.
-    """
+    """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
     k, tile = work.k, work.form.tile
     fill = _emit_filling(work, row, column)
     for stage in range(tile.stages - 1):
         with k.when(k.compare("lt", first + stage, end), "fill"):
             fill(first + stage, work.shared + stage * tile.stage_bytes)
         gpu.commit_copies(k)
+    return _emit_group_steps(work, fill, first, end) if work.form.groups else _emit_steps(work, fill, first, end)
+
+
+Fill = Callable[[Value, Value], None]
+
+
+def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+    """Emit the steps of a tile whose warps load what they multiply.
+
+    A step's last part is multiplied after the next step's first was loaded, so that no warp waits behind the barrier.
+    """
+    k, tile = work.k, work.form.tile
     warp_row, warp_column = work.warp_start()
     left_at, right_at = warp_row * ROW_BYTES, (warp_column + tile.rows) * ROW_BYTES
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
+    read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
+    steps = k.convert("zext", end - first, I64)
 
     def operands(stage: Value, part: int) -> Operands:
         return work.unit.operands(k, stage + left_at, stage + right_at, work.lane, tile.block, part)
@@ -224,8 +246,6 @@ def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value)
     gpu.wait_for_copies(k, tile.stages - 2)
     gpu.meet(k)
     loaded = operands(work.shared, 0)
-    read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
-    steps = k.convert("zext", end - first, I64)
     with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=True) as fold:
         step, read, write = fold.values[:3]
         loaded, sums = loaded.replaced(fold.values[3:]), fold.values[3 + len(loaded.words) :]
@@ -237,15 +257,41 @@ def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value)
                 gpu.meet(k)
             loaded = operands(read, part + 1) if part < PARTS - 1 else operands(following, 0)
             if part == 0:
-                ahead = step + (tile.stages - 1)
-                with k.when(k.compare("lt", ahead, end), "refill"):
-                    fill(ahead, write)
-                gpu.commit_copies(k)
+                _emit_refill(work, fill, step, end, write)
             sums = work.unit.multiply(k, current, sums)
         fold.values = [step + 1, following, _next_stage(work, write), *loaded.words, *sums]
     gpu.wait_for_copies(k, 0)
     gpu.meet(k)
     return fold.values[-len(zeros) :]
+
+
+def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+    """Emit the steps of a tile whose groups of warps multiply straight from shared memory."""
+    k, tile = work.k, work.form.tile
+    group = k.shift("lshr", work.thread, 7)
+    zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
+    read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
+    steps = k.convert("zext", end - first, I64)
+    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=True) as fold:
+        step, read, write, *sums = fold.values
+        gpu.wait_for_copies(k, tile.stages - 2)
+        gpu.publish_copies(k)
+        gpu.meet(k)
+        _emit_refill(work, fill, step, end, write)
+        left, right = read + group * (64 * ROW_BYTES), read + tile.rows * ROW_BYTES
+        sums = GROUP_UNITS[work.form.precision].multiply(k, left, right, tile.block, sums)
+        fold.values = [step + 1, _next_stage(work, read), _next_stage(work, write), *sums]
+    gpu.wait_for_copies(k, 0)
+    gpu.meet(k)
+    return fold.values[3:]
+
+
+def _emit_refill(work: _Work, fill: Fill, step: Value, end: Value, stage: Value) -> None:
+    """Emit the start of the copies of the step that is as far ahead as there are stages."""
+    k, ahead = work.k, step + (work.form.tile.stages - 1)
+    with k.when(k.compare("lt", ahead, end), "refill"):
+        fill(ahead, stage)
+    gpu.commit_copies(k)
 
 
 def _next_stage(work: _Work, stage: Value) -> Value:

@@ -1,12 +1,14 @@
 """Products and convolutions that the tests compute on a GPU, with float64 as the truth."""
 
 from dataclasses import dataclass
+from math import erf
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from kernels.cuda.families.problem import Problem, Window
-from kernels.cuda.families.product import UNCHANGED, Form, Precision, Tile
+from kernels.cuda.families.product import Form, Precision, Tile
 from kernels.expression import FLOAT, Apply, Expression
 
 DTYPES = {
@@ -54,8 +56,6 @@ def patches(x: np.ndarray, window: Window) -> np.ndarray:
 
 def apply(expression: Expression, *values: np.ndarray) -> np.ndarray:
     """Evaluate the expressions above in float64."""
-    from math import erf
-
     functions = {
         "relu": lambda a: np.maximum(a, 0),
         "clip": np.clip,
@@ -98,7 +98,7 @@ def tolerance(form: Form, data: Data) -> np.ndarray:
 
     A tensor core adds products with a few bits less than float32, so sums get 2^-21 of the magnitudes that went in.
     """
-    factors = 2 * 0.7 * 2.0**-10 if form.precision == "tf32" else 0.0
+    factors = 2 * (1.0 if form.groups else 0.7) * 2.0**-10 if form.precision == "tf32" else 0.0
     rounding = {"bf16": 2.0**-8, "fp16": 2.0**-10}.get(form.precision, 2.0**-22)
     widest = 1 + max(
         (np.abs(other.astype(np.float64)).max(initial=0, where=~np.isnan(other)) for other in data.others), default=0
@@ -106,19 +106,10 @@ def tolerance(form: Form, data: Data) -> np.ndarray:
     return (factors + 2.0**-20) * data.product * widest * 1.2 + rounding * np.abs(data.truth) + 1e-6
 
 
-def form_for(
-    precision: Precision, tile: Tile, problem: Problem, *, bias: bool = False, expression: Expression = UNCHANGED
-) -> Form:
+def form_for(precision: Precision, tile: Tile, problem: Problem, **options: Any) -> Form:
     """Return the form whose kernel serves a problem."""
-    return Form(
-        precision,
-        tile,
-        problem.window is not None,
-        problem.copy_bytes(precision),
-        problem.whole(precision),
-        bias,
-        expression,
-    )
+    windows, copy_bytes, whole = problem.window is not None, problem.copy_bytes(precision), problem.whole(precision)
+    return Form(precision, tile, windows=windows, copy_bytes=copy_bytes, whole=whole, **options)
 
 
 def window(batch: int, size: int, channels: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1) -> Window:

@@ -6,7 +6,7 @@ import pytest
 from kernels.cuda.driver import Driver
 from kernels.cuda.errors import NoDriverError
 from kernels.cuda.families.problem import Cut, Problem, Window
-from kernels.cuda.families.product import emit_product
+from kernels.cuda.families.product import Tile, emit_product
 from kernels.cuda.ptx import compile_ptx, find_target
 from kernels.native.code.cache import CodeCache, Source
 from tests.kernels.cuda.families import product_cases as cases
@@ -160,3 +160,30 @@ def test_convolutions(context, precision, name):
 def test_convolution_in_slices_of_pixels_that_lie_apart(context, precision):
     problem = Problem.convolution(window(1, 9, 64, 3, pad=1), 128, x_stride=96, y_stride=136)
     check(context, form_for(precision, WIDE, problem, bias=True), problem, slices=5)
+
+
+GROUPS = [Tile(64, 64, 4, 1, 3), Tile(128, 128, 8, 1, 2), Tile(64, 32, 4, 1, 4), Tile(128, 256, 8, 1, 3)]
+
+
+@pytest.fixture
+def hopper(context):
+    if context.device.capability != (9, 0):
+        pytest.skip(f"wgmma needs compute capability 9.0, this GPU has {context.device.capability}")
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("tile", GROUPS, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_products_by_groups_of_warps(context, precision, tile, slices):
+    problem = Problem(197, 264, 1096, others=(264,))
+    form = form_for(precision, tile, problem, bias=True, expression=cases.ADD_RELU, groups=True)
+    check(context, form, problem, slices=slices, alias=True)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_convolutions_by_groups_of_warps(context, precision, name):
+    problem = Problem.convolution(WINDOWS[name], 70)
+    check(context, form_for(precision, GROUPS[0], problem, bias=True, groups=True), problem, blocks=3)
