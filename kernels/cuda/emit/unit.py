@@ -177,11 +177,11 @@ class GroupUnit:
     depth: int
     ends: str
 
-    def multiply(self, k: Function, left: Value, right: Value, block: Block, sums: Sequence[Value]) -> list[Value]:
-        """Emit the product of the group's rows by all columns over one row's depth, added to `sums`.
+    def start(self, k: Function, left: Value, right: Value, block: Block, sums: Sequence[Value]) -> list[Value]:
+        """Emit the start of the product of the group's rows by all columns over one row's depth, added to `sums`.
 
         left, right: shared addresses of the group's first row, and of the first column. What was copied there has been made
-        visible by `publish_copies`.
+        visible by `publish_copies`. Nothing may touch the sums that it returns before `finish`.
         """
         descriptors = [self._descriptor(k, side, part) for side in (left, right) for part in range(PARTS)]
         n, float_sums = len(sums), ", ".join([F32.text] * len(sums))
@@ -190,11 +190,15 @@ class GroupUnit:
         for part in range(PARTS):
             text += f"wgmma.mma_async.sync.aligned.m64n{block.columns}k{self.depth}.{self.kind} "
             text += f"{values}, ${n + part}, ${n + PARTS + part}, on{self.ends}; "
-        text += "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
+        text += "wgmma.commit_group.sync.aligned; }"
         constraints = ",".join(["=f"] * n + ["l"] * 2 * PARTS + [str(at) for at in range(n)] + ["~{memory}"])
         arguments = ", ".join(map(str, (*descriptors, *sums)))
         whole = k.op(f'call {{{float_sums}}} asm sideeffect "{text}", "{constraints}"({arguments})', VOID, "group")
         return [k.op(f"extractvalue {{{float_sums}}} {whole.ref}, {at}", F32, "sum") for at in range(n)]
+
+    def finish(self, k: Function) -> None:
+        """Emit the wait for the product that was started."""
+        assemble(k, "wgmma.wait_group.sync.aligned 0;", (), ())
 
     def _descriptor(self, k: Function, address: Value, part: int) -> Value:
         """Describe rows of 128 swizzled bytes, 1024 from 8 rows to the next 8 (PTX ISA, "Matrix Descriptor Format" of wgmma)."""

@@ -268,7 +268,7 @@ def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value
 def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
     """Emit the steps of a tile whose groups of warps multiply straight from shared memory."""
     k, tile = work.k, work.form.tile
-    group = k.shift("lshr", work.thread, 7)
+    unit, group = GROUP_UNITS[work.form.precision], k.shift("lshr", work.thread, 7)
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
     read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
     steps = k.convert("zext", end - first, I64)
@@ -277,9 +277,10 @@ def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list
         gpu.wait_for_copies(k, tile.stages - 2)
         gpu.publish_copies(k)
         gpu.meet(k)
-        _emit_refill(work, fill, step, end, write)
         left, right = read + group * (64 * ROW_BYTES), read + tile.rows * ROW_BYTES
-        sums = GROUP_UNITS[work.form.precision].multiply(k, left, right, tile.block, sums)
+        sums = unit.start(k, left, right, tile.block, sums)
+        _emit_refill(work, fill, step, end, write)
+        unit.finish(k)
         fold.values = [step + 1, _next_stage(work, read), _next_stage(work, write), *sums]
     gpu.wait_for_copies(k, 0)
     gpu.meet(k)
