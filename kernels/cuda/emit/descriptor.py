@@ -17,7 +17,7 @@ _ADDRESSES = ("x", "w", "y", "bias", "partial", "counters", *(f"r{n}" for n in r
 _DIVISORS = ("tiles", "columns", "channels", "kernel_width", "out_width", "out_pixels")
 _NUMBERS = (
     *("m", "n", "k", "x_stride", "w_stride", "y_stride", *(f"r{n}_stride" for n in range(OPERANDS))),
-    *("jobs", "slices", "steps", "slice_steps"),
+    *("chunks", "slices", "steps", "slice_steps"),
     *("height", "width", "stride_height", "stride_width", "pad_top", "pad_left", "dilation_height", "dilation_width"),
     *(f"{name}{part}" for name in _DIVISORS for part in ("", "_factor", "_shift")),
 )
@@ -26,9 +26,10 @@ _NUMBERS = (
 class Descriptor(ctypes.Structure):
     """The structure that a product's kernel takes.
 
-    x, w, y, bias, r0, r1: addresses. partial, counters: where slices of one result meet.  m, n, k: rows, columns and depth of the
-    product.  *_stride: elements from a row to the next, for a window from a pixel to the next.  jobs: tiles × slices.  steps: of
-    the depth, 128 bytes each; slice_steps: of a slice.  Each divisor comes with the numbers by which a kernel divides by it.
+    x, w, y, bias, r0, r1: addresses. partial, counters: where slices of one result meet.  m, n, k: rows, columns and depth of
+    the product.  *_stride: elements from a row to the next, for a window from a pixel to the next.  chunks: tiles × slices.
+    steps: of the depth, 128 bytes each; slice_steps: of a slice.  Each divisor comes with the numbers by which a kernel divides
+    by it.
     """
 
     _fields_ = [(name, ctypes.c_uint64) for name in _ADDRESSES] + [(name, ctypes.c_uint32) for name in _NUMBERS]

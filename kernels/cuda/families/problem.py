@@ -1,4 +1,4 @@
-"""One product or convolution as a kernel of `kernels.cuda.families.product` gets it: checked, cut into jobs, as a descriptor."""
+"""One product or convolution as a kernel of `kernels.cuda.families.product` gets it: checked, in chunks, as a descriptor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.cuda.emit.unit import ROW_BYTES
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.product import UNITS, Form, Precision
 
-LIMIT = 1 << 31  # kernels count elements, rows and jobs in 32 bits
+LIMIT = 1 << 31  # kernels count elements, rows and chunks in 32 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A problem cut into jobs for a kernel. slices: parts of the depth; every one has work."""
+    """A problem cut into chunks for a kernel. slices: parts of the depth; every one has work."""
 
     form: Form
     problem: Problem
@@ -136,14 +136,14 @@ class Cut:
         return -(-self.problem.m // self.form.tile.rows), -(-self.problem.n // self.form.tile.columns)
 
     @property
-    def jobs(self) -> int:
+    def chunks(self) -> int:
         """Tiles × slices."""
         return self.tiles[0] * self.tiles[1] * self.slices
 
     @property
     def partial_bytes(self) -> int:
         """Memory in which slices meet."""
-        return 0 if self.slices == 1 else 4 * self.jobs * self.form.tile.rows * self.form.tile.columns
+        return 0 if self.slices == 1 else 4 * self.chunks * self.form.tile.rows * self.form.tile.columns
 
     @property
     def counter_bytes(self) -> int:
@@ -174,7 +174,7 @@ class Cut:
         made.x_stride, made.w_stride, made.y_stride = problem.strides
         for n, stride in enumerate(problem.others):
             setattr(made, f"r{n}_stride", stride)
-        made.jobs, made.slices, made.steps = self.jobs, self.slices, self.steps
+        made.chunks, made.slices, made.steps = self.chunks, self.slices, self.steps
         made.slice_steps = -(-self.steps // self.slices)
         made.set_divisor("tiles", self.tiles[0] * self.tiles[1])
         made.set_divisor("columns", self.tiles[1])

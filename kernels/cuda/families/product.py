@@ -4,7 +4,7 @@ x is (m, k), or an image (batch, height, width, channels); w is (n, k), for a co
 width, channels); y is (m, n). Factors are multiplied in a form's precision and added up in float32; bias is float32; f is any
 expression of the result and of up to two matrices like y, one of which may be y itself.
 
-Blocks of threads take jobs: tiles of y, or slices of their depth where there are few tiles. A block copies the next parts of
+Blocks of threads take chunks: tiles of y, or slices of their depth where there are few tiles. A block copies the next parts of
 both factors to shared memory while it multiplies earlier ones. Slices of a tile are added up, in order, by the block that ends
 last, so results do not depend on which that is.
 """
@@ -140,17 +140,17 @@ class Form:
 def emit_product(form: Form) -> str:
     """Return the IR of the kernel of a form, named as the form is.
 
-    It takes a `Descriptor`. Any number of blocks shares the jobs.
+    It takes a `Descriptor`. Any number of blocks shares the chunks.
     """
     module = GpuModule(gpu.GPU)
     with module.kernel(form.name, sizeof(Descriptor), form.tile.threads) as (k, structure):
         fields = Fields(k, structure)
-        emit_jobs(fields, form, gpu.special(k, "ctaid.x"), fields.number("jobs"), gpu.special(k, "nctaid.x"))
+        emit_chunks(fields, form, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
     return module.text
 
 
-def emit_jobs(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
-    """Emit the work of a block on jobs first, first + stride, … below `count`: a step of a kernel.
+def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
+    """Emit the work of a block on chunks first, first + stride, … below `count`: a step of a kernel.
 
     Every thread of the block comes here. The block's shared memory is free before and after.
     """
@@ -158,14 +158,14 @@ def emit_jobs(fields: Fields, form: Form, first: Value, count: Value, stride: Va
     left = k.select(k.compare("lt", first, count), count - first, k.const(I32, 0))
     turns = k.binary("udiv", left + stride - 1, stride)
     thread = gpu.special(k, "tid.x")
-    with k.fold("job", 0, k.convert("zext", turns, I64), 1, (first,)) as jobs:
-        _emit_job(_Work(fields, form, thread, gpu.shared_base(k)), jobs.values[0])
-        jobs.values = [jobs.values[0] + stride]
+    with k.fold("chunk", 0, k.convert("zext", turns, I64), 1, (first,)) as chunks:
+        _emit_chunk(_Work(fields, form, thread, gpu.shared_base(k)), chunks.values[0])
+        chunks.values = [chunks.values[0] + stride]
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the parts of a job share. thread: its number in the block.  shared: where the block's shared memory begins."""
+    """What the parts of a chunk share. thread: its number in the block.  shared: where the block's shared memory begins."""
 
     fields: Fields
     form: Form
@@ -190,9 +190,9 @@ class _Work:
         return (warp % tile.down) * tile.block.rows, (warp // tile.down) * tile.block.columns
 
 
-def _emit_job(work: _Work, job: Value) -> None:
+def _emit_chunk(work: _Work, chunk: Value) -> None:
     k, fields, tile = work.k, work.fields, work.form.tile
-    piece, at = fields.divide(job, "tiles")
+    piece, at = fields.divide(chunk, "tiles")
     down, across = fields.divide(at, "columns")
     row, column = down * tile.rows, across * tile.columns
     first = piece * fields.number("slice_steps")

@@ -84,6 +84,21 @@ def test_rows_of_the_right_tile_are_all_columns_once(precision, block):
     assert sorted(out.tolist()) == list(range(96))
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_kernels_of_groups_of_warps_compile_and_keep_their_products_under_way(precision, tmp_path):
+    form = Form(precision, Tile(128, 128, 8, 1, 3), windows=True, bias=True, groups=True)
+    found = generate(emit_product(form), TARGETS[9, 0]).decode()
+    assert found.count("wgmma.mma_async.sync.aligned.m64n128k") == 4
+    assert "fence.proxy.async" in found
+    if shutil.which("ptxas") is None:
+        return
+    (tmp_path / "module.ptx").write_text(found)
+    command = ["ptxas", "-v", "-arch=sm_90a", str(tmp_path / "module.ptx"), "-o", str(tmp_path / "module.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "serialized" not in done.stderr, "products wait for one another"
+
+
 def test_name_tells_forms_apart():
     names = {form.name for form in FORMS.values()}
     assert len(names) == len(FORMS)
@@ -97,6 +112,8 @@ def test_name_tells_forms_apart():
         ({"tile": Tile(64, 64, 3, 2, 3)}, "tile 64x64w3x2s3, need 2 warps or more of multiples of 16x16"),
         ({"tile": Tile(32, 32, 1, 1, 3)}, "need 2 warps or more"),
         ({"tile": Tile(64, 64, 2, 2, 1)}, "2 stages or more"),
+        ({"groups": True}, "groups of warps for bf16, tile 64x64w2x2s3, need tf32, bf16, fp16, 4 down"),
+        ({"groups": True, "precision": "fp32", "tile": Tile(64, 64, 4, 1, 3)}, "groups of warps for fp32"),
         ({"copy_bytes": 1}, "copies of 1 bytes, need 2 to 16"),
         ({"copy_bytes": 2, "precision": "fp32"}, "copies of 2 bytes, need 4 to 16"),
         ({"expression": Expression((FLOAT,), (Apply("gt", (0, 0)),))}, "need float32 of float32"),

@@ -55,7 +55,11 @@ def compute(context, form, problem, data, slices=1, blocks=None, launches=1, ali
             if not alias:
                 y.write(poison, stream)
             stream.launch(
-                function, (descriptor,), blocks=blocks or cut.jobs, threads=form.tile.threads, shared_bytes=form.tile.shared_bytes
+                function,
+                (descriptor,),
+                blocks=blocks or cut.chunks,
+                threads=form.tile.threads,
+                shared_bytes=form.tile.shared_bytes,
             )
         stream.synchronize()
     return y.read(poison)
@@ -105,7 +109,7 @@ def test_slices_are_added_in_the_same_order_each_time(context):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("slices", [1, 4])
-def test_few_blocks_take_all_jobs_in_turn(context, precision, slices):
+def test_few_blocks_take_all_chunks_in_turn(context, precision, slices):
     problem = Problem(500, 264, 520)
     check(context, form_for(precision, SMALL, problem, bias=True), problem, slices=slices, blocks=5)
 
