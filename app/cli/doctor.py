@@ -13,8 +13,22 @@ from rich.table import Table
 
 from app.cli.console import Json, out, print_json
 from app.settings import knobs
+from kernels.cuda.driver import Driver
+from kernels.errors import EdgewiseError
 from kernels.version import VERSION
 from scheduler.session import available_cores
+
+
+def describe_nvidia() -> str:
+    """Return what NVIDIA's driver supports and which GPUs it sees, or why there is none."""
+    try:
+        driver = Driver()
+        gpus = [
+            f"{device.name} of compute capability {device.capability[0]}.{device.capability[1]}" for device in driver.devices()
+        ]
+        return f"driver for CUDA {driver.version[0]}.{driver.version[1]}: {', '.join(gpus) or 'no GPU'}"
+    except EdgewiseError as error:
+        return str(error)
 
 
 def command(
@@ -41,6 +55,7 @@ def command(
         **{name: metadata.version(name) for name in packages},
         "cores": available_cores(),
         "memory_bytes": psutil.virtual_memory().total,
+        "nvidia": describe_nvidia(),
     }
     if json:
         print_json(orjson.dumps(facts))

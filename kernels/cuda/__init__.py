@@ -5,5 +5,7 @@ Modules, from the bottom up:
     library   libcuda through ctypes, every call checked
     driver    contexts, memory, streams, events, modules, launches and graphs of launches
     ptx       IR to PTX, kept in the code cache on disk
+    emit      writing kernels: instructions of the GPU, where factors lie, products of tiles, epilogues
+    families  products and convolutions
     probe     what a GPU can do: measured peaks, bandwidths, and the costs of barriers and launches
 """

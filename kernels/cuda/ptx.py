@@ -65,11 +65,18 @@ def find_target(capability: tuple[int, int]) -> PtxTarget:
     return TARGETS[max(older)]
 
 
+def emitters() -> list[Path]:
+    """Return the files that decide what IR a kernel's name stands for: this package, and the emitters that it uses."""
+    package = Path(__file__).parent
+    folders = (package, package.parent / "native" / "emit")
+    return [*(path for folder in folders for path in sorted(folder.rglob("*.py"))), package.parent / "expression.py"]
+
+
 @functools.cache
 def build_key() -> str:
-    """Hash what PTX depends on besides IR and target: the version of LLVM, and the source of this package."""
+    """Hash what PTX depends on besides IR and target: the version of LLVM, and the source of the emitters."""
     digest = hashlib.sha256(llvm_version().encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in emitters():
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -139,6 +139,16 @@ def test_folder_that_others_can_write_to_is_not_used(tmp_path):
     assert not list(folder.iterdir())
 
 
+def test_key_depends_on_the_emitters_of_kernels_and_of_their_expressions(monkeypatch, tmp_path):
+    names = {"/".join(path.parts[-3:]) for path in ptx.emitters()}
+    assert names > {"cuda/families/product.py", "native/emit/expression.py", "native/emit/math.py", "cuda/emit/unit.py"}
+    (tmp_path / "emitter.py").write_text("first")
+    monkeypatch.setattr(ptx, "emitters", lambda: [tmp_path / "emitter.py"])
+    before = ptx.build_key.__wrapped__()
+    (tmp_path / "emitter.py").write_text("second")
+    assert ptx.build_key.__wrapped__() != before
+
+
 def test_key_depends_on_source_target_and_version():
     targets = [AMPERE, HOPPER, PtxTarget("sm_90a", 83)]
     keys = {entry_key(source, target) for source in (Source.of(SCALE), Source.of(SCALE + " ")) for target in targets}

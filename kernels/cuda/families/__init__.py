@@ -1,0 +1,1 @@
+"""The kernels of GPUs, by the operators that they compute."""

@@ -1,0 +1,409 @@
+"""Products y = f(x·w + bias, …) of matrices, and convolutions as products over windows of an image, on a GPU.
+
+x is (m, k), or an image (batch, height, width, channels); w is (n, k), for a convolution (out channels, kernel height, kernel
+width, channels); y is (m, n). Factors are multiplied in a form's precision and added up in float32; bias is float32; f is any
+expression of the result and of up to two matrices like y, one of which may be y itself.
+
+Blocks of threads take chunks: tiles of y, or slices of their depth where there are few tiles. A block copies the next parts of
+both factors to shared memory while it multiplies earlier ones. Slices of a tile are added up, in order, by the block that ends
+last, so results do not depend on which that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from ctypes import sizeof
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from kernels.cuda.emit import builder as gpu
+from kernels.cuda.emit.builder import GpuModule
+from kernels.cuda.emit.descriptor import OPERANDS, Descriptor, Fields
+from kernels.cuda.emit.epilogue import RunMemory, lanes_below
+from kernels.cuda.emit.source import Rows, Source, Windows
+from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, GroupUnit, MathUnit, Operands, TensorUnit
+from kernels.expression import FLOAT, Expression
+from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.expression import evaluate, value_types
+from kernels.native.emit.names import name_expression
+from kernels.native.emit.types import BF16, F16, F32, I1, I32, I64, Type
+from kernels.native.errors import EmitError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+UNITS: dict[Precision, tuple[Type, MathUnit]] = {
+    "fp32": (F32, FmaUnit()),
+    "tf32": (F32, TensorUnit("f32.tf32.tf32", 8, rounds=True)),
+    "bf16": (BF16, TensorUnit("f32.bf16.bf16", 16)),
+    "fp16": (F16, TensorUnit("f32.f16.f16", 16)),
+}
+GROUP_UNITS: dict[Precision, GroupUnit] = {
+    "tf32": GroupUnit("f32.tf32.tf32", 8, ", 1, 1"),
+    "bf16": GroupUnit("f32.bf16.bf16", 16, ", 1, 1, 0, 0"),
+    "fp16": GroupUnit("f32.f16.f16", 16, ", 1, 1, 0, 0"),
+}
+UNCHANGED = Expression((FLOAT,))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The results of a block of threads. across, down: warps side by side and one above another.  stages: of shared memory."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.down * self.across
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of a stage: 128 bytes of depth of every row and column."""
+        return (self.rows + self.columns) * ROW_BYTES
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.stages * self.stage_bytes
+
+    @property
+    def block(self) -> Block:
+        """The results of a warp."""
+        return Block(self.rows // self.down, self.columns // self.across)
+
+    @property
+    def name(self) -> str:
+        """Text that tells tiles apart."""
+        return f"{self.rows}x{self.columns}w{self.down}x{self.across}s{self.stages}"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a kernel's code depends on.
+
+    windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and
+    addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
+    expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
+    all columns of a tile, instead of each warp by itself.
+    Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
+    """
+
+    precision: Precision
+    tile: Tile
+    windows: bool = False
+    copy_bytes: int = 16
+    whole: bool = True
+    bias: bool = False
+    expression: Expression = UNCHANGED
+    groups: bool = False
+
+    def __post_init__(self) -> None:
+        block, tile = self.tile.block, self.tile
+        even = block.rows * tile.down == tile.rows and block.columns * tile.across == tile.columns
+        fills = tile.threads >= 64 and tile.rows % (tile.threads // 8) == 0 == tile.columns % (tile.threads // 8)
+        if not (even and fills and block.rows % 16 == 0 == block.columns % 16 and tile.stages >= 2):
+            raise EmitError(
+                f"product: tile {tile.name}, need 2 warps or more of multiples of 16x16, rows and columns in "
+                f"multiples of {tile.threads // 8}, 2 stages or more"
+            )
+        if self.groups and not (self.precision in GROUP_UNITS and block.rows == 16 and tile.across == 1 and tile.down % 4 == 0):
+            raise EmitError(
+                f"product: groups of warps for {self.precision}, tile {tile.name}, need {', '.join(GROUP_UNITS)}, 4 down"
+            )
+        if self.copy_bytes not in (2, 4, 8, 16) or self.copy_bytes < self.item_bytes:
+            raise EmitError(f"product: copies of {self.copy_bytes} bytes, need {self.item_bytes} to 16, a power of two")
+        types = value_types(self.expression)
+        if set(self.expression.operands) != {FLOAT} or types[-1] != FLOAT or len(self.expression.operands) > 1 + OPERANDS:
+            raise EmitError(f"product: an expression of {types[:-1]}, need float32 of float32, and {1 + OPERANDS} at most")
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element of x, w and y."""
+        return UNITS[self.precision][0].bits // 8
+
+    @property
+    def name(self) -> str:
+        """The kernel's name: what it computes and how."""
+        parts = ["conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
+        parts += ["wgmma" if self.groups else "", "" if self.whole else "part", "bias" if self.bias else ""]
+        if self.expression.steps:
+            parts += [*name_expression(self.expression), hashlib.sha256(repr(self.expression).encode()).hexdigest()[:12]]
+        return "_".join([self.precision, *filter(None, parts)])
+
+
+def emit_product(form: Form) -> str:
+    """Return the IR of the kernel of a form, named as the form is.
+
+    It takes a `Descriptor`. Any number of blocks shares the chunks.
+    """
+    module = GpuModule(gpu.GPU)
+    with module.kernel(form.name, sizeof(Descriptor), form.tile.threads) as (k, structure):
+        fields = Fields(k, structure)
+        emit_chunks(fields, form, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
+    return module.text
+
+
+def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
+    """Emit the work of a block on chunks first, first + stride, … below `count`: a step of a kernel.
+
+    Every thread of the block comes here. The block's shared memory is free before and after.
+    """
+    k = fields.k
+    left = k.select(k.compare("lt", first, count), count - first, k.const(I32, 0))
+    turns = k.binary("udiv", left + stride - 1, stride)
+    thread = gpu.special(k, "tid.x")
+    with k.fold("chunk", 0, k.convert("zext", turns, I64), 1, (first,)) as chunks:
+        _emit_chunk(_Work(fields, form, thread, gpu.shared_base(k)), chunks.values[0])
+        chunks.values = [chunks.values[0] + stride]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the parts of a chunk share. thread: its number in the block.  shared: where the block's shared memory begins."""
+
+    fields: Fields
+    form: Form
+    thread: Value
+    shared: Value
+
+    @property
+    def k(self) -> Function:
+        return self.fields.k
+
+    @property
+    def unit(self) -> MathUnit:
+        return UNITS[self.form.precision][1]
+
+    @property
+    def lane(self) -> Value:
+        return self.thread & 31
+
+    def warp_start(self) -> tuple[Value, Value]:
+        """Return the first row and the first column of the thread's warp in a tile."""
+        tile, warp = self.form.tile, self.k.shift("lshr", self.thread, 5)
+        return (warp % tile.down) * tile.block.rows, (warp // tile.down) * tile.block.columns
+
+
+def _emit_chunk(work: _Work, chunk: Value) -> None:
+    k, fields, tile = work.k, work.fields, work.form.tile
+    piece, at = fields.divide(chunk, "tiles")
+    down, across = fields.divide(at, "columns")
+    row, column = down * tile.rows, across * tile.columns
+    first = piece * fields.number("slice_steps")
+    end = k.least(first + fields.number("slice_steps"), fields.number("steps"))
+    sums = _emit_sums(work, row, column, first, end)
+    split = k.compare("gt", fields.number("slices"), 1)
+    complete = _emit_meeting(work, split, at, piece, sums)
+    with k.when(k.compare("ne", complete, 0), "finish"):
+        zero = k.const(F32, 0.0)
+        slices = k.select(split, fields.number("slices"), k.const(I32, 0))
+        starts = [k.select(split, zero, value) for value in sums]
+        with k.fold("slice", 0, k.convert("zext", slices, I64), 1, starts) as fold:
+            others = _partial_at(work, at, k.convert("trunc", fold.index, I32))
+            fold.values = [a + b for a, b in zip(fold.values, _load_partial(work, others), strict=True)]
+        _emit_results(work, row, column, fold.values)
+    gpu.meet(k)
+
+
+# The sums of a tile
+
+
+def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
+    """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
+    k, tile = work.k, work.form.tile
+    fill = _emit_filling(work, row, column)
+    for stage in range(tile.stages - 1):
+        with k.when(k.compare("lt", first + stage, end), "fill"):
+            fill(first + stage, work.shared + stage * tile.stage_bytes)
+        gpu.commit_copies(k)
+    return _emit_group_steps(work, fill, first, end) if work.form.groups else _emit_steps(work, fill, first, end)
+
+
+Fill = Callable[[Value, Value], None]
+
+
+def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+    """Emit the steps of a tile whose warps load what they multiply.
+
+    A step's last part is multiplied after the next step's first was loaded, so that no warp waits behind the barrier.
+    """
+    k, tile = work.k, work.form.tile
+    warp_row, warp_column = work.warp_start()
+    left_at, right_at = warp_row * ROW_BYTES, (warp_column + tile.rows) * ROW_BYTES
+    zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
+    read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
+    steps = k.convert("zext", end - first, I64)
+
+    def operands(stage: Value, part: int) -> Operands:
+        return work.unit.operands(k, stage + left_at, stage + right_at, work.lane, tile.block, part)
+
+    gpu.wait_for_copies(k, tile.stages - 2)
+    gpu.meet(k)
+    loaded = operands(work.shared, 0)
+    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=True) as fold:
+        step, read, write = fold.values[:3]
+        loaded, sums = loaded.replaced(fold.values[3:]), fold.values[3 + len(loaded.words) :]
+        following = _next_stage(work, read)
+        for part in range(PARTS):
+            current = loaded
+            if part == PARTS - 1:
+                gpu.wait_for_copies(k, tile.stages - 2)
+                gpu.meet(k)
+            loaded = operands(read, part + 1) if part < PARTS - 1 else operands(following, 0)
+            if part == 0:
+                _emit_refill(work, fill, step, end, write)
+            sums = work.unit.multiply(k, current, sums)
+        fold.values = [step + 1, following, _next_stage(work, write), *loaded.words, *sums]
+    gpu.wait_for_copies(k, 0)
+    gpu.meet(k)
+    return fold.values[-len(zeros) :]
+
+
+def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+    """Emit the steps of a tile whose groups of warps multiply straight from shared memory."""
+    k, tile = work.k, work.form.tile
+    unit, group = GROUP_UNITS[work.form.precision], k.shift("lshr", work.thread, 7)
+    zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
+    read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
+    steps = k.convert("zext", end - first, I64)
+    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=True) as fold:
+        step, read, write, *sums = fold.values
+        gpu.wait_for_copies(k, tile.stages - 2)
+        gpu.publish_copies(k)
+        gpu.meet(k)
+        left, right = read + group * (64 * ROW_BYTES), read + tile.rows * ROW_BYTES
+        sums = unit.start(k, left, right, tile.block, sums)
+        _emit_refill(work, fill, step, end, write)
+        unit.finish(k)
+        fold.values = [step + 1, _next_stage(work, read), _next_stage(work, write), *sums]
+    gpu.wait_for_copies(k, 0)
+    gpu.meet(k)
+    return fold.values[3:]
+
+
+def _emit_refill(work: _Work, fill: Fill, step: Value, end: Value, stage: Value) -> None:
+    """Emit the start of the copies of the step that is as far ahead as there are stages."""
+    k, ahead = work.k, step + (work.form.tile.stages - 1)
+    with k.when(k.compare("lt", ahead, end), "refill"):
+        fill(ahead, stage)
+    gpu.commit_copies(k)
+
+
+def _next_stage(work: _Work, stage: Value) -> Value:
+    k, tile = work.k, work.form.tile
+    last = work.shared + (tile.stages - 1) * tile.stage_bytes
+    return k.select(k.compare("eq", stage, last), work.shared, stage + tile.stage_bytes)
+
+
+def _emit_filling(work: _Work, row: Value, column: Value) -> Callable[[Value, Value], None]:
+    """Emit what the copies of a tile share, and return what emits those of a step to a stage of shared memory.
+
+    Eight threads copy the parts of a row, so a thread copies the same part of several rows.
+    """
+    k, form, tile = work.k, work.form, work.form.tile
+    part, line = work.thread & 7, k.shift("lshr", work.thread, 3)
+    apart = tile.threads // 8  # rows between those of a thread
+    place = line * ROW_BYTES + k.shift("shl", part ^ (line & 7), 4)
+    x: Source = Windows(work.fields) if form.windows else Rows(work.fields, "m", "x_stride")
+    w = Rows(work.fields, "n", "w_stride")
+    x_rows = [x.row(row + line + n) for n in range(0, tile.rows, apart)]
+    w_rows = [w.row(column + work.unit.column_of(k, line + n, tile.block)) for n in range(0, tile.columns, apart)]
+    sides = ((x, x_rows, "x", 0), (w, w_rows, "w", tile.rows * ROW_BYTES))
+
+    def fill(step: Value, stage: Value) -> None:
+        depth = step * (ROW_BYTES // form.item_bytes) + part * (PART_BYTES // form.item_bytes)
+        for source, rows, name, start in sides:
+            for at in range(0, PART_BYTES, form.copy_bytes):
+                parts = source.depth(depth + at // form.item_bytes)
+                for n, mine in enumerate(rows):
+                    offset, valid = source.place(mine, parts)
+                    address = work.fields.address(name) + k.convert("sext", offset, I64) * form.item_bytes
+                    gpu.copy_async(k, stage + place + (start + n * apart * ROW_BYTES + at), address, form.copy_bytes, valid)
+
+    return fill
+
+
+# Slices of a tile's depth
+
+
+def _partial_at(work: _Work, tile_number: Value, piece: Value) -> Value:
+    """Return the address of this thread's part of a slice's sums."""
+    k, form = work.k, work.form
+    size = work.unit.results(form.tile.block) * form.tile.threads * 4
+    number = k.convert("zext", tile_number * work.fields.number("slices") + piece, I64)
+    return work.fields.address("partial") + number * size + k.convert("zext", work.thread, I64) * 16
+
+
+def _load_partial(work: _Work, address: Value) -> list[Value]:
+    k, threads = work.k, work.form.tile.threads
+    always = k.const(I1, 1)
+    words: list[Value] = []
+    for n in range(0, work.unit.results(work.form.tile.block), 4):
+        words += gpu.load_words(k, address + n * threads * 4, 4, always, space="global.cg")
+    return [k.convert("bitcast", word, F32) for word in words]
+
+
+def _emit_meeting(work: _Work, split: Value, tile_number: Value, piece: Value, sums: Sequence[Value]) -> Value:
+    """Emit the storing of a slice's sums, and return whether every slice of the tile is there: 0 or 1; 1 without slices."""
+    k, threads = work.k, work.form.tile.threads
+    with k.fold("slices", 0, k.convert("zext", split, I64), 1, (k.const(I32, 1),)) as fold:
+        address = _partial_at(work, tile_number, piece)
+        for n in range(0, len(sums), 4):
+            words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
+            gpu.store_words(k, address + n * threads * 4, words, k.const(I1, 1))
+        k.emit('fence syncscope("device") acq_rel')
+        gpu.meet(k)
+        with k.when(k.compare("eq", work.thread, 0), "leader"):
+            counter = work.fields.address("counters") + k.convert("zext", tile_number, I64) * 4
+            wrap = work.fields.number("slices") - 1  # the last addition sets the counter back to 0
+            text = "atom.global.inc.u32 $0, [$1], $2; fence.acq_rel.gpu; st.shared.u32 [$3], $0;"
+            gpu.assemble(k, text, (I32,), (counter, wrap, work.shared))
+        gpu.meet(k)
+        (before,) = gpu.assemble(k, "ld.shared.u32 $0, [$1];", (I32,), (work.shared,))
+        last = k.compare("eq", before, work.fields.number("slices") - 1)
+        k.emit('fence syncscope("device") acq_rel')
+        fold.values = [gpu.word(k, last)]
+    return fold.values[0]
+
+
+# Results
+
+
+def _emit_results(work: _Work, row: Value, column: Value, sums: Sequence[Value]) -> None:
+    """Emit bias, expression and storing of a tile's results."""
+    k, fields, form = work.k, work.fields, work.form
+    block = form.tile.block
+    warp_row, warp_column = work.warp_start()
+    rows, columns, numbers = work.unit.places(k, work.lane, block)
+    kind, run = UNITS[form.precision][0], work.unit.run(block)
+    memory, biases = RunMemory(kind, run, form.whole), RunMemory(F32, run, form.whole)
+    m, n = fields.number("m"), fields.number("n")
+    for c, run_column in enumerate(columns):
+        at = column + warp_column + run_column
+        bias = None
+        if form.bias:
+            bias = biases.load(k, fields.address("bias"), at, lanes_below(k, at, n, k.const(I1, 1)))
+        for r, run_row in enumerate(rows):
+            down = row + warp_row + run_row
+            valid = lanes_below(k, at, n, gpu.below(k, down, m))
+            value = k.poison(F32.by(run))
+            for lane, number in enumerate(numbers[r][c]):
+                value = k.insert(value, sums[number], lane)
+            value = value if bias is None else value + bias
+
+            def load(operand: int, down: Value = down, valid: Callable[[int], Value] = valid, at: Value = at) -> Value:
+                return memory.load(k, fields.address(f"r{operand}"), down * fields.number(f"r{operand}_stride") + at, valid)
+
+            loads = [partial(load, operand) for operand in range(len(form.expression.operands) - 1)]
+            result = evaluate(k, form.expression, [partial(_same, value), *loads], run)
+            memory.store(k, fields.address("y"), down * fields.number("y_stride") + at, result, valid)
+
+
+def _same(value: Value) -> Value:
+    return value
