@@ -398,10 +398,6 @@ class Function:
         at = self.coerce(index, I64)
         return base if at.known == 0 else self.op(f"getelementptr {kind.scalar}, {base}, {at}", PTR, "at")
 
-    def opaque(self, address: Value) -> Value:
-        """Hide an address from LLVM's analysis, so that values loaded through it are not kept in registers."""
-        return self.op(f'call ptr asm "", "=r,0"({address})', PTR, "opaque")
-
     def load(self, kind: Type, base: Value, index: Operand = 0, *, align: int | None = None) -> Value:
         """Read `kind` at element `index`. align: bytes the address is known to be a multiple of; default one element."""
         address = self.offset(base, index, kind)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import I64
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
@@ -63,17 +62,6 @@ class Conv:
         can = self.is_product and self.x.rows_join() and self.y.rows_join()
         return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
 
-    def columns_inside(self, column: int) -> set[int]:
-        """Kernel columns that lie inside the image for that output column."""
-        start = column * self.strides[1] - self.left
-        return {s for s in range(self.kernel[1]) if 0 <= start + s * self.dilations[1] < self.x.width}
-
-    @property
-    def rows_inside(self) -> bool:
-        """Whether every kernel row lies inside the image for every output row."""
-        last = (self.y.height - 1) * self.strides[0] + (self.kernel[0] - 1) * self.dilations[0] - self.top
-        return self.top == 0 and last < self.x.height
-
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -91,16 +79,6 @@ class Block:
         return number < self.count if self.first == 0 else number >= self.first
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Tiles of one form along a row: `count` of `pixels` pixels from `first`; whole: no kernel column outside the image."""
-
-    first: int
-    count: int
-    pixels: int
-    whole: bool
-
-
 def channel_blocks(channels: int, vectors: int, lanes: int) -> list[Block]:
     """Cut channels into blocks of that many vectors; the rest makes a smaller block."""
     full, rest = divmod(channels, vectors * lanes)
@@ -111,40 +89,10 @@ def channel_blocks(channels: int, vectors: int, lanes: int) -> list[Block]:
     return blocks
 
 
-def column_spans(conv: Conv, width: int, pixels: int) -> Iterator[Span]:
-    """Cut `width` output columns into tiles; neighbours of one form make one span."""
-    taps = conv.kernel[1]
-    pending: Span | None = None
-    for first in range(0, width, pixels):
-        size = min(pixels, width - first)
-        whole = all(len(conv.columns_inside(column)) == taps for column in (first, first + size - 1))
-        if pending and whole and pending.whole and pending.pixels == size:
-            pending = replace(pending, count=pending.count + 1)
-            continue
-        if pending:
-            yield pending
-        pending = Span(first, 1, size, whole)
-    if pending:
-        yield pending
-
-
 def even_rows(height: int, wanted: int) -> int:
     """About `wanted` rows of a chunk, or a few less so that the chunks of a plane are as even as can be."""
     chunks = -(-height // max(1, min(height, wanted)))
     return -(-height // chunks)
-
-
-def kernel_rows(k: Function, conv: Conv, row: Value) -> tuple[Operand, Operand]:
-    """Emit the range of kernel rows that lie inside the image for an output row: the first, and one after the last."""
-    rows, step = conv.kernel[0], conv.dilations[0]
-    if conv.rows_inside:
-        return 0, rows
-    start = row * conv.strides[0] - conv.top
-    before = k.const(I64, 0) - start + (step - 1)
-    low = k.select(before > 0, before // step, k.const(I64, 0))
-    after = k.const(I64, conv.x.height - 1 + step) - start
-    inside = k.select(after > 0, after // step, k.const(I64, 0))
-    return low, k.select(inside < rows, inside, k.const(I64, rows))
 
 
 def row_table(conv: Conv) -> list[int]:

@@ -36,7 +36,6 @@ CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent 
 FEW_REGISTERS = 16
 TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
 SPLIT_LINES = 1.03  # of a tile that ends within a cache line of x, which the next one reads again: 5×2 against 4×2, on Zen 3
-MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_INNER_BYTES = 1 << 20  # weights up to this are walked innermost, so that the pixels of a chunk stay where they are near
 CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a quarter of L2
 

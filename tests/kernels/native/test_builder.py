@@ -201,13 +201,3 @@ def test_every_described_isa_generates_code(name):
     code = generate(emit(isa, body, x=PTR, n=I64), isa).code
     assert code.startswith(b"\x7fELF")
     assert int.from_bytes(code[18:20], "little") == {"x86_64": 62, "aarch64": 183}[isa.arch]
-
-
-def test_opaque_addresses_are_not_merged(isa):
-    def body(k, x, y):
-        again = k.opaque(x)
-        k.store(k.load(F32, x) + k.load(F32, again), y)
-
-    x, y = np.array([3], np.float32), np.zeros(1, np.float32)
-    Native(emit(isa, body, x=PTR, y=PTR), isa)(x, y)
-    assert y[0] == 6
