@@ -36,6 +36,7 @@ CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent 
 FEW_REGISTERS = 16
 TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
 SPLIT_LINES = 1.03  # of a tile that ends within a cache line of x, which the next one reads again: 5×2 against 4×2, on Zen 3
+MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_INNER_BYTES = 1 << 20  # weights up to this are walked innermost, so that the pixels of a chunk stay where they are near
 CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a quarter of L2
 
@@ -199,9 +200,10 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     x. x_image, x_group, x_row, x_pixel: between images, groups, and what neighbouring output rows and pixels read. x_first:
     from x to the first column of the first window, which may lie outside. column_step, left, reach: columns between
     neighbouring windows, columns left of the image in the first one, columns of all windows of a tile. block_weights,
-    row_weights: elements of a block of weights and of one kernel row in it. row_entries, entries: of the table, for one kernel
-    row and in all. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…: of the
-    output and the operands; a block is what a tile writes, a vector a part of it.
+    row_weights: elements of a block of weights and of one kernel row in it. row_tiles: tiles of a row. ahead_tile, ahead_step:
+    bytes of the next block's weights that a tile prefetches, and each of its channels. row_entries, entries: of the table, for
+    one kernel row and in all. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…:
+    of the output and the operands; a block is what a tile writes, a vector a part of it.
     """
     x, y, lanes, (rows, columns) = conv.x, conv.y, isa.lanes, conv.kernel
     runs, cut = _runs(conv), tile.row_pixels
@@ -209,7 +211,12 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     window = (columns - 1) * conv.dilations[1] + 1
     reach = (tile.pixels - 1) * conv.strides[1] + window
     column = {"blocks": x.x_stride, "planes": 1}.get(Channels.of(x, lanes, groups=conv.groups).kind, -(-runs[0] // lanes) * lanes)
+    row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.groups * conv.output_blocks(tile.vectors, lanes)
+    block_bytes = 4 * rows * columns * conv.group_inputs * tile.vectors * lanes
+    share_bytes = -(-block_bytes // (row_count * row_tiles)) if blocks > 1 and row_count * row_tiles >= MIN_TILES_AHEAD else 0
     numbers = {
+        "row_tiles": row_tiles, "ahead_tile": share_bytes,
+        "ahead_step": -(-share_bytes // (rows * columns * conv.group_inputs)),
         "blocks": conv.output_blocks(tile.vectors, lanes), "row_chunks": -(-row_count // tile.rows), "chunk_rows": tile.rows,
         "rows": row_count, "groups": conv.groups, "weights_inner": int(tile.weights_inner), "outputs": conv.group_outputs,
         "row_pixels": cut or y.width, "all_pixels": y.width if cut else y.width * row_count,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import row_range
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
-from kernels.native.emit.types import I32, I64
+from kernels.native.emit.types import I8, I32, I64
 
 ENTRY_COUNT_SHIFT = 32  # of a table's word: the offset in elements is below, the channels of the run above
 
@@ -74,8 +74,10 @@ class ConvEmitter:
         width = k.least(n["row_pixels"], n["all_pixels"] - row * n["row_pixels"])
         x_width = k.least(n["x_width"], n["x_all"] - row * n["x_width"])
         low, high = row_range(k, k.offset(self.table, n["entries"] * 2, I64), row)
-        w = k.offset(w, low * n["row_weights"])
+        block, w = w, k.offset(w, low * n["row_weights"])
         with k.loop("tile", 0, width, pixels) as column:
+            tile = row * n["row_tiles"] + column // pixels
+            ahead = k.offset(k.offset(block, n["block_weights"]), tile * n["ahead_tile"], I8)
             start = column * n["column_step"] - n["left"]
             outside = (start < 0) | (start + n["reach"] > x_width)
             at = k.offset(x, column * self._x_pixel())
@@ -85,7 +87,7 @@ class ConvEmitter:
             entries = k.select(outside, k.offset(self.table, n["entries"], I64), self.table)
             pixel = self._x_pixel() if self.x.pixel is not None else k.select(outside, n["copy_pixel"], n["x_pixel"])
             first = k.offset(entries, low * n["row_entries"], I64)
-            values = self._multiply(base, first, (high - low) * n["row_entries"], pixel, w, b)
+            values = self._multiply(base, first, (high - low) * n["row_entries"], pixel, w, ahead, b)
             here = self.results.column(to, column)
             self.results.finish(values, here, k.least(width - column, k.const(I64, pixels)), left)
 
@@ -93,12 +95,15 @@ class ConvEmitter:
         pixel = self.x.pixel
         return self.n["x_pixel"] if pixel is None else self.k.const(I64, pixel)
 
-    def _multiply(self, base: Value, entries: Value, count: Value, pixel: Value, w: Value, b: Value) -> list[Value]:
-        """Emit the accumulators of a tile: the bias, and the products of all entries added to it."""
+    def _multiply(self, base: Value, entries: Value, count: Value, pixel: Value, w: Value, ahead: Value, b: Value) -> list[Value]:
+        """Emit the accumulators of a tile: the bias, and the products of all entries added to it.
+
+        ahead: from where weights of the next block are prefetched, a share of them by each tile of a block.
+        """
         k, code = self.k, self.tile
         zero = k.zero(k.f32)
         starts = [k.load(k.f32, b, v * self.lanes) if code.bias else zero for v in range(code.vectors)]
-        with k.fold("entry", 0, count, 1, [*starts * code.pixels, w]) as taps:
+        with k.fold("entry", 0, count, 1, [*starts * code.pixels, w, ahead]) as taps:
             word = k.offset(entries, taps.index, I64)
             along = k.convert("sext", k.load(I32, word), I64)
             run = k.convert("zext", k.load(I32, word, 1), I64)
@@ -106,18 +111,19 @@ class ConvEmitter:
             with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
                 fold.values = self._turn(k.offset(at, fold.index), pixel, fold.values)
             taps.values = fold.values
-        return taps.values[:-1]
+        return taps.values[:-2]
 
     def _turn(self, x: Value, pixel: Value, values: Sequence[Value]) -> list[Value]:
         """Emit the multiply–adds of one channel. Of several, LLVM would load all weights first, and spill."""
         k, code = self.k, self.tile
-        *sums, w = values
+        *sums, w, ahead = values
+        k.prefetch(ahead)
         weights = [k.load(k.f32, w, v * self.lanes) for v in range(code.vectors)]
         for p in range(code.pixels):
             one = k.broadcast(k.f32, x, pixel * p)
             for v in range(code.vectors):
                 sums[p * code.vectors + v] = k.fma(one, weights[v], sums[p * code.vectors + v])
-        return [*sums, k.offset(w, code.vectors * self.lanes)]
+        return [*sums, k.offset(w, code.vectors * self.lanes), k.offset(ahead, self.n["ahead_step"], I8)]
 
     # The border
 
