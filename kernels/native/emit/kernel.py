@@ -59,23 +59,17 @@ def emitted(
     chunks: int,
     body: Callable[[Function, list[Value]], None],
     scratch_bytes: int = 0,
-    numbers: Sequence[int] = (),
 ) -> NativeKernel:
-    """Return a kernel whose function `body` fills.
-
-    body: takes the builder and the values of the arguments, then of the numbers, then the chunks' begin and end.
-    """
+    """Return a kernel whose function `body` fills. body: takes the builder and the arguments, the chunks' begin and end last."""
 
     def emit() -> str:
         module = Module(isa)
         with module.function(name, SIGNATURE) as (k, *values):
             words, scratch, begin, end = values
-            pointers = [scratch if each == SCRATCH else k.load(PTR, words, at) for at, each in enumerate(arguments)]
-            sizes = [k.load(I64, words, len(arguments) + at) for at in range(len(numbers))]
-            body(k, [*pointers, *sizes, begin, end])
+            body(k, [*_pointers(k, arguments, words, scratch).values(), begin, end])
         return module.text
 
-    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, tuple(numbers))
+    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes)
 
 
 def emitted_for_any_shape(
@@ -98,14 +92,17 @@ def emitted_for_any_shape(
         module = Module(isa)
         with module.function(name, SIGNATURE) as (k, *values):
             words, scratch, begin, end = values
-            pointers = {
-                each: scratch if each == SCRATCH else k.load(PTR, words, at) for at, each in enumerate(arguments)
-            }  # fmt: skip
+            pointers = _pointers(k, arguments, words, scratch)
             read = {each: k.load(I64, words, len(arguments) + at) for at, each in enumerate(numbers)}
             body(k, pointers, read, k.offset(words, len(arguments) + len(numbers), I64), (begin, end))
         return module.text
 
     return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, (*numbers.values(), *table))
+
+
+def _pointers(k: Function, arguments: Sequence[str], words: Value, scratch: Value) -> dict[str, Value]:
+    """Emit the loads of the addresses that a kernel is given, and return them by name."""
+    return {name: scratch if name == SCRATCH else k.load(PTR, words, at) for at, name in enumerate(arguments)}
 
 
 def kernel_name(stem: str, key: object, isa: Isa, words: Iterable[str] = ()) -> str:
