@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import Conv
@@ -29,8 +29,8 @@ class Columns:
         count, stride, dilation = conv.kernel[1], conv.strides[1], conv.dilations[1]
         span = (count - 1) * dilation
         right = (conv.y.width - 1) * stride + span + 1 - conv.left - conv.x.width
-        wide = max(conv.left, right) > span
-        return Columns(count, stride, dilation, pixels, (pixels - 1) * stride + span + 1 if wide else span)
+        narrow = Columns(count, stride, dilation, pixels, span)
+        return replace(narrow, edge=narrow.reach) if max(conv.left, right) > span else narrow
 
     @property
     def reach(self) -> int:

@@ -211,13 +211,13 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     window = (columns - 1) * conv.dilations[1] + 1
     reach = (tile.pixels - 1) * conv.strides[1] + window
     column = {"blocks": x.x_stride, "planes": 1}.get(Channels.of(x, lanes, groups=conv.groups).kind, -(-runs[0] // lanes) * lanes)
-    row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.groups * conv.output_blocks(tile.vectors, lanes)
-    block_bytes = 4 * rows * columns * conv.group_inputs * tile.vectors * lanes
-    share_bytes = -(-block_bytes // (row_count * row_tiles)) if blocks > 1 and row_count * row_tiles >= MIN_TILES_AHEAD else 0
+    row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.output_blocks(tile.vectors, lanes)
+    tiles, row_weights = row_count * row_tiles, columns * conv.group_inputs * tile.vectors * lanes
+    share_bytes = -(-4 * rows * row_weights // tiles) if conv.groups * blocks > 1 and tiles >= MIN_TILES_AHEAD else 0
     numbers = {
         "row_tiles": row_tiles, "ahead_tile": share_bytes,
         "ahead_step": -(-share_bytes // (rows * columns * conv.group_inputs)),
-        "blocks": conv.output_blocks(tile.vectors, lanes), "row_chunks": -(-row_count // tile.rows), "chunk_rows": tile.rows,
+        "blocks": blocks, "row_chunks": -(-row_count // tile.rows), "chunk_rows": tile.rows,
         "rows": row_count, "groups": conv.groups, "weights_inner": int(tile.weights_inner), "outputs": conv.group_outputs,
         "row_pixels": cut or y.width, "all_pixels": y.width if cut else y.width * row_count,
         "x_width": cut or x.width, "x_all": x.width if cut else x.width * row_count,
@@ -225,8 +225,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_row": cut * x.x_stride if cut else conv.strides[0] * x.y_stride, "x_pixel": conv.strides[1] * x.x_stride,
         "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
         "column_step": conv.strides[1], "left": conv.left, "reach": reach,
-        "block_weights": rows * columns * conv.group_inputs * tile.vectors * lanes,
-        "row_weights": columns * conv.group_inputs * tile.vectors * lanes,
+        "block_weights": rows * row_weights, "row_weights": row_weights,
         "row_entries": columns * len(runs), "entries": rows * columns * len(runs),
         "copy_columns": reach, "copy_column": column, "copy_pixel": column * conv.strides[1], "copy_row": reach * column,
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
