@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.kernel import Table
 from kernels.native.emit.types import I64
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
@@ -95,14 +96,17 @@ def even_rows(height: int, wanted: int) -> int:
     return -(-height // chunks)
 
 
-def row_table(conv: Conv) -> list[int]:
+def row_table(conv: Conv) -> Table:
     """Return, for each output row, the first kernel row that lies inside the image and, in the high 32 bits, one after the last.
 
     A kernel that serves every shape reads them: a division for every row would cost as much as a short row's work.
     """
-    starts = np.arange(conv.y.height) * conv.strides[0] - conv.top
-    dilation = conv.dilations[0]
-    high = np.clip((conv.x.height - 1 + dilation - starts) // dilation, 0, conv.kernel[0])
+    return Table(_row_words, (conv.y.height, conv.x.height, conv.kernel[0], conv.strides[0], conv.dilations[0], conv.top))
+
+
+def _row_words(rows: int, x_rows: int, kernel_rows: int, stride: int, dilation: int, top: int) -> list[int]:
+    starts = np.arange(rows) * stride - top
+    high = np.clip((x_rows - 1 + dilation - starts) // dilation, 0, kernel_rows)
     low = np.minimum(np.maximum(-starts + dilation - 1, 0) // dilation, high)
     words: list[int] = (low | high << 32).tolist()
     return words

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
 
 from kernels.native.code.cache import Source
 from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import I64, PTR, Type
+from kernels.native.memory.buffers import aligned
 from kernels.native.target.isa import Isa
+from kernels.spec import Array
 
 NAME_CHARACTERS = 96  # at most; file systems and linkers take 255
 # Hexadecimal. The 579 kernels of 11 architectures on AVX2 make 12,062 pairs that differ in the digest alone; a code cache that is
@@ -21,17 +27,42 @@ SIGNATURE: Mapping[str, Type] = {"arguments": PTR, "scratch": PTR, "begin": I64,
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """Words that follow from sizes, and are read by a kernel that serves every shape.
+
+    make: a pure function of the sizes. sizes: what it is called with.
+    """
+
+    make: Callable[..., Sequence[int]]
+    sizes: tuple[int, ...]
+
+    @property
+    def words(self) -> Array:
+        """The words (int64), shared by all tables that are equal. They are never written."""
+        return _made(self.make, self.sizes)
+
+
+@functools.lru_cache(4096)
+def _made(make: Callable[..., Sequence[int]], sizes: tuple[int, ...]) -> Array:
+    words = make(*sizes)
+    memory = aligned(8 * max(len(words), 1)).view(np.int64)
+    memory[: len(words)] = words
+    memory.flags.writeable = False
+    return memory
+
+
+@dataclass(frozen=True, slots=True)
 class NativeKernel:
     """A kernel computes the chunks [begin, end) of its work in one call; chunks are independent, so any thread may take any.
 
     It is `void name(ptr arguments, ptr scratch, i64 begin, i64 end)`. `arguments` points to a word of 8 bytes for each of
     `arguments`, an address: "x" input, "w" packed weights, "b" packed bias, "r0", "r1"… operands of the epilogue (each may be
-    y), "y" output; other kernels have others. Behind the addresses lie the `numbers`, one word each.
+    y), "y" output; other kernels have others. Behind these lie the addresses of the `tables`, then the `numbers`, one word each.
 
     name: symbol, unique for what it computes and how: the same name is the same code. emit: makes a module that exports it; where
     the code is known by its name it is never called. chunks: all of its work.
     scratch_bytes: of the argument "scratch", which every thread has its own of, 128-byte aligned.
-    numbers: sizes and strides that the code reads when it runs, so that it serves other ones too.
+    numbers: sizes and strides that the code reads when it runs, so that it serves other ones too. tables: more of them, by name.
     """
 
     name: str
@@ -40,6 +71,7 @@ class NativeKernel:
     arguments: tuple[str, ...]
     scratch_bytes: int = 0
     numbers: tuple[int, ...] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict, hash=False)
 
     @property
     def ir(self) -> str:
@@ -77,27 +109,27 @@ def emitted_for_any_shape(
     name: str,
     arguments: Sequence[str],
     chunks: int,
-    body: Callable[[Function, Mapping[str, Value], Mapping[str, Value], Value, Bounds], None],
+    body: Callable[[Function, Mapping[str, Value], Mapping[str, Value], Bounds], None],
     numbers: Mapping[str, int],
-    table: Sequence[int],
-    scratch_bytes: int,
+    tables: Mapping[str, Table] = MappingProxyType({}),
+    scratch_bytes: int = 0,
 ) -> NativeKernel:
     """Return a kernel whose code reads sizes and strides when it runs, and serves every shape.
 
-    body: takes the builder, the addresses and the numbers by name, the address of the table, and the chunks' begin and end.
-    Neither numbers nor table may decide what it emits.
+    body: takes the builder, the addresses of arguments and tables by name, the numbers by name, and the chunks' begin and end.
+    Neither numbers nor what tables hold may decide what it emits.
     """
 
     def emit() -> str:
         module = Module(isa)
         with module.function(name, SIGNATURE) as (k, *values):
             words, scratch, begin, end = values
-            pointers = _pointers(k, arguments, words, scratch)
-            read = {each: k.load(I64, words, len(arguments) + at) for at, each in enumerate(numbers)}
-            body(k, pointers, read, k.offset(words, len(arguments) + len(numbers), I64), (begin, end))
+            pointers = _pointers(k, (*arguments, *tables), words, scratch)
+            read = {each: k.load(I64, words, len(pointers) + at) for at, each in enumerate(numbers)}
+            body(k, pointers, read, (begin, end))
         return module.text
 
-    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, (*numbers.values(), *table))
+    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes, tuple(numbers.values()), tables)
 
 
 def _pointers(k: Function, arguments: Sequence[str], words: Value, scratch: Value) -> dict[str, Value]:

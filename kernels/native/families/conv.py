@@ -20,7 +20,7 @@ import numpy as np
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv, aligned_copy, row_table
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
@@ -166,8 +166,8 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     copied = flat.kernel[0] * len(_runs(flat)) * numbers["copy_row"]
     scratch_bytes = code.results.buffer_bytes(isa.lanes) + 4 * -(-copied // isa.lanes) * isa.lanes
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], words: Value, chunks: Bounds) -> None:
-        ConvEmitter(k, code, sizes, words, pointers[SCRATCH]).emit(pointers, *chunks)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        ConvEmitter(k, code, sizes, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
@@ -176,7 +176,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
         conv_chunks(conv, tile, isa),
         body,
         numbers,
-        _table(flat, numbers),
+        _tables(flat, numbers),
         scratch_bytes,
     )
 
@@ -201,8 +201,8 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     from x to the first column of the first window, which may lie outside. column_step, left, reach: columns between
     neighbouring windows, columns left of the image in the first one, columns of all windows of a tile. block_weights,
     row_weights: elements of a block of weights and of one kernel row in it. row_tiles: tiles of a row. ahead_tile, ahead_step:
-    bytes of the next block's weights that a tile prefetches, and each of its channels. row_entries, entries: of the table, for
-    one kernel row and in all. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…:
+    bytes of the next block's weights that a tile prefetches, and each of its channels. row_entries: of the tables, for one
+    kernel row. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…:
     of the output and the operands; a block is what a tile writes, a vector a part of it.
     """
     x, y, lanes, (rows, columns) = conv.x, conv.y, isa.lanes, conv.kernel
@@ -226,7 +226,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
         "column_step": conv.strides[1], "left": conv.left, "reach": reach,
         "block_weights": rows * row_weights, "row_weights": row_weights,
-        "row_entries": columns * len(runs), "entries": rows * columns * len(runs),
+        "row_entries": columns * len(runs),
         "copy_columns": reach, "copy_column": column, "copy_pixel": column * conv.strides[1], "copy_row": reach * column,
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
         "run": runs[0],
@@ -239,18 +239,27 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     return numbers
 
 
-def _table(conv: Conv, numbers: Mapping[str, int]) -> list[int]:
-    """Return a tile's entries, for each kernel row, column and run of channels: first in x, then in a copy; then the `row_table`.
+def _tables(conv: Conv, numbers: Mapping[str, int]) -> dict[str, Table]:
+    """Return a tile's entries in x and in a copy of its pixels, and the `row_table`; a product's long row may be several."""
+    runs = _runs(conv)
+    steps = {
+        "entries": (numbers["x_kernel_row"], conv.dilations[1] * conv.x.x_stride, conv.x.block_stride),
+        "copy_entries": (
+            len(runs) * numbers["copy_row"], conv.dilations[1] * numbers["copy_column"], numbers["copy_row"]
+        ),
+    }  # fmt: skip
+    rows = row_table(conv) if numbers["rows"] == conv.y.height else Table(_whole_rows, (numbers["rows"],))
+    return {"row_table": rows, **{name: Table(_entries, (*conv.kernel, *each, *runs)) for name, each in steps.items()}}
 
-    A product's one long row may be cut into several.
-    """
-    (rows, columns), runs = conv.kernel, _runs(conv)
-    words = []
-    for row_step, column_step, block_step in (
-        (numbers["x_kernel_row"], conv.x.x_stride, conv.x.block_stride),
-        (len(runs) * numbers["copy_row"], numbers["copy_column"], numbers["copy_row"]),
-    ):
-        for row, column in itertools.product(range(rows), range(columns)):
-            start = row * row_step + column * conv.dilations[1] * column_step
-            words += [(start + number * block_step) | run << ENTRY_COUNT_SHIFT for number, run in enumerate(runs)]
-    return words + (row_table(conv) if numbers["rows"] == conv.y.height else row_table(conv) * numbers["rows"])
+
+def _entries(rows: int, columns: int, row_step: int, column_step: int, block_step: int, *runs: int) -> list[int]:
+    """Return the entry of each kernel row, column and run of channels: where it begins, and how many channels it has."""
+    return [
+        (row * row_step + column * column_step + number * block_step) | run << ENTRY_COUNT_SHIFT
+        for row, column, (number, run) in itertools.product(range(rows), range(columns), enumerate(runs))
+    ]
+
+
+def _whole_rows(rows: int) -> list[int]:
+    """Return the `row_table` of a kernel of one row that is always inside of the image."""
+    return [1 << 32] * rows

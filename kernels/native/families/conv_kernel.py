@@ -4,13 +4,13 @@
         for each row of the output, for each tile of P pixels along it:
             from = where the tile's pixels lie in x; at the border, a copy of them with zeros around
             acc[P][V] = bias
-            for each entry of the table that lies inside the image:                 a kernel tap and a run of input channels
+            for each entry of a table that lies inside the image:                 a kernel tap and a run of input channels
                 for each channel of the run:
                     acc[p][v] += from[entry + pixel p + channel] · w[vector v]      w is read from end to end
             y = epilogue(acc)
 
 What decides the code is a `ConvCode`: the tile, how channels lie, and the epilogue. Sizes, strides, padding, dilations, groups
-and the window come as numbers and as the table, so that one kernel serves every convolution of its kind. The last tile of a row
+and the window come as numbers and tables, so that one kernel serves every convolution of its kind. The last tile of a row
 may have fewer pixels and the last block fewer channels: it computes all the same, and stores only what there is.
 """
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import row_range
+from kernels.native.emit.kernel import SCRATCH
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I8, I32, I64
 
@@ -41,14 +42,14 @@ class ConvEmitter:
     n: the numbers by name, as `kernels.native.families.conv` fills them.
     """
 
-    def __init__(self, k: Function, code: ConvCode, n: Numbers, table: Value, scratch: Value) -> None:
-        self.k, self.x, self.n, self.table, self.lanes = k, code.x, n, table, k.isa.lanes
-        self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, scratch)
-        self.copy = k.offset(scratch, code.results.pixels * code.results.vectors * self.lanes)
+    def __init__(self, k: Function, code: ConvCode, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.x, self.n, self.pointers, self.lanes = k, code.x, n, pointers, k.isa.lanes
+        self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
+        self.copy = k.offset(pointers[SCRATCH], code.results.pixels * code.results.vectors * self.lanes)
 
-    def emit(self, pointers: Mapping[str, Value], begin: Value, end: Value) -> None:
+    def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
-        k, n, size = self.k, self.n, self.tile.vectors * self.lanes
+        k, n, pointers, size = self.k, self.n, self.pointers, self.tile.vectors * self.lanes
         weights_inner = k.compare("ne", n["weights_inner"], 0)
         inner = k.select(weights_inner, n["blocks"], n["row_chunks"])
         outer = k.select(weights_inner, n["row_chunks"], n["blocks"])
@@ -73,7 +74,7 @@ class ConvEmitter:
         k, n, pixels = self.k, self.n, self.tile.pixels
         width = k.least(n["row_pixels"], n["all_pixels"] - row * n["row_pixels"])
         x_width = k.least(n["x_width"], n["x_all"] - row * n["x_width"])
-        low, high = row_range(k, k.offset(self.table, n["entries"] * 2, I64), row)
+        low, high = row_range(k, self.pointers["row_table"], row)
         block, w = w, k.offset(w, low * n["row_weights"])
         with k.loop("tile", 0, width, pixels) as column:
             tile = row * n["row_tiles"] + column // pixels
@@ -84,7 +85,7 @@ class ConvEmitter:
             with k.when(outside, "border"):
                 self._copy(at, start, x_width, low, high)
             base = k.select(outside, self.copy, at)
-            entries = k.select(outside, k.offset(self.table, n["entries"], I64), self.table)
+            entries = k.select(outside, self.pointers["copy_entries"], self.pointers["entries"])
             pixel = self._x_pixel() if self.x.pixel is not None else k.select(outside, n["copy_pixel"], n["x_pixel"])
             first = k.offset(entries, low * n["row_entries"], I64)
             values = self._multiply(base, first, (high - low) * n["row_entries"], pixel, w, ahead, b)

@@ -146,8 +146,8 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
     )
     words = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue))
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
-        _DepthwiseEmitter(k, code, sizes, table, pointers).emit(*chunks)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        _DepthwiseEmitter(k, code, sizes, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
@@ -156,7 +156,7 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
         depthwise_chunks(conv, tile, isa),
         body,
         _numbers(conv, tile, epilogue, isa),
-        row_table(conv),
+        {"row_table": row_table(conv)},
         results.buffer_bytes(isa.lanes),
     )
 
@@ -189,8 +189,8 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
 class _DepthwiseEmitter:
     """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, k: Function, code: _Code, n: Numbers, table: Value, pointers: Mapping[str, Value]) -> None:
-        self.k, self.code, self.n, self.table, self.pointers, self.lanes = k, code, n, table, pointers, k.isa.lanes
+    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
@@ -215,7 +215,7 @@ class _DepthwiseEmitter:
         x: the address of the row's first column, which may lie outside of the image. left: channels from the block's first on.
         """
         k, n, columns, size = self.k, self.n, self.code.columns, self.tile.vectors * self.lanes
-        bounds = row_range(k, self.table, row)
+        bounds = row_range(k, self.pointers["row_table"], row)
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, self.tile.pixels, n["width"])
             start, here = column * columns.stride - n["left"], self.results.column(to, column)

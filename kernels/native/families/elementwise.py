@@ -82,7 +82,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
     words = (*(("transposed",) if code.turned else ()), *name_expression(what.expression))
     pieces = _pieces(what, code, nest, isa)
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], _: Value, chunks: Bounds) -> None:
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _MapEmitter(k, code, sizes).emit([pointers["y"], *(pointers[name] for name in names[:-1])], *chunks)
 
     return emitted_for_any_shape(
@@ -92,8 +92,6 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         chunk_count(nest, pieces) if what.y.view.size else 0,
         body,
         _numbers(nest, pieces),
-        (),
-        0,
     )
 
 

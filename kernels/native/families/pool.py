@@ -83,8 +83,8 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     units = conv.y.batch * row_chunks * blocks
     chunk_units = max(1, min(CHUNK_READS // (rows * row_reads), units // LEAST_CHUNKS))
 
-    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], table: Value, chunks: Bounds) -> None:
-        _PoolingEmitter(k, code, sizes, table, pointers).emit(*chunks)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        _PoolingEmitter(k, code, sizes, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
@@ -100,7 +100,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
             "chunk_rows": rows,
             **_numbers(pooling, pixels, epilogue, isa),
         },
-        row_table(conv) + row_table(pooling.divided),
+        {"row_table": row_table(conv), "divided_rows": row_table(pooling.divided)},
         results.buffer_bytes(isa.lanes),
     )
 
@@ -167,8 +167,8 @@ class _Code:
 class _PoolingEmitter:
     """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, k: Function, code: _Code, n: Numbers, table: Value, pointers: Mapping[str, Value]) -> None:
-        self.k, self.code, self.n, self.table, self.pointers, self.lanes = k, code, n, table, pointers, k.isa.lanes
+    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.results = ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.start = k.const(k.f32, code.neutral)
@@ -189,7 +189,7 @@ class _PoolingEmitter:
     def _row(self, row: Value, x: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row. left: channels from the first one of the vector on."""
         k, n, pixels = self.k, self.n, self.code.results.pixels
-        bounds, divided = row_range(k, self.table, row), row_range(k, k.offset(self.table, n["rows"], I64), row)
+        bounds, divided = (row_range(k, self.pointers[name], row) for name in ("row_table", "divided_rows"))
         counted = divided[1] - divided[0]
         columns, end = self.code.columns, k.const(I64, pixels)
         if columns is None:

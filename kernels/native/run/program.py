@@ -72,8 +72,9 @@ class Program:
         self._scratch_bytes = _lines(max((step.kernel.scratch_bytes for step in steps), default=0))
         self._times_bytes = _lines(3 * _WORD_BYTES * self._steps)
         self._header = aligned(_WORD_BYTES * len(HEADER)).view(np.int64)
-        counts = [len(step.kernel.arguments) + len(step.kernel.numbers) for step in steps]
+        counts = [len(step.kernel.arguments) + len(step.kernel.tables) + len(step.kernel.numbers) for step in steps]
         self._words = aligned(_WORD_BYTES * max(sum(counts), 1)).view(np.int64)
+        self._tables: list[Array] = []  # kept, since words hold their addresses
         self._places = self._fill_words(steps, slots)
         self._bound = [0] * slots
         self.table = self._make_table(steps, counts)
@@ -83,7 +84,7 @@ class Program:
         self._grow(pool.threads)
 
     def _fill_words(self, steps: Sequence[KernelCall], slots: int) -> list[tuple[Array, Array]]:
-        """Write the numbers of all steps. Returns, for each slot, which words are addresses in it, and how many bytes from it."""
+        """Write what is no address in a slot. Returns, for each slot, which words are addresses in it, and how many bytes on."""
         places: list[tuple[list[int], list[int]]] = [([], []) for _ in range(slots)]
         at = 0
         for step in steps:
@@ -92,9 +93,11 @@ class Program:
                     places[ref.slot][0].append(at)
                     places[ref.slot][1].append(ref.offset_bytes)
                 at += 1
-            count = len(step.kernel.numbers)
-            self._words[at : at + count] = step.kernel.numbers
-            at += count
+            tables = [table.words for table in step.kernel.tables.values()]
+            self._tables += tables
+            words = [*(table.ctypes.data for table in tables), *step.kernel.numbers]
+            self._words[at : at + len(words)] = words
+            at += len(words)
         return [(np.array(words, np.int64), np.array(offsets, np.int64)) for words, offsets in places]
 
     def _make_table(self, steps: Sequence[KernelCall], counts: Sequence[int]) -> Array:

@@ -83,7 +83,12 @@ class Replay:
         """Return the hash of one kernel. Raises ValueError if a different kernel has its name: a code cache would mix them up."""
         if id(kernel) in self._by_identity:
             return self._by_identity[id(kernel)][1]
-        of = (f"{kernel.chunks} chunks", f"{kernel.scratch_bytes} bytes of scratch", f"numbers {kernel.numbers}")
+        of = (
+            f"{kernel.chunks} chunks",
+            f"{kernel.scratch_bytes} bytes of scratch",
+            f"numbers {kernel.numbers}",
+            *(f"{name} {table.words.tolist()}" for name, table in kernel.tables.items()),
+        )
         facts = " | ".join((" ".join(kernel.arguments), *of))
         code = digest(body(kernel.ir, {kernel.name: "kernel"}))
         found = digest(facts, code)

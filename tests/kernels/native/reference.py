@@ -72,7 +72,7 @@ def run_kernel(kernel, isa, **arrays) -> None:
     assert set(arrays) <= set(kernel.arguments)
     scratch = aligned(kernel.scratch_bytes + 128)
     given = {**arrays, **({"scratch": scratch} if "scratch" in kernel.arguments else {})}
-    pointers = [given.get(name) for name in kernel.arguments]
+    pointers = [given.get(name) for name in kernel.arguments] + [table.words for table in kernel.tables.values()]
     together = min(2, kernel.chunks)
     chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
     calls = [[*pointers, *chunk] for chunk in chunks]
@@ -82,12 +82,14 @@ def run_kernel(kernel, isa, **arrays) -> None:
 
 def spread_ir(kernel, isa) -> str:
     """A function that takes addresses as arguments of its own, puts them and the numbers into memory and calls the kernel."""
-    words = [f"ptr %a{at}" for at in range(len(kernel.arguments))] + [f"i64 {number}" for number in kernel.numbers]
+    addresses = range(len(kernel.arguments) + len(kernel.tables))
+    words = [f"ptr %a{at}" for at in addresses]
+    words += [f"i64 {number}" for number in kernel.numbers]
     stores = [f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {word}, ptr %p{at}" for at, word in enumerate(words)]
     scratch = f"%a{kernel.arguments.index('scratch')}" if "scratch" in kernel.arguments else "null"
     return "\n".join(
         (
-            f"define void @{SPREAD}({''.join(f'ptr %a{at}, ' for at in range(len(kernel.arguments)))}i64 %begin, i64 %end) #0 {{",
+            f"define void @{SPREAD}({''.join(f'ptr %a{at}, ' for at in addresses)}i64 %begin, i64 %end) #0 {{",
             f"  %words = alloca [{len(words) + 1} x i64], align 16",
             *stores,
             f"  call void @{kernel.name}(ptr %words, ptr {scratch}, i64 %begin, i64 %end)",

@@ -92,7 +92,7 @@ def test_any_pool(isa, data):
 
 def sees_rows(conv):
     """Whether a kernel row lies inside the image for every output row."""
-    return all(word & 0xFFFFFFFF < word >> 32 for word in row_table(conv))
+    return all(word & 0xFFFFFFFF < word >> 32 for word in row_table(conv).words)
 
 
 def turned(conv):
