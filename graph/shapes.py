@@ -14,9 +14,11 @@ from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Check, Limits, go_on
+from graph.shape_arithmetic import compute_sizes
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, evaluation_bytes, find
-from kernels.spec import Spec
+from kernels.size import is_symbolic
+from kernels.spec import SizeArray, Spec, fixed_array
 
 FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
 FOLD_BYTES = 64 << 20  # that values computed here take together, and that computing one of them takes; the others stay unknown
@@ -131,7 +133,7 @@ def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]
     if any(name and spec is None for name, spec in zip(node.inputs, inputs, strict=True)):
         raise DataDependentError(f"{node.op}: an input's shape is known at run time only")
     made = op.infer_specs(inputs, node.attrs)
-    if not op.deterministic or node.epilogue or any(spec.elements > FOLD_ELEMENTS for spec in made):
+    if not op.deterministic or node.epilogue or any(_is_open_or_large(spec) for spec in made):
         return made
     if all(spec.value is not None for spec in made[: len(node.outputs)]):
         return made
@@ -140,9 +142,19 @@ def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]
         return made
     if any(value is not None and value.size > FOLD_ELEMENTS for value in values):
         return made
+    if any(isinstance(value, SizeArray) for value in values):
+        if (computed := compute_sizes(node.op, values, node.attrs, made)) is not None:
+            return tuple(map(Spec.of, computed))
+        values = [None if value is None else fixed_array(value) for value in values]
+        inputs = [None if value is None else Spec.of(value) for value in values]
     if evaluation_bytes(op, inputs, made, node.attrs) > room_bytes:
         return made
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
+
+
+def _is_open_or_large(spec: Spec) -> bool:
+    """Whether a value of that spec is not computed with the shapes: its own shape depends on symbols, or it is large."""
+    return any(map(is_symbolic, spec.shape)) or spec.elements > FOLD_ELEMENTS
 
 
 def _infer_control(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def known_ints(subject: str, spec: Spec, length: int | None = None) -> tuple[int
         raise DTypeError(f"{subject}: is {spec}, need a 1-D tensor of int64 or int32")
     if length is not None and spec.elements != length:
         raise ShapeError(f"{subject}: has {spec.elements} values, need {length}")
-    return tuple(int(value) for value in np.ravel(spec.known(subject)))
+    return tuple(np.ravel(spec.known(subject)).tolist())
 
 
 def known_scalar(subject: str, spec: Spec) -> Any:
@@ -66,6 +66,24 @@ def known_scalar(subject: str, spec: Spec) -> Any:
     if spec.elements != 1:
         raise ShapeError(f"{subject}: is {spec}, need one element")
     return spec.known(subject).item()
+
+
+class Taken(NamedTuple):
+    """The elements that a slice takes of an axis: `number` of them, from `first` on, `step` apart."""
+
+    first: int
+    number: int
+    step: int
+
+
+def taken_by_slice(size: int, start: int, stop: int, step: int) -> Taken:
+    """Return what a slice takes of an axis, as ONNX and numpy count: negative bounds from the end, others clamped."""
+    if size == 0:
+        return Taken(0, 0, step)
+    lowest, highest = (0, size) if step > 0 else (-1, size - 1)  # the range of a stop; a start is 0 or more
+    first = max(min(start + size if start < 0 else start, highest), 0)
+    last = max(min(stop + size if stop < 0 else stop, highest), lowest)
+    return Taken(first, max(0, -((first - last) // step)), step)
 
 
 def element_type(subject: str, code: int) -> DType:

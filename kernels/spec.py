@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.errors import DataDependentError
+from kernels.size import Sizes, hint, is_symbolic, size_text
 
 Array = npt.NDArray[Any]
 DType = np.dtype[Any]
@@ -24,6 +25,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS: frozenset[DType] = frozenset({*map(np.dtype, ("float16", "float32", "float64")), BFLOAT16})
 INTS: frozenset[DType] = frozenset(map(np.dtype, ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")))
 BOOL = np.dtype(np.bool_)
+_INT64 = np.dtype(np.int64)
 STRING = np.dtype(object)  # ONNX strings: numpy object arrays of str
 
 # ONNX's element type numbers (TensorProto.DataType); the sub-byte and 8-bit float types hold one element a byte here
@@ -36,6 +38,33 @@ ELEMENT_TYPES: Mapping[int, DType] = MappingProxyType(
 )
 
 _SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf", "complex": "c"}
+
+
+class SizeArray(np.ndarray[Any, np.dtype[Any]]):
+    """An int64 tensor some of whose elements are sizes that depend on symbols (`kernels.size`): a numpy array of objects."""
+
+
+def size_array(sizes: Any) -> Array:
+    """Return whole numbers, nested in lists or in an array, as an int64 array; as a `SizeArray` where some depend on symbols."""
+    objects = np.array(sizes, object)
+    if any(is_symbolic(size) for size in objects.flat):
+        return objects.view(SizeArray)
+    return objects.astype(np.int64)
+
+
+def fixed_array(array: Array) -> Array:
+    """Return an array of plain numbers; symbols of a `SizeArray` are guarded to have the values of their hints."""
+    return np.asarray(array).astype(np.int64) if isinstance(array, SizeArray) else array
+
+
+def hinted_array(array: Array | None) -> Array | None:
+    """Return an array with the hints of symbols as plain numbers."""
+    return np.array([hint(size) for size in array.flat], np.int64).reshape(array.shape) if isinstance(array, SizeArray) else array
+
+
+def bound_array(array: Array, sizes: Sizes) -> Array:
+    """Return an array with values for the sizes in it."""
+    return np.array(sizes.all(array.flat), np.int64).reshape(array.shape) if isinstance(array, SizeArray) else array
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +81,7 @@ class Spec:
     @staticmethod
     def of(array: Array) -> Spec:
         """Describe an array, keeping it as the known value."""
-        return Spec(array.shape, array.dtype, array)
+        return Spec(array.shape, _INT64 if isinstance(array, SizeArray) else array.dtype, array)
 
     @property
     def rank(self) -> int:
@@ -87,7 +116,7 @@ class Spec:
         return Spec(self.shape, self.dtype, value)
 
     def __str__(self) -> str:
-        return f"{dtype_name(self.dtype)}[{','.join(map(str, self.shape))}]"
+        return f"{dtype_name(self.dtype)}[{','.join(map(size_text, self.shape))}]"
 
 
 def dtype_name(dtype: DType) -> str:

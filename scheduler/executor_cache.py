@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from graph.ir import Graph
 from graph.run.executor import Executor
-from kernels.spec import Array
 
 Shapes = tuple[Any, ...]  # of a model's inputs, in order; a caller's unchecked values until `check_feeds` has seen the feeds
-SHARED_BYTES: Final = 4096  # smaller constants are not worth comparing
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +62,7 @@ class ExecutorCache:
             while len(self._kept) > max(self._most, 1) or (len(self._kept) > 1 and self._sum_bytes() > self._limit_bytes):
                 self._kept.popitem(last=False)
 
-    def share_constants(self, graph: Graph, own: Mapping[str, Array]) -> Graph:
-        """Return a graph whose constants are those of executors kept here, where they are equal bit by bit.
-
-        Passes make constants anew for every set of shapes (a batch norm folded into weights); large ones are held once.
-
-        Args: own: constants of the model itself, which all its graphs share already.
-        """
-        with self._lock:
-            others = [ready.executor.graph.constants for ready in self._kept.values()]
-        constants = dict(graph.constants)
-        for name, array in graph.constants.items():
-            if array.nbytes >= SHARED_BYTES and array is not own.get(name):
-                same = (other[name] for other in others if name in other and _same_bits(other[name], array))
-                constants[name] = next(same, array)
-        return replace(graph, constants=constants)
-
     def _sum_bytes(self) -> int:
         executors = [ready.executor for ready in self._kept.values()]
         packed = frozenset().union(*(executor.packed for executor in executors))
         return sum(executor.memory.arena_bytes for executor in executors) + sum(constant.array.nbytes for constant in packed)
-
-
-def _same_bits(a: Array, b: Array) -> bool:
-    if a is b:
-        return True
-    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.hasobject or not a.flags.c_contiguous or not b.flags.c_contiguous:
-        return False
-    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))

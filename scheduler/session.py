@@ -22,13 +22,16 @@ from graph.passes.optimise import optimise
 from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
+from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
+from graph.symbols import SymbolicInputs
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
 from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
+from scheduler.lowering_cache import Found, Lowering, LoweringCache
 from scheduler.strategy import WantedBackend
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ class Session:
         self._building = threading.Lock()
         self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
         self._ready = ExecutorCache(limits.executors, self._limit_bytes)
+        self._lowerings = LoweringCache()
         self._description: tuple[object, Plan] | None = None  # the last one made, and of what
 
     @property
@@ -235,20 +239,34 @@ class Session:
         return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
 
     def _build(self, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
+        """Return the executor for new shapes: a lowering that serves them, bound to them, or a new one."""
         require_unchanged(self.model.files)
-        graph = self.model.graph
-        with memory_errors_of(f"{graph.name}: rewriting it"):
-            bound = optimise(graph, bind(graph, shapes), check)
-        found = self._followed(shapes)
-        choices, threads = ({}, self.threads) if found is None else (found.plan.choices, min(found.plan.threads, self.threads))
-        shared = self._ready.share_constants(bound.graph, graph.constants)
+        inputs = {name: spec.shape for name, spec in bind(self.model.graph, shapes).items()}
+        followed = self._followed(shapes)
+        plan = None if followed is None else followed.plan
         budget = RunBudget(self._limit_bytes, self.limits.process)
-        made = (array for name, array in bound.graph.constants.items() if array is not graph.constants.get(name))
+        found = self._lowerings.find(inputs, plan)
+        if found is None:
+            found = self._lower(inputs, plan, check)
+        executor = Executor.of(found.lowering.graph, found.sizes, budget)
+        return Ready(executor, DEFAULT if followed is None else followed.plan_id)
+
+    def _lower(self, shapes: Mapping[str, tuple[int, ...]], plan: Plan | None, check: Check) -> Found:
+        """Lower the model for these shapes. Sizes that have differed between shapes are symbols; a plan is for its own shapes."""
+        graph = self.model.graph
+        varied = frozenset[tuple[str, int]]() if plan is not None else self._lowerings.varied(graph.inputs, shapes)
+        inputs = SymbolicInputs.of(graph.inputs, shapes, varied)
+        with memory_errors_of(f"{graph.name}: rewriting it"):
+            rewritten = optimise(graph, inputs.specs, check)
+        choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
+        shared = self._lowerings.share_constants(rewritten.graph, graph.constants)
+        budget = RunBudget(self._limit_bytes, self.limits.process)
+        made = (array for name, array in rewritten.graph.constants.items() if array is not graph.constants.get(name))
         kept = {id(array) for array in shared.constants.values()}
-        made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of executors before
+        made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of lowerings before
         budget.keep(made_bytes, f"{graph.name}: constants that rewriting made")
-        executor = Executor(shared, bound.specs, choices, threads, self._native, budget)
-        return Ready(executor, DEFAULT if found is None else found.plan_id)
+        lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope)
+        return self._lowerings.keep(Lowering(inputs, lowered, plan, budget))
 
 
 def available_cores() -> int:

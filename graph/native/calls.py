@@ -14,7 +14,7 @@ from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
-from kernels.spec import Array
+from kernels.size import Sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,22 @@ class Call:
     arguments: Mapping[str, tuple[Storage, int]]
     writes: tuple[str, ...] = ("y",)
 
+    def at(self, sizes: Sizes, storages: Mapping[Storage, Storage]) -> Call:
+        """Return the call with values for all sizes. storages: each one's counterpart, with its value."""
+        places = {name: (storages[storage], sizes.of(nbytes)) for name, (storage, nbytes) in self.arguments.items()}
+        return Call(self.node, self.kernel.at(sizes), places, self.writes)
+
 
 @dataclass(frozen=True, slots=True)
 class IndexWatch:
-    """A word of 8 bytes into which a kernel writes an index that is out of range for an axis of that size; 0 until then."""
+    """A word of 8 bytes into which a kernel writes an index that is out of range for an axis of that size; 0 until then.
+
+    storage: of the word. Each bound segment has words of its own.
+    """
 
     node: Node
     axis_size: int
-    word: Array
+    storage: Storage
 
 
 class CallList:
@@ -75,6 +83,6 @@ class CallList:
 
     def watch(self, node: Node, axis_size: int) -> Storage:
         """Return storage for the word in which a kernel reports an index out of range; it is checked after each run."""
-        word = np.zeros(1, np.int64)
-        self.watches.append(IndexWatch(node, axis_size, word))
-        return Storage("watch", 0, word.dtype, PackedConstant.of(word))
+        storage = Storage("watch", 0, np.dtype(np.int64), PackedConstant.of(np.zeros(1, np.int64)))
+        self.watches.append(IndexWatch(node, axis_size, storage))
+        return storage

@@ -13,15 +13,18 @@ from graph.native.constants import ConstantCache
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.partition import Part, partition, without_lone_views
+from graph.native.place import PackedConstant
 from graph.native.rules.table import RULES, refusal
-from graph.native.segment import Segment, complete_choices, lower
+from graph.native.segment import LoweredSegment, Segment, complete_choices, lower
 from graph.native.work import Work
 from kernels.errors import UnsupportedError
 from kernels.native.code.cache import CodeCache
 from kernels.native.code.farm import Pace, compile_some
+from kernels.native.code.resident import load_kernels
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.run.thread_pool import shared_thread_pool
 from kernels.native.target.isa import Isa, host_isa, host_isas
+from kernels.size import Sizes
 
 
 def find_native(backend: str) -> Native | None:
@@ -54,11 +57,11 @@ class Native:
 
     def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
         """Return the native ways to compute a node that is not refused, first the one to use on that many threads unmeasured."""
-        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads))
+        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads).hinted)
 
     def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
         """Return what a candidate computes and moves."""
-        return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa), choice)
+        return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa).hinted, choice)
 
     def blocked(self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]) -> frozenset[str]:
         """Return the values that their producers leave in blocks of channels, which no strides describe."""
@@ -116,25 +119,38 @@ class Native:
         able = without_lone_views(graph.nodes, able, renaming)
         return partition(graph, able)
 
-    def segments(
+    def lowered(
         self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], budget: RunBudget
-    ) -> tuple[Graph, Mapping[str, Segment]]:
-        """Return `parts` with every segment compiled for that many threads.
+    ) -> tuple[Graph, Mapping[str, LoweredSegment]]:
+        """Return `parts` with every segment lowered for that many threads; its kernels are compiled and its weights packed.
 
         budget: packed weights are counted there, by their estimate before they are packed.
-        Raises: LimitError where the packed weights exceed the budget; OutOfMemoryError.
+        Raises: LimitError where the packed weights exceed the budget; OutOfMemoryError; CompileError.
         """
         rest, parts = self.parts(graph, specs, choices)
         facts = Facts(specs, graph.constants, self.isa, threads)
         chosen = {name: choice for part in parts.values() for name, choice in complete_choices(part, facts, choices).items()}
-        self._require_packed(parts.values(), facts, chosen, budget)
-        pool = shared_thread_pool(threads)
+        self._require_packed(parts.values(), facts.hinted, chosen, budget)
         with ThreadPoolExecutor(threads, "packing") as workers:
             constants = self.constants.by(workers)
-            made = {name: Segment(part, facts, chosen, pool, constants, self.cache) for name, part in parts.items()}
-        for constant in {constant for segment in made.values() for constant in segment.packed}:
-            budget.share(constant, constant.array.nbytes, f"{graph.name}: weights packed for native code")
+            made = {name: LoweredSegment(part, facts, chosen, constants) for name, part in parts.items()}
+            kernels = {name: source for segment in made.values() for name, source in segment.kernels.items()}
+            load_kernels(kernels, self.isa, self.cache)
+        self.count_packed(made.values(), budget, graph.name)
         return rest, made
+
+    @staticmethod
+    def count_packed(segments: Iterable[LoweredSegment], budget: RunBudget, name: str) -> frozenset[PackedConstant]:
+        """Count the packed weights of segments in a budget, and return them. name: of the graph."""
+        packed = frozenset(constant for segment in segments for constant in segment.packed)
+        for constant in packed:
+            budget.share(constant, constant.array.nbytes, f"{name}: weights packed for native code")
+        return packed
+
+    def bind(self, segments: Mapping[str, LoweredSegment], sizes: Sizes, threads: int) -> dict[str, Segment]:
+        """Return the programs of lowered segments for some values of their sizes."""
+        pool = shared_thread_pool(threads)
+        return {name: segment.bind(sizes, pool, self.cache) for name, segment in segments.items()}
 
     @staticmethod
     def _require_packed(parts: Iterable[Part], facts: Facts, choices: Mapping[str, Choice], budget: RunBudget) -> None:

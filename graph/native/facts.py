@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from graph.native.place import image_shape, is_image
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.spec import BOOL, INTS, Array, DType, Spec
+from kernels.size import hinted
+from kernels.spec import BOOL, INTS, Array, DType, Spec, hinted_array
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
@@ -30,6 +31,11 @@ class Facts:
     constants: Mapping[str, Array]
     isa: Isa
     threads: int = 1
+
+    @property
+    def hinted(self) -> Facts:
+        """These facts with plain numbers in place of sizes that depend on symbols: for choices, of which any is right."""
+        return replace(self, specs=HintedSpecs(self.specs))
 
     def spec(self, value: str) -> Spec:
         """Return the shape and dtype of a value. Raises EmitError where only a run decides them."""
@@ -62,6 +68,26 @@ class Facts:
             return f"its epilogue {ops} has an op without a native form: {error}"
         reason = self.not_f32(*bound.operands)
         return None if reason is None else f"its epilogue reads what is not fp32: {reason}"
+
+
+class HintedSpecs(Mapping[str, Spec | None]):
+    """Specs with the hint of every size that depends on symbols."""
+
+    def __init__(self, specs: Specs) -> None:
+        self._specs = specs
+        self._plain: dict[str, Spec | None] = {}
+
+    def __getitem__(self, value: str) -> Spec | None:
+        if value not in self._plain:
+            spec = self._specs[value]
+            self._plain[value] = None if spec is None else Spec(hinted(spec.shape), spec.dtype, hinted_array(spec.value))
+        return self._plain[value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def optional_input(node: Node, position: int) -> str:

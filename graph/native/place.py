@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
+from kernels.size import Sizes
 from kernels.spec import Array, DType
 
 
@@ -49,6 +50,10 @@ class Storage:
     dtype: DType
     constant: PackedConstant | None = field(default=None, repr=False)
     port: str = ""
+
+    def at(self, sizes: Sizes) -> Storage:
+        """Return the storage with a value for its size."""
+        return Storage(self.name, sizes.of(self.elements), self.dtype, self.constant, self.port)
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ from graph.limits import Check, go_on
 from graph.passes.editor import Editor, sizes
 from kernels.errors import EdgewiseError
 from kernels.registry import evaluate, evaluation_bytes, find
-from kernels.spec import Array, Spec
+from kernels.spec import Array, SizeArray, Spec
 
 SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs are smaller
 
@@ -38,16 +38,19 @@ def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | N
     if node.epilogue:
         return None
     made = {value: editor.specs.get(value) for value in node.writes()}
+    known = {value: spec.value for value, spec in made.items() if spec is not None and spec.value is not None}
+    inputs = [editor.constant(value) if value else None for value in node.inputs]
+    if len(known) < len(made):
+        if node.op in CONTROL_FLOW or any(value and array is None for value, array in zip(node.inputs, inputs, strict=True)):
+            return None
+        if any(isinstance(array, SizeArray) for array in inputs):  # what follows from symbols is known, or for a run to compute
+            return None
     specs = [spec for spec in made.values() if spec is not None]
     result_bytes = sum(spec.nbytes for spec in specs)
     if len(specs) < len(made) or result_bytes > room_bytes:
         return None
-    known = {value: spec.value for value, spec in made.items() if spec is not None and spec.value is not None}
     if len(known) == len(made):
         return known
-    inputs = [editor.constant(value) if value else None for value in node.inputs]
-    if node.op in CONTROL_FLOW or any(value and array is None for value, array in zip(node.inputs, inputs, strict=True)):
-        return None
     input_bytes = sum(array.nbytes for array in inputs if array is not None)
     if result_bytes > max(SMALL_RESULT_BYTES, input_bytes) or not find(node.op).deterministic:
         return None

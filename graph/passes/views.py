@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.passes.editor import Editor, origins
 from kernels.registry import find
-from kernels.spec import Spec
+from kernels.spec import Spec, size_array
 
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
@@ -85,20 +83,20 @@ def _sink(editor: Editor, node: Node, view: Node, shape: tuple[int, ...]) -> Non
             inputs.append(editor.add_constant(f"{node.name}/operand", editor.constants[value].reshape(shape)))
         else:
             made = f"{node.name}/operand{position}"
-            constant = editor.add_constant(f"{made}/shape", np.array(shape, np.int64))
+            constant = editor.add_constant(f"{made}/shape", size_array(shape))
             editor.put_early(Node(made, "Reshape", (value, constant), (made,), find("Reshape").bind({"allowzero": 1})))
             inputs.append(made)
     result = f"{node.name}/unshaped"
     out = editor.specs[node.outputs[0]]
     editor.drop(view)
     editor.put(replace(node, inputs=tuple(inputs), outputs=(result,)))
-    constant = editor.add_constant(f"{view.name}/shape", np.array(out.shape if out else (), np.int64))
+    constant = editor.add_constant(f"{view.name}/shape", size_array(out.shape if out else ()))
     attrs = find("Reshape").bind({"allowzero": 1})
     editor.put(Node(view.name, "Reshape", (result, constant), node.outputs, attrs, origins=origins(view)))
 
 
 def _as_reshape(editor: Editor, node: Node, source: str, shape: tuple[int, ...]) -> Node:
-    constant = editor.add_constant(f"{node.name}/shape", np.array(shape, np.int64))
+    constant = editor.add_constant(f"{node.name}/shape", size_array(shape))
     attrs = find("Reshape").bind({"allowzero": 1})  # a size of 0 means 0 here, not "as before"
     return replace(node, op="Reshape", inputs=(source, constant), attrs=attrs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import weakref
@@ -18,17 +19,14 @@ from graph.errors import FeedError
 from graph.ir import Graph, Port, Specs
 from graph.memory import Held, MemoryPlan
 from graph.native.engine import Native
-from graph.native.place import PackedConstant
-from graph.order import without_unread
 from graph.run.alarm import shared_alarm
 from graph.run.blas import BlasThreads
 from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
-from graph.run.footprint import require_values
-from graph.run.prepared import DYNAMIC, VIEW, PreparedGraph, PreparedStep
+from graph.run.lowered import LoweredGraph, bound_spec
+from graph.run.prepared import DYNAMIC, VIEW, PreparedStep
 from graph.timing import RunClock
-from kernels.errors import UnsupportedError, memory_errors_of
-from kernels.native.target.isa import available_cores
+from kernels.size import PLAIN, Sizes
 from kernels.spec import Array, Spec
 
 WAIT_S = 0.05  # between looks at the bounds of a run that waits for another one to end
@@ -75,31 +73,36 @@ class Executor:
         native: Native | None = None,
         budget: RunBudget | None = None,
     ) -> None:
-        self.graph = graph
-        self.specs = specs
-        self.threads = threads
-        self._ports = tuple(Port(port.name, port.dtype, _known(port, specs).shape) for port in graph.inputs)
-        self._budget = RunBudget() if budget is None else budget
-        weakref.finalize(self, self._budget.release).atexit = False
-        self.packed: frozenset[PackedConstant] = frozenset()
-        self._program = self._prepared(without_unread(graph), choices or {}, native)
-        self._names = tuple(port.name for port in graph.outputs)
-        self._blas = BlasThreads(threads)
+        budget = RunBudget() if budget is None else budget
+        for port in graph.inputs:
+            _known(port, specs)
+        self._init(LoweredGraph(graph, specs, choices or {}, threads, native, budget), PLAIN, budget)
+
+    @classmethod
+    def of(cls, lowered: LoweredGraph, sizes: Sizes, budget: RunBudget) -> Executor:
+        """Return the executor of a lowered graph for some values of its sizes (`LoweredGraph.sizes`)."""
+        made = cls.__new__(cls)
+        made._init(lowered, sizes, budget)
+        return made
+
+    def _init(self, lowered: LoweredGraph, sizes: Sizes, budget: RunBudget) -> None:
+        self.graph, self.threads = lowered.graph, lowered.threads
+        self._lowered, self._sizes = lowered, sizes
+        bound = (sizes.all(_known(port, lowered.specs).shape) for port in self.graph.inputs)
+        self._ports = tuple(Port(port.name, port.dtype, dims) for port, dims in zip(self.graph.inputs, bound, strict=True))
+        self._budget = budget
+        weakref.finalize(self, budget.release).atexit = False
+        self._program, self.packed = lowered.prepare(sizes, budget)
+        self._names = tuple(port.name for port in self.graph.outputs)
+        self._blas = BlasThreads(self.threads)
         self._lock = threading.Lock()
 
-    def _prepared(self, graph: Graph, choices: Mapping[str, Choice], native: Native | None) -> PreparedGraph:
-        """Prepare the graph, with native segments where there is a native backend."""
-        require_values(graph, self.specs, self._budget)
-        algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
-        with memory_errors_of(f"{graph.name}: preparing it"):
-            if native is None:
-                if wanted := next((name for name in choices if name not in algorithms), None):
-                    raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
-                return PreparedGraph(graph, self.specs, algorithms, budget=self._budget)
-            workers = available_cores() if self.threads is None else self.threads
-            rest, segments = native.segments(graph, self.specs, workers, choices, self._budget)
-            self.packed = frozenset(constant for segment in segments.values() for constant in segment.packed)
-            return PreparedGraph(rest, self.specs, algorithms, segments, workers, self._budget)
+    @functools.cached_property
+    def specs(self) -> Specs:
+        """The spec of every value."""
+        if self._sizes.are_plain:
+            return self._lowered.specs
+        return {name: bound_spec(spec, self._sizes) for name, spec in self._lowered.specs.items()}
 
     @property
     def steps(self) -> tuple[PreparedStep, ...]:

@@ -12,7 +12,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, SCALARS, element_type, known_scalar, one_dtype
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import fixed
-from kernels.spec import STRING, Array, DType, Spec
+from kernels.spec import INTS, STRING, Array, DType, Spec
 
 _BLOCK_ELEMENTS = 16_384  # that are computed at once
 
@@ -24,10 +24,10 @@ def infer_range(start: Spec, limit: Spec, delta: Spec, *, stash_type: int = 1) -
     first, last, step = (known_scalar("Range: " + n, s) for n, s in (("start", start), ("limit", limit), ("delta", delta)))
     if step == 0:
         raise AttributeValueError(f"Range: delta is {step}, need another number than 0")
-    if not math.isfinite(first) or not math.isfinite(last) or not math.isfinite(step):
+    if dtype not in INTS and not all(map(math.isfinite, (first, last, step))):
         raise AttributeValueError(f"Range: from {first} to {last} by {step}, need finite numbers")
     # integers divide exactly, however large
-    count = -((first - last) // step) if isinstance(step, int) else math.ceil((last - first) / step)
+    count = -((first - last) // step) if dtype in INTS else math.ceil((last - first) / step)
     return Spec((max(count, 0),), dtype)
 
 

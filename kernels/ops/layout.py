@@ -10,7 +10,7 @@ import numpy as np
 from kernels.batch_axis import Application, first_input_has_rows, only_first_input_has_rows, works_along_axis
 from kernels.cost import Cost, moves
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
-from kernels.operands import axes_of, axis_of, broadcast, known_ints, one_dtype
+from kernels.operands import Taken, axes_of, axis_of, broadcast, known_ints, one_dtype, taken_by_slice
 from kernels.registry import Case, Kernel, Op
 from kernels.scratch import fixed
 from kernels.spec import Array, Spec
@@ -56,24 +56,19 @@ def run_concat(out: tuple[Array, ...], *inputs: Array, axis: int) -> None:
 def infer_slice(x: Spec, starts: Spec, ends: Spec, axes: Spec | None = None, steps: Spec | None = None) -> Spec:
     """Slices the named axes: negative counts from the end, beyond the ends is clamped, no step is 0."""
     shape = list(x.shape)
-    for axis, taken in _ranges(x.shape, starts, ends, axes, steps).items():
-        shape[axis] = len(taken)
+    for axis, taken in _taken(x.shape, starts, ends, axes, steps).items():
+        shape[axis] = taken.number
     return Spec(tuple(shape), x.dtype)
 
 
-def _ranges(shape: tuple[int, ...], starts: Spec, ends: Spec, axes: Spec | None, steps: Spec | None) -> dict[int, range]:
+def _taken(shape: tuple[int, ...], starts: Spec, ends: Spec, axes: Spec | None, steps: Spec | None) -> dict[int, Taken]:
     begin, end = known_ints("Slice: starts", starts), known_ints("Slice: ends", ends, starts.elements)
     along = axes_of("Slice", range(len(begin)) if axes is None else known_ints("Slice: axes", axes, len(begin)), len(shape))
     stride = (1,) * len(begin) if steps is None else known_ints("Slice: steps", steps, len(begin))
     if 0 in stride:
         raise AttributeValueError(f"Slice: steps are {stride}, need none to be 0")
-    ranges = {}
-    for axis, start, stop, step in zip(along, begin, end, stride, strict=True):
-        size = shape[axis]
-        lowest, highest = (0, size) if step > 0 else (-1, size - 1)  # the range of a stop; a start is 0 or more
-        first = max(min(start + size * (start < 0), highest), 0)
-        ranges[axis] = range(first, max(min(stop + size * (stop < 0), highest), lowest), step) if size else range(0)
-    return ranges
+    bounds = zip(along, begin, end, stride, strict=True)
+    return {axis: taken_by_slice(shape[axis], start, stop, step) for axis, start, stop, step in bounds}
 
 
 def run_slice(
@@ -82,9 +77,10 @@ def run_slice(
     """A strided copy."""
     specs = [None if bound is None else Spec.of(bound) for bound in (axes, steps)]
     slices = [slice(None)] * x.ndim
-    for axis, taken in _ranges(x.shape, Spec.of(starts), Spec.of(ends), *specs).items():
-        # a stop of -1 is "through element 0" to range and "up to the last element" to a slice
-        slices[axis] = slice(taken.start, None if taken.stop < 0 else taken.stop, taken.step) if taken else slice(0)
+    for axis, (first, count, step) in _taken(x.shape, Spec.of(starts), Spec.of(ends), *specs).items():
+        stop = first + count * step
+        # a stop of -1 is "through element 0" where a slice is counted, and "up to the last element" to numpy
+        slices[axis] = slice(first, None if stop < 0 else stop, step) if count else slice(0)
     np.copyto(out[0], x[tuple(slices)])
 
 

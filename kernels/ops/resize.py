@@ -47,7 +47,7 @@ def _resized_axes(
         factors = _floats(f"{name}: scales", scales, len(along))
         if not all(0 < factor < math.inf for factor in factors):
             raise AttributeValueError(f"{name}: scales are {factors}, need finite numbers above 0")
-        wanted = [math.floor(_single(size, factor)) for size, factor in zip(given_sizes, factors, strict=True)]
+        wanted = [_scaled(size, factor) for size, factor in zip(given_sizes, factors, strict=True)]
     elif sizes is not None:
         wanted = list(known_ints(f"{name}: sizes", sizes, len(along)))
         if any(size < 0 for size in wanted) or 0 in given_sizes:
@@ -56,7 +56,7 @@ def _resized_axes(
         choose = _POLICIES[keep_aspect_ratio_policy]
         if choose is not None:
             factors = [choose(factors)] * len(along)
-            wanted = [math.floor(_single(size, factors[0]) + 0.5) for size in given_sizes]
+            wanted = [_scaled(size, factors[0], 0.5) for size in given_sizes]
     regions = [(0.0, 1.0)] * len(along)
     if coordinate_transformation_mode == "tf_crop_and_resize":
         if roi is None:
@@ -66,6 +66,13 @@ def _resized_axes(
             raise AttributeValueError(f"{name}: roi is {ends}, need finite numbers")
         regions = list(zip(ends[: len(along)], ends[len(along) :], strict=True))
     return [Axis(*plan) for plan in zip(along, given_sizes, wanted, factors, regions, strict=True)]
+
+
+def _scaled(size: int, scale: float, add: float = 0.0) -> int:
+    """Return size · scale + add, rounded down."""
+    if scale.is_integer() and size * int(scale) < 1 << 24:  # exact in fp32 too
+        return size * int(scale)
+    return math.floor(_single(size, scale) + add)
 
 
 def _single(size: int, scale: float) -> float:

@@ -9,11 +9,11 @@ from kernels.errors import AttributeValueError, ShapeError
 from kernels.operands import known_ints
 from kernels.registry import Case, Kernel, Op
 from kernels.scratch import fixed
-from kernels.spec import Array, Spec
+from kernels.spec import Array, Spec, size_array
 
 
 def _sizes(shape: tuple[int, ...], start: int, end: int | None) -> Array:
-    return np.array(shape[start:end], np.int64)
+    return size_array(shape[start:end])
 
 
 def infer_shape(x: Spec, *, start: int = 0, end: int | None = None) -> Spec:
@@ -28,7 +28,7 @@ def run_shape(out: tuple[Array, ...], x: Array, *, start: int = 0, end: int | No
 
 def infer_size(x: Spec) -> Spec:
     """The number of elements, which is known without them."""
-    return Spec.of(np.array(x.elements, np.int64))
+    return Spec.of(size_array(x.elements))
 
 
 def run_size(out: tuple[Array, ...], x: Array) -> None:

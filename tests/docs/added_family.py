@@ -7,10 +7,11 @@ from graph.ir import Graph, Node, Port
 from graph.native.constants import ConstantCache
 from graph.native.engine import Native
 from graph.native.facts import Facts
-from graph.native.segment import Segment
+from graph.native.segment import LoweredSegment
 from graph.passes.optimise import optimise
 from kernels.native.run.thread_pool import shared_thread_pool
 from kernels.registry import Case, evaluate, find
+from kernels.size import PLAIN
 from kernels.spec import Spec
 from tests.graph.native.test_cases import compiled, refused, run
 from tests.kernels.native.conftest import HOST_ISAS
@@ -58,7 +59,7 @@ def test_a_segment_holds_it_with_the_ops_around_it(isa):
     (part,) = parts.values()
     assert [(node.op, [fused.op for fused in node.epilogue]) for node in part.nodes] == [("Exp", []), ("CumSum", ["Sqrt"])]
     facts = Facts(ready.specs, ready.graph.constants, isa, threads=2)
-    segment = Segment(part, facts, {}, shared_thread_pool(2), ConstantCache(), None)
+    segment = LoweredSegment(part, facts, {}, ConstantCache()).bind(PLAIN, shared_thread_pool(2), None)
     for threads in (1, 2):
         (y,) = run(segment, [x], [Spec(x.shape, F32)], threads)
         assert_close(y, np.sqrt(np.cumsum(np.exp(x.astype(np.float64)), 1)), EPS)

@@ -11,6 +11,7 @@ from graph.native.rules.channels import fits, in_blocks, lower_shuffle, take_cha
 from graph.native.rules.elementwise import fused_operands, refuses_fused
 from graph.native.values import overwritable
 from kernels.native.memory.view import View
+from kernels.operands import taken_by_slice
 
 
 def define_view(b: Lowering, node: Node, place: Viewed) -> None:
@@ -85,15 +86,17 @@ def _slice(b: Lowering, node: Node) -> None:
     shape = b.spec(node.inputs[0]).shape
     starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
     taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}
-    kept = {axis: range(shape[axis])[slice(*bounds)] for axis, bounds in taken.items()}
-    image = in_blocks(b, node.inputs[0]) if [a for a, r in kept.items() if r != range(shape[a])] == [1] else None
-    if image is not None and not node.epilogue and fits(b, [(0, channel) for channel in kept[1]]):
-        take_channels(b, node.outputs[0], image, kept[1])
-        return
+    kept = {axis: taken_by_slice(shape[axis], *bounds) for axis, bounds in taken.items()}
+    image = in_blocks(b, node.inputs[0]) if [a for a, k in kept.items() if k != (0, shape[a], 1)] == [1] else None
+    if image is not None and not node.epilogue:
+        channels = range(kept[1].first, kept[1].first + kept[1].number * kept[1].step, kept[1].step)
+        if fits(b, [(0, channel) for channel in channels]):
+            take_channels(b, node.outputs[0], image, channels)
+            return
     place = b.values.strided(node.inputs[0])
     view = place.view
     for axis, rows in kept.items():
-        view = view.sliced(axis, rows.start, len(rows), rows.step)
+        view = view.sliced(axis, *rows)
     define_view(b, node, place.under(view))
 
 

@@ -15,6 +15,7 @@ from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import I64, PTR, Type
 from kernels.native.memory.buffers import aligned
 from kernels.native.target.isa import Isa
+from kernels.size import Sizes
 from kernels.spec import Array
 
 NAME_CHARACTERS = 96  # at most; file systems and linkers take 255
@@ -72,6 +73,14 @@ class NativeKernel:
     scratch_bytes: int = 0
     numbers: tuple[int, ...] = ()
     tables: Mapping[str, Table] = field(default_factory=dict, hash=False)
+
+    def at(self, sizes: Sizes) -> NativeKernel:
+        """Return the kernel with values for all sizes; its code stays."""
+        tables = {name: Table(table.make, sizes.all(table.sizes)) for name, table in self.tables.items()}
+        return NativeKernel(
+            self.name, self.emit, sizes.of(self.chunks), self.arguments, sizes.of(self.scratch_bytes),
+            sizes.all(self.numbers), tables,
+        )  # fmt: skip
 
     @property
     def ir(self) -> str:

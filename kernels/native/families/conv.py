@@ -29,6 +29,7 @@ from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, Con
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.size import hint, hinted
 from kernels.spec import Array
 
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
@@ -83,9 +84,13 @@ def pack_bias(conv: Conv, isa: Isa, bias: Array, vectors: int = 1) -> Array:
     return aligned_copy(padded.ravel())
 
 
-@functools.lru_cache(1024)
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
     """Return tiles, the fastest by a port model first: the one to use without a measurement, then others worth measuring."""
+    return _ranked_tiles(hinted(conv), isa, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     flat = conv.flat()
     kind = Channels.of(conv.x, isa.lanes, groups=conv.groups).kind
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
@@ -125,6 +130,7 @@ def _row_count(flat: Conv, tile: ConvTile) -> int:
 
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     """Make a tile of these sizes; the rest follows by rule."""
+    conv = hinted(conv)
     flat = conv.flat()
     row_macs = flat.y.width * min(vectors * isa.lanes, conv.group_outputs) * conv.macs // (
         conv.y.batch * conv.y.height * conv.y.width * conv.y.channels
@@ -213,7 +219,8 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     column = {"blocks": x.x_stride, "planes": 1}.get(Channels.of(x, lanes, groups=conv.groups).kind, -(-runs[0] // lanes) * lanes)
     row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.output_blocks(tile.vectors, lanes)
     tiles, row_weights = row_count * row_tiles, columns * conv.group_inputs * tile.vectors * lanes
-    share_bytes = -(-4 * rows * row_weights // tiles) if conv.groups * blocks > 1 and tiles >= MIN_TILES_AHEAD else 0
+    is_ahead = conv.groups * blocks > 1 and hint(tiles) >= MIN_TILES_AHEAD
+    share_bytes = -(-4 * rows * row_weights // tiles) if is_ahead else 0
     numbers = {
         "row_tiles": row_tiles, "ahead_tile": share_bytes,
         "ahead_step": -(-share_bytes // (rows * columns * conv.group_inputs)),

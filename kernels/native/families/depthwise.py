@@ -36,6 +36,7 @@ from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.size import hinted
 from kernels.spec import Array
 
 CHUNK_MACS = (32 << 10, 256 << 10)  # least and most of one chunk: up to about 5 µs
@@ -75,9 +76,13 @@ def _blocks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
     return -(-conv.y.channels // (tile.vectors * isa.lanes))
 
 
-@functools.lru_cache(1024)
 def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile, ...]:
     """Return the tiles that a port model estimates to be fastest, the best first, of equal ones the longer row of pixels."""
+    return _ranked_tiles(hinted(conv), isa, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[DepthwiseTile, ...]:
     scored = []
     for vectors in (1, 2, 3):
         for pixels in range(1, min(conv.y.width, isa.vector_registers) + 1):
@@ -111,6 +116,7 @@ def _units(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
 
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
     """Make a tile of these sizes; the rest follows by rule."""
+    conv = hinted(conv)
     row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     tile = DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))

@@ -31,6 +31,7 @@ from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.size import hint
 
 PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
 WIDE = 8  # accumulators of a window wider than the registers: as many independent sums as hide the latency of one
@@ -77,11 +78,11 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     code = _Code(pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results)
     columns = replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     words = (name_layouts(conv.x, conv.y), "wide" if wide else name_window(columns), *name_epilogue(epilogue))
-    row_reads = conv.kernel[0] * min(conv.x.width, conv.y.width * conv.kernel[1])
-    rows = even_rows(conv.y.height, CHUNK_READS // row_reads)
+    row_reads = conv.kernel[0] * min(hint(conv.x.width), hint(conv.y.width) * conv.kernel[1])
+    rows = even_rows(hint(conv.y.height), CHUNK_READS // row_reads)
     blocks, row_chunks = -(-conv.y.channels // isa.lanes), -(-conv.y.height // rows)
     units = conv.y.batch * row_chunks * blocks
-    chunk_units = max(1, min(CHUNK_READS // (rows * row_reads), units // LEAST_CHUNKS))
+    chunk_units = max(1, min(CHUNK_READS // (rows * row_reads), hint(units) // LEAST_CHUNKS))
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _PoolingEmitter(k, code, sizes, pointers).emit(*chunks)

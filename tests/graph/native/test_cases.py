@@ -13,13 +13,14 @@ from graph.native.constants import ConstantCache
 from graph.native.facts import Facts, known
 from graph.native.partition import Part
 from graph.native.rules.table import RULES, refusal
-from graph.native.segment import Segment
+from graph.native.segment import LoweredSegment, Segment
 from graph.run.bounds import RunBounds
 from graph.shapes import propagate
 from kernels.native.code.cache import CodeCache
 from kernels.native.run.thread_pool import shared_thread_pool
 from kernels.native.target.isa import Isa
 from kernels.registry import Case, Op, evaluate
+from kernels.size import PLAIN
 from kernels.spec import FLOATS, Array, Spec
 from tests.kernels.native.conftest import HOST_ISAS
 from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_cases
@@ -68,7 +69,7 @@ def compiled(op: Op, case: Case, fed: Sequence[int], isa: Isa, cache: CodeCache 
     specs, node = propagate(graph, inputs), graph.nodes[0]
     part = Part((node,), tuple(port.name for port in graph.inputs), node.outputs)
     facts = Facts(specs, graph.constants, isa, threads=2)
-    segment = Segment(part, facts, {}, shared_thread_pool(2), ConstantCache(), cache)
+    segment = LoweredSegment(part, facts, {}, ConstantCache()).bind(PLAIN, shared_thread_pool(2), cache)
     return segment, [known(specs, name) for name in node.outputs]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,13 +15,11 @@ from graph.native.calls import Call
 from graph.native.constants import ConstantCache
 from graph.native.engine import Native
 from graph.native.facts import Facts
-from graph.native.segment import Segment
+from graph.native.segment import LoweredSegment, SegmentLayout
 from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind
-from kernels.native.code.cache import CodeCache
-from kernels.native.run.program import Program
-from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.target.isa import Isa
+from kernels.size import PLAIN
 
 THREADS = 2  # threads that the programs are made for
 
@@ -160,21 +158,14 @@ def optimised(name: str) -> Optimised:
     return optimise(graph, bind(graph))
 
 
-class Laid(Segment):
-    """A segment that is lowered and laid out in memory, but not compiled. This machine need not have its instruction set."""
-
-    def _make_program(self, slot_count: int, pool: ThreadPool, cache: CodeCache | None) -> Program:
-        return cast(Program, None)
-
-
-def segments(name: str, isa: Isa) -> Iterator[Laid]:
-    """Yield the segments of a model, in order."""
+def segments(name: str, isa: Isa) -> Iterator[SegmentLayout]:
+    """Yield the segments of a model, in order, laid out but not compiled. This machine need not have the instruction set."""
     ready, constants = optimised(name), ConstantCache(dry=True)
     native = Native(isa, None, constants)
     _, parts = native.parts(ready.graph, ready.specs, {})
     facts = Facts(ready.specs, ready.graph.constants, isa, THREADS)
     for part in parts.values():
-        yield Laid(part, facts, {}, cast(ThreadPool, None), constants, None)
+        yield LoweredSegment(part, facts, {}, constants).lay_out(PLAIN)
 
 
 def describe(calls: Sequence[Call], body: Callable[[Call], str]) -> Iterator[str]:

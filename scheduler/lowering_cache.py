@@ -1,0 +1,111 @@
+"""The lowerings of a model that a session keeps: each serves all shapes for which what it assumed of them holds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from graph.budget import RunBudget
+from graph.ir import Graph, Port
+from graph.run.lowered import LoweredGraph
+from graph.symbols import SymbolicInputs, differing
+from kernels.size import GuardError, Sizes
+from kernels.spec import Array
+
+if TYPE_CHECKING:
+    from scheduler.plan import Plan
+
+SHARED_BYTES: Final = 4096  # smaller constants are not worth comparing
+MOST: Final = 16  # lowerings of one session
+REACH: Final = 4  # a lowering serves sizes up to so many times those that it was made for, and down to as small a part
+
+ShapesByName = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lowering:
+    """One lowering. plan: that it follows; None = the first candidate of every op. budget: of constants that it made."""
+
+    inputs: SymbolicInputs
+    graph: LoweredGraph
+    plan: Plan | None
+    budget: RunBudget
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A lowering, and the values of its sizes for some shapes."""
+
+    lowering: Lowering
+    sizes: Sizes
+
+
+class LoweringCache:
+    """Lowerings of one model, the one unused for longest dropped first. The caller lets one thread at a time use it."""
+
+    def __init__(self) -> None:
+        self._kept: list[Lowering] = []  # the last used one at the end
+        self._varied: dict[tuple[int, ...], frozenset[tuple[str, int]]] = {}  # by the ranks of all inputs
+        self._met: dict[tuple[int, ...], ShapesByName] = {}  # the last shapes, by ranks
+
+    def find(self, shapes: ShapesByName, plan: Plan | None) -> Found | None:
+        """Return a lowering that serves these shapes and follows this plan; None where there is none."""
+        for lowering in reversed(self._kept):
+            if lowering.plan is not plan or (values := lowering.inputs.values(shapes)) is None:
+                continue
+            if not all(
+                hint <= REACH * value and value <= REACH * hint
+                for value, hint in zip(values, lowering.inputs.scope.hints, strict=True)
+            ):
+                continue
+            with contextlib.suppress(GuardError):  # what was assumed does not hold for these shapes
+                found = Found(lowering, lowering.graph.sizes(values))
+                self._use(lowering)
+                return found
+        return None
+
+    def varied(self, ports: Sequence[Port], shapes: ShapesByName) -> frozenset[tuple[str, int]]:
+        """Return the axes whose sizes have differed between the shapes that lowerings were asked for, these included."""
+        ranks = tuple(len(shapes[port.name]) for port in ports)
+        known = self._varied.get(ranks, frozenset())
+        if (before := self._met.get(ranks)) is not None:
+            known |= differing(ports, before, shapes)
+        self._varied[ranks], self._met[ranks] = known, shapes
+        return known
+
+    def keep(self, lowering: Lowering) -> Found:
+        """Keep a lowering, as used now. Returns it with the sizes that it was made for."""
+        self._kept.append(lowering)
+        del self._kept[:-MOST]
+        return Found(lowering, lowering.graph.sizes(None))
+
+    def _use(self, lowering: Lowering) -> None:
+        self._kept.remove(lowering)
+        self._kept.append(lowering)
+
+    def share_constants(self, graph: Graph, own: Mapping[str, Array]) -> Graph:
+        """Return a graph whose constants are those of lowerings kept here, where they are equal bit by bit.
+
+        Passes make constants anew for every set of shapes (a batch norm folded into weights); large ones are held once.
+
+        Args: own: constants of the model itself, which all its graphs share already.
+        """
+        others = [lowering.graph.graph.constants for lowering in self._kept]
+        constants = dict(graph.constants)
+        for name, array in graph.constants.items():
+            if array.nbytes >= SHARED_BYTES and array is not own.get(name):
+                same = (other[name] for other in others if name in other and _same_bits(other[name], array))
+                constants[name] = next(same, array)
+        return replace(graph, constants=constants)
+
+
+def _same_bits(a: Array, b: Array) -> bool:
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype.hasobject or not a.flags.c_contiguous or not b.flags.c_contiguous:
+        return False
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
