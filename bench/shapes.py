@@ -24,7 +24,7 @@ from graph.passes.optimise import optimise
 from graph.shapes import bind
 from kernels.cost import FLOPS_PER_MAC
 from kernels.native.memory.buffers import aligned
-from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.registry import find
 from profiler.device.measure import Effort, PinnedThreads
@@ -98,7 +98,7 @@ class Timed:
             KernelCall(call.kernel, {name: Ref(slots[storage], at) for name, (storage, at) in call.arguments.items()})
             for call in shape.calls
         ] * REPEATS
-        self._program = Program(steps, len(storages), native.isa, pool, cache=native.cache)
+        self._program = Program(ProgramCode(steps, len(storages), native.isa, cache=native.cache), pool)
         self._memories = [_memory(storage) for storage in storages]
         for slot, memory in enumerate(self._memories):
             self._program.bind(slot, memory)

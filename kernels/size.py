@@ -573,25 +573,54 @@ def sizes_in(value: Any, found: dict[Any, None]) -> None:
 class Sizes:
     """The values that sizes have once symbols have values. Plain numbers have their own."""
 
-    def __init__(self, values: Mapping[Any, int]) -> None:
+    def __init__(self, values: Mapping[Any, int], roomy: Callable[[], Sizes] | None = None) -> None:
         self._values = values
+        self._roomy = roomy
 
     @property
     def are_plain(self) -> bool:
         """Whether no size depends on symbols."""
         return not self._values
 
+    def roomy(self) -> Sizes:
+        """Return the values for symbols that are about a quarter larger, for memory that is to serve growing sizes too."""
+        return self if self._roomy is None else self._roomy()
+
     def of(self, size: int) -> int:
         """Return the value of a size. Raises KeyError for one that was not evaluated."""
         return size if type(size) is int else self._values[size]
 
-    def all(self, sizes: Iterable[int]) -> tuple[int, ...]:
+    def all(self, sizes: Iterable[Any]) -> tuple[int, ...]:
         """Return the values of several sizes."""
         values = self._values
         return tuple([size if type(size) is int else values[size] for size in sizes])
 
 
 PLAIN = Sizes({})
+
+
+class SizeVector:
+    """Several sizes, most of them plain numbers, which are evaluated together.
+
+    plain: the numbers (int64), 0 in place of sizes that depend on symbols.
+    """
+
+    def __init__(self, sizes: Sequence[Any]) -> None:
+        symbolic = [(at, size) for at, size in enumerate(sizes) if isinstance(size, Size)]
+        self.plain = np.array([0 if isinstance(size, Size) else size for size in sizes], np.int64)
+        self._at = np.array([at for at, _ in symbolic], np.int64)
+        self._sizes = [size for _, size in symbolic]
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def at(self, sizes: Sizes) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the values (int64); not a copy where all are plain."""
+        if not self._sizes:
+            return self.plain
+        values = self.plain.copy()
+        values[self._at] = sizes.all(self._sizes)
+        return values
 
 
 class Evaluation:
@@ -603,7 +632,17 @@ class Evaluation:
 
     def at(self, values: Sequence[int]) -> Sizes:
         """Return the values of all sizes. Raises GuardError where what was assumed does not hold."""
-        return Sizes(dict(zip(self._sizes, self._compute(values), strict=True)))
+        return Sizes(self._values(values), lambda: self._larger(values))
+
+    def _values(self, values: Sequence[int]) -> dict[Any, int]:
+        return dict(zip(self._sizes, self._compute(values), strict=True))
+
+    def _larger(self, values: Sequence[int]) -> Sizes:
+        larger = [value + value // 4 + 1 for value in values]
+        try:
+            return Sizes(self._values(larger))
+        except GuardError:  # what was assumed ends before
+            return Sizes(self._values(values))
 
 
 def size_text(size: object) -> str:

@@ -136,16 +136,13 @@ class Native:
             made = {name: LoweredSegment(part, facts, chosen, constants) for name, part in parts.items()}
             kernels = {name: source for segment in made.values() for name, source in segment.kernels.items()}
             load_kernels(kernels, self.isa, self.cache)
-        self.count_packed(made.values(), budget, graph.name)
         return rest, made
 
     @staticmethod
-    def count_packed(segments: Iterable[LoweredSegment], budget: RunBudget, name: str) -> frozenset[PackedConstant]:
-        """Count the packed weights of segments in a budget, and return them. name: of the graph."""
-        packed = frozenset(constant for segment in segments for constant in segment.packed)
+    def count_packed(packed: Iterable[PackedConstant], budget: RunBudget, name: str) -> None:
+        """Count packed weights in a budget. name: of the graph."""
         for constant in packed:
             budget.share(constant, constant.array.nbytes, f"{name}: weights packed for native code")
-        return packed
 
     def bind(self, segments: Mapping[str, LoweredSegment], sizes: Sizes, threads: int) -> dict[str, Segment]:
         """Return the programs of lowered segments for some values of their sizes."""

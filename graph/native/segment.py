@@ -10,7 +10,8 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.native.arena import Arena, lay_out
+from graph.memory import Held
+from graph.native.arena import lay_out
 from graph.native.barriers import with_barriers
 from graph.native.calls import Call, IndexWatch
 from graph.native.constants import ConstantCache
@@ -23,12 +24,13 @@ from graph.timing import SegmentClock
 from kernels.errors import IndexRangeError
 from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache, Source
-from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.operands import check_indices
-from kernels.size import Size, Sizes, sizes_in
+from kernels.size import Size, Sizes, SizeVector, size_text, sizes_in
 from kernels.spec import Array
 
+_BYTE = np.dtype(np.uint8)
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
 
 
@@ -65,20 +67,52 @@ class LoweredSegment:
         self.nodes: tuple[Node, ...] = part.nodes
         self.inputs, self.outputs = part.inputs, part.outputs
         self.calls: tuple[Call, ...] = tuple(lowering.calls)
+        self.node_of = [call.node for call in self.calls]
         self.watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
-        self.storages = tuple(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
+        storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
+        self._own = [storage for storage in storages if storage.constant is None and not storage.port]
+        self.own_bytes = SizeVector([storage.nbytes for storage in self._own])
+        self._where, self.slots = self._places(storages)
+        self._code: ProgramCode | None = None
+        self._layout: SegmentLayout | None = None  # the newest, which serves all sizes that need no more memory
         self._show_kernels()
+
+    def _places(self, storages: Sequence[Storage]) -> tuple[dict[Storage, Ref], int]:
+        """Return the slot of each storage, or its block in the arena, and the number of slots."""
+        ports = (*self.inputs, *(f">{name}" for name in self.outputs))
+        slot_of = {name: slot for slot, name in enumerate(ports, _ARENA + 1)}
+        blocks = {storage: block for block, storage in enumerate(self._own)}
+        written = {call.arguments[name][0] for call in self.calls for name in call.writes if name in call.arguments}
+        where: dict[Storage, Ref] = {}
+        slots = _ARENA + 1 + len(ports)
+        for storage in storages:
+            if storage.constant is not None:
+                where[storage] = Ref(slots)
+                slots += 1
+            elif storage.port:
+                where[storage] = Ref(slot_of[f">{storage.port}" if storage in written else storage.port])
+            else:
+                where[storage] = Ref(_ARENA, 0, blocks[storage])
+        return where, slots
 
     @property
     def packed(self) -> tuple[PackedConstant, ...]:
         """The packed constants that its calls read."""
-        watched = {id(watch.storage) for watch in self.watches}
-        return tuple(each.constant for each in self.storages if each.constant is not None and id(each) not in watched)
+        watched = {watch.storage for watch in self.watches}
+        return tuple(each.constant for each in self._where if each.constant is not None and each not in watched)
 
     @property
     def kernels(self) -> dict[str, Source]:
         """The sources of its kernels by their names."""
         return {call.kernel.name: call.kernel.source for call in self.calls}
+
+    @property
+    def steps(self) -> list[KernelCall]:
+        """The calls as those of a program; `SegmentLayout.barriers` says where threads meet."""
+        return [
+            KernelCall(call.kernel, {name: replace(self._where[s], offset_bytes=at) for name, (s, at) in call.arguments.items()})
+            for call in self.calls
+        ]
 
     def find_sizes(self, found: dict[Size, None]) -> None:
         """Add what `bind` needs values of."""
@@ -87,69 +121,76 @@ class LoweredSegment:
             sizes_in((kernel.chunks, kernel.scratch_bytes, kernel.numbers), found)
             sizes_in([table.sizes for table in kernel.tables.values()], found)
             sizes_in([first for _, first in call.arguments.values()], found)
-        sizes_in([storage.elements for storage in self.storages], found)
+        sizes_in([storage.nbytes for storage in self._own], found)
         sizes_in([watch.axis_size for watch in self.watches], found)
 
-    def lay_out(self, sizes: Sizes) -> SegmentLayout:
-        """Return its calls with values for all sizes, and their memory."""
-        watched = {id(watch.storage) for watch in self.watches}
-        storages = {
-            storage: replace(storage, constant=PackedConstant.of(np.zeros(1, np.int64)))
-            if id(storage) in watched
-            else storage.at(sizes)
-            for storage in self.storages
-        }
-        calls = [call.at(sizes, storages) for call in self.calls]
-        watches = [IndexWatch(each.node, sizes.of(each.axis_size), storages[each.storage]) for each in self.watches]
+    def lay_out(self, nbytes: Sequence[int]) -> SegmentLayout:
+        """Place its storages in memory. nbytes: of each of its own, in the order of its blocks."""
+        sized = {storage: replace(storage, elements=size, dtype=_BYTE) for storage, size in zip(self._own, nbytes, strict=True)}
+        storages = {storage: sized.get(storage) or replace(storage, elements=1) for storage in self._where}
+        calls = [
+            replace(call, arguments={name: (storages[s], 0) for name, (s, _) in call.arguments.items()}) for call in self.calls
+        ]
         arena = lay_out(calls, len(self.nodes))
-        ports = (*self.inputs, *(f">{name}" for name in self.outputs))
-        where = self._where(calls, list(storages.values()), {name: n for n, name in enumerate(ports, _ARENA + 1)}, arena)
-        constants = [(where[each].slot, each.constant) for each in storages.values() if each.constant is not None]
-        slots = max(len(ports), *(ref.slot for ref in where.values())) + 1 if where else len(ports) + 1
-        return SegmentLayout(calls, with_barriers(calls, where), slots, constants, watches, arena)
-
-    @staticmethod
-    def _where(calls: Sequence[Call], storages: Sequence[Storage], ports: Mapping[str, int], arena: Arena) -> dict[Storage, Ref]:
-        """Return the slot and offset of each storage in the program's table of addresses. ports: slots of inputs and outputs."""
-        where: dict[Storage, Ref] = {}
-        next_slot = _ARENA + 1 + len(ports)
-        written = {call.arguments[name][0] for call in calls for name in call.writes}
-        for storage in storages:
-            if storage.constant is not None:
-                where[storage] = Ref(next_slot)
-                next_slot += 1
-            elif storage.port:
-                where[storage] = Ref(ports[f">{storage.port}" if storage in written else storage.port])
-            else:
-                where[storage] = Ref(_ARENA, arena.offsets[storage])
-        return where
+        offsets = [arena.offsets[sized[storage]] for storage in self._own]
+        where = {storages[storage]: ref for storage, ref in self._where.items()}
+        where |= {sized[storage]: Ref(_ARENA, offset) for storage, offset in zip(self._own, offsets, strict=True)}
+        barriers = [step.barrier for step in with_barriers(calls, where)]
+        return SegmentLayout(np.array(nbytes, np.int64), np.array(offsets, np.int64), arena.nbytes, arena.held, barriers)
 
     def bind(self, sizes: Sizes, pool: ThreadPool, cache: CodeCache | None) -> Segment:
-        """Return the program for some values of all sizes."""
-        return Segment(self, self.lay_out(sizes), pool, cache)
+        """Return the program for some values of all sizes. Where memory has to be laid out again, it is for larger sizes too."""
+        if self._code is None:
+            self._code = ProgramCode(self.steps, self.slots, self.facts.isa, cache=cache)
+            watched = {watch.storage for watch in self.watches}
+            for storage, ref in self._where.items():
+                if storage.constant is not None and storage not in watched:
+                    self._code.fix(ref.slot, storage.constant.array)
+        nbytes = self.own_bytes.at(sizes)
+        if self._layout is None or (nbytes > self._layout.nbytes).any():
+            if self._layout is not None:
+                nbytes = np.maximum(nbytes, self.own_bytes.at(sizes.roomy()))
+            self._layout = self.lay_out(nbytes.tolist())
+        program = Program(self._code, pool, sizes, self._layout.offsets, self._layout.barriers)
+        words = [np.zeros(1, np.int64) for _ in self.watches]
+        for watch, word in zip(self.watches, words, strict=True):
+            program.bind(self._where[watch.storage].slot, word)
+        watches = [
+            BoundWatch(watch.node, sizes.of(watch.axis_size), word) for watch, word in zip(self.watches, words, strict=True)
+        ]
+        return Segment(self, self._layout, program, watches)
 
     def _show_kernels(self) -> None:
         """Log the kernels that each node becomes where EDGEWISE_DEBUG asks for them."""
         if debug_level() >= KERNELS:
             for call in self.calls:
                 node, kernel = self.nodes[call.node], call.kernel
-                choice = self.choices[node.name]
-                debug("kernel", node=node.name, op=node.op, choice=str(choice), kernel=kernel.name, chunks=kernel.chunks)
+                choice, chunks = self.choices[node.name], size_text(kernel.chunks)
+                debug("kernel", node=node.name, op=node.op, choice=str(choice), kernel=kernel.name, chunks=chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentLayout:
-    """The calls of a segment for one set of sizes, placed in memory.
+    """The memory of a segment: for storages of `nbytes` and all smaller ones.
 
-    steps: the calls as a program has them, with barriers. slots: of the program. constants: the slot of each.
+    offsets: of its own storages, in bytes. arena_bytes, held: as in `graph.native.arena.Arena`. barriers: whether threads meet
+    after each call.
     """
 
-    calls: Sequence[Call]
-    steps: Sequence[KernelCall]
-    slots: int
-    constants: Sequence[tuple[int, PackedConstant]]
-    watches: Sequence[IndexWatch]
-    arena: Arena
+    nbytes: Array
+    offsets: Array
+    arena_bytes: int
+    held: Sequence[Held]
+    barriers: Sequence[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundWatch:
+    """The word into which kernels of a program write an index that is out of range for an axis of that size."""
+
+    node: Node
+    axis_size: int
+    word: Array
 
 
 class Segment:
@@ -159,17 +200,12 @@ class Segment:
     Not thread-safe: one run at a time.
     """
 
-    def __init__(self, lowered: LoweredSegment, layout: SegmentLayout, pool: ThreadPool, cache: CodeCache | None) -> None:
-        self.nodes, self.choices = lowered.nodes, lowered.choices
-        self.arena_bytes, self.held = layout.arena.nbytes, layout.arena.held
-        self._facts, self._watches = lowered.facts, layout.watches
-        self.calls = layout.calls
-        self._node_of = [call.node for call in layout.calls]
-        self.at_work = frozenset(self._node_of)  # positions of the nodes that have calls
-        self._program = Program(layout.steps, layout.slots, lowered.facts.isa, pool, cache=cache)
-        self._constants = layout.constants  # kept: the program holds their addresses
-        for slot, constant in layout.constants:
-            self._program.bind(slot, constant.array)
+    def __init__(self, lowered: LoweredSegment, layout: SegmentLayout, program: Program, watches: Sequence[BoundWatch]) -> None:
+        self.nodes, self.choices, self.calls = lowered.nodes, lowered.choices, lowered.calls
+        self.arena_bytes, self.held = layout.arena_bytes, tuple(layout.held)
+        self.at_work = frozenset(lowered.node_of)  # positions of the nodes that have calls
+        self._facts, self._node_of = lowered.facts, lowered.node_of
+        self._program, self._watches = program, watches
 
     def macs(self, node: Node) -> int | None:
         """Return the multiply–accumulates of a node's algorithm, or None where they are those of the op's definition."""
@@ -195,7 +231,7 @@ class Segment:
 
     def _bind(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:
-            _word(watch)[0] = 0
+            watch.word[0] = 0
         self._program.bind(_ARENA, arena)
         for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
             self._program.bind(slot, array)
@@ -204,13 +240,6 @@ class Segment:
         """Raise IndexRangeError where a kernel has reported an index out of range."""
         for watch in self._watches:
             try:
-                check_indices(f"{watch.node.op}: indices", _word(watch), watch.axis_size)
+                check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
             except IndexRangeError as error:
                 raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
-
-
-def _word(watch: IndexWatch) -> Array:
-    """Return the word in which kernels report an index."""
-    if watch.storage.constant is None:
-        raise ValueError(f"watch of {watch.node.name!r}: its storage holds no word")
-    return watch.storage.constant.array

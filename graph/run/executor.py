@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import weakref
@@ -23,7 +22,7 @@ from graph.run.alarm import shared_alarm
 from graph.run.blas import BlasThreads
 from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
-from graph.run.lowered import LoweredGraph, bound_spec
+from graph.run.lowered import BoundSpecs, LoweredGraph
 from graph.run.prepared import DYNAMIC, VIEW, PreparedStep
 from graph.timing import RunClock
 from kernels.size import PLAIN, Sizes
@@ -87,7 +86,7 @@ class Executor:
 
     def _init(self, lowered: LoweredGraph, sizes: Sizes, budget: RunBudget) -> None:
         self.graph, self.threads = lowered.graph, lowered.threads
-        self._lowered, self._sizes = lowered, sizes
+        self.specs: Specs = lowered.specs if sizes.are_plain else BoundSpecs(lowered.specs, sizes)
         bound = (sizes.all(_known(port, lowered.specs).shape) for port in self.graph.inputs)
         self._ports = tuple(Port(port.name, port.dtype, dims) for port, dims in zip(self.graph.inputs, bound, strict=True))
         self._budget = budget
@@ -96,13 +95,6 @@ class Executor:
         self._names = tuple(port.name for port in self.graph.outputs)
         self._blas = BlasThreads(self.threads)
         self._lock = threading.Lock()
-
-    @functools.cached_property
-    def specs(self) -> Specs:
-        """The spec of every value."""
-        if self._sizes.are_plain:
-            return self._lowered.specs
-        return {name: bound_spec(spec, self._sizes) for name, spec in self._lowered.specs.items()}
 
     @property
     def steps(self) -> tuple[PreparedStep, ...]:

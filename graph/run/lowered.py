@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from graph.budget import RunBudget
@@ -19,7 +19,7 @@ from graph.run.prepared import PreparedGraph
 from kernels.errors import UnsupportedError, memory_errors_of
 from kernels.native.target.isa import available_cores
 from kernels.size import PLAIN, Evaluation, Scope, Size, Sizes, sizes_in
-from kernels.spec import Spec, bound_array
+from kernels.spec import SizeArray, Spec, bound_array
 
 
 class LoweredGraph:
@@ -45,6 +45,7 @@ class LoweredGraph:
         self._algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
         self._rest = without_unread(graph)
         self._segments: Mapping[str, LoweredSegment] = {}
+        self._packed = frozenset[PackedConstant]()
         self._workers = 1
         self._evaluation: Evaluation | None = None
         self._evaluating = threading.Lock()
@@ -53,6 +54,8 @@ class LoweredGraph:
             if native is not None:
                 self._workers = available_cores() if threads is None else threads
                 self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget)
+                self._packed = frozenset(constant for segment in self._segments.values() for constant in segment.packed)
+                native.count_packed(self._packed, budget, graph.name)
             elif wanted := next((name for name in choices if name not in self._algorithms), None):
                 raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
 
@@ -80,7 +83,8 @@ class LoweredGraph:
             graph, specs = self._bound(sizes)
             segments, packed = {}, frozenset[PackedConstant]()
             if self._native is not None:
-                packed = self._native.count_packed(self._segments.values(), budget, self.graph.name)
+                packed = self._packed
+                self._native.count_packed(packed, budget, self.graph.name)
                 segments = self._native.bind(self._segments, sizes, self._workers)
             return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), packed
 
@@ -88,15 +92,29 @@ class LoweredGraph:
         """Return what is left of the graph beside its segments, and its specs, with values for all sizes."""
         if sizes.are_plain:
             return self._rest, self.specs
-        constants = {name: bound_array(array, sizes) for name, array in self._rest.constants.items()}
-        inner = [node for segment in self._segments.values() for node in segment.nodes]
-        names = {port.name for port in (*self._rest.inputs, *self._rest.outputs)} | set(constants)
-        names.update(name for node in (*self._rest.nodes, *inner) for name in (*node.reads(), *node.writes()))
-        return replace(self._rest, constants=constants), {name: bound_spec(self.specs.get(name), sizes) for name in names}
+        constants = self._rest.constants
+        if any(isinstance(array, SizeArray) for array in constants.values()):
+            constants = {name: bound_array(array, sizes) for name, array in constants.items()}
+        return replace(self._rest, constants=constants), BoundSpecs(self.specs, sizes)
 
 
-def bound_spec(spec: Spec | None, sizes: Sizes) -> Spec | None:
-    """Return a spec with values for all sizes."""
-    if spec is None:
-        return None
-    return Spec(sizes.all(spec.shape), spec.dtype, None if spec.value is None else bound_array(spec.value, sizes))
+class BoundSpecs(Mapping[str, Spec | None]):
+    """Specs with values for all sizes, each made when it is asked for."""
+
+    def __init__(self, specs: Specs, sizes: Sizes) -> None:
+        self._specs, self._sizes = specs, sizes
+        self._bound: dict[str, Spec | None] = {}
+
+    def __getitem__(self, value: str) -> Spec | None:
+        if value not in self._bound:
+            spec, sizes = self._specs[value], self._sizes
+            self._bound[value] = None if spec is None else Spec(
+                sizes.all(spec.shape), spec.dtype, None if spec.value is None else bound_array(spec.value, sizes)
+            )  # fmt: skip
+        return self._bound[value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)

@@ -37,6 +37,10 @@ class Table:
     make: Callable[..., Sequence[int]]
     sizes: tuple[int, ...]
 
+    def at(self, sizes: Sizes) -> Table:
+        """Return the table for some values of its sizes."""
+        return Table(self.make, sizes.all(self.sizes))
+
     @property
     def words(self) -> Array:
         """The words (int64), shared by all tables that are equal. They are never written."""
@@ -76,7 +80,7 @@ class NativeKernel:
 
     def at(self, sizes: Sizes) -> NativeKernel:
         """Return the kernel with values for all sizes; its code stays."""
-        tables = {name: Table(table.make, sizes.all(table.sizes)) for name, table in self.tables.items()}
+        tables = {name: table.at(sizes) for name, table in self.tables.items()}
         return NativeKernel(
             self.name, self.emit, sizes.of(self.chunks), self.arguments, sizes.of(self.scratch_bytes),
             sizes.all(self.numbers), tables,

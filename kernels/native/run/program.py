@@ -17,13 +17,14 @@ from kernels.native.code.cache import CodeCache, Source
 from kernels.native.code.farm import compile_all
 from kernels.native.code.library import Library
 from kernels.native.code.resident import load_kernels
-from kernels.native.emit.kernel import NativeKernel
+from kernels.native.emit.kernel import NativeKernel, Table
 from kernels.native.errors import EmitError
 from kernels.native.memory.buffers import LINE_BYTES, aligned
 from kernels.native.run.runtime import runtime_ir
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.run.walk import ENTRY, HEADER, STEP, walk_ir
 from kernels.native.target.isa import Isa
+from kernels.size import PLAIN, Sizes, SizeVector, is_symbolic
 from kernels.spec import Array
 
 _WORD_BYTES = 8
@@ -32,10 +33,14 @@ _GOES_ON = aligned(4).view(np.int32)  # the word "stop" of runs that nobody can 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A place in memory: a slot of the program and bytes from there."""
+    """A place in memory: a slot of the program and bytes from there.
+
+    block: number of the block in the slot that the bytes count from, whose own offset `Program` is given; None = the slot.
+    """
 
     slot: int
     offset_bytes: int = 0
+    block: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,64 +56,124 @@ class KernelCall:
     barrier: bool = True
 
 
-class Program:
-    """A program that is ready to run. One run at a time: its counters and table are its own.
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The words that are addresses in one slot: which ones, how many bytes each lies from the slot or its block, which block."""
 
-    table: a row of words for each step, as `STEP` names them.
-    """
+    words: Array
+    offsets: SizeVector
+    blocks: Array
 
-    def __init__(
-        self, steps: Sequence[KernelCall], slots: int, isa: Isa, pool: ThreadPool, *, cache: CodeCache | None = None
-    ) -> None:
-        """Compile the kernels that this process has not got, and make the table.
+    @property
+    def in_blocks(self) -> bool:
+        """Whether they count from blocks: all of a slot do, or none."""
+        return len(self.blocks) > 0 and self.blocks[0] >= 0
+
+
+class ProgramCode:
+    """The kernels of a program, loaded, and the places of its words. Sizes among the words may depend on symbols."""
+
+    def __init__(self, steps: Sequence[KernelCall], slots: int, isa: Isa, *, cache: CodeCache | None = None) -> None:
+        """Load the kernels; those that this process has not got are compiled.
 
         Raises CompileError, and EmitError when a step refers to a slot there is not.
         """
         _check(steps, slots)
+        self.slots, self.steps = slots, len(steps)
         self._libraries = load_kernels({step.kernel.name: step.kernel.source for step in steps}, isa, cache)
-        self._walk = _walker(isa).address(ENTRY)
-        self._pool = pool
-        self._steps = len(steps)
-        self._scratch_bytes = _lines(max((step.kernel.scratch_bytes for step in steps), default=0))
+        self.walk = _walker(isa).address(ENTRY)
+        self.scratch_bytes = SizeVector([step.kernel.scratch_bytes for step in steps])
+        self._tables: list[tuple[int, Table]] = []  # the word of each that depends on symbols
+        self._kept: list[Array] = []  # other tables, whose addresses are words
+        counts = [len(step.kernel.arguments) + len(step.kernel.tables) + len(step.kernel.numbers) for step in steps]
+        self._starts = np.cumsum(counts, dtype=np.int64) - counts
+        self._words, self.places = self._lay_words(steps)
+        self._rows = np.zeros((len(steps), len(STEP)), np.int64)
+        self._rows[:, STEP["function"]] = [self._libraries[step.kernel.name].address(step.kernel.name) for step in steps]
+        self._rows[:, STEP["grain"]] = [step.grain for step in steps]
+        self._rows[:, STEP["barrier"]] = [step.barrier for step in steps]
+        self._chunks = SizeVector([step.kernel.chunks for step in steps])
+
+    def _lay_words(self, steps: Sequence[KernelCall]) -> tuple[SizeVector, list[_Places]]:
+        """Return all words, 0 for addresses that are not known yet, and the words that are addresses in each slot."""
+        words: list[int] = []
+        found: list[list[tuple[int, int, int]]] = [[] for _ in range(self.slots)]
+        for step in steps:
+            for name in step.kernel.arguments:
+                if (ref := step.refs.get(name)) is not None:
+                    found[ref.slot].append((len(words), ref.offset_bytes, -1 if ref.block is None else ref.block))
+                words.append(0)
+            for table in step.kernel.tables.values():
+                if any(map(is_symbolic, table.sizes)):
+                    self._tables.append((len(words), table))
+                    words.append(0)
+                else:
+                    self._kept.append(table.words)
+                    words.append(table.words.ctypes.data)
+            words += step.kernel.numbers
+        places = [
+            _Places(
+                np.array([word for word, _, _ in each], np.int64),
+                SizeVector([offset for _, offset, _ in each]),
+                np.array([block for _, _, block in each], np.int64),
+            )
+            for each in found
+        ]
+        return SizeVector(words or [0]), places
+
+    def fix(self, slot: int, memory: Array) -> None:
+        """Set the memory of a slot for all programs, which keep it alive by this object."""
+        self._kept.append(memory)
+        self._words.plain[self.places[slot].words] = self.places[slot].offsets.at(PLAIN) + memory.ctypes.data
+
+    def words(self, sizes: Sizes) -> tuple[Array, list[Array]]:
+        """Return the words for some values of all sizes, and the tables that they hold addresses of."""
+        words = aligned(_WORD_BYTES * len(self._words)).view(np.int64)
+        words[:] = self._words.at(sizes)
+        tables = [table.at(sizes).words for _, table in self._tables]
+        for (word, _), table in zip(self._tables, tables, strict=True):
+            words[word] = table.ctypes.data
+        return words, tables
+
+    def rows(self, sizes: Sizes, words: Array, barriers: Sequence[bool] | None) -> Array:
+        """Return the steps as the walker reads them. barriers: of each step; None = those of the calls."""
+        rows = aligned(_WORD_BYTES * len(STEP) * self.steps).view(np.int64).reshape(self.steps, len(STEP))
+        rows[:] = self._rows
+        rows[:, STEP["arguments"]] = words.ctypes.data + _WORD_BYTES * self._starts
+        rows[:, STEP["chunks"]] = self._chunks.at(sizes)
+        if barriers is not None:
+            rows[:, STEP["barrier"]] = barriers
+        rows[-1:, STEP["barrier"]] = 0
+        return rows
+
+
+class Program:
+    """A program that is ready to run, for some values of its sizes. One run at a time: its counters and table are its own.
+
+    Args: blocks: offset in bytes of each block that its places count from. barriers: whether threads meet after each step; None =
+          as its calls say. table: a row of words for each step, as `STEP` names them.
+    """
+
+    def __init__(
+        self,
+        code: ProgramCode,
+        pool: ThreadPool,
+        sizes: Sizes = PLAIN,
+        blocks: Array | None = None,
+        barriers: Sequence[bool] | None = None,
+    ) -> None:
+        self._code, self._pool, self._steps = code, pool, code.steps
+        self._scratch_bytes = _lines(int(code.scratch_bytes.at(sizes).max(initial=0)))
         self._times_bytes = _lines(3 * _WORD_BYTES * self._steps)
         self._header = aligned(_WORD_BYTES * len(HEADER)).view(np.int64)
-        counts = [len(step.kernel.arguments) + len(step.kernel.tables) + len(step.kernel.numbers) for step in steps]
-        self._words = aligned(_WORD_BYTES * max(sum(counts), 1)).view(np.int64)
-        self._tables: list[Array] = []  # kept, since words hold their addresses
-        self._places = self._fill_words(steps, slots)
-        self._bound = [0] * slots
-        self.table = self._make_table(steps, counts)
+        self._words, self._tables = code.words(sizes)
+        self._offsets = [_offsets(places, sizes, blocks) for places in code.places]
+        self._bound = [0] * code.slots
+        self.table = code.rows(sizes, self._words, barriers)
         self._header[HEADER["steps"]], self._header[HEADER["step_count"]] = self.table.ctypes.data, self._steps
         self._counters = self._times = self._scratch = np.empty(0)
         self._threads = 0
         self._grow(pool.threads)
-
-    def _fill_words(self, steps: Sequence[KernelCall], slots: int) -> list[tuple[Array, Array]]:
-        """Write what is no address in a slot. Returns, for each slot, which words are addresses in it, and how many bytes on."""
-        places: list[tuple[list[int], list[int]]] = [([], []) for _ in range(slots)]
-        at = 0
-        for step in steps:
-            for name in step.kernel.arguments:
-                if (ref := step.refs.get(name)) is not None:
-                    places[ref.slot][0].append(at)
-                    places[ref.slot][1].append(ref.offset_bytes)
-                at += 1
-            tables = [table.words for table in step.kernel.tables.values()]
-            self._tables += tables
-            words = [*(table.ctypes.data for table in tables), *step.kernel.numbers]
-            self._words[at : at + len(words)] = words
-            at += len(words)
-        return [(np.array(words, np.int64), np.array(offsets, np.int64)) for words, offsets in places]
-
-    def _make_table(self, steps: Sequence[KernelCall], counts: Sequence[int]) -> Array:
-        """Return the steps as the walker reads them. counts: words of each step's arguments."""
-        rows = aligned(_WORD_BYTES * len(STEP) * len(steps)).view(np.int64).reshape(len(steps), len(STEP))
-        rows[:, STEP["function"]] = [self._libraries[step.kernel.name].address(step.kernel.name) for step in steps]
-        rows[:, STEP["arguments"]] = self._words.ctypes.data + _WORD_BYTES * (np.cumsum(counts, dtype=np.int64) - counts)
-        rows[:, STEP["chunks"]] = [step.kernel.chunks for step in steps]
-        rows[:, STEP["grain"]] = [step.grain for step in steps]
-        rows[:, STEP["barrier"]] = [step.barrier and at + 1 < len(steps) for at, step in enumerate(steps)]
-        return rows
 
     def _grow(self, threads: int) -> None:
         """Allocate counters, timestamps and scratch for that many threads."""
@@ -125,8 +190,7 @@ class Program:
         """Set the memory of a slot, which the caller keeps alive and contiguous."""
         address = memory.ctypes.data
         if address != self._bound[slot]:
-            words, offsets = self._places[slot]
-            self._words[words] = offsets + address
+            self._words[self._code.places[slot].words] = self._offsets[slot] + address
             self._bound[slot] = address
 
     def run(self, threads: int, *, timed: bool = False, stop: Array = _GOES_ON) -> None:
@@ -140,7 +204,7 @@ class Program:
             self._grow(threads)
         self._header[HEADER["times"]] = self._times.ctypes.data if timed else 0
         self._header[HEADER["stop"]] = stop.ctypes.data
-        self._pool.run(self._walk, self._header.ctypes.data, threads, self._counters)
+        self._pool.run(self._code.walk, self._header.ctypes.data, threads, self._counters)
 
     def times(self, threads: int) -> Array:
         """Return clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""
@@ -156,6 +220,12 @@ def _check(steps: Sequence[KernelCall], slots: int) -> None:
         for ref in step.refs.values():
             if not 0 <= ref.slot < slots:
                 raise EmitError(f"program: step {step.kernel.name} refers to slot {ref.slot}, it has {slots}")
+
+
+def _offsets(places: _Places, sizes: Sizes, blocks: Array | None) -> Array:
+    """Return the bytes from a slot to each of its places. blocks: offsets of the blocks in it."""
+    offsets = places.offsets.at(sizes)
+    return offsets if blocks is None or not places.in_blocks else offsets + blocks[places.blocks]
 
 
 def _lines(nbytes: int) -> int:

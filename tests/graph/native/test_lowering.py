@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from graph.choice import Choice
 from graph.formats.registry import read
 from graph.native.engine import Native
+from graph.native.place import PackedConstant
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.shapes import bind
@@ -243,15 +244,14 @@ def test_executors_of_one_model_share_packed_weights():
     proto = make([node("Conv", ["x", "w"], ["y"])], ["y"], [weights("w", 32, 16, 1, 1)], [port("x", ["n", 16, 8, 8])])
     native = Native(cache=None)
     graph = read(proto).graph
-    packed = []
+    packed: list[PackedConstant] = []
     for n in (1, 2):
         ready = optimise(graph, bind(graph, {"x": (n, 16, 8, 8)}))
         executor = Executor(ready.graph, ready.specs, native=native)
-        (segment,) = executor._program._segments.values()
-        packed.append(segment._constants[0][1])
+        packed.append(*executor.packed)
     assert packed[0] is packed[1]
     assert len(native.constants._entries) == 1
-    del executor, segment, packed
+    del executor, packed
     gc.collect()
     assert not native.constants._entries
 

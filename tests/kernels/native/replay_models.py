@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from graph.native.facts import Facts
 from graph.native.segment import LoweredSegment, SegmentLayout
 from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind
+from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
 from kernels.size import PLAIN
 
@@ -158,14 +160,33 @@ def optimised(name: str) -> Optimised:
     return optimise(graph, bind(graph))
 
 
-def segments(name: str, isa: Isa) -> Iterator[SegmentLayout]:
-    """Yield the segments of a model, in order, laid out but not compiled. This machine need not have the instruction set."""
+@dataclass(frozen=True)
+class Laid:
+    """A segment that is laid out in memory but not compiled."""
+
+    calls: Sequence[Call]
+    steps: Sequence[KernelCall]
+
+
+def segments(name: str, isa: Isa) -> Iterator[Laid]:
+    """Yield the segments of a model, in order. This machine need not have the instruction set."""
     ready, constants = optimised(name), ConstantCache(dry=True)
     native = Native(isa, None, constants)
     _, parts = native.parts(ready.graph, ready.specs, {})
     facts = Facts(ready.specs, ready.graph.constants, isa, THREADS)
     for part in parts.values():
-        yield LoweredSegment(part, facts, {}, constants).lay_out(PLAIN)
+        lowered = LoweredSegment(part, facts, {}, constants)
+        layout = lowered.lay_out(lowered.own_bytes.at(PLAIN).tolist())
+        yield Laid(lowered.calls, [placed(*each, layout) for each in zip(lowered.steps, layout.barriers, strict=True)])
+
+
+def placed(step: KernelCall, barrier: bool, layout: SegmentLayout) -> KernelCall:
+    """Return a step with its places counted from the beginnings of slots."""
+    refs = {
+        name: ref if ref.block is None else Ref(ref.slot, ref.offset_bytes + int(layout.offsets[ref.block]))
+        for name, ref in step.refs.items()
+    }
+    return replace(step, refs=refs, barrier=barrier)
 
 
 def describe(calls: Sequence[Call], body: Callable[[Call], str]) -> Iterator[str]:

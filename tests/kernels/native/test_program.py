@@ -12,7 +12,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.families.depthwise import emit_depthwise, make_depthwise_tile, pack_depthwise, pack_depthwise_bias
 from kernels.native.memory.buffers import aligned
-from kernels.native.run.program import KernelCall, Program, Ref
+from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.run.walk import ENTRY, STEP, walk_ir
 from kernels.native.target.isa import ISAS
@@ -65,7 +65,7 @@ class Bottleneck:
             KernelCall(kernels[2], {"x": second, "r0": Ref(X), "y": Ref(Y), **arguments[2]}),
         )
         self.pool = ThreadPool(threads)
-        self.program = Program(steps, 4, isa, self.pool, cache=cache)
+        self.program = Program(ProgramCode(steps, 4, isa, cache=cache), self.pool)
         self.arena = aligned(8 * expand.y.elements).view(np.float32)
         self.x, self.y = np.zeros(expand.x.elements, np.float32), np.zeros(project.y.elements, np.float32)
         for slot, memory in ((X, self.x), (ARENA, self.arena), (Y, self.y), (WEIGHTS, self.weights)):
@@ -172,7 +172,7 @@ def test_slot_that_is_not_there_is_refused():
     conv = square(isa, "blocked", 4, 8, 8, 1)
     step = KernelCall(emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(), isa), {"x": Ref(0), "y": Ref(2), "w": Ref(1)})
     with pytest.raises(EmitError, match="refers to slot 2, it has 2"):
-        Program([step], 2, isa, pool)
+        Program(ProgramCode([step], 2, isa), pool)
 
 
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
@@ -207,7 +207,7 @@ def test_denormals_are_zero_in_a_program_and_numbers_after_it(isa, threads):
     x[::2] = smallest / 2
     x[1] = 3.0
     pool = ThreadPool(threads)
-    program = Program([KernelCall(halving(isa, 64), {"x": Ref(0), "y": Ref(1)})], 2, isa, pool)
+    program = Program(ProgramCode([KernelCall(halving(isa, 64), {"x": Ref(0), "y": Ref(1)})], 2, isa), pool)
     program.bind(0, x)
     program.bind(1, y)
     for _ in range(3):
