@@ -353,6 +353,10 @@ class Function:
         """Convert to `kind` by an LLVM cast instruction: bitcast, fptosi, sitofp, zext, sext, trunc, fpext, fptrunc…"""
         return a if a.type == kind else self.op(f"{instruction} {a} to {kind.text}", kind, instruction)
 
+    def opaque(self, a: Value) -> Value:
+        """Return the same value, whose making LLVM does not look into: loops then do not compute it again, in pieces."""
+        return self.op(f"freeze {a}", a.type, "same")
+
     # Lanes
 
     def splat(self, a: Operand, kind: Type) -> Value:
@@ -462,13 +466,17 @@ class Function:
         stride: elements from one to the next, 1 where it is None.
         """
         if self._masked(kind, stride):
-            arguments = (base, self.const(I32, kind.align_bytes), self.first_lanes(kind, count), self.zero(kind))
-            return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
+            return self.load_masked(kind, base, self.first_lanes(kind, count))
         room = self.room(kind)
         self.store(self.zero(kind), room)
         with self.loop("gather", 0, count) as at:
             self.store(self.load(kind.element, base, at if stride is None else at * stride), room, at)
         return self.load(kind, room)
+
+    def load_masked(self, kind: Type, address: Value, mask: Value) -> Value:
+        """Load the lanes that a mask names and set the others to 0; nothing else is read. For types that `has_masks`."""
+        arguments = (address, self.const(I32, kind.align_bytes), mask, self.zero(kind))
+        return self.call(f"llvm.masked.load.{kind.mangled}.p0", kind, *arguments)
 
     def store_first(self, value: Value, base: Value, count: Value, stride: Value | None = None) -> None:
         """Store the first `count` lanes; nothing else is written. stride: as for `load_first`."""
@@ -484,8 +492,11 @@ class Function:
 
     def _masked(self, kind: Type, stride: Value | None) -> bool:
         """Whether a part of a vector is loaded or stored by one instruction with a mask."""
-        dense = stride is None or stride.known == 1
-        return dense and (self.isa.masks or (self.isa.vector_bits == 256 and kind.bits >= 32))
+        return (stride is None or stride.known == 1) and self.has_masks(kind)
+
+    def has_masks(self, kind: Type) -> bool:
+        """Whether one instruction loads or stores the lanes of the type that a mask names."""
+        return self.isa.masks or (self.isa.vector_bits == 256 and kind.bits >= 32)
 
     def room(self, kind: Type) -> Value:
         """Reserve memory for a vector on the stack, for as long as the function runs."""

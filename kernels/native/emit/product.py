@@ -6,7 +6,7 @@ second is read in vectors. Where its contiguous dimension is the depth it is tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Operand, Value
@@ -14,26 +14,14 @@ from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import F32, I64
 from kernels.native.target.isa import Isa
 
-BODY_FMAS = 448  # unrolled multiply–adds in the innermost loop: enough to hide its end, small enough for the op cache
+BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
 LINE_ELEMENTS = 16  # fp32 of a cache line
 MOST_PIXELS = 28  # of the tallest tile that is worth trying
-MOST_STEPS = 16  # unrolled
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """rows × vectors accumulators; of the last vector `tail` lanes count, and no more are read of the second factor.
-
-    a_row, a_step: elements from row to row and from one step of the depth to the next of the first factor. b_step: from step to
-    step of the second, whose vectors lie side by side.
-    """
-
-    rows: int
-    vectors: int
-    tail: int
-    a_row: int
-    a_step: int
-    b_step: int
+def rest_rows(rows: int, vectors: int) -> int:
+    """Return the rows of the tile that follows the last one of so many rows which is full; 0 where none has to."""
+    return min(-(-BUSY // vectors), rows - 1)
 
 
 def most_rows(vectors: int, isa: Isa, steps: int = 1) -> int:
@@ -55,26 +43,94 @@ def even(size: int, most: int) -> int:
     return -(-size // -(-size // most))
 
 
-def multiply(k: Function, tile: Tile, depth: Operand, a: Value, b: Value, starts: list[Value]) -> list[Value]:
-    """Emit starts + a·b over the depth and return the sums, row by row."""
-    unroll = max(1, min(MOST_STEPS, BODY_FMAS // (tile.rows * tile.vectors)))
+Load = Callable[[Value], Value]  # reads a vector at an address
 
-    def body(index: Value, count: int, values: list[Value]) -> list[Value]:
-        values, at, vectors = list(values), k.offset(a, index * tile.a_step), k.offset(b, index * tile.b_step)
-        for step in range(count):
-            loaded = [
-                k.load_part(
-                    k.f32, vectors, tile.tail if v == tile.vectors - 1 else k.isa.lanes, step * tile.b_step + v * k.isa.lanes
-                )
-                for v in range(tile.vectors)
-            ]
-            for row in range(tile.rows):
-                one = k.broadcast(k.f32, at, row * tile.a_row + step * tile.a_step)
-                for v, other in enumerate(loaded):
-                    values[row * tile.vectors + v] = k.fma(one, other, values[row * tile.vectors + v])
-        return values
 
-    return unrolled(k, "depth", depth, unroll, starts, body)
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of the first factor of a product, whose elements are broadcast one by one.
+
+    at: address of the first element of the first row. row, step: elements from row to row, and from one step of the depth to the
+    next. last: number of the last row that exists, which stands in for all later ones; None where all of a tile exist.
+    """
+
+    at: Value
+    row: Operand
+    step: Operand
+    last: Value | None = None
+
+    def broadcasts(self, k: Function, count: int) -> Callable[[Value], Callable[[int], Value]]:
+        """Return what reads an element, by its step and then its row, where there are so many rows.
+
+        Addresses of rows that may not exist are computed here, once.
+        """
+        last, rows = self.last, list[Value]()
+        if last is not None:
+            rows = [k.offset(self.at, k.least(n, last) * self.row) for n in range(count)]
+
+        def of_step(step: Value) -> Callable[[int], Value]:
+            along = step * self.step
+            if rows:
+                return lambda n: k.broadcast(k.f32, rows[n], along)
+            at = k.offset(self.at, along)
+            return lambda n: k.broadcast(k.f32, at, self.row * n)
+
+        return of_step
+
+
+def whole_load(k: Function) -> Load:
+    """Return what reads all lanes of a vector."""
+    return lambda address: k.load(k.f32, address)
+
+
+def first_load(k: Function, count: Value) -> Load:
+    """Return what reads the first `count` lanes of a vector, and sets the others to 0."""
+    if k.has_masks(k.f32):
+        mask = k.first_lanes(k.f32, count)
+        return lambda address: k.load_masked(k.f32, address, mask)
+    return lambda address: k.load_first(k.f32, address, count)
+
+
+def part_load(k: Function, left: Value, first: int = 0) -> Load:
+    """Return what reads vector `first`/lanes of a row of `left` elements, and nothing behind the row's end.
+
+    Lanes behind the end hold 0, or the row's last element where the instruction set has no masks. The row has one element at
+    least; the address is that of element `first`, which may lie behind the end.
+    """
+    if k.has_masks(k.f32):
+        return first_load(k, left - first)
+    places = [k.least(first + lane, left - 1) - first for lane in range(k.isa.lanes)]
+
+    def load(address: Value) -> Value:
+        vector = k.poison(k.f32)
+        for lane, place in enumerate(places):
+            vector = k.insert(vector, k.load(F32, address, place), lane)
+        return vector
+
+    return load
+
+
+def multiply(
+    k: Function, rows: Rows, loads: Sequence[Load], depth: Value, b: Value, b_step: Operand, starts: Sequence[Value]
+) -> list[Value]:
+    """Emit starts + a·b over the depth, 1 at least, and return the sums, row by row.
+
+    loads: of each vector of the tile, what reads it. b: address of the first vector of the second factor; others follow without
+    a gap. b_step: elements from one step of the depth to the next. There are as many rows as starts divided by vectors.
+    """
+    vectors = len(loads)
+    count = len(starts) // vectors
+    broadcasts = rows.broadcasts(k, count)
+    with k.fold("depth", 0, depth, 1, starts, runs=True) as fold:
+        values, at = list(fold.values), k.offset(b, fold.index * b_step)
+        loaded = [load(k.offset(at, v * k.isa.lanes)) for v, load in enumerate(loads)]
+        broadcast = broadcasts(fold.index)
+        for row in range(count):
+            one = broadcast(row)
+            for v, other in enumerate(loaded):
+                values[row * vectors + v] = k.fma(one, other, values[row * vectors + v])
+        fold.values = values
+    return fold.values
 
 
 def unrolled(
@@ -104,60 +160,65 @@ def unrolled(
     return body(k.const(I64, most), total.known - most, values) if total.known > most else values
 
 
-def turn(k: Function, rows: int, depth: Operand, a: Value, a_row: int, to: Value, to_step: int, factor: float = 1.0) -> None:
+def turn(
+    k: Function, rows: Value, depth: Value, a: Value, a_row: Value, to: Value, to_step: int, factor: Value | None = None
+) -> None:
     """Write rows whose elements lie side by side as vectors of rows: element (row, step)·factor at step·to_step + row.
 
-    Whole vectors are written, with 0 in the lanes behind the last row.
+    Whole vectors are written, and whole vectors of steps (`steps_in_vectors`). What lies behind the last row and step is finite
+    where the rows are, and means nothing.
     """
     lanes = k.isa.lanes
+    with k.loop("strip", 0, rows, lanes) as first:
+        last, target = rows - first - 1, k.offset(to, first)
+        at = k.offset(a, first * a_row)
+        strip = [k.offset(at, k.least(row, last) * a_row) for row in range(lanes)]
 
-    def block(count: int, at: Value, target: Value, steps: int) -> None:
-        taken = [k.load_part(k.f32, at, steps, row * a_row) if row < count else k.zero(k.f32) for row in range(lanes)]
-        for step, vector in enumerate(transpose(k, taken)[:steps]):
-            k.store(vector if factor == 1 else vector * factor, target, step * to_step)
+        def block(step: Value, left: Value | None) -> None:
+            load = whole_load(k) if left is None else first_load(k, left)
+            to_first = k.offset(target, step * to_step)
+            for n, vector in enumerate(transpose(k, [load(k.offset(row, step)) for row in strip])):
+                k.store(vector if factor is None else vector * factor, to_first, n * to_step)
 
-    def strip(count: int, at: Value, target: Value) -> None:
-        total = k.coerce(depth, I64)
-
-        def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
-            block(count, k.offset(at, index), k.offset(target, index * to_step), turns)
-            return []
-
-        unrolled(k, "turn", total, lanes, [], body)
-
-    whole, rest = divmod(rows, lanes)
-    if whole:
-        with k.loop("strip", 0, whole) as n:
-            strip(lanes, k.offset(a, n * (lanes * a_row)), k.offset(to, n * lanes))
-    if rest:
-        strip(rest, k.offset(a, whole * lanes * a_row), k.offset(to, whole * lanes))
+        _vectors(k, "turn", depth, block)
 
 
-def copy(k: Function, columns: int, depth: int, b: Value, b_step: int, to: Value, to_step: int) -> None:
-    """Write `depth` rows of columns that lie side by side, to_step apart, padded to whole vectors with 0."""
-    vectors, lanes = -(-columns // k.isa.lanes), k.isa.lanes
+def _vectors(k: Function, name: str, size: Value, body: Callable[[Value, Value | None], None]) -> None:
+    """Emit body(first, left) for every vector of a row; left: elements from there on, None where there are lanes enough."""
+    lanes = k.isa.lanes
+    if k.isa.masks:
+        with k.loop(name, 0, size, lanes) as first:
+            body(first, size - first)
+        return
+    whole = size // lanes * lanes
+    with k.loop(name, 0, whole, lanes) as first:
+        body(first, None)
+    with k.when(whole < size, name):
+        body(whole, size - whole)
 
-    def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
-        at, target = k.offset(b, index * b_step), k.offset(to, index * to_step)
-        for step in range(turns):
-            for v in range(vectors):
-                part = min(lanes, columns - v * lanes)
-                k.store(k.load_part(k.f32, at, part, step * b_step + v * lanes), target, step * to_step + v * lanes)
-        return []
 
-    unrolled(k, "copy", depth, 4, [], body)
+def steps_in_vectors(depth: int, lanes: int) -> int:
+    """Return how many steps `turn` writes."""
+    return -(-depth // lanes) * lanes
 
 
-def collect(k: Function, columns: int, depth: int, b: Value, strides: tuple[int, int], to: Value, to_step: int) -> None:
-    """Write columns with any strides element by element, laid out as `copy` does.
+def copy(k: Function, columns: Value, depth: Value, b: Value, b_step: Value, to: Value, to_step: Operand) -> None:
+    """Write `depth` rows of columns that lie side by side, to_step apart, padded to whole vectors with what means nothing."""
+
+    def strip(first: Value, left: Value | None) -> None:
+        load, at, target = whole_load(k) if left is None else part_load(k, left), k.offset(b, first), k.offset(to, first)
+        with k.loop("copy", 0, depth) as step:
+            k.store(load(k.offset(at, step * b_step)), target, step * to_step)
+
+    _vectors(k, "strip", columns, strip)
+
+
+def collect(k: Function, columns: Value, depth: Value, b: Value, strides: tuple[Value, Value], to: Value, to_step: int) -> None:
+    """Write columns with any strides element by element, to_step apart.
 
     strides: from step to step of the depth, and from column to column.
     """
-    lanes = k.isa.lanes
     with k.loop("step", 0, depth) as step:
         at, target = k.offset(b, step * strides[0]), k.offset(to, step * to_step)
-        for v in range(-(-columns // lanes)):
-            vector = k.zero(k.f32)
-            for lane in range(min(lanes, columns - v * lanes)):
-                vector = k.insert(vector, k.load(F32, at, (v * lanes + lane) * strides[1]), lane)
-            k.store(vector, target, v * lanes)
+        with k.loop("column", 0, columns) as column:
+            k.store(k.load(F32, at, column * strides[1]), target, column)

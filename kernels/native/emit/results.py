@@ -173,16 +173,23 @@ class ResultsEmitter:
         begin = first if first is not None and code.operands else k.const(I64, 0)
         if is_long(code.expression):
             with k.when(whole, "whole"):
-                self._through_memory(values, to, (begin, pixels), None)
+                self.finish_part(values, to, (begin, pixels), None)
         else:
             whole = whole & k.compare("eq", pixels - begin, most)
             with k.when(whole, "whole"):
-                for at, value in enumerate(values):
-                    self._store(value, to, *divmod(at, code.vectors))
+                self.finish_whole(values, to)
         with k.when(whole ^ k.const(whole.type, 1), "part"):
-            self._through_memory(values, to, (begin, pixels), left)
+            self.finish_part(values, to, (begin, pixels), left)
 
-    def _through_memory(self, values: Sequence[Value], to: Spots, pixels: tuple[Value, Value], left: Value | None) -> None:
+    def finish_whole(self, values: Sequence[Value], to: Spots) -> None:
+        """Emit the end of a tile that is whole."""
+        if is_long(self.code.expression):
+            self.finish_part(values, to, (self.k.const(I64, 0), self.k.const(I64, self.code.pixels)), None)
+            return
+        for at, value in enumerate(values):
+            self._store(value, to, *divmod(at, self.code.vectors))
+
+    def finish_part(self, values: Sequence[Value], to: Spots, pixels: tuple[Value, Value], left: Value | None) -> None:
         """Emit a loop that finishes the vectors of some pixels. left: channels from the first one on, None for whole vectors."""
         k, code = self.k, self.code
         for number, value in enumerate(values):

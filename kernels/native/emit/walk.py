@@ -80,3 +80,18 @@ class Addresses:
         if axis.strides[tensor] == 0:
             return from_memory(k, k.broadcast(kind, self.values[tensor]), dtype)
         return from_memory(k, k.load_part(kind, self.values[tensor], lanes), dtype)
+
+
+def next_turn(k: Function, turns: Sequence[Value], sizes: Sequence[Value]) -> list[Value]:
+    """Return the next turn of nested loops without dividing. turns: of each loop, the fastest first, the last without an end.
+
+    sizes: how often each of the others runs.
+    """
+    *others, last = turns
+    found, carry = [], k.const(I64, 1)
+    for turn, size in zip(others, sizes, strict=True):
+        following = turn + carry
+        ends = k.compare("eq", following, size)
+        found.append(k.select(ends, k.const(I64, 0), following))
+        carry = k.convert("zext", ends, I64)
+    return [*found, last + carry]

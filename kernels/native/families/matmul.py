@@ -1,36 +1,32 @@
-"""Matrix products of two tensors that are both computed at run time, in any layout, for all batches.
+"""Matrix products of two tensors that are both computed at run time, in any layout, for all batches: tiles and numbers.
 
-    for each chunk = a few units, for each unit = (batch, block of columns, block of rows):
-        packed: write the columns of b side by side into scratch memory
-        for each tile of rows × vectors of columns:        a is broadcast as it lies, b is read in vectors
-            y = epilogue(alpha·a·b)
-
-A few rows times a b whose columns are contiguous ("dots"): lanes run along the depth, and the sums of a vector of columns are
-transposed into the lanes of one result. A product whose y is contiguous along its rows is done as yᵀ = bᵀ·aᵀ.
+The code is in `matmul_kernel`. A few rows times a b whose columns are contiguous ("dots"): lanes run along the depth, and the
+sums of a vector of columns are transposed into the lanes of one result. A product whose y is contiguous along its rows is done
+as yᵀ = bᵀ·aᵀ, by the same code.
 Where b is a constant, `kernels.native.families.conv` packs it once and is faster.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
 
-from kernels.expression import FLOAT
+import numpy as np
+
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
-from kernels.native.emit.geometry import Block, channel_blocks, maybe
-from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
-from kernels.native.emit.names import name_epilogue, name_order
-from kernels.native.emit.nest import tiles
-from kernels.native.emit.product import Tile, collect, copy, even, most_rows, multiply, turn
-from kernels.native.emit.transpose import transpose
-from kernels.native.emit.types import I64
-from kernels.native.emit.walk import Addresses, Axis, axes_of, joined
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.names import name_epilogue
+from kernels.native.emit.product import even, most_rows, rest_rows, steps_in_vectors
+from kernels.native.emit.results import Channels, Results
+from kernels.native.emit.walk import Axis, axes_of, joined
 from kernels.native.errors import EmitError
+from kernels.native.families.matmul_kernel import FEW_ROWS, MatMulCode, MatMulEmitter, Method, Order, part_tile
+from kernels.native.memory.buffers import LINE_BYTES
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.size import hint
 
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 CHUNK_MACS = (128 << 10, 2 << 20)  # least and most of one chunk: 1 to 15 µs
@@ -39,8 +35,10 @@ PACKED_TILES = 4  # tiles of rows from which on packing a b with long rows pays
 PACKED_ROWS = 96  # least of a unit: then packing costs a few percent
 PACKED_BYTES = 512 << 10  # wanted at most, to stay in L2
 NEAR = 128  # elements from row to row of b up to which its rows are read like packed ones
-
-Method = Literal["direct", "packed", "dots"]
+FEW_REGISTERS = 16
+LOW_TILES = (4, 8, 16)  # rows of tiles for few rows
+PART_CYCLES = 0.2  # to read a part of a vector instead of a whole one, with masks; else a cycle for each lane
+BATCHES = 2  # least loops over batches, so that ranks share code
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,11 @@ class MatMul:
 
     def oriented(self) -> MatMul:
         """Return an equal product whose y is contiguous along its last dimension. Raises EmitError where y is along neither."""
-        rows, columns = self.y.shape[-2:]
+        columns = self.y.shape[-1]
         row, column = self.y.strides[-2:]
-        if columns > 1 and column == 1:
+        if column == 1 and (hint(columns) > 1 or row != 1):
             return self
-        if rows > 1 and row == 1:
+        if row == 1:
             return MatMul(_turned(self.b), _turned(self.a), _turned(self.y), self.alpha, self.epilogue.laid(_turned))
         if columns > 1:
             raise EmitError(f"matmul: y is {self.y}, need rows or columns without gaps")
@@ -87,13 +85,17 @@ def _turned(view: View) -> View:
 
 @dataclass(frozen=True, slots=True)
 class MatMulTile:
-    """rows × vectors: accumulators. chunk_rows: of a unit. units: of a chunk. method: how b is read; "dots" has no tile."""
+    """rows × vectors: accumulators. chunk_rows: of a unit. units: of a chunk. method: how b is read; "dots" has no tile.
+
+    blocks: of columns that the tile is wide, of a unit; 1 where the method is not "dots".
+    """
 
     rows: int
     vectors: int
     chunk_rows: int
     units: int
     method: Method
+    blocks: int = 1
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.vectors}_{self.method}"
@@ -119,6 +121,9 @@ def _loops(matmul: MatMul) -> _Loops:
     rows_of_a = replace(a, shape=(*a.shape[:-1], 1))
     columns_of_b = replace(b, shape=(*b.shape[:-2], 1, b.shape[-1]))
     *batches, rows, columns = axes_of("matmul", [rows_of_a, columns_of_b, *operands, y], y.shape)
+    # a factor's stride says how it lies even where it has one row or column
+    rows = replace(rows, strides=(a.strides[-2], *rows.strides[1:]))
+    columns = replace(columns, strides=(0, b.strides[-1], *columns.strides[2:]))
     depth = Axis(a.shape[-1], (a.strides[-1], b.strides[-2], *[0] * (len(operands) + 1)))
     found = joined([*batches, rows])
     if found and (rows.size > 1 or found[-1].strides[1] == 0):
@@ -131,25 +136,46 @@ def matmul_tiles(matmul: MatMul, isa: Isa, limit: int = 6) -> list[MatMulTile]:
     loops = _loops(matmul.oriented())
     if _takes_dots(loops):
         return [make_matmul_tile(matmul, isa, 1, 1)]
-    most = -(-loops.columns.size // isa.lanes)
+    most = -(-hint(loops.columns.size) // isa.lanes)
     scored = []
     for vectors in range(1, min(most, 12) + 1):
         if 2 * vectors + 1 > isa.vector_registers:
             break
-        height = even(loops.rows.size, most_rows(vectors, isa))
-        scored.append((_estimate(loops, height, vectors, isa), -height * vectors, height, vectors))
+        tallest = most_rows(vectors, isa)
+        if (tallest + 1) * vectors + 1 == isa.vector_registers == FEW_REGISTERS:
+            tallest -= 1  # with all registers taken, LLVM spills
+        for height in _heights(hint(loops.rows.size), tallest):
+            scored.append((_estimate(loops, height, vectors, isa), -height * vectors, height, vectors))
     return [make_matmul_tile(matmul, isa, height, vectors) for _, _, height, vectors in sorted(scored)[:limit]]
 
 
+def _heights(rows: int, tallest: int) -> set[int]:
+    """Return the rows of tiles worth trying: of few rows as many as there are, of many the tallest tile and lower ones."""
+    few = next((height for height in (1, FEW_ROWS) if rows <= height), None)
+    return {min(few, tallest)} if few else {*(low for low in LOW_TILES if low < tallest), tallest}
+
+
 def _takes_dots(loops: _Loops) -> bool:
-    """Return whether the method "dots" applies, whose lanes run along the depth."""
-    contiguous = loops.depth.strides[0] == loops.depth.strides[1] == 1
-    return contiguous and loops.columns.strides[1] != 1 and loops.rows.size <= DOT_ROWS
+    """Return whether the method "dots" applies and is faster, whose lanes run along the depth."""
+    return _reads_dots(loops) and hint(loops.rows.size) <= DOT_ROWS
 
 
-def _reads_direct(loops: _Loops) -> bool:
-    """Return whether b's columns are contiguous, so that vectors of them can be loaded directly."""
-    return loops.columns.strides[1] == 1 or loops.columns.size == 1
+def _reads_dots(loops: _Loops) -> bool:
+    """Return whether both factors are contiguous along the depth."""
+    return _order_of_a(loops) == "rows" and _order_of_b(loops) == "columns"
+
+
+def _order_of_a(loops: _Loops) -> Order:
+    return _order(loops.depth.strides[0], loops.rows.strides[0])
+
+
+def _order_of_b(loops: _Loops) -> Order:
+    return _order(loops.columns.strides[1], loops.depth.strides[1])
+
+
+def _order(along_rows: int, along_columns: int) -> Order:
+    """Return how a matrix lies, by the elements from one to the next along its rows and its columns."""
+    return "rows" if along_rows == 1 else "columns" if along_columns == 1 else "strided"
 
 
 def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
@@ -157,159 +183,125 @@ def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
 
     Two multiply–adds and two loads a cycle, latency 4; loads of b from L2 cost a little.
     """
-    total = 0.0
-    for block in channel_blocks(loops.columns.size, vectors, isa.lanes):
-        for first in range(0, loops.rows.size, rows):
-            high = min(rows, loops.rows.size - first)
-            total += block.count * (max(high * block.vectors / 2, (high + block.vectors) / 2, 4) + 0.1 * block.vectors)
-    scratch_bytes = 4 * loops.depth.size * vectors * isa.lanes
-    least_chunks = math.prod(axis.size for axis in loops.batches) * -(-loops.columns.size // (vectors * isa.lanes))
-    return total * (1 if scratch_bytes <= PACKED_BYTES else 1.2) * (1 + 1 / least_chunks if loops.rows.size <= rows else 1)
+    height, width = hint(loops.rows.size), vectors * isa.lanes
+    blocks, left = divmod(hint(loops.columns.size), width)
+    left_vectors = -(-left // isa.lanes)
+
+    def step(rows: int, vectors: int) -> float:
+        return max(rows * vectors / 2, (rows + vectors) / 2, 4) + 0.1 * vectors
+
+    rest = rest_rows(rows, vectors)
+    full = height // rows * step(rows, vectors) + (-(-(height % rows) // rest) * step(rest, vectors) if rest else 0)
+    part_rows, part_vectors = part_tile(rows, vectors)
+    tiles = -(-left_vectors // part_vectors) * -(-height // part_rows)
+    part = tiles * (step(part_rows, part_vectors) + part_vectors * (PART_CYCLES if isa.masks else isa.lanes))
+    scratch_bytes = 4 * hint(loops.depth.size) * width
+    least_chunks = math.prod(hint(axis.size) for axis in loops.batches) * (blocks + (left > 0))
+    total = (blocks * full + part) * (1 if scratch_bytes <= PACKED_BYTES else 1.2)
+    return total * (1 + 1 / least_chunks if height <= rows else 1)
 
 
 def make_matmul_tile(matmul: MatMul, isa: Isa, rows: int, vectors: int) -> MatMulTile:
     """Make a tile of these sizes; the rest follows by rule."""
     loops = _loops(matmul.oriented())
-    height = loops.rows.size
+    height = hint(loops.rows.size)
     method: Method = "packed"
     if _takes_dots(loops):
-        method = "dots"
-    elif _reads_direct(loops) and (height < PACKED_TILES * rows or abs(loops.depth.strides[1]) <= NEAR):
+        method, rows, vectors = "dots", 1, 1
+    elif _order_of_b(loops) == "rows" and (height < PACKED_TILES * rows or abs(hint(loops.depth.strides[1])) <= NEAR):
         method = "direct"
-    width = isa.lanes * (1 if method == "dots" else vectors)
-    columns = -(-loops.columns.size // width) * math.prod(axis.size for axis in loops.batches)
-    row_macs = loops.depth.size * min(width, loops.columns.size)
+    width, depth = isa.lanes * vectors, hint(loops.depth.size)
+    all_blocks, batches = -(-hint(loops.columns.size) // width), math.prod(hint(axis.size) for axis in loops.batches)
+    row_macs = depth * min(width, hint(loops.columns.size))
     least_macs = CHUNK_MACS[0] // max(1, 4 // height)  # few rows are bound by reading b
-    wanted = min(max(matmul.macs // CHUNKS, least_macs), CHUNK_MACS[1])
+    wanted = min(max(hint(matmul.macs) // CHUNKS, least_macs), CHUNK_MACS[1])
+    blocks = even(all_blocks, max(1, wanted // (row_macs * height))) if method == "dots" else 1
     cut = even(height, max(PACKED_ROWS if method == "packed" else rows, wanted // row_macs // rows * rows))
-    chunk_rows = min(height, -(-cut // rows) * rows)
-    units = columns * -(-height // chunk_rows)
-    return MatMulTile(rows, vectors, chunk_rows, max(1, min(units, wanted // (row_macs * chunk_rows))), method)
+    chunk_rows = -(-cut // rows) * rows
+    units = batches * -(-all_blocks // blocks) * -(-height // chunk_rows)
+    of_chunk = max(1, min(units, wanted // (blocks * row_macs * min(chunk_rows, height))))
+    return MatMulTile(rows, vectors, chunk_rows, of_chunk, method, blocks)
 
 
 def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for shapes that do not fit, and for a y or operands that vectors cannot reach."""
     if matmul.epilogue.bias:
         raise EmitError("matmul: the epilogue has a bias, products of two tensors take none")
-    words = (tile.method, f"{name_order(matmul.a)}_by_{name_order(matmul.b)}", *name_epilogue(matmul.epilogue))
-    name = kernel_name(f"f32_matmul_{tile.rows}x{tile.vectors * isa.lanes}", (matmul, tile), isa, words)
     oriented = matmul.oriented()
-    emitter = _MatMulEmitter(oriented, tile, isa)
+    loops = _loops(oriented)
+    _check(loops, tile)
+    code = _code(oriented, loops, tile)
+    words = (tile.method, f"{code.a}_by_{code.b}", *name_epilogue(matmul.epilogue))
+    arguments = matmul.arguments if oriented is matmul else ("b", "a", *matmul.arguments[2:])
+    numbers = _numbers(oriented, loops, tile, isa)
+    buffer = -(-code.buffer_bytes(isa) // LINE_BYTES) * LINE_BYTES
+    steps = 0 if tile.method == "direct" else steps_in_vectors(loops.depth.size, isa.lanes)
 
-    def body(k: Function, values: list[Value]) -> None:
-        first, second, *others, scratch, begin, end = values
-        if oriented is not matmul:
-            first, second = second, first
-        views = (oriented.a, oriented.b, *oriented.epilogue.operands, oriented.y)
-        dtypes = (FLOAT, FLOAT, *oriented.epilogue.dtypes, FLOAT)
-        emitter.emit(k, Addresses.of(k, (first, second, *others), views, dtypes), scratch, begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        a, b = (pointers[name] for name in arguments[:2])
+        places = {**pointers, "a": a, "b": b, SCRATCH: k.offset(pointers[SCRATCH], buffer // 4)}
+        MatMulEmitter(k, code, sizes, places, pointers[SCRATCH]).emit(*chunks)
 
-    scratch_bytes = 4 * oriented.a.shape[-1] * emitter.width if tile.method == "packed" else 0
-    return emitted(isa, name, matmul.arguments, emitter.chunks, body, scratch_bytes)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(f"f32_matmul_{tile.rows}x{tile.vectors * isa.lanes}", code, isa, words),
+        arguments,
+        -(-numbers["units"] // tile.units),
+        body,
+        numbers,
+        scratch_bytes=buffer + 4 * steps * tile.vectors * isa.lanes,
+    )
 
 
-class _MatMulEmitter:
-    """Emits one oriented product; the methods are the loops of the module docstring, from the outside in."""
+def _check(loops: _Loops, tile: MatMulTile) -> None:
+    dots, direct = tile.method == "dots", tile.method == "direct"
+    if (dots and not _reads_dots(loops)) or (direct and _order_of_b(loops) != "rows"):
+        steps, column = loops.depth.strides[:2], loops.columns.strides[1]
+        given = f"steps of the depth are {steps} apart, columns of b {column}"
+        raise EmitError(f"matmul: {given}, need another method than {tile.method!r}")
+    *others, y = loops.columns.strides[2:]
+    if loops.columns.size > 1 and (y != 1 or any(stride not in (0, 1) for stride in others)):
+        raise EmitError(f"matmul: columns of operands are {others} apart, need 0 or 1")
 
-    def __init__(self, matmul: MatMul, tile: MatMulTile, isa: Isa) -> None:
-        self.matmul, self.tile, self.lanes = matmul, tile, isa.lanes
-        self.loops = loops = _loops(matmul)
-        if (tile.method == "dots" and not _takes_dots(loops)) or (tile.method == "direct" and not _reads_direct(loops)):
-            steps, column = loops.depth.strides[:2], loops.columns.strides[1]
-            given = f"steps of the depth are {steps} apart, columns of b {column}"
-            raise EmitError(f"matmul: {given}, need another method than {tile.method!r}")
-        *others, y = loops.columns.strides[2:]
-        if loops.columns.size > 1 and (y != 1 or any(stride not in (0, 1) for stride in others)):
-            raise EmitError(f"matmul: columns of operands are {others} apart, need 0 or 1")
-        vectors = 1 if tile.method == "dots" else tile.vectors
-        self.width = vectors * isa.lanes
-        self.blocks = channel_blocks(loops.columns.size, vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
-        self.row_chunks = -(-loops.rows.size // tile.chunk_rows)
-        self.units = math.prod(axis.size for axis in loops.batches) * self.block_count * self.row_chunks
-        self.chunks = -(-self.units // tile.units)
 
-    def emit(self, k: Function, at: Addresses, scratch: Value, begin: Value, end: Value) -> None:
-        """Emit the loop over the chunks of a call."""
-        stop = end * self.tile.units
-        if self.units % self.tile.units:
-            stop = k.select(stop < self.units, stop, k.const(I64, self.units))
-        with k.loop("unit", begin * self.tile.units, stop) as unit:
-            cut, rest = unit % self.row_chunks, unit // self.row_chunks
-            number, batch = rest % self.block_count, rest // self.block_count
-            start = at.unravel(k, self.loops.batches, batch).move(k, self.loops.columns, number * self.width)
-            for block in self.blocks:
-                with maybe(k, block.chosen_by(number, self.blocks)):
-                    self._unit(k, block, start, scratch, cut * self.tile.chunk_rows)
+def _code(matmul: MatMul, loops: _Loops, tile: MatMulTile) -> MatMulCode:
+    """Return the code of an oriented product."""
+    operands = tuple(Channels("rows" if stride == 1 else "one", None) for stride in loops.columns.strides[2:-1])
+    results = Results(
+        tile.rows, tile.vectors, Channels("rows", None), operands, bias=False, expression=matmul.epilogue.expression
+    )
+    scaled = matmul.alpha != 1
+    return MatMulCode(tile.method, _order_of_a(loops), _order_of_b(loops), results, scaled, len(_batches(loops)))
 
-    def _unit(self, k: Function, block: Block, at: Addresses, scratch: Value, first: Value) -> None:
-        """One block of rows of one block of columns."""
-        tile, size = self.tile, self.loops.rows.size
-        stop = first + tile.chunk_rows
-        if size % tile.chunk_rows:
-            stop = k.select(stop < size, stop, k.const(I64, size))
-        if tile.method == "dots":
-            with k.loop("row", first, stop) as row:
-                self._dots(k, block, at.move(k, self.loops.rows, row))
-            return
-        b, b_step = at.values[1], self.loops.depth.strides[1]
-        if tile.method == "packed":
-            self._pack(k, block, b, scratch)
-            b, b_step = scratch, block.vectors * self.lanes
 
-        def rows_from(row: Value, count: int) -> None:
-            self._tile(k, block, at.move(k, self.loops.rows, row), b, b_step, count)
+def _batches(loops: _Loops) -> list[Axis]:
+    """Return the loops over batches, BATCHES at least."""
+    missing = BATCHES - len(loops.batches)
+    return [*[Axis(1, (0,) * len(loops.rows.strides))] * missing, *loops.batches]
 
-        tiles(k, "row", size, (first, stop), tile.rows, rows_from)
 
-    def _pack(self, k: Function, block: Block, b: Value, to: Value) -> None:
-        """The block's columns of b, side by side."""
-        columns, depth = (block.vectors - 1) * self.lanes + block.tail, self.loops.depth.size
-        step, column = self.loops.depth.strides[1], self.loops.columns.strides[1]
-        if column == 1:
-            copy(k, columns, depth, b, step, to, block.vectors * self.lanes)
-        elif step == 1:
-            turn(k, columns, depth, b, column, to, block.vectors * self.lanes)
-        else:
-            collect(k, columns, depth, b, (step, column), to, block.vectors * self.lanes)
+def _numbers(matmul: MatMul, loops: _Loops, tile: MatMulTile, isa: Isa) -> dict[str, int]:
+    """Return the numbers that the code of an oriented product reads, by name. Strides count elements.
 
-    def _tile(self, k: Function, block: Block, at: Addresses, b: Value, b_step: int, rows: int) -> None:
-        """One register tile."""
-        loops, packed = self.loops, self.tile.method == "packed"
-        tail = self.lanes if packed else block.tail
-        tile = Tile(rows, block.vectors, tail, loops.rows.strides[0], loops.depth.strides[0], b_step)
-        values = multiply(k, tile, loops.depth.size, at.values[0], b, [k.zero(k.f32)] * rows * block.vectors)
-        for row in range(rows):
-            here = at.move(k, loops.rows, row)
-            for v in range(block.vectors):
-                lanes = block.tail if v == block.vectors - 1 else self.lanes
-                self._store(k, values[row * block.vectors + v], here.move(k, loops.columns, v * self.lanes), lanes)
-
-    def _store(self, k: Function, value: Value, at: Addresses, lanes: int) -> None:
-        """Apply the epilogue and store."""
-        if self.matmul.alpha != 1:
-            value = value * self.matmul.alpha
-        epilogue = self.matmul.epilogue
-        loads = [partial(at.load, k, 2 + n, self.loops.columns, lanes) for n in range(len(epilogue.operands))]
-        k.store_part(epilogue.finish(k, value, loads), at.values[-1], lanes)
-
-    def _dots(self, k: Function, block: Block, at: Addresses) -> None:
-        """A vector of columns of one row, lanes along the depth."""
-        a, b, column = at.values[0], at.values[1], self.loops.columns.strides[1]
-        whole, tail = divmod(self.loops.depth.size, self.lanes)
-
-        def add(sums: list[Value], start: Value, lanes: int) -> list[Value]:
-            one, others = k.load_part(k.f32, a, lanes, start), k.offset(b, start)
-            return [k.fma(one, k.load_part(k.f32, others, lanes, n * column), total) for n, total in enumerate(sums)]
-
-        sums = [k.zero(k.f32)] * block.tail
-        if whole:
-            with k.fold("depth", 0, whole * self.lanes, self.lanes, sums) as fold:
-                fold.values = add(fold.values, fold.index, self.lanes)
-            sums = fold.values
-        if tail:
-            sums = add(sums, k.const(I64, whole * self.lanes), tail)
-        turned = transpose(k, [*sums, *[k.zero(k.f32)] * (self.lanes - len(sums))])
-        while len(turned) > 1:
-            turned = [first + second for first, second in zip(turned[::2], turned[1::2], strict=True)]
-        self._store(k, turned[0], at, block.tail)
+    chunk_units, units: of a chunk, and in all. blocks, unit_columns, row_chunks, chunk_rows: how they are numbered. rows,
+    columns, depth: of the product. batch0…: sizes of the batches, outermost first. a_first, a_row, a_batch0…: from an address to
+    the first element, from row to row, from batch to batch; the same for b, y and the operands. a_step, b_step, b_column: of the
+    factors, between steps of the depth and columns. copy_step: between columns of a copy of "dots". alpha: its bits, where it
+    is not 1.
+    """
+    width = tile.blocks * tile.vectors * isa.lanes
+    batches, blocks = _batches(loops), -(-loops.columns.size // width)
+    row_chunks = -(-loops.rows.size // tile.chunk_rows)
+    numbers = {
+        "chunk_units": tile.units, "units": math.prod(axis.size for axis in batches) * blocks * row_chunks,
+        "blocks": blocks, "unit_columns": width, "row_chunks": row_chunks, "chunk_rows": tile.chunk_rows,
+        "rows": loops.rows.size, "columns": loops.columns.size, "depth": loops.depth.size,
+        "a_step": loops.depth.strides[0], "b_step": loops.depth.strides[1], "b_column": loops.columns.strides[1],
+        **{f"batch{n}": axis.size for n, axis in enumerate(batches)},
+    }  # fmt: skip
+    views = {"a": matmul.a, "b": matmul.b, **dict(zip(matmul.epilogue.arguments, matmul.epilogue.operands, strict=True))}
+    for n, (name, view) in enumerate({**views, "y": matmul.y}.items()):
+        numbers |= {f"{name}_first": view.offset, f"{name}_row": loops.rows.strides[n]}
+        numbers |= {f"{name}_batch{at}": axis.strides[n] for at, axis in enumerate(batches)}
+    numbers |= {"copy_step": steps_in_vectors(loops.depth.size, isa.lanes)} if tile.method == "dots" else {}
+    return numbers | ({"alpha": int(np.float32(matmul.alpha).view(np.int32))} if matmul.alpha != 1 else {})

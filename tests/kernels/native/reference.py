@@ -73,6 +73,7 @@ def run_kernel(kernel, isa, **arrays) -> None:
     scratch = aligned(kernel.scratch_bytes + 128)
     given = {**arrays, **({"scratch": scratch} if "scratch" in kernel.arguments else {})}
     pointers = [given.get(name) for name in kernel.arguments] + [table.words for table in kernel.tables.values()]
+    pointers.append(np.array(kernel.numbers, np.int64))
     together = min(2, kernel.chunks)
     chunks = [*((n, n + 1) for n in range(kernel.chunks - 1, together - 1, -1)), (0, together)]
     calls = [[*pointers, *chunk] for chunk in chunks]
@@ -81,17 +82,23 @@ def run_kernel(kernel, isa, **arrays) -> None:
 
 
 def spread_ir(kernel, isa) -> str:
-    """A function that takes addresses as arguments of its own, puts them and the numbers into memory and calls the kernel."""
-    addresses = range(len(kernel.arguments) + len(kernel.tables))
-    words = [f"ptr %a{at}" for at in addresses]
-    words += [f"i64 {number}" for number in kernel.numbers]
-    stores = [f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {word}, ptr %p{at}" for at, word in enumerate(words)]
+    """A function that takes addresses as arguments of its own, puts them and the numbers into memory and calls the kernel.
+
+    The last address is that of the numbers, so this code is the same for all of them.
+    """
+    addresses, numbers = len(kernel.arguments) + len(kernel.tables), len(kernel.numbers)
+    moves = [(f"ptr %a{at}", at) for at in range(addresses)]
+    lines = []
+    for at in range(numbers):
+        lines.append(f"  %n{at} = getelementptr i64, ptr %a{addresses}, i64 {at}\n  %w{at} = load i64, ptr %n{at}")
+        moves.append((f"i64 %w{at}", addresses + at))
+    lines += [f"  %p{at} = getelementptr i64, ptr %words, i64 {at}\n  store {word}, ptr %p{at}" for word, at in moves]
     scratch = f"%a{kernel.arguments.index('scratch')}" if "scratch" in kernel.arguments else "null"
     return "\n".join(
         (
-            f"define void @{SPREAD}({''.join(f'ptr %a{at}, ' for at in addresses)}i64 %begin, i64 %end) #0 {{",
-            f"  %words = alloca [{len(words) + 1} x i64], align 16",
-            *stores,
+            f"define void @{SPREAD}({''.join(f'ptr %a{at}, ' for at in range(addresses + 1))}i64 %begin, i64 %end) #0 {{",
+            f"  %words = alloca [{addresses + numbers + 1} x i64], align 16",
+            *lines,
             f"  call void @{kernel.name}(ptr %words, ptr {scratch}, i64 %begin, i64 %end)",
             "  ret void\n}\n",
         )

@@ -169,6 +169,56 @@ def test_any_attention_on_its_tiles(isa, data):
     check(attention, isa, tile)
 
 
+def tiled(attention, isa, vectors, block=40):
+    """Return a tile of so many vectors of queries, which is the same for all sizes. block: keys at once."""
+    return replace(make_attention_tile(attention, isa, vectors, 1), rows=4, block=block)
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_one_kernel_serves_all_lengths_heads_and_sizes(isa, vectors):
+    lengths = [(1, 1), (1, 500), (7, 77), (197, 197), (512, 512)]
+    attentions = [dense(*heads, *length, size, v_size) for heads in ((1, 1), (2, 12)) for length in lengths for size, v_size in
+                  ((1, 1), (64, 64), (40, 72))]  # fmt: skip
+    kernels = [emit_attention(each, tiled(each, isa, vectors), isa) for each in attentions]
+    assert len({kernel.name for kernel in kernels}) == len({kernel.ir for kernel in kernels}) == 1
+    assert len({kernel.numbers for kernel in kernels}) == len(kernels)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_kernel_that_is_compiled_once_computes_every_shape(isa, data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    kv_heads, queries, keys = draw(1, 2), draw(1, 40), draw(1, 90)
+    kind = data.draw(st.sampled_from(("plain", "causal", "mask", "turned")))
+    more = {
+        "plain": {}, "causal": {"causal": True, "past": draw(0, 40)}, "mask": {"mask": View.dense((1, 1, 1, keys))},
+        "turned": {"mask": View.dense((1, 1, max(queries, 2), keys)).sliced(2, 0, queries)},
+    }[kind]  # fmt: skip
+    attention = dense(draw(1, 2), kv_heads * draw(1, 3), queries, keys, draw(1, 33), draw(1, 40), kv_heads, **more)
+    check(attention, isa, tiled(attention, isa, draw(1, 2), block=draw(1, 90)))
+
+
+def test_growing_keys_of_a_decoder_need_one_kernel(machine):
+    steps = [dense(1, 12, 1, keys, 64, causal=True, past=keys - 1) for keys in (1, 2, 15, 16, 100, 512, 2000)]
+    assert len({emit_attention(step, attention_tiles(step, machine)[0], machine).name for step in steps}) == 1
+
+
+def test_scratch_does_not_grow_with_many_keys(machine):
+    few, many = (dense(1, 1, 64, keys, 64) for keys in (1024, 8192))
+    tile = attention_tiles(few, machine)[0]
+    kernels = [
+        emit_attention(each, replace(tile, block=attention_tiles(each, machine)[0].block), machine) for each in (few, many)
+    ]
+    assert kernels[0].scratch_bytes == kernels[1].scratch_bytes < 1 << 20
+
+
+def test_code_is_small(isa):
+    attention = dense(1, 12, 197, 197, 64)
+    assert emit_attention(attention, attention_tiles(attention, isa)[0], isa).ir.count("\n") < 2200
+
+
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("blind", ["nan", "zero"])
 def test_queries_that_see_nothing(isa, blind, blocks):

@@ -127,6 +127,62 @@ def test_any_product_on_its_tiles(isa, data):
     check(matmul, isa, data.draw(st.sampled_from(matmul_tiles(matmul, isa))))
 
 
+TILES = [(4, 2, "direct"), (1, 3, "direct"), (6, 1, "packed"), (2, 2, "packed"), (1, 1, "dots")]
+
+
+def tiled(matmul, isa, tile):
+    """Return a tile of a product of these rows, vectors and method."""
+    rows, vectors, method = tile
+    return replace(make_matmul_tile(matmul, isa, rows, vectors), rows=rows, vectors=vectors, method=method, blocks=1)
+
+
+def fit_for(method, m, k, n, batch=()):
+    """Return a product that a method can compute. Rows of y have gaps, so that it is not turned where it has one column."""
+    return product(m, k, n, b="columns" if method == "dots" else "rows", y="slice", batch=batch)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_one_kernel_serves_all_sizes(isa, tile):
+    sizes = [(1, 64, 1), (1, 64, 500), (7, 64, 77), (197, 20, 197), (1, 2, 1), (512, 64, 512)]
+    products = [fit_for(tile[2], *size, batch) for size in sizes for batch in ((), (3,), (2, 12))]
+    kernels = [emit_matmul(matmul, tiled(matmul, isa, tile), isa) for matmul in products]
+    assert len({kernel.name for kernel in kernels}) == len({kernel.ir for kernel in kernels}) == 1
+    assert len({kernel.numbers for kernel in kernels}) == len(kernels)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_kernel_that_is_compiled_once_computes_every_shape(isa, data):
+    tile = data.draw(st.sampled_from(TILES))
+    m, k, n = (data.draw(st.integers(least, most)) for least, most in ((1, 30), (1 + (tile[2] == "dots"), 40), (1, 60)))
+    matmul = fit_for(tile[2], m, k, n, tuple(data.draw(st.lists(st.integers(1, 3), max_size=2))))
+    wanted = tiled(matmul, isa, tile)
+    wanted = replace(wanted, chunk_rows=wanted.rows * data.draw(st.integers(1, 9)), units=data.draw(st.integers(1, 5)))
+    first = fit_for(tile[2], 5, 5, 5)
+    assert emit_matmul(matmul, wanted, isa).ir == emit_matmul(first, tiled(first, isa, tile), isa).ir
+    check(matmul, isa, wanted)
+
+
+def test_growing_keys_of_a_decoder_need_two_kernels(machine):
+    def kernels(keys):
+        for shapes in (product(1, 64, keys, b="columns", batch=(12,)), product(1, keys, 64, batch=(12,))):
+            yield emit_matmul(shapes, matmul_tiles(shapes, machine)[0], machine).name
+
+    assert len({name for keys in (1, 2, 15, 16, 17, 100, 512) for name in kernels(keys)}) == 2
+
+
+def test_a_product_of_one_row_computes_no_others(machine):
+    for n in (machine.lanes, 64, 1000):
+        assert matmul_tiles(product(1, 300, n), machine)[0].rows == 1
+
+
+@pytest.mark.parametrize("b", ["rows", "columns"])
+def test_code_is_small(isa, b):
+    for matmul in (product(197, 64, 197, b=b), product(1, 64, 197, b=b)):
+        kernel = emit_matmul(matmul, matmul_tiles(matmul, isa)[0], isa)
+        assert kernel.ir.count("\n") < 900
+
+
 @pytest.mark.parametrize("y", ["rows", "columns"])
 @pytest.mark.parametrize("m", [1, 2, 9])
 def test_the_epilogue_follows_the_product(isa, m, y):
