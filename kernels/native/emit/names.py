@@ -7,7 +7,7 @@ y lie in blocks of 16 channels, the window is 3×3 with stride 2, and a bias and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from kernels.expression import Expression
@@ -63,8 +63,3 @@ def name_order(view: View) -> str:
     """Whether a matrix lies by rows, by columns, or neither."""
     rows, columns = view.strides[-2:]
     return "rows" if columns == 1 else "columns" if rows == 1 else "strided"
-
-
-def name_axes(axes: Sequence[int], rank: int) -> str:
-    """Which axes of how many: axis2of3, axes1x2of4."""
-    return f"{'axis' if len(axes) == 1 else 'axes'}{'x'.join(str(axis % rank) for axis in axes)}of{rank}"

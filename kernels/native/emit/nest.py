@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
+from kernels.size import hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +115,46 @@ def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
     return tuple(pieces)
 
 
+def pieces_of(sizes: Sequence[int], unit: int, budget: float) -> tuple[int, ...]:
+    """Return how many turns of each loop a chunk takes, about `budget` in all: whole inner loops and a piece of the next.
+
+    unit: turns of the innermost loop that belong together.
+    """
+    pieces = [1] * (len(sizes) - 1) + [unit]
+    for depth in reversed(range(len(sizes))):
+        pieces[depth] = _piece(sizes[depth], pieces[depth], budget)
+        if hint(pieces[depth]) < hint(sizes[depth]):
+            break
+        budget /= hint(pieces[depth])
+    return tuple(pieces)
+
+
 def _piece(size: int, unit: int, most: float) -> int:
     """Return an axis' whole size if that is at most `most`, else an even share of it in whole units."""
-    if size <= most:
+    wanted = hint(size)
+    if wanted <= most:
         return size
     fits = max(1, int(most / unit)) * unit
-    even = -(-size // -(-size // fits))
+    even = -(-wanted // -(-wanted // fits))
     return -(-even // unit) * unit
+
+
+def piece_numbers(sizes: Sequence[int], pieces: Sequence[int]) -> dict[str, int]:
+    """Return the numbers that `piece_ranges` reads: for each loop its size, how much of it a chunk takes, and how many pieces."""
+    numbers: dict[str, int] = {}
+    for n, (size, piece) in enumerate(zip(sizes, pieces, strict=True)):
+        numbers |= {f"size{n}": size, f"piece{n}": piece, f"count{n}": -(-size // piece)}
+    return numbers
+
+
+def piece_ranges(k: Function, n: Mapping[str, Value], loops: int, chunk: Value) -> list[tuple[Value, Value]]:
+    """Emit the range of every loop that a chunk covers, outermost first. n: `piece_numbers`."""
+    ranges, left = [], chunk
+    for loop in reversed(range(loops)):
+        count, piece = n[f"count{loop}"], n[f"piece{loop}"]
+        number, left = (left % count, left // count) if loop else (left, left)
+        ranges.append((number * piece, k.least(number * piece + piece, n[f"size{loop}"])))
+    return ranges[::-1]
 
 
 def chunk_count(nest: Nest, pieces: Sequence[int]) -> int:

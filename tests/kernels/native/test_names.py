@@ -5,7 +5,7 @@ import pytest
 
 from kernels.native.emit.geometry import Conv
 from kernels.native.emit.kernel import DIGEST_DIGITS, NAME_CHARACTERS, kernel_name
-from kernels.native.emit.names import name_axes, name_dtype, name_layouts, name_order, name_window
+from kernels.native.emit.names import name_dtype, name_layouts, name_order, name_window
 from kernels.native.families.conv import emit_conv, make_tile
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
@@ -64,9 +64,8 @@ def test_layouts():
     assert name_layouts(first, blocked) == "nchw_to_nchw16c"
 
 
-def test_types_axes_and_orders():
+def test_types_and_orders():
     assert [name_dtype(np.dtype(np.int64)), name_dtype(BOOL)] == ["i64", "bool"]
-    assert [name_axes((2,), 3), name_axes((-1, 1), 4)] == ["axis2of3", "axes3x1of4"]
     matrix = View.dense((4, 6))
     orders = [name_order(view) for view in (matrix, matrix.transposed((1, 0)), matrix.sliced(1, 0, 3, 2))]
     assert orders == ["rows", "columns", "strided"]

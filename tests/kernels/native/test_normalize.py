@@ -1,4 +1,6 @@
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,8 +56,16 @@ def result_shape(kind, shape, axes):
     return shape if kind in NORMS else tuple(1 if n in axes else size for n, size in enumerate(shape))
 
 
-def check(rows, isa, seed=0):
-    """Run a kernel over random rows, compare it with float64, and assert that nothing else is written. Its steps are ignored."""
+def check(rows, isa, seed=0, code=None):
+    """Run a kernel over random rows, compare it with float64, and assert that nothing else is written. Its steps are ignored.
+
+    code: the rows whose code is run, with the numbers of `rows`; None for their own.
+    """
+    kernel = emit_rows(rows, isa)
+    if code is not None:
+        other = emit_rows(code, isa)
+        assert len(kernel.numbers) == len(other.numbers)
+        kernel = replace(kernel, name=other.name, emit=other.emit)
     x = random(rows.x.shape, seed, rows.kind)
     arrays = {"x": lay(rows.x, x)}
     exact = EXACT[rows.kind](x.astype(np.float64), rows.axes)
@@ -64,7 +74,7 @@ def check(rows, isa, seed=0):
             arrays[name] = lay(view, random(view.shape, seed + 1))
             exact = exact * seen(view, arrays[name]) if name == "w" else exact + seen(view, arrays[name])
     memory = np.full(rows.y.span + 64, np.nan, np.float32)
-    run_kernel(emit_rows(rows, isa), isa, y=memory, **arrays)
+    run_kernel(kernel, isa, y=memory, **arrays)
     count = math.prod(rows.x.shape[axis] for axis in rows.axes)
     scale = np.abs(x).sum(rows.axes).max() if rows.kind in ("sum", "mean") else np.abs(exact).max()
     tolerance = np.finfo(np.float32).eps * (8 + math.sqrt(count)) * max(1.0, scale / (count if rows.kind == "mean" else 1))
@@ -148,6 +158,48 @@ def test_any_rows(isa, data):
     shape = (*data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)), data.draw(st.integers(1, 70)))
     axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
     check(dense(kind, shape, axes), isa, data.draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_one_kernel_serves_all_sizes(isa, kind):
+    short = [dense(kind, (rows, size), (1,)) for rows, size in itertools.product((4, 5, 90), (3, isa.lanes, 77))]
+    long = [dense(kind, (2, rows, size), (2,)) for rows, size in itertools.product((1, 2, 50), (70 * isa.lanes, 5003))]
+    columns = [dense(kind, (2, size, inner), (1,)) for size, inner in itertools.product((3, 8), (5, isa.lanes, 40))]
+    for each in (short, long, columns):
+        kernels = [emit_rows(rows, isa) for rows in each]
+        assert len({kernel.name for kernel in kernels}) == len({kernel.ir for kernel in kernels}) == 1
+        assert len({kernel.numbers for kernel in kernels}) == len(kernels)
+
+
+def inside(kind, shape, axes):
+    """Return rows that lie inside of a larger tensor, in x and in y."""
+    x, y = (View.dense((*each[:-1], each[-1] + 5)).sliced(len(each) - 1, 2, each[-1]) for each in (shape, shape))
+    return Rows(kind, x, y if kind in NORMS else View.dense(result_shape(kind, shape, axes)), axes, EPSILON)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_code_made_for_some_rows_computes_others(isa, data):
+    kind = data.draw(st.sampled_from(sorted(EXACT)))
+    if data.draw(st.booleans()):  # along rows
+        one, other = (
+            inside(kind, (data.draw(st.integers(1, 9)), data.draw(st.integers(2, 40 * isa.lanes))), (1,)) for _ in range(2)
+        )
+    else:
+        one, other = (
+            inside(kind, (*(data.draw(st.integers(1, 9)) for _ in range(2)), data.draw(st.integers(2, 9 * isa.lanes))), (1,))
+            for _ in range(2)
+        )
+    check(one, isa, data.draw(st.integers(0, 99)), other)
+
+
+def test_a_row_has_the_same_bits_whichever_rows_are_beside_it(isa):
+    x = random((9, 3 * isa.lanes + 1), 5)
+    for kind in ("softmax", "layer_norm", "sum"):
+        whole = run_on(dense(kind, x.shape, (1,)), isa, x)
+        for first in (1, 2, 3):
+            part = run_on(dense(kind, (9 - first, x.shape[1]), (1,)), isa, x[first:].copy())
+            np.testing.assert_array_equal(part, whole[first:])
 
 
 def run_on(rows, isa, x, **operands):
