@@ -178,7 +178,7 @@ class ResultsEmitter:
             whole = whole & k.compare("eq", pixels - begin, most)
             with k.when(whole, "whole"):
                 for at, value in enumerate(values):
-                    self._store(value, to, *divmod(at, code.vectors))
+                    self.store(value, to, *divmod(at, code.vectors))
         with k.when(whole ^ k.const(whole.type, 1), "part"):
             self._through_memory(values, to, (begin, pixels), left)
 
@@ -191,16 +191,16 @@ class ResultsEmitter:
             mine = k.offset(self.buffer, p * (code.vectors * self.lanes))
             if left is None:
                 for v in range(code.vectors):
-                    self._store(k.load(k.f32, mine, v * self.lanes), to, p, v)
+                    self.store(k.load(k.f32, mine, v * self.lanes), to, p, v)
                 return
             with k.loop("part.vector", 0, self._vectors(left)) as vector:
                 start = vector * self.lanes
-                self._store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
+                self.store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
 
     def _vectors(self, left: Value) -> Value:
         return self.k.least((left + (self.lanes - 1)) // self.lanes, self.k.const(I64, self.code.vectors))
 
-    def _store(self, value: Value, to: Spots, pixel: Operand, vector: Operand, lanes: Value | None = None) -> None:
+    def store(self, value: Value, to: Spots, pixel: Operand, vector: Operand, lanes: Value | None = None) -> None:
         """Apply the epilogue to one vector and store it. lanes: how many of it there are; None for all."""
         k, (y, *operands) = self.k, to
         loads = [partial(spot.load, k, pixel, vector, lanes) for spot in operands]

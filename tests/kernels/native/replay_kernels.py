@@ -36,6 +36,7 @@ from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
+from kernels.resampling import Pass
 from kernels.spec import DType
 from tests.kernels.native.chains import chain
 
@@ -305,24 +306,35 @@ def pool(
 # Resizing
 
 
+def any_taps(size_in: int, size_out: int, taps: int, begin: int, end: int) -> Pass:
+    """Return a pass that reads one input after the other. Outputs before `begin` and from `end` on lie outside."""
+    index = np.arange(size_out * taps).reshape(size_out, taps) % size_in
+    places = np.arange(size_out)
+    return Pass(0, index, np.full(index.shape, 1 / taps) if taps > 1 else None, (places < begin) | (places >= end))
+
+
 def resize(
     isa: Isa,
     taps: tuple[int, int],
     *,
     separable: bool | None = None,
     layout: Layout = "blocked",
-    inside: tuple[int, int, int, int] = (0, 7, 0, 11),
+    inside: tuple[int, int, int, int] | None = None,
     steps: tuple[Step, ...] = (),
     rows: int | None = None,
 ) -> Kernels:
     """Emit a resize of 5 × 6 to 7 × 11 pixels. separable: None = as the tile says that is used without measurements.
 
-    inside: rows and columns, first and end, that are not filled. rows: rows of a chunk; None: by rule.
+    inside: rows and columns, first and end, that are not filled; None: all. rows: rows of a chunk; None: by rule.
     """
     channels = 2 * isa.lanes + 1
     x, y = image(layout, isa, 1, channels, 5, 6), image(layout, isa, 1, channels, 7, 11)
-    sides = Side(taps[0], taps[0] > 1, *inside[:2]), Side(taps[1], taps[1] > 1, *inside[2:])
-    what = Resizing(x, y, *sides, 2.5)
+    begin, end, first, last = inside or (0, 7, 0, 11)
+    sides = (
+        Side(taps[0], taps[0] > 1, any_taps, (5, 7, taps[0], begin, end)),
+        Side(taps[1], taps[1] > 1, any_taps, (6, 11, taps[1], first, last)),
+    )
+    what = Resizing(x, y, *sides, None if inside is None else 2.5)
     tile = resize_tiles(what, isa)[0] if separable is None else make_resize_tile(what, isa, 4, 2, separable=separable)
     epilogue = chain(("mul", y), *steps) if steps else PLAIN
     return [emit_resize(what, tile if rows is None else replace(tile, rows=rows), epilogue, isa)]
