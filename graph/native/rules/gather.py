@@ -35,9 +35,9 @@ def lower(b: Lowering, node: Node) -> None:
     y = b.values.new_dense(node.outputs[0])
     outer, rows, elements = x.view.shape
     picked = View.dense((outer, b.spec(node.inputs[1]).elements, elements))
-    kernel = emit_gather(Gather(x.view, picked, x.storage.dtype, indices.storage.dtype), b.isa)
-    fault = b.calls.watch(node, rows)
-    b.calls.append(kernel, {"x": x.storage, "indices": indices.storage, "fault": fault, "y": y.storage})
+    kernel = emit_gather(Gather.along(x.view, picked, x.storage.dtype, indices.storage.dtype), b.isa)
+    places = {"x": x.storage, "indices": indices.storage, "y": y.storage, "fault0": b.calls.watch(node, rows)}
+    b.calls.append(kernel, places)
     apply_fused(b, node, y)
 
 

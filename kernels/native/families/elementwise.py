@@ -27,7 +27,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
 from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_dtype, name_expression
-from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest
+from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest, piece_numbers, piece_ranges
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
@@ -89,7 +89,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         isa,
         kernel_name(stem, code, isa, words),
         names,
-        chunk_count(nest, pieces) if what.y.view.size else 0,
+        chunk_count(nest.sizes, pieces) if what.y.view.size else 0,
         body,
         _numbers(nest, pieces),
     )
@@ -104,12 +104,9 @@ def _deep(nest: Nest) -> Nest:
 def _numbers(nest: Nest, pieces: Sequence[int]) -> dict[str, int]:
     """Return the numbers that the code reads, by name.
 
-    size0, size1…: of each axis, outermost first; piece0…: how much of it a chunk takes; count0…: how many pieces it has.
     offset0…: elements from the address of each view to its first one, y's first; stride0_1…: of view 0 along axis 1.
     """
-    numbers: dict[str, int] = {}
-    for n, (axis, piece) in enumerate(zip(nest.axes, pieces, strict=True)):
-        numbers |= {f"size{n}": axis.size, f"piece{n}": piece, f"count{n}": -(-axis.size // piece)}
+    numbers = piece_numbers(nest.sizes, pieces)
     for view, offset in enumerate(nest.offsets):
         numbers |= {f"offset{view}": offset, **{f"stride{view}_{n}": axis.strides[view] for n, axis in enumerate(nest.axes)}}
     return numbers
@@ -192,12 +189,7 @@ class _MapEmitter:
         each = enumerate(zip(addresses, self.kinds, strict=True))
         at = [k.offset(address, n[f"offset{view}"], kind) for view, (address, kind) in each]
         with k.loop("chunk", begin, end) as chunk:
-            ranges, left = [], chunk
-            for axis in reversed(range(self.code.axes)):
-                count, piece = n[f"count{axis}"], n[f"piece{axis}"]
-                start, left = left % count * piece, left // count
-                ranges.append((start, k.least(start + piece, n[f"size{axis}"])))
-            self._axis(0, at, ranges[::-1])
+            self._axis(0, at, piece_ranges(k, n, self.code.axes, chunk))
 
     def _axis(self, axis: int, at: Sequence[Value], ranges: Sequence[tuple[Value, Value]]) -> None:
         rows = self.code.axes - 2

@@ -437,7 +437,7 @@ def joined_channels(isa: Isa) -> Kernels:
 
 def gather(isa: Isa, elements: int, dtype: Dtype, indices: Dtype = np.int64) -> Kernels:
     """Emit a gather of nine rows out of fifty."""
-    what = Gather(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
+    what = Gather.along(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
     return [emit_gather(what, isa)]
 
 
