@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.expression import FLOAT
-from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, piece_numbers, piece_ranges
@@ -128,7 +128,7 @@ def fault_names(depth: int) -> tuple[str, ...]:
     return tuple(f"fault{d}" for d in range(depth))
 
 
-def load_index(k: Function, kind: Type, indices: Value, at: Value) -> Value:
+def load_index(k: Function, kind: Type, indices: Value, at: Operand = 0) -> Value:
     """Load an index as an int64."""
     return k.convert("sext", k.load(kind, indices, at), I64)
 

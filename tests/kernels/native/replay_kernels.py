@@ -23,6 +23,7 @@ from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
 from kernels.native.families.conv_transpose import Phase, Transposed, phases
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
+from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
@@ -30,6 +31,7 @@ from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
+from kernels.native.families.scatter import Scatter, emit_scatter
 from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
 from kernels.native.families.winograd_kernels import emit_winograd
 from kernels.native.memory.image import Image
@@ -441,6 +443,24 @@ def gather(isa: Isa, elements: int, dtype: Dtype, indices: Dtype = np.int64) -> 
     return [emit_gather(what, isa)]
 
 
+def gather_by_tuples(isa: Isa) -> Kernels:
+    """Emit a gather of rows, each by two indices."""
+    what = Gather(View.dense((2, 5, 7, 37)), View.dense((2, 9, 2)), View.dense((2, 9, 37)))
+    return [emit_gather(what, isa)]
+
+
+def elements(isa: Isa, axis: int, *reductions: Reduction | None) -> Kernels:
+    """Emit kernels that pick or write elements along an axis, one for each reduction; None picks."""
+    views = View.dense((5, 7, 4)), View.dense((3, 7, 4)), View.dense((3, 7, 4))
+    return [emit_elements(Elements(*views, axis, reduction), isa) for reduction in reductions]
+
+
+def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
+    """Emit kernels that write rows, each by two indices, one for each reduction."""
+    table = View.dense((5, 7, elements))
+    return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -675,6 +695,11 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "gather, long rows": lambda isa: gather(isa, 768, np.float32),
     "gather, odd rows, i8 by i32": lambda isa: gather(isa, 37, np.int8, np.int32),
     "gather, elements, i64": lambda isa: gather(isa, 1, np.int64),
+    "gather, by tuples": gather_by_tuples,
+    "elements, picked": lambda isa: elements(isa, 0, None),
+    "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
+    "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
+    "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
 }  # fmt: skip
 
 
