@@ -17,13 +17,18 @@ from kernels.spec import Array
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis to resize. scale: the given one, or size_out / size_in where sizes are given."""
+    """One axis to resize. ratio: the scale as two whole numbers, a given one's or size_out / size_in where sizes are given."""
 
     axis: int
     size_in: int
     size_out: int
-    scale: float
-    roi: tuple[float, float]
+    ratio: tuple[int, int]
+    roi: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def scale(self) -> float:
+        """The scale in fp64: exactly the given one."""
+        return self.ratio[0] / self.ratio[1]
 
 
 def _half_pixel(a: Axis, x: Array) -> Array:
@@ -34,7 +39,7 @@ def _half_pixel_symmetric(a: Axis, x: Array) -> Array:
     """Half pixels, moved so that the images' centres meet although size_out was rounded."""
     width = np.multiply(a.scale, a.size_in, dtype=x.dtype)
     moved = a.size_in / 2 * (1 - a.size_out / width)
-    rounded = replace(a, scale=float(x.dtype.type(a.scale)))
+    rounded = replace(a, ratio=float(x.dtype.type(a.scale)).as_integer_ratio())
     y: Array = (_half_pixel(rounded, x.astype(np.float64)) + moved).astype(x.dtype)
     return y
 

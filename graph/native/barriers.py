@@ -19,7 +19,7 @@ def with_barriers(calls: Sequence[Call], where: Mapping[Storage, Ref]) -> list[K
     made: list[KernelCall] = []
     reads, writes = _Touched(where), _Touched(where)  # since the last barrier
     for call in calls:
-        written = {call.arguments[name][0] for name in call.writes if name in call.arguments}
+        written = {call.arguments[name][0] for name in (*call.writes, *call.updates) if name in call.arguments}
         read = {storage for name, (storage, _) in call.arguments.items() if name not in call.writes and storage.constant is None}
         conflicts = any(map(writes.meet, read)) or any(map(reads.meet, written))
         conflicts = conflicts or any(writes.meet(storage) for storage in written if storage not in writes)

@@ -22,13 +22,15 @@ class Call:
     """One kernel call.
 
     node: position in the segment of the node that it belongs to. arguments: for each one used, its storage and the bytes from the
-    storage's beginning. writes: names of the arguments that the kernel writes.
+    storage's beginning. writes: names of the arguments that the kernel writes. updates: of those that it reads and writes, and
+    that must be complete before.
     """
 
     node: int
     kernel: NativeKernel
     arguments: Mapping[str, tuple[Storage, int]]
     writes: tuple[str, ...] = ("y",)
+    updates: tuple[str, ...] = ()
 
     def at(self, sizes: Sizes, storages: Mapping[Storage, Storage]) -> Call:
         """Return the call with values for all sizes. storages: each one's counterpart, with its value."""
@@ -63,16 +65,22 @@ class CallList:
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls)
 
-    def append(self, kernel: NativeKernel, places: Mapping[str, Place | Storage], writes: Sequence[str] = ("y",)) -> None:
+    def append(
+        self,
+        kernel: NativeKernel,
+        places: Mapping[str, Place | Storage],
+        writes: Sequence[str] = ("y",),
+        updates: Sequence[str] = (),
+    ) -> None:
         """Append a call of a kernel.
 
-        places: for each argument, where its first element lies. writes: names of the arguments that the kernel writes.
+        places: for each argument, where its first element lies. writes, updates: as in `Call`.
         """
         arguments = {
             name: (place, 0) if isinstance(place, Storage) else (place.storage, place.first_byte)
             for name, place in places.items()
         }
-        self._calls.append(Call(self.node, kernel, arguments, tuple(writes)))
+        self._calls.append(Call(self.node, kernel, arguments, tuple(writes), tuple(updates)))
 
     def map(self, y: tuple[Place, View], operands: Sequence[tuple[Place, View]], steps: Sequence[Apply] = ()) -> None:
         """Append a call of an elementwise kernel; without steps it copies. The views count from where the storages begin."""

@@ -48,15 +48,16 @@ def _resized_axes(
         if not all(0 < factor < math.inf for factor in factors):
             raise AttributeValueError(f"{name}: scales are {factors}, need finite numbers above 0")
         wanted = [_scaled(size, factor) for size, factor in zip(given_sizes, factors, strict=True)]
+        ratios = [factor.as_integer_ratio() for factor in factors]
     elif sizes is not None:
         wanted = list(known_ints(f"{name}: sizes", sizes, len(along)))
         if any(size < 0 for size in wanted) or 0 in given_sizes:
             raise ShapeError(f"{name}: sizes are {wanted} of {given_sizes}, need sizes ≥ 0 of axes that are not empty")
-        factors = [new / old for new, old in zip(wanted, given_sizes, strict=True)]
+        ratios = list(zip(wanted, given_sizes, strict=True))
         choose = _POLICIES[keep_aspect_ratio_policy]
         if choose is not None:
-            factors = [choose(factors)] * len(along)
-            wanted = [_scaled(size, factors[0], 0.5) for size in given_sizes]
+            ratios = [choose(ratios, key=lambda ratio: ratio[0] / ratio[1])] * len(along)
+            wanted = [_scaled(size, ratios[0][0] / ratios[0][1], 0.5) for size in given_sizes]
     regions = [(0.0, 1.0)] * len(along)
     if coordinate_transformation_mode == "tf_crop_and_resize":
         if roi is None:
@@ -65,7 +66,7 @@ def _resized_axes(
         if not all(map(math.isfinite, ends)):
             raise AttributeValueError(f"{name}: roi is {ends}, need finite numbers")
         regions = list(zip(ends[: len(along)], ends[len(along) :], strict=True))
-    return [Axis(*plan) for plan in zip(along, given_sizes, wanted, factors, regions, strict=True)]
+    return [Axis(*plan) for plan in zip(along, given_sizes, wanted, ratios, regions, strict=True)]
 
 
 def _scaled(size: int, scale: float, add: float = 0.0) -> int:
@@ -167,7 +168,7 @@ def passes(
     **attrs: Any,
 ) -> list[Pass]:
     """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
-    plans = _plans(x, roi, scales, sizes, scales_second=scales_second, **attrs)
+    plans = resize_plans(x, roi, scales, sizes, scales_second=scales_second, **attrs)
     found = [resize_axis(plan, **attrs) for plan in plans]
     return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
 
@@ -206,7 +207,7 @@ def run(
 def scratch_bytes(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs: Any) -> int:
     """What lies between the passes, which may be larger than both ends: of one pass its input, the sum, and two taps' parts."""
     shape, most, tables, before = list(x.shape), 0, 0, x.elements
-    for plan in _plans(x, *inputs, **attrs):
+    for plan in resize_plans(x, *inputs, **attrs):
         shape[plan.axis] = plan.size_out
         made = math.prod(shape)
         most, before = max(most, before + 3 * made), made
@@ -216,7 +217,7 @@ def scratch_bytes(out: tuple[Spec, ...], x: Spec, *inputs: Spec | None, **attrs:
     return FIXED_BYTES + tables + itemsize * (most + x.elements)
 
 
-def _plans(
+def resize_plans(
     x: Spec,
     roi: Spec | None = None,
     scales: Spec | None = None,
@@ -225,7 +226,7 @@ def _plans(
     scales_second: bool = False,
     **attrs: Any,
 ) -> list[Axis]:
-    """Return the axes that are not copied."""
+    """Return the axes to resize of a Resize with these inputs and attributes, without those that are copied."""
     if scales_second:
         roi, scales = None, roi
     found = _resized_axes("Resize", x, roi, scales, sizes, **attrs)

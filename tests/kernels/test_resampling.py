@@ -20,7 +20,7 @@ ATTRS: dict[str, Any] = {
 
 
 def axis(size_in: int, size_out: int, scale: float) -> Axis:
-    return Axis(0, size_in, size_out, scale, (0.0, 1.0))
+    return Axis(0, size_in, size_out, scale.as_integer_ratio())
 
 
 def test_a_nearest_input_is_chosen_in_single_precision() -> None:
@@ -55,7 +55,7 @@ def test_an_axis_whose_size_stays_is_copied_as_pytorch_does(changes: dict[str, A
 
 def test_a_crop_of_scale_1_is_no_copy() -> None:
     crop = {"coordinate_transformation_mode": "tf_crop_and_resize"}
-    assert not is_copied(Axis(0, 10, 10, 1.0, (0.25, 0.75)), **ATTRS | crop)
+    assert not is_copied(Axis(0, 10, 10, (1, 1), (0.25, 0.75)), **ATTRS | crop)
     assert is_copied(axis(10, 10, 1.0), **ATTRS | crop)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,6 @@ from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
-from graph.native.place import Storage, image_shape
 from graph.native.rule import Rule, parse_tile, streamed
 from graph.native.values import overwritable
 from kernels.errors import UnsupportedError
@@ -23,15 +24,15 @@ from kernels.native.families.resize import (
     Side,
     emit_resize,
     make_resize_tile,
-    pack_columns,
-    pack_rows,
     resize_tiles,
 )
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.ops.resize import passes, upsample_attributes
-from kernels.resampling import Pass
-from kernels.spec import Array
+from kernels.ops.resize import passes, resize_plans, upsample_attributes
+from kernels.resampling import Axis, Pass, resize_axis, tap_count
+from kernels.spec import Spec
+
+_ATTRIBUTES = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "antialias", "exclude_outside")
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -49,25 +50,15 @@ def lower(b: Lowering, node: Node) -> None:
     x = b.values.blocked(node.inputs[0])
     epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
-    rows, columns = sides(node, b.facts)
-    resizing = _resizing(node, rows, columns, x.image, y.image)
-    tile = tile_of(resizing, b.choice(node), b.isa)
-    tables = {
-        "rows": _table(b, pack_rows(resizing, rows.index, rows.weights)),
-        "columns": _table(b, pack_columns(resizing, tile, b.isa, columns.index, columns.weights)),
-    }
-    b.calls.append(emit_resize(resizing, tile, epilogue, b.isa), {"x": x, **tables, "y": y, **operands})
-
-
-def _table(b: Lowering, packed: Array) -> Storage:
-    """Return the storage of a table of indices or weights; equal tables share one."""
-    return b.packed.storage(None, ("resize", packed.tobytes()), lambda: packed, packed.dtype)
+    resizing = resizing_of(node, b.facts, x.image, y.image)
+    kernel = emit_resize(resizing, tile_of(resizing, b.choice(node), b.isa), epilogue, b.isa)
+    b.calls.append(kernel, {"x": x, "y": y, **operands})
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """Return the forms and tiles of a resizing, the best by the port model first."""
     x, y = facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0])
-    tiles = resize_tiles(_resizing(node, *sides(node, facts), x, y), facts.isa)
+    tiles = resize_tiles(resizing_of(node, facts, x, y), facts.isa)
     return [Choice("native", "separable" if tile.separable else "direct", (("tile", str(tile)),)) for tile in tiles]
 
 
@@ -81,32 +72,53 @@ def tile_of(resizing: Resizing, choice: Choice, isa: Isa) -> ResizeTile:
     return next(tile for tile in resize_tiles(resizing, isa) if tile.separable == separable)
 
 
-def sides(node: Node, facts: Facts) -> tuple[Pass, Pass]:
-    """Return the passes over rows and columns; an identity for one that is not resized. A 1-D image has one row."""
-    shape = facts.spec(node.inputs[0]).shape
-    found = {step.axis: step for step in _passes(node, facts)}
-    rows, columns = (
-        found.get(axis) or Pass(axis, np.arange(size)[:, None], None, np.zeros(size, bool))
-        for axis, size in zip((2, 3) if len(shape) == 4 else (-1, 2), image_shape(shape)[2:], strict=True)
-    )
-    return rows, columns
+def resizing_of(node: Node, facts: Facts, x: Image, y: Image) -> Resizing:
+    """Return the resizing of an image in these layouts. An axis that is not resized is copied; a 1-D image has one row."""
+    attrs = _attributes(node)
+    plans = {plan.axis: plan for plan in resize_plans(*_inputs(node, facts), **attrs)}
+    axes = (2, 3) if facts.spec(node.inputs[0]).rank == 4 else (-1, 2)
+    rows, columns = (_side(plans.get(axis), size, attrs) for axis, size in zip(axes, x.plane, strict=True))
+    crops = attrs["coordinate_transformation_mode"] == "tf_crop_and_resize"
+    return Resizing(x, y, rows, columns, float(attrs["extrapolation_value"]) if crops else None)
 
 
 def _passes(node: Node, facts: Facts) -> list[Pass]:
     """Return the passes of a node. Its scales or sizes are known, because the shape of its result is."""
-    attrs = dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
-    return passes(facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:]), **attrs)
+    return passes(*_inputs(node, facts), **_attributes(node))
 
 
-def _resizing(node: Node, rows: Pass, columns: Pass, x: Image, y: Image) -> Resizing:
-    return Resizing(x, y, _side(rows), _side(columns), float(node.attrs.get("extrapolation_value", 0.0)))
+def _attributes(node: Node) -> dict[str, Any]:
+    return dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
 
 
-def _side(step: Pass) -> Side:
-    """Return a side of the kernel. Coordinates are monotonic, so positions outside the image are at the ends."""
-    inside = np.flatnonzero(~step.outside)
-    begin, end = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
-    return Side(step.index.shape[1], step.weights is not None, begin, end)
+def _inputs(node: Node, facts: Facts) -> tuple[Spec, *tuple[Spec | None, ...]]:
+    return facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Resampled:
+    """A pure function of an axis' sizes and scale that returns its pass. attrs: of Resize, those that decide about an axis."""
+
+    attrs: tuple[tuple[str, Any], ...]
+    roi: tuple[float, float]
+
+    def __call__(self, size_in: int, size_out: int, *ratio: int) -> Pass:
+        return resize_axis(Axis(0, size_in, size_out, (ratio[0], ratio[1]), self.roi), **dict(self.attrs))
+
+
+def _copied(size: int) -> Pass:
+    """Return the pass of an axis that is not resized."""
+    return Pass(0, np.arange(size)[:, None], None, np.zeros(size, bool))
+
+
+def _side(plan: Axis | None, size: int, attrs: Mapping[str, Any]) -> Side:
+    """Return one side of a resizing. Coordinates are monotonic, so positions outside the image are at the ends."""
+    if plan is None:
+        return Side(1, False, _copied, (size,))
+    weighted = attrs["mode"] != "nearest"
+    taps = tap_count(plan, attrs["mode"], attrs["antialias"]) if weighted else 1
+    make = _Resampled(tuple((name, attrs[name]) for name in _ATTRIBUTES), plan.roi)
+    return Side(taps, weighted, make, (plan.size_in, plan.size_out, *plan.ratio))
 
 
 RULES = dict.fromkeys(("Resize", "Upsample"), Rule(refuses, lower, candidates, streamed("resize", wants="blocks")))

@@ -30,9 +30,9 @@ def name_layouts(x: Image, y: Image) -> str:
 
 
 def _name_layout(image: Image) -> str:
-    if image.block == 1:
-        return "nchw"
-    return "nhwc" if image.block_stride == 0 else f"nchw{image.block}c"
+    if image.block_stride == 0:
+        return "nhwc"
+    return "nchw" if image.block == 1 else f"nchw{image.block}c"
 
 
 def name_window(conv: Conv) -> str:

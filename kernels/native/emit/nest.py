@@ -33,6 +33,11 @@ class Nest:
     turned: frozenset[int]
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """The size of each axis."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
     def rows(self) -> Axis:
         """The second last axis."""
         return self.axes[-2]
@@ -139,42 +144,29 @@ def _piece(size: int, unit: int, most: float) -> int:
     return -(-even // unit) * unit
 
 
+def chunk_count(sizes: Sequence[int], pieces: Sequence[int]) -> int:
+    """Return the number of chunks. sizes: of the axes."""
+    return math.prod(-(-size // piece) for size, piece in zip(sizes, pieces, strict=True))
+
+
 def piece_numbers(sizes: Sequence[int], pieces: Sequence[int]) -> dict[str, int]:
-    """Return the numbers that `piece_ranges` reads: for each loop its size, how much of it a chunk takes, and how many pieces."""
+    """Return the numbers that `piece_ranges` reads, by name.
+
+    size0, size1…: of each axis, outermost first; piece0…: how much of it a chunk takes; count0…: how many pieces it has.
+    """
     numbers: dict[str, int] = {}
     for n, (size, piece) in enumerate(zip(sizes, pieces, strict=True)):
         numbers |= {f"size{n}": size, f"piece{n}": piece, f"count{n}": -(-size // piece)}
     return numbers
 
 
-def piece_ranges(k: Function, n: Mapping[str, Value], loops: int, chunk: Value) -> list[tuple[Value, Value]]:
-    """Emit the range of every loop that a chunk covers, outermost first. n: `piece_numbers`."""
+def piece_ranges(k: Function, n: Mapping[str, Value], axes: int, chunk: Value) -> list[tuple[Value, Value]]:
+    """Emit the range of every axis that a chunk covers, outermost first. n: the numbers of `piece_numbers`."""
     ranges, left = [], chunk
-    for loop in reversed(range(loops)):
-        count, piece = n[f"count{loop}"], n[f"piece{loop}"]
-        number, left = (left % count, left // count) if loop else (left, left)
-        ranges.append((number * piece, k.least(number * piece + piece, n[f"size{loop}"])))
-    return ranges[::-1]
-
-
-def chunk_count(nest: Nest, pieces: Sequence[int]) -> int:
-    """Return the number of chunks."""
-    return math.prod(-(-axis.size // piece) for axis, piece in zip(nest.axes, pieces, strict=True))
-
-
-def chunk_ranges(k: Function, nest: Nest, pieces: Sequence[int], chunk: Value) -> list[tuple[Value, Value]]:
-    """Emit the range of every axis that a chunk covers; ranges of whole axes are constants."""
-    ranges = []
-    for axis, piece in zip(reversed(nest.axes), reversed(pieces), strict=True):
-        count = -(-axis.size // piece)
-        if count == 1:
-            ranges.append((k.const(I64, 0), k.const(I64, axis.size)))
-            continue
-        start, chunk = chunk % count * piece, chunk // count
-        stop = start + piece
-        if axis.size % piece:
-            stop = k.select(stop < axis.size, stop, k.const(I64, axis.size))
-        ranges.append((start, stop))
+    for axis in reversed(range(axes)):
+        count, piece = n[f"count{axis}"], n[f"piece{axis}"]
+        start, left = left % count * piece, left // count
+        ranges.append((start, k.least(start + piece, n[f"size{axis}"])))
     return ranges[::-1]
 
 

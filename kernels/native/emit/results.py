@@ -187,7 +187,7 @@ class ResultsEmitter:
             self.finish_part(values, to, (self.k.const(I64, 0), self.k.const(I64, self.code.pixels)), None)
             return
         for at, value in enumerate(values):
-            self._store(value, to, *divmod(at, self.code.vectors))
+            self.store(value, to, *divmod(at, self.code.vectors))
 
     def finish_part(self, values: Sequence[Value], to: Spots, pixels: tuple[Value, Value], left: Value | None) -> None:
         """Emit a loop that finishes the vectors of some pixels. left: channels from the first one on, None for whole vectors."""
@@ -198,16 +198,16 @@ class ResultsEmitter:
             mine = k.offset(self.buffer, p * (code.vectors * self.lanes))
             if left is None:
                 for v in range(code.vectors):
-                    self._store(k.load(k.f32, mine, v * self.lanes), to, p, v)
+                    self.store(k.load(k.f32, mine, v * self.lanes), to, p, v)
                 return
             with k.loop("part.vector", 0, self._vectors(left)) as vector:
                 start = vector * self.lanes
-                self._store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
+                self.store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
 
     def _vectors(self, left: Value) -> Value:
         return self.k.least((left + (self.lanes - 1)) // self.lanes, self.k.const(I64, self.code.vectors))
 
-    def _store(self, value: Value, to: Spots, pixel: Operand, vector: Operand, lanes: Value | None = None) -> None:
+    def store(self, value: Value, to: Spots, pixel: Operand, vector: Operand, lanes: Value | None = None) -> None:
         """Apply the epilogue to one vector and store it. lanes: how many of it there are; None for all."""
         k, (y, *operands) = self.k, to
         loads = [partial(spot.load, k, pixel, vector, lanes) for spot in operands]

@@ -3,25 +3,27 @@
     for each run of blocks of y that are made alike:    for each chunk = (block, image, piece of its pixels):    for each pixel:
         load the blocks of x that lanes come from, shuffle them into one vector, store
 
-All indices are known when the code is emitted, so a vector costs a load and a shuffle for each block that it takes lanes from.
-Two blocks are made alike where the same lanes are taken from blocks that lie further on, all by one distance: a shuffle has a few
-runs.
+The lanes that are taken decide the code, so a vector costs a load and a shuffle for each block that it takes them from; where
+these blocks lie, how many are made alike, and how many pixels there are, are numbers. Two blocks are made alike where the same
+lanes are taken from blocks that lie further on, all by one distance: a shuffle has a few runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from kernels.expression import FLOAT
-from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.kernel import NativeKernel, emitted, kernel_name
+from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.geometry import even_rows
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_layouts
-from kernels.native.emit.types import I64
+from kernels.native.emit.types import Type
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import bits_type
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.size import hint
 from kernels.spec import DType
 
 MAX_RUNS = 64  # of blocks alike: each has code of its own
@@ -60,6 +62,20 @@ class Channels:
     dtype: DType = FLOAT
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """All that decides the code.
+
+    width: lanes of a block. side_by_side: whether the pixels of all images are. runs: for each, the image and the lanes that each
+    of its sources gives.
+    """
+
+    kind: Type
+    width: int
+    side_by_side: bool
+    runs: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...]
+
+
 def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
     """Emit the kernel, with the arguments "x0", "x1"… and "y". Lanes after y's last channel are undefined afterwards.
 
@@ -77,33 +93,45 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
     runs = _runs(what.order, y.block)
     if len(runs) > MAX_RUNS or not all(image.rows_join() for image in (y, *what.xs)):
         raise EmitError(f"channels: {len(runs)} runs of blocks, need at most {MAX_RUNS}, and rows that join in all images")
-    flat = replace(what, xs=tuple(x.flat() for x in what.xs), y=y.flat())
+    sources = tuple(tuple((source.image, source.taken) for source in run.sources) for run in runs)
+    side_by_side = all(image.flat().x_stride == y.block for image in (y, *what.xs))
+    code = _Code(bits_type(what.dtype), y.block, side_by_side, sources)
     pixels = y.height * y.width
-    piece = min(pixels, CHUNK_VECTORS)
-    pieces = -(-pixels // piece)
-    per_block = y.batch * pieces
+    piece = even_rows(hint(pixels), CHUNK_VECTORS)
+    per_block = y.batch * -(-pixels // piece)
 
-    def body(k: Function, values: list[Value]) -> None:
-        *xs, target, begin, end = values
-        done = 0
-        for run in runs:
-            first, last = k.const(I64, done * per_block), k.const(I64, (done + run.count) * per_block)
-            start, stop = k.select(begin > first, begin, first), k.select(end < last, end, last)
-            with k.loop(f"blocks{run.first}", start, stop) as chunk:
-                at = chunk - first
-                turn, image = at // per_block, at % per_block // pieces
-                begins = at % pieces * piece
-                ends = begins + piece
-                if pixels % piece:
-                    ends = k.select(ends < pixels, ends, k.const(I64, pixels))
-                addresses = _addresses(k, flat, run, (*xs, target), image, turn)
-                with k.loop("pixel", begins, ends) as pixel:
-                    _vector(k, flat, run, addresses, pixel)
-            done += run.count
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        _ChannelsEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    names = (*(f"x{n}" for n in range(len(what.xs))), "y")
-    name = kernel_name(f"b{what.dtype.itemsize}_channels", what, isa, (name_layouts(what.xs[0], y), f"{len(what.xs)}to1"))
-    return emitted(isa, name, names, y.blocks * per_block, body)
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(f"b{what.dtype.itemsize}_channels", code, isa, (name_layouts(what.xs[0], y), f"{len(what.xs)}to1")),
+        (*(f"x{n}" for n in range(len(what.xs))), "y"),
+        y.blocks * per_block,
+        body,
+        {"pixels": pixels, "piece": piece, "pieces": -(-pixels // piece), "block_chunks": per_block, **_numbers(what, runs)},
+    )
+
+
+def _numbers(what: Channels, runs: Sequence[_Run]) -> dict[str, int]:
+    """Return the numbers that the code reads, by name, but for those of chunks. Strides count elements.
+
+    x0_image, x0_pixel: between neighbours of each kind. first0, last0: blocks that are made before run 0, and with it. y0_block,
+    y0_turn: where its first block of y lies, and how far apart its blocks are; x0_1_block, x0_1_turn: those of its source 1.
+    """
+    numbers: dict[str, int] = {}
+    for name, image in (*((f"x{n}", x) for n, x in enumerate(what.xs)), ("y", what.y)):
+        flat = image.flat()
+        numbers |= {f"{name}_image": flat.n_stride, f"{name}_pixel": flat.x_stride}
+    done = 0
+    for n, run in enumerate(runs):
+        numbers |= {f"first{n}": done, f"last{n}": done + run.count}
+        numbers |= {f"y{n}_block": run.first * what.y.block_stride, f"y{n}_turn": run.step * what.y.block_stride}
+        for m, (source, moves) in enumerate(zip(run.sources, run.moves, strict=True)):
+            stride = what.xs[source.image].block_stride
+            numbers |= {f"x{n}_{m}_block": source.block * stride, f"x{n}_{m}_turn": moves * stride}
+        done += run.count
+    return numbers
 
 
 def is_regular(order: Sequence[_Lane], width: int) -> bool:
@@ -111,30 +139,45 @@ def is_regular(order: Sequence[_Lane], width: int) -> bool:
     return len(_runs(order, width)) <= MAX_RUNS
 
 
-def _addresses(k: Function, what: Channels, run: _Run, pointers: Sequence[Value], image: Value, turn: Value) -> list[Value]:
-    """Return the addresses of the run's sources and of y's block at a turn of the run."""
-    kind, found = bits_type(what.dtype), []
-    for source, moves in zip(run.sources, run.moves, strict=True):
-        x = what.xs[source.image]
-        block = turn * (moves * x.block_stride) + source.block * x.block_stride
-        found.append(k.offset(pointers[source.image], image * x.n_stride + block, kind))
-    block = turn * (run.step * what.y.block_stride) + run.first * what.y.block_stride
-    return [*found, k.offset(pointers[-1], image * what.y.n_stride + block, kind)]
+class _ChannelsEmitter:
+    """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
+    def __init__(self, k: Function, code: _Code, n: Mapping[str, Value], pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.pointers = k, code, n, pointers
 
-def _vector(k: Function, what: Channels, run: _Run, addresses: Sequence[Value], pixel: Value) -> None:
-    """One block of one pixel."""
-    width = what.y.block
-    kind = bits_type(what.dtype).by(width)
-    made: Value | None = None
-    for source, address in zip(run.sources, addresses, strict=False):
-        loaded = k.load(kind, address, pixel * what.xs[source.image].x_stride)
-        if made is None:
-            made = k.shuffle(loaded, None, source.taken)
-        else:
-            made = k.shuffle(made, loaded, [lane if at < 0 else width + at for lane, at in enumerate(source.taken)])
-    if made is not None:
-        k.store(made, addresses[-1], pixel * what.y.x_stride)
+    def emit(self, begin: Value, end: Value) -> None:
+        """Emit a loop over the chunks of each run."""
+        k, n = self.k, self.n
+        for run in range(len(self.code.runs)):
+            first, last = n[f"first{run}"] * n["block_chunks"], n[f"last{run}"] * n["block_chunks"]
+            with k.loop("block", k.most(begin, first), k.least(end, last)) as chunk:
+                at = chunk - first
+                turn, left = at // n["block_chunks"], at % n["block_chunks"]
+                image, start = left // n["pieces"], left % n["pieces"] * n["piece"]
+                self._pixels(run, turn, image, (start, k.least(start + n["piece"], n["pixels"])))
+
+    def _pixels(self, run: int, turn: Value, image: Value, bounds: Bounds) -> None:
+        """Emit one block of some pixels."""
+        k, width, sources = self.k, self.code.width, self.code.runs[run]
+        kind = self.code.kind.by(width)
+        x = [self._block(f"x{source}", f"x{run}_{m}", turn, image) for m, (source, _) in enumerate(sources)]
+        y = self._block("y", f"y{run}", turn, image)
+        with k.loop("pixel", *bounds) as pixel:
+            made = k.poison(kind)
+            for address, (source, taken) in zip(x, sources, strict=True):
+                loaded = k.load(kind, address, pixel * self._step(f"x{source}"))
+                made = k.shuffle(made, loaded, [lane if at < 0 else width + at for lane, at in enumerate(taken)])
+            k.store(made, y, pixel * self._step("y"))
+
+    def _step(self, name: str) -> Operand:
+        """Return the elements from a pixel of an argument's image to the next."""
+        return self.code.width if self.code.side_by_side else self.n[f"{name}_pixel"]
+
+    def _block(self, name: str, numbers: str, turn: Value, image: Value) -> Value:
+        """Return the address of a block of an argument's image at a turn of a run."""
+        n = self.n
+        at = image * n[f"{name}_image"] + n[f"{numbers}_block"] + turn * n[f"{numbers}_turn"]
+        return self.k.offset(self.pointers[name], at, self.code.kind)
 
 
 def _runs(order: Sequence[_Lane], width: int) -> list[_Run]:

@@ -90,7 +90,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
         isa,
         kernel_name(stem, code, isa, words),
         names,
-        chunk_count(nest, pieces) if what.y.view.size else 0,
+        chunk_count(nest.sizes, pieces) if what.y.view.size else 0,
         body,
         _numbers(nest, pieces),
     )
@@ -105,10 +105,9 @@ def _deep(nest: Nest) -> Nest:
 def _numbers(nest: Nest, pieces: Sequence[int]) -> dict[str, int]:
     """Return the numbers that the code reads, by name.
 
-    size0, size1…: of each axis, outermost first; piece0…: how much of it a chunk takes; count0…: how many pieces it has.
     offset0…: elements from the address of each view to its first one, y's first; stride0_1…: of view 0 along axis 1.
     """
-    numbers = piece_numbers([axis.size for axis in nest.axes], pieces)
+    numbers = piece_numbers(nest.sizes, pieces)
     for view, offset in enumerate(nest.offsets):
         numbers |= {f"offset{view}": offset, **{f"stride{view}_{n}": axis.strides[view] for n, axis in enumerate(nest.axes)}}
     return numbers

@@ -10,64 +10,92 @@
 Separable reads less where the output is wider than the input or there are many taps, direct where it is narrower, and where one
 input row makes an output row. Rows and pixels that lie outside are filled with a number instead.
 
-What an output reads lies in tables made for the layout: how far each tap is from the first row or column, and its weight. One
-look-up serves V vectors, so nearest neighbours are copies whose speed is bound by their stores at every scale.
+The code is decided by the tile, the form, how many taps there are where they are few, how channels lie, and the epilogue; all
+else is numbers and two tables. A last block of fewer than V vectors is computed one vector at a time.
 
-Packed table of a side: [output][tap] distance in elements as i64, then [output][tap] weight as fp32 where there are weights.
+Table of a side: the range of outputs that lie inside; [output][tap] how far the tap is from the first row or column, in
+elements; then [output][tap] weights, two fp32 a word. One look-up serves V vectors, so nearest neighbours are copies whose speed
+is bound by their stores at every scale.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images, vector_at
-from kernels.native.emit.geometry import Block, channel_blocks, even_rows, maybe
-from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
+from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.expression import is_long
+from kernels.native.emit.geometry import even_rows
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import unrolled
-from kernels.native.emit.types import I64
+from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
+from kernels.native.emit.types import F32, I32, I64
 from kernels.native.errors import EmitError
-from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.spec import Array
+from kernels.resampling import Pass
+from kernels.size import hint
 
 MOST_TAPS = 8  # looked up once and unrolled; more are a loop
-MOST_LOADS = 64  # unrolled in the innermost loop
+MOST_LOADS = 8  # unrolled in the innermost loop; with 16 the code doubles and is 3 % slower
 PIXELS = 4  # at a time at most
 CHUNK_CYCLES = 8192  # about 2 µs
 LINE_BYTES = 24 << 10  # of scratch that stays in L1 beside what is read and written
+RANGE_WORDS = 2  # of a table, before the distances
 
-_Vectors = Callable[[Value], Sequence[Value]]  # the V vectors at a distance
+_Vectors = Callable[[Value], Sequence[Value]]  # the V vectors at an address or a distance
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The resizing of one side. taps: inputs of every output. weighted: whether they have weights; one tap may have none.
+    """The resizing of one side: which inputs each output is made of.
 
-    begin, end: the range of outputs that are computed; those before and after it are filled.
+    taps: inputs of every output. weighted: whether they have weights; one tap may have none. make: returns these inputs, a pure
+    function of `sizes`. Outputs that lie outside must be at the ends.
     """
 
     taps: int
     weighted: bool
-    begin: int
-    end: int
+    make: Callable[..., Pass]
+    sizes: tuple[int, ...]
+
+    def table(self, step: int) -> Table:
+        """Return the table that a kernel reads. step: elements from one row or column of the input to the next."""
+        return Table(_Words(self.make), (step, *self.sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """A pure function of a step and a side's sizes, which returns the words of the side's table."""
+
+    make: Callable[..., Pass]
+
+    def __call__(self, step: int, *sizes: int) -> list[int]:
+        side = self.make(*sizes)
+        inside = np.flatnonzero(~side.outside)
+        begin, end = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
+        words: list[int] = [begin, end, *(side.index * step).ravel().tolist()]
+        if side.weights is not None:
+            weights = side.weights.astype(np.float32).ravel()
+            words += np.pad(weights, (0, len(weights) % 2)).view(np.int64).tolist()
+        return words
 
 
 @dataclass(frozen=True, slots=True)
 class Resizing:
-    """A resizing of an image. fill: the value of outputs that lie outside of the input."""
+    """A resizing of an image. fill: the value of outputs that lie outside of the input; None where no output can."""
 
     x: Image
     y: Image
     rows: Side
     columns: Side
-    fill: float = 0.0
+    fill: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ class ResizeTile:
 def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTile, ...]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
     forms = (False, True) if resizing.rows.taps > 1 else (False,)
-    most = -(-resizing.y.channels // isa.lanes)
+    most = -(-hint(resizing.y.channels) // isa.lanes)
     tiles = [
         make_resize_tile(resizing, isa, PIXELS, vectors, separable=separable)
         for separable in forms
@@ -100,12 +128,12 @@ def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTi
 
 def make_resize_tile(resizing: Resizing, isa: Isa, pixels: int, vectors: int, *, separable: bool) -> ResizeTile:
     """Make a tile of these sizes; the rest follows by rule."""
-    taps = min(resizing.columns.taps, MOST_TAPS) * (1 if separable else resizing.rows.taps)
-    pixels = max(1, min(pixels, resizing.y.width, MOST_LOADS // (vectors * taps)))
+    taps = resizing.columns.taps * (1 if separable else resizing.rows.taps)
+    pixels = max(1, min(pixels, MOST_LOADS // (vectors * taps)))
     tile = ResizeTile(pixels, vectors, 1, separable)
-    blocks = sum(block.count for block in channel_blocks(resizing.y.channels, vectors, isa.lanes))
+    blocks = -(-hint(resizing.y.channels) // (vectors * isa.lanes))
     wanted = int(CHUNK_CYCLES * blocks / _row_cycles(resizing, tile, isa))
-    return ResizeTile(pixels, vectors, even_rows(resizing.y.height, wanted), separable)
+    return ResizeTile(pixels, vectors, even_rows(hint(resizing.y.height), wanted), separable)
 
 
 def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
@@ -114,61 +142,105 @@ def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
     Lines that do not stay in L1 take half as long again to store and load.
     """
     rows, columns, total = resizing.rows.taps, resizing.columns.taps, 0.0
+    width, x_width, channels = hint(resizing.y.width), hint(resizing.x.width), hint(resizing.y.channels)
     looks = columns * (1 + resizing.columns.weighted)
-    for block in channel_blocks(resizing.y.channels, tile.vectors, isa.lanes):
-        v, line = block.vectors, 0.0
+    full, rest = divmod(-(-channels // isa.lanes), tile.vectors)
+    for v, count in ((tile.vectors, full), (1, rest)):
+        line = 0.0
         if tile.separable:
-            spill = 1.5 if _line_bytes(resizing, tile, isa) > LINE_BYTES else 1.0
-            line = spill * resizing.x.width * v * max(rows / 2, 1)
+            spill = 1.5 if 4 * x_width * tile.vectors * isa.lanes > LINE_BYTES else 1.0
+            line = spill * x_width * v * max(rows / 2, 1)
             pixel = spill * max((v * columns + looks) / 2, v)
         else:
             pixel = max((v * rows * columns + looks) / 2, v, v * rows * (columns + 1) / 2 if rows > 1 else 0)
-        total += block.count * (line + resizing.y.width * (pixel + 1 / tile.pixels))
+        total += count * (line + width * (pixel + 1 / tile.pixels))
     return total
 
 
-def _line_bytes(resizing: Resizing, tile: ResizeTile, isa: Isa) -> int:
-    return 4 * resizing.x.width * tile.vectors * isa.lanes if tile.separable else 0
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """What decides the code of a side. count: inputs of every output, None where the kernel reads that when it runs."""
+
+    count: int | None
+    weighted: bool
+
+    @staticmethod
+    def of(side: Side) -> _Taps:
+        return _Taps(side.taps if side.taps <= MOST_TAPS else None, side.weighted)
 
 
-def pack_rows(resizing: Resizing, index: Array, weights: Array | None) -> Array:
-    """Pack the table of the rows. index, weights: (outputs, taps)."""
-    return _pack(index * resizing.x.y_stride, weights)
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """All that decides the code. fills: whether outputs may lie outside. x: how its channels lie."""
 
+    separable: bool
+    rows: _Taps
+    columns: _Taps
+    fills: bool
+    x: Channels
+    results: Results
 
-def pack_columns(resizing: Resizing, tile: ResizeTile, isa: Isa, index: Array, weights: Array | None) -> Array:
-    """Pack the table of the columns. index, weights: (outputs, taps)."""
-    return _pack(index * (tile.vectors * isa.lanes if tile.separable else resizing.x.x_stride), weights)
-
-
-def _pack(distances: Array, weights: Array | None) -> Array:
-    parts = [distances.astype(np.int64).ravel().view(np.uint8)]
-    if weights is not None:
-        parts.append(weights.astype(np.float32).ravel().view(np.uint8))
-    joined = np.concatenate(parts)
-    memory = aligned(joined.nbytes)
-    memory[:] = joined
-    return memory
+    @property
+    def masked(self) -> bool:
+        """Whether a last vector has memory for the channels alone that there are, somewhere."""
+        return any(each.kind == "rows" for each in (self.x, self.results.y, *self.results.operands))
 
 
 def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
-    """Emit the kernel. Its arguments are "x", "rows" and "columns" (the packed tables), those of the epilogue, "y" and "scratch".
+    """Emit the kernel. Its arguments are "x", those of the epilogue, "y" and "scratch".
 
     Raises EmitError for images whose channels do not come in vectors, and for a bias.
     """
     _check(resizing, tile, epilogue, isa)
-    form = "separable" if tile.separable else "direct"
-    taps = f"{resizing.rows.taps}x{resizing.columns.taps}"
-    words = (form, name_layouts(resizing.x, resizing.y), taps, *name_epilogue(epilogue))
-    name = kernel_name(f"f32_resize_{tile.pixels}x{tile.vectors * isa.lanes}", (resizing, tile, epilogue), isa, words)
-    emitter = _ResizeEmitter(resizing, tile, epilogue, isa)
+    x, y = resizing.x, resizing.y
+    pixels = 1 if is_long(epilogue.expression) else tile.pixels
+    results = Results.of(pixels, tile.vectors, y, epilogue, isa.lanes)
+    taps = _Taps.of(resizing.rows), _Taps.of(resizing.columns)
+    code = _Code(tile.separable, *taps, resizing.fill is not None, Channels.of(x, isa.lanes), results)
+    words = (
+        "separable" if tile.separable else "direct", name_layouts(x, y), "x".join(str(each.count or "n") for each in taps),
+        *name_epilogue(epilogue),
+    )  # fmt: skip
+    blocks, row_chunks = -(-y.channels // (tile.vectors * isa.lanes)), -(-y.height // tile.rows)
+    step = tile.vectors * isa.lanes
 
-    def body(k: Function, values: list[Value]) -> None:
-        x, rows, columns, *operands, y, line, begin, end = values
-        emitter.emit(k, x, rows, columns, line, Places.of(resizing.y, epilogue, y, operands), begin, end)
+    def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
+        _ResizeEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    arguments = ("x", "rows", "columns", *epilogue.arguments, "y", SCRATCH)
-    return emitted(isa, name, arguments, emitter.chunks, body, _line_bytes(resizing, tile, isa))
+    return emitted_for_any_shape(
+        isa,
+        kernel_name(f"f32_resize_{pixels}x{step}", code, isa, words),
+        ("x", *epilogue.arguments, "y", SCRATCH),
+        y.batch * row_chunks * blocks,
+        body,
+        {"blocks": blocks, "row_chunks": row_chunks, "chunk_rows": tile.rows, **_numbers(resizing, tile, epilogue, isa)},
+        {
+            "row_table": resizing.rows.table(x.y_stride),
+            "column_table": resizing.columns.table(step if tile.separable else x.x_stride),
+        },
+        4 * x.width * step if tile.separable else 0,
+    )
+
+
+def _numbers(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
+    """Return the numbers that the code reads, by name, but for those of chunks. Strides count elements.
+
+    rows, channels, width: of y. x_width: of x. x_image, x_block, x_vector, x_pixel: between neighbours of each kind in x.
+    row_taps, column_taps: of every output. row_weights, column_weights: words of a table before its weights. fill: bits of the
+    number that outputs outside are filled with.
+    """
+    x, y, lanes = resizing.x, resizing.y, isa.lanes
+    vector = lanes if x.block > lanes else x.block_stride
+    rows, columns = resizing.rows.taps, resizing.columns.taps
+    numbers = {
+        "rows": y.height, "channels": y.channels, "width": y.width, "x_width": x.width, "x_image": x.n_stride,
+        "x_block": tile.vectors * vector, "x_vector": vector, "x_pixel": x.x_stride, "row_taps": rows, "column_taps": columns,
+        "row_weights": RANGE_WORDS + y.height * rows, "column_weights": RANGE_WORDS + y.width * columns,
+        "fill": int(np.float32(resizing.fill or 0.0).view(np.int32)),
+    }  # fmt: skip
+    for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
+        numbers |= result_numbers(name, image, tile.vectors, lanes, 0)
+    return numbers
 
 
 def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> None:
@@ -182,172 +254,175 @@ def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa:
     for side, what in ((resizing.rows, "rows"), (resizing.columns, "columns")):
         if side.taps < 1 or (side.taps > 1 and not side.weighted):
             raise EmitError(f"resize: {what} have {side.taps} taps, need one, or weights")
-    for image, what in ((x, "x"), (y, "y")):
-        whole = image.block % isa.lanes == 0 and tile.vectors % max(image.block // isa.lanes, 1) == 0
-        if not (image.contiguous_channels or whole):
-            raise EmitError(f"resize: {what} has blocks of {image.block} channels, a tile takes {tile.vectors} of {isa.lanes}")
-    check_images(epilogue, isa.lanes)
+    if Channels.of(x, isa.lanes).kind not in {"blocks", "rows"}:
+        raise EmitError(f"resize: x has blocks of {x.block} channels, a tile takes vectors of {isa.lanes}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Some vectors of channels. count: how many. lanes: of the only vector that exist, None for all. x, to: their addresses."""
+
+    count: int
+    lanes: Value | None
+    x: Value
+    to: Spots
 
 
 class _ResizeEmitter:
-    """Emits one resizing; the methods are the loops of the module docstring, from the outside in."""
+    """Emits the code; the methods are the loops of the module docstring, from the outside in."""
 
-    def __init__(self, resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa: Isa) -> None:
-        self.resizing, self.tile, self.epilogue, self.lanes = resizing, tile, epilogue, isa.lanes
-        self.blocks = channel_blocks(resizing.y.channels, tile.vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
-        self.row_chunks = -(-resizing.y.height // tile.rows)
-        self.chunks = resizing.y.batch * self.row_chunks * self.block_count
+    def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
+        self.tile, self.line = code.results, pointers[SCRATCH]
+        self.results = ResultsEmitter(k, code.results, n, self.line)
+        self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
+        vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
+        self.vectors = [vector * v for v in range(code.results.vectors)]  # from the first one
+        self.step = code.results.vectors * self.lanes  # elements of a column of the line
 
-    def emit(
-        self, k: Function, x: Value, rows: Value, columns: Value, line: Value, places: Places, begin: Value, end: Value
-    ) -> None:
-        """Emit the loop over the chunks of a call. line: address of scratch memory for one line."""
-        height, tile = self.resizing.y.height, self.tile
+    def emit(self, begin: Value, end: Value) -> None:
+        """Emit the loop over the chunks of a call."""
+        k, n, vectors = self.k, self.n, self.tile.vectors
         with k.loop("chunk", begin, end) as chunk:
-            number, slow = chunk % self.block_count, chunk // self.block_count
-            first, image = slow % self.row_chunks * tile.rows, slow // self.row_chunks
-            stop = first + tile.rows
-            if height % tile.rows:
-                stop = k.select(stop < height, stop, k.const(I64, height))
-            at = k.offset(x, self._start(self.resizing.x, image, number))
-            to = places.move(k, lambda layout: self._start(layout, image, number))
-            for block in self.blocks:
-                with maybe(k, block.chosen_by(number, self.blocks)), k.loop("row", first, stop) as row:
-                    self._row(k, block, row, at, rows, columns, line, to.move(k, lambda layout: row * layout.y_stride))
+            number, slow = chunk % n["blocks"], chunk // n["blocks"]
+            first, image = slow % n["row_chunks"] * n["chunk_rows"], slow // n["row_chunks"]
+            rows = first, k.least(first + n["chunk_rows"], n["rows"])
+            x = k.offset(self.pointers["x"], image * n["x_image"] + number * n["x_block"])
+            to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * self.step
+            whole, vector = _Group(vectors, None, x, to), self.vectors[1] if vectors > 1 else k.const(I64, 0)
+            if vectors == 1 and not self.code.masked:
+                self._rows(whole, *rows)
+                return
+            all_exist = k.compare("ge", left, self.step if self.code.masked else self.step - self.lanes + 1)
+            with k.when(all_exist, "whole"):
+                self._rows(whole, *rows)
+            parts = k.select(all_exist, k.const(I64, 0), (left + (self.lanes - 1)) // self.lanes)
+            with k.loop("part", 0, parts) as v:
+                some = k.least(left - v * self.lanes, k.const(I64, self.lanes)) if self.code.masked else None
+                self._rows(_Group(1, some, k.offset(x, v * vector), [s.move(k, v * s.vector) for s in to]), *rows)
 
-    def _start(self, layout: Image, image: Value, number: Value) -> Value:
-        """Return the offset of a block of channels in an image, in elements."""
-        return image * layout.n_stride + number * layout.offset(self.tile.vectors * self.lanes)
+    def _rows(self, group: _Group, first: Value, stop: Value) -> None:
+        """Emit the rows of a chunk: the pixels that lie inside are sums, the others are filled."""
+        k, n = self.k, self.n
+        with k.loop("row", first, stop) as row:
+            by_row = self._sum("row", row, group.x)
+            to, begin, end, x_width = self.results.row(group.to, row), k.const(I64, 0), n["width"], n["x_width"]
+            if self.code.fills:
+                begin, end, x_width = self._inside(row)
+            if self.code.separable:
+                self._line(group, by_row, x_width)
+            self._pixels(group, by_row, begin, end, to)
+            if self.code.fills:
+                self._fill(group, (begin, end), to)
 
-    def _row(self, k: Function, block: Block, row: Value, x: Value, rows: Value, columns: Value, line: Value, to: Places) -> None:
-        """One row: made of input rows, or filled where it lies outside."""
-        side, height = self.resizing.rows, self.resizing.y.height
-        if (side.begin, side.end) == (0, height):
-            self._made(k, block, row, x, rows, columns, line, to)
-            return
-        inside = (row >= side.begin) & (row < side.end)
-        with k.when(inside, "inside"):
-            self._made(k, block, row, x, rows, columns, line, to)
-        with k.when(inside ^ 1, "outside"):
-            self._filled(k, block, 0, self.resizing.y.width, to)
+    def _inside(self, row: Value) -> tuple[Value, Value, Value]:
+        """Return the range of a row's pixels that lie inside, and how many columns of x they need."""
+        k, n, (rows, columns) = self.k, self.n, (self.pointers[name] for name in ("row_table", "column_table"))
+        inside = k.compare("ge", row, k.load(I64, rows)) & (row < k.load(I64, rows, 1))
+        begin, end = (k.select(inside, k.load(I64, columns, at), n["width"]) for at in range(RANGE_WORDS))
+        return begin, end, k.select(inside, n["x_width"], k.const(I64, 0))
 
-    def _made(
-        self, k: Function, block: Block, row: Value, x: Value, rows: Value, columns: Value, line: Value, to: Places
-    ) -> None:
-        """A row that lies inside: of its pixels those that do are sums, the others filled."""
-        resizing = self.resizing
-        by_row, side = _Sum(k, resizing.rows, rows, resizing.y.height, row), resizing.columns
-        if self.tile.separable:
-            self._line(k, block, by_row, x, line)
-        self._filled(k, block, 0, side.begin, to)
-        self._pixels(k, block, by_row, columns, line if self.tile.separable else x, to)
-        self._filled(k, block, side.end, resizing.y.width, to)
+    def _sum(self, side: str, number: Value, base: Value | None) -> _Sum:
+        """Return the sum that a row or a column is. base: what distances count from."""
+        n, table, taps = self.n, self.pointers[f"{side}_table"], self.code.rows if side == "row" else self.code.columns
+        return _Sum(self.k, taps, n[f"{side}_taps"], table, n[f"{side}_weights"], number, base)
 
-    def _line(self, k: Function, block: Block, by_row: _Sum, x: Value, line: Value) -> None:
+    def _line(self, group: _Group, by_row: _Sum, width: Value) -> None:
         """Every input column's sum over rows."""
-        step = self.tile.vectors * self.lanes
+        k, vectors = self.k, self.tile.vectors
 
         def body(column: Value, turns: int, _: list[Value]) -> list[Value]:
-            at, to = k.offset(x, column * self.resizing.x.x_stride), k.offset(line, column * step)
-            for n in range(turns):
-                for v, value in enumerate(self._summed(k, block, by_row, k.offset(at, n * self.resizing.x.x_stride))):
-                    k.store(value, to, n * step + v * self.lanes)
+            def taken(row: Value) -> list[Value]:
+                each = [k.offset(row, (column + n) * self.pixel) for n in range(turns)]
+                return [vector for at in each for vector in self._vectors(group, at)]
+
+            for number, value in enumerate(by_row.over(taken)):
+                n, v = divmod(number, group.count)
+                k.store(value, self.line, (column + n) * self.step + v * self.lanes)
             return []
 
-        unrolled(k, "line", self.resizing.x.width, PIXELS, [], body)
+        unrolled(k, "line", width, max(1, min(PIXELS, MOST_LOADS // (vectors * (self.code.rows.count or 1)))), [], body)
 
-    def _summed(self, k: Function, block: Block, by_row: _Sum, at: Value) -> list[Value]:
-        """The sums of one input column. at: where it is in the first row."""
-        return by_row.over(lambda distance: self._vectors(k, block, k.offset(at, distance)))
-
-    def _pixels(self, k: Function, block: Block, by_row: _Sum, columns: Value, source: Value, to: Places) -> None:
+    def _pixels(self, group: _Group, by_row: _Sum, begin: Value, end: Value, to: Spots) -> None:
         """The pixels that lie inside."""
-        resizing, side = self.resizing, self.resizing.columns
-        if side.begin == side.end:
-            return
 
         def body(index: Value, turns: int, _: list[Value]) -> list[Value]:
             for n in range(turns):
-                column = index + (side.begin + n)
-                values = self._pixel(k, block, by_row, _Sum(k, side, columns, resizing.y.width, column), source)
-                self._store(k, block, column, values, to)
+                column = begin + index + n
+                by_column = self._sum("column", column, self.line if self.code.separable else None)
+                self._store(group, column, self._pixel(group, by_row, by_column), to)
             return []
 
-        unrolled(k, "pixel", side.end - side.begin, self.tile.pixels, [], body)
+        unrolled(self.k, "pixel", end - begin, self.tile.pixels, [], body)
 
-    def _pixel(self, k: Function, block: Block, by_row: _Sum, by_column: _Sum, source: Value) -> list[Value]:
-        """The sums of one pixel. source: the line, or x."""
-        if self.tile.separable:
-            return by_column.over(lambda distance: self._line_vectors(k, block, k.offset(source, distance)))
+    def _pixel(self, group: _Group, by_row: _Sum, by_column: _Sum) -> list[Value]:
+        """The sums of one pixel, over columns of the line or of x."""
+        if self.code.separable:
+            return by_column.over(partial(self._line_vectors, group))
+        return by_row.over(lambda row: by_column.over(lambda far: self._vectors(group, self.k.offset(row, far))))
 
-        def row(distance: Value) -> list[Value]:
-            at = k.offset(source, distance)
-            return by_column.over(lambda farther: self._vectors(k, block, k.offset(at, farther)))
+    def _fill(self, group: _Group, inside: tuple[Value, Value], to: Spots) -> None:
+        """Fill the pixels before and behind those that lie inside."""
+        k, n = self.k, self.n
+        bits = k.convert("bitcast", k.convert("trunc", n["fill"], I32), F32)
+        with k.loop("end", 0, 2) as after:
+            before = k.compare("eq", after, 0)
+            start, stop = k.select(before, k.const(I64, 0), inside[1]), k.select(before, inside[0], n["width"])
+            with k.loop("fill", start, stop) as column:
+                self._store(group, column, [k.splat(bits, k.f32)] * group.count, to)
 
-        return by_row.over(row)
-
-    def _filled(self, k: Function, block: Block, first: int, last: int, to: Places) -> None:
-        """Pixels that lie outside."""
-        if first == last:
-            return
-        with k.loop("fill", first, last) as column:
-            self._store(k, block, column, [k.const(k.f32, self.resizing.fill)] * block.vectors, to)
-
-    def _store(self, k: Function, block: Block, column: Value, values: Sequence[Value], to: Places) -> None:
+    def _store(self, group: _Group, column: Value, values: Sequence[Value], to: Spots) -> None:
         """Finish and write a pixel. to: the row."""
-        to = to.move(k, lambda layout: column * layout.x_stride)
-        results = []
+        here = self.results.column(to, column)
         for v, value in enumerate(values):
-            lanes = self._lanes(block, v, self.resizing.y)
-            results.append(Result(value, vector_at(0, v * self.lanes), lanes, lanes))
-        to.store(k, self.epilogue, results)
+            self.results.store(value, here, 0, v, group.lanes)
 
-    def _vectors(self, k: Function, block: Block, at: Value) -> list[Value]:
+    def _vectors(self, group: _Group, at: Value) -> list[Value]:
         """The vectors of a pixel of x."""
-        x = self.resizing.x
-        return [k.load_part(k.f32, at, self._lanes(block, v, x), x.offset(v * self.lanes)) for v in range(block.vectors)]
+        k = self.k
+        if group.lanes is not None and self.code.x.kind == "rows":
+            return [k.load_first(k.f32, at, group.lanes)]
+        return [k.load(k.f32, at, self.vectors[v]) for v in range(group.count)]
 
-    def _line_vectors(self, k: Function, block: Block, at: Value) -> list[Value]:
+    def _line_vectors(self, group: _Group, at: Value) -> list[Value]:
         """The vectors of a column of the line."""
-        return [k.load(k.f32, at, v * self.lanes) for v in range(block.vectors)]
-
-    def _lanes(self, block: Block, v: int, image: Image) -> int:
-        """Return how many lanes of vector v exist in memory."""
-        return block.tail if v == block.vectors - 1 and image.contiguous_channels else self.lanes
+        return [self.k.load(self.k.f32, at, v * self.lanes) for v in range(group.count)]
 
 
 class _Sum:
-    """The weighted sum that one output of a side is; where it has few taps they are looked up when this is made."""
+    """The weighted sum that one output of a side is; where it has few taps they are looked up when this is made.
 
-    def __init__(self, k: Function, side: Side, table: Value, outputs: int, number: Value) -> None:
-        self.k, self.side = k, side
-        self.first = number * side.taps
-        self.table, self.weights = table, k.offset(table, outputs * side.taps, I64)
-        self.known = [self._tap(k.const(I64, n)) for n in range(side.taps)] if side.taps <= MOST_TAPS else []
+    count: of its taps. weights: words of the table before its weights. base: the address that distances count from; None where
+    the caller knows several, and moves each by the distance.
+    """
 
-    def _tap(self, tap: Value) -> tuple[Value, Value | None]:
-        """The distance of a tap, and its weight in every lane."""
-        at = self.first + tap
-        weight = self.k.broadcast(self.k.f32, self.weights, at) if self.side.weighted else None
-        return self.k.load(I64, self.table, at), weight
+    def __init__(
+        self, k: Function, taps: _Taps, count: Value, table: Value, weights: Value, number: Value, base: Value | None
+    ) -> None:
+        self.k, self.taps, self.count, self.base = k, taps, count, base
+        self.first = number * (count if taps.count is None else taps.count)
+        self.distances, self.weights = k.offset(table, RANGE_WORDS, I64), k.offset(table, weights, I64)
+        self.known = [self._tap(at) for at in range(taps.count or 0)]
+
+    def _tap(self, tap: Operand) -> tuple[Value, Value | None]:
+        """The address or the distance of a tap, and its weight in every lane."""
+        k, at = self.k, self.first + tap
+        place = k.load(I64, self.distances, at)
+        place = place if self.base is None else k.offset(self.base, place)
+        return place, k.broadcast(k.f32, self.weights, at) if self.taps.weighted else None
 
     def over(self, vectors: _Vectors) -> list[Value]:
-        """Emit the weighted sums of the elements at the distances of the taps."""
-        first = self._add(None, self.known[0] if self.known else self._tap(self.k.const(I64, 0)), vectors)
+        """Emit the weighted sums of the elements at the taps' addresses or distances."""
+        first = self._add(None, self.known[0] if self.known else self._tap(0), vectors)
         if self.known:
             return functools.reduce(lambda sums, tap: self._add(sums, tap, vectors), self.known[1:], first)
-
-        def body(index: Value, turns: int, sums: list[Value]) -> list[Value]:
-            for n in range(turns):
-                sums = self._add(sums, self._tap(index + (n + 1)), vectors)
-            return sums
-
-        return unrolled(self.k, "tap", self.side.taps - 1, PIXELS, first, body)
+        with self.k.fold("tap", 1, self.count, 1, first) as fold:
+            fold.values = self._add(fold.values, self._tap(fold.index), vectors)
+        return fold.values
 
     def _add(self, sums: list[Value] | None, tap: tuple[Value, Value | None], vectors: _Vectors) -> list[Value]:
-        distance, weight = tap
-        taken = list(vectors(distance))
+        place, weight = tap
+        taken = list(vectors(place))
         if weight is None:
             return taken
         if sums is None:

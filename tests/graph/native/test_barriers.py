@@ -59,3 +59,13 @@ def test_parts_of_one_storage_are_written_side_by_side() -> None:
     whole, other = Storage("whole", 8, F32), Storage("other", 8, F32)
     where = {whole: Ref(0), other: Ref(0, 32)}
     assert [step.barrier for step in with_barriers([call([other], [whole])] * 3, where)] == [False, False, False]
+
+
+def test_what_a_call_updates_must_be_complete_before() -> None:
+    """A scatter writes to a copy that other threads may still be making."""
+    data, copy, updates = (Storage(name, 8, F32) for name in ("data", "copy", "updates"))
+    where = {data: Ref(0), copy: Ref(0, 32), updates: Ref(0, 64)}
+    kernel: Any = SimpleNamespace(name="k")
+    scatter = Call(0, kernel, {"updates": (updates, 0), "table": (copy, 0)}, (), ("table",))
+    steps = with_barriers([call([data], [copy]), scatter, scatter, call([copy], [data])], where)
+    assert [step.barrier for step in steps] == [True, True, True, False]

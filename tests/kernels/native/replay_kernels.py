@@ -23,6 +23,7 @@ from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
 from kernels.native.families.conv_transpose import Phase, Transposed, phases
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
+from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
@@ -30,12 +31,14 @@ from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
+from kernels.native.families.scatter import Scatter, emit_scatter
 from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
 from kernels.native.families.winograd_kernels import emit_winograd
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
+from kernels.resampling import Pass
 from kernels.spec import DType
 from tests.kernels.native.chains import chain
 
@@ -305,24 +308,35 @@ def pool(
 # Resizing
 
 
+def any_taps(size_in: int, size_out: int, taps: int, begin: int, end: int) -> Pass:
+    """Return a pass that reads one input after the other. Outputs before `begin` and from `end` on lie outside."""
+    index = np.arange(size_out * taps).reshape(size_out, taps) % size_in
+    places = np.arange(size_out)
+    return Pass(0, index, np.full(index.shape, 1 / taps) if taps > 1 else None, (places < begin) | (places >= end))
+
+
 def resize(
     isa: Isa,
     taps: tuple[int, int],
     *,
     separable: bool | None = None,
     layout: Layout = "blocked",
-    inside: tuple[int, int, int, int] = (0, 7, 0, 11),
+    inside: tuple[int, int, int, int] | None = None,
     steps: tuple[Step, ...] = (),
     rows: int | None = None,
 ) -> Kernels:
     """Emit a resize of 5 × 6 to 7 × 11 pixels. separable: None = as the tile says that is used without measurements.
 
-    inside: rows and columns, first and end, that are not filled. rows: rows of a chunk; None: by rule.
+    inside: rows and columns, first and end, that are not filled; None: all. rows: rows of a chunk; None: by rule.
     """
     channels = 2 * isa.lanes + 1
     x, y = image(layout, isa, 1, channels, 5, 6), image(layout, isa, 1, channels, 7, 11)
-    sides = Side(taps[0], taps[0] > 1, *inside[:2]), Side(taps[1], taps[1] > 1, *inside[2:])
-    what = Resizing(x, y, *sides, 2.5)
+    begin, end, first, last = inside or (0, 7, 0, 11)
+    sides = (
+        Side(taps[0], taps[0] > 1, any_taps, (5, 7, taps[0], begin, end)),
+        Side(taps[1], taps[1] > 1, any_taps, (6, 11, taps[1], first, last)),
+    )
+    what = Resizing(x, y, *sides, None if inside is None else 2.5)
     tile = resize_tiles(what, isa)[0] if separable is None else make_resize_tile(what, isa, 4, 2, separable=separable)
     epilogue = chain(("mul", y), *steps) if steps else PLAIN
     return [emit_resize(what, tile if rows is None else replace(tile, rows=rows), epilogue, isa)]
@@ -425,8 +439,26 @@ def joined_channels(isa: Isa) -> Kernels:
 
 def gather(isa: Isa, elements: int, dtype: Dtype, indices: Dtype = np.int64) -> Kernels:
     """Emit a gather of nine rows out of fifty."""
-    what = Gather(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
+    what = Gather.along(View.dense((2, 50, elements)), View.dense((2, 9, elements)), np.dtype(dtype), np.dtype(indices))
     return [emit_gather(what, isa)]
+
+
+def gather_by_tuples(isa: Isa) -> Kernels:
+    """Emit a gather of rows, each by two indices."""
+    what = Gather(View.dense((2, 5, 7, 37)), View.dense((2, 9, 2)), View.dense((2, 9, 37)))
+    return [emit_gather(what, isa)]
+
+
+def elements(isa: Isa, axis: int, *reductions: Reduction | None) -> Kernels:
+    """Emit kernels that pick or write elements along an axis, one for each reduction; None picks."""
+    views = View.dense((5, 7, 4)), View.dense((3, 7, 4)), View.dense((3, 7, 4))
+    return [emit_elements(Elements(*views, axis, reduction), isa) for reduction in reductions]
+
+
+def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
+    """Emit kernels that write rows, each by two indices, one for each reduction."""
+    table = View.dense((5, 7, elements))
+    return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
 
 
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
@@ -663,6 +695,11 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "gather, long rows": lambda isa: gather(isa, 768, np.float32),
     "gather, odd rows, i8 by i32": lambda isa: gather(isa, 37, np.int8, np.int32),
     "gather, elements, i64": lambda isa: gather(isa, 1, np.int64),
+    "gather, by tuples": gather_by_tuples,
+    "elements, picked": lambda isa: elements(isa, 0, None),
+    "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
+    "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
+    "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
 }  # fmt: skip
 
 

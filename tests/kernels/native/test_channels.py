@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +12,11 @@ from kernels.native.target.isa import ISAS
 from tests.kernels.native.reference import run_kernel
 
 
-def check(what: Channels, isa) -> None:
-    """Assert that every channel of y is the one that `what.order` names, and that nothing behind y is written."""
+def check(what: Channels, isa, like=None) -> None:
+    """Assert that every channel of y is the one that `what.order` names, and that nothing behind y is written.
+
+    like: run the code of that kernel.
+    """
     rng = np.random.default_rng(0)
     pixels, memories = [], []
     for x in what.xs:
@@ -24,7 +29,11 @@ def check(what: Channels, isa) -> None:
         memories.append(memory)
     y = np.empty(what.y.elements + 32, what.dtype)
     y.view(np.uint8)[:] = 0xA5
-    run_kernel(emit_channels(what, isa), isa, y=y, **{f"x{n}": memory for n, memory in enumerate(memories)})
+    kernel = emit_channels(what, isa)
+    if like is not None:
+        assert kernel.name == like.name
+        kernel = replace(kernel, emit=like.emit)
+    run_kernel(kernel, isa, y=y, **{f"x{n}": memory for n, memory in enumerate(memories)})
     wanted = np.stack([pixels[number][:, channel] for number, channel in what.order], 1)
     np.testing.assert_array_equal(what.y.load(y), wanted)
     assert (y[what.y.elements :].view(np.uint8) == 0xA5).all()
@@ -38,6 +47,17 @@ def shuffled(channels: int, groups: int):
 def test_shuffles_of_channels(isa, channels, groups):
     image = Image.blocked(2, channels, 3, 5, isa.lanes)
     check(Channels((image,), image, shuffled(channels, groups)), isa)
+
+
+def test_code_of_one_size_shuffles_others(isa):
+    """Images of any size, and any number of channels that are a multiple of two blocks of each group."""
+    shuffles = []
+    for batch, blocks, height, width in ((1, 2, 3, 5), (2, 4, 1, 1), (1, 8, 50, 47)):
+        image = Image.blocked(batch, 2 * blocks * isa.lanes, height, width, isa.lanes)
+        shuffles.append(Channels((image,), image, shuffled(image.channels, 2)))
+    like = emit_channels(shuffles[0], isa)
+    for what in shuffles[1:]:
+        check(what, isa, like)
 
 
 def large(isa):

@@ -40,4 +40,4 @@ def test_chunks_are_whole_tiles_of_about_the_budget(sizes, units, budget, turned
     every = [1] * (len(sizes) - 2) + [*units]
     assert all(piece == size or piece % unit == 0 for piece, size, unit in zip(pieces, sizes, every, strict=True))
     assert math.prod(pieces) <= max(budget, math.prod(units))
-    assert chunk_count(nest, pieces) >= math.prod(sizes) / math.prod(pieces)
+    assert chunk_count(nest.sizes, pieces) >= math.prod(sizes) / math.prod(pieces)
