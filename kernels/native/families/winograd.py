@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.emit.geometry import Conv, channel_blocks
+from kernels.native.emit.geometry import Conv
 from kernels.native.emit.product import MOST_PIXELS, most_rows, step_cycles
 from kernels.native.target.isa import Isa
 from kernels.spec import Array
@@ -84,7 +84,7 @@ class Winograd:
 class WinogradTile:
     """The sizes by which a Winograd convolution is cut into groups and register tiles.
 
-    pixels × vectors: accumulators; pixels is the most tiles of a register tile, less where that divides a group evenly.
+    pixels × vectors: accumulators, of so many tiles and vectors of outputs.
     group: tiles transformed together. fused: one kernel with V and M in scratch, else one a phase.
     """
 
@@ -138,7 +138,7 @@ def error_estimate(unit: int, channels: int) -> float:
 def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradCost:
     """Return the work and the memory of a Winograd convolution with that tile."""
     conv, shape = winograd.conv, Buffers(winograd, tile, isa)
-    outputs = conv.output_vectors(isa.lanes) * isa.lanes
+    outputs = shape.blocks * tile.vectors * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
     multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
@@ -205,11 +205,8 @@ def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[Wino
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
     """Estimate the cycles of a point of a group per input channel."""
-    total = 0.0
-    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
-        for _, pieces, p in even_spans(tile.group, tile.pixels):
-            total += block.count * pieces * step_cycles(p, block.vectors)
-    return total
+    blocks, spans = winograd.conv.output_blocks(tile.vectors, isa.lanes), -(-tile.group // tile.pixels)
+    return blocks * spans * step_cycles(tile.pixels, tile.vectors)
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:
@@ -232,31 +229,20 @@ def fault(conv: Conv, isa: Isa) -> str | None:
 
 
 def _odd(count: int) -> int:
-    return count | 1
+    return count // 2 * 2 + 1
 
 
 class Buffers:
-    """Sizes of V and M in elements, and the blocks of outputs that they are cut by."""
+    """Sizes of V and M in elements, and how many blocks of outputs and groups of tiles they are cut by."""
 
     def __init__(self, winograd: Winograd, tile: WinogradTile, isa: Isa) -> None:
-        self.lanes = isa.lanes
-        self.blocks = channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
+        room = -(-tile.group // tile.pixels) * tile.pixels  # tiles, whole register tiles of them
+        self.blocks = winograd.conv.output_blocks(tile.vectors, isa.lanes)
         self.groups = -(-winograd.tiles // tile.group)
-        self.outputs = winograd.conv.output_vectors(isa.lanes) * isa.lanes
-        self.v_point = _odd(winograd.conv.x.blocks * tile.group) * self.lanes
-        self.m_point = _odd(tile.group * tile.vectors) * self.lanes
+        self.v_block = room * isa.lanes
+        self.v_point = _odd(winograd.conv.x.blocks * room) * isa.lanes
+        self.m_point = _odd(room * tile.vectors) * isa.lanes
         self.v_group = winograd.points * self.v_point
         self.m_block = winograd.points * self.m_point
         self.v_all = self.groups * self.v_group
-        self.m_all = self.groups * self.block_count * self.m_block
-
-
-def even_spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Cut `count` into the fewest pieces of at most `most`, as even as they go: (first, pieces, size of each)."""
-    pieces = -(-count // most)
-    size, larger = divmod(count, pieces)
-    if larger:
-        yield 0, larger, size + 1
-    if pieces > larger:
-        yield larger * (size + 1), pieces - larger, size
+        self.m_all = self.groups * self.blocks * self.m_block
