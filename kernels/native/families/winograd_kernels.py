@@ -245,7 +245,7 @@ class _Kernels:
         y = self.winograd.conv.y
         numbers = {
             "outputs": y.channels, "vectors": self.winograd.conv.output_vectors(self.lanes), "block_vectors": self.tile.vectors,
-            "y_height": y.height, "y_width": y.width,
+            "m_next": self.tile.vectors * self.lanes, "y_height": y.height, "y_width": y.width,
         }  # fmt: skip
         for name, image in (("y", y), *zip(self.epilogue.arguments, self.epilogue.operands, strict=True)):
             numbers |= result_numbers(name, image, 1, self.lanes, 0)

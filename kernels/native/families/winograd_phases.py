@@ -95,6 +95,8 @@ class InputEmitter:
         with k.loop("line", 0, self.size) as line:
             given = [k.load(k.f32, self.square, (line + j * self.size) * self.lanes) for j in range(self.size)]
             at = k.offset(v, line * (self.n["v_point"] * self.size))
+            for j in range(self.size):
+                k.prefetch(at, self.n["v_point"] * j + self.n["v_block"], write=True)
             for j, value in enumerate(linear(k, self.b, given)):
                 k.store(value, at, self.n["v_point"] * j)
 
@@ -162,6 +164,8 @@ class OutputEmitter:
         step = n["m_point"] * self.size
         with k.loop("column", 0, self.size) as column:
             at = k.offset(m, column * n["m_point"])
+            for i in range(self.size):
+                k.prefetch(at, step * i + n["m_next"])
             for i, value in enumerate(linear(k, self.a, [k.load(k.f32, at, step * i) for i in range(self.size)])):
                 k.store(value, self.square, (column * self.unit + i) * self.lanes)
         row, column = tile.row * self.unit, tile.column * self.unit
