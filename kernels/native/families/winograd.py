@@ -33,6 +33,7 @@ BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is o
 # How long it takes, measured on a 2-core Zen 5.
 PRODUCT_EFFICIENCY = 0.93  # of the peak
 CHUNKS = 32  # of the transforms in the split form
+TURN_CYCLES = 0.3  # of the innermost loop, which multiplies by one channel
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
 WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
@@ -205,8 +206,10 @@ def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[Wino
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
     """Estimate the cycles of a point of a group per input channel."""
-    blocks, spans = winograd.conv.output_blocks(tile.vectors, isa.lanes), -(-tile.group // tile.pixels)
-    return blocks * spans * step_cycles(tile.pixels, tile.vectors)
+    spans = -(-tile.group // tile.pixels)
+    less = min(spans * tile.pixels - tile.group, spans) if tile.pixels > 1 else 0  # register tiles of one tile less
+    cycles = (spans - less) * step_cycles(tile.pixels, tile.vectors) + less * step_cycles(max(tile.pixels - 1, 1), tile.vectors)
+    return winograd.conv.output_blocks(tile.vectors, isa.lanes) * (cycles + TURN_CYCLES * spans)
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:

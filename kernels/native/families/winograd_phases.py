@@ -102,7 +102,7 @@ class InputEmitter:
 
 
 class ProductEmitter:
-    """Emits V · U for a register tile of `pixels` tiles × `vectors` vectors of outputs.
+    """Emits V · U for register tiles of `pixels` tiles, or one less, × `vectors` vectors of outputs.
 
     n: inputs, x_blocks: channels of x, and blocks of them. v_block: elements between blocks of V. block_weights: elements of a
     block of weights of one point. ahead_tile, ahead_step: bytes of the next such block that a register tile prefetches, and
@@ -115,27 +115,43 @@ class ProductEmitter:
     def point(self, v: Value, w: Value, m: Value, tiles: Value) -> None:
         """Emit one point of a group of so many tiles and one block of outputs.
 
-        The last register tile may compute more tiles than there are: V is memory of any content there, and so is M then.
+        Some register tiles have one tile less, as many of them as make up the number best. What is over in the last one is
+        computed from memory of any content, into memory of any content.
         """
+        k, most = self.k, self.pixels
+        spans = (tiles + (most - 1)) // most
+        if most == 1:
+            self._spans(spans, most, v, w, m, self._ahead(w, k.const(I64, 0)))
+            return
+        whole = k.most(tiles - spans * (most - 1), 0)
+        self._spans(whole, most, v, w, m, self._ahead(w, k.const(I64, 0)))
+        done = whole * most
+        v, m = k.offset(v, done * self.lanes), k.offset(m, done * (self.vectors * self.lanes))
+        self._spans(spans - whole, most - 1, v, w, m, self._ahead(w, whole))
+
+    def _ahead(self, w: Value, span: Value) -> Value:
+        """Return the weights that a register tile prefetches: its share of the next block's."""
+        return self.k.offset(self.k.offset(w, self.n["block_weights"]), span * self.n["ahead_tile"], I8)
+
+    def _spans(self, count: Value, pixels: int, v: Value, w: Value, m: Value, ahead: Value) -> None:
+        """Emit so many register tiles of `pixels` tiles. v, m, ahead: of the first one."""
         k, n = self.k, self.n
-        with k.loop("span", 0, (tiles + (self.pixels - 1)) // self.pixels) as span:
-            at = k.offset(v, span * (self.pixels * self.lanes))
-            ahead = k.offset(k.offset(w, n["block_weights"]), span * n["ahead_tile"], I8)
-            to = k.offset(m, span * (self.pixels * self.vectors * self.lanes))
-            for number, value in enumerate(self._products(at, w, ahead)):
+        with k.loop("span", 0, count) as span:
+            at = k.offset(v, span * (pixels * self.lanes))
+            to = k.offset(m, span * (pixels * self.vectors * self.lanes))
+            for number, value in enumerate(self._products(pixels, at, w, k.offset(ahead, span * n["ahead_tile"], I8))):
                 k.store(value, to, number * self.lanes)
 
-    def _products(self, v: Value, w: Value, ahead: Value) -> list[Value]:
+    def _products(self, pixels: int, v: Value, w: Value, ahead: Value) -> list[Value]:
         """Emit a register tile over all channels. ahead: weights to prefetch."""
         k, n = self.k, self.n
-        starts = [k.zero(k.f32)] * (self.pixels * self.vectors)
+        starts = [k.zero(k.f32)] * (pixels * self.vectors)
         with k.fold("block", 0, n["x_blocks"], 1, [*starts, w, ahead], runs=True) as blocks:
             at = k.offset(v, blocks.index * n["v_block"])
             run = k.least(n["inputs"] - blocks.index * self.lanes, k.const(I64, self.lanes))
             with k.fold("channel", 0, run, 1, blocks.values, runs=True) as fold:
-                x = k.offset(at, fold.index)
-                pixel = k.const(I64, self.lanes)
-                fold.values = multiply_channel(k, (self.pixels, self.vectors), x, pixel, fold.values, n["ahead_step"])
+                x, apart = k.offset(at, fold.index), k.const(I64, self.lanes)
+                fold.values = multiply_channel(k, (pixels, self.vectors), x, apart, fold.values, n["ahead_step"])
             blocks.values = fold.values
         return blocks.values[:-2]
 
