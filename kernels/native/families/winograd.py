@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.product import MOST_PIXELS, most_rows, step_cycles
+from kernels.native.emit.product import MOST_PIXELS, most_rows
 from kernels.native.target.isa import Isa
+from kernels.size import hint, least
 from kernels.spec import Array
 
 GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
@@ -33,7 +34,6 @@ BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is o
 # How long it takes, measured on a 2-core Zen 5.
 PRODUCT_EFFICIENCY = 0.93  # of the peak
 CHUNKS = 32  # of the transforms in the split form
-TURN_CYCLES = 0.3  # of the innermost loop, which multiplies by one channel
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
 WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
@@ -144,7 +144,7 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
     multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
     cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
-    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    chunks = shape.groups if tile.fused else least(CHUNKS, winograd.tiles)
     return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
@@ -208,8 +208,17 @@ def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
     """Estimate the cycles of a point of a group per input channel."""
     spans = -(-tile.group // tile.pixels)
     less = min(spans * tile.pixels - tile.group, spans) if tile.pixels > 1 else 0  # register tiles of one tile less
-    cycles = (spans - less) * step_cycles(tile.pixels, tile.vectors) + less * step_cycles(max(tile.pixels - 1, 1), tile.vectors)
-    return winograd.conv.output_blocks(tile.vectors, isa.lanes) * (cycles + TURN_CYCLES * spans)
+    cycles = (spans - less) * _step_cycles(tile.pixels, tile.vectors) + less * _step_cycles(tile.pixels - 1, tile.vectors)
+    return hint(winograd.conv.output_blocks(tile.vectors, isa.lanes)) * cycles
+
+
+def _step_cycles(pixels: int, vectors: int) -> float:
+    """Estimate the cycles of a register tile for one channel: two multiply–adds and two loads a cycle, latency 4.
+
+    More are for reading weights, and for tall tiles, whose many results are stored at once.
+    """
+    sums = pixels * vectors
+    return max(sums / 2, (pixels + vectors) / 2, 4.1) + 0.1 * vectors + 0.02 * max(sums - 16, 0)
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:

@@ -30,7 +30,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.results import Channels, Numbers, Results, result_numbers
+from kernels.native.emit.results import Numbers, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.winograd import (
     CHUNKS,
@@ -90,7 +90,7 @@ class _Kernels:
     def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.winograd, self.tile, self.epilogue, self.isa, self.lanes = winograd, tile, epilogue, isa, isa.lanes
         self.shape = Buffers(winograd, tile, isa)
-        self.x = Channels.of(winograd.conv.x, isa.lanes)
+        self.pixel = winograd.conv.x.x_stride
         self.results = Results.of(winograd.unit, 1, winograd.conv.y, epilogue, isa.lanes)
         self.run = -(-hint(winograd.tiles) // CHUNKS)  # tiles of a chunk of the split form's transforms
         self.square = winograd.points * isa.lanes  # elements
@@ -98,15 +98,15 @@ class _Kernels:
     def fused(self) -> NativeKernel:
         """Return the fused kernel, whose chunk is a group with all its phases."""
         unit, (pixels, vectors), lanes = self.winograd.unit, (self.tile.pixels, self.tile.vectors), self.lanes
-        x, results, shape, square = self.x, self.results, self.shape, self.square
-        buffer, row = results.buffer_bytes(lanes) // 4, row_elements(unit, x, lanes)
+        pixel, results, shape, square = self.pixel, self.results, self.shape, self.square
+        buffer, row = results.buffer_bytes(lanes) // 4, row_elements(unit, pixel, lanes)
 
         def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
             zeros = k.offset(given[SCRATCH], buffer)
             room = k.offset(zeros, row)
             v = k.offset(room, square)
             m = k.offset(v, n["v_group"])
-            inputs, products = InputEmitter(k, unit, x, n, zeros, room), ProductEmitter(k, pixels, vectors, n)
+            inputs, products = InputEmitter(k, unit, pixel, n, zeros, room, far=False), ProductEmitter(k, pixels, vectors, n)
             outputs = OutputEmitter(k, unit, results, n, given, room)
             inputs.start()
             with k.loop("chunk", *chunks) as group:
@@ -114,17 +114,18 @@ class _Kernels:
                 stop = k.least(first + n["group"], n["tiles"])
                 with walk_tiles(k, n, first, stop) as tile:
                     inputs.tile(tile, given["x"], k.offset(v, (tile.number - first) * lanes))
+                spans = products.cut(stop - first)
                 with k.loop("block", 0, n["blocks"]) as block:
                     w = k.offset(given["w"], block * n["w_block"])
                     with k.loop("point", 0, (unit + 2) ** 2) as point:
                         here, to = k.offset(v, point * n["v_point"]), k.offset(m, point * n["m_point"])
-                        products.point(here, k.offset(w, point * n["w_point"]), to, stop - first)
+                        products.point(spans, here, k.offset(w, point * n["w_point"]), to)
                     with walk_tiles(k, n, first, stop) as tile:
                         outputs.tile(tile, block, k.offset(m, (tile.number - first) * (vectors * lanes)))
 
         return self._kernel(
             f"f32_winograd{unit}_fused_{pixels}x{vectors * lanes}",
-            (unit, pixels, vectors, x, results),
+            (unit, pixels, vectors, pixel, results),
             ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
             shape.groups,
             self._of_tiles() | self._of_input() | self._of_products() | self._of_output(),
@@ -134,17 +135,20 @@ class _Kernels:
 
     def input(self) -> NativeKernel:
         """Return the kernel of the input phase, whose chunk is a run of tiles."""
-        unit, x, lanes, row = self.winograd.unit, self.x, self.lanes, row_elements(self.winograd.unit, self.x, self.lanes)
+        unit, pixel, lanes = self.winograd.unit, self.pixel, self.lanes
+        row = row_elements(unit, pixel, lanes)
 
         def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
-            inputs = InputEmitter(k, unit, x, n, given[SCRATCH], k.offset(given[SCRATCH], row))
+            inputs = InputEmitter(k, unit, pixel, n, given[SCRATCH], k.offset(given[SCRATCH], row), far=True)
             inputs.start()
             with walk_tiles(k, n, *_run(k, n, chunks)) as tile:
                 group, place = tile.number // n["group"], tile.number % n["group"]
                 inputs.tile(tile, given["x"], k.offset(given["v"], group * n["v_group"] + place * lanes))
 
         numbers, scratch_bytes = self._of_tiles() | self._of_input(), 4 * (row + self.square)
-        return self._kernel(f"f32_winograd{unit}_input", (unit, x), ("x", "v", SCRATCH), self._runs, numbers, body, scratch_bytes)
+        return self._kernel(
+            f"f32_winograd{unit}_input", (unit, pixel), ("x", "v", SCRATCH), self._runs, numbers, body, scratch_bytes
+        )
 
     def multiply(self) -> NativeKernel:
         """Return the kernel of the products, whose chunk is a few points of a block of a group; consecutive chunks share V.
@@ -161,12 +165,12 @@ class _Kernels:
             with k.loop("chunk", *chunks) as chunk:
                 block, rest = chunk % n["blocks"], chunk // n["blocks"]
                 first, group = rest % n["point_runs"] * n["point_run"], rest // n["point_runs"]
-                tiles = k.least(n["tiles"] - group * n["group"], n["group"])
+                spans = products.cut(k.least(n["tiles"] - group * n["group"], n["group"]))
                 v, w = k.offset(given["v"], group * n["v_group"]), k.offset(given["w"], block * n["w_block"])
                 m = k.offset(given["m"], (group * n["blocks"] + block) * n["m_block"])
                 with k.loop("point", first, k.least(first + n["point_run"], n["points"])) as point:
                     here, to = k.offset(v, point * n["v_point"]), k.offset(m, point * n["m_point"])
-                    products.point(here, k.offset(w, point * n["w_point"]), to, tiles)
+                    products.point(spans, here, k.offset(w, point * n["w_point"]), to)
 
         numbers = {"points": points, "point_run": point_run, "point_runs": point_runs} | self._of_tiles() | self._of_products()
         stem, code = f"f32_winograd_multiply_{tile.pixels}x{tile.vectors * self.lanes}", (tile.pixels, tile.vectors)
@@ -245,7 +249,7 @@ class _Kernels:
         y = self.winograd.conv.y
         numbers = {
             "outputs": y.channels, "vectors": self.winograd.conv.output_vectors(self.lanes), "block_vectors": self.tile.vectors,
-            "m_next": self.tile.vectors * self.lanes, "y_height": y.height, "y_width": y.width,
+            "y_height": y.height, "y_width": y.width,
         }  # fmt: skip
         for name, image in (("y", y), *zip(self.epilogue.arguments, self.epilogue.operands, strict=True)):
             numbers |= result_numbers(name, image, 1, self.lanes, 0)

@@ -189,6 +189,7 @@ def test_choice_weighs_products_against_weights():
 def test_cost_counts_overhanging_tiles_and_padded_outputs():
     isa = ISAS["avx512"]
     winograd = square(isa, 14, 20, 40)
-    cost = winograd_cost(winograd, make_winograd_tile(winograd, isa, 6, 2, 16, fused=True), isa)
-    assert cost.macs == 16 * 36 * 20 * 48
-    assert (cost.weight_bytes, cost.buffer_bytes) == (4 * 36 * 20 * 48, {})
+    for vectors, outputs in ((2, 64), (3, 48)):
+        cost = winograd_cost(winograd, make_winograd_tile(winograd, isa, 6, vectors, 16, fused=True), isa)
+        assert cost.macs == 16 * 36 * 20 * outputs
+        assert (cost.weight_bytes, cost.buffer_bytes) == (4 * 36 * 20 * outputs, {})
