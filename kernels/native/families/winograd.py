@@ -142,8 +142,8 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
     outputs = shape.blocks * tile.vectors * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
-    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
-    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    multiplied = hint(shape.groups) * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + hint(winograd.tiles) * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
     chunks = shape.groups if tile.fused else least(CHUNKS, winograd.tiles)
     return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
@@ -155,17 +155,17 @@ def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int]
     """
     if fault(conv, isa):
         return None
-    direct = max(conv.macs / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
+    direct = max(hint(conv.macs) / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
     cycles = {unit: _cycles(Winograd(conv, unit), isa, threads) for unit in units}
     best = min(cycles, key=lambda unit: (cycles[unit], unit))
     return Winograd(conv, best) if cycles[best] < WORTH * direct else None
 
 
 def _cycles(winograd: Winograd, isa: Isa, threads: int) -> float:
-    conv = winograd.conv
+    conv, tiles = winograd.conv, hint(winograd.tiles)
     outputs = conv.output_vectors(isa.lanes)
-    products = winograd.tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
-    transformed = winograd.tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
+    products = tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
+    transformed = tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
     return max((products + transformed) / threads, weight_bytes / _bytes_a_cycle(threads))
 
@@ -179,16 +179,16 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
 
     The last third have the other form (fused or split).
     """
-    conv = winograd.conv
+    conv, tiles = winograd.conv, hint(winograd.tiles)
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
     tile_bytes = 4 * winograd.points * (conv.x.channels + 4 * isa.lanes)  # of V, and of M for a block
     most = min(max((CACHE_BYTES - weight_bytes) // tile_bytes, GROUP[0]), GROUP[1])
     if weight_bytes > WEIGHTS_IN_L2_BYTES:
         most = GROUP_STREAMED
-    group = -(-winograd.tiles // (threads * -(-winograd.tiles // (threads * most))))  # as many groups for each thread
-    few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and winograd.tiles < GROUPS * most
+    group = -(-tiles // (threads * -(-tiles // (threads * most))))  # as many groups for each thread
+    few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and tiles < GROUPS * most
     split = weight_bytes > WEIGHTS_IN_L3_BYTES or few or (weight_bytes > WEIGHTS_IN_L2_BYTES and group < LEAST_GROUP)
-    fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, winograd.tiles, fused=False))
+    fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, tiles, fused=False))
     first, second = (split_tiles, fused_tiles) if split else (fused_tiles, split_tiles)
     return [*first[: limit - limit // 3], *second[: limit // 3]]
 
@@ -209,7 +209,7 @@ def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
     spans = -(-tile.group // tile.pixels)
     less = min(spans * tile.pixels - tile.group, spans) if tile.pixels > 1 else 0  # register tiles of one tile less
     cycles = (spans - less) * _step_cycles(tile.pixels, tile.vectors) + less * _step_cycles(tile.pixels - 1, tile.vectors)
-    return hint(winograd.conv.output_blocks(tile.vectors, isa.lanes)) * cycles
+    return winograd.conv.output_blocks(tile.vectors, isa.lanes) * cycles
 
 
 def _step_cycles(pixels: int, vectors: int) -> float:
@@ -223,8 +223,8 @@ def _step_cycles(pixels: int, vectors: int) -> float:
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:
     """Make a tile whose groups are as even as possible, each with no more tiles than asked for."""
-    groups = -(-winograd.tiles // min(group, winograd.tiles))
-    even = -(-winograd.tiles // groups)
+    tiles = hint(winograd.tiles)
+    even = -(-tiles // -(-tiles // min(group, tiles)))
     vectors = min(vectors, winograd.conv.output_vectors(isa.lanes))
     return WinogradTile(min(pixels, even), vectors, even, fused)
 

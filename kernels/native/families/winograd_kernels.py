@@ -97,7 +97,7 @@ class _Kernels:
 
     def fused(self) -> NativeKernel:
         """Return the fused kernel, whose chunk is a group with all its phases."""
-        unit, (pixels, vectors), lanes = self.winograd.unit, (self.tile.pixels, self.tile.vectors), self.lanes
+        unit, tile, lanes = self.winograd.unit, self.tile, self.lanes
         pixel, results, shape, square = self.pixel, self.results, self.shape, self.square
         buffer, row = results.buffer_bytes(lanes) // 4, row_elements(unit, pixel, lanes)
 
@@ -106,26 +106,29 @@ class _Kernels:
             room = k.offset(zeros, row)
             v = k.offset(room, square)
             m = k.offset(v, n["v_group"])
-            inputs, products = InputEmitter(k, unit, pixel, n, zeros, room, far=False), ProductEmitter(k, pixels, vectors, n)
+            inputs, products = (
+                InputEmitter(k, unit, pixel, n, zeros, room, far=False),
+                ProductEmitter(k, tile.pixels, tile.vectors, n),
+            )
             outputs = OutputEmitter(k, unit, results, n, given, room)
             inputs.start()
             with k.loop("chunk", *chunks) as group:
                 first = group * n["group"]
                 stop = k.least(first + n["group"], n["tiles"])
-                with walk_tiles(k, n, first, stop) as tile:
-                    inputs.tile(tile, given["x"], k.offset(v, (tile.number - first) * lanes))
+                with walk_tiles(k, n, first, stop) as at:
+                    inputs.tile(at, given["x"], k.offset(v, (at.number - first) * lanes))
                 spans = products.cut(stop - first)
                 with k.loop("block", 0, n["blocks"]) as block:
                     w = k.offset(given["w"], block * n["w_block"])
                     with k.loop("point", 0, (unit + 2) ** 2) as point:
                         here, to = k.offset(v, point * n["v_point"]), k.offset(m, point * n["m_point"])
                         products.point(spans, here, k.offset(w, point * n["w_point"]), to)
-                    with walk_tiles(k, n, first, stop) as tile:
-                        outputs.tile(tile, block, k.offset(m, (tile.number - first) * (vectors * lanes)))
+                    with walk_tiles(k, n, first, stop) as at:
+                        outputs.tile(at, block, k.offset(m, (at.number - first) * (tile.vectors * lanes)))
 
         return self._kernel(
-            f"f32_winograd{unit}_fused_{pixels}x{vectors * lanes}",
-            (unit, pixels, vectors, pixel, results),
+            f"f32_winograd{unit}_fused_{tile.pixels}x{tile.vectors * lanes}",
+            (unit, tile.pixels, tile.vectors, pixel, results),
             ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
             shape.groups,
             self._of_tiles() | self._of_input() | self._of_products() | self._of_output(),
@@ -156,7 +159,7 @@ class _Kernels:
         One kernel serves all units.
         """
         points, shape, tile = self.winograd.points, self.shape, self.tile
-        block_macs = tile.group * tile.vectors * self.lanes * hint(self.winograd.conv.x.channels)
+        block_macs = tile.group * tile.vectors * self.lanes * self.winograd.conv.x.channels
         point_run = min(points, -(-CHUNK_MACS // block_macs))
         point_runs = -(-points // point_run)
 
@@ -236,7 +239,7 @@ class _Kernels:
         """w_point, w_block: from one point of the weights, and from one block, to the next; others are `ProductEmitter`'s."""
         inputs, outputs = self.winograd.conv.x.channels, self.winograd.conv.y.channels
         block = inputs * self.tile.vectors * self.lanes
-        fetched = 4 * self.winograd.points * hint(inputs) * hint(outputs) > WEIGHTS_IN_L2_BYTES
+        fetched = 4 * self.winograd.points * inputs * outputs > WEIGHTS_IN_L2_BYTES
         ahead = -(-4 * block // -(-self.tile.group // self.tile.pixels)) if fetched else 0
         return {
             "inputs": inputs, "x_blocks": self.winograd.conv.x.blocks, "block_weights": block,
