@@ -21,6 +21,7 @@ from kernels.native.families.conv_transpose import Phase, Transposed, as_convolu
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
+from kernels.size import hint
 
 MAX_PHASES = 1024  # each is a call
 MAX_COLUMNS = 32  # taps along a row of a phase: each pixel at a border has code of its own for the taps inside the image
@@ -116,7 +117,7 @@ def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Transposed:
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """Return the tiles of the phase with the most work, the best by the port model first."""
-    largest = max((phase.conv for phase in phases(_in_blocks(node, facts))), key=lambda conv: conv.macs)
+    largest = max((phase.conv for phase in phases(_in_blocks(node, facts))), key=lambda conv: hint(conv.macs))
     tiles = depthwise_tiles(largest, facts.isa) if is_depthwise(node, facts) else conv_tiles(largest, facts.isa)
     return [Choice("native", "phases", (("tile", str(tile)),)) for tile in tiles]
 

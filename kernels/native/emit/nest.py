@@ -108,14 +108,14 @@ def cut(nest: Nest, units: tuple[int, int], budget: float) -> tuple[int, ...]:
     """
     unit = [1] * (len(nest.axes) - 2) + list(units)
     pieces = list(unit)
-    rows = min(nest.rows.size, max(units[0], math.isqrt(int(budget)))) if nest.turned else min(nest.rows.size, units[0])
+    rows = min(hint(nest.rows.size), max(units[0], math.isqrt(int(budget))) if nest.turned else units[0])
     pieces[-1] = _piece(nest.columns.size, units[1], budget / rows)
-    inner = pieces[-1]
+    inner = hint(pieces[-1])
     for depth in reversed(range(len(nest.axes) - 1)):
         size = nest.axes[depth].size
         pieces[depth] = _piece(size, unit[depth], budget / inner)
-        inner *= pieces[depth]
-        if pieces[depth] < size:
+        inner *= hint(pieces[depth])
+        if hint(pieces[depth]) < hint(size):
             break
     return tuple(pieces)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.transpose import transpose
-from kernels.native.emit.types import F32, I64
+from kernels.native.emit.types import F32, I8, I64
 from kernels.native.target.isa import Isa
 
 BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
@@ -222,3 +222,23 @@ def collect(k: Function, columns: Value, depth: Value, b: Value, strides: tuple[
         at, target = k.offset(b, step * strides[0]), k.offset(to, step * to_step)
         with k.loop("column", 0, columns) as column:
             k.store(k.load(F32, at, column * strides[1]), target, column)
+
+
+def multiply_channel(
+    k: Function, tile: tuple[int, int], x: Value, pixel: Operand, values: Sequence[Value], ahead_step: Operand
+) -> list[Value]:
+    """Emit the multiply–adds of one channel with packed weights. Of several, LLVM would load all weights first, and spill.
+
+    tile: pixels × vectors. x: the channel of the first pixel. pixel: elements from one to the next. values: the sums, the address
+    of the channel's weights, and an address to prefetch; returned are those of the next channel. ahead_step: bytes from one
+    address to prefetch to the next.
+    """
+    pixels, vectors = tile
+    *sums, w, ahead = values
+    k.prefetch(ahead)
+    weights = [k.load(k.f32, w, v * k.isa.lanes) for v in range(vectors)]
+    for p in range(pixels):
+        one = k.broadcast(k.f32, x, pixel * p)
+        for v in range(vectors):
+            sums[p * vectors + v] = k.fma(one, weights[v], sums[p * vectors + v])
+    return [*sums, k.offset(w, vectors * k.isa.lanes), k.offset(ahead, ahead_step, I8)]

@@ -16,12 +16,13 @@ may have fewer pixels and the last block fewer channels: it computes all the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import row_range
 from kernels.native.emit.kernel import SCRATCH
+from kernels.native.emit.product import multiply_channel
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I8, I32, I64
 
@@ -110,21 +111,10 @@ class ConvEmitter:
             run = k.convert("zext", k.load(I32, word, 1), I64)
             at = k.offset(base, along)
             with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
-                fold.values = self._turn(k.offset(at, fold.index), pixel, fold.values)
+                x, tile = k.offset(at, fold.index), (code.pixels, code.vectors)
+                fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
             taps.values = fold.values
         return taps.values[:-2]
-
-    def _turn(self, x: Value, pixel: Value, values: Sequence[Value]) -> list[Value]:
-        """Emit the multiply–adds of one channel. Of several, LLVM would load all weights first, and spill."""
-        k, code = self.k, self.tile
-        *sums, w, ahead = values
-        k.prefetch(ahead)
-        weights = [k.load(k.f32, w, v * self.lanes) for v in range(code.vectors)]
-        for p in range(code.pixels):
-            one = k.broadcast(k.f32, x, pixel * p)
-            for v in range(code.vectors):
-                sums[p * code.vectors + v] = k.fma(one, weights[v], sums[p * code.vectors + v])
-        return [*sums, k.offset(w, code.vectors * self.lanes), k.offset(ahead, self.n["ahead_step"], I8)]
 
     # The border
 

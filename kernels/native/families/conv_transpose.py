@@ -19,6 +19,7 @@ import numpy as np
 
 from kernels.native.emit.geometry import Conv
 from kernels.native.memory.image import Image
+from kernels.size import least, most
 from kernels.spec import Array
 
 
@@ -77,7 +78,7 @@ def phases(transposed: Transposed) -> list[Phase]:
 
 def phase_count(size: Sequence[int], strides: Sequence[int]) -> int:
     """Return how many phases an output of that size has."""
-    return math.prod(map(min, size, strides))
+    return math.prod(map(least, size, strides))
 
 
 def phase_taps(kernel: int, stride: int, dilation: int) -> int:
@@ -87,12 +88,12 @@ def phase_taps(kernel: int, stride: int, dilation: int) -> int:
 
 def _sides(size_in: int, size_out: int, kernel: int, stride: int, dilation: int, cut: int) -> Iterator[_Side]:
     apart = dilation // math.gcd(stride, dilation)
-    for first in range(min(stride, size_out)):
+    for first in range(least(stride, size_out)):
         taps = tuple(t for t in reversed(range(kernel)) if (first + cut - t * dilation) % stride == 0)
         start = (first + cut - taps[0] * dilation) // stride if taps else 0
         if start >= size_in:
             taps = ()
-        yield _Side(first, taps, apart, max(-start, 0), max(start, 0))
+        yield _Side(first, taps, apart, most(-start, 0), most(start, 0))
 
 
 def _phase(t: Transposed, row: _Side, column: _Side) -> Phase:

@@ -81,7 +81,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
     nest = _deep(make_nest([what.y.view, *_repeated(what)] if what.y.view.size else [View.dense((1,))] * len(names)))
     code = _Code.of(what, types, nest)
     words = (*(("transposed",) if code.turned else ()), *name_expression(what.expression))
-    pieces = _pieces(hint(what.y.view.size), code, hinted(nest), isa)
+    pieces = _pieces(hint(what.y.view.size), code, nest, isa)
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _MapEmitter(k, code, sizes).emit([pointers["y"], *(pointers[name] for name in names[:-1])], *chunks)
@@ -165,12 +165,12 @@ def _pieces(elements: int, code: _Code, nest: Nest, isa: Isa) -> tuple[int, ...]
     """Return how much of each axis a chunk takes. elements: in all."""
     lanes = code.lanes(isa)
     each = (1 + sum(map(cycles_of, code.steps))) / lanes  # cycles of an element
-    for kind, stride, n in zip(code.kinds, nest.columns.strides, range(len(code.columns)), strict=True):
+    for kind, stride, n in zip(code.kinds, hinted(nest.columns.strides), range(len(code.columns)), strict=True):
         single = abs(stride) > 1 and n not in code.turned
         each += 1 if single else min(abs(stride), 1) * kind.bits / 8 / CYCLE_BYTES
     each = max(each, 1 / lanes)
     chunk_cycles = min(max(elements * each / CHUNKS, CHUNK_CYCLES[0]), CHUNK_CYCLES[1])
-    across = min(-(-nest.columns.size // lanes), code.unroll)
+    across = min(-(-hint(nest.columns.size) // lanes), code.unroll)
     return cut(nest, (lanes, lanes) if code.turned else (1, across * lanes), chunk_cycles / each)
 
 

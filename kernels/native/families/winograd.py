@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.native.emit.geometry import Conv, channel_blocks
-from kernels.native.emit.product import MOST_PIXELS, most_rows, step_cycles
+from kernels.native.emit.geometry import Conv
+from kernels.native.emit.product import MOST_PIXELS, most_rows
 from kernels.native.target.isa import Isa
+from kernels.size import hint, least
 from kernels.spec import Array
 
 GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
@@ -84,7 +85,7 @@ class Winograd:
 class WinogradTile:
     """The sizes by which a Winograd convolution is cut into groups and register tiles.
 
-    pixels × vectors: accumulators; pixels is the most tiles of a register tile, less where that divides a group evenly.
+    pixels × vectors: accumulators, of so many tiles and vectors of outputs.
     group: tiles transformed together. fused: one kernel with V and M in scratch, else one a phase.
     """
 
@@ -138,12 +139,12 @@ def error_estimate(unit: int, channels: int) -> float:
 def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradCost:
     """Return the work and the memory of a Winograd convolution with that tile."""
     conv, shape = winograd.conv, Buffers(winograd, tile, isa)
-    outputs = conv.output_vectors(isa.lanes) * isa.lanes
+    outputs = shape.blocks * tile.vectors * isa.lanes
     products = winograd.points * conv.x.channels * outputs
     buffers = {} if tile.fused else {"v": 4 * shape.v_all, "m": 4 * shape.m_all}
-    multiplied = shape.groups * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
-    cycles = multiplied + winograd.tiles * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
-    chunks = shape.groups if tile.fused else min(CHUNKS, winograd.tiles)
+    multiplied = hint(shape.groups) * winograd.points * conv.x.channels * _estimate(winograd, tile, isa)
+    cycles = multiplied + hint(winograd.tiles) * winograd.points * (conv.x.blocks + outputs // isa.lanes) * TRANSFORM_CYCLES
+    chunks = shape.groups if tile.fused else least(CHUNKS, winograd.tiles)
     return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
@@ -154,17 +155,17 @@ def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int]
     """
     if fault(conv, isa):
         return None
-    direct = max(conv.macs / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
+    direct = max(hint(conv.macs) / (2 * isa.lanes * threads), 4 * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads))
     cycles = {unit: _cycles(Winograd(conv, unit), isa, threads) for unit in units}
     best = min(cycles, key=lambda unit: (cycles[unit], unit))
     return Winograd(conv, best) if cycles[best] < WORTH * direct else None
 
 
 def _cycles(winograd: Winograd, isa: Isa, threads: int) -> float:
-    conv = winograd.conv
+    conv, tiles = winograd.conv, hint(winograd.tiles)
     outputs = conv.output_vectors(isa.lanes)
-    products = winograd.tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
-    transformed = winograd.tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
+    products = tiles * winograd.points * conv.x.channels * outputs / 2 / PRODUCT_EFFICIENCY
+    transformed = tiles * winograd.points * (conv.x.blocks + outputs) * TRANSFORM_CYCLES
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
     return max((products + transformed) / threads, weight_bytes / _bytes_a_cycle(threads))
 
@@ -178,16 +179,16 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
 
     The last third have the other form (fused or split).
     """
-    conv = winograd.conv
+    conv, tiles = winograd.conv, hint(winograd.tiles)
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
     tile_bytes = 4 * winograd.points * (conv.x.channels + 4 * isa.lanes)  # of V, and of M for a block
     most = min(max((CACHE_BYTES - weight_bytes) // tile_bytes, GROUP[0]), GROUP[1])
     if weight_bytes > WEIGHTS_IN_L2_BYTES:
         most = GROUP_STREAMED
-    group = -(-winograd.tiles // (threads * -(-winograd.tiles // (threads * most))))  # as many groups for each thread
-    few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and winograd.tiles < GROUPS * most
+    group = -(-tiles // (threads * -(-tiles // (threads * most))))  # as many groups for each thread
+    few = weight_bytes > WEIGHTS_NEAR_L2_BYTES and tiles < GROUPS * most
     split = weight_bytes > WEIGHTS_IN_L3_BYTES or few or (weight_bytes > WEIGHTS_IN_L2_BYTES and group < LEAST_GROUP)
-    fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, winograd.tiles, fused=False))
+    fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, tiles, fused=False))
     first, second = (split_tiles, fused_tiles) if split else (fused_tiles, split_tiles)
     return [*first[: limit - limit // 3], *second[: limit // 3]]
 
@@ -205,17 +206,25 @@ def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[Wino
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
     """Estimate the cycles of a point of a group per input channel."""
-    total = 0.0
-    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes):
-        for _, pieces, p in even_spans(tile.group, tile.pixels):
-            total += block.count * pieces * step_cycles(p, block.vectors)
-    return total
+    spans = -(-tile.group // tile.pixels)
+    less = min(spans * tile.pixels - tile.group, spans) if tile.pixels > 1 else 0  # register tiles of one tile less
+    cycles = (spans - less) * _step_cycles(tile.pixels, tile.vectors) + less * _step_cycles(tile.pixels - 1, tile.vectors)
+    return winograd.conv.output_blocks(tile.vectors, isa.lanes) * cycles
+
+
+def _step_cycles(pixels: int, vectors: int) -> float:
+    """Estimate the cycles of a register tile for one channel: two multiply–adds and two loads a cycle, latency 4.
+
+    More are for reading weights, and for tall tiles, whose many results are stored at once.
+    """
+    sums = pixels * vectors
+    return max(sums / 2, (pixels + vectors) / 2, 4.1) + 0.1 * vectors + 0.02 * max(sums - 16, 0)
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:
     """Make a tile whose groups are as even as possible, each with no more tiles than asked for."""
-    groups = -(-winograd.tiles // min(group, winograd.tiles))
-    even = -(-winograd.tiles // groups)
+    tiles = hint(winograd.tiles)
+    even = -(-tiles // -(-tiles // min(group, tiles)))
     vectors = min(vectors, winograd.conv.output_vectors(isa.lanes))
     return WinogradTile(min(pixels, even), vectors, even, fused)
 
@@ -232,31 +241,20 @@ def fault(conv: Conv, isa: Isa) -> str | None:
 
 
 def _odd(count: int) -> int:
-    return count | 1
+    return count // 2 * 2 + 1
 
 
 class Buffers:
-    """Sizes of V and M in elements, and the blocks of outputs that they are cut by."""
+    """Sizes of V and M in elements, and how many blocks of outputs and groups of tiles they are cut by."""
 
     def __init__(self, winograd: Winograd, tile: WinogradTile, isa: Isa) -> None:
-        self.lanes = isa.lanes
-        self.blocks = channel_blocks(winograd.conv.y.channels, tile.vectors, isa.lanes)
-        self.block_count = sum(block.count for block in self.blocks)
+        room = -(-tile.group // tile.pixels) * tile.pixels  # tiles, whole register tiles of them
+        self.blocks = winograd.conv.output_blocks(tile.vectors, isa.lanes)
         self.groups = -(-winograd.tiles // tile.group)
-        self.outputs = winograd.conv.output_vectors(isa.lanes) * isa.lanes
-        self.v_point = _odd(winograd.conv.x.blocks * tile.group) * self.lanes
-        self.m_point = _odd(tile.group * tile.vectors) * self.lanes
+        self.v_block = room * isa.lanes
+        self.v_point = _odd(winograd.conv.x.blocks * room) * isa.lanes
+        self.m_point = _odd(room * tile.vectors) * isa.lanes
         self.v_group = winograd.points * self.v_point
         self.m_block = winograd.points * self.m_point
         self.v_all = self.groups * self.v_group
-        self.m_all = self.groups * self.block_count * self.m_block
-
-
-def even_spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Cut `count` into the fewest pieces of at most `most`, as even as they go: (first, pieces, size of each)."""
-    pieces = -(-count // most)
-    size, larger = divmod(count, pieces)
-    if larger:
-        yield 0, larger, size + 1
-    if pieces > larger:
-        yield larger * (size + 1), pieces - larger, size
+        self.m_all = self.groups * self.blocks * self.m_block

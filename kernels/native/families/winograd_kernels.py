@@ -10,25 +10,27 @@ being scratch that stays in L2, while weights are read once a group. That wants 
 Split, the phases are three kernels with V and M of all groups between them, and a chunk of `multiply` is a few points of one
 block: every weight is read once by one thread. That wants few tiles, or V and M are more traffic than the weights were.
 
+What decides the code is the unit, the register tile, how channels lie, and the epilogue; all else is numbers (`winograd_phases`
+has the code). Groups have memory for whole register tiles, and the last block of outputs is computed whole.
+
 Distances between points are odd numbers of vectors, or the t² vectors of a tile would meet in few sets of the cache.
 
 Packed weights U: [block of V vectors][point][input channel][V·lanes] where fused, [point][block]… where split: always in the
-order in which they are read, so that the next block is prefetched while one is used. Transformed in float64 and rounded once.
+order in which they are read, so that the next block is prefetched while one is used. The last block is filled up with zeros.
+Transformed in float64 and rounded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.epilogue import Epilogue, Places, Result, check_images
-from kernels.native.emit.geometry import Block, channel_blocks, maybe
-from kernels.native.emit.kernel import SCRATCH, NativeKernel, emitted, kernel_name
+from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.product import LINE_ELEMENTS
-from kernels.native.emit.types import I64
+from kernels.native.emit.results import Numbers, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.winograd import (
     CHUNKS,
@@ -37,357 +39,227 @@ from kernels.native.families.winograd import (
     Buffers,
     Winograd,
     WinogradTile,
-    even_spans,
     fault,
     transforms,
 )
+from kernels.native.families.winograd_phases import InputEmitter, OutputEmitter, ProductEmitter, row_elements, walk_tiles
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.size import hint
 from kernels.spec import Array
 
 CHUNK_MACS = 512 << 10  # least of a chunk of products: 4 µs
-TURN_CHANNELS = 16  # unrolled at least in the innermost loop
+Body = Callable[[Function, Mapping[str, Value], Numbers, Bounds], None]
 
 
 def pack_winograd(winograd: Winograd, tile: WinogradTile, isa: Isa, weights: Array) -> Array:
     """Transform weights (outputs, inputs, 3, 3) and pack them in the order in which the kernel reads them; tails are 0."""
     _, g, _ = transforms(winograd.unit)
     both = np.kron(g, g)  # what makes all points of a kernel's nine weights
-    points, inputs, lanes = winograd.points, weights.shape[1], isa.lanes
-    memory, at = aligned(4 * points * inputs * lanes * winograd.conv.output_vectors(lanes)).view(np.float32), 0
-    for block in channel_blocks(winograd.conv.y.channels, tile.vectors, lanes):
-        size = block.vectors * lanes
-        taps, made = np.zeros((inputs * both.shape[1], size)), np.empty((inputs, points, size))
-        for number in range(block.count):
-            rows = weights[block.first * tile.vectors * lanes + number * size :][:size]
-            taps[:, : len(rows)] = rows.reshape(len(rows), -1).T
-            np.matmul(both, taps.reshape(inputs, -1, size), out=made)  # a small product per channel, from cache to cache
-            whole, end = memory.reshape(points, -1), at + inputs * size
-            place = memory[points * at : points * end] if tile.fused else whole[:, at:end]
-            place.reshape(points, inputs, size)[:] = made.transpose(1, 0, 2)
-            at = end
-    return memory
+    points, inputs, size = winograd.points, weights.shape[1], tile.vectors * isa.lanes
+    blocks = winograd.conv.output_blocks(tile.vectors, isa.lanes)
+    packed = aligned(4 * blocks * points * inputs * size).view(np.float32)
+    places = packed.reshape((blocks, points, inputs, size) if tile.fused else (points, blocks, inputs, size))
+    made = np.empty((inputs, points, size))
+    for number in range(blocks):
+        rows, taps = weights[number * size :][:size], np.zeros((inputs * both.shape[1], size))
+        taps[:, : len(rows)] = rows.reshape(len(rows), -1).T
+        np.matmul(both, taps.reshape(inputs, -1, size), out=made)  # a small product per channel, from cache to cache
+        (places[number] if tile.fused else places[:, number])[:] = made.transpose(1, 0, 2)
+    return packed
 
 
 def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> tuple[NativeKernel, ...]:
-    """Emit the kernel, or the three that run one after another. Raises EmitError for other convolutions and layouts.
+    """Return the kernel, or the three that run one after another. Raises EmitError for other convolutions and layouts.
 
     Arguments are "x", "w" (pack_winograd's), "b" (pack_bias's), "y", those of the epilogue and "scratch"; in the split form also
     "v" and "m", memory of winograd_cost's sizes that the first and second kernel fill for the next.
     """
-    _check(winograd, epilogue, isa)
-    emitter = _Emitter(winograd, tile, epilogue, isa)
-    return (emitter.fused(),) if tile.fused else (emitter.input(), emitter.multiply(), emitter.output())
-
-
-def _check(winograd: Winograd, epilogue: Epilogue[Image], isa: Isa) -> None:
     if winograd.unit not in POINTS:
         raise EmitError(f"winograd: unit is {winograd.unit}, need one of {sorted(POINTS)}")
     if reason := fault(winograd.conv, isa):
         raise EmitError(f"winograd: {reason}")
-    check_images(epilogue, isa.lanes)
-    for n, image in enumerate(epilogue.operands):
-        if image.block > isa.lanes and not image.contiguous_channels:
-            raise EmitError(f"winograd: operand {n} has blocks of {image.block} channels, need {isa.lanes}, all or one for all")
+    kernels = _Kernels(winograd, tile, epilogue, isa)
+    return (kernels.fused(),) if tile.fused else (kernels.input(), kernels.multiply(), kernels.output())
 
 
-class _Emitter:
-    """Emits the phases, and the kernels made of them."""
+class _Kernels:
+    """The kernels of a convolution: what decides their code, and the numbers that it reads."""
 
     def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> None:
-        self.winograd, self.tile, self.epilogue, self.isa = winograd, tile, epilogue, isa
-        self.conv, self.lanes, self.shape = winograd.conv, isa.lanes, Buffers(winograd, tile, isa)
-        self.b, _, self.a = transforms(winograd.unit)
-        self.run = -(-winograd.tiles // CHUNKS)  # tiles of a chunk of the split form's transforms
-        block_macs = tile.group * tile.vectors * isa.lanes * self.conv.x.channels
-        weight_bytes = 4 * winograd.points * self.conv.x.channels * self.conv.y.channels
-        self.spans = -(-tile.group // tile.pixels)
-        self.step = max(1, TURN_CHANNELS // isa.lanes)  # blocks of channels in a turn of the innermost loop
-        # cache lines that each turn asks for of the weights behind those of its point
-        self.ahead = -(-self.step * isa.lanes * tile.vectors // self.spans) if weight_bytes > WEIGHTS_IN_L2_BYTES else 0
-        self.point_run = min(winograd.points, -(-CHUNK_MACS // block_macs))
-        self.point_runs = -(-winograd.points // self.point_run)
+        self.winograd, self.tile, self.epilogue, self.isa, self.lanes = winograd, tile, epilogue, isa, isa.lanes
+        self.shape = Buffers(winograd, tile, isa)
+        self.pixel = winograd.conv.x.x_stride
+        self.results = Results.of(winograd.unit, 1, winograd.conv.y, epilogue, isa.lanes)
+        self.run = -(-hint(winograd.tiles) // CHUNKS)  # tiles of a chunk of the split form's transforms
+        self.square = winograd.points * isa.lanes  # elements
 
     def fused(self) -> NativeKernel:
         """Return the fused kernel, whose chunk is a group with all its phases."""
-        shape = self.shape
+        unit, tile, lanes = self.winograd.unit, self.tile, self.lanes
+        pixel, results, shape, square = self.pixel, self.results, self.shape, self.square
+        buffer, row = results.buffer_bytes(lanes) // 4, row_elements(unit, pixel, lanes)
 
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            m = k.offset(given[SCRATCH], shape.v_group)
-            zeros = k.offset(m, shape.m_block)
-            k.store(k.zero(k.f32), zeros)
-            with k.loop("chunk", begin, end) as group:
-                v, first = given[SCRATCH], group * self.tile.group
-                stop = self._end(k, first, self.tile.group)
-                with k.loop("tile", first, stop) as number:
-                    self._input(k, number, given["x"], k.offset(v, (number - first) * self.lanes), zeros)
-                for block in shape.blocks:
-                    with k.loop("block", block.first, block.first + block.count) as n:
-                        with k.loop("point", 0, self.winograd.points) as point:
-                            self._multiply(k, block, n, point, v, given["w"], m)
-                        with k.loop("tile", first, stop) as number:
-                            at = k.offset(m, (number - first) * (block.vectors * self.lanes))
-                            self._output(k, block, n, number, at, given["b"], self._places(given))
+        def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
+            zeros = k.offset(given[SCRATCH], buffer)
+            room = k.offset(zeros, row)
+            v = k.offset(room, square)
+            m = k.offset(v, n["v_group"])
+            inputs, products = (
+                InputEmitter(k, unit, pixel, n, zeros, room, far=False),
+                ProductEmitter(k, tile.pixels, tile.vectors, n),
+            )
+            outputs = OutputEmitter(k, unit, results, n, given, room)
+            inputs.start()
+            with k.loop("chunk", *chunks) as group:
+                first = group * n["group"]
+                stop = k.least(first + n["group"], n["tiles"])
+                with walk_tiles(k, n, first, stop) as at:
+                    inputs.tile(at, given["x"], k.offset(v, (at.number - first) * lanes))
+                spans = products.cut(stop - first)
+                with k.loop("block", 0, n["blocks"]) as block:
+                    w = k.offset(given["w"], block * n["w_block"])
+                    with k.loop("point", 0, (unit + 2) ** 2) as point:
+                        here, to = k.offset(v, point * n["v_point"]), k.offset(m, point * n["m_point"])
+                        products.point(spans, here, k.offset(w, point * n["w_point"]), to)
+                    with walk_tiles(k, n, first, stop) as at:
+                        outputs.tile(at, block, k.offset(m, (at.number - first) * (tile.vectors * lanes)))
 
         return self._kernel(
-            "fused",
-            (self.epilogue,),
+            f"f32_winograd{unit}_fused_{tile.pixels}x{tile.vectors * lanes}",
+            (unit, tile.pixels, tile.vectors, pixel, results),
             ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
             shape.groups,
-            4 * (shape.v_group + shape.m_block + self.lanes),
-            body=body,
+            self._of_tiles() | self._of_input() | self._of_products() | self._of_output(),
+            body,
+            4 * (buffer + row + square + shape.v_group + shape.m_block),
         )
 
     def input(self) -> NativeKernel:
         """Return the kernel of the input phase, whose chunk is a run of tiles."""
+        unit, pixel, lanes = self.winograd.unit, self.pixel, self.lanes
+        row = row_elements(unit, pixel, lanes)
 
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            k.store(k.zero(k.f32), given[SCRATCH])
-            with k.loop("chunk", begin, end) as chunk:
-                first = chunk * self.run
-                with k.loop("tile", first, self._end(k, first, self.run)) as number:
-                    group, place = number // self.tile.group, number % self.tile.group
-                    at = k.offset(given["v"], group * self.shape.v_group + place * self.lanes)
-                    self._input(k, number, given["x"], at, given[SCRATCH])
+        def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
+            inputs = InputEmitter(k, unit, pixel, n, given[SCRATCH], k.offset(given[SCRATCH], row), far=True)
+            inputs.start()
+            with walk_tiles(k, n, *_run(k, n, chunks)) as tile:
+                group, place = tile.number // n["group"], tile.number % n["group"]
+                inputs.tile(tile, given["x"], k.offset(given["v"], group * n["v_group"] + place * lanes))
 
-        return self._kernel("input", (), ("x", "v", SCRATCH), -(-self.winograd.tiles // self.run), 4 * self.lanes, body=body)
+        numbers, scratch_bytes = self._of_tiles() | self._of_input(), 4 * (row + self.square)
+        return self._kernel(
+            f"f32_winograd{unit}_input", (unit, pixel), ("x", "v", SCRATCH), self._runs, numbers, body, scratch_bytes
+        )
 
     def multiply(self) -> NativeKernel:
-        """Return the kernel of the products, whose chunk is a few points of a block of a group; consecutive chunks share V."""
-        shape, points = self.shape, self.winograd.points
+        """Return the kernel of the products, whose chunk is a few points of a block of a group; consecutive chunks share V.
 
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            with k.loop("chunk", begin, end) as chunk:
-                n, rest = chunk % shape.block_count, chunk // shape.block_count
-                first, group = rest % self.point_runs * self.point_run, rest // self.point_runs
-                stop = first + self.point_run
-                if points % self.point_run:
-                    stop = k.select(stop < points, stop, k.const(I64, points))
-                v = k.offset(given["v"], group * shape.v_group)
-                m = k.offset(given["m"], (group * shape.block_count + n) * shape.m_block)
-                for block in shape.blocks:
-                    with maybe(k, block.chosen_by(n, shape.blocks)), k.loop("point", first, stop) as point:
-                        self._multiply(k, block, n, point, v, given["w"], m)
+        One kernel serves all units.
+        """
+        points, shape, tile = self.winograd.points, self.shape, self.tile
+        block_macs = tile.group * tile.vectors * self.lanes * self.winograd.conv.x.channels
+        point_run = min(points, -(-CHUNK_MACS // block_macs))
+        point_runs = -(-points // point_run)
 
-        return self._kernel("multiply", (), ("v", "w", "m"), shape.groups * self.point_runs * shape.block_count, body=body)
+        def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
+            products = ProductEmitter(k, tile.pixels, tile.vectors, n)
+            with k.loop("chunk", *chunks) as chunk:
+                block, rest = chunk % n["blocks"], chunk // n["blocks"]
+                first, group = rest % n["point_runs"] * n["point_run"], rest // n["point_runs"]
+                spans = products.cut(k.least(n["tiles"] - group * n["group"], n["group"]))
+                v, w = k.offset(given["v"], group * n["v_group"]), k.offset(given["w"], block * n["w_block"])
+                m = k.offset(given["m"], (group * n["blocks"] + block) * n["m_block"])
+                with k.loop("point", first, k.least(first + n["point_run"], n["points"])) as point:
+                    here, to = k.offset(v, point * n["v_point"]), k.offset(m, point * n["m_point"])
+                    products.point(spans, here, k.offset(w, point * n["w_point"]), to)
+
+        numbers = {"points": points, "point_run": point_run, "point_runs": point_runs} | self._of_tiles() | self._of_products()
+        stem, code = f"f32_winograd_multiply_{tile.pixels}x{tile.vectors * self.lanes}", (tile.pixels, tile.vectors)
+        return self._kernel(stem, code, ("v", "w", "m"), shape.groups * point_runs * shape.blocks, numbers, body)
 
     def output(self) -> NativeKernel:
         """Return the kernel of the output phase, whose chunk is a run of tiles in all channels."""
-        shape = self.shape
+        unit, results, lanes = self.winograd.unit, self.results, self.lanes
 
-        def body(k: Function, given: Mapping[str, Value], begin: Value, end: Value) -> None:
-            with k.loop("chunk", begin, end) as chunk:
-                first = chunk * self.run
-                with k.loop("tile", first, self._end(k, first, self.run)) as number:
-                    group, place = number // self.tile.group, number % self.tile.group
-                    for block in shape.blocks:
-                        with k.loop("block", block.first, block.first + block.count) as n:
-                            at = (group * shape.block_count + n) * shape.m_block + place * (block.vectors * self.lanes)
-                            self._output(k, block, n, number, k.offset(given["m"], at), given["b"], self._places(given))
+        def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
+            outputs = OutputEmitter(k, unit, results, n, given, k.offset(given[SCRATCH], results.buffer_bytes(lanes) // 4))
+            with walk_tiles(k, n, *_run(k, n, chunks)) as tile, k.loop("block", 0, n["blocks"]) as block:
+                group, place = tile.number // n["group"], tile.number % n["group"]
+                at = (group * n["blocks"] + block) * n["m_block"] + place * (n["block_vectors"] * lanes)
+                outputs.tile(tile, block, k.offset(given["m"], at))
 
-        return self._kernel(
-            "output", (self.epilogue,), ("m", "b", *self.epilogue.arguments, "y"), -(-self.winograd.tiles // self.run), body=body
-        )
+        names = ("m", "b", *self.epilogue.arguments, "y", SCRATCH)
+        numbers, scratch_bytes = self._of_tiles() | self._of_output(), results.buffer_bytes(lanes) + 4 * self.square
+        return self._kernel(f"f32_winograd{unit}_output", (unit, results), names, self._runs, numbers, body, scratch_bytes)
+
+    @property
+    def _runs(self) -> int:
+        return -(-self.winograd.tiles // self.run)
 
     def _kernel(
         self,
-        phase: str,
-        key: tuple[Epilogue[Image], ...],
-        names: tuple[str, ...],
+        stem: str,
+        code: tuple[object, ...],
+        arguments: tuple[str, ...],
         chunks: int,
+        numbers: Mapping[str, int],
+        body: Body,
         scratch_bytes: int = 0,
-        *,
-        body: Callable[[Function, Mapping[str, Value], Value, Value], None],
     ) -> NativeKernel:
-        """The kernel of a phase, or of all of them. body: takes the builder, the pointers by name, and the chunks of a call."""
-        stem = f"f32_winograd{self.winograd.unit}_{phase}_{self.tile.pixels}x{self.tile.vectors * self.lanes}"
+        """The kernel of a phase, or of all of them. code: all that decides its code."""
+        words = [name_layouts(self.winograd.conv.x, self.winograd.conv.y)] if "x" in arguments else []
+        words += [*name_epilogue(self.epilogue)] if "y" in arguments else []
+        name = kernel_name(stem, (stem, *code), self.isa, words)
+        return emitted_for_any_shape(self.isa, name, arguments, chunks, body, numbers, scratch_bytes=scratch_bytes)
 
-        def filled(k: Function, values: list[Value]) -> None:
-            *pointers, begin, end = values
-            body(k, dict(zip(names, pointers, strict=True)), begin, end)
+    # Numbers, by name. Elements, where nothing else is said.
 
-        words = [name_layouts(self.conv.x, self.conv.y), *(word for epilogue in key for word in name_epilogue(epilogue))]
-        name = kernel_name(stem, (self.winograd, self.tile, key), self.isa, words)
-        return emitted(self.isa, name, names, chunks, filled, scratch_bytes)
+    def _of_tiles(self) -> dict[str, int]:
+        """tiles, rows, columns: of tiles, of all images and of one. group, run: tiles of a group, and of a chunk of a transform.
 
-    def _places(self, given: Mapping[str, Value]) -> Places:
-        return Places.of(self.conv.y, self.epilogue, given["y"], [given[name] for name in self.epilogue.arguments])
+        blocks: of outputs. v_group, m_block: from one group of V and block of M to the next.
+        """
+        winograd, shape = self.winograd, self.shape
+        return {
+            "tiles": winograd.tiles, "rows": winograd.rows, "columns": winograd.columns, "group": self.tile.group,
+            "run": self.run, "blocks": shape.blocks, "v_group": shape.v_group, "m_block": shape.m_block,
+            "v_point": shape.v_point, "v_block": shape.v_block, "m_point": shape.m_point,
+        }  # fmt: skip
 
-    def _end(self, k: Function, first: Value, count: int) -> Value:
-        """Emit the end of a run of `count` tiles from `first`; the last run may be shorter."""
-        stop, tiles = first + count, self.winograd.tiles
-        return k.select(stop < tiles, stop, k.const(I64, tiles)) if tiles % count else stop
+    def _of_input(self) -> dict[str, int]:
+        conv = self.winograd.conv
+        return {
+            "x_image": conv.x.n_stride, "x_block": conv.x.block_stride, "x_row": conv.x.y_stride, "x_blocks": conv.x.blocks,
+            "x_height": conv.x.height, "x_width": conv.x.width, "top": conv.top, "left": conv.left,
+        }  # fmt: skip
 
-    def _split(self, number: Value) -> tuple[Value, Value, Value]:
-        """Image, row and column of a tile."""
-        rows, columns = self.winograd.rows, self.winograd.columns
-        return number // (rows * columns), number // columns % rows, number % columns
+    def _of_products(self) -> dict[str, int]:
+        """w_point, w_block: from one point of the weights, and from one block, to the next; others are `ProductEmitter`'s."""
+        inputs, outputs = self.winograd.conv.x.channels, self.winograd.conv.y.channels
+        block = inputs * self.tile.vectors * self.lanes
+        fetched = 4 * self.winograd.points * inputs * outputs > WEIGHTS_IN_L2_BYTES
+        ahead = -(-4 * block // -(-self.tile.group // self.tile.pixels)) if fetched else 0
+        return {
+            "inputs": inputs, "x_blocks": self.winograd.conv.x.blocks, "block_weights": block,
+            "w_point": block if self.tile.fused else self.shape.blocks * block,
+            "w_block": self.winograd.points * block if self.tile.fused else block,
+            "ahead_tile": ahead, "ahead_step": -(-ahead // inputs),
+        }  # fmt: skip
 
-    def _input(self, k: Function, number: Value, x: Value, v: Value, zeros: Value) -> None:
-        """Transform all channels of a tile. v: where its first vector goes. zeros: a vector of them."""
-        conv, unit, size = self.conv, self.winograd.unit, self.winograd.size
-        n, row, column = self._split(number)
-        top, left = row * unit - conv.top, column * unit - conv.left
-        at = k.offset(x, n * conv.x.n_stride + top * conv.x.y_stride + left * conv.x.x_stride)
-        lines = [(top + i >= 0) & (top + i < conv.x.height) for i in range(size)]
-        columns = [(left + i >= 0) & (left + i < conv.x.width) for i in range(size)]
-        inside = lines[0] & lines[-1] & columns[0] & columns[-1]
-        with k.when(inside, "inside"), k.loop("channels", 0, conv.x.blocks) as block:
-            here = k.offset(at, block * conv.x.block_stride)
-            self._transform_input(k, k.offset(v, block * (self.tile.group * self.lanes)), lambda i, j: self._pixel(k, here, i, j))
-        with k.when(inside ^ 1, "border"), k.loop("channels", 0, conv.x.blocks) as block:
-            there = k.offset(at, block * conv.x.block_stride)
-            self._transform_input(
-                k,
-                k.offset(v, block * (self.tile.group * self.lanes)),
-                lambda i, j: k.select(lines[i] & columns[j], self._pixel(k, there, i, j), zeros),
-            )
-
-    def _pixel(self, k: Function, at: Value, row: int, column: int) -> Value:
-        return k.offset(at, row * self.conv.x.y_stride + column * self.conv.x.x_stride)
-
-    def _transform_input(self, k: Function, v: Value, pixel: Callable[[int, int], Value]) -> None:
-        """Bᵀ x B of one vector of channels; pixel: address of one of the tile."""
-        size = self.winograd.size
-        columns = [linear(k, self.b, [k.load(k.f32, pixel(i, j)) for i in range(size)]) for j in range(size)]
-        for i in range(size):
-            for j, value in enumerate(linear(k, self.b, [column[i] for column in columns])):
-                k.store(value, v, (i * size + j) * self.shape.v_point)
-
-    def _multiply(self, k: Function, block: Block, n: Value, point: Value, v: Value, w: Value, m: Value) -> None:
-        """One point of a group: V · U of one block of outputs. v, m: of the group and of the block in it."""
-        inputs, wide, lanes = self.conv.x.channels, block.vectors * self.lanes, self.lanes
-        v, m = k.offset(v, point * self.shape.v_point), k.offset(m, point * self.shape.m_point)
-        if self.tile.fused:
-            before = n * (self.winograd.points * inputs * self.tile.vectors * lanes) + point * (inputs * wide)
-        else:
-            before = point * (inputs * self.shape.outputs) + n * (inputs * self.tile.vectors * lanes)
-        w, number = k.offset(w, before), 0
-        for first, pieces, pixels in even_spans(self.tile.group, self.tile.pixels):
-            with k.loop("span", 0, pieces) as piece:
-                tile = piece * pixels + first
-                share = self.ahead * LINE_ELEMENTS * (inputs // (self.step * lanes))
-                ahead = k.offset(w, (piece + number) * share + inputs * wide)
-                values = self._products(k, block.vectors, pixels, k.offset(v, tile * lanes), w, ahead)
-                to = k.offset(m, tile * wide)
-                for at, value in enumerate(values):
-                    k.store(value, to, at * lanes)
-            number += pieces
-
-    def _products(self, k: Function, vectors: int, pixels: int, v: Value, w: Value, ahead: Value) -> list[Value]:
-        """A register tile over all channels, some blocks of them unrolled. ahead: weights to ask for."""
-        lanes, per_block = self.lanes, self.tile.group * self.lanes
-        channels = self.step * lanes
-        turns, rest = divmod(self.conv.x.channels, channels)
-        values, wide = [k.zero(k.f32)] * (pixels * vectors), vectors * lanes
-        if turns:
-            with k.fold("c", 0, turns, 1, values) as fold:
-                at, weights = k.offset(v, fold.index * (self.step * per_block)), k.offset(w, fold.index * (channels * wide))
-                coming = k.offset(ahead, fold.index * (self.ahead * LINE_ELEMENTS))
-                fold.values = self._unrolled(k, vectors, pixels, channels, at, weights, fold.values, coming)
-            values = fold.values
-        if rest:
-            at, weights = k.offset(v, turns * self.step * per_block), k.offset(w, turns * channels * wide)
-            values = self._unrolled(k, vectors, pixels, rest, at, weights, values, None)
-        return values
-
-    def _unrolled(
-        self, k: Function, vectors: int, pixels: int, channels: int, v: Value, w: Value, values: list[Value], ahead: Value | None
-    ) -> list[Value]:
-        """The multiply–adds themselves."""
-        values, lanes = list(values), self.lanes
-        for c in range(channels):
-            if ahead is not None:
-                for line in range(self.ahead * c // channels, self.ahead * (c + 1) // channels):
-                    k.prefetch(ahead, line * LINE_ELEMENTS)
-            weights = [k.load(k.f32, w, (c * vectors + n) * lanes) for n in range(vectors)]
-            for p in range(pixels):
-                scalar = k.broadcast(k.f32, v, (c // lanes * self.tile.group + p) * lanes + c % lanes)
-                for n in range(vectors):
-                    values[p * vectors + n] = k.fma(scalar, weights[n], values[p * vectors + n])
-        return values
-
-    def _output(self, k: Function, block: Block, n: Value, number: Value, m: Value, b: Value, to: Places) -> None:
-        """Write a tile in one block of channels. m: its first vector of point 0."""
-        unit, per_block = self.winograd.unit, self.tile.vectors
-        image, row, column = self._split(number)
-        to = to.move(k, lambda y: image * y.n_stride + row * (unit * y.y_stride) + column * (unit * y.x_stride))
-        b = k.offset(b, n * (per_block * self.lanes))
-        whole = block.vectors - (block.tail < self.lanes)
-        if whole:
-            with k.loop("vector", 0, whole) as vector:
-                self._vector(k, n * per_block + vector, vector, self.lanes, row, column, m, b, to)
-        if block.tail < self.lanes:
-            last = k.const(I64, whole)
-            self._vector(k, n * per_block + whole, last, block.tail, row, column, m, b, to)
-
-    def _vector(
-        self, k: Function, block: Value, vector: Value, lanes: int, row: Value, column: Value, m: Value, b: Value, to: Places
-    ) -> None:
-        """Aᵀ M A of one vector of channels, finished and written. lanes: those the epilogue's operands have."""
-        conv, unit, size = self.conv, self.winograd.unit, self.winograd.size
-        m, to = k.offset(m, vector * self.lanes), to.move(k, lambda image: block * _block_stride(image, self.lanes))
-        bias = k.load(k.f32, b, vector * self.lanes) if self.epilogue.bias else None
-        at = [[k.load(k.f32, m, (i * size + j) * self.shape.m_point) for i in range(size)] for j in range(size)]
-        columns = [linear(k, self.a, column) for column in at]
-        lines, last_row = conv.y.height % unit or unit, row < self.winograd.rows - 1
-        for i in range(unit):
-            values = linear(k, self.a, [column[i] for column in columns])
-            if bias is not None:
-                values = [value + bias for value in values]
-            with maybe(k, None if i < lines else last_row):
-                self._line(k, i, values, column, lanes, to)
-
-    def _line(self, k: Function, i: int, values: Sequence[Value], column: Value, lanes: int, to: Places) -> None:
-        """Store a row of a tile: all of it, or in the last column of tiles what of it lies inside the image."""
-        unit, last = self.winograd.unit, self.winograd.columns - 1
-        inside = self.conv.y.width % unit or unit
-        results = [Result(value, _pixel_at(i, j), lanes, self.lanes) for j, value in enumerate(values)]
-        to.store(k, self.epilogue, results[:inside])
-        if inside < unit and last:
-            with k.when(column < last):
-                to.store(k, self.epilogue, results[inside:])
+    def _of_output(self) -> dict[str, int]:
+        y = self.winograd.conv.y
+        numbers = {
+            "outputs": y.channels, "vectors": self.winograd.conv.output_vectors(self.lanes), "block_vectors": self.tile.vectors,
+            "y_height": y.height, "y_width": y.width,
+        }  # fmt: skip
+        for name, image in (("y", y), *zip(self.epilogue.arguments, self.epilogue.operands, strict=True)):
+            numbers |= result_numbers(name, image, 1, self.lanes, 0)
+        return numbers
 
 
-def _pixel_at(row: int, column: int) -> Callable[[Image], int]:
-    return lambda image: row * image.y_stride + column * image.x_stride
-
-
-def _block_stride(image: Image, lanes: int) -> int:
-    """Elements from one vector of channels to the next."""
-    if image.block == 1 and image.block_stride == 0:
-        return 0
-    return lanes if image.contiguous_channels and image.block > lanes else image.block_stride
-
-
-def linear(k: Function, matrix: Array, values: Sequence[Value]) -> list[Value]:
-    """matrix · values, with few instructions: rows, or columns, that differ in signs alone share what they have in common."""
-    rows, columns = matrix.shape
-    out: dict[int, Value] = {}
-    for n in range(rows - 1):
-        even, odd = (matrix[n] + matrix[n + 1]) / 2, (matrix[n] - matrix[n + 1]) / 2
-        if n in out or not even.any() or not odd.any() or (even * odd).any():
-            continue
-        scale = float(odd[np.flatnonzero(odd)[-1]])
-        left, right = combine(k, even, values), combine(k, odd / scale, values)
-        out[n], out[n + 1] = combine(k, (1, scale), (left, right)), combine(k, (1, -scale), (left, right))
-    if out:
-        return [out[n] if n in out else combine(k, matrix[n], values) for n in range(rows)]
-    terms, weights = list(values), matrix.copy()
-    for n in range(columns - 1):
-        a, b = matrix[:, n], matrix[:, n + 1]
-        if (np.abs(a) == np.abs(b)).all() and (a == b).any() and (a != b).any():
-            terms[n], terms[n + 1] = values[n] + values[n + 1], values[n] - values[n + 1]
-            weights[:, n], weights[:, n + 1] = (a + b) / 2, (a - b) / 2
-    return [combine(k, row, terms) for row in weights]
-
-
-def combine(k: Function, weights: Sequence[float] | Array, values: Sequence[Value]) -> Value:
-    """Emit the weighted sum of values, those of weight 1 first."""
-    terms = [(float(weight), value) for weight, value in zip(weights, values, strict=True) if weight]
-    (weight, value), *rest = sorted(terms, key=lambda term: term[0] != 1)
-    total = value if weight == 1 else value * weight
-    for weight, value in rest:
-        total = total + value if weight == 1 else total - value if weight == -1 else k.fma(value, weight, total)
-    return total
+def _run(k: Function, n: Numbers, chunks: Bounds) -> Bounds:
+    """Emit the first tile of some chunks of a transform, which are runs of tiles, and one after the last."""
+    begin, end = chunks
+    return begin * n["run"], k.least(end * n["run"], n["tiles"])

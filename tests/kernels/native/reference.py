@@ -81,6 +81,28 @@ def run_kernel(kernel, isa, **arrays) -> None:
     assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
 
 
+class SharedCode:
+    """Runs kernels in this process. Those of one name run the code that the first of them was compiled to.
+
+    Called like `run_kernel`. code: of each kernel, by name.
+    """
+
+    def __init__(self) -> None:
+        self.code: dict[str, bytes] = {}
+
+    def __call__(self, kernel, isa, **arrays) -> None:
+        if kernel.name not in self.code:
+            self.code[kernel.name] = object_code(kernel.ir, isa)
+        scratch = aligned(kernel.scratch_bytes + 128)
+        given = [arrays.get(name) for name in kernel.arguments if name != "scratch"]
+        assert kernel.arguments[len(given) :] in {(), ("scratch",)}
+        given += [None] * (len(kernel.arguments) - len(given)) + [table.words for table in kernel.tables.values()]
+        words = np.array([0 if array is None else array.ctypes.data for array in given] + [*kernel.numbers], np.int64)
+        calls = [(words, scratch, chunk, chunk + 1) for chunk in reversed(range(kernel.chunks))]
+        run(self.code[kernel.name], isa, kernel.name, calls, scratch)
+        assert (scratch[kernel.scratch_bytes :] == 0xFF).all()
+
+
 def spread_ir(kernel, isa) -> str:
     """A function that takes addresses as arguments of its own, puts them and the numbers into memory and calls the kernel.
 

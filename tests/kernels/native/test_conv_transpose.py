@@ -1,5 +1,7 @@
 """Transposed convolutions as the convolutions of their phases, against their definition in float64."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -154,6 +156,21 @@ def test_any_transposed_convolution_on_its_default_tiles(isa, data):
     assert max(len(phase.columns) for phase in found) <= phase_taps(kernel[1], strides[1], dilations[1])
     number = data.draw(st.integers(0, 5))
     check(t, isa, lambda conv: conv_tiles(conv, isa)[number % len(conv_tiles(conv, isa))])
+
+
+@pytest.mark.parametrize("layout", ["blocked", "nhwc"])
+def test_one_kernel_serves_all_phases_windows_and_sizes(isa, layout):
+    """Only the stride, the distance of the pixels that a phase writes, decides code in blocks of channels."""
+    found = []
+    for size, channels, form in itertools.product(
+        (3, 6, 11), (2 * isa.lanes, 3 * isa.lanes), [form for form in FORMS if form[1] == 2]
+    ):
+        t = transposed(isa, layout, size, (channels, 2 * channels), form, batch=2)
+        for phase in phases(t):
+            epilogue = chain(("add", t.y), bias=True).laid(lambda image, first=phase.first, t=t: image.every(first, t.strides)[0])
+            found.append(emit_conv(phase.conv, make_tile(phase.conv, isa, 3, 2), epilogue, isa))
+    assert len({kernel.name for kernel in found}) == len({kernel.ir for kernel in found}) == 1
+    assert len({(kernel.numbers, *kernel.tables.items()) for kernel in found}) > 50
 
 
 def test_phases_share_out_the_taps_of_the_kernel():

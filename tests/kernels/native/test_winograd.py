@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.conv import pack_bias
 from kernels.native.families.winograd import (
     Winograd,
+    WinogradTile,
     choose_winograd,
     error_estimate,
     make_winograd_tile,
@@ -22,7 +24,7 @@ from kernels.native.families.winograd_kernels import emit_winograd, pack_winogra
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
-from tests.kernels.native.reference import PLAIN, conv_reference, epilogue_operands, place, run_kernel
+from tests.kernels.native.reference import PLAIN, SharedCode, conv_reference, epilogue_operands, place, run_kernel
 
 
 def square(isa, size, inputs, outputs, pad=1, batch=1, unit=4):
@@ -32,28 +34,34 @@ def square(isa, size, inputs, outputs, pad=1, batch=1, unit=4):
     return Winograd(Conv(x, y, (3, 3), top=pad, left=pad), unit)
 
 
+NAN_BYTES = 4096  # before and behind an input
+
+
 def poisoned(size_bytes):
     return np.full(size_bytes // 4 + 64, np.nan, np.float32)
 
 
-def run_winograd(winograd, tile, isa, x, w, b=None, epilogue=PLAIN, operands=None):
+def run_winograd(winograd, tile, isa, x, w, b=None, epilogue=PLAIN, operands=None, run=run_kernel):
     """Run a Winograd convolution and return the output's memory, which is NaN where nothing was written, also behind it."""
     conv = winograd.conv
     memory, buffers = poisoned(4 * conv.y.elements), {}
     for name, size in winograd_cost(winograd, tile, isa).buffer_bytes.items():
         buffers[name] = poisoned(size)
-    given = {"x": place(conv.x, x), "w": pack_winograd(winograd, tile, isa, w), "y": memory, **buffers, **(operands or {})}
+    around = poisoned(4 * conv.x.elements + 2 * NAN_BYTES)  # an input in the middle of NaN
+    middle = around[NAN_BYTES // 4 :][: conv.x.elements]
+    middle[:] = place(conv.x, x)
+    given = {"x": middle, "w": pack_winograd(winograd, tile, isa, w), "y": memory, **buffers, **(operands or {})}
     if b is not None:
         given["b"] = pack_bias(conv, isa, b)
     conv.x.view(given["x"])[:, -1, :, :, (conv.x.channels - 1) % conv.x.block + 1 :] = np.nan
     for kernel in emit_winograd(winograd, tile, epilogue, isa):
-        run_kernel(kernel, isa, **{name: array for name, array in given.items() if name in kernel.arguments})
+        run(kernel, isa, **{name: array for name, array in given.items() if name in kernel.arguments})
     for name, size in winograd_cost(winograd, tile, isa).buffer_bytes.items():
         assert np.isnan(buffers[name][size // 4 :]).all()
     return memory
 
 
-def check_winograd(winograd, tile, isa, epilogue=PLAIN, exact_activation=None):
+def check_winograd(winograd, tile, isa, epilogue=PLAIN, exact_activation=None, run=run_kernel):
     conv, rng = winograd.conv, np.random.default_rng(0)
     x = rng.standard_normal((conv.x.batch, conv.x.channels, conv.x.height, conv.x.width)).astype(np.float32)
     w = rng.standard_normal((conv.y.channels, conv.x.channels, 3, 3)).astype(np.float32) / np.float32(
@@ -64,7 +72,7 @@ def check_winograd(winograd, tile, isa, epilogue=PLAIN, exact_activation=None):
     operands, exact = epilogue_operands(epilogue, exact, rng)
     if exact_activation:
         exact = exact_activation(exact)
-    memory = run_winograd(winograd, tile, isa, x, w, b, epilogue, operands)
+    memory = run_winograd(winograd, tile, isa, x, w, b, epilogue, operands, run)
     got = conv.y.load(memory)
     assert not np.isnan(got).any()
     largest = max(1.0, float(np.abs(exact).max()), float(np.abs(conv_reference(conv, x, w)).max(initial=0)))
@@ -176,6 +184,74 @@ def test_operands_may_be_broadcast_and_lie_otherwise(isa, fused):
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2.25 * error_estimate(4, 6) * float(np.abs(exact).max()))
 
 
+SIZES = [(1, 1), (2, 7), (7, 2), (9, 12), (14, 14), (21, 5)]
+
+
+@FORMS
+@pytest.mark.parametrize("unit", [2, 4, 6])
+def test_one_kernel_serves_all_sizes(isa, unit, fused):
+    lanes, made = isa.lanes, []
+    for size, (inputs, outputs), pad, batch in itertools.product(SIZES, ((lanes, 2 * lanes), (lanes + 3, 5)), (1, 2), (1, 3)):
+        winograd = square(isa, size, inputs, outputs, pad, batch, unit)
+        tile = WinogradTile(3, 2, min(4, winograd.tiles), fused)
+        made.append(emit_winograd(winograd, tile, chain(("add", winograd.conv.y), "relu", bias=True), isa))
+    for phase in zip(*made, strict=True):
+        assert len({kernel.name for kernel in phase}) == len({kernel.ir for kernel in phase}) == 1
+        assert len({kernel.numbers for kernel in phase}) > 20
+
+
+def test_one_kernel_multiplies_for_all_units(isa):
+    found = [emit_winograd(square(isa, 9, 8, 8, unit=unit), WinogradTile(3, 2, 4, False), PLAIN, isa)[1] for unit in (2, 4, 6)]
+    assert len({kernel.name for kernel in found}) == len({kernel.ir for kernel in found}) == 1
+    assert len({kernel.numbers for kernel in found}) == 3
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 5])
+@FORMS
+def test_code_compiled_once_computes_all_sizes(host, pixels, fused):
+    run, lanes = SharedCode(), host.lanes
+    for batch, (size, (inputs, outputs)) in enumerate(
+        itertools.product(SIZES, ((1, 1), (lanes, 2 * lanes), (2 * lanes + 3, 5 * lanes - 1))), 1
+    ):
+        winograd = square(host, size, inputs, outputs, batch=1 + batch % 3)
+        tile = WinogradTile(pixels, 2, min(7, winograd.tiles), fused)
+        check_winograd(winograd, tile, host, chain(("add", winograd.conv.y), bias=True), run=run)
+    assert len(run.code) == (1 if fused else 3)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_code_compiled_once_computes_any_size(host, data):
+    unit, fused, run = data.draw(st.sampled_from([2, 4, 6])), data.draw(st.booleans()), SharedCode()
+    pixels, vectors = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    for _ in range(3):
+        size, pad = data.draw(st.tuples(st.integers(3, 20), st.integers(3, 20))), data.draw(st.integers(0, 2))
+        inputs, outputs, batch = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 60)), data.draw(st.integers(1, 3))
+        winograd = square(host, size, inputs, outputs, pad, batch, unit)
+        tile = WinogradTile(pixels, vectors, data.draw(st.integers(1, winograd.tiles)), fused)
+        check_winograd(winograd, tile, host, chain(("add", winograd.conv.y), bias=True), run=run)
+    assert len(run.code) == (1 if fused else 3)
+
+
+def test_no_output_depends_on_how_tiles_are_grouped(host):
+    winograd, rng = square(host, (11, 13), 20, 24, batch=2), np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 20, 11, 13)).astype(np.float32), rng.standard_normal((24, 20, 3, 3)).astype(np.float32)
+    forms = [(group, fused) for group in (1, 2, 5, 24) for fused in (True, False)]
+    results = [run_winograd(winograd, WinogradTile(4, 2, group, fused), host, x, w) for group, fused in forms]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("unit", [2, 4])
+def test_code_is_small(isa, unit):
+    winograd = square(isa, 9, 2 * isa.lanes, 2 * isa.lanes, unit=unit)
+    epilogue = chain(("add", winograd.conv.y), "relu", bias=True)
+    (fused,) = emit_winograd(winograd, WinogradTile(6, 2, 4, True), epilogue, isa)
+    split = [kernel.ir.count("\n") for kernel in emit_winograd(winograd, WinogradTile(6, 2, 4, False), epilogue, isa)]
+    assert max(split) < 450
+    assert fused.ir.count("\n") < sum(split)
+
+
 def test_choice_weighs_products_against_weights():
     isa = ISAS["avx512"]
     units = {}
@@ -189,6 +265,7 @@ def test_choice_weighs_products_against_weights():
 def test_cost_counts_overhanging_tiles_and_padded_outputs():
     isa = ISAS["avx512"]
     winograd = square(isa, 14, 20, 40)
-    cost = winograd_cost(winograd, make_winograd_tile(winograd, isa, 6, 2, 16, fused=True), isa)
-    assert cost.macs == 16 * 36 * 20 * 48
-    assert (cost.weight_bytes, cost.buffer_bytes) == (4 * 36 * 20 * 48, {})
+    for vectors, outputs in ((2, 64), (3, 48)):
+        cost = winograd_cost(winograd, make_winograd_tile(winograd, isa, 6, vectors, 16, fused=True), isa)
+        assert cost.macs == 16 * 36 * 20 * outputs
+        assert (cost.weight_bytes, cost.buffer_bytes) == (4 * 36 * 20 * outputs, {})
