@@ -199,10 +199,10 @@ def _numbers(attention: Attention, tile: AttentionTile, isa: Isa) -> tuple[dict[
 
 def _check(attention: Attention) -> None:
     q, k, v, y, mask = attention.q, attention.k, attention.v, attention.y, attention.mask
-    shapes = f"q is {q.shape}, k is {k.shape}, v is {v.shape}, y is {y.shape}"
     fits = len({len(view.shape) for view in (q, k, v, y)}) == 1 and len(q.shape) == 4 and y.shape == (*q.shape[:3], v.shape[3])
     fits = fits and (k.shape[0], k.shape[3]) == (q.shape[0], q.shape[3]) and k.shape[:3] == v.shape[:3]
     if not fits or q.shape[1] % max(k.shape[1], 1) or 0 in (*q.shape, *k.shape, *v.shape):
+        shapes = f"q is {q.shape}, k is {k.shape}, v is {v.shape}, y is {y.shape}"
         raise EmitError(f"attention: {shapes}, need (batch, heads, length, size) that fit, without 0")
     for name, view in (("q", q), ("k", k), ("v", v), ("y", y)):
         if view.shape[3] > 1 and view.strides[3] != 1:
