@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graph.ir import Port
-from kernels.size import LEAST, Scope
+from kernels.size import LEAST, Scope, is_symbolic
 from kernels.spec import Spec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -17,19 +17,21 @@ Axes = frozenset[tuple[str, int]]  # input names and axes
 class SymbolicInputs:
     """The inputs of a graph with symbols for the sizes of some axes.
 
-    specs: of every input. axes: where the value of each symbol is found, in order. fixed: sizes of all other axes.
+    specs: of every input. axes: where the value of each symbol is found, in order. fixed: sizes of all other axes. room: a last
+    symbol, for the length that there is memory for of values that grow in place; 0 where none do.
     """
 
     scope: Scope
     specs: Mapping[str, Spec]
     axes: Sequence[tuple[str, int]]
     fixed: Mapping[tuple[str, int], int]
+    room: int
 
     @staticmethod
-    def of(ports: Sequence[Port], shapes: Shapes, varied: Axes) -> SymbolicInputs:
+    def of(ports: Sequence[Port], shapes: Shapes, varied: Axes, room: int = 0) -> SymbolicInputs:
         """Return symbols for the varied axes of inputs that have these shapes now, which are the hints.
 
-        Axes of one name share a symbol. Sizes of 0 and 1 are no symbols.
+        Axes of one name share a symbol. Sizes of 0 and 1 are no symbols. room: see `room`; 0 where nothing grows in place.
         """
         scope = Scope()
         named: dict[str, int] = {}
@@ -51,13 +53,15 @@ class SymbolicInputs:
                     if isinstance(dim, str):
                         named[dim] = made[-1]
             specs[port.name] = Spec(tuple(made), port.dtype)
-        return SymbolicInputs(scope, specs, axes, fixed)
+        return SymbolicInputs(scope, specs, axes, fixed, scope.symbol("room", room))
 
-    def values(self, shapes: Shapes) -> list[int] | None:
+    def values(self, shapes: Shapes, room: int = 0) -> list[int] | None:
         """Return the values of the symbols for these shapes; None where another size differs from what it was."""
-        if any(shapes[name][axis] != size for (name, axis), size in self.fixed.items()):
+        if is_symbolic(self.room) != (room >= LEAST) or any(
+            shapes[name][axis] != size for (name, axis), size in self.fixed.items()
+        ):
             return None
-        values = [shapes[name][axis] for name, axis in self.axes]
+        values = [*(shapes[name][axis] for name, axis in self.axes), *([room] if is_symbolic(self.room) else [])]
         return values if all(value >= LEAST for value in values) else None
 
 

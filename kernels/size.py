@@ -614,6 +614,11 @@ class SizeVector:
     def __len__(self) -> int:
         return len(self.plain)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no size depends on symbols."""
+        return not self._sizes
+
     def at(self, sizes: Sizes) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the values (int64); not a copy where all are plain."""
         if not self._sizes:

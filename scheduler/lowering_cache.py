@@ -52,10 +52,13 @@ class LoweringCache:
         self._varied: dict[tuple[int, ...], frozenset[tuple[str, int]]] = {}  # by the ranks of all inputs
         self._met: dict[tuple[int, ...], ShapesByName] = {}  # the last shapes, by ranks
 
-    def find(self, shapes: ShapesByName, plan: Plan | None) -> Found | None:
-        """Return a lowering that serves these shapes and follows this plan; None where there is none."""
+    def find(self, shapes: ShapesByName, plan: Plan | None, room: int = 0) -> Found | None:
+        """Return a lowering that serves these shapes and follows this plan; None where there is none.
+
+        room: length that there is memory for of values that grow in place; 0 where none do.
+        """
         for lowering in reversed(self._kept):
-            if lowering.plan is not plan or (values := lowering.inputs.values(shapes)) is None:
+            if lowering.plan is not plan or (values := lowering.inputs.values(shapes, room)) is None:
                 continue
             if not all(
                 hint <= REACH * value and value <= REACH * hint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,10 +14,12 @@ import onnx
 
 from graph.budget import ProcessMemory, RunBudget, model_share_bytes
 from graph.formats.registry import read
+from graph.growing import Growing
 from graph.ir import Model, Port
 from graph.limits import Check, go_on
 from graph.mapped import require_unchanged
 from graph.native.engine import find_native
+from graph.native.facts import Kept
 from graph.passes.optimise import optimise
 from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
@@ -32,6 +34,7 @@ from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
 from scheduler.lowering_cache import Found, Lowering, LoweringCache
+from scheduler.state import State
 from scheduler.strategy import WantedBackend
 
 if TYPE_CHECKING:
@@ -192,10 +195,21 @@ class Session:
         """Bytes of the model, of the arenas kept for its shapes, and of its packed weights."""
         return self.model.nbytes + self._ready.arena_bytes
 
-    def run(self, feeds: Mapping[str, Any], *, timeout_s: float | None = None) -> dict[str, Array]:
+    def state(self, pairs: Mapping[str, str] | None = None, start: Mapping[str, Array] | None = None) -> State:
+        """Return what runs hand on from one to the next: pass it to `run`, which then needs no feeds for it.
+
+        Args:    pairs: input name -> name of the output that becomes its next value. None = every output that appends to an
+                 input, such as the keys and values of a decoder; these grow in place.
+                 start: input name -> its first value. None = empty, for values that grow.
+        Raises:  FeedError for names that the model does not have, and where it has no output that appends to an input.
+        """
+        return State(self, pairs, start)
+
+    def run(self, feeds: Mapping[str, Any], *, timeout_s: float | None = None, state: State | None = None) -> dict[str, Array]:
         """Run once.
 
-        Args:    feeds: every input by name.
+        Args:    feeds: every input by name. state: stands for the inputs in it, and takes their next values from the outputs,
+                 which are not returned then.
                  timeout_s: seconds from now after which the run is ended; None = it may take any time. It ends between two
                  kernels or two rounds of a loop: a kernel that has begun is not interrupted, and neither is building code
                  for new shapes.
@@ -205,6 +219,8 @@ class Session:
                  more now; errors of the model's operators.
         """
         bounds = RunBounds(None if timeout_s is None else _deadline_ns(timeout_s))
+        if state is not None:
+            return state.run(feeds, bounds)
         return self.executor(feeds).run(feeds, bounds)
 
     def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
@@ -244,28 +260,49 @@ class Session:
         inputs = {name: spec.shape for name, spec in bind(self.model.graph, shapes).items()}
         followed = self._followed(shapes)
         plan = None if followed is None else followed.plan
-        budget = RunBudget(self._limit_bytes, self.limits.process)
+        budget = self.budget()
         found = self._lowerings.find(inputs, plan)
         if found is None:
             found = self._lower(inputs, plan, check)
         executor = Executor.of(found.lowering.graph, found.sizes, budget)
         return Ready(executor, DEFAULT if followed is None else followed.plan_id)
 
-    def _lower(self, shapes: Mapping[str, tuple[int, ...]], plan: Plan | None, check: Check) -> Found:
+    def lowered(self, shapes: Mapping[str, tuple[int, ...]], growing: Sequence[Growing], room: int) -> Found:
+        """Return a lowering in which values grow in place, and its sizes for these shapes (`scheduler.state`).
+
+        room: length that there is memory for of each growing value.
+        """
+        with self._building:
+            found = self._lowerings.find(shapes, None, room)
+            return self._lower(shapes, None, go_on, growing, room) if found is None else found
+
+    def budget(self) -> RunBudget:
+        """Return a new budget of memory within this session's limits."""
+        return RunBudget(self._limit_bytes, self.limits.process)
+
+    def _lower(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        plan: Plan | None,
+        check: Check,
+        growing: Sequence[Growing] = (),
+        room: int = 0,
+    ) -> Found:
         """Lower the model for these shapes. Sizes that have differed between shapes are symbols; a plan is for its own shapes."""
         graph = self.model.graph
         varied = frozenset[tuple[str, int]]() if plan is not None else self._lowerings.varied(graph.inputs, shapes)
-        inputs = SymbolicInputs.of(graph.inputs, shapes, varied)
+        inputs = SymbolicInputs.of(graph.inputs, shapes, varied, room)
+        roomy = {each.output: Kept(each.input, each.axis, inputs.room) for each in growing}
         with memory_errors_of(f"{graph.name}: rewriting it"):
             rewritten = optimise(graph, inputs.specs, check)
         choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
         shared = self._lowerings.share_constants(rewritten.graph, graph.constants)
-        budget = RunBudget(self._limit_bytes, self.limits.process)
+        budget = self.budget()
         made = (array for name, array in rewritten.graph.constants.items() if array is not graph.constants.get(name))
         kept = {id(array) for array in shared.constants.values()}
         made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of lowerings before
         budget.keep(made_bytes, f"{graph.name}: constants that rewriting made")
-        lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope)
+        lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope, roomy)
         return self._lowerings.keep(Lowering(inputs, lowered, plan, budget))
 
 

@@ -35,7 +35,7 @@ def lay_out(calls: Iterable[Call], nodes: int) -> Arena:
         for storage, _ in call.arguments.values():
             first.setdefault(storage, at)
             last[storage] = at
-    own = [storage for storage in first if storage.constant is None and not storage.port]
+    own = [storage for storage in first if storage.is_own]
     offsets, nbytes = place_blocks([Block(storage.nbytes, first[storage], last[storage]) for storage in own])
 
     node_of, moment_of = _moments(calls, nodes)

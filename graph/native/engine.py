@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.ir import Graph, Node, Specs
 from graph.native.constants import ConstantCache
-from graph.native.facts import Facts
+from graph.native.facts import Facts, Kept
 from graph.native.lowering import Lowering
 from graph.native.partition import Part, partition, without_lone_views
 from graph.native.place import PackedConstant
@@ -120,15 +121,22 @@ class Native:
         return partition(graph, able)
 
     def lowered(
-        self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice], budget: RunBudget
+        self,
+        graph: Graph,
+        specs: Specs,
+        threads: int,
+        choices: Mapping[str, Choice],
+        budget: RunBudget,
+        kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> tuple[Graph, Mapping[str, LoweredSegment]]:
         """Return `parts` with every segment lowered for that many threads; its kernels are compiled and its weights packed.
 
-        budget: packed weights are counted there, by their estimate before they are packed.
+        budget: packed weights are counted there, by their estimate before they are packed. kept: values that grow in place, by
+        the name of the output; nodes in numpy read neither them nor what they are before.
         Raises: LimitError where the packed weights exceed the budget; OutOfMemoryError; CompileError.
         """
         rest, parts = self.parts(graph, specs, choices)
-        facts = Facts(specs, graph.constants, self.isa, threads)
+        facts = Facts(specs, graph.constants, self.isa, threads, kept)
         chosen = {name: choice for part in parts.values() for name, choice in complete_choices(part, facts, choices).items()}
         self._require_packed(parts.values(), facts.hinted, chosen, budget)
         with ThreadPoolExecutor(threads, "packing") as workers:

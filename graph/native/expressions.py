@@ -13,7 +13,7 @@ from kernels.expression import Draft, Expression, Term
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
 from kernels.registry import find
-from kernels.spec import Array, DType, Spec
+from kernels.spec import Array, DType, SizeArray, Spec
 
 MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with 800 operands most of a minute
 
@@ -110,6 +110,8 @@ class _GraphDraft(Draft):
     def value(self, name: str) -> Term:
         """A value of the graph."""
         known = self._constants.get(name)
+        if isinstance(known, SizeArray):
+            known = None
         return self.operand(name, self._spec(name).dtype if known is None else known.dtype, known)
 
     def append(self, node: Node | Fused, made: Term | None) -> Term:

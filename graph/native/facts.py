@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from graph.native.expressions import express_epilogue
 from graph.native.place import image_shape, is_image
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
+from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
 from kernels.size import hinted
 from kernels.spec import BOOL, INTS, Array, DType, Spec, hinted_array
@@ -21,16 +22,35 @@ VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A value that grows: a graph input behind which a graph output appends, both in memory that has room along that axis.
+
+    input: the value before. axis: along which it grows. room: how much of that axis there is memory for.
+    """
+
+    input: str
+    axis: int
+    room: int
+
+    def view(self, shape: Sequence[int]) -> View:
+        """Return the view of a value of that shape, before or after, in the memory."""
+        whole = View.dense([self.room if axis == self.axis else size for axis, size in enumerate(shape)])
+        return View(tuple(shape), whole.strides)
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The facts that decide whether a node has a native form, and which is best. Its neighbours in the graph are not among them.
 
-    specs, constants: of the whole graph. threads: how many will share the work.
+    specs, constants: of the whole graph. threads: how many will share the work. kept: values that grow in place, by the name of
+    the output.
     """
 
     specs: Specs
     constants: Mapping[str, Array]
     isa: Isa
     threads: int = 1
+    kept: Mapping[str, Kept] = field(default_factory=dict)
 
     @property
     def hinted(self) -> Facts:

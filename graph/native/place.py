@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from kernels.native.emit.kernel import Table
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
-from kernels.size import Sizes
 from kernels.spec import Array, DType
 
 
@@ -42,7 +44,8 @@ class Storage:
     """A piece of memory that calls of a segment read and write.
 
     name: of the value that it was made for. elements: how many of that dtype; views count in these. constant: the packed constant
-    that it holds, if any; `elements` is 0 then. port: the segment's input or output that it is, "" for its own memory.
+    that it holds, if any; `elements` is 0 then, and for a table: int64 numbers that follow from sizes, made when these are bound.
+    port: the segment's input or output that it is, "" for its own memory.
     """
 
     name: str
@@ -50,10 +53,17 @@ class Storage:
     dtype: DType
     constant: PackedConstant | None = field(default=None, repr=False)
     port: str = ""
+    table: Table | None = None
 
-    def at(self, sizes: Sizes) -> Storage:
-        """Return the storage with a value for its size."""
-        return Storage(self.name, sizes.of(self.elements), self.dtype, self.constant, self.port)
+    @property
+    def is_own(self) -> bool:
+        """Whether it is memory of the segment's own, which results may be written to."""
+        return self.constant is None and self.table is None and not self.port
+
+    @staticmethod
+    def of_sizes(name: str, make: Callable[..., Sequence[int]], sizes: Sequence[int]) -> Storage:
+        """Return the storage of numbers that a pure function makes of sizes."""
+        return Storage(name, 0, np.dtype(np.int64), table=Table(make, tuple(sizes)))
 
     @property
     def nbytes(self) -> int:

@@ -38,7 +38,10 @@ def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[s
     """Return the lowering of a part with all its calls. No node of it may be refused, and each must have a choice."""
     lowering = Lowering(part.nodes, facts, part.outputs, constants, choices)
     for name in part.inputs:
-        lowering.values.enter(name)
+        if (shared := next((each for each in facts.kept.values() if each.input == name), None)) is None:
+            lowering.values.enter(name)
+        else:
+            lowering.values.enter_kept(name, shared)
     for node in part.nodes:
         if (reserve := RULES[node.op].reserve) is not None:
             reserve(lowering, node)
@@ -70,7 +73,8 @@ class LoweredSegment:
         self.node_of = [call.node for call in self.calls]
         self.watches: tuple[IndexWatch, ...] = tuple(lowering.calls.watches)
         storages = list(dict.fromkeys(storage for call in self.calls for storage, _ in call.arguments.values()))
-        self._own = [storage for storage in storages if storage.constant is None and not storage.port]
+        self._own = [storage for storage in storages if storage.is_own]
+        self._made = [storage for storage in storages if storage.table is not None]
         self.own_bytes = SizeVector([storage.nbytes for storage in self._own])
         self._where, self.slots = self._places(storages)
         self._code: ProgramCode | None = None
@@ -86,11 +90,12 @@ class LoweredSegment:
         where: dict[Storage, Ref] = {}
         slots = _ARENA + 1 + len(ports)
         for storage in storages:
-            if storage.constant is not None:
+            if storage.constant is not None or storage.table is not None:
                 where[storage] = Ref(slots)
                 slots += 1
             elif storage.port:
-                where[storage] = Ref(slot_of[f">{storage.port}" if storage in written else storage.port])
+                output = slot_of.get(f">{storage.port}") if storage in written else None
+                where[storage] = Ref(slot_of[storage.port] if output is None else output)
             else:
                 where[storage] = Ref(_ARENA, 0, blocks[storage])
         return where, slots
@@ -123,6 +128,7 @@ class LoweredSegment:
             sizes_in([first for _, first in call.arguments.values()], found)
         sizes_in([storage.nbytes for storage in self._own], found)
         sizes_in([watch.axis_size for watch in self.watches], found)
+        sizes_in([storage.table for storage in self._made], found)
 
     def lay_out(self, nbytes: Sequence[int]) -> SegmentLayout:
         """Place its storages in memory. nbytes: of each of its own, in the order of its blocks."""
@@ -151,14 +157,22 @@ class LoweredSegment:
             if self._layout is not None:
                 nbytes = np.maximum(nbytes, self.own_bytes.at(sizes.roomy()))
             self._layout = self.lay_out(nbytes.tolist())
-        program = Program(self._code, pool, sizes, self._layout.offsets, self._layout.barriers)
-        words = [np.zeros(1, np.int64) for _ in self.watches]
-        for watch, word in zip(self.watches, words, strict=True):
-            program.bind(self._where[watch.storage].slot, word)
-        watches = [
-            BoundWatch(watch.node, sizes.of(watch.axis_size), word) for watch, word in zip(self.watches, words, strict=True)
+        return Segment(self, self._layout, Program(self._code, pool, sizes, self._layout.offsets, self._layout.barriers), sizes)
+
+    def fits(self, layout: SegmentLayout, sizes: Sizes) -> bool:
+        """Whether a layout has memory enough for these sizes."""
+        return bool((self.own_bytes.at(sizes) <= layout.nbytes).all())
+
+    def made(self, sizes: Sizes) -> list[tuple[int, Array]]:
+        """Return the numbers that follow from sizes, each with its slot."""
+        return [(self._where[s].slot, s.table.at(sizes).words) for s in self._made if s.table is not None]
+
+    def watched(self, sizes: Sizes, words: Sequence[Array]) -> list[BoundWatch]:
+        """Return what watches indices, with a word for each."""
+        return [
+            BoundWatch(watch.node, sizes.of(watch.axis_size), word, self._where[watch.storage].slot)
+            for watch, word in zip(self.watches, words, strict=True)
         ]
-        return Segment(self, self._layout, program, watches)
 
     def _show_kernels(self) -> None:
         """Log the kernels that each node becomes where EDGEWISE_DEBUG asks for them."""
@@ -186,11 +200,12 @@ class SegmentLayout:
 
 @dataclass(frozen=True, slots=True)
 class BoundWatch:
-    """The word into which kernels of a program write an index that is out of range for an axis of that size."""
+    """The word into which kernels of a program write an index that is out of range for an axis of that size, and its slot."""
 
     node: Node
     axis_size: int
     word: Array
+    slot: int
 
 
 class Segment:
@@ -200,12 +215,28 @@ class Segment:
     Not thread-safe: one run at a time.
     """
 
-    def __init__(self, lowered: LoweredSegment, layout: SegmentLayout, program: Program, watches: Sequence[BoundWatch]) -> None:
+    def __init__(self, lowered: LoweredSegment, layout: SegmentLayout, program: Program, sizes: Sizes) -> None:
         self.nodes, self.choices, self.calls = lowered.nodes, lowered.choices, lowered.calls
         self.arena_bytes, self.held = layout.arena_bytes, tuple(layout.held)
         self.at_work = frozenset(lowered.node_of)  # positions of the nodes that have calls
         self._facts, self._node_of = lowered.facts, lowered.node_of
-        self._program, self._watches = program, watches
+        self._lowered, self._layout, self._program = lowered, layout, program
+        self._watches = lowered.watched(sizes, [np.zeros(1, np.int64) for _ in lowered.watches])
+        self._bind_made(sizes)
+
+    def resize(self, sizes: Sizes) -> bool:
+        """Give all sizes other values in place. False, and nothing is done, where its memory has no room for them."""
+        if not self._lowered.fits(self._layout, sizes):
+            return False
+        self._program.resize(sizes)
+        self._watches = self._lowered.watched(sizes, [watch.word for watch in self._watches])
+        self._bind_made(sizes)
+        return True
+
+    def _bind_made(self, sizes: Sizes) -> None:
+        self._made = self._lowered.made(sizes)  # kept: the program holds their addresses
+        for slot, words in self._made:
+            self._program.bind(slot, words)
 
     def macs(self, node: Node) -> int | None:
         """Return the multiply–accumulates of a node's algorithm, or None where they are those of the op's definition."""
@@ -232,6 +263,7 @@ class Segment:
     def _bind(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:
             watch.word[0] = 0
+            self._program.bind(watch.slot, watch.word)
         self._program.bind(_ARENA, arena)
         for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
             self._program.bind(slot, array)

@@ -8,7 +8,7 @@ from typing import TypeVar
 from graph.native.calls import CallList
 from graph.native.constants import ConstantStorages
 from graph.native.dataflow import Dataflow
-from graph.native.facts import Facts
+from graph.native.facts import Facts, Kept
 from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import emit_map
@@ -16,7 +16,7 @@ from kernels.native.families.rearrange import convert_image
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
-from kernels.spec import Array
+from kernels.spec import Array, SizeArray
 
 _P = TypeVar("_P", Viewed, Imaged)
 
@@ -37,6 +37,9 @@ class Values:
         """Return all the places where a value lies, its producer's first."""
         if value not in self._places:
             array = self._facts.constants[value]
+            if isinstance(array, SizeArray):
+                self._put(value, Viewed(Storage.of_sizes(value, _listed, array.ravel().tolist()), View.dense(array.shape)))
+                return self._places[value]
             storage = self._packed.storage(array, "dense", lambda: _flat(array), array.dtype)
             self._put(value, Viewed(storage, View.dense(array.shape)))
         return self._places[value]
@@ -132,6 +135,12 @@ class Values:
         """Let a value be an input of the segment, row-major in memory that the caller gives."""
         self._put(value, self._port(value))
 
+    def enter_kept(self, value: str, kept: Kept) -> None:
+        """Let a value be an input of the segment that lies in memory with room for more of it behind."""
+        spec = self._facts.spec(value)
+        view = kept.view(spec.shape)
+        self._put(value, Viewed(Storage(value, view.span, spec.dtype, port=value), view))
+
     def leave(self, value: str) -> None:
         """Copy a value to where it leaves the segment, row-major in memory that the caller gives, unless it is there already."""
         source = self.place(value)
@@ -224,7 +233,7 @@ class Values:
         """Whether a value may be made there: a storage of its type, the segment's own, that no later node reads."""
         if storage.dtype != self._facts.spec(value).dtype:
             return False
-        if storage.constant is not None or storage.port or storage in self._reserved_storages:
+        if not storage.is_own or storage in self._reserved_storages:
             return False
         return self._needed_until.get(storage, -1) <= self._calls.node
 
@@ -253,6 +262,10 @@ def _lifted(shape: Sequence[int], view: View) -> View:
     if len(shape) != 3 or len(view.shape) != 4:
         raise EmitError(f"view of shape {list(view.shape)}: need an image of height 1 for shape {list(shape)}")
     return View(tuple(shape), (*view.strides[:2], view.strides[3]), view.offset)
+
+
+def _listed(*sizes: int) -> Sequence[int]:
+    return sizes
 
 
 def _flat(array: Array) -> Array:

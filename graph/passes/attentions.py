@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graph.ir import Graph, Node, Specs
 from graph.passes.editor import Editor, origins, scalar
@@ -36,7 +36,37 @@ def find_attentions(graph: Graph, specs: Specs) -> Graph:
         found = None if softmax is None else _scores(editor, softmax)
         if softmax is not None and found is not None and _fits(editor, found, node):
             _replace(editor, found, softmax, node)
+    for name in [node.name for node in graph.nodes if node.op == "Attention"]:
+        _share_heads(editor, editor.nodes[name])
     return editor.finish()
+
+
+def _share_heads(editor: Editor, node: Node) -> None:
+    """Let an Attention read the heads of K and V that are repeated for groups of heads of Q, without the repetition."""
+    q, k, v, *others = node.inputs
+    sources = [source for source in (_unrepeated(editor, name) for name in (k, v)) if source is not None]
+    if len(sources) == 2:
+        editor.put(replace(node, inputs=(q, *sources, *others)))
+
+
+def _unrepeated(editor: Editor, value: str) -> str | None:
+    """Return the value (batch, heads, length, size) of which another repeats each head; None where it does not do that."""
+    reshape = editor.producer(value)
+    expand = None if reshape is None or reshape.op != "Reshape" or reshape.epilogue else editor.producer(reshape.inputs[0])
+    apart = None if expand is None or expand.op != "Expand" or expand.epilogue else editor.producer(expand.inputs[0])
+    if expand is None or apart is None or apart.op not in ("Unsqueeze", "Reshape") or apart.epilogue:
+        return None
+    source = apart.inputs[0]
+    specs = [editor.spec(name) for name in (source, apart.outputs[0], expand.outputs[0], value)]
+    if any(spec is None for spec in specs):
+        return None
+    kept, single, repeated, joined = (spec.shape for spec in specs if spec is not None)
+    if len(kept) != 4 or len(single) != 5 or len(repeated) != 5 or len(joined) != 4:
+        return None
+    batch, heads, length, size = kept
+    count = repeated[2]
+    fits = single == (batch, heads, 1, length, size) and repeated == (batch, heads, count, length, size)
+    return source if fits and joined == (batch, heads * count, length, size) else None
 
 
 def _scores(editor: Editor, softmax: Node) -> _Scores | None:

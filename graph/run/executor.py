@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,18 @@ class Executor:
     def _init(self, lowered: LoweredGraph, sizes: Sizes, budget: RunBudget) -> None:
         self.graph, self.threads = lowered.graph, lowered.threads
         self.specs: Specs = lowered.specs if sizes.are_plain else BoundSpecs(lowered.specs, sizes)
-        bound = (sizes.all(_known(port, lowered.specs).shape) for port in self.graph.inputs)
-        self._ports = tuple(Port(port.name, port.dtype, dims) for port, dims in zip(self.graph.inputs, bound, strict=True))
+        self._lowered = lowered
+        self._ports = self._ports_at(sizes)
         self._budget = budget
         weakref.finalize(self, budget.release).atexit = False
         self._program, self.packed = lowered.prepare(sizes, budget)
-        self._names = tuple(port.name for port in self.graph.outputs)
+        self._names = tuple(port.name for port in self.graph.outputs if port.name not in lowered.kept)
         self._blas = BlasThreads(self.threads)
         self._lock = threading.Lock()
+
+    def _ports_at(self, sizes: Sizes) -> tuple[Port, ...]:
+        specs = self._lowered.specs
+        return tuple(Port(port.name, port.dtype, sizes.all(_known(port, specs).shape)) for port in self.graph.inputs)
 
     @property
     def steps(self) -> tuple[PreparedStep, ...]:
@@ -125,21 +130,33 @@ class Executor:
         """Return the context in which what a run allocates is counted."""
         return self._budget.running(self._program.footprint.run_bytes, self._program.footprint.largest)
 
-    def run(self, feeds: Mapping[str, Any], bounds: RunBounds | None = None) -> dict[str, Array]:
+    def resize(self, sizes: Sizes) -> bool:
+        """Serve other sizes of the same lowered graph from now on. False where a new executor is needed; drop this one then."""
+        with self._lock:
+            self.specs = BoundSpecs(self._lowered.specs, sizes)
+            self._ports = self._ports_at(sizes)
+            return self._program.resize(self.specs, sizes)
+
+    def run(
+        self, feeds: Mapping[str, Any], bounds: RunBounds | None = None, kept: Mapping[str, Array] = MappingProxyType({})
+    ) -> dict[str, Array]:
         """Run once.
 
         Args:    feeds: every input by name. bounds: of this run; None = no deadline, and the default number of loop rounds.
-        Returns: every graph output by name, in new memory.
+                 kept: in place of feeds, the memory of inputs that grow in place (`LoweredGraph.kept`); nobody else uses it.
+        Returns: every graph output by name, in new memory, but for those that grow in place.
         Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
         """
-        arrays, bounds = check_feeds(self._ports, feeds), bounds or RunBounds()
+        fed = [port for port in self._ports if port.name not in kept] if kept else self._ports
+        arrays, bounds = check_feeds(fed, feeds), bounds or RunBounds()
         bounds.allow(max(0, self._budget.free_bytes))
         bounds.check()
         while not self._lock.acquire(timeout=WAIT_S):
             bounds.check()
         try:
             with shared_alarm().set_for(bounds), self._running(), self._blas, np.errstate(all="ignore"):
-                outputs = self._program.run(tuple(arrays.values()), bounds)
+                given = [kept[p.name] if p.name in kept else arrays[p.name] for p in self._ports] if kept else arrays.values()
+                outputs = self._program.run(tuple(given), bounds)
         finally:
             self._lock.release()
         return dict(zip(self._names, outputs, strict=True))

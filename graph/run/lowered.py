@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from graph.budget import RunBudget
 from graph.choice import Choice
-from graph.ir import Graph, Specs
+from graph.ir import CONTROL_FLOW, Graph, Specs
 from graph.native.engine import Native
-from graph.native.facts import HintedSpecs
+from graph.native.facts import HintedSpecs, Kept
 from graph.native.place import PackedConstant
 from graph.native.segment import LoweredSegment
 from graph.order import without_unread
@@ -38,8 +39,10 @@ class LoweredGraph:
         native: Native | None,
         budget: RunBudget,
         scope: Scope | None = None,
+        kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> None:
         self.graph, self.specs, self.threads = graph, specs, threads
+        self.kept: Mapping[str, Kept] = {}
         self._native = native
         self._scope = scope
         self._algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
@@ -53,7 +56,9 @@ class LoweredGraph:
         with memory_errors_of(f"{graph.name}: preparing it"):
             if native is not None:
                 self._workers = available_cores() if threads is None else threads
-                self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget)
+                self.kept = keepable(self._rest, kept, native.refusals(self._rest, specs).keys() | self._algorithms.keys())
+                self._rest = replace(self._rest, outputs=tuple(p for p in self._rest.outputs if p.name not in self.kept))
+                self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget, self.kept)
                 self._packed = frozenset(constant for segment in self._segments.values() for constant in segment.packed)
                 native.count_packed(self._packed, budget, graph.name)
             elif wanted := next((name for name in choices if name not in self._algorithms), None):
@@ -72,6 +77,7 @@ class LoweredGraph:
                 sizes_in([spec.shape for spec in self.specs.values() if spec is not None], found)
                 sizes_in([spec.value for spec in self.specs.values() if spec is not None], found)
                 sizes_in(dict(self.graph.constants), found)
+                sizes_in([each.room for each in self.kept.values()], found)
                 for segment in self._segments.values():
                     segment.find_sizes(found)
                 self._evaluation = Evaluation(self._scope, found)
@@ -96,6 +102,24 @@ class LoweredGraph:
         if any(isinstance(array, SizeArray) for array in constants.values()):
             constants = {name: bound_array(array, sizes) for name, array in constants.items()}
         return replace(self._rest, constants=constants), BoundSpecs(self.specs, sizes)
+
+
+def keepable(graph: Graph, kept: Mapping[str, Kept], in_numpy: Collection[str]) -> dict[str, Kept]:
+    """Return the values that can grow in place: one Concat makes each of its input and what it appends, and native nodes read it.
+
+    in_numpy: names of the nodes that do not run natively.
+    """
+    producers = {name: node for node in graph.nodes for name in node.writes()}
+    foreign = {name for node in graph.nodes if node.name in in_numpy or node.op in CONTROL_FLOW for name in node.reads()}
+    read = {name for node in graph.nodes for name in node.reads()}
+
+    def can_grow(output: str, each: Kept) -> bool:
+        node = producers.get(output)
+        if node is None or node.op != "Concat" or node.epilogue or node.name in in_numpy or len(node.inputs) != 2:
+            return False
+        return node.inputs[0] == each.input != node.inputs[1] and output in read and not {output, each.input} & foreign
+
+    return {output: each for output, each in kept.items() if can_grow(output, each)}
 
 
 class BoundSpecs(Mapping[str, Spec | None]):

@@ -33,6 +33,7 @@ from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError, exhausted
 from kernels.registry import Kernel, find
+from kernels.size import Sizes
 from kernels.spec import Array, Spec
 
 VIEW = "view"  # algorithm of a step without work of its own: it renames memory, or steps before it did the work
@@ -150,6 +151,24 @@ class PreparedGraph:
                 offset_bytes = place.offset_bytes + (item.offset_bytes or 0)
                 found.append(replace(item, first=step + item.first, last=step + item.last, offset_bytes=offset_bytes))
         return tuple(found)
+
+    def resize(self, specs: Specs, sizes: Sizes) -> bool:
+        """Give all sizes other values in place. False where the graph must be prepared anew for them; it is of no use then.
+
+        That works where one native segment is all of the graph, and its memory has room. specs: of every value, for these sizes.
+        """
+        alone = len(self._graph.nodes) == 1 and len(self._segments) == 1 and not self._renamed
+        if not alone or not all(segment.resize(sizes) for segment in self._segments.values()):
+            return False
+        returned = [(slot, specs.get(name)) for name, slot in self._returned_names()]
+        self._specs, self._returned = specs, [(slot, spec) for slot, spec in returned if spec is not None]
+        run_bytes = sum(spec.nbytes for _, spec in self._returned)
+        self.footprint = replace(self.footprint, run_bytes=run_bytes)
+        return True
+
+    def _returned_names(self) -> list[tuple[str, int]]:
+        return [(name, self._slots.of(name)) for name, owner in self.memory.owners.items()
+                if name == owner and owner in self.memory.returned and name not in self.memory.placements]  # fmt: skip
 
     def run(self, feeds: Sequence[Array], bounds: RunBounds) -> list[Array]:
         """Run once. feeds: every graph input in order. Returns every graph output in order, in new memory.

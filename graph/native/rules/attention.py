@@ -9,6 +9,7 @@ from graph.native.facts import F32, Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Storage, Viewed
 from graph.native.rule import one_algorithm
+from graph.native.rules.elementwise import apply_fused, refuses_fused
 from kernels.expression import Apply
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention
 from kernels.native.memory.view import View
@@ -27,11 +28,11 @@ def refuses(node: Node, facts: Facts) -> str | None:
         return "its scores are capped, or seen through a window"
     if _mask(node) and facts.spec(_mask(node)).shape[-1] != facts.spec(node.inputs[1]).shape[-2]:
         return "its mask is shorter than the keys"
-    return facts.refuses_epilogue(node) or ("it has an epilogue" if node.epilogue else None)
+    return refuses_fused(node, facts)
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """Append one call, after copies of operands whose heads have gaps."""
+    """Append one call, after copies of operands whose heads have gaps, and one for an epilogue."""
     attrs = node.attrs
     names = ("q_num_heads", "kv_num_heads", "kv_num_heads")
     places = {what: _heads(b, value, attrs[name]) for what, value, name in zip("qkv", node.inputs, names, strict=False)}
@@ -50,6 +51,7 @@ def lower(b: Lowering, node: Node) -> None:
     attention = Attention(q, k, v, seen or y.view, scale, mask, causal=bool(attrs["is_causal"]), blind="zero")
     kernel = emit_attention(attention, attention_tiles(attention, b.isa, 1)[0], b.isa)
     b.calls.append(kernel, {name: place.storage for name, place in (*places.items(), ("y", y))})
+    apply_fused(b, node, y)
 
 
 def _mask(node: Node) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graph.ir import Node
-from graph.native.facts import F32
+from graph.native.facts import F32, Kept
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, is_image
 from graph.native.rule import one_algorithm
@@ -37,6 +37,9 @@ def reserve(b: Lowering, node: Node) -> None:
 def lower(b: Lowering, node: Node) -> None:
     """Append copies of the inputs that are not in place yet, in blocks where the inputs are."""
     value = node.outputs[0]
+    if (kept := b.facts.kept.get(value)) is not None:
+        _append(b, node, kept)
+        return
     whole = b.values.reserved(value)
     if isinstance(whole, Imaged):
         b.values.define(value, whole)
@@ -63,6 +66,16 @@ def lower(b: Lowering, node: Node) -> None:
         parts = [p.view if p is source else p.view.broadcast(y.view.shape).sliced(axis, first, count) for p in places]
         b.calls.map((y, y.view.sliced(axis, first, count)), list(zip(places, parts, strict=True)), steps)
         first += count
+
+
+def _append(b: Lowering, node: Node, kept: Kept) -> None:
+    """Copy what is appended to a value that grows behind what is there."""
+    before, new = node.inputs
+    shape = b.spec(node.outputs[0]).shape
+    whole = b.values.strided(before).under(kept.view(shape))
+    b.values.define(node.outputs[0], whole)
+    source, first = b.values.strided(new), b.spec(before).shape[kept.axis]
+    b.calls.map((whole, whole.view.sliced(kept.axis, first, shape[kept.axis] - first)), [(source, source.view)])
 
 
 def _stays_in_blocks(b: Lowering, node: Node) -> bool:

@@ -47,7 +47,7 @@ class Table:
         return _made(self.make, self.sizes)
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(1024)
 def _made(make: Callable[..., Sequence[int]], sizes: tuple[int, ...]) -> Array:
     words = make(*sizes)
     memory = aligned(8 * max(len(words), 1)).view(np.int64)

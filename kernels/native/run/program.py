@@ -85,6 +85,7 @@ class ProgramCode:
         self.scratch_bytes = SizeVector([step.kernel.scratch_bytes for step in steps])
         self._tables: list[tuple[int, Table]] = []  # the word of each that depends on symbols
         self._kept: list[Array] = []  # other tables, whose addresses are words
+        self.fixed: list[tuple[int, Array]] = []  # slots of the same memory in all programs, at offsets that depend on symbols
         counts = [len(step.kernel.arguments) + len(step.kernel.tables) + len(step.kernel.numbers) for step in steps]
         self._starts = np.cumsum(counts, dtype=np.int64) - counts
         self._words, self.places = self._lay_words(steps)
@@ -123,28 +124,39 @@ class ProgramCode:
 
     def fix(self, slot: int, memory: Array) -> None:
         """Set the memory of a slot for all programs, which keep it alive by this object."""
+        places = self.places[slot]
+        if not places.offsets.is_plain:
+            self.fixed.append((slot, memory))
+            return
         self._kept.append(memory)
-        self._words.plain[self.places[slot].words] = self.places[slot].offsets.at(PLAIN) + memory.ctypes.data
+        self._words.plain[places.words] = places.offsets.plain + memory.ctypes.data
+        self.places[slot] = _Places(places.words[:0], SizeVector([]), places.blocks[:0])
 
-    def words(self, sizes: Sizes) -> tuple[Array, list[Array]]:
-        """Return the words for some values of all sizes, and the tables that they hold addresses of."""
-        words = aligned(_WORD_BYTES * len(self._words)).view(np.int64)
+    def new_words(self) -> Array:
+        """Return memory for the words."""
+        return aligned(_WORD_BYTES * len(self._words)).view(np.int64)
+
+    def write_words(self, sizes: Sizes, words: Array) -> list[Array]:
+        """Write the words for some values of all sizes. Returns the tables that they hold addresses of."""
         words[:] = self._words.at(sizes)
         tables = [table.at(sizes).words for _, table in self._tables]
         for (word, _), table in zip(self._tables, tables, strict=True):
             words[word] = table.ctypes.data
-        return words, tables
+        return tables
 
-    def rows(self, sizes: Sizes, words: Array, barriers: Sequence[bool] | None) -> Array:
-        """Return the steps as the walker reads them. barriers: of each step; None = those of the calls."""
+    def new_rows(self, words: Array, barriers: Sequence[bool] | None) -> Array:
+        """Return the steps as the walker reads them, but for their chunks. barriers: of each step; None = those of the calls."""
         rows = aligned(_WORD_BYTES * len(STEP) * self.steps).view(np.int64).reshape(self.steps, len(STEP))
         rows[:] = self._rows
         rows[:, STEP["arguments"]] = words.ctypes.data + _WORD_BYTES * self._starts
-        rows[:, STEP["chunks"]] = self._chunks.at(sizes)
         if barriers is not None:
             rows[:, STEP["barrier"]] = barriers
         rows[-1:, STEP["barrier"]] = 0
         return rows
+
+    def chunks(self, sizes: Sizes) -> Array:
+        """Return the chunks of each step for some values of all sizes."""
+        return self._chunks.at(sizes)
 
 
 class Program:
@@ -163,17 +175,29 @@ class Program:
         barriers: Sequence[bool] | None = None,
     ) -> None:
         self._code, self._pool, self._steps = code, pool, code.steps
-        self._scratch_bytes = _lines(int(code.scratch_bytes.at(sizes).max(initial=0)))
+        self._blocks = blocks
         self._times_bytes = _lines(3 * _WORD_BYTES * self._steps)
         self._header = aligned(_WORD_BYTES * len(HEADER)).view(np.int64)
-        self._words, self._tables = code.words(sizes)
-        self._offsets = [_offsets(places, sizes, blocks) for places in code.places]
-        self._bound = [0] * code.slots
-        self.table = code.rows(sizes, self._words, barriers)
+        self._words = code.new_words()
+        self.table = code.new_rows(self._words, barriers)
         self._header[HEADER["steps"]], self._header[HEADER["step_count"]] = self.table.ctypes.data, self._steps
         self._counters = self._times = self._scratch = np.empty(0)
-        self._threads = 0
-        self._grow(pool.threads)
+        self._threads = self._scratch_bytes = 0
+        self.resize(sizes)
+
+    def resize(self, sizes: Sizes) -> None:
+        """Give all sizes other values. Every slot must be bound anew; blocks stay where they are."""
+        code = self._code
+        self._tables = code.write_words(sizes, self._words)
+        self.table[:, STEP["chunks"]] = code.chunks(sizes)
+        self._offsets = [_offsets(places, sizes, self._blocks) for places in code.places]
+        self._bound = [0] * code.slots
+        for slot, memory in code.fixed:
+            self.bind(slot, memory)
+        scratch_bytes = _lines(int(code.scratch_bytes.at(sizes).max(initial=0)))
+        if scratch_bytes > self._scratch_bytes or not self._threads:
+            self._scratch_bytes = scratch_bytes
+            self._grow(max(self._pool.threads, self._threads))
 
     def _grow(self, threads: int) -> None:
         """Allocate counters, timestamps and scratch for that many threads."""

@@ -48,6 +48,8 @@ def _run_part(part: Part, facts: Facts, choices: Mapping[str, Choice], values: M
     def memory(storage: Storage) -> Array:
         if storage.constant is not None:
             return _bytes(storage.constant.array)
+        if storage.table is not None:
+            return _bytes(storage.table.words)
         if storage.port:
             return outputs[storage.port] if storage in written else _bytes(inputs[storage.port])
         return own[arena.offsets[storage] :]
