@@ -1,5 +1,7 @@
 """What runs hand on from one to the next: values that grow in place, hidden states, and what happens when a run fails."""
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -28,7 +30,7 @@ def decoder(layers: int = 2, *, renamed: bool = False) -> onnx.ModelProto:
         weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
-    def node(op: str, names: list[str], made: str, **attrs: object) -> str:
+    def node(op: str, names: list[str], made: str, **attrs: Any) -> str:
         nodes.append(helper.make_node(op, names, [made], name=made, **attrs))
         return made
 
