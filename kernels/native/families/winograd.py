@@ -34,6 +34,7 @@ BLOCK_BYTES = 32 << 10  # of weights in the split form: as much of the next is o
 # How long it takes, measured on a 2-core Zen 5.
 PRODUCT_EFFICIENCY = 0.93  # of the peak
 CHUNKS = 32  # of the transforms in the split form
+ALIKE = 0.02  # of the cycles of register tiles: the estimate does not tell more
 TRANSFORM_CYCLES = 3.3  # for one vector of one point, of V or M
 THREAD_BYTES, MEMORY_BYTES = 6, 10  # of weights a cycle: a thread alone, and all of them
 WORTH = 0.95  # of the time of direct convolution: else its smaller weights and errors are preferred
@@ -194,14 +195,24 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
 
 
 def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[WinogradTile]:
-    """Return tiles of one form (fused or split) that fit the registers, the best first."""
+    """Return tiles of one form (fused or split) that fit the registers, the best first.
+
+    Of those that are alike, rounder heights come first, so that few kernels serve the layers of many models.
+    """
     widest = 6 if fused else max(2, BLOCK_BYTES // (4 * isa.lanes * winograd.conv.x.channels))
     tiles = {
         make_winograd_tile(winograd, isa, pixels, vectors, group, fused=fused)
         for vectors in range(1, min(widest, 6) + 1)
         for pixels in range(1, min(most_rows(vectors, isa), MOST_PIXELS) + 1)
     }
-    return sorted(tiles, key=lambda tile: (_estimate(winograd, tile, isa), str(tile)))
+    cycles = {tile: _estimate(winograd, tile, isa) for tile in tiles}
+    fastest = min(cycles.values())
+
+    def rank(tile: WinogradTile) -> tuple[int, int, float, str]:
+        power_of_two = tile.pixels & -tile.pixels  # that divides the height
+        return int((cycles[tile] / fastest - 1) / ALIKE), -power_of_two, cycles[tile], str(tile)
+
+    return sorted(tiles, key=rank)
 
 
 def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
@@ -215,10 +226,10 @@ def _estimate(winograd: Winograd, tile: WinogradTile, isa: Isa) -> float:
 def _step_cycles(pixels: int, vectors: int) -> float:
     """Estimate the cycles of a register tile for one channel: two multiply–adds and two loads a cycle, latency 4.
 
-    More are for reading weights, and for tall tiles, whose many results are stored at once.
+    More are for each turn of the loop, for reading weights, and for many sums, which are all stored at once.
     """
     sums = pixels * vectors
-    return max(sums / 2, (pixels + vectors) / 2, 4.1) + 0.1 * vectors + 0.02 * max(sums - 16, 0)
+    return max(sums / 2, (pixels + vectors) / 2, 4.1) + 0.15 + 0.1 * vectors + 0.02 * max(sums - 16, 0)
 
 
 def make_winograd_tile(winograd: Winograd, isa: Isa, pixels: int, vectors: int, group: int, *, fused: bool) -> WinogradTile:

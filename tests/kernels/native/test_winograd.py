@@ -23,6 +23,7 @@ from kernels.native.families.winograd import (
 from kernels.native.families.winograd_kernels import emit_winograd, pack_winograd
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
+from kernels.size import Scope
 from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import PLAIN, SharedCode, conv_reference, epilogue_operands, place, run_kernel
 
@@ -231,6 +232,30 @@ def test_code_compiled_once_computes_any_size(host, data):
         tile = WinogradTile(pixels, vectors, data.draw(st.integers(1, winograd.tiles)), fused)
         check_winograd(winograd, tile, host, chain(("add", winograd.conv.y), bias=True), run=run)
     assert len(run.code) == (1 if fused else 3)
+
+
+@FORMS
+def test_sizes_may_be_symbols(isa, fused):
+    scope, values = Scope(), (3, 9, 50)  # as many tiles as at the hints, about: the same chunks
+    symbols = [scope.symbol(name, hint) for name, hint in (("n", 2), ("h", 28), ("w", 30))]
+
+    def layer(batch, height, width):
+        return square(isa, (height, width), 2 * isa.lanes, 3 * isa.lanes, batch=batch)
+
+    winograd = layer(*symbols)
+    assert choose_winograd(winograd.conv, isa) is not None
+    tile = next(tile for tile in winograd_tiles(winograd, isa) if tile.fused == fused)
+    epilogue = chain(("add", winograd.conv.y), bias=True)
+    made = emit_winograd(winograd, tile, epilogue, isa)
+    sizes = [(kernel.chunks, kernel.scratch_bytes, *kernel.numbers) for kernel in made]
+    sizes.append(tuple(winograd_cost(winograd, tile, isa).buffer_bytes.values()))
+    assert scope.guards == []
+    evaluate = scope.compile([size for each in sizes for size in each])
+    other = layer(*values)
+    plain = emit_winograd(other, tile, chain(("add", other.conv.y), bias=True), isa)
+    wanted = [number for kernel in plain for number in (kernel.chunks, kernel.scratch_bytes, *kernel.numbers)]
+    wanted += winograd_cost(other, tile, isa).buffer_bytes.values()
+    assert evaluate(values) == wanted
 
 
 def test_no_output_depends_on_how_tiles_are_grouped(host):
