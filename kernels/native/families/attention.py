@@ -20,7 +20,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.attention_kernel import EXP_VECTORS, AttentionCode, AttentionEmitter, Masks
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
-from kernels.size import hint
+from kernels.size import hinted
 
 BLOCK_KEYS = 512  # most at once: their scores stay in L2
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs
@@ -86,7 +86,8 @@ class AttentionTile:
 
 def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[AttentionTile]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
-    queries, v_size = hint(attention.q.shape[2]), hint(attention.v.shape[3])
+    attention = hinted(attention)
+    queries, v_size = attention.q.shape[2], attention.v.shape[3]
     found = [
         make_attention_tile(attention, isa, vectors, columns)
         for vectors in range(1, 7)
@@ -98,15 +99,16 @@ def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[Atte
 
 def make_attention_tile(attention: Attention, isa: Isa, vectors: int, columns: int) -> AttentionTile:
     """Make a tile of these sizes; the rest follows by rule."""
-    batch, heads, queries = (hint(size) for size in attention.q.shape[:3])
+    attention = hinted(attention)
+    batch, heads, queries = attention.q.shape[:3]
     keys = min(most_rows(vectors, isa), MOST_PIXELS)
     rows = even(vectors * isa.lanes, most_rows(columns, isa))
     rows = next((few for few in FEW_QUERIES if queries <= few < rows), rows)
     blocks = batch * heads * -(-queries // (vectors * isa.lanes))
-    macs = hint(attention.macs) // queries * -(-queries // isa.lanes) * isa.lanes  # idle lanes take as long
+    macs = attention.macs // queries * -(-queries // isa.lanes) * isa.lanes  # idle lanes take as long
     wanted = min(max(macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     groups = max(1, min(blocks, wanted // max(macs // blocks, 1)))
-    return AttentionTile(keys, vectors, rows, columns, _block(hint(attention.k.shape[2]), keys), groups)
+    return AttentionTile(keys, vectors, rows, columns, _block(attention.k.shape[2], keys), groups)
 
 
 def _block(keys: int, height: int) -> int:
@@ -116,8 +118,7 @@ def _block(keys: int, height: int) -> int:
 
 def _estimate(attention: Attention, tile: AttentionTile, isa: Isa) -> float:
     """Estimate the cycles of one head: two multiply–adds and two loads a cycle, latency 4; loads from L2 cost a little."""
-    queries, size = (hint(each) for each in attention.q.shape[2:])
-    keys, v_size = (hint(each) for each in attention.v.shape[2:])
+    (queries, size), (keys, v_size) = attention.q.shape[2:], attention.v.shape[2:]
     rest = rest_rows(tile.keys, tile.vectors)
 
     def scores(height: int, vectors: int) -> float:

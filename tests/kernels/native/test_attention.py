@@ -11,6 +11,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
 from kernels.native.memory.view import View
 from kernels.native.target.isa import ISAS
+from kernels.size import Evaluation, Scope, sizes_in
 from tests.kernels.native.reference import assert_only_written, lay, run_kernel, seen
 
 
@@ -198,6 +199,26 @@ def test_a_kernel_that_is_compiled_once_computes_every_shape(isa, data):
     }[kind]  # fmt: skip
     attention = dense(draw(1, 2), kv_heads * draw(1, 3), queries, keys, draw(1, 33), draw(1, 40), kv_heads, **more)
     check(attention, isa, tiled(attention, isa, draw(1, 2), block=draw(1, 90)))
+
+
+@pytest.mark.parametrize("queries", [None, 1])
+def test_a_kernel_for_symbols_is_that_for_their_values(machine, queries):
+    scope = Scope()
+    batch, length, keys = (scope.symbol(name, hint) for name, hint in (("batch", 3), ("queries", 90), ("keys", 150)))
+
+    def masked(batch, length, keys):
+        return dense(batch, 4, queries or length, keys, 64, causal=True, past=keys - 1, mask=View.dense((batch, 1, 1, keys)))
+
+    symbolic = masked(batch, length, keys)
+    tile = attention_tiles(symbolic, machine)[0]
+    kernel = emit_attention(symbolic, tile, machine)
+    found: dict[Any, None] = {}
+    sizes_in((kernel.numbers, kernel.chunks, kernel.scratch_bytes), found)
+    evaluation = Evaluation(scope, found)
+    for values in ((2, 2, 2), (5, 77, 500), (12, 512, 512)):
+        plain, bound = emit_attention(masked(*values), tile, machine), kernel.at(evaluation.at(values))
+        assert (bound.name, bound.numbers, bound.chunks) == (plain.name, plain.numbers, plain.chunks)
+        assert bound.scratch_bytes == plain.scratch_bytes
 
 
 def test_growing_keys_of_a_decoder_need_one_kernel(machine):
