@@ -221,9 +221,9 @@ def test_a_kernel_for_symbols_is_that_for_their_values(machine, queries):
         assert bound.scratch_bytes == plain.scratch_bytes
 
 
-def test_growing_keys_of_a_decoder_need_one_kernel(machine):
+def test_growing_keys_of_a_decoder_need_two_kernels_at_most(machine):
     steps = [dense(1, 12, 1, keys, 64, causal=True, past=keys - 1) for keys in (1, 2, 15, 16, 100, 512, 2000)]
-    assert len({emit_attention(step, attention_tiles(step, machine)[0], machine).name for step in steps}) == 1
+    assert len({emit_attention(step, attention_tiles(step, machine)[0], machine).name for step in steps}) <= 2
 
 
 def test_scratch_does_not_grow_with_many_keys(machine):
