@@ -160,6 +160,21 @@ def unrolled(
     return body(k.const(I64, most), total.known - most, values) if total.known > most else values
 
 
+def lanes_apart(k: Function, apart: Value) -> Callable[[Value], list[Value]]:
+    """Return what makes as many addresses as a vector has lanes, from the first one on. apart: elements between neighbours.
+
+    Each is the first plus a multiple that x86 scales as it loads: there are too few registers for all of them.
+    """
+    odd = {n: k.opaque(apart * (4 * n)) for n in range(1, k.isa.lanes, 2)}
+
+    def addresses(first: Value) -> list[Value]:
+        base = k.opaque(first)
+        twos = [(n & -n).bit_length() - 1 for n in range(1, k.isa.lanes)]
+        return [base, *(k.offset(base, k.shift("shl", odd[n >> two], two), I8) for n, two in enumerate(twos, 1))]
+
+    return addresses
+
+
 def turn(
     k: Function, rows: Value, depth: Value, a: Value, a_row: Value, to: Value, to_step: int, factor: Value | None = None
 ) -> None:

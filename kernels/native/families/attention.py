@@ -7,8 +7,8 @@ q, k, v and y may be any views whose last dimension has no gaps: slices of one m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,12 +20,12 @@ from kernels.native.errors import EmitError
 from kernels.native.families.attention_kernel import EXP_VECTORS, AttentionCode, AttentionEmitter, Masks
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
-from kernels.size import hint
+from kernels.size import hinted
 
 BLOCK_KEYS = 512  # most at once: their scores stay in L2
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs
 CHUNKS = 32
-FEW_QUERIES = (1, 2, 4, 8)  # rows of tiles of y for few queries
+FEW_ROWS = (1, 2, 4, 8, 16)  # of tiles lower than the tallest
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +86,39 @@ class AttentionTile:
 
 def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[AttentionTile]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
-    queries, v_size = hint(attention.q.shape[2]), hint(attention.v.shape[3])
-    found = [
+    attention = hinted(attention)
+    queries, v_size = attention.q.shape[2], attention.v.shape[3]
+    made = [
         make_attention_tile(attention, isa, vectors, columns)
         for vectors in range(1, 7)
         for columns in range(1, 5)
         if vectors <= -(-queries // isa.lanes) and columns <= -(-v_size // isa.lanes)
     ]
+    found = dict.fromkeys(each for tile in made for each in (tile, *_lower(tile, attention, isa)))
     return sorted(found, key=lambda tile: _estimate(attention, tile, isa))[:limit]
+
+
+def _lower(tile: AttentionTile, attention: Attention, isa: Isa) -> Iterator[AttentionTile]:
+    """Return tiles of fewer rows than fit, of which less is left over: of scores, of y, and of both."""
+    rows = next(few for few in reversed(FEW_ROWS) if few <= tile.rows)
+    keys = next((few for few in reversed(FEW_ROWS) if few < tile.keys and few * tile.vectors >= BUSY), tile.keys)
+    block = _block(attention.k.shape[2], keys)
+    for each in (tile, replace(tile, rows=rows)):
+        yield from (each, replace(each, keys=keys, block=block))
 
 
 def make_attention_tile(attention: Attention, isa: Isa, vectors: int, columns: int) -> AttentionTile:
     """Make a tile of these sizes; the rest follows by rule."""
-    batch, heads, queries = (hint(size) for size in attention.q.shape[:3])
+    attention = hinted(attention)
+    batch, heads, queries = attention.q.shape[:3]
     keys = min(most_rows(vectors, isa), MOST_PIXELS)
     rows = even(vectors * isa.lanes, most_rows(columns, isa))
-    rows = next((few for few in FEW_QUERIES if queries <= few < rows), rows)
+    rows = next((few for few in FEW_ROWS if queries <= few < rows), rows)
     blocks = batch * heads * -(-queries // (vectors * isa.lanes))
-    macs = hint(attention.macs) // queries * -(-queries // isa.lanes) * isa.lanes  # idle lanes take as long
+    macs = attention.macs // queries * -(-queries // isa.lanes) * isa.lanes  # idle lanes take as long
     wanted = min(max(macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     groups = max(1, min(blocks, wanted // max(macs // blocks, 1)))
-    return AttentionTile(keys, vectors, rows, columns, _block(hint(attention.k.shape[2]), keys), groups)
+    return AttentionTile(keys, vectors, rows, columns, _block(attention.k.shape[2], keys), groups)
 
 
 def _block(keys: int, height: int) -> int:
@@ -116,8 +128,7 @@ def _block(keys: int, height: int) -> int:
 
 def _estimate(attention: Attention, tile: AttentionTile, isa: Isa) -> float:
     """Estimate the cycles of one head: two multiply–adds and two loads a cycle, latency 4; loads from L2 cost a little."""
-    queries, size = (hint(each) for each in attention.q.shape[2:])
-    keys, v_size = (hint(each) for each in attention.v.shape[2:])
+    (queries, size), (keys, v_size) = attention.q.shape[2:], attention.v.shape[2:]
     rest = rest_rows(tile.keys, tile.vectors)
 
     def scores(height: int, vectors: int) -> float:

@@ -26,7 +26,7 @@ from kernels.native.families.matmul_kernel import FEW_ROWS, MatMulCode, MatMulEm
 from kernels.native.memory.buffers import LINE_BYTES
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
-from kernels.size import hint
+from kernels.size import hint, hinted
 
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 CHUNK_MACS = (128 << 10, 2 << 20)  # least and most of one chunk: 1 to 15 µs
@@ -133,10 +133,10 @@ def _loops(matmul: MatMul) -> _Loops:
 
 def matmul_tiles(matmul: MatMul, isa: Isa, limit: int = 6) -> list[MatMulTile]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
-    loops = _loops(matmul.oriented())
+    loops = _loops(hinted(matmul).oriented())
     if _takes_dots(loops):
         return [make_matmul_tile(matmul, isa, 1, 1)]
-    most = -(-hint(loops.columns.size) // isa.lanes)
+    most = -(-loops.columns.size // isa.lanes)
     scored = []
     for vectors in range(1, min(most, 12) + 1):
         if 2 * vectors + 1 > isa.vector_registers:
@@ -144,7 +144,7 @@ def matmul_tiles(matmul: MatMul, isa: Isa, limit: int = 6) -> list[MatMulTile]:
         tallest = most_rows(vectors, isa)
         if (tallest + 1) * vectors + 1 == isa.vector_registers == FEW_REGISTERS:
             tallest -= 1  # with all registers taken, LLVM spills
-        for height in _heights(hint(loops.rows.size), tallest):
+        for height in _heights(loops.rows.size, tallest):
             scored.append((_estimate(loops, height, vectors, isa), -height * vectors, height, vectors))
     return [make_matmul_tile(matmul, isa, height, vectors) for _, _, height, vectors in sorted(scored)[:limit]]
 
@@ -157,7 +157,7 @@ def _heights(rows: int, tallest: int) -> set[int]:
 
 def _takes_dots(loops: _Loops) -> bool:
     """Return whether the method "dots" applies and is faster, whose lanes run along the depth."""
-    return _reads_dots(loops) and hint(loops.rows.size) <= DOT_ROWS
+    return _reads_dots(loops) and loops.rows.size <= DOT_ROWS
 
 
 def _reads_dots(loops: _Loops) -> bool:
@@ -183,8 +183,8 @@ def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
 
     Two multiply–adds and two loads a cycle, latency 4; loads of b from L2 cost a little.
     """
-    height, width = hint(loops.rows.size), vectors * isa.lanes
-    blocks, left = divmod(hint(loops.columns.size), width)
+    height, width = loops.rows.size, vectors * isa.lanes
+    blocks, left = divmod(loops.columns.size, width)
     left_vectors = -(-left // isa.lanes)
 
     def step(rows: int, vectors: int) -> float:
@@ -195,26 +195,27 @@ def _estimate(loops: _Loops, rows: int, vectors: int, isa: Isa) -> float:
     part_rows, part_vectors = part_tile(rows, vectors)
     tiles = -(-left_vectors // part_vectors) * -(-height // part_rows)
     part = tiles * (step(part_rows, part_vectors) + part_vectors * (PART_CYCLES if isa.masks else isa.lanes))
-    scratch_bytes = 4 * hint(loops.depth.size) * width
-    least_chunks = math.prod(hint(axis.size) for axis in loops.batches) * (blocks + (left > 0))
+    scratch_bytes = 4 * loops.depth.size * width
+    least_chunks = math.prod(axis.size for axis in loops.batches) * (blocks + (left > 0))
     total = (blocks * full + part) * (1 if scratch_bytes <= PACKED_BYTES else 1.2)
     return total * (1 + 1 / least_chunks if height <= rows else 1)
 
 
 def make_matmul_tile(matmul: MatMul, isa: Isa, rows: int, vectors: int) -> MatMulTile:
     """Make a tile of these sizes; the rest follows by rule."""
+    matmul = hinted(matmul)
     loops = _loops(matmul.oriented())
-    height = hint(loops.rows.size)
+    height = loops.rows.size
     method: Method = "packed"
     if _takes_dots(loops):
         method, rows, vectors = "dots", 1, 1
-    elif _order_of_b(loops) == "rows" and (height < PACKED_TILES * rows or abs(hint(loops.depth.strides[1])) <= NEAR):
+    elif _order_of_b(loops) == "rows" and (height < PACKED_TILES * rows or abs(loops.depth.strides[1]) <= NEAR):
         method = "direct"
-    width, depth = isa.lanes * vectors, hint(loops.depth.size)
-    all_blocks, batches = -(-hint(loops.columns.size) // width), math.prod(hint(axis.size) for axis in loops.batches)
-    row_macs = depth * min(width, hint(loops.columns.size))
+    width, depth = isa.lanes * vectors, loops.depth.size
+    all_blocks, batches = -(-loops.columns.size // width), math.prod(axis.size for axis in loops.batches)
+    row_macs = depth * min(width, loops.columns.size)
     least_macs = CHUNK_MACS[0] // max(1, 4 // height)  # few rows are bound by reading b
-    wanted = min(max(hint(matmul.macs) // CHUNKS, least_macs), CHUNK_MACS[1])
+    wanted = min(max(matmul.macs // CHUNKS, least_macs), CHUNK_MACS[1])
     blocks = even(all_blocks, max(1, wanted // (row_macs * height))) if method == "dots" else 1
     cut = even(height, max(PACKED_ROWS if method == "packed" else rows, wanted // row_macs // rows * rows))
     chunk_rows = -(-cut // rows) * rows

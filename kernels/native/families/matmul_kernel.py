@@ -26,6 +26,7 @@ from kernels.native.emit.product import (
     collect,
     copy,
     first_load,
+    lanes_apart,
     multiply,
     part_load,
     rest_rows,
@@ -34,7 +35,7 @@ from kernels.native.emit.product import (
 )
 from kernels.native.emit.results import Numbers, Results, ResultsEmitter, Spot, Spots
 from kernels.native.emit.transpose import transpose
-from kernels.native.emit.types import F32, I8, I32, I64
+from kernels.native.emit.types import F32, I32, I64
 from kernels.native.emit.walk import next_turn
 from kernels.native.target.isa import Isa
 
@@ -92,8 +93,7 @@ class MatMulEmitter:
         self.width = code.results.vectors * k.isa.lanes
         if code.method == "dots":
             self.few = n["columns"] < k.isa.lanes
-            apart = k.select(self.few, n["copy_step"], n["b_column"]) * 4  # bytes from column to column
-            self.apart = {odd: k.opaque(apart * odd) for odd in range(1, k.isa.lanes, 2)}
+            self.columns_apart = lanes_apart(k, k.select(self.few, n["copy_step"], n["b_column"]))
         self.alpha = k.splat(k.convert("bitcast", k.convert("trunc", n["alpha"], I32), F32), k.f32) if code.scaled else None
 
     def emit(self, begin: Value, end: Value) -> None:
@@ -240,20 +240,14 @@ class MatMulEmitter:
                     results.finish_part([k.load(k.f32, self.buffer, before)], place, one, left)
 
     def _sums_of_dots(self, a: Value, b: Value) -> Value:
-        """Emit the products of a row and a vector of columns.
-
-        Their addresses are made in the loop, of one base and multiples that x86 scales: there are too few registers for each.
-        """
+        """Emit the products of a row and a vector of columns."""
         k, depth = self.k, self.n["depth"]
         sums, whole = [k.zero(k.f32)] * self.lanes, depth // self.lanes * self.lanes
         for start, stop, some in ((k.const(I64, 0), whole, None), (whole, depth, depth - whole)):
             load = whole_load(k) if some is None else first_load(k, some)
             with k.fold("depth", start, stop, self.lanes, sums) as fold:
-                one, other = load(k.offset(a, fold.index)), k.opaque(k.offset(b, fold.index))
-                for column, total in enumerate(fold.values):
-                    twos = (column & -column).bit_length() - 1
-                    at = k.offset(other, k.shift("shl", self.apart[column >> twos], twos), I8) if column else other
-                    fold.values[column] = k.fma(one, load(at), total)
+                one, others = load(k.offset(a, fold.index)), self.columns_apart(k.offset(b, fold.index))
+                fold.values = [k.fma(one, load(other), total) for other, total in zip(others, fold.values, strict=True)]
             sums = fold.values
         turned = transpose(k, sums)
         while len(turned) > 1:

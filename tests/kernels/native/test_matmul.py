@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
 from kernels.native.memory.view import View
 from kernels.native.target.isa import ISAS
+from kernels.size import Evaluation, Scope, sizes_in
 from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import assert_close, assert_only_written, lay, run_kernel, seen
 from tests.machines import MACHINES
@@ -161,6 +163,24 @@ def test_a_kernel_that_is_compiled_once_computes_every_shape(isa, data):
     first = fit_for(tile[2], 5, 5, 5)
     assert emit_matmul(matmul, wanted, isa).ir == emit_matmul(first, tiled(first, isa, tile), isa).ir
     check(matmul, isa, wanted)
+
+
+@pytest.mark.parametrize("b", ["rows", "columns"])
+def test_a_kernel_for_symbols_is_that_for_their_values(machine, b):
+    scope = Scope()
+    m, k, n, batch = (scope.symbol(name, hint) for name, hint in zip("mknb", (197, 64, 150, 3), strict=True))
+    symbolic = product(m, k, n, b=b, batch=(batch,))
+    tile = matmul_tiles(symbolic, machine)[0]
+    kernel = emit_matmul(symbolic, tile, machine)
+    found: dict[Any, None] = {}
+    sizes_in((kernel.numbers, kernel.chunks, kernel.scratch_bytes), found)
+    evaluation = Evaluation(scope, found)
+    for values in ((2, 2, 2, 2), (3, 500, 17, 9), (512, 64, 512, 12)):
+        *size, count = values
+        plain = emit_matmul(product(*size, b=b, batch=(count,)), tile, machine)
+        bound = kernel.at(evaluation.at(values))
+        assert (bound.name, bound.numbers, bound.chunks) == (plain.name, plain.numbers, plain.chunks)
+        assert bound.scratch_bytes == plain.scratch_bytes
 
 
 def test_growing_keys_of_a_decoder_need_two_kernels(machine):
