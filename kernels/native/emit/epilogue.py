@@ -1,8 +1,7 @@
 """Epilogues: the bias and the elementwise expression that a kernel applies to its results in registers, before it stores them.
 
 An `Epilogue` is the same for every layout. How its operands are read for a vector of results is up to an adapter for each
-layout: `Places` for images (in blocks of channels, channels last, or the rows of a matrix as pixels), and
-`kernels.native.emit.walk.Addresses` for strided views.
+layout: `Places` for images, in blocks of channels, channels last, or the rows of a matrix as pixels.
 """
 
 from __future__ import annotations
