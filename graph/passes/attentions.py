@@ -140,9 +140,7 @@ def _fits(editor: Editor, found: _Scores, product: Node) -> bool:
 
 
 def _replace(editor: Editor, found: _Scores, softmax: Node, product: Node) -> None:
-    k = f"{product.name}/k"
-    while editor.producer(k) is not None or k in editor.constants:
-        k += "'"
+    k = editor.fresh(f"{product.name}/k")
     attrs = find("Transpose").bind({"perm": (0, 1, 3, 2)})
     editor.put(Node(k, "Transpose", (found.k_transposed,), (k,), attrs, origins=origins(product)))
     inputs = (found.q, k, product.inputs[1], *([found.mask] if found.mask else []))

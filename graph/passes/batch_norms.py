@@ -1,4 +1,4 @@
-"""Folding of BatchNormalization into the weight and bias of the convolution or Gemm in front."""
+"""BatchNormalization with constant parameters: folded into the node in front, or else a product and a sum for each channel."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 
 from graph.ir import Graph, Node, Specs
 from graph.passes.affine import Affine, absorb, channels
-from graph.passes.editor import Editor
+from graph.passes.editor import Editor, origins
 from kernels.ops.batch_norm import scale_and_shift
+from kernels.registry import find
+from kernels.spec import Spec
 
 
 def fold_batch_norms(graph: Graph, specs: Specs) -> Graph:
@@ -22,6 +24,34 @@ def fold_batch_norms(graph: Graph, specs: Specs) -> Graph:
         if affine is not None and len(affine.scale) == channels(editor, host):
             absorb(editor, host, node, affine)
     return editor.finish()
+
+
+def split_batch_norms(graph: Graph, specs: Specs) -> Graph:
+    """Replace each normalisation with constant parameters by Mul and Add, which are fused with elementwise ops around them.
+
+    This is for those that no other pass has folded. Types with less precision than float32 are left alone: a normalisation
+    computes them in float32 throughout, a product and a sum would each round.
+    """
+    editor = Editor(graph, specs)
+    for node in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+        x = editor.spec(node.inputs[0])
+        if x is None or x.rank < 2 or x.dtype not in (np.float32, np.float64) or node.epilogue or not editor.single_output(node):
+            continue
+        affine = _read(editor, node)
+        if affine is not None and not node.attrs["training_mode"]:
+            _split(editor, node, affine, x)
+    return editor.finish()
+
+
+def _split(editor: Editor, node: Node, affine: Affine, x: Spec) -> None:
+    shape = (-1, *[1] * (x.rank - 2))
+    scale, shift = (
+        editor.add_constant(f"{node.name}/{name}", values.astype(x.dtype).reshape(shape))
+        for name, values in (("scale", affine.scale), ("shift", affine.shift))
+    )
+    scaled = editor.fresh(f"{node.name}/scaled")
+    editor.put(Node(scaled, "Mul", (node.inputs[0], scale), (scaled,), find("Mul").bind({}), origins=origins(node)))
+    editor.put(Node(node.name, "Add", (scaled, shift), node.outputs[:1], find("Add").bind({}), origins=origins(node)))
 
 
 def _read(editor: Editor, node: Node) -> Affine | None:

@@ -96,11 +96,17 @@ class Editor:
         del self.nodes[node.name]
         self.changed = True
 
+    def fresh(self, hint: str) -> str:
+        """Return a name that no value and no node has."""
+        name = hint
+        taken = (self.constants, self._producers, self._inputs, self.captured, self.nodes)
+        while any(name in names for names in taken):
+            name += "'"
+        return name
+
     def add_constant(self, hint: str, array: Array) -> str:
         """Add a constant under a fresh name."""
-        name = hint
-        while name in self.constants or name in self._producers or name in self._inputs or name in self.captured:
-            name += "'"
+        name = self.fresh(hint)
         self.constants[name] = array
         return name
 

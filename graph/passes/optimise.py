@@ -11,7 +11,7 @@ from graph.limits import Check, go_on
 from graph.passes.activations import find_activations
 from graph.passes.affine import fold_scales_and_shifts
 from graph.passes.attentions import find_attentions
-from graph.passes.batch_norms import fold_batch_norms
+from graph.passes.batch_norms import fold_batch_norms, split_batch_norms
 from graph.passes.constants import fold_constants
 from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
@@ -61,8 +61,8 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on) -> 
     """Rewrite a graph for these input shapes. Names and order of its inputs and outputs stay.
 
     check: called between passes and between nodes that are inferred or computed; what it raises ends the work.
-    Epilogues are fused last, when no other pass changes anything, since they hide nodes from other passes. Elementwise ops move
-    before views just ahead of that.
+    Epilogues are fused last, when no other pass changes anything, since they hide nodes from other passes. Batch norms that were
+    not folded are split into elementwise ops just ahead of that, and elementwise ops move before views.
     """
     run = _Run(graph, inputs, check)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
@@ -87,6 +87,7 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on) -> 
             run.apply(name, rewrite)
         if run.graph is before:
             break
+    run.apply("batch-norms", split_batch_norms)
     run.apply("sunk-views", sink_views)
     run.apply("views", collapse_views)
     run.apply("dead-code", remove_dead)

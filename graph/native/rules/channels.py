@@ -26,11 +26,12 @@ def fits(b: Lowering, order: Order) -> bool:
     return is_regular(order, b.isa.lanes)
 
 
-def pick_channels(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> None:
-    """Append a call that makes a value of channels of images in blocks."""
+def pick_channels(b: Lowering, value: str, places: Sequence[Imaged], order: Order) -> Imaged:
+    """Append a call that makes a value of channels of images in blocks, and return where it lies."""
     y = b.values.new_image(value)
     what = Channels(tuple(place.image for place in places), y.image, tuple(order), y.storage.dtype)
     b.calls.append(emit_channels(what, b.isa), {**{f"x{n}": place for n, place in enumerate(places)}, "y": y})
+    return y
 
 
 def take_channels(b: Lowering, value: str, place: Imaged, taken: range) -> None:

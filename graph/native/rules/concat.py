@@ -8,17 +8,20 @@ from graph.native.lowering import Lowering
 from graph.native.place import Imaged, is_image
 from graph.native.rule import one_algorithm
 from graph.native.rules.channels import fits, in_blocks, pick_channels
-from graph.native.rules.elementwise import fused_operands, refuses_fused
+from graph.native.rules.elementwise import apply_fused_in_blocks, fused_operands, refuses_fused
 
 # Ops whose kernels write where their result is reserved.
 _PRODUCERS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "Upsample")
 
 
 def reserve(b: Lowering, node: Node) -> None:
-    """Reserve parts of the result for the producers of the images that a concatenation joins."""
+    """Reserve parts of the result for the producers of the images that a concatenation joins.
+
+    What is fused behind it overwrites the parts, so then the concatenation must be all that reads them.
+    """
     value = node.outputs[0]
     shape = b.spec(value).shape
-    if b.spec(value).dtype != F32 or not is_image(shape) or node.epilogue or node.attrs["axis"] % len(shape) != 1:
+    if b.spec(value).dtype != F32 or not is_image(shape) or node.attrs["axis"] % len(shape) != 1:
         return
     sizes = [b.spec(name).shape[1] for name in node.inputs]
     if len(set(node.inputs)) < len(node.inputs) or not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
@@ -29,6 +32,7 @@ def reserve(b: Lowering, node: Node) -> None:
     for name, size in zip(node.inputs, sizes, strict=True):
         producer = b.dataflow.producer(name)
         goes_there = producer is not None and producer.op in _PRODUCERS and name not in b.dataflow.results
+        goes_there = goes_there and (not node.epilogue or b.dataflow.only_reader(name) is node)
         if goes_there and b.values.reserved(name) is None:
             b.values.reserve(name, whole.part(first, size))
         first += size
@@ -51,9 +55,11 @@ def lower(b: Lowering, node: Node) -> None:
                 blocks = b.values.blocked(name)
                 b.calls.map((part, part.blocks), [(blocks, blocks.blocks)])
             first += size
+        apply_fused_in_blocks(b, node, whole)
         return
     if _stays_in_blocks(b, node):
-        pick_channels(b, value, [b.values.blocked(name) for name in node.inputs], _order(b, node))
+        made = pick_channels(b, value, [b.values.blocked(name) for name in node.inputs], _order(b, node))
+        apply_fused_in_blocks(b, node, made)
         return
     y = b.values.new(value)
     axis, first = node.attrs["axis"] % len(y.view.shape), 0
@@ -81,7 +87,7 @@ def _append(b: Lowering, node: Node, kept: Kept) -> None:
 def _stays_in_blocks(b: Lowering, node: Node) -> bool:
     """Whether it joins channels of images of which at least one lies in blocks."""
     shape = b.spec(node.outputs[0]).shape
-    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1 and not node.epilogue
+    along = is_image(shape) and node.attrs["axis"] % len(shape) == 1
     full = along and any(in_blocks(b, name) for name in node.inputs) and all(b.spec(name).elements for name in node.inputs)
     return full and fits(b, _order(b, node))
 

@@ -62,6 +62,15 @@ def apply_fused(b: Lowering, node: Node, made: Viewed) -> None:
         b.calls.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 
+def apply_fused_in_blocks(b: Lowering, node: Node, made: Imaged) -> None:
+    """Append the epilogue of a node, if it has one, in place on its result, which lies in blocks of channels."""
+    if node.epilogue:
+        bound = express_epilogue(node, b.spec, b.constants)
+        pairs = [image_operand(b, name, b.spec(node.outputs[0]).shape) for name in bound.operands[1:]]
+        operands = [(made, made.blocks), *((place, _blocks(place, image, made)) for place, image in pairs)]
+        b.calls.map((made, made.blocks), operands, bound.expression.steps)
+
+
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
     """Whether an operand of the result's shape lies in blocks that no strides describe."""
     places = (b.values.place(name) for name in operands if b.spec(name).shape == shape)

@@ -26,6 +26,7 @@ from kernels.native.emit.types import F32, I1, I32, I64, PTR, VOID, Type, litera
 from kernels.native.errors import EmitError
 from kernels.native.target.isa import Isa
 
+FEW_LANES = 4  # of vectors whose lanes are loaded one by one without a loop, where there are no masks
 _FOLD: Mapping[str, Callable[[int, int], int]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "udiv": operator.floordiv, "urem": operator.mod,
 }  # fmt: skip
@@ -467,6 +468,12 @@ class Function:
         """
         if self._masked(kind, stride):
             return self.load_masked(kind, base, self.first_lanes(kind, count))
+        if kind.lanes <= FEW_LANES:
+            zero = self.module.table(self, f"zero.{kind.element.mangled}", kind.element, [0])
+            value = self.poison(kind)
+            for lane, address in enumerate(self._first_or(zero, kind, base, count, stride)):
+                value = self.insert(value, self.load(kind.element, address), lane)
+            return value
         room = self.room(kind)
         self.store(self.zero(kind), room)
         with self.loop("gather", 0, count) as at:
@@ -486,9 +493,19 @@ class Function:
             self.call(f"llvm.masked.store.{kind.mangled}.p0", VOID, *arguments)
             return
         room = self.room(kind)
+        if kind.lanes <= FEW_LANES:
+            for lane, address in enumerate(self._first_or(room, kind, base, count, stride)):
+                self.store(self.extract(value, lane), address)
+            return
         self.store(value, room)
         with self.loop("scatter", 0, count) as at:
             self.store(self.load(kind.element, room, at), base, at if stride is None else at * stride)
+
+    def _first_or(self, other: Value, kind: Type, base: Value, count: Value, stride: Value | None) -> Iterator[Value]:
+        """Yield an address for each lane: of its element where it is one of the first `count`, else `other`."""
+        for lane in range(kind.lanes):
+            at = self.offset(base, lane if stride is None else stride * lane, kind)
+            yield self.select(self.compare("gt", count, lane), at, other)
 
     def _masked(self, kind: Type, stride: Value | None) -> bool:
         """Whether a part of a vector is loaded or stored by one instruction with a mask."""

@@ -1,8 +1,7 @@
-"""The geometry of a convolution: which taps lie inside the image, and how outputs are cut into blocks and tiles."""
+"""The geometry of a convolution: which taps lie inside the image."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,32 +63,6 @@ class Conv:
         return replace(self, x=self.x.flat(), y=self.y.flat()) if can else self
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Output channel blocks of one form: `count` from number `first`, `vectors` vectors each, the last with `tail` lanes."""
-
-    first: int
-    count: int
-    vectors: int
-    tail: int
-
-    def chosen_by(self, number: Value, blocks: list[Block]) -> Value | None:
-        """Emit the test whether block `number` has this form; None where all blocks have it."""
-        if len(blocks) == 1:
-            return None
-        return number < self.count if self.first == 0 else number >= self.first
-
-
-def channel_blocks(channels: int, vectors: int, lanes: int) -> list[Block]:
-    """Cut channels into blocks of that many vectors; the rest makes a smaller block."""
-    full, rest = divmod(channels, vectors * lanes)
-    blocks = [Block(0, full, vectors, lanes)] if full else []
-    if rest:
-        used = -(-rest // lanes)
-        blocks.append(Block(full, 1, used, rest - (used - 1) * lanes))
-    return blocks
-
-
 def even_rows(height: int, wanted: int) -> int:
     """About `wanted` rows of a chunk, or a few less so that the chunks of a plane are as even as can be."""
     chunks = -(-height // max(1, min(height, wanted)))
@@ -116,11 +89,6 @@ def row_range(k: Function, table: Value, row: Value) -> tuple[Value, Value]:
     """Emit the two numbers of a row in a `row_table`."""
     word = k.load(I64, table, row)
     return word & k.const(I64, 0xFFFFFFFF), k.shift("lshr", word, 32)
-
-
-def maybe(k: Function, condition: Value | None) -> AbstractContextManager[None]:
-    """Emit a body under a condition, or unconditionally where that is None."""
-    return nullcontext() if condition is None else k.when(condition, "block")
 
 
 def aligned_copy(values: Array) -> Array:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.size import hint
@@ -165,23 +164,7 @@ def piece_ranges(k: Function, n: Mapping[str, Value], axes: int, chunk: Value) -
     ranges, left = [], chunk
     for axis in reversed(range(axes)):
         count, piece = n[f"count{axis}"], n[f"piece{axis}"]
-        start, left = left % count * piece, left // count
+        number, left = (left % count, left // count) if axis else (left, left)
+        start = number * piece
         ranges.append((start, k.least(start + piece, n[f"size{axis}"])))
     return ranges[::-1]
-
-
-def tiles(k: Function, name: str, size: int, bounds: tuple[Value, Value], unit: int, body: Callable[[Value, int], None]) -> None:
-    """Emit body(index, count) for every whole unit between the bounds, then once for the rest of the axis."""
-    start, stop = bounds
-    whole = size // unit * unit
-    if whole:
-        last = k.const(I64, whole) if stop.known is not None else k.select(stop < whole, stop, k.const(I64, whole))
-        with k.loop(name, start, last, unit) as index:
-            body(index, unit)
-    if whole == size:
-        return
-    if stop.known is not None:
-        body(k.const(I64, whole), size - whole)
-        return
-    with k.when(stop > whole, name):
-        body(k.const(I64, whole), size - whole)

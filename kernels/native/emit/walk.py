@@ -1,16 +1,14 @@
-"""Loops over several tensors at once: dimensions joined where all of them allow it, and addresses that move together."""
+"""Loops over several tensors at once: dimensions are joined where all of them allow it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.expression import from_memory, memory_type
+from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
-from kernels.spec import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,41 +43,6 @@ def joined(axes: Sequence[Axis]) -> list[Axis]:
         else:
             found.append(axis)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """The current addresses of several strided tensors, and their element types."""
-
-    values: tuple[Value, ...]
-    dtypes: tuple[DType, ...]
-
-    @staticmethod
-    def of(k: Function, pointers: Sequence[Value], views: Sequence[View], dtypes: Sequence[DType]) -> Addresses:
-        """Return the addresses of each view's first element."""
-        each = zip(pointers, views, dtypes, strict=True)
-        return Addresses(tuple(k.offset(at, view.offset, memory_type(dtype)) for at, view, dtype in each), tuple(dtypes))
-
-    def move(self, k: Function, axis: Axis, steps: Operand) -> Addresses:
-        """Return the addresses that many steps further along a loop."""
-        count, each = k.coerce(steps, I64), zip(self.values, axis.strides, self.dtypes, strict=True)
-        return replace(self, values=tuple(k.offset(at, count * stride, memory_type(dtype)) for at, stride, dtype in each))
-
-    def unravel(self, k: Function, axes: Sequence[Axis], number: Value) -> Addresses:
-        """Return the addresses at turn `number` of nested loops, of which the last runs fastest."""
-        at = self
-        for axis in reversed(axes[1:]):
-            at = at.move(k, axis, number % axis.size)
-            number = number // axis.size
-        return at.move(k, axes[0], number) if axes else at
-
-    def load(self, k: Function, tensor: int, axis: Axis, lanes: int) -> Value:
-        """Load a vector of a tensor along a loop in which its stride is 1, or 0: then one element fills every lane."""
-        dtype = self.dtypes[tensor]
-        kind = memory_type(dtype).by(k.isa.lanes)
-        if axis.strides[tensor] == 0:
-            return from_memory(k, k.broadcast(kind, self.values[tensor]), dtype)
-        return from_memory(k, k.load_part(kind, self.values[tensor], lanes), dtype)
 
 
 def next_turn(k: Function, turns: Sequence[Value], sizes: Sequence[Value]) -> list[Value]:

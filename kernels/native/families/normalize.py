@@ -24,7 +24,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue
-from kernels.native.emit.nest import piece_numbers, pieces_of
+from kernels.native.emit.nest import chunk_count, piece_numbers, pieces_of
 from kernels.native.emit.walk import Axis, axes_of, joined
 from kernels.native.errors import EmitError
 from kernels.native.families.normalize_kernel import UNROLLED, RowsCode, RowsEmitter
@@ -114,7 +114,7 @@ def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
         isa,
         kernel_name(f"f32_{rows.kind}_{UNROLLED if code.along else code.columns}x{isa.lanes}", code, isa, words),
         rows.arguments,
-        math.prod(-(-size // piece) for size, piece in zip(sizes, pieces, strict=True)),
+        chunk_count(sizes, pieces),
         body,
         {**piece_numbers(sizes, pieces), **_numbers(rows, loops)},
     )

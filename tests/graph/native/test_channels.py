@@ -140,3 +140,44 @@ def test_random_cuts_joins_and_shuffles(data):
     outputs = list(dict.fromkeys([held[-1][0], data.draw(st.sampled_from(held))[0]]))
     proto = make(nodes, outputs, constants, image(n, 3, height, width), opset=17)
     check_native(proto, {"x": normal(n, 3, height, width)}, data.draw(st.sampled_from(HOST_ISAS)))
+
+
+def normalised(source: str, target: str, channels: int):
+    """Return a batch norm with a Relu behind it, as between the concatenations of a DenseNet, and its parameters."""
+    names = [f"{target}/{what}" for what in ("scale", "shift", "mean", "variance")]
+    nodes = [node("BatchNormalization", [source, *names], [f"{target}/n"]), node("Relu", [f"{target}/n"], [target])]
+    return nodes, [*(constant(name, normal(channels)) for name in names[:3]), constant(names[3], 0.5 + np.abs(normal(channels)))]
+
+
+@pytest.mark.parametrize("growth", [1, 12, 32])
+def test_dense_block_has_no_step_but_convolutions_concatenations_and_maps(machine, growth):
+    """A batch norm behind a concatenation that others read has no convolution to be folded into."""
+    nodes, constants, have, count = [node("Conv", ["x", "w"], ["c0"])], [weights("w", 24, 3, 1, 1)], "c0", 24
+    for n in range(3):
+        more = normalised(have, f"a{n}", count)
+        nodes += [*more[0], node("Conv", [f"a{n}", f"w{n}"], [f"g{n}"], pads=[1] * 4)]
+        nodes.append(node("Concat", [have, f"g{n}"], [f"k{n}"], axis=1))
+        constants += [*more[1], weights(f"w{n}", growth, count, 3, 3)]
+        have, count = f"k{n}", count + growth
+    more = normalised(have, "a", count)
+    nodes += [*more[0], node("GlobalAveragePool", ["a"], ["y"])]
+    proto = make(nodes, ["y"], [*constants, *more[1]], image(2, 3, 9, 7))
+    calls = check_on(machine, proto, {"x": normal(2, 3, 9, 7)})
+    names = kernels(calls)
+    assert sum(name.startswith("f32_map") for name in names) == names.count("f32_map3") == 4, names
+    assert len(moved(calls)) <= 4, names  # one for each concatenation, and the result out of its blocks
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "read-again"])
+def test_what_is_fused_behind_a_concatenation_changes_nothing_that_others_read(machine, others):
+    c = 2 * machine.lanes
+    nodes = [
+        node("Conv", ["x", "w0"], ["a"]), node("Conv", ["x", "w1"], ["b"]), node("Concat", ["a", "b"], ["k"], axis=1),
+        node("Mul", ["k", "scale"], ["m"]), node("Relu", ["m"], ["r"]), node("Conv", ["r", "w2"], ["y"]),
+        *([node("Conv", ["a", "w3"], ["z"])] if others else []),
+    ]  # fmt: skip
+    constants = [weights(f"w{n}", c, size, 1, 1) for n, size in enumerate((3, 3, 2 * c, c))]
+    constants.append(constant("scale", normal(2 * c, 1, 1)))
+    proto = make(nodes, ["y", "z"][: 1 + others], constants, image(1, 3, 5, 6))
+    names = kernels(check_on(machine, proto, {"x": normal(1, 3, 5, 6)}))
+    assert names.count("f32_map2") == 1

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph.passes.affine import fold_scales_and_shifts
-from graph.passes.batch_norms import fold_batch_norms
+from graph.passes.batch_norms import fold_batch_norms, split_batch_norms
 from graph.passes.gemms import make_gemms
 from graph.passes.pads import fold_pads
-from tests.graph.passes.checks import build, const, node, ops, random, rewritten
+from graph.shapes import bind, propagate
+from tests.graph.passes.checks import build, const, node, ops, optimised, random, rewritten
 
 IMAGE = {"x": (2, 4, 6, 5)}
 NORM = [random("g", 6), random("b", 6), random("m", 6), random("v", 6, low=0.5)]
@@ -50,9 +51,28 @@ def test_batch_norm_stays_behind_a_conv_that_is_an_output() -> None:
 def test_batch_norm_with_a_variance_of_minus_epsilon_is_left_alone() -> None:
     bad = [random("g", 6), random("b", 6), random("m", 6), const("v", np.full(6, -1.0))]
     graph = build([node("Conv", ["x", "w"], ["c"]), norm(epsilon=1.0)], [*bad, random("w", 6, 4, 1, 1)], IMAGE)
-    from graph.shapes import bind, propagate
-
     assert fold_batch_norms(graph, propagate(graph, bind(graph))) is graph
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 6, 5, 4), (2, 6, 3, 2, 4)], ids=len)
+def test_batch_norm_that_nothing_folds_becomes_a_product_and_a_sum(shape: tuple[int, ...]) -> None:
+    graph = build([node("Sin", ["x"], ["c"]), norm(target="n"), node("Relu", ["n"], ["y"])], NORM, {"x": shape})
+    after = rewritten(graph, split_batch_norms)
+    assert ops(after) == ["Sin", "Mul", "Add", "Relu"]
+    assert [each.origins for each in after.nodes[1:3]] == [("n1",), ("n1",)]
+    assert split_batch_norms(after, propagate(after, bind(after))) is after
+
+
+def test_batch_norm_that_nothing_folds_is_fused_with_the_relu_behind_it() -> None:
+    graph = build(
+        [node("Concat", ["x", "x"], ["c"], axis=1), norm(target="n"), node("Relu", ["n"], ["y"])], NORM, {"x": (2, 3, 4, 5)}
+    )
+    assert [[each.op for each in n.epilogue] for n in optimised(graph).graph.nodes] == [["Mul", "Add", "Relu"]]
+
+
+def test_batch_norm_whose_parameters_are_inputs_stays() -> None:
+    shapes = {"x": (2, 6, 4), "g": (6,)}
+    assert ops(rewritten(build([norm("x")], NORM[1:], shapes), split_batch_norms)) == ["BatchNormalization"]
 
 
 @given(

@@ -42,6 +42,30 @@ def test_load_part_fills_the_rest_with_zero_and_reads_nothing_behind(isa):
         np.testing.assert_array_equal(y, np.pad(x, (0, isa.lanes - n)))
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_the_first_lanes_of_a_count_known_at_run_time_are_loaded_and_stored(isa, step):
+    def body(k, x, y, count, stride):
+        k.store_first(k.load_first(k.f32, x, count, stride), y, count, stride)
+
+    native = Native(emit(isa, body, x=PTR, y=PTR, count=I64, stride=I64), isa)
+    for count in range(isa.lanes + 1):
+        x, y = (np.full(step * (isa.lanes + 1), np.nan, np.float32) for _ in range(2))
+        x[: step * count : step] = np.arange(1, count + 1)
+        native(x, y, count, step)
+        np.testing.assert_array_equal(y, x)
+
+
+def test_lanes_behind_the_first_ones_are_zero(isa):
+    def body(k, x, y, count):
+        k.store(k.load_first(k.f32, x, count), y)
+
+    native = Native(emit(isa, body, x=PTR, y=PTR, count=I64), isa)
+    for count in range(isa.lanes + 1):
+        y = np.full(isa.lanes, np.nan, np.float32)
+        native(np.arange(1, isa.lanes + 1, dtype=np.float32), y, count)
+        np.testing.assert_array_equal(y, [lane + 1 if lane < count else 0 for lane in range(isa.lanes)])
+
+
 def test_fold_with_known_and_unknown_bounds_carries_sums(isa):
     for known in (True, False):
 

@@ -11,6 +11,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.memory.view import View
 from kernels.native.target.isa import ISAS
+from kernels.size import Scope
 from tests.kernels.native.chains import chain
 from tests.kernels.native.reference import assert_only_written, lay, run_kernel, seen
 from tests.machines import MACHINES
@@ -56,16 +57,12 @@ def result_shape(kind, shape, axes):
     return shape if kind in NORMS else tuple(1 if n in axes else size for n, size in enumerate(shape))
 
 
-def check(rows, isa, seed=0, code=None):
+def check(rows, isa, seed=0, kernel=None):
     """Run a kernel over random rows, compare it with float64, and assert that nothing else is written. Its steps are ignored.
 
-    code: the rows whose code is run, with the numbers of `rows`; None for their own.
+    kernel: to run in place of their own.
     """
-    kernel = emit_rows(rows, isa)
-    if code is not None:
-        other = emit_rows(code, isa)
-        assert len(kernel.numbers) == len(other.numbers)
-        kernel = replace(kernel, name=other.name, emit=other.emit)
+    kernel = kernel or emit_rows(rows, isa)
     x = random(rows.x.shape, seed, rows.kind)
     arrays = {"x": lay(rows.x, x)}
     exact = EXACT[rows.kind](x.astype(np.float64), rows.axes)
@@ -190,7 +187,21 @@ def test_code_made_for_some_rows_computes_others(isa, data):
             inside(kind, (*(data.draw(st.integers(1, 9)) for _ in range(2)), data.draw(st.integers(2, 9 * isa.lanes))), (1,))
             for _ in range(2)
         )
-    check(one, isa, data.draw(st.integers(0, 99)), other)
+    kernel, made = emit_rows(one, isa), emit_rows(other, isa)
+    assert len(kernel.numbers) == len(made.numbers)
+    check(one, isa, data.draw(st.integers(0, 99)), replace(kernel, name=made.name, emit=made.emit))
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_numbers_are_expressions_of_sizes_that_hold_for_all(isa, kind):
+    scope = Scope()
+    count, size = scope.symbol("count", 40), scope.symbol("size", 3 * isa.lanes)
+    for axis in (1, 2):
+        symbolic = emit_rows(dense(kind, (2, count, size), (axis,)), isa)
+        evaluate = scope.compile([symbolic.chunks, *symbolic.numbers])
+        for values in ((2, 2), (9, 5), (45, 7 * isa.lanes + 1)):
+            chunks, *numbers = evaluate(values)
+            check(dense(kind, (2, *values), (axis,)), isa, 3, replace(symbolic, chunks=chunks, numbers=tuple(numbers)))
 
 
 def test_a_row_has_the_same_bits_whichever_rows_are_beside_it(isa):
