@@ -22,6 +22,7 @@ from kernels.native.families.attention import Attention, attention_tiles, emit_a
 from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
 from kernels.native.families.conv_transpose import Phase, Transposed, phases
+from kernels.native.families.cumulative import Cumulative, emit_cumulative
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
@@ -461,6 +462,12 @@ def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
     return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
 
 
+def totals(isa: Isa, elements: int, *kinds: Literal["add", "mul"], exclusive: bool = False) -> Kernels:
+    """Emit kernels of running totals, one for each kind."""
+    view = View.dense((3, 9, elements))
+    return [emit_cumulative(Cumulative(view, view, kind, exclusive=exclusive), isa) for kind in kinds]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -699,6 +706,8 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "elements, picked": lambda isa: elements(isa, 0, None),
     "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
+    "totals of columns": lambda isa: totals(isa, 37, "add", "mul"),
+    "totals of rows, without the element itself": lambda isa: totals(isa, 1, "add", "mul", exclusive=True),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
 }  # fmt: skip
 
