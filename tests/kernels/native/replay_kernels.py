@@ -33,6 +33,7 @@ from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
 from kernels.native.families.scatter import Scatter, emit_scatter
+from kernels.native.families.select import Select, emit_select
 from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
 from kernels.native.families.winograd_kernels import emit_winograd
 from kernels.native.memory.image import Image
@@ -468,6 +469,11 @@ def totals(isa: Isa, elements: int, *kinds: Literal["add", "mul"], exclusive: bo
     return [emit_cumulative(Cumulative(view, view, kind, exclusive=exclusive), isa) for kind in kinds]
 
 
+def selection(isa: Isa, *dtypes: Dtype, largest: bool) -> Kernels:
+    """Emit kernels that select five of nine elements, one for each type."""
+    return [emit_select(Select(View.dense((3, 9, 4)), 5, largest, np.dtype(dtype)), isa) for dtype in dtypes]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -708,6 +714,8 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
     "totals of columns": lambda isa: totals(isa, 37, "add", "mul"),
     "totals of rows, without the element itself": lambda isa: totals(isa, 1, "add", "mul", exclusive=True),
+    "largest, in order": lambda isa: selection(isa, np.float32, np.int8, np.uint32, largest=True),
+    "smallest, in order": lambda isa: selection(isa, np.float32, np.int32, largest=False),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
 }  # fmt: skip
 
