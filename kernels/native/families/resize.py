@@ -341,7 +341,12 @@ class _ResizeEmitter:
                 k.store(value, self.line, (column + n) * self.step + v * self.lanes)
             return []
 
-        unrolled(k, "line", width, max(1, min(PIXELS, MOST_LOADS // (vectors * (self.code.rows.count or 1)))), [], body)
+        taps = self.code.rows.count or 1
+        unrolled(k, "line", width, self._turns(group, min(PIXELS, MOST_LOADS // (self.tile.vectors * taps))), [], body)
+
+    def _turns(self, group: _Group, most: int) -> int:
+        """Return how many pixels to work on at a time: one in a last block, whose code would be as long again."""
+        return max(1, most) if group.count == self.tile.vectors and group.lanes is None else 1
 
     def _pixels(self, group: _Group, by_row: _Sum, begin: Value, end: Value, to: Spots) -> None:
         """The pixels that lie inside."""
@@ -353,7 +358,7 @@ class _ResizeEmitter:
                 self._store(group, column, self._pixel(group, by_row, by_column), to)
             return []
 
-        unrolled(self.k, "pixel", end - begin, self.tile.pixels, [], body)
+        unrolled(self.k, "pixel", end - begin, self._turns(group, self.tile.pixels), [], body)
 
     def _pixel(self, group: _Group, by_row: _Sum, by_column: _Sum) -> list[Value]:
         """The sums of one pixel, over columns of the line or of x."""
