@@ -329,7 +329,7 @@ class _ResizeEmitter:
 
     def _line(self, group: _Group, by_row: _Sum, width: Value) -> None:
         """Every input column's sum over rows."""
-        k, vectors = self.k, self.tile.vectors
+        k = self.k
 
         def body(column: Value, turns: int, _: list[Value]) -> list[Value]:
             def taken(row: Value) -> list[Value]:
