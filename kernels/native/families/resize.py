@@ -40,7 +40,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.resampling import Pass
-from kernels.size import hint
+from kernels.size import hinted
 
 MOST_TAPS = 8  # looked up once and unrolled; more are a loop
 MOST_LOADS = 8  # unrolled in the innermost loop; with 16 the code doubles and is 3 % slower
@@ -111,11 +111,15 @@ class ResizeTile:
         return f"{self.pixels}x{self.vectors}"
 
 
-@functools.lru_cache(1024)
 def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTile, ...]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
+    return _ranked_tiles(hinted(resizing), isa, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(resizing: Resizing, isa: Isa, limit: int) -> tuple[ResizeTile, ...]:
     forms = (False, True) if resizing.rows.taps > 1 else (False,)
-    most = -(-hint(resizing.y.channels) // isa.lanes)
+    most = -(-resizing.y.channels // isa.lanes)
     tiles = [
         make_resize_tile(resizing, isa, PIXELS, vectors, separable=separable)
         for separable in forms
@@ -128,12 +132,13 @@ def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTi
 
 def make_resize_tile(resizing: Resizing, isa: Isa, pixels: int, vectors: int, *, separable: bool) -> ResizeTile:
     """Make a tile of these sizes; the rest follows by rule."""
+    resizing = hinted(resizing)
     taps = resizing.columns.taps * (1 if separable else resizing.rows.taps)
     pixels = max(1, min(pixels, MOST_LOADS // (vectors * taps)))
     tile = ResizeTile(pixels, vectors, 1, separable)
-    blocks = -(-hint(resizing.y.channels) // (vectors * isa.lanes))
+    blocks = -(-resizing.y.channels // (vectors * isa.lanes))
     wanted = int(CHUNK_CYCLES * blocks / _row_cycles(resizing, tile, isa))
-    return ResizeTile(pixels, vectors, even_rows(hint(resizing.y.height), wanted), separable)
+    return ResizeTile(pixels, vectors, even_rows(resizing.y.height, wanted), separable)
 
 
 def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
@@ -142,7 +147,7 @@ def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
     Lines that do not stay in L1 take half as long again to store and load.
     """
     rows, columns, total = resizing.rows.taps, resizing.columns.taps, 0.0
-    width, x_width, channels = hint(resizing.y.width), hint(resizing.x.width), hint(resizing.y.channels)
+    width, x_width, channels = resizing.y.width, resizing.x.width, resizing.y.channels
     looks = columns * (1 + resizing.columns.weighted)
     full, rest = divmod(-(-channels // isa.lanes), tile.vectors)
     for v, count in ((tile.vectors, full), (1, rest)):
