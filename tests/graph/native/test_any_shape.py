@@ -60,7 +60,8 @@ CASES: Mapping[str, tuple[Dims, Callable[[Mapping[str, int]], Feeds], tuple[list
     "joined channels": (
         {"x": ["n", 3, "h", "w"]}, image,
         ([node("Conv", ["x", "k"], ["c"]), node("Conv", ["x", "l"], ["d"]), node("Concat", ["c", "d"], ["e"], axis=1),
-          node("MaxPool", ["e"], ["y"], kernel_shape=[2, 2])], [weights("k", 21, 3, 1, 1), weights("l", 9, 3, 1, 1)]),
+          node("Resize", ["e", "", "s"], ["y"])],
+         [weights("k", 21, 3, 1, 1), weights("l", 9, 3, 1, 1), constant("s", (1, 1, 2, 2))]),
     ),
     "Gather": ({"i": ["a", "c"]}, lambda s: {"i": indices(50, s["a"], s["c"])},
                ([node("Gather", ["t", "i"], ["y"])], [weights("t", 50, 24)])),
