@@ -88,6 +88,11 @@ class Pass:
         return self.weights is None and not self.outside.any()
 
 
+def leaves_alone(step: Pass, size_in: int) -> bool:
+    """Whether every output of a pass is the input at its position, and there are as many."""
+    return step.copies and np.array_equal(step.index[:, 0], np.arange(size_in))
+
+
 def resize_axis(plan: Axis, **attrs: Any) -> Pass:
     """Return the interpolation along one axis. attrs: those of Resize."""
     place, mode = attrs["coordinate_transformation_mode"], attrs["mode"]
@@ -148,7 +153,7 @@ def is_copied(plan: Axis, *, mode: str, antialias: int, coordinate_transformatio
     if plan.size_in != plan.size_out:
         return False
     place = coordinate_transformation_mode
-    if plan.scale == 1 and place != "tf_crop_and_resize":
+    if plan.ratio[0] == plan.ratio[1] and place != "tf_crop_and_resize":
         return True
     if (mode == "linear" and not antialias and place.endswith("half_pixel")) or (mode == "nearest" and place == "asymmetric"):
         return True

@@ -17,7 +17,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.operands import NUMBERS, axes_of, known_ints, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.resampling import COORDINATES, NEAREST, Axis, Pass, is_copied, resize_axis, tap_count
+from kernels.resampling import COORDINATES, NEAREST, Axis, Pass, is_copied, leaves_alone, resize_axis, tap_count
 from kernels.scratch import FIXED_BYTES
 from kernels.spec import BOOL, FLOATS, Array, Spec
 from kernels.upgrades import attribute_inputs
@@ -170,7 +170,7 @@ def passes(
     """One pass for each axis that is resized; an axis whose coordinates are its positions, rounded or not, needs none."""
     plans = resize_plans(x, roi, scales, sizes, scales_second=scales_second, **attrs)
     found = [resize_axis(plan, **attrs) for plan in plans]
-    return [step for step in found if not (step.copies and np.array_equal(step.index[:, 0], np.arange(x.shape[step.axis])))]
+    return [step for step in found if not leaves_alone(step, x.shape[step.axis])]
 
 
 def run(

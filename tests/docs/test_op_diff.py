@@ -96,15 +96,15 @@ def test_operator_is_fused_behind_a_convolution(tree: Path) -> None:
 
 
 def test_family_takes_two_files() -> None:
-    assert list(new_files(FAMILY)) == ["kernels/native/families/cumsum.py", "graph/native/rules/cumsum.py"]
+    assert list(new_files(FAMILY)) == ["kernels/native/families/trilu.py", "graph/native/rules/trilu.py"]
 
 
 def test_family_computes_its_operator_natively(family: Path) -> None:
     suites = ("tests/docs/added_family.py", "tests/graph/native/test_cases.py")
-    which = "added_family or (runs_natively and CumSum)"
+    which = "added_family or (runs_natively and Trilu)"
     said = python(family, "-m", "pytest", "-n0", "-v", "-p", "no:cacheprovider", "-k", which, *suites)
     for test in (
-        "sums_agree_with_numpy_and_float64",
+        "triangles_are_those_of_numpy",
         "a_segment_holds_it",
         "a_refusal_says_why",
         "case_runs_natively_as_in_numpy",

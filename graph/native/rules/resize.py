@@ -28,8 +28,8 @@ from kernels.native.families.resize import (
 )
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.ops.resize import passes, resize_plans, upsample_attributes
-from kernels.resampling import Axis, Pass, resize_axis, tap_count
+from kernels.ops.resize import resize_plans, upsample_attributes
+from kernels.resampling import Axis, Pass, leaves_alone, resize_axis, tap_count
 from kernels.spec import Spec
 
 _ATTRIBUTES = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "antialias", "exclude_outside")
@@ -39,7 +39,9 @@ def refuses(node: Node, facts: Facts) -> str | None:
     """Return why a resizing has no native form, or None."""
     if reason := facts.not_f32(node.inputs[0], node.outputs[0]) or facts.not_image(node.inputs[0]):
         return reason
-    if any(step.axis < 2 for step in _passes(node, facts)):
+    attrs = _attributes(node)
+    outer = (plan for plan in resize_plans(*_inputs(node, facts), **attrs) if plan.axis < 2)
+    if not all(leaves_alone(resize_axis(plan, **attrs), plan.size_in) for plan in outer):
         return "it resizes the batch or channels, only rows and columns have a native form"
     return facts.refuses_epilogue(node)
 
@@ -82,16 +84,12 @@ def resizing_of(node: Node, facts: Facts, x: Image, y: Image) -> Resizing:
     return Resizing(x, y, rows, columns, float(attrs["extrapolation_value"]) if crops else None)
 
 
-def _passes(node: Node, facts: Facts) -> list[Pass]:
-    """Return the passes of a node. Its scales or sizes are known, because the shape of its result is."""
-    return passes(*_inputs(node, facts), **_attributes(node))
-
-
 def _attributes(node: Node) -> dict[str, Any]:
     return dict(node.attrs) if node.op == "Resize" else upsample_attributes(**node.attrs)
 
 
 def _inputs(node: Node, facts: Facts) -> tuple[Spec, *tuple[Spec | None, ...]]:
+    """Return the specs of the inputs. Scales or sizes are known, because the shape of the result is."""
     return facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:])
 
 

@@ -238,9 +238,9 @@ class Function:
     def _identity(self, name: str, a: Value, b: Value) -> Value | None:
         if name == "mul" and 0 in (a.known, b.known):
             return self.const(a.type, 0)
-        if b.known == {"add": 0, "sub": 0, "mul": 1, "udiv": 1}.get(name, -1):
+        if (name, b.known) in {("add", 0), ("sub", 0), ("mul", 1), ("udiv", 1)}:
             return a
-        if a.known == {"add": 0, "mul": 1}.get(name, -1):
+        if (name, a.known) in {("add", 0), ("mul", 1)}:
             return b
         return self.const(a.type, 0) if name == "urem" and b.known == 1 else None
 

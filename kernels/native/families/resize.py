@@ -40,7 +40,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.resampling import Pass
-from kernels.size import hint
+from kernels.size import hinted
 
 MOST_TAPS = 8  # looked up once and unrolled; more are a loop
 MOST_LOADS = 8  # unrolled in the innermost loop; with 16 the code doubles and is 3 % slower
@@ -111,11 +111,15 @@ class ResizeTile:
         return f"{self.pixels}x{self.vectors}"
 
 
-@functools.lru_cache(1024)
 def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTile, ...]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
+    return _ranked_tiles(hinted(resizing), isa, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(resizing: Resizing, isa: Isa, limit: int) -> tuple[ResizeTile, ...]:
     forms = (False, True) if resizing.rows.taps > 1 else (False,)
-    most = -(-hint(resizing.y.channels) // isa.lanes)
+    most = -(-resizing.y.channels // isa.lanes)
     tiles = [
         make_resize_tile(resizing, isa, PIXELS, vectors, separable=separable)
         for separable in forms
@@ -128,12 +132,13 @@ def resize_tiles(resizing: Resizing, isa: Isa, limit: int = 6) -> tuple[ResizeTi
 
 def make_resize_tile(resizing: Resizing, isa: Isa, pixels: int, vectors: int, *, separable: bool) -> ResizeTile:
     """Make a tile of these sizes; the rest follows by rule."""
+    resizing = hinted(resizing)
     taps = resizing.columns.taps * (1 if separable else resizing.rows.taps)
     pixels = max(1, min(pixels, MOST_LOADS // (vectors * taps)))
     tile = ResizeTile(pixels, vectors, 1, separable)
-    blocks = -(-hint(resizing.y.channels) // (vectors * isa.lanes))
+    blocks = -(-resizing.y.channels // (vectors * isa.lanes))
     wanted = int(CHUNK_CYCLES * blocks / _row_cycles(resizing, tile, isa))
-    return ResizeTile(pixels, vectors, even_rows(hint(resizing.y.height), wanted), separable)
+    return ResizeTile(pixels, vectors, even_rows(resizing.y.height, wanted), separable)
 
 
 def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
@@ -142,7 +147,7 @@ def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
     Lines that do not stay in L1 take half as long again to store and load.
     """
     rows, columns, total = resizing.rows.taps, resizing.columns.taps, 0.0
-    width, x_width, channels = hint(resizing.y.width), hint(resizing.x.width), hint(resizing.y.channels)
+    width, x_width, channels = resizing.y.width, resizing.x.width, resizing.y.channels
     looks = columns * (1 + resizing.columns.weighted)
     full, rest = divmod(-(-channels // isa.lanes), tile.vectors)
     for v, count in ((tile.vectors, full), (1, rest)):
@@ -329,7 +334,7 @@ class _ResizeEmitter:
 
     def _line(self, group: _Group, by_row: _Sum, width: Value) -> None:
         """Every input column's sum over rows."""
-        k, vectors = self.k, self.tile.vectors
+        k = self.k
 
         def body(column: Value, turns: int, _: list[Value]) -> list[Value]:
             def taken(row: Value) -> list[Value]:
@@ -341,7 +346,12 @@ class _ResizeEmitter:
                 k.store(value, self.line, (column + n) * self.step + v * self.lanes)
             return []
 
-        unrolled(k, "line", width, max(1, min(PIXELS, MOST_LOADS // (vectors * (self.code.rows.count or 1)))), [], body)
+        taps = self.code.rows.count or 1
+        unrolled(k, "line", width, self._turns(group, min(PIXELS, MOST_LOADS // (self.tile.vectors * taps))), [], body)
+
+    def _turns(self, group: _Group, most: int) -> int:
+        """Return how many pixels to work on at a time: one in a last block, whose code would be as long again."""
+        return max(1, most) if group.count == self.tile.vectors and group.lanes is None else 1
 
     def _pixels(self, group: _Group, by_row: _Sum, begin: Value, end: Value, to: Spots) -> None:
         """The pixels that lie inside."""
@@ -353,7 +363,7 @@ class _ResizeEmitter:
                 self._store(group, column, self._pixel(group, by_row, by_column), to)
             return []
 
-        unrolled(self.k, "pixel", end - begin, self.tile.pixels, [], body)
+        unrolled(self.k, "pixel", end - begin, self._turns(group, self.tile.pixels), [], body)
 
     def _pixel(self, group: _Group, by_row: _Sum, by_column: _Sum) -> list[Value]:
         """The sums of one pixel, over columns of the line or of x."""

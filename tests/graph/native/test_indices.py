@@ -13,7 +13,7 @@ from graph.run.executor import Executor
 from graph.shapes import bind, propagate
 from kernels.errors import IndexRangeError
 from tests.graph.native.test_values import DTYPES, RELAXED, model, natively, values
-from tests.graph.oracle import node
+from tests.graph.oracle import ints, node
 from tests.kernels.native.conftest import HOST_ISAS
 
 REDUCTIONS = ["none", "add", "mul", "max", "min"]
@@ -102,6 +102,23 @@ def test_rows_written_by_tuples(data):
     before, x = turned(data, "x", len(shape))
     feeds = {"x": values(rng, shape, dtype), "i": indices, "v": values(rng, (*count, *shape[depth:]), dtype)}
     run(data, [*before, node("ScatterND", [x, "i", "v"], ["y"], reduction=reduction)], feeds, dtype)
+
+
+@RELAXED
+@given(data=st.data())
+def test_largest_and_smallest_along_any_axis(data):
+    rng, dtype = (
+        np.random.default_rng(data.draw(st.integers(0, 99))),
+        data.draw(st.sampled_from([np.float32, np.int8, np.uint32])),
+    )
+    shape = draw_shape(data, 1, 4)
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    before, x = turned(data, "x", len(shape))
+    largest = data.draw(st.integers(0, 1))
+    nodes = [*before, node("TopK", [x, "k"], ["v", "i"], axis=axis, largest=largest), node("Add", ["v", "v"], ["y"])]
+    feeds = {"x": values(rng, shape, dtype)}
+    proto = model(nodes, {"y": dtype, "i": np.int64}, [ints("k", data.draw(st.integers(1, shape[axis])))], feeds)
+    natively(proto, feeds, data.draw(st.sampled_from(HOST_ISAS)))
 
 
 @pytest.mark.parametrize("isa", HOST_ISAS, ids=lambda isa: isa.name)

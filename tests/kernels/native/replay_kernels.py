@@ -22,6 +22,7 @@ from kernels.native.families.attention import Attention, attention_tiles, emit_a
 from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
 from kernels.native.families.conv_transpose import Phase, Transposed, phases
+from kernels.native.families.cumulative import Cumulative, emit_cumulative
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
@@ -32,6 +33,7 @@ from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
 from kernels.native.families.scatter import Scatter, emit_scatter
+from kernels.native.families.select import Select, emit_select
 from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
 from kernels.native.families.winograd_kernels import emit_winograd
 from kernels.native.memory.image import Image
@@ -461,6 +463,17 @@ def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
     return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
 
 
+def totals(isa: Isa, elements: int, *kinds: Literal["add", "mul"], exclusive: bool = False) -> Kernels:
+    """Emit kernels of running totals, one for each kind."""
+    view = View.dense((3, 9, elements))
+    return [emit_cumulative(Cumulative(view, view, kind, exclusive=exclusive), isa) for kind in kinds]
+
+
+def selection(isa: Isa, *dtypes: Dtype, largest: bool) -> Kernels:
+    """Emit kernels that select five of nine elements, one for each type."""
+    return [emit_select(Select(View.dense((3, 9, 4)), 5, largest, np.dtype(dtype)), isa) for dtype in dtypes]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -699,6 +712,10 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "elements, picked": lambda isa: elements(isa, 0, None),
     "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
+    "totals of columns": lambda isa: totals(isa, 37, "add", "mul"),
+    "totals of rows, without the element itself": lambda isa: totals(isa, 1, "add", "mul", exclusive=True),
+    "largest, in order": lambda isa: selection(isa, np.float32, np.int8, np.uint32, largest=True),
+    "smallest, in order": lambda isa: selection(isa, np.float32, np.int32, largest=False),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
 }  # fmt: skip
 

@@ -115,13 +115,12 @@ def masks_and_integers() -> onnx.ModelProto:
         node("Less", ["a", "b"], ["lt"]), node("And", ["lt", "m"], ["both"]), node("Not", ["both"], ["neither"]),
         node("Mul", ["a", "b"], ["ab"]), node("Mod", ["ab", "seven"], ["rest"]),
         node("Where", ["neither", "rest", "a"], ["chosen"]),
-        node("CumSum", ["chosen", "axis"], ["sums"]), node("Cast", ["sums"], ["real"], to=FLOAT),
+        node("Trilu", ["chosen"], ["half"]), node("Cast", ["half"], ["real"], to=FLOAT),
         node("Exp", ["real"], ["e"]), node("Cast", ["both"], ["ones"], to=FLOAT), node("Mul", ["e", "ones"], ["y0"]),
-        node("Equal", ["sums", "b"], ["same"]), node("Xor", ["same", "m"], ["y1"]),
+        node("Equal", ["half", "b"], ["same"]), node("Xor", ["same", "m"], ["y1"]),
     ]  # fmt: skip
     inputs = [port("a", 3, 37, kind=INT64), port("b", 1, 37, kind=INT64), port("m", 3, 37, kind=BOOL)]
-    constants = [ints("seven", 7), numpy_helper.from_array(np.array(1, np.int64), "axis")]
-    return model(nodes, inputs, {"y0": FLOAT, "y1": BOOL}, constants)
+    return model(nodes, inputs, {"y0": FLOAT, "y1": BOOL}, [ints("seven", 7)])
 
 
 def resize_and_concat() -> onnx.ModelProto:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kernels.native.emit.builder import Module
+from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import BF16, F32, I1, I32, I64, PTR, literal
 from kernels.native.errors import CompileError, EmitError
 from kernels.native.target.isa import ISAS
@@ -225,3 +225,12 @@ def test_every_described_isa_generates_code(name):
     code = generate(emit(isa, body, x=PTR, n=I64), isa).code
     assert code.startswith(b"\x7fELF")
     assert int.from_bytes(code[18:20], "little") == {"x86_64": 62, "aarch64": 183}[isa.arch]
+
+
+def test_minus_one_is_not_taken_for_an_operand_that_changes_nothing(isa):
+    """Only 0 and 1 are neutral, each for some operations: -1 - x is not x, and neither is x ^ -1 or x | -1."""
+    k = Function(Module(isa))
+    x, minus_one = Value(k, I64, "%x"), k.const(I64, -1)
+    made = [minus_one - x, x - minus_one, x ^ minus_one, x | minus_one, x // minus_one, minus_one * x, x + minus_one]
+    assert all(value.ref != x.ref for value in made)
+    assert [value.ref for value in (x + 0, x - 0, x * 1, 0 + x, 1 * x, x // 1)] == [x.ref] * 6
