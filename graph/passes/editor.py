@@ -98,10 +98,15 @@ class Editor:
 
     def add_constant(self, hint: str, array: Array) -> str:
         """Add a constant under a fresh name."""
-        name = hint
-        while name in self.constants or name in self._producers or name in self._inputs or name in self.captured:
-            name += "'"
+        name = self.fresh(hint)
         self.constants[name] = array
+        return name
+
+    def fresh(self, hint: str) -> str:
+        """A name that no node and no value has, for a new one of either kind."""
+        name = hint
+        while any(name in taken for taken in (self.nodes, self.constants, self._producers, self._inputs, self.captured)):
+            name += "'"
         return name
 
     def make_constant(self, value: str, array: Array) -> None:
