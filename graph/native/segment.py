@@ -26,7 +26,6 @@ from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
-from kernels.operands import check_indices
 from kernels.size import Size, Sizes, SizeVector, size_text, sizes_in
 from kernels.spec import Array
 
@@ -155,9 +154,7 @@ class LoweredSegment:
         words = [np.zeros(1, np.int64) for _ in self.watches]
         for watch, word in zip(self.watches, words, strict=True):
             program.bind(self._where[watch.storage].slot, word)
-        watches = [
-            BoundWatch(watch.node, sizes.of(watch.axis_size), word) for watch, word in zip(self.watches, words, strict=True)
-        ]
+        watches = [BoundWatch(watch, sizes.of(watch.axis_size), word) for watch, word in zip(self.watches, words, strict=True)]
         return Segment(self, self._layout, program, watches)
 
     def _show_kernels(self) -> None:
@@ -186,9 +183,9 @@ class SegmentLayout:
 
 @dataclass(frozen=True, slots=True)
 class BoundWatch:
-    """The word into which kernels of a program write an index that is out of range for an axis of that size."""
+    """A watch of a segment, with the size that its indices are of and the word that kernels of a program write to."""
 
-    node: Node
+    watch: IndexWatch
     axis_size: int
     word: Array
 
@@ -238,8 +235,9 @@ class Segment:
 
     def _check(self) -> None:
         """Raise IndexRangeError where a kernel has reported an index out of range."""
-        for watch in self._watches:
+        for bound in self._watches:
+            node, watch = bound.watch.node, bound.watch
             try:
-                check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
+                watch.check(f"{node.op}: {watch.what}", bound.word, bound.axis_size)
             except IndexRangeError as error:
-                raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
+                raise IndexRangeError(f"{error} (node {node.name!r})") from None

@@ -116,6 +116,11 @@ def bias_argument(b: Lowering, conv: Conv, bias: Array | None, vectors: int = 1)
     return {"b": b.packed.storage(bias, ("bias", conv.groups, vectors), lambda: pack_bias(conv, b.isa, bias, vectors))}
 
 
+def rows_image(rows: int, columns: int, step: int) -> Image:
+    """Return a matrix as an image: rows are pixels, columns are channels. step: elements from row to row."""
+    return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
+
+
 def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
     """Return the tile of a choice, or the best by the port model."""
     if (text := choice.param("tile")) is None:

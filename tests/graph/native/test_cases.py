@@ -31,6 +31,7 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "Conv": "not constants|need rank 3 or 4", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
     "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"

@@ -30,6 +30,7 @@ from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
+from kernels.native.families.recurrent import Cell, Recurrent, emit_recurrent, recurrent_tile
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
 from kernels.native.families.scatter import Scatter, emit_scatter
 from kernels.native.families.winograd import Winograd, make_winograd_tile, winograd_tiles
@@ -38,6 +39,8 @@ from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
+from kernels.ops.recurrent import activation_expressions
+from kernels.registry import find
 from kernels.resampling import Pass
 from kernels.spec import DType
 from tests.kernels.native.chains import chain
@@ -461,6 +464,16 @@ def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
     return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
 
 
+def recurrent(isa: Isa, op: Literal["LSTM", "GRU", "RNN"], batch: int, **form: bool) -> Kernels:
+    """Return the kernel of a layer of five steps in both directions. form: of the cell."""
+    kinds: Mapping[str, Literal["lstm", "gru", "rnn"]] = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
+    cell = Cell(kinds[op], activation_expressions(op, find(op).bind({}))[0], **form)
+    tile, state = recurrent_tile(cell, batch, 70, isa), View.dense((2, batch, 70))
+    projected, y = View.dense((5, 2, batch, 40 * isa.lanes)), View.dense((5, 2, batch, 70))
+    c = state if cell.has_c else None
+    return [emit_recurrent(Recurrent(cell, projected, y, state, state, c, c), tile, isa)]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -700,6 +713,11 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
+    "LSTM, one sequence": lambda isa: recurrent(isa, "LSTM", 1),
+    "LSTM, peepholes and lengths": lambda isa: recurrent(isa, "LSTM", 3, peepholes=True, coupled=True, lengths=True),
+    "GRU": lambda isa: recurrent(isa, "GRU", 2),
+    "GRU, resets behind the product": lambda isa: recurrent(isa, "GRU", 7, linear=True),
+    "RNN": lambda isa: recurrent(isa, "RNN", 7),
 }  # fmt: skip
 
 
