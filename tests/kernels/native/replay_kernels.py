@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.expression import Apply
 from kernels.native.emit.epilogue import PLAIN, Epilogue
-from kernels.native.emit.geometry import Conv
+from kernels.native.emit.geometry import Conv, Depth
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
 from kernels.native.families.channels import Channels, emit_channels
@@ -464,6 +464,14 @@ def scatter(isa: Isa, elements: int, *reductions: Reduction) -> Kernels:
     return [emit_scatter(Scatter(table, 9, reduction, index_dtype=np.dtype(np.int32)), isa) for reduction in reductions]
 
 
+def volumes(isa: Isa, size: int, kernel: tuple[int, int, int], *, apart: bool = False) -> Conv:
+    """Return a convolution, with `apart` of each channel by itself, over volumes whose sides are that size."""
+    channels, (planes, rows, columns) = isa.lanes + 3, kernel
+    x = Image.blocked(1, channels, size * size, size, isa.lanes)
+    depth = Depth(size, size, planes, front=planes // 2)
+    return Conv(x, x, (rows, columns), top=rows // 2, left=columns // 2, groups=channels if apart else 1, depth=depth)
+
+
 def recurrent(isa: Isa, op: Literal["LSTM", "GRU", "RNN"], batch: int, **form: bool) -> Kernels:
     """Return the kernel of a layer of five steps in both directions. form: of the cell."""
     kinds: Mapping[str, Literal["lstm", "gru", "rnn"]] = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
@@ -713,6 +721,10 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "elements, written": lambda isa: elements(isa, 0, "none", "add", "mul", "max", "min"),
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
+    "conv 3x3x3": lambda isa: direct(isa, volumes(isa, 7, (3, 3, 3)), (4, 1)),
+    "depthwise 3x1x3": lambda isa: depthwise(isa, volumes(isa, 7, (3, 1, 3), apart=True), (3, 1)),
+    "maximum 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "max"), PLAIN, isa)],
+    "average 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "average"), PLAIN, isa)],
     "LSTM, one sequence": lambda isa: recurrent(isa, "LSTM", 1),
     "LSTM, peepholes and lengths": lambda isa: recurrent(isa, "LSTM", 3, peepholes=True, coupled=True, lengths=True),
     "GRU": lambda isa: recurrent(isa, "GRU", 2),
