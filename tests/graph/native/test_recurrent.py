@@ -11,7 +11,19 @@ from graph.native.engine import Native
 from graph.shapes import bind, propagate
 from kernels.errors import IndexRangeError
 from tests.graph.native.nets import normal, weights
-from tests.graph.oracle import build, calls_of, check_native, constant, in_numpy, kernels, lowered, make, node, port
+from tests.graph.oracle import (
+    build,
+    calls_of,
+    check_all_shapes,
+    check_native,
+    constant,
+    in_numpy,
+    kernels,
+    lowered,
+    make,
+    node,
+    port,
+)
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 7, 20
@@ -36,6 +48,22 @@ def test_a_sequence_of_any_length_is_two_calls(machine, op):
         names.append(kernels(lowered(proto, {"x": np.zeros((steps, BATCH, INPUTS))}, machine)))
     assert [len(each) for each in names] == [2, 2, 2]
     assert all(each[1].startswith(f"f32_{op.lower()}_") and each[1] == names[0][1] for each in names)
+
+
+@pytest.mark.parametrize("op", list(GATES))
+def test_one_lowering_serves_all_lengths_and_batches(isa, op):
+    ports = [port("x", ["steps", "batch", INPUTS]), port("lengths", ["batch"], onnx.TensorProto.INT32)]
+    nodes = [layer(op, [], ["a"], direction="bidirectional"), node("Transpose", ["a"], ["t"], perm=[0, 2, 1, 3]),
+             node("Reshape", ["t", "shape"], ["j"]),
+             node(op, ["j", "w2", "r2", "", "lengths"], ["y", "h"], hidden_size=HIDDEN)]  # fmt: skip
+    rows = GATES[op] * HIDDEN
+    second = [weights("w2", 1, rows, 2 * HIDDEN), weights("r2", 1, rows, HIDDEN)]
+    constants = [*parameters(op, 2), *second, constant("shape", [0, 0, -1], np.int64)]
+    feeds = [
+        {"x": normal(steps, batch, INPUTS), "lengths": np.arange(batch, dtype=np.int32) % (steps + 1)}
+        for steps, batch in ((6, 5), (19, 4), (300, 9), (5, 20))
+    ]
+    check_all_shapes(make(nodes, ["y", "h"], constants, ports), feeds, isa)
 
 
 @pytest.mark.parametrize("op", list(GATES))

@@ -8,7 +8,19 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.graph.native.nets import image, normal, weights
-from tests.graph.oracle import check_native, check_on, constant, in_numpy, ints, kernels, lowered, make, node, port
+from tests.graph.oracle import (
+    check_all_shapes,
+    check_native,
+    check_on,
+    constant,
+    in_numpy,
+    ints,
+    kernels,
+    lowered,
+    make,
+    node,
+    port,
+)
 
 
 def volume(op, kernel, strides=(1, 1, 1), pads=(0, 0, 0), dilations=(1, 1, 1), group=1, **attrs):
@@ -157,3 +169,14 @@ def test_one_kernel_serves_volumes_of_all_sizes(machine, op):
         calls = lowered(proto, {"x": np.empty(x, np.float32)}, machine)
         found |= {call.kernel.name for call in calls if "copy" not in call.kernel.name}
     assert len(found) == 1
+
+
+def test_one_lowering_serves_all_depths_and_heights(isa):
+    nodes = [node("Conv", ["x", "w"], ["a"], pads=[1] * 6), node("Relu", ["a"], ["b"]),
+             node("MaxPool", ["b"], ["p"], kernel_shape=[3, 3, 3], strides=[1, 2, 2], pads=[1] * 6),
+             node("Conv", ["p", "v"], ["c"], group=20, pads=[1] * 6), node("Mul", ["c", "p"], ["d"]),
+             node("AveragePool", ["d"], ["e"], kernel_shape=[2, 2, 2], pads=[1] * 6, count_include_pad=1),
+             node("GlobalAveragePool", ["e"], ["y"])]  # fmt: skip
+    constants = [weights("w", 20, 3, 3, 3, 3), weights("v", 20, 1, 3, 3, 3)]
+    proto = make(nodes, ["y"], constants, [port("x", [1, 3, "depth", "height", 9])], opset=19)
+    check_all_shapes(proto, [{"x": normal(1, 3, *size, 9)} for size in ((7, 12), (9, 16), (4, 6), (20, 30))], isa)
