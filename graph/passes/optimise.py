@@ -16,6 +16,7 @@ from graph.passes.constants import fold_constants
 from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
 from graph.passes.editor import Pass, sizes
+from graph.passes.einsums import expand_einsums
 from graph.passes.epilogues import fuse_epilogues
 from graph.passes.expansions import expand_fused
 from graph.passes.gemms import make_gemms
@@ -71,6 +72,7 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on) -> 
         "constant-folding": partial(fold_constants, limit_bytes=limit_bytes, check=check),
         "dead-code": remove_dead,
         "expansions": expand_fused,
+        "einsums": expand_einsums,
         "identities": remove_identities,
         "views": collapse_views,
         "unmoved": reshape_unmoved,
