@@ -62,6 +62,14 @@ def apply_fused(b: Lowering, node: Node, made: Viewed) -> None:
         b.calls.map((made, made.view), [(place, place.view.broadcast(made.view.shape)) for place in places], steps)
 
 
+def apply_fused_in_blocks(b: Lowering, node: Node, made: Imaged) -> None:
+    """Append the epilogue of a node, if it has one, in place on its result, an image in blocks."""
+    if node.epilogue:
+        bound, shape = express_epilogue(node, b.spec, b.constants), b.spec(node.outputs[0]).shape
+        pairs = [image_operand(b, name, shape) if name else (made, made.image) for name in bound.operands]
+        b.calls.map((made, made.blocks), [(place, _blocks(place, image, made)) for place, image in pairs], bound.expression.steps)
+
+
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
     """Whether an operand of the result's shape lies in blocks that no strides describe."""
     places = (b.values.place(name) for name in operands if b.spec(name).shape == shape)

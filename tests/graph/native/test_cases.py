@@ -30,7 +30,8 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "Attention": "its scores are capped|it has a cache", "Conv": "not constants",
     "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
-    "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
+    "GridSample": "need rank 4", "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32",
+    "Mod": "no (rem|mod) of .float32",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip

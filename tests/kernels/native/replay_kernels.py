@@ -26,6 +26,7 @@ from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, m
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.gather import Gather, emit_gather
+from kernels.native.families.grid_sample import GridSample, emit_grid_sample
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.families.pool import Pooling, emit_pooling
@@ -472,6 +473,12 @@ def volumes(isa: Isa, size: int, kernel: tuple[int, int, int], *, apart: bool = 
     return Conv(x, x, (rows, columns), top=rows // 2, left=columns // 2, groups=channels if apart else 1, depth=depth)
 
 
+def grid_sample(isa: Isa, mode: Literal["nearest", "linear", "cubic"], outside: Literal["zeros", "reflection"]) -> Kernels:
+    """Return the kernel that samples an image of two vectors of channels."""
+    x, y = (Image.blocked(1, 2 * isa.lanes, *size, isa.lanes) for size in ((5, 7), (4, 6)))
+    return [emit_grid_sample(GridSample(x, y, View.dense((1, 4, 6, 2)), mode, outside), isa)]
+
+
 def recurrent(isa: Isa, op: Literal["LSTM", "GRU", "RNN"], batch: int, **form: bool) -> Kernels:
     """Return the kernel of a layer of five steps in both directions. form: of the cell."""
     kinds: Mapping[str, Literal["lstm", "gru", "rnn"]] = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
@@ -725,6 +732,8 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "depthwise 3x1x3": lambda isa: depthwise(isa, volumes(isa, 7, (3, 1, 3), apart=True), (3, 1)),
     "maximum 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "max"), PLAIN, isa)],
     "average 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "average"), PLAIN, isa)],
+    "grid sample, linear": lambda isa: grid_sample(isa, "linear", "zeros"),
+    "grid sample, cubic, reflected": lambda isa: grid_sample(isa, "cubic", "reflection"),
     "LSTM, one sequence": lambda isa: recurrent(isa, "LSTM", 1),
     "LSTM, peepholes and lengths": lambda isa: recurrent(isa, "LSTM", 3, peepholes=True, coupled=True, lengths=True),
     "GRU": lambda isa: recurrent(isa, "GRU", 2),
