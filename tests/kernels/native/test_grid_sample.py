@@ -27,7 +27,7 @@ def check(isa, form, x, grid):
     mode, outside, aligned = form
     attrs = {"mode": mode, "padding_mode": outside, "align_corners": int(aligned)}
     (exact,) = evaluate(find("GridSample"), [x, grid], attrs)
-    images = [Image.blocked(*array.shape, isa.lanes) for array in (x, exact)]
+    images = [Image.blocked(n, c, h, w, isa.lanes) for n, c, h, w in (x.shape, exact.shape)]
     view = View(grid.shape, View.dense((*grid.shape[:3], 5)).strides)
     what = GridSample(images[0], images[1], view, *form)
     memory = np.full(images[1].elements + 64, np.nan, np.float32)
