@@ -44,9 +44,12 @@ class Window:
 
     @property
     def plane(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int]:
-        """Kernel, strides, dilations, top and left padding over an image; a window of one dimension counts as one row."""
+        """Kernel, strides, dilations, top and left padding over an image; a window of one dimension counts as one row.
+
+        Of more dimensions, these are the last two.
+        """
         kernel, strides, dilations, (top, left) = (
-            (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+            (missing, sizes[0]) if len(sizes) == 1 else (sizes[-2], sizes[-1])
             for sizes, missing in ((self.kernel, 1), (self.strides, 1), (self.dilations, 1), (self.begin, 0))
         )
         return kernel, strides, dilations, top, left

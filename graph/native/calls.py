@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.operands import check_indices
 from kernels.size import Sizes
+from kernels.spec import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,15 @@ class Call:
 class IndexWatch:
     """A word of 8 bytes into which a kernel writes an index that is out of range for an axis of that size; 0 until then.
 
-    storage: of the word. Each bound segment has words of its own.
+    storage: of the word. Each bound segment has words of its own. what: of the node, that the index is one of. check: raises
+    IndexRangeError for a word that is out of range, called with a subject, the word and the size.
     """
 
     node: Node
     axis_size: int
     storage: Storage
+    what: str = "indices"
+    check: Callable[[str, Array, int], None] = check_indices
 
 
 class CallList:
@@ -91,6 +96,10 @@ class CallList:
 
     def watch(self, node: Node, axis_size: int) -> Storage:
         """Return storage for the word in which a kernel reports an index out of range; it is checked after each run."""
+        return self.watch_by(node, axis_size, "indices", check_indices)
+
+    def watch_by(self, node: Node, size: int, what: str, check: Callable[[str, Array, int], None]) -> Storage:
+        """Return storage for a word in which a kernel reports a number that is out of range, as `IndexWatch` describes."""
         storage = Storage("watch", 0, np.dtype(np.int64), PackedConstant.of(np.zeros(1, np.int64)))
-        self.watches.append(IndexWatch(node, axis_size, storage))
+        self.watches.append(IndexWatch(node, size, storage, what, check))
         return storage

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from graph.native.expressions import BoundExpression
 from graph.native.lowering import Lowering
-from graph.native.place import Imaged, Place, Viewed, image_shape
+from graph.native.place import Imaged, Place, Viewed, image_shape, rows_of
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
@@ -38,7 +38,7 @@ def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place,
     own, wanted = image_shape((1,) * (len(shape) - len(given)) + given), image_shape(shape)
     place: Place
     if own[2:] not in ((1, 1), wanted[2:]) or (len(given) < len(shape) and own[1] > 1 and value not in b.constants):
-        place = _spread(b, value, own, wanted)
+        place = _spread(b, value, shape)
     elif own[1] == 1:
         place = b.values.dense(value).under(View.dense(own))
     elif len(given) == len(shape):
@@ -53,16 +53,20 @@ def image_operand(b: Lowering, value: str, shape: Sequence[int]) -> tuple[Place,
     return place, Image(*wanted, image.block, n, block_stride, y, x)
 
 
-def _spread(b: Lowering, value: str, own: tuple[int, int, int, int], wanted: tuple[int, int, int, int]) -> Place:
-    """Copy a value to its full plane, in blocks where it has channels."""
-    full = (*own[:2], *wanted[2:])
+def _spread(b: Lowering, value: str, shape: Sequence[int]) -> Place:
+    """Copy a value to its full plane or volume, in blocks where it has channels."""
+    given = b.spec(value).shape
+    own = (1,) * (len(shape) - len(given)) + given
+    full = (*own[:2], *shape[2:])
     source = b.values.dense(value)
     seen = source.under(View.dense(own).broadcast(full))
-    if own[1] == 1:
+    if own[1] == 1 or rows_of(seen.view) is None:
         made = Viewed.new(value, full, source.storage.dtype)
         b.calls.map((made, made.view), [(seen, seen.view)])
-        return made
-    blocks = Imaged.new(value, Image.blocked(*full, b.isa.lanes), source.storage.dtype)
+        seen = made
+    if own[1] == 1:
+        return seen.under(View.dense(image_shape(full)))
+    blocks = Imaged.new(value, Image.blocked(*image_shape(full), b.isa.lanes), source.storage.dtype)
     b.values.convert(seen, blocks)
     return blocks
 
@@ -78,8 +82,8 @@ def channels_last_operand(b: Lowering, value: str, shape: Sequence[int]) -> tupl
         return b.values.dense(value), Image(*wanted, own[1], 0, 0, 0, 0)
     image, source = Image.nhwc(*wanted), b.values.strided(value)
     made = Imaged.new(value, image, source.storage.dtype)
-    plane_strides = (image.y_stride, image.x_stride)[-len(shape[2:]) :]
-    b.calls.map((made, View(tuple(shape), (image.n_stride, 1, *plane_strides))), [(source, source.view.broadcast(shape))])
+    steps = (shape[-2] * image.y_stride, image.y_stride, image.x_stride)[-len(shape[2:]) :]
+    b.calls.map((made, View(tuple(shape), (image.n_stride, 1, *steps))), [(source, source.view.broadcast(shape))])
     return made, image
 
 

@@ -66,10 +66,10 @@ class Facts:
         found = next((value for value in values if value and self.spec(value).dtype != F32), None)
         return None if found is None else f"{found!r} is {self.spec(found)}, need fp32"
 
-    def not_image(self, value: str) -> str | None:
-        """Return why a value cannot lie as an image, or None."""
+    def not_image(self, value: str, ranks: Sequence[int] = (3, 4, 5)) -> str | None:
+        """Return why a value cannot lie as an image of one of these ranks, or None."""
         spec = self.spec(value)
-        return None if is_image(spec.shape) else f"x is {spec}, need rank 3 or 4"
+        return None if is_image(spec.shape) and spec.rank in ranks else f"x is {spec}, need rank {' or '.join(map(str, ranks))}"
 
     def computed(self, values: Iterable[str]) -> bool:
         """Whether one of the values is not a constant. Absent values ("") are skipped."""

@@ -148,29 +148,41 @@ Place = Viewed | Imaged
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Whether a value of that shape can lie as an image: (n, c, h, w) or (n, c, w), and not empty."""
-    return len(shape) in (3, 4) and math.prod(shape) > 0
+    """Whether a value of that shape can lie as an image: (n, c, w), (n, c, h, w) or (n, c, d, h, w), and not empty."""
+    return len(shape) in (3, 4, 5) and math.prod(shape) > 0
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Return a shape (n, c, w) or (n, c, h, w) as (n, c, h, w)."""
-    n, c, *plane = shape
-    return (n, c, 1, plane[0]) if len(plane) == 1 else (n, c, plane[0], plane[1])
+    """Return a shape (n, c, w), (n, c, h, w) or (n, c, d, h, w) as (n, c, rows, w); rows of d planes lie behind one another."""
+    n, c, *rows, width = shape
+    return n, c, math.prod(rows), width
+
+
+def rows_of(view: View) -> View | None:
+    """Return a view of rank 3, 4 or 5 as (n, c, rows, w), None where no stride leads from row to row of a volume."""
+    n, c, *plane = view.shape
+    n_stride, c_stride, *steps = view.strides
+    if len(plane) == 1:
+        return View((n, c, 1, plane[0]), (n_stride, c_stride, plane[0] * steps[0], steps[0]), view.offset)
+    if len(plane) == 2:
+        return view
+    rows = View(tuple(plane), tuple(steps)).reshaped((plane[0] * plane[1], plane[2]))
+    return None if rows is None else View((n, c, *rows.shape), (n_stride, c_stride, *rows.strides), view.offset)
 
 
 def as_image(place: Place) -> Image:
     """Return the layout of a value as an image; the channels of a view are blocks of one.
 
-    Raises: EmitError where the value is not of rank 3 or 4, or empty.
+    Raises: EmitError where the value is not of rank 3 to 5, or empty, or a volume whose rows no stride leads along.
     """
     if isinstance(place, Imaged):
         return place.image
     view = place.view
     if not is_image(view.shape):
-        raise EmitError(f"value {place.storage.name!r}: its shape is {list(view.shape)}, need rank 3 or 4")
-    n, c, height, width = image_shape(view.shape)
-    n_stride, c_stride, *steps = view.strides
-    y_stride, x_stride = steps if len(steps) == 2 else (width * steps[0], steps[0])
+        raise EmitError(f"value {place.storage.name!r}: its shape is {list(view.shape)}, need rank 3, 4 or 5")
+    if (image := rows_of(view)) is None:
+        raise EmitError(f"value {place.storage.name!r}: no stride leads from row to row of its planes ({view})")
+    (n, c, height, width), (n_stride, c_stride, y_stride, x_stride) = image.shape, image.strides
     if c_stride == 1 and c > 1:
         return Image(n, c, height, width, c, n_stride, 0, y_stride, x_stride)
     return Image(n, c, height, width, 1, n_stride, c_stride, y_stride, x_stride)

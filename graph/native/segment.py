@@ -26,7 +26,6 @@ from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
-from kernels.operands import check_indices
 from kernels.size import Size, Sizes, SizeVector, size_text, sizes_in
 from kernels.spec import Array
 
@@ -170,7 +169,7 @@ class LoweredSegment:
     def watched(self, sizes: Sizes, words: Sequence[Array]) -> list[BoundWatch]:
         """Return what watches indices, with a word for each."""
         return [
-            BoundWatch(watch.node, sizes.of(watch.axis_size), word, self._where[watch.storage].slot)
+            BoundWatch(watch, sizes.of(watch.axis_size), word, self._where[watch.storage].slot)
             for watch, word in zip(self.watches, words, strict=True)
         ]
 
@@ -200,9 +199,9 @@ class SegmentLayout:
 
 @dataclass(frozen=True, slots=True)
 class BoundWatch:
-    """The word into which kernels of a program write an index that is out of range for an axis of that size, and its slot."""
+    """A watch of a segment, with the size that its indices are of, the word that kernels of a program write to, and its slot."""
 
-    node: Node
+    watch: IndexWatch
     axis_size: int
     word: Array
     slot: int
@@ -270,8 +269,9 @@ class Segment:
 
     def _check(self) -> None:
         """Raise IndexRangeError where a kernel has reported an index out of range."""
-        for watch in self._watches:
+        for bound in self._watches:
+            node, watch = bound.watch.node, bound.watch
             try:
-                check_indices(f"{watch.node.op}: indices", watch.word, watch.axis_size)
+                watch.check(f"{node.op}: {watch.what}", bound.word, bound.axis_size)
             except IndexRangeError as error:
-                raise IndexRangeError(f"{error} (node {watch.node.name!r})") from None
+                raise IndexRangeError(f"{error} (node {node.name!r})") from None

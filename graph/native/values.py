@@ -9,7 +9,7 @@ from graph.native.calls import CallList
 from graph.native.constants import ConstantStorages
 from graph.native.dataflow import Dataflow
 from graph.native.facts import Facts, Kept
-from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape
+from graph.native.place import Imaged, Place, Storage, Viewed, as_image, image_shape, rows_of
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import emit_map
 from kernels.native.families.rearrange import convert_image
@@ -59,6 +59,16 @@ class Values:
                 return self._shaped(found, value)
         return self._copied(value)
 
+    def image(self, value: str) -> Place:
+        """Return an image in any layout, as its producer left it where that is one."""
+        place = self.place(value)
+        return place if isinstance(place, Imaged) else self.strided_image(value)
+
+    def strided_image(self, value: str) -> Viewed:
+        """Return an image by strides; copied where it lies in blocks, or no stride leads from row to row of a volume."""
+        place = self.strided(value)
+        return place if rows_of(place.view) is not None else self.dense(value)
+
     def dense(self, value: str) -> Viewed:
         """Return a value row-major; copied where it is not."""
         for place in self.places(value):
@@ -86,7 +96,7 @@ class Values:
             made = self.blocked_constant(value, image_shape(spec.shape))
         else:
             made = Imaged.new(value, self._facts.image_in_blocks(value), spec.dtype)
-            self.convert(self.strided(value), made)
+            self.convert(self.strided_image(value), made)
         self._add(value, made)
         return made
 
@@ -107,12 +117,9 @@ class Values:
             self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target})
 
     def _shaped(self, place: Viewed, value: str) -> Viewed:
-        """Return the place under the value's own shape; an image of rank 3 is stored as one of rank 4."""
+        """Return the place under the value's own shape; images of rank 3 and 5 are stored as those of rank 4."""
         shape = self._facts.spec(value).shape
-        if place.view.shape == shape:
-            return place
-        view = place.view
-        return place.under(View(shape, (*view.strides[:2], view.strides[3]), view.offset))
+        return place if place.view.shape == shape else place.under(_unfolded(shape, place.view))
 
     def _copied(self, value: str) -> Viewed:
         """Copy a value to be row-major."""
@@ -124,7 +131,7 @@ class Values:
 
     def _copy(self, source: Place, target: Viewed) -> None:
         if (found := source.strided) is not None:
-            view = found.view if found.view.shape == target.view.shape else _lifted(target.view.shape, found.view)
+            view = found.view if found.view.shape == target.view.shape else _unfolded(target.view.shape, found.view)
             self._calls.map((target, target.view), [(source, view)])
         else:
             self.convert(source, target)
@@ -257,11 +264,12 @@ def _with_row_step(matrix: View) -> View:
     return View(matrix.shape, (matrix.strides[0] if rows > 1 else columns, 1), matrix.offset)
 
 
-def _lifted(shape: Sequence[int], view: View) -> View:
-    """Return the view of an image of height 1 without its height."""
-    if len(shape) != 3 or len(view.shape) != 4:
-        raise EmitError(f"view of shape {list(view.shape)}: need an image of height 1 for shape {list(shape)}")
-    return View(tuple(shape), (*view.strides[:2], view.strides[3]), view.offset)
+def _unfolded(shape: Sequence[int], view: View) -> View:
+    """Return the view (n, c, rows, w) of an image of rank 3 or 5 under its own shape."""
+    if len(view.shape) != 4 or image_shape(shape) != view.shape:
+        raise EmitError(f"view of shape {list(view.shape)}: need an image of shape {list(shape)}")
+    n, c, y, x = view.strides
+    return View(tuple(shape), (n, c, x) if len(shape) == 3 else (n, c, shape[3] * y, y, x), view.offset)
 
 
 def _listed(*sizes: int) -> Sequence[int]:

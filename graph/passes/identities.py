@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,14 +13,33 @@ from kernels.spec import Array
 
 
 def remove_identities(graph: Graph, specs: Specs) -> Graph:
-    """Let the readers of a no-op read its input. One between a graph input and a graph output stays: both keep their names."""
+    """Let the readers of a no-op read its input. One between a graph input and a graph output stays: both keep their names.
+
+    A Concat loses the inputs that add nothing first, such as a decoder's cache before its first step.
+    """
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes]:
-        node = editor.settle(name)
+        node = _without_empty_parts(editor, editor.settle(name))
         index = _passes_through(editor, node)
         if index is not None:
             editor.bypass(node, node.inputs[index])
     return editor.finish()
+
+
+def _without_empty_parts(editor: Editor, node: Node) -> Node:
+    """Remove the inputs of a Concat that have no element along its axis, where others have some."""
+    if node.op != "Concat":
+        return node
+    kept = tuple(value for value in node.inputs if not _is_empty_along(editor, value, node.attrs["axis"]))
+    if not kept or len(kept) == len(node.inputs):
+        return node
+    editor.put(replace(node, inputs=kept))
+    return editor.nodes[node.name]
+
+
+def _is_empty_along(editor: Editor, value: str, axis: int) -> bool:
+    spec = editor.spec(value)
+    return spec is not None and spec.shape[axis] == 0
 
 
 def _passes_through(editor: Editor, node: Node) -> int | None:

@@ -16,7 +16,9 @@ from graph.passes.constants import fold_constants
 from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
 from graph.passes.editor import Pass, sizes
+from graph.passes.einsums import expand_einsums
 from graph.passes.epilogues import fuse_epilogues
+from graph.passes.expansions import expand_fused
 from graph.passes.gemms import make_gemms
 from graph.passes.identities import remove_identities
 from graph.passes.layer_norms import find_layer_norms
@@ -69,6 +71,8 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on) -> 
     passes: dict[str, Pass] = {
         "constant-folding": partial(fold_constants, limit_bytes=limit_bytes, check=check),
         "dead-code": remove_dead,
+        "expansions": expand_fused,
+        "einsums": expand_einsums,
         "identities": remove_identities,
         "views": collapse_views,
         "unmoved": reshape_unmoved,

@@ -248,7 +248,15 @@ OPS = (
     _op(_plain("Softsign"), "Softsign", softsign, 3, "absolute, add, divide", expression=applied("softsign")),
     _op(_plain("Mish"), "Mish", mish, 5, "exp, add, log, tanh, multiply", expression=applied("mish")),
     _op(_with_alpha("Swish", 1.0), "Swish", swish, 6, "multiply, sigmoid (4), multiply", _ALPHA, expression=express_swish),
-    _op(_with_alpha("QuickGelu", 1.702), "com.microsoft.QuickGelu", swish, 6, "multiply, sigmoid (4), multiply", _ALPHA),
+    _op(
+        _with_alpha("QuickGelu", 1.702),
+        "com.microsoft.QuickGelu",
+        swish,
+        6,
+        "multiply, sigmoid (4), multiply",
+        _ALPHA,
+        expression=express_swish,
+    ),
     _op(
         infer_shrink,
         "Shrink",

@@ -25,7 +25,7 @@ Labels = tuple[str, ...]  # one a dimension: a letter, or "0", "1", … counted 
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """An equation on real shapes: labels of every input and of the output, and the size of every label."""
 
     inputs: tuple[Labels, ...]
@@ -42,7 +42,7 @@ def _labels(term: str, rank: int) -> Labels:
     return (*before, *map(str, reversed(range(hidden))), *after)
 
 
-def _plan(equation: str, shapes: Sequence[tuple[int, ...]]) -> _Plan:
+def parse(equation: str, shapes: Sequence[tuple[int, ...]]) -> Plan:
     """Parse the equation. Raises AttributeValueError where it is invalid, ShapeError where it does not fit the shapes."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
@@ -77,7 +77,7 @@ def _plan(equation: str, shapes: Sequence[tuple[int, ...]]) -> _Plan:
         raise AttributeValueError(
             f"Einsum: the output of {equation[:80]!r} names {list(output)}, need indices of the inputs, once each"
         )
-    return _Plan(inputs, output, sizes)
+    return Plan(inputs, output, sizes)
 
 
 def infer(*inputs: Spec | None, equation: str) -> Spec:
@@ -86,20 +86,20 @@ def infer(*inputs: Spec | None, equation: str) -> Spec:
     if not specs or len(specs) != len(inputs):
         raise ShapeError(f"Einsum: {len(specs)} of {len(inputs)} inputs are there, need 1 or more and none absent")
     require_dtype("Einsum: input 0", specs[0], NUMBERS)
-    plan = _plan(equation, [spec.shape for spec in specs])
+    plan = parse(equation, [spec.shape for spec in specs])
     if len(plan.sizes) > 52:
         raise UnsupportedError(f"Einsum: {equation[:80]!r} has {len(plan.sizes)} indices, at most 52 are supported")
     return Spec(tuple(plan.sizes[label] for label in plan.output), one_dtype("Einsum", *specs))
 
 
-def _later(plan: _Plan, after: int) -> set[str]:
+def _later(plan: Plan, after: int) -> set[str]:
     """Labels still needed once the inputs before `after` are multiplied."""
     return set(plan.output).union(*plan.inputs[after:])
 
 
 def cost(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> Cost:
     """MACs: for every product of two, in order, the sizes of all their indices multiplied. One input: 1 per element."""
-    plan = _plan(equation, [spec.shape for spec in inputs])
+    plan = parse(equation, [spec.shape for spec in inputs])
     if len(inputs) == 1:
         return Cost(other_flops=0 if set(plan.output) == set(plan.inputs[0]) else inputs[0].elements)
     macs, live = 0, set(plan.inputs[0])
@@ -112,7 +112,7 @@ def cost(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> Cost:
 
 def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> int:
     """Of each product of two, in order: both operands in the order of their product, the product, and the one before it."""
-    plan = _plan(equation, [spec.shape for spec in inputs])
+    plan = parse(equation, [spec.shape for spec in inputs])
     live, before, most = set(plan.inputs[0]), inputs[0].elements, inputs[0].elements
     for i, labels in enumerate(plan.inputs[1:], 1):
         live = (live | set(labels)) & (_later(plan, i + 1) | (live & set(labels)))
@@ -127,7 +127,7 @@ def scratch_bytes(out: tuple[Spec, ...], *inputs: Spec, equation: str) -> int:
 def run(out: tuple[Array, ...], *inputs: Array, equation: str) -> None:
     """One after another, each product a batched matrix product."""
     (y,) = out
-    plan = _plan(equation, [x.shape for x in inputs])
+    plan = parse(equation, [x.shape for x in inputs])
     total, labels = _reduced(inputs[0], plan.inputs[0], _later(plan, 1), plan)
     for i, x in enumerate(inputs[1:], 1):
         right, right_labels = _reduced(x, plan.inputs[i], _later(plan, i + 1) | set(labels), plan)
@@ -139,7 +139,7 @@ def run(out: tuple[Array, ...], *inputs: Array, equation: str) -> None:
     np.copyto(y, total.transpose([names.index(label) for label in plan.output]))
 
 
-def _reduced(x: Array, labels: Labels, needed: set[str], plan: _Plan) -> tuple[Array, Labels]:
+def _reduced(x: Array, labels: Labels, needed: set[str], plan: Plan) -> tuple[Array, Labels]:
     """Take diagonals, sum over labels that are not needed later, and drop axes of size 1 that are broadcast."""
     kept = [i for i, label in enumerate(labels) if not (x.shape[i] == 1 and plan.sizes[label] != 1)]
     x, labels = x.reshape([x.shape[i] for i in kept]), tuple(labels[i] for i in kept)

@@ -15,7 +15,7 @@ from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import FLOATS, Array, Spec
 
 
-def _order(rank: int, batch: int, last: int) -> list[int]:
+def axes_order(rank: int, batch: int, last: int) -> list[int]:
     """Return the axes in MatMul's order: with `batch` the rows or inner axis come first, with `last` the last two are swapped.
 
     A vector is left as it is.
@@ -29,7 +29,7 @@ def _order(rank: int, batch: int, last: int) -> list[int]:
 
 
 def _turned(spec: Spec, batch: int, last: int) -> Spec:
-    return Spec(tuple(spec.shape[axis] for axis in _order(spec.rank, batch, last)), spec.dtype)
+    return Spec(tuple(spec.shape[axis] for axis in axes_order(spec.rank, batch, last)), spec.dtype)
 
 
 def infer(
@@ -51,8 +51,8 @@ def cost(out: tuple[Spec, ...], a: Spec, b: Spec, **attrs: Any) -> Cost:
 def run(out: tuple[Array, ...], a: Array, b: Array, **attrs: Any) -> None:
     """BLAS reads transposed views."""
     (y,) = out
-    left = a.transpose(_order(a.ndim, attrs["transBatchA"], attrs["transA"]))
-    right = b.transpose(_order(b.ndim, attrs["transBatchB"], attrs["transB"]))
+    left = a.transpose(axes_order(a.ndim, attrs["transBatchA"], attrs["transA"]))
+    right = b.transpose(axes_order(b.ndim, attrs["transBatchB"], attrs["transB"]))
     matmul.run(out, left, right)
     if attrs["alpha"] != 1:
         np.multiply(y, y.dtype.type(attrs["alpha"]), out=y)

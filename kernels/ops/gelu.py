@@ -64,6 +64,13 @@ def express(draft: Draft, x: Term, *, approximate: str) -> Term:
     return draft("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
+def _express_biased(approximate: str) -> Callable[..., Term]:
+    def express_biased(draft: Draft, x: Term, bias: Term | None = None) -> Term:
+        return express(draft, x if bias is None else draft("add", x, bias), approximate=approximate)
+
+    return express_biased
+
+
 def infer_microsoft(x: Spec) -> Spec:
     """Same shape and dtype."""
     return infer(x)
@@ -141,6 +148,7 @@ OPS = (
         cost,
         (Kernel("blocks", run, scratch_bytes=fixed),),
         elementwise=True,
+        expression=_express_biased("none"),
         cases=_CASES[:1] + _SHARED,
     ),
     Op(
@@ -149,6 +157,7 @@ OPS = (
         _cost_biased("none"),
         (Kernel("blocks", _run_biased("none")),),
         elementwise=True,
+        expression=_express_biased("none"),
         cases=_BIAS_CASES,
     ),
     Op(
@@ -157,6 +166,7 @@ OPS = (
         _cost_biased("tanh"),
         (Kernel("blocks", _run_biased("tanh")),),
         elementwise=True,
+        expression=_express_biased("tanh"),
         cases=_FAST_CASES,
     ),
 )

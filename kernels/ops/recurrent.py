@@ -16,6 +16,7 @@ import numpy as np
 from kernels.attributes import lacks, takes
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError
+from kernels.expression import FLOAT, Draft, Expression, Term
 from kernels.half import is_half
 from kernels.operands import one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
@@ -33,20 +34,40 @@ def _sigmoid(x: Array) -> Array:
     return np.reciprocal(y, out=y)
 
 
-# ONNX's activations: how many of alpha and beta each takes, their defaults, and the formula
-_ACTIVATIONS: Mapping[str, tuple[tuple[float, ...], Callable[..., Array]]] = MappingProxyType(
+def _named(op: str) -> Callable[..., Term]:
+    return lambda draft, x, *numbers: draft(op, x, parameters=numbers)
+
+
+def _express_affine(draft: Draft, x: Term, a: float, b: float) -> Term:
+    return draft("add", draft("mul", x, draft.constant(a, FLOAT)), draft.constant(b, FLOAT))
+
+
+def _express_scaled_tanh(draft: Draft, x: Term, a: float, b: float) -> Term:
+    return draft("mul", draft("tanh", draft("mul", x, draft.constant(b, FLOAT))), draft.constant(a, FLOAT))
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """One of ONNX's activations. defaults: of those of alpha and beta that it takes. express: the formula as an expression."""
+
+    defaults: tuple[float, ...]
+    formula: Callable[..., Array]
+    express: Callable[..., Term]
+
+
+_ACTIVATIONS: Mapping[str, _Function] = MappingProxyType(
     {
-        "relu": ((), lambda x: np.maximum(x, 0)),
-        "tanh": ((), np.tanh),
-        "sigmoid": ((), _sigmoid),
-        "affine": ((1.0, 0.0), lambda x, a, b: x * a + b),
-        "leakyrelu": ((0.01,), lambda x, a: np.where(x < 0, x * a, x)),
-        "thresholdedrelu": ((1.0,), lambda x, a: np.where(x > a, x, x.dtype.type(0))),
-        "scaledtanh": ((1.0, 1.0), lambda x, a, b: np.tanh(x * b) * a),
-        "hardsigmoid": ((0.2, 0.5), lambda x, a, b: np.clip(x * a + b, 0, 1)),
-        "elu": ((1.0,), lambda x, a: np.where(x < 0, np.expm1(np.minimum(x, 0)) * a, x)),
-        "softsign": ((), lambda x: x / (1 + np.abs(x))),
-        "softplus": ((), lambda x: np.logaddexp(x, x.dtype.type(0))),
+        "relu": _Function((), lambda x: np.maximum(x, 0), _named("relu")),
+        "tanh": _Function((), np.tanh, _named("tanh")),
+        "sigmoid": _Function((), _sigmoid, _named("sigmoid")),
+        "affine": _Function((1.0, 0.0), lambda x, a, b: x * a + b, _express_affine),
+        "leakyrelu": _Function((0.01,), lambda x, a: np.where(x < 0, x * a, x), _named("leaky_relu")),
+        "thresholdedrelu": _Function((1.0,), lambda x, a: np.where(x > a, x, x.dtype.type(0)), _named("thresholded_relu")),
+        "scaledtanh": _Function((1.0, 1.0), lambda x, a, b: np.tanh(x * b) * a, _express_scaled_tanh),
+        "hardsigmoid": _Function((0.2, 0.5), lambda x, a, b: np.clip(x * a + b, 0, 1), _named("hard_sigmoid")),
+        "elu": _Function((1.0,), lambda x, a: np.where(x < 0, np.expm1(np.minimum(x, 0)) * a, x), _named("elu")),
+        "softsign": _Function((), lambda x: x / (1 + np.abs(x)), _named("softsign")),
+        "softplus": _Function((), lambda x: np.logaddexp(x, x.dtype.type(0)), _named("softplus")),
     }
 )
 
@@ -226,7 +247,29 @@ def _check_options(cell: Cell, options: Options) -> None:
     _chosen(cell, options)
 
 
-def _chosen(cell: Cell, options: Options) -> list[tuple[Activation, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """An activation with its numbers, whose argument is limited to [-clip, clip] first."""
+
+    function: _Function
+    numbers: tuple[float, ...]
+    clip: float | None
+
+    def __call__(self, x: Array) -> Array:
+        limited = x if self.clip is None else np.clip(x, x.dtype.type(-self.clip), x.dtype.type(self.clip))
+        return self.function.formula(limited, *(x.dtype.type(value) for value in self.numbers))
+
+    @property
+    def expression(self) -> Expression:
+        """The same, of one operand in single precision."""
+        draft = Draft()
+        x = limited = draft.operand("x", FLOAT)
+        if self.clip is not None:
+            limited = draft("clip", x, parameters=(-self.clip, self.clip))
+        return draft.finish(self.function.express(draft, limited, *self.numbers), ("x",))[1]
+
+
+def _chosen(cell: Cell, options: Options) -> list[tuple[_Chosen, ...]]:
     """The activations of each direction. Every function that has parameters takes the next of alpha and beta, or its default."""
     each, directions = len(cell.activations), options.directions
     names = tuple(options.activations or cell.activations * directions)
@@ -237,16 +280,17 @@ def _chosen(cell: Cell, options: Options) -> list[tuple[Activation, ...]]:
     return [tuple(found[i * each : (i + 1) * each]) for i in range(directions)]
 
 
-def _activation(op: str, name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> Activation:
+def _activation(op: str, name: str, alphas: Iterator[float], betas: Iterator[float], clip: float | None) -> _Chosen:
     one_of(f"{op}: activation", name.lower(), _ACTIVATIONS)
-    defaults, formula = _ACTIVATIONS[name.lower()]
-    given = [next(values, default) for values, default in zip((alphas, betas), defaults, strict=False)]
+    function = _ACTIVATIONS[name.lower()]
+    given = [next(values, default) for values, default in zip((alphas, betas), function.defaults, strict=False)]
+    return _Chosen(function, tuple(map(float, given)), clip)
 
-    def apply(x: Array) -> Array:
-        limited = x if clip is None else np.clip(x, x.dtype.type(-clip), x.dtype.type(clip))
-        return formula(limited, *(x.dtype.type(value) for value in given))
 
-    return apply
+def activation_expressions(op: str, attrs: Mapping[str, Any]) -> list[tuple[Expression, ...]]:
+    """Return the activations of each direction of an LSTM, GRU or RNN, in ONNX's order, as expressions of one fp32 operand."""
+    cell = next(cell for cell in _CELLS if cell.name == op)
+    return [tuple(each.expression for each in direction) for direction in _chosen(cell, Options(**attrs))]
 
 
 def _cost(cell: Cell) -> Callable[..., Cost]:
@@ -337,12 +381,18 @@ def _biases(b: Array, hidden: int, *, apart: bool) -> tuple[Array, Array | None]
     return total, b[:, 2 * rows - hidden :]
 
 
+def check_lengths(subject: str, lengths: Array, steps: int) -> None:
+    """Raise IndexRangeError unless every sequence has from 0 to `steps` steps."""
+    if lengths.size and not (lengths.min() >= 0 and lengths.max() <= steps):
+        raise IndexRangeError(f"{subject}: holds {lengths.tolist()[:8]}, need lengths in [0, {steps}]")
+
+
 def _sweep(step: Step, rows: Array, state: State, lengths: Array | None, *, backwards: bool) -> tuple[Array, State]:
     """The hidden state after every step (steps, batch, hidden), 0 past a sequence's end, and the last state."""
     steps, batch = rows.shape[:2]
     times = np.arange(steps)[:, None]
-    if lengths is not None and lengths.size and not (lengths.min() >= 0 and lengths.max() <= steps):
-        raise IndexRangeError(f"sequence_lens: holds {lengths.tolist()[:8]}, need lengths in [0, {steps}]")
+    if lengths is not None:
+        check_lengths("sequence_lens", lengths, steps)
     alive = None if lengths is None else times < lengths
     if backwards:  # reverse each sequence within its length; doing so twice restores it
         turned = np.where(times < lengths, lengths - 1 - times, times) if lengths is not None else steps - 1 - times

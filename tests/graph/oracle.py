@@ -7,12 +7,15 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from graph.budget import RunBudget
 from graph.formats.registry import read
 from graph.native.calls import Call
 from graph.native.engine import Native, find_native
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor
+from graph.run.lowered import LoweredGraph
 from graph.shapes import bind, propagate
+from graph.symbols import SymbolicInputs, differing
 from kernels.native.target.isa import Isa
 from tests.machines import as_here
 
@@ -135,6 +138,22 @@ def check_native(
     assert_agrees(timed.outputs, wanted, tolerance)
     assert len(timed.step_ns) == len(executor.steps)
     return executor
+
+
+def check_all_shapes(proto: onnx.ModelProto, feeds, isa: Isa, tolerance: float = 2e-5) -> None:
+    """Lower a model once, and assert that this lowering serves all of some feeds, with the outputs of the numpy backend.
+
+    feeds: one for each set of shapes. The axes that differ between them are symbols, whose hints are the first one's sizes.
+    """
+    graph, shapes = read(proto).graph, [{name: np.shape(array) for name, array in each.items()} for each in feeds]
+    varied = frozenset[tuple[str, int]]().union(*(differing(graph.inputs, shapes[0], other) for other in shapes[1:]))
+    inputs = SymbolicInputs.of(graph.inputs, shapes[0], varied)
+    ready, budget = optimise(graph, inputs.specs), RunBudget()
+    lowered = LoweredGraph(ready.graph, ready.specs, {}, 2, Native(isa, cache=None), budget, inputs.scope)
+    for shape, given in zip(shapes, feeds, strict=True):
+        executor = Executor.of(lowered, lowered.sizes(inputs.values(shape)), budget)
+        poison(executor)
+        assert_agrees(executor.run(given), in_numpy(proto, given), tolerance)
 
 
 def calls_of(executor: Executor) -> list[Call]:

@@ -1,4 +1,7 @@
-"""Convolutions: directly, channel by channel, or by Winograd's algorithm. A 1-D one is over images of height 1."""
+"""Convolutions: directly, channel by channel, or by Winograd's algorithm, over rows, images and volumes.
+
+A row is an image of height 1. A volume lies as an image, the rows of a plane behind one another.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from graph.native.rules import depthwise, winograd
 from graph.native.rules.direct import (
     Weighted,
     bias_argument,
+    depth_of,
     direct_work,
     place_by_groups,
     place_in_blocks,
@@ -59,7 +63,7 @@ def is_depthwise(node: Node, facts: Facts) -> bool:
 def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Conv:
     """Return the convolution of a node between two images."""
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
-    return Conv(x, y, *slide.plane, node.attrs["group"])
+    return Conv(x, y, *slide.plane, node.attrs["group"], depth_of(slide))
 
 
 def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:
@@ -76,7 +80,9 @@ def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:
 
 def picks(conv: Conv, isa: Isa) -> bool:
     """Whether a convolution reads a copy of the pixels that its strides pick: contiguous rows fill cache lines."""
-    thin = conv.kernel == (1, 1) != conv.strides and conv.x.every((0, 0), conv.strides)[0].plane == conv.y.plane
+    if conv.depth is not None or conv.kernel != (1, 1) or conv.strides == (1, 1):
+        return False
+    thin = conv.x.every((0, 0), conv.strides)[0].plane == conv.y.plane
     return thin and conv.x.block == isa.lanes and conv.top == conv.left == 0 and conv.group_outputs >= MIN_PICKED
 
 
@@ -112,7 +118,7 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
         return depthwise.candidates(conv, facts.isa)
     direct = on_picked(conv) if picks(conv, facts.isa) else conv
     by_tile = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(direct, facts.isa)]
-    if not winograd.takes(conv):
+    if conv.depth is not None or not winograd.takes(conv):
         return by_tile
     first, rest = winograd.candidates(conv, facts.isa, facts.threads)
     return [*first, *by_tile, *rest]

@@ -29,7 +29,7 @@ MAX_COLUMNS = 32  # taps along a row of a phase: each pixel at a border has code
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why a ConvTranspose has no native form, or None."""
-    if reason := refuses_operands(node, facts):
+    if reason := refuses_operands(node, facts) or facts.not_image(node.inputs[0], (3, 4)):
         return reason
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
     count = phase_count(slide.size, slide.strides)

@@ -44,6 +44,6 @@ def work(conv: Conv, choice: Choice, isa: Isa, read: int, written: int) -> Work:
     """Return the work of a candidate. read, written: bytes of activations."""
     tile = tile_of(choice, conv, isa)
     flops = depthwise_cycles(conv, tile, isa) * isa.flops_per_cycle
-    weight_bytes = packed_bytes(conv.y.channels, conv.kernel[0] * conv.kernel[1], isa.lanes)
+    weight_bytes = packed_bytes(conv.y.channels, conv.taps, isa.lanes)
     chunks, sizes = depthwise_chunks(conv, tile, isa), (tile.pixels, tile.vectors)
     return Work("depthwise", flops, None, read, written, weight_bytes, 0, chunks, tile=sizes, wants="blocks")

@@ -18,19 +18,20 @@ from graph.native.rule import parse_tile
 from graph.native.values import overwritable
 from graph.native.work import Layout, Work, packed_bytes
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv
+from kernels.native.emit.geometry import Conv, Depth
 from kernels.native.families.conv import ConvTile, conv_chunks, conv_cycles, conv_tiles, make_tile, pack_bias
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.spec import Array
+from kernels.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
     """The constant operands of a convolution, and its epilogue.
 
-    source: the constant that the weights are made of. weights: (outputs, inputs of a group, rows, columns). bias: of each output,
-    added first. bound: the expression computed of each result before it is stored.
+    source: the constant that the weights are made of. weights: (outputs, inputs of a group, rows of all planes, columns). bias:
+    of each output, added first. bound: the expression computed of each result before it is stored.
     """
 
     source: Array
@@ -49,6 +50,16 @@ class Placed:
     operands: Mapping[str, Place]
 
 
+def depth_of(slide: Window) -> Depth | None:
+    """Return the third dimension of a window; None of fewer, and where it leaves rows as they are."""
+    if len(slide.kernel) < 3:
+        return None
+    moves = [sizes[:2] for sizes in (slide.kernel, slide.strides)] + [slide.begin[:2], slide.end[:2]]
+    if moves == [(1, 1), (1, 1), (0, 0), (0, 0)]:
+        return None
+    return Depth(slide.size[0], slide.out[0], slide.kernel[0], slide.strides[0], slide.dilations[0], slide.begin[0])
+
+
 def refuses_operands(node: Node, facts: Facts) -> str | None:
     """Return why native kernels cannot read the inputs of a Conv or ConvTranspose, or None."""
     if reason := facts.not_f32(*node.inputs, node.outputs[0]) or facts.not_image(node.inputs[0]):
@@ -60,7 +71,7 @@ def weighted_of(b: Lowering, node: Node, as_convolution: Callable[[Array], Array
     """Return the weights, bias and epilogue of a Conv or ConvTranspose. as_convolution: converts its weights to those
     of a convolution."""
     source = b.constants[node.inputs[1]]
-    weights = as_convolution(source if source.ndim == 4 else source[:, :, None, :])
+    weights = as_convolution(source.reshape(*source.shape[:2], -1, source.shape[-1]))
     bias, shape = b.constants.get(optional_input(node, 2)), b.spec(node.outputs[0]).shape
     bound = express_epilogue(node, b.spec, b.constants)
     bound, bias = fold_bias(bound, bias, b.constants, weights.shape[0], shape)
@@ -95,8 +106,8 @@ def place_by_groups(b: Lowering, node: Node, weighted: Weighted) -> Placed:
     """Place a direct convolution: in blocks, or with channels last where groups begin inside blocks."""
     groups, (outputs, inputs, *_) = node.attrs["group"], weighted.weights.shape
     if groups == 1 or (inputs % b.isa.lanes == 0 and outputs // groups % b.isa.lanes == 0):
-        return place_in_blocks(b, node, b.values.place(node.inputs[0]), weighted)
-    x = b.values.strided(node.inputs[0])
+        return place_in_blocks(b, node, b.values.image(node.inputs[0]), weighted)
+    x = b.values.strided_image(node.inputs[0])
     value, shape = node.outputs[0], b.spec(node.outputs[0]).shape
     epilogue, operands = make_epilogue(b, weighted.bound, channels_last_operand, shape, bias=weighted.bias is not None)
     return Placed(x, b.values.new_as(value, Image.nhwc(*image_shape(shape))), epilogue, operands)
@@ -116,6 +127,11 @@ def bias_argument(b: Lowering, conv: Conv, bias: Array | None, vectors: int = 1)
     return {"b": b.packed.storage(bias, ("bias", conv.groups, vectors), lambda: pack_bias(conv, b.isa, bias, vectors))}
 
 
+def rows_image(rows: int, columns: int, step: int) -> Image:
+    """Return a matrix as an image: rows are pixels, columns are channels. step: elements from row to row."""
+    return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
+
+
 def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
     """Return the tile of a choice, or the best by the port model."""
     if (text := choice.param("tile")) is None:
@@ -125,7 +141,7 @@ def tile_of(choice: Choice, conv: Conv, isa: Isa) -> ConvTile:
 
 def direct_work(kind: str, conv: Conv, tile: ConvTile, isa: Isa, read: int, written: int) -> Work:
     """Return the work of a direct convolution or a product with packed weights. read, written: bytes of activations."""
-    taps = conv.kernel[0] * conv.kernel[1] * conv.group_inputs
+    taps = conv.taps * conv.group_inputs
     weight_bytes = packed_bytes(conv.group_outputs, taps, isa.lanes, conv.groups)
     flops = conv_cycles(conv, tile, isa) * isa.flops_per_cycle
     chunks = conv_chunks(conv, tile, isa)

@@ -14,7 +14,7 @@ from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.rule import Rule
-from graph.native.rules.direct import bias_argument, direct_work, fold_bias, tile_of
+from graph.native.rules.direct import bias_argument, direct_work, fold_bias, rows_image, tile_of
 from graph.native.rules.normalize import aligned_view, view_epilogue
 from graph.native.values import overwritable
 from graph.native.work import Work, moved_bytes, streamed_work
@@ -23,7 +23,6 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
 from kernels.native.families.matmul import MatMul, emit_matmul, matmul_tiles
-from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.spec import Array
 
@@ -116,7 +115,7 @@ def _packed(b: Lowering, node: Node) -> None:
     if matrix is None or (columns > 1 and matrix.strides[1] != 1):
         y = b.values.new_dense(value)
         matrix = View.dense((rows, columns))
-    conv = Conv(_image(rows, inner, x.view.strides[0]), _image(rows, columns, max(matrix.strides[0], columns)))
+    conv = Conv(rows_image(rows, inner, x.view.strides[0]), rows_image(rows, columns, max(matrix.strides[0], columns)))
     tile = tile_of(b.choice(node), conv, b.isa)
 
     def pack() -> Array:
@@ -127,11 +126,6 @@ def _packed(b: Lowering, node: Node) -> None:
     packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha), pack)
     places = {"x": x, "w": packed, "y": y, **bias_argument(b, conv, bias, tile.vectors), **operands}
     b.calls.append(emit_conv(conv, tile, epilogue, b.isa), places)
-
-
-def _image(rows: int, columns: int, step: int) -> Image:
-    """Return a matrix as an image: rows are pixels, columns are channels. step: elements from row to row."""
-    return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
@@ -156,7 +150,7 @@ def _in_rows(node: Node, facts: Facts) -> Conv:
     """Return a product with packed weights over contiguous rows, the layout that candidates are ranked for."""
     inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
     rows = facts.spec(node.outputs[0]).elements // columns
-    return Conv(_image(rows, inner, inner), _image(rows, columns, columns))
+    return Conv(rows_image(rows, inner, inner), rows_image(rows, columns, columns))
 
 
 RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work))

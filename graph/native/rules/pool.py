@@ -11,6 +11,7 @@ from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.rule import one_algorithm
+from graph.native.rules.direct import depth_of
 from kernels.native.emit.geometry import Conv
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
@@ -43,11 +44,11 @@ def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooli
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     """Return the pool of a node between two images."""
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
-    pooling = Pooling(Conv(x, y, *slide.plane, x.channels), "max")
+    pooling = Pooling(Conv(x, y, *slide.plane, x.channels, depth_of(slide)), "max")
     if node.op == "MaxPool":
         return pooling
-    bottom, right = (0, *slide.end)[-2:]
-    return replace(pooling, kind="average", counted=(bottom, right) if node.attrs["count_include_pad"] else None)
+    end = slide.end if pooling.window.depth is not None else (0, *slide.end)[-2:]
+    return replace(pooling, kind="average", counted=end if node.attrs["count_include_pad"] else None)
 
 
 RULES = dict.fromkeys(("MaxPool", "AveragePool"), one_algorithm("windows", refuses, lower, kind="pool", wants="blocks"))

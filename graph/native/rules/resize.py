@@ -37,7 +37,7 @@ _ATTRIBUTES = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why a resizing has no native form, or None."""
-    if reason := facts.not_f32(node.inputs[0], node.outputs[0]) or facts.not_image(node.inputs[0]):
+    if reason := facts.not_f32(node.inputs[0], node.outputs[0]) or facts.not_image(node.inputs[0], (3, 4)):
         return reason
     attrs = _attributes(node)
     outer = (plan for plan in resize_plans(*_inputs(node, facts), **attrs) if plan.axis < 2)

@@ -19,7 +19,7 @@ import numpy as np
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, aligned_copy, row_table
+from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plane_numbers, plane_tables, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
@@ -113,7 +113,7 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
 def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
     """Estimate the cycles of one core for the whole convolution, by the port model."""
     flat = conv.flat()
-    rows = flat.y.batch * flat.groups * flat.y.height * flat.kernel[0] * flat.kernel[1] * flat.group_inputs
+    rows = flat.y.batch * flat.groups * flat.y.height * flat.taps * flat.group_inputs
     return rows * _estimate(flat, tile.pixels, tile.vectors, isa)
 
 
@@ -137,7 +137,7 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     )  # fmt: skip
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     rows, row_pixels = max(1, min(flat.y.height, chunk_macs // max(row_macs, 1))), 0
-    weights_inner = 4 * conv.y.channels * conv.group_inputs * conv.kernel[0] * conv.kernel[1] <= WEIGHTS_INNER_BYTES
+    weights_inner = 4 * conv.y.channels * conv.group_inputs * conv.taps <= WEIGHTS_INNER_BYTES
     if conv.is_product and flat.y.height == 1:
         wanted = chunk_macs * flat.y.width // max(row_macs, 1)
         if weights_inner:
@@ -165,11 +165,12 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     _check(flat, epilogue)
     x = Channels.of(flat.x, isa.lanes, flat.strides[1], flat.groups)
     code = ConvCode(x, Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups))
-    stem = f"f32_conv2d_{tile.pixels}x{tile.vectors * isa.lanes}"
+    deep = flat.depth is not None
+    stem = f"f32_conv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
     stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
     words = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
     numbers = _numbers(flat, tile, epilogue, isa)
-    copied = flat.kernel[0] * len(_runs(flat)) * numbers["copy_row"]
+    copied = flat.kernel_rows * len(_runs(flat)) * numbers["copy_row"]
     scratch_bytes = code.results.buffer_bytes(isa.lanes) + 4 * -(-copied // isa.lanes) * isa.lanes
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
@@ -177,7 +178,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
 
     return emitted_for_any_shape(
         isa,
-        kernel_name(stem, code, isa, words),
+        kernel_name(stem, (code, deep) if deep else code, isa, words),
         ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),
         conv_chunks(conv, tile, isa),
         body,
@@ -209,9 +210,10 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_weights: elements of a block of weights and of one kernel row in it. row_tiles: tiles of a row. ahead_tile, ahead_step:
     bytes of the next block's weights that a tile prefetches, and each of its channels. row_entries: of the tables, for one
     kernel row. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…:
-    of the output and the operands; a block is what a tile writes, a vector a part of it.
+    of the output and the operands; a block is what a tile writes, a vector a part of it. kernel_rows, plane_weights,
+    plane_entries, x_kernel_plane: of a plane of a kernel over volumes, its rows, weights and entries, and where it lies in x.
     """
-    x, y, lanes, (rows, columns) = conv.x, conv.y, isa.lanes, conv.kernel
+    x, y, lanes, rows, columns = conv.x, conv.y, isa.lanes, conv.kernel_rows, conv.kernel[1]
     runs, cut = _runs(conv), tile.row_pixels
     row_count = _row_count(conv, tile)
     window = (columns - 1) * conv.dilations[1] + 1
@@ -230,7 +232,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_width": cut or x.width, "x_all": x.width if cut else x.width * row_count,
         "x_image": x.n_stride, "x_group": x.offset(conv.group_inputs) if conv.groups > 1 else 0,
         "x_row": cut * x.x_stride if cut else conv.strides[0] * x.y_stride, "x_pixel": conv.strides[1] * x.x_stride,
-        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
+        "x_first": first_element(conv),
         "column_step": conv.strides[1], "left": conv.left, "reach": reach,
         "block_weights": rows * row_weights, "row_weights": row_weights,
         "row_entries": columns * len(runs),
@@ -238,6 +240,10 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
         "run": runs[0],
     }  # fmt: skip
+    if conv.depth is not None:
+        row_entries, within = numbers["row_entries"], conv.kernel[0]
+        by_plane = {"kernel_rows": within, "plane_weights": within * row_weights, "plane_entries": within * row_entries}
+        numbers |= by_plane | plane_numbers(conv)
     group = conv.group_outputs if conv.groups > 1 else 0
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
         numbers |= result_numbers(name, image, tile.vectors, lanes, group)
@@ -248,22 +254,25 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
 
 def _tables(conv: Conv, numbers: Mapping[str, int]) -> dict[str, Table]:
     """Return a tile's entries in x and in a copy of its pixels, and the `row_table`; a product's long row may be several."""
-    runs = _runs(conv)
+    runs, copied = _runs(conv), numbers["copy_row"]
+    plane, blocks = numbers.get("x_kernel_plane", 0), len(runs) * copied
     steps = {
-        "entries": (numbers["x_kernel_row"], conv.dilations[1] * conv.x.x_stride, conv.x.block_stride),
-        "copy_entries": (
-            len(runs) * numbers["copy_row"], conv.dilations[1] * numbers["copy_column"], numbers["copy_row"]
-        ),
-    }  # fmt: skip
+        "entries": (plane, numbers["x_kernel_row"], conv.dilations[1] * conv.x.x_stride, conv.x.block_stride),
+        "copy_entries": (conv.kernel[0] * blocks, blocks, conv.dilations[1] * numbers["copy_column"], copied),
+    }
     rows = row_table(conv) if numbers["rows"] == conv.y.height else Table(_whole_rows, (numbers["rows"],))
-    return {"row_table": rows, **{name: Table(_entries, (*conv.kernel, *each, *runs)) for name, each in steps.items()}}
+    kernel = (1 if conv.depth is None else conv.depth.kernel, *conv.kernel)
+    entries = {name: Table(_entries, (*kernel, *each, *runs)) for name, each in steps.items()}
+    return {"row_table": rows, **entries, **plane_tables(conv)}
 
 
-def _entries(rows: int, columns: int, row_step: int, column_step: int, block_step: int, *runs: int) -> list[int]:
-    """Return the entry of each kernel row, column and run of channels: where it begins, and how many channels it has."""
+def _entries(
+    planes: int, rows: int, columns: int, plane_step: int, row_step: int, column_step: int, block_step: int, *runs: int
+) -> list[int]:
+    """Return the entry of each tap of the kernel and run of channels: where it begins, and how many channels it has."""
     return [
-        (row * row_step + column * column_step + number * block_step) | run << ENTRY_COUNT_SHIFT
-        for row, column, (number, run) in itertools.product(range(rows), range(columns), enumerate(runs))
+        (plane * plane_step + row * row_step + column * column_step + number * block_step) | run << ENTRY_COUNT_SHIFT
+        for plane, row, column, (number, run) in itertools.product(range(planes), range(rows), range(columns), enumerate(runs))
     ]
 
 

@@ -1,12 +1,13 @@
 """The code of direct convolutions and products with packed weights: one register tile, whose surroundings are data.
 
-    for each chunk = (image, group, block of output channels, block of rows):
+    for each chunk = (image, group, block of output channels, block of rows):         of volumes: rows of all planes
         for each row of the output, for each tile of P pixels along it:
             from = where the tile's pixels lie in x; at the border, a copy of them with zeros around
             acc[P][V] = bias
-            for each entry of a table that lies inside the image:                 a kernel tap and a run of input channels
-                for each channel of the run:
-                    acc[p][v] += from[entry + pixel p + channel] · w[vector v]      w is read from end to end
+            for each plane of the kernel that lies inside the volume:             one, of images
+                for each entry of a table that lies inside the plane:             a kernel tap and a run of input channels
+                    for each channel of the run:
+                        acc[p][v] += from[entry + pixel p + channel] · w[vector v]    w is read from end to end
             y = epilogue(acc)
 
 What decides the code is a `ConvCode`: the tile, how channels lie, and the epilogue. Sizes, strides, padding, dilations, groups
@@ -20,8 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.geometry import row_range
-from kernels.native.emit.kernel import SCRATCH
+from kernels.native.emit.geometry import plane_range, row_range, row_start
+from kernels.native.emit.kernel import SCRATCH, Bounds
 from kernels.native.emit.product import multiply_channel
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I8, I32, I64
@@ -65,7 +66,7 @@ class ConvEmitter:
             to, left = self.results.start(pointers, image, group, number), n["outputs"] - number * size
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
-                self._row(row, k.offset(x, row * n["x_row"]), w, b, self.results.row(to, row), left)
+                self._row(row, k.offset(x, row_start(k, pointers, row, n["x_row"])), w, b, self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, w: Value, b: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row.
@@ -76,6 +77,7 @@ class ConvEmitter:
         width = k.least(n["row_pixels"], n["all_pixels"] - row * n["row_pixels"])
         x_width = k.least(n["x_width"], n["x_all"] - row * n["x_width"])
         low, high = row_range(k, self.pointers["row_table"], row)
+        planes = plane_range(k, self.pointers, row)
         block, w = w, k.offset(w, low * n["row_weights"])
         with k.loop("tile", 0, width, pixels) as column:
             tile = row * n["row_tiles"] + column // pixels
@@ -84,12 +86,13 @@ class ConvEmitter:
             outside = (start < 0) | (start + n["reach"] > x_width)
             at = k.offset(x, column * self._x_pixel())
             with k.when(outside, "border"):
-                self._copy(at, start, x_width, low, high)
+                self._copy(at, start, x_width, planes, (low, high))
             base = k.select(outside, self.copy, at)
             entries = k.select(outside, self.pointers["copy_entries"], self.pointers["entries"])
             pixel = self._x_pixel() if self.x.pixel is not None else k.select(outside, n["copy_pixel"], n["x_pixel"])
             first = k.offset(entries, low * n["row_entries"], I64)
-            values = self._multiply(base, first, (high - low) * n["row_entries"], pixel, w, ahead, b)
+            count = (high - low) * n["row_entries"]
+            values = self._multiply(base, planes, first, count, pixel, w, ahead, b)
             here = self.results.column(to, column)
             self.results.finish(values, here, k.least(width - column, k.const(I64, pixels)), left)
 
@@ -97,38 +100,57 @@ class ConvEmitter:
         pixel = self.x.pixel
         return self.n["x_pixel"] if pixel is None else self.k.const(I64, pixel)
 
-    def _multiply(self, base: Value, entries: Value, count: Value, pixel: Value, w: Value, ahead: Value, b: Value) -> list[Value]:
+    def _by_plane(self, plane: Value, name: str) -> Value:
+        """Return the distance from the kernel's first plane to another one, in units that the number of this name counts."""
+        return plane * (plane if plane.known == 0 else self.n[name])
+
+    def _multiply(
+        self, base: Value, planes: Bounds, entries: Value, count: Value, pixel: Value, w: Value, ahead: Value, b: Value
+    ) -> list[Value]:
         """Emit the accumulators of a tile: the bias, and the products of all entries added to it.
 
-        ahead: from where weights of the next block are prefetched, a share of them by each tile of a block.
+        entries, count, w: of each plane; the addresses are those of the first. ahead: from where weights of the next block are
+        prefetched, a share of them by each tile of a block.
         """
         k, code = self.k, self.tile
         zero = k.zero(k.f32)
         starts = [k.load(k.f32, b, v * self.lanes) if code.bias else zero for v in range(code.vectors)]
-        with k.fold("entry", 0, count, 1, [*starts * code.pixels, w, ahead]) as taps:
-            word = k.offset(entries, taps.index, I64)
-            along = k.convert("sext", k.load(I32, word), I64)
-            run = k.convert("zext", k.load(I32, word, 1), I64)
-            at = k.offset(base, along)
-            with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
-                x, tile = k.offset(at, fold.index), (code.pixels, code.vectors)
-                fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
-            taps.values = fold.values
-        return taps.values[:-2]
+        with k.fold("plane", *planes, 1, [*starts * code.pixels, ahead]) as over:
+            here = k.offset(w, self._by_plane(over.index, "plane_weights"))
+            among = k.offset(entries, self._by_plane(over.index, "plane_entries"), I64)
+            with k.fold("entry", 0, count, 1, [*over.values[:-1], here, over.values[-1]]) as taps:
+                word = k.offset(among, taps.index, I64)
+                along = k.convert("sext", k.load(I32, word), I64)
+                run = k.convert("zext", k.load(I32, word, 1), I64)
+                at = k.offset(base, along)
+                with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
+                    x, tile = k.offset(at, fold.index), (code.pixels, code.vectors)
+                    fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
+                taps.values = fold.values
+            *sums, _, ahead = taps.values
+            over.values = [*sums, ahead]
+        return over.values[:-1]
 
     # The border
 
-    def _copy(self, at: Value, start: Value, x_width: Value, low: Value, high: Value) -> None:
+    def _copy(self, at: Value, start: Value, x_width: Value, planes: Bounds, rows: Bounds) -> None:
         """Emit a copy of the pixels that a tile reads, with zeros for those outside of the image.
 
-        at: the address of column `start`. A row of the copy has `copy_columns` pixels for each kernel row and block of channels.
+        at: the address of column `start`. planes, rows: of the kernel, that lie inside of x. A row of the copy has
+        `copy_columns` pixels for each kernel row and block of channels.
         """
         k, n, zero = self.k, self.n, self.k.const(I64, 0)
         first = k.least(k.most(zero - start, zero), n["copy_columns"])
         last = k.most(k.least(x_width - start, n["copy_columns"]), first)
-        with k.loop("copy.row", low, high) as row, k.loop("copy.block", 0, n["x_blocks"]) as block:
-            source = k.offset(at, row * n["x_kernel_row"] + block * n["x_block"])
-            target = k.offset(self.copy, (row * n["x_blocks"] + block) * n["copy_row"])
+        with (
+            k.loop("copy.plane", *planes) as plane,
+            k.loop("copy.row", *rows) as row,
+            k.loop("copy.block", 0, n["x_blocks"]) as block,
+        ):
+            along = row * n["x_kernel_row"] + block * n["x_block"] + self._by_plane(plane, "x_kernel_plane")
+            source = k.offset(at, along)
+            kernel_row = row + self._by_plane(plane, "kernel_rows")
+            target = k.offset(self.copy, (kernel_row * n["x_blocks"] + block) * n["copy_row"])
             for begin, end in ((zero, first), (last, n["copy_columns"])):
                 with k.loop("copy.zero", begin, end) as column:
                     self._copy_pixel(None, k.offset(target, column * n["copy_column"]))

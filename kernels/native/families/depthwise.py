@@ -3,9 +3,10 @@
     for each unit of a chunk = (image, block of V channel vectors, block of rows):
         for each row of the output, for each tile of P pixels along it:
             acc[P][V] = bias
-            for each kernel row that lies inside the image:
-                for each input column under the tile:                          unrolled, loaded once; zeros beside the image
-                    for each pixel that the column meets: acc[p] += x[column] · w[row, p's kernel column]
+            for each kernel plane that lies inside the volume:                 one, of images
+                for each kernel row that lies inside the plane:
+                    for each input column under the tile:                      unrolled, loaded once; zeros beside the image
+                        for each pixel that the column meets: acc[p] += x[column] · w[row, p's kernel column]
             y = epilogue(acc)
 
 With stride 1 a tile of P pixels loads P + k - 1 vectors a kernel row for P·k multiply–adds, so it is bound by arithmetic. The
@@ -13,7 +14,7 @@ code is decided by the tile, the kernel's columns with their stride and dilation
 numbers. The columns at a tile's edges are read from zeros where they lie outside of the image. The last tile of a row ends with
 the row: pixels that the tile before it has stored are computed again, and not stored.
 
-Packed weights: [block of V vectors][kernel row][kernel column][V·lanes]; the last block is filled up with zeros.
+Packed weights: [block of V vectors][kernel row of all planes][kernel column][V·lanes]; the last block is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ import numpy as np
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, aligned_copy, even_rows, row_range, row_table
+from kernels.native.emit.geometry import (
+    Conv,
+    aligned_copy,
+    even_rows,
+    first_element,
+    plane_numbers,
+    plane_range,
+    plane_tables,
+    row_range,
+    row_start,
+    row_table,
+)
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
@@ -59,11 +71,12 @@ class DepthwiseTile:
 
 
 def pack_depthwise(conv: Conv, tile: DepthwiseTile, isa: Isa, weights: Array) -> Array:
-    """Pack weights (channels, 1, kernel rows, columns) in the order in which the kernel reads them; tails are 0."""
+    """Pack weights (channels, 1, kernel rows of all planes, columns) in the order in which the kernel reads them; tails are 0."""
     size, blocks = tile.vectors * isa.lanes, _blocks(conv, tile, isa)
-    padded = np.zeros((blocks * size, *conv.kernel), np.float32)
+    kernel = (conv.kernel_rows, conv.kernel[1])
+    padded = np.zeros((blocks * size, *kernel), np.float32)
     padded[: len(weights)] = weights[:, 0]
-    return aligned_copy(padded.reshape(blocks, size, *conv.kernel).transpose(0, 2, 3, 1).ravel())
+    return aligned_copy(padded.reshape(blocks, size, *kernel).transpose(0, 2, 3, 1).ravel())
 
 
 def pack_depthwise_bias(isa: Isa, bias: Array, vectors: int = 1) -> Array:
@@ -102,7 +115,7 @@ def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
 
 def depthwise_cycles(conv: Conv, tile: DepthwiseTile, isa: Isa) -> float:
     """Estimate the cycles of one core for the whole convolution, by the port model."""
-    return conv.y.batch * conv.y.height * conv.kernel[0] * _estimate(conv, tile.pixels, tile.vectors, isa)
+    return conv.y.batch * conv.y.height * conv.kernel_rows * _estimate(conv, tile.pixels, tile.vectors, isa)
 
 
 def depthwise_chunks(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
@@ -117,7 +130,7 @@ def _units(conv: Conv, tile: DepthwiseTile, isa: Isa) -> int:
 def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> DepthwiseTile:
     """Make a tile of these sizes; the rest follows by rule."""
     conv = hinted(conv)
-    row_macs = conv.y.width * vectors * isa.lanes * conv.kernel[0] * conv.kernel[1]
+    row_macs = conv.y.width * vectors * isa.lanes * conv.taps
     chunk_macs = min(max(conv.macs // CHUNKS, CHUNK_MACS[0]), CHUNK_MACS[1])
     tile = DepthwiseTile(pixels, vectors, even_rows(conv.y.height, chunk_macs // row_macs))
     units = min(LEAST_MACS // (tile.rows * row_macs), _units(conv, tile, isa) // LEAST_CHUNKS)
@@ -150,19 +163,20 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
     window = name_window(
         replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     )
-    words = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue))
+    words, deep = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue)), conv.depth is not None
+    stem = f"f32_dwconv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _DepthwiseEmitter(k, code, sizes, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
-        kernel_name(f"f32_dwconv2d_{tile.pixels}x{tile.vectors * isa.lanes}", code, isa, words),
+        kernel_name(stem, (code, deep) if deep else code, isa, words),
         ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),
         depthwise_chunks(conv, tile, isa),
         body,
         _numbers(conv, tile, epilogue, isa),
-        {"row_table": row_table(conv)},
+        {"row_table": row_table(conv), **plane_tables(conv)},
         results.buffer_bytes(isa.lanes),
     )
 
@@ -174,7 +188,7 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
     tiles: of y, and of a row of it. x_width: of x. x_image, x_block, x_vector, x_row, x_pixel: between neighbours of each kind
     in x; rows are those of neighbouring outputs. x_first: from x to the first column of the first window, which may lie
     outside. left: columns of the first window outside. kernel_rows, x_kernel_row: the kernel's rows, and elements between what
-    they read.
+    they read. plane_rows, x_kernel_plane: of a plane of a kernel over volumes.
     """
     x, y, lanes = conv.x, conv.y, isa.lanes
     vector = lanes if x.block > lanes else x.block_stride
@@ -184,8 +198,9 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
         "channels": y.channels, "width": y.width,
         "tiles": -(-y.width // tile.pixels), "x_width": x.width, "x_image": x.n_stride,
         "x_block": tile.vectors * vector, "x_vector": vector, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
-        "x_first": -conv.top * x.y_stride - conv.left * x.x_stride, "left": conv.left, "kernel_rows": conv.kernel[0],
-        "x_kernel_row": conv.dilations[0] * x.y_stride,
+        "x_first": first_element(conv), "left": conv.left, "kernel_rows": conv.kernel_rows,
+        "x_kernel_row": conv.dilations[0] * x.y_stride, **({"plane_rows": conv.kernel[0]} if conv.depth else {}),
+        **plane_numbers(conv),
     }  # fmt: skip
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
         numbers |= result_numbers(name, image, tile.vectors, lanes, 0)
@@ -213,7 +228,8 @@ class _DepthwiseEmitter:
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * size
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
-                self._row(row, k.offset(x, row * n["x_row"]), w, b, self.results.row(to, row), left)
+                start = row_start(k, self.pointers, row, n["x_row"])
+                self._row(row, k.offset(x, start), w, b, self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, w: Value, b: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row.
@@ -221,7 +237,7 @@ class _DepthwiseEmitter:
         x: the address of the row's first column, which may lie outside of the image. left: channels from the block's first on.
         """
         k, n, columns, size = self.k, self.n, self.code.columns, self.tile.vectors * self.lanes
-        bounds = row_range(k, self.pointers["row_table"], row)
+        bounds, planes = row_range(k, self.pointers["row_table"], row), plane_range(k, self.pointers, row)
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, self.tile.pixels, n["width"])
             start, here = column * columns.stride - n["left"], self.results.column(to, column)
@@ -229,7 +245,7 @@ class _DepthwiseEmitter:
             outside = Border(k, columns, start, n["x_width"], 0.0)
 
             def finish(loads: Sequence[Load]) -> None:
-                values = self._tile(at, w, b, bounds, [outside.loads(load) for load in loads])
+                values = self._tile(at, w, b, planes, bounds, [outside.loads(load) for load in loads])
                 self.results.finish(values, here, k.const(I64, self.tile.pixels), left, before)
 
             if self.code.x.kind == "blocks":
@@ -249,22 +265,37 @@ class _DepthwiseEmitter:
         k = self.k
         return k.load_first(k.f32, address, k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0)))
 
-    def _tile(self, x: Value, w: Value, b: Value, bounds: Bounds, loads: Sequence[ColumnLoad]) -> list[Value]:
-        """Emit the accumulators of a tile. loads: of each of its vectors, what reads a column at an address."""
+    def _tile(self, x: Value, w: Value, b: Value, planes: Bounds, bounds: Bounds, loads: Sequence[ColumnLoad]) -> list[Value]:
+        """Emit the accumulators of a tile. loads: of each of its vectors, what reads a column at an address.
+
+        planes, bounds: of the kernel's planes, and of the rows of each.
+        """
         k, columns, n, vectors = self.k, self.code.columns, self.n, self.tile.vectors
         met: dict[int, list[tuple[int, int]]] = {}  # by column: the pixels that it meets, each with its kernel column
         for p in range(self.tile.pixels):
             for s, column in enumerate(columns.of_pixel(p)):
                 met.setdefault(column, []).append((p, s))
         starts = [k.load(k.f32, b, v * self.lanes) if self.tile.bias else k.zero(k.f32) for v in range(vectors)]
-        with k.fold("kr", *bounds, 1, starts * self.tile.pixels) as fold:
-            values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"])
-            here = k.offset(w, fold.index * (columns.count * vectors * self.lanes))
-            weights = [k.load(k.f32, here, at * self.lanes) for at in range(columns.count * vectors)]
-            for column, pixels in sorted(met.items()):
-                for v, load in enumerate(loads):
-                    taken = load(k.offset(at, self.pixel * column + self.vector * v), column)
-                    for p, s in pixels:
-                        values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
-            fold.values = values
-        return fold.values
+        with k.fold("plane", *planes, 1, starts * self.tile.pixels) as over:
+            x, w = self._at_plane(over.index, x, w)
+            with k.fold("kr", *bounds, 1, over.values) as fold:
+                values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"])
+                here = k.offset(w, fold.index * (columns.count * vectors * self.lanes))
+                weights = [k.load(k.f32, here, at * self.lanes) for at in range(columns.count * vectors)]
+                for column, pixels in sorted(met.items()):
+                    for v, load in enumerate(loads):
+                        taken = load(k.offset(at, self.pixel * column + self.vector * v), column)
+                        for p, s in pixels:
+                            values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
+                fold.values = values
+            over.values = fold.values
+        return over.values
+
+    def _at_plane(self, plane: Value, x: Value, w: Value) -> tuple[Value, Value]:
+        """Return the addresses that a plane of the kernel reads and has its weights at, from those of the first plane."""
+        if plane.known == 0:
+            return x, w
+        k, n = self.k, self.n
+        rows = plane * n["plane_rows"]
+        weights = rows * (self.code.columns.count * self.tile.vectors * self.lanes)
+        return k.offset(x, plane * n["x_kernel_plane"]), k.offset(w, weights)

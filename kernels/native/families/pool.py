@@ -2,9 +2,10 @@
 
     for each unit of a chunk = (image, block of rows, vector of channels):
         for each row of the output, for each tile of P pixels along it:
-            for each kernel row that lies inside the image:
-                for each input column under the tile:                          unrolled, loaded once
-                    column[c] = column[c] max or + x[c]
+            for each kernel plane that lies inside the volume:                 one, of images
+                for each kernel row that lies inside the plane:
+                    for each input column under the tile:                      unrolled, loaded once
+                        column[c] = column[c] max or + x[c]
             for each pixel: y = epilogue(its columns' max, or their sum / taps)
 
 The code is decided by the window's columns with their stride and dilation, how channels lie, and the epilogue; all else is
@@ -23,7 +24,17 @@ from typing import Literal
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.geometry import Conv, even_rows, row_range, row_table
+from kernels.native.emit.geometry import (
+    Conv,
+    even_rows,
+    first_element,
+    plane_numbers,
+    plane_range,
+    plane_tables,
+    row_range,
+    row_start,
+    row_table,
+)
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
@@ -43,21 +54,28 @@ LEAST_CHUNKS = 8  # of small images, however little each has to do
 class Pooling:
     """A pool over the windows of a depthwise `Conv`.
 
-    counted: (bottom, right) padding of an average whose divisor counts padding; None where it counts pixels of the image only.
+    counted: (bottom, right) padding of an average whose divisor counts padding, of volumes (back, bottom, right); None where it
+    counts pixels of the image only.
     """
 
     window: Conv
     kind: Literal["max", "average"]
-    counted: tuple[int, int] | None = None
+    counted: tuple[int, ...] | None = None
 
     @property
     def divided(self) -> Conv:
         """The windows over the part of the plane whose taps are counted by the divisor of an average."""
         if self.counted is None:
             return self.window
-        conv, (bottom, right) = self.window, self.counted
-        plane = replace(conv.x, height=conv.top + conv.x.height + bottom, width=conv.left + conv.x.width + right)
-        return replace(conv, x=plane, top=0, left=0)
+        conv, (*back, bottom, right) = self.window, self.counted
+        depth, planes = conv.depth, 1
+        if depth is not None:
+            planes = depth.front + depth.x + back[0]
+            rows, depth = conv.x.height // depth.x, replace(depth, x=planes, front=0)
+        else:
+            rows = conv.x.height
+        plane = replace(conv.x, height=planes * (conv.top + rows + bottom), width=conv.left + conv.x.width + right)
+        return replace(conv, x=plane, top=0, left=0, depth=depth)
 
 
 def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
@@ -78,18 +96,21 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     code = _Code(pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results)
     columns = replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     words = (name_layouts(conv.x, conv.y), "wide" if wide else name_window(columns), *name_epilogue(epilogue))
-    row_reads = conv.kernel[0] * min(hint(conv.x.width), hint(conv.y.width) * conv.kernel[1])
+    row_reads = hint(conv.kernel_rows) * min(hint(conv.x.width), hint(conv.y.width) * hint(conv.kernel[1]))
     rows = even_rows(hint(conv.y.height), CHUNK_READS // row_reads)
     blocks, row_chunks = -(-conv.y.channels // isa.lanes), -(-conv.y.height // rows)
     units = conv.y.batch * row_chunks * blocks
     chunk_units = max(1, min(CHUNK_READS // (rows * row_reads), hint(units) // LEAST_CHUNKS))
+    tables = {"row_table": row_table(conv), "divided_rows": row_table(pooling.divided), **plane_tables(conv)}
+    if deep := conv.depth is not None:
+        tables["divided_planes"] = plane_tables(pooling.divided)["plane_table"]
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _PoolingEmitter(k, code, sizes, pointers).emit(*chunks)
 
     return emitted_for_any_shape(
         isa,
-        kernel_name(f"f32_{pooling.kind}pool_{pixels}x{isa.lanes}", code, isa, words),
+        kernel_name(f"f32_{pooling.kind}pool{'3d' * deep}_{pixels}x{isa.lanes}", (code, deep) if deep else code, isa, words),
         ("x", *epilogue.arguments, "y", SCRATCH),
         -(-units // chunk_units),
         body,
@@ -101,7 +122,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
             "chunk_rows": rows,
             **_numbers(pooling, pixels, epilogue, isa),
         },
-        {"row_table": row_table(conv), "divided_rows": row_table(pooling.divided)},
+        tables,
         results.buffer_bytes(isa.lanes),
     )
 
@@ -130,16 +151,17 @@ def _numbers(pooling: Pooling, pixels: int, epilogue: Epilogue[Image], isa: Isa)
     rows, channels, width, tiles: of y, and of a row of it. x_image, x_block, x_row, x_pixel, x_kernel_row: between neighbours
     of each kind in x; rows are those of neighbouring outputs. x_first: from x to the first column of the first window, which
     may lie outside. left, x_width: padding and width of the image; divided_*: of the plane whose taps count for an average.
-    column_step, column_dilation, kernel_columns: of the window.
+    column_step, column_dilation, kernel_columns: of the window. x_kernel_plane: between its planes, of volumes.
     """
     conv, divided = pooling.window, pooling.divided
     x, y, lanes = conv.x, conv.y, isa.lanes
     numbers = {
         "rows": y.height, "channels": y.channels, "width": y.width, "tiles": -(-y.width // pixels), "x_image": x.n_stride,
         "x_block": lanes if x.block > lanes else x.block_stride, "x_row": conv.strides[0] * x.y_stride, "x_pixel": x.x_stride,
-        "x_kernel_row": conv.dilations[0] * x.y_stride, "x_first": -conv.top * x.y_stride - conv.left * x.x_stride,
+        "x_kernel_row": conv.dilations[0] * x.y_stride, "x_first": first_element(conv),
         "left": conv.left, "x_width": x.width, "divided_left": divided.left, "divided_width": divided.x.width,
         "column_step": conv.strides[1], "column_dilation": conv.dilations[1], "kernel_columns": conv.kernel[1],
+        **plane_numbers(conv),
     }  # fmt: skip
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
         numbers |= result_numbers(name, image, 1, lanes, 0)
@@ -185,18 +207,22 @@ class _PoolingEmitter:
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * self.lanes
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
-                self._row(row, k.offset(x, row * n["x_row"]), self.results.row(to, row), left)
+                start = row_start(k, self.pointers, row, n["x_row"])
+                self._row(row, k.offset(x, start), self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row. left: channels from the first one of the vector on."""
         k, n, pixels = self.k, self.n, self.code.results.pixels
         bounds, divided = (row_range(k, self.pointers[name], row) for name in ("row_table", "divided_rows"))
-        counted = divided[1] - divided[0]
+        planes, counted = plane_range(k, self.pointers, row), divided[1] - divided[0]
+        if "divided_planes" in self.pointers:
+            first, last = row_range(k, self.pointers["divided_planes"], row)
+            counted = counted * (last - first)
         columns, end = self.code.columns, k.const(I64, pixels)
         if columns is None:
             with k.loop("pixel", 0, n["width"]) as column:
                 at, here = k.offset(x, column * n["column_step"] * self.pixel), self.results.column(to, column)
-                self.results.finish([self._wide(at, column, bounds, counted, left)], here, end, left)
+                self.results.finish([self._wide(at, column, planes, bounds, counted, left)], here, end, left)
             return
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, pixels, n["width"])
@@ -206,7 +232,7 @@ class _PoolingEmitter:
             in_divided = Border(k, columns, column * step - n["divided_left"], n["divided_width"], 0.0)
 
             def finish(load: Load) -> None:
-                values = self._tile(at, columns, bounds, in_image.loads(load))
+                values = self._tile(at, columns, planes, bounds, in_image.loads(load))
                 if self.code.kind == "average":
                     taps = self._taps_of_pixels(columns, counted, in_divided)
                     values = [value / each for value, each in zip(values, taps, strict=True)]
@@ -224,19 +250,29 @@ class _PoolingEmitter:
     def _load(self, address: Value) -> Value:
         return self.k.load(self.k.f32, address)
 
-    def _tile(self, x: Value, columns: Columns, bounds: Bounds, load: ColumnLoad) -> list[Value]:
-        """Emit the maximum or the sum of each pixel's window. load: reads a column at an address."""
+    def _tile(self, x: Value, columns: Columns, planes: Bounds, bounds: Bounds, load: ColumnLoad) -> list[Value]:
+        """Emit the maximum or the sum of each pixel's window. load: reads a column at an address.
+
+        planes, bounds: of the window's planes, and of the rows of each, that lie inside of x.
+        """
         k = self.k
         windows = [columns.of_pixel(p) for p in range(columns.pixels)]
         each = sorted({column for window in windows for column in window})
-        with k.fold("kr", *bounds, 1, [self.start] * len(each)) as fold:
-            at = k.offset(x, fold.index * self.n["x_kernel_row"])
-            fold.values = [
-                self._combine(value, load(k.offset(at, self.pixel * column), column))
-                for value, column in zip(fold.values, each, strict=True)
-            ]
-        taken = dict(zip(each, fold.values, strict=True))
+        with k.fold("plane", *planes, 1, [self.start] * len(each)) as over:
+            x = self._at_plane(over.index, x)
+            with k.fold("kr", *bounds, 1, over.values) as fold:
+                at = k.offset(x, fold.index * self.n["x_kernel_row"])
+                fold.values = [
+                    self._combine(value, load(k.offset(at, self.pixel * column), column))
+                    for value, column in zip(fold.values, each, strict=True)
+                ]
+            over.values = fold.values
+        taken = dict(zip(each, over.values, strict=True))
         return [self._combined([taken[column] for column in window]) for window in windows]
+
+    def _at_plane(self, plane: Value, x: Value) -> Value:
+        """Return the address that a plane of the window reads, from that of the first one."""
+        return x if plane.known == 0 else self.k.offset(x, plane * self.n["x_kernel_plane"])
 
     def _taps_of_pixels(self, columns: Columns, rows: Value, divided: Border) -> list[Value]:
         """Return the number of taps that count for each pixel's average. rows: kernel rows that count."""
@@ -253,7 +289,7 @@ class _PoolingEmitter:
             found.append(self._taps(rows * count))
         return found
 
-    def _wide(self, x: Value, column: Value, bounds: Bounds, counted: Value, left: Value) -> Value:
+    def _wide(self, x: Value, column: Value, planes: Bounds, bounds: Bounds, counted: Value, left: Value) -> Value:
         """Emit the result of one pixel whose window has more columns than there are accumulators."""
         k, n, several = self.k, self.n, self.code.accumulators
         first, last = self._columns_inside(column, n["left"], n["x_width"])
@@ -264,14 +300,17 @@ class _PoolingEmitter:
             address = k.offset(at, k.coerce(tap, I64) * step)
             return k.load(k.f32, address) if self.code.x.kind == "blocks" else k.load_first(k.f32, address, lanes)
 
-        with k.fold("kr", *bounds, 1, [self.start] * several) as fold:
-            at = k.offset(x, fold.index * n["x_kernel_row"])
-            with k.fold("kc", first, whole, several, fold.values) as taps:
-                taps.values = [self._combine(value, load(at, taps.index + tap)) for tap, value in enumerate(taps.values)]
-            with k.fold("rest", whole, last, 1, taps.values[:1]) as rest:
-                rest.values = [self._combine(rest.values[0], load(at, rest.index))]
-            fold.values = [rest.values[0], *taps.values[1:]]
-        pooled = self._combined(fold.values)
+        with k.fold("plane", *planes, 1, [self.start] * several) as over:
+            x = self._at_plane(over.index, x)
+            with k.fold("kr", *bounds, 1, over.values) as fold:
+                at = k.offset(x, fold.index * n["x_kernel_row"])
+                with k.fold("kc", first, whole, several, fold.values) as taps:
+                    taps.values = [self._combine(value, load(at, taps.index + tap)) for tap, value in enumerate(taps.values)]
+                with k.fold("rest", whole, last, 1, taps.values[:1]) as rest:
+                    rest.values = [self._combine(rest.values[0], load(at, rest.index))]
+                fold.values = [rest.values[0], *taps.values[1:]]
+            over.values = fold.values
+        pooled = self._combined(over.values)
         if self.code.kind == "max":
             return pooled
         first, last = self._columns_inside(column, n["divided_left"], n["divided_width"])

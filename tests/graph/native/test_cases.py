@@ -27,11 +27,12 @@ from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_case
 
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
-    "Attention": "its scores are capped|it has a cache", "AveragePool": "need rank 3 or 4",
-    "CumProd": "not a constant", "CumSum": "not a constant",
-    "Conv": "not constants|need rank 3 or 4", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
+    "Attention": "its scores are capped|it has a cache", "CumProd": "not a constant", "CumSum": "not a constant",
+    "Conv": "not constants", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
-    "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32", "Mod": "no (rem|mod) of .float32",
+    "GridSample": "need rank 4", "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32",
+    "Mod": "no (rem|mod) of .float32",
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"

@@ -76,6 +76,21 @@ def test_an_identity_in_front_of_an_output_hands_its_name_over() -> None:
     assert after.nodes[0].outputs == ("y",)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_concat_loses_its_empty_inputs(axis) -> None:
+    inputs = {"x": (2, 4), "past": (2, 0)}
+    graph = build([node("Concat", ["past", "x", "past", "x"], ["y"], axis=axis)], (), inputs)
+    after = rewritten(graph, remove_identities)
+    assert after.nodes[0].inputs == ("x", "x")
+    alone = build([node("Concat", ["past", "x"], ["a"], axis=axis), node("Exp", ["a"], ["y"])], (), inputs)
+    assert ops(rewritten(alone, remove_identities)) == ["Exp"]
+
+
+def test_a_concat_of_empty_inputs_stays() -> None:
+    graph = build([node("Concat", ["x", "x"], ["y"], axis=1)], (), {"x": (2, 0)})
+    assert ops(rewritten(graph, remove_identities)) == ["Concat"]
+
+
 def test_an_identity_from_input_to_output_stays() -> None:
     assert ops(rewritten(build([node("Identity", ["x"], ["y"])]), remove_identities)) == ["Identity"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.expression import Apply
 from kernels.native.emit.epilogue import PLAIN, Epilogue
-from kernels.native.emit.geometry import Conv
+from kernels.native.emit.geometry import Conv, Depth
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
 from kernels.native.families.channels import Channels, emit_channels
@@ -27,10 +27,12 @@ from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, m
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.gather import Gather, emit_gather
+from kernels.native.families.grid_sample import GridSample, emit_grid_sample
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.families.rearrange import PadMode, convert_image, pad_tensor
+from kernels.native.families.recurrent import Cell, Recurrent, emit_recurrent, recurrent_tile
 from kernels.native.families.resize import Resizing, Side, emit_resize, make_resize_tile, resize_tiles
 from kernels.native.families.scatter import Scatter, emit_scatter
 from kernels.native.families.select import Select, emit_select
@@ -40,6 +42,8 @@ from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.run.program import KernelCall, Ref
 from kernels.native.target.isa import Isa
+from kernels.ops.recurrent import activation_expressions
+from kernels.registry import find
 from kernels.resampling import Pass
 from kernels.spec import DType
 from tests.kernels.native.chains import chain
@@ -474,6 +478,30 @@ def selection(isa: Isa, *dtypes: Dtype, largest: bool) -> Kernels:
     return [emit_select(Select(View.dense((3, 9, 4)), 5, largest, np.dtype(dtype)), isa) for dtype in dtypes]
 
 
+def volumes(isa: Isa, size: int, kernel: tuple[int, int, int], *, apart: bool = False) -> Conv:
+    """Return a convolution, with `apart` of each channel by itself, over volumes whose sides are that size."""
+    channels, (planes, rows, columns) = isa.lanes + 3, kernel
+    x = Image.blocked(1, channels, size * size, size, isa.lanes)
+    depth = Depth(size, size, planes, front=planes // 2)
+    return Conv(x, x, (rows, columns), top=rows // 2, left=columns // 2, groups=channels if apart else 1, depth=depth)
+
+
+def grid_sample(isa: Isa, mode: Literal["nearest", "linear", "cubic"], outside: Literal["zeros", "reflection"]) -> Kernels:
+    """Return the kernel that samples an image of two vectors of channels."""
+    x, y = (Image.blocked(1, 2 * isa.lanes, *size, isa.lanes) for size in ((5, 7), (4, 6)))
+    return [emit_grid_sample(GridSample(x, y, View.dense((1, 4, 6, 2)), mode, outside), isa)]
+
+
+def recurrent(isa: Isa, op: Literal["LSTM", "GRU", "RNN"], batch: int, **form: bool) -> Kernels:
+    """Return the kernel of a layer of five steps in both directions. form: of the cell."""
+    kinds: Mapping[str, Literal["lstm", "gru", "rnn"]] = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn"}
+    cell = Cell(kinds[op], activation_expressions(op, find(op).bind({}))[0], **form)
+    tile, state = recurrent_tile(cell, batch, 70, isa), View.dense((2, batch, 70))
+    projected, y = View.dense((5, 2, batch, 40 * isa.lanes)), View.dense((5, 2, batch, 70))
+    c = state if cell.has_c else None
+    return [emit_recurrent(Recurrent(cell, projected, y, state, state, c, c), tile, isa)]
+
+
 ROW, COLUMN = (3, 67), (2, 9, 35)  # shapes: the last axis is whole vectors and a tail; the axis is not the last
 
 KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
@@ -717,6 +745,17 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "largest, in order": lambda isa: selection(isa, np.float32, np.int8, np.uint32, largest=True),
     "smallest, in order": lambda isa: selection(isa, np.float32, np.int32, largest=False),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),
+    "conv 3x3x3": lambda isa: direct(isa, volumes(isa, 7, (3, 3, 3)), (4, 1)),
+    "depthwise 3x1x3": lambda isa: depthwise(isa, volumes(isa, 7, (3, 1, 3), apart=True), (3, 1)),
+    "maximum 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "max"), PLAIN, isa)],
+    "average 3x3x3": lambda isa: [emit_pooling(Pooling(volumes(isa, 7, (3, 3, 3), apart=True), "average"), PLAIN, isa)],
+    "grid sample, linear": lambda isa: grid_sample(isa, "linear", "zeros"),
+    "grid sample, cubic, reflected": lambda isa: grid_sample(isa, "cubic", "reflection"),
+    "LSTM, one sequence": lambda isa: recurrent(isa, "LSTM", 1),
+    "LSTM, peepholes and lengths": lambda isa: recurrent(isa, "LSTM", 3, peepholes=True, coupled=True, lengths=True),
+    "GRU": lambda isa: recurrent(isa, "GRU", 2),
+    "GRU, resets behind the product": lambda isa: recurrent(isa, "GRU", 7, linear=True),
+    "RNN": lambda isa: recurrent(isa, "RNN", 7),
 }  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""Expansion of com.microsoft's fused products and convolutions into ONNX's own ops, which other passes and kernels know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graph.ir import Graph, Node, Specs
+from graph.passes.editor import Editor, origins
+from kernels.ops.fused_matmul import axes_order
+from kernels.registry import find
+from kernels.spec import DType
+
+_CHAINED = ""  # as an input: the result of the step before
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One node of an expansion. inputs: value names; `_CHAINED` stands for the result of the step before."""
+
+    op: str
+    inputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+
+
+def expand_fused(graph: Graph, specs: Specs) -> Graph:
+    """Replace each FusedConv by Conv, Add and an activation, and each FusedMatMul by Transpose, MatMul and Mul."""
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
+        node = editor.nodes[name]
+        if all(editor.spec(value) is not None for value in node.reads()):
+            _EXPANSIONS[node.op](editor, node)
+    return editor.finish()
+
+
+def _replace(editor: Editor, node: Node, steps: Sequence[_Step]) -> None:
+    """Put nodes that follow one another in the place of one; the last one writes its output."""
+    before = ""
+    editor.drop(node)
+    for number, step in enumerate(steps, 1 - len(steps)):
+        name = node.name if number == 0 else editor.fresh(f"{node.name}/{step.op}")
+        output = node.outputs[0] if number == 0 else name
+        inputs = tuple(before if value == _CHAINED else value for value in step.inputs)
+        editor.put(Node(name, step.op, inputs, (output,), find(step.op).bind(step.attrs), origins=origins(node)))
+        before = output
+
+
+def _matmul(editor: Editor, node: Node) -> None:
+    """Turn the factors as MatMul reads them, multiply, and scale where alpha is not 1."""
+    attrs = node.attrs
+    factors = [
+        _turned(editor, node, value, batch, last)
+        for value, batch, last in zip(
+            node.inputs, (attrs["transBatchA"], attrs["transBatchB"]), (attrs["transA"], attrs["transB"]), strict=True
+        )
+    ]
+    steps = [_Step("MatMul", tuple(factors), {})]
+    if attrs["alpha"] != 1:
+        steps.append(_Step("Mul", (_CHAINED, _number(editor, node, "alpha", attrs["alpha"])), {}))
+    _replace(editor, node, steps)
+
+
+def _turned(editor: Editor, node: Node, value: str, batch: int, last: int) -> str:
+    """Return a factor in MatMul's order of axes, transposed by a node of its own where it is in another one."""
+    spec = editor.spec(value)
+    order = [] if spec is None else axes_order(spec.rank, batch, last)
+    if order == sorted(order):
+        return value
+    made = editor.fresh(f"{node.name}/turned")
+    attrs = find("Transpose").bind({"perm": tuple(order)})
+    editor.put(Node(made, "Transpose", (value,), (made,), attrs, origins=origins(node)))
+    return made
+
+
+def _conv(editor: Editor, node: Node) -> None:
+    """Convolve, add where there is a fourth input, and apply the activation."""
+    own = {name: value for name, value in node.attrs.items() if name not in ("activation", "activation_params")}
+    bias, added = (*node.inputs[2:], "", "")[:2]
+    steps = [_Step("Conv", (*node.inputs[:2], bias) if bias else node.inputs[:2], own)]
+    if added:
+        steps.append(_Step("Add", (_CHAINED, added), {}))
+    activation, numbers = node.attrs["activation"], node.attrs["activation_params"] or ()
+    if activation == "Clip":
+        bounds = [_number(editor, node, f"bound{n}", value) for n, value in enumerate(numbers)]
+        steps.append(_Step("Clip", (_CHAINED, *bounds), {}))
+    elif activation:
+        steps.append(_Step(activation, (_CHAINED,), dict(zip(("alpha", "beta"), numbers, strict=False))))
+    _replace(editor, node, steps)
+
+
+def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
+    """Add a number of the type of the node's first input as a constant."""
+    spec = editor.spec(node.inputs[0])
+    dtype: DType | None = None if spec is None else spec.dtype
+    return editor.add_constant(f"{node.name}/{hint}", np.asarray(value, dtype))
+
+
+_EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
+    "com.microsoft.FusedConv": _conv,
+    "com.microsoft.FusedMatMul": _matmul,
+}

@@ -1,0 +1,62 @@
+"""com.microsoft's fused ops become ONNX's own, which compute the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from graph.passes.expansions import expand_fused
+from tests.graph.passes.checks import build, node, ops, optimised, random, rewritten
+
+MICROSOFT = "com.microsoft"
+WEIGHTS = (random("w", 6, 4, 3, 3), random("b", 6))
+IMAGE = {"x": (1, 4, 6, 5)}
+
+
+def fused(activation, params, inputs):
+    attrs = {"activation": activation, "pads": [1, 1, 1, 1], "kernel_shape": [3, 3]}
+    if params:
+        attrs["activation_params"] = params
+    return node("FusedConv", inputs, ["y"], domain=MICROSOFT, **attrs)
+
+
+@pytest.mark.parametrize(
+    ("activation", "params", "wanted"),
+    [
+        ("Relu", [], "Relu"),
+        ("Sigmoid", [], "Sigmoid"),
+        ("Tanh", [], "Tanh"),
+        ("LeakyRelu", [0.1], "LeakyRelu"),
+        ("HardSigmoid", [0.25, 0.5], "HardSigmoid"),
+        ("Clip", [-0.5, 0.75], "Clip"),
+    ],
+)
+def test_fused_conv_becomes_conv_and_its_activation(activation, params, wanted) -> None:
+    graph = build([fused(activation, params, ["x", "w", "b"])], WEIGHTS, IMAGE)
+    after = rewritten(graph, expand_fused)
+    assert ops(after) == ["Conv", wanted]
+    assert after.nodes[0].attrs["pads"] == (1, 1, 1, 1)
+    assert all(each.origins == ("n0",) for each in after.nodes)
+
+
+def test_fused_conv_adds_its_fourth_input_before_the_activation() -> None:
+    graph = build([fused("Relu", [], ["x", "w", "", "z"])], WEIGHTS, {**IMAGE, "z": (1, 6, 6, 5)})
+    assert ops(rewritten(graph, expand_fused)) == ["Conv", "Add", "Relu"]
+    assert ops(optimised(graph).graph) == ["Conv+Add+Relu"]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.125])
+def test_fused_matmul_becomes_products_of_transposed_factors(alpha) -> None:
+    first = node("FusedMatMul", ["x", "k"], ["y"], domain=MICROSOFT, alpha=alpha, transBatchA=1, transB=1)
+    after = rewritten(build([first], (), {"x": (3, 2, 4), "k": (2, 5, 4)}), expand_fused)
+    assert ops(after) == ["Transpose", "Transpose", "MatMul", *(["Mul"] if alpha != 1 else [])]
+
+
+def test_fused_matmul_of_one_value_with_itself_transposes_one_of_them() -> None:
+    first = node("FusedMatMul", ["x", "x"], ["y"], domain=MICROSOFT, transB=1)
+    assert ops(rewritten(build([first], (), {"x": (3, 4)}), expand_fused)) == ["Transpose", "MatMul"]
+
+
+def test_names_that_a_model_has_already_stay_its_own() -> None:
+    nodes = [node("Neg", ["x"], ["y/Conv"], name="n1/Conv"), fused("Relu", [], ["y/Conv", "w", "b"])]
+    after = rewritten(build(nodes, WEIGHTS, IMAGE), expand_fused)
+    assert ops(after) == ["Neg", "Conv", "Relu"]
