@@ -202,7 +202,7 @@ class Program:
     def _grow(self, threads: int) -> None:
         """Allocate counters, timestamps and scratch for that many threads."""
         self._threads = threads
-        self._counters = aligned(LINE_BYTES * max(self._steps, 1) * threads)
+        self._counters = aligned(LINE_BYTES * (self._steps * (threads + 1) + 1))
         self._times = aligned(self._times_bytes * threads)
         self._scratch = aligned(self._scratch_bytes * threads)
         header = {"counters": self._counters.ctypes.data, "scratch": self._scratch.ctypes.data,

@@ -1,4 +1,4 @@
-"""The native run-time that programs stand on: workers, the start and end of a run, and the barrier, as LLVM IR.
+"""The native run-time that programs stand on: workers, the start and end of a run, and waiting for work, as LLVM IR.
 
 Everything waits the same way: on a 32-bit word that changes, with the number of sleepers in the word behind it. A waiter spins
 a bounded number of times and then sleeps in the kernel (futex), so that more threads than cores make progress and idle workers
@@ -7,12 +7,14 @@ sequential consistency: either the waiter sees the new word, or the waker sees t
 
 Memory, in lines of 128 bytes since processors fetch lines in pairs:
 
-    mailbox, one a worker:   0 word  4 sleepers  8 team  16 thread number (i64)  24 stop (i32)  28 spins (i32)
-    team, one a run:         0 word "done"  4 sleepers  |  128 arrived at the barrier  |  256 word "generation"  260 sleepers
-                             |  384 program  392 arguments  400 threads (i64)  408 spins (i32)  |  512 workers not done yet
+    mailbox, one a worker:   0 word  4 sleepers  8 team  16 thread number (i64)  24 stop (i32)  28 spins (i32)  32 ticket (i32)
+    team, one a run:         0 word "done"  4 sleepers  |  128 word "progress"  132 sleepers
+                             |  256 program  264 arguments  272 threads (i64)  280 spins (i32)  |  384 workers not done yet
 
-A program is `void program(ptr arguments, i64 thread, i64 threads, ptr team)`. Its objects are linked with `runtime_ir`'s, and it
-may call `void edgewise_barrier(ptr team)`, which every thread of the team must reach equally often.
+A program is `void program(ptr arguments, i64 thread, i64 threads, ptr team)`. Its objects are linked with `runtime_ir`'s. Threads
+wait for work and never for one another: `edgewise_finish` says that some of it is done, `edgewise_await` returns once all is. So
+a thread that the system does not run delays a team by the work that it has begun and no more, and a worker that has not woken up
+when all work is done is not waited for: its ticket is taken back.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ from kernels.native.memory.buffers import LINE_BYTES
 from kernels.native.target.isa import Isa
 
 MAILBOX_BYTES = LINE_BYTES
-TEAM_BYTES = 5 * LINE_BYTES
+TEAM_BYTES = 4 * LINE_BYTES
 MAILBOX = {"team": 8, "thread": 16, "stop": 24, "spins": 28}  # byte offsets
-TEAM = {"program": 384, "arguments": 392, "threads": 400, "spins": 408}
+TEAM = {"program": 256, "arguments": 264, "threads": 272, "spins": 280}
 
 _FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98}
 _PAUSE = {
@@ -95,39 +97,72 @@ end:
   ret void
 }
 
-; The last thread to arrive opens the barrier for the others; the generation tells one barrier from the next.
-define void @edgewise_barrier(ptr %team) #0 {
+; Count work as done, and wake the threads that wait for it once all of it is.
+define void @edgewise_finish(ptr %team, ptr %done, i64 %count, i64 %total) #0 {
 entry:
-  %threads.at = getelementptr i8, ptr %team, i64 400
-  %arrived = getelementptr i8, ptr %team, i64 128
-  %generation = getelementptr i8, ptr %team, i64 256
-  %threads = load i32, ptr %threads.at, align 4
-  %alone = icmp ule i32 %threads, 1
-  br i1 %alone, label %end, label %arrive
-arrive:
-  %old = load atomic i32, ptr %generation acquire, align 4
-  %before = atomicrmw add ptr %arrived, i32 1 acq_rel
-  %count = add i32 %before, 1
-  %new = add i32 %old, 1
-  %last = icmp eq i32 %count, %threads
-  br i1 %last, label %open, label %stand
-open:
-  store atomic i32 0, ptr %arrived monotonic, align 4
-  call void @signal(ptr %generation, i32 %new)
+  %before = atomicrmw add ptr %done, i64 %count seq_cst
+  %after = add i64 %before, %count
+  %complete = icmp eq i64 %after, %total
+  br i1 %complete, label %look, label %end
+look:
+  %sleepers.at = getelementptr i8, ptr %team, i64 132
+  %sleepers = load atomic i32, ptr %sleepers.at seq_cst, align 4
+  %none = icmp eq i32 %sleepers, 0
+  br i1 %none, label %end, label %call
+call:
+  %progress = getelementptr i8, ptr %team, i64 128
+  %was = atomicrmw add ptr %progress, i32 1 seq_cst
+  call void @wake(ptr %progress)
+  br label %end
+end:
   ret void
-stand:
-  %spins.at = getelementptr i8, ptr %team, i64 408
+}
+
+; Return once all work is done, or the run is stopped. What the others wrote before they finished is seen then. All of the work
+; must have been taken, so that it will be done.
+define void @edgewise_await(ptr %team, ptr %done, i64 %total, ptr %stop) #0 {
+entry:
+  %progress = getelementptr i8, ptr %team, i64 128
+  %sleepers = getelementptr i8, ptr %team, i64 132
+  %spins.at = getelementptr i8, ptr %team, i64 280
   %spins = load i32, ptr %spins.at, align 4
-  call void @wait(ptr %generation, i32 %old, i32 %spins)
-  ret void
+  br label %look
+look:
+  %turn = phi i32 [ 0, %entry ], [ %turned, %spin ], [ %turn, %rise ]
+  %now = load atomic i64, ptr %done acquire, align 8
+  %complete = icmp eq i64 %now, %total
+  br i1 %complete, label %end, label %ask
+ask:
+  %stopped = load atomic i32, ptr %stop monotonic, align 4
+  %stops = icmp ne i32 %stopped, 0
+  br i1 %stops, label %end, label %stay
+stay:
+  %patient = icmp ult i32 %turn, %spins
+  br i1 %patient, label %spin, label %doze
+spin:
+  PAUSE
+  %turned = add i32 %turn, 1
+  br label %look
+doze:
+  %old = load atomic i32, ptr %progress seq_cst, align 4
+  %q0 = atomicrmw add ptr %sleepers, i32 1 seq_cst
+  %later = load atomic i64, ptr %done seq_cst, align 8
+  %ready = icmp eq i64 %later, %total
+  br i1 %ready, label %rise, label %lie
+lie:
+  call void @sleep(ptr %progress, i32 %old)
+  br label %rise
+rise:
+  %q1 = atomicrmw sub ptr %sleepers, i32 1 seq_cst
+  br label %look
 end:
   ret void
 }
 
 define internal void @perform(ptr %team, i64 %thread) #0 {
-  %program.at = getelementptr i8, ptr %team, i64 384
-  %arguments.at = getelementptr i8, ptr %team, i64 392
-  %threads.at = getelementptr i8, ptr %team, i64 400
+  %program.at = getelementptr i8, ptr %team, i64 256
+  %arguments.at = getelementptr i8, ptr %team, i64 264
+  %threads.at = getelementptr i8, ptr %team, i64 272
   %program = load ptr, ptr %program.at, align 8
   %arguments = load ptr, ptr %arguments.at, align 8
   %threads = load i64, ptr %threads.at, align 8
@@ -135,7 +170,7 @@ define internal void @perform(ptr %team, i64 %thread) #0 {
   ret void
 }
 
-; A worker's life: wait for mail, run its share, say so; until told to stop.
+; A worker's life: wait for mail, take the ticket, run its share, say so; until told to stop. A ticket may have been taken back.
 define void @edgewise_worker(ptr %box) #0 {
 entry:
   %team.at = getelementptr i8, ptr %box, i64 8
@@ -144,18 +179,23 @@ entry:
   %spins.at = getelementptr i8, ptr %box, i64 28
   br label %idle
 idle:
-  %seen = phi i32 [ 0, %entry ], [ %mail, %work ], [ %mail, %last ]
+  %seen = phi i32 [ 0, %entry ], [ %mail, %begin ], [ %mail, %work ], [ %mail, %last ]
   %spins = load atomic i32, ptr %spins.at monotonic, align 4
   call void @wait(ptr %box, i32 %seen, i32 %spins)
   %mail = load atomic i32, ptr %box acquire, align 4
   %stop = load atomic i32, ptr %stop.at monotonic, align 4
   %stops = icmp ne i32 %stop, 0
-  br i1 %stops, label %end, label %work
+  br i1 %stops, label %end, label %begin
+begin:
+  %ticket.at = getelementptr i8, ptr %box, i64 32
+  %ticket = cmpxchg ptr %ticket.at, i32 1, i32 0 acq_rel acquire
+  %taken = extractvalue { i32, i1 } %ticket, 1
+  br i1 %taken, label %work, label %idle
 work:
   %team = load ptr, ptr %team.at, align 8
   %thread = load i64, ptr %thread.at, align 8
   call void @perform(ptr %team, i64 %thread)
-  %left.at = getelementptr i8, ptr %team, i64 512
+  %left.at = getelementptr i8, ptr %team, i64 384
   %left = atomicrmw sub ptr %left.at, i32 1 acq_rel
   %is.last = icmp eq i32 %left, 1
   br i1 %is.last, label %last, label %idle
@@ -176,7 +216,8 @@ define void @edgewise_post(ptr %box) #0 {
   ret void
 }
 
-; Run the team's program on this thread and on one worker per mailbox; return when all are done. Counters start at zero.
+; Run the team's program on this thread and on one worker per mailbox; return when all that began are done. Counters start at
+; zero.
 define void @edgewise_run(ptr %team, ptr %boxes, i64 %workers, ptr %counters, i64 %counter.bytes) #0 {
 entry:
   call void @llvm.memset.p0.i64(ptr align 8 %counters, i8 0, i64 %counter.bytes, i1 false)
@@ -187,7 +228,7 @@ single:
   call void @perform(ptr %team, i64 0)
   ret void
 start:
-  %left.at = getelementptr i8, ptr %team, i64 512
+  %left.at = getelementptr i8, ptr %team, i64 384
   %workers.32 = trunc i64 %workers to i32
   store atomic i32 %workers.32, ptr %left.at release, align 4
   br label %send
@@ -200,14 +241,40 @@ send:
   %thread.at = getelementptr i8, ptr %box, i64 16
   store ptr %team, ptr %team.at, align 8
   store i64 %n.next, ptr %thread.at, align 8
+  %ticket.at = getelementptr i8, ptr %box, i64 32
+  store atomic i32 1, ptr %ticket.at release, align 4
   call void @edgewise_post(ptr %box)
   %more = icmp ult i64 %n.next, %workers
   br i1 %more, label %send, label %share
 share:
   call void @perform(ptr %team, i64 0)
-  %spins.at = getelementptr i8, ptr %team, i64 408
+  br label %revoke
+revoke:
+  %m = phi i64 [ 0, %share ], [ %m.next, %revoke ]
+  %revoked = phi i32 [ 0, %share ], [ %revoked.next, %revoke ]
+  %late.at = getelementptr ptr, ptr %boxes, i64 %m
+  %late = load ptr, ptr %late.at, align 8
+  %late.ticket = getelementptr i8, ptr %late, i64 32
+  %pair = cmpxchg ptr %late.ticket, i32 1, i32 0 acq_rel acquire
+  %got = extractvalue { i32, i1 } %pair, 1
+  %got.32 = zext i1 %got to i32
+  %revoked.next = add i32 %revoked, %got.32
+  %m.next = add i64 %m, 1
+  %others = icmp ult i64 %m.next, %workers
+  br i1 %others, label %revoke, label %count
+count:
+  %before = atomicrmw sub ptr %left.at, i32 %revoked.next acq_rel
+  %all = icmp eq i32 %before, %revoked.next
+  br i1 %all, label %settled, label %stay
+settled:
+  %any = icmp eq i32 %revoked.next, 0
+  br i1 %any, label %stay, label %end
+stay:
+  %spins.at = getelementptr i8, ptr %team, i64 280
   %spins = load i32, ptr %spins.at, align 4
   call void @wait(ptr %team, i32 %done, i32 %spins)
+  br label %end
+end:
   ret void
 }
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
@@ -242,10 +309,19 @@ def denormals_as_zero(k: Function) -> Iterator[None]:
     k.call("llvm.x86.sse.ldmxcsr", VOID, before)
 
 
-def barrier(k: Function, team: Value) -> None:
-    """Emit a barrier: every thread of the team waits for the others, and afterwards sees everything they wrote before it."""
-    k.module.declare("edgewise_barrier", VOID, (team.type,))
-    k.call("edgewise_barrier", VOID, team)
+def finish(k: Function, team: Value, done: Value, count: Operand, total: Operand) -> None:
+    """Emit that `count` of `total` pieces of work are done. done: address of the i64 that counts them, zeroed before the run."""
+    k.module.declare("edgewise_finish", VOID, (PTR, PTR, I64, I64))
+    k.call("edgewise_finish", VOID, team, done, k.coerce(count, I64), k.coerce(total, I64))
+
+
+def await_done(k: Function, team: Value, done: Value, total: Operand, stop: Value) -> None:
+    """Emit a wait for all pieces of work, which threads have begun; afterwards this thread sees what they wrote.
+
+    stop: address of a 32-bit word that ends the wait once it is not 0.
+    """
+    k.module.declare("edgewise_await", VOID, (PTR, PTR, I64, PTR))
+    k.call("edgewise_await", VOID, team, done, k.coerce(total, I64), stop)
 
 
 @contextmanager
@@ -256,7 +332,8 @@ def shares(
 
     A thread takes the chunks of its own share first, which are consecutive, and then helps with the shares of others.
 
-    A step thus finds in its core's cache what that core wrote in the step before, as long as the cores keep pace.
+    A step thus finds in its core's cache what that core wrote in the step before, as long as the cores keep pace. Where the loop
+    ends, all chunks are taken.
     counters: address of the first thread's i64 for this loop, zeroed before the run; the next thread's is `apart_bytes` behind.
     """
     with k.loop("owner", 0, threads) as turn:

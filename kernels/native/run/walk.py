@@ -1,7 +1,9 @@
 """The native loop that runs a program: a table of calls, walked by every thread of a team.
 
     denormals count as 0 from here on, until the end
-    for each step of the table:  do this thread's share of the chunks, then help with the others';  barrier, if the step has one
+    where the run is timed: wait until all threads are there
+    for each step of the table:  do this thread's share of the chunks, then help with the others'
+                                 if the step has a barrier: wait until it and those before it are done
 
 A program is data, so this loop is compiled once for an instruction set, and a new model compiles no code of its own. All words
 are of 8 bytes. The table begins with the header, whose words HEADER names; a step has the words that STEP names.
@@ -14,13 +16,13 @@ from collections.abc import Mapping
 from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import I8, I32, I64, PTR
 from kernels.native.memory.buffers import LINE_BYTES
-from kernels.native.run.runtime import barrier, denormals_as_zero, shares
+from kernels.native.run.runtime import await_done, denormals_as_zero, finish, shares
 from kernels.native.target.isa import Isa
 
 ENTRY = "edgewise_walk"
-# steps, step_count: the table. counters: a line for each step and thread, zeroed before a run. scratch, scratch_bytes: of each
-# thread. times, times_bytes: of each thread, three words a step; times is 0 where no clock is read. stop: address of a 32-bit
-# word; from the moment that it is not 0, steps do no work.
+# steps, step_count: the table. counters: a line for each step and thread, then one for each step, then one, zeroed before a run.
+# scratch, scratch_bytes: of each thread. times, times_bytes: of each thread, three words a step; times is 0 where no clock is read.
+# stop: address of a 32-bit word; from the moment that it is not 0, steps do no work.
 HEADER: Mapping[str, int] = {
     name: at
     for at, name in enumerate(
@@ -28,7 +30,7 @@ HEADER: Mapping[str, int] = {
     )
 }  # fmt: skip
 # function: address of a kernel. arguments: address of its words. chunks: all of its work. grain: chunks taken at a time.
-# barrier: not 0 where all threads wait until the step is done.
+# barrier: not 0 where a thread goes on only when this step is done, and all before it.
 STEP: Mapping[str, int] = {name: at for at, name in enumerate(("function", "arguments", "chunks", "grain", "barrier"))}
 
 
@@ -43,6 +45,13 @@ def walk_ir(isa: Isa) -> str:
         )
         scratch = k.offset(k.load(PTR, table, HEADER["scratch"]), thread * scratch_bytes, I8)
         mine, is_timed = k.offset(times, thread * times_bytes, I8), k.is_not_null(times)
+        finished = k.offset(counters, threads * (count * LINE_BYTES), I8)
+        first, made = (k.op(f"alloca {I64.text}", PTR, name) for name in ("first", "made"))  # step to wait for; chunks made
+        k.store(k.const(I64, 0), first)
+        with k.when(is_timed, "timed"):
+            there = k.offset(finished, count * LINE_BYTES, I8)
+            finish(k, team, there, 1, threads)
+            await_done(k, team, there, threads, stop)
         with denormals_as_zero(k), k.loop("step", 0, count) as n:
             step, stamps = k.offset(steps, n * len(STEP), I64), k.offset(mine, n * 3, I64)
             _stamp(k, is_timed, stamps, 0)
@@ -50,11 +59,18 @@ def walk_ir(isa: Isa) -> str:
                 function, words = (k.load(PTR, step, STEP[name]) for name in ("function", "arguments"))
                 chunks, grain = (k.load(I64, step, STEP[name]) for name in ("chunks", "grain"))
                 counter = k.offset(counters, n * LINE_BYTES, I8)
+                k.store(k.const(I64, 0), made)
                 with shares(k, counter, count * LINE_BYTES, thread, threads, chunks, grain) as (begin, end):
                     k.call_at(function, words, scratch, begin, end)
+                    k.store(k.load(I64, made) + (end - begin), made)
+                with k.when(k.compare("ne", k.load(I64, made), 0), "some"):
+                    finish(k, team, k.offset(finished, n * LINE_BYTES, I8), k.load(I64, made), chunks)
             _stamp(k, is_timed, stamps, 1)
             with k.when(k.compare("ne", k.load(I64, step, STEP["barrier"]), 0), "meet"):
-                barrier(k, team)
+                with k.loop("awaited", k.load(I64, first), n + 1) as m:
+                    total = k.load(I64, k.offset(steps, m * len(STEP), I64), STEP["chunks"])
+                    await_done(k, team, k.offset(finished, m * LINE_BYTES, I8), total, stop)
+                k.store(n + 1, first)
             _stamp(k, is_timed, stamps, 2)
     return module.text
 
