@@ -26,8 +26,8 @@ class Slice:
 class SegmentClock:
     """Clock readings of the threads of a native segment in one run.
 
-    began_ns, ended_ns: of the whole segment. ticks: (threads, calls, 3) of the processor's clock: before a call's work, after it,
-    after its barrier. nodes: how many nodes the segment has. node_of: the position of the node that each call belongs to.
+    began_ns, ended_ns: of the whole segment. ticks: (threads, calls, 3) of the processor's clock: before a call's work, after it (as
+    before, where the thread found none), and where the thread goes on. nodes: how many nodes the segment has. node_of: the position of the node that each call belongs to.
     """
 
     began_ns: int
@@ -40,7 +40,8 @@ class SegmentClock:
         """Nanoseconds of each node. A call lasts from the end of the previous one until its last thread is done."""
         shares = [0.0] * self.nodes
         if self.node_of:
-            ends = np.maximum.accumulate(self.ticks[:, :, 1].max(0))
+            worked = self.ticks[:, :, 1] > self.ticks[:, :, 0]  # a thread that came late to a call has no part in it
+            ends = np.maximum.accumulate(np.where(worked, self.ticks[:, :, 1], self._first).max(0))
             starts = np.concatenate(([self._first], ends[:-1]))
             for node, ticks_taken in zip(self.node_of, ends - starts, strict=True):
                 shares[node] += int(ticks_taken) * self._scale

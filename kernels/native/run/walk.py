@@ -21,8 +21,8 @@ from kernels.native.target.isa import Isa
 
 ENTRY = "edgewise_walk"
 # steps, step_count: the table. counters: a line for each step and thread, then one for each step, then one, zeroed before a run.
-# scratch, scratch_bytes: of each thread. times, times_bytes: of each thread, three words a step; times is 0 where no clock is read.
-# stop: address of a 32-bit word; from the moment that it is not 0, steps do no work.
+# scratch, scratch_bytes: of each thread. times, times_bytes: of each thread, three words a step: before the work, after it (as
+# before, where the thread found none), and where it goes on; times is 0 where no clock is read. stop: address of a 32-bit word; from the moment that it is not 0, steps do no work.
 HEADER: Mapping[str, int] = {
     name: at
     for at, name in enumerate(
@@ -55,17 +55,19 @@ def walk_ir(isa: Isa) -> str:
         with denormals_as_zero(k), k.loop("step", 0, count) as n:
             step, stamps = k.offset(steps, n * len(STEP), I64), k.offset(mine, n * 3, I64)
             _stamp(k, is_timed, stamps, 0)
+            k.store(k.const(I64, 0), made)
             with k.when(k.compare("eq", k.load_shared(I32, stop), 0), "work"):
                 function, words = (k.load(PTR, step, STEP[name]) for name in ("function", "arguments"))
                 chunks, grain = (k.load(I64, step, STEP[name]) for name in ("chunks", "grain"))
                 counter = k.offset(counters, n * LINE_BYTES, I8)
-                k.store(k.const(I64, 0), made)
                 with shares(k, counter, count * LINE_BYTES, thread, threads, chunks, grain) as (begin, end):
                     k.call_at(function, words, scratch, begin, end)
                     k.store(k.load(I64, made) + (end - begin), made)
                 with k.when(k.compare("ne", k.load(I64, made), 0), "some"):
                     finish(k, team, k.offset(finished, n * LINE_BYTES, I8), k.load(I64, made), chunks)
             _stamp(k, is_timed, stamps, 1)
+            with k.when(is_timed & k.compare("eq", k.load(I64, made), 0), "none"):
+                k.store(k.load(I64, stamps), stamps, 1)
             with k.when(k.compare("ne", k.load(I64, step, STEP["barrier"]), 0), "meet"):
                 with k.loop("awaited", k.load(I64, first), n + 1) as m:
                     total = k.load(I64, k.offset(steps, m * len(STEP), I64), STEP["chunks"])

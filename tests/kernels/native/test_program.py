@@ -115,7 +115,10 @@ def test_timed_program_stamps_every_step_in_order(isa):
     assert times.shape == (2, 3, 3)
     assert (np.diff(times.reshape(2, 9), axis=1) >= 0).all()
     assert (times > 0).all()
-    assert times[:, 1, 0].min() >= times[:, 0, 1].max()  # nobody begins step 1 before step 0 is done
+    worked = times[:, :, 1] > times[:, :, 0]
+    assert worked.any(0).all()
+    ends = np.where(worked, times[:, :, 1], 0).max(0)
+    assert times[:, 1, 0].min() >= ends[0]  # nobody begins step 1 before step 0 is done
     block.pool.close()
 
 
