@@ -26,8 +26,9 @@ class Slice:
 class SegmentClock:
     """Clock readings of the threads of a native segment in one run.
 
-    began_ns, ended_ns: of the whole segment. ticks: (threads, calls, 3) of the processor's clock: before a call's work, after it (as
-    before, where the thread found none), and where the thread goes on. nodes: how many nodes the segment has. node_of: the position of the node that each call belongs to.
+    began_ns, ended_ns: of the whole segment. ticks: (threads, calls, 3) of the processor's clock: before a call's work, after it
+    (as before, where the thread found none), and where the thread goes on. nodes: how many nodes the segment has. node_of: the
+    position of the node that each call belongs to.
     """
 
     began_ns: int

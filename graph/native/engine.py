@@ -152,10 +152,10 @@ class Native:
         for constant in packed:
             budget.share(constant, constant.array.nbytes, f"{name}: weights packed for native code")
 
-    def bind(self, segments: Mapping[str, LoweredSegment], sizes: Sizes, threads: int) -> dict[str, Segment]:
-        """Return the programs of lowered segments for some values of their sizes."""
+    def bind(self, segments: Mapping[str, LoweredSegment], sizes: Sizes, threads: int, *, roomy: bool) -> dict[str, Segment]:
+        """Return the programs of lowered segments for some values of their sizes. roomy: see `LoweredSegment.bind`."""
         pool = shared_thread_pool(threads)
-        return {name: segment.bind(sizes, pool, self.cache) for name, segment in segments.items()}
+        return {name: segment.bind(sizes, pool, self.cache, roomy=roomy) for name, segment in segments.items()}
 
     @staticmethod
     def _require_packed(parts: Iterable[Part], facts: Facts, choices: Mapping[str, Choice], budget: RunBudget) -> None:

@@ -29,6 +29,8 @@ from kernels.native.run.thread_pool import ThreadPool
 from kernels.size import Size, Sizes, SizeVector, size_text, sizes_in
 from kernels.spec import Array
 
+SPACIOUS = 2  # a layout serves sizes that need half of its memory and more
+MOST_LAYOUTS = 8  # that are kept of one segment
 _BYTE = np.dtype(np.uint8)
 _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its outputs and its constants
 
@@ -77,7 +79,7 @@ class LoweredSegment:
         self.own_bytes = SizeVector([storage.nbytes for storage in self._own])
         self._where, self.slots = self._places(storages)
         self._code: ProgramCode | None = None
-        self._layout: SegmentLayout | None = None  # the newest, which serves all sizes that need no more memory
+        self._layouts: list[SegmentLayout] = []  # the newest last
         self._show_kernels()
 
     def _places(self, storages: Sequence[Storage]) -> tuple[dict[Storage, Ref], int]:
@@ -143,20 +145,31 @@ class LoweredSegment:
         barriers = [step.barrier for step in with_barriers(calls, where)]
         return SegmentLayout(np.array(nbytes, np.int64), np.array(offsets, np.int64), arena.nbytes, arena.held, barriers)
 
-    def bind(self, sizes: Sizes, pool: ThreadPool, cache: CodeCache | None) -> Segment:
-        """Return the program for some values of all sizes. Where memory has to be laid out again, it is for larger sizes too."""
+    def bind(self, sizes: Sizes, pool: ThreadPool, cache: CodeCache | None, *, roomy: bool = True) -> Segment:
+        """Return the program for some values of all sizes.
+
+        roomy: where sizes have differed, lay memory out for somewhat larger ones too, which then need no layout of their own.
+        """
         if self._code is None:
             self._code = ProgramCode(self.steps, self.slots, self.facts.isa, cache=cache)
             watched = {watch.storage for watch in self.watches}
             for storage, ref in self._where.items():
                 if storage.constant is not None and storage not in watched:
                     self._code.fix(ref.slot, storage.constant.array)
+        layout = self._laid_out(sizes, roomy)
+        return Segment(self, layout, Program(self._code, pool, sizes, layout.offsets, layout.barriers), sizes)
+
+    def _laid_out(self, sizes: Sizes, roomy: bool) -> SegmentLayout:
+        """Return a layout that is known and neither too small nor much too large, or a new one."""
         nbytes = self.own_bytes.at(sizes)
-        if self._layout is None or (nbytes > self._layout.nbytes).any():
-            if self._layout is not None:
-                nbytes = np.maximum(nbytes, self.own_bytes.at(sizes.roomy()))
-            self._layout = self.lay_out(nbytes.tolist())
-        return Segment(self, self._layout, Program(self._code, pool, sizes, self._layout.offsets, self._layout.barriers), sizes)
+        most = max(int(nbytes.sum()), 1) * (SPACIOUS if roomy else 1)
+        for layout in self._layouts:
+            if self.fits(layout, sizes) and int(layout.nbytes.sum()) <= most:
+                return layout
+        if self._layouts and roomy:
+            nbytes = np.maximum(nbytes, self.own_bytes.at(sizes.roomy()))
+        self._layouts = [*self._layouts[1 - MOST_LAYOUTS :], self.lay_out(nbytes.tolist())]
+        return self._layouts[-1]
 
     def fits(self, layout: SegmentLayout, sizes: Sizes) -> bool:
         """Whether a layout has memory enough for these sizes."""

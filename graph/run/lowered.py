@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from graph.budget import RunBudget
 from graph.choice import Choice
+from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, Graph, Specs
 from graph.native.engine import Native
 from graph.native.facts import HintedSpecs, Kept
@@ -87,12 +88,15 @@ class LoweredGraph:
         """Return the graph ready to run for some values of its sizes, and its packed weights."""
         with memory_errors_of(f"{self.graph.name}: preparing it"):
             graph, specs = self._bound(sizes)
-            segments, packed = {}, frozenset[PackedConstant]()
-            if self._native is not None:
-                packed = self._packed
-                self._native.count_packed(packed, budget, self.graph.name)
-                segments = self._native.bind(self._segments, sizes, self._workers)
-            return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), packed
+            if self._native is None:
+                return PreparedGraph(graph, specs, self._algorithms, budget=budget), self._packed
+            self._native.count_packed(self._packed, budget, self.graph.name)
+            try:
+                segments = self._native.bind(self._segments, sizes, self._workers, roomy=True)
+                return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), self._packed
+            except LimitError:  # perhaps for the room that larger sizes would need
+                segments = self._native.bind(self._segments, sizes, self._workers, roomy=False)
+                return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), self._packed
 
     def _bound(self, sizes: Sizes) -> tuple[Graph, Specs]:
         """Return what is left of the graph beside its segments, and its specs, with values for all sizes."""

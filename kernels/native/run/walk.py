@@ -22,7 +22,8 @@ from kernels.native.target.isa import Isa
 ENTRY = "edgewise_walk"
 # steps, step_count: the table. counters: a line for each step and thread, then one for each step, then one, zeroed before a run.
 # scratch, scratch_bytes: of each thread. times, times_bytes: of each thread, three words a step: before the work, after it (as
-# before, where the thread found none), and where it goes on; times is 0 where no clock is read. stop: address of a 32-bit word; from the moment that it is not 0, steps do no work.
+# before, where the thread found none), and where it goes on; times is 0 where no clock is read. stop: address of a 32-bit word;
+# from the moment that it is not 0, steps do no work.
 HEADER: Mapping[str, int] = {
     name: at
     for at, name in enumerate(
