@@ -1,4 +1,4 @@
-"""Expansion of com.microsoft's fused products and convolutions into ONNX's own ops, which other passes and kernels know."""
+"""Expansion of com.microsoft's fused ops into ONNX's own, which other passes and native kernels know."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from graph.ir import Graph, Node, Specs
 from graph.passes.editor import Editor, origins
+from kernels.expression import FLOAT
 from kernels.ops.fused_matmul import axes_order
 from kernels.registry import find
 from kernels.spec import DType
 
+_RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
 _CHAINED = ""  # as an input: the result of the step before
 
 
@@ -27,7 +29,8 @@ class _Step:
 
 
 def expand_fused(graph: Graph, specs: Specs) -> Graph:
-    """Replace each FusedConv by Conv, Add and an activation, and each FusedMatMul by Transpose, MatMul and Mul."""
+    """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
+    SkipLayerNormalization, with a mean or without, by Add and a normalization."""
     editor = Editor(graph, specs)
     for name in [node.name for node in graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
         node = editor.nodes[name]
@@ -91,6 +94,28 @@ def _conv(editor: Editor, node: Node) -> None:
     _replace(editor, node, steps)
 
 
+def _skip_norm(editor: Editor, node: Node) -> None:
+    """Add the first two inputs and a bias, and normalise the sum, which may be an output of its own.
+
+    A node stays where its mean or deviation is read, or where it adds half precisions in single.
+    """
+    y, mean, deviation, total = (*node.outputs, "", "", "")[:4]
+    spec = editor.spec(node.inputs[0])
+    if not y or any(editor.is_read(value) for value in (mean, deviation) if value) or spec is None or spec.dtype != FLOAT:
+        return
+    x, skip, scale, *rest = (*node.inputs, "", "")[:5]
+    beta, bias = ("", rest[0]) if node.op == _RMS else (rest[0], rest[1])
+    total = total or editor.fresh(f"{node.name}/sum")
+    added = editor.fresh(f"{node.name}/added") if bias else total
+    editor.drop(node)
+    editor.put(Node(editor.fresh(f"{node.name}/Add"), "Add", (x, skip), (added,), origins=origins(node)))
+    if bias:
+        editor.put(Node(editor.fresh(f"{node.name}/Add"), "Add", (added, bias), (total,), origins=origins(node)))
+    op, inputs = ("RMSNormalization", (total, scale)) if node.op == _RMS else ("LayerNormalization", (total, scale, beta))
+    attrs = find(op).bind({"axis": -1, "epsilon": node.attrs["epsilon"]})
+    editor.put(Node(node.name, op, tuple(filter(None, inputs)), (y,), attrs, origins=origins(node)))
+
+
 def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
     """Add a number of the type of the node's first input as a constant."""
     spec = editor.spec(node.inputs[0])
@@ -101,4 +126,6 @@ def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
 _EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
     "com.microsoft.FusedConv": _conv,
     "com.microsoft.FusedMatMul": _matmul,
+    "com.microsoft.SkipLayerNormalization": _skip_norm,
+    _RMS: _skip_norm,
 }

@@ -26,3 +26,8 @@ def test_modules_without_rules_are_passed_over():
 def test_two_rules_for_one_op_raise():
     with pytest.raises(EdgewiseError, match=r"^Conv: it has rules in a and b, need one$"):
         table.merge([module("a", "Conv"), module("b", "Conv")])
+
+
+def test_every_rule_says_in_which_module_it_lowers():
+    """A build hashes that module (`scheduler.build`), so `lower` is a function of it."""
+    assert all(rule.lower.__module__.startswith("graph.native.rules.") for rule in table.RULES.values())

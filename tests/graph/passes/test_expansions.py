@@ -56,6 +56,33 @@ def test_fused_matmul_of_one_value_with_itself_transposes_one_of_them() -> None:
     assert ops(rewritten(build([first], (), {"x": (3, 4)}), expand_fused)) == ["Transpose", "MatMul"]
 
 
+NORMS = {"SkipLayerNormalization": ["g", "beta"], "SkipSimplifiedLayerNormalization": ["g"]}
+HIDDEN = {"x": (2, 3, 4), "s": (2, 3, 4)}
+
+
+def skip_norm(op, bias, outputs):
+    names = ["x", "s", *NORMS[op], *(["b4"] if bias else [])]
+    constants = [random("g", 4), random("beta", 4), random("b4", 4)]
+    return build(
+        [node(op, names, ["y", *outputs], domain=MICROSOFT, epsilon=1e-5)], constants, HIDDEN, ("y", *filter(None, outputs))
+    )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [[], ["", "", "sum"]], ids=["", "sum"])
+@pytest.mark.parametrize("op", NORMS)
+def test_skip_normalizations_become_sums_and_normalizations(op, bias, outputs) -> None:
+    normalization = "LayerNormalization" if op == "SkipLayerNormalization" else "RMSNormalization"
+    after = rewritten(skip_norm(op, bias, outputs), expand_fused)
+    assert ops(after) == ["Add"] * (1 + bias) + [normalization]
+
+
+@pytest.mark.parametrize("op", NORMS)
+def test_skip_normalizations_whose_mean_or_deviation_is_read_stay(op) -> None:
+    for outputs in (["mean"], ["", "deviation"]):
+        assert ops(rewritten(skip_norm(op, bias=False, outputs=outputs), expand_fused)) == [f"com.microsoft.{op}"]
+
+
 def test_names_that_a_model_has_already_stay_its_own() -> None:
     nodes = [node("Neg", ["x"], ["y/Conv"], name="n1/Conv"), fused("Relu", [], ["y/Conv", "w", "b"])]
     after = rewritten(build(nodes, WEIGHTS, IMAGE), expand_fused)
