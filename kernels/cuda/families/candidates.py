@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kernels.cuda.driver import Attribute, Device
+from kernels.cuda.emit.epilogue import UNCHANGED
 from kernels.cuda.families.problem import Cut, Problem
-from kernels.cuda.families.product import GROUP_UNITS, UNCHANGED, Form, Precision, Tile
+from kernels.cuda.families.product import GROUP_UNITS, Form, Precision, Tile
 from kernels.expression import Expression
 
 # On an H200 the best of these is within 1 % of the best of some 30 tiles, as a mean over shapes of resnet50, vit_b_16 and
@@ -48,7 +49,7 @@ def candidates(
     for tile, groups in tiles:
         if tile.shared_bytes > room:
             continue
-        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups)
+        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups, problem.batch is not None)
         chunks, seen = Cut.into(form, problem).chunks, set[int]()
         for slices in SLICES:
             if slices > 1 and (chunks >= processors or chunks * slices > 2 * processors):

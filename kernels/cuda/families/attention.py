@@ -1,0 +1,471 @@
+"""Attention: y = softmax(scale · q·kᵀ + mask) · v for every head, with the scores never in memory.
+
+A block takes a tile of queries, 16 for each of its warps, and goes along the keys: while it multiplies one tile of keys and
+values in shared memory, the next is copied there. Every thread keeps the greatest score of its rows so far and the sum of their
+exponentials, and scales what it has added up whenever a greater score comes (online softmax; Milakov and Gimelshein, arXiv
+1805.02867; Dao, arXiv 2307.08691, for the order of loops). Products are mma.sync; fp32 is three products of tf32.
+
+Heads of keys may be fewer than heads of queries: each then serves a group of them. A query that no key is left for is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Literal
+
+from kernels.cuda.emit import builder as gpu
+from kernels.cuda.emit.builder import below, both
+from kernels.cuda.emit.descriptor import LIMIT, Descriptor, Fields, listed
+from kernels.cuda.emit.epilogue import STORAGES, Storage
+from kernels.cuda.emit.kernel import WARP, combine_lanes, emit_kernel, share_among_blocks
+from kernels.cuda.emit.unit import Operands, SplitUnit
+from kernels.cuda.errors import CudaError, GpuUnsupportedError
+from kernels.cuda.families.product import TF32, UNITS, Precision
+from kernels.cuda.program import Launch
+from kernels.native.emit.builder import Value
+from kernels.native.emit.types import F32, I8, I32, I64, Type
+from kernels.native.errors import EmitError
+
+Mask = Literal["bool", "fp32", "fp16", "bf16"]  # what an element of the mask is: whether a key counts, or what is added
+ARRAYS = ("q", "k", "v", "y")
+LEVELS = ("batch", "head", "row")
+PART = 32  # bytes of a row that an instruction multiplies
+PAD = 16  # bytes between rows in shared memory, so that neither loads nor copies meet in one bank
+LOG2_E = 1.4426950408889634
+
+
+class AttentionDescriptor(Descriptor):
+    """What an attention's kernel is told.
+
+    *_batch, *_head, *_row: elements from an item of the batch, a head and a token to the next; the elements of a token's head
+    lie side by side. mask_key: from a key to the next.  depth: elements of a head.  offset: with a causal form, query n sees
+    keys up to n + offset.  chunks: tiles of queries.  scale_log2: scale · log2 e.  unscale: 1 / scale.
+    """
+
+    _fields_ = listed(
+        (*ARRAYS, "mask"),
+        ("chunks", "queries", "keys", "depth", "offset", "mask_key", *(f"{n}_{at}" for n in (*ARRAYS, "mask") for at in LEVELS)),
+        ("tiles", "heads", "group"),
+        ("scale_log2", "unscale"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionForm:
+    """What the code of an attention depends on.
+
+    depth: elements of a head that there is room for, a multiple of 16.  warps: of a block, 16 queries each.  keys: of a tile.
+    copy_bytes: that one copy to shared memory moves; heads, strides and addresses are multiples of it.  causal: whether a query
+    sees no later keys.  mask: None, or what its elements are.
+    Raises EmitError for sizes that there is no code for.
+    """
+
+    precision: Precision
+    depth: int
+    warps: int = 4
+    keys: int = 64
+    copy_bytes: int = 16
+    causal: bool = False
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth % 16 or not 16 <= self.depth <= 256 or self.keys % 16 or not 16 <= self.keys <= 128:
+            raise EmitError(
+                f"attention: heads of {self.depth}, tiles of {self.keys} keys, need multiples of 16, up to 256 and 128"
+            )
+        if self.warps not in (1, 2, 4, 8) or self.copy_bytes not in (4, 8, 16) or self.copy_bytes < 2 * self.item_bytes:
+            least = 2 * self.item_bytes
+            raise EmitError(f"attention: {self.warps} warps, copies of {self.copy_bytes} bytes, need 1 to 8, and {least} to 16")
+
+    @property
+    def kind(self) -> Type:
+        """The type of an element of q, k, v and y."""
+        return UNITS[self.precision][0]
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element of q, k, v and y."""
+        return self.kind.bits // 8
+
+    @property
+    def parts(self) -> int:
+        """Parts of a head's row, each multiplied by one instruction."""
+        return self.depth * self.item_bytes // PART
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from a row to the next in shared memory."""
+        return self.depth * self.item_bytes + PAD
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        words = [self.precision, "attention", f"{16 * self.warps}x{self.keys}", f"head{self.depth}", f"c{self.copy_bytes}"]
+        return "_".join([*words, *("causal",) * self.causal, *(f"mask_{self.mask}",) * (self.mask is not None)])
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return WARP * self.warps
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: two stages of keys and values."""
+        return 4 * self.keys * self.pitch
+
+    def emit(self) -> str:
+        """Return the IR of the kernel. Any number of blocks shares the tiles of queries."""
+
+        def body(fields: Fields) -> None:
+            with share_among_blocks(fields.k, fields.number("chunks")) as chunk:
+                _emit_tile(_Work(fields, self, chunk))
+
+        return emit_kernel(self, AttentionDescriptor, body)
+
+
+class _Work:
+    """A tile of queries while its kernel is emitted."""
+
+    def __init__(self, fields: Fields, form: AttentionForm, chunk: Value) -> None:
+        k = self.k = fields.k
+        self.fields, self.form = fields, form
+        self.multiply = SplitUnit(TF32).multiply if form.precision == "fp32" else UNITS[form.precision][1].multiply
+        self.thread = gpu.special(k, "tid.x")
+        self.lane, self.shared = self.thread & (WARP - 1), gpu.shared_base(k)
+        item, tile = fields.divide(chunk, "tiles")
+        self.batch, self.head = fields.divide(item, "heads")
+        self.key_head, _ = fields.divide(self.head, "group")
+        self.first = tile * (16 * form.warps)
+        start = self.first + k.shift("lshr", self.thread, 5) * 16 + k.shift("lshr", self.lane, 2)
+        self.rows = [start, start + 8]  # the thread's queries
+
+    def start(self, name: str) -> Value:
+        """Return the address of the head's first row."""
+        head = self.key_head if name in ("k", "v") else self.head
+        offset = self.batch * self.fields.number(f"{name}_batch") + head * self.fields.number(f"{name}_head")
+        return self.address(self.fields.address(name), offset, self.form.item_bytes)
+
+    def address(self, base: Value, offset: Value, item_bytes: int) -> Value:
+        """Return the address of an element."""
+        return base + self.k.convert("zext", offset, I64) * item_bytes
+
+
+def _emit_tile(work: _Work) -> None:
+    k, form, fields = work.k, work.form, work.fields
+    queries = _load_queries(work)
+    keys = fields.number("keys")
+    if form.causal:
+        seen = k.least(keys, work.first + (16 * form.warps) + fields.number("offset"))
+        keys = k.most(seen, k.const(I32, 0))
+    tiles = (keys + (form.keys - 1)) // form.keys
+    stage_bytes = 2 * form.keys * form.pitch
+    _fill(work, k.const(I32, 0), work.shared)
+    zero, lowest = k.const(F32, 0.0), k.const(F32, float("-inf"))
+    sums = [zero] * (form.depth // 8 * 4)
+    state = [k.const(I32, 0), work.shared, lowest, lowest, zero, zero, *sums]
+    with k.fold("tile", 0, k.convert("zext", tiles, I64), 1, state) as fold:
+        tile, stage, *most, low, high = fold.values[:6]
+        gpu.wait_for_copies(k, 0)
+        gpu.meet(k)
+        following = (work.shared + work.shared + stage_bytes) - stage
+        _fill(work, (tile + 1) * form.keys, following)
+        scores = _masked(work, _emit_scores(work, queries, stage), tile * form.keys)
+        most, factors, weights = _emit_weights(work, scores, most)
+        totals = [total * factor + part for total, factor, part in zip((low, high), factors, _sums(weights), strict=True)]
+        sums = [value * factors[n % 4 // 2] for n, value in enumerate(fold.values[6:])]
+        sums = _emit_values(work, weights, stage + form.keys * form.pitch, sums)
+        fold.values = [tile + 1, following, *most, *totals, *sums]
+    gpu.wait_for_copies(k, 0)
+    gpu.meet(k)
+    totals = [combine_lanes(k, total, lambda a, b: a + b, 4) for total in fold.values[4:6]]
+    _store(work, [1.0 / total for total in totals], fold.values[6:])
+
+
+def _load_queries(work: _Work) -> list[list[Value]]:
+    """Emit the loads of the warp's queries, straight to the words that instructions take: of each part of a row, four."""
+    k, form, fields = work.k, work.form, work.fields
+    base, found = work.start("q"), []
+    per_word = 4 // form.item_bytes
+    starts = [work.address(base, row * fields.number("q_row"), form.item_bytes) for row in work.rows]
+    exist = [below(k, row, fields.number("queries")) for row in work.rows]
+    for part in range(form.parts):
+        words = []
+        for half in (0, PART // 2):
+            at = (work.lane & 3) * 4 + (part * PART + half)
+            inside = below(k, k.shift("lshr", at, form.item_bytes.bit_length() - 1) + (per_word - 1), fields.number("depth"))
+            for start, exists in zip(starts, exist, strict=True):
+                words += gpu.load_words(k, start + k.convert("zext", at, I64), 1, both(k, exists, inside))
+        found.append(words)
+    return found
+
+
+def _fill(work: _Work, first: Value, stage: Value) -> None:
+    """Emit the start of the copies of a tile of keys, and of their values behind them, to a stage of shared memory."""
+    k, form, fields = work.k, work.form, work.fields
+    pieces = form.depth * form.item_bytes // 16  # of a row
+    turns = -(-form.keys * pieces // form.threads)
+    for side, name in enumerate(("k", "v")):
+        base = work.start(name)
+        for turn in range(turns):
+            number = work.thread + turn * form.threads
+            row, part = number // pieces, number % pieces
+            exists = below(k, first + row, fields.number("keys"))
+            if (turn + 1) * form.threads > form.keys * pieces:
+                with k.when(k.compare("lt", number, form.keys * pieces), "piece"):
+                    _copy_piece(work, name, base, first, stage + side * form.keys * form.pitch, (row, part, exists))
+            else:
+                _copy_piece(work, name, base, first, stage + side * form.keys * form.pitch, (row, part, exists))
+    gpu.commit_copies(k)
+
+
+def _copy_piece(work: _Work, name: str, base: Value, first: Value, to: Value, piece: tuple[Value, Value, Value]) -> None:
+    """Emit the copies of 16 bytes of a row: its number, the piece's number, and whether there is such a row."""
+    k, form, fields = work.k, work.form, work.fields
+    row, part, exists = piece
+    row_offset = (first + row) * fields.number(f"{name}_row")
+    for at in range(0, 16, form.copy_bytes):
+        element = part * (16 // form.item_bytes) + at // form.item_bytes
+        valid = both(k, exists, below(k, element, fields.number("depth")))
+        source = work.address(base, row_offset + element, form.item_bytes)
+        gpu.copy_async(k, to + row * form.pitch + part * 16 + at, source, form.copy_bytes, valid)
+
+
+def _emit_scores(work: _Work, queries: Sequence[list[Value]], stage: Value) -> list[Value]:
+    """Emit q·kᵀ of the warp's queries and a tile of keys: 4 sums for every 8 keys."""
+    k, form = work.k, work.form
+    in_eight, matrix = work.lane & 7, k.shift("lshr", work.lane, 3)
+    odd, high = matrix & 1, k.shift("lshr", matrix, 1)
+    at = stage + (high * 8 + in_eight) * form.pitch + odd * 16
+    scores = [k.const(F32, 0.0)] * (form.keys // 8 * 4)
+    for part, left in enumerate(queries):
+        pairs = [gpu.load_fragments(k, at, pair * 16 * form.pitch + part * PART) for pair in range(form.keys // 16)]
+        right = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
+        scores = work.multiply(k, Operands([left], right), scores)
+    return scores
+
+
+def _masked(work: _Work, scores: list[Value], first: Value) -> list[Value]:
+    """Emit the mask, and -infinity for keys that there are not or that come later. first: the tile's first key."""
+    k, form, fields = work.k, work.form, work.fields
+    keys = [first + (work.lane & 3) * 2 + (8 * (n // 4) + n % 2) for n in range(len(scores))]
+    lowest = k.const(F32, float("-inf"))
+    if form.mask:
+        scores = _with_mask(work, scores, keys)
+    incomplete = k.compare("gt", first + form.keys, fields.number("keys"))
+    if form.causal:
+        seen = work.first + fields.number("offset")  # the last key that every query of the tile sees
+        incomplete = incomplete | k.compare("gt", first + (form.keys - 1), seen)
+    with k.fold("edge", 0, k.convert("zext", incomplete, I64), 1, scores) as fold:  # once or not at all
+        values = []
+        for n, value in enumerate(fold.values):
+            valid = k.compare("lt", keys[n], fields.number("keys"))
+            if form.causal:
+                valid = both(k, valid, k.compare("le", keys[n], work.rows[n % 4 // 2] + fields.number("offset")))
+            values.append(k.select(valid, value, lowest))
+        fold.values = values
+    return fold.values
+
+
+def _with_mask(work: _Work, scores: list[Value], keys: list[Value]) -> list[Value]:
+    k, form, fields = work.k, work.form, work.fields
+    kind = I8 if form.mask == "bool" else STORAGES[_storage(form.mask)]
+    start = work.batch * fields.number("mask_batch") + work.head * fields.number("mask_head")
+    lines = [start + row * fields.number("mask_row") for row in work.rows]
+    exist = [below(k, row, fields.number("queries")) for row in work.rows]
+    loads = []
+    for n, key in enumerate(keys):
+        at = work.address(fields.address("mask"), lines[n % 4 // 2] + key * fields.number("mask_key"), kind.bits // 8)
+        loads.append(gpu.load_element(k, at, kind, both(k, exist[n % 4 // 2], below(k, key, fields.number("keys")))))
+    if form.mask == "bool":
+        lowest = k.const(F32, float("-inf"))
+        return [k.select(k.compare("ne", load, 0), score, lowest) for score, load in zip(scores, loads, strict=True)]
+    unscale = fields.scalar("unscale")  # scores are scaled after this
+    return [k.fma(k.convert("fpext", load, F32), unscale, score) for score, load in zip(scores, loads, strict=True)]
+
+
+def _storage(mask: Mask | None) -> Storage:
+    if mask is None or mask == "bool":
+        raise EmitError(f"attention: a mask of {mask}, need numbers")
+    return mask
+
+
+def _emit_weights(work: _Work, scores: list[Value], most: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
+    """Return the greatest scores of the thread's two rows so far, what the sums before must be scaled by, and the weights."""
+    k, scale = work.k, work.fields.scalar("scale_log2")
+    found, factors, shifts = [], [], []
+    lowest, zero = k.const(F32, float("-inf")), k.const(F32, 0.0)
+    for half, before in enumerate(most):
+        greatest = before
+        for n, score in enumerate(scores):
+            if n % 4 // 2 == half:
+                greatest = k.maximum(greatest, score)
+        greatest = combine_lanes(k, greatest, k.maximum, 4)
+        none = k.compare("eq", greatest, lowest)  # no key so far: e^(-∞ - 0) is 0, e^(-∞ - -∞) would be NaN
+        shift = k.select(none, zero, greatest * scale)
+        found.append(greatest)
+        shifts.append(shift)
+        factors.append(_power(work, before * scale - shift))
+    weights = [_power(work, k.fma(score, scale, -shifts[n % 4 // 2])) for n, score in enumerate(scores)]
+    return found, factors, weights
+
+
+def _power(work: _Work, x: Value) -> Value:
+    """2^x, with a relative error of 2^-22."""
+    return gpu.assemble(work.k, "ex2.approx.ftz.f32 $0, $1;", (F32,), (x,), pure=True)[0]
+
+
+def _sums(weights: Sequence[Value]) -> list[Value]:
+    """Return the sums of the thread's weights in each of its rows."""
+    found = []
+    for half in range(2):
+        mine = [weight for n, weight in enumerate(weights) if n % 4 // 2 == half]
+        while len(mine) > 1:
+            mine = [a + b for a, b in zip(mine[::2], mine[1::2], strict=True)]
+        found.append(mine[0])
+    return found
+
+
+def _emit_values(work: _Work, weights: Sequence[Value], values: Value, sums: list[Value]) -> list[Value]:
+    """Emit the product of the warp's weights by a tile of values, added to `sums`."""
+    return (_emit_halves if work.form.item_bytes == 2 else _emit_singles)(work, weights, values, sums)
+
+
+def _emit_halves(work: _Work, weights: Sequence[Value], values: Value, sums: list[Value]) -> list[Value]:
+    """16 keys at a time. The sums of 8 keys lie as an instruction takes factors of 16 bits."""
+    k, form = work.k, work.form
+    in_eight, matrix = work.lane & 7, k.shift("lshr", work.lane, 3)
+    at = values + ((matrix & 1) * 8 + in_eight) * form.pitch + k.shift("lshr", matrix, 1) * 16
+    for chunk in range(form.keys // 16):
+        mine = weights[8 * chunk : 8 * chunk + 8]
+        left = [_packed(work, mine[n], mine[n + 1]) for n in (0, 2, 4, 6)]
+        pairs = [
+            gpu.load_fragments(k, at, chunk * 16 * form.pitch + pair * 32, transposed=True) for pair in range(form.depth // 16)
+        ]
+        right = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
+        sums = work.multiply(k, Operands([left], right), sums)
+    return sums
+
+
+def _packed(work: _Work, a: Value, b: Value) -> Value:
+    k = work.k
+    pair = k.insert(k.insert(k.poison(F32.by(2)), a, 0), b, 1)
+    return k.convert("bitcast", k.convert("fptrunc", pair, work.form.kind.by(2)), I32)
+
+
+def _emit_singles(work: _Work, weights: Sequence[Value], values: Value, sums: list[Value]) -> list[Value]:
+    """8 keys at a time. Which key counts as which is free as long as both factors agree: keys 2n and 2n + 1 of thread n of four
+    are those whose sums it has."""
+    k, form = work.k, work.form
+    at = values + (work.lane & 3) * (2 * form.pitch) + k.shift("lshr", work.lane, 2) * 4
+    for chunk in range(form.keys // 8):
+        left = [k.convert("bitcast", weights[4 * chunk + n], I32) for n in (0, 2, 1, 3)]
+        right = [
+            [gpu.load_shared(k, at + ((8 * chunk + odd) * form.pitch + tile * 32)) for odd in range(2)]
+            for tile in range(form.depth // 8)
+        ]
+        sums = work.multiply(k, Operands([left], right), sums)
+    return sums
+
+
+def _store(work: _Work, factors: Sequence[Value], sums: Sequence[Value]) -> None:
+    k, form, fields = work.k, work.form, work.fields
+    base = work.start("y")
+    for half, row in enumerate(work.rows):
+        line, exists = row * fields.number("y_row"), below(k, row, fields.number("queries"))
+        for tile in range(form.depth // 8):
+            column = (work.lane & 3) * 2 + 8 * tile
+            valid = both(k, exists, below(k, column, fields.number("depth")))
+            pair = [sums[4 * tile + 2 * half + n] * factors[half] for n in range(2)]
+            words = [_packed(work, *pair)] if form.item_bytes == 2 else [k.convert("bitcast", value, I32) for value in pair]
+            gpu.store_words(k, work.address(base, line + column, form.item_bytes), words, valid)
+
+
+Steps = tuple[int, int, int]  # elements from an item of the batch, a head and a token to the next
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """An attention. heads: of queries.  key_heads: of keys, a divisor of it.  depth: of a head.  q, k, v, y: how they lie.
+
+    mask: the steps of the batch, head, query and key; 0 where it is one for all.  scale: of q·kᵀ, above 0.  offset: see
+    `AttentionDescriptor`. Raises CudaError for sizes below 1 or too large, heads that do not divide, or another scale.
+    """
+
+    batch: int
+    heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    depth: int
+    q: Steps
+    k: Steps
+    v: Steps
+    y: Steps
+    scale: float
+    mask: tuple[int, int, int, int] | None = None
+    offset: int = 0
+
+    @staticmethod
+    def dense(
+        batch: int, heads: int, queries: int, keys: int, depth: int, *, key_heads: int | None = None, scale: float | None = None
+    ) -> Attention:
+        """Return the attention of arrays (batch, tokens, heads, depth) that lie side by side. scale: 1 / √depth where None."""
+        key_heads = key_heads or heads
+        many, few = heads * depth, key_heads * depth
+        long, short = (queries * many, depth, many), (keys * few, depth, few)
+        return Attention(
+            batch, heads, key_heads, queries, keys, depth, long, short, short, long, depth**-0.5 if scale is None else scale
+        )
+
+    def __post_init__(self) -> None:
+        sizes = {"batch": self.batch, "heads": self.heads, "queries": self.queries, "keys": self.keys, "depth": self.depth}
+        counts = {"q": (self.heads, self.queries), "k": (self.key_heads, self.keys)}
+        counts |= {"v": counts["k"], "y": counts["q"]}
+        for name, (heads, rows) in counts.items():
+            steps: Steps = getattr(self, name)
+            sizes[name] = (self.batch - 1) * steps[0] + (heads - 1) * steps[1] + rows * steps[2]
+        for name, size in sizes.items():
+            if not 0 < size < LIMIT:
+                raise CudaError(f"attention: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        if self.key_heads < 1 or self.heads % self.key_heads or not self.scale > 0:
+            raise CudaError(
+                f"attention: {self.heads} heads of queries for {self.key_heads} of keys, scale {self.scale}, need a multiple of "
+                "the heads of keys, and a scale above 0"
+            )
+
+    def copy_bytes(self, precision: Precision) -> int:
+        """Return the most bytes that a copy can move at once."""
+        item_bytes = UNITS[precision][0].bits // 8
+        return gcd(16, *(item_bytes * size for size in (self.depth, *self.q, *self.k, *self.v, *self.y)))
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of both products, 2 a MAC, keys that a query does not see included."""
+        return 4 * self.batch * self.heads * self.queries * self.keys * self.depth
+
+    def launch(self, form: AttentionForm, **names: str) -> Launch:
+        """Return the launch. names: of the values at q, k, v, y, and mask.
+
+        Raises GpuUnsupportedError where the form's kernel does not serve this attention.
+        """
+        copy_bytes = self.copy_bytes(form.precision)
+        if self.depth > form.depth or copy_bytes % form.copy_bytes or (form.mask is None) != (self.mask is None):
+            need = f"heads of {self.depth}, copies of {copy_bytes} bytes, mask={self.mask is not None}"
+            raise GpuUnsupportedError(f"attention: need {need}, the kernel is {form.name}")
+        tiles = -(-self.queries // (16 * form.warps))
+        told = AttentionDescriptor(queries=self.queries, keys=self.keys, depth=self.depth, offset=self.offset)
+        told.chunks = tiles * self.batch * self.heads
+        told.scale_log2, told.unscale = self.scale * LOG2_E, 1 / self.scale
+        steps: dict[str, Sequence[int]] = {"q": self.q, "k": self.k, "v": self.v, "y": self.y}
+        if self.mask is not None:
+            steps["mask"], told.mask_key = self.mask[:3], self.mask[3]
+        for name, each in steps.items():
+            for level, step in zip(LEVELS, each, strict=True):
+                setattr(told, f"{name}_{level}", step)
+        told.set_divisor("tiles", tiles)
+        told.set_divisor("heads", self.heads)
+        told.set_divisor("group", self.heads // self.key_heads)
+        needs = (*ARRAYS, *("mask",) * (self.mask is not None))
+        return Launch.of(form, told, told.chunks, needs, names)
