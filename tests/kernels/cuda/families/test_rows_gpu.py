@@ -38,7 +38,8 @@ def truth_of(op, x, scale=1.0, bias=0.0, axis=-1):
         "l2": lambda a, axis: np.sqrt(np.square(a).sum(axis)),
     }
     sizes = np.abs(x).sum(axis) / (x.shape[axis] if op == "mean" else 1)
-    return functions[op](x, axis=axis), sizes if op in ("sum", "mean") else functions[op](x, axis=axis)
+    result = functions[op](x, axis=axis)
+    return result, sizes if op in ("sum", "mean") else np.abs(result)
 
 
 def check(gpu, op, storage, rows, n, *, form=None, to=None, norm=False, residual=False, apart=0, blocks=None):
