@@ -135,6 +135,13 @@ def time_torch(precision: Precision, problem: Problem, calls: int) -> float | No
         else:
             functional.conv2d(x, kernel, None, window.strides, window.padding[:2])
 
+    return time_torch_call(work, calls)
+
+
+def time_torch_call(work: Callable[[], Any], calls: int) -> float:
+    """Return the nanoseconds of a call of PyTorch, of `calls` in a graph."""
+    import torch
+
     with torch.cuda.stream(torch.cuda.Stream()):
         work()
     torch.cuda.synchronize()

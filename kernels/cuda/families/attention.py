@@ -11,6 +11,7 @@ Heads of keys may be fewer than heads of queries: each then serves a group of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import gcd
 from typing import Literal
@@ -135,6 +136,8 @@ class _Work:
         self.thread = gpu.special(k, "tid.x")
         self.lane, self.shared = self.thread & (WARP - 1), gpu.shared_base(k)
         item, tile = fields.divide(chunk, "tiles")
+        if form.causal:  # the longest first, so that the last blocks are short
+            tile = fields.number("tiles") - 1 - tile
         self.batch, self.head = fields.divide(item, "heads")
         self.key_head, _ = fields.divide(self.head, "group")
         self.first = tile * (16 * form.warps)
@@ -161,7 +164,14 @@ def _emit_tile(work: _Work) -> None:
         keys = k.most(seen, k.const(I32, 0))
     tiles = (keys + (form.keys - 1)) // form.keys
     stage_bytes = 2 * form.keys * form.pitch
-    _fill(work, k.const(I32, 0), work.shared)
+    fillings = [_Filling(work, side) for side in range(2)]
+
+    def fill(first: Value, stage: Value) -> None:
+        for filling in fillings:
+            filling.start(first, stage)
+        gpu.commit_copies(k)
+
+    fill(k.const(I32, 0), work.shared)
     zero, lowest = k.const(F32, 0.0), k.const(F32, float("-inf"))
     sums = [zero] * (form.depth // 8 * 4)
     state = [k.const(I32, 0), work.shared, lowest, lowest, zero, zero, *sums]
@@ -170,7 +180,7 @@ def _emit_tile(work: _Work) -> None:
         gpu.wait_for_copies(k, 0)
         gpu.meet(k)
         following = (work.shared + work.shared + stage_bytes) - stage
-        _fill(work, (tile + 1) * form.keys, following)
+        fill((tile + 1) * form.keys, following)
         scores = _masked(work, _emit_scores(work, queries, stage), tile * form.keys)
         most, factors, weights = _emit_weights(work, scores, most)
         totals = [total * factor + part for total, factor, part in zip((low, high), factors, _sums(weights), strict=True)]
@@ -201,35 +211,50 @@ def _load_queries(work: _Work) -> list[list[Value]]:
     return found
 
 
-def _fill(work: _Work, first: Value, stage: Value) -> None:
-    """Emit the start of the copies of a tile of keys, and of their values behind them, to a stage of shared memory."""
-    k, form, fields = work.k, work.form, work.fields
-    pieces = form.depth * form.item_bytes // 16  # of a row
-    turns = -(-form.keys * pieces // form.threads)
-    for side, name in enumerate(("k", "v")):
-        base = work.start(name)
-        for turn in range(turns):
-            number = work.thread + turn * form.threads
-            row, part = number // pieces, number % pieces
-            exists = below(k, first + row, fields.number("keys"))
-            if (turn + 1) * form.threads > form.keys * pieces:
-                with k.when(k.compare("lt", number, form.keys * pieces), "piece"):
-                    _copy_piece(work, name, base, first, stage + side * form.keys * form.pitch, (row, part, exists))
-            else:
-                _copy_piece(work, name, base, first, stage + side * form.keys * form.pitch, (row, part, exists))
-    gpu.commit_copies(k)
+class _Filling:
+    """The copies of tiles of keys, or of their values, of which a thread begins the same pieces of 16 bytes each time.
 
+    side: 0 for keys, 1 for values, which lie behind them in a stage.
+    """
 
-def _copy_piece(work: _Work, name: str, base: Value, first: Value, to: Value, piece: tuple[Value, Value, Value]) -> None:
-    """Emit the copies of 16 bytes of a row: its number, the piece's number, and whether there is such a row."""
-    k, form, fields = work.k, work.form, work.fields
-    row, part, exists = piece
-    row_offset = (first + row) * fields.number(f"{name}_row")
-    for at in range(0, 16, form.copy_bytes):
-        element = part * (16 // form.item_bytes) + at // form.item_bytes
-        valid = both(k, exists, below(k, element, fields.number("depth")))
-        source = work.address(base, row_offset + element, form.item_bytes)
-        gpu.copy_async(k, to + row * form.pitch + part * 16 + at, source, form.copy_bytes, valid)
+    def __init__(self, work: _Work, side: int) -> None:
+        k, form, fields = work.k, work.form, work.fields
+        self.work, name = work, "kv"[side]
+        self.base, self.behind = work.start(name), side * form.keys * form.pitch
+        self.row_bytes = k.convert("zext", fields.number(f"{name}_row"), I64) * form.item_bytes
+        self.pieces = form.depth * form.item_bytes // 16  # of a row
+        self.turns = -(-form.keys * self.pieces // form.threads)
+        straight = form.threads % self.pieces == 0  # then a thread's pieces lie below one another
+        self.places = [self._place(turn) for turn in range(1 if straight else self.turns)]
+        self.rows_apart = form.threads // self.pieces if straight else 0
+
+    def _place(self, turn: int) -> tuple[Value, Value, Value, list[Value]]:
+        """Return a piece's row in the tile, its bytes from the stage's beginning and from the tile's in memory, and by copy
+        whether the head reaches so far."""
+        work, k, form = self.work, self.work.k, self.work.form
+        number = work.thread + turn * form.threads
+        row, part = number // self.pieces, number % self.pieces
+        elements = [part * (16 // form.item_bytes) + at // form.item_bytes for at in range(0, 16, form.copy_bytes)]
+        inside = [below(k, element, work.fields.number("depth")) for element in elements]
+        offset = k.convert("zext", row, I64) * self.row_bytes + k.convert("zext", part * 16, I64)
+        return row, row * form.pitch + part * 16 + self.behind, offset, inside
+
+    def start(self, first: Value, stage: Value) -> None:
+        """Emit the start of the copies of the tile that begins with key `first`, to a stage of shared memory."""
+        work, k, form = self.work, self.work.k, self.work.form
+        tile = self.base + k.convert("zext", first, I64) * self.row_bytes
+        left = work.fields.number("keys") - first
+        for turn in range(self.turns):
+            row, to, offset, inside = self.places[0 if self.rows_apart else turn]
+            down = turn * self.rows_apart
+            source = tile + offset + self.row_bytes * down if down else tile + offset
+            valid = k.compare("lt", row + down, left)
+            last = (turn + 1) * form.threads > form.keys * self.pieces  # not every thread has a piece
+            with k.when(k.compare("lt", row + down, form.keys), "piece") if last else nullcontext():
+                for at, reaches in zip(range(0, 16, form.copy_bytes), inside, strict=True):
+                    gpu.copy_async(
+                        k, stage + to + (down * form.pitch + at), source + at, form.copy_bytes, both(k, valid, reaches)
+                    )
 
 
 def _emit_scores(work: _Work, queries: Sequence[list[Value]], stage: Value) -> list[Value]:

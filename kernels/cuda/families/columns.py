@@ -1,6 +1,6 @@
 """Reductions over the middle of three axes, whose last lies side by side: global pools of images with channels last, for one.
 
-A block takes 8 runs of columns of one outer item; 32 threads share the elements of each run's columns.
+A block takes a few runs of columns of one outer item, and many threads share the elements of each run's columns.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from math import gcd
 from kernels.cuda.emit.builder import below, both, exchange, load_shared, meet, shared_base, special, store_shared
 from kernels.cuda.emit.descriptor import LIMIT, Descriptor, Fields, listed
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes, joined, lane_of
-from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share_among_blocks
+from kernels.cuda.emit.kernel import WARP, emit_kernel, kernel_name, share_among_blocks
 from kernels.cuda.emit.reduce import REDUCTIONS, Reduced
 from kernels.cuda.errors import CudaError
 from kernels.cuda.program import Launch
@@ -20,7 +20,9 @@ from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 
-ACROSS, PARTS, WARPS = 8, 32, 8  # runs of a block, threads of a run, and warps, each of 4 parts of the 8 runs
+THREADS = (256, 1024)
+ACROSS = (8, 4, 2, 1)  # runs of a block; a warp holds all of them, several times
+LONG = 1024  # elements to reduce from which a block has many threads: 112² of 32 channels took 55 µs with 256, see docs/cuda.md
 UNROLLED = 4  # elements of a thread's columns that are under way at once
 
 
@@ -38,18 +40,23 @@ class ColumnDescriptor(Descriptor):
 
 @dataclass(frozen=True, slots=True)
 class ColumnForm:
-    """What the code of a column kernel depends on. run: elements that move at once.  expression: of the result alone.
+    """What the code of a column kernel depends on.
 
-    Raises EmitError for an expression of more, or a reduction that there is not.
+    run: elements that move at once.  across: runs of a block.  threads: of a block.  expression: of the result alone.
+    Raises EmitError for an expression of more, or a reduction or a block that there is not.
     """
 
     op: Reduced
     x: Storage
     y: Storage
     run: int
+    across: int = ACROSS[0]
+    threads: int = THREADS[0]
     expression: Expression = UNCHANGED
 
     def __post_init__(self) -> None:
+        if self.across not in ACROSS or self.threads not in THREADS:
+            raise EmitError(f"columns: {self.across} runs in {self.threads} threads, need one of {ACROSS} and of {THREADS}")
         if self.op not in REDUCTIONS or len(self.expression.operands) != 1:
             raise EmitError(
                 f"columns: {self.op} and {len(self.expression.operands)} operands, need {', '.join(REDUCTIONS)} and 1"
@@ -63,18 +70,19 @@ class ColumnForm:
     @property
     def name(self) -> str:
         """The kernel's name."""
-        words = [self.y, f"{self.op}_of_columns", f"run{self.run}", "" if self.x == self.y else f"of_{self.x}"]
+        words = [
+            self.y,
+            f"{self.op}_of_columns",
+            f"run{self.run}",
+            f"{self.across}x{self.threads // self.across}",
+            "" if self.x == self.y else f"of_{self.x}",
+        ]
         return kernel_name(words, self.expression)
 
     @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return ACROSS * PARTS
-
-    @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: a run of float32 for each of 8 threads of every warp."""
-        return 4 * WARPS * ACROSS * self.run
+        """Shared memory of a block: a float32 for each column of its runs, of every warp."""
+        return 4 * self.threads // WARP * self.across * self.run
 
     def emit(self) -> str:
         """Return the IR of the kernel. Any number of blocks shares the groups of columns."""
@@ -90,7 +98,8 @@ def _emit_group(fields: Fields, form: ColumnForm, chunk: Value) -> None:
     k, reduction, kind = fields.k, REDUCTIONS[form.op], F32.by(form.run)
     thread = special(k, "tid.x")
     outer, group = fields.divide(chunk, "groups")
-    column = (group * ACROSS + (thread & (ACROSS - 1))) * form.run
+    parts, place = form.threads // form.across, thread & (form.across - 1)
+    column = (group * form.across + place) * form.run
     exists, n = below(k, column, fields.number("inner")), fields.number("n")
     start = outer * fields.number("x_outer") + column
     identity, memory = k.const(kind, reduction.identity), RunMemory.of(form.x, form.run)
@@ -98,10 +107,10 @@ def _emit_group(fields: Fields, form: ColumnForm, chunk: Value) -> None:
     def combine(a: Value, b: Value) -> Value:
         return reduction.combine(k, a, b)
 
-    turns = k.convert("zext", (n + (UNROLLED * PARTS - 1)) // (UNROLLED * PARTS), I64)
-    with k.fold("element", 0, turns, 1, (identity, k.shift("lshr", thread, 3))) as fold:
+    turns = k.convert("zext", (n + (UNROLLED * parts - 1)) // (UNROLLED * parts), I64)
+    with k.fold("element", 0, turns, 1, (identity, thread // form.across)) as fold:
         total, first = fold.values
-        rows = [first + PARTS * step for step in range(UNROLLED)]
+        rows = [first + parts * step for step in range(UNROLLED)]
         valid = [both(k, exists, below(k, row, n)) for row in rows]
         loads = [
             memory.load(k, fields.address("x"), start + row * fields.number("x_stride"), all_lanes(known))
@@ -109,22 +118,24 @@ def _emit_group(fields: Fields, form: ColumnForm, chunk: Value) -> None:
         ]
         for value, known in zip(loads, valid, strict=True):
             total = combine(total, k.select(known, reduction.of(value), identity))
-        fold.values = [total, first + PARTS * UNROLLED]
+        fold.values = [total, first + parts * UNROLLED]
     lanes = []
     for n_lane in range(form.run):
         lane = lane_of(k, fold.values[0], n_lane)
-        for apart in (8, 16):
+        apart = form.across
+        while apart < WARP:
             lane = combine(lane, exchange(k, lane, apart))
+            apart *= 2
         lanes.append(lane)
-    base, mine = shared_base(k), k.shift("lshr", thread, 5) * ACROSS + (thread & (ACROSS - 1))
-    with k.when(k.compare("lt", thread & 31, ACROSS), "leader"):
+    base, mine = shared_base(k), thread // WARP * form.across + place
+    with k.when(k.compare("lt", thread % WARP, form.across), "leader"):
         for n_lane, lane in enumerate(lanes):
             store_shared(k, base + (mine * form.run + n_lane) * 4, lane)
     meet(k)
-    with k.when(k.compare("lt", thread, ACROSS), "first"):
+    with k.when(k.compare("lt", thread, form.across), "first"):
         total = _from_shared(fields, form, thread)
-        for warp in range(1, WARPS):
-            total = combine(total, _from_shared(fields, form, thread + warp * ACROSS))
+        for warp in range(1, form.threads // WARP):
+            total = combine(total, _from_shared(fields, form, thread + warp * form.across))
         inverse_n = k.splat(fields.scalar("inverse_n"), kind)
         form.finish().emit(fields, reduction.ends(k, total, inverse_n), outer, column, exists)
     meet(k)
@@ -166,8 +177,9 @@ class Columns:
         y = y or x
         x_stride, x_outer, y_stride = self.strides
         run = gcd(128 // max(STORAGES[x].bits, STORAGES[y].bits), self.inner, *self.strides)
-        form = ColumnForm(op, x, y, run, expression)
-        groups = -(-self.inner // (run * ACROSS))
+        across = next(each for each in ACROSS if each == 1 or each <= self.inner // run)
+        form = ColumnForm(op, x, y, run, across, THREADS[self.n >= LONG], expression)
+        groups = -(-self.inner // (run * across))
         told = ColumnDescriptor(
             chunks=self.outer * groups, n=self.n, inner=self.inner, x_outer=x_outer, x_stride=x_stride, y_stride=y_stride
         )

@@ -1,7 +1,7 @@
 """Windows over images whose channels come last: maximum and average pools, and depthwise convolutions.
 
-A thread takes a run of channels of an output pixel at a time, and loads a few taps of its window at once. Global pools are
-reductions of columns (`kernels.cuda.families.columns`).
+A thread takes a run of channels of one or a few neighbouring output pixels at a time, and loads some taps of their windows at
+once. Global pools are reductions of columns (`kernels.cuda.families.columns`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from kernels.native.errors import EmitError
 
 WindowOp = Literal["max_pool", "average_pool", "depthwise"]
 THREADS = 128
-TAPS = (4, 9)  # that a thread loads at once: those of 2×2 and of 3×3
+WAYS = {1: (4, 9), 2: (3, 5), 4: (3, 5)}  # by pixels of a thread: how many taps it may load at once
+MANY = 1 << 20  # runs of y from which a thread takes several pixels; with fewer, threads are too few to hide latency
 
 
 class WindowDescriptor(Descriptor):
     """What a window kernel is told.
 
-    items: runs of y.  taps: of the kernel.  counted_*: the part of the image and its padding whose taps an average counts:
-    it begins so many rows above and columns left of the image.  runs: of a pixel.
+    items: runs of y, of as many neighbouring pixels as a thread takes.  taps: of the kernel.  groups: of neighbouring pixels in a
+    row.  counted_*: the part of the image and its padding whose taps an average counts; it begins so many rows above and
+    columns left of the image.  runs: of a pixel.
     """
 
     _fields_ = listed(
@@ -39,30 +41,40 @@ class WindowDescriptor(Descriptor):
         (
             *("items", "taps", "channels", "x_stride", "y_stride", *(f"{name}_stride" for name in OTHERS)),
             *("height", "width", "stride_height", "stride_width", "pad_top", "pad_left", "dilation_height", "dilation_width"),
-            *("counted_top", "counted_left", "counted_height", "counted_width"),
+            *("counted_top", "counted_left", "counted_height", "counted_width", "out_width"),
         ),
-        ("runs", "out_width", "out_pixels", "kernel_width"),
+        ("runs", "groups", "out_height", "kernel_width"),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class WindowForm:
-    """What the code of a window kernel depends on. run: channels that move at once.  taps: that a thread loads at once.
+    """What the code of a window kernel depends on.
 
-    Raises EmitError for another number of taps, or a bias that no pool has.
+    run: channels that move at once.  taps: of a pixel, that a thread loads at once.  pixels: of a thread, side by side.
+    Raises EmitError for another number of taps or pixels, or a bias that no pool has.
     """
 
     op: WindowOp
     storage: Storage
     run: int
     taps: int = 9
+    pixels: int = 1
     bias: bool = False
     expression: Expression = UNCHANGED
 
     def __post_init__(self) -> None:
-        if self.taps not in TAPS or (self.bias and self.op != "depthwise"):
-            raise EmitError(f"{self.op}: {self.taps} taps at once, bias={self.bias}, need {TAPS}, and a bias for depthwise only")
+        if self.taps not in WAYS.get(self.pixels, ()) or (self.bias and self.op != "depthwise"):
+            raise EmitError(
+                f"{self.op}: {self.taps} taps of {self.pixels} pixels, bias={self.bias}, need those of {WAYS}, and a bias for "
+                "depthwise only"
+            )
         self.finish()
+
+    @property
+    def others(self) -> int:
+        """How many arrays like y the expression reads."""
+        return len(self.expression.operands) - 1
 
     def finish(self) -> Finish:
         """Return what follows the results."""
@@ -71,7 +83,7 @@ class WindowForm:
     @property
     def name(self) -> str:
         """The kernel's name."""
-        words = [self.storage, self.op, f"run{self.run}", f"taps{self.taps}", "bias" if self.bias else ""]
+        words = [self.storage, self.op, f"run{self.run}", f"taps{self.taps}of{self.pixels}", "bias" if self.bias else ""]
         return kernel_name(words, self.expression)
 
     @property
@@ -94,62 +106,56 @@ class WindowForm:
         return emit_kernel(self, WindowDescriptor, body)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tap:
-    """A tap of a window. number: of all.  inside: whether it lies in the image.  offset: of its run in x."""
-
-    number: Value
-    inside: Value
-    counted: Value
-    offset: Value
-
-
 def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
     k, number = fields.k, fields.number
-    pixel, run = fields.divide(item, "runs")
-    image, place = fields.divide(pixel, "out_pixels")
-    row, column = fields.divide(place, "out_width")
-    channel = run * form.run
+    item, run = fields.divide(item, "runs")
+    line, group = fields.divide(item, "groups")
+    image, row = fields.divide(line, "out_height")
+    channel, column = run * form.run, group * form.pixels
     top = row * number("stride_height") - number("pad_top")
-    left = column * number("stride_width") - number("pad_left")
+    lefts = [(column + n) * number("stride_width") - number("pad_left") for n in range(form.pixels)]
     start, taps = image * number("height"), number("taps")
+    memory, kind = RunMemory.of(form.storage, form.run), F32.by(form.run)
 
-    def tap_at(tap: Value) -> _Tap:
+    def load_tap(tap: Value) -> tuple[list[Value], list[tuple[Value, Value, Value]]]:
+        """Load a tap: its weights, and of every pixel whether it is inside and whether it is counted, and x."""
         down, right = fields.divide(tap, "kernel_width")
-        y, x = top + down * number("dilation_height"), left + right * number("dilation_width")
+        y, right = top + down * number("dilation_height"), right * number("dilation_width")
         exists = below(k, tap, taps)
-        inside = both(k, below(k, y, number("height")), below(k, x, number("width")))
-        within_rows = below(k, y + number("counted_top"), number("counted_height"))
-        within_columns = below(k, x + number("counted_left"), number("counted_width"))
-        counted = both(k, both(k, within_rows, within_columns), exists)
-        return _Tap(tap, both(k, inside, exists), counted, ((start + y) * number("width") + x) * number("x_stride") + channel)
-
-    memory = RunMemory.of(form.storage, form.run)
-    zero = k.const(F32.by(form.run), float("-inf") if form.op == "max_pool" else 0.0)
-    turns = k.convert("zext", (taps + (form.taps - 1)) // form.taps, I64)
-    with k.fold("taps", 0, turns, 1, (zero, k.const(I32, 0), k.const(F32, 0.0)), runs=True) as fold:
-        total, first, count = fold.values
-        found = [tap_at(first + n) for n in range(form.taps)]
-        loads = [memory.load(k, fields.address("x"), tap.offset, all_lanes(tap.inside)) for tap in found]
+        inside = both(k, exists, below(k, y, number("height")))
+        counted = both(k, exists, below(k, y + number("counted_top"), number("counted_height")))
+        at = (start + y) * number("width")
+        found = []
+        for left in lefts:
+            x = left + right
+            valid = both(k, inside, below(k, x, number("width")))
+            value = memory.load(k, fields.address("x"), (at + x) * number("x_stride") + channel, all_lanes(valid))
+            found.append((valid, both(k, counted, below(k, x + number("counted_left"), number("counted_width"))), value))
+        weights = []
         if form.op == "depthwise":
-            weights = [
-                memory.load(k, fields.address("w"), tap.number * number("channels") + channel, all_lanes(tap.inside))
-                for tap in found
-            ]
-            for value, weight in zip(loads, weights, strict=True):
-                total = k.fma(value, weight, total)
-        else:
-            for tap, value in zip(found, loads, strict=True):
-                if form.op == "max_pool":
-                    total = k.select(tap.inside, k.maximum(total, value), total)
+            weights = [memory.load(k, fields.address("w"), tap * number("channels") + channel, all_lanes(inside))]
+        return weights, found
+
+    zero = k.const(kind, float("-inf") if form.op == "max_pool" else 0.0)
+    turns = k.convert("zext", (taps + (form.taps - 1)) // form.taps, I64)
+    state = [k.const(I32, 0), *[zero] * form.pixels, *[k.const(F32, 0.0)] * form.pixels]
+    with k.fold("taps", 0, turns, 1, state, runs=True) as fold:
+        first, totals, counts = fold.values[0], fold.values[1 : 1 + form.pixels], fold.values[1 + form.pixels :]
+        for weights, pixels in [load_tap(first + n) for n in range(form.taps)]:
+            for n, (valid, counted, value) in enumerate(pixels):
+                if form.op == "depthwise":
+                    totals[n] = k.fma(value, weights[0], totals[n])
+                elif form.op == "max_pool":
+                    totals[n] = k.select(valid, k.maximum(totals[n], value), totals[n])
                 else:
-                    total = total + value  # 0 outside
-                    count = count + k.convert("uitofp", tap.counted, F32)
-        fold.values = [total, first + form.taps, count]
-    total, _, count = fold.values
-    if form.op == "average_pool":
-        total = total * k.splat(1.0 / count, total.type)
-    form.finish().emit(fields, total, pixel, channel, k.compare("eq", item, item))
+                    totals[n] = totals[n] + value  # 0 outside
+                    counts[n] = counts[n] + k.convert("uitofp", counted, F32)
+        fold.values = [first + form.taps, *totals, *counts]
+    totals, counts = fold.values[1 : 1 + form.pixels], fold.values[1 + form.pixels :]
+    for n, (total, count) in enumerate(zip(totals, counts, strict=True)):
+        result = total * k.splat(1.0 / count, kind) if form.op == "average_pool" else total
+        pixel = line * number("out_width") + column + n
+        form.finish().emit(fields, result, pixel, channel, below(k, column + n, number("out_width")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +185,29 @@ class Windows:
         """The strides of x, y and the others."""
         return self.x_stride or self.window.channels, self.y_stride or self.window.channels, *self.others
 
-    def launch(self, op: WindowOp, storage: Storage, *, expression: Expression = UNCHANGED, **names: str) -> Launch:
+    def form(self, op: WindowOp, storage: Storage, *, bias: bool = False, expression: Expression = UNCHANGED) -> WindowForm:
+        """Return the form for these windows: several pixels a thread where there are many."""
+        window, taps = self.window, self.window.kernel[0] * self.window.kernel[1]
+        run = gcd(128 // STORAGES[storage].bits, window.channels, *self.strides)
+        pixels = 4 if window.batch * window.out[0] * window.out[1] * window.channels // run >= MANY else 1
+        at_once = next((each for each in WAYS[pixels] if each >= taps), WAYS[pixels][-1])
+        if pixels > 1:
+            at_once = WAYS[pixels][window.kernel[1] > WAYS[pixels][0]]  # a row of the kernel
+        return WindowForm(op, storage, run, at_once, pixels, bias, expression)
+
+    def launch(self, form: WindowForm, **names: str) -> Launch:
         """Return the launch.
 
         names: of the values at x, y, r0, r1, and of a depthwise convolution's w, (kernel height, kernel width, channels), and
-        bias, float32, where it has one. Raises CudaError for other names.
+        bias, float32, where the form has one. Raises CudaError for other names, or a form whose kernel does not serve these
+        windows.
         """
-        bias = "bias" in names
-        window, taps = self.window, self.window.kernel[0] * self.window.kernel[1]
-        run = gcd(128 // STORAGES[storage].bits, window.channels, *self.strides)
-        form = WindowForm(op, storage, run, TAPS[0] if taps <= TAPS[0] else TAPS[1], bias, expression)
-        pixels = window.batch * window.out[0] * window.out[1]
-        told = WindowDescriptor(items=pixels * window.channels // run, taps=taps, channels=window.channels)
+        window = self.window
+        if any(size % form.run for size in (window.channels, *self.strides)) or len(self.others) != form.others:
+            raise CudaError(f"windows: {self}, need channels and strides in multiples of {form.run}, as {form.name} reads them")
+        groups, height = -(-window.out[1] // form.pixels), window.out[0]
+        told = WindowDescriptor(items=window.batch * height * groups * window.channels // form.run)
+        told.taps, told.channels, told.out_width = window.kernel[0] * window.kernel[1], window.channels, window.out[1]
         told.height, told.width = window.height, window.width
         told.stride_height, told.stride_width = window.strides
         told.pad_top, told.pad_left = window.padding[:2]
@@ -200,12 +217,8 @@ class Windows:
         told.counted_height, told.counted_width = window.height + top + bottom, window.width + left + right
         for name, stride in zip(("x", "y", *OTHERS), self.strides, strict=False):
             setattr(told, f"{name}_stride", stride)
-        for name, divisor in (
-            ("runs", window.channels // run),
-            ("out_width", window.out[1]),
-            ("out_pixels", window.out[0] * window.out[1]),
-            ("kernel_width", window.kernel[1]),
-        ):
+        divisors = {"runs": window.channels // form.run, "groups": groups, "out_height": height, "kernel_width": window.kernel[1]}
+        for name, divisor in divisors.items():
             told.set_divisor(name, divisor)
-        needs = ("x", "y", *("w",) * (op == "depthwise"), *("bias",) * bias, *OTHERS[: len(self.others)])
+        needs = ("x", "y", *("w",) * (form.op == "depthwise"), *("bias",) * form.bias, *OTHERS[: len(self.others)])
         return Launch.of(form, told, -(-told.items // THREADS), needs, names)

@@ -160,7 +160,8 @@ def pooled(net, x, y):
     whole = np.pad(net.truth[x], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     inner = Window(batch, height + 2, width + 2, channels, (3, 3), (2, 2))
     truth = patches(whole, inner).reshape(batch, *window.out, 9, channels).max(3)
-    net.launches.append(Windows(window).launch("max_pool", net.storage, x=x, y=net.value(y, truth)))
+    windows = Windows(window)
+    net.launches.append(windows.launch(windows.form("max_pool", net.storage), x=x, y=net.value(y, truth)))
     return y
 
 
@@ -170,9 +171,9 @@ def depthwise(net, x, y):
     w, bias = net.weight(f"{y}.w", 3, 3, channels, fan=9), net.weight(f"{y}.b", channels, storage="fp32")
     terms = patches(net.truth[x], window).reshape(-1, 9, channels) * net.truth[w].reshape(9, channels)
     truth = np.clip(terms.sum(1) + net.truth[bias], 0, 6).reshape(net.truth[x].shape)
-    net.launches.append(
-        Windows(window).launch("depthwise", net.storage, expression=CLIP, x=x, w=w, bias=bias, y=net.value(y, truth))
-    )
+    windows = Windows(window)
+    form = windows.form("depthwise", net.storage, bias=True, expression=CLIP)
+    net.launches.append(windows.launch(form, x=x, w=w, bias=bias, y=net.value(y, truth)))
     return y
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.families.problem import Window
-from kernels.cuda.families.windows import Windows
+from kernels.cuda.families.windows import WAYS, Windows
 from tests.kernels.cuda.families import product_cases as expressions
 from tests.kernels.cuda.families.cases import STORAGES, assert_close, draw, padded, poison
 from tests.kernels.cuda.families.product_cases import patches, window
@@ -33,39 +33,48 @@ def windowed(x: np.ndarray, w: Window, fill: float) -> np.ndarray:
     return patches(whole, inner).reshape(-1, w.kernel[0] * w.kernel[1], w.channels)
 
 
-def compute(gpu, op, storage, windows, arrays, blocks=None, **options):
+def compute(gpu, op, storage, windows, arrays, *, blocks=None, way=None, **options):
     pixels = windows.window.batch * windows.window.out[0] * windows.window.out[1]
     y = poison((pixels, windows.strides[1]), storage)
     memory = {name: gpu.upload(array) for name, array in (arrays | {"y": y}).items()}
-    launch = windows.launch(op, storage, **options, **{name: name for name in memory})
+    form = windows.form(op, storage, **options)
+    if way is not None:
+        form = dataclasses.replace(form, pixels=way[0], taps=way[1])
+    launch = windows.launch(form, **{name: name for name in memory})
     gpu.run(dataclasses.replace(launch, blocks=blocks or launch.blocks), memory)
     return memory["y"].read(y)
 
 
+WAY_IDS = [(pixels, taps) for pixels, each in WAYS.items() for taps in each]
+
+
+@pytest.mark.parametrize("way", WAY_IDS, ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_max_pool(gpu, storage, name):
+def test_max_pool(gpu, storage, name, way):
     w = CASES[name]
     x = draw((w.batch, w.height, w.width, w.channels), storage)
-    found = compute(gpu, "max_pool", storage, Windows(w), {"x": x})
+    found = compute(gpu, "max_pool", storage, Windows(w), {"x": x}, way=way)
     np.testing.assert_array_equal(found.astype(np.float64), windowed(x, w, -np.inf).max(1))
 
 
+@pytest.mark.parametrize("way", WAY_IDS, ids=str)
 @pytest.mark.parametrize("count_padding", [False, True])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_average_pool(gpu, storage, name, count_padding):
+def test_average_pool(gpu, storage, name, count_padding, way):
     w = CASES[name]
     x = draw((w.batch, w.height, w.width, w.channels), storage)
-    found = compute(gpu, "average_pool", storage, Windows(w, count_padding=count_padding), {"x": x})
+    found = compute(gpu, "average_pool", storage, Windows(w, count_padding=count_padding), {"x": x}, way=way)
     values = windowed(x, w, np.nan)
     counts = values.shape[1] if count_padding else (~np.isnan(values)).sum(1)
     assert_close(found, np.nansum(values, 1) / counts, storage, np.nansum(np.abs(values), 1))
 
 
+@pytest.mark.parametrize("way", WAY_IDS, ids=str)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_depthwise(gpu, storage, name):
+def test_depthwise(gpu, storage, name, way):
     w = CASES[name]
     x, kernel = draw((w.batch, w.height, w.width, w.channels), storage), draw((*w.kernel, w.channels), storage, 1)
     bias = draw((w.channels,), "fp32", 2)
@@ -73,7 +82,7 @@ def test_depthwise(gpu, storage, name):
     residual = draw((pixels, w.channels), storage, 3)
     arrays = {"x": x, "w": kernel, "bias": bias, "r0": residual}
     windows = Windows(w, others=(w.channels,))
-    found = compute(gpu, "depthwise", storage, windows, arrays, expression=expressions.ADD_RELU)
+    found = compute(gpu, "depthwise", storage, windows, arrays, way=way, bias=True, expression=expressions.ADD_RELU)
     terms = windowed(x, w, 0.0) * kernel.reshape(1, -1, w.channels).astype(np.float64)
     truth = np.maximum(terms.sum(1) + bias + residual.astype(np.float64), 0)
     assert_close(found, truth, storage, np.abs(terms).sum(1) + np.abs(bias) + np.abs(residual.astype(np.float64)))
