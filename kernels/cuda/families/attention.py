@@ -1,6 +1,6 @@
 """Attention: y = softmax(scale · q·kᵀ + mask) · v for every head, with the scores never in memory.
 
-A block takes a tile of queries, 16 for each of its warps, and goes along the keys: while it multiplies one tile of keys and
+A block takes a tile of queries, 16 or 32 for each of its warps, and goes along the keys: while it multiplies one tile of keys and
 values in shared memory, the next is copied there. Every thread keeps the greatest score of its rows so far and the sum of their
 exponentials, and scales what it has added up whenever a greater score comes (online softmax; Milakov and Gimelshein, arXiv
 1805.02867; Dao, arXiv 2307.08691, for the order of loops). Products are mma.sync; fp32 is three products of tf32.
@@ -57,7 +57,8 @@ class AttentionDescriptor(Descriptor):
 class AttentionForm:
     """What the code of an attention depends on.
 
-    depth: elements of a head that there is room for, a multiple of 16.  warps: of a block, 16 queries each.  keys: of a tile.
+    depth: elements of a head that there is room for, a multiple of 16.  warps: of a block.  keys: of a tile.  tall: tiles of 16
+    queries that a warp has; with 2 it reads keys and values from shared memory half as often.
     copy_bytes: that one copy to shared memory moves; heads, strides and addresses are multiples of it.  causal: whether a query
     sees no later keys.  mask: None, or what its elements are.
     Raises EmitError for sizes that there is no code for.
@@ -70,12 +71,15 @@ class AttentionForm:
     copy_bytes: int = 16
     causal: bool = False
     mask: Mask | None = None
+    tall: int = 1
 
     def __post_init__(self) -> None:
         if self.depth % 16 or not 16 <= self.depth <= 256 or self.keys % 16 or not 16 <= self.keys <= 128:
             raise EmitError(
                 f"attention: heads of {self.depth}, tiles of {self.keys} keys, need multiples of 16, up to 256 and 128"
             )
+        if self.tall not in (1, 2):
+            raise EmitError(f"attention: {self.tall} tiles of queries a warp, need 1 or 2")
         if self.warps not in (1, 2, 4, 8) or self.copy_bytes not in (4, 8, 16) or self.copy_bytes < 2 * self.item_bytes:
             least = 2 * self.item_bytes
             raise EmitError(f"attention: {self.warps} warps, copies of {self.copy_bytes} bytes, need 1 to 8, and {least} to 16")
@@ -101,9 +105,19 @@ class AttentionForm:
         return self.depth * self.item_bytes + PAD
 
     @property
+    def rows(self) -> int:
+        """Queries of a block."""
+        return 16 * self.tall * self.warps
+
+    @property
+    def values(self) -> int:
+        """The sums and scores of a thread, all in registers."""
+        return self.tall * (self.depth + self.keys) // 2
+
+    @property
     def name(self) -> str:
         """The kernel's name."""
-        words = [self.precision, "attention", f"{16 * self.warps}x{self.keys}", f"head{self.depth}", f"c{self.copy_bytes}"]
+        words = [self.precision, "attention", f"{self.rows}x{self.keys}w{self.warps}", f"head{self.depth}", f"c{self.copy_bytes}"]
         return "_".join([*words, *("causal",) * self.causal, *(f"mask_{self.mask}",) * (self.mask is not None)])
 
     @property
@@ -113,8 +127,8 @@ class AttentionForm:
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: two stages of keys and values."""
-        return 4 * self.keys * self.pitch
+        """Shared memory of a block: two stages of keys and values, and its queries."""
+        return (4 * self.keys + self.rows) * self.pitch
 
     def emit(self) -> str:
         """Return the IR of the kernel. Any number of blocks shares the tiles of queries."""
@@ -140,15 +154,19 @@ class _Work:
             tile = fields.number("tiles") - 1 - tile
         self.batch, self.head = fields.divide(item, "heads")
         self.key_head, _ = fields.divide(self.head, "group")
-        self.first = tile * (16 * form.warps)
-        start = self.first + k.shift("lshr", self.thread, 5) * 16 + k.shift("lshr", self.lane, 2)
-        self.rows = [start, start + 8]  # the thread's queries
+        self.first, self.warp_row = tile * form.rows, k.shift("lshr", self.thread, 5) * (16 * form.tall)
+        start = self.first + self.warp_row + k.shift("lshr", self.lane, 2)
+        self.rows = [start + (16 * tall + 8 * half) for tall in range(form.tall) for half in range(2)]  # the thread's queries
 
     def start(self, name: str) -> Value:
         """Return the address of the head's first row."""
         head = self.key_head if name in ("k", "v") else self.head
         offset = self.batch * self.fields.number(f"{name}_batch") + head * self.fields.number(f"{name}_head")
         return self.address(self.fields.address(name), offset, self.form.item_bytes)
+
+    def row_of(self, number: int, count: int) -> int:
+        """Return which of the thread's queries a value is of. count: all values, one tile of 16 queries after another."""
+        return 2 * (number // (count // self.form.tall)) + number % 4 // 2
 
     def address(self, base: Value, offset: Value, item_bytes: int) -> Value:
         """Return the address of an element."""
@@ -157,73 +175,58 @@ class _Work:
 
 def _emit_tile(work: _Work) -> None:
     k, form, fields = work.k, work.form, work.fields
-    queries = _load_queries(work)
     keys = fields.number("keys")
     if form.causal:
-        seen = k.least(keys, work.first + (16 * form.warps) + fields.number("offset"))
+        seen = k.least(keys, work.first + form.rows + fields.number("offset"))
         keys = k.most(seen, k.const(I32, 0))
     tiles = (keys + (form.keys - 1)) // form.keys
-    stage_bytes = 2 * form.keys * form.pitch
-    fillings = [_Filling(work, side) for side in range(2)]
+    tile_bytes = form.keys * form.pitch
+    queries_at = work.shared + 4 * tile_bytes
+    fillings = [_Filling(work, "k", form.keys, "keys", 0), _Filling(work, "v", form.keys, "keys", tile_bytes)]
 
     def fill(first: Value, stage: Value) -> None:
         for filling in fillings:
             filling.start(first, stage)
         gpu.commit_copies(k)
 
+    _Filling(work, "q", form.rows, "queries", 0).start(work.first, queries_at)
     fill(k.const(I32, 0), work.shared)
-    zero, lowest = k.const(F32, 0.0), k.const(F32, float("-inf"))
-    sums = [zero] * (form.depth // 8 * 4)
-    state = [k.const(I32, 0), work.shared, lowest, lowest, zero, zero, *sums]
+    zero, lowest, rows = k.const(F32, 0.0), k.const(F32, float("-inf")), len(work.rows)
+    sums = [zero] * (form.tall * form.depth // 8 * 4)
+    state = [k.const(I32, 0), work.shared, *[lowest] * rows, *[zero] * rows, *sums]
     with k.fold("tile", 0, k.convert("zext", tiles, I64), 1, state) as fold:
-        tile, stage, *most, low, high = fold.values[:6]
+        tile, stage, *rest = fold.values
+        most, totals, sums = rest[:rows], rest[rows : 2 * rows], rest[2 * rows :]
         gpu.wait_for_copies(k, 0)
         gpu.meet(k)
-        following = (work.shared + work.shared + stage_bytes) - stage
+        following = (work.shared + work.shared + 2 * tile_bytes) - stage
         fill((tile + 1) * form.keys, following)
-        scores = _masked(work, _emit_scores(work, queries, stage), tile * form.keys)
+        scores = _masked(work, _emit_scores(work, queries_at, stage), tile * form.keys)
         most, factors, weights = _emit_weights(work, scores, most)
-        totals = [total * factor + part for total, factor, part in zip((low, high), factors, _sums(weights), strict=True)]
-        sums = [value * factors[n % 4 // 2] for n, value in enumerate(fold.values[6:])]
-        sums = _emit_values(work, weights, stage + form.keys * form.pitch, sums)
+        totals = [total * factor + part for total, factor, part in zip(totals, factors, _sums(work, weights), strict=True)]
+        sums = [value * factors[work.row_of(n, len(sums))] for n, value in enumerate(sums)]
+        sums = _emit_values(work, weights, stage + tile_bytes, sums)
         fold.values = [tile + 1, following, *most, *totals, *sums]
     gpu.wait_for_copies(k, 0)
     gpu.meet(k)
-    totals = [combine_lanes(k, total, lambda a, b: a + b, 4) for total in fold.values[4:6]]
-    _store(work, [1.0 / total for total in totals], fold.values[6:])
-
-
-def _load_queries(work: _Work) -> list[list[Value]]:
-    """Emit the loads of the warp's queries, straight to the words that instructions take: of each part of a row, four."""
-    k, form, fields = work.k, work.form, work.fields
-    base, found = work.start("q"), []
-    per_word = 4 // form.item_bytes
-    starts = [work.address(base, row * fields.number("q_row"), form.item_bytes) for row in work.rows]
-    exist = [below(k, row, fields.number("queries")) for row in work.rows]
-    for part in range(form.parts):
-        words = []
-        for half in (0, PART // 2):
-            at = (work.lane & 3) * 4 + (part * PART + half)
-            inside = below(k, k.shift("lshr", at, form.item_bytes.bit_length() - 1) + (per_word - 1), fields.number("depth"))
-            for start, exists in zip(starts, exist, strict=True):
-                words += gpu.load_words(k, start + k.convert("zext", at, I64), 1, both(k, exists, inside))
-        found.append(words)
-    return found
+    totals = [combine_lanes(k, total, lambda a, b: a + b, 4) for total in fold.values[2 + rows : 2 + 2 * rows]]
+    _store(work, [1.0 / total for total in totals], fold.values[2 + 2 * rows :])
 
 
 class _Filling:
-    """The copies of tiles of keys, or of their values, of which a thread begins the same pieces of 16 bytes each time.
+    """The copies of tiles of an array, of which a thread begins the same pieces of 16 bytes each time.
 
-    side: 0 for keys, 1 for values, which lie behind them in a stage.
+    rows: of a tile.  limit: the descriptor's name of how many rows there are; others become 0.  behind: bytes from a stage's
+    beginning to the tile.
     """
 
-    def __init__(self, work: _Work, side: int) -> None:
+    def __init__(self, work: _Work, name: str, rows: int, limit: str, behind: int) -> None:
         k, form, fields = work.k, work.form, work.fields
-        self.work, name = work, "kv"[side]
-        self.base, self.behind = work.start(name), side * form.keys * form.pitch
+        self.work, self.rows, self.limit = work, rows, limit
+        self.base, self.behind = work.start(name), behind
         self.row_bytes = k.convert("zext", fields.number(f"{name}_row"), I64) * form.item_bytes
         self.pieces = form.depth * form.item_bytes // 16  # of a row
-        self.turns = -(-form.keys * self.pieces // form.threads)
+        self.turns = -(-rows * self.pieces // form.threads)
         straight = form.threads % self.pieces == 0  # then a thread's pieces lie below one another
         self.places = [self._place(turn) for turn in range(1 if straight else self.turns)]
         self.rows_apart = form.threads // self.pieces if straight else 0
@@ -240,41 +243,44 @@ class _Filling:
         return row, row * form.pitch + part * 16 + self.behind, offset, inside
 
     def start(self, first: Value, stage: Value) -> None:
-        """Emit the start of the copies of the tile that begins with key `first`, to a stage of shared memory."""
+        """Emit the start of the copies of the tile that begins with row `first`, to a stage of shared memory."""
         work, k, form = self.work, self.work.k, self.work.form
         tile = self.base + k.convert("zext", first, I64) * self.row_bytes
-        left = work.fields.number("keys") - first
+        left = work.fields.number(self.limit) - first
         for turn in range(self.turns):
             row, to, offset, inside = self.places[0 if self.rows_apart else turn]
             down = turn * self.rows_apart
             source = tile + offset + self.row_bytes * down if down else tile + offset
             valid = k.compare("lt", row + down, left)
-            last = (turn + 1) * form.threads > form.keys * self.pieces  # not every thread has a piece
-            with k.when(k.compare("lt", row + down, form.keys), "piece") if last else nullcontext():
+            last = (turn + 1) * form.threads > self.rows * self.pieces  # not every thread has a piece
+            with k.when(k.compare("lt", row + down, self.rows), "piece") if last else nullcontext():
                 for at, reaches in zip(range(0, 16, form.copy_bytes), inside, strict=True):
                     gpu.copy_async(
                         k, stage + to + (down * form.pitch + at), source + at, form.copy_bytes, both(k, valid, reaches)
                     )
 
 
-def _emit_scores(work: _Work, queries: Sequence[list[Value]], stage: Value) -> list[Value]:
-    """Emit q·kᵀ of the warp's queries and a tile of keys: 4 sums for every 8 keys."""
+def _emit_scores(work: _Work, queries: Value, stage: Value) -> list[Value]:
+    """Emit q·kᵀ of the warp's queries and a tile of keys: 4 sums for every 16 queries and 8 keys."""
     k, form = work.k, work.form
     in_eight, matrix = work.lane & 7, k.shift("lshr", work.lane, 3)
     odd, high = matrix & 1, k.shift("lshr", matrix, 1)
-    at = stage + (high * 8 + in_eight) * form.pitch + odd * 16
-    scores = [k.const(F32, 0.0)] * (form.keys // 8 * 4)
-    for part, left in enumerate(queries):
-        pairs = [gpu.load_fragments(k, at, pair * 16 * form.pitch + part * PART) for pair in range(form.keys // 16)]
+    left_at = queries + (work.warp_row + odd * 8 + in_eight) * form.pitch + high * 16
+    right_at = stage + (high * 8 + in_eight) * form.pitch + odd * 16
+    scores = [k.const(F32, 0.0)] * (form.tall * form.keys // 8 * 4)
+    for part in range(form.parts):
+        left = [gpu.load_fragments(k, left_at, tall * 16 * form.pitch + part * PART) for tall in range(form.tall)]
+        pairs = [gpu.load_fragments(k, right_at, pair * 16 * form.pitch + part * PART) for pair in range(form.keys // 16)]
         right = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
-        scores = work.multiply(k, Operands([left], right), scores)
+        scores = work.multiply(k, Operands(left, right), scores)
     return scores
 
 
 def _masked(work: _Work, scores: list[Value], first: Value) -> list[Value]:
     """Emit the mask, and -infinity for keys that there are not or that come later. first: the tile's first key."""
     k, form, fields = work.k, work.form, work.fields
-    keys = [first + (work.lane & 3) * 2 + (8 * (n // 4) + n % 2) for n in range(len(scores))]
+    per_tile = len(scores) // form.tall
+    keys = [first + (work.lane & 3) * 2 + (8 * (n % per_tile // 4) + n % 2) for n in range(len(scores))]
     lowest = k.const(F32, float("-inf"))
     if form.mask:
         scores = _with_mask(work, scores, keys)
@@ -287,7 +293,7 @@ def _masked(work: _Work, scores: list[Value], first: Value) -> list[Value]:
         for n, value in enumerate(fold.values):
             valid = k.compare("lt", keys[n], fields.number("keys"))
             if form.causal:
-                valid = both(k, valid, k.compare("le", keys[n], work.rows[n % 4 // 2] + fields.number("offset")))
+                valid = both(k, valid, k.compare("le", keys[n], work.rows[work.row_of(n, len(scores))] + fields.number("offset")))
             values.append(k.select(valid, value, lowest))
         fold.values = values
     return fold.values
@@ -301,8 +307,9 @@ def _with_mask(work: _Work, scores: list[Value], keys: list[Value]) -> list[Valu
     exist = [below(k, row, fields.number("queries")) for row in work.rows]
     loads = []
     for n, key in enumerate(keys):
-        at = work.address(fields.address("mask"), lines[n % 4 // 2] + key * fields.number("mask_key"), kind.bits // 8)
-        loads.append(gpu.load_element(k, at, kind, both(k, exist[n % 4 // 2], below(k, key, fields.number("keys")))))
+        row = work.row_of(n, len(scores))
+        at = work.address(fields.address("mask"), lines[row] + key * fields.number("mask_key"), kind.bits // 8)
+        loads.append(gpu.load_element(k, at, kind, both(k, exist[row], below(k, key, fields.number("keys")))))
     if form.mask == "bool":
         lowest = k.const(F32, float("-inf"))
         return [k.select(k.compare("ne", load, 0), score, lowest) for score, load in zip(scores, loads, strict=True)]
@@ -317,14 +324,14 @@ def _storage(mask: Mask | None) -> Storage:
 
 
 def _emit_weights(work: _Work, scores: list[Value], most: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
-    """Return the greatest scores of the thread's two rows so far, what the sums before must be scaled by, and the weights."""
+    """Return the greatest scores of the thread's queries so far, what the sums before must be scaled by, and the weights."""
     k, scale = work.k, work.fields.scalar("scale_log2")
     found, factors, shifts = [], [], []
     lowest, zero = k.const(F32, float("-inf")), k.const(F32, 0.0)
-    for half, before in enumerate(most):
+    for row, before in enumerate(most):
         greatest = before
         for n, score in enumerate(scores):
-            if n % 4 // 2 == half:
+            if work.row_of(n, len(scores)) == row:
                 greatest = k.maximum(greatest, score)
         greatest = combine_lanes(k, greatest, k.maximum, 4)
         none = k.compare("eq", greatest, lowest)  # no key so far: e^(-∞ - 0) is 0, e^(-∞ - -∞) would be NaN
@@ -332,7 +339,7 @@ def _emit_weights(work: _Work, scores: list[Value], most: Sequence[Value]) -> tu
         found.append(greatest)
         shifts.append(shift)
         factors.append(_power(work, before * scale - shift))
-    weights = [_power(work, k.fma(score, scale, -shifts[n % 4 // 2])) for n, score in enumerate(scores)]
+    weights = [_power(work, k.fma(score, scale, -shifts[work.row_of(n, len(scores))])) for n, score in enumerate(scores)]
     return found, factors, weights
 
 
@@ -341,11 +348,11 @@ def _power(work: _Work, x: Value) -> Value:
     return gpu.assemble(work.k, "ex2.approx.ftz.f32 $0, $1;", (F32,), (x,), pure=True)[0]
 
 
-def _sums(weights: Sequence[Value]) -> list[Value]:
-    """Return the sums of the thread's weights in each of its rows."""
+def _sums(work: _Work, weights: Sequence[Value]) -> list[Value]:
+    """Return the sums of the thread's weights of each of its queries."""
     found = []
-    for half in range(2):
-        mine = [weight for n, weight in enumerate(weights) if n % 4 // 2 == half]
+    for row in range(len(work.rows)):
+        mine = [weight for n, weight in enumerate(weights) if work.row_of(n, len(weights)) == row]
         while len(mine) > 1:
             mine = [a + b for a, b in zip(mine[::2], mine[1::2], strict=True)]
         found.append(mine[0])
@@ -363,13 +370,13 @@ def _emit_halves(work: _Work, weights: Sequence[Value], values: Value, sums: lis
     in_eight, matrix = work.lane & 7, k.shift("lshr", work.lane, 3)
     at = values + ((matrix & 1) * 8 + in_eight) * form.pitch + k.shift("lshr", matrix, 1) * 16
     for chunk in range(form.keys // 16):
-        mine = weights[8 * chunk : 8 * chunk + 8]
-        left = [_packed(work, mine[n], mine[n + 1]) for n in (0, 2, 4, 6)]
+        starts = [tall * len(weights) // form.tall + 8 * chunk for tall in range(form.tall)]
+        left = [[_packed(work, weights[at + n], weights[at + n + 1]) for n in (0, 2, 4, 6)] for at in starts]
         pairs = [
             gpu.load_fragments(k, at, chunk * 16 * form.pitch + pair * 32, transposed=True) for pair in range(form.depth // 16)
         ]
         right = [pair[half : half + 2] for pair in pairs for half in (0, 2)]
-        sums = work.multiply(k, Operands([left], right), sums)
+        sums = work.multiply(k, Operands(left, right), sums)
     return sums
 
 
@@ -385,24 +392,26 @@ def _emit_singles(work: _Work, weights: Sequence[Value], values: Value, sums: li
     k, form = work.k, work.form
     at = values + (work.lane & 3) * (2 * form.pitch) + k.shift("lshr", work.lane, 2) * 4
     for chunk in range(form.keys // 8):
-        left = [k.convert("bitcast", weights[4 * chunk + n], I32) for n in (0, 2, 1, 3)]
+        starts = [tall * len(weights) // form.tall + 4 * chunk for tall in range(form.tall)]
+        left = [[k.convert("bitcast", weights[at + n], I32) for n in (0, 2, 1, 3)] for at in starts]
         right = [
             [gpu.load_shared(k, at + ((8 * chunk + odd) * form.pitch + tile * 32)) for odd in range(2)]
             for tile in range(form.depth // 8)
         ]
-        sums = work.multiply(k, Operands([left], right), sums)
+        sums = work.multiply(k, Operands(left, right), sums)
     return sums
 
 
 def _store(work: _Work, factors: Sequence[Value], sums: Sequence[Value]) -> None:
     k, form, fields = work.k, work.form, work.fields
     base = work.start("y")
-    for half, row in enumerate(work.rows):
+    for number, row in enumerate(work.rows):
+        start = number // 2 * len(sums) // form.tall + number % 2 * 2
         line, exists = row * fields.number("y_row"), below(k, row, fields.number("queries"))
         for tile in range(form.depth // 8):
             column = (work.lane & 3) * 2 + 8 * tile
             valid = both(k, exists, below(k, column, fields.number("depth")))
-            pair = [sums[4 * tile + 2 * half + n] * factors[half] for n in range(2)]
+            pair = [sums[start + 4 * tile + n] * factors[number] for n in range(2)]
             words = [_packed(work, *pair)] if form.item_bytes == 2 else [k.convert("bitcast", value, I32) for value in pair]
             gpu.store_words(k, work.address(base, line + column, form.item_bytes), words, valid)
 
@@ -479,7 +488,7 @@ class Attention:
         if self.depth > form.depth or copy_bytes % form.copy_bytes or (form.mask is None) != (self.mask is None):
             need = f"heads of {self.depth}, copies of {copy_bytes} bytes, mask={self.mask is not None}"
             raise GpuUnsupportedError(f"attention: need {need}, the kernel is {form.name}")
-        tiles = -(-self.queries // (16 * form.warps))
+        tiles = -(-self.queries // form.rows)
         told = AttentionDescriptor(queries=self.queries, keys=self.keys, depth=self.depth, offset=self.offset)
         told.chunks = tiles * self.batch * self.heads
         told.scale_log2, told.unscale = self.scale * LOG2_E, 1 / self.scale

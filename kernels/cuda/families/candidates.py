@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ FMA_TILES = (
     Tile(64, 32, 2, 1, 4),
     Tile(32, 32, 2, 1, 6),
 )
+MOST_VALUES = 160  # of a thread in an attention: with more, registers spill
 SLICES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -70,11 +72,10 @@ def attention_candidates(
     """Yield every number of warps and of keys in a tile that the GPU has room for. mask: what its elements are."""
     room = device.attribute(Attribute.SHARED_BYTES_PER_BLOCK)
     depth, copy_bytes = -(-attention.depth // 16) * 16, attention.copy_bytes(precision)
-    for warps in (1, 2, 4, 8):
-        for keys in (32, 64, 128):
-            form = AttentionForm(precision, depth, warps, keys, copy_bytes, causal, mask)
-            if form.shared_bytes <= room:
-                yield form
+    for tall, warps, keys in itertools.product((1, 2), (1, 2, 4, 8), (32, 64, 128)):
+        form = AttentionForm(precision, depth, warps, keys, copy_bytes, causal, mask, tall)
+        if form.shared_bytes <= room and form.values <= MOST_VALUES:
+            yield form
 
 
 def row_candidates(rows: Rows, form: RowForm) -> Iterator[RowForm]:

@@ -30,7 +30,7 @@ WARPS = 8  # rows of a block that each have one warp
 TEAMS = (WARP, 256, 1024)
 HELD = (1, 2, 4, 8, 16, 32)  # runs of a thread in registers; a row of 0 is read for every pass
 HELD_ELEMENTS = 32  # of a thread, at most
-UNROLLED = 16  # elements of a thread that are under way at once where a row is read for every pass
+UNROLLED = 4  # runs of a thread that are under way at once where a row is read for every pass; 16 of one element are slower
 
 
 class RowDescriptor(Descriptor):
@@ -144,8 +144,8 @@ class _Row:
         return found
 
     def _passes(self) -> Value:
-        """Return how often the team reads `UNROLLED` elements of each thread until the row is read."""
-        span = UNROLLED * self.form.team
+        """Return how often the team reads `UNROLLED` runs of each thread until the row is read."""
+        span = UNROLLED * self.form.team * self.form.run
         return self.k.convert("zext", (self.fields.number("n") + (span - 1)) // span, I64)
 
     def reduced(self, reduction: Reduction, of: Callable[[Value], Value]) -> Value:
@@ -167,7 +167,7 @@ class _Row:
         else:
             with k.fold("pass", 0, self._passes(), 1, (identity, self.thread * form.run)) as fold:
                 column = fold.values[1]
-                fold.values = [added(fold.values[0], self._load(column, UNROLLED // form.run)), column + UNROLLED * form.team]
+                fold.values = [added(fold.values[0], self._load(column, UNROLLED)), column + UNROLLED * form.team * form.run]
             total = fold.values[0]
         total = k.reduce(total, combine)
         if form.team == WARP:
@@ -188,8 +188,8 @@ class _Row:
             return
         with k.fold("pass", 0, self._passes(), 1, (self.thread * form.run,)) as fold:
             column = fold.values[0]
-            put(self._load(column, UNROLLED // form.run))
-            fold.values = [column + UNROLLED * form.team]
+            put(self._load(column, UNROLLED))
+            fold.values = [column + UNROLLED * form.team * form.run]
 
 
 def _emit_row(row: _Row) -> None:

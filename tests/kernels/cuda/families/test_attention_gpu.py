@@ -46,8 +46,15 @@ def check(gpu, precision, batch, heads, queries, keys, depth, *, key_heads=None,
         whole = np.broadcast_to(mask, (batch, heads, queries, keys))
         steps: Any = tuple(0 if n == 1 else s // mask.itemsize for n, s in zip(mask.shape, mask.strides, strict=True))
         arrays["mask"], problem = mask, dataclasses.replace(problem, mask=steps)
-    room = options.pop("room", -(-depth // 16) * 16)
-    form = AttentionForm(precision, room, copy_bytes=problem.copy_bytes(precision), causal=causal, mask=kind, **options)
+    form = AttentionForm(
+        precision,
+        -(-depth // 16) * 16,
+        keys=options.pop("keys_of_tile", 64),
+        copy_bytes=problem.copy_bytes(precision),
+        causal=causal,
+        mask=kind,
+        **options,
+    )
     memory = {name: gpu.upload(array) for name, array in arrays.items()}
     launch = problem.launch(form, **{name: name for name in memory})
     gpu.run(dataclasses.replace(launch, blocks=blocks or launch.blocks), memory)
@@ -62,42 +69,46 @@ def check(gpu, precision, batch, heads, queries, keys, depth, *, key_heads=None,
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_heads_of_any_size(gpu, precision, depth, sizes):
     check(gpu, precision, 2, 3, *sizes, depth)
+    check(gpu, precision, 2, 3, *sizes, depth, tall=2, keys_of_tile=32)
 
 
+@pytest.mark.parametrize("tall", [1, 2])
 @pytest.mark.parametrize(("warps", "keys"), [(1, 16), (2, 32), (8, 64), (4, 128)])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_tiles(gpu, precision, warps, keys):
+def test_tiles(gpu, precision, warps, keys, tall):
     problem = Attention.dense(1, 2, 150, 203, 64)
     storage = STORED[precision]
     q, k, v = (draw((1, tokens, 2, 64), storage, seed) for seed, tokens in enumerate((150, 203, 203)))
     y = poison(q.shape, storage)
     memory = {name: gpu.upload(array) for name, array in (("q", q), ("k", k), ("v", v), ("y", y))}
-    gpu.run(problem.launch(AttentionForm(precision, 64, warps, keys), q="q", k="k", v="v", y="y"), memory)
+    gpu.run(problem.launch(AttentionForm(precision, 64, warps, keys, tall=tall), q="q", k="k", v="v", y="y"), memory)
     truth = truth_of(q, k, v, problem.scale, None, False, 0)
     found = memory["y"].read(y).astype(np.float64)
     np.testing.assert_allclose(found, truth, rtol=ERRORS[precision], atol=2 * ERRORS[precision])
 
 
+@pytest.mark.parametrize("tall", [1, 2])
 @pytest.mark.parametrize("offset", [0, 70, -3])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_causal(gpu, precision, offset):
-    check(gpu, precision, 2, 2, 130, 200, 64, causal=True, offset=offset)
+def test_causal(gpu, precision, offset, tall):
+    check(gpu, precision, 2, 2, 130, 200, 64, causal=True, offset=offset, tall=tall)
 
 
 MASKS = {"all": (2, 3, 70, 90), "keys": (2, 1, 1, 90), "queries": (1, 1, 70, 90), "heads": (1, 3, 1, 1)}
 
 
+@pytest.mark.parametrize("tall", [1, 2])
 @pytest.mark.parametrize("kind", ["bool", "fp32", "own"])
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_masks(gpu, precision, name, kind):
+def test_masks(gpu, precision, name, kind, tall):
     shape, rng = MASKS[name], np.random.default_rng(5)
     kind = STORED[precision] if kind == "own" else kind
     if kind == "bool":
         mask = rng.random(shape) < 0.6
     else:
         mask = np.where(rng.random(shape) < 0.7, rng.standard_normal(shape), -np.inf).astype(np.float32).astype(DTYPES[kind])
-    check(gpu, precision, 2, 3, 70, 90, 64, mask=mask, kind=kind)
+    check(gpu, precision, 2, 3, 70, 90, 64, mask=mask, kind=kind, tall=tall)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -55,6 +55,7 @@ KERNELS: list[tuple[Kernel, tuple[str, ...]]] = [  # with instructions that thei
     ),
     (AttentionForm("fp16", 80, 4, 64, causal=True), ("mma.sync.aligned.m16n8k16.row.col.f32.f16", "cp.async.cg")),
     (AttentionForm("bf16", 128, 4, 64, mask="bool"), ("ld.global.b8",)),
+    (AttentionForm("bf16", 128, 4, 32, causal=True, tall=2), ("ldmatrix",)),
     (AttentionForm("tf32", 64, mask="fp32"), ("mma.sync.aligned.m16n8k8",)),
     (AttentionForm("fp32", 32, 1, 16, 8), ("cp.async.ca",)),
 ]

@@ -1,6 +1,7 @@
 """Elementwise maps on a GPU against numpy. Results begin as NaN, and so does what lies between them."""
 
 import dataclasses
+from math import erf
 
 import numpy as np
 import pytest
@@ -58,6 +59,26 @@ def test_functions(gpu, storage, name):
     x = draw((4099,), storage)
     y = compute(gpu, expression, x.shape, Array((1,), storage), (Array((1,), storage),), (x,), poison(x.shape, storage))
     assert_close(y, expressions.apply(expression, x.astype(np.float64)), storage, np.abs(x.astype(np.float64)))
+
+
+WIDE = {
+    "exp": np.exp,
+    "sigmoid": lambda x: np.where(x < 0, np.exp(np.minimum(x, 0)), 1) / (1 + np.exp(-np.abs(x))),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "erf": np.vectorize(erf),
+    "tanh": np.tanh,
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_functions_over_their_whole_range(gpu, name):
+    x = np.concatenate([np.linspace(-110, 95, 40001), np.linspace(-1, 1, 4001), [np.inf, -np.inf, np.nan]]).astype(np.float32)
+    expression = Expression((FLOAT,), (Apply(name, (0,)),))
+    y = compute(gpu, expression, x.shape, Array((1,)), (Array((1,)),), (x,), poison(x.shape))
+    with np.errstate(over="ignore"):
+        truth = WIDE[name](x.astype(np.float64))
+    truth = np.where(truth > np.finfo(np.float32).max, np.inf, truth)
+    np.testing.assert_allclose(y, truth, rtol=2.0**-20, atol=2.0**-126)
 
 
 @pytest.mark.parametrize("to", STORAGES)
