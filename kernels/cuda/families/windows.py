@@ -25,7 +25,7 @@ from kernels.native.errors import EmitError
 WindowOp = Literal["max_pool", "average_pool", "depthwise"]
 THREADS = 128
 WAYS = {1: (4, 9), 2: (3, 5), 4: (3, 5)}  # by pixels of a thread: how many taps it may load at once
-MANY = 1 << 20  # runs of y from which a thread takes several pixels; with fewer, threads are too few to hide latency
+MANY = 1 << 17  # runs of y from which a thread takes several pixels; with fewer, threads are too few to hide latency
 
 
 class WindowDescriptor(Descriptor):
@@ -186,10 +186,11 @@ class Windows:
         return self.x_stride or self.window.channels, self.y_stride or self.window.channels, *self.others
 
     def form(self, op: WindowOp, storage: Storage, *, bias: bool = False, expression: Expression = UNCHANGED) -> WindowForm:
-        """Return the form for these windows: several pixels a thread where there are many."""
+        """Return the form for these windows: several pixels a thread in a depthwise convolution of many."""
         window, taps = self.window, self.window.kernel[0] * self.window.kernel[1]
         run = gcd(128 // STORAGES[storage].bits, window.channels, *self.strides)
-        pixels = 4 if window.batch * window.out[0] * window.out[1] * window.channels // run >= MANY else 1
+        runs = window.batch * window.out[0] * window.out[1] * window.channels // run
+        pixels = 4 if op == "depthwise" and runs >= MANY else 1
         at_once = next((each for each in WAYS[pixels] if each >= taps), WAYS[pixels][-1])
         if pixels > 1:
             at_once = WAYS[pixels][window.kernel[1] > WAYS[pixels][0]]  # a row of the kernel
