@@ -23,16 +23,16 @@ import numpy as np
 
 from bench.gpu_products import Bench, time_torch_call
 from kernels.cuda.driver import Driver
-from kernels.cuda.families.attention import Attention
+from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.candidates import attention_candidates, candidates, row_candidates, window_candidates
 from kernels.cuda.families.columns import Columns
+from kernels.cuda.families.elementwise import Array, Map
 from kernels.cuda.families.gather import Gather
-from kernels.cuda.families.maps import Array, Map
 from kernels.cuda.families.problem import Batch, Problem, Window
+from kernels.cuda.families.rearrange import copy
 from kernels.cuda.families.resize import Resize, table_of
 from kernels.cuda.families.rows import RowOp, Rows
-from kernels.cuda.families.transposes import copy
-from kernels.cuda.families.windows import Windows
+from kernels.cuda.families.sliding import Windows
 from kernels.cuda.program import Launch
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.resampling import Axis, resize_axis

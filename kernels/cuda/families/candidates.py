@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from kernels.cuda.driver import Attribute, Device
 from kernels.cuda.emit.epilogue import UNCHANGED
-from kernels.cuda.families.attention import Attention, AttentionForm, Mask
+from kernels.cuda.families.attention import AttentionForm, Mask
+from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.problem import Cut, Problem
 from kernels.cuda.families.product import GROUP_UNITS, Form, Precision, Tile
 from kernels.cuda.families.rows import HELD, HELD_ELEMENTS, TEAMS, RowForm, Rows
-from kernels.cuda.families.windows import WAYS, WindowForm
+from kernels.cuda.families.sliding import WAYS, WindowForm
 from kernels.expression import Expression
 
 # On an H200 the best of these is within 1 % of the best of some 30 tiles, as a mean over shapes of resnet50, vit_b_16 and

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from kernels.cuda.emit.epilogue import UNCHANGED
-from kernels.cuda.families.attention import Attention, AttentionForm
+from kernels.cuda.families.attention import AttentionForm
+from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.columns import Columns
+from kernels.cuda.families.elementwise import Array, Map
 from kernels.cuda.families.gather import Gather
-from kernels.cuda.families.maps import Array, Map
 from kernels.cuda.families.problem import Batch, Cut, Problem, Window
+from kernels.cuda.families.rearrange import copy
 from kernels.cuda.families.resize import Resize, table_of
 from kernels.cuda.families.rows import Rows
-from kernels.cuda.families.transposes import copy
-from kernels.cuda.families.windows import Windows
+from kernels.cuda.families.sliding import Windows
 from kernels.cuda.program import Program, Replay
 from kernels.resampling import Axis, resize_axis
 from tests.kernels.cuda.conftest import Gpu

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from kernels.cuda.errors import CudaError
-from kernels.cuda.families.maps import Array, Map
+from kernels.cuda.families.elementwise import Array, Map
 from kernels.cuda.families.rows import Rows
 from kernels.cuda.program import Kernels, Launch, Program, Replay
 from kernels.native.code.cache import CodeCache

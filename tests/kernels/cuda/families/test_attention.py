@@ -4,7 +4,8 @@ import pytest
 
 from kernels.cuda.driver import Attribute
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
-from kernels.cuda.families.attention import Attention, AttentionForm
+from kernels.cuda.families.attention import AttentionForm
+from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.candidates import MOST_VALUES, attention_candidates
 from kernels.native.errors import EmitError
 from tests.kernels.cuda import fake as fakes

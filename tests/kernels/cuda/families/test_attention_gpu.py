@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.cuda.families.attention import Attention, AttentionForm
+from kernels.cuda.families.attention import AttentionForm
+from kernels.cuda.families.attention_problem import Attention
 from tests.kernels.cuda.families.cases import draw, padded, poison
 from tests.kernels.cuda.families.product_cases import DTYPES
 

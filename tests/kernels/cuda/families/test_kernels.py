@@ -10,13 +10,13 @@ import pytest
 from kernels.cuda.emit.kernel import Kernel
 from kernels.cuda.families.attention import AttentionForm
 from kernels.cuda.families.columns import ColumnForm
+from kernels.cuda.families.elementwise import MapForm
 from kernels.cuda.families.gather import GatherForm
-from kernels.cuda.families.maps import MapForm
 from kernels.cuda.families.product import Form
+from kernels.cuda.families.rearrange import TransposeForm
 from kernels.cuda.families.resize import ResizeForm
 from kernels.cuda.families.rows import RowForm
-from kernels.cuda.families.transposes import TransposeForm
-from kernels.cuda.families.windows import WindowForm
+from kernels.cuda.families.sliding import WindowForm
 from kernels.cuda.ptx import TARGETS, generate
 from kernels.expression import DOUBLE, FLOAT, Apply, Expression
 from kernels.spec import BOOL

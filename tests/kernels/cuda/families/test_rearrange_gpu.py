@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kernels.cuda.families.maps import Array
-from kernels.cuda.families.transposes import TransposeForm, copy
+from kernels.cuda.families.elementwise import Array
+from kernels.cuda.families.rearrange import TransposeForm, copy
 from tests.kernels.cuda.families.cases import DTYPES, STORAGES, draw, poison, strided
 
 pytestmark = pytest.mark.gpu

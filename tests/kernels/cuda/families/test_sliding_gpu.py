@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.families.problem import Window
-from kernels.cuda.families.windows import WAYS, Windows
+from kernels.cuda.families.sliding import WAYS, Windows
 from tests.kernels.cuda.families import product_cases as expressions
 from tests.kernels.cuda.families.cases import STORAGES, assert_close, draw, padded, poison
 from tests.kernels.cuda.families.product_cases import patches, window

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.errors import CudaError
-from kernels.cuda.families.maps import Array, Map, MapForm, merged
+from kernels.cuda.families.elementwise import Array, Map, MapForm, merged
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.errors import EmitError
 from tests.kernels.cuda.families.product_cases import ADD, RELU

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from kernels.cuda.errors import CudaError
-from kernels.cuda.families.maps import Array, MapForm
-from kernels.cuda.families.transposes import TransposeForm, copy
+from kernels.cuda.families.elementwise import Array, MapForm
+from kernels.cuda.families.rearrange import TransposeForm, copy
 from kernels.native.errors import EmitError
 
 

@@ -1,6 +1,6 @@
 """Elementwise expressions of arrays of any strides: broadcasting, casts, copies.
 
-A thread takes a run of consecutive elements of the result at a time. `kernels.cuda.families.transposes` has copies that no order
+A thread takes a run of consecutive elements of the result at a time. `kernels.cuda.families.rearrange` has copies that no order
 of dimensions makes consecutive in both arrays.
 """
 

@@ -3,7 +3,7 @@ import pytest
 from kernels.cuda.errors import CudaError
 from kernels.cuda.families.candidates import window_candidates
 from kernels.cuda.families.problem import Window
-from kernels.cuda.families.windows import WindowForm, Windows
+from kernels.cuda.families.sliding import WindowForm, Windows
 from kernels.native.errors import EmitError
 from tests.kernels.cuda.families.product_cases import ADD, window
 

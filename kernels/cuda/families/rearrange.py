@@ -16,7 +16,7 @@ from kernels.cuda.emit.descriptor import Descriptor, Fields, listed
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, RunMemory, Storage, all_lanes, joined, lane_of
 from kernels.cuda.emit.kernel import emit_kernel, share_among_blocks
 from kernels.cuda.errors import CudaError
-from kernels.cuda.families.maps import Array, Map, merged
+from kernels.cuda.families.elementwise import Array, Map, merged
 from kernels.cuda.program import Launch
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32
