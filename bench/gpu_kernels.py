@@ -216,7 +216,7 @@ def resized(storage: Any, batch: int, mode: str) -> Case:
     attributes |= {"cubic_coeff_a": -0.75, "antialias": 0, "exclude_outside": 0}
     if mode == "nearest":
         attributes |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    along = [resize_axis(Axis(axis, 56, 112, 2.0, (0.0, 1.0)), **attributes) for axis in range(2)]
+    along = [resize_axis(Axis(axis, 56, 112, (2, 1)), **attributes) for axis in range(2)]
     x, y = Given((batch, 56, 56, 256), DTYPES[storage]), Given((batch, 112, 112, 256), DTYPES[storage])
     given: dict[str, Any] = {"x": x, "y": y, "rows": table_of(along[0]), "columns": table_of(along[1])}
     launch = Resize(batch, (56, 56), 256, along[0], along[1]).launch(storage, **named(given))

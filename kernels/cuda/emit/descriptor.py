@@ -7,16 +7,32 @@ from `Descriptor` whose fields `listed` makes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from kernels.cuda.errors import CudaError
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import F32, I32, I64
 
 OPERANDS = 2  # arrays, beside the result, that an epilogue may read
 OTHERS = tuple(f"r{n}" for n in range(OPERANDS))  # their names; "r0_stride" is the number of elements between two rows
 LIMIT = 1 << 31  # kernels count elements, rows and chunks in 32 bits, and divide numbers below this
+
+
+def check_sizes(subject: str, sizes: Mapping[str, int]) -> None:
+    """Raise CudaError, naming the subject and the array, unless all have 1 element or more and as few as kernels can count.
+
+    sizes: elements of each array, gaps included.
+    """
+    for name, size in sizes.items():
+        if not 0 < size < LIMIT:
+            raise CudaError(f"{subject}: {name} has {size} elements, need 1 to {LIMIT - 1}")
+
+
+def others_sizes(rows: int, strides: Sequence[int]) -> dict[str, int]:
+    """Return the elements of the arrays that an epilogue reads. strides: from a row to the next, 0 where all share one."""
+    return {name: max(1, rows * stride) for name, stride in zip(OTHERS, strides, strict=False)}
 
 
 def listed(

@@ -367,7 +367,7 @@ def _emit_halves(work: _Work, weights: Sequence[Value], values: Value, sums: lis
     at = values + ((matrix & 1) * 8 + in_eight) * form.pitch + k.shift("lshr", matrix, 1) * 16
     for chunk in range(form.keys // 16):
         starts = [tall * len(weights) // form.tall + 8 * chunk for tall in range(form.tall)]
-        left = [[_packed(work, weights[at + n], weights[at + n + 1]) for n in (0, 2, 4, 6)] for at in starts]
+        left = [[_packed(work, weights[first + n], weights[first + n + 1]) for n in (0, 2, 4, 6)] for first in starts]
         pairs = [
             gpu.load_fragments(k, at, chunk * 16 * form.pitch + pair * 32, transposed=True) for pair in range(form.depth // 16)
         ]
@@ -389,7 +389,7 @@ def _emit_singles(work: _Work, weights: Sequence[Value], values: Value, sums: li
     at = values + (work.lane & 3) * (2 * form.pitch) + k.shift("lshr", work.lane, 2) * 4
     for chunk in range(form.keys // 8):
         starts = [tall * len(weights) // form.tall + 4 * chunk for tall in range(form.tall)]
-        left = [[k.convert("bitcast", weights[at + n], I32) for n in (0, 2, 1, 3)] for at in starts]
+        left = [[k.convert("bitcast", weights[first + n], I32) for n in (0, 2, 1, 3)] for first in starts]
         right = [
             [gpu.load_shared(k, at + ((8 * chunk + odd) * form.pitch + tile * 32)) for odd in range(2)]
             for tile in range(form.depth // 8)

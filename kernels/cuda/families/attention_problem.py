@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from kernels.cuda.emit.descriptor import LIMIT
+from kernels.cuda.emit.descriptor import check_sizes
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.attention import ARRAYS, LEVELS, AttentionDescriptor, AttentionForm
 from kernels.cuda.families.product import UNITS, Precision
@@ -58,9 +58,10 @@ class Attention:
         for name, (heads, rows) in counts.items():
             steps: Steps = getattr(self, name)
             sizes[name] = (self.batch - 1) * steps[0] + (heads - 1) * steps[1] + rows * steps[2]
-        for name, size in sizes.items():
-            if not 0 < size < LIMIT:
-                raise CudaError(f"attention: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        if self.mask is not None:
+            counts_of_mask = (self.batch, self.heads, self.queries, self.keys)
+            sizes["mask"] = 1 + sum((count - 1) * step for count, step in zip(counts_of_mask, self.mask, strict=True))
+        check_sizes("attention", sizes)
         if self.key_heads < 1 or self.heads % self.key_heads or not self.scale > 0:
             raise CudaError(
                 f"attention: {self.heads} heads of queries for {self.key_heads} of keys, scale {self.scale}, need a multiple of "

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.builder import below, both, exchange, load_shared, meet, shared_base, special, store_shared
-from kernels.cuda.emit.descriptor import LIMIT, Descriptor, Fields, listed
+from kernels.cuda.emit.descriptor import Descriptor, Fields, check_sizes, listed
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes, joined, lane_of
 from kernels.cuda.emit.kernel import WARP, emit_kernel, kernel_name, share_among_blocks
 from kernels.cuda.emit.reduce import REDUCTIONS, Reduced
-from kernels.cuda.errors import CudaError
 from kernels.cuda.program import Launch
 from kernels.expression import Expression
 from kernels.native.emit.builder import Value
@@ -160,9 +159,9 @@ class Columns:
     y_stride: int | None = None
 
     def __post_init__(self) -> None:
-        for name, size in (("outer", self.outer), ("n", self.n), ("inner", self.inner), ("x", self.outer * self.strides[1])):
-            if not 0 < size < LIMIT:
-                raise CudaError(f"columns: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        sizes = {"outer": self.outer, "n": self.n, "inner": self.inner}
+        sizes |= {"x": self.outer * self.strides[1], "y": self.outer * self.strides[2]}
+        check_sizes("columns", sizes)
 
     @property
     def strides(self) -> tuple[int, int, int]:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.builder import assemble, below, load_element, word
-from kernels.cuda.emit.descriptor import LIMIT, OTHERS, Descriptor, Fields, listed
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share_among_threads
-from kernels.cuda.errors import CudaError
 from kernels.cuda.program import Launch
 from kernels.expression import Expression
 from kernels.native.emit.builder import Value
@@ -123,9 +122,9 @@ class Gather:
 
     def __post_init__(self) -> None:
         x, y, *_ = self.strides
-        for name, size in (("x", self.outer * self.size * x), ("y", self.outer * self.count * y), ("n", self.n)):
-            if not 0 < size < LIMIT:
-                raise CudaError(f"gather: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        rows = self.outer * self.count
+        sizes = {"x": self.outer * self.size * x, "y": rows * y, "n": self.n}
+        check_sizes("gather", sizes | others_sizes(rows, self.others))
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
-from kernels.cuda.emit.descriptor import LIMIT, OTHERS, Descriptor
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, check_sizes, others_sizes
 from kernels.cuda.emit.unit import ROW_BYTES
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.product import UNITS, Form, Precision, ProductDescriptor
@@ -101,15 +101,14 @@ class Problem:
         sizes = {"m": self.m, "n": self.n, "k": self.k}
         pixels = self.m if self.window is None else self.window.batch * self.window.height * self.window.width
         sizes |= {"x": pixels * self.strides[0], "w": self.n * self.strides[1], "y": self.m * self.strides[2]}
+        sizes |= others_sizes(self.m, self.others)
         if batch := self.batch:
             sizes |= {"outer": batch.outer, "inner": batch.inner}
-            for name, steps in (("x", batch.x), ("w", batch.w), ("y", batch.y)):
-                sizes[name] += batch.extent(steps)
             if len(batch.others) != len(self.others):
                 raise CudaError(f"product: batch steps of {len(batch.others)} other matrices, need {len(self.others)}")
-        for name, size in sizes.items():
-            if not 0 < size < LIMIT:
-                raise CudaError(f"product: {name} has {size} elements, need 1 to {LIMIT - 1}")
+            for name, steps in zip(("x", "w", "y", *OTHERS), (batch.x, batch.w, batch.y, *batch.others), strict=False):
+                sizes[name] += batch.extent(steps)
+        check_sizes("product", sizes)
 
     @property
     def strides(self) -> tuple[int, int, int]:

@@ -12,10 +12,10 @@ from math import gcd
 import numpy as np
 
 from kernels.cuda.emit.builder import below, both, load_words
-from kernels.cuda.emit.descriptor import LIMIT, OTHERS, Descriptor, Fields, listed
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share_among_threads
-from kernels.cuda.errors import CudaError, GpuUnsupportedError
+from kernels.cuda.errors import GpuUnsupportedError
 from kernels.cuda.program import Launch
 from kernels.expression import Expression
 from kernels.native.emit.builder import Value
@@ -177,9 +177,8 @@ class Resize:
 
     def __post_init__(self) -> None:
         x, y = (self.batch * height * width for height, width in (self.size, self.out))
-        for name, size in (("x", x * self.strides[0]), ("y", y * self.strides[1]), ("channels", self.channels)):
-            if not 0 < size < LIMIT:
-                raise CudaError(f"resize: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        sizes = {"x": x * self.strides[0], "y": y * self.strides[1], "channels": self.channels}
+        check_sizes("resize", sizes | others_sizes(y, self.others))
 
     @property
     def out(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from math import gcd
 from typing import Literal, get_args
 
 from kernels.cuda.emit.builder import below, both, special
-from kernels.cuda.emit.descriptor import LIMIT, OTHERS, Descriptor, Fields, listed
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import WARP, combine_block, combine_lanes, emit_kernel, kernel_name, share_among_blocks
 from kernels.cuda.emit.reduce import MAX, REDUCTIONS, SUM, Reduced, Reduction
@@ -253,9 +253,9 @@ class Rows:
     others: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, size in (("rows", self.rows), ("n", self.n), ("x", self.rows * (self.x_stride or self.n))):
-            if not 0 < size < LIMIT:
-                raise CudaError(f"rows: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        sizes = {"rows": self.rows, "n": self.n, "x": self.rows * (self.x_stride or self.n)}
+        sizes |= {"y": self.rows * (self.y_stride or self.n)}
+        check_sizes("rows", sizes | others_sizes(self.rows, self.others))
 
     def form(
         self,

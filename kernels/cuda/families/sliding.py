@@ -11,7 +11,7 @@ from math import gcd
 from typing import Literal
 
 from kernels.cuda.emit.builder import below, both
-from kernels.cuda.emit.descriptor import LIMIT, OTHERS, Descriptor, Fields, listed
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share_among_threads
 from kernels.cuda.errors import CudaError
@@ -174,11 +174,9 @@ class Windows:
 
     def __post_init__(self) -> None:
         window = self.window
-        x = window.batch * window.height * window.width * self.strides[0]
-        y = window.batch * window.out[0] * window.out[1] * self.strides[1]
-        for name, size in (("x", x), ("y", y), ("out", min(window.out))):
-            if not 0 < size < LIMIT:
-                raise CudaError(f"windows: {name} has {size} elements for {window}, need 1 to {LIMIT - 1}")
+        x, y = (window.batch * height * width for height, width in ((window.height, window.width), window.out))
+        sizes = {"x": x * self.strides[0], "y": y * self.strides[1], "out": min(window.out)}
+        check_sizes("windows", sizes | others_sizes(y, self.others))
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def enlarged(net, x, y):
     batch, height, width, channels = net.truth[x].shape
     attributes: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "floor"}
     attributes |= {"cubic_coeff_a": -0.75, "antialias": 0, "exclude_outside": 0}
-    passes = [resize_axis(Axis(axis, n, 2 * n, 2.0, (0.0, 1.0)), **attributes) for axis, n in enumerate((height, width))]
+    passes = [resize_axis(Axis(axis, n, 2 * n, (2, 1)), **attributes) for axis, n in enumerate((height, width))]
     truth = net.truth[x]
     for axis, along in enumerate(passes, 1):
         taken = np.take(truth, along.index, axis)  # (…, out, taps, …)

@@ -55,9 +55,10 @@ def test_attention_that_a_kernel_does_not_serve_is_refused(attention, form):
         ({"key_heads": 4}, "6 heads of queries for 4 of keys"),
         ({"scale": 0.0}, "scale 0.0, need"),
         ({"keys": 0}, "k has|keys has 0 elements"),
+        ({"mask": (0, 6 << 28, 300, 1)}, "mask has 8053122780 elements"),
         ({"q": (1 << 31, 64, 384)}, "q has 2147559616 elements"),
     ],
-    ids=["heads", "scale", "empty", "far"],
+    ids=["heads", "scale", "empty", "mask", "far"],
 )
 def test_attentions_that_kernels_cannot_compute_are_refused(change, says):
     with pytest.raises(CudaError, match=says):

@@ -48,6 +48,12 @@ def test_every_slice_has_work(asked, slices):
     assert (cut.partial_bytes, cut.counter_bytes) == ((0, 0) if slices == 1 else (4 * 64 * 64 * cut.chunks, 8))
 
 
+@pytest.mark.parametrize("others", [(1 << 30,), (8, 1 << 30)])
+def test_other_matrices_that_kernels_cannot_count_are_refused(others):
+    with pytest.raises(CudaError, match=f"product: r{len(others) - 1} has 5368709120 elements"):
+        Problem(5, 8, 64, others=others)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"m": 0}, "m has 0 elements, need 1 to"), ({"n": 1 << 20, "k": 1 << 20}, "w has 1099511627776 elements, need 1 to")],

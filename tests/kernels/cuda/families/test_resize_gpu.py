@@ -23,7 +23,7 @@ def passes(size, out, **given):
         "antialias": 0,
         "exclude_outside": 0,
     } | given
-    return [resize_axis(Axis(axis, size[axis], out[axis], out[axis] / size[axis], (0.0, 1.0)), **attributes) for axis in range(2)]
+    return [resize_axis(Axis(axis, size[axis], out[axis], (out[axis], size[axis])), **attributes) for axis in range(2)]
 
 
 def matrix(along, size):

@@ -3,9 +3,11 @@ import pytest
 from kernels.cuda.errors import CudaError
 from kernels.cuda.families.candidates import row_candidates
 from kernels.cuda.families.columns import ColumnForm, Columns
+from kernels.cuda.families.gather import Gather
 from kernels.cuda.families.rows import RowForm, Rows
+from kernels.cuda.families.sliding import Windows
 from kernels.native.errors import EmitError
-from tests.kernels.cuda.families.product_cases import ADD, RELU
+from tests.kernels.cuda.families.product_cases import ADD, RELU, window
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,22 @@ def test_forms_that_no_kernel_computes_are_refused(options, says):
 def test_empty_problems_are_refused(problem, name):
     with pytest.raises(CudaError, match=f"{name} has 0 elements, need 1 to"):
         problem(0, 4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (lambda: Rows(1 << 10, 64, y_stride=1 << 22), "rows: y has"),
+        (lambda: Rows(1 << 10, 64, others=(1 << 22,)), "rows: r0 has"),
+        (lambda: Columns(1 << 10, 9, 64, y_stride=1 << 22), "columns: y has"),
+        (lambda: Windows(window(1 << 10, 14, 64, 3), others=(64, 1 << 22)), "windows: r1 has"),
+        (lambda: Gather(9, 1 << 10, 64, others=(1 << 22,)), "gather: r0 has"),
+    ],
+    ids=["rows", "others", "columns", "windows", "gather"],
+)
+def test_arrays_that_kernels_cannot_count_are_refused(problem, says):
+    with pytest.raises(CudaError, match=f"{says} \\d+ elements, need 1 to 2147483647"):
+        problem()
 
 
 @pytest.mark.parametrize(
