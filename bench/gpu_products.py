@@ -22,13 +22,13 @@ from typing import Any, get_args
 import ml_dtypes
 import numpy as np
 
-from kernels.cuda.driver import Context, Driver, Function, Memory, Module, Stream
+from kernels.cuda.driver import Context, Driver, Memory, Stream
+from kernels.cuda.emit.epilogue import UNCHANGED
 from kernels.cuda.families.candidates import candidates
 from kernels.cuda.families.problem import Cut, Problem, Window
-from kernels.cuda.families.product import UNCHANGED, Form, Precision, emit_product
-from kernels.cuda.ptx import compile_ptx, find_target
+from kernels.cuda.families.product import Precision
+from kernels.cuda.program import Addresses, Kernels, Launch
 from kernels.expression import FLOAT, Apply, Expression
-from kernels.native.code.cache import CodeCache, Source
 
 RELU = Expression((FLOAT,), (Apply("relu", (0,)),))
 REPEATS = 5
@@ -61,19 +61,12 @@ class Bench:
     """What times kernels on a GPU."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.stream = context, context.stream()
-        self.target = find_target(context.device.capability)
-        self.modules: dict[str, tuple[Module, Function]] = {}
+        self.context, self.stream, self.kernels = context, context.stream(), Kernels(context)
 
-    def function(self, form: Form) -> Function:
-        """Return a form's kernel, compiled once."""
-        if form.name not in self.modules:
-            source = Source.of_kernel(form.name, lambda: emit_product(form))
-            module = self.context.load(compile_ptx(source, self.target, CodeCache.default()))
-            function = module.function(form.name)
-            function.allow_shared(form.tile.shared_bytes)
-            self.modules[form.name] = module, function
-        return self.modules[form.name][1]
+    def time_launch(self, launch: Launch, addresses: Addresses, calls: int) -> float:
+        """Return the nanoseconds of a launch, of `calls` in a graph."""
+        self.kernels.function(launch.kernel)
+        return self.time(lambda stream: self.kernels.launch(launch, addresses, stream), calls)
 
     def time(self, work: Callable[[Stream], None], calls: int) -> float:
         """Return the nanoseconds of a call, of `calls` in a graph."""
@@ -110,14 +103,9 @@ class Bench:
         for cut in candidates(precision, problem, self.context.device, bias=True, expression=expression):
             partial, counters = self.context.allocate(max(4, cut.partial_bytes)), self.context.allocate(max(4, cut.counter_bytes))
             counters.fill(0)
-            descriptor = cut.descriptor(x, w, y, bias=bias, partial=partial, counters=counters)
-            function = self.function(cut.form)
-
-            def work(stream: Stream, cut: Cut = cut, function: Function = function, descriptor: Any = descriptor) -> None:
-                tile = cut.form.tile
-                stream.launch(function, (descriptor,), blocks=cut.chunks, threads=tile.threads, shared_bytes=tile.shared_bytes)
-
-            runs.append(Run(self.time(work, calls_of(problem)), cut))
+            launch = cut.launch(**{name: name for name in cut.needs})
+            addresses = {"x": x, "w": w, "y": y, "bias": bias, "partial": partial, "counters": counters}
+            runs.append(Run(self.time_launch(launch, addresses, calls_of(problem)), cut))
             partial.close()
             counters.close()
         return sorted(runs, key=lambda run: run.ns)
@@ -146,6 +134,13 @@ def time_torch(precision: Precision, problem: Problem, calls: int) -> float | No
             functional.linear(x, w, bias)
         else:
             functional.conv2d(x, kernel, None, window.strides, window.padding[:2])
+
+    return time_torch_call(work, calls)
+
+
+def time_torch_call(work: Callable[[], Any], calls: int) -> float:
+    """Return the nanoseconds of a call of PyTorch, of `calls` in a graph."""
+    import torch
 
     with torch.cuda.stream(torch.cuda.Stream()):
         work()

@@ -6,6 +6,7 @@ Modules, from the bottom up:
     driver    contexts, memory, streams, events, modules, launches and graphs of launches
     ptx       IR to PTX, kept in the code cache on disk
     emit      writing kernels: instructions of the GPU, where factors lie, products of tiles, epilogues
-    families  products and convolutions
+    program   kernels loaded onto a GPU, and many launches replayed as one
+    families  the kernels, by what they compute
     probe     what a GPU can do: measured peaks, bandwidths, and the costs of barriers and launches
 """

@@ -387,9 +387,12 @@ class Stream(_Resource):
             self.context.call("cuLaunchKernel", *shape, None)
 
     @contextmanager
-    def capture(self) -> Iterator[Graph]:
-        """Record what is put on the stream in the `with` block, instead of running it, into the graph that this gives."""
-        graph = Graph(self.context)
+    def capture(self, graph: Graph | None = None) -> Iterator[Graph]:
+        """Record what is put on the stream in the `with` block, instead of running it, into the graph that this gives.
+
+        graph: one to record anew, with other arguments of the same kernels; where it is None, a new one.
+        """
+        graph = graph or Graph(self.context)
         self.context.call("cuStreamBeginCapture_v2", self.handle, 2)  # relaxed: memory and modules may be freed meanwhile
         recorded = ctypes.c_void_p()
         try:
@@ -411,8 +414,15 @@ class Graph:
         self._executable: _Resource | None = None
 
     def build(self, recorded: ctypes.c_void_p) -> None:
-        """Make it executable, and free the record."""
+        """Make it executable, or change what it executes, and free the record. Launches that are under way stay as they were.
+
+        Raises CudaError where it is executable and the record is of other work than changed arguments.
+        """
         with _Resource(self.context, "cuGraphDestroy", recorded):
+            if self._executable is not None:
+                result = (ctypes.c_uint64 * 3)()  # CUgraphExecUpdateResultInfo: a result and two nodes
+                self.context.call("cuGraphExecUpdate_v2", self._executable.handle, recorded, ctypes.byref(result))
+                return
             handle = ctypes.c_void_p()
             self.context.call("cuGraphInstantiateWithFlags", ctypes.byref(handle), recorded, ctypes.c_uint64(0))
         self._executable = _Resource(self.context, "cuGraphExecDestroy", handle)

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 
 from kernels.cuda.ptx import TRIPLE
 from kernels.native.emit.builder import Function, Module, Value
-from kernels.native.emit.types import F32, I1, I16, I32, I64, PTR, VOID, Type
+from kernels.native.emit.types import F32, I1, I8, I16, I32, I64, PTR, VOID, Type
 from kernels.native.target.isa import FMA, Isa, Unit
 
 GPU = Isa("cuda", "nvptx64", 32, 255, "", (Unit("cuda", "fp32", FMA, 1),), False, (), TRIPLE, "", "")
 _LETTERS = {I16: "h", I32: "r", I64: "l", F32: "f"}
+_REGISTERS = {8: I16, 16: I16, 32: I32, 64: I64}  # by bits of an element: what it is loaded into
 
 
 class GpuModule(Module):
@@ -131,15 +132,38 @@ def store_words(k: Function, address: Value, words: Sequence[Value], valid: Valu
     assemble(k, text, (), (address, word(k, valid), *words))
 
 
-def load_half(k: Function, address: Value, valid: Value) -> Value:
-    """Load 16 bits from global memory; zeros where it is not valid."""
-    text = "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b16 $0, 0; @p ld.global.b16 $0, [$1]; }"
-    return assemble(k, text, (I16,), (address, word(k, valid)))[0]
+def load_element(k: Function, address: Value, kind: Type, valid: Value) -> Value:
+    """Load an element of 8, 16, 32 or 64 bits from global memory; zero bits where it is not valid."""
+    register = _REGISTERS[kind.bits]
+    clear = f"mov.b{register.bits} $0, 0;"
+    text = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; {clear} @p ld.global.b{kind.bits} $0, [$1]; }}"
+    bits = assemble(k, text, (register,), (address, word(k, valid)))[0]
+    return k.convert("trunc", bits, I8) if kind.bits == 8 else k.convert("bitcast", bits, kind)
 
 
-def store_half(k: Function, address: Value, half: Value, valid: Value) -> None:
-    """Store 16 bits to global memory where it is valid."""
-    assemble(k, "{ .reg .pred p; setp.ne.b32 p, $1, 0; @p st.global.b16 [$0], $2; }", (), (address, word(k, valid), half))
+def store_element(k: Function, address: Value, value: Value, valid: Value) -> None:
+    """Store an element of 8, 16, 32 or 64 bits to global memory where it is valid."""
+    bits, register = value.type.bits, _REGISTERS[value.type.bits]
+    held = k.convert("zext" if bits == 8 else "bitcast", value, register)
+    text = f"{{ .reg .pred p; setp.ne.b32 p, $1, 0; @p st.global.b{bits} [$0], $2; }}"
+    assemble(k, text, (), (address, word(k, valid), held))
+
+
+def exchange(k: Function, value: Value, apart: int) -> Value:
+    """Return the float32 of the thread whose number in the warp differs in the bits of `apart`. All threads come here."""
+    bits = k.convert("bitcast", value, I32)
+    arguments = (k.const(I32, -1), bits, k.const(I32, apart), k.const(I32, 31))
+    return k.convert("bitcast", k.call("llvm.nvvm.shfl.sync.bfly.i32", I32, *arguments), F32)
+
+
+def store_shared(k: Function, address: Value, word: Value) -> None:
+    """Store a word of 32 bits to shared memory."""
+    assemble(k, "st.shared.b32 [$0], $1;", (), (address, k.convert("bitcast", word, I32)))
+
+
+def load_shared(k: Function, address: Value) -> Value:
+    """Load a word of 32 bits from shared memory."""
+    return assemble(k, "ld.shared.b32 $0, [$1];", (I32,), (address,))[0]
 
 
 def load_shared_words(k: Function, address: Value, at: int) -> list[Value]:
@@ -147,13 +171,14 @@ def load_shared_words(k: Function, address: Value, at: int) -> list[Value]:
     return assemble(k, f"ld.shared.v4.b32 {{$0, $1, $2, $3}}, [$4+{at}];", [I32] * 4, (address,))
 
 
-def load_fragments(k: Function, address: Value, at: int) -> list[Value]:
+def load_fragments(k: Function, address: Value, at: int, *, transposed: bool = False) -> list[Value]:
     """Load four matrices of 8 rows of 16 bytes from shared memory, as the tensor cores take them.
 
     Thread n of the warp gives the address of row n % 8 of matrix n / 8. Each thread gets a word of each matrix: word n % 4 of
-    row n / 4.
+    row n / 4; transposed, the elements 2·(n % 4) and the one after it of column n / 4, of 16 bits each.
     """
-    return assemble(k, f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{$0, $1, $2, $3}}, [$4+{at}];", [I32] * 4, (address,))
+    way = ".trans" if transposed else ""
+    return assemble(k, f"ldmatrix.sync.aligned.m8n8.x4{way}.shared.b16 {{$0, $1, $2, $3}}, [$4+{at}];", [I32] * 4, (address,))
 
 
 def both(k: Function, a: Value, b: Value) -> Value:

@@ -126,14 +126,14 @@ class TensorUnit:
     def multiply(self, k: Function, operands: Operands, sums: Sequence[Value]) -> list[Value]:
         """Emit the product of what was loaded, added to `sums`."""
         sums = list(sums)
-        left, right = ([[self._rounded(k, w) for w in words] for words in side] for side in (operands.left, operands.right))
+        left, right = ([[self.rounded(k, w) for w in words] for words in side] for side in (operands.left, operands.right))
         for m, rows in enumerate(left):
             for n, columns in enumerate(right):
                 at = 4 * (m * len(right) + n)
                 sums[at : at + 4] = self._mma(k, rows, columns, sums[at : at + 4])
         return sums
 
-    def _rounded(self, k: Function, word: Value) -> Value:
+    def rounded(self, k: Function, word: Value) -> Value:
         """Round fp32 to tf32, which has 13 bits less, with an error of at most 0.7 of its last place.
 
         Adding 0.7/2048 of the number before the bits are cut off leaves what is tf32 already as it is, and infinity and NaN.
@@ -163,6 +163,27 @@ class TensorUnit:
             for half in range(2)
         ]
         return rows, columns, numbers
+
+
+@dataclass(frozen=True, slots=True)
+class SplitUnit:
+    """fp32 by three products of tf32: each factor is what tf32 holds of it and what is left, and the product of the two rests is
+    left out, which is 2^-20 of the whole at most."""
+
+    tensor: TensorUnit
+
+    def multiply(self, k: Function, operands: Operands, sums: Sequence[Value]) -> list[Value]:
+        """Emit the product of what was loaded, added to `sums`; the smaller parts first."""
+        words = operands.words
+        heads = [self.tensor.rounded(k, word) for word in words]
+        rests = [self._rest(k, word, head) for word, head in zip(words, heads, strict=True)]
+        large, small = operands.replaced(heads), operands.replaced(rests)
+        for left, right in ((small.left, large.right), (large.left, small.right), (large.left, large.right)):
+            sums = self.tensor.multiply(k, Operands(left, right), sums)
+        return list(sums)
+
+    def _rest(self, k: Function, word: Value, head: Value) -> Value:
+        return k.convert("bitcast", k.convert("bitcast", word, F32) - k.convert("bitcast", head, F32), I32)
 
 
 @dataclass(frozen=True, slots=True)

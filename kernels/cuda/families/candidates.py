@@ -1,12 +1,19 @@
-"""The ways in which a GPU can compute a product or a convolution, for a contest of measured times to choose from."""
+"""The ways in which a GPU can compute a product, an attention, or an operator on rows or windows, for a contest among them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kernels.cuda.driver import Attribute, Device
+from kernels.cuda.emit.epilogue import UNCHANGED
+from kernels.cuda.families.attention import AttentionForm, Mask
+from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.problem import Cut, Problem
-from kernels.cuda.families.product import GROUP_UNITS, UNCHANGED, Form, Precision, Tile
+from kernels.cuda.families.product import GROUP_UNITS, Form, Precision, Tile
+from kernels.cuda.families.rows import HELD, HELD_ELEMENTS, TEAMS, RowForm, Rows
+from kernels.cuda.families.sliding import WAYS, WindowForm
 from kernels.expression import Expression
 
 # On an H200 the best of these is within 1 % of the best of some 30 tiles, as a mean over shapes of resnet50, vit_b_16 and
@@ -33,6 +40,7 @@ FMA_TILES = (
     Tile(64, 32, 2, 1, 4),
     Tile(32, 32, 2, 1, 6),
 )
+MOST_VALUES = 160  # of a thread in an attention: with more, registers spill
 SLICES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -48,7 +56,7 @@ def candidates(
     for tile, groups in tiles:
         if tile.shared_bytes > room:
             continue
-        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups)
+        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups, problem.batch is not None)
         chunks, seen = Cut.into(form, problem).chunks, set[int]()
         for slices in SLICES:
             if slices > 1 and (chunks >= processors or chunks * slices > 2 * processors):
@@ -57,3 +65,31 @@ def candidates(
             if cut.slices not in seen:
                 seen.add(cut.slices)
                 yield cut
+
+
+def attention_candidates(
+    precision: Precision, attention: Attention, device: Device, *, causal: bool = False, mask: Mask | None = None
+) -> Iterator[AttentionForm]:
+    """Yield every number of warps and of keys in a tile that the GPU has room for. mask: what its elements are."""
+    room = device.attribute(Attribute.SHARED_BYTES_PER_BLOCK)
+    depth, copy_bytes = -(-attention.depth // 16) * 16, attention.copy_bytes(precision)
+    for tall, warps, keys in itertools.product((1, 2), (1, 2, 4, 8), (32, 64, 128)):
+        form = AttentionForm(precision, depth, warps, keys, copy_bytes, causal, mask, tall)
+        if form.shared_bytes <= room and form.values <= MOST_VALUES:
+            yield form
+
+
+def row_candidates(rows: Rows, form: RowForm) -> Iterator[RowForm]:
+    """Yield every team that can hold these rows in registers, with as few as do, and one that reads them for every pass."""
+    for team in TEAMS:
+        held = next((held for held in HELD if held * form.run * team >= rows.n), None)
+        if held is not None and held * form.run <= HELD_ELEMENTS:
+            yield replace(form, team=team, held=held)
+    yield replace(form, team=TEAMS[-1], held=0)
+
+
+def window_candidates(form: WindowForm) -> Iterator[WindowForm]:
+    """Yield every number of pixels and of taps that a thread may take."""
+    for pixels, each in WAYS.items():
+        for taps in each:
+            yield replace(form, pixels=pixels, taps=taps)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from kernels.cuda.driver import Memory
-from kernels.cuda.emit.descriptor import Descriptor
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, check_sizes, others_sizes
 from kernels.cuda.emit.unit import ROW_BYTES
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
-from kernels.cuda.families.product import UNITS, Form, Precision
-
-LIMIT = 1 << 31  # kernels count elements, rows and chunks in 32 bits
+from kernels.cuda.families.product import UNITS, Form, Precision, ProductDescriptor
+from kernels.cuda.program import Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +37,36 @@ class Window:
         return height, width
 
 
+Steps = tuple[int, int]  # elements from an outer and from an inner item of a batch to the next
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Products of one size, outer × inner of them, such as images and heads. x, w, y, others: how far apart their matrices lie.
+
+    A matrix that all items share has the step 0.
+    """
+
+    outer: int
+    inner: int
+    x: Steps
+    w: Steps
+    y: Steps
+    others: tuple[Steps, ...] = ()
+
+    @property
+    def items(self) -> int:
+        """How many products there are."""
+        return self.outer * self.inner
+
+    def extent(self, steps: Steps) -> int:
+        """Return the offset of the last item's matrix."""
+        return (self.outer - 1) * steps[0] + (self.inner - 1) * steps[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A product: m rows, n columns, depth k. window: of a convolution, else None.
+    """A product: m rows, n columns, depth k. window: of a convolution, else None. batch: of many products of these sizes.
 
     *_stride: elements from a row to the next (of w: from a column of y to the next); of a window's x, from a pixel to the next.
     others: the strides of the matrices that the epilogue reads. All are dense where None is given.
@@ -57,6 +81,7 @@ class Problem:
     w_stride: int | None = None
     y_stride: int | None = None
     others: tuple[int, ...] = ()
+    batch: Batch | None = None
 
     @staticmethod
     def convolution(
@@ -76,9 +101,14 @@ class Problem:
         sizes = {"m": self.m, "n": self.n, "k": self.k}
         pixels = self.m if self.window is None else self.window.batch * self.window.height * self.window.width
         sizes |= {"x": pixels * self.strides[0], "w": self.n * self.strides[1], "y": self.m * self.strides[2]}
-        for name, size in sizes.items():
-            if not 0 < size < LIMIT:
-                raise CudaError(f"product: {name} has {size} elements, need 1 to {LIMIT - 1}")
+        sizes |= others_sizes(self.m, self.others)
+        if batch := self.batch:
+            sizes |= {"outer": batch.outer, "inner": batch.inner}
+            if len(batch.others) != len(self.others):
+                raise CudaError(f"product: batch steps of {len(batch.others)} other matrices, need {len(self.others)}")
+            for name, steps in zip(("x", "w", "y", *OTHERS), (batch.x, batch.w, batch.y, *batch.others), strict=False):
+                sizes[name] += batch.extent(steps)
+        check_sizes("product", sizes)
 
     @property
     def strides(self) -> tuple[int, int, int]:
@@ -89,18 +119,21 @@ class Problem:
     @property
     def flops(self) -> int:
         """Multiplications and additions, 2 a MAC."""
-        return 2 * self.m * self.n * self.k
+        return 2 * self.m * self.n * self.k * (self.batch.items if self.batch else 1)
 
     def copy_bytes(self, precision: Precision) -> int:
         """Return the most bytes that a copy to shared memory can move at once."""
         depth = self.k if self.window is None else self.window.channels
         item_bytes = UNITS[precision][0].bits // 8
-        return gcd(16, *(item_bytes * size for size in (depth, self.k, *self.strides[:2])))
+        steps = (*self.batch.x, *self.batch.w) if self.batch else ()
+        return gcd(16, *(item_bytes * size for size in (depth, self.k, *self.strides[:2], *steps)))
 
     def whole(self, precision: Precision) -> bool:
         """Return whether runs of 8 columns can go to memory whole."""
         item_bytes = UNITS[precision][0].bits // 8
-        return self.n % 8 == 0 and all(item_bytes * stride % 16 == 0 for stride in (self.strides[2], *self.others))
+        batch = self.batch
+        steps = (*batch.y, *(step for other in batch.others for step in other)) if batch else ()
+        return self.n % 8 == 0 and all(item_bytes * stride % 16 == 0 for stride in (self.strides[2], *self.others, *steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +150,11 @@ class Cut:
 
         Raises GpuUnsupportedError where the form's kernel does not serve the problem.
         """
-        served = form.windows == (problem.window is not None), len(problem.others) == len(form.expression.operands) - 1
+        served = (
+            form.windows == (problem.window is not None),
+            form.batched == (problem.batch is not None),
+            len(problem.others) == len(form.expression.operands) - 1,
+        )
         aligned = problem.copy_bytes(form.precision) % form.copy_bytes == 0 and form.whole <= problem.whole(form.precision)
         if not (all(served) and aligned):
             need = f"copies of {problem.copy_bytes(form.precision)} bytes, whole={problem.whole(form.precision)}"
@@ -137,8 +174,13 @@ class Cut:
 
     @property
     def chunks(self) -> int:
-        """Tiles × slices."""
-        return self.tiles[0] * self.tiles[1] * self.slices
+        """Tiles × slices, of the whole batch."""
+        return self.all_tiles * self.slices
+
+    @property
+    def all_tiles(self) -> int:
+        """Tiles of the whole batch."""
+        return self.tiles[0] * self.tiles[1] * (self.problem.batch.items if self.problem.batch else 1)
 
     @property
     def partial_bytes(self) -> int:
@@ -148,38 +190,37 @@ class Cut:
     @property
     def counter_bytes(self) -> int:
         """Memory of counters, which is 0 before the first launch, and is so again after each."""
-        return 0 if self.slices == 1 else 4 * self.tiles[0] * self.tiles[1]
+        return 0 if self.slices == 1 else 4 * self.all_tiles
 
-    def descriptor(
-        self,
-        x: Memory,
-        w: Memory,
-        y: Memory,
-        *,
-        bias: Memory | None = None,
-        others: Sequence[Memory] = (),
-        partial: Memory | None = None,
-        counters: Memory | None = None,
-    ) -> Descriptor:
-        """Return what the kernel is told. Raises CudaError where memory that the form needs is not given."""
-        problem, form = self.problem, self.form
-        needs = {"bias": (form.bias, bias), "partial": (self.slices > 1, partial), "counters": (self.slices > 1, counters)}
-        missing = [name for name, (needed, memory) in needs.items() if needed and memory is None]
-        if missing or len(others) != len(problem.others):
-            raise CudaError(f"product: {missing or f'{len(others)} other matrices'}, need memory for all that {form.name} reads")
-        given = {"x": x, "w": w, "y": y, "bias": bias, "partial": partial, "counters": counters}
-        given |= {f"r{n}": memory for n, memory in enumerate(others)}
-        made = Descriptor(**{name: memory.address for name, memory in given.items() if memory is not None})
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The addresses that the kernel reads."""
+        bias, slices = ("bias",) * self.form.bias, ("partial", "counters") * (self.slices > 1)
+        return ("x", "w", "y", *bias, *OTHERS[: len(self.problem.others)], *slices)
+
+    def launch(self, **names: str) -> Launch:
+        """Return the launch. names: of the values at `needs`. Raises CudaError for others."""
+        return Launch.of(self.form, self._descriptor(), self.chunks, self.needs, names)
+
+    def _descriptor(self) -> ProductDescriptor:
+        problem, made = self.problem, ProductDescriptor()
         made.m, made.n, made.k = problem.m, problem.n, problem.k
         made.x_stride, made.w_stride, made.y_stride = problem.strides
-        for n, stride in enumerate(problem.others):
-            setattr(made, f"r{n}_stride", stride)
+        for name, stride in zip(OTHERS, problem.others, strict=False):
+            setattr(made, f"{name}_stride", stride)
         made.chunks, made.slices, made.steps = self.chunks, self.slices, self.steps
         made.slice_steps = -(-self.steps // self.slices)
         made.set_divisor("tiles", self.tiles[0] * self.tiles[1])
         made.set_divisor("columns", self.tiles[1])
         if problem.window is not None:
             describe_window(made, problem.window)
+        if problem.batch is not None:
+            made.set_divisor("item_chunks", self.tiles[0] * self.tiles[1] * self.slices)
+            made.set_divisor("inner", problem.batch.inner)
+            steps = {"x": problem.batch.x, "w": problem.batch.w, "y": problem.batch.y}
+            for name, (outer, inner) in (steps | dict(zip(OTHERS, problem.batch.others, strict=False))).items():
+                setattr(made, f"{name}_outer", outer)
+                setattr(made, f"{name}_inner", inner)
         return made
 
 

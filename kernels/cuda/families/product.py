@@ -11,40 +11,58 @@ last, so results do not depend on which that is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from ctypes import sizeof
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from kernels.cuda.emit import builder as gpu
-from kernels.cuda.emit.builder import GpuModule
-from kernels.cuda.emit.descriptor import OPERANDS, Descriptor, Fields
-from kernels.cuda.emit.epilogue import RunMemory, lanes_below
+from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, listed
+from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, RunMemory, check_expression, lanes_below
+from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share
 from kernels.cuda.emit.source import Rows, Source, Windows
 from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, GroupUnit, MathUnit, Operands, TensorUnit
-from kernels.expression import FLOAT, Expression
+from kernels.expression import Expression
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import evaluate, value_types
-from kernels.native.emit.names import name_expression
-from kernels.native.emit.types import BF16, F16, F32, I1, I32, I64, Type
+from kernels.native.emit.expression import evaluate
+from kernels.native.emit.types import F32, I1, I32, I64, Type
 from kernels.native.errors import EmitError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
+TF32 = TensorUnit("f32.tf32.tf32", 8, rounds=True)
 UNITS: dict[Precision, tuple[Type, MathUnit]] = {
     "fp32": (F32, FmaUnit()),
-    "tf32": (F32, TensorUnit("f32.tf32.tf32", 8, rounds=True)),
-    "bf16": (BF16, TensorUnit("f32.bf16.bf16", 16)),
-    "fp16": (F16, TensorUnit("f32.f16.f16", 16)),
+    "tf32": (F32, TF32),
+    "bf16": (STORAGES["bf16"], TensorUnit("f32.bf16.bf16", 16)),
+    "fp16": (STORAGES["fp16"], TensorUnit("f32.f16.f16", 16)),
 }
 GROUP_UNITS: dict[Precision, GroupUnit] = {
     "tf32": GroupUnit("f32.tf32.tf32", 8, ", 1, 1"),
     "bf16": GroupUnit("f32.bf16.bf16", 16, ", 1, 1, 0, 0"),
     "fp16": GroupUnit("f32.f16.f16", 16, ", 1, 1, 0, 0"),
 }
-UNCHANGED = Expression((FLOAT,))
+BATCHED = ("x", "w", "y", *OTHERS)  # what has a matrix for every item of a batch
+
+
+class ProductDescriptor(Descriptor):
+    """The structure that a product's kernel takes.
+
+    x, w, y, bias, r0, r1: addresses. partial, counters: where slices of one result meet.  m, n, k: rows, columns and depth of
+    the product.  *_stride: elements from a row to the next, for a window from a pixel to the next; *_outer, *_inner: from an item
+    of the batch to the next.  chunks: of the whole batch.  steps: of the depth, 128 bytes each; slice_steps: of a slice.
+    """
+
+    _fields_ = listed(
+        ("x", "w", "y", "bias", "partial", "counters", *OTHERS),
+        (
+            *("m", "n", "k", "x_stride", "w_stride", "y_stride", *(f"{name}_stride" for name in OTHERS)),
+            *("chunks", "slices", "steps", "slice_steps"),
+            *("height", "width", "stride_height", "stride_width", "pad_top", "pad_left", "dilation_height", "dilation_width"),
+            *(f"{name}_{level}" for name in BATCHED for level in ("outer", "inner")),
+        ),
+        ("tiles", "columns", "channels", "kernel_width", "out_width", "out_pixels", "item_chunks", "inner"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +108,7 @@ class Form:
     windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and
     addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
     expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
-    all columns of a tile, instead of each warp by itself.
+    all columns of a tile, instead of each warp by itself. batched: whether there are many products of the same sizes.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
 
@@ -102,6 +120,7 @@ class Form:
     bias: bool = False
     expression: Expression = UNCHANGED
     groups: bool = False
+    batched: bool = False
 
     def __post_init__(self) -> None:
         block, tile = self.tile.block, self.tile
@@ -118,9 +137,9 @@ class Form:
             )
         if self.copy_bytes not in (2, 4, 8, 16) or self.copy_bytes < self.item_bytes:
             raise EmitError(f"product: copies of {self.copy_bytes} bytes, need {self.item_bytes} to 16, a power of two")
-        types = value_types(self.expression)
-        if set(self.expression.operands) != {FLOAT} or types[-1] != FLOAT or len(self.expression.operands) > 1 + OPERANDS:
-            raise EmitError(f"product: an expression of {types[:-1]}, need float32 of float32, and {1 + OPERANDS} at most")
+        if self.windows and self.batched:
+            raise EmitError("product: a convolution in a batch of products, need its images as the rows of one")
+        check_expression("product", self.expression)
 
     @property
     def item_bytes(self) -> int:
@@ -130,23 +149,28 @@ class Form:
     @property
     def name(self) -> str:
         """The kernel's name: what it computes and how."""
-        parts = ["conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
-        parts += ["wgmma" if self.groups else "", "" if self.whole else "part", "bias" if self.bias else ""]
-        if self.expression.steps:
-            parts += [*name_expression(self.expression), hashlib.sha256(repr(self.expression).encode()).hexdigest()[:12]]
-        return "_".join([self.precision, *filter(None, parts)])
+        words = [self.precision, "conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
+        words += ["wgmma" if self.groups else "", "" if self.whole else "part", "batched" if self.batched else ""]
+        return kernel_name([*words, "bias" if self.bias else ""], self.expression)
 
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.tile.threads
 
-def emit_product(form: Form) -> str:
-    """Return the IR of the kernel of a form, named as the form is.
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.tile.shared_bytes
 
-    It takes a `Descriptor`. Any number of blocks shares the chunks.
-    """
-    module = GpuModule(gpu.GPU)
-    with module.kernel(form.name, sizeof(Descriptor), form.tile.threads) as (k, structure):
-        fields = Fields(k, structure)
-        emit_chunks(fields, form, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
-    return module.text
+    def emit(self) -> str:
+        """Return the IR of the kernel. Any number of blocks shares the chunks."""
+
+        def body(fields: Fields) -> None:
+            k = fields.k
+            emit_chunks(fields, self, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
+
+        return emit_kernel(self, ProductDescriptor, body)
 
 
 def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
@@ -154,13 +178,9 @@ def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: 
 
     Every thread of the block comes here. The block's shared memory is free before and after.
     """
-    k = fields.k
-    left = k.select(k.compare("lt", first, count), count - first, k.const(I32, 0))
-    turns = k.binary("udiv", left + stride - 1, stride)
-    thread = gpu.special(k, "tid.x")
-    with k.fold("chunk", 0, k.convert("zext", turns, I64), 1, (first,)) as chunks:
-        _emit_chunk(_Work(fields, form, thread, gpu.shared_base(k)), chunks.values[0])
-        chunks.values = [chunks.values[0] + stride]
+    k, thread = fields.k, gpu.special(fields.k, "tid.x")
+    with share(k, count, first, stride) as chunk:
+        _emit_chunk(fields, form, thread, chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +210,15 @@ class _Work:
         return (warp % tile.down) * tile.block.rows, (warp // tile.down) * tile.block.columns
 
 
-def _emit_chunk(work: _Work, chunk: Value) -> None:
-    k, fields, tile = work.k, work.fields, work.form.tile
+def _emit_chunk(fields: Fields, form: Form, thread: Value, chunk: Value) -> None:
+    k, tile, first_tile = fields.k, form.tile, None
+    if form.batched:
+        item, chunk = fields.divide(chunk, "item_chunks")
+        fields, first_tile = _moved(fields, form, item), item * fields.number("tiles")
+    work = _Work(fields, form, thread, gpu.shared_base(k))
     piece, at = fields.divide(chunk, "tiles")
     down, across = fields.divide(at, "columns")
+    at = at if first_tile is None else at + first_tile
     row, column = down * tile.rows, across * tile.columns
     first = piece * fields.number("slice_steps")
     end = k.least(first + fields.number("slice_steps"), fields.number("steps"))
@@ -209,6 +234,17 @@ def _emit_chunk(work: _Work, chunk: Value) -> None:
             fold.values = [a + b for a, b in zip(fold.values, _load_partial(work, others), strict=True)]
         _emit_results(work, row, column, fold.values)
     gpu.meet(k)
+
+
+def _moved(fields: Fields, form: Form, item: Value) -> Fields:
+    """Return the fields of an item of the batch: its matrices' addresses."""
+    k, (outer, inner) = fields.k, fields.divide(item, "inner")
+    names = ["x", "w", "y", *OTHERS[: len(form.expression.operands) - 1]]
+    moved = {}
+    for name in names:
+        elements = outer * fields.number(f"{name}_outer") + inner * fields.number(f"{name}_inner")
+        moved[name] = k.convert("zext", elements, I64) * form.item_bytes
+    return replace(fields, moved=moved)
 
 
 # The sums of a tile

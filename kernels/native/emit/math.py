@@ -38,6 +38,7 @@ POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exac
 }  # fmt: skip
 
 LOG2_E = 1.4426950408889634
+LOG2_E_LOW = LOG2_E - float(np.float32(LOG2_E))  # what fp32 misses of it
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is ln 2; n·LN2_HIGH is exact for |n| < 2^15
 ROUNDER = 12582912.0  # 1.5·2^23: adding it rounds to an integer, which then is in the low bits
 ROOTS = tuple(float(np.float32(2 ** (j / 16))) for j in range(16))
@@ -81,11 +82,15 @@ def exp(k: Function, x: Value) -> Value:
 
 def exp_within(k: Function, x: Value) -> Value:
     """e^x for x from EXP_ZERO to EXP_INFINITE."""
+    if _has_unit(k):
+        return _exp_by_unit(k, x)
     return _exp_by_table(k, x) if _has_table(k, x) else scaled_exp(k, *_split(k, x))
 
 
 def exp_or_zero(k: Function, x: Value) -> Value:
     """e^x for x up to EXP_MOST; 0 below EXP_LEAST."""
+    if _has_unit(k):
+        return _exp_by_unit(k, k.at_least(x, EXP_ZERO))
     if _has_table(k, x):
         return _exp_by_table(k, k.at_least(x, EXP_ZERO))
     return k.select(x < EXP_LEAST, k.zero(x.type), exp_normal(k, x))
@@ -93,10 +98,30 @@ def exp_or_zero(k: Function, x: Value) -> Value:
 
 def exp_normal(k: Function, x: Value) -> Value:
     """e^x for x from EXP_LEAST to EXP_MOST."""
+    if _has_unit(k):
+        return _exp_by_unit(k, x)
     if _has_table(k, x):
         return _exp_by_table(k, x)
     _, bits, r = _split(k, x)
     return _exp_of_rest(k, r) * _power_of_two(k, bits)
+
+
+def _has_unit(k: Function) -> bool:
+    """Whether one instruction computes 2^x: GPUs have it."""
+    return k.isa.arch == "nvptx64"
+
+
+def _exp_by_unit(k: Function, x: Value) -> Value:
+    """e^x for x from EXP_ZERO to EXP_INFINITE by an instruction for 2^t, whose relative error is 2^-22.
+
+    What the rounding of t = x·log2 e loses is put back: 2^(t + e) is 2^t·(1 + e·ln 2) for so small an e.
+    """
+    t = x * LOG2_E
+    lost = k.fma(x, LOG2_E_LOW, k.fma(x, LOG2_E, -t))
+    name = f"llvm.exp2.{x.type.mangled}"
+    k.module.declare(name, x.type, [x.type])
+    power = k.op(f"call afn {x.type.text} @{name}({t})", x.type, "power")
+    return power * k.fma(lost, LN2_HIGH + LN2_LOW, 1.0)
 
 
 def _has_table(k: Function, x: Value) -> bool:

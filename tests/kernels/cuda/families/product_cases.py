@@ -109,7 +109,8 @@ def tolerance(form: Form, data: Data) -> np.ndarray:
 def form_for(precision: Precision, tile: Tile, problem: Problem, **options: Any) -> Form:
     """Return the form whose kernel serves a problem."""
     windows, copy_bytes, whole = problem.window is not None, problem.copy_bytes(precision), problem.whole(precision)
-    return Form(precision, tile, windows=windows, copy_bytes=copy_bytes, whole=whole, **options)
+    batched = problem.batch is not None
+    return Form(precision, tile, windows=windows, copy_bytes=copy_bytes, whole=whole, batched=batched, **options)
 
 
 def window(batch: int, size: int, channels: int, kernel: int, stride: int = 1, pad: int = 0, dilation: int = 1) -> Window:

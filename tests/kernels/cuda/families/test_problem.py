@@ -5,7 +5,7 @@ import pytest
 from kernels.cuda.driver import Attribute
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.candidates import candidates
-from kernels.cuda.families.problem import Cut, Problem
+from kernels.cuda.families.problem import Batch, Cut, Problem
 from kernels.cuda.families.product import Form
 from tests.kernels.cuda import fake as fakes
 from tests.kernels.cuda.families.product_cases import ADD, SMALL, form_for, window
@@ -48,6 +48,12 @@ def test_every_slice_has_work(asked, slices):
     assert (cut.partial_bytes, cut.counter_bytes) == ((0, 0) if slices == 1 else (4 * 64 * 64 * cut.chunks, 8))
 
 
+@pytest.mark.parametrize("others", [(1 << 30,), (8, 1 << 30)])
+def test_other_matrices_that_kernels_cannot_count_are_refused(others):
+    with pytest.raises(CudaError, match=f"product: r{len(others) - 1} has 5368709120 elements"):
+        Problem(5, 8, 64, others=others)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"m": 0}, "m has 0 elements, need 1 to"), ({"n": 1 << 20, "k": 1 << 20}, "w has 1099511627776 elements, need 1 to")],
@@ -68,11 +74,37 @@ def test_kernel_that_does_not_serve_the_problem_is_refused(change):
         Cut.into(dataclasses.replace(form, **change), problem)
 
 
-def test_memory_that_is_missing_is_named(device):
-    with device.open() as context, context.allocate(64) as memory:
-        cut = Cut.into(Form("bf16", SMALL, bias=True), Problem(64, 64, 128), 2)
-        with pytest.raises(CudaError, match=r"\['bias', 'partial', 'counters'\], need memory for all that bf16_product"):
-            cut.descriptor(memory, memory, memory)
+def test_values_that_are_missing_are_named():
+    cut = Cut.into(Form("bf16", SMALL, bias=True), Problem(64, 64, 128), 2)
+    with pytest.raises(
+        CudaError, match=r"names for \['w', 'x', 'y'\], need them for \['bias', 'counters', 'partial', 'w', 'x', 'y'\]"
+    ):
+        cut.launch(x="a", w="b", y="c")
+
+
+def test_batch_counts_every_item():
+    batch = Batch(2, 3, x=(6 * 5 * 64, 5 * 64), w=(0, 0), y=(120, 40))
+    problem = Problem(5, 8, 64, batch=batch)
+    cut = Cut.into(form_for("bf16", SMALL, problem), problem)
+    assert (cut.chunks, problem.flops) == (6, 6 * 2 * 5 * 8 * 64)
+    assert problem.whole("bf16")
+    assert not Problem(5, 8, 64, batch=dataclasses.replace(batch, y=(120, 41))).whole("bf16")
+    assert Problem(5, 8, 64, batch=dataclasses.replace(batch, x=(1920, 322))).copy_bytes("bf16") == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"y": (1 << 31, 0)}, "y has 2147483688 elements"),
+        ({"inner": 0}, "inner has 0 elements"),
+        ({"others": ((0, 0),)}, "batch steps of 1 other matrices, need 0"),
+    ],
+    ids=["far", "empty", "others"],
+)
+def test_batches_that_kernels_cannot_count_are_refused(change, says):
+    batch = dataclasses.replace(Batch(2, 3, x=(0, 0), w=(0, 0), y=(120, 40)), **change)
+    with pytest.raises(CudaError, match=says):
+        Problem(5, 8, 64, batch=batch)
 
 
 def test_candidates_fit_the_gpu_and_slice_the_depth_where_there_are_few_tiles(device, monkeypatch):

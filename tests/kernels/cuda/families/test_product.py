@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.emit.unit import Block
-from kernels.cuda.families.product import UNITS, Form, Tile, emit_product
+from kernels.cuda.families.product import UNITS, Form, Tile
 from kernels.cuda.ptx import TARGETS, generate
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.types import I32
@@ -35,7 +35,7 @@ PTX = [TARGETS[8, 0], TARGETS[9, 0]]
 @pytest.mark.parametrize("name", FORMS)
 def test_kernels_compile(name, target, tmp_path):
     form = FORMS[name]
-    found = generate(emit_product(form), target).decode()
+    found = generate(form.emit(), target).decode()
     assert f".target {target.cpu}" in found
     assert INSTRUCTIONS[form.precision] in found
     assert form.copy_bytes == 2 or f", {form.copy_bytes}, " in found
@@ -87,7 +87,7 @@ def test_rows_of_the_right_tile_are_all_columns_once(precision, block):
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_kernels_of_groups_of_warps_compile_and_keep_their_products_under_way(precision, tmp_path):
     form = Form(precision, Tile(128, 128, 8, 1, 3), windows=True, bias=True, groups=True)
-    found = generate(emit_product(form), TARGETS[9, 0]).decode()
+    found = generate(form.emit(), TARGETS[9, 0]).decode()
     assert found.count("wgmma.mma_async.sync.aligned.m64n128k") == 4
     assert "fence.proxy.async" in found
     if shutil.which("ptxas") is None:

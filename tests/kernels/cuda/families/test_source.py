@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cuda.emit.descriptor import Descriptor, Fields
+from kernels.cuda.emit.descriptor import Fields
 from kernels.cuda.emit.source import Rows, Windows
 from kernels.cuda.families.problem import Problem, Window, describe_window
+from kernels.cuda.families.product import ProductDescriptor
 from kernels.native.emit.types import I32, I64
 from tests.kernels.cuda.families.host import build
 from tests.kernels.cuda.families.product_cases import patches
@@ -24,7 +25,7 @@ def places():
     for name, source in SOURCES.items():
 
         def emit(k, descriptor, out, rows, depth, source=source):
-            factor = source(Fields(k, descriptor))
+            factor = source(Fields(k, descriptor, ProductDescriptor))
             with k.loop("row", 0, rows) as m, k.loop("depth", 0, depth) as d:
                 parts = factor.row(k.convert("trunc", m, I32)), factor.depth(k.convert("trunc", d, I32))
                 offset, valid = factor.place(*parts)
@@ -63,7 +64,7 @@ def test_windows_find_every_element_of_a_convolution(places, window, spare, seed
     problem = Problem.convolution(window, 4, x_stride=window.channels + spare)
     x = np.full((window.batch, window.height, window.width, window.channels + spare), np.nan)
     x[..., : window.channels] = np.random.default_rng(seed).standard_normal(x[..., : window.channels].shape)
-    descriptor = Descriptor(m=problem.m, k=problem.k, x_stride=problem.strides[0])
+    descriptor = ProductDescriptor(m=problem.m, k=problem.k, x_stride=problem.strides[0])
     describe_window(descriptor, window)
     found = gather(x, places("windows", descriptor, problem.m + 3, problem.k + 3))
     np.testing.assert_array_equal(found[: problem.m, : problem.k], patches(x[..., : window.channels], window))
@@ -73,7 +74,7 @@ def test_windows_find_every_element_of_a_convolution(places, window, spare, seed
 
 def test_rows_end_where_the_matrix_does(places):
     x = np.arange(1, 36.0).reshape(5, 7)
-    found = gather(x, places("rows", Descriptor(m=5, k=6, x_stride=7), 8, 9))
+    found = gather(x, places("rows", ProductDescriptor(m=5, k=6, x_stride=7), 8, 9))
     np.testing.assert_array_equal(found[:5, :6], x[:, :6])
     assert not found[5:].any()
     assert not found[:, 6:].any()
@@ -82,7 +83,7 @@ def test_rows_end_where_the_matrix_does(places):
 @settings(max_examples=500, deadline=None)
 @given(divisor=st.integers(1, 2**31 - 1), quotient=st.integers(0, 2**31 - 1), near=st.sampled_from([-1, 0, 1]))
 def test_divisors_divide_exactly(divisor, quotient, near):
-    descriptor = Descriptor()
+    descriptor = ProductDescriptor()
     descriptor.set_divisor("tiles", divisor)
     for dividend in (min(max(quotient * divisor + near, 0), 2**31 - 1), quotient, 2**31 - 1):
         assert dividend * descriptor.tiles_factor >> descriptor.tiles_shift == dividend // divisor
