@@ -28,10 +28,8 @@ def tile_of(choice: Choice, conv: Conv, isa: Isa) -> DepthwiseTile:
     return depthwise_tiles(conv, isa)[0] if text is None else make_depthwise_tile(conv, isa, *parse_tile(text))
 
 
-def bias_argument(b: Lowering, bias: Array | None, vectors: int) -> dict[str, Storage]:
-    """Return the packed bias as an argument; none without a bias. vectors: of a tile."""
-    if bias is None:
-        return {}
+def bias_argument(b: Lowering, bias: Array, vectors: int) -> dict[str, Storage]:
+    """Return the packed bias as an argument. vectors: of a tile."""
     return {"b": b.packed.storage(bias, ("depthwise bias", vectors), lambda: pack_depthwise_bias(b.isa, bias, vectors))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Weighted:
 
     source: Array
     weights: Array
-    bias: Array | None
+    bias: Array
     bound: BoundExpression
 
 
@@ -85,20 +86,22 @@ def fold_bias(
     channels: int,
     shape: Sequence[int],
     axis: int = 1,
-) -> tuple[BoundExpression, Array | None]:
+) -> tuple[BoundExpression, Array]:
     """Take a constant that is added to every channel first for the bias, if there is none.
 
-    Returns the expression without that addition, and the bias.
+    Returns the expression without that addition, and the bias; without either it is 0, so that kernels need no form without one.
 
     bound: the expression of each result. shape, axis: of the output, and which of its dimensions the channels are.
     """
     addend = bound.addend
-    if bias is not None or addend is None or addend not in constants:
+    if bias is not None:
         return bound, bias
+    if addend is None or addend not in constants:
+        return bound, _zeros(channels)
     array = constants[addend]
     given = (1,) * (len(shape) - array.ndim) + array.shape
     if array.size != channels or given[axis] != channels:
-        return bound, bias
+        return bound, _zeros(channels)
     return bound.without_addend(), np.ascontiguousarray(array.reshape(-1))
 
 
@@ -109,21 +112,25 @@ def place_by_groups(b: Lowering, node: Node, weighted: Weighted) -> Placed:
         return place_in_blocks(b, node, b.values.image(node.inputs[0]), weighted)
     x = b.values.strided_image(node.inputs[0])
     value, shape = node.outputs[0], b.spec(node.outputs[0]).shape
-    epilogue, operands = make_epilogue(b, weighted.bound, channels_last_operand, shape, bias=weighted.bias is not None)
+    epilogue, operands = make_epilogue(b, weighted.bound, channels_last_operand, shape, bias=True)
     return Placed(x, b.values.new_as(value, Image.nhwc(*image_shape(shape))), epilogue, operands)
 
 
 def place_in_blocks(b: Lowering, node: Node, x: Place, weighted: Weighted) -> Placed:
     """Place a convolution whose result is in blocks of channels."""
     value, shape = node.outputs[0], b.spec(node.outputs[0]).shape
-    epilogue, operands = make_epilogue(b, weighted.bound, image_operand, shape, bias=weighted.bias is not None)
+    epilogue, operands = make_epilogue(b, weighted.bound, image_operand, shape, bias=True)
     return Placed(x, b.values.new_image(value, overwritable(list(operands.values()), [x])), epilogue, operands)
 
 
-def bias_argument(b: Lowering, conv: Conv, bias: Array | None, vectors: int = 1) -> dict[str, Storage]:
-    """Return the packed bias as an argument; none without a bias. vectors: of a tile."""
-    if bias is None:
-        return {}
+@functools.lru_cache(1024)
+def _zeros(channels: int) -> Array:
+    """Return a bias of 0 for each channel, the same array for equally many: it is packed once."""
+    return np.zeros(channels, np.float32)
+
+
+def bias_argument(b: Lowering, conv: Conv, bias: Array, vectors: int = 1) -> dict[str, Storage]:
+    """Return the packed bias as an argument. vectors: of a tile."""
     return {"b": b.packed.storage(bias, ("bias", conv.groups, vectors), lambda: pack_bias(conv, b.isa, bias, vectors))}
 
 

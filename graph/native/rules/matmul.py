@@ -104,12 +104,12 @@ def _packed(b: Lowering, node: Node) -> None:
         transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
     bound = express_epilogue(node, b.spec, b.constants, _addend(node))
     rest, bias = fold_bias(bound, None, b.constants, shape[-1], shape, axis=-1)
-    if bias is not None and node.op == "Gemm" and node.attrs["beta"] != 1:
+    if node.op == "Gemm" and node.attrs["beta"] != 1:
         bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
     inner, columns = weights.shape[::-1] if transposed else weights.shape
     rows = b.spec(value).elements // columns
     x = b.values.matrix(node.inputs[0], inner)
-    epilogue, operands = make_epilogue(b, rest, row_operand, shape, bias=bias is not None)
+    epilogue, operands = make_epilogue(b, rest, row_operand, shape, bias=True)
     y = b.values.new(value, overwritable(list(operands.values()), [x]))
     matrix = y.view.reshaped((rows, columns))
     if matrix is None or (columns > 1 and matrix.strides[1] != 1):

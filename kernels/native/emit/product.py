@@ -17,6 +17,9 @@ from kernels.native.target.isa import Isa
 BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
 LINE_ELEMENTS = 16  # fp32 of a cache line
 MOST_PIXELS = 28  # of the tallest tile that is worth trying
+# Pixels of a tile: few, so that layers and models share kernels. By the port model any other heights would save 0.1 % over 794
+# convolutions and products of 37 models on AVX-512, and nothing on AVX2.
+HEIGHTS = (1, 2, 4, 5, 6, 7, 8, 9, 14, 28)
 
 
 def rest_rows(rows: int, vectors: int) -> int:

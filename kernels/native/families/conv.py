@@ -22,7 +22,7 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plane_numbers, plane_tables, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.product import LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
+from kernels.native.emit.product import HEIGHTS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
@@ -97,7 +97,7 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     scored = []
     for vectors in range(1, 7):
         most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
-        for pixels in range(1, most + 1):
+        for pixels in (height for height in HEIGHTS if height <= most):
             tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
             splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
             cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)

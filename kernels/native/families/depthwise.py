@@ -43,6 +43,7 @@ from kernels.native.emit.geometry import (
 )
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
+from kernels.native.emit.product import HEIGHTS
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
@@ -98,7 +99,7 @@ def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[DepthwiseTile, ...]:
     scored = []
     for vectors in (1, 2, 3):
-        for pixels in range(1, min(conv.y.width, isa.vector_registers) + 1):
+        for pixels in (height for height in HEIGHTS if height <= min(conv.y.width, isa.vector_registers)):
             scratch = 2 * vectors + (2 if isa.fma else 3)  # input vectors and what LLVM keeps; without FMA the product too
             if (pixels + conv.kernel[1]) * vectors + scratch > max(isa.vector_registers, conv.kernel[1] + scratch + 2):
                 continue
