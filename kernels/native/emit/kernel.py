@@ -102,28 +102,8 @@ def emitted(
     name: str,
     arguments: Sequence[str],
     chunks: int,
-    body: Callable[[Function, list[Value]], None],
-    scratch_bytes: int = 0,
-) -> NativeKernel:
-    """Return a kernel whose function `body` fills. body: takes the builder and the arguments, the chunks' begin and end last."""
-
-    def emit() -> str:
-        module = Module(isa)
-        with module.function(name, SIGNATURE) as (k, *values):
-            words, scratch, begin, end = values
-            body(k, [*_pointers(k, arguments, words, scratch).values(), begin, end])
-        return module.text
-
-    return NativeKernel(name, emit, chunks, tuple(arguments), scratch_bytes)
-
-
-def emitted_for_any_shape(
-    isa: Isa,
-    name: str,
-    arguments: Sequence[str],
-    chunks: int,
     body: Callable[[Function, Mapping[str, Value], Mapping[str, Value], Bounds], None],
-    numbers: Mapping[str, int],
+    numbers: Mapping[str, int] = MappingProxyType({}),
     tables: Mapping[str, Table] = MappingProxyType({}),
     scratch_bytes: int = 0,
 ) -> NativeKernel:

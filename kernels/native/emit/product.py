@@ -6,7 +6,7 @@ second is read in vectors. Where its contiguous dimension is the depth it is tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Operand, Value
@@ -17,9 +17,12 @@ from kernels.native.target.isa import Isa
 BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
 LINE_ELEMENTS = 16  # fp32 of a cache line
 MOST_PIXELS = 28  # of the tallest tile that is worth trying
-# Pixels of a tile: few, so that layers and models share kernels. By the port model any other heights would save 0.1 % over 794
-# convolutions and products of 37 models on AVX-512, and nothing on AVX2.
-HEIGHTS = (1, 2, 4, 5, 6, 7, 8, 9, 14, 28)
+# Tiles (pixels, vectors) of convolutions and of products with packed weights, by the number of registers: few, so that layers and
+# models share kernels. By the port model all others would save 0.2 % over 794 convolutions and products of 37 models.
+TILES: Mapping[int, Sequence[tuple[int, int]]] = {
+    32: ((1, 1), (7, 1), (14, 1), (28, 1), (1, 2), (4, 2), (7, 2), (8, 2), (14, 2), (8, 3), (6, 4), (1, 6)),
+    16: ((1, 1), (7, 1), (14, 1), (1, 2), (4, 2), (5, 2), (6, 2), (4, 3), (1, 4), (2, 4), (2, 5), (1, 6)),
+}
 
 
 def rest_rows(rows: int, vectors: int) -> int:

@@ -24,6 +24,9 @@ from kernels.spec import DType
 Numbers = Mapping[str, Value]
 
 
+MOST_STEP = 2  # columns from pixel to pixel that code knows where channels lie apart; patches of all sizes share code
+
+
 @dataclass(frozen=True, slots=True)
 class Channels:
     """How a kernel reaches the channels and pixels of an image.
@@ -49,7 +52,7 @@ class Channels:
         if image.one_for_all_channels:
             return Channels("one", None)
         if image.block == 1:
-            return Channels("planes", step if image.x_stride == 1 else None)
+            return Channels("planes", step if image.x_stride == 1 and step <= MOST_STEP else None)
         raise EmitError(f"image: blocks of {image.block} channels, need {lanes}, all of them, or one")
 
     def __str__(self) -> str:

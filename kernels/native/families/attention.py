@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.product import BUSY, MOST_PIXELS, even, most_rows, rest_rows, steps_in_vectors
 from kernels.native.errors import EmitError
 from kernels.native.families.attention_kernel import EXP_VECTORS, AttentionCode, AttentionEmitter, Masks
@@ -160,7 +160,7 @@ def emit_attention(attention: Attention, tile: AttentionTile, isa: Isa) -> Nativ
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         AttentionEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_attention_{tile.keys}x{tile.vectors * isa.lanes}", code, isa, words),
         attention.arguments,

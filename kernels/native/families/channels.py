@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.geometry import even_rows
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_layouts
 from kernels.native.emit.types import Type
 from kernels.native.errors import EmitError
@@ -103,7 +103,7 @@ def emit_channels(what: Channels, isa: Isa) -> NativeKernel:
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _ChannelsEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"b{what.dtype.itemsize}_channels", code, isa, (name_layouts(what.xs[0], y), f"{len(what.xs)}to1")),
         (*(f"x{n}" for n in range(len(what.xs))), "y"),

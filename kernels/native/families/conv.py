@@ -20,9 +20,9 @@ import numpy as np
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plane_numbers, plane_tables, row_table
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.product import HEIGHTS, LINE_ELEMENTS, MOST_PIXELS, most_rows, step_cycles
+from kernels.native.emit.product import LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
@@ -95,13 +95,13 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     kind = Channels.of(conv.x, isa.lanes, groups=conv.groups).kind
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
-    for vectors in range(1, 7):
-        most = min(most_rows(vectors, isa, 2 if spread else 1), MOST_PIXELS, flat.y.width)
-        for pixels in (height for height in HEIGHTS if height <= most):
-            tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
-            splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
-            cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)
-            scored.append((cycles, -pixels * vectors, pixels, vectors))
+    for pixels, vectors in TILES[isa.vector_registers]:
+        if pixels > min(most_rows(vectors, isa, 2 if spread else 1), flat.y.width):
+            continue
+        tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
+        splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
+        cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)
+        scored.append((cycles, -pixels * vectors, pixels, vectors))
     return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
 
@@ -176,7 +176,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         ConvEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(stem, (code, deep) if deep else code, isa, words),
         ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),

@@ -17,7 +17,7 @@ from typing import Literal
 from kernels.expression import FLOAT, Apply
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, memory_type
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, piece_numbers, piece_ranges
 from kernels.native.emit.types import I64, Type
@@ -84,7 +84,7 @@ def emit_cumulative(what: Cumulative, isa: Isa) -> NativeKernel:
         _CumulativeEmitter(k, code, sizes, pointers).emit(*chunks)
 
     words = (*(("exclusive",) if what.exclusive else ()), "columns" if code.side_by_side else "rows")
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"{name_dtype(dtype)}_cum{what.kind}", code, isa, words),
         ("x", "y"),

@@ -21,7 +21,7 @@ import numpy as np
 from kernels.expression import FLOAT, Apply
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, memory_type
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest, piece_numbers, piece_ranges
 from kernels.native.emit.types import I64
@@ -95,7 +95,7 @@ def emit_elements(what: Elements, isa: Isa) -> NativeKernel:
 
     stem = f"b{dtype.itemsize}_pick" if what.reduction is None else f"{name_dtype(dtype)}_write"
     words = (name_dtype(what.index_dtype), *((what.reduction,) if what.reduction else ()))
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(stem, code, isa, words),
         (*VIEWS, "fault"),

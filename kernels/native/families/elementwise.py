@@ -25,7 +25,7 @@ import numpy as np
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype, name_expression
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest, piece_numbers, piece_ranges
 from kernels.native.emit.transpose import transpose
@@ -86,7 +86,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _MapEmitter(k, code, sizes).emit([pointers["y"], *(pointers[name] for name in names[:-1])], *chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(stem, code, isa, words),
         names,

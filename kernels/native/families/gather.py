@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, piece_numbers, piece_ranges
 from kernels.native.emit.types import I1, I32, I64, Type
@@ -113,7 +113,7 @@ def emit_gather(what: Gather, isa: Isa) -> NativeKernel:
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _GatherEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"b{what.dtype.itemsize}_gather", code, isa, (name_dtype(what.index_dtype), *(("elements",) * code.single))),
         ("x", "indices", "y", *fault_names(depth)),

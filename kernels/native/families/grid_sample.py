@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import F32, F64, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -73,7 +73,7 @@ def emit_grid_sample(what: GridSample, isa: Isa) -> NativeKernel:
 
     words = (what.outside, *(("aligned",) if what.aligned else ()))
     name = kernel_name(f"f32_grid_{what.mode}_1x{isa.lanes}", code, isa, words)
-    return emitted_for_any_shape(isa, name, ("x", "grid", "y"), y.batch * row_chunks, body, numbers)
+    return emitted(isa, name, ("x", "grid", "y"), y.batch * row_chunks, body, numbers)
 
 
 @dataclass(frozen=True, slots=True)

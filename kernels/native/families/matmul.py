@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue
 from kernels.native.emit.product import even, most_rows, rest_rows, steps_in_vectors
 from kernels.native.emit.results import Channels, Results
@@ -243,7 +243,7 @@ def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
         places = {**pointers, "a": a, "b": b, SCRATCH: k.offset(pointers[SCRATCH], buffer // 4)}
         MatMulEmitter(k, code, sizes, places, pointers[SCRATCH]).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_matmul_{tile.rows}x{tile.vectors * isa.lanes}", code, isa, words),
         arguments,

@@ -22,7 +22,7 @@ from typing import Literal
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue
 from kernels.native.emit.nest import chunk_count, piece_numbers, pieces_of
 from kernels.native.emit.walk import Axis, axes_of, joined
@@ -110,7 +110,7 @@ def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     def body(k: Function, pointers: Mapping[str, Value], numbers: Mapping[str, Value], chunks: Bounds) -> None:
         RowsEmitter(k, code, numbers).emit(pointers, *chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_{rows.kind}_{UNROLLED if code.along else code.columns}x{isa.lanes}", code, isa, words),
         rows.arguments,

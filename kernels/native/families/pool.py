@@ -35,7 +35,7 @@ from kernels.native.emit.geometry import (
     row_start,
     row_table,
 )
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
 from kernels.native.emit.types import F32, I64
@@ -45,6 +45,7 @@ from kernels.native.target.isa import Isa
 from kernels.size import hint
 
 PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
+MOST_UNROLLED = 5  # columns of a window: wider ones are seldom, but for global pools, and share a loop
 WIDE = 8  # accumulators of a window wider than the registers: as many independent sums as hide the latency of one
 CHUNK_READS = 4096  # vectors read by one chunk: about 2 µs
 LEAST_CHUNKS = 8  # of small images, however little each has to do
@@ -108,7 +109,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _PoolingEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_{pooling.kind}pool{'3d' * deep}_{pixels}x{isa.lanes}", (code, deep) if deep else code, isa, words),
         ("x", *epilogue.arguments, "y", SCRATCH),
@@ -137,6 +138,8 @@ def _tile(conv: Conv, isa: Isa) -> tuple[int, bool]:
 
     A tile has as many pixels as there are accumulators for the columns under them, and no more than a row.
     """
+    if conv.kernel[1] > MOST_UNROLLED:
+        return 1, True
     window = [s * conv.dilations[1] for s in range(conv.kernel[1])]
     for pixels in PIXELS:
         columns = {p * conv.strides[1] + s for p in range(pixels) for s in window}

@@ -31,7 +31,7 @@ from kernels.expression import Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import evaluate
 from kernels.native.emit.geometry import aligned_copy
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.types import I32, I64
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
@@ -213,7 +213,7 @@ def emit_recurrent(what: Recurrent, tile: RecurrentTile, isa: Isa) -> NativeKern
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _RecurrentEmitter(k, what.cell, tile, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_{what.cell.kind}_{tile.rows}x{tile.vectors * isa.lanes}", (what.cell, tile), isa),
         what.arguments,

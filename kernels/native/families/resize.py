@@ -31,7 +31,7 @@ from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.expression import is_long
 from kernels.native.emit.geometry import even_rows
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import unrolled
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
@@ -212,7 +212,7 @@ def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image],
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _ResizeEmitter(k, code, sizes, pointers).emit(*chunks)
 
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"f32_resize_{pixels}x{step}", code, isa, words),
         ("x", *epilogue.arguments, "y", SCRATCH),

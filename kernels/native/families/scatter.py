@@ -18,7 +18,7 @@ import numpy as np
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import memory_type
-from kernels.native.emit.kernel import Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.errors import EmitError
 from kernels.native.families.elements import Reduction, store_combined
@@ -93,7 +93,7 @@ def emit_scatter(what: Scatter, isa: Isa) -> NativeKernel:
         _ScatterEmitter(k, code, sizes, pointers).emit(*chunks)
 
     words = (name_dtype(what.index_dtype), f"by{depth}", what.reduction, *(("elements",) * code.single))
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(f"{name_dtype(dtype)}_scatter", code, isa, words),
         ("indices", "updates", "table", *fault_names(depth)),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import memory_type
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.types import I1, I32, I64
 from kernels.native.errors import EmitError
@@ -66,7 +66,7 @@ def emit_select(what: Select, isa: Isa) -> NativeKernel:
         _SelectEmitter(k, dtype, sizes, pointers, largest=what.largest).emit(*chunks)
 
     stem, word = f"{name_dtype(dtype)}_select", "largest" if what.largest else "smallest"
-    return emitted_for_any_shape(
+    return emitted(
         isa,
         kernel_name(stem, (dtype, what.largest), isa, (word,)),
         ("x", "values", "indices", SCRATCH),

@@ -28,7 +28,7 @@ import numpy as np
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted_for_any_shape, kernel_name
+from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.results import Numbers, Results, result_numbers
 from kernels.native.errors import EmitError
@@ -212,7 +212,7 @@ class _Kernels:
         words = [name_layouts(self.winograd.conv.x, self.winograd.conv.y)] if "x" in arguments else []
         words += [*name_epilogue(self.epilogue)] if "y" in arguments else []
         name = kernel_name(stem, (stem, *code), self.isa, words)
-        return emitted_for_any_shape(self.isa, name, arguments, chunks, body, numbers, scratch_bytes=scratch_bytes)
+        return emitted(self.isa, name, arguments, chunks, body, numbers, scratch_bytes=scratch_bytes)
 
     # Numbers, by name. Elements, where nothing else is said.
 

@@ -195,10 +195,9 @@ def test_programs_share_the_code_of_equal_kernels(isa):
 def halving(isa, chunks):
     """Return a kernel y = x / 2 whose chunks are one vector each."""
 
-    def body(k, values):
-        x, y, begin, end = values
-        with k.loop("chunk", begin, end) as chunk:
-            k.store(k.load(k.f32, x, chunk * isa.lanes) * 0.5, y, chunk * isa.lanes)
+    def body(k, pointers, _, chunks):
+        with k.loop("chunk", *chunks) as chunk:
+            k.store(k.load(k.f32, pointers["x"], chunk * isa.lanes) * 0.5, pointers["y"], chunk * isa.lanes)
 
     return emitted(isa, "halving", ("x", "y"), chunks, body)
 
