@@ -13,7 +13,7 @@ from kernels.size import least, most
 from kernels.spec import Array, Spec, fixed_array, size_array
 
 Attrs = Mapping[str, Any]
-_Rule = Callable[[Sequence[Any], Attrs, Spec], Any]  # of arrays of objects, attributes and the output's spec
+Rule = Callable[[Sequence[Any], Attrs, Spec], Any]  # of arrays of objects, attributes and the output's spec
 
 
 def compute_sizes(op: str, inputs: Sequence[Array | None], attrs: Attrs, made: Sequence[Spec]) -> tuple[Array, ...] | None:
@@ -32,8 +32,13 @@ def compute_sizes(op: str, inputs: Sequence[Array | None], attrs: Attrs, made: S
     return (size_array(found),) if made[0].dtype == np.int64 else (found.astype(made[0].dtype),)
 
 
-def _each(function: Callable[..., Any]) -> _Rule:
-    """Return the rule of an elementwise op."""
+def rule_of(op: str) -> Rule:
+    """Return the rule of an op that has one here."""
+    return _RULES[op]
+
+
+def each(function: Callable[..., Any]) -> Rule:
+    """Return the rule of an elementwise op: `function` of two elements, again and again where there are more inputs."""
     outer = np.frompyfunc(function, 2, 1)
 
     def rule(inputs: Sequence[Any], _: Attrs, __: Spec) -> Any:
@@ -45,7 +50,7 @@ def _each(function: Callable[..., Any]) -> _Rule:
     return rule
 
 
-def _reduced(function: Callable[[Any], Any]) -> _Rule:
+def _reduced(function: Callable[[Any], Any]) -> Rule:
     """Return the rule of a reduction of all elements; reductions of some axes have none."""
 
     def rule(inputs: Sequence[Any], _: Attrs, made: Spec) -> Any:
@@ -86,7 +91,7 @@ def _selected(inputs: Sequence[Any], _: Attrs, __: Spec) -> Any:
     return np.where(inputs[0].astype(bool), inputs[1], inputs[2])
 
 
-_RULES: Mapping[str, _Rule] = {
+_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
     **dict.fromkeys(("Identity", "Expand"), _kept),
     "Cast": _cast,
@@ -94,19 +99,19 @@ _RULES: Mapping[str, _Rule] = {
     "Slice": _sliced,
     "Concat": lambda inputs, attrs, _: np.concatenate(inputs, attrs["axis"]),
     "Where": _selected,
-    "Add": _each(lambda a, b: a + b),
-    "Sub": _each(lambda a, b: a - b),
-    "Mul": _each(lambda a, b: a * b),
-    "Div": _each(_divide),
-    "Mod": lambda inputs, attrs, spec: None if attrs["fmod"] else _each(lambda a, b: a % b)(inputs, attrs, spec),
+    "Add": each(lambda a, b: a + b),
+    "Sub": each(lambda a, b: a - b),
+    "Mul": each(lambda a, b: a * b),
+    "Div": each(_divide),
+    "Mod": lambda inputs, attrs, spec: None if attrs["fmod"] else each(lambda a, b: a % b)(inputs, attrs, spec),
     "Neg": lambda inputs, _, __: -inputs[0],
-    "Min": _each(least),
-    "Max": _each(most),
-    "Equal": _each(lambda a, b: a == b),
-    "Less": _each(lambda a, b: a < b),
-    "LessOrEqual": _each(lambda a, b: a <= b),
-    "Greater": _each(lambda a, b: a > b),
-    "GreaterOrEqual": _each(lambda a, b: a >= b),
+    "Min": each(least),
+    "Max": each(most),
+    "Equal": each(lambda a, b: a == b),
+    "Less": each(lambda a, b: a < b),
+    "LessOrEqual": each(lambda a, b: a <= b),
+    "Greater": each(lambda a, b: a > b),
+    "GreaterOrEqual": each(lambda a, b: a >= b),
     "ReduceProd": _reduced(math.prod),
     "ReduceSum": _reduced(sum),
 }

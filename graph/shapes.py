@@ -7,6 +7,7 @@ these) are kept in `Spec.value`, so that the shape arithmetic of exporters is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,11 +15,12 @@ from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
 from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Check, Limits, go_on
+from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.size import is_symbolic
-from kernels.spec import SizeArray, Spec, fixed_array
+from kernels.spec import Array, SizeArray, Spec, fixed_array, size_array
 
 FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
 FOLD_BYTES = 64 << 20  # that values computed here take together, and that computing one of them takes; the others stay unknown
@@ -97,6 +99,28 @@ def propagate(
              captures are among the result. check: called between nodes; what it raises ends the work.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
+    symbols = _Symbols()
+    specs = _propagate(graph, inputs, outer, check, symbols)
+    return _propagate(graph, inputs, outer, check, _Symbols(fixed=True)) if symbols.missed else specs
+
+
+@dataclass(slots=True)
+class _Symbols:
+    """What has become of values that follow from symbols and have no rule in shape arithmetic.
+
+    fixed: symbols get their plain values there, so that all values are known. Else such a value is left for the run to compute;
+    `withheld` says that there are some, `missed` that a shape may depend on one. ratios: sizes that are floats, by their values.
+    """
+
+    fixed: bool = False
+    withheld: bool = False
+    missed: bool = False
+    ratios: dict[str, Array] = field(default_factory=dict)
+
+
+def _propagate(
+    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None, check: Check, symbols: _Symbols
+) -> dict[str, Spec | None]:
     specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
     specs.update(inputs)
     specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
@@ -104,9 +128,11 @@ def propagate(
     for node in graph.nodes:
         check()
         try:
-            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
+            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes, symbols)
+            symbols.missed |= symbols.withheld and node.op in CONTROL_FLOW
         except DataDependentError:
             made = ()
+            symbols.missed |= symbols.withheld
         except EdgewiseError as error:
             raise type(error)(f"{error} (node {node.name!r})") from None
         if made and len(made) < len(node.outputs):
@@ -123,7 +149,7 @@ def propagate(
     return specs
 
 
-def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]:
+def _infer(node: Node, specs: Specs, room_bytes: int, symbols: _Symbols) -> tuple[Spec | None, ...]:
     """Infer the specs of a node's outputs, with their values where all inputs are known and the outputs are small.
 
     room_bytes: that values may take; where computing them takes more, they stay unknown.
@@ -137,19 +163,39 @@ def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]
         return made
     if all(spec.value is not None for spec in made[: len(node.outputs)]):
         return made
-    values = [None if spec is None else spec.value for spec in inputs]
+    scaled = [symbols.ratios.get(name) for name in node.inputs]
+    values = [
+        None if spec is None else spec.value if ratio is None else ratio for spec, ratio in zip(inputs, scaled, strict=True)
+    ]
     if any(name and value is None for name, value in zip(node.inputs, values, strict=True)):
         return made
     if any(value is not None and value.size > FOLD_ELEMENTS for value in values):
         return made
-    if any(isinstance(value, SizeArray) for value in values):
+    ratios = any(ratio is not None for ratio in scaled)
+    if ratios or any(isinstance(value, SizeArray) for value in values):
+        if not symbols.fixed and is_scaled(node.op, values, made, ratios=ratios):
+            return _scale(node, values, made, symbols)
         if (computed := compute_sizes(node.op, values, node.attrs, made)) is not None:
             return tuple(map(Spec.of, computed))
+        if not symbols.fixed:
+            symbols.withheld = True
+            return made
         values = [None if value is None else fixed_array(value) for value in values]
         inputs = [None if value is None else Spec.of(value) for value in values]
     if evaluation_bytes(op, inputs, made, node.attrs) > room_bytes:
         return made
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
+
+
+def _scale(node: Node, values: Sequence[Array | None], made: tuple[Spec, ...], symbols: _Symbols) -> tuple[Spec, ...]:
+    """Return the specs of a node that computes with sizes as floats. Only sizes are known values; floats are kept aside."""
+    found = compute_ratios(node.op, values, node.attrs, made)
+    if found is not None and made[0].dtype == np.int64:
+        return (Spec.of(size_array(found)),)
+    symbols.withheld = True
+    if found is not None:
+        symbols.ratios[node.outputs[0]] = found
+    return made
 
 
 def _is_open_or_large(spec: Spec) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from graph.ir import Port
-from kernels.size import LEAST, Scope, is_symbolic
+from kernels.size import LEAST, GuardError, Scope, is_symbolic
 from kernels.spec import Spec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,14 +55,17 @@ class SymbolicInputs:
             specs[port.name] = Spec(tuple(made), port.dtype)
         return SymbolicInputs(scope, specs, axes, fixed, scope.symbol("room", room))
 
-    def values(self, shapes: Shapes, room: int = 0) -> list[int] | None:
-        """Return the values of the symbols for these shapes; None where another size differs from what it was."""
-        if is_symbolic(self.room) != (room >= LEAST) or any(
-            shapes[name][axis] != size for (name, axis), size in self.fixed.items()
-        ):
-            return None
-        values = [*(shapes[name][axis] for name, axis in self.axes), *([room] if is_symbolic(self.room) else [])]
-        return values if all(value >= LEAST for value in values) else None
+    def values(self, shapes: Shapes, room: int = 0) -> list[int]:
+        """Return the values of the symbols for these shapes. Raises GuardError where another size differs from what it was."""
+        if is_symbolic(self.room) != (room >= LEAST):
+            raise GuardError(f"sizes: values {'do not grow' if is_symbolic(self.room) else 'grow'} in place here")
+        for (name, axis), size in self.fixed.items():
+            if shapes[name][axis] != size:
+                raise GuardError(f"sizes: axis {axis} of {name!r} was {size} and is no symbol")
+        for name, axis in self.axes:
+            if shapes[name][axis] < LEAST:
+                raise GuardError(f"sizes: axis {axis} of {name!r} is a symbol, which is {LEAST} at least")
+        return [*(shapes[name][axis] for name, axis in self.axes), *([room] if is_symbolic(self.room) else [])]
 
 
 def differing(ports: Sequence[Port], some: Shapes, other: Shapes) -> Axes:

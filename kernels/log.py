@@ -14,7 +14,7 @@ from kernels.errors import InvalidError
 
 DEBUG = "EDGEWISE_DEBUG"  # environment variable: a level from 0 to 4; each includes the lower ones
 DEBUG_FOLDER = "EDGEWISE_DEBUG_DIR"  # environment variable: where IR and assembly are written
-PLAN: Final = 1  # tracebacks of errors, and each plan with its steps
+PLAN: Final = 1  # tracebacks of errors, each plan with its steps, and why a model was lowered again
 KERNELS: Final = 2  # the kernels that each node becomes
 IR: Final = 3  # LLVM IR of each module, as a file
 ASSEMBLY: Final = 4  # its assembly, as a file

@@ -30,6 +30,12 @@ class Axis:
         """The scale in fp64: exactly the given one."""
         return self.ratio[0] / self.ratio[1]
 
+    @property
+    def plain(self) -> Axis:
+        """This axis with plain numbers: sizes that depend on symbols are guarded to have the values of their hints."""
+        over, under = self.ratio
+        return replace(self, size_in=int(self.size_in), size_out=int(self.size_out), ratio=(int(over), int(under)))
+
 
 def _half_pixel(a: Axis, x: Array) -> Array:
     return (x + 0.5) / a.scale - 0.5
@@ -95,7 +101,7 @@ def leaves_alone(step: Pass, size_in: int) -> bool:
 
 def resize_axis(plan: Axis, **attrs: Any) -> Pass:
     """Return the interpolation along one axis. attrs: those of Resize."""
-    place, mode = attrs["coordinate_transformation_mode"], attrs["mode"]
+    plan, place, mode = plan.plain, attrs["coordinate_transformation_mode"], attrs["mode"]
     outside = np.zeros(plan.size_out, bool)
     if place == "tf_crop_and_resize":
         rounded = _coordinates(plan, place, np.float32)
@@ -157,4 +163,5 @@ def is_copied(plan: Axis, *, mode: str, antialias: int, coordinate_transformatio
         return True
     if (mode == "linear" and not antialias and place.endswith("half_pixel")) or (mode == "nearest" and place == "asymmetric"):
         return True
-    return np.array_equal(_coordinates(plan, place), np.arange(plan.size_in))
+    plain = plan.plain
+    return np.array_equal(_coordinates(plain, place), np.arange(plain.size_in))

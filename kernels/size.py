@@ -18,6 +18,7 @@ computation is (nothing, a broadcast), and are given as plain numbers.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
@@ -25,6 +26,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from kernels.errors import EdgewiseError
+from kernels.log import PLAN, debug_level
 
 LEAST = 2  # value of any symbol
 MOST = 2**40  # value of any symbol; no axis is longer
@@ -188,6 +190,8 @@ class Size:
 class Scope:
     """Symbols, and what has been assumed of them. Not thread-safe while guards are added.
 
+    With EDGEWISE_DEBUG it notes the line of code that made each guard, for messages.
+
     names: of the symbols, in the order in which `compile`'s function takes their values.
     """
 
@@ -195,6 +199,7 @@ class Scope:
         self.names: list[str] = []
         self.hints: list[int] = []
         self._guards: dict[tuple[int, str], tuple[Size, bool]] = {}  # by an expression's number and its relation to 0
+        self._places: dict[tuple[int, str], str] | None = {} if debug_level() >= PLAN else None
         self._atoms: list[tuple[str, Any, Any]] = []  # a symbol's name, or an operation on two sizes or ints
         self._atom_numbers: dict[tuple[Any, ...], int] = {}
         self._atom_hints: list[int] = []
@@ -367,8 +372,16 @@ class Scope:
         elif relation(low, 0) == relation(high, 0):
             return relation(low, 0)
         answer = relation(difference.hint, 0)
-        self._guards[difference.number, _RELATIONS[relation]] = difference, answer
+        key = difference.number, _RELATIONS[relation]
+        self._guards[key] = difference, answer
+        if self._places is not None and key not in self._places:
+            self._places[key] = _asking_line()
         return answer
+
+    def guard_text(self, difference: Size, relation: str, *, answer: bool) -> str:
+        """Return a guard as text, with the line of code that made it where that was noted."""
+        place = "" if self._places is None else f" ({self._places[difference.number, relation]})"
+        return f"{difference.text} {relation} 0 is not {answer}{place}"
 
     # Other values
 
@@ -392,7 +405,7 @@ class Scope:
 
         def refuse(number: int) -> None:
             difference, relation, answer = guards[number]
-            raise GuardError(f"sizes: {difference.text} {relation} 0 is not {answer}")
+            raise GuardError(f"sizes: {self.guard_text(difference, relation, answer=answer)}")
 
         space: dict[str, Any] = {"refuse": refuse, "min": min, "max": max, "__builtins__": {}}
         exec(source, space)  # noqa: S102  the text is made of numbers and operators here, names of symbols are not in it
@@ -461,6 +474,14 @@ _RELATIONS: Mapping[Callable[[int, int], bool], str] = {
 }  # fmt: skip
 
 
+def _asking_line() -> str:
+    """Return the file and line outside of this module that asked something of a size."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, "<string>"):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 def _order(term: tuple[_Monomial, int]) -> tuple[int, _Monomial]:
     """Order monomials so that products keep the order: higher powers first."""
     return -len(term[0]), term[0]
@@ -514,6 +535,15 @@ def is_symbolic(size: object) -> bool:
 def hint(size: Any) -> int:
     """Return the whole number to decide by where every choice is right and one is fastest: of tiles, chunks, thresholds."""
     return size.hint if isinstance(size, Size) else cast("int", size)
+
+
+def surely_equal(some: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether sizes are equal for all values of the symbols. It assumes nothing: for what only saves work where it is so."""
+    return len(some) == len(other) and all(map(_same, some, other))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b if isinstance(a, Size) or isinstance(b, Size) else bool(a == b)
 
 
 _T = TypeVar("_T")

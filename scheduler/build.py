@@ -16,7 +16,7 @@ import importlib.util
 import pkgutil
 import platform
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -66,7 +66,7 @@ def _read_build() -> Build:
     llvmlite = importlib.metadata.version("llvmlite")
     libraries = f"python{platform.python_version()}.numpy{np.__version__}.llvmlite{llvmlite}"
     sources = {name: _source(name) for name in (*_modules(kernels), *_modules(graph))}
-    homes = {op: (home(op), RULES[op].lower.__module__ if op in RULES else "") for op in operators()}
+    homes = {op: (home(op), _module_of(RULES[op].lower) if op in RULES else "") for op in operators()}
     return build_of(f"{_version()}+{libraries}", sources, homes)
 
 
@@ -89,6 +89,11 @@ def build_of(prefix: str, sources: Mapping[str, str], homes: Mapping[str, tuple[
             for op, (module, rule) in homes.items()
         },
     )
+
+
+def _module_of(function: Callable[..., object]) -> str:
+    """Return the module that defines a function, or the one of which some arguments are fixed."""
+    return function.func.__module__ if isinstance(function, functools.partial) else function.__module__
 
 
 def _version() -> str:

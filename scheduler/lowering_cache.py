@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from graph.budget import RunBudget
 from graph.ir import Graph, Port
 from graph.run.lowered import LoweredGraph
 from graph.symbols import SymbolicInputs, differing
+from kernels.log import PLAN, debug, debug_level
 from kernels.size import GuardError, Sizes
 from kernels.spec import Array
 
@@ -57,18 +57,19 @@ class LoweringCache:
 
         room: length that there is memory for of values that grow in place; 0 where none do.
         """
+        refused = []
         for lowering in reversed(self._kept):
-            if lowering.plan is not plan or (values := lowering.inputs.values(shapes, room)) is None:
+            if lowering.plan is not plan:
                 continue
-            if not all(
-                hint <= REACH * value and value <= REACH * hint
-                for value, hint in zip(values, lowering.inputs.scope.hints, strict=True)
-            ):
+            try:
+                sizes = _sizes(lowering, shapes, room)
+            except GuardError as error:  # what was assumed does not hold for these shapes
+                refused.append(str(error))
                 continue
-            with contextlib.suppress(GuardError):  # what was assumed does not hold for these shapes
-                found = Found(lowering, lowering.graph.sizes(values))
-                self._use(lowering)
-                return found
+            self._use(lowering)
+            return Found(lowering, sizes)
+        if refused and debug_level() >= PLAN:
+            debug("lowered again", shapes=shapes, because=refused)
         return None
 
     def varied(self, ports: Sequence[Port], shapes: ShapesByName) -> frozenset[tuple[str, int]]:
@@ -104,6 +105,15 @@ class LoweringCache:
                 same = (other[name] for other in others if name in other and _same_bits(other[name], array))
                 constants[name] = next(same, array)
         return replace(graph, constants=constants)
+
+
+def _sizes(lowering: Lowering, shapes: ShapesByName, room: int) -> Sizes:
+    """Return the values of a lowering's sizes for these shapes. Raises GuardError where it does not serve them."""
+    values, scope = lowering.inputs.values(shapes, room), lowering.inputs.scope
+    for value, name, hint in zip(values, scope.names, scope.hints, strict=True):
+        if hint > REACH * value or value > REACH * hint:
+            raise GuardError(f"sizes: {name} was {hint}, a lowering serves up to {REACH} times that and down to as small a part")
+    return lowering.graph.sizes(values)
 
 
 def _same_bits(a: Array, b: Array) -> bool:

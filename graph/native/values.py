@@ -199,7 +199,7 @@ class Values:
             return self._made(value, reserved)
         view = self._wanted(value)
         for place in over:
-            if isinstance(place, Viewed) and place.view == view and self._takes(value, place.storage):
+            if isinstance(place, Viewed) and place.view.surely_equals(view) and self._takes(value, place.storage):
                 return self._made(value, place)
         return self._made(value, Viewed(self._storage(value, view), view))
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.limits import Check, go_on
+from graph.native.facts import HintedSpecs
 from graph.passes.activations import find_activations
 from graph.passes.affine import fold_scales_and_shifts
 from graph.passes.attentions import find_attentions
@@ -108,7 +109,7 @@ class _Run:
         self.check = check
         self.specs = propagate(graph, inputs, check=check)
         self.reports: dict[str, PassReport] = {}
-        self._totals = _count(graph, self.specs)
+        self._totals = _count(graph, HintedSpecs(self.specs))
 
     def apply(self, name: str, rewrite: Pass) -> None:
         """Run one pass. Where it changed the graph, infer its specs and note what was removed."""
@@ -118,7 +119,7 @@ class _Run:
         if graph is self.graph:
             return
         self.graph, self.specs = graph, propagate(graph, self.inputs, check=self.check)
-        before, after = self._totals, _count(graph, self.specs)
+        before, after = self._totals, _count(graph, HintedSpecs(self.specs))
         self._totals = after
         self.reports[name] = PassReport(
             name,

@@ -51,9 +51,9 @@ def _resized_axes(
         ratios = [factor.as_integer_ratio() for factor in factors]
     elif sizes is not None:
         wanted = list(known_ints(f"{name}: sizes", sizes, len(along)))
-        if any(size < 0 for size in wanted) or 0 in given_sizes:
-            raise ShapeError(f"{name}: sizes are {wanted} of {given_sizes}, need sizes ≥ 0 of axes that are not empty")
-        ratios = list(zip(wanted, given_sizes, strict=True))
+        if any(new < 0 or (old == 0 and new != 0) for new, old in zip(wanted, given_sizes, strict=True)):
+            raise ShapeError(f"{name}: sizes are {wanted} of {given_sizes}, need sizes ≥ 0, and 0 of axes that are empty")
+        ratios = [(new, old) if old != 0 else (1, 1) for new, old in zip(wanted, given_sizes, strict=True)]
         choose = _POLICIES[keep_aspect_ratio_policy]
         if choose is not None:
             ratios = [choose(ratios, key=lambda ratio: ratio[0] / ratio[1])] * len(along)
@@ -71,8 +71,9 @@ def _resized_axes(
 
 def _scaled(size: int, scale: float, add: float = 0.0) -> int:
     """Return size · scale + add, rounded down."""
-    if scale.is_integer() and size * int(scale) < 1 << 24:  # exact in fp32 too
-        return size * int(scale)
+    over, under = scale.as_integer_ratio()
+    if add == 0 and size * over < 1 << 24:  # exact in fp32 too
+        return size * over // under
     return math.floor(_single(size, scale) + add)
 
 
@@ -378,6 +379,8 @@ _CASES = (
     ),
     Case("older_inputs", inputs=(_IMAGE, _f(1, 1, 2, 2)), attrs={"scales_second": True, **_UPSAMPLE}),
     Case("to_nothing", inputs=((2, 3), None, _f(0.1, 1)), cost=Cost()),
+    Case("of_nothing", inputs=((0, 1, 3, 3), None, None, _i(0, 1, 6, 6)), cost=Cost()),
+    Case("from_nothing", inputs=((0, 1, 3, 3), None, None, _i(1, 1, 6, 6)), raises=ShapeError),
     Case("neither", inputs=(_IMAGE,), raises=ShapeError),
     Case("both", inputs=(_IMAGE, None, _f(1, 1, 1, 1), _i(1, 2, 4, 5)), raises=ShapeError),
     Case("scale_zero", inputs=(_IMAGE, None, _f(1, 1, 0, 1)), raises=AttributeValueError),

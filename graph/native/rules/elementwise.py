@@ -17,6 +17,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.registry import operators
+from kernels.size import surely_equal
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -73,7 +74,7 @@ def apply_fused_in_blocks(b: Lowering, node: Node, made: Imaged) -> None:
 
 def _in_blocks(b: Lowering, operands: Sequence[str], shape: tuple[int, ...]) -> bool:
     """Whether an operand of the result's shape lies in blocks that no strides describe."""
-    places = (b.values.place(name) for name in operands if b.spec(name).shape == shape)
+    places = (b.values.place(name) for name in operands if surely_equal(b.spec(name).shape, shape))
     return any(isinstance(place, Imaged) and place.strided is None for place in places)
 
 

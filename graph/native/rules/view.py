@@ -12,6 +12,7 @@ from graph.native.rules.elementwise import fused_operands, refuses_fused
 from graph.native.values import overwritable
 from kernels.native.memory.view import View
 from kernels.operands import taken_by_slice
+from kernels.size import surely_equal
 
 
 def define_view(b: Lowering, node: Node, place: Viewed) -> None:
@@ -87,7 +88,7 @@ def _slice(b: Lowering, node: Node) -> None:
     starts, ends, axes, steps = (b.constants[name].tolist() if name else [] for name in (*node.inputs[1:], "", "")[:4])
     taken = {(axes[n] if axes else n) % len(shape): (start, ends[n], steps[n] if steps else 1) for n, start in enumerate(starts)}
     kept = {axis: taken_by_slice(shape[axis], *bounds) for axis, bounds in taken.items()}
-    image = in_blocks(b, node.inputs[0]) if [a for a, k in kept.items() if k != (0, shape[a], 1)] == [1] else None
+    image = in_blocks(b, node.inputs[0]) if [a for a, k in kept.items() if not surely_equal(k, (0, shape[a], 1))] == [1] else None
     if image is not None and not node.epilogue:
         channels = range(kept[1].first, kept[1].first + kept[1].number * kept[1].step, kept[1].step)
         if fits(b, [(0, channel) for channel in channels]):

@@ -29,7 +29,7 @@ from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, Con
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.size import hint, hinted
+from kernels.size import hint, hinted, surely_equal
 from kernels.spec import Array
 
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
@@ -260,7 +260,7 @@ def _tables(conv: Conv, numbers: Mapping[str, int]) -> dict[str, Table]:
         "entries": (plane, numbers["x_kernel_row"], conv.dilations[1] * conv.x.x_stride, conv.x.block_stride),
         "copy_entries": (conv.kernel[0] * blocks, blocks, conv.dilations[1] * numbers["copy_column"], copied),
     }
-    rows = row_table(conv) if numbers["rows"] == conv.y.height else Table(_whole_rows, (numbers["rows"],))
+    rows = row_table(conv) if surely_equal([numbers["rows"]], [conv.y.height]) else Table(_whole_rows, (numbers["rows"],))
     kernel = (1 if conv.depth is None else conv.depth.kernel, *conv.kernel)
     entries = {name: Table(_entries, (*kernel, *each, *runs)) for name, each in steps.items()}
     return {"row_table": rows, **entries, **plane_tables(conv)}

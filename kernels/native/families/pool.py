@@ -42,7 +42,7 @@ from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
-from kernels.size import hint
+from kernels.size import hint, is_symbolic
 
 PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
 MOST_UNROLLED = 5  # columns of a window: wider ones are seldom, but for global pools, and share a loop
@@ -136,9 +136,10 @@ def _accumulators(isa: Isa) -> int:
 def _tile(conv: Conv, isa: Isa) -> tuple[int, bool]:
     """Return the pixels of a tile, and whether one pixel has more columns than there are accumulators.
 
-    A tile has as many pixels as there are accumulators for the columns under them, and no more than a row.
+    A tile has as many pixels as there are accumulators for the columns under them, and no more than a row. A window whose width
+    depends on symbols counts as one with more columns.
     """
-    if conv.kernel[1] > MOST_UNROLLED:
+    if is_symbolic(conv.kernel[1]) or conv.kernel[1] > MOST_UNROLLED:
         return 1, True
     window = [s * conv.dilations[1] for s in range(conv.kernel[1])]
     for pixels in PIXELS:

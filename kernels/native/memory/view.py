@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kernels.size import surely_equal
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -60,6 +62,11 @@ class View:
         extra = len(shape) - len(self.shape)
         strides = [0] * extra + [0 if size == 1 else stride for size, stride in zip(self.shape, self.strides, strict=True)]
         return View(tuple(shape), tuple(strides), self.offset)
+
+    def surely_equals(self, other: View) -> bool:
+        """Whether another view has the same elements for all sizes; it assumes nothing of sizes that depend on symbols."""
+        mine, its = ((*view.shape, *view.strides, view.offset) for view in (self, other))
+        return surely_equal(mine, its)
 
     def reshaped(self, shape: Sequence[int]) -> View | None:
         """Return these elements, in order, under another shape; None where no strides express that."""
