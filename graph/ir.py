@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from graph.digest import Digest
 from graph.mapped import MappedFile
 from kernels.spec import Array, DType, Spec
 
@@ -114,16 +115,21 @@ class Graph:
 class Model:
     """A graph and where it came from.
 
-    digest: SHA-256 of the model's bytes, external data included. source: file name, or "<bytes>" and the like. nbytes: size with
-    external data. initializers: names of the constants that the file stores as initializers, including those of subgraphs but
-    not the outputs of Constant nodes. files: the files that large constants are mapped from.
+    contents: the digest of the model's bytes, external data included. source: file name, or "<bytes>" and the like. nbytes: size
+    with external data. initializers: names of the constants that the file stores as initializers, including those of subgraphs
+    but not the outputs of Constant nodes. files: the files that large constants are mapped from.
     """
 
     graph: Graph
-    digest: str
+    contents: Digest
     opset: int
     producer: str
     source: str
     nbytes: int
     initializers: frozenset[str] = frozenset()
     files: tuple[MappedFile, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model's bytes, external data included. Raises CorruptModelError where its file was written to."""
+        return self.contents.text()

@@ -18,7 +18,7 @@ from graph.shape_arithmetic import compute_sizes
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.size import is_symbolic
-from kernels.spec import SizeArray, Spec, fixed_array
+from kernels.spec import Array, SizeArray, Spec, fixed_array
 
 FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
 FOLD_BYTES = 64 << 20  # that values computed here take together, and that computing one of them takes; the others stay unknown
@@ -89,22 +89,30 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
 
 
 def propagate(
-    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None, check: Check = go_on
+    graph: Graph,
+    inputs: Mapping[str, Spec],
+    outer: Specs | None = None,
+    check: Check = go_on,
+    before: tuple[Graph, Specs] | None = None,
 ) -> dict[str, Spec | None]:
     """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
     Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
-             captures are among the result. check: called between nodes; what it raises ends the work.
+             captures are among the result. check: called between nodes; what it raises ends the work. before: a graph that this
+             one was made from, and its specs for the same inputs: those of nodes that have not changed, nor what they read, are
+             kept.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
     specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
     specs.update(inputs)
-    specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
+    known = _Known(before)
+    specs.update((name, known.constant(name, array)) for name, array in graph.constants.items())
     room_bytes = FOLD_BYTES
     for node in graph.nodes:
         check()
         try:
-            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
+            if (made := known.outputs(node, specs)) is None:
+                made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes)
         except DataDependentError:
             made = ()
         except EdgewiseError as error:
@@ -121,6 +129,29 @@ def propagate(
                         f"(node {node.name!r}); use smaller shapes"
                     )
     return specs
+
+
+class _Known:
+    """The specs of a graph before it was changed, where they hold still: a spec is kept as the same object."""
+
+    def __init__(self, before: tuple[Graph, Specs] | None) -> None:
+        self._nodes: Mapping[str, Node] = {}
+        self._constants: Mapping[str, Array] = {}
+        self._specs: Specs = {}
+        if before is not None:
+            graph, self._specs = before
+            self._nodes, self._constants = {node.name: node for node in graph.nodes}, graph.constants
+
+    def constant(self, name: str, array: Array) -> Spec:
+        """Return the spec of a constant."""
+        spec = self._specs.get(name) if self._constants.get(name) is array else None
+        return Spec.of(array) if spec is None else spec
+
+    def outputs(self, node: Node, specs: Specs) -> tuple[Spec | None, ...] | None:
+        """Return the specs of a node's outputs, or None where the node, or the spec of a value that it reads, is another one."""
+        if self._nodes.get(node.name) is not node or any(specs.get(name) is not self._specs[name] for name in node.reads()):
+            return None
+        return tuple(self._specs[name] if name else None for name in node.outputs)
 
 
 def _infer(node: Node, specs: Specs, room_bytes: int) -> tuple[Spec | None, ...]:
