@@ -71,19 +71,20 @@ class Node:
 
     def reads(self) -> Iterator[str]:
         """Yield every value it reads: its inputs, those of its epilogue, and values that its subgraphs capture from outside."""
-        yield from (name for name in self.inputs if name)
+        yield from filter(None, self.inputs)
         for fused in self.epilogue:
-            yield from (name for name in fused.inputs if name)
+            yield from filter(None, fused.inputs)
         for graph in self.subgraphs():
             yield from graph.captures()
 
     def writes(self) -> Iterator[str]:
         """Yield every value it writes."""
-        yield from (name for name in self.outputs if name)
+        yield from filter(None, self.outputs)
 
     def subgraphs(self) -> Iterator[Graph]:
         """Yield the graphs among its attributes."""
-        yield from (value for value in self.attrs.values() if isinstance(value, Graph))
+        if self.op in CONTROL_FLOW:
+            yield from (value for value in self.attrs.values() if isinstance(value, Graph))
 
 
 @dataclass(frozen=True, slots=True)
