@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -23,18 +25,22 @@ def exports_folder() -> Path:
     return Path(folder)
 
 
-def feeds_of(model: Path) -> dict[str, np.ndarray]:
-    """Return seeded inputs: normally distributed images, random token ids, and masks of ones."""
+def feeds_of(model: Path, dims: Mapping[str, int] = MappingProxyType({}), tokens: int = 30000) -> dict[str, np.ndarray]:
+    """Return seeded inputs: normally distributed images, random token ids, and masks of ones.
+
+    dims: sizes of named dimensions; others that are open are 1. tokens: number of different token ids.
+    """
     rng = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
     for value in onnx.load(model, load_external_data=False).graph.input:
-        shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            feeds[value.name] = rng.standard_normal(shape, np.float32)
+        shape = [dim.dim_value or dims.get(dim.dim_param, 1) for dim in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        if dtype.kind == "f":
+            feeds[value.name] = rng.standard_normal(shape, np.float32).astype(dtype, copy=False)
         elif "mask" in value.name:
-            feeds[value.name] = np.ones(shape, np.int64)
+            feeds[value.name] = np.ones(shape, dtype)
         else:
-            feeds[value.name] = rng.integers(0, 30000, shape)
+            feeds[value.name] = rng.integers(0, tokens, shape).astype(dtype, copy=False)
     return feeds
 
 

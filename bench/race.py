@@ -9,8 +9,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +43,7 @@ class Engine:
         self.process.stdin.flush()
         return self.answer()
 
-    def answer(self) -> object:
+    def answer(self) -> Any:
         """Read the worker's next line. Raises EngineFailedError if the worker has died."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -60,8 +63,12 @@ class Engine:
         return 100 * (max(medians) / min(medians) - 1)
 
 
-def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> Engine:
-    """Start a worker. Peers run under the interpreter that EDGEWISE_PEERS_PYTHON names, by default under this one.
+def start(
+    name: str, model: Path, threads: int, feeds: Path, folder: Path, settings: Mapping[str, str] = MappingProxyType({})
+) -> Engine:
+    """Start a worker, whose environment has these settings besides.
+
+    Peers run under the interpreter that EDGEWISE_PEERS_PYTHON names, by default under this one.
 
     `edgewise@DIR` is the engine of another checkout, such as the commit before a change.
     """
@@ -70,7 +77,7 @@ def start(name: str, model: Path, threads: int, feeds: Path, folder: Path) -> En
     python = sys.executable if ours else os.environ.get("EDGEWISE_PEERS_PYTHON", sys.executable)
     hidden = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # a pinned BLAS kernel could slow an engine down
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
-    environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    environment |= {**settings, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     environment["PIP_NO_INDEX"] = "1"  # MNN's converter installs packages wherever it finds a pip
     if ours:
         environment["PYTHONPATH"] = checkout or str(WORKER.parent.parent)
@@ -106,7 +113,8 @@ def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarra
         for name in names:
             engine = start(name, model, threads, feeds_path, cache)
             try:
-                engine.version, engine.load_ns = engine.answer().values()  # type: ignore[attr-defined]
+                ready = engine.answer()
+                engine.version, engine.load_ns = ready["version"], ready["load_ns"]
                 engines.append(engine)
             except EngineFailedError as error:
                 engine.process.kill()

@@ -137,14 +137,15 @@ def peak_resident_bytes() -> int:
 
 
 def main(engine: str, model: str, threads: str, feeds_path: str) -> None:
-    """Load the model, run it once, write the engine's version and load time in ns, then answer the commands on stdin."""
+    """Import the engine, load the model, run it once, write the engine's version and what that took, then answer commands."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines print to stdout; replies have a descriptor of their own
     feeds = dict(np.load(feeds_path))
-    start = time.perf_counter_ns()
+    start, busy = time.perf_counter_ns(), time.process_time_ns()
     run, version = ENGINES[engine.partition(":")[0]](model, int(threads), feeds)
     run()
-    replies.write(json.dumps({"version": version, "load_ns": time.perf_counter_ns() - start}) + "\n")
+    taken = {"load_ns": time.perf_counter_ns() - start, "cpu_ns": time.process_time_ns() - busy}
+    replies.write(json.dumps({"version": version, **taken}) + "\n")
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "outputs":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from graph.digest import Digest
 from graph.mapped import MappedFile
 from kernels.spec import Array, DType, Spec
 
@@ -70,19 +71,20 @@ class Node:
 
     def reads(self) -> Iterator[str]:
         """Yield every value it reads: its inputs, those of its epilogue, and values that its subgraphs capture from outside."""
-        yield from (name for name in self.inputs if name)
+        yield from filter(None, self.inputs)
         for fused in self.epilogue:
-            yield from (name for name in fused.inputs if name)
+            yield from filter(None, fused.inputs)
         for graph in self.subgraphs():
             yield from graph.captures()
 
     def writes(self) -> Iterator[str]:
         """Yield every value it writes."""
-        yield from (name for name in self.outputs if name)
+        yield from filter(None, self.outputs)
 
     def subgraphs(self) -> Iterator[Graph]:
         """Yield the graphs among its attributes."""
-        yield from (value for value in self.attrs.values() if isinstance(value, Graph))
+        if self.op in CONTROL_FLOW:
+            yield from (value for value in self.attrs.values() if isinstance(value, Graph))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +116,21 @@ class Graph:
 class Model:
     """A graph and where it came from.
 
-    digest: SHA-256 of the model's bytes, external data included. source: file name, or "<bytes>" and the like. nbytes: size with
-    external data. initializers: names of the constants that the file stores as initializers, including those of subgraphs but
-    not the outputs of Constant nodes. files: the files that large constants are mapped from.
+    contents: the digest of the model's bytes, external data included. source: file name, or "<bytes>" and the like. nbytes: size
+    with external data. initializers: names of the constants that the file stores as initializers, including those of subgraphs
+    but not the outputs of Constant nodes. files: the files that large constants are mapped from.
     """
 
     graph: Graph
-    digest: str
+    contents: Digest
     opset: int
     producer: str
     source: str
     nbytes: int
     initializers: frozenset[str] = frozenset()
     files: tuple[MappedFile, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model's bytes, external data included. Raises CorruptModelError where its file was written to."""
+        return self.contents.text()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,6 +19,7 @@ from graph.errors import CorruptModelError
 from kernels.spec import Array, Spec
 
 LEAST_BYTES = 64 << 10  # smaller tensors are copied: a page would hold several
+PIECE_BYTES = 4 << 20  # of a file that is read from end to end; whole pages
 
 
 class MappedFile:
@@ -41,6 +42,15 @@ class MappedFile:
             have = f"{self.name} has {len(self.map)} bytes"
             raise CorruptModelError(f"model: {spec} at byte {offset} does not lie in its file, {have} ({subject})")
         return np.frombuffer(self.map, spec.dtype, spec.elements, offset).reshape(spec.shape)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield all its bytes in order, piece by piece; the memory of a piece is released when the next one is asked for."""
+        with memoryview(self.map) as whole:
+            for start in range(0, len(whole), PIECE_BYTES):
+                with whole[start : start + PIECE_BYTES] as piece:
+                    yield piece
+                if hasattr(mmap, "MADV_DONTNEED"):
+                    self.map.madvise(mmap.MADV_DONTNEED, start, min(PIECE_BYTES, len(whole) - start))
 
     @property
     def is_unchanged(self) -> bool:

@@ -91,17 +91,24 @@ def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]
 
 
 def propagate(
-    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None = None, check: Check = go_on
+    graph: Graph,
+    inputs: Mapping[str, Spec],
+    outer: Specs | None = None,
+    check: Check = go_on,
+    before: tuple[Graph, Specs] | None = None,
 ) -> dict[str, Spec | None]:
     """Infer the spec of every value: inputs, constants and outputs of nodes. None where only a run knows it.
 
     Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
-             captures are among the result. check: called between nodes; what it raises ends the work.
+             captures are among the result. check: called between nodes; what it raises ends the work. before: a graph that this
+             one was made from, and its specs for the same inputs: those of nodes that have not changed, nor what they read, are
+             kept.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
-    symbols = _Symbols()
-    specs = _propagate(graph, inputs, outer, check, symbols)
-    return _propagate(graph, inputs, outer, check, _Symbols(fixed=True)) if symbols.missed else specs
+    known = before[1].symbols if before is not None and isinstance(before[1], _Propagated) else _Symbols()
+    symbols = _Symbols(known.fixed, known.withheld, False, dict(known.ratios))
+    specs = _propagate(graph, inputs, outer, check, symbols, before)
+    return _propagate(graph, inputs, outer, check, _Symbols(fixed=True), None) if symbols.missed else specs
 
 
 @dataclass(slots=True)
@@ -118,17 +125,33 @@ class _Symbols:
     ratios: dict[str, Array] = field(default_factory=dict)
 
 
+class _Propagated(dict[str, Spec | None]):
+    """Specs, and what became of symbols on the way to them, which a graph that is made from this one needs to know."""
+
+    symbols: _Symbols
+
+
 def _propagate(
-    graph: Graph, inputs: Mapping[str, Spec], outer: Specs | None, check: Check, symbols: _Symbols
-) -> dict[str, Spec | None]:
-    specs: dict[str, Spec | None] = {} if outer is None else {name: outer[name] for name in graph.captures() if name in outer}
+    graph: Graph,
+    inputs: Mapping[str, Spec],
+    outer: Specs | None,
+    check: Check,
+    symbols: _Symbols,
+    before: tuple[Graph, Specs] | None,
+) -> _Propagated:
+    specs = _Propagated()
+    specs.symbols = symbols
+    if outer is not None:
+        specs.update((name, outer[name]) for name in graph.captures() if name in outer)
     specs.update(inputs)
-    specs.update((name, Spec.of(array)) for name, array in graph.constants.items())
+    known = _Known(before)
+    specs.update((name, known.constant(name, array)) for name, array in graph.constants.items())
     room_bytes = FOLD_BYTES
     for node in graph.nodes:
         check()
         try:
-            made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes, symbols)
+            if (made := known.outputs(node, specs)) is None:
+                made = _infer_control(node, specs, check) if node.op in CONTROL_FLOW else _infer(node, specs, room_bytes, symbols)
             symbols.missed |= symbols.withheld and node.op in CONTROL_FLOW
         except DataDependentError:
             made = ()
@@ -147,6 +170,29 @@ def _propagate(
                         f"(node {node.name!r}); use smaller shapes"
                     )
     return specs
+
+
+class _Known:
+    """The specs of a graph before it was changed, where they hold still: a spec is kept as the same object."""
+
+    def __init__(self, before: tuple[Graph, Specs] | None) -> None:
+        self._nodes: Mapping[str, Node] = {}
+        self._constants: Mapping[str, Array] = {}
+        self._specs: Specs = {}
+        if before is not None:
+            graph, self._specs = before
+            self._nodes, self._constants = {node.name: node for node in graph.nodes}, graph.constants
+
+    def constant(self, name: str, array: Array) -> Spec:
+        """Return the spec of a constant."""
+        spec = self._specs.get(name) if self._constants.get(name) is array else None
+        return Spec.of(array) if spec is None else spec
+
+    def outputs(self, node: Node, specs: Specs) -> tuple[Spec | None, ...] | None:
+        """Return the specs of a node's outputs, or None where the node, or the spec of a value that it reads, is another one."""
+        if self._nodes.get(node.name) is not node or any(specs.get(name) is not self._specs[name] for name in node.reads()):
+            return None
+        return tuple(self._specs[name] if name else None for name in node.outputs)
 
 
 def _infer(node: Node, specs: Specs, room_bytes: int, symbols: _Symbols) -> tuple[Spec | None, ...]:

@@ -148,10 +148,8 @@ class Op:
 
         Raises ShapeError for missing or extra inputs, and for an output whose shape no array can have though its bytes are few.
         """
-        try:
-            _signature(self.infer).bind(*inputs, **attrs)
-        except TypeError as error:
-            raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {error}") from None
+        if misfit := _misfit(self.infer, len(inputs), tuple(attrs)):
+            raise ShapeError(f"{self.name}: got {len(inputs)} inputs, {misfit}")
         for position, name in _required_inputs(self.infer):
             if inputs[position] is None:
                 raise ShapeError(f"{self.name}: input {position} ({name}) is absent, only optional ones may be")
@@ -268,9 +266,14 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-@functools.cache
-def _signature(infer: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(infer)
+@functools.lru_cache(4096)
+def _misfit(infer: Callable[..., Any], inputs: int, attrs: tuple[str, ...]) -> str:
+    """Return why a function cannot be called with that many inputs and these attributes; "" where it can."""
+    try:
+        inspect.signature(infer).bind(*[None] * inputs, **dict.fromkeys(attrs))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 @functools.cache

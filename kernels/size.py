@@ -17,6 +17,7 @@ computation is (nothing, a broadcast), and are given as plain numbers.
 
 from __future__ import annotations
 
+import functools
 import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -550,18 +551,28 @@ _T = TypeVar("_T")
 
 
 def hinted(value: _T) -> _T:
-    """Return a value with the hint of each size in it: in tuples, lists, and the fields of dataclasses."""
+    """Return a value with the hint of each size in it: in tuples, lists, and the fields of dataclasses.
+
+    Where it has no size, it is returned itself, but a list is copied.
+    """
+    kind: Any = type(value)
+    if kind is int or kind is str:
+        return value
     if isinstance(value, Size):
         return cast("_T", value.hint)
-    if isinstance(value, tuple) and type(value) is tuple:
-        return cast("_T", tuple(map(hinted, value)))
+    if isinstance(value, tuple) and kind is tuple:
+        made = tuple(map(hinted, value))
+        return cast("_T", made) if any(map(operator.is_not, made, value)) else value
     if isinstance(value, list):
         return cast("_T", list(map(hinted, value)))
-    if is_dataclass(value) and not isinstance(value, type):
-        made = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
-        plain = {name: hinted(each) for name, each in made.items()}
-        return replace(value, **plain) if any(plain[name] is not each for name, each in made.items()) else value
-    return value
+    changed = {name: plain for name in _fields_of(kind) if (plain := hinted(each := getattr(value, name))) is not each}
+    return cast("_T", replace(cast("Any", value), **changed)) if changed else value
+
+
+@functools.cache
+def _fields_of(kind: type) -> tuple[str, ...]:
+    """Return the names of a dataclass's fields that it is made with; none for other types."""
+    return tuple(each.name for each in fields(kind) if each.init) if is_dataclass(kind) else ()
 
 
 def least(*sizes: int) -> int:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import onnx
-
 from graph.budget import ProcessMemory, RunBudget, model_share_bytes
 from graph.formats.registry import read
 from graph.growing import Growing
@@ -29,7 +27,6 @@ from graph.shapes import bind
 from graph.symbols import SymbolicInputs
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
-from profiler.run.trace import Trace, trace
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
@@ -38,6 +35,9 @@ from scheduler.state import State
 from scheduler.strategy import WantedBackend
 
 if TYPE_CHECKING:
+    import onnx
+
+    from profiler.run.trace import Trace
     from scheduler.plan import Plan
 
 PRECISIONS = ("fp32", "bf16", "int8", "auto")
@@ -225,6 +225,8 @@ class Session:
 
     def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
         """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
+        from profiler.run.trace import trace  # noqa: PLC0415  it brings the counting of models, which runs do without
+
         return trace(self.executor(feeds), feeds, runs)
 
     def executor(self, feeds: Mapping[str, Any]) -> Executor:

@@ -108,23 +108,6 @@ def test_the_library_plans_and_tunes_beside_files_of_our_names(workplace: Path) 
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-WORKERS = """
-import edgewise
-from kernels.native.code import farm
-from kernels.native.code.cache import Source
-from kernels.native.target.isa import host_isa
-
-farm._Batch.work_here = lambda self: None  # all of it is left to the workers
-texts = [f"define i32 @f() {{ ret i32 {n} }}" for n in range(3)]
-print([len(compiled.code) > 0 for compiled in farm.compile_all([*map(Source.of, texts)], host_isa(), processes=3)])
-"""
-
-
-def test_compile_workers_work_beside_files_of_our_names(workplace: Path) -> None:
-    done = python("-c", WORKERS, folder=workplace)
-    assert (done.returncode, done.stdout) == (0, "[True, True, True]\n"), done.stderr
-
-
 @pytest.fixture
 def script(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Write the console script that an installer makes from `pyproject.toml`, and return its path."""

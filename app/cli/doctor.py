@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
+import time
 from importlib import metadata
 from typing import Annotated, Any
 
 import orjson
 import psutil
 import typer
+from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.console import Json, out, print_json
+from app.cli.console import ArgumentError, Json, notes, out, print_json
 from app.settings import knobs
 from kernels.cuda.driver import Driver
 from kernels.errors import EdgewiseError
@@ -31,10 +33,38 @@ def describe_nvidia() -> str:
         return str(error)
 
 
+def warm_up(*, json: bool) -> None:
+    """Compile the kernels of common networks into the code cache, and say how many there are."""
+    from graph.native.engine import Native  # noqa: PLC0415  neither versions nor settings need the engine
+    from scheduler.warming import warm  # noqa: PLC0415
+
+    native, began_s = Native(), time.monotonic()
+    if native.cache is None:
+        raise ArgumentError("--warm: EDGEWISE_CODE_CACHE is empty, need a folder to keep compiled code in")
+    with Progress(console=notes, transient=True) as bar:
+        task = bar.add_task("compiling kernels", total=None)
+        kernels = warm(native, available_cores(), lambda ready, total: bar.update(task, completed=ready, total=total))
+    seconds, folder = time.monotonic() - began_s, str(native.cache.files.path)
+    if json:
+        print_json(orjson.dumps({"kernels": kernels, "seconds": round(seconds, 3), "folder": folder}))
+        return
+    out.print(f"{kernels} kernels are compiled for {native.isa.name}, in {seconds:.1f} s ({folder})", markup=False)
+
+
 def command(
-    show_knobs: Annotated[bool, typer.Option("--knobs", help="Print every setting.")] = False, json: Json = False
+    show_knobs: Annotated[bool, typer.Option("--knobs", help="Print every setting.")] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Compile the kernels of common networks ahead, so that models start sooner.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Show the versions, cores and memory of this installation, or with --knobs every setting."""
+    """Show the versions, cores and memory of this installation, or with --knobs every setting.
+
+    edgewise doctor --warm
+    """
+    if warm:
+        warm_up(json=json)
+        return
     if show_knobs:
         rows = knobs()
         if json:

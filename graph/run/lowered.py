@@ -70,7 +70,7 @@ class LoweredGraph:
 
         Raises: GuardError where the lowering is not true for these values.
         """
-        if self._scope is None:
+        if self._scope is None or not self._scope.names:
             return PLAIN
         with self._evaluating:
             if self._evaluation is None:

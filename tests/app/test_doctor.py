@@ -1,7 +1,12 @@
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from app.cli import doctor
+from app.cli.main import command_line
 from kernels.cuda.library import load_library
+from scheduler import warming
 from tests.kernels.cuda.fake import FakeCuda, fake_driver
 
 
@@ -37,3 +42,18 @@ def test_doctor_says_that_there_is_no_driver(monkeypatch):
     load_library.cache_clear()
     monkeypatch.setattr("ctypes.CDLL", refuse)
     assert doctor.describe_nvidia().startswith("cuda: libcuda.so.1 is not here, need NVIDIA's driver")
+
+
+def test_doctor_warms_the_code_cache(tmp_path, monkeypatch):
+    graphs = [graph for graph in warming.common_graphs() if graph.name == "text-encoder"]
+    monkeypatch.setattr(warming, "common_graphs", lambda: iter(graphs))
+    monkeypatch.setenv("EDGEWISE_CODE_CACHE", str(tmp_path / "code"))
+    said = json.loads(CliRunner().invoke(command_line(), ["doctor", "--warm", "--json"]).stdout)
+    assert (said["folder"], said["kernels"] > 3) == (str(tmp_path / "code"), True)
+    assert list((tmp_path / "code").glob("*.o"))
+
+
+def test_doctor_does_not_warm_a_cache_that_is_off(monkeypatch):
+    monkeypatch.setenv("EDGEWISE_CODE_CACHE", "")
+    result = CliRunner().invoke(command_line(), ["doctor", "--warm"])
+    assert "EDGEWISE_CODE_CACHE is empty" in str(result.exception)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.exports import EXPORTS
+from graph import shapes
 from graph.formats.registry import read
 from graph.passes.optimise import optimise
+from graph.passes.reports import report_passes
 from graph.shapes import bind, propagate
 from tests.graph.interpreter import interpret
 from tests.graph.passes.checks import build, const, node, ops, optimised, random
@@ -43,9 +45,8 @@ def test_a_small_network_comes_down_to_what_it_is() -> None:
 
 def test_reports_add_up() -> None:
     graph = small_net()
-    made = optimised(graph)
-    assert sum(report.nodes_removed for report in made.reports) == len(graph.nodes) - len(made.graph.nodes)
-    reports = {report.name: report for report in made.reports}
+    reports = {report.name: report for report in report_passes(graph, bind(graph))}
+    assert sum(report.nodes_removed for report in reports.values()) == len(graph.nodes) - len(optimised(graph).graph.nodes)
     assert reports["batch-norms"].nodes_removed == 1
     assert reports["batch-norms"].flops_removed == 6 * 6 * 5  # two an element go, one an element (the new bias) comes
     assert reports["dead-code"].bytes_removed == 2 * 4 * 120
@@ -62,6 +63,20 @@ def test_specs_are_those_of_the_new_graph() -> None:
     graph = small_net()
     made = optimise(graph, bind(graph))
     assert made.specs == propagate(made.graph, bind(graph))
+
+
+def test_an_op_is_inferred_again_only_where_a_pass_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain of products behind one no-op: the products read the same value after it is gone."""
+    inferred: list[str] = []
+    infer = shapes._infer
+    monkeypatch.setattr(shapes, "_infer", lambda node, *rest: inferred.append(node.name) or infer(node, *rest))
+    chain = [node("MatMul", [f"h{n}", "w"], [f"h{n + 1}"]) for n in range(20)]
+    nodes = [*chain, node("Identity", ["h20"], ["i"]), node("Relu", ["i"], ["y"])]
+    graph = build(nodes, [random("w", 4, 4)], {"h0": (4, 4)})
+    optimise(graph, bind(graph))
+    products = [name for name in inferred if name in {each.name for each in graph.nodes if each.op == "MatMul"}]
+    assert len(products) <= len(chain) + 2  # each once, and those that passes rename or fuse
+    assert len(inferred) <= len(graph.nodes) + 4
 
 
 UNARY = ("Relu", "Identity", "Exp", "Neg", "Sigmoid", "Tanh", "Transpose", "Softmax")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graph.digest import Digest
 from graph.ir import Graph, Model, Node, Port
 from kernels.registry import find
 from kernels.spec import Array
@@ -51,7 +52,7 @@ class Net:
     def model(self, *outputs: str) -> Model:
         ports = tuple(Port(name, np.dtype(np.float32), None) for name in outputs)
         graph = Graph(self.name, self.inputs, ports, tuple(self.nodes), self.constants)
-        return Model(graph, "0" * 64, 17, "pytorch", self.name, 0, frozenset(self.initializers))
+        return Model(graph, Digest.known("0" * 64), 17, "pytorch", self.name, 0, frozenset(self.initializers))
 
     def conv(
         self, x: str, k: int, size: int | tuple[int, int], stride: int = 1, *, pad: Any = None, groups: int = 1, norm: bool = True

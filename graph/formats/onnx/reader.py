@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+from graph.digest import Digest
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.functions import inline
 from graph.formats.onnx.schema import check_kinds, check_types, op_name
@@ -24,7 +25,7 @@ from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Check, Limits, go_on
-from graph.mapped import release, require_unchanged
+from graph.mapped import require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from kernels.registry import find, operators
@@ -65,16 +66,14 @@ def read(
     graph = reader.graph(proto.graph, None, depth=0)
     if twice := [output for output, count in Counter(port.name for port in graph.outputs).items() if count > 1]:
         raise CorruptModelError(f"graph: output {twice[0]!r} is listed twice, need one name each ({name})")
-    digest = loaded.digest
-    for array in reader.external:
-        check()
-        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        release(array)
     files = (*loaded.files, *tensors.files.values())
     require_unchanged(files)
+    digest = Digest((loaded.whole, *reader.external), files)
+    if not loaded.files:
+        digest.text(check)  # now, so that the bytes need not be kept
     return Model(
         graph=graph,
-        digest=digest.hexdigest(),
+        contents=digest,
         opset=opset,
         producer=f"{proto.producer_name} {proto.producer_version}".strip(),
         source=name,

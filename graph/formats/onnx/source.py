@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError
@@ -26,12 +24,12 @@ class Loaded:
     """The bytes of a model.
 
     message: the protobuf message without the raw data of large initializers. weights: that data, by initializer name, as arrays
-    of uint8. digest: a SHA-256 object over all bytes so far; external data is added later. nbytes: size of the model.
+    of uint8. whole: all bytes, which its digest is computed of, together with the external data. nbytes: size of the model.
     folder: may hold its external data; None refuses external data. files: the files that weights are mapped from.
     """
 
     message: bytes
-    digest: Any
+    whole: bytes | MappedFile
     nbytes: int
     name: str
     folder: Path | None = None
@@ -51,7 +49,7 @@ def load(source: str | Path | bytes | ModelProto, limits: Limits, *, mapped: boo
     else:
         data, name = source, "<bytes>"
     _check_size(len(data), limits.model_bytes, name)
-    return Loaded(data, hashlib.sha256(data), len(data), name)
+    return Loaded(data, data, len(data), name)
 
 
 def _load_file(path: Path, limit_bytes: int, mapped: bool) -> Loaded:
@@ -64,22 +62,21 @@ def _load_file(path: Path, limit_bytes: int, mapped: bool) -> Loaded:
         if not mapped or not status.st_size:
             data = file.read(limit_bytes + 1)
             _check_size(len(data), limit_bytes, path.name)
-            digest = hashlib.sha256(data)
             message, spans = split(memoryview(data), LEAST_BYTES) or (data, {})
             # protobuf copies under the interpreter's lock: 550 MB stopped all other threads for 1.0 to 3.3 s, this for 0.1 to 0.2
             copies = {name.decode(errors="replace"): _copied(data, span) for name, span in spans.items()}
-            return Loaded(message, digest, len(data), path.name, folder, copies)
+            return Loaded(message, data, len(data), path.name, folder, copies)
         whole = MappedFile(descriptor, path.name)
-        digest = hashlib.file_digest(file, "sha256")
     found = split(memoryview(whole.map), LEAST_BYTES)
     if found is None:
-        return Loaded(bytes(whole.map), digest, status.st_size, path.name, folder)
+        data = bytes(whole.map)
+        return Loaded(data, data, len(data), path.name, folder)
     message, spans = found
     weights: dict[str, Array] = {}
     for raw_name, span in spans.items():
         name, spec = raw_name.decode(errors="replace"), Spec((span.nbytes,), np.dtype(np.uint8))
         weights[name] = whole.array(span.offset, spec, f"initializer {name!r:.80}")
-    return Loaded(message, digest, status.st_size, path.name, folder, weights, (whole,))
+    return Loaded(message, whole, status.st_size, path.name, folder, weights, (whole,))
 
 
 def _copied(data: bytes, span: Span) -> Array:

@@ -1,39 +1,27 @@
-"""Compiling many modules at once, in processes of their own.
+"""Compiling many modules at once, on threads.
 
-llvmlite takes one lock around every call, so threads do not compile in parallel; processes do. They are started as plain
-commands, not by `multiprocessing`: a program that uses Edgewise needs no `if __name__ == "__main__"`, and no lock that
-another thread holds is ever copied. The caller compiles too, so a worker that dies costs time only.
+A module is compiled without Python's lock and without llvmlite's (`kernels.native.code.compile`), so that threads compile side by
+side, and modules are emitted while others are compiled.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import queue
-import struct
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from kernels.log import warn
 from kernels.native.code.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.code.dump import dump_modules
-from kernels.native.errors import CompileError
-from kernels.native.target.isa import Isa, available_cores, find_isa
+from kernels.native.target.isa import Isa, available_cores
 
-SMALL_CHARACTERS = 400_000  # of IR: compiling them takes about 0.25 s, as long as starting a process
-_FIRST_PACE_S = 0.25 / SMALL_CHARACTERS  # a character, before anything was compiled
-_SIZE = struct.Struct("<q")
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from kernels.native.code.farm import serve; serve()"
+_FIRST_PACE_S = 0.25 / 400_000  # a character of IR, before anything was compiled
+_END = 1  # in place of minus the length of a text, so that it comes after all texts
 
 
 def generate(ir: str, isa: Isa, *, count_spills: bool = False) -> Compiled:
-    """Compile one module in this process. LLVM is loaded here, when there is something to compile."""
+    """Compile one module in this thread. LLVM is loaded here, when there is something to compile."""
     from kernels.native.code import compile as compiler  # noqa: PLC0415
 
     return compiler.generate(ir, isa, count_spills=count_spills)
@@ -64,13 +52,13 @@ def compile_all(
     *,
     count_spills: bool = False,
     cache: CodeCache | None = None,
-    processes: int | None = None,
+    threads: int | None = None,
 ) -> list[Compiled]:
-    """Compile every module, in order: from the cache where it has them, the rest on `processes` cores (default: all).
+    """Compile every module, in order: from the cache where it has them, the rest on that many threads (default: one a core).
 
     Raises CompileError when LLVM refuses one.
     """
-    found = compile_some(modules, isa, None, count_spills=count_spills, cache=cache, processes=processes)
+    found = compile_some(modules, isa, None, count_spills=count_spills, cache=cache, threads=threads)
     return [compiled for compiled in found if compiled is not None]  # each is: only a pace leaves any out
 
 
@@ -81,7 +69,7 @@ def compile_some(
     *,
     count_spills: bool = False,
     cache: CodeCache | None = None,
-    processes: int | None = None,
+    threads: int | None = None,
 ) -> list[Compiled | None]:
     """Compile the modules that `pace` leaves time for (None: all); None in place of the others. Compiled code is cached.
 
@@ -95,144 +83,63 @@ def compile_some(
         if found and not (count_spills and found.spills is None):
             known[key] = found
     missing = {key: module for key, module in zip(keys, modules, strict=True) if key not in known}
-    texts = [module.text() for module in missing.values()]
-    done = _compile(texts, isa, count_spills, processes, pace)
-    fresh = {key: done[at] for at, key in enumerate(missing) if at in done}
+    batch = _Batch(isa, count_spills, pace)
+    batch.compile(list(missing.values()), available_cores() if threads is None else threads)
+    fresh = {key: batch.done[at] for at, key in enumerate(missing) if at in batch.done}
     if cache:
         for key, compiled in fresh.items():
             cache.put(key, compiled)
     return [known.get(key) or fresh.get(key) for key in keys]
 
 
-def _compile(modules: list[str], isa: Isa, count_spills: bool, processes: int | None, pace: Pace | None) -> dict[int, Compiled]:
-    """The largest first, so that no core ends on a long one alone."""
-    cores = available_cores() if processes is None else processes
-    small = processes is None and sum(map(len, modules)) < SMALL_CHARACTERS
-    others = 0 if small else min(cores, len(modules)) - 1
-    batch = _Batch(modules, isa, count_spills, pace)
-    threads = [threading.Thread(target=batch.drive_worker, name="edgewise-compile", daemon=True) for _ in range(others)]
-    for thread in threads:
-        thread.start()
-    try:
-        batch.work_here()
-    finally:
-        for thread in threads:
-            thread.join()
-    batch.work_here()  # modules that a worker held when it died
-    return batch.results()
-
-
 class _Batch:
-    """The modules of one call: those to compile, and the code of those that are done."""
+    """The modules of one call: those to compile, and the code of those that are done, by their numbers.
 
-    def __init__(self, modules: list[str], isa: Isa, count_spills: bool, pace: Pace | None) -> None:
-        self.modules, self.isa, self.count_spills, self.pace = modules, isa, count_spills, pace
-        self._done: dict[int, Compiled] = {}
-        self._error: CompileError | None = None
-        self._todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for n in sorted(range(len(modules)), key=lambda n: -len(modules[n])):
-            self._todo.put(n)
+    Of the modules that are emitted, the largest is compiled next, so that no core ends on a long one alone.
+    """
 
-    def _take(self) -> int | None:
-        if self._error:
-            return None
-        try:
-            n = self._todo.get_nowait()
-        except queue.Empty:
-            return None
-        return n if self.pace is None or self.pace.allows(len(self.modules[n])) else None
+    def __init__(self, isa: Isa, count_spills: bool, pace: Pace | None) -> None:
+        self.isa, self.count_spills, self.pace = isa, count_spills, pace
+        self.done: dict[int, Compiled] = {}
+        self._todo: queue.PriorityQueue[tuple[int, int, str]] = queue.PriorityQueue()  # minus the length, number, text
+        self._failed = False
 
-    def _keep(self, n: int, compiled: Compiled, began_s: float) -> None:
-        self._done[n] = compiled
-        if self.pace is not None:
-            self.pace.took(len(self.modules[n]), time.monotonic() - began_s)
-
-    def work_here(self) -> None:
-        while (n := self._take()) is not None:
-            began_s = time.monotonic()
+    def compile(self, modules: Sequence[Source], threads: int) -> None:
+        """Emit all modules in this thread, while others compile them; then compile here too. Raises CompileError."""
+        others = max(min(threads, len(modules)) - 1, 0)
+        with ThreadPoolExecutor(others or 1, "edgewise-compile") as workers:
+            helping = [workers.submit(self._work) for _ in range(others)]
             try:
-                self._keep(n, generate(self.modules[n], self.isa, count_spills=self.count_spills), began_s)
-            except CompileError as error:
-                self._error = error
-
-    def drive_worker(self) -> None:
-        """Feed one worker process until no module is left; a module that it held when it died goes back to the queue."""
-        root = str(Path(__file__).parents[3])
-        command = [sys.executable, "-P", "-c", _START, root]
-        try:
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603  our own command
-        except OSError as error:
-            warn("compile worker not started", reason=str(error))
-            return
-        n = None
-        with worker:
-            if worker.stdin is None or worker.stdout is None:  # never: both are pipes
-                raise CompileError("compile worker: it has no pipes")
-            try:
-                while (n := self._take()) is not None:
-                    began_s = time.monotonic()
-                    job = {"ir": self.modules[n], "isa": _isa_to_json(self.isa), "count_spills": self.count_spills}
-                    _write(worker.stdin, json.dumps(job).encode())
-                    self._accept(n, _read(worker.stdout), began_s)
-            except (OSError, EOFError) as error:
-                warn("compile worker died", reason=str(error))
-                if n is not None:
-                    self._todo.put(n)
+                self._emit(modules)
             finally:
-                worker.kill()
-                with contextlib.suppress(BrokenPipeError):  # a worker that died has not read everything
-                    worker.stdin.close()
+                for _ in range(others + 1):
+                    self._todo.put((_END, 0, ""))
+            self._work()
+        for one in helping:
+            one.result()
 
-    def _accept(self, n: int, answer: bytes, began_s: float) -> None:
-        head, _, code = answer.partition(b"\n")
-        said = json.loads(head)
-        if "error" in said:
-            self._error = CompileError(said["error"])
-        else:
-            self._keep(n, Compiled(code, said["spills"]), began_s)
-
-    def results(self) -> dict[int, Compiled]:
-        """Return the code by number of module. Raises CompileError when LLVM refused one."""
-        if self._error:
-            raise self._error
-        return self._done
-
-
-def serve() -> None:
-    """Run as worker process: compile modules from standard input until it ends."""
-    while True:
+    def _emit(self, modules: Sequence[Source]) -> None:
         try:
-            job = json.loads(_read(sys.stdin.buffer))
-        except EOFError:
-            return
+            for number, module in enumerate(modules):
+                text = module.text()
+                self._todo.put((-len(text), number, text))
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _work(self) -> None:
+        """Compile what is emitted, until nothing is left, one has failed or the pace leaves no time."""
         try:
-            compiled = generate(job["ir"], _isa_from_json(job["isa"]), count_spills=job["count_spills"])
-            answer = json.dumps({"spills": compiled.spills}).encode() + b"\n" + compiled.code
-        except CompileError as error:
-            answer = json.dumps({"error": str(error)}).encode() + b"\n"
-        _write(sys.stdout.buffer, answer)
+            while (job := self._todo.get())[0] != _END and not self._failed:
+                _, number, text = job
+                if self.pace is None or self.pace.allows(len(text)):
+                    self._compile(number, text)
+        except BaseException:
+            self._failed = True
+            raise
 
-
-def _isa_to_json(isa: Isa) -> dict[str, str]:
-    """Return the fields in which a set of this machine differs from the described one of its name."""
-    return {"name": isa.name, "cpu": isa.cpu, "features": isa.features}
-
-
-def _isa_from_json(data: dict[str, str]) -> Isa:
-    return replace(find_isa(data["name"]), cpu=data["cpu"], features=data["features"])
-
-
-def _write(stream: IO[bytes], data: bytes) -> None:
-    stream.write(_SIZE.pack(len(data)) + data)
-    stream.flush()
-
-
-def _read(stream: IO[bytes]) -> bytes:
-    head = stream.read(_SIZE.size)
-    if len(head) < _SIZE.size:
-        raise EOFError("stream ended")
-    (size,) = _SIZE.unpack(head)
-    data = stream.read(size)
-    if len(data) < size:
-        raise EOFError("stream ended")
-    return data
+    def _compile(self, number: int, text: str) -> None:
+        began_s = time.monotonic()
+        self.done[number] = generate(text, self.isa, count_spills=self.count_spills)
+        if self.pace is not None:
+            self.pace.took(len(text), time.monotonic() - began_s)

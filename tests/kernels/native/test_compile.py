@@ -1,15 +1,16 @@
 import hashlib
 import os
-import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from kernels.native.code import compile as compiler
 from kernels.native.code import farm
 from kernels.native.code.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.code.compile import assembly, generate, spilled_share
@@ -18,7 +19,7 @@ from kernels.native.code.folder import FOLDER
 from kernels.native.code.library import Library
 from kernels.native.emit.builder import Module
 from kernels.native.emit.types import F32, PTR
-from kernels.native.errors import CompileError
+from kernels.native.errors import CompileError, EmitError
 from kernels.native.target.host import host
 from kernels.native.target.isa import ISAS, host_isa
 from tests.kernels.native.conftest import Native
@@ -220,46 +221,53 @@ def test_a_pace_goes_by_what_compiling_took():
     assert asked[1] == pytest.approx(1.0)
 
 
-def test_compile_all_in_processes_gives_the_same_code():
+def test_compile_all_on_threads_gives_the_same_code():
     isa = host_isa()
-    texts = [adds(isa, float(n)) for n in range(6)]
-    assert farm.compile_all([*map(Source.of, texts)], isa, processes=3, count_spills=True) == [
+    texts = [adds(isa, float(n)) for n in range(20)]
+    assert farm.compile_all([*map(Source.of, texts)], isa, threads=4, count_spills=True) == [
         generate(t, isa, count_spills=True) for t in texts
     ]
 
 
-def test_compile_all_reports_what_llvm_refuses_in_a_worker(monkeypatch):
-    monkeypatch.setattr(farm._Batch, "work_here", lambda self: None)  # leave all of it to the workers
+def test_threads_generate_code_side_by_side(monkeypatch):
+    """Each waits in the code generator for the other one, which llvmlite's lock would keep out."""
+    isa, generator, both = host_isa(), compiler._generator(), threading.Barrier(2)
+
+    def meeting(*arguments):
+        both.wait(timeout=60)
+        return generator(*arguments)
+
+    monkeypatch.setattr(compiler, "_generator", lambda: meeting)
+    assert len(farm.compile_all([Source.of(adds(isa, 1.0)), Source.of(adds(isa, 2.0))], isa, threads=2)) == 2
+
+
+def test_modules_are_compiled_while_others_are_emitted(monkeypatch):
+    isa, compiled = host_isa(), threading.Event()
+    monkeypatch.setattr(farm, "generate", lambda ir, isa, *, count_spills: compiled.set() or Compiled(ir.encode()))
+
+    def second():
+        assert compiled.wait(60), "the first module is compiled only once the second is emitted"
+        return "second"
+
+    found = farm.compile_all([Source("1", lambda: "first"), Source("2", second)], isa, threads=2)
+    assert found == [Compiled(b"first"), Compiled(b"second")]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compile_all_reports_what_llvm_refuses(threads):
+    good = [Source.of(adds(host_isa(), float(n))) for n in range(4)]
     with pytest.raises(CompileError, match="LLVM refuses"):
-        farm.compile_all([Source.of("nonsense"), Source.of("define")], host_isa(), processes=2)
+        farm.compile_all([*good, Source.of("nonsense"), Source.of("define")], host_isa(), threads=threads)
 
 
-def test_compile_all_finishes_when_a_worker_is_killed(monkeypatch):
-    started, popen = [], subprocess.Popen
+@pytest.mark.parametrize("threads", [1, 3])
+def test_compile_all_reports_what_an_emitter_refuses(threads):
+    def refuse():
+        raise EmitError("no such tile")
 
-    def doomed(*arguments, **named):
-        worker = popen(*arguments, **named)
-        os.kill(worker.pid, signal.SIGKILL)
-        started.append(worker)
-        return worker
-
-    monkeypatch.setattr("kernels.native.code.farm.subprocess.Popen", doomed)
-    isa = host_isa()
-    texts = [adds(isa, float(n)) for n in range(4)]
-    assert farm.compile_all([*map(Source.of, texts)], isa, processes=2) == [generate(t, isa) for t in texts]
-    assert started
-
-
-def test_compile_all_needs_no_main_guard(tmp_path):
-    script = tmp_path / "user.py"
-    script.write_text(
-        "from kernels.native.code import farm\nfrom kernels.native.code.cache import Source\n"
-        "from kernels.native.target.isa import host_isa\n"
-        "ir = [f'define i32 @f() {{ ret i32 {n} }}' for n in range(4)]\n"
-        "assert len(farm.compile_all([*map(Source.of, ir)], host_isa(), processes=2)) == 4\n"
-    )
-    root = Path(farm.__file__).parents[3]
-    subprocess.run([sys.executable, str(script)], check=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=60)
+    good = [Source.of(adds(host_isa(), float(n))) for n in range(4)]
+    with pytest.raises(EmitError, match="no such tile"):
+        farm.compile_all([*good, Source.of_kernel("bad", refuse)], host_isa(), threads=threads)
 
 
 # Linking, and what is known without LLVM
