@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from graph.ir import Graph, Port
 from graph.run.lowered import LoweredGraph
 from graph.symbols import SymbolicInputs, differing
 from kernels.log import PLAN, debug, debug_level
-from kernels.size import GuardError, Sizes
+from kernels.size import LEAST, GuardError, Sizes
 from kernels.spec import Array
 
 if TYPE_CHECKING:
@@ -114,6 +115,21 @@ def _sizes(lowering: Lowering, shapes: ShapesByName, room: int) -> Sizes:
         if hint > REACH * value or value > REACH * hint:
             raise GuardError(f"sizes: {name} was {hint}, a lowering serves up to {REACH} times that and down to as small a part")
     return lowering.graph.sizes(values)
+
+
+def distance(some: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) -> float | None:
+    """Return how far two sets of shapes are apart, as the sum of logarithms of ratios of sizes. None where they are not near.
+
+    Shapes are near where no size differs by more than the factor that a lowering serves.
+    """
+    if [len(shape) for shape in some] != [len(shape) for shape in other]:
+        return None
+    apart = 0.0
+    for a, b in ((a, b) for one, two in zip(some, other, strict=True) for a, b in zip(one, two, strict=True) if a != b):
+        if min(a, b) < LEAST or max(a, b) > REACH * min(a, b):
+            return None
+        apart += math.log(max(a, b) / min(a, b))
+    return apart
 
 
 def _same_bits(a: Array, b: Array) -> bool:

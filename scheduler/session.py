@@ -24,13 +24,13 @@ from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
 from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
-from graph.symbols import SymbolicInputs
+from graph.symbols import SymbolicInputs, differing
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
 from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
-from scheduler.lowering_cache import Found, Lowering, LoweringCache
+from scheduler.lowering_cache import Found, Lowering, LoweringCache, distance
 from scheduler.state import State
 from scheduler.strategy import WantedBackend
 
@@ -44,6 +44,7 @@ PRECISIONS = ("fp32", "bf16", "int8", "auto")
 BACKENDS: tuple[WantedBackend, ...] = get_args(WantedBackend)
 MAX_PLANS = 64  # of one session, each for other shapes: the newest ones
 DEFAULT = "default"  # the plan id of runs that follow none
+NEARBY = "~"  # behind the id of a plan that runs of other shapes follow than it was made for
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class Session:
              threads: threads of one run; None = those of the plan, or one for each physical core this process may use.
              precision: "fp32" or "auto"; "bf16" and "int8" are names that this build does not support yet.
              backend: "auto", "native" or "numpy".
-             plan: how to run the input shapes it was made for; runs of other shapes use every op's default strategy.
+             plan: how to run the input shapes it was made for. Shapes near them follow it too: a plan of 64 tokens serves 65.
+             Others use every op's default strategy.
              limits: how many input shapes stay ready, and how much memory they and their runs may take.
     Raises:  ModelError for a file that is refused; StalePlanError for a plan of another model, device or build;
              AttributeValueError for an unknown value; UnsupportedError for one that this build does not support.
@@ -260,14 +262,24 @@ class Session:
         """Return the executor for new shapes: a lowering that serves them, bound to them, or a new one."""
         require_unchanged(self.model.files)
         inputs = {name: spec.shape for name, spec in bind(self.model.graph, shapes).items()}
-        followed = self._followed(shapes)
+        exact = self._followed(shapes)
+        followed = exact or self._nearby(inputs)
         plan = None if followed is None else followed.plan
         budget = self.budget()
         found = self._lowerings.find(inputs, plan)
         if found is None:
             found = self._lower(inputs, plan, check)
         executor = Executor.of(found.lowering.graph, found.sizes, budget)
-        return Ready(executor, DEFAULT if followed is None else followed.plan_id)
+        return Ready(executor, DEFAULT if followed is None else followed.plan_id + NEARBY * (exact is None))
+
+    def _nearby(self, shapes: Mapping[str, tuple[int, ...]]) -> _Followed | None:
+        """Return the plan of the nearest shapes that have one, of the newest of equals; None where none is near."""
+        found: dict[float, _Followed] = {}
+        for key, followed in self._plans.items():
+            apart = distance([shapes[port.name] for port in self.inputs], key)
+            if apart is not None:
+                found[apart] = followed
+        return found[min(found)] if found else None
 
     def lowered(self, shapes: Mapping[str, tuple[int, ...]], growing: Sequence[Growing], room: int) -> Found:
         """Return a lowering in which values grow in place, and its sizes for these shapes (`scheduler.state`).
@@ -292,12 +304,17 @@ class Session:
     ) -> Found:
         """Lower the model for these shapes. Sizes that have differed between shapes are symbols; a plan is for its own shapes."""
         graph = self.model.graph
-        varied = frozenset[tuple[str, int]]() if plan is not None else self._lowerings.varied(graph.inputs, shapes)
+        varied, planned = self._lowerings.varied(graph.inputs, shapes), {}
+        if plan is not None:
+            planned = {item.name: item.shape for item in plan.inputs}
+            varied = frozenset() if planned == shapes else varied | differing(graph.inputs, planned, shapes)
         inputs = SymbolicInputs.of(graph.inputs, shapes, varied, room)
         roomy = {each.output: Kept(each.input, each.axis, inputs.room) for each in growing}
         with memory_errors_of(f"{graph.name}: rewriting it"):
             rewritten = optimise(graph, inputs.specs, check)
         choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
+        if planned != shapes:  # a plan of other shapes: the graph may lack a node of it, as where something was computed before
+            choices = {node.name: choices[node.name] for node in rewritten.graph.nodes if node.name in choices}
         shared = self._lowerings.share_constants(rewritten.graph, graph.constants)
         budget = self.budget()
         made = (array for name, array in rewritten.graph.constants.items() if array is not graph.constants.get(name))

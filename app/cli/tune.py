@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from itertools import product
 from typing import Annotated, cast, get_args
 
 import typer
@@ -24,6 +25,7 @@ from app.cli.console import (
     require_known,
 )
 from profiler.units import milliseconds
+from scheduler.plan import Plan
 from scheduler.strategy import WantedBackend
 from scheduler.tuning.tuner import TuneProgress, tune
 
@@ -43,10 +45,13 @@ def command(
 
     edgewise tune resnet50.onnx --budget 60
     edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    edgewise tune bert.onnx --dim seq=16,64,256          a plan for each, which lengths nearby follow too
     """
     require_known("backend", backend, get_args(WantedBackend))
+    points = [dict(zip(sizes, point, strict=True)) for sizes in [parse_dims(dim)] for point in product(*sizes.values())]
     asked = threading.Event()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
+    plans: list[Plan] = []
     try:
         with Progress(*Progress.get_default_columns(), console=notes, transient=True, disable=not notes.is_terminal) as bar:
             task = bar.add_task("tuning", total=budget)
@@ -54,28 +59,40 @@ def command(
             def progress(at: TuneProgress) -> None:
                 best = f"{milliseconds(at.best_ns)}, " if at.best_ns else ""
                 text = f"{best}{at.measured}/{at.planned} candidates, {at.now}"
-                bar.update(task, completed=min(at.spent_s, at.budget_s), description=text)
+                bar.update(task, completed=len(plans) * budget / len(points) + min(at.spent_s, at.budget_s), description=text)
 
-            made = tune(
-                model,
-                budget,
-                parse_shapes(shape),
-                {name: sizes[0] for name, sizes in parse_dims(dim).items()},
-                threads=threads,
-                max_error=max_error,
-                backend=cast("WantedBackend", backend),
-                db=db,
-                progress=progress,
-                stop=asked.is_set,
-            )
+            for point in points:
+                if plans and asked.is_set():
+                    break
+                made = tune(
+                    model,
+                    budget / len(points),
+                    parse_shapes(shape),
+                    point,
+                    threads=threads,
+                    max_error=max_error,
+                    backend=cast("WantedBackend", backend),
+                    db=db,
+                    progress=progress,
+                    stop=asked.is_set,
+                )
+                plans.append(made)
     finally:
         signal.signal(signal.SIGINT, before)
     if json:
-        print_json(made.to_json())
+        texts = [made.to_json() for made in plans]
+        print_json(texts[0] if len(points) == 1 else f"[{','.join(texts)}]")
         return
+    for made in plans:
+        _print(made, several=len(points) > 1)
+
+
+def _print(made: Plan, *, several: bool) -> None:
     measured = sum(step.measured for step in made.steps)
     whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} measured"
-    out.print(f"{made.model_name} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    inputs = ", ".join(f"{item.name} {list(item.shape)}" for item in made.inputs)
+    of = f"{made.model_name} ({inputs})" if several else made.model_name
+    out.print(f"{of} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
     out.print(
         f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
     )

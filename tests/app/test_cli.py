@@ -154,6 +154,8 @@ def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tm
     assert "as a whole" in tuned["why"]
     planned = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db).stdout
     assert " ".join(tuned["why"].split()) in " ".join(planned.split())  # the tuned plan is the answer to the same request
+    several = json.loads(edgewise("tune", MODEL, "--dim", "batch=1,2", "--budget", "4", "--db", db, "--json").stdout)
+    assert [plan["inputs"][0]["shape"][0] for plan in several] == [1, 2]
     wrong = edgewise("tune", MODEL, "--backend", "cuda")
     assert (wrong.returncode, "unknown backend 'cuda', need one of auto, " in wrong.stderr) == (2, True)
     assert edgewise("bench", "colour").returncode == 2

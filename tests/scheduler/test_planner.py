@@ -300,6 +300,17 @@ def test_a_session_follows_plans_that_come_later(this_machine: DeviceProfile) ->
     assert (len(session.plans), plan.id in session.plans) == (MAX_PLANS, False)
 
 
+def test_shapes_near_those_of_a_plan_follow_it_and_say_so(this_machine: DeviceProfile) -> None:
+    plan = make_plan(MODEL, this_machine, dims={"n": 4}, max_threads=1, backend="numpy")
+    session, plain = Session(MODEL, plan=plan), Session(MODEL, threads=1)
+    for n, followed in ((4, plan.id), (5, plan.id + "~"), (16, plan.id + "~"), (3, plan.id + "~"), (17, "default"), (1, "default")):
+        feeds = {"x": np.random.default_rng(n).standard_normal((n, 3, 16, 16)).astype(np.float32)}
+        ready = session.ready(feeds)
+        assert ready.plan_id == followed
+        assert any(step.algorithm.startswith("native/") for step in ready.executor.steps) == (followed == "default")
+        np.testing.assert_allclose(session.run(feeds)["y"], plain.run(feeds)["y"], rtol=1e-4, atol=1e-4)
+
+
 def test_a_plan_that_cannot_be_built_changes_nothing(this_machine: DeviceProfile) -> None:
     feeds = {"x": np.ones((1, 3, 16, 16), np.float32)}
     needed = Session(MODEL, threads=1).executor(feeds).needed_bytes
