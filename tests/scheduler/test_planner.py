@@ -303,7 +303,14 @@ def test_a_session_follows_plans_that_come_later(this_machine: DeviceProfile) ->
 def test_shapes_near_those_of_a_plan_follow_it_and_say_so(this_machine: DeviceProfile) -> None:
     plan = make_plan(MODEL, this_machine, dims={"n": 4}, max_threads=1, backend="numpy")
     session, plain = Session(MODEL, plan=plan), Session(MODEL, threads=1)
-    for n, followed in ((4, plan.id), (5, plan.id + "~"), (16, plan.id + "~"), (3, plan.id + "~"), (17, "default"), (1, "default")):
+    for n, followed in (
+        (4, plan.id),
+        (5, plan.id + "~"),
+        (16, plan.id + "~"),
+        (3, plan.id + "~"),
+        (17, "default"),
+        (1, "default"),
+    ):
         feeds = {"x": np.random.default_rng(n).standard_normal((n, 3, 16, 16)).astype(np.float32)}
         ready = session.ready(feeds)
         assert ready.plan_id == followed
