@@ -183,6 +183,8 @@ def as_image(place: Place) -> Image:
     if (image := rows_of(view)) is None:
         raise EmitError(f"value {place.storage.name!r}: no stride leads from row to row of its planes ({view})")
     (n, c, height, width), (n_stride, c_stride, y_stride, x_stride) = image.shape, image.strides
-    if c_stride == 1 and c > 1:
+    if c_stride == 1 and c > 1:  # strides of a row or a column of one pixel say nothing: kernels get those of channels last
+        x_stride = c if width == 1 else x_stride
+        y_stride = width * x_stride if height == 1 else y_stride
         return Image(n, c, height, width, c, n_stride, 0, y_stride, x_stride)
     return Image(n, c, height, width, 1, n_stride, c_stride, y_stride, x_stride)

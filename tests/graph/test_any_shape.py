@@ -22,7 +22,7 @@ from tests.graph.dynamic.images import image_model
 from tests.graph.dynamic.tokens import token_model
 from tests.graph.oracle import assert_agrees
 
-FIRST, _, END = os.environ.get("EDGEWISE_TEST_SEEDS", "0:6").partition(":")
+FIRST, _, END = os.environ.get("EDGEWISE_TEST_SEEDS", "0:8").partition(":")
 SEEDS = range(int(FIRST), int(END))
 TOLERANCE = 1e-4  # of the largest number: Winograd's sums are the least exact
 MODELS = {"images": image_model, "tokens": token_model}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.size import LEAST, GuardError, Scope, hint, is_symbolic, least, most, size_text
+from kernels.size import LEAST, GuardError, Scope, hint, is_symbolic, least, most, size_text, surely_equal
 from kernels.spec import SizeArray, Spec, fixed_array, size_array
 
 NUMBERS = st.integers(-40, 40)
@@ -177,3 +177,23 @@ def test_arrays_of_sizes():
 def test_sizes_of_two_scopes_do_not_mix():
     with pytest.raises(ValueError, match="another scope"):
         Scope().symbol("a", 5) + Scope().symbol("b", 5)
+
+
+def test_sizes_that_are_surely_equal_are_so_for_all_values_and_asking_assumes_nothing():
+    scope = Scope()
+    a, b = scope.symbol("a", 6), scope.symbol("b", 6)
+    assert surely_equal((a * b, 3), (b * a, 3))
+    assert not surely_equal((a,), (b,))
+    assert not surely_equal((a,), (6,))
+    assert not surely_equal((a,), (a, 1))
+    assert scope.guards == []
+
+
+@pytest.mark.parametrize(("level", "shown"), [("0", False), ("1", True)])
+def test_a_guard_says_the_line_that_made_it_where_debugging_asks(monkeypatch, level, *, shown):
+    monkeypatch.setenv("EDGEWISE_DEBUG", level)
+    scope = Scope()
+    assert scope.symbol("a", 6) * 2 == 12
+    with pytest.raises(GuardError, match=r"2\*a \+ -12 == 0 is not True") as refused:
+        scope.compile([])([7])
+    assert (f"({__file__}:" in str(refused.value)) == shown

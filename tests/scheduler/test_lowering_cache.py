@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from graph.native.engine import find_native
 from scheduler.lowering_cache import REACH
 from scheduler.session import Session
 from tests.graph.dynamic.build import Build
 from tests.graph.dynamic.tokens import Tokens, attention, feed_forward
-from tests.graph.oracle import constant, make, node, port
+from tests.graph.oracle import constant, ints, make, node, port
 
 
 def transformer(seed: int):
@@ -57,6 +58,31 @@ def test_batches_need_two_lowerings() -> None:
 def test_images_of_all_sizes_need_few_lowerings() -> None:
     sides = [(16, 17), (17, 17), (20, 31), (33, 32), (64, 40), (9, 50)]
     assert lowerings_of(images(), [(1, 3, *side) for side in sides]) == 3  # one side differed first, then the other
+
+
+def test_rows_at_any_distance_need_no_lowering_of_their_own() -> None:
+    """The first token of each sequence, as wide as a vector, whose distance depends on the length."""
+    nodes = [
+        node("Slice", ["x", "zero", "one", "one"], ["s"]),
+        node("Squeeze", ["s", "one"], ["t"]),
+        node("MatMul", ["t", "w"], ["y"]),
+    ]
+    width = find_native("auto").isa.lanes
+    constants = [ints("zero", 0), ints("one", 1), constant("w", np.ones((width, 7)))]
+    proto = make(nodes, ["y"], constants, [port("x", ["batch", "tokens", width])])
+    assert lowerings_of(proto, [(3, length, width) for length in range(5, 12)]) == 2
+
+
+def test_a_slice_that_takes_all_at_one_length_needs_no_lowering_of_its_own() -> None:
+    """Positions of a table, as many as there are tokens: at the last length there is nothing to cut."""
+    nodes = [
+        node("Shape", ["x"], ["count"], start=1, end=2),
+        node("Slice", ["table", "zero", "count", "one"], ["places"]),
+        node("Add", ["x", "places"], ["y"]),
+    ]
+    constants = [ints("zero", 0), ints("one", 1), constant("table", np.ones((1, 12, 4)))]
+    proto = make(nodes, ["y"], constants, [port("x", ["batch", "tokens", 4])])
+    assert lowerings_of(proto, [(3, length, 4) for length in range(5, 13)]) == 2
 
 
 def test_debugging_says_why_a_model_is_lowered_again(monkeypatch, capfd) -> None:

@@ -76,7 +76,8 @@ def pool(b: Build, x: Map, _: list[Map]) -> Map:
             made = b.add("MaxPool", x.value, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
             return Map(made, x.channels, f"{x.plane}/2")
     op = b.one_of("MaxPool", "AveragePool")
-    return Map(b.add(op, x.value, kernel_shape=[2, 2], strides=[2, 2]), x.channels, f"floor({x.plane}/2)")
+    made = b.add(op, x.value, kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1])  # one pixel holds no window without
+    return Map(made, x.channels, f"{x.plane}/2")
 
 
 def resize(b: Build, x: Map, seen: list[Map]) -> Map:
