@@ -200,12 +200,14 @@ class Session:
     def state(self, pairs: Mapping[str, str] | None = None, start: Mapping[str, Array] | None = None) -> State:
         """Return what runs hand on from one to the next: pass it to `run`, which then needs no feeds for it.
 
+        For a decoder: `state = session.state()` once, then `session.run({"input_ids": tokens, …}, state=state)` for each step.
+
         Args:    pairs: input name -> name of the output that becomes its next value. None = every output that appends to an
                  input, such as the keys and values of a decoder; these grow in place.
                  start: input name -> its first value. None = empty, for values that grow.
         Raises:  FeedError for names that the model does not have, and where it has no output that appends to an input.
         """
-        return State(self, pairs, start)
+        return State(self.model.graph, pairs, start, self._lowered, self._budget)
 
     def run(self, feeds: Mapping[str, Any], *, timeout_s: float | None = None, state: State | None = None) -> dict[str, Array]:
         """Run once.
@@ -265,7 +267,7 @@ class Session:
         exact = self._followed(shapes)
         followed = exact or self._nearby(inputs)
         plan = None if followed is None else followed.plan
-        budget = self.budget()
+        budget = self._budget()
         found = self._lowerings.find(inputs, plan)
         if found is None:
             found = self._lower(inputs, plan, check)
@@ -281,7 +283,7 @@ class Session:
                 found[apart] = followed
         return found[min(found)] if found else None
 
-    def lowered(self, shapes: Mapping[str, tuple[int, ...]], growing: Sequence[Growing], room: int) -> Found:
+    def _lowered(self, shapes: Mapping[str, tuple[int, ...]], growing: Sequence[Growing], room: int) -> Found:
         """Return a lowering in which values grow in place, and its sizes for these shapes (`scheduler.state`).
 
         room: length that there is memory for of each growing value.
@@ -290,7 +292,7 @@ class Session:
             found = self._lowerings.find(shapes, None, room)
             return self._lower(shapes, None, go_on, growing, room) if found is None else found
 
-    def budget(self) -> RunBudget:
+    def _budget(self) -> RunBudget:
         """Return a new budget of memory within this session's limits."""
         return RunBudget(self._limit_bytes, self.limits.process)
 
@@ -316,7 +318,7 @@ class Session:
         if planned != shapes:  # a plan of other shapes: the graph may lack a node of it, as where something was computed before
             choices = {node.name: choices[node.name] for node in rewritten.graph.nodes if node.name in choices}
         shared = self._lowerings.share_constants(rewritten.graph, graph.constants)
-        budget = self.budget()
+        budget = self._budget()
         made = (array for name, array in rewritten.graph.constants.items() if array is not graph.constants.get(name))
         kept = {id(array) for array in shared.constants.values()}
         made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of lowerings before

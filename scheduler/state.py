@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from graph.budget import RunBudget
 from graph.errors import FeedError
 from graph.growing import Growing, find_growing
-from graph.ir import Model, Port
+from graph.ir import Graph, Port
 from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
 from graph.run.feeds import check_feeds
@@ -25,40 +25,29 @@ LEAST_ROOM = 64  # elements of the axis along which a value grows that there is 
 GROWTH = 2  # times what is needed: memory is allocated and copied anew so seldom that a step costs what its work costs
 
 
-class Host(Protocol):
-    """A session, as its states use it."""
-
-    model: Model
-
-    @property
-    def inputs(self) -> tuple[Port, ...]:
-        """The inputs of the model."""
-        ...
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """The outputs of the model."""
-        ...
-
-    def lowered(self, shapes: Mapping[str, tuple[int, ...]], growing: Sequence[Growing], room: int) -> Found:
-        """Return a lowering in which values grow in place, and its sizes for these shapes."""
-        ...
-
-    def budget(self) -> RunBudget:
-        """Return a new budget of memory."""
-        ...
+Lower = Callable[[Mapping[str, tuple[int, ...]], Sequence[Growing], int], Found]
 
 
 class State:
     """The values that one sequence of runs hands on. Made by `Session.state`, passed to `Session.run`; one run at a time.
 
     A run that fails changes nothing.
+
+    Args: graph: of the model. pairs, start: as of `Session.state`. lower: returns a lowering in which these values grow, with
+          room for so much, and its sizes for these input shapes. budget: returns a new budget of memory.
     """
 
-    def __init__(self, session: Host, pairs: Mapping[str, str] | None, start: Mapping[str, Array] | None) -> None:
-        self._session = session
-        self._ports = {port.name: port for port in session.inputs}
-        found = find_growing(session.model.graph)
+    def __init__(
+        self,
+        graph: Graph,
+        pairs: Mapping[str, str] | None,
+        start: Mapping[str, Array] | None,
+        lower: Lower,
+        budget: Callable[[], RunBudget],
+    ) -> None:
+        self._graph, self._lower, self._new_budget = graph, lower, budget
+        self._ports = {port.name: port for port in graph.inputs}
+        found = find_growing(graph)
         if pairs is None and not found:
             raise FeedError("state: no output of this model appends to an input, name the pairs: {input: output}")
         self._outputs = dict(pairs) if pairs is not None else {each.input: each.output for each in found}
@@ -70,14 +59,14 @@ class State:
         self._lowered: Found | None = None
         self._executor: Executor | None = None
         self._room = 0
-        self._budget = session.budget()
+        self._budget = budget()
         self._lock = threading.Lock()
         weakref.finalize(self, self._budget.release).atexit = False
         self.reset()
 
     def _check(self, start: Mapping[str, Array]) -> None:
         """Raise FeedError for names that are no inputs or outputs, and for values that need a start."""
-        outputs = {port.name for port in self._session.outputs}
+        outputs = {port.name for port in self._graph.outputs}
         for name, output in self._outputs.items():
             if name not in self._ports:
                 raise FeedError(f"state: input {name!r} does not exist, the model has {sorted(self._ports)}")
@@ -126,12 +115,12 @@ class State:
         """Run once, as `Session.run` with this state does."""
         if given := sorted(set(feeds) & set(self._outputs)):
             raise FeedError(f"{given[0]}: the state stands for this input, no feed is needed")
-        ports = [port for port in self._session.inputs if port.name not in self._outputs]
+        ports = [port for port in self._graph.inputs if port.name not in self._outputs]
         with self._lock:
             arrays = check_feeds(ports, feeds)
             self._begin({port.name: port for port in ports}, arrays)
             shapes = {name: array.shape for name, array in (*arrays.items(), *self._arrays().items())}
-            bind(self._session.model.graph, shapes)
+            bind(self._graph, shapes)
             executor, found = self._prepared(shapes)
             kept = {each.input: self._values[each.input].memory for each in found.lowering.graph.kept.values()}
             others = {name: np.ascontiguousarray(array) for name, array in self._arrays().items() if name not in kept}
@@ -176,14 +165,14 @@ class State:
         known = self._lowered is not None and self._lowered.lowering is found.lowering
         if not (known and self._executor is not None and self._executor.resize(found.sizes)):
             self._executor = None
-            self._executor = Executor.of(found.lowering.graph, found.sizes, self._session.budget())
+            self._executor = Executor.of(found.lowering.graph, found.sizes, self._new_budget())
         self._lowered = found
         return self._executor, found
 
     def _lowering(self, shapes: Mapping[str, tuple[int, ...]]) -> Found:
         if self._room < LEAST_ROOM and self._values:
             self._grow(LEAST_ROOM)
-        return self._session.lowered(shapes, tuple(self._growing.values()), self._room)
+        return self._lower(shapes, tuple(self._growing.values()), self._room)
 
     def _needed(self, found: Found) -> int:
         """Return the longest that a value will be after the run."""
@@ -198,7 +187,7 @@ class State:
         room = max(room, GROWTH * self.length, LEAST_ROOM)
         new_bytes = sum(value.bytes_with(room) for value in self._values.values())
         self._budget.release()
-        self._budget.keep(new_bytes, f"{self._session.model.graph.name}: values that grow, with room for {room}")
+        self._budget.keep(new_bytes, f"{self._graph.name}: values that grow, with room for {room}")
         for value in self._values.values():
             value.grow(room)
         self._room = room

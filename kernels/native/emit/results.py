@@ -44,8 +44,8 @@ class Channels:
     def of(image: Image, lanes: int, step: int = 1, groups: int = 1) -> Channels:
         """Return how an image's channels lie. step: columns from one pixel of a tile to the next.
 
-        A group of channels may begin inside of a vector where all channels lie side by side. Pixels of blocks have a distance that
-        the code knows; one that depends on symbols is read when it runs, as that of rows.
+        A group of channels may begin inside of a vector where all channels lie side by side. Pixels of blocks have a distance
+        that the code knows; one that depends on symbols is read when it runs, as that of rows.
         """
         if image.block == lanes and not (image.contiguous_channels and (groups > 1 or is_symbolic(image.x_stride))):
             return Channels("blocks", image.x_stride * step)
