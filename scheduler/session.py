@@ -177,7 +177,7 @@ class Session:
             self._plans = dict([*others[1 - MAX_PLANS :], (key, _Followed(plan.id, plan))])
             try:
                 if known:  # other shapes are built when they are met
-                    self._ready.keep(key, self._build({item.name: item.shape for item in plan.inputs}))
+                    self._build(key, {item.name: item.shape for item in plan.inputs})
             except BaseException:
                 self._plans = before
                 raise
@@ -238,8 +238,21 @@ class Session:
         return self.ready(feeds).executor
 
     def built(self, feeds: Mapping[str, Any]) -> Ready | None:
-        """Return the executor for the shapes of these feeds and the plan it follows; None where it is not built yet."""
-        return self._ready.find(self._key(feeds))
+        """Return the executor for the shapes of these feeds and the plan it follows; None where the model has to be lowered.
+
+        Where a lowering serves them it is bound here, which takes about a millisecond. Raises: FeedError, LimitError.
+        """
+        if (found := self._ready.find(self._key(feeds))) is not None:
+            return found
+        shapes = {name: array.shape for name, array in check_feeds(self.inputs, feeds).items()}
+        if not self._building.acquire(blocking=False):  # another thread lowers, and that takes longer
+            return None
+        try:
+            inputs, followed, plan_id = self._wanted(shapes)
+            lowering = self._lowerings.find(inputs, None if followed is None else followed.plan)
+            return None if lowering is None else self._bound(lowering, self._key(feeds), plan_id)
+        finally:
+            self._building.release()
 
     def ready(self, feeds: Mapping[str, Any], check: Check | None = None) -> Ready:
         """Return the executor for the shapes of these feeds and the plan it follows, built when the shapes are new.
@@ -252,27 +265,33 @@ class Session:
             return found
         arrays = check_feeds(self.inputs, feeds)
         with self._building:  # of several threads that meet new shapes, one builds at a time; known shapes keep running
-            if (found := self._ready.find(key)) is None:
-                found = self._build({name: array.shape for name, array in arrays.items()}, check or go_on)
-                self._ready.keep(key, found)
-            return found
+            if (found := self._ready.find(key)) is not None:
+                return found
+            return self._build(key, {name: array.shape for name, array in arrays.items()}, check or go_on)
 
     def _key(self, feeds: Mapping[str, Any]) -> Shapes:
         return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
 
-    def _build(self, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
-        """Return the executor for new shapes: a lowering that serves them, bound to them, or a new one."""
+    def _build(self, key: Shapes, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
+        """Return the executor for new shapes, which is kept: a lowering that serves them, bound to them, or a new one."""
         require_unchanged(self.model.files)
-        inputs = {name: spec.shape for name, spec in bind(self.model.graph, shapes).items()}
-        exact = self._followed(shapes)
-        followed = exact or self._nearby(inputs)
+        inputs, followed, plan_id = self._wanted(shapes)
         plan = None if followed is None else followed.plan
-        budget = self._budget()
-        found = self._lowerings.find(inputs, plan)
-        if found is None:
-            found = self._lower(inputs, plan, check)
-        executor = Executor.of(found.lowering.graph, found.sizes, budget)
-        return Ready(executor, DEFAULT if followed is None else followed.plan_id + NEARBY * (exact is None))
+        return self._bound(self._lowerings.find(inputs, plan) or self._lower(inputs, plan, check), key, plan_id)
+
+    def _wanted(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], _Followed | None, str]:
+        """Return all shapes of inputs, the plan that runs of them follow, and its id as runs report it. Raises FeedError."""
+        inputs = {name: spec.shape for name, spec in bind(self.model.graph, shapes).items()}
+        if (exact := self._followed(shapes)) is not None:
+            return inputs, exact, exact.plan_id
+        nearby = self._nearby(inputs)
+        return inputs, nearby, DEFAULT if nearby is None else nearby.plan_id + NEARBY
+
+    def _bound(self, found: Found, key: Shapes, plan_id: str) -> Ready:
+        """Return the executor of a lowering for some values of its sizes, which is kept."""
+        made = Ready(Executor.of(found.lowering.graph, found.sizes, self._budget()), plan_id)
+        self._ready.keep(key, made)
+        return made
 
     def _nearby(self, shapes: Mapping[str, tuple[int, ...]]) -> _Followed | None:
         """Return the plan of the nearest shapes that have one, of the newest of equals; None where none is near."""

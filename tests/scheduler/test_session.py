@@ -190,3 +190,16 @@ def test_many_threads_with_many_shapes_agree() -> None:
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+def test_shapes_that_a_lowering_serves_are_bound_without_building(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(rows_model())
+    assert session.built({"x": rows(2)}) is None
+    for count in (2, 3):
+        session.run({"x": rows(count)})
+    monkeypatch.setattr("scheduler.session.optimise", None)
+    bound = session.built({"x": rows(5)})
+    assert bound is not None
+    assert session.built({"x": rows(5)}) is bound
+    assert session.built({"x": rows(1)}) is None  # it decides other code
+    assert session.run({"x": rows(5)})["y"].shape == (5, 4)
