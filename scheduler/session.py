@@ -27,7 +27,6 @@ from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
-from scheduler.build import current_build
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
 from scheduler.lowering_cache import Found, Lowering, LoweringCache, distance
@@ -358,6 +357,7 @@ def _usable(plan: Plan, model: Model) -> Plan:
     """The plan, if it is of this model and true of what runs here."""
     if plan.model_digest != model.digest:
         raise StalePlanError(f"session: plan is of model {plan.model_digest[:12]}, this is {model.digest[:12]}, plan again")
+    from scheduler.build import current_build  # noqa: PLC0415  it reads source, which only plans are checked by
     from scheduler.local import local_fingerprint  # noqa: PLC0415  as above
 
     if reason := plan.staleness(local_fingerprint(), current_build()):
