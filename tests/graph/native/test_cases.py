@@ -127,5 +127,8 @@ def test_case_is_refused_for_a_reason_that_is_known(op, case):
     assert all(re.search(f"{REFUSED_ALL}|{rest}", reason) for reason in reasons), reasons
 
 
+OF_SYMBOLS = {"Range"}  # its rule is for bounds that depend on symbols: tests/graph/test_any_shape.py
+
+
 def test_every_rule_has_a_case_that_runs():
-    assert set(RULES) - {parameter.values[0].name for parameter in RUNS} == set()
+    assert set(RULES) - {parameter.values[0].name for parameter in RUNS} == OF_SYMBOLS
