@@ -67,7 +67,8 @@ def test_a_request_that_needs_too_much_is_a_400_that_says_why(client: httpx.Clie
     reply = infer(client, name, STATIC[name]()[1])
     assert reply.status_code == 400
     assert list(reply.json()) == ["error"]
-    assert f"{name}: " in reply.json()["error"]
+    said = "Mul: output 'vast/" if name == "Einsum" else f"{name}: "  # an Einsum runs as products, each named after it
+    assert said in reply.json()["error"]
     assert "(node 'vast'): its run needs " in reply.json()["error"]
     assert f"the limit is {ARENA_BYTES}; use smaller shapes" in reply.json()["error"]
     assert_serves(client)
