@@ -25,6 +25,7 @@ from kernels.spec import DType
 Numbers = Mapping[str, Value]
 
 
+SIDE_BY_SIDE = 4  # vectors that a long epilogue is computed of at a time
 MOST_STEP = 2  # columns from pixel to pixel that code knows where channels lie apart; patches of all sizes share code
 
 
@@ -199,15 +200,27 @@ class ResultsEmitter:
         k, code = self.k, self.code
         for number, value in enumerate(values):
             k.store(value, self.buffer, number * self.lanes)
+        if left is None:
+            self._finish_whole_pixels(to, *pixels)
+            return
         with k.loop("part.pixel", *pixels) as p:
             mine = k.offset(self.buffer, p * (code.vectors * self.lanes))
-            if left is None:
-                for v in range(code.vectors):
-                    self.store(k.load(k.f32, mine, v * self.lanes), to, p, v)
-                return
             with k.loop("part.vector", 0, self._vectors(left)) as vector:
                 start = vector * self.lanes
                 self.store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
+
+    def _finish_whole_pixels(self, to: Spots, first: Value, last: Value) -> None:
+        """Emit loops that finish all vectors of some pixels, several side by side: one alone would wait for its own results."""
+        k, vectors = self.k, self.code.vectors
+        for count in dict.fromkeys((-(-SIDE_BY_SIDE // vectors), 1)):
+            stop = first + (last - first) // count * count
+            if stop.known is not None and stop.known == first.known:
+                continue
+            with k.loop("part.pixels", first, stop, count) as p:
+                mine = k.offset(self.buffer, p * (vectors * self.lanes))
+                for at in range(count * vectors):
+                    self.store(k.load(k.f32, mine, at * self.lanes), to, p + at // vectors, at % vectors)
+            first = stop
 
     def _vectors(self, left: Value) -> Value:
         return self.k.least((left + (self.lanes - 1)) // self.lanes, self.k.const(I64, self.code.vectors))

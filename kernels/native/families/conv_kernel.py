@@ -122,11 +122,14 @@ class ConvEmitter:
                 word = k.offset(among, taps.index, I64)
                 along = k.convert("sext", k.load(I32, word), I64)
                 run = k.convert("zext", k.load(I32, word, 1), I64)
-                at = k.offset(base, along)
-                with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
-                    x, tile = k.offset(at, fold.index), (code.pixels, code.vectors)
-                    fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
-                taps.values = fold.values
+                at, tile = k.offset(base, along), (code.pixels, code.vectors)
+                if self.x.kind == "planes":  # runs of one
+                    taps.values = multiply_channel(k, tile, at, pixel, taps.values, self.n["ahead_step"])
+                else:
+                    with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
+                        x = k.offset(at, fold.index)
+                        fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
+                    taps.values = fold.values
             *sums, _, ahead = taps.values
             over.values = [*sums, ahead]
         return over.values[:-1]
@@ -151,11 +154,23 @@ class ConvEmitter:
             source = k.offset(at, along)
             kernel_row = row + self._by_plane(plane, "kernel_rows")
             target = k.offset(self.copy, (kernel_row * n["x_blocks"] + block) * n["copy_row"])
-            for begin, end in ((zero, first), (last, n["copy_columns"])):
-                with k.loop("copy.zero", begin, end) as column:
-                    self._copy_pixel(None, k.offset(target, column * n["copy_column"]))
-            with k.loop("copy.pixel", first, last) as column:
-                self._copy_pixel(k.offset(source, column * n["x_column"]), k.offset(target, column * n["copy_column"]))
+            if self.x.kind == "planes" and self.x.pixel is not None:
+                self._copy_columns(source, target, first, last)
+            else:
+                for begin, end in ((zero, first), (last, n["copy_columns"])):
+                    with k.loop("copy.zero", begin, end) as column:
+                        self._copy_pixel(None, k.offset(target, column * n["copy_column"]))
+                with k.loop("copy.pixel", first, last) as column:
+                    self._copy_pixel(k.offset(source, column * n["x_column"]), k.offset(target, column * n["copy_column"]))
+
+    def _copy_columns(self, source: Value, target: Value, first: Value, last: Value) -> None:
+        """Copy the columns of a channel that lie side by side, from `first` to before `last`, with zeros around them."""
+        k, zero = self.k, self.k.const(I64, 0)
+        for begin, end, inside in ((zero, first, False), (first, last, True), (last, self.n["copy_columns"], False)):
+            with k.loop("copy.columns", begin, end, self.lanes) as column:
+                some = k.least(end - column, k.const(I64, self.lanes))
+                value = k.load_first(k.f32, k.offset(source, column), some) if inside else k.zero(k.f32)
+                k.store_first(value, k.offset(target, column), some)
 
     def _copy_pixel(self, source: Value | None, target: Value) -> None:
         """Copy the channels of a pixel that lie side by side, or zeros."""

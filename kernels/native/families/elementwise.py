@@ -33,7 +33,7 @@ from kernels.native.emit.types import I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
-from kernels.size import hint, hinted
+from kernels.size import hint, hinted, surely_equal
 from kernels.spec import DType
 
 DEPTH = 4  # least axes of a loop nest
@@ -41,6 +41,7 @@ CHUNK_CYCLES = (8_000, 30_000)  # least and most of one chunk: 2 to 10 µs
 CHUNKS = 32
 CYCLE_BYTES = 32  # that caches move in a cycle, roughly
 TURNED_LANES = 16  # most of a tile that is transposed: as many vectors as there are registers for
+NARROW_VECTORS = 2  # of a row, at most, for several rows to be computed at a time
 UNROLL = 4  # vectors at a time
 HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with one
 
@@ -79,7 +80,7 @@ def emit_map(what: Map, isa: Isa) -> NativeKernel:
     names = (*(f"x{n}" for n in range(len(what.operands))), "y")
     stem = f"{name_dtype(what.y.dtype)}_map{len(what.steps)}" if what.steps else f"b{what.y.dtype.itemsize}_copy"
     nest = _deep(make_nest([what.y.view, *_repeated(what)] if what.y.view.size else [View.dense((1,))] * len(names)))
-    code = _Code.of(what, types, nest)
+    code = _Code.of(what, types, nest, isa)
     words = (*(("transposed",) if code.turned else ()), *name_expression(what.expression))
     pieces = _pieces(hint(what.y.view.size), code, nest, isa)
 
@@ -117,8 +118,10 @@ def _numbers(nest: Nest, pieces: Sequence[int]) -> dict[str, int]:
 class _Code:
     """All that decides the code. View 0 is y, view n + 1 operand n.
 
-    types: of the operands and of each step. y: of the result. axes: how many. columns: each view's stride along the columns where
-    it is 0, 1 or -1, else None. turned: the views that lie contiguous along the rows instead.
+    types: of the operands and of each step. y: of the result. axes: how many. columns: each view's stride along the columns
+    where it is 0, 1 or -1, else None. turned: the views that lie contiguous along the rows instead. narrow: a row is a vector
+    or two, so that several rows are computed at a time; the views that are the same in every row then. None where rows are
+    longer.
     """
 
     steps: tuple[Apply, ...]
@@ -127,16 +130,22 @@ class _Code:
     axes: int
     columns: tuple[int | None, ...]
     turned: tuple[int, ...]
+    narrow: tuple[int, ...] | None = None
 
     @staticmethod
-    def of(what: Map, types: Sequence[DType], nest: Nest) -> _Code:
+    def of(what: Map, types: Sequence[DType], nest: Nest, isa: Isa) -> _Code:
         """Return the code of a map over that nest."""
         columns = tuple(stride if abs(stride) <= 1 else None for stride in nest.columns.strides)
         steps, turned = what.steps, tuple(sorted(nest.turned))
         if not steps:  # copies of all types of one size are one
             bits = np.dtype(f"u{memory_type(what.y.dtype).bits // 8}")
-            return _Code((), (bits,), bits, len(nest.axes), columns, turned)
-        return _Code(steps, tuple(types), what.y.dtype, len(nest.axes), columns, turned)
+            code = _Code((), (bits,), bits, len(nest.axes), columns, turned)
+        else:
+            code = _Code(steps, tuple(types), what.y.dtype, len(nest.axes), columns, turned)
+        few = hint(nest.columns.size) <= NARROW_VECTORS * code.lanes(isa) and hint(nest.rows.size) >= UNROLL
+        if turned or not few:
+            return code
+        return replace(code, narrow=tuple(view for view, stride in enumerate(nest.rows.strides) if surely_equal((stride,), (0,))))
 
     @property
     def operands(self) -> int:
@@ -196,6 +205,8 @@ class _MapEmitter:
         rows = self.code.axes - 2
         if axis == rows and self.code.turned:
             self._turned_rows(at, *ranges[rows:])
+        elif axis == rows and self.code.narrow is not None:
+            self._narrow_rows(at, self.code.narrow, *ranges[rows:])
         elif axis == rows + 1:
             self._columns(at, *ranges[axis])
         else:
@@ -295,6 +306,46 @@ class _MapEmitter:
                 values[operand] = self._value(raw, operand)
         self._apply(values)
         k.store_first(self._raw(values), at[0], count, self._stride(0, axis))
+
+    # Rows of a vector or two
+
+    def _narrow_rows(
+        self, at: Sequence[Value], same: Sequence[int], rows: tuple[Value, Value], columns: tuple[Value, Value]
+    ) -> None:
+        """Emit each vector of the columns for several rows at a time. same: the views that are the same in every row."""
+        k, lanes, axis = self.k, self.lanes, self.code.axes
+        start, last = columns
+        stop = start + (last - start) // lanes * lanes
+        with k.loop("column", start, stop, lanes) as column:
+            here = self._moved(at, axis - 1, column)
+            held = {view - 1: self._operand(here, view - 1) for view in same if view}
+            self._apply(held)
+            first = rows[0]
+            for count in dict.fromkeys((self.code.unroll, 1)):
+                end = first + (rows[1] - first) // count * count
+                with k.loop("row", first, end, count) as row:
+                    self._rows(self._moved(here, axis - 2, row), held, count)
+                first = end
+        with k.when(stop < last, "rest"), k.loop("row", *rows) as row:
+            here = self._moved(self._moved(at, axis - 2, row), axis - 1, stop)
+            self._part(here, self._shared(here), last - stop)
+
+    def _rows(self, at: Sequence[Value], held: Values, count: int) -> None:
+        """Emit one vector of so many rows: all loads, then the steps, then the stores. held: what all rows share."""
+        one, group = self.k.const(I64, 1), []
+        for number in range(count):
+            at = self._moved(at, self.code.axes - 2, one) if number else at
+            group.append((at, {n: self._operand(at, n) for n in range(self.code.operands) if n not in held} | dict(held)))
+        for _, values in group:
+            self._apply(values)
+        for here, values in group:
+            self._store(here[0], values, 0)
+
+    def _operand(self, at: Sequence[Value], operand: int) -> Value:
+        """Read a vector of an operand, or the element that all columns of a row share."""
+        if self.code.columns[operand + 1] == 0:
+            return self._value(self.k.broadcast(self.kinds[operand + 1].by(self.lanes), at[operand + 1]), operand)
+        return self._value(self._load(operand + 1, at[operand + 1], 0), operand)
 
     # Operands that lie contiguous along the rows
 
