@@ -22,7 +22,7 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plane_numbers, plane_tables, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.product import LINE_ELEMENTS, TILES, most_rows, step_cycles
+from kernels.native.emit.product import FEW_REGISTERS, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
@@ -34,7 +34,6 @@ from kernels.spec import Array
 
 CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, against about 0.1 µs to take one
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
-FEW_REGISTERS = 16
 TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
 SPLIT_LINES = 1.03  # of a tile that ends within a cache line of x, which the next one reads again: 5×2 against 4×2, on Zen 3
 MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
@@ -107,7 +106,7 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     """Estimate the cycles for one output row per input channel and tap. The last tile and block take as long as the others."""
-    return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step_cycles(pixels, vectors)
+    return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step_cycles(pixels, vectors, isa)
 
 
 def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
