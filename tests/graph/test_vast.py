@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -28,6 +29,7 @@ from tests.graph.vast import DYNAMIC, STATIC, floats, ints, vast
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 4 << 30
+NODE = re.compile(r"\(node 'vast(/\w+)?'\)")
 LITTLE_BYTES = 32 << 20  # that reading, rewriting and preparing a small model may take
 
 
@@ -48,8 +50,8 @@ def refused(name: str, backend: str) -> str:
 @pytest.mark.parametrize("name", STATIC)
 def test_a_model_that_needs_more_than_the_limit_is_refused(name: str) -> None:
     message = refused(name, "numpy")
-    assert message.startswith(f"{name}: ")
-    assert "(node 'vast')" in message
+    assert message.startswith("Mul: " if name == "Einsum" else f"{name}: ")  # an Einsum runs as products, each named after it
+    assert NODE.search(message)
     assert f"the limit is {LIMIT}; use smaller shapes, or raise SessionLimits.arena_bytes" in message
 
 
@@ -93,7 +95,7 @@ def test_all_are_refused_by_the_defaults_of_a_process_with_little_memory() -> No
     assert len(found) == len(STATIC) + len(DYNAMIC)
     for name, message in found.items():
         assert message.startswith("LimitError: "), (name, message)
-        assert "(node 'vast')" in message
+        assert NODE.search(message), message
         assert str(limit) in message or name.startswith("DYNAMIC")
 
 
@@ -111,7 +113,12 @@ def test_a_large_constant_is_not_folded() -> None:
 def test_a_small_constant_is_not_folded_where_computing_it_takes_much_memory() -> None:
     proto, _ = vast("Einsum", {"x": floats(2**16), "z": floats(2**16), "w": floats(2**16)}, "", equation="a,b,a->b")
     read = Session(proto, backend="numpy").model
-    assert [node.op for node in optimise(read.graph, {}).graph.nodes] == ["Einsum"]  # 16 GiB on the way to 256 KiB
+    tracemalloc.start()
+    made = optimise(read.graph, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made.graph.nodes[0].op == "Mul"  # of x and z: 16 GiB on the way to 256 KiB
+    assert peak < LITTLE_BYTES
 
 
 def test_values_known_before_the_run_are_bounded_together() -> None:
