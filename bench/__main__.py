@@ -11,16 +11,17 @@ import typer
 from bench.accuracy import compare_accuracy
 from bench.costs import compare_costs
 from bench.counts import check_counts
-from bench.exports import EXPORTS
+from bench.exports import EXPORTS, GOLDEN
 from bench.models import compare
 from bench.shapes import SHAPES_OF, compare_shapes
 
 
 def main(
-    models: Annotated[str, typer.Option(help="Comma-separated exports.")] = ",".join(EXPORTS),
+    models: Annotated[str, typer.Option(help="Comma-separated files of the exports' folder, without .onnx.")] = ",".join(EXPORTS),
     engines: Annotated[
         str, typer.Option(help="Comma-separated: edgewise[:backend][@CHECKOUT], onnxruntime, openvino, mnn, ncnn.")
     ] = ("edgewise,onnxruntime"),
+    dim: Annotated[list[str], typer.Option(help="Size of a named dimension, as in seq=64; others are 1. Repeatable.")] = [],  # noqa: B006  typer copies it
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",
     rounds: Annotated[int, typer.Option(help="Turns per engine.")] = 5,
     seconds: Annotated[float, typer.Option(help="Seconds of one turn.")] = 1.0,
@@ -39,9 +40,11 @@ def main(
     typer.echo(
         f"{platform.platform()}, {platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}"
     )
-    check_counts(models.split(","))
+    dims = {name: int(size) for name, _, size in (text.partition("=") for text in dim)}
+    if published := [name for name in models.split(",") if name in GOLDEN]:
+        check_counts(published)
     for count in map(int, threads.split(",")):
-        compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds)
+        compare(models.split(","), engines.split(","), count, rounds=rounds, seconds=seconds, dims=dims)
     if shapes:
         compare_shapes(shapes.split(","), 1, seconds / 2)
     if costs:

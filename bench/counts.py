@@ -13,14 +13,14 @@ from bench.models import exports_folder
 
 
 def check_counts(names: list[str]) -> None:
-    """Print the MACs and parameters of every export. Exits with 1 if one differs from the published count."""
+    """Print the MACs and parameters of exports whose counts are published. Exits with 1 if one differs."""
     table = Table(title="counts of the exports")
     for column in ("model", "MACs", "parameters", "as published"):
         table.add_column(column, justify="left" if column == "model" else "right")
     wrong = []
     for name in names:
         counted = edgewise.profile(exports_folder() / f"{name}.onnx")
-        right = name not in GOLDEN or GOLDEN[name][:2] == (counted.macs, counted.params)
+        right = GOLDEN[name][:2] == (counted.macs, counted.params)
         wrong += [] if right else [name]
         table.add_row(name, f"{counted.macs:,}", f"{counted.params:,}", "yes" if right else "NO")
     Console(width=100).print(table)

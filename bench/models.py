@@ -16,6 +16,8 @@ from rich.table import Table
 
 from bench.race import Engine, race
 
+TOKENS = 1000  # different token ids; vocabularies of small models are small, too
+
 
 def exports_folder() -> Path:
     """Return the folder of exported models. Exits with instructions when EDGEWISE_EXPORTS is unset."""
@@ -25,10 +27,10 @@ def exports_folder() -> Path:
     return Path(folder)
 
 
-def feeds_of(model: Path, dims: Mapping[str, int] = MappingProxyType({}), tokens: int = 30000) -> dict[str, np.ndarray]:
+def feeds_of(model: Path, dims: Mapping[str, int] = MappingProxyType({})) -> dict[str, np.ndarray]:
     """Return seeded inputs: normally distributed images, random token ids, and masks of ones.
 
-    dims: sizes of named dimensions; others that are open are 1. tokens: number of different token ids.
+    dims: sizes of named dimensions; others that are open are 1.
     """
     rng = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
@@ -40,7 +42,7 @@ def feeds_of(model: Path, dims: Mapping[str, int] = MappingProxyType({}), tokens
         elif "mask" in value.name:
             feeds[value.name] = np.ones(shape, dtype)
         else:
-            feeds[value.name] = rng.integers(0, tokens, shape).astype(dtype, copy=False)
+            feeds[value.name] = rng.integers(0, TOKENS, shape).astype(dtype, copy=False)
     return feeds
 
 
@@ -49,13 +51,23 @@ def is_ours(engine: str) -> bool:
     return engine.startswith("edgewise") and "@" not in engine
 
 
-def compare(names: list[str], engines: list[str], threads: int, rounds: int, seconds: float) -> None:
-    """Print the ms of each engine and our time / the best peer's, for each model, and the geometric mean of these ratios."""
+def compare(
+    names: list[str],
+    engines: list[str],
+    threads: int,
+    rounds: int,
+    seconds: float,
+    dims: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Print the ms of each engine and our time / the best peer's, for each model, and the geometric mean of these ratios.
+
+    dims: sizes of named dimensions, as in `feeds_of`.
+    """
     console = Console(width=140)  # wide enough for every engine, also when piped
     rows: list[tuple[str, list[Engine]]] = []
     for name in names:
         model = exports_folder() / f"{name}.onnx"
-        rows.append((name, race(model, engines, threads, feeds_of(model), rounds=rounds, seconds=seconds)))
+        rows.append((name, race(model, engines, threads, feeds_of(model, dims), rounds=rounds, seconds=seconds)))
         console.print(f"[dim]{name}: done, spread {max(e.spread_percent for e in rows[-1][1]):.1f} %[/dim]")
     versions = {engine.name: engine.version for _, ran in rows for engine in ran}
     table = Table(

@@ -27,7 +27,6 @@ from bench.models import feeds_of
 from bench.race import EngineFailedError, start
 
 COLD, WARM = "edgewise cold", "edgewise warm"
-HIGHEST_TOKEN = 1000  # vocabularies of small models are small, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def main(
     engines = [COLD, WARM, *filter(None, peers.split(","))]
     rows = []
     for model in track(models, description="starts", console=Console(stderr=True), transient=True):
-        rows.append(starts_of(model, engines, threads, rounds, feeds_of(model, dims, HIGHEST_TOKEN)))
+        rows.append(starts_of(model, engines, threads, rounds, feeds_of(model, dims)))
     if as_json:
         typer.echo(json.dumps([asdict(found) for row in rows for found in row]))
     else:
