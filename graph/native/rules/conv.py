@@ -63,7 +63,7 @@ def is_depthwise(node: Node, facts: Facts) -> bool:
 def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Conv:
     """Return the convolution of a node between two images."""
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
-    return Conv(x, y, *slide.plane, node.attrs["group"], depth_of(slide))
+    return Conv(x, y, *slide.plane, node.attrs["group"], depth_of(slide)).joined(facts.isa.lanes)
 
 
 def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:

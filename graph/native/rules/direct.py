@@ -106,9 +106,11 @@ def fold_bias(
 
 
 def place_by_groups(b: Lowering, node: Node, weighted: Weighted) -> Placed:
-    """Place a direct convolution: in blocks, or with channels last where groups begin inside blocks."""
-    groups, (outputs, inputs, *_) = node.attrs["group"], weighted.weights.shape
-    if groups == 1 or (inputs % b.isa.lanes == 0 and outputs // groups % b.isa.lanes == 0):
+    """Place a direct convolution: in blocks, or with channels last where groups begin inside blocks and do not fill them."""
+    groups, (outputs, inputs, *_), lanes = node.attrs["group"], weighted.weights.shape, b.isa.lanes
+    if 1 < inputs == outputs // groups < lanes and lanes % inputs == 0 and groups > 1:  # `Conv.joined`
+        return place_in_blocks(b, node, b.values.blocked(node.inputs[0]), weighted)
+    if groups == 1 or (inputs % lanes == 0 and outputs // groups % lanes == 0):
         return place_in_blocks(b, node, b.values.image(node.inputs[0]), weighted)
     x = b.values.strided_image(node.inputs[0])
     value, shape = node.outputs[0], b.spec(node.outputs[0]).shape

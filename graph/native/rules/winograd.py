@@ -34,7 +34,7 @@ _TILE = re.compile(r"(\d{1,2})x(\d{1,2})g(\d{1,7})([fs])")
 
 def takes(conv: Conv) -> bool:
     """Whether a convolution has the form that Winograd's algorithm computes, and channels that are worth transforming."""
-    plain = (conv.strides, conv.dilations, conv.groups) == ((1, 1), (1, 1), 1)
+    plain = (conv.strides, conv.dilations, conv.groups, conv.within) == ((1, 1), (1, 1), 1, 0)
     return plain and conv.kernel == (3, 3) and max(conv.top, conv.left) <= 2 and conv.x.channels >= MIN_CHANNELS
 
 

@@ -34,6 +34,7 @@ class Depth:
 class Conv:
     """A convolution. top, left: padding before the first row and column; what pads the other sides follows from y's size.
 
+    within: channels of each group where several groups lie in a vector (`joined`), else 0; `groups` is 1 there.
     depth: of one over volumes, whose other sizes are those of its planes but for the heights of x and y, all planes' together.
     """
 
@@ -46,6 +47,7 @@ class Conv:
     left: int = 0
     groups: int = 1
     depth: Depth | None = None
+    within: int = 0
 
     @property
     def kernel_rows(self) -> int:
@@ -59,8 +61,8 @@ class Conv:
 
     @property
     def group_inputs(self) -> int:
-        """Input channels of one group."""
-        return self.x.channels // self.groups
+        """Input channels that an output is computed from."""
+        return self.within or self.x.channels // self.groups
 
     @property
     def group_outputs(self) -> int:
@@ -86,6 +88,13 @@ class Conv:
         """Whether every output pixel depends on the input pixel at the same place alone."""
         plain = self.kernel == (1, 1) == self.strides and self.top == self.left == 0 and self.depth is None
         return plain and (self.x.height, self.x.width) == (self.y.height, self.y.width)
+
+    def joined(self, lanes: int) -> Conv:
+        """Return this convolution with the groups that share vectors of so many channels as one group, else unchanged."""
+        size = self.group_inputs
+        together = self.groups > 1 and 1 < size == self.group_outputs < lanes and lanes % size == 0
+        can = together and self.x.block == lanes == self.y.block
+        return replace(self, groups=1, within=size) if can else self
 
     def flat(self) -> Conv:
         """Return this convolution on one long row where the rows of both images are contiguous, else unchanged."""

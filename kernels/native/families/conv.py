@@ -2,7 +2,8 @@
 
 The code is in `conv_kernel`. A 1×1 convolution without stride and a matrix product are the case of one long row. The input is
 read one channel at a time and broadcast, so it may lie in any layout, NCHW included; the output is written in vectors of
-channels.
+channels. Where several groups share a vector of channels (`Conv.joined`), pixels are read in vectors too, and each lane picks a
+channel of its group.
 
 Packed weights: [group][block of V vectors][kernel row][kernel column][input channel][V·lanes], read from end to end; the last
 block is filled up with zeros.
@@ -22,7 +23,7 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plane_numbers, plane_tables, row_table
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
-from kernels.native.emit.product import FEW_REGISTERS, LINE_ELEMENTS, TILES, most_rows, step_cycles
+from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
@@ -94,7 +95,7 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     kind = Channels.of(conv.x, isa.lanes, groups=conv.groups).kind
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
-    for pixels, vectors in TILES[isa.vector_registers]:
+    for pixels, vectors in GROUP_TILES if conv.within else TILES[isa.vector_registers]:
         if pixels > min(most_rows(vectors, isa, 2 if spread else 1), flat.y.width):
             continue
         tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
@@ -106,7 +107,8 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     """Estimate the cycles for one output row per input channel and tap. The last tile and block take as long as the others."""
-    return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step_cycles(pixels, vectors, isa)
+    step = max(pixels, BUSY / 2) if conv.within else step_cycles(pixels, vectors, isa)  # a shuffle for each multiply–add
+    return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step
 
 
 def conv_cycles(conv: Conv, tile: ConvTile, isa: Isa) -> float:
@@ -163,7 +165,8 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
         epilogue = epilogue.laid(Image.flat)
     _check(flat, epilogue)
     x = Channels.of(flat.x, isa.lanes, flat.strides[1], flat.groups)
-    code = ConvCode(x, Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups))
+    code = ConvCode(x, Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups), flat.within)
+    _check_within(flat, code, isa)
     deep = flat.depth is not None
     stem = f"f32_conv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
     stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
@@ -198,6 +201,14 @@ def _check(conv: Conv, epilogue: Epilogue[Image]) -> None:
         raise EmitError(f"conv: {conv.x.channels} and {conv.y.channels} channels do not make {conv.groups} groups")
 
 
+def _check_within(conv: Conv, code: ConvCode, isa: Isa) -> None:
+    size = conv.within
+    if size and (code.x.kind != "blocks" or code.results.vectors > 1 or isa.lanes % size or conv.y.channels % size):
+        raise EmitError(
+            f"conv: groups of {size} of {conv.y.channels} channels in {code.x.kind}, need blocks and tiles of one vector"
+        )
+
+
 def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
     """Return the numbers that the code reads, by name. Strides count elements.
 
@@ -209,7 +220,8 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_weights: elements of a block of weights and of one kernel row in it. row_tiles: tiles of a row. ahead_tile, ahead_step:
     bytes of the next block's weights that a tile prefetches, and each of its channels. row_entries: of the tables, for one
     kernel row. copy_*, x_kernel_row, x_block, x_blocks, x_column, run: of the copy at the border. y_* and r0_*…:
-    of the output and the operands; a block is what a tile writes, a vector a part of it. kernel_rows, plane_weights,
+    of the output and the operands; a block is what a tile writes, a vector a part of it. x_vector: from one vector of channels
+    to the next, where groups share them. kernel_rows, plane_weights,
     plane_entries, x_kernel_plane: of a plane of a kernel over volumes, its rows, weights and entries, and where it lies in x.
     """
     x, y, lanes, rows, columns = conv.x, conv.y, isa.lanes, conv.kernel_rows, conv.kernel[1]
@@ -239,6 +251,8 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
         "run": runs[0],
     }  # fmt: skip
+    if conv.within:
+        numbers["x_vector"] = x.block_stride
     if conv.depth is not None:
         row_entries, within = numbers["row_entries"], conv.kernel[0]
         by_plane = {"kernel_rows": within, "plane_weights": within * row_weights, "plane_entries": within * row_entries}

@@ -6,7 +6,7 @@
             acc[P][V] = bias
             for each plane of the kernel that lies inside the volume:             one, of images
                 for each entry of a table that lies inside the plane:             a kernel tap and a run of input channels
-                    for each channel of the run:
+                    for each channel of the run:                                      of each group, where groups share vectors
                         acc[p][v] += from[entry + pixel p + channel] · w[vector v]    w is read from end to end
             y = epilogue(acc)
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import plane_range, row_range, row_start
 from kernels.native.emit.kernel import SCRATCH, Bounds
-from kernels.native.emit.product import multiply_channel
+from kernels.native.emit.product import multiply_channel, multiply_groups
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I8, I32, I64
 
@@ -32,10 +32,11 @@ ENTRY_COUNT_SHIFT = 32  # of a table's word: the offset in elements is below, th
 
 @dataclass(frozen=True, slots=True)
 class ConvCode:
-    """All that decides the code. x: how the channels and the pixels of a tile lie in x."""
+    """All that decides the code. x: how the channels and the pixels of a tile lie in x. within: as that of `Conv`."""
 
     x: Channels
     results: Results
+    within: int = 0
 
 
 class ConvEmitter:
@@ -46,6 +47,7 @@ class ConvEmitter:
 
     def __init__(self, k: Function, code: ConvCode, n: Numbers, pointers: Mapping[str, Value]) -> None:
         self.k, self.x, self.n, self.pointers, self.lanes = k, code.x, n, pointers, k.isa.lanes
+        self.within = code.within
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.copy = k.offset(pointers[SCRATCH], code.results.pixels * code.results.vectors * self.lanes)
 
@@ -62,6 +64,8 @@ class ConvEmitter:
             image, group = image_group // n["groups"], image_group % n["groups"]
             x = k.offset(pointers["x"], image * n["x_image"] + group * n["x_group"] + n["x_first"])
             block = group * n["blocks"] + number
+            if self.within:
+                x = k.offset(x, number * n["x_vector"])
             w, b = k.offset(pointers["w"], block * n["block_weights"]), k.offset(pointers["b"], block * size)
             to, left = self.results.start(pointers, image, group, number), n["outputs"] - number * size
             first = rows * n["chunk_rows"]
@@ -125,6 +129,8 @@ class ConvEmitter:
                 at, tile = k.offset(base, along), (code.pixels, code.vectors)
                 if self.x.kind == "planes":  # runs of one
                     taps.values = multiply_channel(k, tile, at, pixel, taps.values, self.n["ahead_step"])
+                elif self.within:
+                    taps.values = multiply_groups(k, code.pixels, self.within, at, pixel, taps.values, self.n["ahead_step"])
                 else:
                     with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
                         x = k.offset(at, fold.index)

@@ -53,8 +53,9 @@ def conv_reference(conv: Conv, x: np.ndarray, w: np.ndarray, b: np.ndarray | Non
     right = max(0, (ow - 1) * sx + (columns - 1) * dx + 1 - conv.left - width)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (conv.top, bottom), (conv.left, right)))
     out = np.zeros((n, conv.y.channels, oh, ow))
-    cg, kg = conv.group_inputs, conv.group_outputs
-    for g in range(conv.groups):
+    groups = conv.y.channels // conv.within if conv.within else conv.groups
+    cg, kg = conv.group_inputs, conv.y.channels // groups
+    for g in range(groups):
         for r in range(rows):
             for s in range(columns):
                 ys = slice(r * dy, r * dy + (oh - 1) * sy + 1, sy)

@@ -536,6 +536,9 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "conv 3x3, groups of blocks": lambda isa: direct(
         isa, convolution(isa, 6, 2 * isa.lanes, 4 * isa.lanes, 3, pad=1, groups=2), (3, 1)
     ),
+    "conv 3x3, groups of two channels": lambda isa: direct(
+        isa, convolution(isa, 6, 2 * isa.lanes + 2, 2 * isa.lanes + 2, 3, pad=1, groups=isa.lanes + 1).joined(isa.lanes), (4, 1)
+    ),
     "conv 3x3, groups, channels last": lambda isa: direct(
         isa, convolution(isa, 6, 6, 10, 3, pad=1, groups=2, layout="nhwc"), (3, 1)
     ),

@@ -11,7 +11,7 @@ from kernels.native.code.compile import SPILL_LIMIT, generate
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
 from kernels.native.errors import EmitError
-from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
+from kernels.native.families.conv import conv_tiles, emit_conv, make_tile, pack_bias, pack_weights
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
@@ -102,6 +102,44 @@ def test_groups(isa, groups):
     check_conv(conv, make_tile(conv, isa, 3, 1), isa, Epilogue(bias=True))
     conv = square(isa, "nhwc", 6, lanes, lanes, 3, pad=1, groups=groups)  # all groups in one vector
     check_conv(conv, make_tile(conv, isa, 3, 1), isa, chain(("add", conv.y), bias=True))
+
+
+def group_sizes(isa):
+    """Channels of groups of which several share a vector."""
+    return [size for size in (2, 4, 8) if size < isa.lanes]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "pad"), DIRECT)
+def test_groups_that_share_vectors(isa, kernel, stride, dilation, pad):
+    for size, width in itertools.product(group_sizes(isa), (5, 9)):
+        for groups in (isa.lanes // size, 2 * isa.lanes // size + 1):  # the last vector is filled, or is not
+            apart = square(isa, "blocked", width, groups * size, groups * size, kernel, stride, dilation, pad, groups, batch=2)
+            conv = apart.joined(isa.lanes)
+            assert (conv.groups, conv.within, conv.macs) == (1, size, apart.macs)
+            for tile in conv_tiles(conv, isa):
+                check_conv(conv, tile, isa, chain(("add", conv.y), "relu", bias=True), lambda y: np.maximum(y, 0))
+
+
+def test_numbers_that_are_not_finite_stay_in_their_group(isa):
+    size, groups = 2, isa.lanes + 1
+    conv = square(isa, "blocked", 3, groups * size, groups * size, 3, pad=1, groups=groups).joined(isa.lanes)
+    tile, x = conv_tiles(conv, isa)[0], np.ones((1, groups * size, 3, 3), np.float32)
+    x[:, size], x[:, 3 * size] = np.nan, np.inf
+    w = np.ones((groups * size, size, 3, 3), np.float32)
+    memory = np.full(conv.y.elements + 64, np.nan, np.float32)
+    kernel, packed = emit_conv(conv, tile, Epilogue(bias=True), isa), pack_weights(conv, tile, isa, w)
+    bias = pack_bias(conv, isa, np.zeros(groups * size, np.float32), tile.vectors)
+    run_kernel(kernel, isa, x=place(conv.x, x), w=packed, b=bias, y=memory)
+    finite = np.isfinite(conv.y.load(memory)).reshape(groups, -1)
+    assert finite.all(axis=1).tolist() == [group not in {1, 3} for group in range(groups)]
+    assert finite.any(axis=1).tolist() == finite.all(axis=1).tolist()
+
+
+def test_groups_of_vectors_need_blocks_and_tiles_of_one_vector(isa):
+    size = isa.lanes // 2
+    conv = replace(square(isa, "nhwc", 6, 4 * size, 4 * size, 3, pad=1), within=size)
+    with pytest.raises(EmitError, match=rf"groups of {size} of {4 * size} channels in rows, need blocks and tiles of one vector"):
+        emit_conv(conv, make_tile(conv, isa, 4, 1), Epilogue(bias=True), isa)
 
 
 def test_rows_of_a_chunk_need_not_divide_the_rows(isa):
