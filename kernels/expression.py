@@ -17,7 +17,7 @@ is defined, are listed in `kernels.native.emit.expression`. These names mean the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -28,6 +28,7 @@ from kernels.spec import BOOL, Array, DType
 FLOAT, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 PREDICATES = (*COMPARISONS, "isnan", "isinf")
+COMMUTATIVE = ("add", "mul")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,16 @@ class Draft:
         read = [arg for step in steps.values() for arg in step.args if arg in names] if steps else [result]
         operands = list(dict.fromkeys([*(self._operands[name] for name in first), *read]))
         number = {term: n for n, term in enumerate([*operands, *steps])}
-        tape = [Apply(s.op, tuple(number[arg] for arg in s.args), s.parameters, s.dtype) for s in steps.values()]
+        tape = [
+            Apply(step.op, in_order(step.op, [number[arg] for arg in step.args]), step.parameters, step.dtype)
+            for step in steps.values()
+        ]
         return tuple(names[term] for term in operands), Expression(tuple(term.dtype for term in operands), tuple(tape))
+
+
+def in_order(op: str, args: Sequence[int]) -> tuple[int, ...]:
+    """Return the arguments of an op in the order in which code for a + b is shared with b + a."""
+    return tuple(sorted(args) if op in COMMUTATIVE else args)
 
 
 def _result_type(op: str, args: tuple[Term, ...], dtype: DType | None) -> DType:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from graph.ir import Fused, Node
-from kernels.expression import Draft, Expression, Term
+from kernels.expression import Draft, Expression, Term, in_order
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
 from kernels.registry import find
@@ -44,7 +44,7 @@ class BoundExpression:
         kept = [n for n in range(count) if n != added or n in read]
         number = {old: new for new, old in enumerate(kept)} | {count: 0}
         number |= {count + n: len(kept) + n - 1 for n in range(1, len(rest))}
-        steps = tuple(replace(step, args=tuple(number[arg] for arg in step.args)) for step in rest)
+        steps = tuple(replace(step, args=in_order(step.op, [number[arg] for arg in step.args])) for step in rest)
         types = tuple(self.expression.operands[n] for n in kept)
         return BoundExpression(tuple(self.operands[n] for n in kept), Expression(types, steps))
 

@@ -94,7 +94,7 @@ class Executor:
         weakref.finalize(self, budget.release).atexit = False
         self._program, self.packed = lowered.prepare(sizes, budget)
         self._names = tuple(port.name for port in self.graph.outputs if port.name not in lowered.kept)
-        self._blas = BlasThreads(self.threads)
+        self._blas = BlasThreads(self.threads if self._program.uses_numpy else None)
         self._lock = threading.Lock()
 
     def _ports_at(self, sizes: Sizes) -> tuple[Port, ...]:

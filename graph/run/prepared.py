@@ -117,6 +117,11 @@ class PreparedGraph:
         self._clocks: dict[int, SegmentClock] = {}
         self._slots.complete()
 
+    @property
+    def uses_numpy(self) -> bool:
+        """Whether any step runs outside of native segments, where numpy may use BLAS."""
+        return len(self._segments) < len(self._positions)
+
     @functools.cached_property
     def steps(self) -> tuple[PreparedStep, ...]:
         """Every node in the order in which it runs; the nodes of a segment one by one."""

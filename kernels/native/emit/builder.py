@@ -600,6 +600,24 @@ class Function:
         self.label(end)
 
     @contextmanager
+    def either(self, condition: Value, name: str) -> Iterator[Callable[[], None]]:
+        """Run the body up to the call of what it yields if the condition holds, and else what follows the call.
+
+        Unlike with two conditions, no value that both need has to be kept in a register by the first for the second.
+        """
+        body, rest, end = self.fresh(name), self.fresh(f"{name}.else"), self.fresh(f"{name}.end")
+        self.emit(f"br {condition}, label %{body}, label %{rest}")
+        self.label(body)
+
+        def otherwise() -> None:
+            self.emit(f"br label %{end}")
+            self.label(rest)
+
+        yield otherwise
+        self.emit(f"br label %{end}")
+        self.label(end)
+
+    @contextmanager
     def repeat(self, name: str) -> Iterator[Callable[[Value], None]]:
         """Run the body again and again; calling what it yields leaves the loop if the condition holds."""
         head, end = self.fresh(name), self.fresh(f"{name}.end")

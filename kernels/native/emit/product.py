@@ -17,13 +17,14 @@ from kernels.native.target.isa import Isa
 FEW_REGISTERS = 16
 BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
 LINE_ELEMENTS = 16  # fp32 of a cache line
+L2_BYTES_PER_CYCLE = 32
 MOST_PIXELS = 28  # of the tallest tile that is worth trying
 # Tiles (pixels, vectors) of convolutions whose groups share vectors: a pixel takes two registers, a channel of a group one.
 GROUP_TILES = ((1, 1), (4, 1), (7, 1), (8, 1))
 # Tiles (pixels, vectors) of convolutions and of products with packed weights, by the number of registers: few, so that layers and
 # models share kernels. By the port model all others would save 0.2 % over 794 convolutions and products of 37 models.
 TILES: Mapping[int, Sequence[tuple[int, int]]] = {
-    32: ((1, 1), (7, 1), (14, 1), (28, 1), (1, 2), (4, 2), (7, 2), (8, 2), (14, 2), (8, 3), (1, 4), (6, 4), (1, 8)),
+    32: ((1, 1), (7, 1), (14, 1), (28, 1), (1, 2), (4, 2), (7, 2), (8, 2), (14, 2), (8, 3), (1, 4), (6, 4), (5, 5), (1, 8)),
     16: ((1, 1), (7, 1), (14, 1), (1, 2), (4, 2), (5, 2), (6, 2), (4, 3), (1, 4), (2, 4), (2, 5), (1, 8)),
 }
 
@@ -42,11 +43,12 @@ def most_rows(vectors: int, isa: Isa, steps: int = 1) -> int:
 def step_cycles(rows: int, vectors: int, isa: Isa) -> float:
     """Estimate the cycles of a tile for one step of the depth: two multiply–adds and two loads a cycle, latency 4.
 
-    More are for wide loads of weights from L2, which a taller tile repeats less often, and for each broadcast: on AVX-512 (Zen 5)
-    the tiles 9×3, 14×2 and 28×1 took 15, 17 and 19 cycles.
+    Weights come from L2 at 32 bytes a cycle. More are for their loads, which a taller tile repeats less often, and for each
+    broadcast: on AVX-512 (Zen 5) the tiles 2×10, 3×7, 8×3, 9×3, 14×2 and 28×1 took 20, 15, 14, 15, 17 and 19 cycles.
     """
     each = 0.16 if isa.vector_registers > FEW_REGISTERS else 0.05
-    return max(rows * vectors / 2, (rows + vectors) / 2, 4) + 0.1 * vectors + each * rows
+    weights = vectors * isa.lanes * 4 / L2_BYTES_PER_CYCLE
+    return max(rows * vectors / 2, (rows + vectors) / 2, weights, 4) + 0.1 * vectors + each * rows
 
 
 def even(size: int, most: int) -> int:

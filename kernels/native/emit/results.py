@@ -177,14 +177,14 @@ class ResultsEmitter:
         some_lanes = left if in_rows else (left + (self.lanes - 1)) // self.lanes * self.lanes
         whole = k.compare("ge", some_lanes, code.vectors * self.lanes)
         begin = first if first is not None and code.operands else k.const(I64, 0)
-        if is_long(code.expression):
-            with k.when(whole, "whole"):
-                self.finish_part(values, to, (begin, pixels), None)
-        else:
+        if not is_long(code.expression):
             whole = whole & k.compare("eq", pixels - begin, most)
-            with k.when(whole, "whole"):
+        with k.either(whole, "whole") as otherwise:
+            if is_long(code.expression):
+                self.finish_part(values, to, (begin, pixels), None)
+            else:
                 self.finish_whole(values, to)
-        with k.when(whole ^ k.const(whole.type, 1), "part"):
+            otherwise()
             self.finish_part(values, to, (begin, pixels), left)
 
     def finish_whole(self, values: Sequence[Value], to: Spots) -> None:

@@ -127,18 +127,27 @@ class ConvEmitter:
                 along = k.convert("sext", k.load(I32, word), I64)
                 run = k.convert("zext", k.load(I32, word, 1), I64)
                 at, tile = k.offset(base, along), (code.pixels, code.vectors)
-                if self.x.kind == "planes":  # runs of one
-                    taps.values = multiply_channel(k, tile, at, pixel, taps.values, self.n["ahead_step"])
-                elif self.within:
+                if self.within:
                     taps.values = multiply_groups(k, code.pixels, self.within, at, pixel, taps.values, self.n["ahead_step"])
                 else:
                     with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
                         x = k.offset(at, fold.index)
-                        fold.values = multiply_channel(k, tile, x, pixel, fold.values, self.n["ahead_step"])
+                        values, ahead_step = fold.values, self.n["ahead_step"]
+                        if self.x.kind == "planes":
+                            values, ahead_step = [*values[:-1], self._soon(at, pixel, taps.index)], k.const(I64, 0)
+                        fold.values = multiply_channel(k, tile, x, pixel, values, ahead_step)
                     taps.values = fold.values
             *sums, _, ahead = taps.values
             over.values = [*sums, ahead]
         return over.values[:-1]
+
+    def _soon(self, at: Value, pixel: Value, entry: Value) -> Value:
+        """Return which pixel of planes to prefetch: the first and the last of the next tile in turns, one row further down.
+
+        There are few weights to prefetch where channels are planes, and many pixels, each of which a tile reads once.
+        """
+        last = pixel * (self.tile.pixels - 1)
+        return self.k.offset(at, self.n["x_row"] + pixel * self.tile.pixels + (entry & 1) * last)
 
     # The border
 

@@ -104,7 +104,7 @@ def depthwise_tiles(conv: Conv, isa: Isa, limit: int = 4) -> tuple[DepthwiseTile
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[DepthwiseTile, ...]:
     scored = []
     for pixels, vectors in TILES[isa.vector_registers]:
-        scratch = 2 * vectors + (2 if isa.fma else 3)  # input vectors and what LLVM keeps; without FMA the product too
+        scratch = 2 * vectors + (2 if isa.fma else 4)  # input vectors and what LLVM keeps; without FMA products too
         fits = (pixels + conv.kernel[1]) * vectors + scratch <= max(isa.vector_registers, conv.kernel[1] + scratch + 2)
         if not fits or pixels > conv.y.width:
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import struct
 import threading
 import weakref
 from collections import deque
@@ -92,10 +93,7 @@ class ThreadPool:
         boxes, team = self._take(threads)
         try:
             state = self._teams[team]
-            _set(state, TEAM["program"], np.int64, program)
-            _set(state, TEAM["arguments"], np.int64, arguments)
-            _set(state, TEAM["threads"], np.int64, threads)
-            _set(state, TEAM["spins"], np.int32, self._barrier_spins)
+            _TASK.pack_into(state.data, TEAM["program"], program, arguments, threads, self._barrier_spins)
             addresses = (ctypes.c_void_p * max(len(boxes), 1))(*(self._boxes[box].ctypes.data for box in boxes))
             counted = (counters.ctypes.data, counters.nbytes) if counters is not None else (None, 0)
             self._call["edgewise_run"](state.ctypes.data, addresses, len(boxes), *counted)
@@ -184,6 +182,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "edgewise_worker": (ctypes.c_void_p,),
     "edgewise_post": (ctypes.c_void_p,),
 }
+
+
+_TASK = struct.Struct("=qqqi")  # program, arguments, threads and spins of a team, which follow one another
 
 
 def _set(record: Array, offset: int, kind: type, value: int) -> None:
