@@ -16,6 +16,7 @@ from graph.digest import Digest
 from graph.mapped import MappedFile
 from kernels.spec import Array, DType, Spec
 
+INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})  # their sums of int32 are converted by what is fused behind them
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor, since their bodies are graphs
 
 SEGMENT = "edgewise.Segment"  # the op of a node that stands for a native segment, which the executor runs
@@ -68,6 +69,11 @@ class Node:
     attrs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     epilogue: tuple[Fused, ...] = ()
     origins: tuple[str, ...] = ()
+
+    @property
+    def converts(self) -> bool:
+        """Whether its epilogue may make its result another type: only these two do, other ops are fused where they keep it."""
+        return bool(self.epilogue) and (self.op in INTEGER_PRODUCTS or any(f.op == "QuantizeLinear" for f in self.epilogue))
 
     def reads(self) -> Iterator[str]:
         """Yield every value it reads: its inputs, those of its epilogue, and values that its subgraphs capture from outside."""

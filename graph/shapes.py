@@ -205,6 +205,8 @@ def _infer(node: Node, specs: Specs, room_bytes: int, symbols: _Symbols) -> tupl
     if any(name and spec is None for name, spec in zip(node.inputs, inputs, strict=True)):
         raise DataDependentError(f"{node.op}: an input's shape is known at run time only")
     made = op.infer_specs(inputs, node.attrs)
+    if node.converts:
+        return (_converted(node, made[0], specs), *made[1:])
     if not op.deterministic or node.epilogue or any(_is_open_or_large(spec) for spec in made):
         return made
     if all(spec.value is not None for spec in made[: len(node.outputs)]):
@@ -231,6 +233,13 @@ def _infer(node: Node, specs: Specs, room_bytes: int, symbols: _Symbols) -> tupl
     if evaluation_bytes(op, inputs, made, node.attrs) > room_bytes:
         return made
     return tuple(Spec.of(array) for array in evaluate(op, values, node.attrs))
+
+
+def _converted(node: Node, spec: Spec, specs: Specs) -> Spec:
+    """Return the spec that a node's epilogue makes of its result."""
+    for fused in node.epilogue:
+        spec = find(fused.op).infer_specs([specs[name] if name else spec for name in fused.inputs], fused.attrs)[0]
+    return spec
 
 
 def _scale(node: Node, values: Sequence[Array | None], made: tuple[Spec, ...], symbols: _Symbols) -> tuple[Spec, ...]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from kernels.spec import BOOL, Array, DType
 
-FLOAT, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+FLOAT, DOUBLE, INT32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 PREDICATES = (*COMPARISONS, "isnan", "isinf")
 COMMUTATIVE = ("add", "mul")

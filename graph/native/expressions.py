@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from graph.ir import Fused, Node
-from kernels.expression import Draft, Expression, Term, in_order
+from graph.ir import INTEGER_PRODUCTS, Fused, Node
+from kernels.expression import INT32, Draft, Expression, Term, in_order
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
 from kernels.registry import find
@@ -63,7 +63,8 @@ def express_epilogue(node: Node, spec: SpecOf, constants: Mapping[str, Array], a
 
     addend: a value that is added before. Raises EmitError where there is no expression for it.
     """
-    return _behind(node.epilogue, spec(node.outputs[0]).dtype, spec, constants, addend)
+    dtype = INT32 if node.op in INTEGER_PRODUCTS else spec(node.outputs[0]).dtype
+    return _behind(node.epilogue, dtype, spec, constants, addend)
 
 
 def express_fused(fused: Fused, dtype: DType, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, INTEGER_PRODUCTS, Fused, Graph, Node, Specs
 from graph.native.expressions import express_fused
 from graph.native.facts import F32, VALUES, known
 from graph.passes.editor import Editor, origins
@@ -19,6 +19,7 @@ MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its
 def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
 
+    What converts the sums of a product of integers, or quantises, may change the dtype, where native kernels can do all of it.
     What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Only
     those are fused that native kernels can do before they store, or, of other types than float32, that maps can do.
     """
@@ -53,28 +54,35 @@ def _absorb(editor: Editor, host: Node, index: int, position: Mapping[str, int],
         or not editor.single_output(reader)
     ):
         return None
-    spec = editor.specs.get(value)
-    if spec is None or spec != editor.specs.get(reader.outputs[0]):
+    spec, made = editor.specs.get(value), editor.specs.get(reader.outputs[0])
+    if spec is None or made is None or spec.shape != made.shape:
+        return None
+    if spec.dtype != made.dtype and not _may_convert(host, reader):
         return None
     others = [name for name in reader.reads() if name != value]
     if any(editor.specs.get(name) is None or position.get(name, 0) >= index for name in others if name not in editor.constants):
         return None
     inputs = tuple("" if name == value else name for name in reader.inputs)
     fused = Fused(reader.op, inputs, reader.attrs, origin=origins(reader)[0])
-    if not _is_native(editor, fused, spec.dtype):
+    if not _is_native(editor, fused, spec.dtype, host):
         return None  # or the host could not run natively
     return editor.merge(replace(host, outputs=(reader.outputs[0],), epilogue=(*host.epilogue, fused, *reader.epilogue)), reader)
 
 
-def _is_native(editor: Editor, fused: Fused, dtype: DType) -> bool:
-    """Whether native code can do the op behind another one, or does not know its type anyway."""
+def _may_convert(host: Node, reader: Node) -> bool:
+    """Whether a reader that changes the dtype may be fused."""
+    return host.op in INTEGER_PRODUCTS or (reader.op == "QuantizeLinear" and _is_elementwise(host))
+
+
+def _is_native(editor: Editor, fused: Fused, dtype: DType, host: Node) -> bool:
+    """Whether native code can do the op behind another one, or does not know its type anyway. dtype: of what it is applied to."""
     if dtype not in VALUES:
         return True
     try:
         bound = express_fused(fused, dtype, lambda value: known(editor.specs, value), editor.constants)
     except EmitError:
         return False
-    return dtype != F32 or set(bound.expression.operands) == {F32}
+    return dtype != F32 or host.op in INTEGER_PRODUCTS or set(bound.expression.operands) == {F32}
 
 
 def _is_elementwise(node: Node) -> bool:

@@ -302,8 +302,11 @@ class PreparedGraph:
                 self._returned.append((self._slots.of(value), spec))
 
     def _kernels(self, node: Node) -> list[_Chosen]:
-        """Choose the kernel of a node, then one for each op of its epilogue; none for segments and dynamic nodes."""
-        if node.op == SEGMENT or not is_static(node, self._specs):
+        """Choose the kernel of a node, then one for each op of its epilogue; none for segments and dynamic nodes.
+
+        A node whose epilogue converts its result, which does not fit where the converted one goes, is dynamic.
+        """
+        if node.op == SEGMENT or not is_static(node, self._specs) or self._converts(node):
             return []
         wanted = [(node.op, node.inputs, node.attrs, self._algorithms.get(node.name))]
         for fused in node.epilogue:
@@ -319,6 +322,14 @@ class PreparedGraph:
             scratch_bytes = kernel.scratch_bytes(find(op).infer_specs(specs, attrs), *specs, **attrs)
             found.append(_Chosen(kernel, names, attrs, workspace_bytes, scratch_bytes))
         return found
+
+    def _converts(self, node: Node) -> bool:
+        """Whether the epilogue of a node, whose shapes are known, converts its result to another type."""
+        if not node.converts or not is_static(node, self._specs):
+            return False
+        own = find(node.op).infer_specs([self._specs[name] if name else None for name in node.inputs], node.attrs)[0]
+        spec = self._specs[node.outputs[0]]
+        return spec is not None and own.dtype != spec.dtype
 
     def _algorithm(self, node: Node, kernels: Sequence[_Chosen]) -> str:
         if node.op == SEGMENT:
@@ -375,17 +386,24 @@ class PreparedGraph:
         """Make a call that infers, allocates and runs one node on the arrays present at run time."""
         slots, op, algorithm = self._slots.arrays, find(node.op), self._algorithms.get(node.name)
         read = [self._slots.of(name) for name in node.inputs]
-        fused = [(find(f.op), [self._slots.of(name or node.outputs[0]) for name in f.inputs], f.attrs) for f in node.epilogue]
+        fused = [(find(f.op), [self._slots.of(name) if name else None for name in f.inputs], f.attrs) for f in node.epilogue]
         wanted = [not i or name in self._last_read for i, name in enumerate(node.outputs)]
+        placed = self._slots.of(node.outputs[0]) if self._converts(node) else None
 
         def call() -> None:
             inputs = [slots[i] for i in read]
             bounds = self._bounds
             made = allocate(op, inputs, node.attrs, wanted, bounds)
             compute(op, made, inputs, node.attrs, bounds, algorithm)
-            self._keep(node, made)
             for follower, operands, attrs in fused:
-                compute(follower, made[:1], [slots[i] for i in operands], attrs, bounds)
+                arguments = [made[0] if i is None else slots[i] for i in operands]
+                if placed is not None:
+                    made = [*allocate(follower, arguments, attrs, [True], bounds), *made[1:]]
+                compute(follower, made[:1], arguments, attrs, bounds)
+            if placed is None:
+                self._keep(node, made)
+            else:
+                slots[placed][...] = made[0]
 
         return call
 

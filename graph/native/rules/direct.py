@@ -97,11 +97,11 @@ def fold_bias(
     if bias is not None:
         return bound, bias
     if addend is None or addend not in constants:
-        return bound, _zeros(channels)
+        return bound, zero_bias(channels)
     array = constants[addend]
     given = (1,) * (len(shape) - array.ndim) + array.shape
     if array.size != channels or given[axis] != channels:
-        return bound, _zeros(channels)
+        return bound, zero_bias(channels)
     return bound.without_addend(), np.ascontiguousarray(array.reshape(-1))
 
 
@@ -126,7 +126,7 @@ def place_in_blocks(b: Lowering, node: Node, x: Place, weighted: Weighted) -> Pl
 
 
 @functools.lru_cache(1024)
-def _zeros(channels: int) -> Array:
+def zero_bias(channels: int) -> Array:
     """Return a bias of 0 for each channel, the same array for equally many: it is packed once."""
     return np.zeros(channels, np.float32)
 

@@ -63,19 +63,22 @@ ColumnLoad = Callable[[Value, int], Value]  # reads a vector at the address of a
 class Border:
     """Reads the columns of one tile.
 
-    start: the tile's first column in the image, which may lie outside. width: of the image. otherwise: what is read there.
+    start: the tile's first column in the image, which may lie outside. width: of the image. otherwise: what is read there, a
+    number in all lanes, or what lies at an address.
     """
 
     k: Function
     columns: Columns
     start: Value
     width: Value
-    otherwise: float
+    otherwise: float | Value
 
     def loads(self, load: Load) -> ColumnLoad:
         """Return what reads a column inside the image with `load`, and outside of it `otherwise` in all lanes."""
         k = self.k
-        nothing = k.module.table(k, "outside", F32, [self.otherwise] * k.isa.lanes)
+        nothing = self.otherwise
+        if not isinstance(nothing, Value):
+            nothing = k.module.table(k, "outside", F32, [nothing] * k.isa.lanes)
 
         def at(address: Value, column: int) -> Value:
             if not self.columns.may_be_outside(column):

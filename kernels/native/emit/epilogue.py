@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from kernels.expression import FLOAT, Expression
+from kernels.expression import FLOAT, INT32, Expression
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
 from kernels.spec import DType
@@ -24,7 +24,8 @@ Layout = TypeVar("Layout")
 class Epilogue(Generic[Layout]):
     """An elementwise computation on each result of a kernel: a bias is added, then the expression is computed.
 
-    expression: of the result, its operand 0, and of further operands; results are float32 before it and after.
+    expression: of the result, its operand 0, and of further operands. Results are float32 before it, or int32 where products of
+    integers are added up; what it makes of them is stored.
     operands: how each further operand lies: an `Image` or a `View`, with the stride 0 along what it is broadcast over.
     Raises EmitError where there are not as many layouts as operands, or the expression has other types.
     """
@@ -37,8 +38,8 @@ class Epilogue(Generic[Layout]):
         types = value_types(self.expression)
         if len(self.expression.operands) != 1 + len(self.operands):
             raise EmitError(f"epilogue: {len(self.operands)} layouts, need {len(self.expression.operands) - 1}, one an operand")
-        if not types[0] == types[-1] == FLOAT:
-            raise EmitError(f"epilogue: it makes {types[-1].name} of {types[0].name}, need float32 of float32")
+        if types[0] not in (FLOAT, INT32):
+            raise EmitError(f"epilogue: results are {types[0].name}, need float32 or int32")
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -49,6 +50,17 @@ class Epilogue(Generic[Layout]):
     def dtypes(self) -> tuple[DType, ...]:
         """The element types of the operands."""
         return self.expression.operands[1:]
+
+    @property
+    def result(self) -> DType:
+        """The element type of what is stored."""
+        return value_types(self.expression)[-1]
+
+    def require_float(self, kernel: str) -> None:
+        """Raise EmitError unless results are float32 before and after, for kernels that store nothing else."""
+        if not self.expression.operands[0] == self.result == FLOAT:
+            found = f"it makes {self.result.name} of {self.expression.operands[0].name}"
+            raise EmitError(f"{kernel}: {found} in its epilogue, need float32 of float32")
 
     def laid(self, change: Callable[[Layout], Layout]) -> Epilogue[Layout]:
         """Return this epilogue with `change` applied to the layout of each operand."""

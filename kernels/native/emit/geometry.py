@@ -10,6 +10,7 @@ import numpy as np
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.kernel import Table
 from kernels.native.emit.types import I64
+from kernels.native.emit.words import F32_WORDS, Words
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.spec import Array
@@ -36,6 +37,7 @@ class Conv:
 
     within: channels of each group where several groups lie in a vector (`joined`), else 0; `groups` is 1 there.
     depth: of one over volumes, whose other sizes are those of its planes but for the heights of x and y, all planes' together.
+    words: what the channels of x are; those of bytes are counted in words. zero: of bytes, the value that pads x.
     """
 
     x: Image
@@ -48,6 +50,8 @@ class Conv:
     groups: int = 1
     depth: Depth | None = None
     within: int = 0
+    words: Words = F32_WORDS
+    zero: int = 0
 
     @property
     def kernel_rows(self) -> int:
@@ -184,7 +188,7 @@ def plane_range(k: Function, pointers: Mapping[str, Value], row: Value) -> tuple
 
 
 def aligned_copy(values: Array) -> Array:
-    """Copy fp32 values to memory that is aligned for kernels."""
-    memory = aligned(values.nbytes).view(np.float32)
+    """Copy values to memory that is aligned for kernels."""
+    memory = aligned(values.nbytes).view(values.dtype)
     memory[:] = values
     return memory

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import F32, I8, I64
+from kernels.native.emit.words import F32_WORDS, Words
 from kernels.native.target.isa import Isa
 
 FEW_REGISTERS = 16
@@ -253,23 +254,29 @@ def collect(k: Function, columns: Value, depth: Value, b: Value, strides: tuple[
 
 
 def multiply_channel(
-    k: Function, tile: tuple[int, int], x: Value, pixel: Operand, values: Sequence[Value], ahead_step: Operand
+    k: Function,
+    tile: tuple[int, int],
+    x: Value,
+    pixel: Operand,
+    values: Sequence[Value],
+    ahead_step: Operand,
+    words: Words = F32_WORDS,
 ) -> list[Value]:
     """Emit the multiply–adds of one channel with packed weights. Of several, LLVM would load all weights first, and spill.
 
-    tile: pixels × vectors. x: the channel of the first pixel. pixel: elements from one to the next. values: the sums, the address
+    tile: pixels × vectors. x: the channel of the first pixel. pixel: words from one to the next. values: the sums, the address
     of the channel's weights, and an address to prefetch; returned are those of the next channel. ahead_step: bytes from one
-    address to prefetch to the next.
+    address to prefetch to the next. words: what a channel's elements are; four bytes are as one channel.
     """
     pixels, vectors = tile
     *sums, w, ahead = values
     if pixels > 1:  # a tile of one pixel waits for the weights themselves, which the processor sees come
         k.prefetch(ahead)
-    weights = [k.load(k.f32, w, v * k.isa.lanes) for v in range(vectors)]
+    weights = [k.load(words.type(k.isa.lanes), w, v * k.isa.lanes) for v in range(vectors)]
     for p in range(pixels):
-        one = k.broadcast(k.f32, x, pixel * p)
+        one = words.pixel(k, x, pixel * p)
         for v in range(vectors):
-            sums[p * vectors + v] = k.fma(one, weights[v], sums[p * vectors + v])
+            sums[p * vectors + v] = words.add(k, one, weights[v], sums[p * vectors + v])
     return [*sums, k.offset(w, vectors * k.isa.lanes), k.offset(ahead, ahead_step, I8)]
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from kernels.expression import FLOAT, Expression
+from kernels.expression import Expression
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.expression import evaluate, from_memory, is_long, memory_type
+from kernels.native.emit.expression import evaluate, from_memory, is_long, memory_type, to_memory, value_types
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
@@ -142,10 +142,12 @@ class ResultsEmitter:
 
     def __init__(self, k: Function, code: Results, n: Numbers, buffer: Value) -> None:
         self.k, self.code, self.n, self.buffer, self.lanes = k, code, n, buffer, k.isa.lanes
+        types = value_types(code.expression)
+        self.sums, self.made = memory_type(types[0]).by(k.isa.lanes), types[-1]
 
     def start(self, pointers: Mapping[str, Value], image: Value, group: Value | None, block: Value) -> Spots:
         """Return where a block of channels of an image is written, and its operands are read."""
-        n, dtypes = self.n, (FLOAT, *self.code.expression.operands[1:])
+        n, dtypes = self.n, (self.made, *self.code.expression.operands[1:])
         spots = []
         for name, channels, dtype in zip(self.code.names, (self.code.y, *self.code.operands), dtypes, strict=True):
             vector = self.k.const(I64, self.lanes) if channels.kind == "rows" else n[f"{name}_vector"]
@@ -207,7 +209,7 @@ class ResultsEmitter:
             mine = k.offset(self.buffer, p * (code.vectors * self.lanes))
             with k.loop("part.vector", 0, self._vectors(left)) as vector:
                 start = vector * self.lanes
-                self.store(k.load(k.f32, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
+                self.store(k.load(self.sums, mine, start), to, p, vector, k.least(left - start, k.const(I64, self.lanes)))
 
     def _finish_whole_pixels(self, to: Spots, first: Value, last: Value) -> None:
         """Emit loops that finish all vectors of some pixels, several side by side: one alone would wait for its own results."""
@@ -219,7 +221,7 @@ class ResultsEmitter:
             with k.loop("part.pixels", first, stop, count) as p:
                 mine = k.offset(self.buffer, p * (vectors * self.lanes))
                 for at in range(count * vectors):
-                    self.store(k.load(k.f32, mine, at * self.lanes), to, p + at // vectors, at % vectors)
+                    self.store(k.load(self.sums, mine, at * self.lanes), to, p + at // vectors, at % vectors)
             first = stop
 
     def _vectors(self, left: Value) -> Value:
@@ -229,7 +231,7 @@ class ResultsEmitter:
         """Apply the epilogue to one vector and store it. lanes: how many of it there are; None for all."""
         k, (y, *operands) = self.k, to
         loads = [partial(spot.load, k, pixel, vector, lanes) for spot in operands]
-        result = evaluate(k, self.code.expression, [lambda: value, *loads], self.lanes)
+        result = to_memory(k, evaluate(k, self.code.expression, [lambda: value, *loads], self.lanes), self.made)
         if lanes is None or y.channels.kind == "blocks":  # a block has memory for all of its lanes
             k.store(result, y.at(k, pixel, vector))
         else:

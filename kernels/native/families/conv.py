@@ -25,6 +25,7 @@ from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emi
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
+from kernels.native.emit.words import WORD_BYTES
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
@@ -64,10 +65,11 @@ class ConvTile:
 def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Callable[[Array], None] = lambda _: None) -> Array:
     """Pack weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
 
+    They are float32, or words of bytes (`byte_words`).
     done: called with each part of the weights that is not read any more.
     """
     size, blocks = tile.vectors * isa.lanes, conv.output_blocks(tile.vectors, isa.lanes)
-    packed = aligned(4 * conv.groups * blocks * size * weights[0].size).view(np.float32)  # zeroed; written in place
+    packed = aligned(WORD_BYTES * conv.groups * blocks * size * weights[0].size).view(weights.dtype)  # zeroed; written in place
     places = packed.reshape(conv.groups, blocks, *weights.shape[2:], weights.shape[1], size)
     for group, place in zip(np.split(weights, conv.groups), places, strict=True):
         for number in range(blocks):
@@ -79,9 +81,37 @@ def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Cal
 
 def pack_bias(conv: Conv, isa: Isa, bias: Array, vectors: int = 1) -> Array:
     """Pack a bias (outputs,): each group is filled up with 0 to whole blocks of so many vectors, a tile's."""
-    padded = np.zeros((conv.groups, conv.output_blocks(vectors, isa.lanes) * vectors * isa.lanes), np.float32)
+    padded = np.zeros((conv.groups, _padded_outputs(conv, isa, vectors)), np.int32 if bias.dtype.kind == "i" else np.float32)
     padded[:, : conv.group_outputs] = bias.reshape(conv.groups, -1)
     return aligned_copy(padded.ravel())
+
+
+def pack_zeros(conv: Conv, isa: Isa, weights: Array, vectors: int = 1) -> Array:
+    """Pack what a convolution of bytes starts from instead of a bias: minus the products of the zero point.
+
+    There is one for each range of kernel rows that may lie inside of x, since the others are left out.
+    Columns outside are filled with the zero point.
+
+    weights: (outputs, inputs of a group, kernel rows, columns) of int8.
+    """
+    count = conv.zero + conv.words.excess
+    rows = weights.astype(np.int64).sum((1, 3))  # (outputs, kernel rows)
+    before = np.concatenate([np.zeros((len(rows), 1), np.int64), rows.cumsum(1)], 1)
+    if not _by_rows(conv):
+        return pack_bias(conv, isa, (-count * before[:, -1]).astype(np.int32), vectors)
+    places = range(before.shape[1])
+    ranges = [-count * (before[:, high] - before[:, low]) for low in places for high in places]
+    return aligned_copy(np.concatenate([pack_bias(conv, isa, each.astype(np.int32), vectors) for each in ranges]))
+
+
+def _by_rows(conv: Conv) -> bool:
+    """Whether some rows of the kernel may lie outside of x."""
+    return conv.kernel[0] > 1 or conv.top > 0
+
+
+def _padded_outputs(conv: Conv, isa: Isa, vectors: int) -> int:
+    """Return the outputs of a group, filled up to whole blocks of so many vectors."""
+    return conv.output_blocks(vectors, isa.lanes) * vectors * isa.lanes
 
 
 def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
@@ -92,7 +122,7 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 @functools.lru_cache(1024)
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     flat = conv.flat()
-    kind = Channels.of(conv.x, isa.lanes, groups=conv.groups).kind
+    kind = Channels.of(conv.x, isa.lanes // conv.words.depth, groups=conv.groups).kind
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
     for pixels, vectors in GROUP_TILES if conv.within else TILES[isa.vector_registers]:
@@ -156,7 +186,8 @@ def _runs(conv: Conv) -> list[int]:
 
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
-    """Emit the kernel. Its arguments are "x", "w" (`pack_weights`), "b" (`pack_bias`), those of the epilogue, and "y".
+    """Emit the kernel. Its arguments are "x", "w" (`pack_weights`), "b" (`pack_bias`, of bytes `pack_zeros`), those of the
+    epilogue, and "y".
 
     Raises EmitError for layouts it cannot address.
     """
@@ -164,14 +195,20 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     if flat is not conv:
         epilogue = epilogue.laid(Image.flat)
     _check(flat, epilogue)
-    x = Channels.of(flat.x, isa.lanes, flat.strides[1], flat.groups)
-    code = ConvCode(x, Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups), flat.within)
+    words = conv.words
+    if epilogue.expression.operands[0] != words.sums:
+        raise EmitError(f"conv: sums of {words.sums.name}, the epilogue takes {epilogue.expression.operands[0].name}")
+    x = Channels.of(flat.x, isa.lanes // words.depth, flat.strides[1], flat.groups)
+    results = Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups)
+    code = ConvCode(x, results, flat.within, words)
     _check_within(flat, code, isa)
     deep = flat.depth is not None
-    stem = f"f32_conv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
+    stem = f"{words}_conv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
     stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
-    words = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
+    readable = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
     numbers = _numbers(flat, tile, epilogue, isa)
+    if words.depth > 1:
+        numbers |= _byte_numbers(flat, tile, isa)
     copied = flat.kernel_rows * len(_runs(flat)) * numbers["copy_row"]
     scratch_bytes = code.results.buffer_bytes(isa.lanes) + 4 * -(-copied // isa.lanes) * isa.lanes
 
@@ -180,7 +217,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
 
     return emitted(
         isa,
-        kernel_name(stem, (code, deep) if deep else code, isa, words),
+        kernel_name(stem, (code, deep) if deep else code, isa, readable),
         ("x", "w", "b", *epilogue.arguments, "y", SCRATCH),
         conv_chunks(conv, tile, isa),
         body,
@@ -209,8 +246,17 @@ def _check_within(conv: Conv, code: ConvCode, isa: Isa) -> None:
         )
 
 
+def _byte_numbers(conv: Conv, tile: ConvTile, isa: Isa) -> dict[str, int]:
+    """Return the numbers that code for bytes reads beside the others.
+
+    padding: the word that stands for pixels outside of x. b_low, b_high: sums from one `pack_zeros` to the next.
+    """
+    size = conv.groups * _padded_outputs(conv, isa, tile.vectors) if _by_rows(conv) else 0
+    return {"padding": conv.words.filled(conv.zero), "b_low": size * (conv.kernel[0] + 1), "b_high": size}
+
+
 def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> dict[str, int]:
-    """Return the numbers that the code reads, by name. Strides count elements.
+    """Return the numbers that the code reads, by name. Strides count elements, those of x words.
 
     blocks, row_chunks, chunk_rows, rows, groups, weights_inner: how chunks are numbered. outputs: channels of a group.
     row_pixels, all_pixels: of an output row, and how many there are where one long row is cut into rows; x_width and x_all, of
@@ -229,7 +275,8 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_count = _row_count(conv, tile)
     window = (columns - 1) * conv.dilations[1] + 1
     reach = (tile.pixels - 1) * conv.strides[1] + window
-    column = {"blocks": x.x_stride, "planes": 1}.get(Channels.of(x, lanes, groups=conv.groups).kind, -(-runs[0] // lanes) * lanes)
+    kind = Channels.of(x, lanes // conv.words.depth, groups=conv.groups).kind
+    column = {"blocks": x.x_stride, "planes": 1}.get(kind, -(-runs[0] // lanes) * lanes)
     row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.output_blocks(tile.vectors, lanes)
     tiles, row_weights = row_count * row_tiles, columns * conv.group_inputs * tile.vectors * lanes
     is_ahead = conv.groups * blocks > 1 and hint(tiles) >= MIN_TILES_AHEAD

@@ -25,18 +25,23 @@ from kernels.native.emit.geometry import plane_range, row_range, row_start
 from kernels.native.emit.kernel import SCRATCH, Bounds
 from kernels.native.emit.product import multiply_channel, multiply_groups
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
-from kernels.native.emit.types import I8, I32, I64
+from kernels.native.emit.types import I8, I32, I64, Type
+from kernels.native.emit.words import F32_WORDS, Words
 
 ENTRY_COUNT_SHIFT = 32  # of a table's word: the offset in elements is below, the channels of the run above
 
 
 @dataclass(frozen=True, slots=True)
 class ConvCode:
-    """All that decides the code. x: how the channels and the pixels of a tile lie in x. within: as that of `Conv`."""
+    """All that decides the code. x: how the channels and the pixels of a tile lie in x. within: as that of `Conv`.
+
+    words: what is multiplied; channels of x, and what lies between its elements, count in words.
+    """
 
     x: Channels
     results: Results
     within: int = 0
+    words: Words = F32_WORDS
 
 
 class ConvEmitter:
@@ -47,7 +52,8 @@ class ConvEmitter:
 
     def __init__(self, k: Function, code: ConvCode, n: Numbers, pointers: Mapping[str, Value]) -> None:
         self.k, self.x, self.n, self.pointers, self.lanes = k, code.x, n, pointers, k.isa.lanes
-        self.within = code.within
+        self.within, self.words = code.within, code.words
+        self.vector = code.words.type(k.isa.lanes)
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.copy = k.offset(pointers[SCRATCH], code.results.pixels * code.results.vectors * self.lanes)
 
@@ -82,7 +88,9 @@ class ConvEmitter:
         x_width = k.least(n["x_width"], n["x_all"] - row * n["x_width"])
         low, high = row_range(k, self.pointers["row_table"], row)
         planes = plane_range(k, self.pointers, row)
-        block, w = w, k.offset(w, low * n["row_weights"])
+        block, w, bias = w, k.offset(w, low * n["row_weights"]), b
+        if "b_low" in n:  # less for the kernel rows that lie outside, whose pixels are not the zero point
+            bias = k.offset(b, low * n["b_low"] + high * n["b_high"])
         with k.loop("tile", 0, width, pixels) as column:
             tile = row * n["row_tiles"] + column // pixels
             ahead = k.offset(k.offset(block, n["block_weights"]), tile * n["ahead_tile"], I8)
@@ -96,7 +104,7 @@ class ConvEmitter:
             pixel = self._x_pixel() if self.x.pixel is not None else k.select(outside, n["copy_pixel"], n["x_pixel"])
             first = k.offset(entries, low * n["row_entries"], I64)
             count = (high - low) * n["row_entries"]
-            values = self._multiply(base, planes, first, count, pixel, w, ahead, b)
+            values = self._multiply(base, planes, first, count, pixel, w, ahead, bias)
             here = self.results.column(to, column)
             self.results.finish(values, here, k.least(width - column, k.const(I64, pixels)), left)
 
@@ -117,8 +125,8 @@ class ConvEmitter:
         prefetched, a share of them by each tile of a block.
         """
         k, code = self.k, self.tile
-        zero = k.zero(k.f32)
-        starts = [k.load(k.f32, b, v * self.lanes) if code.bias else zero for v in range(code.vectors)]
+        zero = k.zero(self.vector)
+        starts = [k.load(self.vector, b, v * self.lanes) if code.bias else zero for v in range(code.vectors)]
         with k.fold("plane", *planes, 1, [*starts * code.pixels, ahead]) as over:
             here = k.offset(w, self._by_plane(over.index, "plane_weights"))
             among = k.offset(entries, self._by_plane(over.index, "plane_entries"), I64)
@@ -135,7 +143,7 @@ class ConvEmitter:
                         values, ahead_step = fold.values, self.n["ahead_step"]
                         if self.x.kind == "planes":
                             values, ahead_step = [*values[:-1], self._soon(at, pixel, taps.index)], k.const(I64, 0)
-                        fold.values = multiply_channel(k, tile, x, pixel, values, ahead_step)
+                        fold.values = multiply_channel(k, tile, x, pixel, values, ahead_step, self.words)
                     taps.values = fold.values
             *sums, _, ahead = taps.values
             over.values = [*sums, ahead]
@@ -184,17 +192,23 @@ class ConvEmitter:
         for begin, end, inside in ((zero, first, False), (first, last, True), (last, self.n["copy_columns"], False)):
             with k.loop("copy.columns", begin, end, self.lanes) as column:
                 some = k.least(end - column, k.const(I64, self.lanes))
-                value = k.load_first(k.f32, k.offset(source, column), some) if inside else k.zero(k.f32)
+                value = k.load_first(self.vector, k.offset(source, column), some) if inside else self._padding(self.vector)
                 k.store_first(value, k.offset(target, column), some)
 
     def _copy_pixel(self, source: Value | None, target: Value) -> None:
-        """Copy the channels of a pixel that lie side by side, or zeros."""
+        """Copy the channels of a pixel that lie side by side, or what stands for zeros."""
         k, kind = self.k, self.x.kind
-        if kind == "planes":
-            k.store(k.load(k.f32.element, source) if source else k.zero(k.f32.element), target)
-        elif kind == "blocks":
-            k.store(k.load(k.f32, source) if source else k.zero(k.f32), target)
-        else:
+        if kind == "rows":
             with k.loop("copy.channel", 0, self.n["run"], self.lanes) as channel:
                 some = k.least(self.n["run"] - channel, k.const(I64, self.lanes))
-                k.store(k.load_first(k.f32, k.offset(source, channel), some) if source else k.zero(k.f32), target, channel)
+                value = k.load_first(self.vector, k.offset(source, channel), some) if source else self._padding(self.vector)
+                k.store(value, target, channel)
+            return
+        block = self.words.type(1 if kind == "planes" else self.lanes // self.words.depth)
+        k.store(k.load(block, source) if source else self._padding(block), target)
+
+    def _padding(self, kind: Type) -> Value:
+        """Return what pads an image: zeros, or words of the zero point."""
+        if "padding" not in self.n:
+            return self.k.zero(kind)
+        return self.k.splat(self.k.convert("trunc", self.n["padding"], kind.element), kind)

@@ -26,9 +26,11 @@ from functools import partial
 
 import numpy as np
 
+from kernels.expression import FLOAT
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.expression import memory_type
 from kernels.native.emit.geometry import (
     Conv,
     aligned_copy,
@@ -44,12 +46,12 @@ from kernels.native.emit.geometry import (
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
-from kernels.native.emit.types import I64
+from kernels.native.emit.types import F32, I64, Type
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.size import hinted
-from kernels.spec import Array
+from kernels.spec import Array, DType
 
 CHUNK_MACS = (32 << 10, 256 << 10)  # least and most of one chunk: up to about 5 µs
 CHUNKS = 32
@@ -145,11 +147,12 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
 
 @dataclass(frozen=True, slots=True)
 class _Code:
-    """All that decides the code. columns: under a tile. x: how channels lie in it."""
+    """All that decides the code. columns: under a tile. x: how channels lie in it. dtype: of its elements."""
 
     columns: Columns
     x: Channels
     results: Results
+    dtype: DType = FLOAT
 
 
 def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
@@ -165,12 +168,14 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
     results = Results.of(tile.pixels, tile.vectors, conv.y, epilogue, isa.lanes)
     if tile.pixels > conv.y.width:
         raise EmitError(f"depthwise: a tile has {tile.pixels} pixels, y is {conv.y.width} wide, need as many at least")
-    code = _Code(Columns.of(conv, tile.pixels), x, results)
+    code = _Code(Columns.of(conv, tile.pixels), x, results, conv.words.x)
+    if epilogue.expression.operands[0] != conv.words.sums:
+        raise EmitError(f"depthwise: sums of {conv.words.sums.name}, the epilogue takes {epilogue.expression.operands[0].name}")
     window = name_window(
         replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     )
     words, deep = (name_layouts(conv.x, conv.y), window, *name_epilogue(epilogue)), conv.depth is not None
-    stem = f"f32_dwconv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
+    stem = f"{conv.words}_dwconv{3 if deep else 2}d_{tile.pixels}x{tile.vectors * isa.lanes}"
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
         _DepthwiseEmitter(k, code, sizes, pointers).emit(*chunks)
@@ -208,6 +213,8 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
         "x_kernel_row": conv.dilations[0] * x.y_stride, **({"plane_rows": conv.kernel[0]} if conv.depth else {}),
         **plane_numbers(conv),
     }  # fmt: skip
+    if conv.words.depth > 1:
+        numbers["zero"] = conv.zero
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
         numbers |= result_numbers(name, image, tile.vectors, lanes, 0)
     return numbers
@@ -219,6 +226,12 @@ class _DepthwiseEmitter:
     def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
         self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
+        self.element: Type = memory_type(code.dtype)
+        self.outside: float | Value = 0.0
+        if code.dtype != FLOAT:
+            self.zero = k.splat(k.convert("sitofp", n["zero"], F32), k.f32)
+            self.outside = k.room(vector := self.element.by(self.lanes))
+            k.store(k.splat(k.convert("trunc", n["zero"], self.element), vector), self.outside)
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
 
@@ -228,14 +241,15 @@ class _DepthwiseEmitter:
         with k.loop("unit", begin * n["chunk_units"], k.least(end * n["chunk_units"], n["units"])) as unit:
             number, slow = unit % n["blocks"], unit // n["blocks"]  # rows outermost, as products share them out
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
-            x = k.offset(self.pointers["x"], image * n["x_image"] + number * n["x_block"] + n["x_first"])
+            along = image * n["x_image"] + number * n["x_block"] + n["x_first"]
+            x = k.offset(self.pointers["x"], along, self.element)
             weights = number * n["kernel_rows"] * (self.code.columns.count * size)
             w, b = k.offset(self.pointers["w"], weights), k.offset(self.pointers["b"], number * size)
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * size
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
                 start = row_start(k, self.pointers, row, n["x_row"])
-                self._row(row, k.offset(x, start), w, b, self.results.row(to, row), left)
+                self._row(row, k.offset(x, start, self.element), w, b, self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, w: Value, b: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row.
@@ -247,11 +261,13 @@ class _DepthwiseEmitter:
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, self.tile.pixels, n["width"])
             start, here = column * columns.stride - n["left"], self.results.column(to, column)
-            at = k.offset(x, column * (self.pixel * columns.stride))
-            outside = Border(k, columns, start, n["x_width"], 0.0)
+            at = k.offset(x, column * (self.pixel * columns.stride), self.element)
+            outside = Border(k, columns, start, n["x_width"], self.outside)
 
             def finish(loads: Sequence[Load]) -> None:
                 values = self._tile(at, w, b, planes, bounds, [outside.loads(load) for load in loads])
+                if self.code.dtype != FLOAT:  # they are whole numbers below 2²⁴, which products of bytes by bytes allow
+                    values = [k.convert("fptosi", value, self.results.sums) for value in values]
                 self.results.finish(values, here, k.const(I64, self.tile.pixels), left, before)
 
             if self.code.x.kind == "blocks":
@@ -264,12 +280,20 @@ class _DepthwiseEmitter:
                 finish([self._load] * self.tile.vectors)
 
     def _load(self, address: Value) -> Value:
-        return self.k.load(self.k.f32, address)
+        return self._number(self.k.load(self.element.by(self.lanes), address))
 
     def _load_few(self, left: Value, address: Value) -> Value:
         """Load the lanes of a vector that there are. left: channels from its first one on, if any."""
         k = self.k
-        return k.load_first(k.f32, address, k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0)))
+        some = k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0))
+        return self._number(k.load_first(self.element.by(self.lanes), address, some))
+
+    def _number(self, raw: Value) -> Value:
+        """Return loaded elements as float32; bytes less their zero point, so that what lies outside of x is 0 as well."""
+        if self.code.dtype == FLOAT:
+            return raw
+        convert = "sitofp" if self.code.dtype.kind == "i" else "uitofp"
+        return self.k.convert(convert, raw, self.k.f32) - self.zero
 
     def _tile(self, x: Value, w: Value, b: Value, planes: Bounds, bounds: Bounds, loads: Sequence[ColumnLoad]) -> list[Value]:
         """Emit the accumulators of a tile. loads: of each of its vectors, what reads a column at an address.
@@ -285,12 +309,12 @@ class _DepthwiseEmitter:
         with k.fold("plane", *planes, 1, starts * self.tile.pixels) as over:
             x, w = self._at_plane(over.index, x, w)
             with k.fold("kr", *bounds, 1, over.values) as fold:
-                values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"])
+                values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"], self.element)
                 here = k.offset(w, fold.index * (columns.count * vectors * self.lanes))
                 weights = [k.load(k.f32, here, at * self.lanes) for at in range(columns.count * vectors)]
                 for column, pixels in sorted(met.items()):
                     for v, load in enumerate(loads):
-                        taken = load(k.offset(at, self.pixel * column + self.vector * v), column)
+                        taken = load(k.offset(at, self.pixel * column + self.vector * v, self.element), column)
                         for p, s in pixels:
                             values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
                 fold.values = values
@@ -304,4 +328,4 @@ class _DepthwiseEmitter:
         k, n = self.k, self.n
         rows = plane * n["plane_rows"]
         weights = rows * (self.code.columns.count * self.tile.vectors * self.lanes)
-        return k.offset(x, plane * n["x_kernel_plane"]), k.offset(w, weights)
+        return k.offset(x, plane * n["x_kernel_plane"], self.element), k.offset(w, weights)

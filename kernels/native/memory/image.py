@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.native.errors import EmitError
+from kernels.size import is_symbolic
 from kernels.spec import Array
 
 
@@ -92,6 +93,17 @@ class Image:
         pixels = self.height * self.width
         step = self.y_stride if self.width == 1 else self.x_stride
         return Image(self.batch, self.channels, 1, pixels, self.block, self.n_stride, self.block_stride, pixels * step, step)
+
+    def words(self, depth: int) -> Image:
+        """Return this image counted in words of so many neighbouring channels; the last word may be partly filled.
+
+        Raises EmitError where words would not begin where blocks, rows or pixels do.
+        """
+        strides = (self.n_stride, self.block_stride, self.y_stride, self.x_stride)
+        if (self.block % depth and self.blocks > 1) or any(stride % depth for stride in strides if not is_symbolic(stride)):
+            raise EmitError(f"image: blocks of {self.block} channels, {list(strides)} apart, are no words of {depth}")
+        block = -(-self.block // depth)
+        return Image(self.batch, -(-self.channels // depth), self.height, self.width, block, *(each // depth for each in strides))
 
     def every(self, first: tuple[int, int], steps: tuple[int, int]) -> tuple[Image, int]:
         """Return every `steps`-th pixel from row and column `first` on as an image, and how many elements lie before it."""

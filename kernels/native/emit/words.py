@@ -1,0 +1,127 @@
+"""What the factors of a product are made of: words of 32 bits, each one float32 or four bytes of neighbouring channels.
+
+Kernels address pixels and weights in words, so that one loop nest serves all types: what differs is how a word of a pixel is
+multiplied by words of weights, and in which type products are added up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.expression import FLOAT, INT32
+from kernels.native.emit.builder import Function, Operand, Value
+from kernels.native.emit.expression import memory_type
+from kernels.native.emit.types import I16, I32, Type
+from kernels.native.emit.units import dot
+from kernels.native.errors import EmitError
+from kernels.native.target.isa import Isa, Unit
+from kernels.spec import Array, DType
+
+INT8, UINT8 = np.dtype(np.int8), np.dtype(np.uint8)
+WORD_BYTES = 4
+FLIP = 0x80  # added to a signed byte, without carry, it makes the unsigned byte that is 128 more
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of pixels. x: type of their elements: float32, or uint8 or int8, with weights of int8."""
+
+    x: DType = FLOAT
+
+    def __post_init__(self) -> None:
+        if self.x not in (FLOAT, UINT8, INT8):
+            raise EmitError(f"product: elements of x are {self.x.name}, need float32, uint8 or int8")
+
+    def __str__(self) -> str:
+        return {"float32": "f32", "uint8": "u8", "int8": "i8"}[self.x.name]
+
+    @property
+    def depth(self) -> int:
+        """Neighbouring channels of a word."""
+        return WORD_BYTES // self.x.itemsize
+
+    @property
+    def sums(self) -> DType:
+        """The type in which products are added up."""
+        return FLOAT if self.x == FLOAT else INT32
+
+    @property
+    def excess(self) -> int:
+        """How much more than its value a byte counts in the products: signed bytes are multiplied as unsigned ones."""
+        return FLIP if self.x == INT8 else 0
+
+    def type(self, lanes: int) -> Type:
+        """Return the type of so many words, and of so many sums."""
+        return memory_type(self.sums).by(lanes)
+
+    def filled(self, value: int) -> int:
+        """Return the word whose elements all have that value, as a signed number."""
+        return int(np.full(self.depth, value, self.x).view(np.int32)[0]) if self.depth > 1 else 0
+
+    def pixel(self, k: Function, base: Value, index: Operand) -> Value:
+        """Emit the load of a word into every lane, as `add` takes it."""
+        word = k.load(self.type(1), base, index)
+        if self.excess:
+            word = word ^ k.const(I32, self.filled(-FLIP))
+        return k.splat(word, self.type(k.isa.lanes))
+
+    def add(self, k: Function, pixel: Value, weights: Value, sums: Value) -> Value:
+        """Emit sums + the products of the elements of a pixel's word, in every lane, by those of a word of weights in each."""
+        return k.fma(pixel, weights, sums) if self.x == FLOAT else add_bytes(k, pixel, weights, sums)
+
+
+F32_WORDS = Words()
+
+
+def byte_words(weights: Array) -> Array:
+    """Return weights (outputs, inputs, …) of int8 as words (outputs, words, …) of int32; inputs are filled up with 0."""
+    outputs, inputs, *window = weights.shape
+    depth = WORD_BYTES
+    full = np.zeros((outputs, -(-inputs // depth) * depth, *window), np.int8)
+    full[:, :inputs] = weights
+    split = full.reshape(outputs, -1, depth, *window)
+    words: Array = np.ascontiguousarray(np.moveaxis(split, 2, -1)).view(np.int32)[..., 0]
+    return words
+
+
+def add_bytes(k: Function, a: Value, b: Value, sums: Value) -> Value:
+    """Emit sums + the products of four unsigned bytes of a and four signed ones of b, in each lane of 32 bits.
+
+    By one instruction where there is one, else by products of 16 bits, whose sums of two fit in 32 bits always.
+    """
+    unit = _byte_unit(k.isa)
+    if unit is not None and unit.instruction == "vpdpbusd":
+        return k.call(f"llvm.x86.avx512.vpdpbusd.{k.isa.vector_bits}", sums.type, sums, a, b)
+    if unit is not None:  # signed by signed: 128 less for every byte of a
+        less = dot(k, unit, k.zero(sums.type), b, k.const(sums.type, -0x7F7F7F80))
+        return dot(k, unit, sums, a ^ k.const(a.type, -0x7F7F7F80), b) - less
+    low = k.const(a.type, 0x00FF00FF)
+    return sums + _pairs(k, a & low, _signed(k, b, 8)) + _pairs(k, k.shift("lshr", a, 8) & low, _signed(k, b, 0))
+
+
+def _byte_unit(isa: Isa) -> Unit | None:
+    """Return the instruction that adds products of four bytes, of those that every machine of the set has."""
+    fitting = [unit for unit in isa.units if unit.precision == "int8" and unit.depth == WORD_BYTES]
+    return next((unit for unit in fitting if set(unit.requires) <= set(isa.requires)), None)
+
+
+def _signed(k: Function, words: Value, shift: int) -> Value:
+    """Emit the bytes 0 and 2 (shift 8) or 1 and 3 (shift 0) of each word as signed numbers of 16 bits."""
+    halves = k.convert("bitcast", words, I16.by(2 * words.type.lanes))
+    moved = k.shift("shl", halves, shift) if shift else halves
+    return k.convert("bitcast", k.shift("ashr", moved, 8), words.type)
+
+
+def _pairs(k: Function, a: Value, b: Value) -> Value:
+    """Emit the sum of the two products of 16 bits in each word."""
+    lanes = a.type.lanes
+    halves = [k.convert("bitcast", each, I16.by(2 * lanes)) for each in (a, b)]
+    if k.isa.arch == "x86_64":
+        name = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}[lanes]
+        return k.call(f"llvm.x86.{name}", a.type, *halves)
+    products = [k.convert("sext", half, I32.by(2 * lanes)) for half in halves]
+    whole = products[0] * products[1]
+    even, odd = (k.shuffle(whole, None, range(first, 2 * lanes, 2)) for first in (0, 1))
+    return even + odd
