@@ -56,11 +56,12 @@ class Epilogue(Generic[Layout]):
         """The element type of what is stored."""
         return value_types(self.expression)[-1]
 
-    def require_float(self, kernel: str) -> None:
-        """Raise EmitError unless results are float32 before and after, for kernels that store nothing else."""
-        if not self.expression.operands[0] == self.result == FLOAT:
-            found = f"it makes {self.result.name} of {self.expression.operands[0].name}"
-            raise EmitError(f"{kernel}: {found} in its epilogue, need float32 of float32")
+    def require(self, kernel: str, sums: DType, *, keeps: bool = False) -> None:
+        """Raise EmitError unless results are of type `sums` before it and, where the kernel can only keep it, after it."""
+        given = self.expression.operands[0]
+        if given != sums or (keeps and self.result != sums):
+            found = f"its epilogue makes {self.result.name} of {given.name}"
+            raise EmitError(f"{kernel}: {found}, need {sums.name if keeps else 'any type'} of {sums.name}")
 
     def laid(self, change: Callable[[Layout], Layout]) -> Epilogue[Layout]:
         """Return this epilogue with `change` applied to the layout of each operand."""

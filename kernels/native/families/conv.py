@@ -196,8 +196,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
         epilogue = epilogue.laid(Image.flat)
     _check(flat, epilogue)
     words = conv.words
-    if epilogue.expression.operands[0] != words.sums:
-        raise EmitError(f"conv: sums of {words.sums.name}, the epilogue takes {epilogue.expression.operands[0].name}")
+    epilogue.require("conv", words.sums)
     x = Channels.of(flat.x, isa.lanes // words.depth, flat.strides[1], flat.groups)
     results = Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups)
     code = ConvCode(x, results, flat.within, words)

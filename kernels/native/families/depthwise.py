@@ -169,8 +169,7 @@ def emit_depthwise(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], i
     if tile.pixels > conv.y.width:
         raise EmitError(f"depthwise: a tile has {tile.pixels} pixels, y is {conv.y.width} wide, need as many at least")
     code = _Code(Columns.of(conv, tile.pixels), x, results, conv.words.x)
-    if epilogue.expression.operands[0] != conv.words.sums:
-        raise EmitError(f"depthwise: sums of {conv.words.sums.name}, the epilogue takes {epilogue.expression.operands[0].name}")
+    epilogue.require("depthwise", conv.words.sums)
     window = name_window(
         replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
@@ -228,6 +229,7 @@ def emit_matmul(matmul: MatMul, tile: MatMulTile, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for shapes that do not fit, and for a y or operands that vectors cannot reach."""
     if matmul.epilogue.bias:
         raise EmitError("matmul: the epilogue has a bias, products of two tensors take none")
+    matmul.epilogue.require("matmul", FLOAT, keeps=True)
     oriented = matmul.oriented()
     loops = _loops(oriented)
     _check(loops, tile)

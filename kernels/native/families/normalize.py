@@ -98,6 +98,7 @@ def emit_rows(rows: Rows, isa: Isa) -> NativeKernel:
     """Emit the kernel. Raises EmitError for views that do not fit together, or without a dimension that vectors can run along."""
     if rows.epilogue.bias:
         raise EmitError(f"rows: {rows.kind}: the epilogue has a bias, rows take none")
+    rows.epilogue.require(f"rows: {rows.kind}", FLOAT, keeps=True)
     loops = _Loops.of(rows)
     code = RowsCode(
         rows.kind, rows.reduces, rows.epsilon, rows.arguments, rows.epilogue.expression, loops.along, loops.vector.strides,

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kernels.expression import FLOAT
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
@@ -89,6 +90,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
         raise EmitError(f"pooling: x has {conv.x.channels} channels and y {conv.y.channels}, need as many")
     if epilogue.bias:
         raise EmitError("pooling: the epilogue has a bias, pools take none")
+    epilogue.require("pooling", FLOAT)
     x = Channels.of(conv.x, isa.lanes)
     if x.kind not in {"blocks", "rows"}:
         raise EmitError(f"pooling: x has blocks of {conv.x.block} channels, need whole vectors of {isa.lanes}")

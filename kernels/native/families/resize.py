@@ -27,6 +27,7 @@ from functools import partial
 
 import numpy as np
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.expression import is_long
@@ -197,6 +198,7 @@ def emit_resize(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image],
     Raises EmitError for images whose channels do not come in vectors, and for a bias.
     """
     _check(resizing, tile, epilogue, isa)
+    epilogue.require("resize", FLOAT)
     x, y = resizing.x, resizing.y
     pixels = 1 if is_long(epilogue.expression) else tile.pixels
     results = Results.of(pixels, tile.vectors, y, epilogue, isa.lanes)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
@@ -80,6 +81,7 @@ def emit_winograd(winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Ima
         raise EmitError(f"winograd: unit is {winograd.unit}, need one of {sorted(POINTS)}")
     if reason := fault(winograd.conv, isa):
         raise EmitError(f"winograd: {reason}")
+    epilogue.require("winograd", FLOAT)
     kernels = _Kernels(winograd, tile, epilogue, isa)
     return (kernels.fused(),) if tile.fused else (kernels.input(), kernels.multiply(), kernels.output())
 

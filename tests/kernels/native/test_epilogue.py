@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels.expression import FLOAT, Draft, Expression
+from kernels.expression import DOUBLE, FLOAT, Draft, Expression
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_weights
@@ -57,8 +57,10 @@ def test_views_are_read_in_their_own_type(isa):
 def test_what_does_not_fit_is_refused(isa):
     with pytest.raises(EmitError, match=r"epilogue: 0 layouts, need 1, one an operand"):
         Epilogue(False, Expression((FLOAT, FLOAT)))
-    with pytest.raises(EmitError, match=r"epilogue: it makes bool of float32, need float32 of float32"):
-        chain("isnan")
+    with pytest.raises(EmitError, match=r"epilogue: results are float64, need float32 or int32"):
+        Epilogue(False, Expression((DOUBLE,)))
     view = View.dense((2, 3))
+    with pytest.raises(EmitError, match=r"rows: mean: its epilogue makes bool of float32, need float32 of float32"):
+        emit_rows(Rows("mean", view, View.dense((2, 1)), (1,), epilogue=chain("isnan")), isa)
     with pytest.raises(EmitError, match=r"rows: mean: the epilogue has a bias"):
         emit_rows(Rows("mean", view, View.dense((2, 1)), (1,), epilogue=Epilogue(bias=True)), isa)
