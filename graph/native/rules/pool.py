@@ -7,24 +7,34 @@ from dataclasses import replace
 
 from graph.ir import Node
 from graph.native.epilogue_operands import image_operand, make_epilogue
-from graph.native.expressions import express_epilogue
+from graph.native.expressions import BoundExpression, express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.rule import one_algorithm
 from graph.native.rules.direct import depth_of
+from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.geometry import Conv
+from kernels.native.emit.words import INT8, UINT8, Words
 from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
 from kernels.ops.pool import geometry
 
+BYTES = (INT8, UINT8)
+# Maxima of bytes are computed in float32, which holds them exactly, and converted back.
+AS_BYTES = {dtype: BoundExpression(("",), Expression((FLOAT,), (Apply("cast", (0,), (), dtype),))) for dtype in BYTES}
+
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why a pool has no native form, or None."""
-    if reason := facts.not_f32(node.inputs[0]) or facts.not_image(node.inputs[0]):
+    if reason := facts.not_image(node.inputs[0]):
+        return reason
+    if in_bytes := node.op == "MaxPool" and facts.spec(node.inputs[0]).dtype in BYTES:
+        reason = "its epilogue computes with bytes" if node.epilogue else None
+    if reason or (not in_bytes and (reason := facts.not_f32(node.inputs[0]))):
         return reason
     if any(node.outputs[1:]):
         return "the output of indices of the maxima is used"
-    return facts.refuses_epilogue(node)
+    return None if in_bytes else facts.refuses_epilogue(node)
 
 
 def lower(b: Lowering, node: Node) -> None:
@@ -36,7 +46,9 @@ def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooli
     """Append a call that pools an image in blocks. pooling: returns the pool between the layouts of the input and the result."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
-    epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
+    dtype = b.spec(node.outputs[0]).dtype
+    bound = AS_BYTES[dtype] if dtype in BYTES else express_epilogue(node, b.spec, b.constants)
+    epilogue, operands = make_epilogue(b, bound, image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0])
     b.calls.append(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
 
@@ -44,7 +56,8 @@ def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooli
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     """Return the pool of a node between two images."""
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
-    pooling = Pooling(Conv(x, y, *slide.plane, x.channels, depth_of(slide)), "max")
+    words = Words(b.spec(node.inputs[0]).dtype)
+    pooling = Pooling(Conv(x, y, *slide.plane, x.channels, depth_of(slide), words=words), "max")
     if node.op == "MaxPool":
         return pooling
     end = slide.end if pooling.window.depth is not None else (0, *slide.end)[-2:]

@@ -97,16 +97,11 @@ def pack_zeros(conv: Conv, isa: Isa, weights: Array, vectors: int = 1) -> Array:
     count = conv.zero + conv.words.excess
     rows = weights.astype(np.int64).sum((1, 3))  # (outputs, kernel rows)
     before = np.concatenate([np.zeros((len(rows), 1), np.int64), rows.cumsum(1)], 1)
-    if not _by_rows(conv):
+    if conv.is_product:  # which has one row, inside of x
         return pack_bias(conv, isa, (-count * before[:, -1]).astype(np.int32), vectors)
     places = range(before.shape[1])
     ranges = [-count * (before[:, high] - before[:, low]) for low in places for high in places]
     return aligned_copy(np.concatenate([pack_bias(conv, isa, each.astype(np.int32), vectors) for each in ranges]))
-
-
-def _by_rows(conv: Conv) -> bool:
-    """Whether some rows of the kernel may lie outside of x."""
-    return conv.kernel[0] > 1 or conv.top > 0
 
 
 def _padded_outputs(conv: Conv, isa: Isa, vectors: int) -> int:
@@ -250,7 +245,7 @@ def _byte_numbers(conv: Conv, tile: ConvTile, isa: Isa) -> dict[str, int]:
 
     padding: the word that stands for pixels outside of x. b_low, b_high: sums from one `pack_zeros` to the next.
     """
-    size = conv.groups * _padded_outputs(conv, isa, tile.vectors) if _by_rows(conv) else 0
+    size = conv.groups * _padded_outputs(conv, isa, tile.vectors) * (not conv.is_product)
     return {"padding": conv.words.filled(conv.zero), "b_low": size * (conv.kernel[0] + 1), "b_high": size}
 
 

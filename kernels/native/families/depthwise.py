@@ -30,7 +30,7 @@ from kernels.expression import FLOAT
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.epilogue import Epilogue
-from kernels.native.emit.expression import memory_type
+from kernels.native.emit.floats import Floats
 from kernels.native.emit.geometry import (
     Conv,
     aligned_copy,
@@ -46,7 +46,7 @@ from kernels.native.emit.geometry import (
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts, name_window
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots, result_numbers
-from kernels.native.emit.types import F32, I64, Type
+from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
@@ -225,12 +225,9 @@ class _DepthwiseEmitter:
     def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
         self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
-        self.element: Type = memory_type(code.dtype)
-        self.outside: float | Value = 0.0
-        if code.dtype != FLOAT:
-            self.zero = k.splat(k.convert("sitofp", n["zero"], F32), k.f32)
-            self.outside = k.room(vector := self.element.by(self.lanes))
-            k.store(k.splat(k.convert("trunc", n["zero"], self.element), vector), self.outside)
+        in_bytes = code.dtype != FLOAT
+        self.x = Floats(k, code.dtype, n["zero"] if in_bytes else None)
+        self.outside: float | Value = self.x.everywhere(n["zero"]) if in_bytes else 0.0
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
 
@@ -241,14 +238,14 @@ class _DepthwiseEmitter:
             number, slow = unit % n["blocks"], unit // n["blocks"]  # rows outermost, as products share them out
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
             along = image * n["x_image"] + number * n["x_block"] + n["x_first"]
-            x = k.offset(self.pointers["x"], along, self.element)
+            x = self.x.offset(self.pointers["x"], along)
             weights = number * n["kernel_rows"] * (self.code.columns.count * size)
             w, b = k.offset(self.pointers["w"], weights), k.offset(self.pointers["b"], number * size)
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * size
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
                 start = row_start(k, self.pointers, row, n["x_row"])
-                self._row(row, k.offset(x, start, self.element), w, b, self.results.row(to, row), left)
+                self._row(row, self.x.offset(x, start), w, b, self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, w: Value, b: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row.
@@ -260,7 +257,7 @@ class _DepthwiseEmitter:
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, self.tile.pixels, n["width"])
             start, here = column * columns.stride - n["left"], self.results.column(to, column)
-            at = k.offset(x, column * (self.pixel * columns.stride), self.element)
+            at = self.x.offset(x, column * (self.pixel * columns.stride))
             outside = Border(k, columns, start, n["x_width"], self.outside)
 
             def finish(loads: Sequence[Load]) -> None:
@@ -270,29 +267,18 @@ class _DepthwiseEmitter:
                 self.results.finish(values, here, k.const(I64, self.tile.pixels), left, before)
 
             if self.code.x.kind == "blocks":
-                finish([self._load] * self.tile.vectors)
+                finish([self.x.load] * self.tile.vectors)
                 return
             few = left < size  # the last vectors have fewer lanes than are safe to read
             with k.when(few, "few"):
                 finish([partial(self._load_few, left - v * self.lanes) for v in range(self.tile.vectors)])
             with k.when(few ^ k.const(few.type, 1), "many"):
-                finish([self._load] * self.tile.vectors)
-
-    def _load(self, address: Value) -> Value:
-        return self._number(self.k.load(self.element.by(self.lanes), address))
+                finish([self.x.load] * self.tile.vectors)
 
     def _load_few(self, left: Value, address: Value) -> Value:
         """Load the lanes of a vector that there are. left: channels from its first one on, if any."""
         k = self.k
-        some = k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0))
-        return self._number(k.load_first(self.element.by(self.lanes), address, some))
-
-    def _number(self, raw: Value) -> Value:
-        """Return loaded elements as float32; bytes less their zero point, so that what lies outside of x is 0 as well."""
-        if self.code.dtype == FLOAT:
-            return raw
-        convert = "sitofp" if self.code.dtype.kind == "i" else "uitofp"
-        return self.k.convert(convert, raw, self.k.f32) - self.zero
+        return self.x.load_first(address, k.most(k.least(left, k.const(I64, self.lanes)), k.const(I64, 0)))
 
     def _tile(self, x: Value, w: Value, b: Value, planes: Bounds, bounds: Bounds, loads: Sequence[ColumnLoad]) -> list[Value]:
         """Emit the accumulators of a tile. loads: of each of its vectors, what reads a column at an address.
@@ -308,12 +294,12 @@ class _DepthwiseEmitter:
         with k.fold("plane", *planes, 1, starts * self.tile.pixels) as over:
             x, w = self._at_plane(over.index, x, w)
             with k.fold("kr", *bounds, 1, over.values) as fold:
-                values, at = list(fold.values), k.offset(x, fold.index * n["x_kernel_row"], self.element)
+                values, at = list(fold.values), self.x.offset(x, fold.index * n["x_kernel_row"])
                 here = k.offset(w, fold.index * (columns.count * vectors * self.lanes))
                 weights = [k.load(k.f32, here, at * self.lanes) for at in range(columns.count * vectors)]
                 for column, pixels in sorted(met.items()):
                     for v, load in enumerate(loads):
-                        taken = load(k.offset(at, self.pixel * column + self.vector * v, self.element), column)
+                        taken = load(self.x.offset(at, self.pixel * column + self.vector * v), column)
                         for p, s in pixels:
                             values[p * vectors + v] = k.fma(taken, weights[s * vectors + v], values[p * vectors + v])
                 fold.values = values
@@ -327,4 +313,4 @@ class _DepthwiseEmitter:
         k, n = self.k, self.n
         rows = plane * n["plane_rows"]
         weights = rows * (self.code.columns.count * self.tile.vectors * self.lanes)
-        return k.offset(x, plane * n["x_kernel_plane"], self.element), k.offset(w, weights)
+        return self.x.offset(x, plane * n["x_kernel_plane"]), k.offset(w, weights)

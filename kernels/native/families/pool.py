@@ -21,10 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from kernels.expression import FLOAT
 from kernels.native.emit.border import Border, ColumnLoad, Columns, Load, tile_start
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.floats import Floats
 from kernels.native.emit.geometry import (
     Conv,
     even_rows,
@@ -44,6 +47,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.size import hint, is_symbolic
+from kernels.spec import DType
 
 PIXELS = (8, 4, 2, 1)  # of a tile: few sizes, so that images of any width share kernels
 MOST_UNROLLED = 5  # columns of a window: wider ones are seldom, but for global pools, and share a loop
@@ -91,12 +95,16 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     if epilogue.bias:
         raise EmitError("pooling: the epilogue has a bias, pools take none")
     epilogue.require("pooling", FLOAT)
+    if conv.words.depth > 1 and pooling.kind != "max":
+        raise EmitError("pooling: elements of x are bytes, whose maxima alone are computed")
     x = Channels.of(conv.x, isa.lanes)
     if x.kind not in {"blocks", "rows"}:
         raise EmitError(f"pooling: x has blocks of {conv.x.block} channels, need whole vectors of {isa.lanes}")
     pixels, wide = _tile(conv, isa)
     results = Results.of(pixels, 1, conv.y, epilogue, isa.lanes)
-    code = _Code(pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results)
+    code = _Code(
+        pooling.kind, None if wide else Columns.of(conv, pixels), min(WIDE, _accumulators(isa)), x, results, conv.words.x
+    )
     columns = replace(conv, kernel=(1, conv.kernel[1]), strides=(1, conv.strides[1]), dilations=(1, conv.dilations[1]))
     words = (name_layouts(conv.x, conv.y), "wide" if wide else name_window(columns), *name_epilogue(epilogue))
     row_reads = hint(conv.kernel_rows) * min(hint(conv.x.width), hint(conv.y.width) * hint(conv.kernel[1]))
@@ -113,7 +121,9 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
 
     return emitted(
         isa,
-        kernel_name(f"f32_{pooling.kind}pool{'3d' * deep}_{pixels}x{isa.lanes}", (code, deep) if deep else code, isa, words),
+        kernel_name(
+            f"{conv.words}_{pooling.kind}pool{'3d' * deep}_{pixels}x{isa.lanes}", (code, deep) if deep else code, isa, words
+        ),
         ("x", *epilogue.arguments, "y", SCRATCH),
         -(-units // chunk_units),
         body,
@@ -179,6 +189,7 @@ class _Code:
     """All that decides the code.
 
     columns: under a tile; None for a window wider than `accumulators`, whose columns take turns on them. x: how its channels lie.
+    dtype: of its elements.
     """
 
     kind: Literal["max", "average"]
@@ -186,6 +197,7 @@ class _Code:
     accumulators: int
     x: Channels
     results: Results
+    dtype: DType = FLOAT
 
     @property
     def neutral(self) -> float:
@@ -200,7 +212,8 @@ class _PoolingEmitter:
         self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.results = ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
-        self.start = k.const(k.f32, code.neutral)
+        self.start, self.x = k.const(k.f32, code.neutral), Floats(k, code.dtype)
+        self.outside = code.neutral if code.dtype == FLOAT else self.x.everywhere(np.iinfo(code.dtype).min)
 
     def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""
@@ -209,12 +222,12 @@ class _PoolingEmitter:
         with k.loop("unit", begin * n["chunk_units"], k.least(end * n["chunk_units"], n["units"])) as unit:
             number, slow = unit % n["blocks"], unit // n["blocks"]
             rows, image = slow % n["row_chunks"], slow // n["row_chunks"]
-            x = k.offset(self.pointers["x"], image * n["x_image"] + number * block_step + n["x_first"])
+            x = self.x.offset(self.pointers["x"], image * n["x_image"] + number * block_step + n["x_first"])
             to, left = self.results.start(self.pointers, image, None, number), n["channels"] - number * self.lanes
             first = rows * n["chunk_rows"]
             with k.loop("row", first, k.least(first + n["chunk_rows"], n["rows"])) as row:
                 start = row_start(k, self.pointers, row, n["x_row"])
-                self._row(row, k.offset(x, start), self.results.row(to, row), left)
+                self._row(row, self.x.offset(x, start), self.results.row(to, row), left)
 
     def _row(self, row: Value, x: Value, to: Spots, left: Value) -> None:
         """Emit the tiles along one row. left: channels from the first one of the vector on."""
@@ -227,14 +240,14 @@ class _PoolingEmitter:
         columns, end = self.code.columns, k.const(I64, pixels)
         if columns is None:
             with k.loop("pixel", 0, n["width"]) as column:
-                at, here = k.offset(x, column * n["column_step"] * self.pixel), self.results.column(to, column)
+                at, here = self.x.offset(x, column * n["column_step"] * self.pixel), self.results.column(to, column)
                 self.results.finish([self._wide(at, column, planes, bounds, counted, left)], here, end, left)
             return
         with k.loop("tile", 0, n["tiles"]) as number:
             column, before = tile_start(k, number, pixels, n["width"])
             here, step = self.results.column(to, column), columns.stride
-            at = k.offset(x, column * step * self.pixel)
-            in_image = Border(k, columns, column * step - n["left"], n["x_width"], self.code.neutral)
+            at = self.x.offset(x, column * step * self.pixel)
+            in_image = Border(k, columns, column * step - n["left"], n["x_width"], self.outside)
             in_divided = Border(k, columns, column * step - n["divided_left"], n["divided_width"], 0.0)
 
             def finish(load: Load) -> None:
@@ -245,16 +258,13 @@ class _PoolingEmitter:
                 self.results.finish(values, here, end, left, before)
 
             if self.code.x.kind == "blocks":
-                finish(self._load)
+                finish(self.x.load)
                 return
             few = left < self.lanes  # the last vector has fewer lanes than are safe to read
             with k.when(few, "few"):
-                finish(lambda address: k.load_first(k.f32, address, left))
+                finish(lambda address: self.x.load_first(address, left))
             with k.when(few ^ k.const(few.type, 1), "many"):
-                finish(self._load)
-
-    def _load(self, address: Value) -> Value:
-        return self.k.load(self.k.f32, address)
+                finish(self.x.load)
 
     def _tile(self, x: Value, columns: Columns, planes: Bounds, bounds: Bounds, load: ColumnLoad) -> list[Value]:
         """Emit the maximum or the sum of each pixel's window. load: reads a column at an address.
@@ -267,9 +277,9 @@ class _PoolingEmitter:
         with k.fold("plane", *planes, 1, [self.start] * len(each)) as over:
             x = self._at_plane(over.index, x)
             with k.fold("kr", *bounds, 1, over.values) as fold:
-                at = k.offset(x, fold.index * self.n["x_kernel_row"])
+                at = self.x.offset(x, fold.index * self.n["x_kernel_row"])
                 fold.values = [
-                    self._combine(value, load(k.offset(at, self.pixel * column), column))
+                    self._combine(value, load(self.x.offset(at, self.pixel * column), column))
                     for value, column in zip(fold.values, each, strict=True)
                 ]
             over.values = fold.values
@@ -278,7 +288,7 @@ class _PoolingEmitter:
 
     def _at_plane(self, plane: Value, x: Value) -> Value:
         """Return the address that a plane of the window reads, from that of the first one."""
-        return x if plane.known == 0 else self.k.offset(x, plane * self.n["x_kernel_plane"])
+        return x if plane.known == 0 else self.x.offset(x, plane * self.n["x_kernel_plane"])
 
     def _taps_of_pixels(self, columns: Columns, rows: Value, divided: Border) -> list[Value]:
         """Return the number of taps that count for each pixel's average. rows: kernel rows that count."""
@@ -303,13 +313,13 @@ class _PoolingEmitter:
         lanes = k.least(left, k.const(I64, self.lanes))
 
         def load(at: Value, tap: Operand) -> Value:
-            address = k.offset(at, k.coerce(tap, I64) * step)
-            return k.load(k.f32, address) if self.code.x.kind == "blocks" else k.load_first(k.f32, address, lanes)
+            address = self.x.offset(at, k.coerce(tap, I64) * step)
+            return self.x.load(address) if self.code.x.kind == "blocks" else self.x.load_first(address, lanes)
 
         with k.fold("plane", *planes, 1, [self.start] * several) as over:
             x = self._at_plane(over.index, x)
             with k.fold("kr", *bounds, 1, over.values) as fold:
-                at = k.offset(x, fold.index * n["x_kernel_row"])
+                at = self.x.offset(x, fold.index * n["x_kernel_row"])
                 with k.fold("kc", first, whole, several, fold.values) as taps:
                     taps.values = [self._combine(value, load(at, taps.index + tap)) for tap, value in enumerate(taps.values)]
                 with k.fold("rest", whole, last, 1, taps.values[:1]) as rest:

@@ -1,0 +1,146 @@
+"""Convolutions, products and maxima of bytes inside of graphs: their bits are those of the ops' definitions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from scheduler.session import Session
+
+TYPES = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
+
+
+def model(nodes: Sequence[NodeProto], x: np.ndarray, y: int = TensorProto.FLOAT, **constants: np.ndarray) -> bytes:
+    inputs = [helper.make_tensor_value_info("x", TYPES[x.dtype], x.shape)]
+    outputs = [helper.make_tensor_value_info("y", y, None)]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def check(data: bytes, x: np.ndarray, algorithm: str, epilogue: Sequence[str] | None = None) -> None:
+    """Compare native kernels with numpy, bit by bit. algorithm: of the first step. epilogue: that it must have."""
+    native, numpy = Session(data, threads=2), Session(data, backend="numpy")
+    made, exact = native.run({"x": x})["y"], numpy.run({"x": x})["y"]
+    step = native.executor({"x": x}).steps[0]
+    assert step.algorithm.startswith(f"native/{algorithm}")
+    if epilogue is not None:
+        assert [fused.op for fused in step.node.epilogue] == epilogue
+    assert made.dtype == exact.dtype
+    np.testing.assert_array_equal(made, exact)
+
+
+def random_bytes(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max + 1, shape).astype(dtype)
+
+
+def convolution(x: np.ndarray, w: np.ndarray, zero: int, w_zero: np.ndarray | None = None, **attrs) -> tuple[bytes, list[str]]:
+    """A convolution of bytes that is scaled, biased and clamped as quantised networks do it, and the ops behind it."""
+    rng, channels = np.random.default_rng(1), (1, len(w), *[1] * (x.ndim - 2))
+    zeros = {"x_zero": np.array(zero, x.dtype)} | ({} if w_zero is None else {"w_zero": w_zero})
+    nodes = [
+        helper.make_node("ConvInteger", ["x", "w", *zeros], ["sums"], **attrs),
+        helper.make_node("Cast", ["sums"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["biased"]),
+        helper.make_node("Relu", ["biased"], ["y"]),
+    ]
+    scale = rng.uniform(0.0001, 0.001, channels).astype(np.float32)
+    bias = rng.standard_normal(channels).astype(np.float32)
+    return model(nodes, x, TensorProto.FLOAT, w=w, scale=scale, bias=bias, **zeros), [node.op_type for node in nodes[1:]]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "kernel", "stride", "pad", "groups", "algorithm"),
+    [
+        (16, 32, 8, 3, 1, 1, 1, "direct"),
+        (20, 33, 9, 3, 2, 1, 1, "direct"),
+        (3, 16, 15, 7, 2, 3, 1, "direct"),
+        (64, 128, 7, 1, 1, 0, 1, "direct"),
+        (64, 64, 8, 3, 1, 1, 8, "direct"),
+        (48, 48, 8, 3, 1, 1, 3, "direct"),
+        (32, 32, 8, 3, 1, 1, 32, "depthwise"),
+        (19, 19, 8, 5, 2, 2, 19, "depthwise"),
+    ],
+)
+def test_convolutions(dtype, channels, outputs, size, kernel, stride, pad, groups, algorithm):
+    rng = np.random.default_rng(0)
+    x = random_bytes(rng, dtype, (2, channels, size, size))
+    w = random_bytes(rng, np.dtype(np.int8), (outputs, channels // groups, kernel, kernel))
+    for zero in (0, 9):
+        data, behind = convolution(x, w, zero, pads=[pad] * 4, strides=[stride] * 2, group=groups)
+        check(data, x, algorithm, behind)
+
+
+def test_rows():
+    rng = np.random.default_rng(0)
+    x, w = random_bytes(rng, np.dtype(np.uint8), (1, 12, 30)), random_bytes(rng, np.dtype(np.int8), (20, 12, 5))
+    check(convolution(x, w, 3, pads=[2, 2])[0], x, "direct")
+
+
+@pytest.mark.parametrize("low", [0, 100])
+def test_unsigned_weights(low):
+    """Weights less their zero points are signed bytes, or numpy computes."""
+    rng = np.random.default_rng(0)
+    x, w = random_bytes(rng, np.dtype(np.uint8), (1, 8, 6, 6)), rng.integers(low, 200, (5, 8, 3, 3)).astype(np.uint8)
+    zeros = np.array([128, 128, 128, 128, 128], np.uint8)
+    check(convolution(x, w, 3, zeros)[0], x, "direct")
+    zeros[2] = 110
+    data, _ = convolution(x, w, 3, zeros)
+    check(data, x, "direct")
+    zeros[2] = 0
+    session = Session(convolution(x, w, 3, zeros)[0])
+    session.run({"x": x})
+    assert not session.executor({"x": x}).steps[0].algorithm.startswith("native")
+
+
+@pytest.mark.parametrize("inner", [64, 30])
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (1,)], ids=str)
+def test_products(shape, inner):
+    rng = np.random.default_rng(0)
+    x, w = random_bytes(rng, np.dtype(np.uint8), (*shape, inner)), random_bytes(rng, np.dtype(np.int8), (inner, 21))
+    nodes = [
+        helper.make_node("MatMulInteger", ["x", "w", "x_zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "scale"], ["y"]),
+    ]
+    scale = rng.random(21).astype(np.float32)
+    check(model(nodes, x, w=w, x_zero=np.array(117, np.uint8), scale=scale), x, "product", ["Cast", "Mul"])
+
+
+def test_sums_without_anything_behind_them():
+    rng = np.random.default_rng(0)
+    x, w = random_bytes(rng, np.dtype(np.int8), (5, 16)), random_bytes(rng, np.dtype(np.int8), (16, 33))
+    check(model([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], x, TensorProto.INT32, w=w), x, "product")
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("channels", "size", "kernel", "stride", "pad"), [(20, 9, 3, 2, 1), (5, 14, 7, 1, 3), (33, 8, 9, 1, 4)])
+def test_maxima(dtype, channels, size, kernel, stride, pad):
+    low = np.iinfo(dtype).min  # so that what stands for padding would be seen
+    x = np.random.default_rng(0).integers(low, low + 60, (2, channels, size, size)).astype(dtype)
+    node = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[pad] * 4)
+    check(model([node], x, TYPES[dtype]), x, "windows")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_any_convolution(data):
+    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
+    kernel, strides, dilations, size, begin, end = pair(1, 5), pair(1, 3), pair(1, 2), pair(1, 12), pair(0, 3), pair(0, 3)
+    reach = [dilations[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
+    assume(all(size[i] + begin[i] + end[i] >= reach[i] for i in (0, 1)))
+    groups, dtype = data.draw(st.sampled_from([1, 1, 2, 3])), data.draw(st.sampled_from(list(TYPES)))
+    inputs = data.draw(st.integers(1, 24)) if groups == 1 else data.draw(st.sampled_from([1, 4, 8, 16]))
+    outputs = groups * (1 if inputs == 1 and groups > 1 else data.draw(st.integers(1, 20)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    x = random_bytes(rng, dtype, (2, groups * inputs, *size))
+    w = random_bytes(rng, np.dtype(np.int8), (outputs, inputs, *kernel))
+    zero = data.draw(st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)))
+    attrs = {"pads": [*begin, *end], "strides": strides, "dilations": dilations, "group": groups}
+    check(convolution(x, w, zero, **attrs)[0], x, "")
