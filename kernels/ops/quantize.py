@@ -1,6 +1,7 @@
 """QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear: x / scale + zero point in few bits, and back.
 
-One scale for the tensor, for each index of an axis, or for each block along an axis.
+One scale for the tensor, for each index of an axis, or for each block along an axis. com.microsoft has the first two without
+blocks, from the time when ONNX had 8 bits only.
 """
 
 from __future__ import annotations
@@ -124,6 +125,16 @@ def _round_into(y: Array, values: Array, offset: Array | None) -> None:
     np.copyto(y, values, casting="unsafe")
 
 
+def infer_microsoft_quantize(x: Spec, scale: Spec, zero: Spec | None = None, *, axis: int = 1) -> Spec:
+    """x's shape in the zero point's dtype, or uint8."""
+    return infer_quantize(x, scale, zero, axis=axis)
+
+
+def infer_microsoft_dequantize(x: Spec, scale: Spec, zero: Spec | None = None, *, axis: int = 1) -> Spec:
+    """x's shape in the scale's dtype."""
+    return infer_dequantize(x, scale, zero, axis=axis)
+
+
 def infer_dequantize(
     x: Spec, scale: Spec, zero: Spec | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
 ) -> Spec:
@@ -229,6 +240,19 @@ _DEQUANTIZE = (
     Case("of_floats", inputs=((2, 3), _S), raises=DTypeError),
     Case("scale_length", inputs=(_BYTES, (4,)), raises=ShapeError),
 )
+_MICROSOFT_QUANTIZE = (
+    Case("tensor", inputs=((2, 3, 4), _S, _Z), domain=(-40, 40), cost=Cost(other_flops=120)),
+    Case("channels", inputs=((2, 3, 4), _f(0.1, 0.2, 0.4), np.array([0, 7, -3], np.int8)), attrs={"axis": 1}),
+    Case("sixteen_bits", inputs=((6,), np.array(1e-4, np.float32), np.array(32768, np.uint16))),
+    Case("scale_length", inputs=((2, 3, 4), (4,)), attrs={"axis": 1}, raises=ShapeError),
+)
+_MICROSOFT_DEQUANTIZE = (
+    Case("tensor", inputs=(_BYTES, _S, np.array(3, np.int8)), cost=Cost(other_flops=48)),
+    Case("first_axis", inputs=(_BYTES, _f(0.1, 0.2), np.array([0, 7], np.int8)), attrs={"axis": 0}),
+    Case("sixteen_bits", inputs=(_BYTES.astype(np.uint16), _S, np.array(32768, np.uint16))),
+    Case("int32", inputs=(np.array([1 << 20, -7], np.int32), _S)),
+    Case("types_differ", inputs=(_BYTES, _S, _Z), raises=DTypeError),
+)
 _DYNAMIC = (
     Case("both_signs", inputs=((3, 4),), outputs=3, cost=Cost(other_flops=84)),
     Case("positive", inputs=((3, 4),), domain=(2, 5), outputs=3),
@@ -243,7 +267,7 @@ def mixes_rows(call: Application) -> str:
     first, scale = call.inputs[0], call.inputs[1]
     if first is None or scale is None:
         return "its scales are not known"
-    if scale.shape != () and (call.attrs["block_size"] or call.attrs["axis"] % len(first.shape) == 0):
+    if scale.shape != () and (call.attrs.get("block_size") or call.attrs["axis"] % len(first.shape) == 0):
         return "its scales differ from row to row"
     return only_first_input_has_rows(call)
 
@@ -259,6 +283,22 @@ OPS = (
         (Kernel("passes", run_dequantize),),
         mixes_rows=mixes_rows,
         cases=_DEQUANTIZE,
+    ),
+    Op(
+        "com.microsoft.QuantizeLinear",
+        infer_microsoft_quantize,
+        cost_quantize,
+        (Kernel("passes", run_quantize),),
+        mixes_rows=mixes_rows,
+        cases=_MICROSOFT_QUANTIZE,
+    ),
+    Op(
+        "com.microsoft.DequantizeLinear",
+        infer_microsoft_dequantize,
+        cost_dequantize,
+        (Kernel("passes", run_dequantize),),
+        mixes_rows=mixes_rows,
+        cases=_MICROSOFT_DEQUANTIZE,
     ),
     Op("DynamicQuantizeLinear", infer_dynamic, cost_dynamic, (Kernel("passes", run_dynamic),), cases=_DYNAMIC),
 )
