@@ -175,7 +175,7 @@ def run_conv(
     _as_int32(out[0], *_convolve(_centred(x, zero), _centred(w, _by_channel(w_zero_point, w.ndim)), attrs))
 
 
-def _requantize(y: Array, sums: Array, factor: Array, zero: Array) -> None:
+def requantize(y: Array, sums: Array, factor: Array, zero: Array) -> None:
     """sums · factor to the nearest, ties to even, plus the zero point, saturated; in double, as sums fill 32 bits."""
     values = sums * factor.astype(np.float64)
     np.rint(values, out=values)
@@ -221,7 +221,7 @@ def run_qlinear_matmul(
     sums, _ = _multiply(_centred(a, _rows(a_zero_point)), _centred(b, b_zero_point))
     left, right, last = (scale.astype(_F32) for scale in (a_scale, b_scale, y_scale))
     factor = _rows(left) * (right.reshape(()) if right.size == 1 else right) / _rows(last)
-    _requantize(out[0], sums, factor, _rows(y_zero_point))
+    requantize(out[0], sums, factor, _rows(y_zero_point))
 
 
 @takes(Sliding)
@@ -283,7 +283,7 @@ def run_qlinear_conv(
         sums = sums.astype(np.float64) + b.reshape(-1, *[1] * (w.ndim - 2))
     factor = np.ravel(x_scale)[0] * w_scale / np.ravel(y_scale)[0]
     channels = factor.reshape(()) if factor.size == 1 else factor.reshape(-1, *[1] * (w.ndim - 2))
-    _requantize(out[0], sums, channels, y_zero_point.reshape(()))
+    requantize(out[0], sums, channels, y_zero_point.reshape(()))
 
 
 def _u(*shape: int) -> Array:
@@ -370,6 +370,7 @@ OPS = (
         infer_qlinear_conv,
         cost_qlinear_conv,
         (Kernel("blas", run_qlinear_conv, scratch_bytes=conv_scratch_bytes),),
+        mixes_rows=only_first_input_has_rows,
         cases=_QCONV,
     ),
 )

@@ -1,6 +1,7 @@
 """QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear: x / scale + zero point in few bits, and back.
 
-One scale for the tensor, for each index of an axis, or for each block along an axis.
+One scale for the tensor, for each index of an axis, or for each block along an axis. com.microsoft has the first two without
+blocks, from the time when ONNX had 8 bits only.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import numpy as np
 from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.expression import Draft, Term
 from kernels.operands import axis_of, element_type
 from kernels.ops.cast import convert
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.spec import BFLOAT16, Array, DType, Spec
+from kernels.spec import BFLOAT16, ELEMENT_TYPES, INTS, Array, DType, Spec
 
 _F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
@@ -30,6 +32,7 @@ _F8_NAMES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz
 _SMALL_FLOATS = frozenset(
     np.dtype(getattr(ml_dtypes, name)) for name in (*_F8_NAMES, "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 )
+LEAST_SCALE = 2.0**-100
 QUANTISED = frozenset(_WHOLE) | _SMALL_FLOATS
 
 
@@ -115,13 +118,67 @@ def run_quantize(
 
 
 def _round_into(y: Array, values: Array, offset: Array | None) -> None:
-    """Nearest, ties to even, plus the zero point, saturated. It writes over `values`."""
+    """Nearest, ties to even, plus the zero point, saturated; NaN is 0. It writes over `values`."""
     values = np.asarray(values)
     np.rint(values, out=values)
     if offset is not None:
         values += offset
     np.clip(values, *_WHOLE[y.dtype], out=values)
+    np.copyto(values, 0, where=np.isnan(values))
     np.copyto(y, values, casting="unsafe")
+
+
+def express_quantize(
+    draft: Draft,
+    x: Term,
+    scale: Term,
+    zero: Term | None = None,
+    *,
+    block_size: int,
+    output_dtype: int,
+    precision: int,
+    **_: object,
+) -> Term | None:
+    """Division, rounding, addition and a cast, which saturates; of float32 or int32, by one known scale of float32."""
+    step, offset = _known_number(scale), 0.0 if zero is None else _known_number(zero)
+    made = zero.dtype if zero is not None else ELEMENT_TYPES[output_dtype] if output_dtype else _U8
+    if step is None or offset is None or block_size or precision or not _is_expressible(scale, made, step):
+        return None
+    values = x if x.dtype == _F32 else draft("cast", x, dtype=_F32)
+    values = draft("round", draft("div", values, draft.constant(step, _F32)))
+    return draft("cast", draft("add", values, draft.constant(offset, _F32)) if offset else values, dtype=made)
+
+
+def express_dequantize(
+    draft: Draft, x: Term, scale: Term, zero: Term | None = None, *, block_size: int, output_dtype: int, **_: object
+) -> Term | None:
+    """A cast, subtraction and multiplication, by one known scale of float32."""
+    step, offset = _known_number(scale), 0.0 if zero is None else _known_number(zero)
+    made = ELEMENT_TYPES[output_dtype] if output_dtype else _F32
+    if step is None or offset is None or block_size or made != _F32 or not _is_expressible(scale, x.dtype, step):
+        return None
+    values = draft("cast", x, dtype=_F32)
+    return draft("mul", draft("sub", values, draft.constant(offset, _F32)) if offset else values, draft.constant(step, _F32))
+
+
+def _known_number(term: Term) -> float | None:
+    """Return the one number of a constant; None where there are several, or where only a run knows it."""
+    return None if term.known is None or term.known.size != 1 else float(term.known.reshape(()))
+
+
+def _is_expressible(scale: Term, quantised: DType, step: float) -> bool:
+    """Whether native kernels compute the same bits: denormals count as 0 to them, which matter to smaller scales alone."""
+    return scale.dtype == _F32 and quantised in INTS and LEAST_SCALE <= step < np.inf
+
+
+def infer_microsoft_quantize(x: Spec, scale: Spec, zero: Spec | None = None, *, axis: int = 1) -> Spec:
+    """x's shape in the zero point's dtype, or uint8."""
+    return infer_quantize(x, scale, zero, axis=axis)
+
+
+def infer_microsoft_dequantize(x: Spec, scale: Spec, zero: Spec | None = None, *, axis: int = 1) -> Spec:
+    """x's shape in the scale's dtype."""
+    return infer_dequantize(x, scale, zero, axis=axis)
 
 
 def infer_dequantize(
@@ -199,6 +256,10 @@ _QUANTIZE = (
     Case("no_zero_point", inputs=((2, 3), _S), domain=(-9, 99), cost=Cost(other_flops=24)),
     Case("ties_to_even", inputs=(_f(0.5, 1.5, 2.5, -0.5, -1.5), np.array(1, np.float32), np.array(0, np.int8))),
     Case("saturated", inputs=(_f(-1e9, 1e9, np.inf, -np.inf), _S, np.array(5, np.int8))),
+    Case("specials", inputs=(np.tile(_f(np.nan, np.inf, -np.inf, 0.5, -0.0), 9), _S, np.array(5, np.int8))),
+    Case("specials_of_sixteen_bits", inputs=(np.tile(_f(np.nan, np.inf, -np.inf, -2), 9), _S, np.array(5, np.uint16))),
+    Case("of_ints", inputs=(np.array([1 << 24, 7, -7, (1 << 31) - 1], np.int32), np.array(3, np.float32), np.array(2, np.int16))),
+    Case("tiny_scale", inputs=(_f(1e-39, -2e-39, 1e-38), np.array(1.2e-39, np.float32), _Z)),
     Case("channels", inputs=((2, 3, 4), _f(0.1, 0.2, 0.4), np.array([0, 7, -3], np.int8))),
     Case("last_axis", inputs=((2, 3), _f(0.1, 0.2, 0.4)), attrs={"axis": -1, "output_dtype": 3}),
     Case("blocks", inputs=((2, 5), _f(0.1, 0.2, 0.3, 0.4, 0.5, 0.6).reshape(2, 3)), attrs={"block_size": 2, "output_dtype": 5}),
@@ -217,10 +278,11 @@ _QUANTIZE = (
 _DEQUANTIZE = (
     Case("tensor", inputs=(_BYTES, _S, np.array(3, np.int8)), cost=Cost(other_flops=48)),
     Case("no_zero_point", inputs=(_BYTES, _S), cost=Cost(other_flops=24)),
+    Case("sixteen_bits", inputs=(_BYTES.astype(np.uint16), _S, np.array(32768, np.uint16))),
     Case("channels", inputs=(_BYTES, _f(0.1, 0.2, 0.4), np.array([0, 7, -128], np.int8))),
     Case("first_axis", inputs=(_BYTES, _f(0.1, 0.2)), attrs={"axis": 0}),
     Case("blocks", inputs=(_BYTES, _f(*range(12)).reshape(2, 3, 2)), attrs={"axis": 2, "block_size": 2}),
-    Case("int32", inputs=(np.array([1 << 20, -7], np.int32), _S)),
+    Case("int32", inputs=(np.array([1 << 20, -7, (1 << 24) + 1, -(1 << 31)], np.int32), _S)),
     Case("to_half", inputs=(_BYTES, np.array(0.3, np.float16), np.array(-1, np.int8))),
     Case("output_type", inputs=(_BYTES, _S), attrs={"output_dtype": 10}),
     Case("four_bits", inputs=(np.array([-8, 7, 1], np.int8).astype(ml_dtypes.int4), _S)),
@@ -228,6 +290,19 @@ _DEQUANTIZE = (
     Case("types_differ", inputs=(_BYTES, _S, _Z), raises=DTypeError),
     Case("of_floats", inputs=((2, 3), _S), raises=DTypeError),
     Case("scale_length", inputs=(_BYTES, (4,)), raises=ShapeError),
+)
+_MICROSOFT_QUANTIZE = (
+    Case("tensor", inputs=((2, 3, 4), _S, _Z), domain=(-40, 40), cost=Cost(other_flops=120)),
+    Case("channels", inputs=((2, 3, 4), _f(0.1, 0.2, 0.4), np.array([0, 7, -3], np.int8)), attrs={"axis": 1}),
+    Case("sixteen_bits", inputs=((6,), np.array(1e-4, np.float32), np.array(32768, np.uint16))),
+    Case("scale_length", inputs=((2, 3, 4), (4,)), attrs={"axis": 1}, raises=ShapeError),
+)
+_MICROSOFT_DEQUANTIZE = (
+    Case("tensor", inputs=(_BYTES, _S, np.array(3, np.int8)), cost=Cost(other_flops=48)),
+    Case("first_axis", inputs=(_BYTES, _f(0.1, 0.2), np.array([0, 7], np.int8)), attrs={"axis": 0}),
+    Case("sixteen_bits", inputs=(_BYTES.astype(np.uint16), _S, np.array(32768, np.uint16))),
+    Case("int32", inputs=(np.array([1 << 20, -7], np.int32), _S)),
+    Case("types_differ", inputs=(_BYTES, _S, _Z), raises=DTypeError),
 )
 _DYNAMIC = (
     Case("both_signs", inputs=((3, 4),), outputs=3, cost=Cost(other_flops=84)),
@@ -243,22 +318,45 @@ def mixes_rows(call: Application) -> str:
     first, scale = call.inputs[0], call.inputs[1]
     if first is None or scale is None:
         return "its scales are not known"
-    if scale.shape != () and (call.attrs["block_size"] or call.attrs["axis"] % len(first.shape) == 0):
+    if scale.shape != () and (call.attrs.get("block_size") or call.attrs["axis"] % len(first.shape) == 0):
         return "its scales differ from row to row"
     return only_first_input_has_rows(call)
 
 
 OPS = (
     Op(
-        "QuantizeLinear", infer_quantize, cost_quantize, (Kernel("passes", run_quantize),), mixes_rows=mixes_rows, cases=_QUANTIZE
+        "QuantizeLinear",
+        infer_quantize,
+        cost_quantize,
+        (Kernel("passes", run_quantize),),
+        expression=express_quantize,
+        mixes_rows=mixes_rows,
+        cases=_QUANTIZE,
     ),
     Op(
         "DequantizeLinear",
         infer_dequantize,
         cost_dequantize,
         (Kernel("passes", run_dequantize),),
+        expression=express_dequantize,
         mixes_rows=mixes_rows,
         cases=_DEQUANTIZE,
+    ),
+    Op(
+        "com.microsoft.QuantizeLinear",
+        infer_microsoft_quantize,
+        cost_quantize,
+        (Kernel("passes", run_quantize),),
+        mixes_rows=mixes_rows,
+        cases=_MICROSOFT_QUANTIZE,
+    ),
+    Op(
+        "com.microsoft.DequantizeLinear",
+        infer_microsoft_dequantize,
+        cost_dequantize,
+        (Kernel("passes", run_dequantize),),
+        mixes_rows=mixes_rows,
+        cases=_MICROSOFT_DEQUANTIZE,
     ),
     Op("DynamicQuantizeLinear", infer_dynamic, cost_dynamic, (Kernel("passes", run_dynamic),), cases=_DYNAMIC),
 )

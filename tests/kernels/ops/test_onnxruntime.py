@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
 from kernels.native.target.host import host
 from kernels.registry import Case, Op, evaluate
+from kernels.spec import Array
 from tests.kernels.ops.cases import arrays, assert_close, deterministic, for_each_op, valid_cases
 from tests.kernels.ops.models import array_of, one_node_model
 
@@ -49,6 +51,7 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("HammingWindow", "float64"): "it computes with float32 coefficients",
     ("QuantizeLinear", "float8"): "its Python API returns float8 as uint8",
     ("QuantizeLinear", "four_bits"): "its Python API returns no int4",
+    ("QuantizeLinear", "specials"): "it makes NaN the lowest value",
     ("RNN", "batch_first"): "it supports no layout 1",
     ("Resize", "linear_bytes"): "it cuts the fractions of linear off, PyTorch and ONNX's reference round",
     ("Resize", "cubic_bytes"): "it takes no bytes here",
@@ -58,7 +61,22 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("StringNormalizer", "stopped"): "it needs the locale en_US installed",
     ("StringSplit", "delimiter"): "it splits an empty string into nothing, ONNX's reference into one",
     ("Pow", "exponent_beyond_int32"): "it computes in float64, which cannot hold the exponent",
+    **{
+        ("com.microsoft.GatherBlockQuantized", case): "its Python API takes no int4"
+        for case in ("nibbles", "gathered_blocks", "by_column")
+    },
+    ("com.microsoft.MatMulNBits", "ordered_zero_points"): "with g_idx it reads zero points wrongly where a row has an odd number",
+    ("com.microsoft.QLinearAdd", "no_zero_points"): "it needs zero points",
+    ("com.microsoft.QLinearMul", "no_zero_points"): "it needs zero points",
     ("ReduceMean", "of_nothing"): "it calls the mean of nothing 0, numpy and ONNX's reference NaN",
+}
+
+# It computes these in tables, in fixed point or in other orders. A result near the middle of two steps may become the other
+# one; this many have of a case at most. Every other op, and every element beside these, is the same.
+ONE_STEP_OFF = {
+    "com.microsoft.QLinearAdd": 1,
+    "com.microsoft.QLinearAveragePool": 2,
+    "com.microsoft.QLinearSoftmax": 2,
 }
 
 SATURATING = {("MatMulInteger", "plain"), ("MatMulInteger", "zero_points"), ("QLinearConv", "by_channel")}
@@ -97,4 +115,15 @@ def test_case_agrees_with_onnxruntime(op: Op, case: Case) -> None:
     expected = engine.run(None, {f"x{i}": a for i, a in enumerate(inputs) if a is not None})
     for y, wanted in zip(evaluate(op, inputs, case.attrs)[: case.outputs], map(array_of, expected), strict=True):
         assert y.dtype == wanted.dtype
-        assert_close(y, wanted, 2 * op.tolerance_eps)
+        if op.name in ONE_STEP_OFF:
+            _assert_few_steps_differ(y, wanted, ONE_STEP_OFF[op.name])
+        else:
+            assert_close(y, wanted, 2 * op.tolerance_eps)
+
+
+def _assert_few_steps_differ(y: Array, wanted: Array, most: int) -> None:
+    """Assert that integers are equal but for `most` elements, which differ by one."""
+    assert y.shape == wanted.shape
+    steps = np.abs(y.astype(np.int64) - wanted.astype(np.int64))
+    assert steps.max(initial=0) <= 1
+    assert np.count_nonzero(steps) <= most
