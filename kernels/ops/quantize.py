@@ -33,6 +33,7 @@ _SMALL_FLOATS = frozenset(
     np.dtype(getattr(ml_dtypes, name)) for name in (*_F8_NAMES, "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 )
 LEAST_SCALE = 2.0**-100
+USUAL_ZERO = 128  # or -128, or 0: symmetric ranges in unsigned bytes, ranges from 0 on in signed ones
 QUANTISED = frozenset(_WHOLE) | _SMALL_FLOATS
 
 
@@ -140,25 +141,32 @@ def express_quantize(
     **_: object,
 ) -> Term | None:
     """Division, rounding, addition and a cast, which saturates; of float32 or int32, by one known scale of float32."""
-    step, offset = _known_number(scale), 0.0 if zero is None else _known_number(zero)
     made = zero.dtype if zero is not None else ELEMENT_TYPES[output_dtype] if output_dtype else _U8
-    if step is None or offset is None or block_size or precision or not _is_expressible(scale, made, step):
+    if block_size or precision or not _is_expressible(scale, zero, made):
         return None
     values = x if x.dtype == _F32 else draft("cast", x, dtype=_F32)
-    values = draft("round", draft("div", values, draft.constant(step, _F32)))
-    return draft("cast", draft("add", values, draft.constant(offset, _F32)) if offset else values, dtype=made)
+    scaled = values if _known_number(scale) == 1 else draft("div", values, scale)
+    return draft("cast", _shifted(draft, "add", draft("round", scaled), zero), dtype=made)
 
 
 def express_dequantize(
     draft: Draft, x: Term, scale: Term, zero: Term | None = None, *, block_size: int, output_dtype: int, **_: object
 ) -> Term | None:
     """A cast, subtraction and multiplication, by one known scale of float32."""
-    step, offset = _known_number(scale), 0.0 if zero is None else _known_number(zero)
     made = ELEMENT_TYPES[output_dtype] if output_dtype else _F32
-    if step is None or offset is None or block_size or made != _F32 or not _is_expressible(scale, x.dtype, step):
+    if block_size or made != _F32 or not _is_expressible(scale, zero, x.dtype):
         return None
-    values = draft("cast", x, dtype=_F32)
-    return draft("mul", draft("sub", values, draft.constant(offset, _F32)) if offset else values, draft.constant(step, _F32))
+    values = _shifted(draft, "sub", draft("cast", x, dtype=_F32), zero)
+    return values if _known_number(scale) == 1 else draft("mul", values, scale)
+
+
+def _shifted(draft: Draft, op: str, values: Term, zero: Term | None) -> Term:
+    """Add or subtract a zero point. The usual ones are constants of the code, others are read, so that many share code."""
+    offset = 0.0 if zero is None else _known_number(zero)
+    if zero is None or offset == 0:
+        return values
+    usual = offset is not None and abs(offset) == USUAL_ZERO
+    return draft(op, values, draft.constant(offset, _F32) if usual and offset else draft("cast", zero, dtype=_F32))
 
 
 def _known_number(term: Term) -> float | None:
@@ -166,8 +174,11 @@ def _known_number(term: Term) -> float | None:
     return None if term.known is None or term.known.size != 1 else float(term.known.reshape(()))
 
 
-def _is_expressible(scale: Term, quantised: DType, step: float) -> bool:
+def _is_expressible(scale: Term, zero: Term | None, quantised: DType) -> bool:
     """Whether native kernels compute the same bits: denormals count as 0 to them, which matter to smaller scales alone."""
+    step = _known_number(scale)
+    if step is None or (zero is not None and _known_number(zero) is None):
+        return False
     return scale.dtype == _F32 and quantised in INTS and LEAST_SCALE <= step < np.inf
 
 
