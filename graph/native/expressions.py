@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from graph.ir import INTEGER_PRODUCTS, Fused, Node
 from kernels.expression import INT32, Draft, Expression, Term, in_order
@@ -16,6 +17,8 @@ from kernels.registry import find
 from kernels.spec import Array, DType, SizeArray, Spec
 
 MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with 800 operands most of a minute
+
+NOTHING: Mapping[str, Node] = MappingProxyType({})
 
 SpecOf = Callable[[str], Spec]
 
@@ -49,27 +52,33 @@ class BoundExpression:
         return BoundExpression(tuple(self.operands[n] for n in kept), Expression(types, steps))
 
 
-def express(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:
-    """Return what an elementwise node and its epilogue compute. Raises EmitError where there is no expression for it."""
-    draft = _GraphDraft(spec, constants)
+def express(node: Node, spec: SpecOf, constants: Mapping[str, Array], deferred: Mapping[str, Node] = NOTHING) -> BoundExpression:
+    """Return what an elementwise node and its epilogue compute.
+
+    deferred: by value, the elementwise nodes that are computed where the value is read. Raises EmitError where there is no
+    expression for the node.
+    """
+    draft = _GraphDraft(spec, constants, deferred)
     made = draft.append(node, None)
     for fused in node.epilogue:
         made = draft.append(fused, made)
     return _bound(draft, made, ())
 
 
-def express_epilogue(node: Node, spec: SpecOf, constants: Mapping[str, Array], addend: str = "") -> BoundExpression:
+def express_epilogue(
+    node: Node, spec: SpecOf, constants: Mapping[str, Array], addend: str = "", deferred: Mapping[str, Node] = NOTHING
+) -> BoundExpression:
     """Return what is fused behind a node, operand 0 being the node's own result.
 
-    addend: a value that is added before. Raises EmitError where there is no expression for it.
+    addend: a value that is added before. deferred: as for `express`. Raises EmitError where there is no expression for it.
     """
     dtype = INT32 if node.op in INTEGER_PRODUCTS else spec(node.outputs[0]).dtype
-    return _behind(node.epilogue, dtype, spec, constants, addend)
+    return _behind(node.epilogue, dtype, _GraphDraft(spec, constants, deferred), addend)
 
 
 def express_fused(fused: Fused, dtype: DType, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:
     """Return what one op computes of a result of that type, operand 0. Raises EmitError where there is no expression for it."""
-    return _behind((fused,), dtype, spec, constants)
+    return _behind((fused,), dtype, _GraphDraft(spec, constants))
 
 
 def refuses_behind(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> str | None:
@@ -81,10 +90,7 @@ def refuses_behind(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> 
     return None
 
 
-def _behind(
-    fused: tuple[Fused, ...], dtype: DType, spec: SpecOf, constants: Mapping[str, Array], addend: str = ""
-) -> BoundExpression:
-    draft = _GraphDraft(spec, constants)
+def _behind(fused: tuple[Fused, ...], dtype: DType, draft: _GraphDraft, addend: str = "") -> BoundExpression:
     made = draft.operand("", dtype)
     if addend:
         made = draft("add", made, draft.value(addend))
@@ -104,12 +110,17 @@ def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
 class _GraphDraft(Draft):
     """A draft whose operands are values of a graph."""
 
-    def __init__(self, spec: SpecOf, constants: Mapping[str, Array]) -> None:
+    def __init__(self, spec: SpecOf, constants: Mapping[str, Array], deferred: Mapping[str, Node] = NOTHING) -> None:
         super().__init__()
-        self._spec, self._constants = spec, constants
+        self._spec, self._constants, self._deferred = spec, constants, deferred
+        self._made: dict[str, Term] = {}
 
     def value(self, name: str) -> Term:
         """A value of the graph."""
+        if (node := self._deferred.get(name)) is not None:
+            if name not in self._made:
+                self._made[name] = self.append(node, None)
+            return self._made[name]
         known = self._constants.get(name)
         if isinstance(known, SizeArray):
             known = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from graph.ir import Node
 from graph.native.calls import CallList
 from graph.native.constants import ConstantStorages
 from graph.native.dataflow import Dataflow
@@ -29,12 +30,17 @@ class Values:
         self._places: dict[str, list[Place]] = {}
         self._reserved: dict[str, Place] = {}
         self._reserved_storages: set[Storage] = set()
+        self.deferred: dict[str, Node] = {}  # values that nobody has made yet, by the elementwise nodes that would
+        self._lower_late: dict[str, Callable[[], None]] = {}
         self._needed_until: dict[Storage, int] = {}  # the last node that reads a value in it
 
     # Values that are read
 
     def places(self, value: str) -> list[Place]:
         """Return all the places where a value lies, its producer's first."""
+        if value in self._lower_late:
+            del self.deferred[value]
+            self._lower_late.pop(value)()
         if value not in self._places:
             array = self._facts.constants[value]
             if isinstance(array, SizeArray):
@@ -165,6 +171,17 @@ class Values:
         """Let a value be a view of memory that exists already."""
         self._put(value, place)
 
+    def defer(self, node: Node, lower: Callable[[], None]) -> None:
+        """Leave the value that an elementwise node makes to those that read it: kernels may compute it of what it is made of.
+
+        lower: called at last where another one asks for the value's place.
+        """
+        value = node.outputs[0]
+        self.deferred[value], self._lower_late[value] = node, lower
+        for name in node.reads():
+            for place in self._places.get(name, ()):
+                self._keep(place.storage, self._dataflow.last_read(value))
+
     def reserve(self, value: str, place: Place) -> None:
         """Say where the producer of a value shall make it."""
         self._reserved[value] = place
@@ -224,8 +241,11 @@ class Values:
     def _add(self, value: str, place: Place) -> None:
         """Note one more place where a value lies."""
         self._places[value].append(place)
-        until = self._dataflow.last_read(value)
-        self._needed_until[place.storage] = max(until, self._needed_until.get(place.storage, until))
+        self._keep(place.storage, self._dataflow.last_read(value))
+
+    def _keep(self, storage: Storage, until: int) -> None:
+        """Note that a storage is needed up to the node at that position."""
+        self._needed_until[storage] = max(until, self._needed_until.get(storage, until))
 
     def _wanted(self, value: str) -> View:
         shape = self._facts.spec(value).shape

@@ -74,7 +74,7 @@ def weighted_of(b: Lowering, node: Node, as_convolution: Callable[[Array], Array
     source = b.constants[node.inputs[1]]
     weights = as_convolution(source.reshape(*source.shape[:2], -1, source.shape[-1]))
     bias, shape = b.constants.get(optional_input(node, 2)), b.spec(node.outputs[0]).shape
-    bound = express_epilogue(node, b.spec, b.constants)
+    bound = express_epilogue(node, b.spec, b.constants, deferred=b.values.deferred)
     bound, bias = fold_bias(bound, bias, b.constants, weights.shape[0], shape)
     return Weighted(source, weights, bias, bound)
 

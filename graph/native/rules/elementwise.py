@@ -30,8 +30,18 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 
 def lower(b: Lowering, node: Node) -> None:
-    """Append one elementwise kernel: over blocks where an operand lies in blocks, over strides otherwise."""
-    bound = express(node, b.spec, b.constants)
+    """Append one elementwise kernel: over blocks where an operand lies in blocks, over strides otherwise.
+
+    What dequantises is left to the kernels that read it, as far as they can: bytes take a quarter of the memory.
+    """
+    if node.op == "DequantizeLinear" and not node.epilogue and node.outputs[0] not in b.dataflow.results:
+        b.values.defer(node, lambda: _append(b, node))
+    else:
+        _append(b, node)
+
+
+def _append(b: Lowering, node: Node) -> None:
+    bound = express(node, b.spec, b.constants, b.values.deferred)
     steps = bound.expression.steps
     value = node.outputs[0]
     shape = b.spec(value).shape

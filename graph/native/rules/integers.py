@@ -124,7 +124,7 @@ def _conv(node: Node, facts: Facts, x: Image, y: Image, zero: int) -> Conv:
 def lower_conv(b: Lowering, node: Node) -> None:
     """Append the calls of a ConvInteger: in blocks, or with channels last where groups begin inside of blocks."""
     given, value = _bytes(b, node), node.outputs[0]
-    shape, bound = b.spec(value).shape, express_epilogue(node, b.spec, b.constants)
+    shape, bound = b.spec(value).shape, express_epilogue(node, b.spec, b.constants, deferred=b.values.deferred)
     by_channel, in_blocks = is_depthwise(node, b.facts), _in_blocks(node, b.facts)
     x: Imaged = b.values.blocked(node.inputs[0]) if in_blocks else _channels_last(b, node.inputs[0])
     epilogue, operands = make_epilogue(b, bound, image_operand if in_blocks else channels_last_operand, shape, bias=True)
@@ -206,7 +206,7 @@ def lower_product(b: Lowering, node: Node) -> None:
     given, value = _bytes(b, node), node.outputs[0]
     shape, (inner, columns) = b.spec(value).shape, given.source.shape
     rows = b.spec(value).elements // columns
-    bound = express_epilogue(node, b.spec, b.constants)
+    bound = express_epilogue(node, b.spec, b.constants, deferred=b.values.deferred)
     epilogue, operands = make_epilogue(b, bound, row_operand, shape, bias=True)
     x, step = _rows(b, node.inputs[0], rows, inner)
     y = b.values.new_dense(value)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from kernels.expression import COMPARISONS, DOUBLE, FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.functions import BINARY_FUNCTIONS, LONG, UNARY
@@ -228,6 +230,16 @@ def _compare(k: Function, op: str, a: Value, b: Value, dtype: DType) -> Value:
     return k.compare(op, a, b)
 
 
+def _whole(k: Function, value: Value, new: DType) -> Value:
+    """Convert float32 to int32 toward zero, within the range of a smaller integer, whose bounds float32 holds; NaN to 0.
+
+    LLVM converts to small integers lane by lane.
+    """
+    info = np.iinfo(new)
+    number = k.select(k.compare("eq", value, value), value, k.zero(value.type))
+    return k.convert("fptosi", k.at_most(k.at_least(number, float(info.min)), float(info.max)), I32.by(value.type.lanes))
+
+
 def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:
     lanes = value.type.lanes
     kind = (I1 if new == BOOL else memory_type(new)).by(lanes)
@@ -237,6 +249,8 @@ def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:
         return k.compare("ne", value, k.zero(value.type))
     if old.kind == "f" and new.kind == "f":
         return k.convert("fpext" if new == DOUBLE else "fptrunc", value, kind)
+    if old == FLOAT and new.itemsize <= 2:
+        return k.convert("trunc", _whole(k, value, new), kind)
     if old.kind == "f":
         name = f"llvm.fpto{'s' if new.kind == 'i' else 'u'}i.sat.{kind.mangled}.{value.type.mangled}"
         return k.call(name, kind, value)

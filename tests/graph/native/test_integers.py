@@ -144,3 +144,51 @@ def test_any_convolution(data):
     zero = data.draw(st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)))
     attrs = {"pads": [*begin, *end], "strides": strides, "dilations": dilations, "group": groups}
     check(convolution(x, w, zero, **attrs)[0], x, "")
+
+
+def dequantised(name: str, y: str) -> NodeProto:
+    return helper.make_node("DequantizeLinear", [name, "s", "z"], [y])
+
+
+def quantised(name: str, y: str) -> NodeProto:
+    return helper.make_node("QuantizeLinear", [name, "t", "z"], [y])
+
+
+SCALES: dict[str, np.ndarray] = {"s": np.array(0.03, np.float32), "t": np.array(0.05, np.float32), "z": np.array(7, np.uint8)}
+
+
+def test_bytes_are_dequantised_where_they_are_added():
+    """A residual block: no float32 lies in memory between its convolutions of bytes."""
+    rng = np.random.default_rng(0)
+    x = random_bytes(rng, np.dtype(np.uint8), (1, 32, 9, 9))
+    constants = {f"w{n}": random_bytes(rng, np.dtype(np.int8), (32, 32, 3, 3)) for n in (0, 1)}
+    constants["m"] = np.array(1e-4, np.float32)
+    nodes, before = [], "x"
+    for n in (0, 1):
+        nodes += [
+            helper.make_node("ConvInteger", [before, f"w{n}", "z"], [f"i{n}"], pads=[1] * 4),
+            helper.make_node("Cast", [f"i{n}"], [f"f{n}"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"f{n}", "m"], [f"m{n}"]),
+            quantised(f"m{n}", f"q{n}"),
+        ]
+        before = f"q{n}"
+    nodes += [dequantised("q1", "a"), dequantised("q0", "b"), helper.make_node("Add", ["a", "b"], ["c"])]
+    nodes += [helper.make_node("Relu", ["c"], ["d"]), quantised("d", "y")]
+    data = model(nodes, x, TensorProto.UINT8, **constants, **SCALES)
+    check(data, x, "direct", ["Cast", "Mul", "QuantizeLinear"])
+    held = [item.name for item in Session(data).executor({"x": x}).held]
+    assert held
+    assert not {"a", "b", "c", "d"} & set(held)
+
+
+@pytest.mark.parametrize("op", ["GlobalAveragePool", "Transpose", "Softmax"])
+def test_other_ops_read_what_is_dequantised(op):
+    rng = np.random.default_rng(0)
+    x = random_bytes(rng, np.dtype(np.uint8), (1, 8, 5, 5))
+    nodes = [dequantised("x", "a"), helper.make_node(op, ["a"], ["b"]), helper.make_node("Add", ["b", "a"], ["y"])]
+    if op == "Transpose":
+        nodes[1:] = [helper.make_node(op, ["a"], ["y"], perm=[0, 1, 3, 2])]
+    data = model(nodes, x, TensorProto.FLOAT, s=SCALES["s"], z=SCALES["z"])
+    native, numpy = Session(data, threads=2), Session(data, backend="numpy")
+    np.testing.assert_allclose(native.run({"x": x})["y"], numpy.run({"x": x})["y"], rtol=1e-6, atol=1e-6)
+    assert all(step.algorithm.startswith("native") or step.algorithm == "view" for step in native.executor({"x": x}).steps)

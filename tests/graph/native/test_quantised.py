@@ -77,5 +77,5 @@ def test_a_chain_from_bytes_to_bytes_is_one_segment() -> None:
     feeds = {name: rng.integers(0, 256, (1, 24, 9, 11)).astype(np.uint8) for name in "ab"}
     native = edgewise.Session(model)
     np.testing.assert_array_equal(native.run(feeds)["y"], edgewise.Session(model, backend="numpy").run(feeds)["y"])
-    assert {step.strategy.backend for step in native.plan.steps} == {"native"}
+    assert {step.strategy.backend for step in native.plan.steps} <= {"native", "executor"}  # views are no kernels
     assert [step.op for step in native.plan.steps].count("DequantizeLinear") == 3
