@@ -24,6 +24,7 @@ from graph.passes.identities import remove_identities
 from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
 from graph.passes.views import collapse_views, reshape_unmoved, sink_views
+from graph.passes.zero_points import take_out_zero_points
 from graph.shapes import propagate
 from kernels.spec import Spec
 
@@ -75,6 +76,7 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on, cha
         _Step("batch-norms", fold_batch_norms, frozenset({"BatchNormalization"})),
         _Step("scales-and-shifts", fold_scales_and_shifts),
         _Step("pads", fold_pads, frozenset({"Pad"})),
+        _Step("zero-points", take_out_zero_points, frozenset({"MatMulInteger"})),
         _Step("gemms", make_gemms, frozenset({"Add", "MatMul"})),
     )
     for _ in range(_MAX_ROUNDS):

@@ -1,0 +1,47 @@
+"""Zero points that only a run knows are taken out of products of integers, as dynamic quantisation makes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graph.ir import Graph, Node, Specs
+from graph.passes.editor import Editor, origins
+from kernels.registry import find
+from kernels.spec import Array
+
+TO_INT32 = 6  # the type's number in ONNX
+
+
+def take_out_zero_points(graph: Graph, specs: Specs) -> Graph:
+    """Turn MatMulInteger(a, w, zero of a) into MatMulInteger(a, w) - zero · (sums of w's columns), where w is a constant matrix.
+
+    The bits are the same: (a - zero)·w = a·w - zero·(sums of w), and sums of int32 wrap.
+    """
+    editor = Editor(graph, specs)
+    for name in [node.name for node in graph.nodes if node.op == "MatMulInteger" and not node.epilogue]:
+        node = editor.nodes[name]
+        zero = node.inputs[2] if len(node.inputs) > 2 else ""
+        spec, weights = editor.spec(zero) if zero else None, editor.constant(node.inputs[1])
+        if spec is not None and spec.elements == 1 and zero not in editor.constants and weights is not None and weights.ndim == 2:
+            w_zero = node.inputs[3] if len(node.inputs) > 3 else ""
+            if not w_zero or w_zero in editor.constants:
+                _take_out(editor, node, zero, _column_sums(weights, editor.constant(w_zero)))
+    return editor.finish()
+
+
+def _column_sums(weights: Array, zero: Array | None) -> Array:
+    """Return the sums of the columns of weights less their zero point, as int32."""
+    sums = weights.sum(0, np.int64) - (0 if zero is None else len(weights) * zero.astype(np.int64))
+    return np.asarray(sums).astype(np.int32)
+
+
+def _take_out(editor: Editor, node: Node, zero: str, sums: Array) -> None:
+    factors = (*node.inputs[:2], "", *node.inputs[3:]) if len(node.inputs) > 3 else node.inputs[:2]
+    product, cast, less = (editor.fresh(f"{node.name}/{what}") for what in ("product", "zero", "less"))
+    constant = editor.add_constant(f"{node.name}/sums", sums)
+    attrs = find("Cast").bind({"to": TO_INT32})
+    editor.drop(node)
+    editor.put(Node(product, node.op, factors, (product,), node.attrs, origins=origins(node)))
+    editor.put(Node(cast, "Cast", (zero,), (cast,), attrs, origins=origins(node)))
+    editor.put(Node(less, "Mul", (cast, constant), (less,), origins=origins(node)))
+    editor.put(Node(node.name, "Sub", (product, less), node.outputs, origins=origins(node)))
