@@ -41,7 +41,8 @@ def _take_out(editor: Editor, node: Node, zero: str, sums: Array) -> None:
     constant = editor.add_constant(f"{node.name}/sums", sums)
     attrs = find("Cast").bind({"to": TO_INT32})
     editor.drop(node)
-    editor.put(Node(product, node.op, factors, (product,), node.attrs, origins=origins(node)))
     editor.put(Node(cast, "Cast", (zero,), (cast,), attrs, origins=origins(node)))
     editor.put(Node(less, "Mul", (cast, constant), (less,), origins=origins(node)))
+    # Behind what is subtracted, so that the subtraction can be fused to it.
+    editor.put(Node(product, node.op, factors, (product,), node.attrs, origins=origins(node)))
     editor.put(Node(node.name, "Sub", (product, less), node.outputs, origins=origins(node)))
