@@ -58,10 +58,14 @@ class Expression:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Term:
-    """A value of an expression under construction. known: its elements, where it is a constant of the model."""
+    """A value of an expression under construction.
+
+    known: its elements, where it is a constant of the model. shape: of an operand, where that is known; it is broadcast.
+    """
 
     dtype: DType
     known: Array | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,9 @@ class Draft:
         self._operands: dict[str, Term] = {}
         self._steps: dict[Term, _Step] = {}
 
-    def operand(self, name: str, dtype: DType, known: Array | None = None) -> Term:
+    def operand(self, name: str, dtype: DType, known: Array | None = None, shape: tuple[int, ...] | None = None) -> Term:
         """Return the term of the operand of that name, the same one each time."""
-        return self._operands.setdefault(name, Term(dtype, known))
+        return self._operands.setdefault(name, Term(dtype, known, shape))
 
     def __call__(self, op: str, *args: Term, parameters: tuple[float, ...] = (), dtype: DType | None = None) -> Term:
         """Append an operation and return its result."""

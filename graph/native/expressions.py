@@ -124,7 +124,8 @@ class _GraphDraft(Draft):
         known = self._constants.get(name)
         if isinstance(known, SizeArray):
             known = None
-        return self.operand(name, self._spec(name).dtype if known is None else known.dtype, known)
+        spec = self._spec(name) if known is None else Spec.of(known)
+        return self.operand(name, spec.dtype, known, spec.shape)
 
     def append(self, node: Node | Fused, made: Term | None) -> Term:
         """Append an op. made: what "" stands for among the inputs of one that is fused; None: for an absent input."""

@@ -10,14 +10,16 @@ from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.spec import Array, SizeArray, Spec
 
 SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs are smaller
+_WEIGHTS = "DequantizeLinear"  # its result is weights, which native kernels pack once
 
 
 def fold_constants(graph: Graph, specs: Specs, limit_bytes: int, check: Check = go_on) -> Graph:
     """Replace nodes by their results. Random ops stay.
 
     Args:    limit_bytes: of all constants together. A node whose result would exceed it stays, and so does one whose result is
-             larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result),
-             or takes much more memory to compute than it and they do. check: called between nodes; what it raises ends the work.
+             larger than its inputs and than SMALL_RESULT_BYTES (to run an Expand of a scalar is cheaper than to read its result,
+             but weights are dequantised), or takes much more memory to compute than it and they do. check: called between nodes;
+             what it raises ends the work.
     """
     editor = Editor(graph, specs)
     held_bytes = sizes(graph.constants)
@@ -52,7 +54,8 @@ def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | N
     if len(known) == len(made):
         return known
     input_bytes = sum(array.nbytes for array in inputs if array is not None)
-    if result_bytes > max(SMALL_RESULT_BYTES, input_bytes) or not find(node.op).deterministic:
+    is_blown_up = result_bytes > max(SMALL_RESULT_BYTES, input_bytes) and node.op != _WEIGHTS
+    if is_blown_up or not find(node.op).deterministic:
         return None
     try:
         specs_read = [None if array is None else Spec.of(array) for array in inputs]

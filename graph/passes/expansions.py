@@ -16,12 +16,12 @@ from kernels.registry import find
 from kernels.spec import DType
 
 _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
-_CHAINED = ""  # as an input: the result of the step before
+CHAINED = ""  # as an input: the result of the step before
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One node of an expansion. inputs: value names; `_CHAINED` stands for the result of the step before."""
+class Step:
+    """One node of an expansion. inputs: value names; `CHAINED` stands for the result of the step before."""
 
     op: str
     inputs: tuple[str, ...]
@@ -39,14 +39,14 @@ def expand_fused(graph: Graph, specs: Specs) -> Graph:
     return editor.finish()
 
 
-def _replace(editor: Editor, node: Node, steps: Sequence[_Step]) -> None:
+def put_steps(editor: Editor, node: Node, steps: Sequence[Step]) -> None:
     """Put nodes that follow one another in the place of one; the last one writes its output."""
     before = ""
     editor.drop(node)
     for number, step in enumerate(steps, 1 - len(steps)):
         name = node.name if number == 0 else editor.fresh(f"{node.name}/{step.op}")
         output = node.outputs[0] if number == 0 else name
-        inputs = tuple(before if value == _CHAINED else value for value in step.inputs)
+        inputs = tuple(before if value == CHAINED else value for value in step.inputs)
         editor.put(Node(name, step.op, inputs, (output,), find(step.op).bind(step.attrs), origins=origins(node)))
         before = output
 
@@ -60,10 +60,10 @@ def _matmul(editor: Editor, node: Node) -> None:
             node.inputs, (attrs["transBatchA"], attrs["transBatchB"]), (attrs["transA"], attrs["transB"]), strict=True
         )
     ]
-    steps = [_Step("MatMul", tuple(factors), {})]
+    steps = [Step("MatMul", tuple(factors), {})]
     if attrs["alpha"] != 1:
-        steps.append(_Step("Mul", (_CHAINED, _number(editor, node, "alpha", attrs["alpha"])), {}))
-    _replace(editor, node, steps)
+        steps.append(Step("Mul", (CHAINED, _number(editor, node, "alpha", attrs["alpha"])), {}))
+    put_steps(editor, node, steps)
 
 
 def _turned(editor: Editor, node: Node, value: str, batch: int, last: int) -> str:
@@ -82,16 +82,16 @@ def _conv(editor: Editor, node: Node) -> None:
     """Convolve, add where there is a fourth input, and apply the activation."""
     own = {name: value for name, value in node.attrs.items() if name not in ("activation", "activation_params")}
     bias, added = (*node.inputs[2:], "", "")[:2]
-    steps = [_Step("Conv", (*node.inputs[:2], bias) if bias else node.inputs[:2], own)]
+    steps = [Step("Conv", (*node.inputs[:2], bias) if bias else node.inputs[:2], own)]
     if added:
-        steps.append(_Step("Add", (_CHAINED, added), {}))
+        steps.append(Step("Add", (CHAINED, added), {}))
     activation, numbers = node.attrs["activation"], node.attrs["activation_params"] or ()
     if activation == "Clip":
         bounds = [_number(editor, node, f"bound{n}", value) for n, value in enumerate(numbers)]
-        steps.append(_Step("Clip", (_CHAINED, *bounds), {}))
+        steps.append(Step("Clip", (CHAINED, *bounds), {}))
     elif activation:
-        steps.append(_Step(activation, (_CHAINED,), dict(zip(("alpha", "beta"), numbers, strict=False))))
-    _replace(editor, node, steps)
+        steps.append(Step(activation, (CHAINED,), dict(zip(("alpha", "beta"), numbers, strict=False))))
+    put_steps(editor, node, steps)
 
 
 def _skip_norm(editor: Editor, node: Node) -> None:

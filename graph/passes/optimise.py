@@ -23,6 +23,7 @@ from graph.passes.gemms import make_gemms
 from graph.passes.identities import remove_identities
 from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
+from graph.passes.quantised import expand_quantised
 from graph.passes.views import collapse_views, reshape_unmoved, sink_views
 from graph.passes.zero_points import take_out_zero_points
 from graph.shapes import propagate
@@ -62,6 +63,7 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on, cha
     run = _Run(graph, inputs, check, changed)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
     steps = (
+        _Step("quantised", partial(expand_quantised, limit_bytes=limit_bytes)),
         _Step("constant-folding", partial(fold_constants, limit_bytes=limit_bytes, check=check)),
         _Step("dead-code", remove_dead),
         _Step("expansions", expand_fused),

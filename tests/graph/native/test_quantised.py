@@ -49,6 +49,28 @@ def test_dequantised_numbers_are_those_of_numpy(kind, isa) -> None:
         _assert_same_bits("DequantizeLinear", (x, np.array(0.0371, np.float32), np.array([zero], kind)), isa)
 
 
+@pytest.mark.parametrize("op", ["QuantizeLinear", "DequantizeLinear"])
+@pytest.mark.parametrize(("scales", "zeros", "axis"), [((), (), 1), ((1,), (1,), 1), ((24,), (24,), -1)])
+def test_scales_that_only_a_run_knows(op, scales, zeros, axis) -> None:
+    """One number, or one for each index of the last axis."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((3, 5, 24)).astype(np.float32) if op == "QuantizeLinear" else rng.integers(0, 256, (3, 5, 24))
+    given = (
+        x if x.dtype == np.float32 else x.astype(np.uint8),
+        rng.uniform(0.01, 0.1, scales).astype(np.float32),
+        rng.integers(0, 256, zeros).astype(np.uint8),
+    )
+    case = Case("it", inputs=given, attrs={"axis": axis})
+    segment, specs = compiled(find(op), case, (0, 1, 2), HOST_ISAS[-1], None)
+    (y,) = run(segment, given, specs, 1)
+    np.testing.assert_array_equal(y, evaluate(find(op), given, case.attrs)[0])
+
+
+def test_scales_along_another_axis_than_the_last_are_left_to_numpy() -> None:
+    case = Case("it", inputs=((3, 24, 24), np.full(24, 0.1, np.float32), np.zeros(24, np.uint8)))
+    assert refused(find("QuantizeLinear"), case, (0,)) is not None
+
+
 def test_scales_that_native_code_would_take_for_nothing_are_left_to_numpy() -> None:
     case = Case("it", inputs=((9,), np.array(1e-39, np.float32), np.array(0, np.uint8)))
     assert refused(find("QuantizeLinear"), case, (0,)) is not None

@@ -44,6 +44,16 @@ def test_a_small_constant_is_not_blown_up() -> None:
     assert ops(rewritten(graph, folding)) == ["Expand", "Add"]
 
 
+def test_quantised_weights_are_folded_though_they_grow() -> None:
+    count = SMALL_RESULT_BYTES // 4 + 4
+    graph = build(
+        [node("DequantizeLinear", ["w", "s"], ["r"]), node("Add", ["x", "r"], ["y"])],
+        [const("w", np.arange(count) % 200 - 100, np.int8), const("s", 0.1)],
+        inputs={"x": (count,)},
+    )
+    assert ops(rewritten(graph, folding)) == ["Add"]
+
+
 def test_results_stay_below_the_limit_of_all_constants() -> None:
     graph = build(
         [node("Exp", ["a"], ["e"]), node("Add", ["x", "e"], ["y"]), node("Mul", ["y", "a"], ["z"])],
