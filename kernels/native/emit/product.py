@@ -35,10 +35,13 @@ def rest_rows(rows: int, vectors: int) -> int:
     return min(-(-BUSY // vectors), rows - 1)
 
 
-def most_rows(vectors: int, isa: Isa, steps: int = 1) -> int:
-    """Return the rows of the tallest tile of so many vectors that fits the registers. steps: of the depth, loaded at once."""
+def most_rows(vectors: int, isa: Isa, steps: int = 1, others: int = 0) -> int:
+    """Return the rows of the tallest tile of so many vectors that fits the registers.
+
+    steps: of the depth, loaded at once. others: registers that are taken beside.
+    """
     spare = 1 if isa.fma else 4  # the broadcast; without FMA products too, and two-operand instructions copy
-    return max(1, (isa.vector_registers - steps * vectors - spare) // vectors)
+    return max(1, (isa.vector_registers - steps * vectors - spare - others) // vectors)
 
 
 def step_cycles(rows: int, vectors: int, isa: Isa) -> float:

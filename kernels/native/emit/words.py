@@ -91,7 +91,7 @@ def add_bytes(k: Function, a: Value, b: Value, sums: Value) -> Value:
 
     By one instruction where there is one, else by products of 16 bits, whose sums of two fit in 32 bits always.
     """
-    unit = _byte_unit(k.isa)
+    unit = byte_unit(k.isa)
     if unit is not None and unit.instruction == "vpdpbusd":
         return k.call(f"llvm.x86.avx512.vpdpbusd.{k.isa.vector_bits}", sums.type, sums, a, b)
     if unit is not None:  # signed by signed: 128 less for every byte of a
@@ -101,7 +101,7 @@ def add_bytes(k: Function, a: Value, b: Value, sums: Value) -> Value:
     return sums + _pairs(k, a & low, _signed(k, b, 8)) + _pairs(k, k.shift("lshr", a, 8) & low, _signed(k, b, 0))
 
 
-def _byte_unit(isa: Isa) -> Unit | None:
+def byte_unit(isa: Isa) -> Unit | None:
     """Return the instruction that adds products of four bytes, of those that every machine of the set has."""
     fitting = [unit for unit in isa.units if unit.precision == "int8" and unit.depth == WORD_BYTES]
     return next((unit for unit in fitting if set(unit.requires) <= set(isa.requires)), None)

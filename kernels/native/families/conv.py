@@ -25,7 +25,7 @@ from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emi
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import Channels, Results, result_numbers
-from kernels.native.emit.words import WORD_BYTES
+from kernels.native.emit.words import WORD_BYTES, byte_unit
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
@@ -118,12 +118,13 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     flat = conv.flat()
     kind = Channels.of(conv.x, isa.lanes // conv.words.depth, groups=conv.groups).kind
+    paired = conv.words.depth > 1 and byte_unit(isa) is None  # products of 16 bits take two registers for each word
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
     for pixels, vectors in GROUP_TILES if conv.within else TILES[isa.vector_registers]:
-        if pixels > min(most_rows(vectors, isa, 2 if spread else 1), flat.y.width):
+        if pixels > min(most_rows(vectors, isa, 2 if spread or paired else 1, 2 * paired), flat.y.width):
             continue
-        tight = isa.vector_registers == FEW_REGISTERS and pixels > most_rows(vectors, isa, 2)
+        tight = isa.vector_registers == FEW_REGISTERS and not paired and pixels > most_rows(vectors, isa, 2)
         splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
         cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)
         scored.append((cycles, -pixels * vectors, pixels, vectors))
