@@ -108,7 +108,8 @@ def _is_native(editor: Editor, fused: Fused, dtype: DType, host: Node) -> bool:
         bound = express_fused(fused, dtype, lambda value: known(editor.specs, value), editor.constants)
     except EmitError:
         return False
-    return dtype != F32 or host.op in INTEGER_PRODUCTS or set(bound.expression.operands) == {F32}
+    of_any_type = host.op in INTEGER_PRODUCTS or (fused.op in QUANTISES and _is_elementwise(host, editor))
+    return dtype != F32 or of_any_type or set(bound.expression.operands) == {F32}
 
 
 def _is_elementwise(node: Node, editor: Editor) -> bool:

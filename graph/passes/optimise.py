@@ -21,6 +21,7 @@ from graph.passes.epilogues import fuse_epilogues
 from graph.passes.expansions import expand_fused
 from graph.passes.gemms import make_gemms
 from graph.passes.identities import remove_identities
+from graph.passes.integers import make_integers, move_integers
 from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
 from graph.passes.quantised import expand_quantised
@@ -64,6 +65,8 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on, cha
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
     steps = (
         _Step("quantised", partial(expand_quantised, limit_bytes=limit_bytes)),
+        _Step("moved-integers", move_integers, frozenset({"DequantizeLinear"})),
+        _Step("integers", make_integers, frozenset({"DequantizeLinear"})),
         _Step("constant-folding", partial(fold_constants, limit_bytes=limit_bytes, check=check)),
         _Step("dead-code", remove_dead),
         _Step("expansions", expand_fused),
