@@ -13,14 +13,15 @@ only a run knows its shapes. Bodies of If, Loop and Scan stay, too. They read ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.passes.editor import Editor, origins
+from graph.wide import widened
 from kernels.errors import EdgewiseError
 from kernels.half import is_half
 from kernels.registry import find
@@ -56,6 +57,15 @@ def widen_halves(graph: Graph, specs: Specs) -> Graph:
     return widening.editor.finish()
 
 
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """A Cast to a half. same: it changes no number. fits: its values need no rounding."""
+
+    source: str
+    same: bool
+    fits: bool
+
+
 class _Widening:
     """One pass over a graph, in order.
 
@@ -67,7 +77,7 @@ class _Widening:
         self.editor = Editor(graph, specs)
         self._inputs = {port.name for port in graph.inputs}
         self._wide: dict[str, str] = {}  # the float32 of a half, by its name
-        self._casts: dict[str, Callable[[], str]] = {}  # by the halves that Casts make: what makes their float32 once it is read
+        self._casts: dict[str, _Cast] = {}  # by the halves that they make, those whose float32 nobody has read yet
         self._exact: set[str] = set()  # the halves whose float32 is that of the half exactly
         self._were_halves: set[str] = set()  # floats that Casts in the file make of halves
 
@@ -100,11 +110,11 @@ class _Widening:
     def _single(self, half: str) -> str:
         """Return the float32 of a half. One that no node makes yet is converted, which is exact."""
         if half in self._casts:
-            self._wide[half] = self._casts.pop(half)()
+            self._make_cast(half, self._casts.pop(half))
         if half not in self._wide:
             constant = self.editor.constant(half)
             if constant is not None:
-                made = self.editor.add_constant(f"{half}/single", constant.astype(_F32))
+                made = self.editor.add_constant(f"{half}/single", widened(constant))
             else:
                 made = self._cast(half, f"{half}/single", _F32, self.editor.producer(half))
             self._know(half, made)
@@ -162,21 +172,22 @@ class _Widening:
     def _to_half(self, source: str, made: str) -> None:
         """Note how to make the float32 of a Cast to a half. The Cast stays, for those who read the half."""
         dtype, wanted = self._dtype(source) or _F32, self._dtype(made) or _F32
-        if not (is_half(dtype) or dtype in (_F32, BOOL, *INTS)):
-            return  # float64 would be rounded twice; of others only their kernels know the numbers
-        same = dtype in (wanted, BOOL, np.int8, np.uint8)
-        unrounded = same or (not self._is_meant(made) and self._fits(source, wanted))
+        if is_half(dtype) or dtype in (_F32, BOOL, *INTS):  # float64 would be rounded twice; others have kernels of their own
+            same = dtype in (wanted, BOOL, np.int8, np.uint8)
+            self._casts[made] = _Cast(source, same, same or (not self._is_meant(made) and self._fits(source, wanted)))
 
-        def make() -> str:
-            if is_half(dtype):
-                single = self._single(source)
-            else:
-                single = source if dtype == _F32 else self._cast(source, f"{made}/single", _F32, self.editor.producer(made))
-            if not unrounded or (same and (source in self._exact or not is_half(dtype))):
-                self._exact.add(made)
-            return single if unrounded else self._round(single, f"{made}/rounded", made)
-
-        self._casts[made] = make
+    def _make_cast(self, half: str, cast: _Cast) -> None:
+        """Make the float32 of a half that a Cast makes."""
+        dtype = self._dtype(cast.source) or _F32
+        if is_half(dtype):
+            single = self._single(cast.source)
+        elif dtype == _F32:
+            single = cast.source
+        else:
+            single = self._cast(cast.source, f"{half}/single", _F32, self.editor.producer(half))
+        self._wide[half] = single if cast.fits else self._round(single, f"{half}/rounded", half)
+        if not cast.fits or (cast.same and (cast.source in self._exact or not is_half(dtype))):
+            self._exact.add(half)
 
     def _is_meant(self, half: str) -> bool:
         """Whether Casts to wider types alone read a half: its values are rounded for the sake of it."""

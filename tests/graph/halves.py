@@ -11,47 +11,65 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from kernels.half import is_half
 from tests.graph.oracle import FLOAT, INT64, constant, expected, ints, make, node, port
 
+DOUBLE = TensorProto.DOUBLE
 F16, BF16 = int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16)
-DTYPES: dict[int, np.dtype[Any]] = {F16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
+DTYPES: dict[int, np.dtype[Any]] = {F16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16), FLOAT: np.dtype(np.float32)}
 
 
 def in_half(proto: onnx.ModelProto, code: int) -> onnx.ModelProto:
-    """Return a model with `code` in place of float32 in all of its inputs, outputs, constants and attributes."""
+    """Return a model with `code` in place of float32 in all of its inputs, outputs, constants and attributes.
+
+    What is float64 becomes float32: islands of more precision.
+    """
     made = onnx.ModelProto()
     made.CopyFrom(proto)
-    _halve(made.graph, code)
+    _retype(made.graph, {FLOAT: code, DOUBLE: FLOAT})
     return made
 
 
-def _halve(graph: onnx.GraphProto, code: int) -> None:
+def in_single(proto: onnx.ModelProto, code: int) -> onnx.ModelProto:
+    """Return the model that `in_half` makes, with the same weights, in float32."""
+    made = in_half(proto, code)
+    _retype(made.graph, {code: FLOAT})
+    return made
+
+
+def _retype(graph: onnx.GraphProto, types: Mapping[int, int]) -> None:
     for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == FLOAT:
-            value.type.tensor_type.elem_type = code
+        kind = value.type.tensor_type
+        kind.elem_type = types.get(kind.elem_type, kind.elem_type)
     for tensor in graph.initializer:
-        _halve_tensor(tensor, code)
+        _retype_tensor(tensor, types)
     for each in graph.node:
         for attribute in each.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == FLOAT:
-                attribute.i = code
+            if attribute.name in ("to", "dtype"):
+                attribute.i = types.get(attribute.i, attribute.i)
             if attribute.HasField("t"):
-                _halve_tensor(attribute.t, code)
+                _retype_tensor(attribute.t, types)
             if attribute.HasField("g"):
-                _halve(attribute.g, code)
+                _retype(attribute.g, types)
 
 
-def _halve_tensor(tensor: onnx.TensorProto, code: int) -> None:
-    if tensor.data_type == FLOAT:
-        array = numpy_helper.to_array(tensor)
-        array = (np.clip(array, -65504, 65504) if code == F16 else array).astype(DTYPES[code])  # masks are the lowest number
-        made = helper.make_tensor(tensor.name, code, array.shape, array.tobytes(), raw=True)
-        tensor.CopyFrom(made)
+def _retype_tensor(tensor: onnx.TensorProto, types: Mapping[int, int]) -> None:
+    if tensor.data_type in types:
+        code = types[tensor.data_type]
+        array = numpy_helper.to_array(tensor).astype(np.float64)
+        array = np.clip(array, -65504, 65504) if code == F16 else array  # masks are the lowest number there is
+        raw = array.astype(DTYPES[code]).tobytes()
+        tensor.CopyFrom(helper.make_tensor(tensor.name, code, array.shape, raw, raw=True))
 
 
 def halves(feeds: Mapping[str, np.ndarray], code: int) -> dict[str, np.ndarray]:
     """Return feeds with float32 in half precision."""
     return {name: each.astype(DTYPES[code]) if each.dtype == np.float32 else each for name, each in feeds.items()}
+
+
+def singles(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return feeds with half precision in float32."""
+    return {name: each.astype(np.float32) if is_half(each.dtype) else each for name, each in feeds.items()}
 
 
 def by_onnx_runtime(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
@@ -94,13 +112,17 @@ def conv_net() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return proto, {"x": rng.standard_normal((2, 3, 16, 16)).astype(np.float32)}
 
 
-def decoder(layers: int = 2) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A decoder with a cache of keys and values, RMS norms in float32 as PyTorch exports them, and gated feed-forward layers."""
+def decoder(layers: int = 2, *, islands: bool = False) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A decoder with a cache of keys and values, RMS norms and gated feed-forward layers.
+
+    islands: norms and softmax are in float64, so that `in_half` makes them float32 between Casts, as exporters do.
+    """
     rng = np.random.default_rng(4)
     heads, each_width, width, inner = 2, 8, 16, 40
-    constants = [ints("apart", 0, 0, heads, each_width), ints("joined", 0, 0, width), ints("last", -1), constant("two", 2.0)]
+    own = np.float64 if islands else np.float32
+    constants = [ints("apart", 0, 0, heads, each_width), ints("joined", 0, 0, width), ints("last", -1), constant("two", 2.0, own)]
     constants += [
-        constant("epsilon", 1e-6),
+        constant("epsilon", 1e-6, own),
         constant("scale", 1 / np.sqrt(each_width)),
         constant("tokens", rng.standard_normal((50, width))),
     ]
@@ -115,11 +137,19 @@ def decoder(layers: int = 2) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         constants.append(constant(name, rng.standard_normal(shape) / np.sqrt(shape[0])))
         return name
 
+    def wide(value: str) -> str:
+        return op(f"{value}.wide", "Cast", value, to=DOUBLE) if islands else value
+
+    def narrow(value: str) -> str:
+        return op(f"{value}.narrow", "Cast", value, to=FLOAT) if islands else value
+
     def norm(name: str, value: str) -> str:
+        value = wide(value)
         constants.append(constant(f"{name}.g", rng.uniform(0.5, 2, width)))
         mean = op(f"{name}.mean", "ReduceMean", op(f"{name}.square", "Pow", value, "two"), "last", keepdims=1)
         root = op(f"{name}.root", "Sqrt", op(f"{name}.spread", "Add", mean, "epsilon"))
-        return op(name, "Mul", f"{name}.g", op(f"{name}.unit", "Mul", value, op(f"{name}.inverse", "Reciprocal", root)))
+        unit = op(f"{name}.unit", "Mul", value, op(f"{name}.inverse", "Reciprocal", root))
+        return op(name, "Mul", f"{name}.g", narrow(unit))
 
     for n in range(layers):
         x, at = norm(f"n{n}", f"h{2 * n}"), f"l{n}"
@@ -133,7 +163,7 @@ def decoder(layers: int = 2) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
             parts[part] = op(f"present.{n}.{part}", "Concat", f"past.{n}.{part}", parts[part], axis=2)
         turned = op(f"{at}.kt", "Transpose", parts["k"], perm=[0, 1, 3, 2])
         scores = op(f"{at}.scaled", "Mul", op(f"{at}.scores", "MatMul", parts["q"], turned), "scale")
-        mixed = op(f"{at}.mixed", "MatMul", op(f"{at}.soft", "Softmax", scores, axis=-1), parts["v"])
+        mixed = op(f"{at}.mixed", "MatMul", narrow(op(f"{at}.soft", "Softmax", wide(scores), axis=-1)), parts["v"])
         flat = op(f"{at}.joined", "Reshape", op(f"{at}.turned", "Transpose", mixed, perm=[0, 2, 1, 3]), "joined")
         h = op(f"h{2 * n + 1}", "Add", f"h{2 * n}", op(f"{at}.out", "MatMul", flat, weights(f"{at}.wo", width, width)))
         x = norm(f"m{n}", h)
