@@ -13,6 +13,7 @@ from graph.budget import RunBudget
 from graph.ir import Graph, Port
 from graph.run.lowered import LoweredGraph
 from graph.symbols import SymbolicInputs, differing
+from graph.wide import half_of, standing_for
 from kernels.log import PLAN, debug, debug_level
 from kernels.size import LEAST, GuardError, Sizes
 from kernels.spec import Array
@@ -103,8 +104,7 @@ class LoweringCache:
         constants = dict(graph.constants)
         for name, array in graph.constants.items():
             if array.nbytes >= SHARED_BYTES and array is not own.get(name):
-                same = (other[name] for other in others if name in other and _same_bits(other[name], array))
-                constants[name] = next(same, array)
+                constants[name] = _shared(array, [other[name] for other in others if name in other])
         return replace(graph, constants=constants)
 
 
@@ -130,6 +130,20 @@ def distance(some: Sequence[tuple[int, ...]], other: Sequence[tuple[int, ...]]) 
             return None
         apart += math.log(max(a, b) / min(a, b))
     return apart
+
+
+def _shared(array: Array, others: Sequence[Array]) -> Array:
+    """Return the one of other arrays that has the same bits, or the array itself where none has.
+
+    A float32 copy of a half is returned as the copy of another half, where only that is left of another lowering's copy.
+    """
+    if (half := half_of(array)) is None:
+        return next((other for other in others if _same_bits(other, array)), array)
+    for other in others:
+        source = half_of(other)
+        if _same_bits(other if source is None else source, half):
+            return standing_for(array, other) if source is None else other
+    return array
 
 
 def _same_bits(a: Array, b: Array) -> bool:

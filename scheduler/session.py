@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +25,7 @@ from graph.run.feeds import check_feeds
 from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
+from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.spec import Array
 from scheduler.errors import StalePlanError
@@ -331,18 +332,29 @@ class Session:
         inputs = SymbolicInputs.of(graph.inputs, shapes, varied, room)
         roomy = {each.output: Kept(each.input, each.axis, inputs.room) for each in growing}
         with memory_errors_of(f"{graph.name}: rewriting it"):
-            rewritten = optimise(graph, inputs.specs, check)
+            rewritten = optimise(graph, inputs.specs, check, native=self._native is not None)
         choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
         if planned != shapes:  # a plan of other shapes: the graph may lack a node of it, as where something was computed before
             choices = {node.name: choices[node.name] for node in rewritten.graph.nodes if node.name in choices}
         shared = self._lowerings.share_constants(rewritten.graph, graph.constants)
-        budget = self._budget()
-        made = (array for name, array in rewritten.graph.constants.items() if array is not graph.constants.get(name))
-        kept = {id(array) for array in shared.constants.values()}
-        made_bytes = sum(array.nbytes for array in made if id(array) in kept)  # others are those of lowerings before
-        budget.keep(made_bytes, f"{graph.name}: constants that rewriting made")
-        lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope, roomy)
+        made = rewritten.graph.constants
+        new = [each for name, each in shared.constants.items() if each is made[name] and each is not graph.constants.get(name)]
+        copies = [each for each in made.values() if half_of(each) is not None]
+        budget, passing = self._budget(), self._budget()
+        budget.keep(_nbytes(each for each in new if half_of(each) is None), f"{graph.name}: constants that rewriting made")
+        passing.keep(_nbytes(copies), f"{graph.name}: float32 copies of constants in half precision")
+        try:
+            lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope, roomy)
+        finally:
+            passing.release()
+        stayed = {id(each) for each in lowered.graph.constants.values()}
+        stayed_bytes = _nbytes(each for each in new if half_of(each) is not None and id(each) in stayed)
+        budget.keep(stayed_bytes, f"{graph.name}: float32 copies of constants that numpy reads")
         return self._lowerings.keep(Lowering(inputs, lowered, plan, budget))
+
+
+def _nbytes(arrays: Iterable[Array]) -> int:
+    return sum(array.nbytes for array in arrays)
 
 
 def available_cores() -> int:

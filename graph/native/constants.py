@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from graph.mapped import identity, release
 from graph.native.facts import F32
 from graph.native.place import PackedConstant, Storage
+from graph.wide import half_of
 from kernels.spec import Array, DType
 
 
@@ -17,7 +18,8 @@ from kernels.spec import Array, DType
 class ConstantCache:
     """Packed constants by what they are made of: segments for other shapes of one model share them.
 
-    Each is kept as long as a segment uses it. A mapped source is read for packing, and its pages are released afterwards.
+    Each is kept as long as a segment uses it. A mapped source is read for packing, and its pages are released afterwards. The
+    source of a float32 copy of a half (`graph.wide`) is the half, so that the copy can be dropped.
     dry: make none, for lowerings that are inspected and never run. workers: pack here; None packs at once in the calling thread.
     """
 
@@ -31,6 +33,7 @@ class ConstantCache:
 
     def get(self, source: Array | None, key: Hashable, make: Callable[[], Array]) -> PackedConstant:
         """Return what `make` packs `source` into; `key` names the way. Without a source the key alone identifies the constant."""
+        source = source if source is None or (half := half_of(source)) is None else half
         if self.dry:
             return PackedConstant(source, Future())
         full = (None if source is None else identity(source) or id(source), key)

@@ -26,8 +26,10 @@ from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
 from graph.passes.quantised import expand_quantised
 from graph.passes.views import collapse_views, reshape_unmoved, sink_views
+from graph.passes.widen import widen_halves
 from graph.passes.zero_points import take_out_zero_points
 from graph.shapes import propagate
+from kernels.half import is_half
 from kernels.spec import Spec
 
 MAX_GROWTH_BYTES = 256 << 20  # constants may take this much more than the model's own
@@ -53,21 +55,38 @@ class _Step:
     needs: frozenset[str] = frozenset()
 
 
-def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on, changed: Changed | None = None) -> Optimised:
-    """Rewrite a graph for these input shapes. Names and order of its inputs and outputs stay.
+_INTEGERS = (
+    _Step("moved-integers", move_integers, frozenset({"DequantizeLinear"})),
+    _Step("integers", make_integers, frozenset({"DequantizeLinear"})),
+    _Step("zero-points", take_out_zero_points, frozenset({"MatMulInteger"})),
+)
+
+
+def optimise(
+    graph: Graph,
+    inputs: Mapping[str, Spec],
+    check: Check = go_on,
+    changed: Changed | None = None,
+    *,
+    native: bool = False,
+) -> Optimised:
+    """Rewrite a graph for these input shapes. Names, types and order of its inputs and outputs stay.
 
     check: called between passes and between nodes that are inferred or computed; what it raises ends the work. changed: called
-    after each pass that changed the graph.
+    after each pass that changed the graph. native: for native kernels, which compute half precisions in float32 and
+    quantised values in integers.
     Epilogues are fused last, when no other pass changes anything, since they hide nodes from other passes. Batch norms that were
     not folded are split into elementwise ops just ahead of that, and elementwise ops move before views.
     """
     run = _Run(graph, inputs, check, changed)
     limit_bytes = sizes(graph.constants) + MAX_GROWTH_BYTES
+    if native:
+        limit_bytes += sum(array.nbytes for array in graph.constants.values() if is_half(array.dtype))
     steps = (
         _Step("quantised", partial(expand_quantised, limit_bytes=limit_bytes)),
-        _Step("moved-integers", move_integers, frozenset({"DequantizeLinear"})),
-        _Step("integers", make_integers, frozenset({"DequantizeLinear"})),
+        *(_INTEGERS if native else ()),
         _Step("constant-folding", partial(fold_constants, limit_bytes=limit_bytes, check=check)),
+        *([_Step("halves", widen_halves)] if native else []),
         _Step("dead-code", remove_dead),
         _Step("expansions", expand_fused),
         _Step("einsums", expand_einsums, frozenset({"Einsum"})),
@@ -81,7 +100,6 @@ def optimise(graph: Graph, inputs: Mapping[str, Spec], check: Check = go_on, cha
         _Step("batch-norms", fold_batch_norms, frozenset({"BatchNormalization"})),
         _Step("scales-and-shifts", fold_scales_and_shifts),
         _Step("pads", fold_pads, frozenset({"Pad"})),
-        _Step("zero-points", take_out_zero_points, frozenset({"MatMulInteger"})),
         _Step("gemms", make_gemms, frozenset({"Add", "MatMul"})),
     )
     for _ in range(_MAX_ROUNDS):

@@ -18,6 +18,7 @@ from graph.native.segment import LoweredSegment
 from graph.order import without_unread
 from graph.run.footprint import require_values
 from graph.run.prepared import PreparedGraph
+from graph.wide import half_of
 from kernels.errors import UnsupportedError, memory_errors_of
 from kernels.native.target.isa import available_cores
 from kernels.size import PLAIN, Evaluation, Scope, Size, Sizes, sizes_in
@@ -26,6 +27,8 @@ from kernels.spec import SizeArray, Spec, bound_array
 
 class LoweredGraph:
     """A graph whose native segments are lowered, compiled and packed, for the sizes that its guards allow.
+
+    graph: as it was given, but for float32 copies of halves (`graph.wide`) that are packed: there, the halves are the constants.
 
     Args:    specs: of every value; their sizes may depend on the symbols of `scope`. Others as of `graph.run.executor.Executor`.
     Raises:  as `Executor`.
@@ -62,8 +65,25 @@ class LoweredGraph:
                 self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget, self.kept)
                 self._packed = frozenset(constant for segment in self._segments.values() for constant in segment.packed)
                 native.count_packed(self._packed, budget, graph.name)
+                self._drop_copies()
             elif wanted := next((name for name in choices if name not in self._algorithms), None):
                 raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
+
+    def _drop_copies(self) -> None:
+        """Let halves stand for their float32 copies that only segments have read: these are packed there."""
+        read = {name for node in self._rest.nodes for name in node.reads()} | {port.name for port in self._rest.outputs}
+        found = {name: half_of(array) for name, array in self.graph.constants.items() if name not in read}
+        halves = {name: half for name, half in found.items() if half is not None}
+        if not halves:
+            return
+        constants = {**self.graph.constants, **halves}
+        self.graph, self._rest = replace(self.graph, constants=constants), replace(self._rest, constants=constants)
+        specs = self.specs
+        self.specs = {
+            name: spec.with_value(None) if name in halves and spec is not None else spec for name, spec in specs.items()
+        }
+        for segment in self._segments.values():
+            segment.facts = replace(segment.facts, specs=self.specs, constants=constants)
 
     def sizes(self, values: Sequence[int] | None) -> Sizes:
         """Return the values of all sizes for values of the symbols; None: for their hints.

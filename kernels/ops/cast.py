@@ -1,4 +1,4 @@
-"""Cast, CastLike and BitCast: the same elements in another type, by value or by bits."""
+"""Cast, CastLike and BitCast: the same elements in another type, by value or by bits. RoundTo: as another would hold them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from kernels.batch_axis import first_input_has_rows
 from kernels.cost import moves
 from kernels.errors import AttributeValueError, DTypeError, InvalidError
 from kernels.expression import Draft, Term
+from kernels.half import is_half
 from kernels.operands import element_type, one_of
-from kernels.registry import Case, Kernel, Op
+from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import BOOL, ELEMENT_TYPES, STRING, Array, DType, Spec
 
+_F32 = np.dtype(np.float32)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 _SATURATING = frozenset(
     map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2, ml_dtypes.float8_e5m2fnuz))
@@ -58,6 +60,25 @@ def run_cast_like(out: tuple[Array, ...], x: Array, target: Array, *, saturate: 
 def express_cast_like(draft: Draft, x: Term, target: Term, **_: object) -> Term:
     """As Cast."""
     return draft("cast", x, dtype=target.dtype)
+
+
+def infer_round(x: Spec, *, to: int) -> Spec:
+    """Same shape and dtype: float32, each number as float16 or bfloat16 (`to`) would hold it."""
+    require_dtype("edgewise.RoundTo: x", x, frozenset({_F32}))
+    half = element_type("edgewise.RoundTo: attribute to", to)
+    if not is_half(half):
+        raise AttributeValueError(f"edgewise.RoundTo: attribute to is {to} ({half.name}), need float16 (10) or bfloat16 (16)")
+    return x.with_value(None)
+
+
+def run_round(out: tuple[Array, ...], x: Array, *, to: int) -> None:
+    """Ties go to the even one; what is too large becomes infinite."""
+    np.copyto(out[0], x.astype(ELEMENT_TYPES[to]), casting="unsafe")
+
+
+def express_round(draft: Draft, x: Term, *, to: int) -> Term:
+    """To the half and back."""
+    return draft("cast", draft("cast", x, dtype=ELEMENT_TYPES[to]), dtype=x.dtype)
 
 
 def convert(y: Array, x: Array, saturate: bool, round_mode: str) -> None:
@@ -156,6 +177,12 @@ _LIKE = (
     Case("to_double", inputs=(_NUMBERS, np.array(0, np.float64))),
     Case("unknown_rounding", inputs=((2,), (2,)), attrs={"round_mode": "even"}, raises=AttributeValueError),
 )
+_ROUND = (
+    Case("to_half", inputs=(np.array([1 / 3, 2049, -65520, 1e-9, np.inf], np.float32),), attrs={"to": 10}),
+    Case("to_bfloat16", inputs=(np.array([1 / 3, 257, 259, -3.4e38], np.float32),), attrs={"to": 16}),
+    Case("wide", inputs=((2,),), attrs={"to": 11}, raises=AttributeValueError),
+    Case("half", inputs=(np.ones(2, np.float16),), attrs={"to": 10}, raises=DTypeError),
+)
 _BITS = (
     Case("float_to_int", inputs=(_NUMBERS,), attrs={"to": 6}),
     Case("byte_sign", inputs=(np.array([200, 1], np.uint8),), attrs={"to": 3}),
@@ -175,6 +202,15 @@ OPS = (
         expression=express_cast_like,
         mixes_rows=first_input_has_rows,
         cases=_LIKE,
+    ),
+    Op(
+        "edgewise.RoundTo",
+        infer_round,
+        moves,
+        (Kernel("convert", run_round),),
+        elementwise=True,
+        expression=express_round,
+        cases=_ROUND,
     ),
     Op("BitCast", infer_bit_cast, moves, (Kernel("copy", run_bit_cast),), cases=_BITS),
 )

@@ -66,7 +66,8 @@ class Subject:
     ) -> Subject:
         """Bind the inputs of a model and optimise its graph. max_error: of the output. Raises FeedError for open dimensions."""
         inputs = bind(model.graph, shapes, dims)
-        ready = optimise(model.graph, inputs)
+        native = None if backend == "numpy" else find_native(backend)
+        ready = optimise(model.graph, inputs, native=native is not None)
         graph, specs = ready.graph, ready.specs
         costs = count_nodes(graph, specs)
         return Subject(
@@ -77,7 +78,7 @@ class Subject:
             costs=costs,
             signatures=[signature(node, specs, graph.constants) for node in graph.nodes],
             build=current_build(),
-            native=None if backend == "numpy" else find_native(backend),
+            native=native,
             backend=backend,
             error_budget=(MODEL_ERROR if max_error is None else max_error) / max(1, sum(cost.macs > 0 for cost in costs)),
         )

@@ -13,8 +13,14 @@ from graph.native import rules
 from graph.native.facts import VALUES, Facts
 from graph.native.rule import Rule
 from kernels.errors import EdgewiseError
+from kernels.half import is_half
 
 MAX_RANK = 8
+
+# Ops whose native forms hold float16 and bfloat16, since they convert elements or copy them
+HALVES = frozenset(
+    {"Cast", "CastLike", "Concat", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 def merge(modules: Iterable[ModuleType]) -> Mapping[str, Rule]:
@@ -44,14 +50,14 @@ def refusal(node: Node, facts: Facts) -> str | None:
         return f"{node.op} has no native form"
     if not is_static(node, facts.specs):
         return "its shapes are only known at run time"
-    found = (_refuses_value(name, facts) for name in (*node.reads(), *node.writes()))
+    found = (_refuses_value(node, name, facts) for name in (*node.reads(), *node.writes()))
     return next((reason for reason in found if reason), None) or rule.refuses(node, facts)
 
 
-def _refuses_value(name: str, facts: Facts) -> str | None:
-    """Return why a segment cannot hold a value, or None. Empty constants are allowed: they are parameters, like axes."""
+def _refuses_value(node: Node, name: str, facts: Facts) -> str | None:
+    """Return why a segment cannot hold a value of a node, or None. Empty constants are parameters, like axes, and allowed."""
     spec = facts.spec(name)
-    if spec.dtype not in VALUES:
+    if spec.dtype not in VALUES and not (node.op in HALVES and is_half(spec.dtype)):
         return f"{name!r} is {spec}, a segment holds float32, float64, bools and integers of 8 to 64 bits"
     if spec.rank > MAX_RANK:
         return f"{name!r} has {spec.rank} dimensions, kernels loop over {MAX_RANK}"

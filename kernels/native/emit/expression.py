@@ -10,6 +10,7 @@ quotient by 0 is 0, and a shift by the width or more gives 0. Elements of any ot
     any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float.
     "where" of a bool and two of one type. "constant" and "cast" of bool, integers, float32 and float64: floats become integers
     toward zero, the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
+    "cast" also of float16 and bfloat16, whose bits lie in registers, by way of float32; float64 would be rounded twice.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kernels.expression import COMPARISONS, DOUBLE, FLOAT, Apply, Expression
+from kernels.half import is_half
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.functions import BINARY_FUNCTIONS, LONG, UNARY
+from kernels.native.emit.halves import narrow, widen
 from kernels.native.emit.math import BINARY
 from kernels.native.emit.types import F32, F64, I1, I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
@@ -134,7 +137,7 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
         return wanted if not args and len(step.parameters) == 1 and _computes(wanted) else None
     if op == "cast":
         wanted = step.dtype or FLOAT
-        return wanted if len(args) == 1 and _computes(first) and _computes(wanted) else None
+        return wanted if len(args) == 1 and _converts(first, wanted) else None
     if op == "where":
         return args[1] if len(args) == 3 and first == BOOL and args[1] == args[2] else None
     if op in ("isnan", "isinf"):
@@ -158,6 +161,13 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
 def _computes(dtype: DType) -> bool:
     """Return whether operations compute with this type; other types can only be moved."""
     return dtype in INTS or dtype in (BOOL, FLOAT, DOUBLE)
+
+
+def _converts(old: DType, new: DType) -> bool:
+    """Return whether there is a conversion between two types."""
+    if old == DOUBLE and is_half(new):
+        return False
+    return all(_computes(dtype) or is_half(dtype) for dtype in (old, new))
 
 
 def memory_type(dtype: DType) -> Type:
@@ -245,6 +255,10 @@ def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:
     kind = (I1 if new == BOOL else memory_type(new)).by(lanes)
     if old == new:
         return value
+    if is_half(old):
+        return _cast(k, widen(k, value, old), FLOAT, new)
+    if is_half(new):
+        return narrow(k, _cast(k, value, old, FLOAT), new)
     if new == BOOL:
         return k.compare("ne", value, k.zero(value.type))
     if old.kind == "f" and new.kind == "f":

@@ -15,12 +15,12 @@ from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
-from kernels.spec import DType
+from kernels.spec import BFLOAT16, DType
 
 
 def name_dtype(dtype: DType) -> str:
-    """f32, i64, u8…, and bool."""
-    return dtype.name if dtype.kind == "b" else f"{dtype.kind}{8 * dtype.itemsize}"
+    """f32, bf16, i64, u8…, and bool."""
+    return dtype.name if dtype.kind == "b" else f"{'bf' if dtype == BFLOAT16 else dtype.kind}{8 * dtype.itemsize}"
 
 
 def name_layouts(x: Image, y: Image) -> str:
