@@ -83,7 +83,7 @@ def _reader(editor: Editor, host: Node, value: str, index: int, order: _Order) -
     spec, made = editor.specs.get(value), editor.specs.get(reader.outputs[0])
     if spec is None or made is None or spec.shape != made.shape:
         return None
-    if spec.dtype != made.dtype and not _may_convert(host, reader, editor):
+    if spec.dtype != made.dtype and not (spec.dtype in VALUES and _may_convert(host, reader, editor)):
         return None
     others = [name for name in reader.reads() if name != value and name not in editor.constants]
     if any(editor.specs.get(name) is None or order.made.get(name, 0) >= index for name in others):
