@@ -28,7 +28,7 @@ from graph.limits import Check, Limits, go_on
 from graph.mapped import require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
-from kernels.registry import find, operators
+from kernels.registry import find, is_registered
 from kernels.spec import STRING, Array
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class _GraphReader:
             for node in graph.node:
                 op = op_name(node)
                 graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-                if op not in CONTROL_FLOW and op != "Constant" and op not in operators():
+                if op not in CONTROL_FLOW and op != "Constant" and not is_registered(op):
                     unknown.setdefault(op, node.name)
         if unknown:
             named = [f"{_unknown(op)} (node {node!r})" for op, node in itertools.islice(unknown.items(), _NAMED_OPS)]
