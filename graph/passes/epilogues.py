@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from graph.ir import CONTROL_FLOW, Fused, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Fused, Node
 from graph.native.expressions import express_fused
 from graph.native.facts import F32, VALUES, known
 from graph.passes.editor import Editor, origins
@@ -16,20 +16,18 @@ from kernels.spec import DType
 MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its own
 
 
-def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
+def fuse_epilogues(editor: Editor) -> None:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
 
     What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Only
     those are fused that native kernels can do before they store, or, of other types than float32, that maps can do.
     """
-    editor = Editor(graph, specs)
-    position = {value: index for index, node in enumerate(graph.nodes, 1) for value in node.writes()}
-    newest = {node.name: max(node.reads(), key=lambda value: position.get(value, 0), default="") for node in graph.nodes}
-    for index, node in enumerate(graph.nodes, 1):
+    position = {value: index for index, node in enumerate(editor.graph.nodes, 1) for value in node.writes()}
+    newest = {node.name: max(node.reads(), key=lambda value: position.get(value, 0), default="") for node in editor.graph.nodes}
+    for index, node in enumerate(editor.graph.nodes, 1):
         host = editor.nodes.get(node.name)
         while host is not None:
             host = _absorb(editor, host, index, position, newest)
-    return editor.finish()
 
 
 def _absorb(editor: Editor, host: Node, index: int, position: Mapping[str, int], newest: Mapping[str, str]) -> Node | None:
