@@ -1,4 +1,4 @@
-"""Write the generated pages, or check that they are what they would be: `python -m docs.generate [--check]`."""
+"""Write the generated pages and indexes, or check that they are what they would be: `python -m docs.generate [--check]`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pathlib import Path
 from docs.faults import FAULTS, Fault
 from docs.interfaces import http_interface, python_interface, settings
 from docs.numerics import DIFFERENCES, Difference
-from kernels.registry import Op, operators
+from graph.native import rules
+from graph.native.rules import table
+from kernels import index, ops
+from kernels.registry import Op, home, operators
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 def op_table() -> str:
@@ -87,20 +90,24 @@ def _difference_row(difference: Difference) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "op-table.md": op_table,
-    "faults.md": fault_table,
-    "numerics.md": numerics_table,
-    "python.md": python_interface,
-    "http.md": http_interface,
-    "settings.md": settings,
+    "docs/op-table.md": op_table,
+    "docs/faults.md": fault_table,
+    "docs/numerics.md": numerics_table,
+    "docs/python.md": python_interface,
+    "docs/http.md": http_interface,
+    "docs/settings.md": settings,
+    "kernels/ops/_index.py": lambda: index.written({op: home(op) for op in operators()}, ops),
+    "graph/native/rules/_index.py": lambda: index.written(
+        {op: module for module, made in table.families().items() for op in made}, rules
+    ),
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Write every page, or with --check name those that drifted and return 1."""
+    """Write every file, or with --check name those that drifted and return 1."""
     drifted = []
     for name, make in PAGES.items():
-        path, text = FOLDER / name, make()
+        path, text = ROOT / name, make()
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         drifted.append(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, cast
 
 import numpy as np
@@ -98,8 +97,7 @@ def _objects(array: Array | None) -> Array | None:
         return array
     if not np.isfinite(array).all():
         raise InexactError
-    exact = (Fraction(float(number)) for number in array.flat)
-    return np.array([Ratio(number.numerator, number.denominator) for number in exact] or [], object).reshape(array.shape)
+    return np.array([Ratio(*float(number).as_integer_ratio()) for number in array.flat], object).reshape(array.shape)
 
 
 def _cast(inputs: Sequence[Any], _: Attrs, made: Spec) -> Any:

@@ -19,8 +19,8 @@ from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
 from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
 from kernels.registry import evaluate, evaluation_bytes, find
-from kernels.size import is_symbolic
-from kernels.spec import Array, SizeArray, Spec, fixed_array, size_array
+from kernels.size import is_symbolic, surely_equal
+from kernels.spec import STRING, Array, SizeArray, Spec, fixed_array, size_array
 
 FOLD_ELEMENTS = 65_536  # shape arithmetic is far smaller; larger constants are the constant-folding pass's business
 FOLD_BYTES = 64 << 20  # that values computed here take together, and that computing one of them takes; the others stay unknown
@@ -102,7 +102,7 @@ def propagate(
     Args:    inputs: spec of every graph input. outer: specs of the values of enclosing graphs, for a subgraph; those that it
              captures are among the result. check: called between nodes; what it raises ends the work. before: a graph that this
              one was made from, and its specs for the same inputs: those of nodes that have not changed, nor what they read, are
-             kept.
+             kept, and so are those that say the same as before.
     Raises:  the errors of each op's `infer`, with the name of the node; LimitError for a value past the size limit.
     """
     known = before[1].symbols if before is not None and isinstance(before[1], _Propagated) else _Symbols()
@@ -163,7 +163,7 @@ def _propagate(
         room_bytes -= sum(spec.nbytes for spec in made if spec is not None and spec.value is not None)
         for index, value in enumerate(node.outputs):
             if value:
-                spec = specs[value] = made[index] if made else None
+                spec = specs[value] = known.kept(value, made[index], symbols) if made else None
                 if spec is not None and spec.nbytes > MOST_BYTES:
                     raise LimitError(
                         f"{node.op}: output {value!r} is {spec}, {spec.nbytes} bytes, the limit of any value is {MOST_BYTES} "
@@ -193,6 +193,24 @@ class _Known:
         if self._nodes.get(node.name) is not node or any(specs.get(name) is not self._specs[name] for name in node.reads()):
             return None
         return tuple(self._specs[name] if name else None for name in node.outputs)
+
+    def kept(self, value: str, spec: Spec | None, symbols: _Symbols) -> Spec | None:
+        """Return the spec of a value as it was where the inferred one says the same: its readers are not inferred again then."""
+        old = self._specs.get(value)
+        if old is None or spec is None or value in symbols.ratios:
+            return spec
+        return old if old is spec or _says_the_same(old, spec) else spec
+
+
+def _says_the_same(a: Spec, b: Spec) -> bool:
+    """Whether specs have one shape for all values of symbols, one dtype, and the same bits as their known value, or none."""
+    if a.dtype != b.dtype or not surely_equal(a.shape, b.shape):
+        return False
+    if a.value is None or b.value is None:
+        return a.value is b.value
+    if isinstance(a.value, SizeArray) or isinstance(b.value, SizeArray) or a.dtype == STRING:
+        return a.value is b.value
+    return a.value.tobytes() == b.value.tobytes()
 
 
 def _infer(node: Node, specs: Specs, room_bytes: int, symbols: _Symbols) -> tuple[Spec | None, ...]:

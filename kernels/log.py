@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +57,8 @@ def debug_folder() -> Path:
 
 @functools.cache
 def _make_folder(given: str) -> Path:
+    import tempfile  # noqa: PLC0415  2 ms with what it brings, and few processes write debug files
+
     try:
         folder = Path(given) if given else Path(tempfile.mkdtemp(prefix="edgewise-debug-"))
         folder.mkdir(parents=True, exist_ok=True)

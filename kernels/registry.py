@@ -1,7 +1,8 @@
 """The definition of an operator, and the registry of all operators.
 
 Each file of `kernels/ops/` holds one operator, or one family of trivially alike operators. Every `Op` at module level there is
-registered under its name; two of one name are an error. Adding an op touches one file, and deleting the file removes it.
+registered under its name; two of one name are an error. Adding an op touches one file, and deleting the file removes it. A file
+is imported when one of its ops is first looked up (`kernels.index`).
 
 An op is plain functions over specs and arrays, all called alike, inputs by position and attributes by keyword:
 
@@ -20,10 +21,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from kernels.batch_axis import RowRule, broadcast_keeps_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.expression import Express
+from kernels.index import homes, modules
 from kernels.scratch import Scratch, twice
 from kernels.spec import MAX_RANK, Array, DType, Spec
 
@@ -205,7 +206,7 @@ def _evaluate(op: Op, inputs: Sequence[Array | None], bound: Attrs, algorithm: s
 
 @functools.cache
 def operators() -> Mapping[str, Op]:
-    """Return every registered op by name. Raises EdgewiseError where two files register one name."""
+    """Return every registered op by name; all files are imported. Raises EdgewiseError where two files register one name."""
     return MappingProxyType({name: op for name, (op, _) in sorted(_discovered().items())})
 
 
@@ -219,21 +220,46 @@ def _discovered() -> Mapping[str, tuple[Op, str]]:
     from kernels import ops  # noqa: PLC0415  the ops import this module
 
     found: dict[str, tuple[Op, str]] = {}
-    for info in sorted(pkgutil.iter_modules(ops.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"kernels.ops.{info.name}")
-        exported = module.OPS if hasattr(module, "OPS") else [v for v in vars(module).values() if isinstance(v, Op)]
-        for op in exported:
+    for name in modules(ops):
+        module = importlib.import_module(f"kernels.ops.{name}")
+        for op in _exported(module):
             if found.setdefault(op.name, (op, module.__name__))[0] is not op:
-                raise EdgewiseError(f"{op.name}: registered twice, each op lives in one file (kernels/ops/{info.name}.py)")
+                raise EdgewiseError(f"{op.name}: registered twice, each op lives in one file (kernels/ops/{name}.py)")
     return found
+
+
+def _exported(module: ModuleType) -> Sequence[Op]:
+    """Return the ops that a module registers."""
+    return module.OPS if hasattr(module, "OPS") else [value for value in vars(module).values() if isinstance(value, Op)]
+
+
+@functools.cache
+def _homes() -> Mapping[str, str]:
+    from kernels import ops  # noqa: PLC0415  the ops import this module
+    from kernels.ops._index import DEFINES  # noqa: PLC0415
+
+    return homes(ops, DEFINES)
+
+
+@functools.lru_cache(1024)
+def _found(name: str) -> Op | None:
+    """Return the op of that name, or None. Its own file is imported, and all files where their index does not list it."""
+    if (home := _homes().get(name)) is not None:
+        for op in _exported(importlib.import_module(home)):
+            if op.name == name:
+                return op
+    return operators().get(name)
+
+
+def is_registered(name: str) -> bool:
+    """Whether there is an op of that name."""
+    return _found(name) is not None
 
 
 def find(name: str) -> Op:
     """Return the op of that name. Raises UnknownOpError naming the closest names that exist."""
-    try:
-        return operators()[name]
-    except KeyError:
-        pass
+    if (op := _found(name)) is not None:
+        return op
     import difflib  # noqa: PLC0415  only on the error path
 
     close = difflib.get_close_matches(name, operators(), n=3)

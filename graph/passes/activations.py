@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, is_close, origins, scalar
 from kernels.registry import find
 from kernels.spec import FLOATS
@@ -23,10 +23,9 @@ class _Found:
     inner: tuple[Node, ...]
 
 
-def find_activations(graph: Graph, specs: Specs) -> Graph:
+def find_activations(editor: Editor) -> None:
     """Replace the last multiplication of each pattern whose other nodes are read by the pattern alone."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "Mul"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Mul"]:
         node = editor.nodes[name]
         spec = editor.specs.get(node.outputs[0])
         if spec is None or spec.dtype not in FLOATS or node.epilogue or len(node.inputs) != 2:
@@ -36,7 +35,6 @@ def find_activations(graph: Graph, specs: Specs) -> Graph:
             continue
         made = Node(node.name, found.op, (found.source,), node.outputs, find(found.op).bind(found.attrs), origins=origins(node))
         editor.merge(made, *found.inner)
-    return editor.finish()
 
 
 def _gelu(editor: Editor, node: Node) -> _Found | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor
 from kernels.spec import FLOATS, Array, Spec
 
@@ -23,10 +23,9 @@ class Affine:
     shift: Array
 
 
-def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
+def fold_scales_and_shifts(editor: Editor) -> None:
     """Fold Add, Sub, Mul and Div of a constant per channel, or of one number, into the convolution or Gemm in front."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op in _ARITHMETIC]:
+    for name in [node.name for node in editor.graph.nodes if node.op in _ARITHMETIC]:
         node = editor.nodes[name]
         index = 0 if editor.constant(node.inputs[1]) is not None else 1
         host = editor.sole_writer(node.inputs[index], node)
@@ -35,7 +34,6 @@ def fold_scales_and_shifts(graph: Graph, specs: Specs) -> Graph:
         affine = _read(editor, node, index, channels(editor, host))
         if affine is not None:
             absorb(editor, host, node, affine)
-    return editor.finish()
 
 
 def channels(editor: Editor, host: Node) -> int:

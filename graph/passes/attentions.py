@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins, scalar
 from kernels.registry import find
 from kernels.spec import FLOATS
@@ -22,13 +22,12 @@ class _Scores:
     nodes: tuple[Node, ...]
 
 
-def find_attentions(graph: Graph, specs: Specs) -> Graph:
+def find_attentions(editor: Editor) -> None:
     """Replace the product of a softmax over the last axis with V.
 
     A query whose mask is -infinity for every key then yields 0, as Attention defines it, where the separate nodes yield 0 / 0.
     """
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "MatMul"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "MatMul"]:
         node = editor.nodes.get(name)
         if node is None or node.epilogue:
             continue
@@ -36,9 +35,8 @@ def find_attentions(graph: Graph, specs: Specs) -> Graph:
         found = None if softmax is None else _scores(editor, softmax)
         if softmax is not None and found is not None and _fits(editor, found, node):
             _replace(editor, found, softmax, node)
-    for name in [node.name for node in graph.nodes if node.op == "Attention"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Attention"]:
         _share_heads(editor, editor.nodes[name])
-    return editor.finish()
 
 
 def _share_heads(editor: Editor, node: Node) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.affine import Affine, absorb, channels
 from graph.passes.editor import Editor, origins
 from kernels.ops.batch_norm import scale_and_shift
@@ -12,10 +12,9 @@ from kernels.registry import find
 from kernels.spec import Spec
 
 
-def fold_batch_norms(graph: Graph, specs: Specs) -> Graph:
+def fold_batch_norms(editor: Editor) -> None:
     """Fold a normalisation with constant parameters where it alone reads its input. Adds a bias where there is none."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "BatchNormalization"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "BatchNormalization"]:
         node = editor.nodes[name]
         host = editor.sole_writer(node.inputs[0], node)
         if host is None or node.epilogue or node.attrs["training_mode"] or not editor.single_output(node):
@@ -23,24 +22,21 @@ def fold_batch_norms(graph: Graph, specs: Specs) -> Graph:
         affine = _read(editor, node)
         if affine is not None and len(affine.scale) == channels(editor, host):
             absorb(editor, host, node, affine)
-    return editor.finish()
 
 
-def split_batch_norms(graph: Graph, specs: Specs) -> Graph:
+def split_batch_norms(editor: Editor) -> None:
     """Replace each normalisation with constant parameters by Mul and Add, which are fused with elementwise ops around them.
 
     This is for those that no other pass has folded. Types with less precision than float32 are left alone: a normalisation
     computes them in float32 throughout, a product and a sum would each round.
     """
-    editor = Editor(graph, specs)
-    for node in [node for node in graph.nodes if node.op == "BatchNormalization"]:
+    for node in [node for node in editor.graph.nodes if node.op == "BatchNormalization"]:
         x = editor.spec(node.inputs[0])
         if x is None or x.rank < 2 or x.dtype not in (np.float32, np.float64) or node.epilogue or not editor.single_output(node):
             continue
         affine = _read(editor, node)
         if affine is not None and not node.attrs["training_mode"]:
             _split(editor, node, affine, x)
-    return editor.finish()
 
 
 def _split(editor: Editor, node: Node, affine: Affine, x: Spec) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Node
 from graph.limits import Check, go_on
 from graph.passes.editor import Editor, sizes
 from kernels.errors import EdgewiseError
@@ -13,7 +13,7 @@ SMALL_RESULT_BYTES = 1 << 20  # a result may be this large even when its inputs 
 _WEIGHTS = "DequantizeLinear"  # its result is weights, which native kernels pack once
 
 
-def fold_constants(graph: Graph, specs: Specs, limit_bytes: int, check: Check = go_on) -> Graph:
+def fold_constants(editor: Editor, limit_bytes: int, check: Check = go_on) -> None:
     """Replace nodes by their results. Random ops stay.
 
     Args:    limit_bytes: of all constants together. A node whose result would exceed it stays, and so does one whose result is
@@ -21,9 +21,8 @@ def fold_constants(graph: Graph, specs: Specs, limit_bytes: int, check: Check = 
              but weights are dequantised), or takes much more memory to compute than it and they do. check: called between nodes;
              what it raises ends the work.
     """
-    editor = Editor(graph, specs)
-    held_bytes = sizes(graph.constants)
-    for node in graph.nodes:
+    held_bytes = sizes(editor.graph.constants)
+    for node in editor.graph.nodes:
         check()
         values = _values(editor, node, limit_bytes - held_bytes)
         if values is None:
@@ -32,7 +31,6 @@ def fold_constants(graph: Graph, specs: Specs, limit_bytes: int, check: Check = 
         for value, array in values.items():
             editor.make_constant(value, array)
             held_bytes += array.nbytes
-    return editor.finish()
 
 
 def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | None:

@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Graph, Node
 from graph.passes.editor import Editor, origins
 from kernels.registry import find
 
 SMALL_CONSTANT_BYTES = 4096  # larger constants are compared by name only
 
 
-def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
+def merge_duplicates(editor: Editor) -> None:
     """Keep the first of equal nodes. Random ops and control flow are never merged; graph outputs keep their names."""
-    editor = Editor(graph, specs)
     fixed = editor.outputs | editor.captured
-    same = _equal_constants(graph)
+    same = _equal_constants(editor.graph)
     seen: dict[Hashable, str] = {}
-    for name in [node.name for node in graph.nodes]:
+    for name in [node.name for node in editor.graph.nodes]:
         node = editor.settle(name)
         if node.op in CONTROL_FLOW or not find(node.op).deterministic or node.epilogue:
             continue
@@ -31,7 +30,6 @@ def merge_duplicates(graph: Graph, specs: Specs) -> Graph:
         if kept is not node and _replaceable(editor, kept, node, fixed):
             editor.put(replace(kept, origins=origins(kept, node)))
             editor.replace_outputs(node, kept)
-    return editor.finish()
 
 
 def _replaceable(editor: Editor, kept: Node, node: Node, fixed: Set[str]) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from graph.ir import Graph, Node, Specs
 from graph.order import sort
 from kernels.spec import Array, Spec
-
-Pass = Callable[[Graph, Specs], Graph]  # a rewrite of a graph whose specs are known; the same graph where it finds nothing
 
 MAX_ORIGINS = 256  # a chain of many thousand nodes that merge one by one would otherwise take memory squared
 
@@ -33,7 +30,7 @@ class Editor:
         self._aliases: dict[str, str] = {}
         self._early: dict[str, None] = {}  # names of nodes that `finish` puts first, the newest at the end
         self._producers: dict[str, str] = {}
-        self._readers: dict[str, Counter[str]] = {}
+        self._readers: dict[str, dict[str, None]] = {}  # names of nodes
         for node in graph.nodes:
             self._add(node)
 
@@ -62,7 +59,7 @@ class Editor:
 
     def only_reader(self, value: str) -> Node | None:
         """The one node that reads a value; None where it has other readers, is a graph output or is captured by a subgraph."""
-        readers = self._readers.get(value, Counter())
+        readers = self._readers.get(value, {})
         if len(readers) != 1 or value in self.outputs or value in self.captured:
             return None
         return self.nodes[next(iter(readers))]
@@ -194,7 +191,7 @@ class Editor:
         for value in node.writes():
             self._producers[value] = node.name
         for value in node.reads():
-            self._readers.setdefault(value, Counter())[node.name] += 1
+            self._readers.setdefault(value, {})[node.name] = None
 
     def _forget(self, node: Node) -> None:
         for value in node.writes():
@@ -202,6 +199,9 @@ class Editor:
                 del self._producers[value]
         for value in set(node.reads()):
             del self._readers[value][node.name]
+
+
+Pass = Callable[[Editor], None]  # a rewrite; it leaves the editor unchanged where it finds nothing
 
 
 def origins(*nodes: Node) -> tuple[str, ...]:

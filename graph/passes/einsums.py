@@ -9,24 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.ops.einsum import Labels, Plan, parse
 from kernels.registry import find
 from kernels.spec import FLOATS, Array, Spec, size_array
 
 
-def expand_einsums(graph: Graph, specs: Specs) -> Graph:
+def expand_einsums(editor: Editor) -> None:
     """Expand every Einsum of floats that takes no diagonal and repeats no dimension of size 1."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "Einsum"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Einsum"]:
         node = editor.nodes[name]
         known = [spec for value in node.inputs if (spec := editor.spec(value)) is not None]
         if len(known) == len(node.inputs) and not node.epilogue:
             plan = parse(node.attrs["equation"], [spec.shape for spec in known])
             if _is_plain(plan, known):
                 _expand(editor, node, plan)
-    return editor.finish()
 
 
 def _is_plain(plan: Plan, specs: Sequence[Spec]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from graph.ir import CONTROL_FLOW, INTEGER_PRODUCTS, Fused, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, INTEGER_PRODUCTS, Fused, Graph, Node
 from graph.native.expressions import express_fused
 from graph.native.facts import F32, VALUES, known
 from graph.passes.editor import Editor, origins
@@ -17,20 +17,18 @@ QUANTISES = ("QuantizeLinear", "DequantizeLinear")  # elementwise where one scal
 MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its own
 
 
-def fuse_epilogues(graph: Graph, specs: Specs) -> Graph:
+def fuse_epilogues(editor: Editor) -> None:
     """Give every node the chain of elementwise ops that alone read its output and keep its shape and dtype.
 
     What converts the sums of a product of integers, or quantises, may change the dtype, where native kernels can do all of it.
     What they read besides must exist before the node runs: of the two branches of a residual, the later takes the addition. Only
     those are fused that native kernels can do before they store, or, of other types than float32, that maps can do.
     """
-    editor = Editor(graph, specs)
-    order = _Order.of(graph)
-    for index, node in enumerate(graph.nodes, 1):
+    order = _Order.of(editor.graph)
+    for index, node in enumerate(editor.graph.nodes, 1):
         host = editor.nodes.get(node.name)
         while host is not None:
             host = _absorb(editor, host, index, order)
-    return editor.finish()
 
 
 @dataclass(frozen=True, slots=True)

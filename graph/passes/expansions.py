@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.expression import FLOAT
 from kernels.ops.fused_matmul import axes_order
@@ -28,15 +28,13 @@ class Step:
     attrs: Mapping[str, Any]
 
 
-def expand_fused(graph: Graph, specs: Specs) -> Graph:
+def expand_fused(editor: Editor) -> None:
     """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
     SkipLayerNormalization, with a mean or without, by Add and a normalization."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
+    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
         node = editor.nodes[name]
         if all(editor.spec(value) is not None for value in node.reads()):
             _EXPANSIONS[node.op](editor, node)
-    return editor.finish()
 
 
 def put_steps(editor: Editor, node: Node, steps: Sequence[Step]) -> None:

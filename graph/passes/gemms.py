@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import FLOATS
 
 
-def make_gemms(graph: Graph, specs: Specs) -> Graph:
+def make_gemms(editor: Editor) -> None:
     """Turn MatMul + Add into Gemm where both factors are float matrices and the bias broadcasts to the product."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "Add"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Add"]:
         node = editor.nodes[name]
         for index in (0, 1):
             product = editor.sole_writer(node.inputs[index], node)
             if product is not None and product.op == "MatMul" and node.inputs[0] != node.inputs[1]:
                 _fuse(editor, product, node, node.inputs[1 - index])
                 break
-    return editor.finish()
 
 
 def _fuse(editor: Editor, product: Node, node: Node, bias: str) -> None:

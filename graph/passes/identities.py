@@ -7,24 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor
 from kernels.size import surely_equal
 from kernels.spec import Array
 
 
-def remove_identities(graph: Graph, specs: Specs) -> Graph:
+def remove_identities(editor: Editor) -> None:
     """Let the readers of a no-op read its input. One between a graph input and a graph output stays: both keep their names.
 
     A Concat loses the inputs that add nothing first, such as a decoder's cache before its first step.
     """
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes]:
+    for name in [node.name for node in editor.graph.nodes]:
         node = _without_empty_parts(editor, editor.settle(name))
         index = _passes_through(editor, node)
         if index is not None:
             editor.bypass(node, node.inputs[index])
-    return editor.finish()
 
 
 def _without_empty_parts(editor: Editor, node: Node) -> Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins, scalar
 from kernels.registry import find
 from kernels.spec import FLOATS, Spec
@@ -20,10 +20,9 @@ class _Found:
     nodes: tuple[Node, ...]
 
 
-def find_layer_norms(graph: Graph, specs: Specs) -> Graph:
+def find_layer_norms(editor: Editor) -> None:
     """Replace the quotient, its product with a constant scale, and the addition of a constant shift where there is one."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "Div"]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Div"]:
         divide = editor.nodes.get(name)
         found = None if divide is None else _normalised(editor, divide)
         scale = None if divide is None else editor.only_reader(divide.outputs[0])
@@ -34,7 +33,6 @@ def find_layer_norms(graph: Graph, specs: Specs) -> Graph:
         if spec is None or not _fits(editor, gamma, spec, found.axis) or editor.specs.get(scale.outputs[0]) != spec:
             continue
         _replace(editor, found, spec, (divide, scale), gamma)
-    return editor.finish()
 
 
 def _replace(editor: Editor, found: _Found, spec: Spec, tail: tuple[Node, Node], gamma: str) -> None:

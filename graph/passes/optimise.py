@@ -15,7 +15,7 @@ from graph.passes.batch_norms import fold_batch_norms, split_batch_norms
 from graph.passes.constants import fold_constants
 from graph.passes.dead import remove_dead
 from graph.passes.duplicates import merge_duplicates
-from graph.passes.editor import Pass, sizes
+from graph.passes.editor import Editor, Pass, sizes
 from graph.passes.einsums import expand_einsums
 from graph.passes.epilogues import fuse_epilogues
 from graph.passes.expansions import expand_fused
@@ -120,7 +120,10 @@ def optimise(
 
 
 class _Run:
-    """The graph between passes. Specs of nodes that a pass leaves as they are, are kept."""
+    """The graph between passes. Specs of nodes that a pass leaves as they are, are kept.
+
+    All passes that find nothing share one editor of a graph.
+    """
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Spec], check: Check, changed: Changed | None) -> None:
         self.graph = graph
@@ -128,6 +131,7 @@ class _Run:
         self.check = check
         self.changed = changed
         self.specs = propagate(graph, inputs, check=check)
+        self._editor = Editor(graph, self.specs)
         self._ops = {node.op for node in graph.nodes}
         self._searched: dict[Pass, Graph] = {}  # the newest graph in which a pass has found nothing
 
@@ -136,11 +140,13 @@ class _Run:
         if self._searched.get(step.rewrite) is self.graph or not step.needs <= self._ops:
             return
         self.check()
-        graph = step.rewrite(self.graph, self.specs)
+        step.rewrite(self._editor)
+        graph = self._editor.finish()
         if graph is self.graph:
             self._searched[step.rewrite] = graph
             return
         self.specs = propagate(graph, self.inputs, check=self.check, before=(self.graph, self.specs))
         self.graph, self._ops = graph, {node.op for node in graph.nodes}
+        self._editor = Editor(graph, self.specs)
         if self.changed is not None:
             self.changed(step.name, graph, self.specs)

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor
 from kernels.spec import Array, Spec
 
 _HOSTS = frozenset({"Conv", "AveragePool", "MaxPool"})
 
 
-def fold_pads(graph: Graph, specs: Specs) -> Graph:
+def fold_pads(editor: Editor) -> None:
     """Fold a Pad of spatial axes alone: with zeros into Conv and AveragePool, with -inf into MaxPool."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op in _HOSTS]:
+    for name in [node.name for node in editor.graph.nodes if node.op in _HOSTS]:
         host = editor.nodes[name]
         pad = editor.sole_writer(host.inputs[0], host)
         if pad is None or pad.op != "Pad" or host.inputs.count(host.inputs[0]) != 1:
@@ -26,7 +25,6 @@ def fold_pads(graph: Graph, specs: Specs) -> Graph:
         attrs = None if amounts is None else _folded(editor, host, pad, amounts)
         if attrs is not None:
             editor.merge(replace(host, inputs=(pad.inputs[0], *host.inputs[1:]), attrs=attrs), pad)
-    return editor.finish()
 
 
 def _amounts(editor: Editor, pad: Node, spec: Spec) -> list[tuple[int, int]] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins, sizes
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
@@ -25,7 +25,7 @@ _CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.item
 _NBITS = "com.microsoft.MatMulNBits"
 
 
-def expand_quantised(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
+def expand_quantised(editor: Editor, limit_bytes: int) -> None:
     """Replace quantised ops by others of the same value, the QLinear ops up to one step where a result lies between two.
 
     QLinear ops and QGemm become the op between DequantizeLinear and QuantizeLinear; they stay where two scales have to be
@@ -34,14 +34,12 @@ def expand_quantised(graph: Graph, specs: Specs, limit_bytes: int) -> Graph:
 
     limit_bytes: of all constants together; a MatMulNBits whose weights would exceed it stays.
     """
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
+    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
         node = editor.nodes[name]
         if all(editor.spec(value) is not None for value in node.reads()):
             _EXPANSIONS[node.op](editor, node)
-    for name in [node.name for node in graph.nodes if node.op == _NBITS and not node.epilogue]:
+    for name in [node.name for node in editor.graph.nodes if node.op == _NBITS and not node.epilogue]:
         _weights(editor, editor.nodes[name], limit_bytes)
-    return editor.finish()
 
 
 def _put(editor: Editor, node: Node, op: str, inputs: tuple[str, ...], attrs: Mapping[str, Any] | None = None) -> str:

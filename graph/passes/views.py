@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Node
 from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import Spec, size_array
@@ -12,10 +12,9 @@ from kernels.spec import Spec, size_array
 _RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
-def collapse_views(graph: Graph, specs: Specs) -> Graph:
+def collapse_views(editor: Editor) -> None:
     """Let the second of two views read the input of the first, which is dead if it has no other reader."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes]:
+    for name in [node.name for node in editor.graph.nodes]:
         node = editor.nodes[name]
         before = editor.producer(node.inputs[0]) if node.inputs else None
         if before is None or before.epilogue or node.epilogue:
@@ -24,13 +23,11 @@ def collapse_views(graph: Graph, specs: Specs) -> Graph:
             _reshape(editor, before, node)
         elif node.op == before.op == "Transpose":
             _transpose(editor, before, node)
-    return editor.finish()
 
 
-def reshape_unmoved(graph: Graph, specs: Specs) -> Graph:
+def reshape_unmoved(editor: Editor) -> None:
     """Replace transposes that keep the order of all dimensions of more than one element by reshapes."""
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "Transpose" and not node.epilogue]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "Transpose" and not node.epilogue]:
         node = editor.nodes[name]
         spec, out = editor.spec(node.inputs[0]), editor.specs.get(node.outputs[0])
         if spec is None or out is None:
@@ -39,16 +36,14 @@ def reshape_unmoved(graph: Graph, specs: Specs) -> Graph:
         moved = [axis for axis in axes if spec.shape[axis] != 1]
         if moved == sorted(moved):
             editor.put(_as_reshape(editor, node, node.inputs[0], out.shape))
-    return editor.finish()
 
 
-def sink_views(graph: Graph, specs: Specs) -> Graph:
+def sink_views(editor: Editor) -> None:
     """Compute an elementwise op before the reshape in front of it, so that it can join the op that made the value.
 
     The other operands are single numbers, or have its shape and are reshaped instead.
     """
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes]:
+    for name in [node.name for node in editor.graph.nodes]:
         node = editor.nodes[name]
         out = editor.specs.get(node.outputs[0]) if node.outputs else None
         if out is None or node.op in CONTROL_FLOW or node.epilogue or not find(node.op).elementwise or len(node.outputs) != 1:
@@ -62,7 +57,6 @@ def sink_views(graph: Graph, specs: Specs) -> Graph:
             if computed and inner is not None and editor.spec(value) == out and all(_is_like(editor, o, out) for o in others):
                 _sink(editor, node, view, inner.shape)
                 break
-    return editor.finish()
 
 
 def _is_like(editor: Editor, value: str, out: Spec) -> bool:

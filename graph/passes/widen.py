@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, Node
 from graph.passes.editor import Editor, origins
 from graph.wide import widened
 from kernels.errors import EdgewiseError
@@ -49,12 +49,11 @@ _BOUNDED = frozenset(  # between -1 and 1
 )
 
 
-def widen_halves(graph: Graph, specs: Specs) -> Graph:
+def widen_halves(editor: Editor) -> None:
     """Compute what is in half precision in float32; inputs and outputs of the graph keep their types."""
-    widening = _Widening(graph, specs)
-    for node in graph.nodes:
+    widening = _Widening(editor)
+    for node in editor.graph.nodes:
         widening.visit(node)
-    return widening.editor.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,9 @@ class _Widening:
     is dead.
     """
 
-    def __init__(self, graph: Graph, specs: Specs) -> None:
-        self.editor = Editor(graph, specs)
-        self._inputs = {port.name for port in graph.inputs}
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        self._inputs = {port.name for port in editor.graph.inputs}
         self._wide: dict[str, str] = {}  # the float32 of a half, by its name
         self._casts: dict[str, _Cast] = {}  # by the halves that they make, those whose float32 nobody has read yet
         self._exact: set[str] = set()  # the halves whose float32 is that of the half exactly

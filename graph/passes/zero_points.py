@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph.ir import Graph, Node, Specs
+from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.registry import find
 from kernels.spec import Array
@@ -12,13 +12,12 @@ from kernels.spec import Array
 TO_INT32 = 6  # the type's number in ONNX
 
 
-def take_out_zero_points(graph: Graph, specs: Specs) -> Graph:
+def take_out_zero_points(editor: Editor) -> None:
     """Turn MatMulInteger(a, w, zero of a) into MatMulInteger(a, w) - zero · (sums of w's columns), where w is a constant matrix.
 
     The bits are the same: (a - zero)·w = a·w - zero·(sums of w), and sums of int32 wrap.
     """
-    editor = Editor(graph, specs)
-    for name in [node.name for node in graph.nodes if node.op == "MatMulInteger" and not node.epilogue]:
+    for name in [node.name for node in editor.graph.nodes if node.op == "MatMulInteger" and not node.epilogue]:
         node = editor.nodes[name]
         zero = node.inputs[2] if len(node.inputs) > 2 else ""
         spec, weights = editor.spec(zero) if zero else None, editor.constant(node.inputs[1])
@@ -26,7 +25,6 @@ def take_out_zero_points(graph: Graph, specs: Specs) -> Graph:
             w_zero = node.inputs[3] if len(node.inputs) > 3 else ""
             if not w_zero or w_zero in editor.constants:
                 _take_out(editor, node, zero, _column_sums(weights, editor.constant(w_zero)))
-    return editor.finish()
 
 
 def _column_sums(weights: Array, zero: Array | None) -> Array:

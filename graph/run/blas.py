@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import threadpoolctl
-
 
 @dataclass(slots=True)
 class _Process:
@@ -75,4 +73,6 @@ def _release(library: Any) -> None:
 @functools.cache
 def _libraries() -> tuple[Any, ...]:
     """The BLAS libraries of this process, cached: finding them takes milliseconds, reading a number of threads a microsecond."""
+    import threadpoolctl  # noqa: PLC0415  only where numpy computes
+
     return tuple(library for library in threadpoolctl.ThreadpoolController().lib_controllers if library.user_api == "blas")

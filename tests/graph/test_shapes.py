@@ -1,5 +1,7 @@
 """Binding dynamic dimensions and propagating shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -8,6 +10,7 @@ from graph.errors import FeedError, LimitError
 from graph.formats.registry import read
 from graph.shapes import bind, propagate
 from kernels.errors import ShapeError
+from kernels.registry import Op, find
 from kernels.spec import Spec
 from tests.graph.protos import model, relu
 
@@ -106,3 +109,50 @@ def test_if_takes_the_known_branch_or_what_both_agree_on(known, expected) -> Non
     graph = read(model([node], initializers, inputs)).graph
     spec = propagate(graph, bind(graph))["y"]
     assert (spec and spec.shape) == expected
+
+
+def replaced(graph, name: str, op: str, **attrs):
+    """Return the graph with another op in the node of that name."""
+    nodes = tuple(replace(node, op=op, attrs=find(op).bind(attrs)) if node.name == name else node for node in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def test_specs_that_say_the_same_as_before_are_kept_and_stop_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = graph_of([relu("x", "a", "first"), relu("a", "b", "second"), relu("b", "y", "third")], dims=(2, 4))
+    inputs = bind(graph)
+    specs = propagate(graph, inputs)
+    inferred = []
+    original = Op.infer_specs
+
+    def infer_specs(op, *given):
+        inferred.append(op.name)
+        return original(op, *given)
+
+    monkeypatch.setattr(Op, "infer_specs", infer_specs)
+    changed = propagate(replaced(graph, "first", "Neg"), inputs, before=(graph, specs))
+    assert inferred == ["Neg"]
+    assert all(changed[name] is specs[name] for name in "abxy")
+
+
+def test_readers_of_a_spec_that_changed_are_inferred_again() -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["a"], "first", to=TensorProto.DOUBLE), relu("a", "y", "second")]
+    graph = graph_of(nodes, dims=(2, 4))
+    inputs = bind(graph)
+    specs = propagate(graph, inputs)
+    changed = propagate(replaced(graph, "first", "Neg"), inputs, before=(graph, specs))
+    assert (specs["y"], changed["y"]) == (Spec((2, 4), np.dtype(np.float64)), Spec((2, 4), F32))
+
+
+def test_a_known_value_that_changed_is_not_kept() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"], "shape"),
+        helper.make_node("Neg", ["s"], ["n"], "minus"),
+        helper.make_node("Abs", ["n"], ["t"], "abs"),
+        helper.make_node("Expand", ["o", "t"], ["y"], "expand"),
+    ]
+    graph = graph_of(nodes, [numpy_helper.from_array(np.ones((), np.float32), "o")], dims=(2, 4))
+    inputs = bind(graph)
+    specs = propagate(graph, inputs)
+    changed = propagate(replaced(graph, "minus", "Sign"), inputs, before=(graph, specs))
+    np.testing.assert_array_equal(changed["n"].value, [1, 1])
+    assert (specs["y"].shape, changed["y"].shape) == ((2, 4), (1, 1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ import pytest
 from kernels import ops
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
-from kernels.registry import Kernel, Op, _discovered, evaluate, find, operators
+from kernels.registry import Kernel, Op, _discovered, evaluate, find, is_registered, operators
 from kernels.spec import Spec
 
 
@@ -29,13 +30,28 @@ def _op(name="Probe", kernel=Kernel("copy", _copy)):  # noqa: B008  frozen
 
 def test_operators_refuse_two_of_one_name(monkeypatch):
     """A second file that claims Add raises and names itself."""
-    folder = type("Folder", (), {"name": "zz_twin"})
-    monkeypatch.setattr("kernels.registry.pkgutil.iter_modules", lambda path: [type("F", (), {"name": "binary"}), folder])
+    monkeypatch.setattr("kernels.registry.modules", lambda package: ["binary", "zz_twin"])
     twin = ModuleType("kernels.ops.zz_twin")
     vars(twin)["ADD"] = _op("Add")
     monkeypatch.setitem(sys.modules, "kernels.ops.zz_twin", twin)
     with pytest.raises(EdgewiseError, match=r"Add: registered twice.*zz_twin\.py"):
         _discovered.__wrapped__()
+
+
+def test_find_imports_the_file_of_the_op_alone():
+    code = "import sys; from kernels.registry import find; find('Softmax'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "kernels.ops.softmax" in loaded
+    assert "kernels.ops.conv" not in loaded
+
+
+def test_find_returns_the_ops_of_the_registry():
+    assert all(find(name) is op for name, op in operators().items())
+
+
+def test_is_registered():
+    assert is_registered("Softmax")
+    assert not is_registered("Sofmax")
 
 
 def test_find_unknown_op_names_the_closest():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import onnx
-from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, inliner
+from typing import TYPE_CHECKING
 
 from graph.errors import CorruptModelError, LimitError
+from graph.formats.onnx.messages import AttributeProto
 from graph.limits import Limits
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, ModelProto, NodeProto
 
 _Key = tuple[str, str, str]  # domain, name, overload
 
@@ -36,9 +38,11 @@ def inline(proto: ModelProto, limits: Limits) -> ModelProto:
         raise LimitError(
             f"model: {size.nbytes} bytes once its functions are inlined, the limit model_bytes is {limits.model_bytes}"
         )
+    from onnx import checker, inliner  # noqa: PLC0415  30 ms to import, and few files have functions
+
     try:
         return inliner.inline_local_functions(proto, convert_version=False)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+    except (RuntimeError, ValueError, checker.ValidationError) as error:
         raise CorruptModelError(f"model: its local functions cannot be inlined, {str(error)[:200]}") from None
 
 

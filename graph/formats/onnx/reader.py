@@ -11,15 +11,15 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from graph.digest import Digest
 from graph.errors import CorruptModelError, LimitError
+from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET
 from graph.formats.onnx.functions import inline
+from graph.formats.onnx.messages import AttributeProto, TensorProto
 from graph.formats.onnx.schema import check_kinds, check_types, op_name
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
@@ -28,10 +28,12 @@ from graph.limits import Check, Limits, go_on
 from graph.mapped import require_unchanged
 from graph.order import sort
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
-from kernels.registry import find, operators
+from kernels.registry import find, is_registered
 from kernels.spec import STRING, Array
 
-OLDEST_OPSET = 7
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, ValueInfoProto
+
 _SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
 _NAMED_OPS = 20  # in one message
 _DEFAULT_LIMITS = Limits()
@@ -57,9 +59,8 @@ def read(
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx", 0))
-    newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
-        raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{newest} ({name})")
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{NEWEST_OPSET} ({name})")
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
     reader = _GraphReader(tensors, opset, limits, loaded.weights, check)
     reader.refuse_unknown_ops(proto.graph)
@@ -123,7 +124,7 @@ class _GraphReader:
             for node in graph.node:
                 op = op_name(node)
                 graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-                if op not in CONTROL_FLOW and op != "Constant" and op not in operators():
+                if op not in CONTROL_FLOW and op != "Constant" and not is_registered(op):
                     unknown.setdefault(op, node.name)
         if unknown:
             named = [f"{_unknown(op)} (node {node!r})" for op, node in itertools.islice(unknown.items(), _NAMED_OPS)]
@@ -184,7 +185,7 @@ class _GraphReader:
                 raise CorruptModelError(f"{op}: input {value!r} is not written by any node (node {name!r})")
         attribute_names = (attribute.name for attribute in proto.attribute)
         self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
-        check_kinds(proto, op, self.opset, name)
+        check_kinds(proto, op, name)
         attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
         inputs, outputs = list(proto.input), tuple(proto.output)
         if not outputs:
@@ -226,9 +227,9 @@ class _GraphReader:
             if len(name) > self.limits.text_length:
                 raise LimitError(f"graph: a name has {len(name)} characters, the limit is {self.limits.text_length} ({where})")
 
-    def _tensor(self, proto: onnx.TensorProto, subject: str, raw: Array | None = None) -> Array:
+    def _tensor(self, proto: TensorProto, subject: str, raw: Array | None = None) -> Array:
         array = self.tensors.read(proto, subject, raw)
-        if proto.data_location == onnx.TensorProto.EXTERNAL:
+        if proto.data_location == TensorProto.EXTERNAL:
             self.external.append(array)
         return array
 
@@ -328,7 +329,7 @@ def _text(value: bytes, where: str) -> str:
         raise CorruptModelError(f"attribute: a string is not UTF-8 ({where})") from None
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension, where: str) -> Dim:
+def _dim(dim: TensorShapeProto.Dimension, where: str) -> Dim:
     if dim.HasField("dim_value"):
         if dim.dim_value < 0:
             return None  # some exporters write -1 for an open dimension

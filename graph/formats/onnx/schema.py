@@ -1,16 +1,18 @@
-"""Checks of a node against ONNX's operator schemas: the name of its operator, and the types of its attributes."""
+"""Checks of a node against ONNX's definition of its operator: its name, and the types of its attributes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
-
-import onnx
-from onnx import AttributeProto, NodeProto
+from typing import TYPE_CHECKING, Any
 
 from graph.errors import CorruptModelError
+from graph.formats.onnx.attributes import attribute_kinds
+from graph.formats.onnx.messages import AttributeProto
 from kernels.registry import Op
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 
 def is_standard(node: NodeProto) -> bool:
@@ -23,12 +25,12 @@ def op_name(node: NodeProto) -> str:
     return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
-def check_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
-    """Raise CorruptModelError on an attribute that occurs twice or has another type than in ONNX's schema.
+def check_kinds(proto: NodeProto, op: str, node: str) -> None:
+    """Raise CorruptModelError on an attribute that occurs twice or has another type than ONNX defines.
 
-    Attributes that the schema does not have are refused later, by `Op.bind`.
+    Attributes that ONNX does not define are refused later, by `Op.bind`.
     """
-    kinds = _kinds_in_schema(proto.op_type, opset) if is_standard(proto) else {}
+    kinds = _kind_numbers(proto.op_type) if is_standard(proto) else {}
     seen: set[str] = set()
     for attribute in proto.attribute:
         wanted = kinds.get(attribute.name, attribute.type)
@@ -41,18 +43,9 @@ def check_kinds(proto: NodeProto, op: str, opset: int, node: str) -> None:
 
 
 @functools.cache
-def _kinds_in_schema(op: str, opset: int) -> Mapping[str, int]:
-    """Attribute name -> AttributeProto.AttributeType in that opset; empty for an operator that the opset lacks."""
-    if not onnx.defs.has(op):
-        return {}
-    try:
-        schema = onnx.defs.get_schema(op, opset)
-    except onnx.defs.SchemaError:
-        return {}
-    return {
-        name: AttributeProto.AttributeType.Value(str(attribute.type).rpartition(".")[2])
-        for name, attribute in schema.attributes.items()
-    }
+def _kind_numbers(op: str) -> Mapping[str, int]:
+    """Attribute name -> AttributeProto.AttributeType; empty for an operator that ONNX does not have."""
+    return {name: AttributeProto.AttributeType.Value(kind) for name, kind in attribute_kinds(op).items()}
 
 
 def _kind_name(number: int) -> str:

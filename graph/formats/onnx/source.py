@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto
 
 from graph.errors import CorruptModelError, LimitError
+from graph.formats.onnx.messages import ModelProto
 from graph.formats.onnx.wire import Span, split
 from graph.formats.opening import open_regular
 from graph.limits import Limits

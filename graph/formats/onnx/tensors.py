@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, numpy_helper
 
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.external import read_tensor
+from graph.formats.onnx.messages import TensorProto
 from graph.limits import Limits
 from graph.mapped import MappedFile
 from kernels.errors import UnsupportedError
 from kernels.spec import ELEMENT_TYPES, STRING, Array, DType, Spec
 
 _UNSUPPORTED = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"})  # packed below a byte
+
+_FIELDS: Mapping[str, tuple[str, type[np.generic]]] = {  # of typed data, and the type of their elements; others are in int32_data
+    "float32": ("float_data", np.float32),
+    "complex64": ("float_data", np.float32),
+    "float64": ("double_data", np.float64),
+    "complex128": ("double_data", np.float64),
+    "int64": ("int64_data", np.int64),
+    "uint64": ("uint64_data", np.uint64),
+    "uint32": ("uint64_data", np.uint64),
+}
 
 
 class TensorReader:
@@ -52,11 +61,9 @@ class TensorReader:
                 raise CorruptModelError(f"tensor: raw_data has {len(raw)} bytes, {spec} needs {spec.nbytes} ({subject})")
             return raw.view(dtype).reshape(shape)
         try:
-            array = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, OverflowError) as error:
+            array = _typed(tensor, dtype).reshape(shape)
+        except ValueError as error:
             raise CorruptModelError(f"tensor: its typed data do not make a {spec}, {error} ({subject})") from None
-        if array.shape != shape or array.dtype != dtype:
-            raise CorruptModelError(f"tensor: typed data make {Spec(array.shape, array.dtype)}, need {spec} ({subject})")
         return array
 
     def _external(self, tensor: TensorProto, spec: Spec, subject: str) -> Array:
@@ -96,7 +103,23 @@ def checked_shape(dims: Iterable[int], limits: Limits, subject: str) -> tuple[in
     return shape
 
 
-def _strings(tensor: onnx.TensorProto, spec: Spec, subject: str) -> Array:
+def _typed(tensor: TensorProto, dtype: DType) -> Array:
+    """Decode a tensor without raw data. Complex numbers are stored as two floats, floats below 32 bits as integers of their bits.
+
+    Raises: ValueError where floats do not make whole complex numbers.
+    """
+    if tensor.HasField("segment"):
+        raise ValueError("it is a segment of a tensor")
+    field, stored_dtype = _FIELDS.get(dtype.name, ("int32_data", np.int32))
+    stored = np.array(getattr(tensor, field), stored_dtype)
+    if dtype.kind == "c":
+        return stored.view(dtype)
+    if field == "int32_data" and dtype.kind not in "biu":
+        return stored.astype(f"u{dtype.itemsize}").view(dtype)
+    return stored.astype(dtype)
+
+
+def _strings(tensor: TensorProto, spec: Spec, subject: str) -> Array:
     if len(tensor.string_data) != spec.elements:
         raise CorruptModelError(f"tensor: {len(tensor.string_data)} strings, {spec} needs {spec.elements} ({subject})")
     array = np.empty(spec.elements, STRING)

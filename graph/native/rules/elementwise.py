@@ -16,7 +16,6 @@ from kernels.expression import Apply
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
-from kernels.registry import operators
 from kernels.size import surely_equal
 
 
@@ -98,5 +97,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-EXPRESSIBLE = tuple(name for name, op in operators().items() if op.expression is not None)
-RULES = dict.fromkeys(EXPRESSIBLE, one_algorithm("map", refuses, lower))
+RULE = one_algorithm("map", refuses, lower)  # of every op that has an expression

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 
 from graph.ir import Node
 from graph.memory import is_static
 from graph.native import rules
 from graph.native.facts import VALUES, Facts
 from graph.native.rule import Rule
+from graph.native.rules import elementwise
+from graph.native.rules._index import DEFINES
 from kernels.errors import EdgewiseError
 from kernels.half import is_half
+from kernels.index import homes, modules
+from kernels.registry import find, is_registered, operators
 
 MAX_RANK = 8
 
@@ -23,24 +27,63 @@ HALVES = frozenset(
 )
 
 
-def merge(modules: Iterable[ModuleType]) -> Mapping[str, Rule]:
-    """Return the `RULES` of all modules, by op. Raises EdgewiseError where two modules have a rule for one op."""
+class _Rules(Mapping[str, Rule]):
+    """The native rule of every op that has one. A module is imported when a rule of it is first looked up."""
+
+    def __getitem__(self, op: str) -> Rule:
+        if (rule := _rule(op)) is None:
+            raise KeyError(op)
+        return rule
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(all_rules())
+
+    def __len__(self) -> int:
+        return len(all_rules())
+
+
+@functools.lru_cache(1024)
+def _rule(op: str) -> Rule | None:
+    if not (indexed := _homes()):
+        return all_rules().get(op)
+    if op in indexed:
+        made: Mapping[str, Rule] = importlib.import_module(indexed[op]).RULES
+        return made[op] if op in made else all_rules().get(op)
+    return elementwise.RULE if is_registered(op) and find(op).expression is not None else None
+
+
+@functools.cache
+def _homes() -> Mapping[str, str]:
+    return homes(rules, DEFINES)
+
+
+@functools.cache
+def all_rules() -> Mapping[str, Rule]:
+    """Return every rule by op; all modules are imported. Raises EdgewiseError where two modules have a rule for one op."""
+    expressible = [name for name, op in operators().items() if op.expression is not None]
+    by_module = families()
+    return merge([*by_module.items(), (elementwise.__name__, dict.fromkeys(expressible, elementwise.RULE))])
+
+
+def families() -> Mapping[str, Mapping[str, Rule]]:
+    """Return the `RULES` of each module of this folder that has some, by its name; all modules are imported."""
+    names = [f"{rules.__name__}.{name}" for name in modules(rules)]
+    found = {name: getattr(importlib.import_module(name), "RULES", {}) for name in names if name != __name__}
+    return {name: made for name, made in found.items() if made}
+
+
+def merge(families: Iterable[tuple[str, Mapping[str, Rule]]]) -> Mapping[str, Rule]:
+    """Return the rules of all modules, by op. Raises EdgewiseError where two modules have a rule for one op."""
     found: dict[str, tuple[Rule, str]] = {}
-    for module in modules:
-        for op, rule in getattr(module, "RULES", {}).items():
+    for module, made in families:
+        for op, rule in made.items():
             if op in found:
-                raise EdgewiseError(f"{op}: it has rules in {found[op][1]} and {module.__name__}, need one")
-            found[op] = (rule, module.__name__)
+                raise EdgewiseError(f"{op}: it has rules in {found[op][1]} and {module}, need one")
+            found[op] = (rule, module)
     return MappingProxyType({op: rule for op, (rule, _) in found.items()})
 
 
-def _families() -> Iterator[ModuleType]:
-    """Import the other modules of this folder."""
-    names = sorted(f"{rules.__name__}.{info.name}" for info in pkgutil.iter_modules(rules.__path__))
-    return (importlib.import_module(name) for name in names if name != __name__)
-
-
-RULES = merge(_families())
+RULES: Mapping[str, Rule] = _Rules()
 
 
 def refusal(node: Node, facts: Facts) -> str | None:

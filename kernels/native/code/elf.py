@@ -156,9 +156,9 @@ class Image:
             for place, found in item.relocations:
                 spots = found["offset"].astype(np.int64) + (start + place)
                 targets = symbols[found["symbol"]] + found["addend"]
-                for kind in np.unique(found["type"]):
+                for kind in set(found["type"].tolist()):
                     chosen = found["type"] == kind
-                    _apply(item.arch, int(kind), memory, spots[chosen], address + spots[chosen], targets[chosen])
+                    _apply(item.arch, kind, memory, spots[chosen], address + spots[chosen], targets[chosen])
 
 
 def _apply(arch: str, kind: int, memory: Array, at: Array, where: Array, target: Array) -> None:

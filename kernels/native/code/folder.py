@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import weakref
 from pathlib import Path
 from typing import Final
-
-import platformdirs
 
 from kernels.log import warn
 from kernels.private import FILE_MODE, FOLDER_MODE
@@ -55,7 +52,11 @@ class PrivateFolder:
         given = os.environ.get(FOLDER)
         if given == "":
             return None
-        return Path(given) if given else Path(platformdirs.user_cache_dir("edgewise")) / "native"
+        if given:
+            return Path(given)
+        import platformdirs  # noqa: PLC0415  only where no folder is given
+
+        return Path(platformdirs.user_cache_dir("edgewise")) / "native"
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file and mark it as used now; None where there is none, or none that can be trusted."""
@@ -83,7 +84,7 @@ class PrivateFolder:
         """
         if self.refusal:
             return False
-        temporary = f"{secrets.token_hex(8)}.part"
+        temporary = f"{os.urandom(8).hex()}.part"
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, FILE_MODE, dir_fd=self._folder)
             try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.math import ACTIVATIONS, POLYNOMIALS, integers, polynomial, scaled_exp, split_exponent
@@ -151,6 +150,8 @@ def _reduced_far(k: Function, x: Value) -> tuple[Value, Value]:
 @functools.cache
 def _scaled_two_over_pi() -> tuple[tuple[float, float], ...]:
     """2^e·2/π modulo 4 for every exponent e of the last bit of a far fp32: 29 bits, and the rest."""
+    from fractions import Fraction  # noqa: PLC0415  a millisecond to import, for code that is emitted rarely
+
     two_over_pi = Fraction(2 << 300, _pi_bits(300))
     pairs = []
     for biased in range(FIRST, 255):

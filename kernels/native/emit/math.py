@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from kernels.native.emit.builder import Function, Operand, Value
-from kernels.native.emit.remez import ERF_ONE, ERF_SPLIT
 from kernels.native.emit.types import F32, I16, I32, Type
 
 POLYNOMIALS: Mapping[str, tuple[float, ...]] = {  # worst weighted error in exact arithmetic
@@ -46,6 +45,8 @@ ROOTS_MISSED = tuple(2 ** (j / 16) / root - 1 for j, root in enumerate(ROOTS))  
 EXP_ZERO, EXP_INFINITE = -104.0, 89.0  # where e^x rounds to 0 and to infinity
 EXP_LEAST, EXP_MOST = -87.33654, 88.0  # between them e^x is a normal number, and so is the power of two next to it
 INFINITY = float("inf")
+ERF_SPLIT = 0.921875  # below: odd polynomial; above: 1 - exp(-polynomial)
+ERF_ONE = 3.92  # erf rounds to 1 from here on
 
 
 def polynomial(k: Function, x: Value, coefficients: Sequence[float]) -> Value:

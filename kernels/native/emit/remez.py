@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from kernels.native.emit.math import ERF_ONE, ERF_SPLIT
+
 Points = npt.NDArray[np.float64]
 
 
@@ -74,8 +76,6 @@ def _by_series(series: Callable[[Points], Points], closed: Callable[[Points], Po
 
 
 LOG2_HALF = math.log(2) / 2
-ERF_SPLIT = 0.921875  # below: odd polynomial; above: 1 - exp(-polynomial)
-ERF_ONE = 3.92  # erf rounds to 1 from here on
 
 # name: what the polynomial approximates and where. Read with the formulas in `kernels.native.emit.math`.
 TARGETS = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import llvmlite
 
 from kernels.native.code.folder import PrivateFolder
 
@@ -41,7 +42,7 @@ def host() -> Host:
 
 def llvm_version() -> str:
     """Return the version of llvmlite, which decides the version of LLVM."""
-    return importlib.metadata.version("llvmlite")
+    return str(llvmlite.__version__)
 
 
 def _ask_llvm() -> Host:

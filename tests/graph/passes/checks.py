@@ -7,8 +7,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from graph.formats.registry import read
-from graph.ir import Graph
+from graph.ir import Graph, Specs
 from graph.passes.constants import fold_constants
+from graph.passes.editor import Editor, Pass
 from graph.passes.optimise import Optimised, optimise
 from graph.shapes import bind, propagate
 from tests.graph.interpreter import interpret
@@ -54,9 +55,16 @@ def agree(before: Graph, after: Graph, seed: int = 0) -> None:
         assert specs[name] is None or specs[name].shape == array.shape
 
 
+def applied(graph: Graph, rewrite: Pass, specs: Specs | None = None) -> Graph:
+    """Apply a rewrite to a graph, whose specs are inferred where none are given."""
+    editor = Editor(graph, propagate(graph, bind(graph)) if specs is None else specs)
+    rewrite(editor)
+    return editor.finish()
+
+
 def rewritten(graph: Graph, rewrite) -> Graph:
     """Apply a rewrite, check that the result is equivalent, and return it."""
-    after = rewrite(graph, propagate(graph, bind(graph)))
+    after = applied(graph, rewrite)
     agree(graph, after)
     return after
 

@@ -9,8 +9,7 @@ from graph.passes.affine import fold_scales_and_shifts
 from graph.passes.batch_norms import fold_batch_norms, split_batch_norms
 from graph.passes.gemms import make_gemms
 from graph.passes.pads import fold_pads
-from graph.shapes import bind, propagate
-from tests.graph.passes.checks import build, const, node, ops, optimised, random, rewritten
+from tests.graph.passes.checks import applied, build, const, node, ops, optimised, random, rewritten
 
 IMAGE = {"x": (2, 4, 6, 5)}
 NORM = [random("g", 6), random("b", 6), random("m", 6), random("v", 6, low=0.5)]
@@ -51,7 +50,7 @@ def test_batch_norm_stays_behind_a_conv_that_is_an_output() -> None:
 def test_batch_norm_with_a_variance_of_minus_epsilon_is_left_alone() -> None:
     bad = [random("g", 6), random("b", 6), random("m", 6), const("v", np.full(6, -1.0))]
     graph = build([node("Conv", ["x", "w"], ["c"]), norm(epsilon=1.0)], [*bad, random("w", 6, 4, 1, 1)], IMAGE)
-    assert fold_batch_norms(graph, propagate(graph, bind(graph))) is graph
+    assert applied(graph, fold_batch_norms) is graph
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (2, 6, 5), (2, 6, 5, 4), (2, 6, 3, 2, 4)], ids=len)
@@ -60,7 +59,7 @@ def test_batch_norm_that_nothing_folds_becomes_a_product_and_a_sum(shape: tuple[
     after = rewritten(graph, split_batch_norms)
     assert ops(after) == ["Sin", "Mul", "Add", "Relu"]
     assert [each.origins for each in after.nodes[1:3]] == [("n1",), ("n1",)]
-    assert split_batch_norms(after, propagate(after, bind(after))) is after
+    assert applied(after, split_batch_norms) is after
 
 
 def test_batch_norm_that_nothing_folds_is_fused_with_the_relu_behind_it() -> None:

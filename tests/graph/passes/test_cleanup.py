@@ -8,7 +8,7 @@ from graph.passes.duplicates import merge_duplicates
 from graph.passes.editor import Editor
 from graph.passes.identities import remove_identities
 from graph.passes.views import collapse_views
-from tests.graph.passes.checks import build, const, node, ops, optimised, random, rewritten
+from tests.graph.passes.checks import applied, build, const, node, ops, optimised, random, rewritten
 
 
 def test_dead_nodes_and_constants_go() -> None:
@@ -164,9 +164,8 @@ def test_nodes_of_other_attributes_stay_apart() -> None:
 def test_random_nodes_stay_apart() -> None:
     nodes = [node("RandomNormalLike", ["x"], ["a"]), node("RandomNormalLike", ["x"], ["b"]), node("Sub", ["a", "b"], ["y"])]
     graph = build(nodes)
-    from graph.shapes import bind, propagate
 
-    assert merge_duplicates(graph, propagate(graph, bind(graph))) is graph
+    assert applied(graph, merge_duplicates) is graph
 
 
 def test_equal_nodes_that_are_both_outputs_stay() -> None:

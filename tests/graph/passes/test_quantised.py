@@ -16,7 +16,7 @@ from kernels.registry import Case, Op, find
 from kernels.spec import Array
 from tests.graph.interpreter import interpret
 from tests.graph.native.test_cases import single
-from tests.graph.passes.checks import ops
+from tests.graph.passes.checks import applied, ops
 from tests.kernels.ops.cases import arrays
 
 MICROSOFT = "com.microsoft."
@@ -43,7 +43,7 @@ def expanded(op: Op, case: Case, fed: list[int]) -> tuple[Graph, list[Array], li
     """Expand a graph of one node. Returns it, and what both make of the case. fed: positions of inputs that are not constants."""
     given = arrays(op, case)
     graph, specs = single(op, case, fed)
-    after = expand(graph, propagate(graph, specs))
+    after = applied(graph, expand, propagate(graph, specs))
     feeds = {f"x{n}": array for n, array in enumerate(given) if n in fed and array is not None}
     made = [list(interpret(each, feeds).values()) for each in (after, graph)]
     return after, made[0], made[1]
@@ -105,7 +105,7 @@ def test_outputs_of_a_dynamic_quantisation_that_nobody_reads(unread) -> None:
     kept = tuple(port for port in graph.outputs if port.name not in unread)
     graph = Graph("g", graph.inputs, kept, (type(node)("it", node.op, node.inputs, names, node.attrs),), {})
     feeds = {"x0": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
-    after = expand(graph, propagate(graph, specs))
+    after = applied(graph, expand, propagate(graph, specs))
     made, wanted = interpret(after, feeds), interpret(graph, feeds)
     assert list(made) == list(wanted)
     for name, y in wanted.items():
@@ -148,12 +148,12 @@ def test_weights_of_few_bits_are_dequantised(case: Case) -> None:
         assert ops(after)[0] == "MatMul"
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
     graph, specs = single(op, case, [0])
-    assert expand_quantised(graph, propagate(graph, specs), limit_bytes=300) is graph
+    assert applied(graph, partial(expand_quantised, limit_bytes=300), propagate(graph, specs)) is graph
     graph, specs = single(op, case, [0, 1])
-    assert expand(graph, propagate(graph, specs)) is graph
+    assert applied(graph, expand, propagate(graph, specs)) is graph
 
 
 def test_nothing_is_found_twice() -> None:
     op = find("QLinearConv")
     after, _, _ = expanded(op, op.cases[0], [0])
-    assert expand(after, propagate(after, bind(after))) is after
+    assert applied(after, expand, propagate(after, bind(after))) is after

@@ -17,6 +17,7 @@ from kernels.half import is_half
 from tests.graph.halves import BF16, DTYPES, F16, by_onnx_runtime, conv_net, decoder, halves, in_half
 from tests.graph.interpreter import interpret
 from tests.graph.oracle import BOOL, FLOAT, INT64, assert_agrees, body, constant, ints, make, node, port
+from tests.graph.passes.checks import applied
 from tests.graph.random_models import random_feeds, random_models
 
 EACH = pytest.mark.parametrize("code", [F16, BF16], ids=["f16", "bf16"])
@@ -83,14 +84,14 @@ def test_float32_model_is_left_as_it_is() -> None:
         proto, feeds = network()
         graph = read(proto).graph
         specs = propagate(graph, bind(graph, {name: array.shape for name, array in feeds.items()}))
-        assert widen_halves(graph, specs) is graph
+        assert applied(graph, widen_halves, specs) is graph
 
 
 @EACH
 def test_widened_graph_has_nothing_left_to_widen(code) -> None:
     proto, feeds = decoder()
     made = widened(in_half(proto, code), {name: array.shape for name, array in feeds.items()})
-    assert widen_halves(made.graph, made.specs) is made.graph
+    assert applied(made.graph, widen_halves, made.specs) is made.graph
 
 
 @EACH

@@ -315,7 +315,7 @@ def test_second_process_runs_without_llvm(tmp_path):
     script = tmp_path / "user.py"
     script.write_text(
         "import sys, numpy as np\nfrom kernels.native.run.thread_pool import ThreadPool\n"
-        "team = ThreadPool(2)\nteam.close()\nprint(sorted(m for m in sys.modules if m.startswith('llvmlite')))\n"
+        "team = ThreadPool(2)\nteam.close()\nprint(sorted(m for m in sys.modules if m.startswith('llvmlite.binding')))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(farm.__file__).parents[3]), FOLDER: str(tmp_path / "code")}
     first, second = (
