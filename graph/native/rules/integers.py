@@ -118,7 +118,8 @@ def _conv(node: Node, facts: Facts, x: Image, y: Image, zero: int) -> Conv:
     slide = window(facts.spec(node.inputs[0]), facts.spec(node.inputs[1]), **node.attrs)
     words = Words(facts.spec(node.inputs[0]).dtype)
     counted = x if is_depthwise(node, facts) else x.words(words.depth)
-    return Conv(counted, y, *slide.plane, node.attrs["group"], words=words, zero=zero)
+    conv = Conv(counted, y, *slide.plane, node.attrs["group"], words=words, zero=zero)
+    return conv if is_depthwise(node, facts) else conv.joined(facts.isa.lanes)
 
 
 def lower_conv(b: Lowering, node: Node) -> None:
@@ -126,7 +127,7 @@ def lower_conv(b: Lowering, node: Node) -> None:
     given, value = _bytes(b, node), node.outputs[0]
     shape, bound = b.spec(value).shape, express_epilogue(node, b.spec, b.constants, deferred=b.values.deferred)
     by_channel, in_blocks = is_depthwise(node, b.facts), _in_blocks(node, b.facts)
-    x: Imaged = b.values.blocked(node.inputs[0]) if in_blocks else _channels_last(b, node.inputs[0])
+    x = _image(b, node, in_blocks=in_blocks)
     epilogue, operands = make_epilogue(b, bound, image_operand if in_blocks else channels_last_operand, shape, bias=True)
     y = b.values.new_image(value) if in_blocks else b.values.new_as(value, Image.nhwc(*image_shape(shape)))
     conv = _conv(node, b.facts, x.image, y.image, given.zero)
@@ -155,19 +156,31 @@ def _depthwise(b: Lowering, node: Node, conv: Conv, given: _Bytes, epilogue: Epi
 
 
 def _in_blocks(node: Node, facts: Facts) -> bool:
-    """Whether a convolution's images lie in blocks of a vector of channels: one group, whole blocks in each, or one channel."""
+    """Whether a convolution's images lie in blocks: it has one group, groups of whole blocks, or blocks of whole groups."""
     outputs, inputs = facts.spec(node.inputs[1]).shape[:2]
     groups, lanes = node.attrs["group"], facts.isa.lanes
-    return groups == 1 or is_depthwise(node, facts) or (inputs % lanes == 0 and outputs // groups % lanes == 0)
+    if groups == 1 or is_depthwise(node, facts) or (inputs == outputs // groups < lanes and lanes % inputs == 0):
+        return True
+    return bool(inputs % lanes == 0 and outputs // groups % lanes == 0)
 
 
-def _channels_last(b: Lowering, value: str) -> Imaged:
-    """Return an image with all channels of a pixel side by side; copied where they are not."""
+def _image(b: Lowering, node: Node, *, in_blocks: bool) -> Imaged:
+    """Return what a convolution reads: in blocks of a vector of channels, or of one word where it has few, or channels last."""
+    value = node.inputs[0]
+    shape = image_shape(b.spec(value).shape)
+    if not in_blocks:
+        return _laid(b, value, Image.nhwc(*shape))
+    if shape[1] <= WORD_BYTES < b.isa.lanes and not is_depthwise(node, b.facts):
+        return _laid(b, value, Image.blocked(*shape, WORD_BYTES))
+    return b.values.blocked(value)
+
+
+def _laid(b: Lowering, value: str, image: Image) -> Imaged:
+    """Return an image laid out like that; copied where it is not."""
     for place in b.values.places(value):
-        if isinstance(place, Imaged) and place.image.contiguous_channels:
+        if isinstance(place, Imaged) and place.image == image:
             return place
-    spec = b.spec(value)
-    made = Imaged.new(value, Image.nhwc(*image_shape(spec.shape)), spec.dtype)
+    made = Imaged.new(value, image, b.spec(value).dtype)
     b.values.convert(b.values.image(value), made)
     return made
 

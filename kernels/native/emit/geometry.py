@@ -65,8 +65,8 @@ class Conv:
 
     @property
     def group_inputs(self) -> int:
-        """Input channels that an output is computed from."""
-        return self.within or self.x.channels // self.groups
+        """Input channels that an output is computed from, or words of them."""
+        return self.within // self.words.depth or self.x.channels // self.groups
 
     @property
     def group_outputs(self) -> int:
@@ -95,9 +95,9 @@ class Conv:
 
     def joined(self, lanes: int) -> Conv:
         """Return this convolution with the groups that share vectors of so many channels as one group, else unchanged."""
-        size = self.group_inputs
+        size = self.group_inputs * self.words.depth
         together = self.groups > 1 and 1 < size == self.group_outputs < lanes and lanes % size == 0
-        can = together and self.x.block == lanes == self.y.block
+        can = together and self.x.block * self.words.depth == lanes == self.y.block
         return replace(self, groups=1, within=size) if can else self
 
     def flat(self) -> Conv:

@@ -284,19 +284,27 @@ def multiply_channel(
 
 
 def multiply_groups(
-    k: Function, pixels: int, size: int, x: Value, pixel: Operand, values: Sequence[Value], ahead_step: Operand
+    k: Function,
+    pixels: int,
+    size: int,
+    x: Value,
+    pixel: Operand,
+    values: Sequence[Value],
+    ahead_step: Operand,
+    words: Words = F32_WORDS,
 ) -> list[Value]:
-    """Emit the multiply–adds of a vector of channels, in groups of so many, with packed weights: one for each channel of a group.
+    """Emit the multiply–adds of a vector of channels, in groups of so many, with packed weights: one for each word of a group.
 
-    The arguments and the result are as in `multiply_channel`, with the address of the first pixel's vector. Each lane gets the
-    channel of its own group, so that a number that is not finite stays in its group.
+    The arguments and the result are as in `multiply_channel`, with the address of the first pixel's channels. Each lane gets the
+    word of its own group, so that a number that is not finite stays in its group.
     """
     *sums, w, ahead = values
-    vectors = [k.load(k.f32, x, pixel * p) for p in range(pixels)]
-    for channel in range(size):
+    vectors = [words.channels(k, x, pixel * p) for p in range(pixels)]
+    count = size // words.depth  # words of a group
+    for word in range(count):
         k.prefetch(ahead)
-        weights = k.load(k.f32, w, channel * k.isa.lanes)
-        lanes = [lane // size * size + channel for lane in range(k.isa.lanes)]
-        sums = [k.fma(k.shuffle(vector, None, lanes), weights, one) for vector, one in zip(vectors, sums, strict=True)]
+        weights = k.load(words.type(k.isa.lanes), w, word * k.isa.lanes)
+        lanes = [lane // size * count + word for lane in range(k.isa.lanes)]
+        sums = [words.add(k, k.shuffle(vector, None, lanes), weights, one) for vector, one in zip(vectors, sums, strict=True)]
         ahead = k.offset(ahead, ahead_step, I8)
-    return [*sums, k.offset(w, size * k.isa.lanes), ahead]
+    return [*sums, k.offset(w, count * k.isa.lanes), ahead]

@@ -62,10 +62,14 @@ class Words:
 
     def pixel(self, k: Function, base: Value, index: Operand) -> Value:
         """Emit the load of a word into every lane, as `add` takes it."""
-        word = k.load(self.type(1), base, index)
-        if self.excess:
-            word = word ^ k.const(I32, self.filled(-FLIP))
-        return k.splat(word, self.type(k.isa.lanes))
+        return k.splat(self._raised(k, k.load(self.type(1), base, index)), self.type(k.isa.lanes))
+
+    def channels(self, k: Function, base: Value, index: Operand) -> Value:
+        """Emit the load of the words of as many channels as a vector has lanes, as `add` takes them."""
+        return self._raised(k, k.load(self.type(k.isa.lanes // self.depth), base, index))
+
+    def _raised(self, k: Function, words: Value) -> Value:
+        return words ^ k.const(words.type, self.filled(-FLIP)) if self.excess else words
 
     def add(self, k: Function, pixel: Value, weights: Value, sums: Value) -> Value:
         """Emit sums + the products of the elements of a pixel's word, in every lane, by those of a word of weights in each."""

@@ -24,7 +24,7 @@ from kernels.native.emit.geometry import Conv, aligned_copy, first_element, plan
 from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emitted, kernel_name
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
-from kernels.native.emit.results import Channels, Results, result_numbers
+from kernels.native.emit.results import MOST_STEP, Channels, Results, result_numbers
 from kernels.native.emit.words import WORD_BYTES, byte_unit
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
@@ -117,7 +117,7 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 @functools.lru_cache(1024)
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     flat = conv.flat()
-    kind = Channels.of(conv.x, isa.lanes // conv.words.depth, groups=conv.groups).kind
+    kind = _x_channels(conv, isa.lanes).kind
     paired = conv.words.depth > 1 and byte_unit(isa) is None  # products of 16 bits take two registers for each word
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
@@ -174,11 +174,29 @@ def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     return ConvTile(pixels, vectors, rows, row_pixels, weights_inner)
 
 
+def _x_channels(conv: Conv, lanes: int) -> Channels:
+    """Return how the channels of x lie; one alone is a plane, whose columns are read side by side."""
+    x, step = conv.x, conv.strides[1]
+    if (x.channels, x.x_stride) == (1, 1) and step <= MOST_STEP:
+        return Channels("planes", step)
+    return Channels.of(x, lanes // conv.words.depth, step, conv.groups)
+
+
 def _runs(conv: Conv) -> list[int]:
     """Return the lengths of the runs of input channels that lie side by side, in order."""
     count = conv.group_inputs
     size = count if conv.x.contiguous_channels else conv.x.block
     return [min(size, count - start) for start in range(0, count, size)]
+
+
+def _row_runs(conv: Conv, column: int) -> list[int]:
+    """Return the lengths of the runs of one row of the kernel: a single one where its columns follow one another.
+
+    column: from one column to the next in a copy of the pixels.
+    """
+    runs, step = _runs(conv), conv.dilations[1] * conv.x.x_stride
+    together = len(runs) == 1 and not conv.within and surely_equal([step, conv.dilations[1] * column], [runs[0]] * 2)
+    return [conv.kernel[1] * runs[0]] if together else runs * conv.kernel[1]
 
 
 def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -> NativeKernel:
@@ -193,7 +211,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     _check(flat, epilogue)
     words = conv.words
     epilogue.require("conv", words.sums)
-    x = Channels.of(flat.x, isa.lanes // words.depth, flat.strides[1], flat.groups)
+    x = _x_channels(flat, isa.lanes)
     results = Results.of(tile.pixels, tile.vectors, flat.y, epilogue, isa.lanes, flat.groups)
     code = ConvCode(x, results, flat.within, words)
     _check_within(flat, code, isa)
@@ -270,7 +288,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
     row_count = _row_count(conv, tile)
     window = (columns - 1) * conv.dilations[1] + 1
     reach = (tile.pixels - 1) * conv.strides[1] + window
-    kind = Channels.of(x, lanes // conv.words.depth, groups=conv.groups).kind
+    kind = _x_channels(conv, lanes).kind
     column = {"blocks": x.x_stride, "planes": 1}.get(kind, -(-runs[0] // lanes) * lanes)
     row_tiles, blocks = -(-(cut or y.width) // tile.pixels), conv.output_blocks(tile.vectors, lanes)
     tiles, row_weights = row_count * row_tiles, columns * conv.group_inputs * tile.vectors * lanes
@@ -288,7 +306,7 @@ def _numbers(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) ->
         "x_first": first_element(conv),
         "column_step": conv.strides[1], "left": conv.left, "reach": reach,
         "block_weights": rows * row_weights, "row_weights": row_weights,
-        "row_entries": columns * len(runs),
+        "row_entries": len(_row_runs(conv, column)),
         "copy_columns": reach, "copy_column": column, "copy_pixel": column * conv.strides[1], "copy_row": reach * column,
         "x_kernel_row": conv.dilations[0] * x.y_stride, "x_block": x.block_stride, "x_blocks": len(runs), "x_column": x.x_stride,
         "run": runs[0],
@@ -311,13 +329,15 @@ def _tables(conv: Conv, numbers: Mapping[str, int]) -> dict[str, Table]:
     """Return a tile's entries in x and in a copy of its pixels, and the `row_table`; a product's long row may be several."""
     runs, copied = _runs(conv), numbers["copy_row"]
     plane, blocks = numbers.get("x_kernel_plane", 0), len(runs) * copied
+    along = _row_runs(conv, numbers["copy_column"])
+    columns, taken = (conv.kernel[1], runs) if len(along) > 1 else (1, along)
     steps = {
         "entries": (plane, numbers["x_kernel_row"], conv.dilations[1] * conv.x.x_stride, conv.x.block_stride),
         "copy_entries": (conv.kernel[0] * blocks, blocks, conv.dilations[1] * numbers["copy_column"], copied),
     }
     rows = row_table(conv) if surely_equal([numbers["rows"]], [conv.y.height]) else Table(_whole_rows, (numbers["rows"],))
-    kernel = (1 if conv.depth is None else conv.depth.kernel, *conv.kernel)
-    entries = {name: Table(_entries, (*kernel, *each, *runs)) for name, each in steps.items()}
+    kernel = (1 if conv.depth is None else conv.depth.kernel, conv.kernel[0], columns)
+    entries = {name: Table(_entries, (*kernel, *each, *taken)) for name, each in steps.items()}
     return {"row_table": rows, **entries, **plane_tables(conv)}
 
 

@@ -136,7 +136,8 @@ class ConvEmitter:
                 run = k.convert("zext", k.load(I32, word, 1), I64)
                 at, tile = k.offset(base, along), (code.pixels, code.vectors)
                 if self.within:
-                    taps.values = multiply_groups(k, code.pixels, self.within, at, pixel, taps.values, self.n["ahead_step"])
+                    ahead_step = self.n["ahead_step"]
+                    taps.values = multiply_groups(k, code.pixels, self.within, at, pixel, taps.values, ahead_step, self.words)
                 else:
                     with k.fold("channel", 0, run, 1, taps.values, runs=True) as fold:
                         x = k.offset(at, fold.index)

@@ -46,7 +46,7 @@ def check(conv: Conv, isa, dtype=UINT8, zero=0, tile=None, seed=0):
     w = rng.integers(-128, 128, (conv.y.channels, conv.group_inputs, *conv.kernel)).astype(np.int8)
     exact = conv_reference(conv, x.astype(np.int64) - zero, w)
     by_channel = conv.groups == conv.x.channels > 1
-    words = replace(conv, words=Words(dtype), zero=zero) if by_channel else in_words(conv, dtype, zero)
+    words = replace(conv, words=Words(dtype), zero=zero) if by_channel else in_words(conv, dtype, zero).joined(isa.lanes)
     tile = tile or (depthwise_tiles if by_channel else conv_tiles)(words, isa)[0]
     memory = rng.integers(info.min, info.max + 1, -(-conv.x.elements // 4) * 4).astype(dtype)  # padding lanes hold anything
     conv.x.view(memory)[...] = conv.x.view(stored(conv.x, x))
@@ -102,6 +102,18 @@ def test_first_layers(isa, channels):
 def test_groups(isa, groups):
     check(square(isa, "blocked", 6, groups * isa.lanes, groups * isa.lanes, 3, pad=1, groups=groups), isa, zero=1)
     check(square(isa, "nhwc", 6, groups * 8, groups * 5, 3, pad=1, groups=groups), isa, zero=1)
+
+
+@pytest.mark.parametrize("dtype", [UINT8, INT8], ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "pad"), DIRECT)
+def test_groups_that_share_vectors(isa, dtype, kernel, stride, dilation, pad):
+    for size in [size for size in (4, 8) if size < isa.lanes]:
+        for groups in (isa.lanes // size, 2 * isa.lanes // size + 1):  # the last vector is filled, or is not
+            apart = square(isa, "blocked", 9, groups * size, groups * size, kernel, stride, dilation, pad, groups)
+            conv = in_words(apart, dtype, 5).joined(isa.lanes)
+            assert (conv.groups, conv.within, conv.macs) == (1, size, apart.macs // 4)
+            for tile in conv_tiles(conv, isa):
+                check(apart, isa, dtype, 5, tile)
 
 
 @pytest.mark.parametrize("dtype", [UINT8, INT8], ids=str)
