@@ -110,12 +110,18 @@ def _matched(editor: Editor, node: Node, scale: str, zero: str) -> str | None:
     return editor.add_constant(f"{node.name}/zero_point", np.full(shape, array.reshape(()), array.dtype))
 
 
+def _are_vectors(editor: Editor, node: Node, *positions: int) -> bool:
+    """Whether scales and zero points have shapes that QuantizeLinear and DequantizeLinear take. QLinear ops take [[1]] too."""
+    given = (node.inputs[position] for position in positions if position < len(node.inputs))
+    return all(len(_shape(editor, value)) < 2 for value in given if value)
+
+
 def _conv(editor: Editor, node: Node) -> None:
     """QLinearConv: Conv of what x, the weights by output channel, and the bias in steps of both scales stand for."""
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, bias = (*node.inputs, "")[:9]
     by_channel = _matched(editor, node, w_scale, w_zero)
     step = _product(editor, f"{node.name}/bias_scale", x_scale, w_scale) if bias else ""
-    if by_channel is None or step is None:
+    if by_channel is None or step is None or not _are_vectors(editor, node, 1, 2, 4, 5, 6, 7):
         return
     editor.drop(node)
     inputs = [_real(editor, node, x, x_scale, x_zero), _real(editor, node, w, w_scale, by_channel, 0)]
@@ -130,12 +136,9 @@ def _matmul(editor: Editor, node: Node) -> None:
     ones = (a_scale, a_zero, y_scale, y_zero)
     by_column = _matched(editor, node, b_scale, b_zero)
     floats = all(spec is not None and spec.dtype == FLOAT for spec in map(editor.spec, (a_scale, b_scale, y_scale)))
-    if (
-        not floats
-        or by_column is None
-        or any(np.prod(_shape(editor, each)) != 1 for each in ones)
-        or len(_shape(editor, b_scale)) > 1
-    ):
+    if not floats or by_column is None or any(np.prod(_shape(editor, each)) != 1 for each in ones):
+        return
+    if not _are_vectors(editor, node, 1, 2, 4, 5, 6, 7):
         return
     editor.drop(node)
     left, right = _real(editor, node, a, a_scale, a_zero), _real(editor, node, b, b_scale, by_column, -1)
@@ -147,7 +150,9 @@ def _gemm(editor: Editor, node: Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, c, y_scale, y_zero = (*node.inputs, "", "", "")[:9]
     by_column = _matched(editor, node, b_scale, b_zero)
     step = _product(editor, f"{node.name}/c_scale", a_scale, b_scale, factor=node.attrs["alpha"]) if c else ""
-    if by_column is None or step is None or (c and len(_shape(editor, step)) and _shape(editor, c)[-1:] != _shape(editor, step)):
+    if by_column is None or step is None or not _are_vectors(editor, node, 1, 2, 4, 5, 7, 8):
+        return
+    if c and _shape(editor, step) and _shape(editor, c)[-1:] != _shape(editor, step):
         return
     editor.drop(node)
     inputs = [

@@ -82,7 +82,7 @@ def check_quantised(name: str, label: str, x: Spec | None, scale: Spec | None, z
     if zero is not None and zero.dtype != x.dtype:
         raise DTypeError(f"{name}: {label}_zero_point is {zero}, need the dtype of {label} {x}")
     for part, spec in (("scale", scale), ("zero_point", zero)):
-        if spec is not None and spec.elements != 1:
+        if spec is not None and spec.shape not in ((), (1,)):
             raise ShapeError(f"{name}: {label}_{part} is {spec}, need one number")
 
 
@@ -211,6 +211,7 @@ def _pair(flops: int) -> tuple[Case, ...]:
         Case("types_differ", inputs=(_q(2, 3), *_X, _s(2, 3), *_SY, _f(0.05), _Z), raises=DTypeError),
         Case("shapes_differ", inputs=(_q(2, 3), *_X, _q(2), *_Y, _f(0.05), _Z), raises=ShapeError),
         Case("scale_length", inputs=(_q(2), np.ones(2, np.float32), _Z, _q(2), *_Y, _f(0.05), _Z), raises=ShapeError),
+        Case("scale_rank", inputs=(_q(2), np.ones((1, 1), np.float32), _Z, _q(2), *_Y, _f(0.05), _Z), raises=ShapeError),
         Case("floats", inputs=((2, 3), *_X, (2, 3), *_Y, _f(0.05), _Z), raises=DTypeError),
         Case("no_result_scale", inputs=(_q(2), *_X, _q(2), *_Y), raises=ShapeError),
     )

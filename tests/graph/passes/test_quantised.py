@@ -88,6 +88,20 @@ def test_a_bias_stays_where_a_scale_is_computed(fed) -> None:
     assert ops(after) == ["QLinearConv"]
 
 
+@pytest.mark.parametrize("position", [1, 2, 4, 5, 7])
+@pytest.mark.parametrize("name", ["QLinearConv", "QLinearMatMul", f"{MICROSOFT}QGemm"])
+def test_a_scale_or_zero_point_of_several_axes_stays(name, position) -> None:
+    """These ops take any shape of one element, DequantizeLinear takes no axes of size 1."""
+    op = find(name)
+    inputs = list(arrays(op, next(case for case in op.cases if case.id == "plain")))
+    given = inputs[position]
+    assert given is not None
+    inputs[position] = given.reshape(1, 1)
+    after, (y,), (wanted,) = expanded(op, Case("it", inputs=tuple(inputs)), [0])
+    assert ops(after) == [name] or given.size != 1
+    np.testing.assert_array_equal(y, wanted)
+
+
 def test_scales_by_row_stay() -> None:
     rows = np.array([0.1, 0.2], np.float32), np.array([3, 4], np.uint8)
     b = (np.arange(6, dtype=np.uint8).reshape(3, 2), np.array(0.1, np.float32), np.array(0, np.uint8))
