@@ -9,7 +9,7 @@ from pathlib import Path
 
 from docs.faults import FAULTS, Fault
 from docs.interfaces import http_interface, python_interface, settings
-from docs.numerics import DIFFERENCES, Difference
+from docs.numerics import DIFFERENCES, HALVES, Difference
 from graph.native import rules
 from graph.native.rules import table
 from kernels import index, ops
@@ -80,7 +80,7 @@ def numerics_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     rows += [_difference_row(difference) for difference in DIFFERENCES]
-    return "\n".join([*rows, "", f"{len(DIFFERENCES)} rows.", ""])
+    return "\n".join([*rows, "", f"{len(DIFFERENCES)} rows.", "", HALVES])
 
 
 def _difference_row(difference: Difference) -> str:

@@ -1,7 +1,7 @@
 # ruff: noqa: E501  a table
 """Where PyTorch, ONNX Runtime and ONNX's reference compute different results, and which of them is followed here.
 
-`docs/numerics.md` is made from the table. `tests/docs/test_numerics.py` runs the case of every row in ONNX Runtime and in ONNX's
+`docs/numerics.md` is made from the table, and from what is said of half precision. `tests/docs/test_numerics.py` runs the case of every row in ONNX Runtime and in ONNX's
 reference, and fails where one agrees or differs otherwise than the row says.
 """
 
@@ -63,3 +63,29 @@ DIFFERENCES = (
     Difference("LSTM", "clipped", "every activation's input is clipped", _NO_PYTORCH, "does not clip the output's activation", "does not clip"),
     Difference("ReduceMean", "of_nothing", "the mean of nothing is NaN", onnxruntime="calls it 0"),
 )  # fmt: skip
+
+HALVES = """## Half precision
+`backend="numpy"` keeps a file's float16 and bfloat16 values op by op: each result is computed in float32 and rounded to the type that
+the file says. Native code computes such a file in float32 (`graph/passes/widen.py`), so it takes no longer than the same network in
+float32, and its results are those of that network rounded once. Intermediate results are therefore at least as exact as the file's
+types, and larger: a product of two float16 numbers that is 90,000 is 90,000, where float16 has infinity. ONNX Runtime does the same on
+CPUs between ops that it has no half-precision kernels for.
+
+| In the file | Here | Because |
+|---|---|---|
+| a half between two ops | a float32, not rounded | an exporter chose halves for their size; networks are trained to bear their rounding, none needs it |
+| a constant | converted exactly; -65504 and infinity stay what they are | masks are made of them |
+| an input, an output | of the file's type; an output is rounded once, ties to even, and overflows to infinity | callers see the file's interface |
+| a Cast from a wider type to float16 | rounded to float16, beyond 65504 to infinity, and 0 times that is NaN | the file asks for a conversion, and a mask or a check for infinities may rest on its overflow |
+| the same, where no number can be that large: behind Softmax, Sigmoid, Tanh, Erf, Sin, Cos and the like, behind a Cast from float16, or of bools and small integers | no operation, not even where views lie between | only exactness would be lost, and a fused attention with it |
+| a Cast from float32 to bfloat16 | no operation | bfloat16 reaches as far as float32 (numbers above 3.39e38 would be infinite) |
+| a Cast to a half that only Casts back to wider types read | a rounding of float32 | nothing is computed in half precision there, so the rounding is all that the Casts are for, as in simulated quantisation |
+| a Cast from float64 to a half | stays, one rounding | by way of float32 it would be rounded twice |
+| integers and bools made of halves: Cast, comparisons, ArgMax, TopK, NonZero, IsInf, IsNaN; Floor, Ceil, Round, Sign, Mod, Hardmax, Shrink and ThresholdedRelu | computed of values rounded to the half | a difference that rounding would remove may become a whole number, and a test for infinity asks about the half |
+| BitCast, QuantizeLinear, random ops | stay in half precision | they read its bits, divide in its precision, or draw numbers of it |
+| bodies of If, Loop and Scan; values whose shapes only a run knows | stay in half precision | they run in numpy |
+| a cache of keys and values that grows (`Session.state`) | stays in half precision, and is converted where it is read | it is an input and an output, and takes half of the memory |
+
+`tests/graph/passes/test_widen.py` has a test for every row, `tests/scheduler/test_halves.py` compares whole networks with numpy, with
+float32 and with ONNX Runtime.
+"""

@@ -332,7 +332,8 @@ class Session:
         inputs = SymbolicInputs.of(graph.inputs, shapes, varied, room)
         roomy = {each.output: Kept(each.input, each.axis, inputs.room) for each in growing}
         with memory_errors_of(f"{graph.name}: rewriting it"):
-            rewritten = optimise(graph, inputs.specs, check, native=self._native is not None)
+            in_numpy = self._native is None or (plan is not None and plan.constraints.backend == "numpy")
+            rewritten = optimise(graph, inputs.specs, check, native=not in_numpy)
         choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
         if planned != shapes:  # a plan of other shapes: the graph may lack a node of it, as where something was computed before
             choices = {node.name: choices[node.name] for node in rewritten.graph.nodes if node.name in choices}

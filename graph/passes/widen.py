@@ -25,6 +25,7 @@ from graph.wide import widened
 from kernels.errors import EdgewiseError
 from kernels.half import is_half
 from kernels.registry import find
+from kernels.size import surely_equal
 from kernels.spec import BFLOAT16, BOOL, ELEMENT_TYPES, FLOATS, INTS, DType, Spec
 
 _F32 = np.dtype(np.float32)
@@ -246,7 +247,7 @@ class _Widening:
             return False
         wanted = [self._widened(value) for value in node.outputs]
         return len(made) >= len(wanted) and all(
-            spec is None or (spec.shape, spec.dtype) == (found.shape, found.dtype)
+            spec is None or (spec.dtype == found.dtype and surely_equal(spec.shape, found.shape))
             for spec, found in zip(wanted, made, strict=False)
         )
 

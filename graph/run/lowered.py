@@ -11,6 +11,7 @@ from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, Graph, Specs
+from graph.mapped import LEAST_BYTES
 from graph.native.engine import Native
 from graph.native.facts import HintedSpecs, Kept
 from graph.native.place import PackedConstant
@@ -70,10 +71,13 @@ class LoweredGraph:
                 raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
 
     def _drop_copies(self) -> None:
-        """Let halves stand for their float32 copies that only segments have read: these are packed there."""
+        """Let halves stand for their float32 copies that only segments have read: these are packed there.
+
+        Small ones stay: they may be parameters, whose values say what shapes a node makes.
+        """
         read = {name for node in self._rest.nodes for name in node.reads()} | {port.name for port in self._rest.outputs}
-        found = {name: half_of(array) for name, array in self.graph.constants.items() if name not in read}
-        halves = {name: half for name, half in found.items() if half is not None}
+        large = {name: array for name, array in self.graph.constants.items() if array.nbytes >= LEAST_BYTES and name not in read}
+        halves = {name: half for name, array in large.items() if (half := half_of(array)) is not None}
         if not halves:
             return
         constants = {**self.graph.constants, **halves}

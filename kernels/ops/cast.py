@@ -63,8 +63,8 @@ def express_cast_like(draft: Draft, x: Term, target: Term, **_: object) -> Term:
 
 
 def infer_round(x: Spec, *, to: int) -> Spec:
-    """Same shape and dtype: float32, each number as float16 or bfloat16 (`to`) would hold it."""
-    require_dtype("edgewise.RoundTo: x", x, frozenset({_F32}))
+    """Same shape and dtype, each number as float16 or bfloat16 (`to`) would hold it."""
+    require_dtype("edgewise.RoundTo: x", x, frozenset({_F32, np.dtype(np.float64)}))
     half = element_type("edgewise.RoundTo: attribute to", to)
     if not is_half(half):
         raise AttributeValueError(f"edgewise.RoundTo: attribute to is {to} ({half.name}), need float16 (10) or bfloat16 (16)")

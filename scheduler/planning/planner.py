@@ -18,6 +18,7 @@ import onnx
 from graph.formats.registry import read
 from graph.ir import Model
 from graph.memory import plan_memory
+from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.log import PLAN, debug, debug_level
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
@@ -255,7 +256,8 @@ def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence
     chosen = {step.node: _chosen(step) for step in steps}
     memory = plan_memory(subject.graph, subject.specs, {name: found.workspace_bytes for name, found in chosen.items()})
     packed = {(node.inputs[1:], chosen[node.name].strategy): chosen[node.name].packed_bytes for node in nodes}
-    param_bytes = sum(array.nbytes for array in subject.graph.constants.values())
+    held = [array if (half := half_of(array)) is None else half for array in subject.graph.constants.values()]
+    param_bytes = sum(array.nbytes for array in held)
     ports = {port.name for port in (*subject.graph.inputs, *subject.graph.outputs)}
     port_bytes = sum(spec.nbytes for name in ports if (spec := subject.specs.get(name)) is not None)
     return _Draft(

@@ -80,6 +80,16 @@ def test_copies_that_numpy_reads_stay_and_are_shared(code) -> None:
 
 
 @EACH
+def test_parameters_keep_their_values(code) -> None:
+    """Shapes follow from them, which a report of the steps asks for again."""
+    nodes = [node("Resize", ["x", "", "scales"], ["y"])]
+    proto = in_half(make(nodes, ["y"], [constant("scales", [1, 1, 2, 1.5])], [port("x", [1, 2, 3, 4])]), code)
+    executor = Session(proto, backend="native", threads=1).executor({"x": np.ones((1, 2, 3, 4), DTYPES[code])})
+    assert "Resize" in {step.node.op for step in executor.steps}
+    np.testing.assert_array_equal(executor.specs["scales/single"].value, np.array([1, 1, 2, 1.5], np.float32))
+
+
+@EACH
 def test_room_for_copies_is_needed_while_weights_are_packed(code) -> None:
     halved = in_half(products(), code)
     limits = SessionLimits(arena_bytes=PACKED_BYTES + (1 << 20))

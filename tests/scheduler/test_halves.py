@@ -144,6 +144,26 @@ def assert_near_float32(proto: onnx.ModelProto, code: int, all_feeds: Iterable[d
 
 
 @EACH
+def test_plan_for_numpy_keeps_halves(code) -> None:
+    proto, feeds = conv_net()
+    halved, given_feeds = in_half(proto, code), halves(feeds, code)
+    in_numpy = Session(halved, backend="numpy", threads=1)
+    wanted = in_numpy.run(given_feeds)
+    following = Session(halved, backend="auto", threads=1, plan=in_numpy.plan)
+    np.testing.assert_array_equal(following.run(given_feeds)["y"].astype(float), wanted["y"].astype(float))
+
+
+@EACH
+def test_plan_counts_the_constants_of_the_file(code) -> None:
+    proto, feeds = conv_net()
+    halved = in_half(proto, code)
+    single, half = (Session(model, backend="native", threads=1) for model in (proto, halved))
+    single.run(feeds)
+    half.run(halves(feeds, code))
+    assert half.plan.param_bytes < single.plan.param_bytes
+
+
+@EACH
 @settings(max_examples=25, deadline=None)
 @given(proto=random_models(), feeds=random_feeds())
 def test_random_model_agrees_with_float32(code, proto, feeds) -> None:
