@@ -25,6 +25,7 @@ from graph.passes.integers import make_integers, move_integers
 from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
 from graph.passes.quantised import expand_quantised
+from graph.passes.steps import fold_steps
 from graph.passes.views import collapse_views, reshape_unmoved, sink_views
 from graph.passes.widen import widen_halves
 from graph.passes.zero_points import take_out_zero_points
@@ -109,6 +110,7 @@ def optimise(
         if run.graph is before:
             break
     for last in (
+        *([_Step("steps", fold_steps, frozenset({"QuantizeLinear"}))] if native else []),
         _Step("batch-norms", split_batch_norms, frozenset({"BatchNormalization"})),
         _Step("sunk-views", sink_views),
         _Step("views", collapse_views),

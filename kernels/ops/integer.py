@@ -302,6 +302,8 @@ _U128, _I3 = np.array(128, np.uint8), np.array(3, np.int8)
 _MATMUL = (
     Case("plain", inputs=(_u(3, 4), _i(4, 5)), cost=Cost(macs=60)),
     Case("zero_points", inputs=(_u(3, 4), _i(4, 5), _U128, _I3), cost=Cost(macs=60, other_flops=12)),
+    Case("signed_weights", inputs=(_u(3, 4), _i(4, 5), _U128)),
+    Case("signed", inputs=(_i(2, 3, 6), _i(6, 35), _I3)),
     Case("batched", inputs=(_u(2, 3, 4), _u(2, 4, 5), _U128)),
     Case("by_row_and_column", inputs=(_u(2, 3), _i(3, 2), np.array([1, 255], np.uint8), np.array([-128, 127], np.int8))),
     Case("long_sums", inputs=(_u(2, 900), _i(900, 3), _U128)),
@@ -314,6 +316,9 @@ _MATMUL = (
 _PAD = {"pads": (1, 1, 1, 1)}
 _CONV = (
     Case("plain", inputs=(_u(1, 2, 5, 5), _u(3, 2, 3, 3)), cost=Cost(macs=27 * 18)),
+    Case("signed_weights", inputs=(_u(1, 2, 5, 5), _i(3, 2, 3, 3), _U128), attrs=_PAD),
+    Case("signed", inputs=(_i(2, 5, 4, 6), _i(20, 5, 3, 2), _I3), attrs={"strides": (2, 1)}),
+    Case("groups", inputs=(_i(1, 8, 4, 4), _i(6, 4, 3, 3), _I3), attrs={"group": 2}),
     Case("padded", inputs=(_u(1, 2, 4, 4), _u(3, 2, 3, 3), _U128), attrs=_PAD, cost=Cost(macs=48 * 18, other_flops=32)),
     Case("by_channel", inputs=(_u(1, 2, 4, 4), _u(3, 2, 3, 3), _U128, np.array([1, 2, 255], np.uint8)), attrs=_PAD),
     Case("depthwise", inputs=(_u(1, 3, 5, 5), _u(3, 1, 3, 3), _U128), attrs={"group": 3, "strides": (2, 2)}),

@@ -69,7 +69,7 @@ def check(op, case):
     return served
 
 
-TIED = {"DeformConv", "GRU", "LSTM", "MaxUnpool", "RNN", "Scatter"}  # their cases tie sizes together
+TIED = {"com.microsoft.MatMulNBits", "DeformConv", "GRU", "LSTM", "MaxUnpool", "RNN", "Scatter"}  # their cases tie sizes together
 DATA_DEPENDENT = {"AffineGrid"}
 
 

@@ -246,8 +246,11 @@ def _whole(k: Function, value: Value, new: DType) -> Value:
     LLVM converts to small integers lane by lane.
     """
     info = np.iinfo(new)
-    number = k.select(k.compare("eq", value, value), value, k.zero(value.type))
-    return k.convert("fptosi", k.at_most(k.at_least(number, float(info.min)), float(info.max)), I32.by(value.type.lanes))
+    if info.min == 0:  # which NaN becomes as well: it is not greater than 0
+        number = k.select(k.compare("gt", value, 0.0), value, k.zero(value.type))
+    else:
+        number = k.at_least(k.select(k.compare("eq", value, value), value, k.zero(value.type)), float(info.min))
+    return k.convert("fptosi", k.at_most(number, float(info.max)), I32.by(value.type.lanes))
 
 
 def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:

@@ -26,10 +26,12 @@ from tests.kernels.native.conftest import HOST_ISAS
 from tests.kernels.ops.cases import arrays, assert_close, in_float64, valid_cases
 
 REFUSED_ALL = r"is empty$|, a segment holds |^its shapes are only known at run time$"
+BYTES = "its weights or zero points are not constants|do not fit into int8"
 REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a rule runs natively
     "Attention": "its scores are capped|it has a cache", "CumProd": "not a constant", "CumSum": "not a constant",
     "Conv": "not constants", "ConvTranspose": "not constants|need rank 3 or 4", "Resize": "need fp32",
     "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
+    "ConvInteger": BYTES, "MatMulInteger": f"{BYTES}|zero points of their own|need a tensor of rows and a matrix",
     "GridSample": "need rank 4", "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32",
     "Mod": "no (rem|mod) of .float32",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
