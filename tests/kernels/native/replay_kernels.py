@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kernels.expression import Apply
+from kernels.expression import FLOAT, INT32, Apply, Expression
 from kernels.native.emit.epilogue import PLAIN, Epilogue
 from kernels.native.emit.geometry import Conv, Depth
 from kernels.native.emit.kernel import NativeKernel
+from kernels.native.emit.words import INT8, UINT8, Words
 from kernels.native.families.attention import Attention, attention_tiles, emit_attention, make_attention_tile
 from kernels.native.families.channels import Channels, emit_channels
 from kernels.native.families.conv import conv_tiles, emit_conv, make_tile
@@ -98,6 +99,20 @@ def product(isa: Isa, pixels: int, inputs: int, outputs: int, layout: Layout = "
 def direct(isa: Isa, conv: Conv, tile: tuple[int, int] | None, epilogue: Epilogue[Image] = BIASED) -> Kernels:
     """Emit a direct convolution. tile: pixels × vectors; None: the first candidate."""
     return [emit_conv(conv, conv_tiles(conv, isa)[0] if tile is None else make_tile(conv, isa, *tile), epilogue, isa)]
+
+
+def of_bytes(isa: Isa, conv: Conv, dtype: DType = UINT8, tile: tuple[int, int] | None = None) -> Kernels:
+    """Emit a convolution of bytes whose sums are scaled and quantised to bytes again."""
+    words = Words(dtype)
+    counted = replace(conv, x=conv.x.words(words.depth), words=words, zero=3).joined(isa.lanes)
+    return direct(isa, counted, tile, requantised(conv.y))
+
+
+def requantised(y: Image) -> Epilogue[Image]:
+    """Return an epilogue that multiplies sums of integers by a factor for each channel, and rounds them to bytes."""
+    per_channel = replace(y, y_stride=0, x_stride=0, n_stride=0)
+    steps = (Apply("cast", (0,), (), FLOAT), Apply("mul", (1, 2)), Apply("round", (3,)), Apply("cast", (4,), (), UINT8))
+    return Epilogue(True, Expression((INT32, FLOAT), steps), (per_channel,))
 
 
 def cut_product(isa: Isa, *, weights_inner: bool) -> Kernels:
@@ -515,6 +530,22 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "conv 1x1, one pixel": lambda isa: direct(isa, product(isa, 1, 40, 3 * isa.lanes), None),
     "conv 1x1, default tile": lambda isa: direct(isa, product(isa, 49, 2 * isa.lanes, 4 * isa.lanes), None),
     "conv 1x1, most vectors": lambda isa: direct(isa, product(isa, 4, 16, 6 * isa.lanes), (1, 6)),
+    # bytes
+    "conv of bytes 3x3": lambda isa: of_bytes(isa, convolution(isa, 8, 5, isa.lanes + 3, 3, pad=1), tile=(4, 2)),
+    "conv of signed bytes 3x3": lambda isa: of_bytes(isa, convolution(isa, 8, 5, isa.lanes + 3, 3, pad=1), INT8, (4, 2)),
+    "conv of bytes 3x3, stride 2, default tile": lambda isa: of_bytes(isa, convolution(isa, 14, 16, isa.lanes, 3, 2, pad=1)),
+    "conv of bytes 1x1": lambda isa: of_bytes(isa, product(isa, 49, 40, 2 * isa.lanes + 5, "nhwc")),
+    "conv of bytes 3x3, groups": lambda isa: of_bytes(isa, convolution(isa, 8, 32, 32, 3, pad=1, groups=8)),
+    "depthwise of bytes 3x3": lambda isa: depthwise(
+        isa,
+        replace(conv := channelwise(isa, 8, 2 * isa.lanes + 3, 3, 1, 1), words=Words(INT8), zero=3),
+        (3, 2),
+        requantised(conv.y),
+    ),
+    "max pool of bytes 3x3": lambda isa: [emit_pooling(
+        Pooling(replace(channelwise(isa, 11, 2 * isa.lanes, 3, 2, 1), words=Words(UINT8)), "max"),
+        Epilogue(expression=Expression((FLOAT,), (Apply("cast", (0,), (), UINT8),))), isa,
+    )],
     # windows over pixels
     "conv 3x3": lambda isa: direct(isa, convolution(isa, 8, 5, isa.lanes + 3, 3, pad=1), (4, 2)),
     "conv 3x3, default tile": lambda isa: direct(isa, convolution(isa, 14, isa.lanes, 2 * isa.lanes, 3, pad=1), None),
