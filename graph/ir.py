@@ -8,12 +8,13 @@ graph serves every batch size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from graph.digest import Digest
 from graph.mapped import MappedFile
+from kernels.record import record
 from kernels.spec import Array, DType, Spec
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor, since their bodies are graphs
@@ -26,7 +27,7 @@ Specs = Mapping[str, Spec | None]  # None: the shape depends on values that only
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Port:
     """A graph input or output as the model declares it. dims: None where even the rank is unknown."""
 
@@ -39,7 +40,7 @@ class Port:
         return f"{self.name}: {self.dtype.name}[{dims}]"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fused:
     """An elementwise op that is fused to a node: computed in place on the node's output 0 before any other node reads it.
 
@@ -52,7 +53,7 @@ class Fused:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """One operator application.
 
@@ -87,7 +88,7 @@ class Node:
             yield from (value for value in self.attrs.values() if isinstance(value, Graph))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Graph:
     """A whole model, or the body of an If, Loop or Scan.
 
@@ -112,7 +113,7 @@ class Graph:
         return self._captures[0]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Model:
     """A graph and where it came from.
 

@@ -14,6 +14,7 @@ from graph.ir import Graph, Port
 from graph.run.lowered import LoweredGraph
 from graph.symbols import SymbolicInputs, differing
 from kernels.log import PLAN, debug, debug_level
+from kernels.record import record
 from kernels.size import LEAST, GuardError, Sizes
 from kernels.spec import Array
 
@@ -37,7 +38,7 @@ class Lowering:
     budget: RunBudget
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """A lowering, and the values of its sizes for some shapes."""
 

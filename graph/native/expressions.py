@@ -6,12 +6,13 @@ Which operations an op consists of, the op itself says (`Op.expression`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graph.ir import Fused, Node
 from kernels.expression import Draft, Expression, Term, in_order
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array, DType, SizeArray, Spec
 
@@ -20,7 +21,7 @@ MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with
 SpecOf = Callable[[str], Spec]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundExpression:
     """An expression, and for each of its operands the value of the graph; "" is the result that a kernel made before."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from graph.ir import Graph, Specs
@@ -25,6 +24,7 @@ from graph.passes.layer_norms import find_layer_norms
 from graph.passes.pads import fold_pads
 from graph.passes.views import collapse_views, reshape_unmoved, sink_views
 from graph.shapes import propagate
+from kernels.record import record
 from kernels.spec import Spec
 
 MAX_GROWTH_BYTES = 256 << 20  # constants may take this much more than the model's own
@@ -33,7 +33,7 @@ _MAX_ROUNDS = 16
 Changed = Callable[[str, Graph, Specs], None]  # told the name of a pass that changed the graph, the new graph and its specs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Optimised:
     """An equivalent graph for one set of input shapes, and the spec of every value in it."""
 
@@ -41,7 +41,7 @@ class Optimised:
     specs: dict[str, Spec | None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Step:
     """A pass of every round. needs: the ops without which it finds nothing; a graph that lacks one of them is not searched."""
 
