@@ -75,8 +75,9 @@ class Node:
         yield from filter(None, self.inputs)
         for fused in self.epilogue:
             yield from filter(None, fused.inputs)
-        for graph in self.subgraphs():
-            yield from graph.captures()
+        if self.op in CONTROL_FLOW:
+            for graph in self.subgraphs():
+                yield from graph.captures()
 
     def writes(self) -> Iterator[str]:
         """Yield every value it writes."""

@@ -28,10 +28,11 @@ def record(cls: type[_T]) -> type[_T]:
     every = fields(made)
     compared = _values_of([each.name for each in every if each.compare])
     hashed = _values_of([each.name for each in every if (each.compare if each.hash is None else each.hash)])
-    shown = [each.name for each in every if each.repr]
+    names = [each.name for each in every if each.repr]
+    shown, text = _values_of(names), f"{{}}({', '.join(f'{name}={{!r}}' for name in names)})"
 
     def __repr__(self: Any) -> str:  # noqa: N807
-        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+        return text.format(type(self).__qualname__, *shown(self))
 
     def __eq__(self: Any, other: object) -> bool:  # noqa: N807
         return compared(self) == compared(other) if other.__class__ is self.__class__ else NotImplemented
@@ -91,7 +92,7 @@ def _values_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     """Return a function that gives the values of these fields of an object."""
     if len(names) > 1:
         return attrgetter(*names)
-    return lambda self: tuple(getattr(self, name) for name in names)
+    return lambda self: tuple([getattr(self, name) for name in names])
 
 
 def _refuse_to_set(_: object, name: str, _value: object) -> NoReturn:
