@@ -7,7 +7,6 @@ that reads rows must then keep them apart by its op's rule (`Op.mixes_rows`). An
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,13 +14,14 @@ from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.shapes import bind, propagate
 from kernels.batch_axis import Application, Content, Operand
 from kernels.errors import EdgewiseError
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array, Spec
 
 _SIZES = (5, 7)  # two batch sizes that no model has as fixed sizes by chance
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Proof:
     """The state of the proof.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from graph.ir import Graph
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Growing:
     """A graph input and the output that is the input with more behind it. axis: along which it grows."""
 

@@ -8,12 +8,13 @@ graph serves every batch size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from graph.digest import Digest
 from graph.mapped import MappedFile
+from kernels.record import record
 from kernels.spec import Array, DType, Spec
 
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})  # their sums of int32 are converted by what is fused behind them
@@ -27,7 +28,7 @@ Specs = Mapping[str, Spec | None]  # None: the shape depends on values that only
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Port:
     """A graph input or output as the model declares it. dims: None where even the rank is unknown."""
 
@@ -40,7 +41,7 @@ class Port:
         return f"{self.name}: {self.dtype.name}[{dims}]"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fused:
     """An elementwise op that is fused to a node: computed in place on the node's output 0 before any other node reads it.
 
@@ -53,7 +54,7 @@ class Fused:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """One operator application.
 
@@ -80,8 +81,9 @@ class Node:
         yield from filter(None, self.inputs)
         for fused in self.epilogue:
             yield from filter(None, fused.inputs)
-        for graph in self.subgraphs():
-            yield from graph.captures()
+        if self.op in CONTROL_FLOW:
+            for graph in self.subgraphs():
+                yield from graph.captures()
 
     def writes(self) -> Iterator[str]:
         """Yield every value it writes."""
@@ -93,7 +95,7 @@ class Node:
             yield from (value for value in self.attrs.values() if isinstance(value, Graph))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Graph:
     """A whole model, or the body of an If, Loop or Scan.
 
@@ -118,7 +120,7 @@ class Graph:
         return self._captures[0]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Model:
     """A graph and where it came from.
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Self
+
+from kernels.record import record
 
 Check = Callable[[], None]  # called every few milliseconds of long work; ends the work by raising an EdgewiseError
 
 PROTOBUF_BYTES: Final = 2**31 - 1  # the limit of protobuf itself
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """Limits of a model. Reading raises LimitError with the value and the limit where one is exceeded.
 

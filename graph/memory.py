@@ -17,13 +17,14 @@ from typing import Literal
 
 from graph.ir import SEGMENT, Graph, Node, Specs
 from graph.placement import Block, aligned, bytes_by_step, place
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import STRING, DType
 
 Kind = Literal["arena", "output", "input", "constant"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placement:
     """A range of the arena: `nbytes` bytes from `offset_bytes` on, held from step `first` to step `last`, both included."""
 
@@ -33,7 +34,7 @@ class Placement:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Held:
     """Activation memory that one value takes from step `first` to step `last`, both included.
 
@@ -48,7 +49,7 @@ class Held:
     offset_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Moment:
     """The memory that is alive while one step runs.
 
@@ -60,7 +61,7 @@ class Moment:
     outside_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MemoryPlan:
     """Where every value of a run is stored.
 

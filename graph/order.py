@@ -23,6 +23,8 @@ def sort(nodes: Sequence[Node], defined: Container[str]) -> tuple[Node, ...]:
     for node, values in zip(nodes, reads, strict=True):
         if missing := sorted(value for value in values if value not in defined):
             raise CorruptModelError(f"graph: value {missing[0]!r} is read, but not written by any node (node {node.name!r})")
+    if _is_sorted(reads, writers):
+        return tuple(nodes)
     waits = {index: {writers[value] for value in values if value in writers} for index, values in enumerate(reads)}
     readers: dict[int, list[int]] = {}
     for index, before in waits.items():
@@ -46,6 +48,11 @@ def sort(nodes: Sequence[Node], defined: Container[str]) -> tuple[Node, ...]:
             f"graph: {len(cycle)} nodes wait for each other, need an order to run in (nodes {cycle[:_NAMED_NODES]}{more})"
         )
     return tuple(done)
+
+
+def _is_sorted(reads: Sequence[Set[str]], writers: Mapping[str, int]) -> bool:
+    """Whether no node reads what itself or a later one writes."""
+    return all(writers.get(value, -1) < index for index, values in enumerate(reads) for value in values)
 
 
 def _cycle(waits: Mapping[int, Set[int]]) -> list[int]:

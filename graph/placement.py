@@ -13,10 +13,10 @@ import bisect
 import heapq
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.record import record
 from kernels.spec import Array
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
@@ -25,7 +25,7 @@ _CLIMB_TRIES = 48
 _COMPARED_BLOCKS = 4000  # an order of n blocks takes n² steps to try, one second at this size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """A block to place: its bytes, and the first and last step in which it is held, both included."""
 

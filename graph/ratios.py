@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from graph.shape_arithmetic import Attrs, Rule, each, rule_of
+from kernels.record import record
 from kernels.spec import Array, SizeArray, Spec
 
 EXACT = 1 << 24  # whole numbers below it are exact in fp32, and so are their quotients by powers of two
@@ -23,7 +23,7 @@ class InexactError(Exception):
     """A quotient is not known to be exact as a float."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ratio:
     """The quotient of two whole numbers, over / under, where `under` is above 0 and no symbol.
 

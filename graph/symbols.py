@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from graph.ir import Port
+from kernels.record import record
 from kernels.size import LEAST, GuardError, Scope, is_symbolic
 from kernels.spec import Spec
 
@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Axes = frozenset[tuple[str, int]]  # input names and axes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SymbolicInputs:
     """The inputs of a graph with symbols for the sizes of some axes.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.record import record
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Slice:
     """An interval of a thread in a step: at work, or waiting for the other threads. start_ns: since the run began."""
 
@@ -22,7 +22,7 @@ class Slice:
     waits: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SegmentClock:
     """Clock readings of the threads of a native segment in one run.
 
@@ -71,7 +71,7 @@ class SegmentClock:
         return (self.ended_ns - self.began_ns) / max(int(self.ticks[:, :, 1].max()) - self._first, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunClock:
     """Clock readings of one run.
 

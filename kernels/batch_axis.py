@@ -8,10 +8,10 @@ field `Op.mixes_rows`; `graph.batching` applies the rules node by node to prove 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+from kernels.record import record
 from kernels.spec import Spec
 
 
@@ -23,7 +23,7 @@ class Content(Enum):
     ROWS = auto()  # axis 0 is the batch, and row i comes from row i of the graph's inputs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operand:
     """One input of a node in a graph that runs on a batch.
 
@@ -56,7 +56,7 @@ class Operand:
         return [int(item) for item in self.spec.value.ravel()]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Application:
     """An op applied to a batch: what a `RowRule` decides from.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from kernels.record import record
 from kernels.spec import Spec
 
 FLOPS_PER_MAC = 2  # one multiply–accumulate is one multiplication and one addition; the only definition
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cost:
     """Arithmetic of one operator.
 

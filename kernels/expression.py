@@ -23,6 +23,7 @@ from functools import reduce
 
 import numpy as np
 
+from kernels.record import record
 from kernels.spec import BOOL, Array, DType
 
 FLOAT, DOUBLE, INT32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
@@ -31,7 +32,7 @@ PREDICATES = (*COMPARISONS, "isnan", "isinf")
 COMMUTATIVE = ("add", "mul")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Apply:
     """One step of an expression: an operation on earlier values, given by number.
 
@@ -45,7 +46,7 @@ class Apply:
     dtype: DType | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Expression:
     """Steps on values: value i is operand i, then each step appends one; the last value is the result.
 
@@ -68,7 +69,7 @@ class Term:
     shape: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Step:
     op: str
     args: tuple[Term, ...]

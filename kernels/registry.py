@@ -22,7 +22,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -33,6 +33,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, EdgewiseError, ShapeError, UnknownOpError, UnsupportedError
 from kernels.expression import Express
 from kernels.index import homes, modules
+from kernels.record import record
 from kernels.scratch import Scratch, twice
 from kernels.spec import MAX_RANK, Array, DType, Spec
 
@@ -40,7 +41,7 @@ Attrs = Mapping[str, Any]
 Upgrade = Callable[[int, dict[str, Any], int], tuple[dict[str, Any], dict[int, Array]]]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kernel:
     """One numpy algorithm for an op.
 
@@ -66,7 +67,7 @@ class Kernel:
         return workspace_bytes + self.scratch_bytes(out, *inputs, **attrs)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Case:
     """One example of an op: generic suites run it on every backend, against float64 and against ONNX's definition.
 
@@ -84,7 +85,7 @@ class Case:
     outputs: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Op:
     """Everything that is true of one operator.
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from kernels.record import record
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Axis:
     """One axis to resize. ratio: the scale as two whole numbers, a given one's or size_out / size_in where sizes are given."""
 

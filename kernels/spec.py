@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.errors import DataDependentError
+from kernels.record import record
 from kernels.size import Sizes, hint, is_symbolic, size_text
 
 Array = npt.NDArray[Any]
@@ -67,7 +68,7 @@ def bound_array(array: Array, sizes: Sizes) -> Array:
     return np.array(sizes.all(array.flat), np.int64).reshape(array.shape) if isinstance(array, SizeArray) else array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spec:
     """Shape and element type of a tensor, and its value where that is known before the run.
 

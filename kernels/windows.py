@@ -10,6 +10,7 @@ from typing import Any
 
 from kernels.errors import AttributeValueError, ShapeError
 from kernels.operands import one_of
+from kernels.record import record
 
 Ints = Sequence[int] | None
 
@@ -17,7 +18,7 @@ AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 MAX_TAPS = 2**20  # kernels loop over them in Python; a larger one is an attack or a mistake
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Window:
     """The geometry of a window that slides over an input. One entry per spatial axis.
 

@@ -17,7 +17,7 @@ import pkgutil
 import platform
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import ModuleType
 
 import numpy as np
@@ -26,6 +26,7 @@ import graph
 import kernels
 from graph.native.rules.table import RULES
 from kernels.errors import UnsupportedError
+from kernels.record import record
 from kernels.registry import home, operators
 
 _HASH_DIGITS = 16
@@ -36,7 +37,7 @@ _RULES = "graph.native.rules.table"  # imports every family of native kernels
 _READING = threading.Lock()  # CPython 3.11 counts the depth of syntax trees for all threads together: two at once fail
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Build:
     """An engine build. id: names its shared source and the libraries it computes with. kernels: op -> hash of its own source."""
 

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from kernels.record import record
 from scheduler.plan import Plan
 
 WINDOW: Final = 50  # runs
@@ -26,7 +27,7 @@ TOLERANCE: Final = 1.3  # factor around a measured time, both ways
 MAX_WATCHED: Final = 128
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LatencyWindow:
     """Median and 90th percentile of the latencies of `count` runs in a row."""
 
@@ -35,7 +36,7 @@ class LatencyWindow:
     p90_ns: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bounds:
     """The latencies that a plan allows. expected_ns: measured where `measured`, else predicted."""
 
@@ -49,7 +50,7 @@ class Bounds:
         return (nanoseconds > self.high_ns) - (nanoseconds < self.low_ns)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServedPlan:
     """How a plan has served. count: runs. windows: the last ones, the newest last. drifted: whether it has left its bounds."""
 

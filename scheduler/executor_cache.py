@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 from graph.run.executor import Executor
+from kernels.record import record
 
 Shapes = tuple[Any, ...]  # of a model's inputs, in order; a caller's unchecked values until `check_feeds` has seen the feeds
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ready:
     """The executor of one set of input shapes. plan_id: of the plan it follows, "default" where it follows none."""
 

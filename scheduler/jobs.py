@@ -7,13 +7,13 @@ network on that of the service. A kind is one row of `KINDS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.ir import Model
+from kernels.record import record
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
 from profiler.report.document import Report
@@ -85,7 +85,7 @@ class JobOutcome(_Data):
     run: FoundRun | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Task:
     """A job being run. db: the URL of `store`. report: takes its progress. stop: asked now and then; True ends the job early."""
 
@@ -103,7 +103,7 @@ class Task:
         return self.model
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kind:
     """A kind of job. request: the form of its request. of_model: whether it needs a model. run: how it is run."""
 

@@ -15,6 +15,7 @@ from graph.run.lowered import LoweredGraph
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of, standing_for
 from kernels.log import PLAN, debug, debug_level
+from kernels.record import record
 from kernels.size import LEAST, GuardError, Sizes
 from kernels.spec import Array
 
@@ -38,7 +39,7 @@ class Lowering:
     budget: RunBudget
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Found:
     """A lowering, and the values of its sizes for some shapes."""
 

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,6 +26,7 @@ from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
+from kernels.record import record
 from kernels.spec import Array
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
@@ -47,7 +47,7 @@ DEFAULT = "default"  # the plan id of runs that follow none
 NEARBY = "~"  # behind the id of a plan that runs of other shapes follow than it was made for
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SessionLimits:
     """Limits of a session.
 
@@ -64,7 +64,7 @@ class SessionLimits:
 _DEFAULT_LIMITS = SessionLimits()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Followed:
     """A plan with its id, which hashes the whole plan and is too slow to compute for every run."""
 

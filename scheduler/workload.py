@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.native.work import Layout, Work
+from kernels.record import record
 from scheduler.errors import RecordFormatError
 from scheduler.strategy import MAX_THREADS
 
@@ -17,7 +18,7 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _Number = Annotated[float, Field(ge=0, le=1e24, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Workload:
     """The work of a candidate where it runs.
 

@@ -15,7 +15,6 @@ import hmac
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
 from enum import StrEnum
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, TypeVar
@@ -27,6 +26,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as Connected
 
 from app.errors import RequestError
+from kernels.record import record
 from scheduler.store import StoredKey
 
 E = TypeVar("E", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Principal:
     """An authenticated caller. key: None for a local caller. from_cookie: a page's session, whose writes need a token."""
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.bar import Bar
 from rich.table import Table
+
+from kernels.record import record
 
 AROUND = 3  # characters around a cell: two blanks and a line
 MOST_TEXT = 44
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Column:
     """A column. least: the width that its texts may be cut to, in characters; None for figures and bars, which are never cut.
 

@@ -9,7 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from app.errors import RequestError
 from app.settings import Settings
 from graph.ir import Model
 from kernels.errors import DeviceLostError, EdgewiseError
+from kernels.record import record
 from kernels.spec import Array
 from scheduler.drift import Alone
 from scheduler.plan import Plan
@@ -65,7 +66,7 @@ class Servable(Protocol):
         """How requests for the model may be batched."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Shared:
     """Settings and resources that all lanes of an engine share.
 

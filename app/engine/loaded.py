@@ -7,7 +7,6 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from graph.ir import Model
 from graph.limits import Limits
 from graph.run.bounds import RunBounds
 from kernels.errors import DeviceLostError
+from kernels.record import record
 from kernels.spec import STRING, Array, DType
 from scheduler.session import Session, SessionLimits
 
@@ -29,13 +29,13 @@ WAIT_S = 0.05  # between looks at the bounds of a run that waits for a session
 RELEASE_S = 1.0  # after a model was dropped, or a run of it has ended: by then its last answer is out, and holds no memory of it
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _LoadedModel:
     sessions: tuple[Session, ...]
     idle: queue.SimpleQueue[Session]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Computed:
     """Result of a run. compute_ns: time of the run alone, without waiting or building. plan_id: of the plan that it followed."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.engine.curve import BatchCurve
+from kernels.record import record
 from kernels.spec import Array
 
 
@@ -29,7 +30,7 @@ class Clock(Protocol):
         """Call `work` at that time."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InferOptions:
     """Options of one request. priority: 0 = the model's default, 1 = the highest. deadline_ns: on the monotonic clock."""
 
@@ -38,7 +39,7 @@ class InferOptions:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """A request's own rows of its batch's outputs, and how the run went.
 
@@ -54,7 +55,7 @@ class Outcome:
     alone: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ran:
     """Result of running a batch: the outputs of each request, in order. alone: nothing else was computed meanwhile."""
 

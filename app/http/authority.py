@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from app.errors import RequestError
 from kernels.errors import InvalidError
+from kernels.record import record
 
 _AUTHORITY: Final = re.compile(
     r"""(?: \[ (?P<v6> [0-9A-Fa-f:.]{2,45} ) \] | (?P<name> (?: [A-Za-z0-9._~!$&'()*+,;=-] | %[0-9A-Fa-f]{2} ){1,255} ) )
@@ -19,7 +19,7 @@ _AUTHORITY: Final = re.compile(
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Authority:
     """A host and a port, None where none is given. host: in lower case; an IPv6 address in brackets, in its shortest form."""
 

@@ -14,7 +14,6 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import httptools
@@ -23,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.http.handlers import error_response
 from app.http.lingering import LingeringTransport, LingerLimits
+from kernels.record import record
 
 HEALTH = "/v2/health/"  # always answered, however many requests are running
 TINY_BYTES = 1024  # shorter pieces of a body are counted: only chunked transfer coding makes many of them
@@ -33,7 +33,7 @@ _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _LINGER = LingerLimits()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConnectionLimits:
     """Limits of all connections together, and of one request.
 

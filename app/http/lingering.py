@@ -8,14 +8,15 @@ side, and drops what still arrives (RFC 9112, section 9.6).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
+
+from kernels.record import record
 
 QUIET_S = 2.0  # without a byte from the client: what it was sending when it got the reply has arrived long before
 CONNECTIONS = 256  # that are read only to be dropped; one more is closed at once, since each holds a file descriptor
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LingerLimits:
     """How much is read of a client that has its answer. seconds: at most, while it sends. nbytes: at most."""
 

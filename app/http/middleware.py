@@ -7,7 +7,6 @@ import hmac
 import re
 import time
 import uuid
-from dataclasses import dataclass
 
 import structlog
 from starlette.requests import Request
@@ -22,6 +21,7 @@ from app.http.authority import host_of, is_same_origin
 from app.http.connection import TARGET_AUTHORITY
 from app.http.handlers import error_response
 from app.service import Service
+from kernels.record import record
 
 log = structlog.get_logger("edgewise.http")
 
@@ -33,7 +33,7 @@ _CLOSE = {"Connection": "close"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BodyLimits:
     """Limits of request bodies.
 

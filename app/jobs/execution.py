@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -16,6 +15,7 @@ import structlog
 from app.errors import told
 from graph.ir import Model
 from kernels.errors import EdgewiseError
+from kernels.record import record
 from scheduler.errors import LeaseLostError, StoreError
 from scheduler.jobs import JobOutcome, Kind, execute
 from scheduler.local import local_device
@@ -44,7 +44,7 @@ class Desk(Protocol):
         """End the job with its result. Raises LeaseLostError."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JobContext:
     """What jobs run with: the kinds that can be run, and the database for measurements, with its URL.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.repository import Repository
+from kernels.record import record
 
 MAX_LOADS = 16
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoadRequest:
     """A request to load a model. key: equal for equal requests."""
 

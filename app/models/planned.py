@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
@@ -20,6 +19,7 @@ from app.engine.port import Engine
 from app.errors import RequestError
 from app.models.repository import Repository, Served
 from kernels.errors import EdgewiseError
+from kernels.record import record
 from scheduler.errors import StoreError
 from scheduler.plan import Constraints, Plan
 from scheduler.session import Session
@@ -28,7 +28,7 @@ from scheduler.store import Here, Store
 log = structlog.get_logger("edgewise.plans")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Terms:
     """The request that a plan must answer to run a model.
 

@@ -33,6 +33,7 @@ from graph.formats.registry import read
 from graph.ir import Model
 from graph.limits import Limits
 from kernels.errors import EdgewiseError, OutOfMemoryError, memory_errors_of
+from kernels.record import record
 from scheduler.errors import NotFoundError
 from scheduler.session import Session, SessionLimits
 
@@ -84,7 +85,7 @@ class Served:
         return self.path if self.kept else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelLimits:
     """Limits.
 

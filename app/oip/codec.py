@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import msgspec
@@ -20,13 +20,14 @@ import orjson
 from app.errors import RequestError
 from app.models.datatypes import DATATYPES, datatype_of
 from app.settings import Settings
+from kernels.record import record
 from kernels.spec import BOOL, STRING, Array, DType
 
 Parameter = str | int | float | bool
 _HALF = frozenset({"FP16", "BF16"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CodecLimits:
     """Limits of one request; see the settings of the same names."""
 
@@ -50,7 +51,7 @@ def limits_of(settings: Settings) -> CodecLimits:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OutputRequest:
     """A requested output. binary: as bytes behind the JSON. classes: top classes instead of the tensor; 0 = the tensor."""
 
@@ -59,7 +60,7 @@ class OutputRequest:
     classes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InferRequest:
     """A decoded request. outputs: empty = all, binary if `binary_default`. timeout_us: 0 = none."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -17,6 +17,7 @@ from app.errors import RequestError
 from app.service import EnginePart, QuickCallsPart, RepositoryPart, StoragePart
 from app.v1.models import AtShapes
 from app.v1.paging import Cursor, Key, Limit, PageOut, page_of
+from kernels.record import record
 from profiler.counting.counts import profile
 from profiler.report.document import Report, Value
 from profiler.report.exports import chrome_trace, to_csv
@@ -29,7 +30,7 @@ Kind = Literal["static", "trace"]
 Format = Annotated[Literal["json", "csv"], Query(description="Format of the reply: JSON or CSV.")]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProfileOut(ProfileRun):
     """A stored profile with its whole document (`docs/profiling.md`)."""
 

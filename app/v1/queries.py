@@ -6,7 +6,6 @@ Lists are JSON, or CSV with `?format=csv`. Their numbers are those of the stored
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -17,6 +16,7 @@ from app.errors import RequestError
 from app.service import EnginePart, QuickCallsPart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, PageOut, Size
 from app.v1.profiles import Format, Kind, as_csv, written
+from kernels.record import record
 from profiler.report.matching import match
 from scheduler.store import Page, ProfileRun
 from scheduler.store.queries import FoundGroup, FoundOp, GroupBy, PlanCard, Regression, Which
@@ -63,7 +63,7 @@ async def query_ops(
     return written(page, format)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CompareRow:
     """One piece of work in each run, in the order of the runs. key: its first ONNX node. delta_ns, ratio: last run against first.
 

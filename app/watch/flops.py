@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kernels.errors import EdgewiseError
+from kernels.record import record
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
 from scheduler.session import Session
@@ -16,7 +16,7 @@ MAX_SHAPES = 64  # of one session
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunCost:
     """Cost of one run. flops: of the model as imported. roof_ns: the least time on this device; 0 if it was never measured."""
 

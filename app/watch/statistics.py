@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.engine.requests import Outcome
+from kernels.record import record
 
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]
 REASONS: tuple[Reason, ...] = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
@@ -59,7 +60,7 @@ class Timed:
     total_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """A recent answer. at_ns: on the monotonic clock. total_ns: from arrival to reply."""
 
@@ -68,7 +69,7 @@ class Answer:
     batch_rows: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Traffic:
     """Traffic of the last RECENT_S: answers per second, percentiles of the latency from arrival to reply, and the mean rows of
     the batch that a request ran in; None without answers."""

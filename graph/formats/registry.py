@@ -11,7 +11,6 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from graph.errors import CorruptModelError
 from graph.formats.opening import open_regular
 from graph.ir import Model
 from graph.limits import Check, Limits, go_on
+from kernels.record import record
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -28,7 +28,7 @@ HEAD_BYTES = 64  # of a file, by which its format is recognised
 _DEFAULT_LIMITS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Format:
     """One file format.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from graph.memory import Held
 from graph.native.calls import Call
 from graph.native.place import Storage
 from graph.placement import Block, held_by_step, place_blocks
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Arena:
     """The layout of a segment's memory.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,11 +14,12 @@ from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
 from kernels.operands import check_indices
+from kernels.record import record
 from kernels.size import Sizes
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """One kernel call.
 
@@ -40,7 +40,7 @@ class Call:
         return Call(self.node, self.kernel.at(sizes), places, self.writes)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IndexWatch:
     """A word of 8 bytes into which a kernel writes an index that is out of range for an axis of that size; 0 until then.
 

@@ -160,9 +160,8 @@ class Native:
     @staticmethod
     def _require_packed(parts: Iterable[Part], facts: Facts, choices: Mapping[str, Choice], budget: RunBudget) -> None:
         """Raise LimitError, naming the node that takes the most, where all packed weights will exceed the budget."""
-        weights = [
-            (RULES[node.op].work(node, facts, choices[node.name]).weight_bytes, node) for part in parts for node in part.nodes
-        ]
+        with_constants = [node for part in parts for node in part.nodes if not facts.constants.keys().isdisjoint(node.reads())]
+        weights = [(RULES[node.op].work(node, facts, choices[node.name]).weight_bytes, node) for node in with_constants]
         nbytes, node = max(weights, key=lambda found: found[0], default=(0, None))
         if node is not None:
             largest = f"{node.op}: its weights take {nbytes} bytes packed (node {node.name!r})"

@@ -6,13 +6,14 @@ Which operations an op consists of, the op itself says (`Op.expression`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from graph.ir import INTEGER_PRODUCTS, Fused, Node
 from kernels.expression import INT32, Draft, Expression, Term, in_order
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array, DType, SizeArray, Spec
 
@@ -23,7 +24,7 @@ NOTHING: Mapping[str, Node] = MappingProxyType({})
 SpecOf = Callable[[str], Spec]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundExpression:
     """An expression, and for each of its operands the value of the graph; "" is the result that a kernel made before."""
 

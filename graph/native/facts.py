@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hinted
 from kernels.spec import BOOL, INTS, Array, DType, Spec, hinted_array
 
@@ -21,7 +22,7 @@ F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 VALUES: frozenset[DType] = INTS | {BOOL, F32, F64}  # what a segment holds
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kept:
     """A value that grows: a graph input behind which a graph output appends, both in memory that has room along that axis.
 
@@ -38,7 +39,7 @@ class Kept:
         return View(tuple(shape), whole.strides)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Facts:
     """The facts that decide whether a node has a native form, and which is best. Its neighbours in the graph are not among them.
 

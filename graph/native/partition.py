@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graph.ir import SEGMENT, Graph, Node
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Part:
     """The nodes of one segment.
 

@@ -13,6 +13,7 @@ from kernels.native.emit.kernel import Table
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
+from kernels.record import record
 from kernels.spec import Array, DType
 
 
@@ -71,7 +72,7 @@ class Storage:
         return self.elements * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Viewed:
     """A value that lies as a view of a storage."""
 
@@ -99,7 +100,7 @@ class Viewed:
         return Viewed(self.storage, view)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Imaged:
     """A value that lies as an image, `offset` elements into a storage."""
 

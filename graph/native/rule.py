@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from graph.choice import Choice
 from graph.ir import Node
@@ -11,11 +10,12 @@ from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.work import Layout, Work, streamed_work
 from kernels.errors import UnsupportedError
+from kernels.record import record
 
 MAX_TILE = 32
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """How a family of native kernels computes the nodes of one op.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from kernels.log import KERNELS, debug, debug_level
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.run.program import KernelCall, Program, ProgramCode, Ref
 from kernels.native.run.thread_pool import ThreadPool
+from kernels.record import record
 from kernels.size import Size, Sizes, SizeVector, size_text, sizes_in
 from kernels.spec import Array
 
@@ -195,7 +196,7 @@ class LoweredSegment:
                 debug("kernel", node=node.name, op=node.op, choice=str(choice), kernel=kernel.name, chunks=chunks)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SegmentLayout:
     """The memory of a segment: for storages of `nbytes` and all smaller ones.
 
@@ -210,7 +211,7 @@ class SegmentLayout:
     barriers: Sequence[bool]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundWatch:
     """A watch of a segment, with the size that its indices are of, the word that kernels of a program write to, and its slot."""
 

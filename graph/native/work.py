@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 from graph.ir import Node, Specs
 from graph.native.facts import Facts
 from kernels.cost import FLOPS_PER_MAC
+from kernels.record import record
 from kernels.registry import find
 
 Layout = Literal["any", "blocks", "rows"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Work:
     """The work of one candidate on one node, from which a cost model predicts its time.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from graph.ir import Node
 from graph.passes.editor import Editor, is_close, origins, scalar
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import FLOATS
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Found:
     """A match: the last node computes `op(source)`. inner: the other nodes, which nothing else reads."""
 

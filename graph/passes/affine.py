@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from graph.ir import Node
 from graph.passes.editor import Editor
+from kernels.record import record
 from kernels.spec import FLOATS, Array, Spec
 
 SHARED_WEIGHT_BYTES = 1 << 20  # a larger weight that several nodes read is not copied for one of them
@@ -15,7 +16,7 @@ _HOSTS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Affine:
     """The function y · scale + shift, with one float64 of each per output channel."""
 

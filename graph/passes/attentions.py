@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graph.ir import Node
 from graph.passes.editor import Editor, origins, scalar
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import FLOATS
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Scores:
     """A match of the scores: q · k_transposed · scale + mask. mask: "" without one. nodes: those that nothing else reads."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.ops.einsum import Labels, Plan, parse
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import FLOATS, Array, Spec, size_array
 
@@ -35,7 +36,7 @@ def _is_plain(plan: Plan, specs: Sequence[Spec]) -> bool:
     return once and same and all(spec.dtype in FLOATS for spec in specs)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Term:
     """A value, and a label for each of its dimensions."""
 

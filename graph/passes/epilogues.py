@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from graph.ir import CONTROL_FLOW, INTEGER_PRODUCTS, Fused, Graph, Node
 from graph.native.expressions import express_fused
 from graph.native.facts import F32, VALUES, known
 from graph.passes.editor import Editor, origins
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import DType
 
@@ -31,7 +32,7 @@ def fuse_epilogues(editor: Editor) -> None:
             host = _absorb(editor, host, index, order)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Order:
     """Where values are made. made: by value, the position of the node that makes it, from 1; of an input or constant, none.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.expression import FLOAT
 from kernels.ops.fused_matmul import axes_order
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import DType
 
@@ -19,7 +19,7 @@ _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
 CHAINED = ""  # as an input: the result of the step before
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """One node of an expansion. inputs: value names; `CHAINED` stands for the result of the step before."""
 

@@ -11,7 +11,7 @@ nobody reads any more are left to `remove_dead`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
 from kernels.ops.quantize import LEAST_SCALE, WHOLE
+from kernels.record import record
 from kernels.registry import evaluate, find
 from kernels.spec import ELEMENT_TYPES, Array, DType
 
@@ -50,7 +51,7 @@ _OF_CONSTANTS = _MOVERS | {"QuantizeLinear", "DequantizeLinear", "Identity"}  # 
 _MAX_DEPTH = 8  # of such ops behind one another
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Point:
     """How integers stand for real numbers: (integer - zero) · scale.
 
@@ -237,7 +238,7 @@ def make_integers(editor: Editor) -> None:
             _make(known, node, x, found)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Weights:
     """Weights of int8 as ConvInteger (m, c, …) or MatMulInteger (k, n) reads them. scale: one, or one for each m or n."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from graph.ir import Node
 from graph.passes.editor import Editor, origins, scalar
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import FLOATS, Spec
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Found:
     """A match: x, the first normalised axis, ε, and the nodes of the quotient, which nothing else reads."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from graph.ir import Graph, Specs
@@ -31,6 +30,7 @@ from graph.passes.widen import widen_halves
 from graph.passes.zero_points import take_out_zero_points
 from graph.shapes import propagate
 from kernels.half import is_half
+from kernels.record import record
 from kernels.spec import Spec
 
 MAX_GROWTH_BYTES = 256 << 20  # constants may take this much more than the model's own
@@ -39,7 +39,7 @@ _MAX_ROUNDS = 16
 Changed = Callable[[str, Graph, Specs], None]  # told the name of a pass that changed the graph, the new graph and its specs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Optimised:
     """An equivalent graph for one set of input shapes, and the spec of every value in it."""
 
@@ -47,7 +47,7 @@ class Optimised:
     specs: dict[str, Spec | None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Step:
     """A pass of every round. needs: the ops without which it finds nothing; a graph that lacks one of them is not searched."""
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.passes.optimise import optimise
 from graph.shapes import propagate
 from kernels.errors import DataDependentError
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Spec
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PassReport:
     """What a pass removed in all its runs. bytes: inputs and outputs of nodes, each once. Negative where it added some."""
 
@@ -23,7 +23,7 @@ class PassReport:
     bytes_removed: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Totals:
     nodes: int
     flops: int

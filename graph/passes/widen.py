@@ -14,7 +14,7 @@ only a run knows its shapes. Bodies of If, Loop and Scan stay, too. They read ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from graph.passes.editor import Editor, origins
 from graph.wide import widened
 from kernels.errors import EdgewiseError
 from kernels.half import is_half
+from kernels.record import record
 from kernels.registry import find
 from kernels.size import surely_equal
 from kernels.spec import BFLOAT16, BOOL, ELEMENT_TYPES, FLOATS, INTS, DType, Spec
@@ -57,7 +58,7 @@ def widen_halves(editor: Editor) -> None:
         widening.visit(node)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Cast:
     """A Cast to a half. same: it changes no number. fits: its values need no rounding."""
 

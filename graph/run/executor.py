@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +25,7 @@ from graph.run.feeds import check_feeds
 from graph.run.lowered import BoundSpecs, LoweredGraph
 from graph.run.prepared import DYNAMIC, VIEW, PreparedStep
 from graph.timing import RunClock
+from kernels.record import record
 from kernels.size import PLAIN, Sizes
 from kernels.spec import Array, Spec
 
@@ -34,7 +34,7 @@ WAIT_S = 0.05  # between looks at the bounds of a run that waits for another one
 __all__ = ["DYNAMIC", "VIEW", "Executor", "PreparedStep", "TimedRun"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TimedRun:
     """Outputs and clock readings of one run. wall_ns: from before the feeds are checked to the end."""
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from graph.budget import RunBudget
 from graph.ir import SEGMENT, Graph, Node, Specs
 from graph.memory import Held, MemoryPlan
 from graph.native.segment import Segment
+from kernels.record import record
 from kernels.spec import Spec
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Footprint:
     """The memory of one prepared graph.
 

@@ -61,8 +61,9 @@ class LoweredGraph:
         with memory_errors_of(f"{graph.name}: preparing it"):
             if native is not None:
                 self._workers = available_cores() if threads is None else threads
-                self.kept = keepable(self._rest, kept, native.refusals(self._rest, specs).keys() | self._algorithms.keys())
-                self._rest = replace(self._rest, outputs=tuple(p for p in self._rest.outputs if p.name not in self.kept))
+                if kept:
+                    self.kept = keepable(self._rest, kept, native.refusals(self._rest, specs).keys() | self._algorithms.keys())
+                    self._rest = replace(self._rest, outputs=tuple(p for p in self._rest.outputs if p.name not in self.kept))
                 self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget, self.kept)
                 self._packed = frozenset(constant for segment in self._segments.values() for constant in segment.packed)
                 native.count_packed(self._packed, budget, graph.name)

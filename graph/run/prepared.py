@@ -13,7 +13,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from graph.run.footprint import Footprint
 from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError, exhausted
+from kernels.record import record
 from kernels.registry import Kernel, find
 from kernels.size import Sizes
 from kernels.spec import Array, Spec
@@ -42,7 +43,7 @@ DYNAMIC = "dynamic"  # algorithm of a step that infers its shapes and allocates 
 Call = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PreparedStep:
     """One node as it will run.
 
@@ -55,7 +56,7 @@ class PreparedStep:
     macs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Chosen:
     """The kernel of a node or of an op in its epilogue, with its inputs and attributes."""
 

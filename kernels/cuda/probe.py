@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from kernels.cuda.ptx import PtxTarget, compile_ptx, find_target
 from kernels.errors import EdgewiseError
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.target.host import llvm_version
+from kernels.record import record
 
 Unit = Literal["FLOP/s", "OP/s", "B/s", "ns", "Hz"]
 
@@ -41,7 +42,7 @@ NOISE_BYTES = 64 << 20
 _MODULE_VERSION = Path("/proc/driver/nvidia/version")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Figure:
     """One measured number.
 
@@ -57,7 +58,7 @@ class Figure:
     statistic: str = "median"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GpuProfile:
     """A GPU as data: what its driver says, and what was measured. figures: by name, such as bf16_mma or barrier_256."""
 
@@ -79,7 +80,7 @@ class GpuProfile:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Effort:
     """How long to measure: each of `repeats` runs lasts about `window_ns`."""
 
@@ -186,7 +187,7 @@ class Bench:
         return samples[self.effort.repeats :]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Peak:
     """A kernel of arithmetic. shapes: threads of a block and blocks on a processor, of which the fastest counts."""
 

@@ -7,7 +7,8 @@ so that none can be left out, and the first thread stores to `clocks` how many c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from kernels.record import record
 
 HEAD = """target triple = "nvptx64-nvidia-cuda"
 declare i32 @llvm.nvvm.read.ptx.sreg.tid.x()
@@ -95,7 +96,7 @@ def fma_f32() -> str:
     return HEAD + _timed_loop(setup, state, body, last, _sum("float", FMA_CHAINS))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Products:
     """An element type of the tensor cores.
 

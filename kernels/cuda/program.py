@@ -11,7 +11,6 @@ On an H200 a launch from Python takes 8 µs, one in a graph 0.7 to 1.3 (docs/cud
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -21,11 +20,12 @@ from kernels.cuda.emit.kernel import Kernel
 from kernels.cuda.errors import CudaError
 from kernels.cuda.ptx import compile_ptx, find_target
 from kernels.native.code.cache import CodeCache, Source
+from kernels.record import record
 
 Addresses = Mapping[str, Memory | int]  # of values by name: memory, or an address in it
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Launch:
     """A kernel on a problem. told: its descriptor without addresses.  names: of the value that each address is of."""
 
@@ -52,7 +52,7 @@ class Launch:
         return made
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Program:
     """Launches in order: each sees what those before it wrote."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from kernels.cuda.errors import GpuUnsupportedError
 from kernels.native.code.cache import CodeCache, Compiled, Source
 from kernels.native.errors import CompileError
 from kernels.native.target.host import llvm_version
+from kernels.record import record
 
 TRIPLE = "nvptx64-nvidia-cuda"
 _ORDERED = re.compile(r"^.*\batomicrmw\b.*\b(?:acquire|release|acq_rel|seq_cst)\b.*$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PtxTarget:
     """What PTX is written for. cpu: LLVM's name of the architecture.  version: of the PTX language, 80 for 8.0."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.half import in_single
 from kernels.operands import NUMBERS, element_type, one_dtype, one_of
+from kernels.record import record
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import times
 from kernels.spec import BOOL, FLOATS, Array, Spec
@@ -19,7 +19,7 @@ from kernels.spec import BOOL, FLOATS, Array, Spec
 _RAW, _CAPPED, _BIASED, _SOFTMAX = range(4)  # values of qk_matmul_output
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Sizes:
     """Sizes: batch, heads of Q and of K and V, lengths of Q, of the cache and of cache and keys together, head sizes."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
 from kernels.half import in_single
 from kernels.operands import NUMBERS, one_dtype
+from kernels.record import record
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import twice
 from kernels.spec import Array, Spec
@@ -24,7 +24,7 @@ _MOST_INPUTS = 32
 Labels = tuple[str, ...]  # one a dimension: a letter, or "0", "1", … counted from the back for those that "..." stands for
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """An equation on real shapes: labels of every input and of the output, and the size of every label."""
 

@@ -7,7 +7,7 @@ kernels compute some by tables or in other orders, and may differ by one step wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from kernels.batch_axis import Application, RowRule, broadcast_keeps_rows, only_
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.ops import quantize
+from kernels.record import record
 from kernels.registry import Case, Kernel, Op, evaluate, find, require_dtype
 from kernels.scratch import for_each
 from kernels.spec import Array, DType, Spec
@@ -27,7 +28,7 @@ _BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
 _ALONG_ONE_AXIS = 13  # the opset from which Softmax works along one axis
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Form:
     """What a QLinear op is made of.
 

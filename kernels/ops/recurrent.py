@@ -19,6 +19,7 @@ from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, Sha
 from kernels.expression import FLOAT, Draft, Expression, Term
 from kernels.half import is_half
 from kernels.operands import one_dtype, one_of
+from kernels.record import record
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import moved_bytes, times
 from kernels.spec import FLOATS, Array, Spec
@@ -46,7 +47,7 @@ def _express_scaled_tanh(draft: Draft, x: Term, a: float, b: float) -> Term:
     return draft("mul", draft("tanh", draft("mul", x, draft.constant(b, FLOAT))), draft.constant(a, FLOAT))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Function:
     """One of ONNX's activations. defaults: of those of alpha and beta that it takes. express: the formula as an expression."""
 
@@ -92,7 +93,7 @@ class Options:
         return 2 if self.direction == "bidirectional" else 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Parameters:
     """The recurrent parameters of one direction.
 
@@ -105,7 +106,7 @@ class Parameters:
     inner: Array | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cell:
     """The differences between the three ops.
 
@@ -247,7 +248,7 @@ def _check_options(cell: Cell, options: Options) -> None:
     _chosen(cell, options)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Chosen:
     """An activation with its numbers, whose argument is limited to [-clip, clip] first."""
 

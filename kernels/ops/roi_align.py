@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, InvalidError, ShapeError
 from kernels.half import in_single
 from kernels.operands import one_dtype, one_of
+from kernels.record import record
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import twice
 from kernels.spec import FLOATS, Array, Spec
@@ -56,7 +56,7 @@ def cost(out: tuple[Spec, ...], x: Spec, *inputs: Spec, **attrs: Any) -> Cost:
     return Cost(other_flops=8 * out[0].elements * max(attrs["sampling_ratio"], 1) ** 2)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Side:
     """One axis of a region: where it starts in the image, its extent, how many bins it has, and points in each of them.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.shapes import propagate
+from kernels.record import record
 from kernels.spec import Array, Spec
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BodyRun:
     """A body and the specs of all its values, captured ones included."""
 
@@ -20,7 +20,7 @@ class BodyRun:
     specs: Specs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bodies:
     """The bodies that a control flow node may run.
 

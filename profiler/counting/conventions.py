@@ -9,9 +9,9 @@ convention's description says so: an attention written as two MatMuls is a funct
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from kernels.cost import FLOPS_PER_MAC
+from kernels.record import record
 from profiler.counting.counts import OpProfile, Profile
 from profiler.errors import ConventionError
 
@@ -20,7 +20,7 @@ PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum", "MatMulInteger", "QLinearMatMu
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Convention:
     """A way to count a model's cost.
 

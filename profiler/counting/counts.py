@@ -8,7 +8,7 @@ with the reason, so that nothing is zero unnoticed. 1 MAC = 2 FLOPs (`kernels.co
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from graph.memory import Held, plan_memory
 from graph.shapes import bind, propagate
 from kernels.cost import FLOPS_PER_MAC, Cost
 from kernels.errors import DataDependentError, UnknownOpError
+from kernels.record import record
 from kernels.registry import Op, find
 from kernels.spec import Spec
 from profiler.counting.bodies import Bodies, bodies_of
@@ -30,7 +31,7 @@ NO_FORMULA = "no formula"
 DATA_DEPENDENT = "data-dependent shape"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OpProfile:
     """The cost of one node.
 
@@ -94,7 +95,7 @@ class OpProfile:
         return _texts(self.output_names, self.output_specs)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Uncounted:
     """A node that runs and whose cost is not known. Bodies of control flow are named "<node>/<inner node>"."""
 
@@ -103,7 +104,7 @@ class Uncounted:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LiveBytes:
     """Activation memory while one node runs: intermediate values, model inputs, and model outputs written so far."""
 
@@ -111,7 +112,7 @@ class LiveBytes:
     live_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Profile:
     """The cost of a model for one set of input shapes. Totals are sums over `ops`, one for each node in order.
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from graph.ir import Graph, Model, Node
+from kernels.record import record
 from kernels.spec import FLOATS, Array
 
 Slot = tuple[str, int]  # op name and input position
@@ -83,7 +83,7 @@ NOT_WEIGHTS: frozenset[Slot] = frozenset(
 _FOLDED = re.compile(r"onnx::Conv_\d+")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Params:
     """The parameters of a model.
 

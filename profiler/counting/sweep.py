@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from graph.formats.registry import read
 from graph.ir import Model
+from kernels.record import record
 from profiler.counting.counts import Profile, profile
 from profiler.errors import SweepError
 
 MAX_POINTS = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SweepPoint:
     """The totals of a profile at one choice of dimensions."""
 

@@ -7,13 +7,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, Self
 
 from pydantic import AwareDatetime, Field
 
+from kernels.record import record
 from profiler.device.topology import Record
 from profiler.errors import MeasurementError
 
@@ -43,7 +43,7 @@ class Figure(Record):
     source: Source = "measured"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Effort:
     """How long to measure: each of `repeats` samples lasts about `window_s` seconds."""
 

@@ -7,12 +7,12 @@ match in nodes of equal name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from kernels.record import record
 from profiler.report.document import Op, Report
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Match:
     """Steps that do the same work. steps: those of each run, in order of the runs; empty where a run has none.
 

@@ -9,7 +9,6 @@ step faster than its roof is therefore a contradiction, and the point says what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from graph.ir import CONTROL_FLOW
 from graph.run.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
 from kernels.native.target.isa import Precision
+from kernels.record import record
 from kernels.registry import find
 from profiler.counting.counts import OpProfile
 from profiler.device.profile import DeviceProfile
@@ -31,7 +31,7 @@ _PRECISIONS: dict[str, Precision] = {"float64": "fp64", "bfloat16": "bf16", "int
 Bound = Literal["compute", "memory"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RooflinePoint:
     """One step and its roof.
 
@@ -62,7 +62,7 @@ class RooflinePoint:
     contradiction: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Roofline:
     """All steps that do work, in execution order, on a device with a number of threads.
 

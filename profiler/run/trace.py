@@ -8,13 +8,14 @@ shares add up to 100 percent like their times.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from graph.ir import CONTROL_FLOW, Graph, Node, Specs
 from graph.timing import RunClock, Slice
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array
 from profiler.counting.counts import OpProfile, count_nodes
@@ -74,7 +75,7 @@ class TimedExecutor(Protocol):
         """Run once, timing every step."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Durations:
     """Statistics over the measured runs, in nanoseconds. first_ns: of the very first run, which is not one of them."""
 
@@ -87,7 +88,7 @@ class Durations:
     total_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OpTrace:
     """One step, or the unattributed rest (op "").
 
@@ -107,7 +108,7 @@ class OpTrace:
     cumulative_percent: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OpTypeTrace:
     """All steps of one kind together. mean_ns: per run."""
 
@@ -118,7 +119,7 @@ class OpTypeTrace:
     cumulative_percent: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunTimes:
     """One run as it was measured: sum(step_ns) + unattributed_ns == wall_ns."""
 
@@ -127,7 +128,7 @@ class RunTimes:
     wall_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trace:
     """Measured times of an executor.
 

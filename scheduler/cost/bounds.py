@@ -12,13 +12,13 @@ precedence over both (`scheduler.planning.planner`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import ml_dtypes
 
 from graph.ir import CONTROL_FLOW, Node, Specs
 from graph.native.work import Work
 from kernels.cost import FLOPS_PER_MAC
+from kernels.record import record
 from kernels.registry import Kernel, find
 from kernels.spec import FLOATS
 from profiler.counting.counts import OpProfile
@@ -34,7 +34,7 @@ _BLAS = frozenset({"blas", "gemm", "im2col"})
 _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: counted in planes that miss the registers
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Roofline:
     """The parts of a workload's estimated time on a device, in nanoseconds. level: of memory that holds its working set."""
 
@@ -108,7 +108,7 @@ class Rooflines:
         return self._rates[threads]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Rates:
     """Rates at one thread count. instruction: FLOP/s. levels: name, capacity in bytes and bytes a second, innermost first."""
 

@@ -15,11 +15,11 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+from kernels.record import record
 from kernels.spec import Array
 from profiler.device.profile import DeviceProfile
 from scheduler.build import current_build
@@ -35,7 +35,7 @@ _DRAWS: Final = 32  # of noise, for the ceiling
 ALL: Final = "all"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Accuracy:
     """The accuracy for one kind of kernel, or for all.
 
@@ -55,7 +55,7 @@ class Accuracy:
     fitted_percent: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Held:
     """A held-out point with its prediction."""
 

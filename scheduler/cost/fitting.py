@@ -14,12 +14,13 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 import numpy as np
 
 from graph.run.blas import BlasThreads
+from kernels.record import record
 from kernels.spec import Array
 from profiler.device.profile import DeviceProfile
 from scheduler.cost.bounds import UNCERTAINTY, Roofline, Rooflines, imbalance
@@ -40,7 +41,7 @@ _OUTLIERS = 6.0  # median deviations from the median that a kind of kernel may s
 _MODELS = 8  # kept in memory
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Point:
     """A measured workload. ns: its time. noise: relative standard error of that time. group: its signature, held out together."""
 
@@ -50,7 +51,7 @@ class Point:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Prediction:
     """The expected time of a workload, between bounds.
 
@@ -65,7 +66,7 @@ class Prediction:
     level: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Fit:
     """The Gaussian process of one kind of kernel.
 
@@ -89,7 +90,7 @@ class _Fit:
         return cross @ self.weights, np.sqrt(np.maximum(prior - np.sum((cross @ self.inverse) * cross, axis=1), 0) + _NOISE**2)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CostModel:
     """Predicts the time of workloads on one device. fits: by kind of kernel; a kind without one is estimated by its roofline."""
 

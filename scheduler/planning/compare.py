@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from kernels.record import record
 from scheduler.errors import NotFoundError
 from scheduler.plan import EXECUTOR, Candidate, Plan, PlanStep
 
@@ -22,7 +22,7 @@ _HEADER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExplainRow:
     """One step of a plan, to show. share_percent: of the plan's expected time. candidates: the chosen one first, then by time."""
 
@@ -40,7 +40,7 @@ class ExplainRow:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Change:
     """A value of the header that differs between two plans."""
 
@@ -49,7 +49,7 @@ class Change:
     after: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepChange:
     """A step that differs. before, after: its strategies, "" in the plan that lacks the step."""
 
@@ -61,7 +61,7 @@ class StepChange:
     after_ns: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlanDiff:
     """The differences between two plans. steps: those that run by another algorithm, or are in one plan only.
 
@@ -79,7 +79,7 @@ class PlanDiff:
         return self.after_ns / self.before_ns if self.before_ns else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ForcedStep:
     """A step with another strategy. measured: whether the time after was measured; else it is predicted."""
 
@@ -94,7 +94,7 @@ class ForcedStep:
     measured: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WhatIf:
     """A plan and the same plan with other strategies; layouts, fusions and threads stay as they are.
 

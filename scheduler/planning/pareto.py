@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+from kernels.record import record
 from scheduler.store.queries import PlanCard
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tradeoff(PlanCard):
     """A plan compared with others.
 

@@ -9,7 +9,6 @@ and are reported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +20,7 @@ from graph.memory import plan_memory
 from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.log import PLAN, debug, debug_level
+from kernels.record import record
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import current_build
 from scheduler.cost.bounds import UNCERTAINTY, error_of
@@ -224,7 +224,7 @@ def tuned(store: Store, made: Plan) -> Plan | None:
     return found if found.measured_ns is not None and found.state.status == "current" else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Draft:
     """A plan at one thread count, before the thread counts are compared."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from graph.run.executor import VIEW
+from kernels.record import record
 from scheduler.cost.bounds import UNCERTAINTY
 from scheduler.cost.fitting import CostModel, Prediction
 from scheduler.plan import EXECUTOR, TIE, Candidate, Objective, PlanStep
@@ -21,7 +22,7 @@ RANK = 0.02  # without a fit, each candidate of a rule is assumed to be that muc
 Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strategy -> its measurement
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Evidence:
     """The evidence of plans: fresh measurements, and a cost model for all else. dropped: candidates left out, and why."""
 
@@ -30,7 +31,7 @@ class Evidence:
     dropped: Mapping[tuple[str, Strategy], str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Found:
     """A candidate that can run: its workload and predicted time."""
 

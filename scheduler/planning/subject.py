@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from graph.ir import Graph, Model, Node, Specs
 from graph.memory import is_static
@@ -13,6 +13,7 @@ from graph.passes.optimise import optimise
 from graph.run.executor import DYNAMIC, VIEW
 from graph.run.feeds import random_feeds
 from graph.shapes import bind
+from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array
 from profiler.counting.counts import OpProfile, count_nodes
@@ -26,7 +27,7 @@ from scheduler.workload import Workload
 MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Option:
     """One way to run a node. load: its workload; None where the way is refused, and `refused` says why."""
 
@@ -35,7 +36,7 @@ class Option:
     refused: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Subject:
     """A model bound to input shapes and optimised, to be planned or measured.
 

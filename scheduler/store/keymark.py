@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from sqlalchemy import URL
 
 from kernels.log import warn
 from kernels.private import make_private_folder, private_opener
+from kernels.record import record
 
 _TEXT: Final = (
     "API keys were made for {subject}.\n"
@@ -30,7 +30,7 @@ _ADDRESS: Final = frozenset({"host", "hostaddr", "port", "dbname", "service"})  
 _POSTGRES_PORT: Final = 5432
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyMark:
     """The places of one mark, each with what it says. `|` joins the places of two."""
 

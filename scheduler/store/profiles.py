@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final, Literal
 
 import orjson
@@ -11,6 +11,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session, defer, joinedload
 from sqlalchemy.orm.interfaces import ORMOption
 
+from kernels.record import record
 from profiler.report.document import SCHEMA_VERSION, Op, Report
 from profiler.report.matching import match
 from scheduler.errors import NotFoundError
@@ -29,7 +30,7 @@ _OP_PLACED = ("roof_ns", "roof_percent", "wasted_ns", "share_percent")
 Kind = Literal["static", "trace"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Growth:
     """An op, or several that do the same work, with its time and strategy in the run before and in this one."""
 

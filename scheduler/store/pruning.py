@@ -6,12 +6,12 @@ Signatures stay: they are few, and a measurement that is being stored may refer 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from kernels.record import record
 from scheduler.errors import RecordFormatError
 from scheduler.plan import Plan
 from scheduler.store.database import Database
@@ -24,7 +24,7 @@ PLAN_BATCH: Final = 20  # plans are documents
 _DAY_US: Final = 86_400 * 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pruned:
     """The number of rows deleted."""
 

@@ -7,13 +7,14 @@ together. They are found by key, however large the database is, and their ops ar
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any, Final, Literal, get_args
 
 import orjson
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session, aliased, defer
 
+from kernels.record import record
 from scheduler.build import Build
 from scheduler.errors import RecordFormatError
 from scheduler.plan import since_built
@@ -48,7 +49,7 @@ SortKey = Literal[
 SORT_KEYS: Final[tuple[SortKey, ...]] = get_args(SortKey)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Which:
     """A selection of ops.
 
@@ -68,7 +69,7 @@ class Which:
     min_p50_ns: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FoundOp:
     """An op of a run. measured_ratio: p50_ns ÷ predicted_ns. Unknown values are None."""
 
@@ -92,7 +93,7 @@ class FoundOp:
     wasted_ns: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FoundGroup:
     """The sums of ops that have a value in common. share_percent: of the run; the mean over several runs."""
 
@@ -108,7 +109,7 @@ class FoundGroup:
     wasted_ns: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Regression:
     """A run slower than the one before it in its series, by more than the noise of both. ops: those that grew most."""
 
@@ -119,7 +120,7 @@ class Regression:
     ops: tuple[Growth, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlanCard:
     """A plan without its steps. latency_ns: measured as a whole where `measured`, else predicted.
 
@@ -293,7 +294,7 @@ def _filters(which: Which) -> list[ColumnElement[bool]]:
 
 def _op(row: Node) -> FoundOp:
     ratio = None if row.p50_ns is None or not row.predicted_ns else row.p50_ns / row.predicted_ns
-    same = [name for name in FoundOp.__slots__ if name not in ("run", "name", "measured_ratio")]
+    same = [each.name for each in fields(FoundOp) if each.name not in ("run", "name", "measured_ratio")]
     return FoundOp(run=row.run_id, name=row.node, measured_ratio=ratio, **{name: getattr(row, name) for name in same})
 
 

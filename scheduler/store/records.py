@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
+from kernels.record import record
 from profiler.report.document import SCHEMA_VERSION, Report
 from scheduler.build import Build
 from scheduler.errors import RecordFormatError
@@ -22,7 +22,7 @@ LAST_ID: Final = (1 << 63) - 1
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Page(Generic[T]):
     """One page of a list, the newest first. next: the cursor of the following page, None on the last."""
 
@@ -30,7 +30,7 @@ class Page(Generic[T]):
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredDevice:
     """A device and its profile as JSON (`DeviceProfile.from_json` reads it)."""
 
@@ -41,7 +41,7 @@ class StoredDevice:
     updated_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredModel:
     """A stored model. summary: JSON."""
 
@@ -53,7 +53,7 @@ class StoredModel:
     updated_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredPlan:
     """A plan with the state that it has on the device and build it was read for. `plan.id` is its key."""
 
@@ -61,7 +61,7 @@ class StoredPlan:
     created_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Measurement:
     """The time of one strategy for one signature on one device, by one engine build and one kernel source.
 
@@ -89,7 +89,7 @@ class Measurement:
     load: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JudgedMeasurement:
     """A measurement, and whether it holds for the engine that runs here now. reason: why not, "" where it does."""
 
@@ -98,7 +98,7 @@ class JudgedMeasurement:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Here:
     """The device and engine build that a measurement must match to be fresh."""
 
@@ -117,7 +117,7 @@ class Here:
         return JudgedMeasurement(measurement, not reason, reason)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ProfileRun:
     """A count ("static") or a measured trace ("trace") of a model, and its totals.
 
@@ -153,7 +153,7 @@ class ProfileRun:
     created_us: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredProfile:
     """A run and its document as JSON."""
 
@@ -175,7 +175,7 @@ JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: Final[frozenset[JobState]] = frozenset({"done", "failed", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Job:
     """A job: work for one device, and its progress.
 
@@ -208,7 +208,7 @@ class Job:
         return self.state in ENDED
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """A job that a worker took. lease: the secret by which the store knows its worker."""
 
@@ -216,7 +216,7 @@ class Claim:
     lease: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredKey:
     """An API key without its secret.
 
@@ -238,7 +238,7 @@ class StoredKey:
         return self.revoked_us is None and (self.expires_us is None or moment_us < self.expires_us)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyRing:
     """The keys of a database. made: whether one was ever created. usable: those not revoked, expired ones included."""
 
@@ -246,7 +246,7 @@ class KeyRing:
     usable: tuple[StoredKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AuditEntry:
     """An action of an administrator. actor: a key's prefix and name, "local" or "cli"."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kernels.record import record
 from profiler.device.profile import DeviceProfile
 from profiler.errors import ProfileFormatError
 from scheduler.errors import NotFoundError, RecordFormatError
@@ -32,7 +33,7 @@ _Nanoseconds = Annotated[float, Field(ge=0, le=1e18, allow_inf_nan=False)]
 _Name = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Imported:
     """The number of devices and measurements that an import read, whether or not they replaced stored ones."""
 
@@ -96,18 +97,18 @@ def import_measurements(store: Store, lines: Iterable[str]) -> Imported:
     """
     devices = measurements = 0
     batch: list[Measurement] = []
-    for number, record in _records(lines):
-        if isinstance(record, DeviceProfile):
+    for number, entry in _records(lines):
+        if isinstance(entry, DeviceProfile):
             devices += 1
-            _keep_device(store, record)
+            _keep_device(store, entry)
             continue
-        if hashlib.sha256(record.signature.encode()).hexdigest() != record.signature_key:
+        if hashlib.sha256(entry.signature.encode()).hexdigest() != entry.signature_key:
             raise RecordFormatError(
-                f"import: signature_key is {record.signature_key}, need the SHA-256 of signature (line {number})"
+                f"import: signature_key is {entry.signature_key}, need the SHA-256 of signature (line {number})"
             )
-        if record.load:
-            _check_load(record.load, number)
-        batch.append(record)
+        if entry.load:
+            _check_load(entry.load, number)
+        batch.append(entry)
         measurements += 1
         if len(batch) == _BATCH:
             store.measurements.save(batch)

@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from kernels.record import record
 from scheduler.cost.fitting import Prediction, floor_error_ns
 from scheduler.plan import TIE
 from scheduler.store import Measurement
@@ -31,7 +32,7 @@ _CONFIDENT = 3.0  # standard errors of an exponential distribution within which 
 _LEAST_ERROR = 0.003  # of the fastest run, least relative error: clocks are no finer
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Summary:
     """Statistics of the runs of an arm."""
 

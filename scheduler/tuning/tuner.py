@@ -20,6 +20,7 @@ from graph.formats.registry import read
 from graph.ir import Model
 from graph.order import without_unread
 from kernels.errors import AttributeValueError
+from kernels.record import record
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.cost.fitting import CostModel
 from scheduler.exclusive import measuring
@@ -41,7 +42,7 @@ RACE_S: Final = 5.0  # at most, and at most as long to compile kernels that only
 LEAST_RUNS: Final = 5  # of each plan
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TuneProgress:
     """How far a tuning run is.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.messages import AttributeProto
 from graph.limits import Limits
+from kernels.record import record
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, ModelProto, NodeProto
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _Key = tuple[str, str, str]  # domain, name, overload
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Size:
     """Size of a function with all its calls expanded. height: how deeply its calls nest."""
 

@@ -20,7 +20,7 @@ from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET
 from graph.formats.onnx.functions import inline
 from graph.formats.onnx.messages import AttributeProto, TensorProto
-from graph.formats.onnx.schema import check_kinds, check_types, op_name
+from graph.formats.onnx.schema import KINDS, check_kinds, check_types, op_name
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
@@ -252,7 +252,7 @@ class _GraphReader:
         where = f"attribute {proto.name!r} of node {node!r}"
         if proto.ref_attr_name:
             raise CorruptModelError(f"attribute: it refers to {proto.ref_attr_name!r} outside of a function ({where})")
-        kind = AttributeProto.AttributeType.Name(proto.type) if proto.type in AttributeProto.AttributeType.values() else "?"
+        kind = KINDS.get(proto.type, "?")
         if kind in ("FLOATS", "INTS", "STRINGS"):
             values = {"FLOATS": proto.floats, "INTS": proto.ints, "STRINGS": proto.strings}[kind]
             if len(values) > self.limits.list_length:

@@ -14,6 +14,8 @@ from kernels.registry import Op
 if TYPE_CHECKING:
     from onnx import NodeProto
 
+KINDS: Mapping[int, str] = {number: name for name, number in AttributeProto.AttributeType.items()}  # names of AttributeTypes
+
 
 def is_standard(node: NodeProto) -> bool:
     """Whether the operator belongs to ONNX's own domain."""
@@ -49,7 +51,7 @@ def _kind_numbers(op: str) -> Mapping[str, int]:
 
 
 def _kind_name(number: int) -> str:
-    return AttributeProto.AttributeType.Name(number) if number in AttributeProto.AttributeType.values() else f"of kind {number}"
+    return KINDS.get(number, f"of kind {number}")
 
 
 def check_types(op: Op, bound: Mapping[str, Any], node: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from graph.formats.onnx.wire import Span, split
 from graph.formats.opening import open_regular
 from graph.limits import Limits
 from graph.mapped import LEAST_BYTES, MappedFile
+from kernels.record import record
 from kernels.spec import Array, Spec
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loaded:
     """The bytes of a model.
 

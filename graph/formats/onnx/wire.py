@@ -9,7 +9,8 @@ Source: protobuf encoding, https://protobuf.dev/programming-guides/encoding; fie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from kernels.record import record
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH = 7
@@ -18,7 +19,7 @@ _TENSOR_NAME, _TENSOR_RAW = 8, 9
 _MAX_VARINT_BYTES = 10
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """A range of `nbytes` bytes of a file, from `offset` on."""
 
@@ -26,7 +27,7 @@ class Span:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Field:
     """One field of a message: [start, end) with its key and length, [value, end) without them, as offsets in the file."""
 

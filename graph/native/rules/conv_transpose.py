@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from graph.choice import Choice
 from graph.ir import Node
@@ -21,6 +20,7 @@ from kernels.native.families.conv_transpose import Phase, Transposed, as_convolu
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.ops.conv_transpose import geometry as window
+from kernels.record import record
 from kernels.size import hint
 
 MAX_PHASES = 1024  # each is a call
@@ -41,7 +41,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
     return facts.refuses_epilogue(node)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Whole:
     """The parts that all phases of a node share. weighted: with the weights of a convolution."""
 

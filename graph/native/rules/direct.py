@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,11 +22,12 @@ from kernels.native.emit.geometry import Conv, Depth
 from kernels.native.families.conv import ConvTile, conv_chunks, conv_cycles, conv_tiles, make_tile, pack_bias
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.spec import Array
 from kernels.windows import Window
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Weighted:
     """The constant operands of a convolution, and its epilogue.
 
@@ -41,7 +41,7 @@ class Weighted:
     bound: BoundExpression
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placed:
     """Where a convolution reads and writes. operands: of the epilogue, by the kernel's names for them."""
 

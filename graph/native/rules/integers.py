@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,13 +29,14 @@ from kernels.native.families.depthwise import emit_depthwise, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.ops.conv import geometry as window
+from kernels.record import record
 from kernels.size import is_symbolic
 from kernels.spec import Array, DType
 
 Constants = Mapping[str, Storage]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Bytes:
     """The constant operands. weights: int8, less their zero point. key: what they are made of beside `source`. zero: of x."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -32,6 +31,7 @@ from kernels.native.families.recurrent import (
 )
 from kernels.native.memory.view import View
 from kernels.ops.recurrent import activation_expressions, check_lengths
+from kernels.record import record
 from kernels.spec import Array
 
 _X, _W, _R, _B, _LENGTHS, _H, _C, _PEEPHOLES = range(8)  # positions of the inputs; each op has a part of them
@@ -50,7 +50,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
     return refuses_fused(node, facts) if node.outputs[0] else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Layer:
     """The sizes of a layer. batch_first: whether the first two dimensions of x are the batch and the steps, not the reverse."""
 

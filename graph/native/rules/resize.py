@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from kernels.native.families.resize import (
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.ops.resize import resize_plans, upsample_attributes
+from kernels.record import record
 from kernels.resampling import Axis, Pass, leaves_alone, resize_axis, tap_count
 from kernels.spec import Spec
 
@@ -93,7 +93,7 @@ def _inputs(node: Node, facts: Facts) -> tuple[Spec, *tuple[Spec | None, ...]]:
     return facts.spec(node.inputs[0]), *(facts.spec(name) if name else None for name in node.inputs[1:])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Resampled:
     """A pure function of an axis' sizes and scale that returns its pass. attrs: of Resize, those that decide about an axis."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
 from kernels.cuda.errors import CudaError
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import F32, I32, I64
+from kernels.record import record
 
 OPERANDS = 2  # arrays, beside the result, that an epilogue may read
 OTHERS = tuple(f"r{n}" for n in range(OPERANDS))  # their names; "r0_stride" is the number of elements between two rows
@@ -60,7 +61,7 @@ class Descriptor(ctypes.Structure):
             setattr(self, f"{name}{part}", value)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fields:
     """A descriptor in memory, as a kernel reads it. structure: its address.  kind: its class.  moved: added to addresses."""
 

@@ -7,7 +7,6 @@ a multiple of a run, runs go to memory whole; elsewhere element by element.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -18,13 +17,14 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import evaluate, value_types
 from kernels.native.emit.types import BF16, F16, F32, I32, I64, Type
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 Storage = Literal["fp32", "fp16", "bf16"]
 STORAGES: dict[Storage, Type] = {"fp32": F32, "fp16": F16, "bf16": BF16}
 UNCHANGED = Expression((FLOAT,))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunMemory:
     """How runs of elements lie in memory. kind: of an element there.  run: columns of a run.  whole: whether they move whole.
 
@@ -107,7 +107,7 @@ def check_expression(subject: str, expression: Expression, operands: int = OPERA
         raise EmitError(f"{subject}: an expression of {types[:-1]}, need float32 of float32, and {1 + operands} at most")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finish:
     """Bias, expression and storing of results. storage: of y and of what the expression reads beside the result, r0 and r1.
 

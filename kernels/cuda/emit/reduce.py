@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.native.emit.builder import Function, Value
+from kernels.record import record
 
 Reduced = Literal["sum", "mean", "max", "min", "sum_square", "l2"]
 INFINITY = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reduction:
     """How elements become one. identity: what changes nothing.  of: what is combined of an element.  ends: what becomes of the
     combination; it gets 1 / the number of elements."""

@@ -7,13 +7,13 @@ depends on the depth, computed once for all rows. Offsets count elements and are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from kernels.cuda.emit.builder import below, both
 from kernels.cuda.emit.descriptor import Fields
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import I32
+from kernels.record import record
 
 OUTSIDE = -(1 << 30)  # a row of pixels that no kernel reaches the image from
 
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Return the offset of an element, and whether there is such an element; where there is none it counts as 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rows:
     """A matrix, row by row. rows, stride: the descriptor's names of its number of rows, and of the distance between them."""
 
@@ -54,7 +54,7 @@ class Rows:
         return row[0] + depth[0], both(self.fields.k, row[1], depth[1])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Windows:
     """The windows of a convolution in an image whose channels come last."""
 

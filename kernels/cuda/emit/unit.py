@@ -9,17 +9,17 @@ are in the order that `column_of` gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from kernels.cuda.emit.builder import assemble, load_fragments, load_shared_words
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import F32, I32, I64, VOID
+from kernels.record import record
 
 ROW_BYTES, PART_BYTES = 128, 16
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """The results of a warp, in whole tiles of its unit. group: tiles side by side that share a thread's run of columns."""
 
@@ -35,7 +35,7 @@ class Block:
 PARTS = 4  # of a row's depth, 32 bytes each: the next are loaded while one is multiplied
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operands:
     """A thread's words of a part of both factors, by tile of the left one and of the right one."""
 
@@ -91,7 +91,7 @@ def _swizzled(k: Function, part: Value | int, row: Value) -> Value:
     return k.shift("shl", row ^ part, 4)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorUnit:
     """mma.sync. kind: the instruction's types. depth: elements of a row that it multiplies, 32 bytes. rounds: whether elements
     are fp32 that must be rounded to tf32 first."""
@@ -165,7 +165,7 @@ class TensorUnit:
         return rows, columns, numbers
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SplitUnit:
     """fp32 by three products of tf32: each factor is what tf32 holds of it and what is left, and the product of the two rests is
     left out, which is 2^-20 of the whole at most."""
@@ -186,7 +186,7 @@ class SplitUnit:
         return k.convert("bitcast", k.convert("bitcast", word, F32) - k.convert("bitcast", head, F32), I32)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GroupUnit:
     """wgmma, which only compute capability 9.0 has: four warps multiply 64 rows together, straight from shared memory.
 
@@ -227,7 +227,7 @@ class GroupUnit:
         return sixteenths | ((1 << 62) | (64 << 32) | (1 << 16))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FmaUnit:
     """fp32 multiply-adds: a warp's threads are 4 rows of 8, each with every fourth row and every eighth row of the right tile."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.cuda.emit import builder as gpu
@@ -25,6 +24,7 @@ from kernels.cuda.families.product import TF32, UNITS, Precision
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I8, I32, I64, Type
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 Mask = Literal["bool", "fp32", "fp16", "bf16"]  # what an element of the mask is: whether a key counts, or what is added
 ARRAYS = ("q", "k", "v", "y")
@@ -49,7 +49,7 @@ class AttentionDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionForm:
     """What the code of an attention depends on.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.descriptor import check_sizes
@@ -11,13 +10,14 @@ from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.attention import ARRAYS, LEVELS, AttentionDescriptor, AttentionForm
 from kernels.cuda.families.product import UNITS, Precision
 from kernels.cuda.program import Launch
+from kernels.record import record
 
 LOG2_E = 1.4426950408889634
 
 Steps = tuple[int, int, int]  # elements from an item of the batch, a head and a token to the next
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attention:
     """An attention. heads: of queries.  key_heads: of keys, a divisor of it.  depth: of a head.  q, k, v, y: how they lie.
 

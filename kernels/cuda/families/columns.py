@@ -5,7 +5,6 @@ A block takes a few runs of columns of one outer item, and many threads share th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.builder import below, both, exchange, load_shared, meet, shared_base, special, store_shared
@@ -18,6 +17,7 @@ from kernels.expression import Expression
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 THREADS = (256, 1024)
 ACROSS = (8, 4, 2, 1)  # runs of a block; a warp holds all of them, several times
@@ -37,7 +37,7 @@ class ColumnDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ColumnForm:
     """What the code of a column kernel depends on.
 
@@ -146,7 +146,7 @@ def _from_shared(fields: Fields, form: ColumnForm, number: Value) -> Value:
     return joined(k, [k.convert("bitcast", load_shared(k, at + 4 * lane), F32) for lane in range(form.run)])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Columns:
     """An array (outer, n, inner), to be reduced over n. x_stride: elements along n to the next; x_outer, y_stride: from an outer
     item to the next, of x and of y. All are dense where None is given. Raises CudaError for sizes below 1 or too large."""

@@ -7,7 +7,6 @@ of dimensions makes consecutive in both arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Literal
@@ -24,6 +23,7 @@ from kernels.native.emit.expression import evaluate, from_memory, memory_type, t
 from kernels.native.emit.names import name_dtype
 from kernels.native.emit.types import I1, Type
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.spec import DType
 
 RANK, INPUTS = 6, 6  # dimensions and operands that a kernel can have
@@ -46,7 +46,7 @@ class MapDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Array:
     """An array that a map reads or writes. storage: of float32 elements.  strides: in elements, 0 where it is broadcast."""
 
@@ -54,7 +54,7 @@ class Array:
     storage: Storage = "fp32"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MapForm:
     """What a map's code depends on. storages, accesses: of the result, then of each operand; types that are not float32 have the
     storage "fp32". rank: dimensions.  run: elements of a thread.
@@ -163,7 +163,7 @@ def _load(k: Function, memory: RunMemory, access: Access, address: Value, offset
     return joined(k, [single.load(k, address, offset + stride * lane, always) for lane in range(memory.run)])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Map:
     """An expression of arrays of one shape. Raises CudaError where strides do not fit the shape, or sizes are too large."""
 

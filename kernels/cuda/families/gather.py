@@ -6,7 +6,6 @@ from the end. One out of range gives zeros, and its place + 1 is left at the add
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.builder import assemble, below, load_element, word
@@ -18,6 +17,7 @@ from kernels.expression import Expression
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import I1, I32, I64
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 THREADS = 128
 
@@ -36,7 +36,7 @@ class GatherDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GatherForm:
     """What the code of a gather depends on. index_bits: of an index, 32 or 64.  run: elements that move at once.
 
@@ -104,7 +104,7 @@ def _emit_run(fields: Fields, form: GatherForm, item: Value) -> None:
     form.finish().emit(fields, value, row, column, always)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Gather:
     """Rows to gather. size: rows of x to choose from.  count: indices.  n: elements of a row.  outer: tables in x, each a gather.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, check_sizes, others_sizes
@@ -10,9 +9,10 @@ from kernels.cuda.emit.unit import ROW_BYTES
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.product import UNITS, Form, Precision, ProductDescriptor
 from kernels.cuda.program import Launch
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Window:
     """The windows of a convolution in images whose channels come last. kernel, strides, dilations: along (height, width).
 
@@ -40,7 +40,7 @@ class Window:
 Steps = tuple[int, int]  # elements from an outer and from an inner item of a batch to the next
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Batch:
     """Products of one size, outer × inner of them, such as images and heads. x, w, y, others: how far apart their matrices lie.
 
@@ -64,7 +64,7 @@ class Batch:
         return (self.outer - 1) * steps[0] + (self.inner - 1) * steps[1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """A product: m rows, n columns, depth k. window: of a convolution, else None. batch: of many products of these sizes.
 
@@ -136,7 +136,7 @@ class Problem:
         return self.n % 8 == 0 and all(item_bytes * stride % 16 == 0 for stride in (self.strides[2], *self.others, *steps))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cut:
     """A problem cut into chunks for a kernel. slices: parts of the depth; every one has work."""
 

@@ -12,7 +12,7 @@ last, so results do not depend on which that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -27,6 +27,7 @@ from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.expression import evaluate
 from kernels.native.emit.types import F32, I1, I32, I64, Type
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
@@ -65,7 +66,7 @@ class ProductDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tile:
     """The results of a block of threads. across, down: warps side by side and one above another.  stages: of shared memory."""
 
@@ -101,7 +102,7 @@ class Tile:
         return f"{self.rows}x{self.columns}w{self.down}x{self.across}s{self.stages}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Form:
     """What a kernel's code depends on.
 
@@ -183,7 +184,7 @@ def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: 
         _emit_chunk(fields, form, thread, chunk)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Work:
     """What the parts of a chunk share. thread: its number in the block.  shared: where the block's shared memory begins."""
 

@@ -6,7 +6,6 @@ Elements may change between fp32, fp16 and bf16 on the way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
 from math import gcd, prod
 from operator import add
@@ -21,6 +20,7 @@ from kernels.cuda.program import Launch
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 TILE, PITCH, THREADS = 64, 65, 256  # a row's pitch is odd, so that a column lies in different banks
 OUTER = 3  # dimensions beside the two that are exchanged
@@ -41,7 +41,7 @@ class TransposeDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TransposeForm:
     """What a transposition's code depends on. x_run, y_run: elements that move at once.  outer: outer dimensions, at least 1.
 

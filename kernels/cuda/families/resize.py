@@ -6,7 +6,6 @@ cubic interpolation by any convention, filtered or not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
@@ -20,6 +19,7 @@ from kernels.cuda.program import Launch
 from kernels.expression import Expression
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I1, I32, I64
+from kernels.record import record
 from kernels.resampling import Pass
 from kernels.spec import Array
 
@@ -44,7 +44,7 @@ class ResizeDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResizeForm:
     """What the code of a resize depends on. run: channels that move at once.  copies: whether every output is one input.
 
@@ -88,7 +88,7 @@ class ResizeForm:
         return emit_kernel(self, ResizeDescriptor, body)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Taps:
     """The taps of an output along an axis. table: address of the first.  count: of them."""
 
@@ -161,7 +161,7 @@ def table_of(along: Pass) -> Array:
     return table
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Resize:
     """Images to resize. rows, columns: the interpolation along the height and the width.  *_stride: elements from a pixel to the
     next, dense where None.  others: those of what the expression reads. Raises CudaError for sizes below 1 or too large."""

@@ -7,7 +7,6 @@ once; else they read it again for each pass. Sums are float32, and depend on the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import gcd
 from typing import Literal, get_args
 
@@ -23,6 +22,7 @@ from kernels.native.emit.builder import Value
 from kernels.native.emit.math import exp, log
 from kernels.native.emit.types import F32, I32, I64
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 RowOp = Literal["softmax", "log_softmax", "layer_norm", "rms_norm", Reduced]
 NORMS = ("layer_norm", "rms_norm")
@@ -47,7 +47,7 @@ class RowDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RowForm:
     """What the code of a row kernel depends on.
 
@@ -238,7 +238,7 @@ def _emit_norm(row: _Row) -> None:
     row.write(normalised)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rows:
     """A matrix of rows to work on. *_stride: elements from a row to the next, dense where None; y has one element a row where the
     rows are reduced. others: strides of the matrices that the expression reads.

@@ -6,7 +6,6 @@ once. Global pools are reductions of columns (`kernels.cuda.families.columns`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 from typing import Literal
 
@@ -21,6 +20,7 @@ from kernels.expression import Expression
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I32, I64
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 WindowOp = Literal["max_pool", "average_pool", "depthwise"]
 THREADS = 128
@@ -47,7 +47,7 @@ class WindowDescriptor(Descriptor):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WindowForm:
     """What the code of a window kernel depends on.
 
@@ -158,7 +158,7 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
         form.finish().emit(fields, result, pixel, channel, below(k, column + n, number("out_width")))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Windows:
     """A window that moves over images. *_stride: elements from a pixel to the next, dense where None.  others: those of what the
     expression reads.  count_padding: whether an average counts taps in the padding.

@@ -14,13 +14,13 @@ import functools
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.log import warn
 from kernels.native.code.folder import PrivateFolder
 from kernels.native.target.host import llvm_version
 from kernels.native.target.isa import Isa
+from kernels.record import record
 
 LIMIT_BYTES = 256 << 20
 
@@ -32,7 +32,7 @@ _HEADER = struct.Struct(
 _KERNEL = "kernel "  # begins the key of a module that a kernel's name identifies
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compiled:
     """Machine code of one module.
 
@@ -44,7 +44,7 @@ class Compiled:
     spills: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """A module to compile. key: identifies its IR among all modules of one build. text: returns the IR."""
 

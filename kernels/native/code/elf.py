@@ -9,11 +9,11 @@ Source: System V ABI, AMD64 supplement, table 4.9; ELF for the Arm 64-bit Archit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.native.errors import CompileError
+from kernels.record import record
 from kernels.spec import Array
 
 PAGE_BYTES = 4096
@@ -37,7 +37,7 @@ _STUBS = {
 }  # jump to the address that follows
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Object:
     """One object file, read. sections: number in the file -> (place in the object's memory, bytes). exports: name -> place.
 

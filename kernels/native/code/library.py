@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 from collections.abc import Sequence
 
@@ -26,8 +27,7 @@ class Library:
         memory = np.frombuffer(self._memory, np.uint8)
         start = memory.ctypes.data
         image.write(memory, start)
-        c = ctypes.CDLL(None, use_errno=True)
-        if c.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(image.nbytes), mmap.PROT_READ | mmap.PROT_EXEC):
+        if _c_library().mprotect(ctypes.c_void_p(start), ctypes.c_size_t(image.nbytes), mmap.PROT_READ | mmap.PROT_EXEC):
             raise CompileError(f"library: memory cannot be made executable, error {ctypes.get_errno()}")
         # Arm's instruction caches need no flush here: Linux does it when a page that was written becomes executable.
         self._addresses = {name: start + image.exports[name] for name in exports}
@@ -47,4 +47,9 @@ class Library:
 def _address_outside(name: str) -> int | None:
     if name not in _CALLED:
         return None
-    return ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value
+    return ctypes.cast(getattr(_c_library(), name), ctypes.c_void_p).value
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

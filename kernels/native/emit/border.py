@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import Conv
 from kernels.native.emit.types import F32, I64
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Columns:
     """The columns that a tile reads along a row, counted from the tile's first one.
 
@@ -59,7 +60,7 @@ Load = Callable[[Value], Value]  # reads a vector at an address
 ColumnLoad = Callable[[Value, int], Value]  # reads a vector at the address of a column, whose number it is told
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Border:
     """Reads the columns of one tile.
 

@@ -7,12 +7,13 @@ An `Epilogue` is the same for every layout. How its operands are read for a vect
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from kernels.expression import FLOAT, INT32, Expression
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.spec import DType
 
 UNCHANGED = Expression((FLOAT,))
@@ -20,7 +21,7 @@ UNCHANGED = Expression((FLOAT,))
 Layout = TypeVar("Layout")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Epilogue(Generic[Layout]):
     """An elementwise computation on each result of a kernel: a bias is added, then the expression is computed.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from kernels.native.emit.types import I64
 from kernels.native.emit.words import F32_WORDS, Words
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
+from kernels.record import record
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Depth:
     """The third dimension of a convolution over volumes, each of which lies as an image: the rows of a plane behind one another.
 
@@ -31,7 +32,7 @@ class Depth:
     front: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Conv:
     """A convolution. top, left: padding before the first row and column; what pads the other sides follows from y's size.
 

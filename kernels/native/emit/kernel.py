@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 
 import numpy as np
@@ -15,6 +15,7 @@ from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import I64, PTR, Type
 from kernels.native.memory.buffers import aligned
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import Sizes
 from kernels.spec import Array
 
@@ -27,7 +28,7 @@ Bounds = tuple[Value, Value]  # the first chunk, and one after the last
 SIGNATURE: Mapping[str, Type] = {"arguments": PTR, "scratch": PTR, "begin": I64, "end": I64}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Table:
     """Words that follow from sizes, and are read by a kernel that serves every shape.
 
@@ -56,7 +57,7 @@ def _made(make: Callable[..., Sequence[int]], sizes: tuple[int, ...]) -> Array:
     return memory
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NativeKernel:
     """A kernel computes the chunks [begin, end) of its work in one call; chunks are independent, so any thread may take any.
 

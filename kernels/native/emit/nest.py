@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
+from kernels.record import record
 from kernels.size import hint
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Axis:
     """One loop. strides: of every view, in elements."""
 
@@ -20,7 +20,7 @@ class Axis:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Nest:
     """axes: outermost first, at least two; the last are the rows and the columns of tiles.
 

@@ -7,13 +7,13 @@ second is read in vectors. Where its contiguous dimension is the depth it is tra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import F32, I8, I64
 from kernels.native.emit.words import F32_WORDS, Words
 from kernels.native.target.isa import Isa
+from kernels.record import record
 
 FEW_REGISTERS = 16
 BUSY = 8  # accumulators that keep two multiply–add units of latency 4 busy
@@ -63,7 +63,7 @@ def even(size: int, most: int) -> int:
 Load = Callable[[Value], Value]  # reads a vector at an address
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rows:
     """Rows of the first factor of a product, whose elements are broadcast one by one.
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels.native.emit.math import ERF_ONE, ERF_SPLIT
+from kernels.record import record
 
 Points = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Target:
     """A function to approximate by a polynomial in x on [low, high].
 

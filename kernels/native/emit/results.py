@@ -8,7 +8,7 @@ and the last block fewer channels than a tile: those that there are go through m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -19,6 +19,7 @@ from kernels.native.emit.expression import evaluate, from_memory, is_long, memor
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
+from kernels.record import record
 from kernels.size import is_symbolic
 from kernels.spec import DType
 
@@ -29,7 +30,7 @@ SIDE_BY_SIDE = 4  # vectors that a long epilogue is computed of at a time
 MOST_STEP = 2  # columns from pixel to pixel that code knows where channels lie apart; patches of all sizes share code
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Channels:
     """How a kernel reaches the channels and pixels of an image.
 
@@ -62,7 +63,7 @@ class Channels:
         return self.kind if self.pixel is None else f"{self.kind}{self.pixel}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Results:
     """What decides the code that finishes a tile. pixels × vectors: of the tile. y, operands: how their channels lie."""
 
@@ -107,7 +108,7 @@ def result_numbers(name: str, image: Image, vectors: int, lanes: int, group: int
     }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spot:
     """Where the output or an operand is written or read: an address, and how far vectors and pixels lie apart there."""
 

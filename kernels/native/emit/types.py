@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kernels.native.errors import EmitError
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Type:
     """A scalar or a vector of scalars. scalar: LLVM's name of the element; bits: of one element; lanes: 1 for a scalar."""
 

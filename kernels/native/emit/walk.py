@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
+from kernels.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Axis:
     """One loop: how often it runs, and how many elements each tensor moves every time."""
 

@@ -6,8 +6,6 @@ multiplied by words of weights, and in which type products are added up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from kernels.expression import FLOAT, INT32
@@ -17,6 +15,7 @@ from kernels.native.emit.types import I16, I32, Type
 from kernels.native.emit.units import dot
 from kernels.native.errors import EmitError
 from kernels.native.target.isa import Isa, Unit
+from kernels.record import record
 from kernels.spec import Array, DType
 
 INT8, UINT8 = np.dtype(np.int8), np.dtype(np.uint8)
@@ -24,7 +23,7 @@ WORD_BYTES = 4
 FLIP = 0x80  # added to a signed byte, without carry, it makes the unsigned byte that is 128 more
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Words:
     """The words of pixels. x: type of their elements: float32, or uint8 or int8, with weights of int8."""
 

@@ -8,7 +8,7 @@ q, k, v and y may be any views whose last dimension has no gaps: slices of one m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.attention_kernel import EXP_VECTORS, AttentionCode, AttentionEmitter, Masks
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hinted
 
 BLOCK_KEYS = 512  # most at once: their scores stay in L2
@@ -28,7 +29,7 @@ CHUNKS = 32
 FEW_ROWS = (1, 2, 4, 8, 16)  # of tiles lower than the tallest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Attention:
     """q (batch, heads, queries, size), k (batch, kv heads, keys, size), v (batch, kv heads, keys, v size), y like q with v's.
 
@@ -66,7 +67,7 @@ class Attention:
         return batch * heads * queries * self.k.shape[2] * (size + self.v.shape[3])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionTile:
     """keys × vectors: the tile of scores, vectors of queries, which make a group. rows × columns: that of y, columns in vectors.
 

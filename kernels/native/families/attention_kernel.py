@@ -15,7 +15,6 @@ tiles that may have too many keys the last one stands in for those that do not e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.native.emit.builder import Function, Operand, Value
@@ -25,6 +24,7 @@ from kernels.native.emit.product import BUSY, Load, Rows, multiply, part_load, r
 from kernels.native.emit.results import Numbers
 from kernels.native.emit.types import F32, I32, I64
 from kernels.native.emit.walk import next_turn
+from kernels.record import record
 
 INFINITY = float("inf")
 EXP_VECTORS = 4  # of scores at a time
@@ -32,7 +32,7 @@ EXP_VECTORS = 4  # of scores at a time
 Masks = Literal["none", "keys", "queries", "turned"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AttentionCode:
     """All that decides the code.
 
@@ -50,7 +50,7 @@ class AttentionCode:
     blind: Literal["nan", "zero"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Group:
     """Values that the phases of a group share.
 

@@ -11,7 +11,6 @@ lanes are taken from blocks that lie further on, all by one distance: a shuffle 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Operand, Value
@@ -23,6 +22,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import bits_type
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import DType
 
@@ -32,7 +32,7 @@ CHUNK_VECTORS = 2048  # that a chunk writes: some microseconds
 _Lane = tuple[int, int]  # an image's number, a channel of it
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Source:
     """A block that a vector takes lanes from: an image's number, the block, and of each lane its place there, or -1."""
 
@@ -41,7 +41,7 @@ class _Source:
     taken: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Run:
     """Blocks of y, `step` apart, made alike: of the next each source is `moves` blocks further."""
 
@@ -52,7 +52,7 @@ class _Run:
     moves: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Channels:
     """Channel k of y is channel order[k][1] of image order[k][0]; all images have blocks of one width and y's pixels."""
 
@@ -62,7 +62,7 @@ class Channels:
     dtype: DType = FLOAT
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code.
 

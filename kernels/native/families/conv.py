@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, Con
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, hinted, surely_equal
 from kernels.spec import Array
 
@@ -43,7 +43,7 @@ WEIGHTS_INNER_BYTES = 1 << 20  # weights up to this are walked innermost, so tha
 CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a quarter of L2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvTile:
     """The sizes by which a convolution is cut into chunks and register tiles.
 

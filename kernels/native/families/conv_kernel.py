@@ -18,7 +18,6 @@ may have fewer pixels and the last block fewer channels: it computes all the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.geometry import plane_range, row_range, row_start
@@ -27,11 +26,12 @@ from kernels.native.emit.product import multiply_channel, multiply_groups
 from kernels.native.emit.results import Channels, Numbers, Results, ResultsEmitter, Spots
 from kernels.native.emit.types import I8, I32, I64, Type
 from kernels.native.emit.words import F32_WORDS, Words
+from kernels.record import record
 
 ENTRY_COUNT_SHIFT = 32  # of a table's word: the offset in elements is below, the channels of the run above
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvCode:
     """All that decides the code. x: how the channels and the pixels of a tile lie in x. within: as that of `Conv`.
 

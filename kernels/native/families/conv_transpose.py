@@ -13,17 +13,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from kernels.native.emit.geometry import Conv
 from kernels.native.memory.image import Image
+from kernels.record import record
 from kernels.size import least, most
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Transposed:
     """A transposed convolution. top, left: rows and columns cut off at the start; what is cut off at the end follows from y."""
 
@@ -37,7 +38,7 @@ class Transposed:
     groups: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phase:
     """One phase. conv: from x without its first rows and columns, `skipped`, to the pixels of y a stride apart from `first` on.
 
@@ -57,7 +58,7 @@ class Phase:
         return weights[:, :, list(self.rows)][:, :, :, list(self.columns)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Side:
     """The phase of one side: `taps` as in Phase, `before`: padding, `skipped`: inputs that no output meets."""
 

@@ -11,7 +11,6 @@ The code is decided by the type, what is computed, and whether elements lie side
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.expression import FLOAT, Apply
@@ -24,6 +23,7 @@ from kernels.native.emit.types import I64, Type
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, most
 from kernels.spec import BOOL, DType
 
@@ -31,7 +31,7 @@ TOGETHER = 4  # vectors or rows at a time: an addition waits 3 to 4 cycles for t
 CHUNK_BYTES = 32 << 10  # read by one, a few µs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cumulative:
     """x and y: (outer, size, elements), which do not overlap; y is written.
 
@@ -46,7 +46,7 @@ class Cumulative:
     reverse: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. side_by_side: whether elements are, of x and y."""
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -50,6 +50,7 @@ from kernels.native.emit.types import I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hinted
 from kernels.spec import Array, DType
 
@@ -65,7 +66,7 @@ TILES: Mapping[int, Sequence[tuple[int, int]]] = {
 LEAST_CHUNKS = 8  # of small images, however little each has to do
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DepthwiseTile:
     """pixels × vectors: accumulators. rows: output rows of a unit. units: of a chunk."""
 
@@ -145,7 +146,7 @@ def make_depthwise_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> Dept
     return replace(tile, units=max(1, units))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. columns: under a tile. x: how channels lie in it. dtype: of its elements."""
 

@@ -13,7 +13,7 @@ The code is decided by the types, whether columns lie side by side, and what is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ from kernels.native.families.elementwise import DEPTH
 from kernels.native.families.gather import INT64, checked, index_type, load_index
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import BOOL, DType
 
@@ -38,7 +39,7 @@ CHUNK_ELEMENTS = 4096  # about 5 µs
 VIEWS = ("indices", "other", "table")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Elements:
     """Elements of `table` that indices name along an axis, and `other`, to which they are picked or from which they are written.
 
@@ -55,7 +56,7 @@ class Elements:
     index_dtype: DType = INT64
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. axes: of the nest. columns: each view's stride along the last one, where it is 0 or 1."""
 

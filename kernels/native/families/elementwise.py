@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from kernels.native.emit.types import I8, I16, I32, I64, Type
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, hinted, surely_equal
 from kernels.spec import DType
 
@@ -46,7 +47,7 @@ UNROLL = 4  # vectors at a time
 HEAVY_CYCLES = 10  # a step of so many keeps the machine busy with one
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Strided:
     """A tensor in memory: its strides and its element type."""
 
@@ -54,7 +55,7 @@ class Strided:
     dtype: DType = FLOAT
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Map:
     """y = steps(operands), element by element. Operands are broadcast to y's shape as in numpy; without steps y = operand 0."""
 
@@ -114,7 +115,7 @@ def _numbers(nest: Nest, pieces: Sequence[int]) -> dict[str, int]:
     return numbers
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. View 0 is y, view n + 1 operand n.
 

@@ -12,7 +12,6 @@ sizes and strides are numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import CHUNK_CYCLES, CYCLE_BYTES, bits_type
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import DType
 
@@ -34,7 +34,7 @@ LINE_BITS = 512  # copied at a time
 INT64 = np.dtype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Gather:
     """x: (outer, rows of each index, elements), y: (outer, picked, elements), elements side by side.
 
@@ -59,7 +59,7 @@ class Gather:
         return self.x.shape[1:-1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.native.emit.builder import Function, Value
@@ -25,6 +24,7 @@ from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 
 CHUNK_READS = 4096  # vectors read by one chunk: about 2 µs
@@ -33,7 +33,7 @@ _FAR = 2.0**30  # infinite and undefined positions are taken there
 _CUBIC_A = -0.75
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GridSample:
     """x, y: images in blocks of one vector. grid: (n, rows, columns, 2), the column first, from -1 to 1 over the image.
 
@@ -76,7 +76,7 @@ def emit_grid_sample(what: GridSample, isa: Isa) -> NativeKernel:
     return emitted(isa, name, ("x", "grid", "y"), y.batch * row_chunks, body, numbers)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code."""
 
@@ -85,7 +85,7 @@ class _Code:
     aligned: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Tap:
     """A pixel along one axis, and its weight, both fp32 scalars but for the index."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from kernels.native.families.matmul_kernel import FEW_ROWS, MatMulCode, MatMulEm
 from kernels.native.memory.buffers import LINE_BYTES
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, hinted
 
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
@@ -42,7 +43,7 @@ PART_CYCLES = 0.2  # to read a part of a vector instead of a whole one, with mas
 BATCHES = 2  # least loops over batches, so that ranks share code
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MatMul:
     """y = epilogue(alpha·a·b): a (…, m, k), b (…, k, n), y (…, m, n), of one rank; a and b may have 1 in place of a batch size.
 
@@ -84,7 +85,7 @@ def _turned(view: View) -> View:
     return view.transposed((*range(last - 1), last, last - 1))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MatMulTile:
     """rows × vectors: accumulators. chunk_rows: of a unit. units: of a chunk. method: how b is read; "dots" has no tile.
 
@@ -102,7 +103,7 @@ class MatMulTile:
         return f"{self.rows}x{self.vectors}_{self.method}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Loops:
     """The loops of a product over the tensors a, b, the operands and y. batches: outermost first."""
 

@@ -13,7 +13,7 @@ In tiles that may have too many rows, the last row stands in for those that do n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from kernels.expression import FLOAT
@@ -38,6 +38,7 @@ from kernels.native.emit.transpose import transpose
 from kernels.native.emit.types import F32, I32, I64
 from kernels.native.emit.walk import next_turn
 from kernels.native.target.isa import Isa
+from kernels.record import record
 
 FEW_ROWS = 2  # of a tile: then products are bound by reading b, and blocks of columns that are not full are read like others
 
@@ -45,7 +46,7 @@ Method = Literal["direct", "packed", "dots"]
 Order = Literal["rows", "columns", "strided"]  # which neighbours of a matrix lie side by side: those of a row, of a column, none
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MatMulCode:
     """All that decides the code. a, b: how they lie. results: the tile, y and its operands. scaled: alpha is not 1.
 

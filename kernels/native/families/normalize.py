@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.expression import FLOAT
@@ -30,6 +29,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.normalize_kernel import UNROLLED, RowsCode, RowsEmitter
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import DType
 
@@ -43,7 +43,7 @@ Norm = Literal["softmax", "log_softmax", "layer_norm", "rms_norm"]
 Reduce = Literal["sum", "mean", "max", "min", "prod", "l1", "l2", "sum_square", "log_sum", "log_sum_exp"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rows:
     """A softmax, a normalization or a reduction along the dimensions `axes` of x.
 
@@ -136,7 +136,7 @@ def _numbers(rows: Rows, loops: _Loops) -> dict[str, int]:
     return numbers
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Loops:
     """The loops of a kernel, outermost first, as few as there can be.
 

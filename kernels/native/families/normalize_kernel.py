@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Literal
 
@@ -13,12 +12,13 @@ from kernels.native.emit.builder import Function, Operand, Value
 from kernels.native.emit.expression import evaluate, from_memory, memory_type
 from kernels.native.emit.nest import piece_ranges
 from kernels.native.emit.types import F32, I64
+from kernels.record import record
 
 UNROLLED = 4  # vectors of one turn of a sweep, each with a sum of its own
 INFINITY = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RowsCode:
     """All that decides the code.
 
@@ -40,7 +40,7 @@ class RowsCode:
     columns: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Gather:
     """A reduction: `take` maps each element, `combine` reduces two, `end` makes the result of the total and of how many it is."""
 
@@ -80,7 +80,7 @@ _GATHERS: Mapping[str, _Gather] = {
 Places = Mapping[str, Value]  # the current address of each argument
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Block:
     """What is processed at once: one row, or some vectors of rows. lanes: that count of the last vector, None for all.
 
@@ -92,7 +92,7 @@ class _Block:
     unrolled: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Spot:
     """One vector: where it lies in each argument, how many of its lanes count (None for all), and the block's column it is in."""
 

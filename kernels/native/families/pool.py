@@ -18,7 +18,7 @@ themselves and then one another, so that rounding grows with the sides of the wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,7 @@ from kernels.native.emit.types import F32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, is_symbolic
 from kernels.spec import DType
 
@@ -56,7 +57,7 @@ CHUNK_READS = 4096  # vectors read by one chunk: about 2 µs
 LEAST_CHUNKS = 8  # of small images, however little each has to do
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pooling:
     """A pool over the windows of a depthwise `Conv`.
 
@@ -184,7 +185,7 @@ def _numbers(pooling: Pooling, pixels: int, epilogue: Epilogue[Image], isa: Isa)
     return numbers
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code.
 

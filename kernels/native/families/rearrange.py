@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from kernels.expression import FLOAT, Apply
@@ -16,6 +15,7 @@ from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import Map, Strided
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
+from kernels.record import record
 from kernels.spec import DType
 
 # Images
@@ -61,7 +61,7 @@ def convert_image(x: Image, y: Image, dtype: DType = FLOAT) -> tuple[Map, ...]:
 PadMode = Literal["constant", "edge", "reflect", "wrap"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Part:
     """A piece of one axis of the result: where it begins and how long it is, and which elements of x it shows."""
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,6 +34,7 @@ from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, emitted, k
 from kernels.native.emit.types import I32, I64
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import Array
 
@@ -45,7 +45,7 @@ _VECTORS_OF_16: Mapping[int, int] = {1: 8, 2: 4, 4: 2}  # registers; without FMA
 _PRODUCTS: Mapping[str, tuple[int, ...]] = {"lstm": (4,), "gru": (2, 1), "rnn": (1,)}  # the gates of each product with the state
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cell:
     """What makes the next state of the last one.
 
@@ -67,7 +67,7 @@ class Cell:
         return self.kind == "lstm"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RecurrentTile:
     """The sizes of a register tile. rows: sequences. vectors: of columns."""
 
@@ -75,7 +75,7 @@ class RecurrentTile:
     vectors: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Recurrent:
     """One layer.
 
@@ -103,7 +103,7 @@ class Recurrent:
         return ("projected", "w", *states, *extra, "y", SCRATCH)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Columns:
     """Where the gates of a cell lie among the columns of one direction. lanes: of a vector."""
 
@@ -224,7 +224,7 @@ def emit_recurrent(what: Recurrent, tile: RecurrentTile, isa: Isa) -> NativeKern
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Chunk:
     """What is known of a chunk. first: of its sequences. rows: the number of each sequence of the tile. backwards: read so."""
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -40,6 +39,7 @@ from kernels.native.emit.types import F32, I32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.resampling import Pass
 from kernels.size import hinted
 
@@ -53,7 +53,7 @@ RANGE_WORDS = 2  # of a table, before the distances
 _Vectors = Callable[[Value], Sequence[Value]]  # the V vectors at an address or a distance
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Side:
     """The resizing of one side: which inputs each output is made of.
 
@@ -71,7 +71,7 @@ class Side:
         return Table(_Words(self.make), (step, *self.sizes))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Words:
     """A pure function of a step and a side's sizes, which returns the words of the side's table."""
 
@@ -88,7 +88,7 @@ class _Words:
         return words
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Resizing:
     """A resizing of an image. fill: the value of outputs that lie outside of the input; None where no output can."""
 
@@ -99,7 +99,7 @@ class Resizing:
     fill: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResizeTile:
     """pixels × vectors: worked on at a time. rows: output rows of a chunk. separable: by way of a line of all input columns."""
 
@@ -163,7 +163,7 @@ def _row_cycles(resizing: Resizing, tile: ResizeTile, isa: Isa) -> float:
     return total
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Taps:
     """What decides the code of a side. count: inputs of every output, None where the kernel reads that when it runs."""
 
@@ -175,7 +175,7 @@ class _Taps:
         return _Taps(side.taps if side.taps <= MOST_TAPS else None, side.weighted)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. fills: whether outputs may lie outside. x: how its channels lie."""
 
@@ -265,7 +265,7 @@ def _check(resizing: Resizing, tile: ResizeTile, epilogue: Epilogue[Image], isa:
         raise EmitError(f"resize: x has blocks of {x.block} channels, a tile takes vectors of {isa.lanes}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Group:
     """Some vectors of channels. count: how many. lanes: of the only vector that exist, None for all. x, to: their addresses."""
 

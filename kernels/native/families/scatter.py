@@ -11,7 +11,6 @@ The code is decided by the types, the length of a tuple, whether a row is one el
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,13 +24,14 @@ from kernels.native.families.elements import Reduction, store_combined
 from kernels.native.families.gather import INT64, checked, copy_row, fault_names, index_type, load_index
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import BOOL, DType
 
 CHUNK_BYTES = 16 << 10  # written by one, about 2 µs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scatter:
     """table: (rows of each index…, elements), elements side by side. How `count` dense rows of updates are written to it.
 
@@ -55,7 +55,7 @@ class Scatter:
         return self.table.shape[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Code:
     """All that decides the code. depth: indices of a tuple. single: a row is one element."""
 

@@ -13,7 +13,6 @@ The code is decided by the type and whether the largest or the smallest are want
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kernels.expression import FLOAT
 from kernels.native.emit.builder import Function, Value
@@ -24,6 +23,7 @@ from kernels.native.emit.types import I1, I32, I64
 from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint
 from kernels.spec import INTS, DType
 
@@ -33,7 +33,7 @@ LAST_INDEX = (1 << INDEX_BITS) - 1
 LEAST = -(1 << 63)  # less than every key
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Select:
     """x: (outer, size, inner). Along its second axis `count` elements and their indices are written, to dense memory."""
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.native.emit.geometry import Conv
 from kernels.native.emit.product import MOST_PIXELS, most_rows
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import hint, least
 from kernels.spec import Array
 
@@ -49,7 +49,7 @@ POINTS: Mapping[int, tuple[float, ...]] = {
 ERRORS: Mapping[int, float] = {2: 1.0e-7, 4: 4.0e-7, 6: 2.8e-6}  # of error_estimate
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Winograd:
     """A convolution to be done by F(unit, 3). Its images must be in blocks of one vector."""
 
@@ -82,7 +82,7 @@ class Winograd:
         return self.conv.y.batch * self.rows * self.columns
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WinogradTile:
     """The sizes by which a Winograd convolution is cut into groups and register tiles.
 
@@ -99,7 +99,7 @@ class WinogradTile:
         return f"{self.pixels}x{self.vectors}g{self.group}{'f' if self.fused else 's'}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WinogradCost:
     """macs: multiplications of the matrix products, overhanging tiles included. cycles: of one core by the port model, transforms
     included. chunks: pieces that threads share, of the phase that has fewest. weight_bytes: of the transformed weights.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,12 +21,13 @@ from kernels.native.emit.product import multiply_channel
 from kernels.native.emit.results import Numbers, Results, ResultsEmitter
 from kernels.native.emit.types import I8, I64
 from kernels.native.families.winograd import transforms
+from kernels.record import record
 from kernels.spec import Array
 
 HELD_VECTORS = 16  # the fewest registers that an instruction set has
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Position:
     """Where a tile lies: its number of all tiles, its image, and its row and column of tiles there."""
 
@@ -136,7 +136,7 @@ class InputEmitter:
             self.k.store(value, at)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spans:
     """How a group is cut into register tiles. whole: so many of all tiles; less: behind them, so many of one tile less.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from kernels.native.errors import EmitError
+from kernels.record import record
 from kernels.size import is_symbolic
 from kernels.spec import Array
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Image:
     """Element (n, c, y, x) lies at n·n_stride + (c // block)·block_stride + y·y_stride + x·x_stride + c % block.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from kernels.record import record
 from kernels.size import surely_equal
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class View:
     """Element (i, j, …) lies `offset + i·strides[0] + j·strides[1] + …` elements after the beginning of its memory.
 

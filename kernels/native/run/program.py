@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from kernels.native.run.runtime import runtime_ir
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.run.walk import ENTRY, HEADER, STEP, walk_ir
 from kernels.native.target.isa import Isa
+from kernels.record import record
 from kernels.size import PLAIN, Sizes, SizeVector, is_symbolic
 from kernels.spec import Array
 
@@ -31,7 +31,7 @@ _WORD_BYTES = 8
 _GOES_ON = aligned(4).view(np.int32)  # the word "stop" of runs that nobody can stop
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ref:
     """A place in memory: a slot of the program and bytes from there.
 
@@ -43,7 +43,7 @@ class Ref:
     block: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KernelCall:
     """One kernel and the places of its arguments, by name. An argument that is missing is never read; "scratch" is the program's.
 
@@ -56,7 +56,7 @@ class KernelCall:
     barrier: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Places:
     """The words that are addresses in one slot: which ones, how many bytes each lies from the slot or its block, which block."""
 

@@ -6,17 +6,18 @@ import functools
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import llvmlite
 
 from kernels.native.code.folder import PrivateFolder
+from kernels.record import record
 
 _TOLD_BY = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "CPU variant", "Features")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Host:
     """A processor by LLVM's names. features: those that the processor has and the operating system enables, sorted."""
 

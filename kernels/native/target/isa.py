@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Literal
 
 from kernels.native.errors import IsaError
 from kernels.native.target.host import Host, host
+from kernels.record import record
 
 OVERRIDE = "EDGEWISE_ISA"  # environment variable: run as this narrower set instead of the widest the host has
 FMA: Final = "fma"
@@ -22,7 +23,7 @@ MUL_ADD: Final = "mul+add"  # two instructions, where no fused one exists
 Precision = Literal["fp32", "fp64", "bf16", "int8"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unit:
     """An instruction that multiplies and accumulates.
 
@@ -44,7 +45,7 @@ class Unit:
         return 64 if self.precision == "fp64" else 32
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Isa:
     """One instruction set.
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from kernels.record import record
 from kernels.spec import Array
 from profiler.device.measure import Effort, Figure, PinnedThreads, sample_rates, summarise
 from profiler.device.probe.loops import UNROLL, Compiled
@@ -43,7 +43,7 @@ class Bandwidth(Record):
     rate: Figure
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkingSet:
     """The memory that one thread streams through to measure one level. note: a remark on its size, for the record."""
 

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from kernels.cost import FLOPS_PER_MAC
@@ -21,13 +21,14 @@ from kernels.native.emit.types import I8, I32, I64, PTR
 from kernels.native.emit.units import accumulator_type, dot
 from kernels.native.target.host import Host, host
 from kernels.native.target.isa import FMA, MUL_ADD, Isa, Precision, Unit, isas_of
+from kernels.record import record
 
 ALIGNMENT_BYTES = 64
 UNROLL = 8  # vectors per loop turn of the bandwidth loops
 OPERAND_BYTES = 3 * ALIGNMENT_BYTES  # a peak loop reads two operand vectors and stores one: each at most 64 bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PeakLoop:
     """One arithmetic loop, `void symbol(i64 turns, ptr operands)`: a unit on full vectors of the first set that has it."""
 
@@ -118,7 +119,7 @@ def _emit_peak(module: Module, loop: PeakLoop) -> None:
         k.store(total, k.offset(operands, 2 * ALIGNMENT_BYTES, I8), align=ALIGNMENT_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Arrays:
     """The arrays of a bandwidth loop: their addresses, bytes of each, and bytes of one vector."""
 
@@ -187,7 +188,7 @@ _STREAMS: Mapping[str, Callable[[_Arrays], None]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compiled:
     """The compiled loops. The engine owns the code: it lives as long as this object. bits: of a vector of the bandwidth loops."""
 
