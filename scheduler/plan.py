@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from graph.choice import Choice
 from kernels.errors import UnsupportedError
+from kernels.precision import Precision
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
-from scheduler.strategy import MAX_THREADS, Precision, Strategy, WantedBackend
+from scheduler.strategy import MAX_THREADS, Strategy, WantedBackend
 
 SCHEMA_VERSION: Final = 1
 MAX_PLAN_BYTES: Final = 64 << 20

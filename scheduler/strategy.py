@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from graph.choice import Backend, Choice
+from kernels.precision import PRECISIONS, Precision
 from scheduler.errors import StrategyFormatError
 
-Precision = Literal["fp32", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 WantedBackend = Literal["auto", "native", "numpy"]
 
 MAX_THREADS = 4096
@@ -57,15 +56,15 @@ class Strategy:
 
     @property
     def choice(self) -> Choice:
-        """The part that the executor needs: backend, algorithm, parameters. Raises StrategyFormatError for an unknown backend."""
+        """The part that the executor needs, all but the threads. Raises StrategyFormatError for an unknown backend."""
         if self.backend not in get_args(Backend):
             raise StrategyFormatError(f"strategy {self}: backend is {self.backend!r}, need one of {', '.join(get_args(Backend))}")
-        return Choice(self.backend, self.algorithm, self.params)  # type: ignore[arg-type]
+        return Choice(self.backend, self.algorithm, self.params, self.precision)  # type: ignore[arg-type]
 
     @staticmethod
     def of(choice: Choice, threads: int) -> Strategy:
-        """Return the fp32 strategy of an executor's choice on that many threads."""
-        return Strategy(choice.backend, choice.algorithm, "fp32", threads, choice.params)
+        """Return the strategy of an executor's choice on that many threads."""
+        return Strategy(choice.backend, choice.algorithm, choice.precision, threads, choice.params)
 
     @staticmethod
     def parse(text: str) -> Strategy:

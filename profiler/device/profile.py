@@ -19,7 +19,7 @@ import psutil
 from pydantic import AwareDatetime, Field, ValidationError
 
 from kernels.native.target.host import llvm_version
-from kernels.native.target.isa import Precision
+from kernels.precision import Precision
 from profiler.device.measure import Effort, Figure, PinnedThreads
 from profiler.device.probe.bandwidth import PATTERNS, Bandwidth, Pattern, measure_bandwidth, working_sets
 from profiler.device.probe.loops import compile_for_host

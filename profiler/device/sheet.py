@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import orjson
 from pydantic import Field, ValidationError
 
-from kernels.native.target.isa import Precision
+from kernels.precision import Precision
 from profiler.device.measure import Figure, Source, Unit
 from profiler.device.probe.bandwidth import PATTERNS, Bandwidth
 from profiler.device.probe.overheads import Conditions, Overheads, Stability

@@ -16,7 +16,7 @@ import numpy as np
 from graph.ir import CONTROL_FLOW
 from graph.run.executor import VIEW
 from kernels.cost import FLOPS_PER_MAC
-from kernels.native.target.isa import Precision
+from kernels.precision import Precision
 from kernels.record import record
 from kernels.registry import find
 from profiler.counting.counts import OpProfile

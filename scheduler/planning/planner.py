@@ -20,6 +20,7 @@ from graph.memory import plan_memory
 from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.log import PLAN, debug, debug_level
+from kernels.precision import Precision
 from kernels.record import record
 from profiler.device.profile import FULL_S, DeviceProfile, thread_counts
 from scheduler.build import current_build
@@ -40,7 +41,7 @@ from scheduler.plan import (
 from scheduler.planning.steps import Evidence, choose_step
 from scheduler.planning.subject import Subject
 from scheduler.store import Here, Store
-from scheduler.strategy import Precision, Strategy, WantedBackend
+from scheduler.strategy import Strategy, WantedBackend
 
 Given = Mapping[str, Strategy]  # node name -> the strategy it must take
 

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.precision import PRECISIONS
 from scheduler.errors import StrategyFormatError
-from scheduler.strategy import PRECISIONS, Strategy
+from scheduler.strategy import Strategy
 
 NAMES = st.from_regex(r"[A-Za-z0-9_.+-]{1,12}", fullmatch=True)
 STRATEGIES = st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -189,8 +190,8 @@ def conv_candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """Return the tiles of a convolution, the best by the port model first."""
     conv = _as_ranked(node, facts)
     if is_depthwise(node, facts):
-        return depthwise.candidates(conv, facts.isa)
-    return [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(conv, facts.isa)]
+        return [replace(choice, precision="int8") for choice in depthwise.candidates(conv, facts.isa)]
+    return [Choice("native", "direct", (("tile", str(tile)),), "int8") for tile in conv_tiles(conv, facts.isa)]
 
 
 def conv_work(node: Node, facts: Facts, choice: Choice) -> Work:
@@ -247,7 +248,7 @@ def _rows(b: Lowering, value: str, rows: int, inner: int) -> tuple[Place, int]:
 
 def product_candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """Return the tiles of a product, the best by the port model first."""
-    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
+    return [Choice("native", "product", (("tile", str(tile)),), "int8") for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
 
 
 def product_work(node: Node, facts: Facts, choice: Choice) -> Work:

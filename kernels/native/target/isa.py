@@ -10,17 +10,16 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Final, Literal
+from typing import Final
 
 from kernels.native.errors import IsaError
 from kernels.native.target.host import Host, host
+from kernels.precision import Precision
 from kernels.record import record
 
 OVERRIDE = "EDGEWISE_ISA"  # environment variable: run as this narrower set instead of the widest the host has
 FMA: Final = "fma"
 MUL_ADD: Final = "mul+add"  # two instructions, where no fused one exists
-
-Precision = Literal["fp32", "fp64", "bf16", "int8"]
 
 
 @record

@@ -20,7 +20,8 @@ from kernels.native.emit.builder import Function, Module, Value
 from kernels.native.emit.types import I8, I32, I64, PTR
 from kernels.native.emit.units import accumulator_type, dot
 from kernels.native.target.host import Host, host
-from kernels.native.target.isa import FMA, MUL_ADD, Isa, Precision, Unit, isas_of
+from kernels.native.target.isa import FMA, MUL_ADD, Isa, Unit, isas_of
+from kernels.precision import Precision
 from kernels.record import record
 
 ALIGNMENT_BYTES = 64

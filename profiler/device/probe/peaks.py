@@ -12,7 +12,7 @@ from pydantic import Field
 
 from graph.run.blas import BlasThreads
 from kernels.cost import FLOPS_PER_MAC
-from kernels.native.target.isa import Precision
+from kernels.precision import Precision
 from kernels.spec import Array
 from profiler.device.measure import Effort, Figure, PinnedThreads, sample_rates, summarise
 from profiler.device.probe.loops import ALIGNMENT_BYTES, OPERAND_BYTES, Compiled, PeakLoop
