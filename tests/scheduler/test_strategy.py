@@ -35,7 +35,7 @@ def test_strategy_text_is_the_documented_form():
         "",
         "numpy",
         "numpy/rows/fp32",
-        "numpy/rows/fp64/t1",
+        "numpy/rows/fp8/t1",
         "numpy/rows/fp32/t0",
         "numpy/rows/fp32/t01",
         "numpy/rows/fp32/t99999",
