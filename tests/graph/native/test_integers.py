@@ -206,13 +206,9 @@ def qdq(rng: np.random.Generator, x: np.ndarray) -> bytes:
         "w": random_bytes(rng, np.dtype(np.int8), (channels, channels, 3, 3)),
         "ws": steps,
         "wz": np.zeros(channels, np.int8),
-        "b": rng.integers(-3000, 3000, channels).astype(np.int32),
+        "b": np.asarray(rng.integers(-3000, 3000, channels), np.int32),
     }
-    constants["bs"] = constants["xs"] * constants["ws"]
-    pair = lambda name, y, s, z: [  # noqa: E731
-        helper.make_node("QuantizeLinear", [name, s, z], [f"{y}q"]),
-        helper.make_node("DequantizeLinear", [f"{y}q", s, z], [y]),
-    ]
+    constants["bs"] = np.asarray(scales["xs"] * steps)
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["a"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["v"], axis=0),
