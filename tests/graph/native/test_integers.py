@@ -197,7 +197,7 @@ def test_other_ops_read_what_is_dequantised(op):
 def qdq(rng: np.random.Generator, x: np.ndarray) -> bytes:
     """A convolution, an activation, a residual and a pool between pairs of QuantizeLinear and DequantizeLinear."""
     channels = x.shape[1]
-    steps = rng.uniform(0.0005, 0.003, channels).astype(np.float32)
+    steps = np.asarray(rng.uniform(0.0005, 0.003, (channels,)), np.float32)
     scales = {name: np.array(rng.uniform(low, 4 * low), np.float32) for name, low in (("xs", 0.02), ("ys", 0.05), ("zs", 0.05))}
     constants: dict[str, np.ndarray] = {
         **scales,
