@@ -100,8 +100,9 @@ def add_bytes(k: Function, a: Value, b: Value, sums: Value) -> Value:
     if unit is not None:  # signed by signed: 128 less for every byte of a
         less = dot(k, unit, k.zero(sums.type), b, k.const(sums.type, -0x7F7F7F80))
         return dot(k, unit, sums, a ^ k.const(a.type, -0x7F7F7F80), b) - less
-    low = k.const(a.type, 0x00FF00FF)
-    return sums + _pairs(k, a & low, _signed(k, b, 8)) + _pairs(k, k.shift("lshr", a, 8) & low, _signed(k, b, 0))
+    even = a & k.const(a.type, 0x00FF00FF)
+    odd = k.convert("bitcast", k.shift("lshr", k.convert("bitcast", a, I16.by(2 * a.type.lanes)), 8), a.type)
+    return sums + _pairs(k, even, _signed(k, b, 8)) + _pairs(k, odd, _signed(k, b, 0))
 
 
 def byte_unit(isa: Isa) -> Unit | None:
