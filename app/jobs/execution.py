@@ -6,6 +6,7 @@ A `Desk` supplies models and takes beats and results: the database itself, or a 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -23,6 +24,7 @@ from scheduler.store import Claim, Job, Store
 
 log = structlog.get_logger("edgewise.jobs")
 
+PROGRESS_S = 1.0  # after which progress is told at the latest
 BEATS = 3  # renewals per lease time: two may fail before the lease is lost
 Ended = Literal["done", "failed", "cancelled", "queued"]  # queued: put back
 
@@ -114,11 +116,12 @@ class JobWorker:
 
 
 class _Holding:
-    """Holds a job's lease while it runs: a thread renews it and reports progress every `beat_s`."""
+    """Holds a job's lease while it runs: a thread renews it every `beat_s`, and where there is progress, within PROGRESS_S."""
 
     def __init__(self, desk: Desk, claim: Claim, beat_s: float, closing: threading.Event) -> None:
         self._desk, self._claim, self._beat_s, self._closing = desk, claim, beat_s, closing
         self._progress: Mapping[str, Any] = {}
+        self._told = self._progress  # by the last beat
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="edgewise-lease", daemon=True)
         self.cancelled = self.lost = self.stopped = False
@@ -134,15 +137,24 @@ class _Holding:
         """Note the job's progress, for the next beat."""
         self._progress = progress
 
+    def _await_news(self) -> bool:
+        """Wait until the next beat is due, or there is progress to tell; False once the job is over."""
+        due_s = time.monotonic() + self._beat_s
+        while not self._over.wait(min(PROGRESS_S, self._beat_s)):
+            if self._progress is not self._told or time.monotonic() >= due_s:
+                return True
+        return False
+
     def stop(self) -> bool:
         """Whether the job has to stop: cancelled, its lease lost, or the worker closing."""
         self.stopped = self.cancelled or self.lost or self._closing.is_set()
         return self.stopped
 
     def _keep(self) -> None:
-        while not self._over.wait(self._beat_s) and not self.lost:
+        while self._await_news() and not self.lost:
+            self._told = self._progress
             try:
-                self.cancelled = self._desk.beat(self._claim, orjson.dumps(self._progress).decode()) or self.cancelled
+                self.cancelled = self._desk.beat(self._claim, orjson.dumps(self._told).decode()) or self.cancelled
             except LeaseLostError:
                 self.lost = True
             except EdgewiseError as error:  # the next beat may succeed
