@@ -121,7 +121,7 @@ class _Holding:
     def __init__(self, desk: Desk, claim: Claim, beat_s: float, closing: threading.Event) -> None:
         self._desk, self._claim, self._beat_s, self._closing = desk, claim, beat_s, closing
         self._progress: Mapping[str, Any] = {}
-        self._told = self._progress  # by the last beat
+        self._told: Mapping[str, Any] = self._progress  # by the last beat
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="edgewise-lease", daemon=True)
         self.cancelled = self.lost = self.stopped = False
