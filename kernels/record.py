@@ -1,4 +1,4 @@
-"""Frozen data classes with slots, defined in a fifth of the time that `dataclasses.dataclass` takes.
+"""Frozen data classes with slots, defined in a quarter of the time that `dataclasses.dataclass` takes.
 
 `@record` makes what `@dataclass(frozen=True, slots=True)` makes: `fields`, `replace`, `asdict`, pickle and copy treat it alike.
 `dataclass` compiles six functions for each class, which takes 0.25 ms; a process that runs a model defines 140 such classes, and
@@ -7,6 +7,7 @@ that was a quarter of the processor time until its first result. `record` compil
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
 from operator import attrgetter
@@ -78,11 +79,14 @@ def _constructor(made: Any, every: Sequence[Field[Any]]) -> Callable[..., None]:
         if not each.init:
             parameters.pop()
         if each.init or value != name:
-            lines.append(f" _set_{name}(self, {value})")
+            lines.append(f"  _set_{name}(self, {value})")
     if hasattr(made, "__post_init__"):
-        lines.append(" self.__post_init__()")
-    exec(f"def __init__({', '.join(parameters)}):\n" + ("\n".join(lines) or " pass"), scope)  # noqa: S102  as dataclasses do
-    made_init: Callable[..., None] = scope["__init__"]
+        lines.append("  self.__post_init__()")
+    body = "\n".join(lines) or "  pass"
+    text = f"def make({', '.join(scope)}):\n def __init__({', '.join(parameters)}):\n{body}\n return __init__"
+    found: dict[str, Any] = {}
+    exec(text, getattr(sys.modules.get(made.__module__), "__dict__", {}), found)  # noqa: S102  as dataclasses do
+    made_init: Callable[..., None] = found["make"](**scope)
     made_init.__qualname__ = f"{made.__qualname__}.__init__"
     made_init.__annotations__ = {each.name: each.type for each in every if each.init} | {"return": None}
     return made_init

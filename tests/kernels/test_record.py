@@ -1,11 +1,13 @@
 """A record behaves as a frozen data class with slots that `dataclasses.dataclass` makes."""
 
+from __future__ import annotations
+
 import copy
 import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, astuple, dataclass, field, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import numpy as np
 import pytest
@@ -167,6 +169,10 @@ def test_copies_are_equal(again: Callable[[Kept], Kept]) -> None:
     found = again(made)
     assert (found, type(found)) == (made, Kept)
     assert found is not made
+
+
+def test_annotations_are_found_from_the_constructor() -> None:
+    assert get_type_hints(Kept.__init__) == {"a": int, "b": list[int], "return": type(None)}
 
 
 def test_fields_match_by_position() -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from graph.digest import Digest
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET
-from graph.formats.onnx.functions import inline
 from graph.formats.onnx.messages import AttributeProto, TensorProto
 from graph.formats.onnx.schema import KINDS, check_kinds, check_types, op_name
 from graph.formats.onnx.source import load, parse
@@ -56,6 +55,8 @@ def read(
     name, proto = loaded.name, parse(loaded)
     check()
     if proto.functions:
+        from graph.formats.onnx.functions import inline  # noqa: PLC0415  few files have functions
+
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx", 0))

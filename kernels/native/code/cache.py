@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -73,9 +74,11 @@ class Source:
 def build_key() -> str:
     """Hash what compiled code depends on besides IR and ISA: the version of LLVM, and the source of emitters and compiler."""
     digest = hashlib.sha256(llvm_version().encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    for folder, _, names in sorted(os.walk(Path(__file__).parents[1])):  # Path.rglob and Path.read_bytes take four times as long
+        for name in sorted(name for name in names if name.endswith(".py")):
+            digest.update(name.encode())
+            with open(os.path.join(folder, name), "rb") as file:  # noqa: PTH118, PTH123
+                digest.update(file.read())
     return digest.hexdigest()
 
 

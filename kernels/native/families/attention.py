@@ -7,6 +7,7 @@ q, k, v and y may be any views whose last dimension has no gaps: slices of one m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
@@ -85,9 +86,13 @@ class AttentionTile:
         return f"{self.keys}x{self.vectors}_{self.rows}x{self.columns}"
 
 
-def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[AttentionTile]:
+def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> tuple[AttentionTile, ...]:
     """Return the tiles that a port model estimates to be fastest, the best first."""
-    attention = hinted(attention)
+    return _ranked_tiles(hinted(attention), isa, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(attention: Attention, isa: Isa, limit: int) -> tuple[AttentionTile, ...]:
     queries, v_size = attention.q.shape[2], attention.v.shape[3]
     made = [
         make_attention_tile(attention, isa, vectors, columns)
@@ -96,7 +101,7 @@ def attention_tiles(attention: Attention, isa: Isa, limit: int = 6) -> list[Atte
         if vectors <= -(-queries // isa.lanes) and columns <= -(-v_size // isa.lanes)
     ]
     found = dict.fromkeys(each for tile in made for each in (tile, *_lower(tile, attention, isa)))
-    return sorted(found, key=lambda tile: _estimate(attention, tile, isa))[:limit]
+    return tuple(sorted(found, key=lambda tile: _estimate(attention, tile, isa))[:limit])
 
 
 def _lower(tile: AttentionTile, attention: Attention, isa: Isa) -> Iterator[AttentionTile]:

@@ -128,7 +128,7 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
         splits = conv.x.block == isa.lanes and pixels * isa.lanes % LINE_ELEMENTS
         cycles = _estimate(flat, pixels, vectors, isa) * (TIGHT if tight else 1) * (SPLIT_LINES if splits else 1)
         scored.append((cycles, -pixels * vectors, pixels, vectors))
-    return tuple(make_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
+    return tuple(_made_tile(conv, isa, pixels, vectors) for _, _, pixels, vectors in sorted(scored)[:limit])
 
 
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
@@ -157,7 +157,10 @@ def _row_count(flat: Conv, tile: ConvTile) -> int:
 
 def make_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     """Make a tile of these sizes; the rest follows by rule."""
-    conv = hinted(conv)
+    return _made_tile(hinted(conv), isa, pixels, vectors)
+
+
+def _made_tile(conv: Conv, isa: Isa, pixels: int, vectors: int) -> ConvTile:
     flat = conv.flat()
     row_macs = flat.y.width * min(vectors * isa.lanes, conv.group_outputs) * conv.macs // (
         conv.y.batch * conv.y.height * conv.y.width * conv.y.channels

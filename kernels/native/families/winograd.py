@@ -22,7 +22,7 @@ from kernels.native.emit.geometry import Conv
 from kernels.native.emit.product import MOST_PIXELS, most_rows
 from kernels.native.target.isa import Isa
 from kernels.record import record
-from kernels.size import hint, least
+from kernels.size import hint, hinted, least
 from kernels.spec import Array
 
 GROUP, GROUP_STREAMED = (14, 28), 48  # bounds of the most tiles of a fused group, with weights in L2 and with weights from L3
@@ -175,12 +175,17 @@ def _bytes_a_cycle(threads: int) -> float:
     return min(threads * THREAD_BYTES, MEMORY_BYTES)
 
 
-def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 6) -> list[WinogradTile]:
+def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 6) -> tuple[WinogradTile, ...]:
     """Return tiles for that many threads, the fastest by a port model first: the one to use unmeasured, then others to measure.
 
     The last third have the other form (fused or split).
     """
-    conv, tiles = winograd.conv, hint(winograd.tiles)
+    return _ranked_tiles(hinted(winograd), isa, threads, limit)
+
+
+@functools.lru_cache(1024)
+def _ranked_tiles(winograd: Winograd, isa: Isa, threads: int, limit: int) -> tuple[WinogradTile, ...]:
+    conv, tiles = winograd.conv, winograd.tiles
     weight_bytes = 4 * winograd.points * conv.x.channels * conv.y.channels
     tile_bytes = 4 * winograd.points * (conv.x.channels + 4 * isa.lanes)  # of V, and of M for a block
     most = min(max((CACHE_BYTES - weight_bytes) // tile_bytes, GROUP[0]), GROUP[1])
@@ -191,7 +196,7 @@ def winograd_tiles(winograd: Winograd, isa: Isa, threads: int = 1, limit: int = 
     split = weight_bytes > WEIGHTS_IN_L3_BYTES or few or (weight_bytes > WEIGHTS_IN_L2_BYTES and group < LEAST_GROUP)
     fused_tiles, split_tiles = (_form(winograd, isa, group, fused=True), _form(winograd, isa, tiles, fused=False))
     first, second = (split_tiles, fused_tiles) if split else (fused_tiles, split_tiles)
-    return [*first[: limit - limit // 3], *second[: limit // 3]]
+    return (*first[: limit - limit // 3], *second[: limit // 3])
 
 
 def _form(winograd: Winograd, isa: Isa, group: int, *, fused: bool) -> list[WinogradTile]:
