@@ -143,7 +143,7 @@ def is_quantised(model: Path) -> bool:
 
 
 def agree(engines: list[Engine], folder: Path, limit: float) -> None:
-    """Raise EngineFailedError if an output of Edgewise differs from the first peer's by more than that share of its largest value."""
+    """Raise EngineFailedError if an output of Edgewise differs from the first peer's by more than this share of its largest."""
     outputs = {}
     for engine in engines:
         path = folder / f"{_file_name(engine.name)}-out.npz"

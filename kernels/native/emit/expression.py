@@ -203,6 +203,10 @@ def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], V
         return values[number]
 
     for number, step in enumerate(expression.steps, len(expression.operands)):
+        if (inner := _narrowed(expression, step, types)) is not None:
+            narrow, real = inner
+            values[number] = _limited(k, value(real), types[narrow], whole=_is_rounded(expression, real))
+            continue
         values[number] = apply(k, step, [value(arg) for arg in step.args], [types[arg] for arg in step.args], lanes)
     return value(len(types) - 1)
 
@@ -240,17 +244,44 @@ def _compare(k: Function, op: str, a: Value, b: Value, dtype: DType) -> Value:
     return k.compare(op, a, b)
 
 
-def _whole(k: Function, value: Value, new: DType) -> Value:
-    """Convert float32 to int32 toward zero, within the range of a smaller integer, whose bounds float32 holds; NaN to 0.
+def _narrowed(expression: Expression, step: Apply, types: Sequence[DType]) -> tuple[int, int] | None:
+    """Return the numbers of a small integer that a step casts to float32, and of the float32 that it was made of; else None."""
+    if step.op != "cast" or (step.dtype or FLOAT) != FLOAT or step.args[0] < len(expression.operands):
+        return None
+    narrow = expression.steps[step.args[0] - len(expression.operands)]
+    small = types[step.args[0]] in INTS and types[step.args[0]].itemsize <= 2
+    return (step.args[0], narrow.args[0]) if small and narrow.op == "cast" and types[narrow.args[0]] == FLOAT else None
 
-    LLVM converts to small integers lane by lane.
+
+def _is_rounded(expression: Expression, number: int) -> bool:
+    """Whether a value of an expression is rounded to a whole number."""
+    at = number - len(expression.operands)
+    return at >= 0 and expression.steps[at].op == "round"
+
+
+def _limited(k: Function, value: Value, dtype: DType, *, whole: bool) -> Value:
+    """Emit float32 as a cast to a small integer and back makes it: whole, within the integer's range, NaN 0.
+
+    whole: it is a whole number, infinite or NaN already.
     """
-    info = np.iinfo(new)
+    limited = _within(k, value, dtype)
+    made = limited if whole else k.intrinsic("trunc", value.type, limited)
+    return made if dtype.kind == "u" else made + 0.0  # integers have no -0
+
+
+def _within(k: Function, value: Value, dtype: DType) -> Value:
+    """Emit float32 within the range of a small integer, whose bounds float32 holds; NaN is 0."""
+    info = np.iinfo(dtype)
     if info.min == 0:  # which NaN becomes as well: it is not greater than 0
         number = k.select(k.compare("gt", value, 0.0), value, k.zero(value.type))
     else:
         number = k.at_least(k.select(k.compare("eq", value, value), value, k.zero(value.type)), float(info.min))
-    return k.convert("fptosi", k.at_most(number, float(info.max)), I32.by(value.type.lanes))
+    return k.at_most(number, float(info.max))
+
+
+def _whole(k: Function, value: Value, new: DType) -> Value:
+    """Convert float32 to int32 toward zero, within the range of a smaller integer. LLVM converts to those lane by lane."""
+    return k.convert("fptosi", _within(k, value, new), I32.by(value.type.lanes))
 
 
 def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:

@@ -7,6 +7,7 @@ from kernels.expression import DOUBLE, FLOAT, Draft, Expression
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_weights
+from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.normalize import Rows, emit_rows
 from kernels.native.memory.view import View
 from kernels.spec import BOOL
@@ -64,3 +65,27 @@ def test_what_does_not_fit_is_refused(isa):
         emit_rows(Rows("mean", view, View.dense((2, 1)), (1,), epilogue=chain("isnan")), isa)
     with pytest.raises(EmitError, match=r"rows: mean: the epilogue has a bias"):
         emit_rows(Rows("mean", view, View.dense((2, 1)), (1,), epilogue=Epilogue(bias=True)), isa)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("rounds", [False, True])
+def test_small_integers_between_floats_are_not_made(isa, dtype, rounds):
+    """A cast to a small integer and back keeps a float32 in its range, to the bit, whether the integer is read as well or not."""
+    draft, kind = Draft(), np.dtype(dtype)
+    x = draft.operand("", FLOAT)
+    narrow = draft("cast", draft("round", x) if rounds else x, dtype=kind)
+    made = draft("cast", narrow, dtype=FLOAT)
+    values = np.array(
+        [0.0, -0.0, -0.3, 0.5, 1.5, 2.5, -1.5, 254.6, 127.5, -128.7, 7e4, -7e4, np.inf, -np.inf, np.nan], np.float32
+    )
+    given = np.resize(values, (2, 3 * isa.lanes + 1))
+    view = View.dense(given.shape)
+    for result in (made, draft("cast", draft("mul", made, made), dtype=FLOAT)):
+        _, expression = draft.finish(result, ("",))
+        y = np.full(given.shape, np.nan, np.float32)
+        run_kernel(emit_map(Map(Strided(view, FLOAT), (Strided(view, FLOAT),), expression.steps), isa), isa, x0=given, y=y)
+        info = np.iinfo(kind)
+        whole = np.rint(given) if rounds else np.trunc(given)
+        exact = np.clip(np.where(np.isnan(given), 0, whole), info.min, info.max).astype(np.int64).astype(np.float32)
+        exact = exact if result is made else exact * exact
+        np.testing.assert_array_equal(y.view(np.int32), exact.view(np.int32))
