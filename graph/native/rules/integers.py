@@ -51,10 +51,7 @@ def _weights(node: Node, constants: Mapping[str, Array]) -> Array | None:
     """Return the weights less their zero point as int8, outputs first; None where they do not fit."""
     source, name = constants[node.inputs[1]], optional_input(node, 3)
     product = node.op == "MatMulInteger"
-    if not name:
-        zero: Array = np.zeros(1, source.dtype)
-    else:
-        zero = constants[name].reshape(-1)
+    zero: Array = constants[name].reshape(-1) if name else np.zeros(1, source.dtype)
     if source.dtype == INT8 and not zero.any():
         weights = source
     elif source.dtype != INT8 and (zero == 128).all():
@@ -143,7 +140,7 @@ def _direct(b: Lowering, node: Node, conv: Conv, given: _Bytes, epilogue: Epilog
     tile, weights = tile_of(b.choice(node), conv, b.isa), given.weights
     key = (conv.groups, tile.vectors, given.key)
     w = b.packed.storage(given.source, ("bytes", *key), lambda: pack_weights(conv, tile, b.isa, byte_words(weights)))
-    start = (*key, conv.words, conv.zero, conv.kernel, conv.top)
+    start = (*key, conv.words, conv.zero, conv.is_product)  # all that `pack_zeros` asks of the convolution
     zeros = b.packed.storage(given.source, ("zeros", *start), lambda: pack_zeros(conv, b.isa, weights, tile.vectors), INT32)
     return emit_conv(conv, tile, epilogue, b.isa), {"w": w, "b": zeros}
 

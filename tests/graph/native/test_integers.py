@@ -241,3 +241,20 @@ def test_quantised_networks_are_those_of_unfused_ops_but_for_ties():
         assert difference.max() <= 1
         counted, off = counted + difference.size, off + int(difference.sum())
     assert off <= 1e-4 * counted
+
+
+def test_convolutions_that_share_weights():
+    """A 1×1 convolution without stride leaves no rows out, one with padding does: each has its own sums to start from."""
+    rng = np.random.default_rng(0)
+    x, w = random_bytes(rng, np.dtype(np.uint8), (1, 8, 6, 6)), random_bytes(rng, np.dtype(np.int8), (20, 8, 1, 1))
+    forms: list[dict[str, list[int]]] = [
+        {},
+        {"strides": [2, 2]},
+        {"pads": [0, 0, 2, 0]},
+        {"pads": [1, 1, 1, 1], "strides": [2, 2]},
+    ]
+    nodes = [helper.make_node("ConvInteger", ["x", "w", "z"], [f"s{n}"], **attrs) for n, attrs in enumerate(forms)]
+    nodes += [helper.make_node("ReduceMax", [f"s{n}"], [f"m{n}"], axes=[2, 3]) for n in range(len(forms))]
+    nodes += [helper.make_node("Concat", [f"m{n}" for n in range(len(forms))], ["y"], axis=1)]
+    data = model(nodes, x, TensorProto.INT32, w=w, z=np.array(9, np.uint8))
+    check(data, x, "direct")
