@@ -65,7 +65,7 @@ def test_plan_of_another_version_is_refused():
         (("model_digest",), "../../etc"),
         (("device_fingerprint",), ""),
         (("objective",), "speed"),
-        (("precision",), "fp64"),
+        (("precision",), "fp8"),
         (("unknown",), 1),
         (("steps",), "none"),
         (("steps", 0, "strategy"), "numpy/rows"),
