@@ -88,4 +88,16 @@ CPUs between ops that it has no half-precision kernels for.
 
 `tests/graph/passes/test_widen.py` has a test for every row, `tests/scheduler/test_halves.py` compares whole networks with numpy, with
 float32 and with ONNX Runtime.
+
+## Products of bfloat16
+`Session(model, precision="bf16")` may compute convolutions and products with constant weights in bfloat16, and so may a plan, op by op.
+Both factors are rounded to bfloat16, ties to even; their products are added up in float32, and bias, activation and all else that is
+fused behind is computed in float32. A value that such a kernel reads or makes is stored as bfloat16 where all kernels that read it can
+take it so (`graph/native/held.py`); other values, and all outputs of a model, are float32. Nothing is stored less exactly than that, and
+ops that no such kernel is next to are those of float32.
+
+Numbers below 2⁻¹²⁶ may become 0 in such products and stores, as processors' instructions for them do. Those that have none add the
+same products by float32 multiply–adds: results differ in the last bits of sums between machines, and are the same for every number of
+threads. `tests/kernels/native/test_half_conv.py` compares each kernel with float64 of the rounded factors,
+`tests/graph/native/test_held.py` whole graphs with float64.
 """

@@ -26,6 +26,7 @@ from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
 from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
+from kernels.precision import Precision
 from kernels.record import record
 from kernels.spec import Array
 from scheduler.errors import StalePlanError
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from profiler.run.trace import Trace
     from scheduler.plan import Plan
 
-PRECISIONS = ("fp32", "bf16", "int8", "auto")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
+_PREFERRED: Mapping[str, Sequence[Precision]] = {"bf16": ("bf16", "fp32")}
 BACKENDS: tuple[WantedBackend, ...] = get_args(WantedBackend)
 MAX_PLANS = 64  # of one session, each for other shapes: the newest ones
 DEFAULT = "default"  # the plan id of runs that follow none
@@ -77,7 +79,9 @@ class Session:
 
     Args:    model: the path of an ONNX file, its bytes, an onnx.ModelProto, or a model that is read already.
              threads: threads of one run; None = those of the plan, or one for each physical core this process may use.
-             precision: "fp32" or "auto"; "bf16" and "int8" are names that this build does not support yet.
+             precision: in which products of float32 may be computed: "fp32"; or "bf16", with sums in float32, and values between
+             such products stored as bfloat16 (docs/numerics.md). A plan says so for every op by itself, and comes first.
+             "auto" is "fp32" without a plan. Files that are quantised, or in half precision, run as docs/numerics.md says.
              backend: "auto", "native" or "numpy".
              plan: how to run the input shapes it was made for. Shapes near them follow it too: a plan of 64 tokens serves 65.
              Others use every op's default strategy.
@@ -108,7 +112,7 @@ class Session:
             self.threads = available_cores() if plan is None else plan.threads
         self.limits = limits
         self.backend = backend
-        self._native = None if backend == "numpy" else find_native(backend)
+        self._native = None if backend == "numpy" else find_native(backend, _PREFERRED.get(precision, ("fp32",)))
         self._building = threading.Lock()
         self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
         self._ready = ExecutorCache(limits.executors, self._limit_bytes)
@@ -395,5 +399,5 @@ def _check_choices(precision: str, backend: str) -> None:
         raise AttributeValueError(f"session: precision is {precision!r}, need one of {', '.join(PRECISIONS)}")
     if backend not in BACKENDS:
         raise AttributeValueError(f"session: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
-    if precision not in ("fp32", "auto"):
-        raise UnsupportedError(f"session: precision {precision} is not available in this build, it has fp32")
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UnsupportedError(f"session: precision {precision} is not available in this build, it has fp32 and bf16")

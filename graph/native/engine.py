@@ -25,27 +25,34 @@ from kernels.native.code.resident import load_kernels
 from kernels.native.emit.kernel import NativeKernel
 from kernels.native.run.thread_pool import shared_thread_pool
 from kernels.native.target.isa import Isa, host_isa, host_isas
+from kernels.precision import Precision
 from kernels.size import Sizes
 
+_NONE: Mapping[str, Kept] = MappingProxyType({})
 
-def find_native(backend: str) -> Native | None:
+
+def find_native(backend: str, precisions: Sequence[Precision] = ("fp32",)) -> Native | None:
     """Return the native backend, or None where this machine has no instruction set for it and `backend` is not "native".
+
+    precisions: as in `Native`.
 
     Raises: IsaError where `backend` is "native" and there is no instruction set, or EDGEWISE_ISA names one that is not here.
     """
-    return Native() if backend == "native" or host_isas() else None
+    return Native(precisions=precisions) if backend == "native" or host_isas() else None
 
 
 @dataclass(slots=True)
 class Native:
     """The native backend of one model: its instruction set, its compiled code on disk, its weights as kernels read them.
 
+    precisions: in which its candidates compute products of float32, the first one without a measurement.
     Raises: IsaError where this machine has no instruction set that is described.
     """
 
     isa: Isa = field(default_factory=host_isa)
     cache: CodeCache | None = field(default_factory=CodeCache.default)
     constants: ConstantCache = field(default_factory=ConstantCache)
+    precisions: Sequence[Precision] = ("fp32",)
 
     def refusals(self, graph: Graph, specs: Specs) -> dict[str, str]:
         """Return why nodes cannot run natively, by the name of each that cannot."""
@@ -54,15 +61,18 @@ class Native:
 
     def refusal(self, node: Node, graph: Graph, specs: Specs) -> str | None:
         """Return why a node cannot run natively, or None where it can."""
-        return refusal(node, Facts(specs, graph.constants, self.isa))
+        return refusal(node, self._facts(graph, specs))
 
     def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
         """Return the native ways to compute a node that is not refused, first the one to use on that many threads unmeasured."""
-        return RULES[node.op].candidates(node, Facts(specs, graph.constants, self.isa, threads).hinted)
+        return RULES[node.op].candidates(node, self._facts(graph, specs, threads).hinted)
 
     def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
         """Return what a candidate computes and moves."""
-        return RULES[node.op].work(node, Facts(specs, graph.constants, self.isa).hinted, choice)
+        return RULES[node.op].work(node, self._facts(graph, specs).hinted, choice)
+
+    def _facts(self, graph: Graph, specs: Specs, threads: int = 1, kept: Mapping[str, Kept] = _NONE) -> Facts:
+        return Facts(specs, graph.constants, self.isa, threads, kept, self.precisions)
 
     def blocked(self, graph: Graph, specs: Specs, threads: int, choices: Mapping[str, Choice]) -> frozenset[str]:
         """Return the values that their producers leave in blocks of channels, which no strides describe."""
@@ -100,7 +110,7 @@ class Native:
     ) -> Iterator[tuple[Part, Lowering]]:
         """Lower every segment without packing constants, to inspect the calls."""
         _, parts = self.parts(graph, specs, choices)
-        facts = Facts(specs, graph.constants, self.isa, threads)
+        facts = self._facts(graph, specs, threads)
         for part in parts.values():
             yield part, lower(part, facts, ConstantCache(dry=True), complete_choices(part, facts, choices))
 
@@ -127,7 +137,7 @@ class Native:
         threads: int,
         choices: Mapping[str, Choice],
         budget: RunBudget,
-        kept: Mapping[str, Kept] = MappingProxyType({}),
+        kept: Mapping[str, Kept] = _NONE,
     ) -> tuple[Graph, Mapping[str, LoweredSegment]]:
         """Return `parts` with every segment lowered for that many threads; its kernels are compiled and its weights packed.
 
@@ -136,7 +146,7 @@ class Native:
         Raises: LimitError where the packed weights exceed the budget; OutOfMemoryError; CompileError.
         """
         rest, parts = self.parts(graph, specs, choices)
-        facts = Facts(specs, graph.constants, self.isa, threads, kept)
+        facts = self._facts(graph, specs, threads, kept)
         chosen = {name: choice for part in parts.values() for name, choice in complete_choices(part, facts, choices).items()}
         self._require_packed(parts.values(), facts.hinted, chosen, budget)
         with ThreadPoolExecutor(threads, "packing") as workers:

@@ -6,11 +6,10 @@ Which operations an op consists of, the op itself says (`Op.expression`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from types import MappingProxyType
+from dataclasses import field, replace
 
 from graph.ir import INTEGER_PRODUCTS, Fused, Node
-from kernels.expression import INT32, Draft, Expression, Term, in_order
+from kernels.expression import FLOAT, INT32, Draft, Expression, Term, in_order
 from kernels.native.emit.expression import value_types
 from kernels.native.errors import EmitError
 from kernels.record import record
@@ -19,9 +18,21 @@ from kernels.spec import Array, DType, SizeArray, Spec
 
 MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with 800 operands most of a minute
 
-NOTHING: Mapping[str, Node] = MappingProxyType({})
-
 SpecOf = Callable[[str], Spec]
+
+
+@record
+class Sources:
+    """What the operands of expressions are.
+
+    spec, constants: of the values of the graph. deferred: by value, the elementwise nodes that are computed where it is read.
+    held: the types in which float32 values lie in memory, where these are others.
+    """
+
+    spec: SpecOf
+    constants: Mapping[str, Array]
+    deferred: Mapping[str, Node] = field(default_factory=dict)
+    held: Mapping[str, DType] = field(default_factory=dict)
 
 
 @record
@@ -53,51 +64,46 @@ class BoundExpression:
         return BoundExpression(tuple(self.operands[n] for n in kept), Expression(types, steps))
 
 
-def express(node: Node, spec: SpecOf, constants: Mapping[str, Array], deferred: Mapping[str, Node] = NOTHING) -> BoundExpression:
-    """Return what an elementwise node and its epilogue compute.
-
-    deferred: by value, the elementwise nodes that are computed where the value is read. Raises EmitError where there is no
-    expression for the node.
-    """
-    draft = _GraphDraft(spec, constants, deferred)
+def express(node: Node, sources: Sources) -> BoundExpression:
+    """Return what an elementwise node and its epilogue compute. Raises EmitError where there is no expression for the node."""
+    draft = _GraphDraft(sources)
     made = draft.append(node, None)
     for fused in node.epilogue:
         made = draft.append(fused, made)
-    return _bound(draft, made, ())
+    return _bound(draft, draft.held(node.outputs[0], made), ())
 
 
-def express_epilogue(
-    node: Node, spec: SpecOf, constants: Mapping[str, Array], addend: str = "", deferred: Mapping[str, Node] = NOTHING
-) -> BoundExpression:
+def express_epilogue(node: Node, sources: Sources, addend: str = "") -> BoundExpression:
     """Return what is fused behind a node, operand 0 being the node's own result.
 
-    addend: a value that is added before. deferred: as for `express`. Raises EmitError where there is no expression for it.
+    addend: a value that is added before. Raises EmitError where there is no expression for it.
     """
-    dtype = INT32 if node.op in INTEGER_PRODUCTS else spec(node.outputs[0]).dtype
-    return _behind(node.epilogue, dtype, _GraphDraft(spec, constants, deferred), addend)
+    value = node.outputs[0]
+    dtype = INT32 if node.op in INTEGER_PRODUCTS else sources.spec(value).dtype
+    return _behind(node.epilogue, dtype, _GraphDraft(sources), addend, value)
 
 
-def express_fused(fused: Fused, dtype: DType, spec: SpecOf, constants: Mapping[str, Array]) -> BoundExpression:
+def express_fused(fused: Fused, dtype: DType, sources: Sources) -> BoundExpression:
     """Return what one op computes of a result of that type, operand 0. Raises EmitError where there is no expression for it."""
-    return _behind((fused,), dtype, _GraphDraft(spec, constants))
+    return _behind((fused,), dtype, _GraphDraft(sources))
 
 
-def refuses_behind(node: Node, spec: SpecOf, constants: Mapping[str, Array]) -> str | None:
+def refuses_behind(node: Node, sources: Sources) -> str | None:
     """Return why an elementwise kernel cannot compute what is fused behind a node, or None."""
     try:
-        express_epilogue(node, spec, constants)
+        express_epilogue(node, sources)
     except EmitError as error:
         return str(error)
     return None
 
 
-def _behind(fused: tuple[Fused, ...], dtype: DType, draft: _GraphDraft, addend: str = "") -> BoundExpression:
+def _behind(fused: tuple[Fused, ...], dtype: DType, draft: _GraphDraft, addend: str = "", value: str = "") -> BoundExpression:
     made = draft.operand("", dtype)
     if addend:
         made = draft("add", made, draft.value(addend))
     for each in fused:
         made = draft.append(each, made)
-    return _bound(draft, made, ("",))
+    return _bound(draft, draft.held(value, made), ("",))
 
 
 def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
@@ -111,22 +117,32 @@ def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
 class _GraphDraft(Draft):
     """A draft whose operands are values of a graph."""
 
-    def __init__(self, spec: SpecOf, constants: Mapping[str, Array], deferred: Mapping[str, Node] = NOTHING) -> None:
+    def __init__(self, sources: Sources) -> None:
         super().__init__()
-        self._spec, self._constants, self._deferred = spec, constants, deferred
+        self._sources = sources
         self._made: dict[str, Term] = {}
 
     def value(self, name: str) -> Term:
         """A value of the graph."""
-        if (node := self._deferred.get(name)) is not None:
-            if name not in self._made:
-                self._made[name] = self.append(node, None)
-            return self._made[name]
-        known = self._constants.get(name)
+        if name not in self._made:
+            self._made[name] = self._value(name)
+        return self._made[name]
+
+    def _value(self, name: str) -> Term:
+        if (node := self._sources.deferred.get(name)) is not None:
+            return self.append(node, None)
+        known = self._sources.constants.get(name)
         if isinstance(known, SizeArray):
             known = None
-        spec = self._spec(name) if known is None else Spec.of(known)
+        spec = self._sources.spec(name) if known is None else Spec.of(known)
+        if (dtype := self._sources.held.get(name)) is not None:
+            return self("cast", self.operand(name, dtype, None, spec.shape), dtype=FLOAT)
         return self.operand(name, spec.dtype, known, spec.shape)
+
+    def held(self, name: str, made: Term) -> Term:
+        """Return a float32 result as it lies in memory under the name of a value."""
+        dtype = self._sources.held.get(name)
+        return made if dtype is None else self("hold", made, dtype=dtype)
 
     def append(self, node: Node | Fused, made: Term | None) -> Term:
         """Append an op. made: what "" stands for among the inputs of one that is fused; None: for an absent input."""

@@ -8,12 +8,13 @@ from dataclasses import field, replace
 import numpy as np
 
 from graph.ir import Node, Specs
-from graph.native.expressions import express_epilogue
+from graph.native.expressions import Sources, express_epilogue
 from graph.native.place import image_shape, is_image
 from kernels.native.errors import EmitError
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
+from kernels.precision import Precision
 from kernels.record import record
 from kernels.size import hinted
 from kernels.spec import BOOL, INTS, Array, DType, Spec, hinted_array
@@ -44,7 +45,8 @@ class Facts:
     """The facts that decide whether a node has a native form, and which is best. Its neighbours in the graph are not among them.
 
     specs, constants: of the whole graph. threads: how many will share the work. kept: values that grow in place, by the name of
-    the output.
+    the output. precisions: in which products may be computed, the one to use unmeasured first. held: the types in which float32
+    values of a segment that is being lowered lie in memory, where these are others.
     """
 
     specs: Specs
@@ -52,6 +54,13 @@ class Facts:
     isa: Isa
     threads: int = 1
     kept: Mapping[str, Kept] = field(default_factory=dict)
+    precisions: Sequence[Precision] = ("fp32",)
+    held: Mapping[str, DType] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> Sources:
+        """What the operands of expressions over these values are."""
+        return Sources(self.spec, self.constants, held=self.held)
 
     @property
     def hinted(self) -> Facts:
@@ -61,6 +70,10 @@ class Facts:
     def spec(self, value: str) -> Spec:
         """Return the shape and dtype of a value. Raises EmitError where only a run decides them."""
         return known(self.specs, value)
+
+    def memory_dtype(self, value: str) -> DType:
+        """Return the type in which a value lies in memory."""
+        return self.held.get(value) or self.spec(value).dtype
 
     def not_f32(self, *values: str) -> str | None:
         """Return which of the values is not fp32, as a reason, or None. Absent values ("") are skipped."""
@@ -83,7 +96,7 @@ class Facts:
     def refuses_epilogue(self, node: Node) -> str | None:
         """Return why a kernel cannot compute the epilogue of a node, or None."""
         try:
-            bound = express_epilogue(node, self.spec, self.constants)
+            bound = express_epilogue(node, self.sources)
         except EmitError as error:
             ops = "+".join(fused.op for fused in node.epilogue)
             return f"its epilogue {ops} has an op without a native form: {error}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from graph.choice import Choice
 from graph.ir import Node
 from graph.native.calls import CallList
 from graph.native.constants import ConstantCache, ConstantStorages
 from graph.native.dataflow import Dataflow
+from graph.native.expressions import Sources
 from graph.native.facts import Facts
 from graph.native.values import Values
 from kernels.spec import Spec
@@ -31,6 +33,16 @@ class Lowering:
         self.values = Values(facts, self.dataflow, self.packed, self.calls)
         self.done: set[str] = set()  # names of nodes that an earlier one has lowered together with itself
         self._choices = choices
+
+    @property
+    def sources(self) -> Sources:
+        """What the operands of expressions are, but for values that nobody has made yet."""
+        return self.facts.sources
+
+    @property
+    def late_sources(self) -> Sources:
+        """What the operands of expressions are; values that nobody has made yet are computed of what these are made of."""
+        return replace(self.facts.sources, deferred=self.values.deferred)
 
     def spec(self, value: str) -> Spec:
         """Return the shape and dtype of a value."""

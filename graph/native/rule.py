@@ -23,6 +23,8 @@ class Rule:
     candidates: returns the ways to compute a node that is not refused, the one to use unmeasured first. work: returns the work of
     one of them. view: the op only renames memory where strides can say so, and copies otherwise: no reason to run natively by
     itself. reserve: is called before any node of the segment is lowered, and says where the producers of a node's inputs write.
+    holds: returns the float32 values that the kernels of a choice read and write where these lie as bfloat16, too. moves: all
+    float32 values of a node have to lie in one type.
     """
 
     refuses: Callable[[Node, Facts], str | None]
@@ -31,6 +33,8 @@ class Rule:
     work: Callable[[Node, Facts, Choice], Work]
     view: bool = False
     reserve: Callable[[Lowering, Node], None] | None = None
+    holds: Callable[[Node, Choice], Sequence[str]] | None = None
+    moves: bool = False
 
 
 def one_algorithm(
@@ -42,10 +46,22 @@ def one_algorithm(
     wants: Layout = "any",
     view: bool = False,
     reserve: Callable[[Lowering, Node], None] | None = None,
+    holds: Callable[[Node, Choice], Sequence[str]] | None = None,
+    moves: bool = False,
 ) -> Rule:
     """Return the rule of a family that has one algorithm and no port model. kind: of its work, as the algorithm by default."""
     work = streamed(kind or algorithm, wants=wants)
-    return Rule(refuses, lower, lambda _node, _facts: (Choice("native", algorithm),), work, view, reserve)
+    return Rule(refuses, lower, lambda _node, _facts: (Choice("native", algorithm),), work, view, reserve, holds, moves)
+
+
+def all_values(node: Node, _choice: Choice) -> Sequence[str]:
+    """Return all that a node reads and writes: what it `holds` where its kernels take every value as it lies."""
+    return (*node.reads(), *node.writes())
+
+
+def unfused_values(node: Node, choice: Choice) -> Sequence[str]:
+    """Return all that a node reads and writes, if nothing is fused behind it."""
+    return () if node.epilogue else all_values(node, choice)
 
 
 def streamed(kind: str, *, wants: Layout = "any") -> Callable[[Node, Facts, Choice], Work]:

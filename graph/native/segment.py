@@ -16,6 +16,7 @@ from graph.native.barriers import with_barriers
 from graph.native.calls import Call, IndexWatch
 from graph.native.constants import ConstantCache
 from graph.native.facts import Facts
+from graph.native.held import held_values
 from graph.native.lowering import Lowering
 from graph.native.partition import Part
 from graph.native.place import PackedConstant, Storage
@@ -38,6 +39,7 @@ _ARENA = 0  # the slot of the segment's own memory; then come its inputs, its ou
 
 def lower(part: Part, facts: Facts, constants: ConstantCache, choices: Mapping[str, Choice]) -> Lowering:
     """Return the lowering of a part with all its calls. No node of it may be refused, and each must have a choice."""
+    facts = replace(facts, held=held_values(part, facts, choices))
     lowering = Lowering(part.nodes, facts, part.outputs, constants, choices)
     for name in part.inputs:
         if (shared := next((each for each in facts.kept.values() if each.input == name), None)) is None:

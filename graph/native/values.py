@@ -17,7 +17,7 @@ from kernels.native.families.rearrange import convert_image
 from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
-from kernels.spec import Array, SizeArray
+from kernels.spec import Array, DType, SizeArray
 
 _P = TypeVar("_P", Viewed, Imaged)
 
@@ -28,6 +28,7 @@ class Values:
     def __init__(self, facts: Facts, dataflow: Dataflow, packed: ConstantStorages, calls: CallList) -> None:
         self._facts, self._dataflow, self._packed, self._calls = facts, dataflow, packed, calls
         self._places: dict[str, list[Place]] = {}
+        self._laid: dict[tuple[str, Image, DType], Imaged] = {}  # copies in layouts that single kernels ask for
         self._reserved: dict[str, Place] = {}
         self._reserved_storages: set[Storage] = set()
         self.deferred: dict[str, Node] = {}  # values that nobody has made yet, by the elementwise nodes that would
@@ -101,7 +102,7 @@ class Values:
         if value in self._facts.constants:
             made = self.blocked_constant(value, image_shape(spec.shape))
         else:
-            made = Imaged.new(value, self._facts.image_in_blocks(value), spec.dtype)
+            made = Imaged.new(value, self._facts.image_in_blocks(value), self._facts.memory_dtype(value))
             self.convert(self.strided_image(value), made)
         self._add(value, made)
         return made
@@ -117,10 +118,26 @@ class Values:
 
         return Imaged(self._packed.storage(array, ("blocked", image), made, array.dtype), image)
 
-    def convert(self, source: Place, target: Place) -> None:
-        """Copy an image into another layout."""
-        for each in convert_image(as_image(source), as_image(target), target.storage.dtype):
-            self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target})
+    def laid(self, value: str, image: Image, dtype: DType, *, fill: bool = False) -> Imaged:
+        """Return an image laid out like that, of elements of that type; copied where it is not.
+
+        fill: lanes after the last channel have to be 0, which only copies have for sure.
+        """
+        if not fill:
+            for place in self.places(value):
+                if isinstance(place, Imaged) and (place.image, place.storage.dtype) == (image, dtype):
+                    return place
+        key = (value, image, dtype)
+        if (made := self._laid.get(key)) is None:
+            made = self._laid[key] = Imaged.new(value, image, dtype)
+            self.convert(self.image(value), made, fill=fill)
+        self._keep(made.storage, self._dataflow.last_read(value))
+        return made
+
+    def convert(self, source: Place, target: Place, *, fill: bool = False) -> None:
+        """Copy an image into another layout. fill: lanes after the last channel become 0."""
+        for each in convert_image(as_image(source), as_image(target), target.storage.dtype, source.storage.dtype, fill=fill):
+            self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target} if each.operands else {"y": target})
 
     def _shaped(self, place: Viewed, value: str) -> Viewed:
         """Return the place under the value's own shape; images of rank 3 and 5 are stored as those of rank 4."""
@@ -130,7 +147,7 @@ class Values:
     def _copied(self, value: str) -> Viewed:
         """Copy a value to be row-major."""
         spec = self._facts.spec(value)
-        made = Viewed.new(value, spec.shape, spec.dtype)
+        made = Viewed.new(value, spec.shape, self._facts.memory_dtype(value))
         self._copy(self.place(value), made)
         self._add(value, made)
         return made
@@ -204,7 +221,7 @@ class Values:
 
     def new_as(self, value: str, image: Image) -> Imaged:
         """Return memory for a new image, laid out as asked."""
-        return self._made(value, Imaged.new(value, image, self._facts.spec(value).dtype))
+        return self._made(value, Imaged.new(value, image, self._facts.memory_dtype(value)))
 
     def new(self, value: str, over: Sequence[Place] = ()) -> Viewed:
         """Return memory for a new value: where it is reserved, row-major, or so that its only reader, a Transpose, is row-major.
@@ -227,7 +244,7 @@ class Values:
 
     def _storage(self, value: str, view: View) -> Storage:
         port = value if value in self._dataflow.results and view.is_dense else ""
-        return Storage(value, view.span, self._facts.spec(value).dtype, port=port)
+        return Storage(value, view.span, self._facts.memory_dtype(value), port=port)
 
     def _made(self, value: str, place: _P) -> _P:
         self._put(value, place)
@@ -258,7 +275,7 @@ class Values:
 
     def _takes(self, value: str, storage: Storage) -> bool:
         """Whether a value may be made there: a storage of its type, the segment's own, that no later node reads."""
-        if storage.dtype != self._facts.spec(value).dtype:
+        if storage.dtype != self._facts.memory_dtype(value):
             return False
         if not storage.is_own or storage in self._reserved_storages:
             return False

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from graph.ir import CONTROL_FLOW, INTEGER_PRODUCTS, Fused, Graph, Node
-from graph.native.expressions import express_fused
+from graph.native.expressions import Sources, express_fused
 from graph.native.facts import F32, VALUES, known
 from graph.passes.editor import Editor, origins
 from kernels.native.errors import EmitError
@@ -104,7 +104,7 @@ def _is_native(editor: Editor, fused: Fused, dtype: DType, host: Node) -> bool:
     if dtype not in VALUES:
         return True
     try:
-        bound = express_fused(fused, dtype, lambda value: known(editor.specs, value), editor.constants)
+        bound = express_fused(fused, dtype, Sources(lambda value: known(editor.specs, value), editor.constants))
     except EmitError:
         return False
     of_any_type = host.op in INTEGER_PRODUCTS or (fused.op in QUANTISES and _is_elementwise(host, editor))

@@ -88,7 +88,8 @@ def test_peaks_keep_the_names_and_the_order_that_stored_profiles_have():
         ("avx512vnni", "int8"), ("avx512bf16", "bf16"),
     ]  # fmt: skip
     assert units_of(Host("aarch64", "", ARM)) == [
-        ("neon", "fp32"), ("neon", "fp64"), ("neon-dotprod", "int8"), ("neon-i8mm", "int8"), ("neon-bf16", "bf16")
+        ("neon", "fp32"), ("neon", "fp64"), ("neon-dotprod", "int8"), ("neon-i8mm", "int8"), ("neon-bf16", "bf16"),
+        ("neon-bfdot", "bf16"),
     ]  # fmt: skip
 
 

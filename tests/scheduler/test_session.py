@@ -13,6 +13,7 @@ from graph.formats.onnx.reader import read
 from kernels.errors import AttributeValueError, UnsupportedError
 from scheduler.session import Session, SessionLimits, available_cores
 from tests.graph.loops import endless
+from tests.graph.oracle import constant, make, port
 
 
 def rows_model() -> onnx.ModelProto:
@@ -152,16 +153,39 @@ def test_a_known_shape_with_another_dtype_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"precision": "fp8"}, AttributeValueError, "precision is 'fp8', need one of fp32, bf16"),
+        ({"precision": "fp8"}, AttributeValueError, "precision is 'fp8', need one of fp32, fp16, bf16"),
         ({"backend": "cuda"}, AttributeValueError, "backend is 'cuda', need one of auto, native"),
         ({"threads": 0}, AttributeValueError, "threads is 0, need at least 1"),
         ({"precision": "int8"}, UnsupportedError, "precision int8 is not available"),
+        ({"precision": "fp16"}, UnsupportedError, "precision fp16 is not available"),
     ],
-    ids=["precision", "backend", "threads", "int8"],
+    ids=["precision", "backend", "threads", "int8", "fp16"],
 )
 def test_options_are_checked(options, error, says) -> None:
     with pytest.raises(error, match=says):
         Session(rows_model(), **options)
+
+
+def test_products_in_bfloat16_are_near_those_in_float32() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "v"], ["y"]),
+    ]
+    constants = [
+        constant("w", rng.standard_normal((32, 3, 3, 3)) / 5),
+        constant("v", rng.standard_normal((16, 32, 1, 1)) / 6),
+    ]
+    data = make(nodes, ["y"], constants, [port("x", [1, 3, 9, 9])]).SerializeToString()
+    feeds = {"x": rng.standard_normal((1, 3, 9, 9)).astype(np.float32)}
+    whole, half = (Session(data, precision=precision) for precision in ("fp32", "bf16"))
+    exact, near = whole.run(feeds)["y"], half.run(feeds)["y"]
+    error = np.abs(near - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.02
+    chosen = [step.algorithm for step in half.executor(feeds).steps if step.node.op == "Conv"]
+    assert all(algorithm.endswith("/bf16") for algorithm in chosen)
+    np.testing.assert_array_equal(Session(data, precision="auto").run(feeds)["y"], exact)
 
 
 def test_threads_default_to_cores_this_process_may_use() -> None:

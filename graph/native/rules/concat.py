@@ -6,7 +6,7 @@ from graph.ir import Node
 from graph.native.facts import F32, Kept
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, is_image
-from graph.native.rule import one_algorithm
+from graph.native.rule import one_algorithm, unfused_values
 from graph.native.rules.channels import fits, in_blocks, pick_channels
 from graph.native.rules.elementwise import apply_fused_in_blocks, fused_operands, refuses_fused
 
@@ -26,7 +26,7 @@ def reserve(b: Lowering, node: Node) -> None:
     sizes = [b.spec(name).shape[1] for name in node.inputs]
     if len(set(node.inputs)) < len(node.inputs) or not all(sizes) or any(size % b.isa.lanes for size in sizes[:-1]):
         return
-    whole = Imaged.new(value, b.facts.image_in_blocks(value), F32)
+    whole = Imaged.new(value, b.facts.image_in_blocks(value), b.facts.memory_dtype(value))
     b.values.reserve(value, whole)
     first = 0
     for name, size in zip(node.inputs, sizes, strict=True):
@@ -97,4 +97,4 @@ def _order(b: Lowering, node: Node) -> list[tuple[int, int]]:
     return [(n, channel) for n, name in enumerate(node.inputs) for channel in range(b.spec(name).shape[1])]
 
 
-RULES = {"Concat": one_algorithm("copy", refuses_fused, lower, reserve=reserve)}
+RULES = {"Concat": one_algorithm("copy", refuses_fused, lower, reserve=reserve, holds=unfused_values, moves=True)}

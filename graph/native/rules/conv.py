@@ -10,30 +10,35 @@ from dataclasses import replace
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.mapped import release
 from graph.native.facts import F32, Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, as_image
-from graph.native.rule import Rule
+from graph.native.rule import Rule, all_values
 from graph.native.rules import depthwise, winograd
 from graph.native.rules.direct import (
+    Grouped,
     Weighted,
     bias_argument,
     depth_of,
-    direct_work,
+    pack_as_words,
     place_by_groups,
     place_in_blocks,
+    precisions_of,
     refuses_operands,
     tile_of,
+    tiles_of,
     weighted_of,
+    work_in_words,
 )
 from graph.native.work import Work, moved_bytes
 from kernels.native.emit.geometry import Conv
-from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
+from kernels.native.emit.words import Words, words_of
+from kernels.native.families.conv import emit_conv
 from kernels.native.families.depthwise import emit_depthwise, pack_depthwise
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.ops.conv import geometry as window
+from kernels.precision import Precision
 
 MIN_PICKED = 64  # outputs of a convolution that first copies the pixels it reads: then copying costs some percent of it
 
@@ -49,8 +54,9 @@ def lower(b: Lowering, node: Node) -> None:
     if is_depthwise(node, b.facts):
         _depthwise(b, node, weighted)
     elif b.choice(node).algorithm == "winograd":
-        placed = place_in_blocks(b, node, x := b.values.blocked(node.inputs[0]), weighted)
-        winograd.lower(b, node, geometry(node, b.facts, x.image, placed.y.image), placed, weighted)
+        placed = place_in_blocks(b, node, x := b.values.blocked(node.inputs[0]), weighted.bound)
+        conv = replace(geometry(node, b.facts, x.image, placed.y.image), words=Words(x.storage.dtype))
+        winograd.lower(b, node, conv, placed, weighted)
     else:
         _direct(b, node, weighted)
 
@@ -67,13 +73,15 @@ def geometry(node: Node, facts: Facts, x: Image, y: Image) -> Conv:
 
 
 def _direct(b: Lowering, node: Node, weighted: Weighted) -> None:
-    placed = place_by_groups(b, node, weighted)
+    words = words_of(b.choice(node).precision)
+    placed = place_by_groups(b, node, Grouped.of(node, weighted.weights.shape), weighted.bound, words)
     x, conv = placed.x, geometry(node, b.facts, as_image(placed.x), placed.y.image)
     if isinstance(x, Imaged) and picks(conv, b.isa):
         x, conv = _picked(b, node, x, conv)
+    conv = conv.counted(words)
     tile = tile_of(b.choice(node), conv, b.isa)
-    key = ("conv", conv.groups, tile.vectors)
-    packed = b.packed.storage(weighted.source, key, lambda: pack_weights(conv, tile, b.isa, weighted.weights, release))
+    key = ("conv", conv.groups, tile.vectors, words)
+    packed = b.packed.storage(weighted.source, key, lambda: pack_as_words(conv, tile, b.isa, weighted.weights))
     places = {"x": x, "w": packed, "y": placed.y, **bias_argument(b, conv, weighted.bias, tile.vectors), **placed.operands}
     b.calls.append(emit_conv(conv, tile, placed.epilogue, b.isa), places)
 
@@ -96,14 +104,14 @@ def _picked(b: Lowering, node: Node, x: Imaged, conv: Conv) -> tuple[Imaged, Con
     image, before = x.image.every((0, 0), conv.strides)
     dense = on_picked(conv)
     source = Imaged(x.storage, image, x.offset + before)
-    made = Imaged.new(f"{node.inputs[0]}/picked", dense.x, F32)
+    made = Imaged.new(f"{node.inputs[0]}/picked", dense.x, x.storage.dtype)
     b.calls.map((made, made.blocks), [(source, source.blocks)])
     return made, dense
 
 
 def _depthwise(b: Lowering, node: Node, weighted: Weighted) -> None:
-    placed = place_in_blocks(b, node, x := b.values.blocked(node.inputs[0]), weighted)
-    conv = geometry(node, b.facts, x.image, placed.y.image)
+    placed = place_in_blocks(b, node, x := b.values.blocked(node.inputs[0]), weighted.bound)
+    conv = replace(geometry(node, b.facts, x.image, placed.y.image), words=Words(x.storage.dtype))
     tile = depthwise.tile_of(b.choice(node), conv, b.isa)
     key = ("depthwise", tile.vectors)
     packed = b.packed.storage(weighted.source, key, lambda: pack_depthwise(conv, tile, b.isa, weighted.weights))
@@ -112,16 +120,27 @@ def _depthwise(b: Lowering, node: Node, weighted: Weighted) -> None:
 
 
 def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
-    """Return the algorithms and tiles of a convolution, the best by the port model first."""
+    """Return the algorithms and tiles of a convolution in every precision, the best by the port model first."""
     conv = _in_blocks(node, facts)
+    return [choice for precision in precisions_of(node, facts) for choice in _candidates(conv, node, facts, precision)]
+
+
+def _candidates(conv: Conv, node: Node, facts: Facts, precision: Precision) -> Sequence[Choice]:
     if is_depthwise(node, facts):
-        return depthwise.candidates(conv, facts.isa)
+        return [replace(choice, precision=precision) for choice in depthwise.candidates(conv, facts.isa)]
     direct = on_picked(conv) if picks(conv, facts.isa) else conv
-    by_tile = [Choice("native", "direct", (("tile", str(tile)),)) for tile in conv_tiles(direct, facts.isa)]
+    by_tile = tiles_of("direct", direct, node, facts, precision)
     if conv.depth is not None or not winograd.takes(conv):
         return by_tile
-    first, rest = winograd.candidates(conv, facts.isa, facts.threads)
+    found = winograd.candidates(conv, facts.isa, facts.threads, words_of(precision).depth)
+    first, rest = ([replace(choice, precision=precision) for choice in choices] for choices in found)
     return [*first, *by_tile, *rest]
+
+
+def holds(node: Node, choice: Choice) -> Sequence[str]:
+    """Return the values that a convolution takes as bfloat16: all, but for what a direct one multiplies as float32."""
+    reads_words = choice.algorithm == "direct" and choice.precision == "fp32"
+    return [name for name in all_values(node, choice) if not (reads_words and name == node.inputs[0])]
 
 
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
@@ -133,9 +152,9 @@ def work(node: Node, facts: Facts, choice: Choice) -> Work:
     if is_depthwise(node, facts):
         return depthwise.work(conv, choice, isa, read, written)
     if not picks(conv, isa):
-        return direct_work("direct", conv, tile_of(choice, conv, isa), isa, read, written)
+        return work_in_words("direct", conv, node, facts, choice)
     dense = on_picked(conv)
-    found = direct_work("direct", dense, tile_of(choice, dense, isa), isa, read, written)
+    found = work_in_words("direct", dense, node, facts, choice)
     return replace(found, buffer_bytes=dense.x.elements * F32.itemsize, calls=2)
 
 
@@ -144,4 +163,4 @@ def _in_blocks(node: Node, facts: Facts) -> Conv:
     return geometry(node, facts, facts.image_in_blocks(node.inputs[0]), facts.image_in_blocks(node.outputs[0]))
 
 
-RULES = {"Conv": Rule(refuses, lower, candidates, work)}
+RULES = {"Conv": Rule(refuses, lower, candidates, work, holds=holds)}

@@ -11,7 +11,7 @@ from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Storage, as_image
 from graph.native.rule import Rule
 from graph.native.rules import depthwise, direct
-from graph.native.rules.direct import Placed, Weighted, place_by_groups, place_in_blocks, refuses_operands, weighted_of
+from graph.native.rules.direct import Grouped, Placed, Weighted, place_by_groups, place_in_blocks, refuses_operands, weighted_of
 from graph.native.work import Work, moved_bytes
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.kernel import NativeKernel
@@ -54,9 +54,9 @@ def lower(b: Lowering, node: Node) -> None:
     """Append a call for each phase of a ConvTranspose."""
     weighted = weighted_of(b, node, lambda weights: as_convolution(weights, node.attrs["group"]))
     if apart := is_depthwise(node, b.facts):
-        placed = place_in_blocks(b, node, b.values.blocked(node.inputs[0]), weighted)
+        placed = place_in_blocks(b, node, b.values.blocked(node.inputs[0]), weighted.bound)
     else:
-        placed = place_by_groups(b, node, weighted)
+        placed = place_by_groups(b, node, Grouped.of(node, weighted.weights.shape), weighted.bound)
     transposed = geometry(node, b.facts, as_image(placed.x), placed.y.image)
     for phase in phases(transposed):
         _phase(b, _Whole(node, weighted, placed), phase, transposed.strides, _depthwise if apart else _direct)

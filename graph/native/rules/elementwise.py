@@ -10,7 +10,7 @@ from graph.native.expressions import express, express_epilogue, refuses_behind
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Place, Viewed
-from graph.native.rule import one_algorithm
+from graph.native.rule import all_values, one_algorithm
 from graph.native.values import overwritable
 from kernels.expression import Apply
 from kernels.native.errors import EmitError
@@ -22,7 +22,7 @@ from kernels.size import surely_equal
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why an elementwise op has no native form, or None."""
     try:
-        express(node, facts.spec, facts.constants)
+        express(node, facts.sources)
     except EmitError as error:
         return str(error)
     return None
@@ -40,7 +40,7 @@ def lower(b: Lowering, node: Node) -> None:
 
 
 def _append(b: Lowering, node: Node) -> None:
-    bound = express(node, b.spec, b.constants, b.values.deferred)
+    bound = express(node, b.late_sources)
     steps = bound.expression.steps
     value = node.outputs[0]
     shape = b.spec(value).shape
@@ -56,12 +56,14 @@ def _append(b: Lowering, node: Node) -> None:
 
 def refuses_fused(node: Node, facts: Facts) -> str | None:
     """Return why an elementwise kernel cannot compute the epilogue of a node, or None."""
-    return refuses_behind(node, facts.spec, facts.constants)
+    return refuses_behind(node, facts.sources)
 
 
 def fused_operands(b: Lowering, node: Node, source: Viewed) -> tuple[list[Viewed], Sequence[Apply]]:
     """Return where the operands of a node's epilogue lie, and its steps. source: the node's own result. No steps mean a copy."""
-    bound = express_epilogue(node, b.spec, b.constants)
+    if not node.epilogue:
+        return [source], ()
+    bound = express_epilogue(node, b.sources)
     return [b.values.strided(name) if name else source for name in bound.operands], bound.expression.steps
 
 
@@ -75,7 +77,7 @@ def apply_fused(b: Lowering, node: Node, made: Viewed) -> None:
 def apply_fused_in_blocks(b: Lowering, node: Node, made: Imaged) -> None:
     """Append the epilogue of a node, if it has one, in place on its result, which lies in blocks of channels."""
     if node.epilogue:
-        bound = express_epilogue(node, b.spec, b.constants)
+        bound = express_epilogue(node, b.sources)
         pairs = [image_operand(b, name, b.spec(node.outputs[0]).shape) for name in bound.operands[1:]]
         operands = [(made, made.blocks), *((place, _blocks(place, image, made)) for place, image in pairs)]
         b.calls.map((made, made.blocks), operands, bound.expression.steps)
@@ -97,4 +99,4 @@ def _blocks(place: Place, image: Image, y: Imaged) -> View:
     return View(y.blocks.shape, steps, offset)
 
 
-RULE = one_algorithm("map", refuses, lower)  # of every op that has an expression
+RULE = one_algorithm("map", refuses, lower, holds=all_values)  # of every op that has an expression

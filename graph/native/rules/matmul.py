@@ -8,20 +8,31 @@ import numpy as np
 
 from graph.choice import Choice
 from graph.ir import Node
-from graph.mapped import release
 from graph.native.epilogue_operands import make_epilogue, row_operand
 from graph.native.expressions import express_epilogue
 from graph.native.facts import Facts, optional_input
 from graph.native.lowering import Lowering
-from graph.native.rule import Rule
-from graph.native.rules.direct import bias_argument, direct_work, fold_bias, rows_image, tile_of
+from graph.native.rule import Rule, all_values
+from graph.native.rules.direct import (
+    bias_argument,
+    fold_bias,
+    in_rows,
+    pack_as_words,
+    precisions_of,
+    rows_image,
+    rows_in_words,
+    tile_of,
+    tiles_of,
+    work_in_words,
+)
 from graph.native.rules.normalize import aligned_view, view_epilogue
 from graph.native.values import overwritable
-from graph.native.work import Work, moved_bytes, streamed_work
+from graph.native.work import Work, streamed_work
 from kernels.errors import UnsupportedError
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
-from kernels.native.families.conv import conv_tiles, emit_conv, pack_weights
+from kernels.native.emit.words import words_of
+from kernels.native.families.conv import emit_conv
 from kernels.native.families.matmul import MatMul, emit_matmul, matmul_tiles
 from kernels.native.memory.view import View
 from kernels.spec import Array
@@ -74,7 +85,7 @@ def _product(b: Lowering, node: Node) -> None:
         alpha = float(node.attrs["alpha"])
         turned = (node.attrs["transA"], node.attrs["transB"])
         factors = [f.under(f.view.transposed((1, 0))) if turn else f for f, turn in zip(factors, turned, strict=True)]
-    bound = express_epilogue(node, b.spec, b.constants, _addend(node))
+    bound = express_epilogue(node, b.sources, _addend(node))
     epilogue, operands = view_epilogue(b, bound, shape, shape)
     y = b.values.new(value)
     if not _writes(y.view, epilogue):
@@ -102,28 +113,28 @@ def _packed(b: Lowering, node: Node) -> None:
     transposed, alpha = False, 1.0
     if node.op == "Gemm":
         transposed, alpha = bool(node.attrs["transB"]), float(node.attrs["alpha"])
-    bound = express_epilogue(node, b.spec, b.constants, _addend(node))
+    bound = express_epilogue(node, b.sources, _addend(node))
     rest, bias = fold_bias(bound, None, b.constants, shape[-1], shape, axis=-1)
     if node.op == "Gemm" and node.attrs["beta"] != 1:
         bias = np.ascontiguousarray(bias * np.float32(node.attrs["beta"]))
     inner, columns = weights.shape[::-1] if transposed else weights.shape
-    rows = b.spec(value).elements // columns
-    x = b.values.matrix(node.inputs[0], inner)
+    rows, words = b.spec(value).elements // columns, words_of(b.choice(node).precision)
+    x, step = rows_in_words(b, node.inputs[0], rows, inner, words)
     epilogue, operands = make_epilogue(b, rest, row_operand, shape, bias=True)
     y = b.values.new(value, overwritable(list(operands.values()), [x]))
     matrix = y.view.reshaped((rows, columns))
     if matrix is None or (columns > 1 and matrix.strides[1] != 1):
         y = b.values.new_dense(value)
         matrix = View.dense((rows, columns))
-    conv = Conv(rows_image(rows, inner, x.view.strides[0]), rows_image(rows, columns, max(matrix.strides[0], columns)))
+    conv = Conv(rows_image(rows, inner, step), rows_image(rows, columns, max(matrix.strides[0], columns))).counted(words)
     tile = tile_of(b.choice(node), conv, b.isa)
 
     def pack() -> Array:
         outputs = weights if transposed else weights.T
         scaled = outputs if alpha == 1 else outputs * np.float32(alpha)
-        return pack_weights(conv, tile, b.isa, scaled[:, :, None, None], release)
+        return pack_as_words(conv, tile, b.isa, scaled[:, :, None, None])
 
-    packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha), pack)
+    packed = b.packed.storage(weights, ("matrix", tile.vectors, transposed, alpha, words), pack)
     places = {"x": x, "w": packed, "y": y, **bias_argument(b, conv, bias, tile.vectors), **operands}
     b.calls.append(emit_conv(conv, tile, epilogue, b.isa), places)
 
@@ -135,22 +146,20 @@ def candidates(node: Node, facts: Facts) -> Sequence[Choice]:
     """
     if not _is_packed(node, facts.constants):
         return [Choice("native", "matmul")]
-    return [Choice("native", "product", (("tile", str(tile)),)) for tile in conv_tiles(_in_rows(node, facts), facts.isa)]
+    conv = in_rows(node, facts)
+    return [c for precision in precisions_of(node, facts) for c in tiles_of("product", conv, node, facts, precision)]
 
 
 def work(node: Node, facts: Facts, choice: Choice) -> Work:
     """Return the work of a candidate, by the port model where the second factor is packed."""
     if not _is_packed(node, facts.constants):
         return streamed_work("matmul", node, facts, wants="rows")
-    conv, (read, written) = _in_rows(node, facts), moved_bytes(node, facts)
-    return direct_work("product", conv, tile_of(choice, conv, facts.isa), facts.isa, read, written)
+    return work_in_words("product", in_rows(node, facts), node, facts, choice)
 
 
-def _in_rows(node: Node, facts: Facts) -> Conv:
-    """Return a product with packed weights over contiguous rows, the layout that candidates are ranked for."""
-    inner, columns = facts.spec(node.inputs[0]).shape[-1], facts.spec(node.outputs[0]).shape[-1]
-    rows = facts.spec(node.outputs[0]).elements // columns
-    return Conv(rows_image(rows, inner, inner), rows_image(rows, columns, columns))
+def _holds(node: Node, choice: Choice) -> Sequence[str]:
+    """Return the values that a product takes as bfloat16: all with packed weights of that type."""
+    return all_values(node, choice) if choice.precision == "bf16" else ()
 
 
-RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work))
+RULES = dict.fromkeys(("MatMul", "Gemm"), Rule(refuses, lower, candidates, work, holds=_holds))

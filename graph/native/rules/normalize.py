@@ -73,7 +73,7 @@ def append_rows(
     if (x_view := x.view.reshaped(shape)) is None or not _runs(x_view):
         x = b.values.dense(node.inputs[0])
         x_view = View.dense(shape)
-    bound = express_epilogue(node, b.spec, b.constants)
+    bound = express_epilogue(node, b.sources)
     epilogue, operands = view_epilogue(b, bound, b.spec(value).shape, out)
     y = b.values.new(value, overwritable([x], [*operands.values(), *(places or {}).values()]))
     if (y_view := y.view.reshaped(out)) is None or not _runs(y_view):

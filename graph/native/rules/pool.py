@@ -10,7 +10,7 @@ from graph.native.epilogue_operands import image_operand, make_epilogue
 from graph.native.expressions import BoundExpression, express_epilogue
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
-from graph.native.rule import one_algorithm
+from graph.native.rule import all_values, one_algorithm
 from graph.native.rules.direct import depth_of
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.geometry import Conv
@@ -47,21 +47,23 @@ def append_pool(b: Lowering, node: Node, pooling: Callable[[Image, Image], Pooli
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
     dtype = b.spec(node.outputs[0]).dtype
-    bound = AS_BYTES[dtype] if dtype in BYTES else express_epilogue(node, b.spec, b.constants)
+    bound = AS_BYTES[dtype] if dtype in BYTES else express_epilogue(node, b.sources)
     epilogue, operands = make_epilogue(b, bound, image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0])
-    b.calls.append(emit_pooling(pooling(x.image, y.image), epilogue, b.isa), {"x": x, "y": y, **operands})
+    pool = pooling(x.image, y.image)
+    pool = replace(pool, window=replace(pool.window, words=Words(x.storage.dtype)))
+    b.calls.append(emit_pooling(pool, epilogue, b.isa), {"x": x, "y": y, **operands})
 
 
 def _pooling(b: Lowering, node: Node, x: Image, y: Image) -> Pooling:
     """Return the pool of a node between two images."""
     slide = geometry(node.op, b.spec(node.inputs[0]), dict(node.attrs))
-    words = Words(b.spec(node.inputs[0]).dtype)
-    pooling = Pooling(Conv(x, y, *slide.plane, x.channels, depth_of(slide), words=words), "max")
+    pooling = Pooling(Conv(x, y, *slide.plane, x.channels, depth_of(slide)), "max")
     if node.op == "MaxPool":
         return pooling
     end = slide.end if pooling.window.depth is not None else (0, *slide.end)[-2:]
     return replace(pooling, kind="average", counted=end if node.attrs["count_include_pad"] else None)
 
 
-RULES = dict.fromkeys(("MaxPool", "AveragePool"), one_algorithm("windows", refuses, lower, kind="pool", wants="blocks"))
+_RULE = one_algorithm("windows", refuses, lower, kind="pool", wants="blocks", holds=all_values)
+RULES = dict.fromkeys(("MaxPool", "AveragePool"), _RULE)

@@ -9,7 +9,7 @@ from graph.ir import Node
 from graph.native.facts import F32, Facts, optional_input
 from graph.native.lowering import Lowering
 from graph.native.place import Imaged, Storage, Viewed, image_shape, is_image
-from graph.native.rule import one_algorithm
+from graph.native.rule import all_values, one_algorithm
 from graph.native.rules.normalize import append_rows
 from graph.native.rules.pool import append_pool
 from kernels.native.emit.epilogue import PLAIN
@@ -84,4 +84,6 @@ def _reduced(node: Node, x: Spec, constants: Mapping[str, Array]) -> tuple[int, 
     return tuple(sorted({int(axis) % x.rank for axis in named}))
 
 
-RULES = {op: one_algorithm("windows" if op.startswith("Global") else "rows", refuses, lower, kind="rows") for op in _REDUCTIONS}
+_ROWS = one_algorithm("rows", refuses, lower)
+_PLANES = one_algorithm("windows", refuses, lower, kind="rows", holds=all_values)
+RULES = {op: _PLANES if op.startswith("Global") else _ROWS for op in _REDUCTIONS}

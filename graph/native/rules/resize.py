@@ -50,7 +50,7 @@ def lower(b: Lowering, node: Node) -> None:
     """Append the call of a resizing."""
     y_shape = b.spec(node.outputs[0]).shape
     x = b.values.blocked(node.inputs[0])
-    epilogue, operands = make_epilogue(b, express_epilogue(node, b.spec, b.constants), image_operand, y_shape, bias=False)
+    epilogue, operands = make_epilogue(b, express_epilogue(node, b.sources), image_operand, y_shape, bias=False)
     y = b.values.new_image(node.outputs[0], overwritable(list(operands.values()), [x]))
     resizing = resizing_of(node, b.facts, x.image, y.image)
     kernel = emit_resize(resizing, tile_of(resizing, b.choice(node), b.isa), epilogue, b.isa)

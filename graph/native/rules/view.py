@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from graph.ir import Node
 from graph.native.facts import Facts
 from graph.native.lowering import Lowering
 from graph.native.place import Viewed
-from graph.native.rule import one_algorithm
+from graph.native.rule import Rule, one_algorithm, unfused_values
 from graph.native.rules.channels import fits, in_blocks, lower_shuffle, take_channels
 from graph.native.rules.elementwise import fused_operands, refuses_fused
 from graph.native.values import overwritable
@@ -101,11 +103,14 @@ def _slice(b: Lowering, node: Node) -> None:
     define_view(b, node, place.under(view))
 
 
-_SHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+def _rule(lower: Callable[[Lowering, Node], None], refuses: Callable[[Node, Facts], str | None] = refuses_fused) -> Rule:
+    return one_algorithm("view", refuses, lower, wants="rows", view=True, holds=unfused_values, moves=True)
+
+
 RULES = {
-    **dict.fromkeys(_SHAPES, one_algorithm("view", refuses_fused, _reshape, wants="rows", view=True)),
-    "Transpose": one_algorithm("view", refuses_fused, _transpose, wants="rows", view=True),
-    "Dropout": one_algorithm("view", _refuses_dropout, _reshape, wants="rows", view=True),
-    "Split": one_algorithm("view", _refuses_split, _split, wants="rows", view=True),
-    "Slice": one_algorithm("view", _refuses_slice, _slice, wants="rows", view=True),
+    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"), _rule(_reshape)),
+    "Transpose": _rule(_transpose),
+    "Dropout": _rule(_reshape, _refuses_dropout),
+    "Split": _rule(_split, _refuses_split),
+    "Slice": _rule(_slice, _refuses_slice),
 }

@@ -101,6 +101,10 @@ class Conv:
         can = together and self.x.block * self.words.depth == lanes == self.y.block
         return replace(self, groups=1, within=size) if can else self
 
+    def counted(self, words: Words, zero: int = 0) -> Conv:
+        """Return this convolution with the channels of x counted in words. zero: of bytes, the value that pads x."""
+        return replace(self, x=self.x.words(words.depth), words=words, zero=zero)
+
     def flat(self) -> Conv:
         """Return this convolution on one long row where the rows of both images are contiguous, else unchanged."""
         can = self.is_product and self.x.rows_join() and self.y.rows_join()

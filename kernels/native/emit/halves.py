@@ -7,7 +7,7 @@ converted by instructions where the instruction set has them, and by arithmetic 
 from __future__ import annotations
 
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.types import F16, F32, I16, I32
+from kernels.native.emit.types import BF16, F16, F32, I16, I32
 from kernels.spec import BFLOAT16, DType
 
 _SIGN = 0x8000
@@ -33,6 +33,24 @@ def narrow(k: Function, value: Value, dtype: DType) -> Value:
     if _has_instructions(k):
         return k.convert("bitcast", k.convert("fptrunc", value, F16.by(lanes)), I16.by(lanes))
     return _narrow_bits(k, value)
+
+
+def widen_pairs(k: Function, words: Value) -> tuple[Value, Value]:
+    """Return the two bfloat16 of each word of 32 bits as float32: those in the low half, and those in the high one."""
+    bits = k.convert("bitcast", words, I32.by(words.type.lanes))
+    kind = F32.by(words.type.lanes)
+    return k.convert("bitcast", k.shift("shl", bits, 16), kind), k.convert("bitcast", bits & -0x10000, kind)
+
+
+def hold(k: Function, value: Value) -> Value:
+    """Return float32 values as the bits of bfloat16, by one instruction where there is one.
+
+    It takes numbers below 2⁻¹²⁶ for 0, which a conversion that a model asks for (`narrow`) does not.
+    """
+    if "avx512bf16" not in k.isa.requires:
+        return narrow(k, value, BFLOAT16)
+    lanes = value.type.lanes
+    return k.convert("bitcast", k.convert("fptrunc", value, BF16.by(lanes)), I16.by(lanes))
 
 
 def _has_instructions(k: Function) -> bool:

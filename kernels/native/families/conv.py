@@ -24,7 +24,7 @@ from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emi
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import MOST_STEP, Channels, Results, result_numbers
-from kernels.native.emit.words import WORD_BYTES, byte_unit
+from kernels.native.emit.words import WORD_BYTES, is_paired
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
@@ -65,7 +65,7 @@ class ConvTile:
 def pack_weights(conv: Conv, tile: ConvTile, isa: Isa, weights: Array, done: Callable[[Array], None] = lambda _: None) -> Array:
     """Pack weights (outputs, inputs of a group, kernel rows, columns) in the order in which the kernel reads them; tails are 0.
 
-    They are float32, or words of bytes (`byte_words`).
+    They are float32, or words (`byte_words`, `half_words`).
     done: called with each part of the weights that is not read any more.
     """
     size, blocks = tile.vectors * isa.lanes, conv.output_blocks(tile.vectors, isa.lanes)
@@ -118,7 +118,7 @@ def conv_tiles(conv: Conv, isa: Isa, limit: int = 6) -> tuple[ConvTile, ...]:
 def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
     flat = conv.flat()
     kind = _x_channels(conv, isa.lanes).kind
-    paired = conv.words.depth > 1 and byte_unit(isa) is None  # products of 16 bits take two registers for each word
+    paired = is_paired(conv.words, isa)
     spread = kind == "planes" or (kind == "rows" and isa.arch == "aarch64")  # needs a register more for pixels
     scored = []
     for pixels, vectors in GROUP_TILES if conv.within else TILES[isa.vector_registers]:
@@ -223,7 +223,7 @@ def emit_conv(conv: Conv, tile: ConvTile, epilogue: Epilogue[Image], isa: Isa) -
     stride = (f"s{flat.strides[1]}",) if code.x.pixel is not None and flat.strides[1] > 1 else ()
     readable = (name_layouts(flat.x, flat.y), *stride, *name_epilogue(epilogue))
     numbers = _numbers(flat, tile, epilogue, isa)
-    if words.depth > 1:
+    if words.are_bytes:
         numbers |= _byte_numbers(flat, tile, isa)
     copied = flat.kernel_rows * len(_runs(flat)) * numbers["copy_row"]
     scratch_bytes = code.results.buffer_bytes(isa.lanes) + 4 * -(-copied // isa.lanes) * isa.lanes

@@ -213,7 +213,7 @@ def _numbers(conv: Conv, tile: DepthwiseTile, epilogue: Epilogue[Image], isa: Is
         "x_kernel_row": conv.dilations[0] * x.y_stride, **({"plane_rows": conv.kernel[0]} if conv.depth else {}),
         **plane_numbers(conv),
     }  # fmt: skip
-    if conv.words.depth > 1:
+    if conv.words.are_bytes:
         numbers["zero"] = conv.zero
     for name, image in (("y", y), *zip(epilogue.arguments, epilogue.operands, strict=True)):
         numbers |= result_numbers(name, image, tile.vectors, lanes, 0)
@@ -226,9 +226,9 @@ class _DepthwiseEmitter:
     def __init__(self, k: Function, code: _Code, n: Numbers, pointers: Mapping[str, Value]) -> None:
         self.k, self.code, self.n, self.pointers, self.lanes = k, code, n, pointers, k.isa.lanes
         self.tile, self.results = code.results, ResultsEmitter(k, code.results, n, pointers[SCRATCH])
-        in_bytes = code.dtype != FLOAT
-        self.x = Floats(k, code.dtype, n["zero"] if in_bytes else None)
-        self.outside: float | Value = self.x.everywhere(n["zero"]) if in_bytes else 0.0
+        zero = n.get("zero")  # of bytes
+        self.x = Floats(k, code.dtype, zero)
+        self.outside = self.x.outside(0.0 if zero is None else zero)
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.vector = k.const(I64, self.lanes) if code.x.kind == "rows" else n["x_vector"]
 
@@ -263,7 +263,7 @@ class _DepthwiseEmitter:
 
             def finish(loads: Sequence[Load]) -> None:
                 values = self._tile(at, w, b, planes, bounds, [outside.loads(load) for load in loads])
-                if self.code.dtype != FLOAT:  # they are whole numbers below 2²⁴, which products of bytes by bytes allow
+                if "zero" in n:  # of bytes: they are whole numbers below 2²⁴, which products of bytes by bytes allow
                     values = [k.convert("fptosi", value, self.results.sums) for value in values]
                 self.results.finish(values, here, k.const(I64, self.tile.pixels), left, before)
 

@@ -35,7 +35,7 @@ from kernels.native.memory.view import View
 from kernels.native.target.isa import Isa
 from kernels.record import record
 from kernels.size import hint, hinted, surely_equal
-from kernels.spec import DType
+from kernels.spec import BFLOAT16, DType
 
 DEPTH = 4  # least axes of a loop nest
 CHUNK_CYCLES = (8_000, 30_000)  # least and most of one chunk: 2 to 10 µs
@@ -401,6 +401,13 @@ def _repeated(what: Map) -> Iterator[View]:
         if not fits:
             raise EmitError(f"map: operand {n} has shape {given}, it does not repeat to {shape}")
         yield operand.view.broadcast(shape)
+
+
+def conversion(old: DType, new: DType) -> tuple[Apply, ...]:
+    """Return the steps from elements of one type to the same numbers as another one."""
+    if old == new:
+        return ()
+    return (Apply("hold" if (old, new) == (FLOAT, BFLOAT16) else "cast", (0,), (), new),)
 
 
 def bits_type(dtype: DType) -> Type:

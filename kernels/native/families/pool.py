@@ -96,7 +96,7 @@ def emit_pooling(pooling: Pooling, epilogue: Epilogue[Image], isa: Isa) -> Nativ
     if epilogue.bias:
         raise EmitError("pooling: the epilogue has a bias, pools take none")
     epilogue.require("pooling", FLOAT)
-    if conv.words.depth > 1 and pooling.kind != "max":
+    if conv.words.are_bytes and pooling.kind != "max":
         raise EmitError("pooling: elements of x are bytes, whose maxima alone are computed")
     x = Channels.of(conv.x, isa.lanes)
     if x.kind not in {"blocks", "rows"}:
@@ -214,7 +214,7 @@ class _PoolingEmitter:
         self.results = ResultsEmitter(k, code.results, n, pointers[SCRATCH])
         self.pixel = n["x_pixel"] if code.x.pixel is None else k.const(I64, code.x.pixel)
         self.start, self.x = k.const(k.f32, code.neutral), Floats(k, code.dtype)
-        self.outside = code.neutral if code.dtype == FLOAT else self.x.everywhere(np.iinfo(code.dtype).min)
+        self.outside = self.x.outside(np.iinfo(code.dtype).min if code.dtype.itemsize == 1 else code.neutral)
 
     def emit(self, begin: Value, end: Value) -> None:
         """Emit the loop over the chunks of a call."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from kernels.expression import FLOAT, Apply
 from kernels.native.errors import EmitError
-from kernels.native.families.elementwise import Map, Strided
+from kernels.native.families.elementwise import Map, Strided, conversion
 from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.record import record
@@ -38,10 +39,13 @@ def channel_view(image: Image, first: int, blocks: int, block: int) -> View:
     return View(shape, (image.n_stride, stride, inner, image.y_stride, image.x_stride), image.offset(first))
 
 
-def convert_image(x: Image, y: Image, dtype: DType = FLOAT) -> tuple[Map, ...]:
+def convert_image(
+    x: Image, y: Image, dtype: DType = FLOAT, x_dtype: DType | None = None, *, fill: bool = False
+) -> tuple[Map, ...]:
     """Return the maps that convert an image to another layout: one of whole blocks, one of the channels left over.
 
-    Lanes after the last channel are not written.
+    dtype, x_dtype: of the elements of y, and of x where these are others. fill: lanes after the last channel become 0, which are
+    not written otherwise.
 
     Raises EmitError where sizes differ, or both are blocked by different widths.
     """
@@ -51,9 +55,18 @@ def convert_image(x: Image, y: Image, dtype: DType = FLOAT) -> tuple[Map, ...]:
     widths = {image.block for image in (x, y) if 1 < image.block < image.channels}
     block = min(widths, default=x.channels)
     pieces = [(0, x.channels // block, block), (x.channels // block * block, 1, x.channels % block)]
-    return tuple(
-        Map(Strided(channel_view(y, *piece), dtype), (Strided(channel_view(x, *piece), dtype),)) for piece in pieces if piece[2]
-    )
+    given = x_dtype or dtype
+    steps = conversion(given, dtype)
+    maps = [
+        Map(Strided(channel_view(y, *piece), dtype), (Strided(channel_view(x, *piece), given),), steps)
+        for piece in pieces
+        if piece[2]
+    ]
+    if fill and (rest := y.stored_channels - y.channels):
+        whole = replace(y, channels=y.stored_channels)
+        zero = (Apply("constant", (), (0.0,), FLOAT), *conversion(FLOAT, dtype))
+        maps.append(Map(Strided(channel_view(whole, y.channels, 1, rest), dtype), (), zero))
+    return tuple(maps)
 
 
 # Padding

@@ -48,7 +48,7 @@ from kernels.native.memory.buffers import aligned
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import Isa
 from kernels.size import hint
-from kernels.spec import Array
+from kernels.spec import Array, DType
 
 CHUNK_MACS = 512 << 10  # least of a chunk of products: 4 µs
 Body = Callable[[Function, Mapping[str, Value], Numbers, Bounds], None]
@@ -92,7 +92,7 @@ class _Kernels:
     def __init__(self, winograd: Winograd, tile: WinogradTile, epilogue: Epilogue[Image], isa: Isa) -> None:
         self.winograd, self.tile, self.epilogue, self.isa, self.lanes = winograd, tile, epilogue, isa, isa.lanes
         self.shape = Buffers(winograd, tile, isa)
-        self.pixel = winograd.conv.x.x_stride
+        self.pixel, self.dtype = winograd.conv.x.x_stride, winograd.conv.words.x
         self.results = Results.of(winograd.unit, 1, winograd.conv.y, epilogue, isa.lanes)
         self.run = -(-hint(winograd.tiles) // CHUNKS)  # tiles of a chunk of the split form's transforms
         self.square = winograd.points * isa.lanes  # elements
@@ -100,7 +100,7 @@ class _Kernels:
     def fused(self) -> NativeKernel:
         """Return the fused kernel, whose chunk is a group with all its phases."""
         unit, tile, lanes = self.winograd.unit, self.tile, self.lanes
-        pixel, results, shape, square = self.pixel, self.results, self.shape, self.square
+        pixel, dtype, results, shape, square = self.pixel, self.dtype, self.results, self.shape, self.square
         buffer, row = results.buffer_bytes(lanes) // 4, row_elements(unit, pixel, lanes)
 
         def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
@@ -109,7 +109,7 @@ class _Kernels:
             v = k.offset(room, square)
             m = k.offset(v, n["v_group"])
             inputs, products = (
-                InputEmitter(k, unit, pixel, n, zeros, room, far=False),
+                InputEmitter(k, dtype, unit, pixel, n, zeros, room, far=False),
                 ProductEmitter(k, tile.pixels, tile.vectors, n),
             )
             outputs = OutputEmitter(k, unit, results, n, given, room)
@@ -130,7 +130,7 @@ class _Kernels:
 
         return self._kernel(
             f"f32_winograd{unit}_fused_{tile.pixels}x{tile.vectors * lanes}",
-            (unit, tile.pixels, tile.vectors, pixel, results),
+            (unit, tile.pixels, tile.vectors, pixel, results, *self._reads),
             ("x", "w", "b", *self.epilogue.arguments, "y", SCRATCH),
             shape.groups,
             self._of_tiles() | self._of_input() | self._of_products() | self._of_output(),
@@ -140,11 +140,11 @@ class _Kernels:
 
     def input(self) -> NativeKernel:
         """Return the kernel of the input phase, whose chunk is a run of tiles."""
-        unit, pixel, lanes = self.winograd.unit, self.pixel, self.lanes
+        unit, pixel, dtype, lanes = self.winograd.unit, self.pixel, self.dtype, self.lanes
         row = row_elements(unit, pixel, lanes)
 
         def body(k: Function, given: Mapping[str, Value], n: Numbers, chunks: Bounds) -> None:
-            inputs = InputEmitter(k, unit, pixel, n, given[SCRATCH], k.offset(given[SCRATCH], row), far=True)
+            inputs = InputEmitter(k, dtype, unit, pixel, n, given[SCRATCH], k.offset(given[SCRATCH], row), far=True)
             inputs.start()
             with walk_tiles(k, n, *_run(k, n, chunks)) as tile:
                 group, place = tile.number // n["group"], tile.number % n["group"]
@@ -152,7 +152,13 @@ class _Kernels:
 
         numbers, scratch_bytes = self._of_tiles() | self._of_input(), 4 * (row + self.square)
         return self._kernel(
-            f"f32_winograd{unit}_input", (unit, pixel), ("x", "v", SCRATCH), self._runs, numbers, body, scratch_bytes
+            f"f32_winograd{unit}_input",
+            (unit, pixel, *self._reads),
+            ("x", "v", SCRATCH),
+            self._runs,
+            numbers,
+            body,
+            scratch_bytes,
         )
 
     def multiply(self) -> NativeKernel:
@@ -195,6 +201,11 @@ class _Kernels:
         names = ("m", "b", *self.epilogue.arguments, "y", SCRATCH)
         numbers, scratch_bytes = self._of_tiles() | self._of_output(), results.buffer_bytes(lanes) + 4 * self.square
         return self._kernel(f"f32_winograd{unit}_output", (unit, results), names, self._runs, numbers, body, scratch_bytes)
+
+    @property
+    def _reads(self) -> tuple[DType, ...]:
+        """What the type of x adds to what decides the code: nothing where it is float32."""
+        return () if self.dtype == FLOAT else (self.dtype,)
 
     @property
     def _runs(self) -> int:

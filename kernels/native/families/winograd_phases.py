@@ -16,13 +16,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from kernels.native.emit.builder import Function, Value
+from kernels.native.emit.floats import Floats
 from kernels.native.emit.kernel import SCRATCH, Bounds
 from kernels.native.emit.product import multiply_channel
 from kernels.native.emit.results import Numbers, Results, ResultsEmitter
 from kernels.native.emit.types import I8, I64
 from kernels.native.families.winograd import transforms
 from kernels.record import record
-from kernels.spec import Array
+from kernels.spec import Array, DType
 
 HELD_VECTORS = 16  # the fewest registers that an instruction set has
 
@@ -56,35 +57,39 @@ def walk_tiles(k: Function, n: Numbers, first: Value, stop: Value) -> Iterator[P
 
 
 class InputEmitter:
-    """Emits Bᵀ x B. pixel: elements between neighbouring pixels of x. zeros: memory for a row of zeros. square: for a tile.
+    """Emits Bᵀ x B. dtype: of x. pixel: elements between neighbouring pixels of x. zeros: memory for a row of zeros. square: for
+    a tile.
 
     far: V is larger than near caches, so that the memory of the next block of channels is prefetched.
     n: x_image, x_block, x_row: elements between neighbours of each kind in x; x_blocks, x_height, x_width: of x. top, left:
     padding. v_point, v_block: elements between neighbouring points and blocks of V.
     """
 
-    def __init__(self, k: Function, unit: int, pixel: int, n: Numbers, zeros: Value, square: Value, *, far: bool) -> None:
+    def __init__(
+        self, k: Function, dtype: DType, unit: int, pixel: int, n: Numbers, zeros: Value, square: Value, *, far: bool
+    ) -> None:
         self.k, self.unit, self.pixel, self.n, self.zeros, self.square, self.far = k, unit, pixel, n, zeros, square, far
+        self.x = Floats(k, dtype)
         self.size, self.lanes, self.b = unit + 2, k.isa.lanes, transforms(unit)[0]
 
     def start(self) -> None:
         """Emit the row of zeros. It comes before all tiles of a call."""
         for column in range(self.size):
-            self.k.store(self.k.zero(self.k.f32), self.zeros, column * self.pixel)
+            self.k.store(self.k.zero(self.x.vector), self.x.offset(self.zeros, column * self.pixel))
 
     def tile(self, tile: Position, x: Value, v: Value) -> None:
         """Transform all channels of a tile. x: the first image. v: where the tile's first vector goes."""
         k, n, size = self.k, self.n, self.size
         top, left = tile.row * self.unit - n["top"], tile.column * self.unit - n["left"]
-        at = k.offset(x, tile.image * n["x_image"] + top * n["x_row"] + left * self.pixel)
+        at = self.x.offset(x, tile.image * n["x_image"] + top * n["x_row"] + left * self.pixel)
         inside = [k.compare("ge", top + i, 0) & (top + i < n["x_height"]) for i in range(size)]
         if held := _is_held(size):
             columns = [k.compare("ge", left + j, 0) & (left + j < n["x_width"]) for j in range(size)]
         else:
             bounds = self._clear_outside(left)
         with k.loop("channels", 0, n["x_blocks"]) as block:
-            here, to = k.offset(at, block * n["x_block"]), k.offset(v, block * n["v_block"])
-            rows = [k.select(inside[i], k.offset(here, n["x_row"] * i), self.zeros) for i in range(size)]
+            here, to = self.x.offset(at, block * n["x_block"]), k.offset(v, block * n["v_block"])
+            rows = [k.select(inside[i], self.x.offset(here, n["x_row"] * i), self.zeros) for i in range(size)]
             if held:
                 self._in_registers(rows, columns, to)
             else:
@@ -95,11 +100,11 @@ class InputEmitter:
         k, size = self.k, self.size
         for row in rows:
             for column in range(size, size + self.unit):
-                k.prefetch(row, column * self.pixel)  # of the next tile
+                k.prefetch(self.x.offset(row, column * self.pixel))  # of the next tile
         square = []
         for column, known in enumerate(inside):
-            places = [k.select(known, k.offset(row, column * self.pixel), self.zeros) for row in rows]
-            square.append(linear(k, self.b, [k.load(k.f32, place) for place in places]))
+            places = [k.select(known, self.x.offset(row, column * self.pixel), self.zeros) for row in rows]
+            square.append(linear(k, self.b, [self.x.load(place) for place in places]))
         for i in range(size):
             self._store_line(linear(k, self.b, [column[i] for column in square]), k.offset(v, self.n["v_point"] * (size * i)))
 
@@ -118,9 +123,9 @@ class InputEmitter:
         """Transform one vector of channels. rows: addresses. inside: the columns that lie inside the image."""
         k, size = self.k, self.size
         with k.loop("column", *inside) as column:
-            given = [k.load(k.f32, row, column * self.pixel) for row in rows]
+            given = [self.x.load(self.x.offset(row, column * self.pixel)) for row in rows]
             for row in rows:
-                k.prefetch(row, (column + self.unit) * self.pixel)  # of the next tile
+                k.prefetch(self.x.offset(row, (column + self.unit) * self.pixel))  # of the next tile
             for i, value in enumerate(linear(k, self.b, given)):
                 k.store(value, self.square, (column * size + i) * self.lanes)
         with k.loop("line", 0, size) as line:

@@ -134,6 +134,7 @@ _I8MM_UNITS = (
     *_DOTPROD_UNITS,
     Unit("neon-i8mm", "int8", "smmla", 8, ("i8mm",)),
     Unit("neon-bf16", "bf16", "bfmmla", 4, ("bf16",)),
+    Unit("neon-bfdot", "bf16", "bfdot", 2, ("bf16",)),
 )
 
 # From the narrowest to the widest of each architecture: a host gets the last whose features it has.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graph.ir import Fused, Node
-from graph.native.expressions import BoundExpression, express, express_epilogue
+from graph.native.expressions import BoundExpression, Sources, express, express_epilogue
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.errors import EmitError
 from kernels.registry import find
@@ -25,7 +25,7 @@ def fused(op: str, *inputs: str, **attrs: object) -> Fused:
 
 def behind(*epilogue: Fused, addend: str = "") -> BoundExpression:
     """Return the expression of an epilogue that follows a matrix product."""
-    return express_epilogue(Node("n", "MatMul", ("a", "b"), ("y",), {}, epilogue), spec, CONSTANTS, addend)
+    return express_epilogue(Node("n", "MatMul", ("a", "b"), ("y",), {}, epilogue), Sources(spec, CONSTANTS), addend)
 
 
 def bound(operands: tuple[str, ...], *steps: Apply) -> BoundExpression:
@@ -70,16 +70,16 @@ def test_other_first_steps_are_no_addend(epilogue: tuple[Fused, ...]) -> None:
 def test_constants_are_known_where_an_op_asks() -> None:
     node = Node("n", "Pow", ("x", "exponent"), ("y",), {})
     known = {"exponent": np.array([3], np.int64)}
-    assert express(node, spec, known) == bound(("x",), Apply("pow", (0,), (3.0,)))
-    later = express(Node("n", "Pow", ("x", "i"), ("y",), {}), spec, {})
+    assert express(node, Sources(spec, known)) == bound(("x",), Apply("pow", (0,), (3.0,)))
+    later = express(Node("n", "Pow", ("x", "i"), ("y",), {}), Sources(spec, {}))
     assert later.operands == ("i", "x")  # as they are read: the exponent is converted first
 
 
 def test_op_without_an_expression_is_refused_by_name() -> None:
     with pytest.raises(EmitError, match=r"^Pow: it has no expression for inputs of int32, float32"):
-        express(Node("n", "Pow", ("i", "x"), ("y",), {}), spec, {})
+        express(Node("n", "Pow", ("i", "x"), ("y",), {}), Sources(spec, {}))
     with pytest.raises(EmitError, match=r"^Softmax: it has no expression"):
-        express(Node("n", "Softmax", ("x",), ("y",), find("Softmax").bind({})), spec, {})
+        express(Node("n", "Softmax", ("x",), ("y",), find("Softmax").bind({})), Sources(spec, {}))
 
 
 CHAINS = {
@@ -112,6 +112,6 @@ def test_ops_of_several_operations_are_computed_by_the_kernel_before_them(isa, h
 def test_an_expression_of_very_many_operands_is_refused() -> None:
     """Compiling a kernel with 800 operands took most of a minute."""
     names = tuple(f"v{n}" for n in range(129))
-    assert len(express(Node("n", "Sum", names[:128], ("y",)), spec, {}).operands) == 128
+    assert len(express(Node("n", "Sum", names[:128], ("y",)), Sources(spec, {})).operands) == 128
     with pytest.raises(EmitError, match="it reads 129 operands, a kernel takes at most 128"):
-        express(Node("n", "Sum", names, ("y",)), spec, {})
+        express(Node("n", "Sum", names, ("y",)), Sources(spec, {}))
