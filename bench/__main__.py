@@ -19,7 +19,8 @@ from bench.shapes import SHAPES_OF, compare_shapes
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated files of the exports' folder, without .onnx.")] = ",".join(EXPORTS),
     engines: Annotated[
-        str, typer.Option(help="Comma-separated: edgewise[:backend][@CHECKOUT], onnxruntime, openvino, mnn, ncnn.")
+        str,
+        typer.Option(help="Comma-separated: edgewise[:backend or :bf16][@CHECKOUT], onnxruntime, openvino[:bf16], mnn, ncnn."),
     ] = ("edgewise,onnxruntime"),
     dim: Annotated[list[str], typer.Option(help="Size of a named dimension, as in seq=64; others are 1. Repeatable.")] = [],  # noqa: B006  typer copies it
     threads: Annotated[str, typer.Option(help="Comma-separated thread counts.")] = "1,2",

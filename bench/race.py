@@ -124,7 +124,8 @@ def race(model: Path, names: list[str], threads: int, feeds: dict[str, np.ndarra
                 if name.startswith("edgewise"):
                     raise
                 sys.stderr.write(f"left out: {error}\n")
-        agree(engines, cache, QUANTISED_ERROR if is_quantised(model) else ERROR)
+        reduced = is_quantised(model) or any(name.endswith(":bf16") for name in names)
+        agree(engines, cache, QUANTISED_ERROR if reduced else ERROR)
         for turn in range(rounds):
             for engine in engines if turn % 2 == 0 else reversed(engines):
                 times = engine.ask(f"burst {seconds}")

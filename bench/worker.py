@@ -26,11 +26,16 @@ Run = Callable[[], dict[str, np.ndarray]]
 
 
 def edgewise(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """Load Edgewise with its default plan; `edgewise:numpy` and `edgewise:native` force a backend. Return run and version."""
+    """Load Edgewise with its default plan. Return run and version.
+
+    `edgewise:numpy` and `edgewise:native` force a backend, `edgewise:bf16` computes products in that precision.
+    """
     import edgewise as engine
 
-    backend: Any = sys.argv[1].partition(":")[2] or "auto"
-    session = engine.Session(model, threads=threads, backend=backend)
+    asked: Any = sys.argv[1].partition(":")[2]
+    precision = "bf16" if asked == "bf16" else "fp32"
+    backend = asked if asked and asked != precision else "auto"
+    session = engine.Session(model, threads=threads, precision=precision, backend=backend)
     return lambda: session.run(feeds), engine.__version__
 
 
@@ -46,11 +51,14 @@ def onnxruntime(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
 
 
 def openvino(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
-    """Load OpenVINO with a latency hint and fp32, since its default on CPUs with bf16 is bf16. Return run and version."""
+    """Load OpenVINO with a latency hint and fp32, since its default on CPUs with bf16 is bf16. Return run and version.
+
+    `openvino:bf16` may compute in that precision.
+    """
     import openvino as engine
 
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    config["INFERENCE_PRECISION_HINT"] = "f32"
+    config["INFERENCE_PRECISION_HINT"] = sys.argv[1].partition(":")[2] or "f32"
     compiled = engine.Core().compile_model(model, "CPU", config)
     request = compiled.create_infer_request()
     names = [next(iter(output.names)) for output in compiled.outputs]

@@ -11,6 +11,7 @@ is defined, are listed in `kernels.native.emit.expression`. These names mean the
 
     constant    no argument: the number given as its parameter, of type `dtype`
     cast        its argument converted to `dtype`
+    bits        its argument's bits, as an unsigned integer
     hold        its argument, a float32, as the bfloat16 in which kernels hold it between them
     where       of a bool and two values of one type, the second where the bool is true, else the third
     lt le gt ge eq ne, isnan isinf    predicates, which make a bool
@@ -128,6 +129,8 @@ def in_order(op: str, args: Sequence[int]) -> tuple[int, ...]:
 def _result_type(op: str, args: tuple[Term, ...], dtype: DType | None) -> DType:
     if op in ("constant", "cast", "hold"):
         return dtype or FLOAT
+    if op == "bits":
+        return np.dtype(f"u{args[0].dtype.itemsize}")
     if op in PREDICATES:
         return BOOL
     return args[op == "where"].dtype

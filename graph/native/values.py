@@ -137,7 +137,8 @@ class Values:
     def convert(self, source: Place, target: Place, *, fill: bool = False) -> None:
         """Copy an image into another layout. fill: lanes after the last channel become 0."""
         for each in convert_image(as_image(source), as_image(target), target.storage.dtype, source.storage.dtype, fill=fill):
-            self._calls.append(emit_map(each, self._facts.isa), {"x0": source, "y": target} if each.operands else {"y": target})
+            sources = {f"x{n}": source for n in range(len(each.operands))}
+            self._calls.append(emit_map(each, self._facts.isa), {**sources, "y": target})
 
     def _shaped(self, place: Viewed, value: str) -> Viewed:
         """Return the place under the value's own shape; images of rank 3 and 5 are stored as those of rank 4."""

@@ -150,7 +150,7 @@ def _place_x(b: Lowering, value: str, grouped: Grouped, words: Words) -> Place:
     """Return what a direct convolution reads.
 
     Float32 may lie in any layout, unless groups share vectors. Words of several channels have to lie in blocks of a vector, or
-    of as few words as hold all channels, or with channels last.
+    or of a word where there are few channels, or with channels last.
     """
     in_blocks, lanes = grouped.lies_in_blocks(b.isa.lanes), b.isa.lanes
     if words == F32_WORDS:
@@ -162,7 +162,7 @@ def _place_x(b: Lowering, value: str, grouped: Grouped, words: Words) -> Place:
         return b.values.laid(value, Image.nhwc(*shape), words.x)
     image, channels = b.facts.image_in_blocks(value), shape[1]
     if channels <= WORD_BYTES < lanes:
-        image = Image.blocked(*shape, -(-channels // words.depth) * words.depth)
+        image = Image.blocked(*shape, words.depth)
     partly = not words.are_bytes and channels % words.depth > 0  # what is behind the last channel is multiplied by 0: no NaN
     return b.values.laid(value, image, words.x, fill=partly)
 

@@ -11,6 +11,7 @@ quotient by 0 is 0, and a shift by the width or more gives 0. Elements of any ot
     "where" of a bool and two of one type. "constant" and "cast" of bool, integers, float32 and float64: floats become integers
     toward zero, the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
     "cast" also of float16 and bfloat16, whose bits lie in registers, by way of float32; float64 would be rounded twice.
+    "bits" of float16, bfloat16 or an integer makes an unsigned integer of the same bits.
     "hold" of float32 makes bfloat16 faster where no number below 2⁻¹²⁶ matters (`halves.hold`).
 """
 
@@ -141,6 +142,8 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
         return wanted if len(args) == 1 and _converts(first, wanted) else None
     if op == "hold":
         return BFLOAT16 if args == [FLOAT] else None
+    if op == "bits":
+        return np.dtype(f"u{first.itemsize}") if len(args) == 1 and (integer or is_half(first)) else None
     if op == "where":
         return args[1] if len(args) == 3 and first == BOOL and args[1] == args[2] else None
     if op in ("isnan", "isinf"):
@@ -223,8 +226,8 @@ def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DTyp
     first, dtype = args[0], dtypes[0]
     if op == "cast":
         return _cast(k, first, dtype, step.dtype or FLOAT)
-    if op == "hold":
-        return hold(k, first)
+    if op in ("hold", "bits"):
+        return hold(k, first) if op == "hold" else first
     if op == "where":
         return k.select(first, args[1], args[2])
     if op in ("isnan", "isinf"):

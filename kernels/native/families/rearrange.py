@@ -6,12 +6,14 @@ barrier between them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from kernels.expression import FLOAT, Apply
+from kernels.expression import FLOAT, INT32, Apply, Draft, Term
+from kernels.native.emit.words import WORD_BYTES
 from kernels.native.errors import EmitError
 from kernels.native.families.elementwise import Map, Strided, conversion
 from kernels.native.memory.image import Image
@@ -56,6 +58,8 @@ def convert_image(
     block = min(widths, default=x.channels)
     pieces = [(0, x.channels // block, block), (x.channels // block * block, 1, x.channels % block)]
     given = x_dtype or dtype
+    if x.block == 1 < y.block <= WORD_BYTES == y.block * dtype.itemsize:
+        return tuple(_words_map(x, y, first, given, dtype) for first in range(0, x.channels, y.block))
     steps = conversion(given, dtype)
     maps = [
         Map(Strided(channel_view(y, *piece), dtype), (Strided(channel_view(x, *piece), given),), steps)
@@ -67,6 +71,24 @@ def convert_image(
         zero = (Apply("constant", (), (0.0,), FLOAT), *conversion(FLOAT, dtype))
         maps.append(Map(Strided(channel_view(whole, y.channels, 1, rest), dtype), (), zero))
     return tuple(maps)
+
+
+def _words_map(x: Image, y: Image, first: int, given: DType, dtype: DType) -> Map:
+    """Return the map that makes a plane of words of neighbouring channels that lie apart. Channels that x has not are 0."""
+    draft, made = Draft(), list[Term]()
+    channels = range(first, min(first + y.block, x.channels))
+    for at, channel in enumerate(channels):
+        element = draft.operand(str(channel), given)
+        for step in conversion(given, dtype):
+            element = draft(step.op, element, dtype=step.dtype)
+        bits = draft("cast", draft("bits", element), dtype=INT32)
+        made.append(draft("shl", bits, draft.constant(8 * dtype.itemsize * at, INT32)) if at else bits)
+    _, expression = draft.finish(functools.reduce(functools.partial(draft, "or"), made))
+    shape = (x.batch, x.height, x.width)
+    planes = [View(shape, (x.n_stride, x.y_stride, x.x_stride), x.offset(channel)) for channel in channels]
+    words = y.words(y.block)
+    target = View(shape, (words.n_stride, words.y_stride, words.x_stride), words.offset(first // y.block))
+    return Map(Strided(target, INT32), tuple(Strided(plane, given) for plane in planes), expression.steps)
 
 
 # Padding
