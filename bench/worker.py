@@ -33,7 +33,7 @@ def edgewise(model: str, threads: int, feeds: Feeds) -> tuple[Run, str]:
     import edgewise as engine
 
     asked = sys.argv[1].partition(":")[2]
-    precision = "bf16" if asked == "bf16" else "fp32"
+    precision: Any = "bf16" if asked == "bf16" else "fp32"
     backend: Any = asked if asked and asked != precision else "auto"
     session = engine.Session(model, threads=threads, precision=precision, backend=backend)
     return lambda: session.run(feeds), engine.__version__

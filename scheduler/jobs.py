@@ -24,6 +24,7 @@ from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import Plan
 from scheduler.profile_run import measure_model
 from scheduler.store import Here, Job, Store
+from scheduler.strategy import WantedPrecision
 from scheduler.tuning.tuner import TuneProgress, tune
 
 _Size = Annotated[int, Field(ge=0, le=2**40)]
@@ -61,6 +62,7 @@ class TuneRequest(WorkRequest):
     threads: _Threads | None = None
     max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     backend: Literal["auto", "native", "numpy"] = "auto"
+    precision: WantedPrecision = "fp32"
 
 
 class ProbeRequest(_Data):
@@ -245,6 +247,7 @@ def _tune(task: Task) -> JobOutcome:
         threads=asked.threads,
         max_error=asked.max_error,
         backend=asked.backend,
+        precision=asked.precision,
         db=task.db,
         progress=progress,
         stop=task.stop,

@@ -21,7 +21,7 @@ from kernels.errors import UnsupportedError
 from kernels.precision import Precision
 from scheduler.build import Build
 from scheduler.errors import PlanFormatError, StrategyFormatError
-from scheduler.strategy import MAX_THREADS, Strategy, WantedBackend
+from scheduler.strategy import MAX_THREADS, Strategy, WantedBackend, WantedPrecision
 
 SCHEMA_VERSION: Final = 1
 MAX_PLAN_BYTES: Final = 64 << 20
@@ -75,7 +75,7 @@ class Constraints(_Data):
     max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_threads: _Threads | None = None
     backend: WantedBackend = "auto"
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    precision: WantedPrecision = "fp32"
 
 
 class InputShape(_Data):
@@ -169,8 +169,10 @@ class Plan(_Data):
     model_digest, device_fingerprint, engine_build: the model, device and engine that it holds for. threads: of every step.
     replicas: executors to run side by side, more than one only for throughput. predicted_ns: of one inference, the sum of the
     steps' expected times, between low_ns and high_ns. measured_ns: the median of whole runs. memory_bytes: of one replica:
-    arena + parameters, as the model has them and as kernels read them + graph inputs and outputs. error_estimate: the sum of
-    the steps' declared tolerances, relative to the largest output.
+    arena + parameters, as the model has them and as kernels read them + graph inputs and outputs. precision: of the steps with
+    products. error_estimate: the sum of the steps' declared tolerances, relative to the largest output, and what less exact
+    products add to it. measured_error: the largest difference from outputs in fp32, relative to the largest number of the output,
+    on samples; None where none were run.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -184,7 +186,7 @@ class Plan(_Data):
     inputs: Annotated[tuple[InputShape, ...], Field(max_length=MAX_INPUTS)]
     threads: _Threads
     replicas: _Threads = 1
-    precision: Precision
+    precision: Precision | Literal["mixed"]
     steps: Annotated[tuple[PlanStep, ...], Field(max_length=MAX_STEPS)]
     predicted_ns: _Nanoseconds
     low_ns: _Nanoseconds
@@ -194,6 +196,7 @@ class Plan(_Data):
     arena_bytes: _Count
     param_bytes: _Count
     error_estimate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    measured_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     thread_options: Annotated[tuple[ThreadOption, ...], Field(max_length=MAX_THREADS)]
     ties: Annotated[tuple[_Text, ...], Field(max_length=MAX_STEPS)] = ()
     why: _Text
@@ -211,8 +214,8 @@ class Plan(_Data):
 
     @property
     def id(self) -> str:
-        """SHA-256 in hex of the whole plan but for its state and measured time."""
-        return hashlib.sha256(self.model_dump_json(exclude={"state", "measured_ns"}).encode()).hexdigest()
+        """SHA-256 in hex of the whole plan but for its state and what was measured of the whole of it."""
+        return hashlib.sha256(self.model_dump_json(exclude={"state", "measured_ns", "measured_error"}).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the plan as JSON; `from_json` reads it back equal."""

@@ -89,7 +89,7 @@ def _report(
         device=local_fingerprint(),
         device_name="" if device is None else device.name,
         threads=session.threads,
-        precision="fp32",
+        precision=session.precision_in_use(shapes),
         backend=session.backend,
         plan_id=session.plan_id,
         engine_build=current_build().id,

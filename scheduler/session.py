@@ -25,15 +25,14 @@ from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
-from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
-from kernels.precision import Precision
+from kernels.errors import AttributeValueError, memory_errors_of
 from kernels.record import record
 from kernels.spec import Array
 from scheduler.errors import StalePlanError
 from scheduler.executor_cache import ExecutorCache, Ready, Shapes
 from scheduler.lowering_cache import Found, Lowering, LoweringCache, distance
 from scheduler.state import State
-from scheduler.strategy import WantedBackend
+from scheduler.strategy import OFFERED, WantedBackend, WantedPrecision, require_offered
 
 if TYPE_CHECKING:
     import onnx
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from profiler.run.trace import Trace
     from scheduler.plan import Plan
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
-_PREFERRED: Mapping[str, Sequence[Precision]] = {"bf16": ("bf16", "fp32")}
 BACKENDS: tuple[WantedBackend, ...] = get_args(WantedBackend)
 MAX_PLANS = 64  # of one session, each for other shapes: the newest ones
 DEFAULT = "default"  # the plan id of runs that follow none
@@ -94,7 +91,7 @@ class Session:
         self,
         model: str | Path | bytes | onnx.ModelProto | Model,
         threads: int | None = None,
-        precision: str = "fp32",
+        precision: WantedPrecision = "fp32",
         backend: WantedBackend = "auto",
         plan: Plan | None = None,
         *,
@@ -111,8 +108,8 @@ class Session:
         else:
             self.threads = available_cores() if plan is None else plan.threads
         self.limits = limits
-        self.backend = backend
-        self._native = None if backend == "numpy" else find_native(backend, _PREFERRED.get(precision, ("fp32",)))
+        self.backend, self.precision = backend, precision
+        self._native = None if backend == "numpy" else find_native(backend, OFFERED[precision])
         self._building = threading.Lock()
         self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
         self._ready = ExecutorCache(limits.executors, self._limit_bytes)
@@ -150,7 +147,7 @@ class Session:
         of = (used, device.fingerprint, device.probed_at)
         if self._description is None or self._description[0] != of:
             shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
-            self._description = of, describe(self.model, shapes, self.threads, self.backend, device)
+            self._description = of, describe(self.model, shapes, self.threads, self.backend, self.precision, device)
         return self._description[1]
 
     @property
@@ -167,6 +164,11 @@ class Session:
         """Return the plan that a run of these input shapes follows; None where there is none for them."""
         found = self._followed(shapes)
         return None if found is None else found.plan
+
+    def precision_in_use(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Return the precision of a run of these input shapes: that of the plan it follows, else the session's."""
+        found = self._followed(shapes)
+        return found.plan.precision if found is not None else "fp32" if self.precision == "auto" else self.precision
 
     def follow(self, plan: Plan) -> None:
         """Run this plan from now on for the shapes it was made for; runs of other shapes stay as they are.
@@ -395,9 +397,6 @@ def _checked_threads(threads: int) -> int:
 
 
 def _check_choices(precision: str, backend: str) -> None:
-    if precision not in PRECISIONS:
-        raise AttributeValueError(f"session: precision is {precision!r}, need one of {', '.join(PRECISIONS)}")
+    require_offered("session", precision)
     if backend not in BACKENDS:
         raise AttributeValueError(f"session: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UnsupportedError(f"session: precision {precision} is not available in this build, it has fp32 and bf16")

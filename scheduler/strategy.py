@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from graph.choice import Backend, Choice
+from kernels.errors import AttributeValueError, UnsupportedError
 from kernels.precision import PRECISIONS, Precision
 from scheduler.errors import StrategyFormatError
 
 WantedBackend = Literal["auto", "native", "numpy"]
+WantedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]  # "auto" leaves the choice to a plan, op by op
+
+# In which products of float32 may be computed then, the one to use without a plan first. There are no kernels for the others.
+OFFERED: Mapping[str, Sequence[Precision]] = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "auto": ("fp32", "bf16")}
 
 MAX_THREADS = 4096
 MAX_TEXT = 512  # characters; it is part of an index key
@@ -87,3 +93,12 @@ def _split(pair: str) -> tuple[str, str]:
 def _require_name(part: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise StrategyFormatError(f"strategy: {part} is {name[:80]!r}, need 1..64 of letters, digits and _ . + -")
+
+
+def require_offered(what: str, precision: str) -> None:
+    """Raise AttributeValueError for a name that means no precision, UnsupportedError for one without kernels in this build."""
+    names = get_args(WantedPrecision)
+    if precision not in names:
+        raise AttributeValueError(f"{what}: precision is {precision!r}, need one of {', '.join(names)}")
+    if precision not in OFFERED:
+        raise UnsupportedError(f"{what}: precision {precision} is not available in this build, it has {', '.join(OFFERED)}")

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from graph.native.work import Layout, Work
+from kernels.precision import Precision
 from kernels.record import record
 from scheduler.errors import RecordFormatError
 from scheduler.strategy import MAX_THREADS
@@ -66,5 +67,6 @@ class _Text(BaseModel):
     tile: Annotated[tuple[_Count, ...], Field(max_length=8)] = ()
     wants: Layout = "any"
     error: _Number = 0.0
+    precision: Precision = "fp32"
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)]
     converted_bytes: _Count = 0

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from kernels.errors import InvalidError
+from kernels.spec import Array
 
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
@@ -22,6 +24,18 @@ ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=Fa
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
 Threads = Annotated[int | None, typer.Option(envvar="EDGEWISE_THREADS", help="Cores to use; physical cores by default.")]
+MaxError = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="The largest difference from outputs in fp32 to allow, as a share of the largest output."),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="Of products: fp32, bf16, or auto: what is fastest within --max-error, by default 0.01."),
+]
+Samples = Annotated[
+    list[Path],
+    typer.Option("--samples", help="Inputs to measure the error on, one .npz file each; else random ones. Repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Database = Annotated[
     str | None,
@@ -36,6 +50,18 @@ class ArgumentError(InvalidError):
 def print_json(text: bytes | str) -> None:
     """Print one JSON document on stdout, and nothing else."""
     sys.stdout.write((text if isinstance(text, str) else text.decode()) + "\n")
+
+
+def read_samples(paths: list[Path]) -> list[dict[str, Array]]:
+    """Read the inputs of --samples. Raises ArgumentError for a file that holds no arrays by name."""
+    found = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found.append(dict(arrays))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArgumentError(f"--samples {path}: it is no .npz file of inputs by name, {error}") from None
+    return found
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,22 @@ import orjson
 import typer
 from rich.table import Table
 
-from app.cli.console import ArgumentError, Database, Dim, Json, Shape, out, parse_dims, parse_shapes, print_json, require_known
+from app.cli.console import (
+    ArgumentError,
+    Database,
+    Dim,
+    Json,
+    MaxError,
+    PrecisionOption,
+    Samples,
+    Shape,
+    out,
+    parse_dims,
+    parse_shapes,
+    print_json,
+    read_samples,
+    require_known,
+)
 from profiler.units import quantity
 from scheduler.build import current_build
 from scheduler.local import local_fingerprint
@@ -17,6 +32,7 @@ from scheduler.plan import Objective, Plan
 from scheduler.planning.compare import PlanDiff, WhatIf, diff, what_if
 from scheduler.planning.planner import plan as make_and_store
 from scheduler.store import Here, Store
+from scheduler.strategy import WantedPrecision
 
 
 def command(
@@ -27,7 +43,9 @@ def command(
     objective: Annotated[str, typer.Option(help="latency, throughput or memory.")] = "latency",
     max_latency_ms: Annotated[float | None, typer.Option(min=0, help="Refuse plans slower than this.")] = None,
     max_memory_bytes: Annotated[int | None, typer.Option(min=0, help="Refuse plans larger than this.")] = None,
-    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Refuse plans less accurate than this.")] = None,
+    max_error: MaxError = None,
+    precision: PrecisionOption = "fp32",
+    samples: Samples = [],  # noqa: B006
     max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the candidates of every step, and why one was chosen.")
@@ -45,6 +63,7 @@ def command(
     """Choose how a device should run a model: kernel, threads and precision of every step, and why.
 
     edgewise plan resnet50.onnx --explain
+    edgewise plan resnet50.onnx --precision auto --max-error 0.01 --samples photo.npz
     edgewise plan resnet50.onnx --with '*=numpy' --with conv1=native/direct
     edgewise plan --diff before.json after.json
     edgewise plan model.onnx --dim batch=8 --objective throughput --max-memory-bytes 200000000
@@ -55,6 +74,7 @@ def command(
     if model is None:
         raise ArgumentError("plan: no model is given, need an ONNX file, or --diff with two plans")
     require_known("objective", objective, get_args(Objective))
+    require_known("precision", precision, get_args(WantedPrecision))
     dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
     made = make_and_store(
         model,
@@ -66,6 +86,8 @@ def command(
         max_memory_bytes=max_memory_bytes,
         max_error=max_error,
         max_threads=max_threads,
+        precision=cast("WantedPrecision", precision),
+        samples=read_samples(samples),
         db=db,
     )
     if force:
@@ -85,7 +107,14 @@ def command(
                 table.add_row("", f"  {candidate.verdict}: {candidate.strategy}", expected, candidate.reason, style="dim")
     out.print(table)
     out.print(made.why, markup=False)
-    out.print(f"memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
+    out.print(f"{error_text(made)}   memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
+
+
+def error_text(plan: Plan) -> str:
+    """Return what is known of a plan's error, in words."""
+    if plan.measured_error is not None:
+        return f"{plan.precision}, error {plan.measured_error:.1e} measured on samples"
+    return f"{plan.precision}, error {plan.error_estimate:.1e} estimated"
 
 
 def show_diff(before: str, after: str, db: str | None, *, json: bool) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import orjson
 import typer
 
-from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json
+from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
 from app.engine.shapes import smallest_shapes
 from app.oip import codec
 from graph.errors import FeedError
@@ -21,6 +21,7 @@ from profiler.report.exports import chrome_trace
 from profiler.units import milliseconds
 from scheduler.profile_run import time_session
 from scheduler.session import Session
+from scheduler.strategy import WantedPrecision
 
 
 def command(
@@ -29,6 +30,7 @@ def command(
     shape: Shape = [],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
     threads: Threads = None,
+    precision: Annotated[str, typer.Option(help="Of products of float32: fp32 or bf16.")] = "fp32",
     trace_out: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto trace of the runs here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
     json: Json = False,
@@ -38,7 +40,8 @@ def command(
     edgewise run model.onnx --input x=image.npy
     edgewise run model.onnx --runs 100 --trace-out trace.json
     """
-    session = Session(model, threads=threads)
+    require_known("precision", precision, get_args(WantedPrecision))
+    session = Session(model, threads=threads, precision=cast("WantedPrecision", precision))
     feeds = _read_feeds(session, feed, parse_shapes(shape))
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]

@@ -14,7 +14,10 @@ from app.cli.console import (
     Database,
     Dim,
     Json,
+    MaxError,
     ModelPath,
+    PrecisionOption,
+    Samples,
     Shape,
     Threads,
     notes,
@@ -22,11 +25,12 @@ from app.cli.console import (
     parse_dims,
     parse_shapes,
     print_json,
+    read_samples,
     require_known,
 )
 from profiler.units import milliseconds
 from scheduler.plan import Plan
-from scheduler.strategy import WantedBackend
+from scheduler.strategy import WantedBackend, WantedPrecision
 from scheduler.tuning.tuner import TuneProgress, tune
 
 
@@ -36,7 +40,9 @@ def command(
     shape: Shape = [],  # noqa: B006
     dim: Dim = [],  # noqa: B006
     threads: Threads = None,
-    max_error: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out strategies less accurate than this.")] = None,
+    max_error: MaxError = None,
+    precision: PrecisionOption = "fp32",
+    samples: Samples = [],  # noqa: B006
     backend: Annotated[str, typer.Option(help="auto, native or numpy.")] = "auto",
     db: Database = None,
     json: Json = False,
@@ -45,9 +51,12 @@ def command(
 
     edgewise tune resnet50.onnx --budget 60
     edgewise tune model.onnx --dim batch=8 --threads 1 --json
+    edgewise tune resnet50.onnx --precision auto --max-error 0.01
     edgewise tune bert.onnx --dim seq=16,64,256          a plan for each, which lengths nearby follow too
     """
     require_known("backend", backend, get_args(WantedBackend))
+    require_known("precision", precision, get_args(WantedPrecision))
+    inputs = read_samples(samples)
     points = [dict(zip(sizes, point, strict=True)) for sizes in [parse_dims(dim)] for point in product(*sizes.values())]
     asked = threading.Event()
     before = signal.signal(signal.SIGINT, lambda _number, _frame: asked.set())
@@ -72,6 +81,8 @@ def command(
                     threads=threads,
                     max_error=max_error,
                     backend=cast("WantedBackend", backend),
+                    precision=cast("WantedPrecision", precision),
+                    samples=inputs,
                     db=db,
                     progress=progress,
                     stop=asked.is_set,

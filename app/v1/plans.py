@@ -18,6 +18,7 @@ from scheduler.planning.compare import PlanDiff, WhatIf, diff, explain, what_if
 from scheduler.planning.pareto import Tradeoff, tradeoffs
 from scheduler.planning.planner import make_plan, tuned
 from scheduler.store import Page, StoredPlan
+from scheduler.strategy import WantedPrecision
 
 router = APIRouter()
 
@@ -31,7 +32,7 @@ class PlanIn(AtShapes):
     max_memory_bytes: Size | None = None
     max_error: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    precision: WantedPrecision = "fp32"
     backend: Literal["auto", "native", "numpy"] = "auto"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from graph.budget import RunBudget
@@ -69,7 +69,8 @@ class Native:
 
     def work(self, node: Node, graph: Graph, specs: Specs, choice: Choice) -> Work:
         """Return what a candidate computes and moves."""
-        return RULES[node.op].work(node, self._facts(graph, specs).hinted, choice)
+        work = RULES[node.op].work(node, self._facts(graph, specs).hinted, choice)
+        return replace(work, precision=choice.precision)
 
     def _facts(self, graph: Graph, specs: Specs, threads: int = 1, kept: Mapping[str, Kept] = _NONE) -> Facts:
         return Facts(specs, graph.constants, self.isa, threads, kept, self.precisions)

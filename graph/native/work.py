@@ -8,6 +8,7 @@ from typing import Literal
 from graph.ir import Node, Specs
 from graph.native.facts import Facts
 from kernels.cost import FLOPS_PER_MAC
+from kernels.precision import Precision
 from kernels.record import record
 from kernels.registry import find
 
@@ -23,7 +24,7 @@ class Work:
     for those of the op's definition. read_bytes, write_bytes: of activations. weight_bytes: of constants as they are packed.
     buffer_bytes: of buffers between the phases of one node, written and read again. chunks: pieces of work that threads share.
     calls: kernel calls, one after another. tile: its sizes. wants: layout of the first input, which is converted from any other.
-    error: that the algorithm adds to rounding, relative to the largest output.
+    error: that the algorithm adds to rounding, relative to the largest output. precision: of the factors of its products.
     """
 
     kind: str
@@ -38,6 +39,12 @@ class Work:
     tile: tuple[int, ...] = ()
     wants: Layout = "any"
     error: float = 0.0
+    precision: Precision = "fp32"
+
+    @property
+    def family(self) -> str:
+        """What has one cost behaviour: a kind in a precision."""
+        return self.kind if self.precision == "fp32" else f"{self.kind} {self.precision}"
 
 
 def moved_bytes(node: Node, facts: Facts) -> tuple[int, int]:

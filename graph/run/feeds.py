@@ -31,8 +31,8 @@ def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "f
     return arrays
 
 
-def random_feeds(specs: Mapping[str, Spec]) -> dict[str, Array]:
-    """Return an array for every input: standard normal numbers, integers 0 or 1, or empty strings; equal in every call.
+def random_feeds(specs: Mapping[str, Spec], seed: int = 0) -> dict[str, Array]:
+    """Return an array for every input: standard normal numbers, integers 0 or 1, or empty strings; equal for equal seeds.
 
     Raises: LimitError where they need more memory than a model may take.
     """
@@ -43,7 +43,7 @@ def random_feeds(specs: Mapping[str, Spec]) -> dict[str, Array]:
             f"{largest}: its random values take {needed_bytes} bytes with those of all inputs, the limit is {limit_bytes}; "
             "use smaller shapes"
         )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     return {name: _random(rng, spec) for name, spec in specs.items()}
 
 

@@ -12,12 +12,14 @@ precedence over both (`scheduler.planning.planner`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import ml_dtypes
 
 from graph.ir import CONTROL_FLOW, Node, Specs
 from graph.native.work import Work
 from kernels.cost import FLOPS_PER_MAC
+from kernels.precision import PRECISIONS, Precision
 from kernels.record import record
 from kernels.registry import Kernel, find
 from kernels.spec import FLOATS
@@ -31,6 +33,7 @@ NATIVE_EFFICIENCY = 0.9  # of the measured FMA peak that convolutions and produc
 NATIVE_STEP_NS = 500.0  # a barrier, and the wait of other threads for the last chunk of a step
 NUMPY = "numpy_"  # before the algorithm, the kind of a numpy kernel
 _BLAS = frozenset({"blas", "gemm", "im2col"})
+_PRODUCTS: Mapping[Precision, int] = {"bf16": 2, "int8": 4}  # that an instruction adds to each sum
 _PASSES_PER_TAP = 4  # multiply reads two and writes one, add reads and writes: counted in planes that miss the registers
 
 
@@ -74,7 +77,10 @@ class Rooflines:
         moved_bytes = work.read_bytes + work.write_bytes + 2 * work.buffer_bytes
         converting_ns = NATIVE_STEP_NS if load.converted_bytes else 0.0
         return Roofline(
-            compute_ns=1e9 * work.flops * imbalance(work.chunks, threads) / (NATIVE_EFFICIENCY * rates.instruction),
+            compute_ns=1e9
+            * work.flops
+            * imbalance(work.chunks, threads)
+            / (NATIVE_EFFICIENCY * rates.instruction[work.precision]),
             memory_ns=rates.transfer_ns(moved_bytes),
             weights_ns=rates.transfer_ns(work.weight_bytes),
             conversion_ns=rates.transfer_ns(load.converted_bytes) + converting_ns,
@@ -99,7 +105,7 @@ class Rooflines:
         if threads not in self._rates:
             device, capacities = self._device, self._device.capacities_bytes(threads)
             self._rates[threads] = _Rates(
-                instruction=device.peak_ops_per_s("fp32", threads),
+                instruction={precision: self._instruction(precision, threads) for precision in PRECISIONS},
                 levels=tuple(
                     (level, nbytes, device.bandwidth_bytes_per_s(level, threads))
                     for level, nbytes in {**capacities, "DRAM": math.inf}.items()
@@ -107,12 +113,25 @@ class Rooflines:
             )
         return self._rates[threads]
 
+    def _instruction(self, precision: Precision, threads: int) -> float:
+        """Return the FLOP/s of fp32 at which as many instructions run in a second as do of a precision.
+
+        Port models count those of any precision as multiply–adds of fp32. Where a device has no instruction for it, kernels take
+        some of fp32's, which port models count.
+        """
+        single, products = self._device.peak_ops_per_s("fp32", threads), _PRODUCTS.get(precision, 1)
+        measured = any((peak.precision, peak.kind) == (precision, "instruction") for peak in self._device.peaks)
+        return self._device.peak_ops_per_s(precision, threads) / products if measured and products > 1 else single
+
 
 @record
 class _Rates:
-    """Rates at one thread count. instruction: FLOP/s. levels: name, capacity in bytes and bytes a second, innermost first."""
+    """Rates at one thread count.
 
-    instruction: float
+    instruction: FLOP/s of fp32 by precision. levels: name, capacity in bytes and bytes a second, innermost first.
+    """
+
+    instruction: Mapping[Precision, float]
     levels: tuple[tuple[str, float, float], ...]
 
     def level_of(self, nbytes: int) -> str:

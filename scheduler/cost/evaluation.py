@@ -74,8 +74,8 @@ def evaluate(device: DeviceProfile, points: Sequence[Point], folds: int = FOLDS)
             held += [_Held(point, prediction) for point, prediction in zip(unseen, found, strict=True)]
     if not held:
         return []
-    kinds = sorted({item.point.load.work.kind for item in held})
-    return [*(_accuracy(kind, [h for h in held if h.point.load.work.kind == kind]) for kind in kinds), _accuracy(ALL, held)]
+    kinds = sorted({item.point.load.work.family for item in held})
+    return [*(_accuracy(kind, [h for h in held if h.point.load.work.family == kind]) for kind in kinds), _accuracy(ALL, held)]
 
 
 def evaluate_stored(store: Store) -> list[Accuracy]:

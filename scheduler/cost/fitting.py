@@ -102,7 +102,7 @@ class CostModel:
         """Fit a model to points; kinds with fewer than MIN_POINTS stay without a fit."""
         kinds: dict[str, list[Point]] = {}
         for point in points:
-            kinds.setdefault(point.load.work.kind, []).append(point)
+            kinds.setdefault(point.load.work.family, []).append(point)
         roofs = Rooflines(device)
         with BlasThreads(1):  # on matrices so small, more threads mostly wait for each other
             fits = {kind: _fit(found, roofs) for kind, found in sorted(kinds.items()) if len(found) >= MIN_POINTS}
@@ -115,8 +115,8 @@ class CostModel:
         ratios: dict[int, tuple[float, float]] = {}
         kinds: dict[str, list[int]] = {}
         for at, load in enumerate(loads):
-            if load.work.kind in self.fits:
-                kinds.setdefault(load.work.kind, []).append(at)
+            if load.work.family in self.fits:
+                kinds.setdefault(load.work.family, []).append(at)
         for kind, places in kinds.items():
             means, deviations = self.fits[kind].ask(np.stack([_features(loads[at], roofs[at]) for at in places]))
             ratios.update(zip(places, zip(means.tolist(), deviations.tolist(), strict=True), strict=True))

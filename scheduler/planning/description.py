@@ -17,7 +17,7 @@ from scheduler.plan import EXECUTOR, Constraints, Plan
 from scheduler.planning.planner import compose
 from scheduler.planning.steps import Evidence
 from scheduler.planning.subject import Subject
-from scheduler.strategy import Strategy, WantedBackend
+from scheduler.strategy import Strategy, WantedBackend, WantedPrecision
 
 
 def describe(
@@ -25,23 +25,27 @@ def describe(
     shapes: Mapping[str, tuple[int, ...]] | None,
     threads: int,
     backend: WantedBackend,
+    precision: WantedPrecision,
     device: DeviceProfile,
 ) -> Plan:
     """Describe the runs of a session without a plan.
 
-    Args:    shapes: of the inputs, None = as the model declares them. threads, backend: of the session. device: this machine.
+    Args:    shapes: of the inputs, None = as the model declares them. threads, backend, precision: of the session. device: this
+             machine.
     Returns: a plan whose steps are those that the executor runs, in its order. Nothing was compared for it, and its times are
              estimates from the rooflines of the device; `why` says so.
     Raises:  FeedError for open dimensions.
     """
-    subject = replace(Subject.of(model, shapes, backend=backend), error_budget=math.inf)  # a first candidate is never refused
+    subject = replace(
+        Subject.of(model, shapes, backend=backend, precision=precision), error_budget=math.inf
+    )  # a first candidate is never refused
     strategies = default_strategies(subject, threads)
     subject = subject.reordered(tuple(strategies))
     plan = compose(
         subject,
         device,
         "latency",
-        Constraints(max_threads=threads, backend=backend),
+        Constraints(max_threads=threads, backend=backend, precision=precision),
         Evidence({}, CostModel(device)),
         {threads: strategies},
     )

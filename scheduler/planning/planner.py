@@ -9,8 +9,9 @@ and are reported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import onnx
 
@@ -18,7 +19,7 @@ from graph.formats.registry import read
 from graph.ir import Model
 from graph.memory import plan_memory
 from graph.wide import half_of
-from kernels.errors import AttributeValueError, UnsupportedError
+from kernels.errors import AttributeValueError
 from kernels.log import PLAN, debug, debug_level
 from kernels.precision import Precision
 from kernels.record import record
@@ -29,6 +30,7 @@ from scheduler.cost.fitting import CostModel, cost_model
 from scheduler.errors import NotFoundError
 from scheduler.local import local_device, local_fingerprint
 from scheduler.plan import (
+    EXECUTOR,
     Candidate,
     Constraints,
     InfeasibleError,
@@ -38,11 +40,18 @@ from scheduler.plan import (
     State,
     ThreadOption,
 )
+from scheduler.planning.accuracy import Feeds, Reference
+from scheduler.planning.rounding import keep_within, rounding_error
 from scheduler.planning.steps import Evidence, choose_step
 from scheduler.planning.subject import Subject
 from scheduler.store import Here, Store
-from scheduler.strategy import Strategy, WantedBackend
+from scheduler.strategy import Strategy, WantedBackend, WantedPrecision
 
+AUTO_ERROR = 0.01  # that a plan of any precision may have where nothing else is asked for
+MARGIN = 0.8  # of the allowed error, that samples may have
+SAMPLES = 2  # random ones, where none are given
+ROUNDS = 4  # of composing a plan and running it on samples
+LEAST_ROUNDING, NO_ROUNDING = 1e-3, 1e9  # factors on what a rounded step adds to the error
 Given = Mapping[str, Strategy]  # node name -> the strategy it must take
 
 
@@ -58,29 +67,80 @@ def make_plan(
     max_error: float | None = None,
     max_threads: int | None = None,
     backend: WantedBackend = "auto",
-    precision: Precision | str = "fp32",
+    precision: WantedPrecision = "fp32",
     store: Store | None = None,
+    samples: Sequence[Feeds] | None = None,
 ) -> Plan:
     """Plan a model for a device.
 
     Args:    device: a profile, of this machine or another. objective: latency, throughput or memory. shapes, dims: of inputs and
-             dynamic dimensions, None = as declared. max_…: limits that the plan must keep. store: holds measurements; those of
-             this device, engine build and kernel source are used.
+             dynamic dimensions, None = as declared. max_…: limits that the plan must keep. precision: of products of float32;
+             "auto" = for each step what is fastest, within `max_error`, by default AUTO_ERROR. store: holds measurements; those
+             of this device, engine build and kernel source are used. samples: inputs to measure the error of rounded products on,
+             which runs the model here; none in it = random ones; None = estimate the error.
     Returns: the plan; its state is `predicted` when the device is not this machine.
     Raises:  FeedError for open dimensions, UnsupportedError for what this build cannot do, InfeasibleError with the closest plan
              when a constraint cannot be met.
     """
-    _check(objective, backend, precision)
-    subject = Subject.of(model, shapes, dims, backend=backend, max_error=max_error)
+    _check(objective, backend)
     constraints = Constraints(
         max_latency_ms=max_latency_ms,
         max_memory_bytes=max_memory_bytes,
-        max_error=max_error,
+        max_error=allowed_error(max_error, precision),
         max_threads=max_threads,
         backend=backend,
-        precision="fp32",
+        precision=precision,
     )
-    return compose(subject, device, objective, constraints, evidence_of(subject, device, store))
+    subject = Subject.of(model, shapes, dims, backend=backend, precision=precision, max_error=max_error)
+    evidence = evidence_of(subject, device, store)
+    return compose_measured(
+        subject, device, objective, constraints, evidence, None if samples is None else reference_of(subject, samples)
+    )
+
+
+def allowed_error(max_error: float | None, precision: WantedPrecision) -> float | None:
+    """Return the error that a plan may have: what was asked for, or AUTO_ERROR where the precision is left to the plan."""
+    return AUTO_ERROR if max_error is None and precision == "auto" else max_error
+
+
+def reference_of(subject: Subject, samples: Sequence[Feeds] = ()) -> Reference | None:
+    """Return what plans are compared with on this machine, random samples where none are given; None where all are in fp32."""
+    return None if subject.precision == "fp32" else Reference(subject, samples or subject.samples(SAMPLES))
+
+
+def compose_measured(
+    subject: Subject,
+    device: DeviceProfile,
+    objective: Objective,
+    constraints: Constraints,
+    evidence: Evidence,
+    reference: Reference | None,
+) -> Plan:
+    """Compose the best plan whose error on samples, which are run here, keeps the constraint.
+
+    What rounding adds to the output differs from model to model. It is taken from the error of the plan composed last, until one
+    keeps the limit; MARGIN is left for inputs that are no samples.
+
+    Args:   reference: the samples with their outputs; None = the error is that which is estimated.
+    Raises: InfeasibleError with the closest plan when a constraint cannot be met.
+    """
+    if reference is None:
+        return compose(subject, device, objective, constraints, evidence)
+    limit = constraints.max_error
+    best: Plan | None = None
+    for _ in range(ROUNDS):
+        plan = compose(subject, device, objective, constraints, evidence)
+        rounded = rounding_error(plan.steps, evidence)
+        if not rounded or (best is not None and plan.choices == best.choices):
+            return best or plan
+        error = reference.error_of(plan)
+        plan = plan.model_copy(update={"measured_error": error})
+        if limit is None:
+            return plan
+        if error <= limit and (best is None or plan.predicted_ns < best.predicted_ns):
+            best = plan
+        evidence = replace(evidence, rounding=max(evidence.rounding * error / (MARGIN * rounded), LEAST_ROUNDING))
+    return best or compose(subject, device, objective, constraints, replace(evidence, rounding=NO_ROUNDING))
 
 
 def evidence_of(subject: Subject, device: DeviceProfile, store: Store | None) -> Evidence:
@@ -106,7 +166,7 @@ def compose(
     """
     cores = min(device.usable_cores, constraints.max_threads or device.usable_cores)
     counts = thread_counts(cores) if given is None else tuple(sorted(given))
-    plans = [_at(subject, threads, objective, evidence, (given or {}).get(threads, {})) for threads in counts]
+    plans = [_at(subject, threads, objective, constraints, evidence, (given or {}).get(threads, {})) for threads in counts]
     options = [_option(draft, cores, objective, constraints) for draft in plans]
     order = sorted(range(len(plans)), key=lambda i: (options[i].verdict == "over_limit", *_rank(options[i], objective)))
     best = order[0]
@@ -127,7 +187,7 @@ def compose(
         inputs=subject.inputs,
         threads=draft.threads,
         replicas=option.replicas,
-        precision="fp32",
+        precision=_precision(draft.steps),
         steps=draft.steps,
         predicted_ns=draft.predicted_ns,
         low_ns=sum(step.low_ns for step in draft.steps),
@@ -172,6 +232,8 @@ def plan(
     max_error: float | None = None,
     max_threads: int | None = None,
     backend: WantedBackend = "auto",
+    precision: WantedPrecision = "fp32",
+    samples: Sequence[Feeds] = (),
     db: str | None = None,
 ) -> Plan:
     """Choose how a device should run a model: kernel, threads and precision of every step, and why. The plan is stored.
@@ -184,8 +246,12 @@ def plan(
              objective: "latency", "throughput" or "memory".
              shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
              max_latency_ms: refuse plans slower than this, in milliseconds. max_memory_bytes: refuse plans larger than this.
-             max_error: leave out strategies with a larger relative error against fp32. max_threads: the most threads to use.
-             backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
+             max_error: the largest difference from outputs in fp32 that is allowed, relative to the output's largest number.
+             max_threads: the most threads to use. backend: "auto", "native" or "numpy".
+             precision: of products of float32: "fp32", "bf16", or "auto" for what is fastest for each op within `max_error`, by
+             default 0.01.
+             samples: inputs by name, of which the error is measured on this machine; without any, random ones are made.
+             db: database URL; None = SQLite in the user's data directory.
     Raises:  ModelError for a file that is refused; FeedError where a dimension is left open; AttributeValueError for an unknown
              value; NotFoundError for an unknown device; InfeasibleError, with the closest plan, where a limit cannot be met;
              UnsupportedError for what this build cannot do; StoreError for a database that cannot be used.
@@ -204,7 +270,9 @@ def plan(
             max_error=max_error,
             max_threads=max_threads,
             backend=backend,
+            precision=precision,
             store=store,
+            samples=samples if device == "local" else None,
         )
         if (standing := tuned(store, made)) is not None:
             return standing
@@ -239,21 +307,24 @@ class _Draft:
     ties: tuple[str, ...]
 
 
-def _check(objective: str, backend: str, precision: str) -> None:
+def _check(objective: str, backend: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
         raise AttributeValueError(f"plan: unknown objective {objective!r}, need latency, throughput or memory")
     if backend not in get_args(WantedBackend):
         raise AttributeValueError(f"plan: unknown backend {backend!r}, need one of {', '.join(get_args(WantedBackend))}")
-    if precision not in ("fp32", "auto"):
-        raise UnsupportedError(f"plan: precision {precision} has no kernels in this build, it has fp32")
 
 
-def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence, given: Given) -> _Draft:
+def _at(
+    subject: Subject, threads: int, objective: Objective, constraints: Constraints, evidence: Evidence, given: Given
+) -> _Draft:
     """Choose every step at one thread count."""
     nodes = subject.graph.nodes
     steps = tuple(
         choose_step(subject, index, threads, evidence, objective, given.get(node.name)) for index, node in enumerate(nodes)
     )
+    error = sum(error_of(node, subject.specs) for node in nodes) + _added(subject, steps, threads)
+    if constraints.max_error is not None and not given:
+        steps = keep_within(constraints.max_error - error, steps, subject, threads, evidence, objective)
     chosen = {step.node: _chosen(step) for step in steps}
     memory = plan_memory(subject.graph, subject.specs, {name: found.workspace_bytes for name, found in chosen.items()})
     packed = {(node.inputs[1:], chosen[node.name].strategy): chosen[node.name].packed_bytes for node in nodes}
@@ -268,9 +339,15 @@ def _at(subject: Subject, threads: int, objective: Objective, evidence: Evidence
         memory_bytes=memory.arena_bytes + param_bytes + port_bytes + sum(packed.values()),
         arena_bytes=memory.arena_bytes,
         param_bytes=param_bytes,
-        error=sum(error_of(node, subject.specs) for node in nodes) + _added(subject, steps, threads),
+        error=error + rounding_error(steps, evidence),
         ties=tuple(f"{step.node}: {c.strategy}" for step in steps for c in step.candidates if c.verdict == "tie"),
     )
+
+
+def _precision(steps: Sequence[PlanStep]) -> Precision | Literal["mixed"]:
+    """Return the precision of the steps with products; "mixed" where there are several."""
+    found = {step.strategy.precision for step in steps if step.macs and step.strategy.backend != EXECUTOR}
+    return next(iter(found)) if len(found) == 1 else "mixed" if found else "fp32"
 
 
 def _chosen(step: PlanStep) -> Candidate:

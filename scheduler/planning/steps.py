@@ -24,11 +24,16 @@ Known = Mapping[str, Mapping[Strategy, Measurement]]  # signature key -> strateg
 
 @record
 class Evidence:
-    """The evidence of plans: fresh measurements, and a cost model for all else. dropped: candidates left out, and why."""
+    """The evidence of plans: fresh measurements, and a cost model for all else.
+
+    dropped: candidates left out, and why. rounding: how much more than `ROUNDING` says a step of less than fp32 adds to the error
+    of the model's output: 1 where nothing is known of it.
+    """
 
     known: Known
     model: CostModel
     dropped: Mapping[tuple[str, Strategy], str] = field(default_factory=dict)
+    rounding: float = 1.0
 
 
 @record
@@ -89,14 +94,20 @@ def choose_step(
 def predictions(options: Sequence[Option], model: CostModel) -> dict[Strategy, Prediction]:
     """Predict the time of every option that can run.
 
-    Where some native candidates have no fit, the order of their rule ranks them: the first is taken to be the fastest.
+    Where some native candidates of a precision have no fit, the order of their rule ranks them: the first is taken to be the
+    fastest of them.
     """
     able = [(option.strategy, option.load) for option in options if option.load is not None]
     found = dict(zip([strategy for strategy, _ in able], model.predict([load for _, load in able]), strict=True))
-    native = [strategy for strategy, _ in able if strategy.backend == "native"]
-    if native and not all(found[strategy].fitted for strategy in native):
-        first_ns = found[native[0]].ns
-        for rank, strategy in enumerate(native):
+    native: dict[str, list[Strategy]] = {}
+    for strategy, _ in able:
+        if strategy.backend == "native":
+            native.setdefault(strategy.precision, []).append(strategy)
+    for alike in native.values():
+        if all(found[strategy].fitted for strategy in alike):
+            continue
+        first_ns = found[alike[0]].ns
+        for rank, strategy in enumerate(alike):
             ns = max(found[strategy].ns, first_ns * (1 + RANK * rank))
             found[strategy] = replace(found[strategy], ns=ns, low_ns=ns / UNCERTAINTY, high_ns=ns * UNCERTAINTY, fitted=False)
     return found

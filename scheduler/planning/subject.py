@@ -21,7 +21,7 @@ from scheduler.build import Build, current_build
 from scheduler.cost.bounds import numpy_work
 from scheduler.plan import InputShape
 from scheduler.signature import Signature, signature
-from scheduler.strategy import Strategy, WantedBackend
+from scheduler.strategy import OFFERED, Strategy, WantedBackend, WantedPrecision, require_offered
 from scheduler.workload import Workload
 
 MODEL_ERROR = 1e-3  # that algorithms may add to a model's output, relative to its largest, where no limit is asked for
@@ -41,7 +41,7 @@ class Subject:
     """A model bound to input shapes and optimised, to be planned or measured.
 
     costs, signatures: of every node of the graph, in order. error_budget: the error that the algorithm of one convolution or
-    matrix product may add, relative to its largest output.
+    matrix product may add, relative to its largest output. precision: that was asked for.
     """
 
     model: Model
@@ -54,6 +54,7 @@ class Subject:
     native: Native | None
     backend: WantedBackend
     error_budget: float
+    precision: WantedPrecision = "fp32"
     _options: dict[int, list[tuple[Option, ...]]] = field(default_factory=dict)
 
     @staticmethod
@@ -63,11 +64,17 @@ class Subject:
         dims: Mapping[str, int] | None = None,
         *,
         backend: WantedBackend = "auto",
+        precision: WantedPrecision = "fp32",
         max_error: float | None = None,
     ) -> Subject:
-        """Bind the inputs of a model and optimise its graph. max_error: of the output. Raises FeedError for open dimensions."""
+        """Bind the inputs of a model and optimise its graph.
+
+        precision: of products of float32. max_error: of the output. Raises FeedError for open dimensions, UnsupportedError for
+        a precision that this build has no kernels for.
+        """
+        require_offered("plan", precision)
         inputs = bind(model.graph, shapes, dims)
-        native = None if backend == "numpy" else find_native(backend)
+        native = None if backend == "numpy" else find_native(backend, OFFERED[precision])
         ready = optimise(model.graph, inputs, native=native is not None)
         graph, specs = ready.graph, ready.specs
         costs = count_nodes(graph, specs)
@@ -81,6 +88,7 @@ class Subject:
             build=current_build(),
             native=native,
             backend=backend,
+            precision=precision,
             error_budget=(MODEL_ERROR if max_error is None else max_error) / max(1, sum(cost.macs > 0 for cost in costs)),
         )
 
@@ -91,7 +99,12 @@ class Subject:
 
     def feeds(self) -> dict[str, Array]:
         """Return seeded random inputs of the bound shapes."""
-        return random_feeds({port.name: spec for port in self.graph.inputs if (spec := self.specs[port.name]) is not None})
+        return self.samples(1)[0]
+
+    def samples(self, count: int) -> list[dict[str, Array]]:
+        """Return so many seeded random inputs of the bound shapes."""
+        specs = {port.name: spec for port in self.graph.inputs if (spec := self.specs[port.name]) is not None}
+        return [random_feeds(specs, seed) for seed in range(count)]
 
     def reordered(self, names: Sequence[str]) -> Subject:
         """Return the subject with these nodes alone, in this order, which has to be one that they can run in."""

@@ -26,12 +26,13 @@ from scheduler.cost.fitting import CostModel
 from scheduler.exclusive import measuring
 from scheduler.local import local_device
 from scheduler.plan import Constraints, Plan
-from scheduler.planning.planner import compose, evidence_of
+from scheduler.planning.accuracy import Feeds, Reference
+from scheduler.planning.planner import allowed_error, compose, compose_measured, evidence_of, reference_of
 from scheduler.planning.steps import Evidence, predictions
 from scheduler.planning.subject import Option, Subject
 from scheduler.store import Measurement, Store
 from scheduler.store.records import now_us
-from scheduler.strategy import Strategy, WantedBackend
+from scheduler.strategy import Strategy, WantedBackend, WantedPrecision
 from scheduler.tuning.contests import Arm, Contest, Summary, model_ns
 from scheduler.tuning.in_place import InPlaceBuilder, executor_of, race
 from scheduler.tuning.search import Limits, Search
@@ -67,6 +68,8 @@ def tune(
     threads: int | None = None,
     max_error: float | None = None,
     backend: WantedBackend = "auto",
+    precision: WantedPrecision = "fp32",
+    samples: Sequence[Feeds] = (),
     db: str | None = None,
     progress: Callable[[TuneProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -77,7 +80,7 @@ def tune(
              budget_s: seconds to measure for, on top of loading the model and of measuring a machine that is new (seconds).
              shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
              threads: the most threads to use; None = one for each physical core.
-             max_error: leave out strategies with a larger relative error against fp32.
+             max_error, precision, samples: as for `plan`.
              backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
              progress: called often with a TuneProgress.
              stop: called between measurements; once it returns True, tuning ends early with what was measured until then.
@@ -92,9 +95,20 @@ def tune(
     with Store(db) as store:
         device = local_device(store, FULL_S)
         store.models.save(loaded.digest, loaded.source, loaded.nbytes)
-        subject = Subject.of(loaded, shapes, dims, backend=backend, max_error=max_error)
-        constraints = Constraints(max_error=max_error, max_threads=threads, backend=backend, precision="fp32")
-        run = _Run(subject, device, store, constraints, budget_s, progress or (lambda _progress: None), stop or (lambda: False))
+        subject = Subject.of(loaded, shapes, dims, backend=backend, precision=precision, max_error=max_error)
+        allowed = allowed_error(max_error, precision)
+        constraints = Constraints(max_error=allowed, max_threads=threads, backend=backend, precision=precision)
+        reference = reference_of(subject, samples)
+        run = _Run(
+            subject,
+            device,
+            store,
+            constraints,
+            reference,
+            budget_s,
+            progress or (lambda _progress: None),
+            stop or (lambda: False),
+        )
         plan = run.plan()
         store.plans.save(plan)
         if plan.measured_ns is not None:
@@ -110,6 +124,7 @@ class _Run:
     device: DeviceProfile
     store: Store
     constraints: Constraints
+    reference: Reference | None
     budget_s: float
     progress: Callable[[TuneProgress], None]
     stop: Callable[[], bool]
@@ -179,11 +194,14 @@ class _Run:
             for arm in contest.arms
             if arm.out and arm.summary is None
         }
-        return compose(self.subject, self.device, "latency", self.constraints, replace(evidence, dropped=dropped))
+        return self._compose(replace(evidence, dropped=dropped))
+
+    def _compose(self, evidence: Evidence) -> Plan:
+        return compose_measured(self.subject, self.device, "latency", self.constraints, evidence, self.reference)
 
     def _raced(self, composed: Plan, why: str) -> Plan:
         """Run the composed and the untuned plan as whole models. Returns the faster one; its `why` gives both times."""
-        untuned = compose(self.subject, self.device, "latency", self.constraints, Evidence({}, CostModel(self.device)))
+        untuned = self._compose(Evidence({}, CostModel(self.device)))
         plans = [composed] if untuned.choices == composed.choices and untuned.threads == composed.threads else [composed, untuned]
         limits = Limits(time.monotonic, time.monotonic() + RACE_S, self.stop)
         for plan in plans:
@@ -207,6 +225,7 @@ class _Run:
             evidence = evidence_of(self.subject, self.device, self.store)
             given = {untuned.threads: _strategies(untuned)}
             won, measured_ns = compose(self.subject, self.device, "latency", self.constraints, evidence, given), medians[1]
+            won = won.model_copy(update={"measured_error": untuned.measured_error})
             text = f"kept the untuned plan: the tuned one was not faster as a whole, {times}"
         self._say("done")
         return won.model_copy(update={"why": f"{won.why}; {text}; {why}", "measured_ns": measured_ns})

@@ -142,6 +142,23 @@ def test_databases_are_moved_merged_and_pruned(tmp_path: Path) -> None:
     assert edgewise("db", "export", str(file), "--db", f"sqlite:///{tmp_path / 'none.sqlite'}").returncode == 1
 
 
+def test_plan_of_a_precision_says_its_error_on_samples(tmp_path: Path) -> None:
+    db = f"sqlite:///{tmp_path / 'a.db'}"
+    np.savez(tmp_path / "a.npz", image=np.random.default_rng(0).random((1, 1, 8, 8), np.float32))
+    sample = str(tmp_path / "a.npz")
+    made = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--precision", "bf16", "--samples", sample, "--json")
+    plan = json.loads(made.stdout)
+    assert plan["constraints"]["precision"] == "bf16"
+    assert (plan["measured_error"] is None) == (plan["precision"] == "fp32")
+    unknown = edgewise("plan", MODEL, "--precision", "bf8")
+    assert unknown.returncode == 2
+    assert "fp32" in unknown.stderr
+    (tmp_path / "b.npz").write_text("no arrays")
+    broken = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--precision", "bf16", "--samples", str(tmp_path / "b.npz"))
+    assert broken.returncode == 2
+    assert "it is no .npz file" in broken.stderr
+
+
 def test_tune_stores_what_it_measures_and_bench_says_how_well_it_is_predicted(tmp_path: Path) -> None:
     db = f"sqlite:///{tmp_path / 'cli.sqlite'}"
     assert edgewise("device", "--seconds", "0.3", "--db", db).returncode == 0
