@@ -19,16 +19,14 @@ from graph.ir import Graph, Node
 from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
+from kernels.native.emit.words import WORD_BYTES
 from kernels.ops.quantize import LEAST_SCALE, WHOLE
 from kernels.record import record
 from kernels.registry import evaluate, find
-from kernels.spec import ELEMENT_TYPES, Array, DType
+from kernels.spec import BYTES, ELEMENT_CODES, Array, DType
 
-_CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
-_BYTES = frozenset(map(np.dtype, ("int8", "uint8")))
 _MOST_SCALE = 2.0**100  # and LEAST_SCALE: between them, no integer of 16 bits times the scale overflows or underflows
-WORD_BYTES = 4
-RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, 9), "Gemm": (2,)}
+_RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, 9), "Gemm": (2,)}
 _LARGEST = 255  # of the difference of two bytes
 _MOVERS = frozenset(
     (
@@ -110,7 +108,7 @@ class _Quantised:
         if (
             scale.dtype != FLOAT
             or (made is not None and made.dtype != FLOAT)
-            or node.attrs["output_dtype"] not in (0, 1, _CODES[dtype])
+            or node.attrs["output_dtype"] not in (0, 1, ELEMENT_CODES[dtype])
         ):
             return None
         if not ((scale >= LEAST_SCALE) & (scale <= _MOST_SCALE)).all():
@@ -177,7 +175,7 @@ def _move(known: _Quantised, node: Node) -> None:
     first, axis = points[0], _axis_behind(node, points[0])
     if first is None or axis is None or not all(first.is_same(point) for point in points):
         return
-    if node.op == "MaxPool" and (first.dtype not in _BYTES or max(node.attrs["dilations"] or (1,)) > 1):
+    if node.op == "MaxPool" and (first.dtype not in BYTES or max(node.attrs["dilations"] or (1,)) > 1):
         return  # a dilated window may hold nothing, of which the maximum is -infinity
     if node.op == "Relu" and first.is_lowest:
         editor.bypass(node, node.inputs[0])
@@ -249,7 +247,7 @@ class _Weights:
 def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
     """Return the constant weights of a product; None where it has to stay for their sake, as `make_integers` says."""
     integers, point = known.computed(reader.inputs[0]), known.point(reader)
-    if integers is None or point is None or point.dtype not in _BYTES or not integers.size:
+    if integers is None or point is None or point.dtype not in BYTES or not integers.size:
         return None
     along = 0 if node.op == "Conv" or node.attrs.get("transB") else integers.ndim - 1
     if (point.axis is not None and point.axis % integers.ndim != along) or (node.op != "Conv" and integers.ndim != 2):
@@ -278,9 +276,9 @@ def _make(known: _Quantised, node: Node, x: Node, weights: _Weights) -> None:
     editor = known.editor
     point, given = known.point(x), editor.spec(node.inputs[0])
     bias, has_bias = _bias_of(known, node)
-    if point is None or point.axis is not None or point.dtype not in _BYTES or node.attrs.get("transA") or given is None:
+    if point is None or point.axis is not None or point.dtype not in BYTES or node.attrs.get("transA") or given is None:
         return
-    if (has_bias and not bias) or x.inputs[0] in editor.constants or given.rank not in RANKS[node.op]:
+    if (has_bias and not bias) or x.inputs[0] in editor.constants or given.rank not in _RANKS[node.op]:
         return
     behind = given.rank - 2 if node.op == "Conv" else 0
     factor = np.float32(node.attrs.get("alpha", 1.0)) * point.scale * weights.scale
@@ -290,7 +288,7 @@ def _make(known: _Quantised, node: Node, x: Node, weights: _Weights) -> None:
         inputs.append(editor.add_constant(f"{node.name}/x_zero_point", point.zero.astype(point.dtype)))
     steps = [
         Step("ConvInteger" if node.op == "Conv" else "MatMulInteger", tuple(inputs), node.attrs if node.op == "Conv" else {}),
-        Step("Cast", (CHAINED,), {"to": _CODES[FLOAT]}),
+        Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[FLOAT]}),
         Step("Mul", (CHAINED, editor.add_constant(f"{node.name}/scale", np.asarray(scale, FLOAT))), {}),
     ]
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)

@@ -19,9 +19,8 @@ from kernels.ops.qlinear import FORMS, real_attributes
 from kernels.ops.quantize import WHOLE
 from kernels.ops.weight_blocks import dequantised
 from kernels.registry import find
-from kernels.spec import ELEMENT_TYPES, DType
+from kernels.spec import ELEMENT_CODES
 
-_CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 _NBITS = "com.microsoft.MatMulNBits"
 
 
@@ -62,7 +61,7 @@ def _real(editor: Editor, node: Node, x: str, scale: str, zero: str | None, axis
 def _quantise(editor: Editor, node: Node, x: str, scale: str, zero: str | None) -> None:
     """Quantise a result to what the node made."""
     made = editor.specs[node.outputs[0]]
-    attrs = {} if zero or made is None else {"output_dtype": _CODES[made.dtype]}
+    attrs = {} if zero or made is None else {"output_dtype": ELEMENT_CODES[made.dtype]}
     _finish(editor, node, "QuantizeLinear", (x, scale, *([zero] if zero else [])), attrs)
 
 
@@ -190,7 +189,7 @@ def _dynamic(editor: Editor, node: Node) -> None:
     _name(editor, node, "Div", (span, number["255"]), scale)
     offset = _put(editor, node, "Div", (_put(editor, node, "Neg", (low,)), scale))
     offset = _put(editor, node, "Round", (_put(editor, node, "Clip", (offset, number["0"], number["255"])),))
-    _name(editor, node, "Cast", (offset,), zero, {"to": _CODES[np.dtype(np.uint8)]})
+    _name(editor, node, "Cast", (offset,), zero, {"to": ELEMENT_CODES[np.dtype(np.uint8)]})
     if y:
         editor.put(
             Node(node.name, "QuantizeLinear", (x, scale, zero), (y,), find("QuantizeLinear").bind({}), origins=origins(node))
@@ -225,16 +224,18 @@ def _by_index(editor: Editor, node: Node) -> None:
         return
     scale, zero = (_spread(editor, node, each, given.rank - 1 - axis) if each else "" for each in (scale, zero))
     if zero:
-        zero = _put(editor, node, "Cast", (zero,), {"to": _CODES[FLOAT]})
+        zero = _put(editor, node, "Cast", (zero,), {"to": ELEMENT_CODES[FLOAT]})
     if node.op == "DequantizeLinear":
-        steps = [Step("Cast", (x,), {"to": _CODES[FLOAT]})]
+        steps = [Step("Cast", (x,), {"to": ELEMENT_CODES[FLOAT]})]
         steps += [Step("Sub", (CHAINED, zero), {})] if zero else []
         put_steps(editor, node, [*steps, Step("Mul", (CHAINED, scale), {})])
         return
     limits = [editor.add_constant(f"{node.name}/limit", np.array(limit, FLOAT)) for limit in WHOLE[made.dtype]]
     steps = [Step("Div", (x, scale), {}), Step("Round", (CHAINED,), {})]
     steps += [Step("Add", (CHAINED, zero), {})] if zero else []
-    put_steps(editor, node, [*steps, Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": _CODES[made.dtype]})])
+    put_steps(
+        editor, node, [*steps, Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[made.dtype]})]
+    )
 
 
 def _spread(editor: Editor, node: Node, value: str, behind: int) -> str:

@@ -6,10 +6,9 @@ import numpy as np
 
 from graph.ir import Node
 from graph.passes.editor import Editor, origins
+from kernels.expression import INT32
 from kernels.registry import find
-from kernels.spec import Array
-
-TO_INT32 = 6  # the type's number in ONNX
+from kernels.spec import ELEMENT_CODES, Array
 
 
 def take_out_zero_points(editor: Editor) -> None:
@@ -37,7 +36,7 @@ def _take_out(editor: Editor, node: Node, zero: str, sums: Array) -> None:
     factors = (*node.inputs[:2], "", *node.inputs[3:]) if len(node.inputs) > 3 else node.inputs[:2]
     product, cast, less = (editor.fresh(f"{node.name}/{what}") for what in ("product", "zero", "less"))
     constant = editor.add_constant(f"{node.name}/sums", sums)
-    attrs = find("Cast").bind({"to": TO_INT32})
+    attrs = find("Cast").bind({"to": ELEMENT_CODES[INT32]})
     editor.drop(node)
     editor.put(Node(cast, "Cast", (zero,), (cast,), attrs, origins=origins(node)))
     editor.put(Node(less, "Mul", (cast, constant), (less,), origins=origins(node)))

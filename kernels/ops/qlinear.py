@@ -20,11 +20,10 @@ from kernels.ops import quantize
 from kernels.record import record
 from kernels.registry import Case, Kernel, Op, evaluate, find, require_dtype
 from kernels.scratch import for_each
-from kernels.spec import Array, DType, Spec
+from kernels.spec import BYTES, Array, Spec
 from kernels.windows import Sliding
 
 _F32 = np.dtype(np.float32)
-_BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
 _ALONG_ONE_AXIS = 13  # the opset from which Softmax works along one axis
 
 
@@ -78,7 +77,7 @@ def check_quantised(name: str, label: str, x: Spec | None, scale: Spec | None, z
     """Raise unless x has 8 bits, its scale is one float32, and its zero point, if there is one, is one number of x's dtype."""
     if x is None or scale is None:
         raise ShapeError(f"{name}: {label} is {x} and {label}_scale is {scale}, need both")
-    require_dtype(f"{name}: {label}", x, _BYTES)
+    require_dtype(f"{name}: {label}", x, BYTES)
     require_dtype(f"{name}: {label}_scale", scale, frozenset({_F32}))
     if zero is not None and zero.dtype != x.dtype:
         raise DTypeError(f"{name}: {label}_zero_point is {zero}, need the dtype of {label} {x}")
