@@ -20,7 +20,7 @@ from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
 from kernels.native.emit.words import WORD_BYTES
-from kernels.ops.quantize import LEAST_SCALE, WHOLE
+from kernels.quantisation import LEAST_SCALE, WHOLE
 from kernels.record import record
 from kernels.registry import evaluate, find
 from kernels.spec import BYTES, ELEMENT_CODES, Array, DType

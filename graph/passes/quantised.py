@@ -15,9 +15,7 @@ from graph.ir import Node
 from graph.passes.editor import Editor, origins, sizes
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
-from kernels.ops.qlinear import FORMS, real_attributes
-from kernels.ops.quantize import WHOLE
-from kernels.ops.weight_blocks import dequantised
+from kernels.quantisation import FORMS, WHOLE, real_attributes
 from kernels.registry import find
 from kernels.spec import ELEMENT_CODES
 
@@ -257,6 +255,8 @@ def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
         return
     if sizes(editor.constants) + grown_bytes > limit_bytes:
         return
+    from kernels.ops.weight_blocks import dequantised  # noqa: PLC0415  only where a model has such an op
+
     weights = np.ascontiguousarray(dequantised(packed, steps_of, editor.constant(zeros), editor.constant(order), **sizes_of).T)
     steps = [Step("MatMul", (a, editor.add_constant(f"{node.name}/weights", weights)), {})]
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)

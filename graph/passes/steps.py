@@ -10,7 +10,7 @@ from graph.ir import Node
 from graph.passes.editor import Editor, origins
 from kernels.errors import EdgewiseError
 from kernels.expression import FLOAT
-from kernels.ops.quantize import LEAST_SCALE
+from kernels.quantisation import LEAST_SCALE
 from kernels.spec import Array
 
 # The op of x times a positive number is the op of x, times that number

@@ -15,23 +15,16 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import Draft, Term
 from kernels.operands import REALS, axis_of, element_type
 from kernels.ops.cast import convert
+from kernels.quantisation import LEAST_SCALE, WHOLE
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.spec import ELEMENT_TYPES, INTS, Array, DType, Spec
 
 _F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
-WHOLE: dict[DType, tuple[int, int]] = {  # the integers that quantise, and their ranges
-    **{np.dtype(name): (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "uint8", "int16", "uint16")},
-    np.dtype(ml_dtypes.int4): (-8, 7),
-    np.dtype(ml_dtypes.uint4): (0, 15),
-    np.dtype(ml_dtypes.int2): (-2, 1),
-    np.dtype(ml_dtypes.uint2): (0, 3),
-}
 _F8_NAMES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 _SMALL_FLOATS = frozenset(
     np.dtype(getattr(ml_dtypes, name)) for name in (*_F8_NAMES, "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 )
-LEAST_SCALE = 2.0**-100
 USUAL_ZERO = 128  # or -128, or 0: symmetric ranges in unsigned bytes, ranges from 0 on in signed ones
 QUANTISED = frozenset(WHOLE) | _SMALL_FLOATS
 
