@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from graph.ir import Graph, Node, Specs
 from graph.order import sort
+from kernels.errors import DataDependentError
+from kernels.registry import find
 from kernels.spec import Array, Spec
 
 MAX_ORIGINS = 256  # a chain of many thousand nodes that merge one by one would otherwise take memory squared
@@ -39,6 +42,13 @@ class Editor:
         if value in self.constants:
             return Spec.of(self.constants[value])
         return self.specs.get(value)
+
+    def known(self, value: str) -> Spec:
+        """The spec of a value. Raises DataDependentError where it is unknown; a pass looks before at what its nodes read."""
+        spec = self.spec(value)
+        if spec is None:
+            raise DataDependentError(f"value {value!r}: its shape is only known at run time")
+        return spec
 
     def constant(self, value: str) -> Array | None:
         """The array behind a value, where it is a constant."""
@@ -81,6 +91,22 @@ class Editor:
             self._forget(self.nodes[node.name])
         self._add(node)
         self.changed = True
+
+    def put_part(
+        self, whole: Node, op: str, inputs: Sequence[str], attrs: Mapping[str, Any] | None = None, output: str = ""
+    ) -> str:
+        """Add a node that computes a part of what another one stands for, and return the name of its result.
+
+        attrs: those that differ from the op's defaults. output: the name of the result; a fresh one by default.
+        """
+        name = self.fresh(f"{whole.name}/{op}")
+        made = output or name
+        self.put(Node(name, op, tuple(inputs), (made,), find(op).bind(attrs or {}), origins=origins(whole)))
+        return made
+
+    def put_last(self, whole: Node, op: str, inputs: Sequence[str], attrs: Mapping[str, Any] | None = None) -> None:
+        """Put a node of another op in the place of one, whose name and first output it takes."""
+        self.put(Node(whole.name, op, tuple(inputs), whole.outputs[:1], find(op).bind(attrs or {}), origins=origins(whole)))
 
     def put_early(self, node: Node) -> None:
         """Add a node that runs as soon as its inputs are computed, before other nodes that could run."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from graph.ir import Node
-from graph.passes.editor import Editor, origins
+from graph.passes.editor import Editor
 from kernels.expression import INT32
-from kernels.registry import find
 from kernels.spec import ELEMENT_CODES, Array
 
 
@@ -34,12 +33,8 @@ def _column_sums(weights: Array, zero: Array | None) -> Array:
 
 def _take_out(editor: Editor, node: Node, zero: str, sums: Array) -> None:
     factors = (*node.inputs[:2], "", *node.inputs[3:]) if len(node.inputs) > 3 else node.inputs[:2]
-    product, cast, less = (editor.fresh(f"{node.name}/{what}") for what in ("product", "zero", "less"))
-    constant = editor.add_constant(f"{node.name}/sums", sums)
-    attrs = find("Cast").bind({"to": ELEMENT_CODES[INT32]})
     editor.drop(node)
-    editor.put(Node(cast, "Cast", (zero,), (cast,), attrs, origins=origins(node)))
-    editor.put(Node(less, "Mul", (cast, constant), (less,), origins=origins(node)))
-    # Behind what is subtracted, so that the subtraction can be fused to it.
-    editor.put(Node(product, node.op, factors, (product,), node.attrs, origins=origins(node)))
-    editor.put(Node(node.name, "Sub", (product, less), node.outputs, origins=origins(node)))
+    cast = editor.put_part(node, "Cast", (zero,), {"to": ELEMENT_CODES[INT32]})
+    less = editor.put_part(node, "Mul", (cast, editor.add_constant(f"{node.name}/sums", sums)))
+    product = editor.put_part(node, node.op, factors)  # behind what is subtracted, so that the subtraction can be fused to it
+    editor.put_last(node, "Sub", (product, less))
