@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from graph.ir import Graph, Node
+from graph.native.facts import optional_input
 from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
@@ -101,14 +102,14 @@ class _Quantised:
         value = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
         real = node.inputs[0] if node.op == "QuantizeLinear" else node.outputs[0]
         scale, zero = self.editor.constant(node.inputs[1]), np.zeros((), np.int32)
-        given = self.editor.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else zero
+        given = self.editor.constant(node.inputs[2]) if optional_input(node, 2) else zero
         dtype, made = self.dtype(value), self.editor.specs.get(real)
         if scale is None or given is None or dtype not in WHOLE or node.attrs["block_size"] or node.attrs.get("precision"):
             return None
         if (
             scale.dtype != FLOAT
             or (made is not None and made.dtype != FLOAT)
-            or node.attrs["output_dtype"] not in (0, 1, ELEMENT_CODES[dtype])
+            or node.attrs["output_dtype"] not in (0, ELEMENT_CODES[FLOAT], ELEMENT_CODES[dtype])
         ):
             return None
         if not ((scale >= LEAST_SCALE) & (scale <= _MOST_SCALE)).all():
@@ -232,8 +233,8 @@ def make_integers(editor: Editor) -> None:
     for name in [node.name for node in editor.graph.nodes if node.op in _PRODUCTS and not node.epilogue]:
         node = editor.nodes[name]
         x, w = (known.writer(value, "DequantizeLinear") for value in node.inputs[:2])
-        if x is not None and w is not None and (found := _weights_of(known, node, w)) is not None:
-            _make(known, node, x, found)
+        if x is not None and w is not None:
+            _make(known, node, x, w)
 
 
 @record
@@ -271,18 +272,23 @@ def _has_words(node: Node, weights: Array) -> bool:
     return node.attrs["group"] in (1, weights.shape[0] if inputs == 1 else 1) or inputs % WORD_BYTES == 0
 
 
-def _make(known: _Quantised, node: Node, x: Node, weights: _Weights) -> None:
-    """Put the integer op, the conversion of its sums and the addition of a bias in the place of a product."""
+def _make(known: _Quantised, node: Node, x: Node, w: Node) -> None:
+    """Put the integer op, the conversion of its sums and the addition of a bias in the place of a product, where that fits.
+
+    x, w: the nodes that dequantise the tensor and the weights.
+    """
     editor = known.editor
     point, given = known.point(x), editor.spec(node.inputs[0])
-    bias, has_bias = _bias_of(known, node)
-    if point is None or point.axis is not None or point.dtype not in BYTES or node.attrs.get("transA") or given is None:
+    if point is None or point.axis is not None or point.dtype not in BYTES or node.attrs.get("transA"):
         return
-    if (has_bias and not bias) or x.inputs[0] in editor.constants or given.rank not in _RANKS[node.op]:
+    if given is None or given.rank not in _RANKS[node.op] or x.inputs[0] in editor.constants:
         return
-    behind = given.rank - 2 if node.op == "Conv" else 0
+    behind = [1] * (given.rank - 2 if node.op == "Conv" else 0)  # the axes of a result behind that of channels or columns
+    weights, bias = _weights_of(known, node, w), _bias_of(known, node, behind)
+    if weights is None or bias is None:
+        return
     factor = np.float32(node.attrs.get("alpha", 1.0)) * point.scale * weights.scale
-    scale = factor if factor.ndim == 0 else factor.reshape(-1, *[1] * behind)
+    scale = factor if factor.ndim == 0 else factor.reshape(-1, *behind)
     inputs = [x.inputs[0], editor.add_constant(f"{node.name}/weights", weights.integers)]
     if point.zero.any():
         inputs.append(editor.add_constant(f"{node.name}/x_zero_point", point.zero.astype(point.dtype)))
@@ -294,16 +300,14 @@ def _make(known: _Quantised, node: Node, x: Node, weights: _Weights) -> None:
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)
 
 
-def _bias_of(known: _Quantised, node: Node) -> tuple[str, bool]:
-    """Return the value to add to the product, as it broadcasts to it, and whether there is one: "" and True where it has none."""
-    editor = known.editor
-    value = (*node.inputs, "")[2] if node.op != "MatMul" else ""
+def _bias_of(known: _Quantised, node: Node, behind: Sequence[int]) -> str | None:
+    """Return the value to add to a product, as it broadcasts to it; "" where there is none, None where it cannot be added."""
+    value = "" if node.op == "MatMul" else optional_input(node, 2)
     if not value:
-        return "", False
+        return ""
     array, beta = known.computed(value), float(node.attrs.get("beta", 1.0))
     if array is None:
-        return value if node.op == "Gemm" and beta == 1 else "", True
+        return value if node.op == "Gemm" and beta == 1 else None
     if node.op == "Conv":
-        spec = editor.spec(node.inputs[0])
-        array = array.reshape(-1, *[1] * (0 if spec is None else spec.rank - 2))
-    return editor.add_constant(f"{node.name}/bias", np.asarray(array * FLOAT.type(beta), FLOAT)), True
+        array = array.reshape(-1, *behind)
+    return known.editor.add_constant(f"{node.name}/bias", np.asarray(array * FLOAT.type(beta), FLOAT))

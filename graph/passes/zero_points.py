@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graph.ir import Node
+from graph.native.facts import optional_input
 from graph.passes.editor import Editor
 from kernels.expression import INT32
 from kernels.spec import ELEMENT_CODES, Array
@@ -17,10 +18,10 @@ def take_out_zero_points(editor: Editor) -> None:
     """
     for name in [node.name for node in editor.graph.nodes if node.op == "MatMulInteger" and not node.epilogue]:
         node = editor.nodes[name]
-        zero = node.inputs[2] if len(node.inputs) > 2 else ""
+        zero = optional_input(node, 2)
         spec, weights = editor.spec(zero) if zero else None, editor.constant(node.inputs[1])
         if spec is not None and spec.elements == 1 and zero not in editor.constants and weights is not None and weights.ndim == 2:
-            w_zero = node.inputs[3] if len(node.inputs) > 3 else ""
+            w_zero = optional_input(node, 3)
             if not w_zero or w_zero in editor.constants:
                 _take_out(editor, node, zero, _column_sums(weights, editor.constant(w_zero)))
 
