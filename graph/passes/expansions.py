@@ -15,6 +15,7 @@ from kernels.record import record
 from kernels.spec import DType
 
 _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
+Expansions = Mapping[str, Callable[[Editor, Node], None]]  # by op; one leaves a node as it is that it cannot replace
 CHAINED = ""  # as an input: the result of the step before
 
 
@@ -34,10 +35,15 @@ class Step:
 def expand_fused(editor: Editor) -> None:
     """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
     SkipLayerNormalization, with a mean or without, by Add and a normalization."""
-    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
+    expand(editor, _EXPANSIONS)
+
+
+def expand(editor: Editor, expansions: Expansions) -> None:
+    """Let the expansion of its op replace each node, where the specs of all that it reads are known."""
+    for name in [node.name for node in editor.graph.nodes if node.op in expansions and not node.epilogue]:
         node = editor.nodes[name]
         if all(editor.spec(value) is not None for value in node.reads()):
-            _EXPANSIONS[node.op](editor, node)
+            expansions[node.op](editor, node)
 
 
 def put_steps(editor: Editor, node: Node, steps: Sequence[Step]) -> None:
@@ -115,7 +121,7 @@ def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
     return editor.add_constant(f"{node.name}/{hint}", np.asarray(value, dtype))
 
 
-_EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
+_EXPANSIONS: Expansions = {
     "com.microsoft.FusedConv": _conv,
     "com.microsoft.FusedMatMul": _matmul,
     "com.microsoft.SkipLayerNormalization": _skip_norm,

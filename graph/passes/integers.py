@@ -17,6 +17,7 @@ import numpy as np
 
 from graph.ir import Graph, Node
 from graph.native.facts import optional_input
+from graph.native.rules.table import MAX_RANK
 from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
@@ -27,7 +28,7 @@ from kernels.registry import evaluate, find
 from kernels.spec import BYTES, ELEMENT_CODES, Array, DType
 
 _MOST_SCALE = 2.0**100  # and LEAST_SCALE: between them, no integer of 16 bits times the scale overflows or underflows
-_RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, 9), "Gemm": (2,)}
+_RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, MAX_RANK + 1), "Gemm": (2,)}
 _LARGEST = 255  # of the difference of two bytes
 _MOVERS = frozenset(
     (

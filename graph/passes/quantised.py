@@ -6,18 +6,16 @@ this pass they have one form, the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 from graph.ir import Node
 from graph.passes.editor import Editor, sizes
-from graph.passes.expansions import CHAINED, Step, put_steps
+from graph.passes.expansions import CHAINED, Expansions, Step, expand, put_steps
 from kernels.expression import FLOAT
 from kernels.quantisation import FORMS, WHOLE, real_attributes
 from kernels.spec import ELEMENT_CODES
-
-_NBITS = "com.microsoft.MatMulNBits"
 
 
 def expand_quantised(editor: Editor, limit_bytes: int) -> None:
@@ -29,12 +27,7 @@ def expand_quantised(editor: Editor, limit_bytes: int) -> None:
 
     limit_bytes: of all constants together; a MatMulNBits whose weights would exceed it stays.
     """
-    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
-        node = editor.nodes[name]
-        if all(editor.spec(value) is not None for value in node.reads()):
-            _EXPANSIONS[node.op](editor, node)
-    for name in [node.name for node in editor.graph.nodes if node.op == _NBITS and not node.epilogue]:
-        _weights(editor, editor.nodes[name], limit_bytes)
+    expand(editor, {**_EXPANSIONS, "com.microsoft.MatMulNBits": partial(_weights, limit_bytes=limit_bytes)})
 
 
 def _real(editor: Editor, node: Node, x: str, scale: str, zero: str | None, axis: int = 1) -> str:
@@ -229,7 +222,7 @@ def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)
 
 
-_EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
+_EXPANSIONS: Expansions = {
     **dict.fromkeys(FORMS, _qlinear),
     "QLinearConv": _conv,
     "QLinearMatMul": _matmul,
