@@ -18,13 +18,14 @@ import numpy as np
 from graph.ir import Graph, Node
 from graph.native.facts import optional_input
 from graph.native.rules.table import MAX_RANK
+from graph.passes.constants import computed
 from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
 from kernels.native.emit.words import WORD_BYTES
 from kernels.quantisation import LEAST_SCALE, WHOLE
 from kernels.record import record
-from kernels.registry import evaluate, find
+from kernels.registry import find
 from kernels.spec import BYTES, ELEMENT_CODES, Array, DType
 
 _MOST_SCALE = 2.0**100  # and LEAST_SCALE: between them, no integer of 16 bits times the scale overflows or underflows
@@ -119,17 +120,18 @@ class _Quantised:
         zeros = np.broadcast_to(given.astype(np.int32).reshape(() if given.size == 1 else (-1,)), () if one else scale.shape)
         return _Point(scale.reshape(()) if one else scale, zeros, None if one else node.attrs["axis"], dtype)
 
-    def computed(self, value: str, depth: int = _MAX_DEPTH) -> Array | None:
+    def array(self, value: str, depth: int = _MAX_DEPTH) -> Array | None:
         """Return the value of a constant, or of a few ops on constants; None for any other value."""
         if value in self.editor.constants:
             return self.editor.constants[value]
         node = self.editor.producer(value)
         if node is None or node.op not in _OF_CONSTANTS or node.epilogue or not depth:
             return None
-        inputs = [self.computed(each, depth - 1) if each else None for each in self.editor.settle(node.name).inputs]
+        inputs = [self.array(each, depth - 1) if each else None for each in self.editor.settle(node.name).inputs]
         if any(array is None and name for array, name in zip(inputs, node.inputs, strict=True)):
             return None
-        return evaluate(find(node.op), inputs, node.attrs)[node.outputs.index(value)]
+        made = computed(node, inputs)
+        return None if made is None else made[value]
 
 
 def move_integers(editor: Editor) -> None:
@@ -248,7 +250,7 @@ class _Weights:
 
 def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
     """Return the constant weights of a product; None where it has to stay for their sake, as `make_integers` says."""
-    integers, point = known.computed(reader.inputs[0]), known.point(reader)
+    integers, point = known.array(reader.inputs[0]), known.point(reader)
     if integers is None or point is None or point.dtype not in BYTES or not integers.size:
         return None
     along = 0 if node.op == "Conv" or node.attrs.get("transB") else integers.ndim - 1
@@ -257,7 +259,8 @@ def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
     if node.op == "Conv" and not _has_words(node, integers):
         return None
     spread = [-1 if axis == along else 1 for axis in range(integers.ndim)]
-    centred = integers.astype(np.int32) - (point.zero if point.axis is None else point.zero.reshape(spread))
+    zero = point.zero.astype(np.int16)
+    centred = integers.astype(np.int16) - (zero if point.axis is None else zero.reshape(spread))
     others = tuple(axis for axis in range(integers.ndim) if axis != along)
     if _LARGEST * int(np.abs(centred).sum(others, dtype=np.int64).max()) >= 1 << 31:
         return None
@@ -306,7 +309,7 @@ def _bias_of(known: _Quantised, node: Node, behind: Sequence[int]) -> str | None
     value = "" if node.op == "MatMul" else optional_input(node, 2)
     if not value:
         return ""
-    array, beta = known.computed(value), float(node.attrs.get("beta", 1.0))
+    array, beta = known.array(value), float(node.attrs.get("beta", 1.0))
     if array is None:
         return value if node.op == "Gemm" and beta == 1 else None
     if node.op == "Conv":
