@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from graph.ir import Node
+from graph.passes.constants import SMALL_RESULT_BYTES
 from graph.passes.editor import Editor, sizes
 from graph.passes.expansions import CHAINED, Expansions, Step, expand, put_steps
 from kernels.expression import FLOAT
@@ -70,14 +71,14 @@ def _product(editor: Editor, hint: str, *scales: str, factor: float = 1.0) -> st
 
 
 def _matched(editor: Editor, node: Node, scale: str, zero: str) -> str | None:
-    """Return a zero point of the scale's shape. None where one has to be repeated and is no constant."""
-    shape, own = editor.known(scale).shape, editor.known(zero).shape
-    if shape == own or {shape, own} <= {(), (1,)}:
+    """Return a zero point of the scale's shape. None where one has to be repeated and is no constant, or would be too large."""
+    wanted, own = editor.known(scale), editor.known(zero)
+    if wanted.shape == own.shape or {wanted.shape, own.shape} <= {(), (1,)}:
         return zero
     array = editor.constant(zero)
-    if array is None or array.size != 1:
+    if array is None or array.size != 1 or wanted.elements > SMALL_RESULT_BYTES:
         return None
-    return editor.add_constant(f"{node.name}/zero_point", np.full(shape, array.reshape(()), array.dtype))
+    return editor.add_constant(f"{node.name}/zero_point", np.full(wanted.shape, array.reshape(()), array.dtype))
 
 
 def _are_vectors(editor: Editor, node: Node, *positions: int) -> bool:
