@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ class Editor:
         self._inputs = {port.name for port in graph.inputs}
         self._aliases: dict[str, str] = {}
         self._early: dict[str, None] = {}  # names of nodes that `finish` puts first, the newest at the end
+        self._numbers: Counter[str] = Counter()  # the last that `fresh` has given to names of a hint
         self._producers: dict[str, str] = {}
         self._readers: dict[str, dict[str, None]] = {}  # names of nodes
         for node in graph.nodes:
@@ -120,11 +122,12 @@ class Editor:
         self.changed = True
 
     def fresh(self, hint: str) -> str:
-        """Return a name that no value and no node has."""
+        """Return a name that no value and no node has: the hint, or that with a number."""
         name = hint
         taken = (self.constants, self._producers, self._inputs, self.captured, self.nodes)
         while any(name in names for names in taken):
-            name += "'"
+            self._numbers[hint] += 1
+            name = f"{hint}#{self._numbers[hint]}"
         return name
 
     def add_constant(self, hint: str, array: Array) -> str:
