@@ -29,25 +29,13 @@ from kernels.registry import find
 from kernels.spec import BYTES, ELEMENT_CODES, Array, DType
 
 _MOST_SCALE = 2.0**100  # and LEAST_SCALE: between them, no integer of 16 bits times the scale overflows or underflows
-_RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, MAX_RANK + 1), "Gemm": (2,)}
 _LARGEST = 255  # of the difference of two bytes
-_MOVERS = frozenset(
-    (
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Gather",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Expand",
-        "Tile",
-    )
-)  # they move elements of input 0, of any type
+_MOVERS = frozenset(  # they move elements of input 0, of any type
+    ("DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze")
+)  # fmt: skip
 _ON_INTEGERS = _MOVERS | {"Concat", "MaxPool", "Relu"}
-_PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
+_PRODUCTS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, MAX_RANK + 1), "Gemm": (2,)}  # ranks of input 0
 _OF_CONSTANTS = _MOVERS | {"QuantizeLinear", "DequantizeLinear", "Identity"}  # computed here, before constants are folded
 _MAX_DEPTH = 8  # of such ops behind one another
 
@@ -272,8 +260,9 @@ def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
 
 def _has_words(node: Node, weights: Array) -> bool:
     """Whether each group of a convolution has one channel, or whole words of them, as native kernels multiply bytes."""
-    inputs = weights.shape[1]
-    return node.attrs["group"] in (1, weights.shape[0] if inputs == 1 else 1) or inputs % WORD_BYTES == 0
+    groups: int = node.attrs["group"]
+    outputs, inputs = weights.shape[:2]
+    return groups == 1 or (inputs == 1 and groups == outputs) or inputs % WORD_BYTES == 0
 
 
 def _make(known: _Quantised, node: Node, x: Node, w: Node) -> None:
@@ -285,7 +274,7 @@ def _make(known: _Quantised, node: Node, x: Node, w: Node) -> None:
     point, given = known.point(x), editor.spec(node.inputs[0])
     if point is None or point.axis is not None or point.dtype not in BYTES or node.attrs.get("transA"):
         return
-    if given is None or given.rank not in _RANKS[node.op] or x.inputs[0] in editor.constants:
+    if given is None or given.rank not in _PRODUCTS[node.op] or x.inputs[0] in editor.constants:
         return
     behind = [1] * (given.rank - 2 if node.op == "Conv" else 0)  # the axes of a result behind that of channels or columns
     weights, bias = _weights_of(known, node, w), _bias_of(known, node, behind)

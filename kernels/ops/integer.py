@@ -13,6 +13,7 @@ from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.operands import REALS
 from kernels.ops import conv, matmul
+from kernels.ops.quantize import round_into
 from kernels.registry import Case, Kernel, Op, evaluate, require_dtype
 from kernels.scratch import for_each
 from kernels.spec import BYTES, Array, DType, Spec
@@ -176,12 +177,7 @@ def run_conv(
 
 def requantize(y: Array, sums: Array, factor: Array, zero: Array) -> None:
     """sums · factor to the nearest, ties to even, plus the zero point, saturated; in double, as sums fill 32 bits."""
-    values = sums * factor.astype(np.float64)
-    np.rint(values, out=values)
-    values += zero
-    limits = np.iinfo(y.dtype)
-    np.clip(values, limits.min, limits.max, out=values)
-    np.copyto(y, values, casting="unsafe")
+    round_into(y, sums * factor.astype(np.float64), zero)
 
 
 def infer_qlinear_matmul(

@@ -105,13 +105,13 @@ def run_quantize(
     values = np.divide(x.astype(divides, copy=False), factor, dtype=divides).astype(_F32, copy=False)
     offset = None if zero is None else spread(zero, x, axis, block_size).astype(_F32)
     if y.dtype in WHOLE:
-        _round_into(y, values, offset)
+        round_into(y, values, offset)
     else:
         convert(y, values if offset is None else values + offset, bool(saturate), "nearest")
 
 
-def _round_into(y: Array, values: Array, offset: Array | None) -> None:
-    """Nearest, ties to even, plus the zero point, saturated; NaN is 0. It writes over `values`."""
+def round_into(y: Array, values: Array, offset: Array | None) -> None:
+    """Write the nearest integers, ties to even, plus the zero point, saturated; NaN is 0. It writes over `values`, too."""
     values = np.asarray(values)
     np.rint(values, out=values)
     if offset is not None:
@@ -264,7 +264,7 @@ def run_dynamic(out: tuple[Array | None, ...], x: Array) -> None:
     step = (high - low if high != low else _F32.type(1)) / _F32.type(255)
     offset = np.rint(np.clip(-low / step, 0, 255))
     if y is not None:
-        _round_into(y, x / step, offset)
+        round_into(y, x / step, offset)
     for target, value in ((scale, step), (zero, offset)):
         if target is not None:
             np.copyto(target, value, casting="unsafe")
