@@ -15,7 +15,7 @@ from kernels.record import record
 from kernels.spec import DType
 
 _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
-Expansions = Mapping[str, Callable[[Editor, Node], None]]  # by op; one leaves a node as it is that it cannot replace
+Expansions = Mapping[str, Callable[[Editor, Node], None]]  # by op; a node that its expansion cannot replace stays
 CHAINED = ""  # as an input: the result of the step before
 
 
