@@ -192,9 +192,8 @@ def _by_index(editor: Editor, node: Node) -> None:
     limits = [editor.add_constant(f"{node.name}/limit", np.array(limit, FLOAT)) for limit in WHOLE[made.dtype]]
     steps = [Step("Div", (x, scale), {}), Step("Round", (CHAINED,), {})]
     steps += [Step("Add", (CHAINED, zero), {})] if zero else []
-    put_steps(
-        editor, node, [*steps, Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[made.dtype]})]
-    )
+    steps += [Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[made.dtype]})]
+    put_steps(editor, node, steps)
 
 
 def _spread(editor: Editor, node: Node, value: str, behind: int) -> str:
