@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -93,13 +93,14 @@ def place(blocks: Sequence[Block], lower_bound_bytes: int) -> tuple[str, list[in
     """
     if len(blocks) > _COMPARED_BLOCKS:
         return "execution", *fit_as_executed(blocks)
-    best_name, best_order = "none", list(range(len(blocks)))
+    candidates = orders(blocks)
+    best_name, best_order = next(candidates)
     best_offsets, best_bytes = fit(blocks, best_order)
-    for name, order in orders(blocks):
-        if best_bytes == lower_bound_bytes and best_name != "none":
+    for name, order in candidates:
+        if best_bytes == lower_bound_bytes:
             break
         offsets, arena_bytes = fit(blocks, order)
-        if arena_bytes < best_bytes or best_name == "none":
+        if arena_bytes < best_bytes:
             best_name, best_order, best_offsets, best_bytes = name, order, offsets, arena_bytes
     if len(blocks) > _CLIMB_BLOCKS:
         return best_name, best_offsets, best_bytes
@@ -120,7 +121,7 @@ def place(blocks: Sequence[Block], lower_bound_bytes: int) -> tuple[str, list[in
     return best_name, best_offsets, best_bytes
 
 
-def orders(blocks: Sequence[Block]) -> Iterable[tuple[str, list[int]]]:
+def orders(blocks: Sequence[Block]) -> Iterator[tuple[str, list[int]]]:
     """Yield the orders to try, each with its name, as indices of blocks. The first one is the best on most networks."""
     indices = range(len(blocks))
     steps = max((block.last for block in blocks), default=-1) + 1

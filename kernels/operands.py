@@ -13,6 +13,7 @@ from kernels.spec import BOOL, ELEMENT_TYPES, FLOATS, INTS, STRING, Array, DType
 SIGNED = frozenset(dtype for dtype in INTS if dtype.kind == "i")
 INDICES = frozenset(map(np.dtype, ("int32", "int64")))
 NUMBERS = FLOATS | INTS
+REALS = FLOATS - {np.dtype(np.float64)}  # what quantised numbers stand for, and what scales them
 SCALARS = NUMBERS | {BOOL, STRING}
 
 

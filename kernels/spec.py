@@ -25,6 +25,7 @@ MAX_BYTES = 2**63 - 1
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS: frozenset[DType] = frozenset({*map(np.dtype, ("float16", "float32", "float64")), BFLOAT16})
 INTS: frozenset[DType] = frozenset(map(np.dtype, ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")))
+BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
 BOOL = np.dtype(np.bool_)
 _INT64 = np.dtype(np.int64)
 STRING = np.dtype(object)  # ONNX strings: numpy object arrays of str
@@ -37,6 +38,7 @@ _ELEMENT_NAMES = (
 ELEMENT_TYPES: Mapping[int, DType] = MappingProxyType(
     {code: np.dtype(getattr(ml_dtypes, name, name)) for code, name in enumerate(_ELEMENT_NAMES.split(), 1)}
 )
+ELEMENT_CODES: Mapping[DType, int] = MappingProxyType({dtype: code for code, dtype in ELEMENT_TYPES.items()})
 
 _SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf", "complex": "c"}
 

@@ -18,11 +18,10 @@ from onnx import helper, numpy_helper
 
 from kernels.errors import EdgewiseError
 from kernels.registry import Op, evaluate, operators
-from kernels.spec import ELEMENT_TYPES, FLOATS, STRING, Array, DType
+from kernels.spec import ELEMENT_CODES, FLOATS, STRING, Array
 from tests.kernels.ops.cases import arrays, specs_of
 from tests.kernels.ops.models import NEWEST_OPSET
 
-CODES: dict[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 INTEGERS = (0, 1, -1, 2, 7, -7, 63, 64, 65, 2**31, 2**62, 2**63 - 1, -(2**63))
 MOST_BYTES = 1 << 20  # of the outputs of a node that others are chained to
 SPOILED = 0.2  # the share of nodes with an attribute or input of another value, shape or type
@@ -59,7 +58,7 @@ class Model:
     def input(self, array: Array) -> str:
         name, is_open = self.name(), self.source.random() < 0.3
         dims = [f"{name}_{axis}" if is_open else size for axis, size in enumerate(array.shape)]
-        self.ports.append(helper.make_tensor_value_info(name, CODES[array.dtype], dims))
+        self.ports.append(helper.make_tensor_value_info(name, ELEMENT_CODES[array.dtype], dims))
         self.feeds[name] = array
         return name
 
@@ -267,13 +266,13 @@ def _body(m: Model, inputs: dict[str, int], steps: Sequence[tuple[str, str]], co
 
 
 def branched(m: Model, name: str, array: Array) -> str:
-    ways = {way: _body(m, {}, [(name, m.name())], CODES[array.dtype]) for way in ("then_branch", "else_branch")}
+    ways = {way: _body(m, {}, [(name, m.name())], ELEMENT_CODES[array.dtype]) for way in ("then_branch", "else_branch")}
     return m.add("If", [m.leaf(np.array(True))], **ways)[0]
 
 
 def looped(m: Model, name: str, array: Array) -> str:
     trip, going, again, state, new = (m.name() for _ in range(5))
-    code = CODES[array.dtype]
+    code = ELEMENT_CODES[array.dtype]
     inputs = {trip: onnx.TensorProto.INT64, going: onnx.TensorProto.BOOL, state: code}
     body = _body(m, inputs, [(going, again), (state, new)], code)
     return m.add("Loop", [m.leaf(np.array(2)), m.source.choice(["", m.leaf(np.array(True))]), name], body=body)[0]
@@ -282,7 +281,7 @@ def looped(m: Model, name: str, array: Array) -> str:
 def scanned(m: Model, name: str, array: Array) -> str:
     if not array.ndim:
         return name
-    code, element = CODES[array.dtype], m.name()
+    code, element = ELEMENT_CODES[array.dtype], m.name()
     return m.add("Scan", [name], body=_body(m, {element: code}, [(element, m.name())], code), num_scan_inputs=1)[0]
 
 

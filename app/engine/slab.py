@@ -16,10 +16,9 @@ import msgspec
 import numpy as np
 
 from kernels.errors import DeviceLostError
-from kernels.spec import ELEMENT_TYPES, STRING, Array, DType
+from kernels.spec import ELEMENT_CODES, ELEMENT_TYPES, STRING, Array, DType
 
 ALIGNMENT_BYTES = 64
-_CODES = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True):
@@ -126,7 +125,7 @@ def layout(groups: Sequence[Sequence[Array]]) -> tuple[list[Tensor], list[bytes 
         first = parts[0]
         shape = first.shape if len(parts) == 1 else (sum(part.shape[0] for part in parts), *first.shape[1:])
         nbytes = math.prod(shape) * first.dtype.itemsize if packed is None else len(packed[0])
-        tensors.append(Tensor(_CODES[first.dtype], shape, end, nbytes))
+        tensors.append(Tensor(ELEMENT_CODES[first.dtype], shape, end, nbytes))
         texts.append(None if packed is None else packed[0])
         end += _aligned(nbytes)
     return tensors, texts, end

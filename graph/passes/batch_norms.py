@@ -6,9 +6,8 @@ import numpy as np
 
 from graph.ir import Node
 from graph.passes.affine import Affine, absorb, channels
-from graph.passes.editor import Editor, origins
+from graph.passes.editor import Editor
 from kernels.ops.batch_norm import scale_and_shift
-from kernels.registry import find
 from kernels.spec import Spec
 
 
@@ -45,9 +44,8 @@ def _split(editor: Editor, node: Node, affine: Affine, x: Spec) -> None:
         editor.add_constant(f"{node.name}/{name}", values.astype(x.dtype).reshape(shape))
         for name, values in (("scale", affine.scale), ("shift", affine.shift))
     )
-    scaled = editor.fresh(f"{node.name}/scaled")
-    editor.put(Node(scaled, "Mul", (node.inputs[0], scale), (scaled,), find("Mul").bind({}), origins=origins(node)))
-    editor.put(Node(node.name, "Add", (scaled, shift), node.outputs[:1], find("Add").bind({}), origins=origins(node)))
+    scaled = editor.put_part(node, "Mul", (node.inputs[0], scale))
+    editor.put_last(node, "Add", (scaled, shift))
 
 
 def _read(editor: Editor, node: Node) -> Affine | None:

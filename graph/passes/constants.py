@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graph.ir import CONTROL_FLOW, Node
 from graph.limits import Check, go_on
 from graph.passes.editor import Editor, sizes
@@ -40,27 +42,38 @@ def _values(editor: Editor, node: Node, room_bytes: int) -> dict[str, Array] | N
     made = {value: editor.specs.get(value) for value in node.writes()}
     known = {value: spec.value for value, spec in made.items() if spec is not None and spec.value is not None}
     inputs = [editor.constant(value) if value else None for value in node.inputs]
-    if len(known) < len(made):
-        if node.op in CONTROL_FLOW or any(value and array is None for value, array in zip(node.inputs, inputs, strict=True)):
-            return None
-        if any(isinstance(array, SizeArray) for array in inputs):  # what follows from symbols is known, or for a run to compute
-            return None
+    is_open = node.op in CONTROL_FLOW or any(value and array is None for value, array in zip(node.inputs, inputs, strict=True))
+    if len(known) < len(made) and is_open:
+        return None
     specs = [spec for spec in made.values() if spec is not None]
     result_bytes = sum(spec.nbytes for spec in specs)
     if len(specs) < len(made) or result_bytes > room_bytes:
         return None
     if len(known) == len(made):
         return known
-    input_bytes = sum(array.nbytes for array in inputs if array is not None)
-    is_blown_up = result_bytes > max(SMALL_RESULT_BYTES, input_bytes) and node.op != _WEIGHTS
-    if is_blown_up or not find(node.op).deterministic:
+    return computed(node, inputs)
+
+
+def computed(node: Node, inputs: Sequence[Array | None]) -> dict[str, Array] | None:
+    """Compute the values that a node writes, from constants, None for an absent input.
+
+    Returns: None where the op is random, where symbols are among the inputs (what follows from them is known, or for a run to
+             compute), and where the result or what computing it takes is too large, as `fold_constants` says.
+    Raises:  the errors of the op, with the name of the node.
+    """
+    op = find(node.op)
+    if not op.deterministic or any(isinstance(array, SizeArray) for array in inputs):
         return None
     try:
-        specs_read = [None if array is None else Spec.of(array) for array in inputs]
-        all_made = find(node.op).infer_specs(specs_read, node.attrs)
-        if evaluation_bytes(find(node.op), specs_read, all_made, node.attrs) > _most_bytes(input_bytes + result_bytes):
+        read = [None if array is None else Spec.of(array) for array in inputs]
+        made = op.infer_specs(read, node.attrs)
+        input_bytes = sum(spec.nbytes for spec in read if spec is not None)
+        result_bytes = sum(spec.nbytes for value, spec in zip(node.outputs, made, strict=False) if value)
+        if result_bytes > max(SMALL_RESULT_BYTES, input_bytes) and node.op != _WEIGHTS:
             return None
-        arrays = evaluate(find(node.op), inputs, node.attrs)
+        if evaluation_bytes(op, read, made, node.attrs) > _most_bytes(input_bytes + result_bytes):
+            return None
+        arrays = evaluate(op, inputs, node.attrs)
     except EdgewiseError as error:
         raise type(error)(f"{error} (node {node.name!r})") from None
     return {value: array for value, array in zip(node.outputs, arrays, strict=False) if value}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from graph.ir import Graph, Node, Specs
 from graph.order import sort
+from kernels.errors import DataDependentError
+from kernels.registry import find
 from kernels.spec import Array, Spec
 
 MAX_ORIGINS = 256  # a chain of many thousand nodes that merge one by one would otherwise take memory squared
@@ -29,6 +33,7 @@ class Editor:
         self._inputs = {port.name for port in graph.inputs}
         self._aliases: dict[str, str] = {}
         self._early: dict[str, None] = {}  # names of nodes that `finish` puts first, the newest at the end
+        self._numbers: Counter[str] = Counter()  # the last that `fresh` has given to names of a hint
         self._producers: dict[str, str] = {}
         self._readers: dict[str, dict[str, None]] = {}  # names of nodes
         for node in graph.nodes:
@@ -39,6 +44,13 @@ class Editor:
         if value in self.constants:
             return Spec.of(self.constants[value])
         return self.specs.get(value)
+
+    def known(self, value: str) -> Spec:
+        """The spec of a value. Raises DataDependentError where it is unknown; a pass looks before at what its nodes read."""
+        spec = self.spec(value)
+        if spec is None:
+            raise DataDependentError(f"value {value!r}: its shape is only known at run time")
+        return spec
 
     def constant(self, value: str) -> Array | None:
         """The array behind a value, where it is a constant."""
@@ -82,6 +94,22 @@ class Editor:
         self._add(node)
         self.changed = True
 
+    def put_part(
+        self, whole: Node, op: str, inputs: Sequence[str], attrs: Mapping[str, Any] | None = None, output: str = ""
+    ) -> str:
+        """Add a node that computes a part of what another one stands for, and return the name of its result.
+
+        attrs: those that differ from the op's defaults. output: the name of the result; a fresh one by default.
+        """
+        name = self.fresh(f"{whole.name}/{op}")
+        made = output or name
+        self.put(Node(name, op, tuple(inputs), (made,), find(op).bind(attrs or {}), origins=origins(whole)))
+        return made
+
+    def put_last(self, whole: Node, op: str, inputs: Sequence[str], attrs: Mapping[str, Any] | None = None) -> None:
+        """Put a node of another op in the place of one, whose name and first output it takes."""
+        self.put(Node(whole.name, op, tuple(inputs), whole.outputs[:1], find(op).bind(attrs or {}), origins=origins(whole)))
+
     def put_early(self, node: Node) -> None:
         """Add a node that runs as soon as its inputs are computed, before other nodes that could run."""
         self.put(node)
@@ -94,11 +122,12 @@ class Editor:
         self.changed = True
 
     def fresh(self, hint: str) -> str:
-        """Return a name that no value and no node has."""
+        """Return a name that no value and no node has: the hint, or that with a number."""
         name = hint
         taken = (self.constants, self._producers, self._inputs, self.captured, self.nodes)
         while any(name in names for names in taken):
-            name += "'"
+            self._numbers[hint] += 1
+            name = f"{hint}#{self._numbers[hint]}"
         return name
 
     def add_constant(self, hint: str, array: Array) -> str:

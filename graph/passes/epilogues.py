@@ -14,7 +14,7 @@ from kernels.record import record
 from kernels.registry import find
 from kernels.spec import DType
 
-QUANTISES = ("QuantizeLinear", "DequantizeLinear")  # elementwise where one scale serves all elements
+_QUANTISES = ("QuantizeLinear", "DequantizeLinear")  # elementwise where one scale serves all elements
 MAX_FUSED = 32  # ops behind one node; the next one of a longer chain starts its own
 
 
@@ -82,7 +82,7 @@ def _reader(editor: Editor, host: Node, value: str, index: int, order: _Order) -
     spec, made = editor.specs.get(value), editor.specs.get(reader.outputs[0])
     if spec is None or made is None or spec.shape != made.shape:
         return None
-    if spec.dtype != made.dtype and not (spec.dtype in VALUES and _may_convert(host, reader, editor)):
+    if spec.dtype != made.dtype and not (spec.dtype in VALUES and _may_convert(host, reader.op, editor)):
         return None
     others = [name for name in reader.reads() if name != value and name not in editor.constants]
     if any(editor.specs.get(name) is None or order.made.get(name, 0) >= index for name in others):
@@ -94,9 +94,9 @@ def _reader(editor: Editor, host: Node, value: str, index: int, order: _Order) -
     return reader
 
 
-def _may_convert(host: Node, reader: Node, editor: Editor) -> bool:
-    """Whether a reader that changes the dtype may be fused."""
-    return host.op in INTEGER_PRODUCTS or (reader.op == "QuantizeLinear" and _is_elementwise(host, editor))
+def _may_convert(host: Node, op: str, editor: Editor) -> bool:
+    """Whether an op may be fused behind a host though it makes another dtype of its result. `Node.converts` finds such nodes."""
+    return host.op in INTEGER_PRODUCTS or (op == "QuantizeLinear" and _is_elementwise(host, editor))
 
 
 def _is_native(editor: Editor, fused: Fused, dtype: DType, host: Node) -> bool:
@@ -107,14 +107,13 @@ def _is_native(editor: Editor, fused: Fused, dtype: DType, host: Node) -> bool:
         bound = express_fused(fused, dtype, Sources(lambda value: known(editor.specs, value), editor.constants))
     except EmitError:
         return False
-    of_any_type = host.op in INTEGER_PRODUCTS or (fused.op in QUANTISES and _is_elementwise(host, editor))
-    return dtype != F32 or of_any_type or set(bound.expression.operands) == {F32}
+    return dtype != F32 or set(bound.expression.operands) == {F32} or _may_convert(host, fused.op, editor)
 
 
 def _is_elementwise(node: Node, editor: Editor) -> bool:
     """Whether it may run in place behind another node; an absent input has no sign in an epilogue, where "" is the output."""
     op = find(node.op)
-    if node.op in QUANTISES:
+    if node.op in _QUANTISES:
         return all(node.inputs) and all(
             (spec := editor.specs.get(name)) is not None and spec.elements == 1 for name in node.inputs[1:]
         )

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from graph.ir import Node
-from graph.passes.editor import Editor, origins
+from graph.passes.editor import Editor
 from kernels.expression import FLOAT
 from kernels.ops.fused_matmul import axes_order
 from kernels.record import record
-from kernels.registry import find
 from kernels.spec import DType
 
 _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
+Expansions = Mapping[str, Callable[[Editor, Node], None]]  # by op; a node that its expansion cannot replace stays
 CHAINED = ""  # as an input: the result of the step before
 
 
@@ -27,26 +27,33 @@ class Step:
     inputs: tuple[str, ...]
     attrs: Mapping[str, Any]
 
+    def behind(self, before: str) -> tuple[str, ...]:
+        """Return the inputs of the node. before: the result of the step before."""
+        return tuple(before if value == CHAINED else value for value in self.inputs)
+
 
 def expand_fused(editor: Editor) -> None:
     """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
     SkipLayerNormalization, with a mean or without, by Add and a normalization."""
-    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
+    expand(editor, _EXPANSIONS)
+
+
+def expand(editor: Editor, expansions: Expansions) -> None:
+    """Let the expansion of its op replace each node, where the specs of all that it reads are known."""
+    for name in [node.name for node in editor.graph.nodes if node.op in expansions and not node.epilogue]:
         node = editor.nodes[name]
         if all(editor.spec(value) is not None for value in node.reads()):
-            _EXPANSIONS[node.op](editor, node)
+            expansions[node.op](editor, node)
 
 
 def put_steps(editor: Editor, node: Node, steps: Sequence[Step]) -> None:
     """Put nodes that follow one another in the place of one; the last one writes its output."""
+    *parts, last = steps
     before = ""
     editor.drop(node)
-    for number, step in enumerate(steps, 1 - len(steps)):
-        name = node.name if number == 0 else editor.fresh(f"{node.name}/{step.op}")
-        output = node.outputs[0] if number == 0 else name
-        inputs = tuple(before if value == CHAINED else value for value in step.inputs)
-        editor.put(Node(name, step.op, inputs, (output,), find(step.op).bind(step.attrs), origins=origins(node)))
-        before = output
+    for step in parts:
+        before = editor.put_part(node, step.op, step.behind(before), step.attrs)
+    editor.put_last(node, last.op, last.behind(before), last.attrs)
 
 
 def _matmul(editor: Editor, node: Node) -> None:
@@ -70,10 +77,7 @@ def _turned(editor: Editor, node: Node, value: str, batch: int, last: int) -> st
     order = [] if spec is None else axes_order(spec.rank, batch, last)
     if order == sorted(order):
         return value
-    made = editor.fresh(f"{node.name}/turned")
-    attrs = find("Transpose").bind({"perm": tuple(order)})
-    editor.put(Node(made, "Transpose", (value,), (made,), attrs, origins=origins(node)))
-    return made
+    return editor.put_part(node, "Transpose", (value,), {"perm": tuple(order)})
 
 
 def _conv(editor: Editor, node: Node) -> None:
@@ -103,15 +107,11 @@ def _skip_norm(editor: Editor, node: Node) -> None:
         return
     x, skip, scale, *rest = (*node.inputs, "", "")[:5]
     beta, bias = ("", rest[0]) if node.op == _RMS else (rest[0], rest[1])
-    total = total or editor.fresh(f"{node.name}/sum")
-    added = editor.fresh(f"{node.name}/added") if bias else total
     editor.drop(node)
-    editor.put(Node(editor.fresh(f"{node.name}/Add"), "Add", (x, skip), (added,), origins=origins(node)))
-    if bias:
-        editor.put(Node(editor.fresh(f"{node.name}/Add"), "Add", (added, bias), (total,), origins=origins(node)))
+    terms = (editor.put_part(node, "Add", (x, skip)), bias) if bias else (x, skip)
+    total = editor.put_part(node, "Add", terms, output=total)
     op, inputs = ("RMSNormalization", (total, scale)) if node.op == _RMS else ("LayerNormalization", (total, scale, beta))
-    attrs = find(op).bind({"axis": -1, "epsilon": node.attrs["epsilon"]})
-    editor.put(Node(node.name, op, tuple(filter(None, inputs)), (y,), attrs, origins=origins(node)))
+    editor.put_last(node, op, tuple(filter(None, inputs)), {"axis": -1, "epsilon": node.attrs["epsilon"]})
 
 
 def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
@@ -121,7 +121,7 @@ def _number(editor: Editor, node: Node, hint: str, value: float) -> str:
     return editor.add_constant(f"{node.name}/{hint}", np.asarray(value, dtype))
 
 
-_EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
+_EXPANSIONS: Expansions = {
     "com.microsoft.FusedConv": _conv,
     "com.microsoft.FusedMatMul": _matmul,
     "com.microsoft.SkipLayerNormalization": _skip_norm,

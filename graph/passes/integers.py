@@ -16,37 +16,26 @@ from dataclasses import replace
 import numpy as np
 
 from graph.ir import Graph, Node
+from graph.native.facts import optional_input
+from graph.native.rules.table import MAX_RANK
+from graph.passes.constants import computed
 from graph.passes.editor import Editor, origins
 from graph.passes.expansions import CHAINED, Step, put_steps
 from kernels.expression import FLOAT
-from kernels.ops.quantize import LEAST_SCALE, WHOLE
+from kernels.native.emit.words import WORD_BYTES
+from kernels.quantisation import LEAST_SCALE, WHOLE
 from kernels.record import record
-from kernels.registry import evaluate, find
-from kernels.spec import ELEMENT_TYPES, Array, DType
+from kernels.registry import find
+from kernels.spec import BYTES, ELEMENT_CODES, Array, DType
 
-_CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
-_BYTES = frozenset(map(np.dtype, ("int8", "uint8")))
 _MOST_SCALE = 2.0**100  # and LEAST_SCALE: between them, no integer of 16 bits times the scale overflows or underflows
-WORD_BYTES = 4
-RANKS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, 9), "Gemm": (2,)}
 _LARGEST = 255  # of the difference of two bytes
-_MOVERS = frozenset(
-    (
-        "Reshape",
-        "Transpose",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Slice",
-        "Gather",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Expand",
-        "Tile",
-    )
-)  # they move elements of input 0, of any type
+_MOVERS = frozenset(  # they move elements of input 0, of any type
+    ("DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze")
+)  # fmt: skip
 _ON_INTEGERS = _MOVERS | {"Concat", "MaxPool", "Relu"}
-_PRODUCTS = frozenset(("Conv", "MatMul", "Gemm"))
+_PRODUCTS: Mapping[str, Sequence[int]] = {"Conv": (3, 4), "MatMul": range(2, MAX_RANK + 1), "Gemm": (2,)}  # ranks of input 0
 _OF_CONSTANTS = _MOVERS | {"QuantizeLinear", "DequantizeLinear", "Identity"}  # computed here, before constants are folded
 _MAX_DEPTH = 8  # of such ops behind one another
 
@@ -103,14 +92,14 @@ class _Quantised:
         value = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
         real = node.inputs[0] if node.op == "QuantizeLinear" else node.outputs[0]
         scale, zero = self.editor.constant(node.inputs[1]), np.zeros((), np.int32)
-        given = self.editor.constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else zero
+        given = self.editor.constant(node.inputs[2]) if optional_input(node, 2) else zero
         dtype, made = self.dtype(value), self.editor.specs.get(real)
         if scale is None or given is None or dtype not in WHOLE or node.attrs["block_size"] or node.attrs.get("precision"):
             return None
         if (
             scale.dtype != FLOAT
             or (made is not None and made.dtype != FLOAT)
-            or node.attrs["output_dtype"] not in (0, 1, _CODES[dtype])
+            or node.attrs["output_dtype"] not in (0, ELEMENT_CODES[FLOAT], ELEMENT_CODES[dtype])
         ):
             return None
         if not ((scale >= LEAST_SCALE) & (scale <= _MOST_SCALE)).all():
@@ -119,17 +108,18 @@ class _Quantised:
         zeros = np.broadcast_to(given.astype(np.int32).reshape(() if given.size == 1 else (-1,)), () if one else scale.shape)
         return _Point(scale.reshape(()) if one else scale, zeros, None if one else node.attrs["axis"], dtype)
 
-    def computed(self, value: str, depth: int = _MAX_DEPTH) -> Array | None:
+    def array(self, value: str, depth: int = _MAX_DEPTH) -> Array | None:
         """Return the value of a constant, or of a few ops on constants; None for any other value."""
         if value in self.editor.constants:
             return self.editor.constants[value]
         node = self.editor.producer(value)
         if node is None or node.op not in _OF_CONSTANTS or node.epilogue or not depth:
             return None
-        inputs = [self.computed(each, depth - 1) if each else None for each in self.editor.settle(node.name).inputs]
+        inputs = [self.array(each, depth - 1) if each else None for each in self.editor.settle(node.name).inputs]
         if any(array is None and name for array, name in zip(inputs, node.inputs, strict=True)):
             return None
-        return evaluate(find(node.op), inputs, node.attrs)[node.outputs.index(value)]
+        made = computed(node, inputs)
+        return None if made is None else made[value]
 
 
 def move_integers(editor: Editor) -> None:
@@ -177,7 +167,7 @@ def _move(known: _Quantised, node: Node) -> None:
     first, axis = points[0], _axis_behind(node, points[0])
     if first is None or axis is None or not all(first.is_same(point) for point in points):
         return
-    if node.op == "MaxPool" and (first.dtype not in _BYTES or max(node.attrs["dilations"] or (1,)) > 1):
+    if node.op == "MaxPool" and (first.dtype not in BYTES or max(node.attrs["dilations"] or (1,)) > 1):
         return  # a dilated window may hold nothing, of which the maximum is -infinity
     if node.op == "Relu" and first.is_lowest:
         editor.bypass(node, node.inputs[0])
@@ -234,8 +224,8 @@ def make_integers(editor: Editor) -> None:
     for name in [node.name for node in editor.graph.nodes if node.op in _PRODUCTS and not node.epilogue]:
         node = editor.nodes[name]
         x, w = (known.writer(value, "DequantizeLinear") for value in node.inputs[:2])
-        if x is not None and w is not None and (found := _weights_of(known, node, w)) is not None:
-            _make(known, node, x, found)
+        if x is not None and w is not None:
+            _make(known, node, x, w)
 
 
 @record
@@ -248,8 +238,8 @@ class _Weights:
 
 def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
     """Return the constant weights of a product; None where it has to stay for their sake, as `make_integers` says."""
-    integers, point = known.computed(reader.inputs[0]), known.point(reader)
-    if integers is None or point is None or point.dtype not in _BYTES or not integers.size:
+    integers, point = known.array(reader.inputs[0]), known.point(reader)
+    if integers is None or point is None or point.dtype not in BYTES or not integers.size:
         return None
     along = 0 if node.op == "Conv" or node.attrs.get("transB") else integers.ndim - 1
     if (point.axis is not None and point.axis % integers.ndim != along) or (node.op != "Conv" and integers.ndim != 2):
@@ -257,7 +247,8 @@ def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
     if node.op == "Conv" and not _has_words(node, integers):
         return None
     spread = [-1 if axis == along else 1 for axis in range(integers.ndim)]
-    centred = integers.astype(np.int32) - (point.zero if point.axis is None else point.zero.reshape(spread))
+    zero = point.zero.astype(np.int16)
+    centred = integers.astype(np.int16) - (zero if point.axis is None else zero.reshape(spread))
     others = tuple(axis for axis in range(integers.ndim) if axis != along)
     if _LARGEST * int(np.abs(centred).sum(others, dtype=np.int64).max()) >= 1 << 31:
         return None
@@ -269,43 +260,47 @@ def _weights_of(known: _Quantised, node: Node, reader: Node) -> _Weights | None:
 
 def _has_words(node: Node, weights: Array) -> bool:
     """Whether each group of a convolution has one channel, or whole words of them, as native kernels multiply bytes."""
-    inputs = weights.shape[1]
-    return node.attrs["group"] in (1, weights.shape[0] if inputs == 1 else 1) or inputs % WORD_BYTES == 0
+    groups: int = node.attrs["group"]
+    outputs, inputs = weights.shape[:2]
+    return groups == 1 or (inputs == 1 and groups == outputs) or inputs % WORD_BYTES == 0
 
 
-def _make(known: _Quantised, node: Node, x: Node, weights: _Weights) -> None:
-    """Put the integer op, the conversion of its sums and the addition of a bias in the place of a product."""
+def _make(known: _Quantised, node: Node, x: Node, w: Node) -> None:
+    """Put the integer op, the conversion of its sums and the addition of a bias in the place of a product, where that fits.
+
+    x, w: the nodes that dequantise the tensor and the weights.
+    """
     editor = known.editor
     point, given = known.point(x), editor.spec(node.inputs[0])
-    bias, has_bias = _bias_of(known, node)
-    if point is None or point.axis is not None or point.dtype not in _BYTES or node.attrs.get("transA") or given is None:
+    if point is None or point.axis is not None or point.dtype not in BYTES or node.attrs.get("transA"):
         return
-    if (has_bias and not bias) or x.inputs[0] in editor.constants or given.rank not in RANKS[node.op]:
+    if given is None or given.rank not in _PRODUCTS[node.op] or x.inputs[0] in editor.constants:
         return
-    behind = given.rank - 2 if node.op == "Conv" else 0
+    behind = [1] * (given.rank - 2 if node.op == "Conv" else 0)  # the axes of a result behind that of channels or columns
+    weights, bias = _weights_of(known, node, w), _bias_of(known, node, behind)
+    if weights is None or bias is None:
+        return
     factor = np.float32(node.attrs.get("alpha", 1.0)) * point.scale * weights.scale
-    scale = factor if factor.ndim == 0 else factor.reshape(-1, *[1] * behind)
+    scale = factor if factor.ndim == 0 else factor.reshape(-1, *behind)
     inputs = [x.inputs[0], editor.add_constant(f"{node.name}/weights", weights.integers)]
     if point.zero.any():
         inputs.append(editor.add_constant(f"{node.name}/x_zero_point", point.zero.astype(point.dtype)))
     steps = [
         Step("ConvInteger" if node.op == "Conv" else "MatMulInteger", tuple(inputs), node.attrs if node.op == "Conv" else {}),
-        Step("Cast", (CHAINED,), {"to": _CODES[FLOAT]}),
+        Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[FLOAT]}),
         Step("Mul", (CHAINED, editor.add_constant(f"{node.name}/scale", np.asarray(scale, FLOAT))), {}),
     ]
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)
 
 
-def _bias_of(known: _Quantised, node: Node) -> tuple[str, bool]:
-    """Return the value to add to the product, as it broadcasts to it, and whether there is one: "" and True where it has none."""
-    editor = known.editor
-    value = (*node.inputs, "")[2] if node.op != "MatMul" else ""
+def _bias_of(known: _Quantised, node: Node, behind: Sequence[int]) -> str | None:
+    """Return the value to add to a product, as it broadcasts to it; "" where there is none, None where it cannot be added."""
+    value = "" if node.op == "MatMul" else optional_input(node, 2)
     if not value:
-        return "", False
-    array, beta = known.computed(value), float(node.attrs.get("beta", 1.0))
+        return ""
+    array, beta = known.array(value), float(node.attrs.get("beta", 1.0))
     if array is None:
-        return value if node.op == "Gemm" and beta == 1 else "", True
+        return value if node.op == "Gemm" and beta == 1 else None
     if node.op == "Conv":
-        spec = editor.spec(node.inputs[0])
-        array = array.reshape(-1, *[1] * (0 if spec is None else spec.rank - 2))
-    return editor.add_constant(f"{node.name}/bias", np.asarray(array * FLOAT.type(beta), FLOAT)), True
+        array = array.reshape(-1, *behind)
+    return known.editor.add_constant(f"{node.name}/bias", np.asarray(array * FLOAT.type(beta), FLOAT))

@@ -6,23 +6,17 @@ this pass they have one form, the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from graph.ir import Node
-from graph.passes.editor import Editor, origins, sizes
-from graph.passes.expansions import CHAINED, Step, put_steps
+from graph.passes.constants import SMALL_RESULT_BYTES
+from graph.passes.editor import Editor, sizes
+from graph.passes.expansions import CHAINED, Expansions, Step, expand, put_steps
 from kernels.expression import FLOAT
-from kernels.ops.qlinear import FORMS, real_attributes
-from kernels.ops.quantize import WHOLE
-from kernels.ops.weight_blocks import dequantised
-from kernels.registry import find
-from kernels.spec import ELEMENT_TYPES, DType
-
-_CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
-_NBITS = "com.microsoft.MatMulNBits"
+from kernels.quantisation import FORMS, WHOLE, real_attributes
+from kernels.spec import ELEMENT_CODES
 
 
 def expand_quantised(editor: Editor, limit_bytes: int) -> None:
@@ -34,57 +28,34 @@ def expand_quantised(editor: Editor, limit_bytes: int) -> None:
 
     limit_bytes: of all constants together; a MatMulNBits whose weights would exceed it stays.
     """
-    for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
-        node = editor.nodes[name]
-        if all(editor.spec(value) is not None for value in node.reads()):
-            _EXPANSIONS[node.op](editor, node)
-    for name in [node.name for node in editor.graph.nodes if node.op == _NBITS and not node.epilogue]:
-        _weights(editor, editor.nodes[name], limit_bytes)
-
-
-def _put(editor: Editor, node: Node, op: str, inputs: tuple[str, ...], attrs: Mapping[str, Any] | None = None) -> str:
-    """Add a node that stands for a part of another one, and return its result."""
-    made = editor.fresh(f"{node.name}/{op}")
-    editor.put(Node(made, op, inputs, (made,), find(op).bind(attrs or {}), origins=origins(node)))
-    return made
-
-
-def _finish(editor: Editor, node: Node, op: str, inputs: tuple[str, ...], attrs: Mapping[str, Any] | None = None) -> None:
-    """Put the last of the nodes in the place of the one that they stand for."""
-    editor.put(Node(node.name, op, inputs, node.outputs, find(op).bind(attrs or {}), origins=origins(node)))
+    expand(editor, {**_EXPANSIONS, "com.microsoft.MatMulNBits": partial(_weights, limit_bytes=limit_bytes)})
 
 
 def _real(editor: Editor, node: Node, x: str, scale: str, zero: str | None, axis: int = 1) -> str:
     """Add a DequantizeLinear and return its result."""
-    return _put(editor, node, "DequantizeLinear", (x, scale, *([zero] if zero else [])), {"axis": axis})
+    return editor.put_part(node, "DequantizeLinear", (x, scale, *([zero] if zero else [])), {"axis": axis})
 
 
 def _quantise(editor: Editor, node: Node, x: str, scale: str, zero: str | None) -> None:
     """Quantise a result to what the node made."""
     made = editor.specs[node.outputs[0]]
-    attrs = {} if zero or made is None else {"output_dtype": _CODES[made.dtype]}
-    _finish(editor, node, "QuantizeLinear", (x, scale, *([zero] if zero else [])), attrs)
-
-
-def _shape(editor: Editor, value: str) -> tuple[int, ...]:
-    spec = editor.spec(value)
-    assert spec is not None, value  # noqa: S101  the caller has looked
-    return spec.shape
+    attrs = {} if zero or made is None else {"output_dtype": ELEMENT_CODES[made.dtype]}
+    editor.put_last(node, "QuantizeLinear", (x, scale, *([zero] if zero else [])), attrs)
 
 
 def _qlinear(editor: Editor, node: Node) -> None:
     """One of the ops of kernels/ops/qlinear.py. Channels that come last are moved for the op and back."""
     form = FORMS[node.op]
     triples, (scale, zero) = form.parts(node.inputs)
-    rank = len(_shape(editor, triples[0][0]))
+    rank = editor.known(triples[0][0]).rank
     turned = bool(node.attrs.get("channels_last"))
     editor.drop(node)
     real = [_real(editor, node, *triple) for triple in triples]
     if turned:
-        real = [_put(editor, node, "Transpose", (x,), {"perm": (0, rank - 1, *range(1, rank - 1))}) for x in real]
-    made = _put(editor, node, form.inner, tuple(real), real_attributes(node.attrs))
+        real = [editor.put_part(node, "Transpose", (x,), {"perm": (0, rank - 1, *range(1, rank - 1))}) for x in real]
+    made = editor.put_part(node, form.inner, tuple(real), real_attributes(node.attrs))
     if turned:
-        made = _put(editor, node, "Transpose", (made,), {"perm": (0, *range(2, rank), 1)})
+        made = editor.put_part(node, "Transpose", (made,), {"perm": (0, *range(2, rank), 1)})
     _quantise(editor, node, made, scale, zero)
 
 
@@ -100,20 +71,20 @@ def _product(editor: Editor, hint: str, *scales: str, factor: float = 1.0) -> st
 
 
 def _matched(editor: Editor, node: Node, scale: str, zero: str) -> str | None:
-    """Return a zero point of the scale's shape. None where one has to be repeated and is no constant."""
-    shape, own = _shape(editor, scale), _shape(editor, zero)
-    if shape == own or {shape, own} <= {(), (1,)}:
+    """Return a zero point of the scale's shape. None where one has to be repeated and is no constant, or would be too large."""
+    wanted, own = editor.known(scale), editor.known(zero)
+    if wanted.shape == own.shape or {wanted.shape, own.shape} <= {(), (1,)}:
         return zero
     array = editor.constant(zero)
-    if array is None or array.size != 1:
+    if array is None or array.size != 1 or wanted.elements > SMALL_RESULT_BYTES:
         return None
-    return editor.add_constant(f"{node.name}/zero_point", np.full(shape, array.reshape(()), array.dtype))
+    return editor.add_constant(f"{node.name}/zero_point", np.full(wanted.shape, array.reshape(()), array.dtype))
 
 
 def _are_vectors(editor: Editor, node: Node, *positions: int) -> bool:
     """Whether scales and zero points have shapes that QuantizeLinear and DequantizeLinear take. QLinear ops take [[1]] too."""
     given = (node.inputs[position] for position in positions if position < len(node.inputs))
-    return all(len(_shape(editor, value)) < 2 for value in given if value)
+    return all(editor.known(value).rank < 2 for value in given if value)
 
 
 def _conv(editor: Editor, node: Node) -> None:
@@ -127,7 +98,7 @@ def _conv(editor: Editor, node: Node) -> None:
     inputs = [_real(editor, node, x, x_scale, x_zero), _real(editor, node, w, w_scale, by_channel, 0)]
     if bias:
         inputs.append(_real(editor, node, bias, step, None, 0))
-    _quantise(editor, node, _put(editor, node, "Conv", tuple(inputs), node.attrs), y_scale, y_zero)
+    _quantise(editor, node, editor.put_part(node, "Conv", tuple(inputs), node.attrs), y_scale, y_zero)
 
 
 def _matmul(editor: Editor, node: Node) -> None:
@@ -136,13 +107,13 @@ def _matmul(editor: Editor, node: Node) -> None:
     ones = (a_scale, a_zero, y_scale, y_zero)
     by_column = _matched(editor, node, b_scale, b_zero)
     floats = all(spec is not None and spec.dtype == FLOAT for spec in map(editor.spec, (a_scale, b_scale, y_scale)))
-    if not floats or by_column is None or any(np.prod(_shape(editor, each)) != 1 for each in ones):
+    if not floats or by_column is None or any(editor.known(each).elements != 1 for each in ones):
         return
     if not _are_vectors(editor, node, 1, 2, 4, 5, 6, 7):
         return
     editor.drop(node)
     left, right = _real(editor, node, a, a_scale, a_zero), _real(editor, node, b, b_scale, by_column, -1)
-    _quantise(editor, node, _put(editor, node, "MatMul", (left, right)), y_scale, y_zero)
+    _quantise(editor, node, editor.put_part(node, "MatMul", (left, right)), y_scale, y_zero)
 
 
 def _gemm(editor: Editor, node: Node) -> None:
@@ -152,7 +123,7 @@ def _gemm(editor: Editor, node: Node) -> None:
     step = _product(editor, f"{node.name}/c_scale", a_scale, b_scale, factor=node.attrs["alpha"]) if c else ""
     if by_column is None or step is None or not _are_vectors(editor, node, 1, 2, 4, 5, 7, 8):
         return
-    if c and _shape(editor, step) and _shape(editor, c)[-1:] != _shape(editor, step):
+    if c and editor.known(step).shape and editor.known(c).shape[-1:] != editor.known(step).shape:
         return
     editor.drop(node)
     inputs = [
@@ -162,15 +133,15 @@ def _gemm(editor: Editor, node: Node) -> None:
     if c:
         inputs.append(_real(editor, node, c, step, None, -1))
     if not y_scale:
-        _finish(editor, node, "Gemm", tuple(inputs), node.attrs)
+        editor.put_last(node, "Gemm", tuple(inputs), node.attrs)
         return
-    _quantise(editor, node, _put(editor, node, "Gemm", tuple(inputs), node.attrs), y_scale, y_zero)
+    _quantise(editor, node, editor.put_part(node, "Gemm", tuple(inputs), node.attrs), y_scale, y_zero)
 
 
 def _same(editor: Editor, node: Node) -> None:
     """com.microsoft's QuantizeLinear and DequantizeLinear are ONNX's."""
     editor.drop(node)
-    _finish(editor, node, node.op.rpartition(".")[2], node.inputs, node.attrs)
+    editor.put_last(node, node.op.rpartition(".")[2], node.inputs, node.attrs)
 
 
 def _dynamic(editor: Editor, node: Node) -> None:
@@ -180,36 +151,23 @@ def _dynamic(editor: Editor, node: Node) -> None:
     number = {name: editor.add_constant(f"{node.name}/{name}", np.array(name, FLOAT)) for name in ("0", "1", "255")}
     editor.drop(node)
     low, high = (
-        _put(editor, node, bound, (_put(editor, node, f"Reduce{bound}", (x,), {"keepdims": 0}), number["0"]))
+        editor.put_part(node, bound, (editor.put_part(node, f"Reduce{bound}", (x,), {"keepdims": 0}), number["0"]))
         for bound in ("Min", "Max")
     )
-    empty, span = _put(editor, node, "Equal", (high, low)), _put(editor, node, "Sub", (high, low))
-    span = _put(editor, node, "Where", (empty, number["1"], span))
-    scale = scale or editor.fresh(f"{node.name}/scale")
-    zero = zero or editor.fresh(f"{node.name}/zero_point")
-    _name(editor, node, "Div", (span, number["255"]), scale)
-    offset = _put(editor, node, "Div", (_put(editor, node, "Neg", (low,)), scale))
-    offset = _put(editor, node, "Round", (_put(editor, node, "Clip", (offset, number["0"], number["255"])),))
-    _name(editor, node, "Cast", (offset,), zero, {"to": _CODES[np.dtype(np.uint8)]})
+    empty, span = editor.put_part(node, "Equal", (high, low)), editor.put_part(node, "Sub", (high, low))
+    span = editor.put_part(node, "Where", (empty, number["1"], span))
+    scale = editor.put_part(node, "Div", (span, number["255"]), output=scale)
+    offset = editor.put_part(node, "Div", (editor.put_part(node, "Neg", (low,)), scale))
+    offset = editor.put_part(node, "Round", (editor.put_part(node, "Clip", (offset, number["0"], number["255"])),))
+    zero = editor.put_part(node, "Cast", (offset,), {"to": ELEMENT_CODES[np.dtype(np.uint8)]}, zero)
     if y:
-        editor.put(
-            Node(node.name, "QuantizeLinear", (x, scale, zero), (y,), find("QuantizeLinear").bind({}), origins=origins(node))
-        )
-
-
-def _name(
-    editor: Editor, node: Node, op: str, inputs: tuple[str, ...], value: str, attrs: Mapping[str, Any] | None = None
-) -> None:
-    """Add a node that writes a value of that name."""
-    name = editor.fresh(f"{node.name}/{op}")
-    editor.put(Node(name, op, inputs, (value,), find(op).bind(attrs or {}), origins=origins(node)))
+        editor.put_last(node, "QuantizeLinear", (x, scale, zero))
 
 
 def _by_index(editor: Editor, node: Node) -> None:
     """QuantizeLinear and DequantizeLinear by scales along another axis than the last: the arithmetic that they stand for."""
     x, scale, zero = (*node.inputs, "")[:3]
-    given, made, own = editor.spec(x), editor.specs[node.outputs[0]], editor.spec(scale)
-    assert given is not None and own is not None  # noqa: S101, PT018  the caller has looked
+    given, made, own = editor.known(x), editor.specs[node.outputs[0]], editor.known(scale)
     if (
         made is None
         or own.rank != 1
@@ -225,22 +183,23 @@ def _by_index(editor: Editor, node: Node) -> None:
         return
     scale, zero = (_spread(editor, node, each, given.rank - 1 - axis) if each else "" for each in (scale, zero))
     if zero:
-        zero = _put(editor, node, "Cast", (zero,), {"to": _CODES[FLOAT]})
+        zero = editor.put_part(node, "Cast", (zero,), {"to": ELEMENT_CODES[FLOAT]})
     if node.op == "DequantizeLinear":
-        steps = [Step("Cast", (x,), {"to": _CODES[FLOAT]})]
+        steps = [Step("Cast", (x,), {"to": ELEMENT_CODES[FLOAT]})]
         steps += [Step("Sub", (CHAINED, zero), {})] if zero else []
         put_steps(editor, node, [*steps, Step("Mul", (CHAINED, scale), {})])
         return
     limits = [editor.add_constant(f"{node.name}/limit", np.array(limit, FLOAT)) for limit in WHOLE[made.dtype]]
     steps = [Step("Div", (x, scale), {}), Step("Round", (CHAINED,), {})]
     steps += [Step("Add", (CHAINED, zero), {})] if zero else []
-    put_steps(editor, node, [*steps, Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": _CODES[made.dtype]})])
+    steps += [Step("Clip", (CHAINED, *limits), {}), Step("Cast", (CHAINED,), {"to": ELEMENT_CODES[made.dtype]})]
+    put_steps(editor, node, steps)
 
 
 def _spread(editor: Editor, node: Node, value: str, behind: int) -> str:
     """Return a vector with so many axes of size 1 behind its own."""
     shape = editor.add_constant(f"{node.name}/shape", np.array([-1, *[1] * behind]))
-    return _put(editor, node, "Reshape", (value, shape))
+    return editor.put_part(node, "Reshape", (value, shape))
 
 
 def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
@@ -256,12 +215,14 @@ def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
         return
     if sizes(editor.constants) + grown_bytes > limit_bytes:
         return
+    from kernels.ops.weight_blocks import dequantised  # noqa: PLC0415  only where a model has such an op
+
     weights = np.ascontiguousarray(dequantised(packed, steps_of, editor.constant(zeros), editor.constant(order), **sizes_of).T)
     steps = [Step("MatMul", (a, editor.add_constant(f"{node.name}/weights", weights)), {})]
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)
 
 
-_EXPANSIONS: Mapping[str, Callable[[Editor, Node], None]] = {
+_EXPANSIONS: Expansions = {
     **dict.fromkeys(FORMS, _qlinear),
     "QLinearConv": _conv,
     "QLinearMatMul": _matmul,

@@ -27,10 +27,9 @@ from kernels.half import is_half
 from kernels.record import record
 from kernels.registry import find
 from kernels.size import surely_equal
-from kernels.spec import BFLOAT16, BOOL, ELEMENT_TYPES, FLOATS, INTS, DType, Spec
+from kernels.spec import BFLOAT16, BOOL, ELEMENT_CODES, FLOATS, INTS, DType, Spec
 
 _F32 = np.dtype(np.float32)
-_CODES: Mapping[DType, int] = {dtype: code for code, dtype in ELEMENT_TYPES.items()}
 _CASTS = frozenset({"Cast", "CastLike"})
 _KEPT = frozenset({"BitCast", "QuantizeLinear"})  # one reads bits, the other divides in the precision of its scale
 _SHAPES = frozenset({"Shape", "Size"})  # read no element
@@ -129,7 +128,7 @@ class _Widening:
     def _round(self, single: str, hint: str, half: str) -> str:
         """Round a float32 to the type of a half, and return the result, a float32."""
         made, dtype = self.editor.fresh(hint), self._dtype(half)
-        attrs = find("edgewise.RoundTo").bind({"to": _CODES[dtype or _F32]})
+        attrs = find("edgewise.RoundTo").bind({"to": ELEMENT_CODES[dtype or _F32]})
         source = self.editor.producer(half)
         self.editor.put(Node(made, "edgewise.RoundTo", (single,), (made,), attrs, origins=origins(source) if source else ()))
         return made
@@ -140,7 +139,7 @@ class _Widening:
         return made
 
     def _put_cast(self, name: str, value: str, output: str, dtype: DType, source: Node | None) -> None:
-        attrs = find("Cast").bind({"to": _CODES[dtype]})
+        attrs = find("Cast").bind({"to": ELEMENT_CODES[dtype]})
         self.editor.put(Node(name, "Cast", (value,), (output,), attrs, origins=origins(source) if source else ()))
 
     def _know(self, half: str, single: str) -> None:
@@ -218,7 +217,7 @@ class _Widening:
         if node.op == "ConstantOfShape" and attrs["value"] is not None:
             attrs["value"] = attrs["value"].astype(_F32)
         if node.op == "EyeLike" and attrs["dtype"] is not None:
-            attrs["dtype"] = _CODES[_F32]
+            attrs["dtype"] = ELEMENT_CODES[_F32]
         if not self._has_single_form(node, attrs):
             return
         jumps = self._jumps(node)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from graph.ir import Node
-from graph.passes.editor import Editor, origins
-from kernels.registry import find
-from kernels.spec import Array
-
-TO_INT32 = 6  # the type's number in ONNX
+from graph.native.facts import optional_input
+from graph.passes.editor import Editor
+from kernels.expression import INT32
+from kernels.spec import ELEMENT_CODES, Array
 
 
 def take_out_zero_points(editor: Editor) -> None:
@@ -19,10 +18,10 @@ def take_out_zero_points(editor: Editor) -> None:
     """
     for name in [node.name for node in editor.graph.nodes if node.op == "MatMulInteger" and not node.epilogue]:
         node = editor.nodes[name]
-        zero = node.inputs[2] if len(node.inputs) > 2 else ""
+        zero = optional_input(node, 2)
         spec, weights = editor.spec(zero) if zero else None, editor.constant(node.inputs[1])
         if spec is not None and spec.elements == 1 and zero not in editor.constants and weights is not None and weights.ndim == 2:
-            w_zero = node.inputs[3] if len(node.inputs) > 3 else ""
+            w_zero = optional_input(node, 3)
             if not w_zero or w_zero in editor.constants:
                 _take_out(editor, node, zero, _column_sums(weights, editor.constant(w_zero)))
 
@@ -35,12 +34,8 @@ def _column_sums(weights: Array, zero: Array | None) -> Array:
 
 def _take_out(editor: Editor, node: Node, zero: str, sums: Array) -> None:
     factors = (*node.inputs[:2], "", *node.inputs[3:]) if len(node.inputs) > 3 else node.inputs[:2]
-    product, cast, less = (editor.fresh(f"{node.name}/{what}") for what in ("product", "zero", "less"))
-    constant = editor.add_constant(f"{node.name}/sums", sums)
-    attrs = find("Cast").bind({"to": TO_INT32})
     editor.drop(node)
-    editor.put(Node(cast, "Cast", (zero,), (cast,), attrs, origins=origins(node)))
-    editor.put(Node(less, "Mul", (cast, constant), (less,), origins=origins(node)))
-    # Behind what is subtracted, so that the subtraction can be fused to it.
-    editor.put(Node(product, node.op, factors, (product,), node.attrs, origins=origins(node)))
-    editor.put(Node(node.name, "Sub", (product, less), node.outputs, origins=origins(node)))
+    cast = editor.put_part(node, "Cast", (zero,), {"to": ELEMENT_CODES[INT32]})
+    less = editor.put_part(node, "Mul", (cast, editor.add_constant(f"{node.name}/sums", sums)))
+    product = editor.put_part(node, node.op, factors)  # behind what is subtracted, so that the subtraction can be fused to it
+    editor.put_last(node, "Sub", (product, less))

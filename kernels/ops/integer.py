@@ -11,16 +11,16 @@ from kernels.attributes import takes
 from kernels.batch_axis import only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
+from kernels.operands import REALS
 from kernels.ops import conv, matmul
+from kernels.ops.quantize import round_into
 from kernels.registry import Case, Kernel, Op, evaluate, require_dtype
 from kernels.scratch import for_each
-from kernels.spec import BFLOAT16, Array, DType, Spec
+from kernels.spec import BYTES, Array, DType, Spec
 from kernels.windows import Sliding
 
 _I32 = np.dtype(np.int32)
-_BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
-_SCALES: frozenset[DType] = frozenset({_F32, np.dtype(np.float16), BFLOAT16})
 _SINGLE_BITS, _INT32_BITS = 24, 31  # float32 holds every integer up to 2^24
 
 
@@ -85,7 +85,7 @@ def _rows(point: Array) -> Array:
 def _bytes_of(name: str, **specs: Spec | None) -> None:
     for label, spec in specs.items():
         if spec is not None:
-            require_dtype(f"{name}: {label}", spec, _BYTES)
+            require_dtype(f"{name}: {label}", spec, BYTES)
 
 
 def _same_dtype(name: str, label: str, point: Spec | None, x: Spec) -> None:
@@ -177,12 +177,7 @@ def run_conv(
 
 def requantize(y: Array, sums: Array, factor: Array, zero: Array) -> None:
     """sums · factor to the nearest, ties to even, plus the zero point, saturated; in double, as sums fill 32 bits."""
-    values = sums * factor.astype(np.float64)
-    np.rint(values, out=values)
-    values += zero
-    limits = np.iinfo(y.dtype)
-    np.clip(values, limits.min, limits.max, out=values)
-    np.copyto(y, values, casting="unsafe")
+    round_into(y, sums * factor.astype(np.float64), zero)
 
 
 def infer_qlinear_matmul(
@@ -195,7 +190,7 @@ def infer_qlinear_matmul(
     y = Spec(shape, y_zero_point.dtype)
     points = ((a_scale, a, -2), (b_scale, b, -1), (y_scale, y, -2))
     for label, (scale, given, axis) in zip(("a_scale", "b_scale", "y_scale"), points, strict=True):
-        require_dtype(f"{name}: {label}", scale, _SCALES)
+        require_dtype(f"{name}: {label}", scale, REALS)
         _check_point(name, label, scale, given, axis)
     _check_point(name, "y_zero_point", y_zero_point, y, -2)
     return y

@@ -13,15 +13,14 @@ from kernels.ops import gemm
 from kernels.ops.integer import requantize
 from kernels.registry import Case, Kernel, Op, evaluate, find, require_dtype
 from kernels.scratch import for_each
-from kernels.spec import Array, DType, Spec
+from kernels.spec import BYTES, Array, Spec
 
 _F32, _I32 = np.dtype(np.float32), np.dtype(np.int32)
-_BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
 
 
 def _check(label: str, x: Spec, scale: Spec, zero: Spec, columns: int) -> None:
     """Raise unless a matrix has 8 bits, and its scale and zero point are one number or one for each of `columns`."""
-    require_dtype(f"QGemm: {label}", x, _BYTES)
+    require_dtype(f"QGemm: {label}", x, BYTES)
     require_dtype(f"QGemm: {label}_scale", scale, frozenset({_F32}))
     if zero.dtype != x.dtype:
         raise DTypeError(f"QGemm: {label}_zero_point is {zero}, need the dtype of {label} {x}")

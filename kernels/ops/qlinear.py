@@ -17,68 +17,20 @@ from kernels.batch_axis import Application, RowRule, broadcast_keeps_rows, only_
 from kernels.cost import Cost
 from kernels.errors import DTypeError, ShapeError
 from kernels.ops import quantize
-from kernels.record import record
+from kernels.quantisation import FORMS, real_attributes
 from kernels.registry import Case, Kernel, Op, evaluate, find, require_dtype
 from kernels.scratch import for_each
-from kernels.spec import Array, DType, Spec
+from kernels.spec import BYTES, Array, Spec
 from kernels.windows import Sliding
 
 _F32 = np.dtype(np.float32)
-_BYTES: frozenset[DType] = frozenset(map(np.dtype, ("int8", "uint8")))
-_ALONG_ONE_AXIS = 13  # the opset from which Softmax works along one axis
-
-
-@record
-class Form:
-    """What a QLinear op is made of.
-
-    name: of the op in com.microsoft. inner: the ONNX op on real numbers. tensors: how many it reads, each followed by its scale
-    and zero point, the scale and zero point of the result behind them; None: any number, behind those of the result.
-    """
-
-    name: str
-    inner: str
-    tensors: int | None
-
-    def parts(self, inputs: Sequence[Any]) -> tuple[list[tuple[Any, Any, Any]], tuple[Any, Any]]:
-        """Split inputs into a tensor with its scale and zero point each, and the scale and zero point of the result.
-
-        inputs: specs, arrays or names. What is left out at the end is None.
-        """
-        first = 2 if self.tensors is None else 0
-        count = -(-(len(inputs) - 2) // 3) if self.tensors is None else self.tensors
-        padded = [*inputs, *[None] * (3 * count + 2 - len(inputs))]
-        result = padded[:2] if self.tensors is None else padded[3 * count : 3 * count + 2]
-        triples = [(padded[at], padded[at + 1], padded[at + 2]) for at in range(first, first + 3 * count, 3)]
-        return triples, (result[0], result[1])
-
-
-FORMS: Mapping[str, Form] = {
-    f"com.microsoft.{form.name}": form
-    for form in (
-        Form("QLinearAdd", "Add", 2),
-        Form("QLinearMul", "Mul", 2),
-        Form("QLinearSigmoid", "Sigmoid", 1),
-        Form("QLinearLeakyRelu", "LeakyRelu", 1),
-        Form("QLinearSoftmax", "Softmax", 1),
-        Form("QLinearAveragePool", "AveragePool", 1),
-        Form("QLinearGlobalAveragePool", "GlobalAveragePool", 1),
-        Form("QLinearConcat", "Concat", None),
-    )
-}
-
-
-def real_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes of the op on real numbers."""
-    own = {name: value for name, value in attrs.items() if name not in ("channels_last", "opset")}
-    return own | ({"coerce_2d": attrs["opset"] < _ALONG_ONE_AXIS} if "opset" in attrs else {})
 
 
 def check_quantised(name: str, label: str, x: Spec | None, scale: Spec | None, zero: Spec | None) -> None:
     """Raise unless x has 8 bits, its scale is one float32, and its zero point, if there is one, is one number of x's dtype."""
     if x is None or scale is None:
         raise ShapeError(f"{name}: {label} is {x} and {label}_scale is {scale}, need both")
-    require_dtype(f"{name}: {label}", x, _BYTES)
+    require_dtype(f"{name}: {label}", x, BYTES)
     require_dtype(f"{name}: {label}_scale", scale, frozenset({_F32}))
     if zero is not None and zero.dtype != x.dtype:
         raise DTypeError(f"{name}: {label}_zero_point is {zero}, need the dtype of {label} {x}")

@@ -13,26 +13,18 @@ from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import Draft, Term
-from kernels.operands import axis_of, element_type
+from kernels.operands import REALS, axis_of, element_type
 from kernels.ops.cast import convert
+from kernels.quantisation import LEAST_SCALE, WHOLE
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.spec import BFLOAT16, ELEMENT_TYPES, INTS, Array, DType, Spec
+from kernels.spec import ELEMENT_TYPES, INTS, Array, DType, Spec
 
 _F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
-_REALS = frozenset({_F32, np.dtype(np.float16), BFLOAT16})
-WHOLE: dict[DType, tuple[int, int]] = {  # the integers that quantise, and their ranges
-    **{np.dtype(name): (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "uint8", "int16", "uint16")},
-    np.dtype(ml_dtypes.int4): (-8, 7),
-    np.dtype(ml_dtypes.uint4): (0, 15),
-    np.dtype(ml_dtypes.int2): (-2, 1),
-    np.dtype(ml_dtypes.uint2): (0, 3),
-}
 _F8_NAMES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 _SMALL_FLOATS = frozenset(
     np.dtype(getattr(ml_dtypes, name)) for name in (*_F8_NAMES, "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")
 )
-LEAST_SCALE = 2.0**-100
 USUAL_ZERO = 128  # or -128, or 0: symmetric ranges in unsigned bytes, ranges from 0 on in signed ones
 QUANTISED = frozenset(WHOLE) | _SMALL_FLOATS
 
@@ -75,8 +67,8 @@ def infer_quantize(
     saturate: int = 1,
 ) -> Spec:
     """x's shape in the zero point's dtype, or `output_dtype`, or uint8."""
-    require_dtype("QuantizeLinear: x", x, _REALS | {_I32})
-    require_dtype("QuantizeLinear: scale", scale, _REALS | {_I32, _E8M0})
+    require_dtype("QuantizeLinear: x", x, REALS | {_I32})
+    require_dtype("QuantizeLinear: scale", scale, REALS | {_I32, _E8M0})
     _check_grain("QuantizeLinear", x, scale, zero, axis, block_size)
     asked = element_type("QuantizeLinear: attribute output_dtype", output_dtype) if output_dtype else None
     made = zero.dtype if zero is not None else asked or _U8
@@ -85,7 +77,7 @@ def infer_quantize(
     require_dtype("QuantizeLinear: output", Spec((), made), QUANTISED)
     if precision:
         divides = Spec((), element_type("QuantizeLinear: attribute precision", precision))
-        require_dtype("QuantizeLinear: attribute precision", divides, _REALS)
+        require_dtype("QuantizeLinear: attribute precision", divides, REALS)
     return Spec(x.shape, made)
 
 
@@ -108,18 +100,18 @@ def run_quantize(
 ) -> None:
     """Divide in the scale's precision, the rest in single: it holds every integer of 16 bits."""
     (y,) = out
-    divides = element_type("precision", precision) if precision else scale.dtype if scale.dtype in _REALS else _F32
+    divides = element_type("precision", precision) if precision else scale.dtype if scale.dtype in REALS else _F32
     factor = spread(scale, x, axis, block_size).astype(divides)
     values = np.divide(x.astype(divides, copy=False), factor, dtype=divides).astype(_F32, copy=False)
     offset = None if zero is None else spread(zero, x, axis, block_size).astype(_F32)
     if y.dtype in WHOLE:
-        _round_into(y, values, offset)
+        round_into(y, values, offset)
     else:
         convert(y, values if offset is None else values + offset, bool(saturate), "nearest")
 
 
-def _round_into(y: Array, values: Array, offset: Array | None) -> None:
-    """Nearest, ties to even, plus the zero point, saturated; NaN is 0. It writes over `values`."""
+def round_into(y: Array, values: Array, offset: Array | None) -> None:
+    """Write the nearest integers, ties to even, plus the zero point, saturated; NaN is 0. It writes over `values`, too."""
     values = np.asarray(values)
     np.rint(values, out=values)
     if offset is not None:
@@ -219,12 +211,12 @@ def infer_dequantize(
 ) -> Spec:
     """x's shape in `output_dtype`, or the scale's dtype."""
     require_dtype("DequantizeLinear: x", x, QUANTISED | {_I32})
-    require_dtype("DequantizeLinear: scale", scale, _REALS | {_E8M0})
+    require_dtype("DequantizeLinear: scale", scale, REALS | {_E8M0})
     if zero is not None and zero.dtype != x.dtype:
         raise DTypeError(f"DequantizeLinear: zero point is {zero}, need the dtype of x {x}")
     _check_grain("DequantizeLinear", x, scale, zero, axis, block_size)
     made = element_type("DequantizeLinear: attribute output_dtype", output_dtype) if output_dtype else scale.dtype
-    require_dtype("DequantizeLinear: output", Spec((), made), _REALS)
+    require_dtype("DequantizeLinear: output", Spec((), made), REALS)
     return Spec(x.shape, made)
 
 
@@ -272,7 +264,7 @@ def run_dynamic(out: tuple[Array | None, ...], x: Array) -> None:
     step = (high - low if high != low else _F32.type(1)) / _F32.type(255)
     offset = np.rint(np.clip(-low / step, 0, 255))
     if y is not None:
-        _round_into(y, x / step, offset)
+        round_into(y, x / step, offset)
     for target, value in ((scale, step), (zero, offset)):
         if target is not None:
             np.copyto(target, value, casting="unsafe")

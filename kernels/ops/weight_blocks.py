@@ -15,13 +15,12 @@ from kernels.batch_axis import Application, only_first_input_has_rows
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, IndexRangeError, ShapeError, UnsupportedError
 from kernels.half import in_single
-from kernels.operands import INDICES, axis_of, check_indices, one_dtype, one_of
+from kernels.operands import INDICES, REALS, axis_of, check_indices, one_dtype, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
 from kernels.scratch import FIXED_BYTES
-from kernels.spec import BFLOAT16, Array, DType, Spec
+from kernels.spec import Array, DType, Spec
 
 _F32, _U8, _I32 = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.int32)
-_REALS = frozenset({_F32, np.dtype(np.float16), BFLOAT16})
 _NIBBLES: frozenset[DType] = frozenset({np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)})
 BITS = (2, 4, 8)
 _LEAST_BLOCK = 16
@@ -97,7 +96,7 @@ def infer_matmul(
     g_idx: the block that each of the K weights belongs to. accuracy_level is a permission to round a, which is not made use of.
     """
     name = "MatMulNBits"
-    require_dtype(f"{name}: a", a, _REALS)
+    require_dtype(f"{name}: a", a, REALS)
     one_dtype(name, a, scales)
     require_dtype(f"{name}: b", b, frozenset({_U8}))
     _check_block(name, block_size, bits)
@@ -199,7 +198,7 @@ def infer_gather(
     name = "GatherBlockQuantized"
     require_dtype(f"{name}: data", data, _NIBBLES | {_U8})
     require_dtype(f"{name}: indices", indices, INDICES)
-    require_dtype(f"{name}: scales", scales, _REALS)
+    require_dtype(f"{name}: scales", scales, REALS)
     _check_block(name, block_size, bits)
     along, blocked = axis_of(name, gather_axis, data.rank), axis_of(name, quantize_axis, data.rank)
     if data.dtype == _U8 and (along or along == blocked):

@@ -104,6 +104,32 @@ def attribute(n: int) -> onnx.ModelProto:
     return make([*nodes, node("Add", ["x", "d"], ["y"])], ["y"], inputs=[port("x", [n])])
 
 
+BYTES = ["scale", "zero"]
+POINT = [constant("scale", 0.05), constant("zero", 3, np.uint8)]
+
+
+def quantised(n: int) -> onnx.ModelProto:
+    """Sums of bytes, of which every one reads the first."""
+    nodes = [node("QuantizeLinear", ["x", *BYTES], ["q0"])]
+    for i in range(n):
+        nodes.append(node("QLinearAdd", [f"q{i}", *BYTES, "q0", *BYTES, *BYTES], [f"q{i + 1}"], domain="com.microsoft"))
+    proto = make([*nodes, node("DequantizeLinear", [f"q{n}", *BYTES], ["y"])], ["y"], POINT)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
+def products_of_bytes(n: int) -> onnx.ModelProto:
+    """Matrix products of what is quantised and dequantised again."""
+    nodes = []
+    for i in range(n):
+        nodes.append(node("QuantizeLinear", [ends("v", i, n), *BYTES], [f"q{i}"]))
+        nodes.append(node("DequantizeLinear", [f"q{i}", *BYTES], [f"a{i}"]))
+        nodes.append(node("DequantizeLinear", [f"w{i}", "scale"], [f"b{i}"]))
+        nodes.append(node("MatMul", [f"a{i}", f"b{i}"], [ends("v", i + 1, n)]))
+    weights = [constant(f"w{i}", np.arange(36).reshape(6, 6) + i % 7, np.int8) for i in range(n)]
+    return make(nodes, ["y"], [*POINT, *weights])
+
+
 FORMS = (
     chain,
     equal_names,
@@ -119,4 +145,6 @@ FORMS = (
     sunk_views,
     functions,
     attribute,
+    quantised,
+    products_of_bytes,
 )

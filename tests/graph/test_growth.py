@@ -63,7 +63,7 @@ def test_reading_is_linear(form: Form) -> None:
 def test_optimising_is_linear(form: Form) -> None:
     models = Models(form)
     models(30), models(120)
-    assert steep_lines(lambda n: optimise(models(n).graph, bind(models(n).graph)), 30) == []
+    assert steep_lines(lambda n: optimise(models(n).graph, bind(models(n).graph), native=True), 30) == []
 
 
 @every_form
@@ -78,7 +78,7 @@ def test_preparing_in_numpy_is_linear(form: Form) -> None:
 def test_lowering_is_linear(form: Form) -> None:
     """All that is done for segments but compiling them."""
     models = Models(form)
-    ready = {n: optimise(models(n).graph, bind(models(n).graph)) for n in (30, 120)}
+    ready = {n: optimise(models(n).graph, bind(models(n).graph), native=True) for n in (30, 120)}
 
     def lower(n: int) -> None:
         for part, lowering in NATIVE._lowered(ready[n].graph, ready[n].specs, 1, {}):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.errors import CorruptModelError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET, attribute_kinds
 from graph.formats.registry import read
-from kernels.spec import ELEMENT_TYPES, DType
+from kernels.spec import ELEMENT_CODES, ELEMENT_TYPES, DType
 from tests.graph.protos import model, relu
 
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain})
@@ -64,9 +64,8 @@ def test_reading_a_file_does_not_import_the_package(tmp_path: Path) -> None:
 
 def typed(dtype: DType) -> onnx.TensorProto:
     """Make a tensor of six elements whose data lie in the field of its type, not as raw bytes."""
-    (code,) = (code for code, known in ELEMENT_TYPES.items() if known == dtype)
     values = np.array([0, 1, 2, 1, 0, 2], np.float32).astype(dtype) * np.ones((), dtype)
-    return helper.make_tensor("w", code, (2, 3), values)
+    return helper.make_tensor("w", ELEMENT_CODES[dtype], (2, 3), values)
 
 
 @pytest.mark.parametrize("name", TYPED)

@@ -1,6 +1,7 @@
 """The placement of memory blocks takes the best of several orders, improves it by swaps, and knows each step's peak."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,16 @@ def test_the_best_of_several_orders_is_kept(blocks: list[Block]) -> None:
     assert arena_bytes <= min(tried.values())
     assert name in (*tried, "climbed")
     assert arena_bytes == max((offset + block.nbytes for offset, block in zip(offsets, blocks, strict=True)), default=0)
+
+
+def test_no_order_is_tried_behind_one_that_meets_the_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = [Block(64 * (1 + i % 3), i, i + 1) for i in range(20)]
+    first = next(orders(blocks))[1]
+    offsets, least_bytes = fit(blocks, first)
+    tried: list[list[int]] = []
+    monkeypatch.setattr("graph.placement.fit", lambda blocks, order: tried.append(order) or fit(blocks, order))
+    assert place(blocks, least_bytes) == ("size", offsets, least_bytes)
+    assert tried == [first]
 
 
 def test_climbing_finds_what_no_order_does() -> None:

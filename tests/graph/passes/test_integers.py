@@ -229,6 +229,18 @@ def test_sums_that_may_exceed_32_bits_stay() -> None:
     stays(net)
 
 
+def test_weights_much_larger_than_what_they_are_made_of_stay() -> None:
+    """A file of a few bytes must not take memory before it runs."""
+    net = Net((1, 4096))
+    net.dequantise()
+    held, net.last = net.last, net.const(3, np.int8)
+    net.add("Expand", net.const((4096, 512), np.int64))
+    w = net.add("DequantizeLinear", net.const(1e-3, np.float32))
+    net.last = held
+    net.add("MatMul", w)
+    stays(net)
+
+
 def test_scales_along_the_inner_axis_stay() -> None:
     net = Net((5, 24))
     net.dequantise()

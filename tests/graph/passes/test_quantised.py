@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from graph.ir import Graph
+from graph.passes.constants import SMALL_RESULT_BYTES
 from graph.passes.quantised import expand_quantised
 from graph.shapes import bind, propagate
 from kernels.ops import integer, qgemm, qlinear, quantize, weight_blocks
@@ -100,6 +101,15 @@ def test_a_scale_or_zero_point_of_several_axes_stays(name, position) -> None:
     after, (y,), (wanted,) = expanded(op, Case("it", inputs=tuple(inputs)), [0])
     assert ops(after) == [name] or given.size != 1
     np.testing.assert_array_equal(y, wanted)
+
+
+def test_a_zero_point_of_very_many_channels_is_not_repeated() -> None:
+    """The scales may be computed, and take no memory in the file."""
+    w = np.ones((SMALL_RESULT_BYTES + 1, 1, 1, 1), np.uint8)
+    scale, zero = np.array(0.1, np.float32), np.array(3, np.uint8)
+    case = Case("it", inputs=(w[:1], scale, zero, w, np.full(len(w), 0.1, np.float32), zero, scale, zero))
+    after, _, _ = expanded(find("QLinearConv"), case, [0, 3, 4])
+    assert ops(after) == ["QLinearConv"]
 
 
 def test_scales_by_row_stay() -> None:

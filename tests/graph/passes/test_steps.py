@@ -104,6 +104,24 @@ def test_steps_that_stay(nodes, outputs) -> None:
     assert applied(graph, fold_steps) is graph
 
 
+def test_a_slope_that_is_the_input_itself_stays() -> None:
+    """Where x is negative, the op makes x · x of it, of which a factor would be squared."""
+    nodes = [*LINEAR[:2], step("PRelu", "Add_Mul_x_m_b", "Add_Mul_x_m_b")]
+    graph = build([*nodes, step("QuantizeLinear", nodes[-1].output[0], "s", "z")])
+    assert applied(graph, fold_steps) is graph
+
+
+@pytest.mark.parametrize("order", [["p", "m"], ["m", "p"]])
+def test_one_factor_of_a_product_takes_the_step(order) -> None:
+    names = {"p": RESIDUAL[0].output[0], "m": "m"}
+    factors = [names[name] for name in order]
+    nodes = [RESIDUAL[0], step("Mul", *factors), step("QuantizeLinear", "_".join(("Mul", *factors)), "t", "z")]
+    after = folded(build(nodes))
+    (product,) = (node for node in after.nodes if node.op == "Mul")
+    assert product.inputs[0] not in factors
+    assert product.inputs[1] == factors[1]
+
+
 def test_nothing_is_folded_twice() -> None:
     after = folded(build([*LINEAR, step("QuantizeLinear", "Relu_Add_Mul_x_m_b", "s", "z")]))
     assert applied(after, fold_steps) is after

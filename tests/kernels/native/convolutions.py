@@ -1,6 +1,10 @@
 """Make convolutions of every form and layout, and compare their kernels with the definition."""
 
+from typing import NamedTuple
+
 import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
 
 from kernels.native.emit.epilogue import Epilogue
 from kernels.native.emit.geometry import Conv
@@ -31,6 +35,33 @@ def image(layout, isa, n, c, h, w):
     if layout == "slice":
         return Image.nhwc(n, c, h, w, pixel_stride=c + 3)
     return (Image.nhwc if layout == "nhwc" else Image.nchw)(n, c, h, w)
+
+
+def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Draw a number for rows and one for columns."""
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+class Window(NamedTuple):
+    """A window that slides over an image, by rows and columns. size, out: of the image and of the result."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    size: tuple[int, int]
+    pad: tuple[int, int]
+    out: tuple[int, int]
+
+
+@st.composite
+def windows(draw: st.DrawFn, most_kernel: int, most_size: int) -> Window:
+    """Draw a window that fits into the padded image."""
+    kernel, stride, dilation, size, pad = (
+        draw(pairs(low, high)) for low, high in ((1, most_kernel), (1, 3), (1, 2), (1, most_size), (0, 3))
+    )
+    rows, columns = ((size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    assume(min(rows, columns) >= 1)
+    return Window(kernel, stride, dilation, size, pad, (rows, columns))
 
 
 def square(isa, layout, size, inputs, outputs, kernel, stride=1, dilation=1, pad=0, groups=1, batch=1, x_layout=None):

@@ -16,7 +16,7 @@ from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, p
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS, host_isas
 from tests.kernels.native.conftest import needs_emulator
-from tests.kernels.native.convolutions import DIRECT, depthwise, image, square
+from tests.kernels.native.convolutions import DIRECT, depthwise, image, square, windows
 from tests.kernels.native.reference import conv_reference, run_kernel
 
 PLAIN_ISAS = [isa for isa in host_isas() if isa.name in {"sse", "avx2", "avx512", "neon"}]
@@ -128,10 +128,7 @@ def test_depthwise(isa, layout, dtype, kernel, stride, dilation, pad):
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_any_convolution_on_any_of_its_tiles(isa, data):
-    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    kernel, stride, dilation, size, pad = pair(1, 5), pair(1, 3), pair(1, 2), pair(1, 12), pair(0, 3)
-    out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
-    assume(min(out) >= 1)
+    kernel, stride, dilation, size, pad, out = data.draw(windows(5, 12))
     inputs, outputs = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     x = image(data.draw(st.sampled_from(["blocked", "nhwc"])), isa, 2, inputs, *size)
     assume(x.block < inputs or inputs % 4 == 0 or x.block == isa.lanes)

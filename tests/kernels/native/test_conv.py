@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
@@ -15,7 +15,7 @@ from kernels.native.families.conv import conv_tiles, emit_conv, make_tile, pack_
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
-from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_conv, image, square
+from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_conv, image, square, windows
 from tests.kernels.native.reference import place, run_kernel
 
 
@@ -180,13 +180,7 @@ def test_residual_may_be_the_output_itself(isa):
 @given(data=st.data())
 def test_any_convolution_on_its_default_tiles(isa, data):
     layout = data.draw(st.sampled_from(LAYOUTS))
-    kernel, stride, dilation = (data.draw(st.tuples(st.integers(1, high), st.integers(1, high))) for high in (4, 3, 2))
-    size, pad = (
-        data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12))),
-        data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3))),
-    )
-    out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
-    assume(min(out) >= 1)
+    kernel, stride, dilation, size, pad, out = data.draw(windows(4, 12))
     inputs, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))
     x_layout = data.draw(st.sampled_from([*LAYOUTS, "nchw"]))
     conv = Conv(image(x_layout, isa, 1, inputs, *size), image(layout, isa, 1, outputs, *out), kernel, stride, dilation, *pad)

@@ -13,7 +13,7 @@ from kernels.native.families.conv_transpose import Transposed, as_convolution, p
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, pack_depthwise, pack_depthwise_bias
 from kernels.native.memory.image import Image
 from tests.kernels.native.chains import chain
-from tests.kernels.native.convolutions import LAYOUTS, image
+from tests.kernels.native.convolutions import LAYOUTS, image, pairs
 from tests.kernels.native.reference import assert_close, epilogue_operands, place, run_kernel
 
 
@@ -142,9 +142,8 @@ def test_outputs_that_meet_nothing_get_the_bias_even_beside_infinity(isa):
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_transposed_convolution_on_its_default_tiles(isa, data):
-    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    size, kernel, strides, dilations, cut = pair(1, 6), pair(1, 5), pair(1, 4), pair(1, 3), pair(0, 4)
-    extra = pair(-2, 5)
+    size, kernel, strides, dilations = (data.draw(pairs(1, high)) for high in (6, 5, 4, 3))
+    cut, extra = data.draw(pairs(0, 4)), data.draw(pairs(-2, 5))
     out = [(size[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 - cut[i] + extra[i] for i in (0, 1)]
     assume(min(out) >= 1)
     inputs, outputs = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 40))

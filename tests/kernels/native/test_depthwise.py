@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.native.code.compile import SPILL_LIMIT, generate
@@ -13,7 +13,7 @@ from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, m
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
-from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_depthwise, depthwise, image
+from tests.kernels.native.convolutions import DIRECT, LAYOUTS, check_depthwise, depthwise, image, windows
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -60,10 +60,7 @@ def test_epilogue(isa, layout):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_depthwise_convolution_on_its_default_tiles(isa, data):
-    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    kernel, stride, dilation, size, pad = pair(1, 7), pair(1, 3), pair(1, 2), pair(1, 14), pair(0, 3)
-    out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
-    assume(min(out) >= 1)
+    kernel, stride, dilation, size, pad, out = data.draw(windows(7, 14))
     channels, layouts = data.draw(st.integers(1, 40)), st.sampled_from(LAYOUTS)
     x, y = (image(data.draw(layouts), isa, 1, channels, *shape) for shape in (size, out))
     conv = Conv(x, y, kernel, stride, dilation, *pad, groups=channels)

@@ -14,7 +14,7 @@ from kernels.native.families.pool import Pooling, emit_pooling
 from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from tests.kernels.native.chains import chain
-from tests.kernels.native.convolutions import LAYOUTS, image
+from tests.kernels.native.convolutions import LAYOUTS, image, pairs
 from tests.kernels.native.poolings import check_pool, pool
 from tests.kernels.native.reference import place, run_kernel
 
@@ -76,8 +76,7 @@ def test_windows_wider_than_the_registers_at_the_border(isa, kind):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_pool(isa, data):
-    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    kernel, stride, dilation, size = pair(1, 9), pair(1, 3), pair(1, 2), pair(1, 24)
+    kernel, stride, dilation, size = (data.draw(pairs(1, high)) for high in (9, 3, 2, 24))
     pad = [data.draw(st.integers(0, side - 1)) for side in kernel]
     out = [(size[i] + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)]
     assume(min(out) >= 1)

@@ -21,7 +21,7 @@ from kernels.native.memory.image import Image
 from kernels.native.target.isa import ISAS
 from kernels.resampling import Pass
 from tests.kernels.native.chains import chain
-from tests.kernels.native.convolutions import LAYOUTS, image
+from tests.kernels.native.convolutions import LAYOUTS, image, pairs
 from tests.kernels.native.reference import PLAIN, assert_close, epilogue_operands, place, run_kernel
 
 FORMS = pytest.mark.parametrize("separable", [True, False], ids=["separable", "direct"])
@@ -163,8 +163,7 @@ def test_infinity_and_nan_reach_the_pixels_that_read_them_only(isa):
 
 def draw_resizing(data, isa, layouts, taps, crops):
     """Draw the sizes of a resize."""
-    pair = lambda low, high: data.draw(st.tuples(st.integers(low, high), st.integers(low, high)))  # noqa: E731
-    size, out, batch = pair(1, 12), pair(1, 20), data.draw(st.integers(1, 2))
+    size, out, batch = data.draw(pairs(1, 12)), data.draw(pairs(1, 20)), data.draw(st.integers(1, 2))
     channels = data.draw(st.integers(1, 40).filter(lambda count: count != isa.lanes))  # pixels of one vector lie in blocks
     x, y = (image(layout, isa, batch, channels, *shape) for layout, shape in zip(layouts, (size, out), strict=True))
     sides = []
