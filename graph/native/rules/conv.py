@@ -32,7 +32,7 @@ from graph.native.rules.direct import (
 )
 from graph.native.work import Work, moved_bytes
 from kernels.native.emit.geometry import Conv
-from kernels.native.emit.words import Words, words_of
+from kernels.native.emit.words import Words, products_at_once, words_of
 from kernels.native.families.conv import emit_conv
 from kernels.native.families.depthwise import emit_depthwise, pack_depthwise
 from kernels.native.memory.image import Image
@@ -132,7 +132,7 @@ def _candidates(conv: Conv, node: Node, facts: Facts, precision: Precision) -> S
     by_tile = tiles_of("direct", direct, node, facts, precision)
     if conv.depth is not None or not winograd.takes(conv):
         return by_tile
-    found = winograd.candidates(conv, facts.isa, facts.threads, words_of(precision).depth)
+    found = winograd.candidates(conv, facts.isa, facts.threads, products_at_once(words_of(precision), facts.isa))
     first, rest = ([replace(choice, precision=precision) for choice in choices] for choices in found)
     return [*first, *by_tile, *rest]
 

@@ -66,13 +66,13 @@ def form_of(conv: Conv, choice: Choice, isa: Isa) -> tuple[Winograd, WinogradTil
     return winograd, make_winograd_tile(winograd, isa, *sizes, fused=found[4] == "f")
 
 
-def candidates(conv: Conv, isa: Isa, threads: int, depth: int = 1) -> tuple[list[Choice], list[Choice]]:
+def candidates(conv: Conv, isa: Isa, threads: int, at_once: int = 1) -> tuple[list[Choice], list[Choice]]:
     """Return the choice to use unmeasured, if there is one, and all the others.
 
-    depth: products that an instruction of direct convolution adds to each sum.
+    at_once: products that direct convolution adds up in the time of a multiply–add.
     """
     by_unit = {unit: _best_tiles(conv, unit, isa, threads) for unit in UNITS}
-    best = choose_winograd(conv, isa, threads, depth=depth)
+    best = choose_winograd(conv, isa, threads, at_once=at_once)
     first = by_unit[best.unit][:1] if best else []
     return first, [choice for found in by_unit.values() for choice in found if choice not in first]
 

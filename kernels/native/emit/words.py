@@ -155,6 +155,14 @@ def is_paired(words: Words, isa: Isa) -> bool:
     return words.depth > 1 and word_unit(isa, "int8" if words.are_bytes else "bf16", words.depth) is None
 
 
+def products_at_once(words: Words, isa: Isa) -> int:
+    """Return how many products are added up in the time of a multiply–add of float32.
+
+    Without an instruction for it, words of any type take as long as their elements would as float32 (AVX2, Zen 3 and 5).
+    """
+    return 1 if is_paired(words, isa) else words.depth
+
+
 def word_unit(isa: Isa, precision: Precision, depth: int) -> Unit | None:
     """Return the instruction that adds the products of so many elements, of those that every machine of the set has."""
     fitting = [unit for unit in isa.units if (unit.precision, unit.depth) == (precision, depth)]

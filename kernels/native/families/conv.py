@@ -24,7 +24,7 @@ from kernels.native.emit.kernel import SCRATCH, Bounds, NativeKernel, Table, emi
 from kernels.native.emit.names import name_epilogue, name_layouts
 from kernels.native.emit.product import BUSY, FEW_REGISTERS, GROUP_TILES, LINE_ELEMENTS, TILES, most_rows, step_cycles
 from kernels.native.emit.results import MOST_STEP, Channels, Results, result_numbers
-from kernels.native.emit.words import WORD_BYTES, is_paired
+from kernels.native.emit.words import WORD_BYTES, is_paired, products_at_once
 from kernels.native.errors import EmitError
 from kernels.native.families.conv_kernel import ENTRY_COUNT_SHIFT, ConvCode, ConvEmitter
 from kernels.native.memory.buffers import aligned
@@ -38,7 +38,6 @@ CHUNK_MACS = (256 << 10, 2 << 20)  # least and most of one chunk: 2 to 15 µs, a
 CHUNKS = 32  # wanted at least: the last one to finish then costs a few percent on a few cores
 TIGHT = 1.06  # of a tile that leaves none of them for weights loaded early: 6×2 and 4×3 on AVX2 against 5×2, on Zen 3
 SPLIT_LINES = 1.03  # of a tile that ends within a cache line of x, which the next one reads again: 5×2 against 4×2, on Zen 3
-PAIRED = 2.5  # cycles for words without an instruction that adds up their products, which are taken apart and multiplied twice
 MIN_TILES_AHEAD = 3  # of a block, for weights to be asked for ahead: with fewer, memory is busy enough
 WEIGHTS_INNER_BYTES = 1 << 20  # weights up to this are walked innermost, so that the pixels of a chunk stay where they are near
 CHUNK_BYTES = 128 << 10  # of x that a chunk of such a product reads, at most: a quarter of L2
@@ -135,8 +134,7 @@ def _ranked_tiles(conv: Conv, isa: Isa, limit: int) -> tuple[ConvTile, ...]:
 def _estimate(conv: Conv, pixels: int, vectors: int, isa: Isa) -> float:
     """Estimate the cycles for one output row per input channel and tap. The last tile and block take as long as the others."""
     step = max(pixels, BUSY / 2) if conv.within else step_cycles(pixels, vectors, isa)  # a shuffle for each multiply–add
-    if is_paired(conv.words, isa):
-        step *= PAIRED
+    step *= conv.words.depth / products_at_once(conv.words, isa)
     return conv.output_blocks(vectors, isa.lanes) * -(-conv.y.width // pixels) * step
 
 

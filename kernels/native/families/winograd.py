@@ -149,17 +149,17 @@ def winograd_cost(winograd: Winograd, tile: WinogradTile, isa: Isa) -> WinogradC
     return WinogradCost(winograd.tiles * products, cycles, chunks, 4 * products, buffers)
 
 
-def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4), depth: int = 1) -> Winograd | None:
+def choose_winograd(conv: Conv, isa: Isa, threads: int = 1, units: Sequence[int] = (2, 4), at_once: int = 1) -> Winograd | None:
     """Return the unit to use, or None where direct convolution is as fast or the convolution is not 3×3 with stride 1.
 
     The estimate is the larger of the time of the multiplications and the time to read the weights, on that many threads.
-    depth: products that an instruction of direct convolution adds to each sum.
+    at_once: products that direct convolution adds up in the time of a multiply–add.
     """
     if fault(conv, isa):
         return None
     direct = max(
-        hint(conv.macs) / (2 * isa.lanes * threads * depth),
-        4 / depth * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads),
+        hint(conv.macs) / (2 * isa.lanes * threads * at_once),
+        4 / at_once * 9 * conv.x.channels * conv.y.channels / _bytes_a_cycle(threads),
     )
     cycles = {unit: _cycles(Winograd(conv, unit), isa, threads) for unit in units}
     best = min(cycles, key=lambda unit: (cycles[unit], unit))
