@@ -98,6 +98,9 @@ INTEGER_BINARY: Mapping[str, Callable[[Function, Value, Value, bool], Value]] = 
     "shl": lambda k, a, b, _: _shifted(k, "shl", a, b),
     "shr": lambda k, a, b, signed: _shifted(k, "ashr" if signed else "lshr", a, b),
 }
+_SIGN_BLIND = frozenset(
+    {"add", "sub", "mul", "max", "min", "round", "relu", "clip", "constant", "cast"}
+)  # 0 and -0 make equal numbers
 _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: chunks are cut by it
     **dict.fromkeys(("div", "sqrt", "rsqrt", "reciprocal", "softsign"), 6),
     **dict.fromkeys(("exp", "log", "sigmoid", "silu", "elu", "selu", "celu", "mish"), 15),
@@ -209,6 +212,10 @@ def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], V
         return values[number]
 
     for number, step in enumerate(expression.steps, len(expression.operands)):
+        if (found := _requantised(expression, step, types)) is not None:
+            whole, zero, dtype = found
+            values[number] = _limited_around(k, value(whole), value(zero), dtype, signed_zero=_hides_signs(expression, types))
+            continue
         if (inner := _narrowed(expression, step, types)) is not None:
             narrow, real = inner
             values[number] = _limited(k, value(real), types[narrow], whole=_is_rounded(expression, real))
@@ -259,6 +266,49 @@ def _narrowed(expression: Expression, step: Apply, types: Sequence[DType]) -> tu
     narrow = expression.steps[step.args[0] - len(expression.operands)]
     small = types[step.args[0]] in INTS and types[step.args[0]].itemsize <= 2
     return (step.args[0], narrow.args[0]) if small and narrow.op == "cast" and types[narrow.args[0]] == FLOAT else None
+
+
+def _requantised(expression: Expression, step: Apply, types: Sequence[DType]) -> tuple[int, int, DType] | None:
+    """Return the numbers of x and z, and the integer, of a step that is (float(integer(x + z)) - z), x and z whole; else None.
+
+    That is what QuantizeLinear and DequantizeLinear make of x between them.
+    """
+    if (
+        step.op != "sub"
+        or (cast := _step(expression, step.args[0])) is None
+        or (inner := _narrowed(expression, cast, types)) is None
+    ):
+        return None
+    narrow, real = inner
+    moved = _step(expression, real)
+    if moved is None or moved.op != "add" or step.args[1] not in moved.args:
+        return None
+    whole = moved.args[0] if moved.args[1] == step.args[1] else moved.args[1]
+    point = _step(expression, step.args[1])
+    is_small = point is not None and point.op == "cast" and types[point.args[0]] == types[narrow]
+    return (whole, step.args[1], types[narrow]) if is_small and _is_rounded(expression, whole) else None
+
+
+def _hides_signs(expression: Expression, types: Sequence[DType]) -> bool:
+    """Whether the sign of a zero on the way changes no result."""
+    return types[-1] in INTS and all(step.op in _SIGN_BLIND for step in expression.steps)
+
+
+def _step(expression: Expression, number: int) -> Apply | None:
+    """Return the step that makes a value; None for an operand."""
+    at = number - len(expression.operands)
+    return expression.steps[at] if at >= 0 else None
+
+
+def _limited_around(k: Function, value: Value, zero: Value, dtype: DType, *, signed_zero: bool) -> Value:
+    """Emit a whole float32 within the range of a small integer less `zero`, a number of that range; of NaN it makes -`zero`.
+
+    signed_zero: a zero may be negative, which a result of integers cannot tell.
+    """
+    info = np.iinfo(dtype)
+    number = k.select(k.compare("eq", value, value), value, k.zero(value.type) - zero)
+    limited = k.at_most(k.at_least(number, k.const(zero.type, info.min) - zero), k.const(zero.type, info.max) - zero)
+    return limited if signed_zero else limited + 0.0
 
 
 def _is_rounded(expression: Expression, number: int) -> bool:
