@@ -19,7 +19,8 @@ import numpy as np
 
 from graph.formats.registry import read
 
-ERROR, QUANTISED_ERROR = 1e-3, 0.1  # of the largest output, that results may differ from a peer's
+ERROR = 1e-3  # of the largest output, that results may differ from a peer's
+QUANTISED_ERROR = 0.25  # the same: ONNX Runtime's own fused and unfused ops differ by 0.18 on a quantised ViT
 WORKER = Path(__file__).with_name("worker.py")
 
 

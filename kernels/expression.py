@@ -85,7 +85,7 @@ class Draft:
     def __init__(self) -> None:
         self._operands: dict[str, Term] = {}
         self._steps: dict[Term, _Step] = {}
-        self._made: dict[_Step, Term] = {}
+        self._terms: dict[_Step, Term] = {}
 
     def operand(self, name: str, dtype: DType, known: Array | None = None, shape: tuple[int, ...] | None = None) -> Term:
         """Return the term of the operand of that name, the same one each time."""
@@ -94,10 +94,10 @@ class Draft:
     def __call__(self, op: str, *args: Term, parameters: tuple[float, ...] = (), dtype: DType | None = None) -> Term:
         """Append an operation, unless it is there already, and return its result."""
         step = _Step(op, args, parameters, dtype)
-        if step not in self._made:
-            self._made[step] = made = Term(_result_type(op, args, dtype))
+        if step not in self._terms:
+            self._terms[step] = made = Term(_result_type(op, args, dtype))
             self._steps[made] = step
-        return self._made[step]
+        return self._terms[step]
 
     def constant(self, value: float, dtype: DType) -> Term:
         """Append a number as a value of that type."""
