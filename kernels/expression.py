@@ -11,6 +11,7 @@ is defined, are listed in `kernels.native.emit.expression`. These names mean the
 
     constant    no argument: the number given as its parameter, of type `dtype`
     cast        its argument converted to `dtype`
+    fit         its argument, a float32 that is no NaN, as the nearest number of the small integer type `dtype`
     bits        its argument's bits, as an unsigned integer
     hold        its argument, a float32, as the bfloat16 in which kernels hold it between them
     where       of a bool and two values of one type, the second where the bool is true, else the third
@@ -39,7 +40,7 @@ class Apply:
     """One step of an expression: an operation on earlier values, given by number.
 
     parameters: numbers that the operation takes besides, in the order that its function declares. dtype: of the result of
-    "constant", "cast" and "hold", float32 where it is None.
+    "constant", "cast", "fit" and "hold", float32 where it is None.
     """
 
     op: str
@@ -130,7 +131,7 @@ def in_order(op: str, args: Sequence[int]) -> tuple[int, ...]:
 
 
 def _result_type(op: str, args: tuple[Term, ...], dtype: DType | None) -> DType:
-    if op in ("constant", "cast", "hold"):
+    if op in ("constant", "cast", "fit", "hold"):
         return dtype or FLOAT
     if op == "bits":
         return np.dtype(f"u{args[0].dtype.itemsize}")

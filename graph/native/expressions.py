@@ -5,17 +5,21 @@ Which operations an op consists of, the op itself says (`Op.expression`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 
+import numpy as np
+
 from graph.ir import INTEGER_PRODUCTS, Fused, Node
-from kernels.expression import FLOAT, INT32, Draft, Expression, Term, in_order
-from kernels.native.emit.expression import value_types
+from kernels.expression import FLOAT, INT32, Apply, Draft, Expression, Term, in_order
+from kernels.native.emit.expression import SMALL, value_types
 from kernels.native.errors import EmitError
 from kernels.record import record
 from kernels.registry import find
 from kernels.spec import Array, DType, SizeArray, Spec
 
+LARGEST = 1e38  # of numbers that no rounding takes to infinity
 MAX_OPERANDS = 128  # of one kernel: compiling a kernel takes time squared, with 800 operands most of a minute
 
 SpecOf = Callable[[str], Spec]
@@ -106,12 +110,52 @@ def _behind(fused: tuple[Fused, ...], dtype: DType, draft: _GraphDraft, addend: 
     return _bound(draft, draft.held(value, made), ("",))
 
 
-def _bound(draft: Draft, made: Term, first: tuple[str, ...]) -> BoundExpression:
+def _bound(draft: _GraphDraft, made: Term, first: tuple[str, ...]) -> BoundExpression:
     operands, expression = draft.finish(made, first)
     if len(operands) > MAX_OPERANDS:
         raise EmitError(f"it reads {len(operands)} operands, a kernel takes at most {MAX_OPERANDS}")
     value_types(expression)
+    if any(_is_cast_to_small(step) for step in expression.steps):
+        expression = without_nan(expression, draft.largest(operands))
     return BoundExpression(operands, expression)
+
+
+def _is_cast_to_small(step: Apply) -> bool:
+    return step.op == "cast" and step.dtype in SMALL
+
+
+def without_nan(expression: Expression, largest: Sequence[float]) -> Expression:
+    """Return the expression with "fit" in place of each "cast" to a small integer whose argument cannot be NaN.
+
+    largest: magnitude of each operand. Sums and products of numbers that are so bounded are no NaN while none overflows.
+    """
+    bounds, steps = list(largest), []
+    for step in expression.steps:
+        args = [bounds[arg] for arg in step.args]
+        known = all(map(math.isfinite, args))
+        if step.op == "constant":
+            bound = abs(step.parameters[0])
+        else:
+            bound = _BOUNDS[step.op](args) if step.op in _BOUNDS and known else math.inf
+        if _is_cast_to_small(step):
+            bound = min(bound, _largest(step.dtype))
+        bounds.append(bound if bound <= LARGEST else math.inf)
+        steps.append(replace(step, op="fit") if _is_cast_to_small(step) and known else step)
+    return Expression(expression.operands, tuple(steps))
+
+
+def _largest(dtype: DType | None) -> float:
+    """Return the largest magnitude of a number of that type; infinity for floats."""
+    if dtype is None or dtype.kind not in "iu":
+        return math.inf
+    return float(max(-int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)))
+
+
+# The largest magnitude of a result, by the largest ones of the arguments
+_BOUNDS: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "add": sum, "sub": sum, "mul": math.prod, "cast": max, "fit": max, "round": lambda args: args[0] + 1, "relu": max,
+    "max": max, "min": max, "neg": max, "abs": max,
+}  # fmt: skip
 
 
 class _GraphDraft(Draft):
@@ -138,6 +182,18 @@ class _GraphDraft(Draft):
         if (dtype := self._sources.held.get(name)) is not None:
             return self("cast", self.operand(name, dtype, None, spec.shape), dtype=FLOAT)
         return self.operand(name, spec.dtype, known, spec.shape)
+
+    def largest(self, operands: Sequence[str]) -> list[float]:
+        """Return the largest magnitude that each operand may have; infinity where only a run knows. "" is a result before."""
+        found = []
+        for name in operands:
+            known, dtype = self._sources.constants.get(name), self._operands[name].dtype
+            if known is not None and not isinstance(known, SizeArray) and known.dtype.kind in "fiu" and known.size:
+                largest = float(np.abs(known.astype(np.float64)).max())
+                found.append(largest if math.isfinite(largest) else math.inf)
+            else:
+                found.append(_largest(dtype))
+        return found
 
     def held(self, name: str, made: Term) -> Term:
         """Return a float32 result as it lies in memory under the name of a value."""

@@ -10,6 +10,7 @@ quotient by 0 is 0, and a shift by the width or more gives 0. Elements of any ot
     any numbers: "lt" "le" "gt" "ge" "eq" "ne" of two make a bool ("eq" "ne" of bools too); "isnan" "isinf" of a float.
     "where" of a bool and two of one type. "constant" and "cast" of bool, integers, float32 and float64: floats become integers
     toward zero, the nearest there is where they do not fit, NaN 0; an integer loses its high bits; what is not 0 is true.
+    "fit" of float32 that is no NaN makes an integer of at most 16 bits, with less code than "cast".
     "cast" also of float16 and bfloat16, whose bits lie in registers, by way of float32; float64 would be rounded twice.
     "bits" of float16, bfloat16 or an integer makes an unsigned integer of the same bits.
     "hold" of float32 makes bfloat16 faster where no number below 2⁻¹²⁶ matters (`halves.hold`).
@@ -98,9 +99,10 @@ INTEGER_BINARY: Mapping[str, Callable[[Function, Value, Value, bool], Value]] = 
     "shl": lambda k, a, b, _: _shifted(k, "shl", a, b),
     "shr": lambda k, a, b, signed: _shifted(k, "ashr" if signed else "lshr", a, b),
 }
-_SIGN_BLIND = frozenset(
-    {"add", "sub", "mul", "max", "min", "round", "relu", "clip", "constant", "cast"}
-)  # 0 and -0 make equal numbers
+SMALL = frozenset(dtype for dtype in INTS if dtype.itemsize <= 2)  # all of whose numbers float32 holds
+_SIGN_BLIND = frozenset(  # 0 and -0 make equal numbers
+    ("add", "sub", "mul", "max", "min", "round", "relu", "clip", "constant", "cast", "fit")
+)
 _CYCLES: Mapping[str, int] = {  # of a vector, roughly, where they are not 1: chunks are cut by it
     **dict.fromkeys(("div", "sqrt", "rsqrt", "reciprocal", "softsign"), 6),
     **dict.fromkeys(("exp", "log", "sigmoid", "silu", "elu", "selu", "celu", "mish"), 15),
@@ -143,6 +145,8 @@ def _result(step: Apply, args: Sequence[DType]) -> DType | None:
     if op == "cast":
         wanted = step.dtype or FLOAT
         return wanted if len(args) == 1 and _converts(first, wanted) else None
+    if op == "fit":
+        return step.dtype if list(args) == [FLOAT] and step.dtype in SMALL else None
     if op == "hold":
         return BFLOAT16 if args == [FLOAT] else None
     if op == "bits":
@@ -213,12 +217,16 @@ def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], V
 
     for number, step in enumerate(expression.steps, len(expression.operands)):
         if (found := _requantised(expression, step, types)) is not None:
-            whole, zero, dtype = found
-            values[number] = _limited_around(k, value(whole), value(zero), dtype, signed_zero=_hides_signs(expression, types))
+            whole, zero, narrow = found
+            is_number, signed_zero = _is_number(expression, narrow), _hides_signs(expression, types)
+            values[number] = _limited_around(
+                k, value(whole), value(zero), types[narrow], is_number=is_number, signed_zero=signed_zero
+            )
             continue
         if (inner := _narrowed(expression, step, types)) is not None:
             narrow, real = inner
-            values[number] = _limited(k, value(real), types[narrow], whole=_is_rounded(expression, real))
+            is_whole, is_number = _is_rounded(expression, real), _is_number(expression, narrow)
+            values[number] = _limited(k, value(real), types[narrow], whole=is_whole, is_number=is_number)
             continue
         values[number] = apply(k, step, [value(arg) for arg in step.args], [types[arg] for arg in step.args], lanes)
     return value(len(types) - 1)
@@ -233,6 +241,9 @@ def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DTyp
     first, dtype = args[0], dtypes[0]
     if op == "cast":
         return _cast(k, first, dtype, step.dtype or FLOAT)
+    if op == "fit":
+        wanted = step.dtype or FLOAT
+        return k.convert("trunc", _whole(k, first, wanted, is_number=True), memory_type(wanted).by(lanes))
     if op in ("hold", "bits"):
         return hold(k, first) if op == "hold" else first
     if op == "where":
@@ -264,12 +275,12 @@ def _narrowed(expression: Expression, step: Apply, types: Sequence[DType]) -> tu
     if step.op != "cast" or (step.dtype or FLOAT) != FLOAT or step.args[0] < len(expression.operands):
         return None
     narrow = expression.steps[step.args[0] - len(expression.operands)]
-    small = types[step.args[0]] in INTS and types[step.args[0]].itemsize <= 2
-    return (step.args[0], narrow.args[0]) if small and narrow.op == "cast" and types[narrow.args[0]] == FLOAT else None
+    small = types[step.args[0]] in SMALL and narrow.op in ("cast", "fit")
+    return (step.args[0], narrow.args[0]) if small and types[narrow.args[0]] == FLOAT else None
 
 
-def _requantised(expression: Expression, step: Apply, types: Sequence[DType]) -> tuple[int, int, DType] | None:
-    """Return the numbers of x and z, and the integer, of a step that is (float(integer(x + z)) - z), x and z whole; else None.
+def _requantised(expression: Expression, step: Apply, types: Sequence[DType]) -> tuple[int, int, int] | None:
+    """Return the numbers of x, z and the integer of a step that is (float(integer(x + z)) - z), x and z whole; else None.
 
     That is what QuantizeLinear and DequantizeLinear make of x between them.
     """
@@ -286,7 +297,7 @@ def _requantised(expression: Expression, step: Apply, types: Sequence[DType]) ->
     whole = moved.args[0] if moved.args[1] == step.args[1] else moved.args[1]
     point = _step(expression, step.args[1])
     is_small = point is not None and point.op == "cast" and types[point.args[0]] == types[narrow]
-    return (whole, step.args[1], types[narrow]) if is_small and _is_rounded(expression, whole) else None
+    return (whole, step.args[1], narrow) if is_small and _is_rounded(expression, whole) else None
 
 
 def _hides_signs(expression: Expression, types: Sequence[DType]) -> bool:
@@ -300,13 +311,13 @@ def _step(expression: Expression, number: int) -> Apply | None:
     return expression.steps[at] if at >= 0 else None
 
 
-def _limited_around(k: Function, value: Value, zero: Value, dtype: DType, *, signed_zero: bool) -> Value:
+def _limited_around(k: Function, value: Value, zero: Value, dtype: DType, *, is_number: bool, signed_zero: bool) -> Value:
     """Emit a whole float32 within the range of a small integer less `zero`, a number of that range; of NaN it makes -`zero`.
 
-    signed_zero: a zero may be negative, which a result of integers cannot tell.
+    is_number: it is no NaN. signed_zero: a zero may be negative, which a result of integers cannot tell.
     """
     info = np.iinfo(dtype)
-    number = k.select(k.compare("eq", value, value), value, k.zero(value.type) - zero)
+    number = value if is_number else k.select(k.compare("eq", value, value), value, k.zero(value.type) - zero)
     limited = k.at_most(k.at_least(number, k.const(zero.type, info.min) - zero), k.const(zero.type, info.max) - zero)
     return limited if signed_zero else limited + 0.0
 
@@ -317,19 +328,27 @@ def _is_rounded(expression: Expression, number: int) -> bool:
     return at >= 0 and expression.steps[at].op == "round"
 
 
-def _limited(k: Function, value: Value, dtype: DType, *, whole: bool) -> Value:
+def _is_number(expression: Expression, number: int) -> bool:
+    """Whether what is converted to a small integer, the value of that number, is no NaN."""
+    step = _step(expression, number)
+    return step is not None and step.op == "fit"
+
+
+def _limited(k: Function, value: Value, dtype: DType, *, whole: bool, is_number: bool) -> Value:
     """Emit float32 as a cast to a small integer and back makes it: whole, within the integer's range, NaN 0.
 
-    whole: it is a whole number, infinite or NaN already.
+    whole: it is a whole number, infinite or NaN already. is_number: it is no NaN.
     """
-    limited = _within(k, value, dtype)
+    limited = _within(k, value, dtype, is_number=is_number)
     made = limited if whole else k.intrinsic("trunc", value.type, limited)
     return made if dtype.kind == "u" else made + 0.0  # integers have no -0
 
 
-def _within(k: Function, value: Value, dtype: DType) -> Value:
-    """Emit float32 within the range of a small integer, whose bounds float32 holds; NaN is 0."""
+def _within(k: Function, value: Value, dtype: DType, *, is_number: bool = False) -> Value:
+    """Emit float32 within the range of a small integer, whose bounds float32 holds; NaN is 0. is_number: it is none."""
     info = np.iinfo(dtype)
+    if is_number:
+        return k.at_most(k.at_least(value, float(info.min)), float(info.max))
     if info.min == 0:  # which NaN becomes as well: it is not greater than 0
         number = k.select(k.compare("gt", value, 0.0), value, k.zero(value.type))
     else:
@@ -337,9 +356,9 @@ def _within(k: Function, value: Value, dtype: DType) -> Value:
     return k.at_most(number, float(info.max))
 
 
-def _whole(k: Function, value: Value, new: DType) -> Value:
+def _whole(k: Function, value: Value, new: DType, *, is_number: bool = False) -> Value:
     """Convert float32 to int32 toward zero, within the range of a smaller integer. LLVM converts to those lane by lane."""
-    return k.convert("fptosi", _within(k, value, new), I32.by(value.type.lanes))
+    return k.convert("fptosi", _within(k, value, new, is_number=is_number), I32.by(value.type.lanes))
 
 
 def _cast(k: Function, value: Value, old: DType, new: DType) -> Value:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graph.ir import Fused, Node
-from graph.native.expressions import BoundExpression, Sources, express, express_epilogue
+from graph.native.expressions import BoundExpression, Sources, express, express_epilogue, without_nan
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.errors import EmitError
 from kernels.registry import find
@@ -115,3 +115,37 @@ def test_an_expression_of_very_many_operands_is_refused() -> None:
     assert len(express(Node("n", "Sum", names[:128], ("y",)), Sources(spec, {})).operands) == 128
     with pytest.raises(EmitError, match="it reads 129 operands, a kernel takes at most 128"):
         express(Node("n", "Sum", names, ("y",)), Sources(spec, {}))
+
+
+@pytest.mark.parametrize(("largest", "op"), [(1e30, "fit"), (float("inf"), "cast")])
+def test_a_cast_of_what_cannot_be_nan_says_so(largest, op):
+    steps = (Apply("mul", (0, 1)), Apply("round", (2,)), Apply("cast", (3,), (), np.dtype(np.int8)))
+    found = without_nan(Expression((FLOAT, FLOAT), steps), [255.0, largest])
+    assert [step.op for step in found.steps] == ["mul", "round", op]
+
+
+def test_products_that_may_overflow_may_be_nan():
+    steps = (Apply("mul", (0, 1)), Apply("sub", (2, 2)), Apply("cast", (3,), (), np.dtype(np.uint8)))
+    assert without_nan(Expression((FLOAT, FLOAT), steps), [1e20, 1e20]).steps[-1].op == "cast"
+
+
+def test_small_integers_bound_what_follows():
+    small = np.dtype(np.int8)
+    steps = (
+        Apply("cast", (0,), (), small),
+        Apply("cast", (2,), (), FLOAT),
+        Apply("mul", (1, 3)),
+        Apply("cast", (4,), (), small),
+    )
+    found = without_nan(Expression((FLOAT, FLOAT), steps), [float("inf"), 1e30])
+    assert [step.op for step in found.steps] == ["cast", "cast", "mul", "fit"]
+
+
+def test_scales_that_are_not_finite_leave_casts():
+    for scale, op in ((0.5, "fit"), (np.inf, "cast"), (np.nan, "cast")):
+        known = {"s": np.array(scale, np.float32)}
+        of = lambda name: Spec((4,), np.dtype(np.int8 if name == "y" else np.int32))  # noqa: E731
+        epilogue = (Fused("Cast", ("",), {"to": 1}), Fused("Mul", ("", "s"), {}), Fused("Cast", ("",), {"to": 3}))
+        node = Node("n", "MatMulInteger", ("a", "b"), ("y",), {}, epilogue)
+        found = express_epilogue(node, Sources(of, known))
+        assert found.expression.steps[-1].op == op

@@ -297,6 +297,16 @@ def test_cast_of_floats_that_do_not_fit(isa):
         np.testing.assert_array_equal(run_map(what, isa, x), np.array(exact, dtype))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16])
+def test_what_is_a_number_fits_as_a_cast_has_it(isa, dtype):
+    x = np.array([-1e30, -70000, -300.5, -128.5, -1.5, -0.0, 0.49, 2.5, 127.5, 254.9, 66000, np.inf, -np.inf], np.float32)
+    fitted, cast = (
+        run_map(Map(dense(len(x), dtype=dtype), (dense(len(x)),), (Apply(op, (0,), dtype=np.dtype(dtype)),)), isa, x)
+        for op in ("fit", "cast")
+    )
+    np.testing.assert_array_equal(fitted, cast)
+
+
 def test_integers_that_lose_high_bits(isa):
     x = np.array([0x1_0000_0001, -1, 300, -300, 2**62 + 5], np.int64)
     for dtype in (np.int32, np.uint8, np.int8, np.uint32):

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
-from kernels.expression import DOUBLE, FLOAT, Draft, Expression
+from kernels.expression import DOUBLE, FLOAT, Apply, Draft, Expression
 from kernels.native.emit.epilogue import Epilogue
+from kernels.native.emit.geometry import Conv
 from kernels.native.errors import EmitError
 from kernels.native.families.conv import emit_conv, make_tile, pack_weights
 from kernels.native.families.elementwise import Map, Strided, emit_map
 from kernels.native.families.normalize import Rows, emit_rows
+from kernels.native.families.pool import Pooling, emit_pooling
+from kernels.native.memory.image import Image
 from kernels.native.memory.view import View
 from kernels.spec import BOOL
 from tests.kernels.native.chains import chain
@@ -89,3 +92,35 @@ def test_small_integers_between_floats_are_not_made(isa, dtype, rounds):
         exact = np.clip(np.where(np.isnan(given), 0, whole), info.min, info.max).astype(np.int64).astype(np.float32)
         exact = exact if result is made else exact * exact
         np.testing.assert_array_equal(y.view(np.int32), exact.view(np.int32))
+
+
+@pytest.mark.parametrize("op", ["cast", "fit"])
+@pytest.mark.parametrize(("dtype", "zero"), [(np.int8, 0), (np.int8, -77), (np.uint8, 130), (np.uint8, 0)])
+@pytest.mark.parametrize("real", [True, False], ids=["to_float", "to_bytes"])
+def test_between_quantisation_and_dequantisation(isa, op, dtype, zero, real):
+    """round(x), in integers around a zero point, and back: kernels do not move it there and back, and have the same results."""
+    x = np.array([-1e9, -400.5, -128.5, -50.5, -0.4, 0.0, 0.5, 1.5, 127.4, 300, 1e9, np.inf, -np.inf], np.float32)
+    if op == "cast":
+        x = np.append(x, np.float32(np.nan))
+    small, count = np.dtype(dtype), len(x)
+    steps = [
+        Apply("round", (0,)), Apply("cast", (1,), (), FLOAT), Apply("add", (2, 3)), Apply(op, (4,), (), small),
+        Apply("cast", (5,), (), FLOAT), Apply("sub", (6, 3)),
+    ]  # fmt: skip
+    if not real:
+        steps += [Apply("add", (7, 3)), Apply(op, (8,), (), small)]
+    image = Image.blocked(1, 1, 1, count, isa.lanes)
+    one = Image(1, 1, 1, count, 1, 0, 0, 0, 0)
+    epilogue: Epilogue[Image] = Epilogue(expression=Expression((FLOAT, small), tuple(steps)), operands=(one,))
+    memory, made = np.zeros(image.elements, np.float32), np.dtype(np.float32) if real else small
+    image.store(x.reshape(1, 1, 1, count), memory)
+    y = np.zeros(image.elements, made)
+    kernel = emit_pooling(Pooling(Conv(image, image, groups=1), "average"), epilogue, isa)
+    run_kernel(kernel, isa, x=memory, y=y, r0=np.array([zero], dtype))
+    info = np.iinfo(dtype)
+    integers = np.clip(np.where(np.isnan(x), 0, np.round(x) + np.float32(zero)), info.min, info.max)
+    wanted = (integers - zero).astype(np.float32) if real else integers.astype(dtype)
+    found = image.load(y).reshape(-1)
+    np.testing.assert_array_equal(found, wanted)
+    if real:
+        assert not np.signbit(found[found == 0]).any()
