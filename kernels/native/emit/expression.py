@@ -215,21 +215,25 @@ def evaluate(k: Function, expression: Expression, loads: Sequence[Callable[[], V
             values[number] = loads[number]()
         return values[number]
 
-    for number, step in enumerate(expression.steps, len(expression.operands)):
-        if (found := _requantised(expression, step, types)) is not None:
-            whole, zero, narrow = found
-            is_number, signed_zero = _is_number(expression, narrow), _hides_signs(expression, types)
-            values[number] = _limited_around(
-                k, value(whole), value(zero), types[narrow], is_number=is_number, signed_zero=signed_zero
-            )
-            continue
-        if (inner := _narrowed(expression, step, types)) is not None:
-            narrow, real = inner
-            is_whole, is_number = _is_rounded(expression, real), _is_number(expression, narrow)
-            values[number] = _limited(k, value(real), types[narrow], whole=is_whole, is_number=is_number)
-            continue
-        values[number] = apply(k, step, [value(arg) for arg in step.args], [types[arg] for arg in step.args], lanes)
+    for number in range(len(expression.operands), len(types)):
+        values[number] = compute(k, expression, types, number, value, lanes)
     return value(len(types) - 1)
+
+
+def compute(
+    k: Function, expression: Expression, types: Sequence[DType], number: int, value: Callable[[int], Value], lanes: int
+) -> Value:
+    """Emit the step that makes the value of that number. types: of all values. value: returns an earlier one by its number."""
+    step = expression.steps[number - len(expression.operands)]
+    if (found := _requantised(expression, step, types)) is not None:
+        whole, zero, narrow = found
+        is_number, signed_zero = _is_number(expression, narrow), _hides_signs(expression, types)
+        return _limited_around(k, value(whole), value(zero), types[narrow], is_number=is_number, signed_zero=signed_zero)
+    if (inner := _narrowed(expression, step, types)) is not None:
+        narrow, real = inner
+        is_whole, is_number = _is_rounded(expression, real), _is_number(expression, narrow)
+        return _limited(k, value(real), types[narrow], whole=is_whole, is_number=is_number)
+    return apply(k, step, [value(arg) for arg in step.args], [types[arg] for arg in step.args], lanes)
 
 
 def apply(k: Function, step: Apply, args: Sequence[Value], dtypes: Sequence[DType], lanes: int) -> Value:

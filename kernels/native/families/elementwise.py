@@ -24,7 +24,7 @@ import numpy as np
 
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import apply, cycles_of, from_memory, memory_type, to_memory, value_types
+from kernels.native.emit.expression import compute, cycles_of, from_memory, memory_type, to_memory, value_types
 from kernels.native.emit.kernel import Bounds, NativeKernel, emitted, kernel_name
 from kernels.native.emit.names import name_dtype, name_expression
 from kernels.native.emit.nest import Axis, Nest, chunk_count, cut, make_nest, piece_numbers, piece_ranges
@@ -250,10 +250,10 @@ class _MapEmitter:
 
     def _apply(self, values: Values) -> None:
         """Compute every step whose arguments have been computed."""
+        expression = Expression(self.code.types[: self.code.operands], self.code.steps)
         for number, step in enumerate(self.code.steps, self.code.operands):
             if number not in values and all(arg in values for arg in step.args):
-                dtypes = [self.code.types[arg] for arg in step.args]
-                values[number] = apply(self.k, step, [values[arg] for arg in step.args], dtypes, self.lanes)
+                values[number] = compute(self.k, expression, self.code.types, number, values.__getitem__, self.lanes)
 
     def _value(self, raw: Value, operand: int) -> Value:
         return from_memory(self.k, raw, self.code.types[operand]) if self.code.steps else raw
