@@ -15,7 +15,7 @@ from starlette.responses import Response
 from app.access.auth import DirectRoute, Scope, needs
 from app.engine.lane import rows_of
 from app.engine.requests import InferOptions, Outcome
-from app.errors import CLIENT_GONE, RequestError, status_of
+from app.errors import CLIENT_GONE, RequestError, refuse, status_of
 from app.models.datatypes import datatype_of
 from app.models.repository import Served
 from app.oip import codec, compression
@@ -175,7 +175,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 
 def _raw(body: bytes, served: Served, session: Session) -> codec.InferRequest:
     if len(session.inputs) != 1:
-        raise codec.refuse(f"raw body: model '{served.name}' has {len(session.inputs)} inputs, need exactly one")
+        raise refuse(f"raw body: model '{served.name}' has {len(session.inputs)} inputs, need exactly one")
     (port,) = session.inputs
     return codec.decode_raw(body, port.name, port.dtype, port.dims or ())
 
@@ -185,10 +185,10 @@ def _check_inputs(asked: codec.InferRequest, served: Served, session: Session) -
     ports = {port.name: port for port in session.inputs}
     for name in asked.feeds:
         if name not in ports:
-            raise codec.refuse(f"unexpected inference input '{name[:128]}' for model '{served.name}', it has {', '.join(ports)}")
+            raise refuse(f"unexpected inference input '{name[:128]}' for model '{served.name}', it has {', '.join(ports)}")
     if len(asked.feeds) != len(ports):
         missing = ", ".join(name for name in ports if name not in asked.feeds)
-        raise codec.refuse(
+        raise refuse(
             f"expected {len(ports)} inputs but got {len(asked.feeds)} inputs for model '{served.name}', missing {missing}"
         )
     for name, array in asked.feeds.items():
@@ -197,7 +197,7 @@ def _check_inputs(asked: codec.InferRequest, served: Served, session: Session) -
 
 def _check_tensor(port: Port, array: Array, served: Served) -> None:
     if array.dtype != port.dtype:
-        raise codec.refuse(
+        raise refuse(
             f"inference input '{port.name}' data-type is '{datatype_of(array.dtype)}', "
             f"model '{served.name}' expects '{datatype_of(port.dtype)}'"
         )
@@ -210,9 +210,7 @@ def _check_tensor(port: Port, array: Array, served: Served) -> None:
     if not fits:
         expected = ",".join(str(dim) if isinstance(dim, int) else "-1" for dim in dims)
         got = ",".join(map(str, array.shape))
-        raise codec.refuse(
-            f"unexpected shape for input '{port.name}' for model '{served.name}'. Expected [{expected}], got [{got}]."
-        )
+        raise refuse(f"unexpected shape for input '{port.name}' for model '{served.name}'. Expected [{expected}], got [{got}].")
 
 
 def _wanted(asked: codec.InferRequest, served: Served, session: Session) -> tuple[codec.OutputRequest, ...]:
@@ -221,7 +219,7 @@ def _wanted(asked: codec.InferRequest, served: Served, session: Session) -> tupl
         return tuple(codec.OutputRequest(name, asked.binary_default) for name in names)
     for output in asked.outputs:
         if output.name not in names:
-            raise codec.refuse(
+            raise refuse(
                 f"unexpected inference output '{output.name[:128]}' for model '{served.name}', it has {', '.join(names)}"
             )
     return asked.outputs

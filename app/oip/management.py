@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from app.access.auth import Scope, needs
 from app.engine.port import Engine
-from app.errors import RequestError
+from app.errors import RequestError, refuse
 from app.models.loading import LoadRequest
 from app.models.repository import State
-from app.oip.codec import check_depth, refuse
+from app.oip.codec import check_depth
 from app.service import EnginePart, RepositoryPart, Serving
 from app.settings import Settings
 from app.watch.health import Health
