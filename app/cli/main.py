@@ -26,6 +26,7 @@ COMMANDS = {
     "tune": "Measure which kernels run a model fastest here, store the results, and print the plan. Ctrl-C ends it early.",
     "run": "Run a model and print its outputs and latency.",
     "serve": "Serve a folder of models over HTTP, with the dashboard at /.",
+    "load": "Send a server requests at set loads, and tell how fast it answers and where the time goes.",
     "models": "List the models of a folder as `serve` would load them.",
     "device": "Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads.",
     "agent": "Run the jobs that a service has for this machine, and send back measurements, plans and profiles.",

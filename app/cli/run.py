@@ -10,9 +10,9 @@ import numpy as np
 import orjson
 import typer
 
-from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
+from app.cli.arrays import read_arrays
+from app.cli.console import Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
 from app.engine.shapes import smallest_shapes
-from app.oip import codec
 from graph.errors import FeedError
 from graph.ir import Port
 from graph.run.feeds import random_feeds
@@ -66,25 +66,10 @@ def _first(array: Array) -> list[Any]:
 
 def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
     """Read inputs from files. An input without one is random, of size 1 in every open dimension that --shape does not give."""
-    feeds: dict[str, Array] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if equals:
-            feeds[name] = np.load(path, allow_pickle=False)
-        elif text.endswith(".npz"):
-            feeds.update(np.load(text, allow_pickle=False))
-        elif text.endswith(".json"):
-            feeds.update(_request_feeds(Path(text)))
-        else:
-            raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
+    feeds = read_arrays(texts)
     defaults = {**smallest_shapes(session), **shapes}
     missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
     return {**random_feeds(missing), **feeds}
-
-
-def _request_feeds(path: Path) -> dict[str, Array]:
-    body = path.read_bytes()
-    return codec.decode(body, len(body), codec.CodecLimits()).feeds
 
 
 def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
