@@ -1,26 +1,52 @@
-"""`edgewise bench`: compare what Edgewise predicts with what it measured."""
+"""`edgewise bench`: time a model, or compare what the cost model predicts with what was measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
 from rich.table import Table
 
-from app.cli.console import Database, Json, out, print_json, require_known
+from app.cli import speed
+from app.cli.arrays import read_arrays
+from app.cli.console import MOST_ROWS, Database, Json, Shape, out, parse_counts, parse_shapes, print_json
 from scheduler.cost.evaluation import evaluate_stored
+from scheduler.session import available_cores
 from scheduler.store import Store
+
+COST_MODEL = "cost-model"
+MOST_THREADS = 1024
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="cost-model.")] = "cost-model", db: Database = None, json: Json = False
+    what: Annotated[str, typer.Argument(help="An ONNX file, or cost-model.")] = COST_MODEL,
+    threads: Annotated[
+        str, typer.Option(help="Thread counts, as in 1,2; one and all cores by default.", show_default=False)
+    ] = "",
+    batch: Annotated[str, typer.Option(help="Rows of a run, as in 1,8.", show_default=False)] = "",
+    feed: Annotated[list[str], typer.Option("--input", help="x=file.npy, file.npz, or a JSON request; random when absent.")] = [],  # noqa: B006
+    shape: Shape = [],  # noqa: B006
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Seconds of each engine, thread count and batch.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Turns that the engines take in that time.")] = 5,
+    db: Database = None,
+    json: Json = False,
 ) -> None:
-    """Evaluate how well the cost model predicts measurements that it was not fitted to, by kind of kernel.
+    """Time a model by thread count and batch, beside ONNX Runtime where it is installed; or evaluate the cost model.
 
+    `cost-model` tells how well it predicts measurements that it was not fitted to, by kind of kernel.
+
+    edgewise bench model.onnx --threads 1,2 --batch 1,8
     edgewise bench cost-model
     """
-    require_known("benchmark", what, ("cost-model",))
+    if what != COST_MODEL:
+        counts = parse_counts("--threads", threads, MOST_THREADS) or sorted({1, available_cores()})
+        batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
+        timings = speed.measure(Path(what), counts, batches, read_arrays(feed), parse_shapes(shape), seconds, rounds)
+        speed.show(Path(what), timings, json=json)
+        return
     with Store(db) as store:
         found = evaluate_stored(store)
     if json:

@@ -17,6 +17,8 @@ from rich.console import Console
 from kernels.errors import InvalidError
 from kernels.spec import Array
 
+MOST_ROWS = 65_536  # of one request or run
+
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
@@ -80,6 +82,25 @@ def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or not all(part.strip().isdecimal() for part in parts):
         raise ArgumentError(f"{option}: {text!r} is not understood, need name=size[,size…]")
     return name, tuple(int(part) for part in parts)
+
+
+def parse_numbers(option: str, text: str, most: float) -> list[float]:
+    """Read 0.5,8,32; "" is none. Raises ArgumentError for what is no number above 0 and at most `most`."""
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [0.0]
+    if not all(0 < value <= most for value in found):
+        raise ArgumentError(f"{option}: {text!r} is not understood, need numbers above 0 and at most {most:g}, as in 1,8,32")
+    return found
+
+
+def parse_counts(option: str, text: str, most: int) -> list[int]:
+    """Read 1,8,32; "" is none. Raises ArgumentError for what is no whole number from 1 to `most`."""
+    found = parse_numbers(option, text, most)
+    if not all(value.is_integer() for value in found):
+        raise ArgumentError(f"{option}: {text!r} is not understood, need whole numbers, as in 1,8,32")
+    return [int(value) for value in found]
 
 
 def require_known(what: str, value: str, known: Sequence[str]) -> None:

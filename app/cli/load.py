@@ -13,7 +13,18 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.arrays import read_arrays
-from app.cli.console import ArgumentError, Json, Shape, notes, out, parse_shapes, print_json
+from app.cli.console import (
+    MOST_ROWS,
+    ArgumentError,
+    Json,
+    Shape,
+    notes,
+    out,
+    parse_counts,
+    parse_numbers,
+    parse_shapes,
+    print_json,
+)
 from app.cli.tables import Column, fitted
 from app.engine.threads import share_interpreter
 from app.load import sweep
@@ -24,7 +35,7 @@ from app.load.report import Report
 from app.load.server import Server
 from profiler.units import milliseconds
 
-MOST_CLIENTS, MOST_RATE, MOST_BATCH = 4096, 100_000.0, 65_536
+MOST_CLIENTS, MOST_RATE = 4096, 100_000
 
 
 def command(
@@ -56,7 +67,7 @@ def command(
     edgewise load http://127.0.0.1:8000 --model digits --rate 50,100,200 --seconds 30 --html load.html
     edgewise load http://127.0.0.1:8000 --batch 1,8 --input x=image.npy --requests 1000 --json
     """
-    batches: Sequence[int | None] = [int(rows) for rows in _numbers("--batch", batch, MOST_BATCH, whole=True)] or [None]
+    batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
     plan = sweep.Plan(
         model or "",
         version,
@@ -80,8 +91,8 @@ def command(
 
 
 def _loads(clients: str, rate: str, *, even: bool) -> list[Load]:
-    counts = [int(count) for count in _numbers("--clients", clients, MOST_CLIENTS, whole=True)]
-    rates = _numbers("--rate", rate, MOST_RATE)
+    counts = parse_counts("--clients", clients, MOST_CLIENTS)
+    rates = parse_numbers("--rate", rate, MOST_RATE)
     if not rates:
         if even:
             raise ArgumentError("--even: it needs --rate")
@@ -89,21 +100,6 @@ def _loads(clients: str, rate: str, *, even: bool) -> list[Load]:
     if len(counts) > 1:
         raise ArgumentError(f"--clients: {clients!r} with --rate, need one number: the most requests that are under way at once")
     return [Load(counts[0] if counts else 256, each, even) for each in rates]
-
-
-def _numbers(option: str, text: str, most: float, *, whole: bool = False) -> list[float]:
-    """Read "1,8,32". Raises ArgumentError."""
-    found = []
-    for part in text.split(",") if text else []:
-        try:
-            value = float(part)
-        except ValueError:
-            value = 0.0
-        if not 0 < value <= most or (whole and not value.is_integer()):
-            kind = "whole numbers" if whole else "numbers"
-            raise ArgumentError(f"{option}: {text!r} is not understood, need {kind} above 0 and at most {most:g}, as in 1,8,32")
-        found.append(value)
-    return found
 
 
 def _run(work: Coroutine[Any, Any, Report]) -> Report:

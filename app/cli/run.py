@@ -12,11 +12,8 @@ import typer
 
 from app.cli.arrays import read_arrays
 from app.cli.console import Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
-from app.engine.shapes import smallest_shapes
-from graph.errors import FeedError
-from graph.ir import Port
-from graph.run.feeds import random_feeds
-from kernels.spec import Array, Spec
+from app.engine.feeds import make_feeds
+from kernels.spec import Array
 from profiler.report.exports import chrome_trace
 from profiler.units import milliseconds
 from scheduler.profile_run import time_session
@@ -42,7 +39,7 @@ def command(
     """
     require_known("precision", precision, get_args(WantedPrecision))
     session = Session(model, threads=threads, precision=cast("WantedPrecision", precision))
-    feeds = _read_feeds(session, feed, parse_shapes(shape))
+    feeds = make_feeds(session.inputs, read_arrays(feed), parse_shapes(shape))
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
@@ -62,17 +59,3 @@ def command(
 
 def _first(array: Array) -> list[Any]:
     return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
-
-
-def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Read inputs from files. An input without one is random, of size 1 in every open dimension that --shape does not give."""
-    feeds = read_arrays(texts)
-    defaults = {**smallest_shapes(session), **shapes}
-    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
-    return {**random_feeds(missing), **feeds}
-
-
-def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
-    if port.name not in shapes:
-        raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    return Spec(shapes[port.name], port.dtype)

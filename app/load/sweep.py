@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from app.engine.feeds import make_feeds, rows_of
 from app.load.figures import Split, Step, split, step
 from app.load.generator import Bounds, Generator, Load
-from app.load.inputs import make_feeds, rows_of
 from app.load.server import Asked, Client, FailedError, LoadError, ModelStats, Server
 from kernels.record import record
 from kernels.spec import Array

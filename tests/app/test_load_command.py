@@ -50,7 +50,7 @@ def test_tables_name_the_errors(url: str) -> None:
         (["http://127.0.0.1:1"], 1, "edgewise: load: 127.0.0.1:1: "),
         (["127.0.0.1:8000"], 1, "need one like http://host:8000"),
         (["http://127.0.0.1:1", "--clients", "0"], 2, "--clients: '0' is not understood"),
-        (["http://127.0.0.1:1", "--clients", "1.5"], 2, "need whole numbers above 0"),
+        (["http://127.0.0.1:1", "--clients", "1.5"], 2, "need whole numbers, as in"),
         (["http://127.0.0.1:1", "--rate", "1,x"], 2, "--rate: '1,x' is not understood"),
         (["http://127.0.0.1:1", "--rate", "5", "--clients", "1,2"], 2, "need one number"),
         (["http://127.0.0.1:1", "--even"], 2, "--even: it needs --rate"),

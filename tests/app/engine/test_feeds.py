@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
 
-from app.load.inputs import make_feeds, rows_of
-from app.load.server import LoadError
+from app.engine.feeds import make_feeds, rows_of, smallest_shapes
 from graph.errors import FeedError
 from graph.ir import Port
 from kernels.spec import STRING
 
 X = Port("x", np.dtype(np.float32), (None, 3, None))
 FIXED = Port("w", np.dtype(np.int64), (2,))
+NAMED = Port("z", np.dtype(np.float32), ("batch", 4, "seq"))
+RANKLESS = Port("r", np.dtype(np.float32), None)
 
 
 def test_random_inputs_take_the_smallest_shapes_or_the_rows_asked_for():
@@ -49,6 +50,18 @@ def test_arrays_that_are_not_the_model_s(own, says, rows):
 
 
 def test_rows_where_no_input_has_any():
-    with pytest.raises(LoadError, match="batch of 2 rows, no input has an open first dimension: w: int64"):
+    with pytest.raises(FeedError, match=r"batch of 2 rows: no input has an open first dimension \(w: int64"):
         make_feeds([FIXED], {}, {}, 2)
     assert rows_of([FIXED], make_feeds([FIXED], {}, {}, 1)) == 1
+
+
+def test_named_dimensions_are_open():
+    assert smallest_shapes([NAMED, FIXED, RANKLESS]) == {"z": (1, 4, 1), "w": (2,)}
+    assert make_feeds([NAMED], {}, {}, 3)["z"].shape == (3, 4, 1)
+
+
+def test_an_input_of_unknown_rank_needs_a_shape_or_an_array():
+    with pytest.raises(FeedError, match="input 'r': its rank is open, give --shape r="):
+        make_feeds([RANKLESS], {}, {})
+    assert make_feeds([RANKLESS], {}, {"r": (2, 2)})["r"].shape == (2, 2)
+    assert make_feeds([RANKLESS], {"r": np.zeros(5, np.float32)}, {})["r"].shape == (5,)
