@@ -13,8 +13,8 @@ from rich.table import Table
 from app.cli import speed
 from app.cli.arrays import read_arrays
 from app.cli.console import MOST_ROWS, Database, Json, Shape, out, parse_counts, parse_shapes, print_json
+from kernels.confinement import usable_cores
 from scheduler.cost.evaluation import evaluate_stored
-from scheduler.session import available_cores
 from scheduler.store import Store
 
 COST_MODEL = "cost-model"
@@ -42,7 +42,7 @@ def command(
     edgewise bench cost-model
     """
     if what != COST_MODEL:
-        counts = parse_counts("--threads", threads, MOST_THREADS) or sorted({1, available_cores()})
+        counts = parse_counts("--threads", threads, MOST_THREADS) or sorted({1, usable_cores()})
         batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
         timings = speed.measure(Path(what), counts, batches, read_arrays(feed), parse_shapes(shape), seconds, rounds)
         speed.show(Path(what), timings, json=json)

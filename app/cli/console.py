@@ -14,6 +14,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from kernels.confinement import read_cpus
 from kernels.errors import InvalidError
 from kernels.spec import Array
 
@@ -25,7 +26,24 @@ notes = Console(stderr=True, highlight=False)
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
-Threads = Annotated[int | None, typer.Option(envvar="EDGEWISE_THREADS", help="Cores to use; physical cores by default.")]
+
+
+def _warn_of_threads(threads: int | None) -> int | None:
+    """Say on stderr that more threads are asked for than this process may use CPUs."""
+    if threads is not None and threads > (cpus := read_cpus()).usable:
+        text = (
+            f"--threads: {threads} is more than the {cpus.usable} that this process can keep busy, they will take turns ({cpus})"
+        )
+        notes.print(text, style="yellow", markup=False, soft_wrap=True)
+    return threads
+
+
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        envvar="EDGEWISE_THREADS", help="Cores to use; the physical cores it may use by default.", callback=_warn_of_threads
+    ),
+]
 MaxError = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="The largest difference from outputs in fp32 to allow, as a share of the largest output."),

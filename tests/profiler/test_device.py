@@ -183,6 +183,8 @@ def test_transfer_of_more_bytes_takes_no_less(a, b, threads):
         (Confinement(affinity=8), 4),
         (Confinement(affinity=4), 2),
         (Confinement(affinity=1), 1),
+        (Confinement(affinity=4, cores=4), 4),
+        (Confinement(affinity=8, cores=64), 4),
         (Confinement(affinity=8, cgroup_cpus=2.5), 2),
         (Confinement(affinity=8, cgroup_cpus=0.2), 1),
         (Confinement(affinity=8, cgroup_cpus=100), 4),
