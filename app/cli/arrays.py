@@ -9,6 +9,7 @@ import numpy as np
 
 from app.cli.console import ArgumentError
 from app.oip import codec
+from app.oip.request import CodecLimits
 from kernels.spec import Array
 
 
@@ -23,7 +24,7 @@ def read_arrays(texts: Iterable[str]) -> dict[str, Array]:
             feeds.update(np.load(text, allow_pickle=False))
         elif text.endswith(".json"):
             body = Path(text).read_bytes()
-            feeds.update(codec.decode(body, len(body), codec.CodecLimits()).feeds)
+            feeds.update(codec.decode(body, len(body), CodecLimits()).feeds)
         else:
             raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
     return feeds

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any
 
 import msgspec
@@ -17,59 +16,19 @@ import numpy as np
 import orjson
 
 from app.errors import RequestError, refuse
-from app.models.datatypes import DATATYPES, datatype_of
+from app.models.datatypes import datatype_of
 from app.oip import tensors
-from app.settings import Settings
-from kernels.record import record
+from app.oip.request import (
+    CodecLimits,
+    InferRequest,
+    Parameter,
+    check_counts,
+    check_parameters,
+    check_request_parameters,
+    check_spec,
+    make_request,
+)
 from kernels.spec import STRING, Array, DType
-
-Parameter = str | int | float | bool
-
-
-@record
-class CodecLimits:
-    """Limits of one request; see the settings of the same names."""
-
-    body_bytes: int = 64 * 2**20
-    tensor_elements: int = 2**26
-    inputs: int = 64
-    rank: int = 64
-    json_bytes: int = 64 * 2**20
-    json_depth: int = 100
-    outputs: int = 256
-
-
-def limits_of(settings: Settings) -> CodecLimits:
-    """Return the limits that the service's settings define."""
-    return CodecLimits(
-        settings.max_body_bytes,
-        settings.max_tensor_elements,
-        settings.max_inputs,
-        json_bytes=settings.max_json_bytes,
-        outputs=settings.max_outputs,
-    )
-
-
-@record
-class OutputRequest:
-    """A requested output. binary: as bytes behind the JSON. classes: top classes instead of the tensor; 0 = the tensor."""
-
-    name: str
-    binary: bool = False
-    classes: int = 0
-
-
-@record
-class InferRequest:
-    """A decoded request. outputs: empty = all, binary if `binary_default`. timeout_us: 0 = none."""
-
-    feeds: dict[str, Array]
-    outputs: tuple[OutputRequest, ...] = ()
-    binary_default: bool = False
-    id: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    priority: int = 0
-    timeout_us: int = 0
 
 
 class _Tensor(msgspec.Struct):
@@ -93,7 +52,6 @@ class _Request(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Request)
-MAX_CLASSIFICATIONS = 100_000
 
 
 def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
@@ -164,19 +122,16 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
         request = _DECODER.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise refuse(f"request: not an inference request, {str(error)[:200]}") from None
-    if len(request.inputs) > limits.inputs:
-        raise refuse(f"request: {len(request.inputs)} inputs, the limit is {limits.inputs}")
-    if len(request.outputs) > limits.outputs:
-        raise refuse(f"request: {len(request.outputs)} outputs, the limit is {limits.outputs}")
-    _check_parameters("request", request.parameters)
-    _check_sequence(request.parameters)
+    check_counts(len(request.inputs), len(request.outputs), limits)
+    check_request_parameters(request.parameters)
     feeds: dict[str, Array] = {}
     offset = json_bytes
     for tensor in request.inputs:
         if tensor.name in feeds:
             raise refuse(f"input {tensor.name!r} is given twice")
-        dtype, shape = _spec(tensor, limits)
-        _check_parameters(f"input {tensor.name!r}", tensor.parameters)
+        shape = tuple(tensor.shape)
+        dtype = check_spec(tensor.name, tensor.datatype, shape, limits)
+        check_parameters(f"input {tensor.name!r}", tensor.parameters)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             if tensor.data is msgspec.UNSET:
@@ -191,16 +146,8 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
         offset += size
     if offset != len(body):
         raise refuse(f"request: unexpected additional input data, {len(body) - offset} bytes behind the last tensor")
-    default = _flag("request", request.parameters, "binary_data_output", False)
-    return InferRequest(
-        feeds,
-        _outputs(request.outputs, default),
-        default,
-        request.id,
-        request.parameters,
-        _unsigned("request", request.parameters, "priority"),
-        _unsigned("request", request.parameters, "timeout"),
-    )
+    outputs = [(output.name, output.parameters) for output in request.outputs]
+    return make_request(feeds, outputs, request.id, request.parameters)
 
 
 def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | None]) -> InferRequest:
@@ -223,86 +170,6 @@ def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | 
         sizes[sizes.index(None)] = len(body) // known if known else 0
     shape = tuple(size or 0 for size in sizes)
     return InferRequest({name: tensors.from_bytes(name, memoryview(body), dtype, shape)}, binary_default=True)
-
-
-def _spec(tensor: _Tensor, limits: CodecLimits) -> tuple[DType, tuple[int, ...]]:
-    if tensor.datatype not in DATATYPES:
-        raise refuse(f"input {tensor.name!r}: datatype is {tensor.datatype[:20]!r}, need one of {', '.join(DATATYPES)}")
-    shape = tuple(tensor.shape)
-    if len(shape) > limits.rank or any(size < 0 for size in shape):
-        raise refuse(f"input {tensor.name!r}: shape is {list(shape)[:8]}, need at most {limits.rank} sizes ≥ 0")
-    if math.prod(shape) > limits.tensor_elements:
-        raise refuse(
-            f"input {tensor.name!r}: shape {list(shape)} has {math.prod(shape)} elements, the limit is {limits.tensor_elements}"
-        )
-    return DATATYPES[tensor.datatype], shape
-
-
-def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None:
-    for key in parameters:
-        if key.startswith("triton_"):
-            raise refuse(f"{subject}: parameter {key[:40]!r} is reserved")
-        if key.startswith("shared_memory"):
-            raise RequestError(501, f"{subject}: shared memory is not supported, send the data")
-
-
-def _check_sequence(parameters: Mapping[str, Parameter]) -> None:
-    """Check sequence parameters as the protocol defines them; they have no effect, since models have no state."""
-    identity = parameters.get("sequence_id", 0)
-    if isinstance(identity, bool | float) or (isinstance(identity, int) and identity < 0):
-        raise refuse(f"request: parameter sequence_id is {identity!r}, need a number ≥ 0 or a string")
-    for name in ("sequence_start", "sequence_end"):
-        _flag("request", parameters, name, False)
-
-
-def _unsigned(subject: str, parameters: Mapping[str, Parameter], name: str) -> int:
-    value = parameters.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise refuse(f"{subject}: parameter {name} is {value!r}, need an integer in [0, 2^64)")
-    return value
-
-
-def _flag(subject: str, parameters: Mapping[str, Parameter], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise refuse(f"{subject}: parameter {name} is {value!r}, need true or false")
-    return value
-
-
-def _outputs(wanted: list[_Output], default: bool) -> tuple[OutputRequest, ...]:
-    found: dict[str, OutputRequest] = {}
-    for output in wanted:
-        subject = f"output {output.name!r}"
-        if output.name in found:
-            raise refuse(f"{subject} is asked for twice")
-        _check_parameters(subject, output.parameters)
-        classes = output.parameters.get("classification", 0)
-        if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= 100_000:
-            raise refuse(f"{subject}: classification is {classes!r}, need a number of classes")
-        found[output.name] = OutputRequest(output.name, _flag(subject, output.parameters, "binary_data", default), classes)
-    return tuple(found.values())
-
-
-def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
-    """Return the top `classes` of an output as "value:index[:label]" strings.
-
-    Returns: (batch, k) strings for an array of two or more dimensions, (k,) for one dimension.
-    Raises:  RequestError 400 for an output that is not numeric, or beyond MAX_CLASSIFICATIONS.
-    """
-    if array.dtype == STRING or array.dtype.kind == "b":
-        raise refuse(f"output {name!r}: classification needs numbers, it holds {datatype_of(array.dtype)}")
-    if array.ndim == 0 or array.size == 0:
-        return np.empty((*array.shape[:1], 0) if array.ndim > 1 else (0,), STRING)
-    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
-    if (wanted := len(rows) * min(classes, rows.shape[1])) > MAX_CLASSIFICATIONS:
-        raise refuse(f"output {name!r}: {wanted} classifications, the limit is {MAX_CLASSIFICATIONS}")
-    top = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
-    text = np.empty(top.shape, STRING)
-    for (row, rank), index in np.ndenumerate(top):
-        label = f":{labels[int(index)]}" if index < len(labels) else ""
-        value = str(rows[row, index]) if array.dtype.kind in "iu" else f"{float(rows[row, index]):f}"
-        text[row, rank] = f"{value}:{index}{label}"
-    return text if array.ndim > 1 else text[0]
 
 
 def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) -> tuple[bytes, int | None]:

@@ -14,15 +14,16 @@ from hypothesis.extra import numpy as hnp
 from app.errors import RequestError
 from app.models.datatypes import DATATYPES, datatype_of
 from app.oip import codec, tensors
+from app.oip.request import CodecLimits, InferRequest, classify
 
-LIMITS = codec.CodecLimits(1 << 20, 1 << 16)
+LIMITS = CodecLimits(1 << 20, 1 << 16)
 
 
 def body_of(*inputs: dict, **extra: object) -> bytes:
     return json.dumps({"inputs": inputs, **extra}).encode()
 
 
-def decode(body: bytes) -> codec.InferRequest:
+def decode(body: bytes) -> InferRequest:
     return codec.decode(body, len(body), LIMITS)
 
 
@@ -176,7 +177,7 @@ def test_raw_body_learns_one_dimension() -> None:
 
 
 def test_classification_is_value_index_label() -> None:
-    top = codec.classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
+    top = classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
     assert top.tolist() == [["0.700000:1:b", "0.200000:2"]]
 
 
