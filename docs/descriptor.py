@@ -11,7 +11,7 @@ LINE = 96  # characters of the text, without quotes
 
 
 def generated() -> str:
-    """Return the text of `app/rpc/descriptor.py`. Raises RuntimeError where the compiler refuses the source, and says why on stderr."""
+    """Return the text of `app/rpc/descriptor.py`. Raises RuntimeError where the compiler refuses the source; stderr says why."""
     from grpc_tools import protoc  # noqa: PLC0415  the other generated pages need no compiler
 
     with tempfile.TemporaryDirectory() as folder:
@@ -21,7 +21,7 @@ def generated() -> str:
         text = out.read_bytes().hex()
     lines = "\n".join(f'    "{text[at : at + LINE]}"' for at in range(0, len(text), LINE))
     return (
-        '"""The messages of `inference.proto` as the protocol compiler describes them. Written by `make proto`; do not edit."""\n\n'
+        '"""What the protocol compiler makes of `inference.proto`. Written by `make proto`; do not edit."""\n\n'
         f"DESCRIPTOR = bytes.fromhex(\n{lines}\n)\n"
     )
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "plan": "Choose how a device should run a model: kernel, threads and precision of every step, and why.",
     "tune": "Measure which kernels run a model fastest here, store the results, and print the plan. Ctrl-C ends it early.",
     "run": "Run a model and print its outputs and latency.",
-    "serve": "Serve a folder of models over HTTP, with the dashboard at /.",
+    "serve": "Serve a folder of models over HTTP, with the dashboard at /; with --grpc-port over gRPC too.",
     "load": "Send a server requests at set loads, and tell how fast it answers and where the time goes. Ctrl-C ends it early.",
     "models": "List the models of a folder as `serve` would load them.",
     "device": "Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads.",

@@ -1,4 +1,4 @@
-"""The messages of `inference.proto` as the protocol compiler describes them. Written by `make proto`; do not edit."""
+"""What the protocol compiler makes of `inference.proto`. Written by `make proto`; do not edit."""
 
 DESCRIPTOR = bytes.fromhex(
     "0a89560a0f696e666572656e63652e70726f746f1209696e666572656e636522130a115365727665724c697665526571"
