@@ -49,7 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for task in keeping:
         task.cancel()
     await asyncio.wait([starting], timeout=START_S)
-    await service.stop_transports(0)
+    await service.stop_transports(service.settings.drain_s)
     service.engine.stop()
     await asyncio.to_thread(service.close)
 

@@ -50,6 +50,7 @@ class RpcServer:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._server: Any = None
+        self._stopping: asyncio.Future[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -68,9 +69,15 @@ class RpcServer:
         log.info("gRPC", address=f"{host}:{self.port}")
 
     async def stop(self, seconds: float) -> None:
-        """Refuse new requests, let running ones end, and cancel those that have not after that many seconds."""
-        if self._server is not None:
-            await self._server.stop(seconds)
+        """Refuse new requests, let running ones end, and cancel those that have not after that many seconds.
+
+        Called again it waits for the end that the first call began.
+        """
+        if self._server is None:
+            return
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._server.stop(seconds))
+        await self._stopping
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -43,8 +45,8 @@ def test_raw_bytes_of_every_datatype(datatype):
 
 @pytest.mark.parametrize("datatype", [name for name in VALUES if name in codec._FIELDS])
 def test_contents_of_every_datatype_that_has_a_field(datatype):
-    values = VALUES[datatype].ravel().tolist()
-    asked = codec.decode(request(tensor(datatype=datatype, **{codec._FIELDS[datatype]: values})), LIMITS)
+    contents: dict[str, Any] = {codec._FIELDS[datatype]: VALUES[datatype].ravel().tolist()}
+    asked = codec.decode(request(tensor(datatype=datatype, **contents)), LIMITS)
     np.testing.assert_array_equal(asked.feeds["x"], text(VALUES[datatype]))
     assert datatype_of(asked.feeds["x"].dtype) == datatype
 
