@@ -33,7 +33,7 @@ async def run(order: dict[str, Any]) -> Step:
         await Generator(clients, load, Bounds(order["warmup"], timeout_s=TIMEOUT_S), asyncio.Event()).run()
     sample = await Generator(clients, load, Bounds(order["seconds"], timeout_s=TIMEOUT_S), asyncio.Event()).run()
     for client in clients:
-        client.close()
+        await client.close()
     return step(load, 1, sample, None)
 
 

@@ -32,14 +32,17 @@ from app.load.figures import doubts
 from app.load.generator import Bounds, Load
 from app.load.http import HttpServer
 from app.load.report import Report
-from app.load.server import Server
+from app.load.server import LoadError, Server
 from profiler.units import milliseconds
 
 MOST_CLIENTS, MOST_RATE = 4096, 100_000
 
 
 def command(
-    url: Annotated[str, typer.Argument(help="Address of the server, as in http://127.0.0.1:8000.", show_default=False)],
+    url: Annotated[
+        str,
+        typer.Argument(help="Address of the server, as in http://127.0.0.1:8000 or grpc://127.0.0.1:8001.", show_default=False),
+    ],
     model: Annotated[str | None, typer.Option(help="Model; the served one if there is one only.", show_default=False)] = None,
     version: Annotated[str, typer.Option(help="Version of the model; the newest by default.", show_default=False)] = "",
     clients: Annotated[
@@ -65,6 +68,7 @@ def command(
 
     edgewise load http://127.0.0.1:8000 --clients 1,2,4,8
     edgewise load http://127.0.0.1:8000 --model digits --rate 50,100,200 --seconds 30 --html load.html
+    edgewise load grpc://127.0.0.1:8001 --clients 8
     edgewise load http://127.0.0.1:8000 --batch 1,8 --input x=image.npy --requests 1000 --json
     """
     batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
@@ -79,7 +83,7 @@ def command(
         Bounds(seconds, requests, timeout),
         warmup,
     )
-    report = _run(_measure(url, HttpServer(url, key), plan))
+    report = _run(_measure(url, _server(url, key), plan))
     if html is not None:
         report.write_html(html)
     if json:
@@ -88,6 +92,17 @@ def command(
         _print(report)
     if not any(each.answered for each in report.steps):
         raise typer.Exit(1)
+
+
+def _server(url: str, key: str | None) -> Server:
+    """Return the server at an address, by its scheme. Raises LoadError."""
+    if not url.startswith("grpc"):
+        return HttpServer(url, key)
+    try:
+        from app.load.rpc import RpcServer  # noqa: PLC0415  HTTP does without the extra
+    except ImportError as error:
+        raise LoadError(f"load: gRPC needs {error.name}, install edgewise[grpc]") from None
+    return RpcServer(url, key)
 
 
 def _loads(clients: str, rate: str, *, even: bool) -> list[Load]:

@@ -19,8 +19,8 @@ import msgspec
 import orjson
 
 from app.errors import RequestError
-from app.load.server import CONNECTION, Asked, Client, FailedError, LoadError, ModelStats
-from app.models.datatypes import DATATYPES, datatype_of
+from app.load.server import CONNECTION, MAX_REASON, Asked, Client, FailedError, LoadError, ModelStats, port_of
+from app.models.datatypes import datatype_of
 from app.oip import tensors
 from graph.ir import Port
 from kernels.record import record
@@ -28,7 +28,6 @@ from kernels.record import record
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 1 << 30
-MAX_REASON: Final = 300  # characters of an error's text that are kept
 ANSWER_S: Final = 30.0  # for an answer about the server or a model
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -171,14 +170,17 @@ class HttpClient:
                 self._connection = await connect(self._address)
             return await self._connection.ask(request)
         except OSError as error:
-            self.close()
+            self._drop()
             raise FailedError(CONNECTION, f"{self._address.host}:{self._address.port}: {error}") from None
         except asyncio.CancelledError:
-            self.close()
+            self._drop()
             raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
+        self._drop()
+
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -207,7 +209,7 @@ class HttpServer:
     async def inputs(self, model: str, version: str) -> list[Port]:
         """Return the inputs of a model. Raises LoadError."""
         found = await self._get(_path(model, version), _Metadata)
-        return [_port(model, tensor) for tensor in found.inputs]
+        return [port_of(model, tensor.name, tensor.datatype, tensor.shape) for tensor in found.inputs]
 
     async def statistics(self, model: str, version: str) -> ModelStats | None:
         """Return the statistics of a model, of its newest version if "" is asked for; None if the server has none."""
@@ -259,7 +261,7 @@ class HttpServer:
         except TimeoutError:
             raise LoadError(f"load: GET {path}: no answer within {ANSWER_S:g} s") from None
         finally:
-            client.close()
+            await client.close()
 
 
 def _decoded(answer: Answer, path: str, kind: type[T]) -> T:
@@ -271,12 +273,6 @@ def _decoded(answer: Answer, path: str, kind: type[T]) -> T:
 
 def _path(model: str, version: str) -> str:
     return f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
-
-
-def _port(model: str, tensor: _Tensor) -> Port:
-    if tensor.datatype not in DATATYPES:
-        raise LoadError(f"load: {tensor.name!r} of model '{model}' is {tensor.datatype!r}, need one of {', '.join(DATATYPES)}")
-    return Port(tensor.name, DATATYPES[tensor.datatype], tuple(None if size < 0 else size for size in tensor.shape))
 
 
 def _reason(answer: Answer) -> str:

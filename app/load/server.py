@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 import msgspec
 
+from app.models.datatypes import DATATYPES
 from graph.ir import Port
 from kernels.errors import EdgewiseError
 from kernels.record import record
 from kernels.spec import Array
 
 CONNECTION: Final = "connection"  # the kind of failures without an answer: the connection could not be made, or was lost
+
+
+MAX_REASON: Final = 300  # characters of an error's text that are kept
 
 
 class LoadError(EdgewiseError):
@@ -36,7 +40,7 @@ class Client(Protocol):
         A call that is cancelled closes the connection, so that the next one finds no half of an answer.
         """
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connection."""
 
 
@@ -94,3 +98,10 @@ class Server(Protocol):
 
     def clients(self, asked: Asked) -> Callable[[], Client]:
         """Return a function that makes clients which send this request."""
+
+
+def port_of(model: str, name: str, datatype: str, shape: Iterable[int]) -> Port:
+    """Return an input as a server describes it. Raises LoadError for a datatype that is not the protocol's."""
+    if datatype not in DATATYPES:
+        raise LoadError(f"load: {name!r} of model '{model}' is {datatype!r}, need one of {', '.join(DATATYPES)}")
+    return Port(name, DATATYPES[datatype], tuple(None if size < 0 else size for size in shape))

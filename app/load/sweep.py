@@ -61,7 +61,7 @@ async def run(server: Server, plan: Plan, stop: asyncio.Event) -> AsyncIterator[
                     yield step(load, rows_of(ports, feeds), sample, await _split(server, plan, before))
             finally:
                 for client in clients:
-                    client.close()
+                    await client.close()
 
 
 async def _try(client: Client, timeout_s: float) -> None:

@@ -21,7 +21,7 @@ class Fake:
         self.sent += 1
         await self.answer(self.sent)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         raise AssertionError("the generator closed a client that is not its own")
 
 

@@ -64,7 +64,7 @@ def send(server, times=1):
                 found.append(None)
             except (FailedError, TimeoutError) as error:
                 found.append(error)
-        client.close()
+        await client.close()
         return found
 
     return with_server(server, work)
