@@ -37,6 +37,8 @@ def command(
     logs.configure()
     settings = read_settings(models=models, host=host, port=port, grpc_port=grpc_port, db=db, threads=threads)
     notes.print(f"Edgewise serves {models.name} on http://{host}:{port}/", markup=False)
+    if grpc_port:
+        notes.print(f"and over gRPC on {host}:{grpc_port}", markup=False)
     if not settings.loopback or settings.keyless is False:
         notes.print("every route but health needs an API key, see `edgewise keys create`", markup=False)
     server.run(create_app(settings), settings)

@@ -62,13 +62,17 @@ class Step:
     @property
     def label(self) -> str:
         """What sets it apart from others of its sweep."""
-        load = f"{self.clients} clients" if self.rate_per_s is None else f"{self.rate_per_s:g}/s"
-        return f"{load}, {self.rows} rows"
+        load = _counted(self.clients, "client") if self.rate_per_s is None else f"{self.rate_per_s:g}/s"
+        return f"{load}, {_counted(self.rows, 'row')}"
 
     @property
     def failed_share(self) -> float:
         """Share of the requests that failed."""
         return sum(self.failures.values()) / max(1, self.answered + sum(self.failures.values()))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def step(load: Load, rows: int, sample: Sample, server: Split | None) -> Step:

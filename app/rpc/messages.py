@@ -1,4 +1,4 @@
-"""The messages of `inference.proto` as classes.
+"""The messages of `inference.proto` and `health.proto` as classes.
 
 They are built from the committed descriptor at import, in a pool of their own: tritonclient, which describes messages of the same
 names, may be imported in the same process, and any version of protobuf will do.
@@ -31,6 +31,10 @@ def message(name: str) -> Any:
     """Return the class of a message, as in message("ModelInferRequest")."""
     return _CLASSES[f"{PACKAGE}.{name}"]
 
+
+HEALTH: Final = "grpc.health.v1.Health"
+HealthCheckRequest: Final = _CLASSES["grpc.health.v1.HealthCheckRequest"]
+HealthCheckResponse: Final = _CLASSES["grpc.health.v1.HealthCheckResponse"]
 
 ModelInferRequest: Final = message("ModelInferRequest")
 ModelInferResponse: Final = message("ModelInferResponse")

@@ -13,7 +13,7 @@ from app.errors import RequestError, refuse
 from app.logs import SETTINGS
 from app.oip import calls
 from app.rpc import codec
-from app.rpc.messages import message
+from app.rpc.messages import SERVICE, HealthCheckRequest, HealthCheckResponse, message
 from app.service import Service
 from kernels.record import record
 
@@ -57,6 +57,14 @@ def _holds(check: Callable[[], object]) -> bool:
     except RequestError:
         return False
     return True
+
+
+async def _check(service: Service, _caller: Caller, asked: Any) -> Any:
+    """Answer the health check of gRPC: of the whole server, or of the protocol's service, which is the same."""
+    if asked.service not in ("", SERVICE):
+        raise RequestError(404, f"health: unknown service {asked.service[:128]!r}, need {SERVICE} or none")
+    ready = _holds(service.health.require_ready)
+    return HealthCheckResponse(status="SERVING" if ready else "NOT_SERVING")
 
 
 async def _server_metadata(_service: Service, _caller: Caller, _asked: Any) -> Any:
@@ -138,3 +146,5 @@ METHODS: Final[Mapping[str, Method]] = {
     "TraceSetting": _method("TraceSetting", _trace, Scope.READ, setting=_ADMIN),
     "LogSettings": _method("LogSettings", _logging, Scope.READ, setting=_ADMIN),
 }
+
+HEALTH_METHODS: Final[Mapping[str, Method]] = {"Check": Method(HealthCheckRequest, _check, frozenset())}

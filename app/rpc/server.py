@@ -25,8 +25,8 @@ from app.models.repository import Served
 from app.oip import calls, exchange
 from app.oip.request import InferRequest, limits_of
 from app.rpc import codec
-from app.rpc.messages import SERVICE, ModelStreamInferResponse
-from app.rpc.methods import METHODS, Method
+from app.rpc.messages import HEALTH, SERVICE, ModelStreamInferResponse
+from app.rpc.methods import HEALTH_METHODS, METHODS, Method
 from app.rpc.status import refusal_of
 from app.service import Service
 from app.settings import Settings
@@ -57,9 +57,8 @@ class RpcServer:
         """Listen. Raises RequestError 500 where the port is taken."""
         settings = self._service.settings
         self._server = grpc.aio.server(options=_options(settings), maximum_concurrent_rpcs=settings.max_requests)
-        self._server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, _Methods(self._service).handlers()),)
-        )
+        services = _Methods(self._service).handlers()
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*each) for each in services.items()])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             self.port = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
@@ -110,16 +109,21 @@ class _Methods:
     def __init__(self, service: Service) -> None:
         self._service, self._limits = service, limits_of(service.settings)
 
-    def handlers(self) -> dict[str, Any]:
-        """Return the handler of every method, by its name."""
-        refused = {name: self._unary(name, self._refuse_shared_memory(name)) for name in _SHARED_MEMORY}
-        plain = {name: self._unary(name, self._plain(method)) for name, method in METHODS.items()}
-        streamed = grpc.stream_stream_rpc_method_handler(self._stream)
-        return {**refused, **plain, "ModelInfer": self._unary("ModelInfer", self._infer), "ModelStreamInfer": streamed}
+    def handlers(self) -> dict[str, dict[str, Any]]:
+        """Return the handler of every method, by the names of its service and its own."""
+        answers = {
+            **{name: self._refuse_shared_memory(name) for name in _SHARED_MEMORY},
+            **{name: self._plain(method) for name, method in METHODS.items()},
+            "ModelInfer": self._infer,
+        }
+        found = {name: self._unary(f"/{SERVICE}/{name}", answer) for name, answer in answers.items()}
+        found["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
+        health = {name: self._unary(f"/{HEALTH}/{name}", self._plain(method)) for name, method in HEALTH_METHODS.items()}
+        return {SERVICE: found, HEALTH: health}
 
-    def _unary(self, name: str, answer: Callable[[_Call, Any], Awaitable[bytes]]) -> Any:
+    def _unary(self, path: str, answer: Callable[[_Call, Any], Awaitable[bytes]]) -> Any:
         async def called(_messages: object, context: Any) -> bytes:
-            async with self._called(f"/{SERVICE}/{name}", context) as call:
+            async with self._called(path, context) as call:
                 return await answer(call, context)
 
         return grpc.stream_unary_rpc_method_handler(called)

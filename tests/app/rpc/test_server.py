@@ -16,7 +16,15 @@ import pytest
 
 from app.errors import RequestError
 from app.main import create_app
-from app.rpc.messages import SERVICE, ModelInferResponse, ModelStreamInferResponse, message
+from app.rpc.messages import (
+    HEALTH,
+    SERVICE,
+    HealthCheckRequest,
+    HealthCheckResponse,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+    message,
+)
 from app.rpc.server import RpcServer
 from app.service import Service
 from app.settings import DEMO_MODELS, Settings
@@ -295,6 +303,22 @@ def test_more_calls_than_allowed_are_refused(tmp_path: Path, db: str) -> None:
         for call in waiting:
             call.cancel()
         until(lambda: statistics.pending == 0)
+
+
+def test_health_check_of_probes(db: str) -> None:
+    make_key(db, "infer")
+    with serve(db=db) as rpc:
+        check = rpc.channel.unary_unary(f"/{HEALTH}/Check")
+        assert HealthCheckResponse.FromString(check(b"", timeout=60)).status == 1
+        assert (
+            HealthCheckResponse.FromString(check(HealthCheckRequest(service=SERVICE).SerializeToString(), timeout=60)).status == 1
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            check(HealthCheckRequest(service="other").SerializeToString(), timeout=60)
+        assert caught.value.code().name == "NOT_FOUND"
+        rpc.service.begin_drain(1)
+        assert HealthCheckResponse.FromString(check(b"", timeout=60)).status == 2
+        assert message("ServerReadyResponse").FromString(rpc.ask("ServerReady")).ready is False
 
 
 def test_a_port_that_is_taken_stops_the_start(db: str) -> None:
