@@ -30,7 +30,7 @@ COMMANDS = {
     "models": "List the models of a folder as `serve` would load them.",
     "device": "Measure this machine and store its profile: peak rates per precision, bandwidth per cache level, overheads.",
     "agent": "Run the jobs that a service has for this machine, and send back measurements, plans and profiles.",
-    "bench": "Time a model by thread count and batch, beside ONNX Runtime where it is installed; or evaluate the cost model.",
+    "bench": "Time a model by threads, batch and precision, beside ONNX Runtime where that is there; or evaluate the cost model.",
     "db": "Inspect, upgrade, prune, export, import and merge the strategy database.",
     "keys": "Create, list and revoke API keys.",
     "doctor": "Show the versions, cores and memory of this installation, or with --knobs every setting.",

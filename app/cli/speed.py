@@ -1,15 +1,17 @@
-"""`edgewise bench MODEL`: how long runs of a model take by thread count and batch, beside ONNX Runtime where it is installed."""
+"""`edgewise bench MODEL`: how long runs take by thread count, batch and precision, beside ONNX Runtime where it is installed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import orjson
 
-from app.cli.console import notes, out, print_json
+from app.cli.console import out, print_json
 from app.cli.tables import Column, fitted
 from app.engine.feeds import make_feeds, rows_of
 from kernels.record import record
@@ -18,9 +20,11 @@ from scheduler.exclusive import measuring
 from scheduler.session import Session
 
 OURS, PEER = "edgewise", "onnxruntime"
+AS_IN_FILE = "file"  # the precision of an engine that is not asked for one
 LEAST_RUNS = 3
 MOST_ERROR = 1e-3  # of the largest output, by which the results of engines that compute in float32 may differ
 
+N = TypeVar("N", bound=Hashable)
 Run = Callable[[], Mapping[str, Array]]
 
 
@@ -28,10 +32,12 @@ Run = Callable[[], Mapping[str, Array]]
 class Timing:
     """Times of the runs of one engine.
 
-    rows: of one run. rows_per_s: at the median. difference: of its outputs from Edgewise's, as a share of the largest.
+    rows: of one run. rows_per_s: at the median. difference: of its outputs from those of the first engine, as a share of the
+    largest; None for the first.
     """
 
     engine: str
+    precision: str
     threads: int
     rows: int
     runs: int
@@ -42,41 +48,58 @@ class Timing:
     difference: float | None = None
 
 
+@record
+class Sweep:
+    """What to time: every thread count with every batch, in each precision. seconds: of each engine, in `rounds` turns."""
+
+    threads: Sequence[int]
+    batches: Sequence[int | None]
+    precisions: Sequence[str]
+    seconds: float
+    rounds: int
+
+
 class LeftOutError(Exception):
     """ONNX Runtime cannot run the model here. The message says why."""
 
 
 def measure(
-    model: Path,
-    threads: Sequence[int],
-    batches: Sequence[int | None],
-    own: Mapping[str, Array],
-    shapes: Mapping[str, tuple[int, ...]],
-    seconds: float,
-    rounds: int,
-) -> list[Timing]:
-    """Time a model with every thread count and batch. seconds: of each engine, in `rounds` turns.
+    model: Path, sweep: Sweep, own: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], say: Callable[[str], None]
+) -> Iterator[list[Timing]]:
+    """Yield the timings of each thread count and batch. say: tells what it waits for, and what is left out.
 
-    The engines run in turns, so that a drift of the machine's speed affects both alike; see `make_feeds` for the inputs.
+    The engines run in turns, so that a drift of the machine's speed affects all alike; see `make_feeds` for the inputs.
     """
-    found = []
-    with measuring(lambda text: notes.print(text, style="dim")):
-        for count in threads:
-            session = Session(model, threads=count)
-            for batch in batches:
-                feeds = make_feeds(session.inputs, own, shapes, batch)
-                rows = rows_of(session.inputs, feeds)
-                runs: dict[str, Run] = {OURS: lambda session=session, feeds=feeds: session.run(feeds)}  # type: ignore[misc]
+    with measuring(say):
+        for threads in sweep.threads:
+            sessions = {precision: Session(model, threads=threads, precision=precision) for precision in sweep.precisions}
+            for batch in sweep.batches:
+                ports = next(iter(sessions.values())).inputs
+                feeds = make_feeds(ports, own, shapes, batch)
+                runs: dict[tuple[str, str], Run] = {
+                    (OURS, precision): partial(session.run, feeds) for precision, session in sessions.items()
+                }
                 try:
-                    runs[PEER] = peer(model, count, feeds)
+                    runs[PEER, AS_IN_FILE] = peer(model, threads, feeds)
                 except LeftOutError as reason:
-                    notes.print(f"{PEER} is left out: {reason}", style="dim", markup=False)
+                    say(f"{PEER} is left out: {reason}")
                 results = {name: run() for name, run in runs.items()}
-                for name, times in in_turns(runs, seconds, rounds).items():
-                    p50, p99 = (int(np.quantile(times, share, method="inverted_cdf")) for share in (0.5, 0.99))
-                    differs = difference(results[OURS], results[name]) if name != OURS else None
-                    found.append(Timing(name, count, rows, len(times), p50, p99, min(times), rows * 1e9 / p50, differs))
-    return found
+                first, *_ = results.values()
+                yield [
+                    _timing(
+                        name,
+                        threads,
+                        rows_of(ports, feeds),
+                        times,
+                        None if results[name] is first else difference(first, results[name]),
+                    )
+                    for name, times in in_turns(runs, sweep.seconds, sweep.rounds).items()
+                ]
+
+
+def _timing(name: tuple[str, str], threads: int, rows: int, times: Sequence[int], differs: float | None) -> Timing:
+    p50, p99 = (int(np.quantile(times, share, method="inverted_cdf")) for share in (0.5, 0.99))
+    return Timing(*name, threads, rows, len(times), p50, p99, min(times), rows * 1e9 / p50, differs)
 
 
 def peer(model: Path, threads: int, feeds: Mapping[str, Array]) -> Run:
@@ -96,9 +119,9 @@ def peer(model: Path, threads: int, feeds: Mapping[str, Array]) -> Run:
     return lambda: dict(zip(names, session.run(None, dict(feeds)), strict=True))
 
 
-def in_turns(runs: Mapping[str, Run], seconds: float, rounds: int) -> dict[str, list[int]]:
+def in_turns(runs: Mapping[N, Run], seconds: float, rounds: int) -> dict[N, list[int]]:
     """Run each for `seconds` in all, in turns whose order alternates, and return the nanoseconds of every run."""
-    times: dict[str, list[int]] = {name: [] for name in runs}
+    times: dict[N, list[int]] = {name: [] for name in runs}
     for turn in range(rounds):
         for name in runs if turn % 2 == 0 else reversed(list(runs)):
             ends_ns, began = time.perf_counter_ns() + round(seconds / rounds * 1e9), len(times[name])
@@ -121,26 +144,27 @@ def difference(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> float:
     return found
 
 
-def show(model: Path, timings: Sequence[Timing], *, json: bool) -> None:
-    """Print timings as a table, each beside the peer's of the same threads and rows, or as JSON."""
+def show(model: Path, timings: Sequence[Sequence[Timing]], *, json: bool) -> None:
+    """Print timings as a table, each beside the first engine's of the same threads and rows, or as JSON."""
+    rows = [(each, each.p50_ns / same[0].p50_ns) for same in timings for each in same]
     if json:
-        print_json(orjson.dumps(list(timings)))
+        print_json(orjson.dumps([each for each, _ in rows]))
         return
-    ours = {(each.threads, each.rows): each for each in timings if each.engine == OURS}
     columns = [
-        Column("engine", [each.engine for each in timings], least=8),
-        Column("threads", [str(each.threads) for each in timings]),
-        Column("rows", [str(each.rows) for each in timings]),
+        Column("engine", [each.engine for each, _ in rows], least=8),
+        Column("precision", [each.precision for each, _ in rows], least=4),
+        Column("threads", [str(each.threads) for each, _ in rows]),
+        Column("rows", [str(each.rows) for each, _ in rows]),
         *(
-            Column(f"{name} ms", [f"{getattr(each, f'{name}_ns') / 1e6:.3f}" for each in timings])
-            for name in ("p50", "p99", "min")
+            Column(f"{name} ms", [f"{getattr(each, f'{name}_ns') / 1e6:.3f}" for each, _ in rows], rank=rank)
+            for name, rank in (("p50", 0), ("p99", 0), ("min", 3))
         ),
-        Column("rows/s", [f"{each.rows_per_s:.1f}" for each in timings]),
-        Column("ratio", [f"{each.p50_ns / ours[each.threads, each.rows].p50_ns:.2f}" for each in timings]),
-        Column("runs", [f"{each.runs:,}" for each in timings], rank=1),
+        Column("rows/s", [f"{each.rows_per_s:.1f}" for each, _ in rows], rank=1),
+        Column("ratio", [f"{ratio:.2f}" for _, ratio in rows]),
+        Column("runs", [f"{each.runs:,}" for each, _ in rows], rank=2),
     ]
     out.print(fitted(f"{model.name}: latency of a run", columns, out.width))
-    for each in timings:
+    for each, _ in rows:
         if each.difference is not None and each.difference > MOST_ERROR:
-            where = f"{each.engine}, {each.threads} threads, {each.rows} rows"
+            where = f"{each.engine} ({each.precision}; threads {each.threads}, rows {each.rows})"
             out.print(f"{where}: its outputs differ by {each.difference:.1e} of the largest", style="yellow", markup=False)

@@ -33,6 +33,19 @@ def test_each_thread_count_and_batch_beside_onnx_runtime():
     assert all(each["difference"] < 1e-5 for each in found if each["engine"] == speed.PEER)
 
 
+def test_precisions_run_beside_each_other():
+    found = json.loads(bench(DIGITS, "--threads", "1", "--precision", "fp32,bf16", "--seconds", "0.02", "--json").stdout)
+    assert [(each["engine"], each["precision"]) for each in found] == [
+        (speed.OURS, "fp32"),
+        (speed.OURS, "bf16"),
+        (speed.PEER, speed.AS_IN_FILE),
+    ]
+    assert found[0]["difference"] is None
+    assert 0 < found[1]["difference"] < 0.1
+    with pytest.raises(Exception, match="precision is 'fp33', need one of"):
+        bench(DIGITS, "--precision", "fp33")
+
+
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     done = bench(DIGITS, "--threads", "1", "--seconds", "0.02", "--rounds", "1")
@@ -70,8 +83,8 @@ def test_difference(ours, theirs, found):
 
 
 def test_differences_are_told(capsys):
-    timing = speed.Timing(speed.OURS, 1, 1, 3, 10, 10, 10, 1e8)
-    speed.show(DIGITS, [timing, speed.Timing(speed.PEER, 1, 1, 3, 20, 20, 20, 5e7, 0.5)], json=False)
+    timing = speed.Timing(speed.OURS, "fp32", 1, 1, 3, 10, 10, 10, 1e8)
+    speed.show(DIGITS, [[timing, speed.Timing(speed.PEER, speed.AS_IN_FILE, 1, 1, 3, 20, 20, 20, 5e7, 0.5)]], json=False)
     said = capsys.readouterr().out
     assert "2.00" in said
     assert "its outputs differ by 5.0e-01 of the largest" in said
