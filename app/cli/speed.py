@@ -151,8 +151,8 @@ def show(model: Path, timings: Sequence[Sequence[Timing]], *, json: bool) -> Non
         print_json(orjson.dumps([each for each, _ in rows]))
         return
     columns = [
-        Column("engine", [each.engine for each, _ in rows], least=8),
-        Column("precision", [each.precision for each, _ in rows], least=4),
+        Column("engine", [each.engine for each, _ in rows], least=11),
+        Column("precision", [each.precision for each, _ in rows], least=9),
         Column("threads", [str(each.threads) for each, _ in rows]),
         Column("rows", [str(each.rows) for each, _ in rows]),
         *(
