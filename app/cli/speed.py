@@ -167,4 +167,9 @@ def show(model: Path, timings: Sequence[Sequence[Timing]], *, json: bool) -> Non
     for each, _ in rows:
         if each.difference is not None and each.difference > MOST_ERROR:
             where = f"{each.engine} ({each.precision}; threads {each.threads}, rows {each.rows})"
-            out.print(f"{where}: its outputs differ by {each.difference:.1e} of the largest", style="yellow", markup=False)
+            out.print(
+                f"{where}: its outputs differ by {each.difference:.1e} of the largest",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
