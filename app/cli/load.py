@@ -99,10 +99,10 @@ def _server(url: str, key: str | None) -> Server:
     if not url.startswith("grpc"):
         return HttpServer(url, key)
     try:
-        from app.load.rpc import RpcServer  # noqa: PLC0415  HTTP does without the extra
+        from app.load.rpc import GrpcServer  # noqa: PLC0415  HTTP does without the extra
     except ImportError as error:
         raise LoadError(f"load: gRPC needs {error.name}, install edgewise[grpc]") from None
-    return RpcServer(url, key)
+    return GrpcServer(url, key)
 
 
 def _loads(clients: str, rate: str, *, even: bool) -> list[Load]:

@@ -85,16 +85,11 @@ def measure(
                     say(f"{PEER} is left out: {reason}")
                 results = {name: run() for name, run in runs.items()}
                 first, *_ = results.values()
-                yield [
-                    _timing(
-                        name,
-                        threads,
-                        rows_of(ports, feeds),
-                        times,
-                        None if results[name] is first else difference(first, results[name]),
-                    )
-                    for name, times in in_turns(runs, sweep.seconds, sweep.rounds).items()
-                ]
+                timings = []
+                for name, times in in_turns(runs, sweep.seconds, sweep.rounds).items():
+                    differs = None if results[name] is first else difference(first, results[name])
+                    timings.append(_timing(name, threads, rows_of(ports, feeds), times, differs))
+                yield timings
 
 
 def _timing(name: tuple[str, str], threads: int, rows: int, times: Sequence[int], differs: float | None) -> Timing:

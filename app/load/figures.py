@@ -99,7 +99,7 @@ def step(load: Load, rows: int, sample: Sample, server: Split | None) -> Step:
         p99_ns=p99,
         max_ns=quantile(latencies, 1.0),
         late_p99_ns=quantile(np.frombuffer(sample.late_ns, np.int64), 0.99),
-        generator_share=sample.cpu_s / sample.elapsed_s if sample.elapsed_s > 0 else 0.0,
+        generator_share=sample.busy_share,
         interrupted=sample.interrupted,
         server=server,
     )

@@ -57,7 +57,8 @@ class Sample:
 
     latencies_ns: of answers, from when the request was due. in_time: answers before the end. elapsed_s: from the start to the
     end, which is that of the bounds, the last answer if the number of requests ended it, or Ctrl-C. late_ns: how long after each
-    request of an open loop was due this process turned to it. cpu_s: processor time of this process. interrupted: by Ctrl-C.
+    request of an open loop was due this process turned to it. busy_share: processor time of this process, of one core.
+    interrupted: by Ctrl-C.
     """
 
     latencies_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -66,7 +67,7 @@ class Sample:
     due: int = 0
     in_time: int = 0
     elapsed_s: float = 0.0
-    cpu_s: float = 0.0
+    busy_share: float = 0.0
     interrupted: bool = False
 
 
@@ -97,7 +98,7 @@ class Generator:
             sending.result()  # raises what went wrong
         early = sample.interrupted or sample.due == self._bounds.requests
         sample.elapsed_s = ((min(self._end_ns, ended_ns) if early else self._end_ns) - began_ns) / 1e9
-        sample.cpu_s = time.process_time() - cpu_s
+        sample.busy_share = (time.process_time() - cpu_s) / max(1e-9, (time.monotonic_ns() - began_ns) / 1e9)
         return sample
 
     def _counts(self) -> bool:

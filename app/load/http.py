@@ -24,10 +24,12 @@ from app.models.datatypes import datatype_of
 from app.oip import tensors
 from graph.ir import Port
 from kernels.record import record
+from kernels.version import VERSION
 
 T = TypeVar("T")
 
 MAX_ANSWER_BYTES: Final = 1 << 30
+AGENT: Final = f"edgewise-load/{VERSION}"  # so that a server's owner sees what sends
 ANSWER_S: Final = 30.0  # for an answer about the server or a model
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -70,7 +72,12 @@ class Address:
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> bytes:
         """Return the bytes of a request."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        known = {"Host": f"{host}:{self.port}", "Content-Length": str(len(body)), "Accept-Encoding": "identity"}
+        known = {
+            "Host": f"{host}:{self.port}",
+            "User-Agent": AGENT,
+            "Content-Length": str(len(body)),
+            "Accept-Encoding": "identity",
+        }
         lines = [f"{method} {self.prefix}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in (known | headers).items())]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 

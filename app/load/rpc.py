@@ -37,7 +37,7 @@ _OPTIONS: Final = [
 ]
 
 
-class RpcClient:
+class GrpcClient:
     """A client that sends one request again and again. channel: of its own. raw: the request, serialised."""
 
     def __init__(self, channel: Any, raw: bytes, metadata: tuple[tuple[str, str], ...]) -> None:
@@ -56,7 +56,7 @@ class RpcClient:
         await self._channel.close()
 
 
-class RpcServer:
+class GrpcServer:
     """A server that is spoken to over gRPC. key: its API key, or None."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -100,7 +100,7 @@ class RpcServer:
             made.inputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
             made.raw_input_contents.append(tensors.to_bytes(array))
         raw = made.SerializeToString()
-        return lambda: RpcClient(self._channel(), raw, self._metadata)
+        return lambda: GrpcClient(self._channel(), raw, self._metadata)
 
     def _channel(self) -> Any:
         if self._secure:

@@ -24,7 +24,7 @@ from app.oip.request import (
     check_spec,
     make_request,
 )
-from app.rpc.messages import InferParameter, ModelInferRequest, ModelInferResponse
+from app.rpc.messages import InferParameter, ModelInferResponse
 from kernels.spec import STRING, Array, DType
 
 _FIELDS: Final[Mapping[str, str]] = {  # of InferTensorContents, by datatype
@@ -39,12 +39,7 @@ _FIELDS: Final[Mapping[str, str]] = {  # of InferTensorContents, by datatype
 }
 
 
-def parse(raw: bytes) -> Any:
-    """Parse a ModelInferRequest. Raises RequestError 400."""
-    return parsed(ModelInferRequest, raw)
-
-
-def parsed(kind: Any, raw: bytes) -> Any:
+def parse(kind: Any, raw: bytes) -> Any:
     """Parse a message of that class. Raises RequestError 400."""
     try:
         return kind.FromString(raw)

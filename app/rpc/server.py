@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -23,9 +23,9 @@ from app.engine.requests import Outcome
 from app.errors import RequestError, refuse
 from app.models.repository import Served
 from app.oip import calls, exchange
-from app.oip.request import InferRequest, limits_of
+from app.oip.request import CodecLimits, InferRequest, limits_of
 from app.rpc import codec
-from app.rpc.messages import HEALTH, SERVICE, ModelStreamInferResponse
+from app.rpc.messages import HEALTH, SERVICE, ModelInferRequest, ModelStreamInferResponse
 from app.rpc.methods import HEALTH_METHODS, METHODS, Method
 from app.rpc.status import refusal_of
 from app.service import Service
@@ -50,7 +50,6 @@ class RpcServer:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._server: Any = None
-        self._stopping: asyncio.Future[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -65,18 +64,15 @@ class RpcServer:
         except RuntimeError as error:
             raise RequestError(500, f"EDGEWISE_GRPC_PORT: cannot listen on {host}:{settings.grpc_port}, {error}") from None
         await self._server.start()
-        log.info("gRPC", address=f"{host}:{self.port}")
+        log.info("gRPC is served", address=f"{host}:{self.port}")
 
     async def stop(self, seconds: float) -> None:
         """Refuse new requests, let running ones end, and cancel those that have not after that many seconds.
 
         Called again it waits for the end that the first call began.
         """
-        if self._server is None:
-            return
-        if self._stopping is None:
-            self._stopping = asyncio.ensure_future(self._server.stop(seconds))
-        await self._stopping
+        if self._server is not None:
+            await self._server.stop(seconds)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
@@ -91,6 +87,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(settings.head_timeout_s * 1000)),
         ("grpc.so_reuseport", 0),  # else a second server would take half of the first one's clients
     ]
+
+
+_Answers = asyncio.Queue[asyncio.Task[bytes] | Exception | None]  # of a stream: under way, what ends it, or its end
 
 
 @dataclass(slots=True)
@@ -173,27 +172,33 @@ class _Methods:
         return None if raw is grpc.aio.EOF else raw
 
     @contextlib.asynccontextmanager
-    async def _message(self, context: Any) -> AsyncIterator[bytes]:
-        """Read the only message of a request, and count its bytes as held until it is answered."""
+    async def _message(self, context: Any, kind: Any) -> AsyncIterator[Any]:
+        """Read and parse the only message of a request, and count its bytes as held until it is answered."""
         raw = await self._read(context)
         if raw is None:
             raise refuse("request: the client sent no message")
         with self._held(len(raw)):
-            yield raw
+            asked = await self._parsed(kind, raw)
+            del raw  # the message has a copy
+            yield asked
 
     @contextlib.contextmanager
-    def _held(self, nbytes: int) -> Any:
+    def _held(self, nbytes: int) -> Iterator[None]:
         try:
             self._service.held.take(nbytes)
             yield
         finally:
             self._service.held.give(nbytes)
 
+    async def _parsed(self, kind: Any, raw: bytes) -> Any:
+        """Parse a message, a large one off the event loop. Raises RequestError 400."""
+        large = len(raw) > exchange.LARGE_BYTES
+        return await self._service.engine.call(codec.parse, kind, raw) if large else codec.parse(kind, raw)
+
     def _plain(self, method: Method) -> Callable[[_Call, Any], Awaitable[bytes]]:
         async def answer(call: _Call, context: Any) -> bytes:
             principal = await self._admit(call, method.scopes) if method.scopes else None
-            async with self._message(context) as raw:
-                asked = codec.parsed(method.request, raw)
+            async with self._message(context, method.request) as asked:
                 if method.scopes:
                     check_scopes(principal, method.scopes_of(asked))
                 caller = Caller(principal.name if principal else "", call.request_id)
@@ -211,29 +216,28 @@ class _Methods:
 
     async def _infer(self, call: _Call, context: Any) -> bytes:
         await self._admit(call, INFER)
-        async with self._message(context) as raw:
-            reply, call.logged = await self._run(call, raw, _deadline_ns(context))
-            return bytes(reply)
+        async with self._message(context, ModelInferRequest) as asked:
+            answer, call.logged = await self._run(call, asked, _deadline_ns(context), _unary_answer)
+            return answer
 
     async def _run(
-        self, call: _Call, raw: bytes, deadline_ns: int | None, *, streamed: bool = False
+        self, call: _Call, asked: Any, deadline_ns: int | None, wrap: Callable[[Any], Any]
     ) -> tuple[bytes, dict[str, Any]]:
-        """Run a model on a ModelInferRequest. Returns the answer, serialised, and what the log says of it."""
-        engine, large = self._service.engine, len(raw) > exchange.LARGE_BYTES
-        asked = await engine.call(codec.parse, raw) if large else codec.parse(raw)
-        one = _Exchange(self, asked, call.request_id, deadline_ns, streamed=streamed)
-        return await exchange.infer(self._service, asked.model_name, asked.model_version or None, one)
+        """Run a model on a ModelInferRequest. Returns the answer, and what the log says of it. wrap: makes the reply of it."""
+        name, version = asked.model_name, asked.model_version or None
+        one = _Exchange(asked, self._limits, call.request_id, deadline_ns, wrap)
+        return await exchange.infer(self._service, name, version, one)
 
     async def _stream(self, _messages: object, context: Any) -> None:
         """Answer the requests of a stream in their order, up to STREAM_REQUESTS of them at once."""
         async with self._called(f"/{SERVICE}/ModelStreamInfer", context) as call:
             check_scopes(await self._principal(call), INFER)
-            answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None] = asyncio.Queue(STREAM_REQUESTS)
+            answers: _Answers = asyncio.Queue(STREAM_REQUESTS)
             reading = asyncio.ensure_future(self._read_stream(call, context, answers))
             count = 0
             try:
                 while (answer := await answers.get()) is not None:
-                    if isinstance(answer, RequestError):
+                    if isinstance(answer, Exception):
                         raise answer
                     await context.write(await answer)
                     count += 1
@@ -245,9 +249,7 @@ class _Methods:
                     if isinstance(left, asyncio.Task):
                         left.cancel()
 
-    async def _read_stream(
-        self, call: _Call, context: Any, answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None]
-    ) -> None:
+    async def _read_stream(self, call: _Call, context: Any, answers: _Answers) -> None:
         """Begin to answer each message of a stream. None in the queue is its end, an error ends it."""
         try:
             while (raw := await self._read(context)) is not None:
@@ -258,7 +260,7 @@ class _Methods:
                     answering.cancel()
                     raise
             await answers.put(None)
-        except RequestError as error:
+        except Exception as error:  # noqa: BLE001  for the call to be answered with
             await answers.put(error)
 
     async def _streamed(self, call: _Call, raw: bytes, deadline_ns: int | None) -> bytes:
@@ -266,7 +268,9 @@ class _Methods:
         try:
             with self._held(len(raw)):
                 await self._admit(call, INFER)
-                answer, _ = await self._run(call, raw, deadline_ns, streamed=True)
+                asked = await self._parsed(ModelInferRequest, raw)
+                del raw  # the message has a copy
+                answer, _ = await self._run(call, asked, deadline_ns, _streamed_answer)
                 return answer
         except Exception as error:  # noqa: BLE001  as in `_called`
             refusal = refusal_of(error, call.path)
@@ -276,26 +280,36 @@ class _Methods:
 class _Exchange:
     """A request for inference in a message, and the message that answers it."""
 
-    def __init__(self, methods: _Methods, asked: Any, request_id: str, deadline_ns: int | None, *, streamed: bool) -> None:
+    def __init__(
+        self, asked: Any, limits: CodecLimits, request_id: str, deadline_ns: int | None, wrap: Callable[[Any], Any]
+    ) -> None:
         self.request_id, self.deadline_ns = request_id, deadline_ns
-        self._limits, self._asked, self._streamed = methods._limits, asked, streamed
+        self._asked, self._limits, self._wrap = asked, limits, wrap
 
     async def receive(self) -> int:
         """Return the bytes that are decoded one by one: all but those of raw numbers."""
         return codec.slow_bytes(self._asked)
 
     def decode(self, _served: Served, _session: Session) -> InferRequest:
-        """Decode the message."""
-        return codec.decode(self._asked, self._limits)
+        """Decode the message, and let go of it: the arrays have copies of what it holds."""
+        asked, self._asked = self._asked, None
+        return codec.decode(asked, self._limits)
 
     def encode(self, asked: InferRequest, served: Served, outcome: Outcome) -> bytes:
         """Encode and serialise the answer."""
-        reply = codec.encode(asked, served, outcome)
-        return bytes((ModelStreamInferResponse(infer_response=reply) if self._streamed else reply).SerializeToString())
+        return bytes(self._wrap(codec.encode(asked, served, outcome)).SerializeToString())
 
     async def attend(self, work: Awaitable[T]) -> T:
         """Await the work. gRPC itself cancels a call whose client has left, or waits no longer."""
         return await work
+
+
+def _unary_answer(reply: Any) -> Any:
+    return reply
+
+
+def _streamed_answer(reply: Any) -> Any:
+    return ModelStreamInferResponse(infer_response=reply)
 
 
 def _deadline_ns(context: Any) -> int | None:

@@ -16,7 +16,7 @@ def sample(**fields):
         "due": 2,
         "in_time": 2,
         "elapsed_s": 0.5,
-        "cpu_s": 0.01,
+        "busy_share": 0.02,
     }
     return Sample(**(given | fields))
 

@@ -1,6 +1,7 @@
 """Loads over gRPC."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from app.load import sweep
 from app.load.generator import Bounds, Load
-from app.load.rpc import RpcServer
+from app.load.rpc import GrpcServer
 from app.load.server import CONNECTION, Asked, FailedError, LoadError
 from bench.local import free_port
 from tests.app.rpc.serving import Rpc, serve
+from tests.processes import edgewise
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def measured(url: str, **fields: Any) -> list[Any]:
     given |= {"encoding": "binary", "bounds": Bounds(30, requests=20), "warmup_s": 0.05}
 
     async def run() -> list[Any]:
-        return [each async for each in sweep.run(RpcServer(url), sweep.Plan(**(given | fields)), asyncio.Event())]
+        return [each async for each in sweep.run(GrpcServer(url), sweep.Plan(**(given | fields)), asyncio.Event())]
 
     return asyncio.run(run())
 
@@ -47,7 +49,7 @@ def test_every_request_is_answered_and_split_by_the_server(rpc: Rpc) -> None:
 def test_each_client_has_a_connection_of_its_own(rpc: Rpc) -> None:
     async def run() -> int:
         feeds = {"image": np.zeros((1, 1, 8, 8), np.float32)}
-        make = RpcServer(address(rpc)).clients(Asked("digits", "", feeds, "binary"))
+        make = GrpcServer(address(rpc)).clients(Asked("digits", "", feeds, "binary"))
         clients = [make() for _ in range(3)]
         await asyncio.gather(*(client.send() for client in clients))
         port = address(rpc).rpartition(":")[2]
@@ -64,17 +66,17 @@ def test_refusals(rpc: Rpc) -> None:
         measured(address(rpc), model="nothing")
     with pytest.raises(LoadError, match="gRPC has no tensors as JSON"):
         measured(address(rpc), encoding="json")
-    assert asyncio.run(RpcServer(address(rpc)).models()) == ["digits"]
-    assert asyncio.run(RpcServer(address(rpc)).statistics("nothing", "")) is None
+    assert asyncio.run(GrpcServer(address(rpc)).models()) == ["digits"]
+    assert asyncio.run(GrpcServer(address(rpc)).statistics("nothing", "")) is None
 
 
 def test_a_server_that_is_not_there() -> None:
     url = f"grpc://127.0.0.1:{free_port()}"
     with pytest.raises(LoadError, match=f"RepositoryIndex of .*: {CONNECTION}, "):
-        asyncio.run(RpcServer(url).models())
+        asyncio.run(GrpcServer(url).models())
 
     async def run() -> None:
-        await RpcServer(url).clients(Asked("m", "", {}, "binary"))().send()
+        await GrpcServer(url).clients(Asked("m", "", {}, "binary"))().send()
 
     with pytest.raises(FailedError) as caught:
         asyncio.run(run())
@@ -86,7 +88,7 @@ def test_a_refusal_by_a_full_server_is_no_lost_connection(rpc: Rpc, monkeypatch:
 
     async def run() -> None:
         feeds = {"image": np.zeros((1, 1, 8, 8), np.float32)}
-        await RpcServer(address(rpc)).clients(Asked("digits", "", feeds, "binary"))().send()
+        await GrpcServer(address(rpc)).clients(Asked("digits", "", feeds, "binary"))().send()
 
     with pytest.raises(FailedError, match="hold more than 10 bytes") as caught:
         asyncio.run(run())
@@ -96,4 +98,12 @@ def test_a_refusal_by_a_full_server_is_no_lost_connection(rpc: Rpc, monkeypatch:
 @pytest.mark.parametrize("url", ["grpc://host", "grpc://:1", "grpc://host:1/path", "grpc://host:99999", "grpcx://host:1"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(LoadError, match="load: address is"):
-        RpcServer(url)
+        GrpcServer(url)
+
+
+def test_the_command_takes_an_address_of_grpc(rpc: Rpc) -> None:
+    done = edgewise("load", address(rpc), "--clients", "2", "--requests", "10", "--warmup", "0", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["model"], found["steps"][0]["answered"]) == (0, "digits", 10)
+    refused = edgewise("load", address(rpc), "--json-tensors")
+    assert (refused.returncode, "gRPC has no tensors as JSON" in refused.stderr) == (1, True)

@@ -115,7 +115,7 @@ def test_refused_requests(case):
 @pytest.mark.parametrize("raw", [b"\xff", b"\x0a\xff", b"not a message at all"])
 def test_what_is_no_message(raw):
     with pytest.raises(RequestError, match=f"request: not a inference.ModelInferRequest, {len(raw)} bytes"):
-        codec.parse(raw)
+        codec.parse(ModelInferRequest, raw)
 
 
 def test_slow_bytes_are_those_examined_one_by_one():

@@ -288,6 +288,29 @@ def test_errors_in_a_stream_are_answers(db: str) -> None:
         until(lambda: idle(rpc))
 
 
+def test_a_message_beyond_the_limit_ends_its_stream(db: str) -> None:
+    with serve(db=db, max_body_bytes=1 << 20) as rpc:
+        asked = [seven().SerializeToString(), floats("digits", np.zeros(1 << 18, np.float32)).SerializeToString()]
+        call = rpc.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter(asked), timeout=60)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code().name == "RESOURCE_EXHAUSTED"
+        until(lambda: idle(rpc))
+
+
+def test_more_connections_than_allowed_are_closed(db: str) -> None:
+    with serve(db=db, max_connections=3) as rpc, contextlib.ExitStack() as opened:
+        rpc.ask("ServerLive")
+        for _ in range(3):
+            opened.enter_context(socket.create_connection(("127.0.0.1", rpc.port)))
+        with (
+            pytest.raises(grpc.RpcError),
+            grpc.insecure_channel(f"127.0.0.1:{rpc.port}", options=[("grpc.use_local_subchannel_pool", 1)]) as other,
+        ):
+            other.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=3)
+        rpc.ask("ServerLive")
+
+
 def test_more_calls_than_allowed_are_refused(tmp_path: Path, db: str) -> None:
     models.slow(tmp_path, 5_000_000)
     with serve(models=tmp_path, db=db, max_requests=2) as rpc:
