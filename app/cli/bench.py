@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import orjson
 import typer
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from app.cli import speed
 from app.cli.arrays import read_arrays
-from app.cli.console import MOST_ROWS, Database, Json, Shape, notes, out, parse_counts, parse_shapes, print_json
+from app.cli.console import MOST_ROWS, Database, Json, Shape, notes, out, parse_counts, parse_shapes, print_json, require_known
 from kernels.confinement import usable_cores
 from scheduler.cost.evaluation import evaluate_stored
 from scheduler.store import Store
+from scheduler.strategy import WantedPrecision
 
 COST_MODEL = "cost-model"
 MOST_THREADS = 1024
@@ -46,7 +47,10 @@ def command(
     if what != COST_MODEL:
         counts = parse_counts("--threads", threads, MOST_THREADS) or sorted({1, usable_cores()})
         batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
-        sweep = speed.Sweep(counts, batches, precision.split(","), seconds, rounds)
+        for name in precision.split(","):
+            require_known("precision", name, get_args(WantedPrecision))
+        precisions = cast("list[WantedPrecision]", precision.split(","))
+        sweep = speed.Sweep(counts, batches, precisions, seconds, rounds)
         found = speed.measure(Path(what), sweep, read_arrays(feed), parse_shapes(shape), _say)
         speed.show(Path(what), list(found), json=json)
         return

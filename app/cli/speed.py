@@ -18,6 +18,7 @@ from kernels.record import record
 from kernels.spec import Array
 from scheduler.exclusive import measuring
 from scheduler.session import Session
+from scheduler.strategy import WantedPrecision
 
 OURS, PEER = "edgewise", "onnxruntime"
 AS_IN_FILE = "file"  # the precision of an engine that is not asked for one
@@ -54,7 +55,7 @@ class Sweep:
 
     threads: Sequence[int]
     batches: Sequence[int | None]
-    precisions: Sequence[str]
+    precisions: Sequence[WantedPrecision]
     seconds: float
     rounds: int
 

@@ -42,7 +42,7 @@ def test_precisions_run_beside_each_other():
     ]
     assert found[0]["difference"] is None
     assert 0 < found[1]["difference"] < 0.1
-    with pytest.raises(Exception, match="precision is 'fp33', need one of"):
+    with pytest.raises(Exception, match="unknown precision 'fp33', need one of"):
         bench(DIGITS, "--precision", "fp33")
 
 
