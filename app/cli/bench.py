@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -12,7 +12,19 @@ from rich.table import Table
 
 from app.cli import speed
 from app.cli.arrays import read_arrays
-from app.cli.console import MOST_ROWS, Database, Json, Shape, notes, out, parse_counts, parse_shapes, print_json, require_known
+from app.cli.console import (
+    MOST_ROWS,
+    ArgumentError,
+    Database,
+    Json,
+    Shape,
+    notes,
+    out,
+    parse_counts,
+    parse_shapes,
+    print_json,
+    require_known,
+)
 from kernels.confinement import usable_cores
 from scheduler.cost.evaluation import evaluate_stored
 from scheduler.store import Store
@@ -45,13 +57,15 @@ def command(
     edgewise bench cost-model
     """
     if what != COST_MODEL:
+        if not Path(what).exists():
+            raise ArgumentError(f"unknown benchmark {what!r}, need {COST_MODEL}, or the path of an ONNX file")
         counts = parse_counts("--threads", threads, MOST_THREADS) or sorted({1, usable_cores()})
         batches: Sequence[int | None] = parse_counts("--batch", batch, MOST_ROWS) or [None]
         for name in precision.split(","):
             require_known("precision", name, get_args(WantedPrecision))
         precisions = cast("list[WantedPrecision]", precision.split(","))
         sweep = speed.Sweep(counts, batches, precisions, seconds, rounds)
-        found = speed.measure(Path(what), sweep, read_arrays(feed), parse_shapes(shape), _say)
+        found = speed.measure(Path(what), sweep, read_arrays(feed), parse_shapes(shape), _teller())
         speed.show(Path(what), list(found), json=json)
         return
     with Store(db) as store:
@@ -82,5 +96,14 @@ def command(
     out.print(table)
 
 
-def _say(text: str) -> None:
-    notes.print(text, style="dim", markup=False)
+def _teller() -> Callable[[str], None]:
+    """Return a function that prints a note, unless it has just printed the same."""
+    last = ""
+
+    def say(text: str) -> None:
+        nonlocal last
+        if text != last:
+            notes.print(text, style="dim", markup=False)
+        last = text
+
+    return say
