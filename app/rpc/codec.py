@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ _FIELDS: Final[Mapping[str, str]] = {  # of InferTensorContents, by datatype
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+_WIDE: Final = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}  # which narrower types share
 
 
 def parse(kind: Any, raw: bytes) -> Any:
@@ -85,10 +87,11 @@ def decode(message: Any, limits: CodecLimits) -> InferRequest:
 
 def slow_bytes(message: Any) -> int:
     """Return how many bytes of a ModelInferRequest `decode` examines one by one: all but those of raw numbers."""
-    if not message.raw_input_contents:
+    raw = message.raw_input_contents
+    if not raw:
         return int(message.ByteSize())
-    pairs = zip(message.inputs, message.raw_input_contents, strict=False)
-    return sum(len(raw) for tensor, raw in pairs if tensor.datatype in ("BYTES", "BOOL"))
+    slow = [at for at, tensor in enumerate(message.inputs) if tensor.datatype in ("BYTES", "BOOL") and at < len(raw)]
+    return sum(len(raw[at]) for at in slow)  # looking at one copies it
 
 
 def _from_contents(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
@@ -101,7 +104,7 @@ def _from_contents(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
     if filled not in ([], [field]):
         raise refuse(f"{subject}: contents has {', '.join(filled)}, {tensor.datatype} needs {field}")
     values: Any = getattr(tensor.contents, field)
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if len(values) != count:
         raise refuse(f"{subject}: {field} has {len(values)} elements, shape {list(shape)} needs {count}")
     if dtype == STRING:
@@ -109,9 +112,6 @@ def _from_contents(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Array:
         array[:] = [tensors.text_of(value) for value in values]
         return array.reshape(shape)
     return _narrowed(subject, np.array(values, _WIDE.get(field, dtype)), dtype).reshape(shape)
-
-
-_WIDE: Final = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
 
 
 def _narrowed(subject: str, array: Array, dtype: DType) -> Array:
