@@ -10,13 +10,10 @@ import numpy as np
 import orjson
 import typer
 
-from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
-from app.engine.shapes import smallest_shapes
-from app.oip import codec
-from graph.errors import FeedError
-from graph.ir import Port
-from graph.run.feeds import random_feeds
-from kernels.spec import Array, Spec
+from app.cli.arrays import read_arrays
+from app.cli.console import Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
+from app.engine.feeds import make_feeds
+from kernels.spec import Array
 from profiler.report.exports import chrome_trace
 from profiler.units import milliseconds
 from scheduler.profile_run import time_session
@@ -42,7 +39,7 @@ def command(
     """
     require_known("precision", precision, get_args(WantedPrecision))
     session = Session(model, threads=threads, precision=cast("WantedPrecision", precision))
-    feeds = _read_feeds(session, feed, parse_shapes(shape))
+    feeds = make_feeds(session.inputs, read_arrays(feed), parse_shapes(shape))
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
@@ -62,32 +59,3 @@ def command(
 
 def _first(array: Array) -> list[Any]:
     return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
-
-
-def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Read inputs from files. An input without one is random, of size 1 in every open dimension that --shape does not give."""
-    feeds: dict[str, Array] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if equals:
-            feeds[name] = np.load(path, allow_pickle=False)
-        elif text.endswith(".npz"):
-            feeds.update(np.load(text, allow_pickle=False))
-        elif text.endswith(".json"):
-            feeds.update(_request_feeds(Path(text)))
-        else:
-            raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
-    defaults = {**smallest_shapes(session), **shapes}
-    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
-    return {**random_feeds(missing), **feeds}
-
-
-def _request_feeds(path: Path) -> dict[str, Array]:
-    body = path.read_bytes()
-    return codec.decode(body, len(body), codec.CodecLimits()).feeds
-
-
-def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
-    if port.name not in shapes:
-        raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    return Spec(shapes[port.name], port.dtype)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.access.auth import Scope, needs
-from app.engine.shapes import smallest_shapes
+from app.engine.feeds import smallest_shapes
 from app.errors import RequestError
 from app.service import EnginePart, QuickCallsPart, RepositoryPart, StoragePart
 from app.v1.models import AtShapes
@@ -59,7 +59,7 @@ async def count_model(repository: RepositoryPart, engine: EnginePart, name: str,
     served, session = repository.ready(name, version)
 
     def work() -> Report:
-        report = static_report(profile(session.model, smallest_shapes(session)))
+        report = static_report(profile(session.model, smallest_shapes(session.inputs)))
         return report.model_copy(update={"model": report.model.model_copy(update={"name": served.name})})
 
     return await engine.call(work)
