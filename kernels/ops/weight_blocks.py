@@ -76,8 +76,8 @@ def zero_points_of(zero_points: Array, columns: int, blocks: int, bits: int) -> 
 
 
 def is_in_words(attrs: Mapping[str, Any], *, ordered: bool) -> bool:
-    """Whether a MatMulNBits has weights of 4 bits in whole blocks, as native kernels read them. ordered: by a g_idx."""
-    return attrs["bits"] == 4 and attrs["K"] % attrs["block_size"] == 0 and not ordered
+    """Whether a MatMulNBits has whole blocks of weights, as native kernels read them. ordered: by a g_idx."""
+    return bool(attrs["K"] % attrs["block_size"] == 0 and not ordered)
 
 
 def _of_each_weight(values: Array, block: int, count: int, g_idx: Array | None) -> Array:
@@ -314,6 +314,12 @@ _MATMUL = (
     Case("bias", inputs=((2, 40), _B4, _f(3, 3), None, None, (3,)), attrs=_FOUR, cost=Cost(240, 6)),
     Case("ordered", inputs=((2, 40), _B4, _f(3, 3), None, _ORDER), attrs=_FOUR),
     Case("ordered_zero_points", inputs=((2, 40), _B4, _f(3, 3), _u(3, 2), _ORDER), attrs=_FOUR),
+    Case(
+        "whole_blocks",
+        inputs=((2, 3, 64), _u(5, 2, 16), _f(5, 2), _u(5, 1), None, (5,)),
+        attrs={"K": 64, "N": 5, "block_size": 32},
+        cost=Cost(1920, 30),
+    ),
     Case("two_bits", inputs=((2, 64), _u(3, 2, 8), _f(3, 2), _u(3, 1)), attrs={"K": 64, "N": 3, "block_size": 32, "bits": 2}),
     Case("eight_bits", inputs=((2, 32), _u(3, 2, 16), _f(3, 2), _u(3, 2)), attrs={"K": 32, "N": 3, "block_size": 16, "bits": 8}),
     Case("eight_bits_centred", inputs=((2, 32), _u(3, 2, 16), _f(3, 2)), attrs={"K": 32, "N": 3, "block_size": 16, "bits": 8}),

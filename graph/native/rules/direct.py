@@ -150,7 +150,7 @@ def _place_x(b: Lowering, value: str, grouped: Grouped, words: Words) -> Place:
     """Return what a direct convolution reads.
 
     Float32 may lie in any layout, unless groups share vectors. Words of several channels have to lie in blocks of a vector, or
-    or of a word where there are few channels, or with channels last.
+    of a word where there are few channels, or with channels last.
     """
     in_blocks, lanes = grouped.lies_in_blocks(b.isa.lanes), b.isa.lanes
     if words == F32_WORDS:

@@ -1,4 +1,4 @@
-"""Products with constant weights of 4 bits (com.microsoft.MatMulNBits), which stay as they are in the file."""
+"""Products with constant weights of 2, 4 or 8 bits (com.microsoft.MatMulNBits), which stay as they are in the file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
     if facts.computed(node.inputs[1:5]):
         return "its weights, scales or zero points are not constants"
     if not is_in_words(node.attrs, ordered=bool(optional_input(node, 4))):
-        return "its weights have not 4 bits, or its blocks are no whole ones in their order"
+        return "its blocks of weights are not whole, or not in their order"
     if not facts.spec(node.inputs[0]).elements:
         return "its first factor is empty"
     return facts.refuses_epilogue(node)
@@ -42,7 +42,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 def lower(b: Lowering, node: Node) -> None:
     """Append the sums of the blocks of the first factor, and the product."""
-    value, (depth, columns, block) = node.outputs[0], (node.attrs[name] for name in ("K", "N", "block_size"))
+    value, (depth, columns, bits, block) = node.outputs[0], (node.attrs[name] for name in ("K", "N", "bits", "block_size"))
     shape, blocks = b.spec(value).shape, depth // block
     rows = b.spec(value).elements // columns
     bound = express_epilogue(node, b.sources, optional_input(node, 5))
@@ -53,7 +53,7 @@ def lower(b: Lowering, node: Node) -> None:
     seen = View((rows, blocks, block), (step, block, 1), x.view.offset)
     b.calls.append(emit_rows(Rows("sum", seen, sums.view, (2,)), b.isa), {"x": x.storage, "y": sums.storage})
     y = b.values.new_dense(value)
-    product = BlockedProduct(rows_image(rows, depth, step), rows_image(rows, columns, columns), block, epilogue)
+    product = BlockedProduct(rows_image(rows, depth, step), rows_image(rows, columns, columns), bits, block, epilogue)
     tile = tile_of(rows, b.isa)
     weights, scales, points = (b.constants.get(optional_input(node, at)) for at in (1, 2, 3))
     if weights is None or scales is None:
@@ -63,8 +63,8 @@ def lower(b: Lowering, node: Node) -> None:
         return pack_weight_blocks(weights.reshape(columns, blocks, -1), tile, b.isa)
 
     def pack_scales() -> Array:
-        zeros = None if points is None else zero_points_of(points, columns, blocks, 4)
-        return pack_block_scales(scales.reshape(columns, blocks), zeros, tile, b.isa)
+        zeros = None if points is None else zero_points_of(points, columns, blocks, bits)
+        return pack_block_scales(scales.reshape(columns, blocks), zeros, bits, tile, b.isa)
 
     key = ("weight blocks", tile[1])
     w = b.packed.storage(weights, key, pack_weights, np.dtype(np.uint32))

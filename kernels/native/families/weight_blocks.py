@@ -1,21 +1,21 @@
-"""Products with constant weights of 4 bits, scaled in blocks along the depth, which are taken apart in registers.
+"""Products with constant weights of 2, 4 or 8 bits, scaled in blocks along the depth, which are taken apart in registers.
 
     for each chunk = (block of V vectors of columns, some rows):
         for each tile of P rows:
             total[P][V] = 0
             for each block of the depth:
                 part[P][V] = 0
-                for each word of 8 weights in every lane, for each weight of it:
-                    part[p][v] += x[p] · (1 + weight[v] / 16)
-                total[p][v] += 16·scale[v] · part[p][v] - (16 + zero[v])·scale[v] · sum of x[p] in the block
+                for each word of weights in every lane, for each weight of it:
+                    part[p][v] += x[p] · (1 + weight[v] / 2ᵇ)
+                total[p][v] += 2ᵇ·scale[v] · part[p][v] - (2ᵇ + zero[v])·scale[v] · sum of x[p] in the block
             y = epilogue(total)
 
-A weight's 4 bits become a float32 without a conversion: shifted behind the exponent of 1, which is taken off by the sums of x, as
+A weight's b bits become a float32 without a conversion: shifted behind the exponent of 1, which is taken off by the sums of x, as
 the zero point is. Those come from a kernel of their own, once for all columns. The last tile has fewer rows and the last block
 fewer columns: they are computed all the same, from the last row and from zeros, and not stored.
 
 Packed weights: [block of V vectors][block of the depth][word][V·lanes], words of 32 bits with the first weight lowest. Packed
-scales: [block of V vectors][block of the depth][16·scale, -(16 + zero)·scale][V·lanes].
+scales: [block of V vectors][block of the depth][2ᵇ·scale, -(2ᵇ + zero)·scale][V·lanes].
 """
 
 from __future__ import annotations
@@ -40,10 +40,8 @@ from kernels.record import record
 from kernels.size import hint
 from kernels.spec import Array
 
-WORD_WEIGHTS = 8
-ZERO = 8  # of weights without one of their own
-_ONE, _WEIGHT, _WEIGHT_BIT = 0x3F800000, 0x00780000, 19  # of float32: 1, the 4 bits behind its exponent, and the lowest of them
-_SIXTEEN = 16.0  # by which a weight behind the exponent of 1 is less than itself
+WORD_BITS = 32
+_ONE, _FRACTION_BITS = 0x3F800000, 23  # of float32
 CHAINS = 2  # sums of one row and vector side by side, where a tile has few of them
 CHUNK_MACS = (128 << 10, 2 << 20)  # least and most of one chunk
 CHUNKS = 32
@@ -53,11 +51,12 @@ CHUNKS = 32
 class BlockedProduct:
     """y = epilogue(x · weightsᵀ). x, y: matrices as images of one row, rows being pixels; y may be wider than its columns.
 
-    block: weights of a block, a multiple of WORD_WEIGHTS that divides the depth.
+    bits: of a weight. block: weights of a block, whole words of them; it divides the depth.
     """
 
     x: Image
     y: Image
+    bits: int
     block: int
     epilogue: Epilogue[Image]
 
@@ -81,7 +80,7 @@ def tile_of(rows: int, isa: Isa) -> tuple[int, int]:
 
 
 def pack_weight_blocks(b: Array, tile: tuple[int, int], isa: Isa) -> Array:
-    """Pack weights (columns, blocks, bytes of a block), two to a byte, the lower 4 bits first."""
+    """Pack weights (columns, blocks, bytes of a block), of which several lie in a byte, the first in its lowest bits."""
     columns, blocks, nbytes = b.shape
     width, words = tile[1] * isa.lanes, nbytes // 4
     count = -(-columns // width)
@@ -90,15 +89,15 @@ def pack_weight_blocks(b: Array, tile: tuple[int, int], isa: Isa) -> Array:
     return _packed(full.reshape(count, width, blocks, words).transpose(0, 2, 3, 1))
 
 
-def pack_block_scales(scales: Array, zeros: Array | None, tile: tuple[int, int], isa: Isa) -> Array:
-    """Pack scales and zero points, both (columns, blocks) of any real type. zeros: None = 8 for all."""
+def pack_block_scales(scales: Array, zeros: Array | None, bits: int, tile: tuple[int, int], isa: Isa) -> Array:
+    """Pack scales and zero points, both (columns, blocks) of any real type. zeros: None = half of 2ᵇ for all."""
     columns, blocks = scales.shape
     width = tile[1] * isa.lanes
     count = -(-columns // width)
-    exact = scales.astype(np.float64)
+    exact, whole = scales.astype(np.float64), 1 << bits
     both = np.zeros((2, count * width, blocks), np.float32)
-    both[0, :columns] = _SIXTEEN * exact
-    both[1, :columns] = -(_SIXTEEN + (ZERO if zeros is None else zeros.astype(np.float64))) * exact
+    both[0, :columns] = whole * exact
+    both[1, :columns] = -(whole + (whole / 2 if zeros is None else zeros.astype(np.float64))) * exact
     return _packed(both.reshape(2, count, width, blocks).transpose(1, 3, 0, 2))
 
 
@@ -114,9 +113,10 @@ def emit_blocked_product(product: BlockedProduct, tile: tuple[int, int], isa: Is
 
     Raises EmitError where blocks are no whole words, or do not divide the depth, and for epilogues of other types.
     """
-    if product.block % WORD_WEIGHTS or product.x.channels % product.block:
+    word_weights = WORD_BITS // product.bits
+    if product.block % word_weights or product.x.channels % product.block:
         given = f"blocks of {product.block} weights in rows of {product.x.channels}"
-        raise EmitError(f"weight blocks: {given}, need whole blocks of whole words of {WORD_WEIGHTS}")
+        raise EmitError(f"weight blocks: {given}, need whole blocks of whole words of {word_weights}")
     epilogue = product.epilogue
     epilogue.require("weight blocks", FLOAT)
     rows, vectors = tile
@@ -128,7 +128,7 @@ def emit_blocked_product(product: BlockedProduct, tile: tuple[int, int], isa: Is
     most = max(rows, chunk_macs // (product.x.channels * width) // rows * rows)
     chunk_rows = -(-even(hint(product.rows), most) // rows) * rows
     row_chunks = -(-product.rows // chunk_rows)
-    words = product.block // WORD_WEIGHTS
+    words = product.block // word_weights
     numbers = {
         "rows": product.rows, "columns": product.y.channels, "blocks": product.blocks, "words": words, "block": product.block,
         "x_row": product.x.x_stride, "row_chunks": row_chunks, "chunk_rows": chunk_rows,
@@ -137,11 +137,11 @@ def emit_blocked_product(product: BlockedProduct, tile: tuple[int, int], isa: Is
         numbers |= result_numbers(name, image, vectors, isa.lanes, 0)
 
     def body(k: Function, pointers: Mapping[str, Value], sizes: Mapping[str, Value], chunks: Bounds) -> None:
-        _Emitter(k, results, sizes, pointers).emit(*chunks)
+        _Emitter(k, product.bits, results, sizes, pointers).emit(*chunks)
 
     return emitted(
         isa,
-        kernel_name(f"f32_by_4bits_{rows}x{width}", ("4bits", results), isa, name_epilogue(epilogue)),
+        kernel_name(f"f32_by_{product.bits}bits_{rows}x{width}", (product.bits, results), isa, name_epilogue(epilogue)),
         ("x", "w", "s", "sums", *epilogue.arguments, "y", SCRATCH),
         column_blocks * row_chunks,
         body,
@@ -153,8 +153,8 @@ def emit_blocked_product(product: BlockedProduct, tile: tuple[int, int], isa: Is
 class _Emitter:
     """Emits the code; the methods are the loops of the module's docstring, from the outside in."""
 
-    def __init__(self, k: Function, code: Results, n: Numbers, pointers: Mapping[str, Value]) -> None:
-        self.k, self.n, self.pointers, self.lanes = k, n, pointers, k.isa.lanes
+    def __init__(self, k: Function, bits: int, code: Results, n: Numbers, pointers: Mapping[str, Value]) -> None:
+        self.k, self.bits, self.n, self.pointers, self.lanes = k, bits, n, pointers, k.isa.lanes
         self.rows, self.vectors = code.pixels, code.vectors
         self.results = ResultsEmitter(k, code, n, pointers[SCRATCH])
         self.chains = CHAINS if self.rows == 1 else 1
@@ -199,8 +199,8 @@ class _Emitter:
         with k.fold("word", 0, self.n["words"], 1, [k.zero(k.f32)] * (count * self.chains)) as fold:
             sums, at = list(fold.values), k.offset(w, fold.index * (self.vectors * self.lanes))
             raw = [k.load(words, at, v * self.lanes) for v in range(self.vectors)]
-            for number in range(WORD_WEIGHTS):
-                place, chain = fold.index * WORD_WEIGHTS + number, number % self.chains * count
+            for number in range(WORD_BITS // self.bits):
+                place, chain = fold.index * (WORD_BITS // self.bits) + number, number % self.chains * count
                 weights = [self._weight(word, number) for word in raw]
                 for p in range(self.rows):
                     one = k.broadcast(k.f32, x[p], place)
@@ -212,7 +212,8 @@ class _Emitter:
         return [sum(found[at + count :: count], found[at]) for at in range(count)]
 
     def _weight(self, words: Value, number: int) -> Value:
-        """Emit 1 + weight / 16, of the weight of that number in each word."""
-        k, up = self.k, _WEIGHT_BIT - 4 * number
+        """Emit 1 + weight / 2ᵇ, of the weight of that number in each word."""
+        k, lowest = self.k, _FRACTION_BITS - self.bits
+        up, mask = lowest - self.bits * number, ((1 << self.bits) - 1) << lowest
         moved = k.shift("shl", words, up) if up >= 0 else k.shift("lshr", words, -up)
-        return k.convert("bitcast", (moved & _WEIGHT) | _ONE, F32.by(self.lanes))
+        return k.convert("bitcast", (moved & mask) | _ONE, F32.by(self.lanes))

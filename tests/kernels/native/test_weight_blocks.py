@@ -1,4 +1,4 @@
-"""Products with weights of 4 bits, beside float64 of the dequantised weights."""
+"""Products with weights of 2, 4 and 8 bits, beside float64 of the dequantised weights."""
 
 import numpy as np
 import pytest
@@ -24,15 +24,15 @@ def rows_image(rows: int, columns: int, step: int) -> Image:
     return Image(1, columns, 1, rows, columns, 0, 0, rows * step, step)
 
 
-def check(isa, rows: int, columns: int, blocks: int, block: int, *, points=True, gap=0, added=False) -> None:
+def check(isa, rows: int, columns: int, blocks: int, block: int, *, bits=4, points=True, gap=0, added=False) -> None:
     """Run a product over poisoned memory and compare it. gap: elements between rows of x, which are NaN."""
     rng, depth = np.random.default_rng(0), blocks * block
     x = rng.standard_normal((rows, depth)).astype(np.float32)
-    b = rng.integers(0, 256, (columns, blocks, block // 2)).astype(np.uint8)
+    b = rng.integers(0, 256, (columns, blocks, block * bits // 8)).astype(np.uint8)
     scales = rng.uniform(-0.02, 0.02, (columns, blocks)).astype(np.float32)
-    zeros = rng.integers(0, 16, (columns, blocks)).astype(np.uint8) if points else None
-    integers = unpack(b.reshape(columns, -1), 4, depth).reshape(columns, blocks, block).astype(np.float64)
-    weights = ((integers - (8 if zeros is None else zeros[..., None])) * scales[..., None]).reshape(columns, depth)
+    zeros = rng.integers(0, 1 << bits, (columns, blocks)).astype(np.uint8) if points else None
+    integers = unpack(b.reshape(columns, -1), bits, depth).reshape(columns, blocks, block).astype(np.float64)
+    weights = ((integers - (1 << bits - 1 if zeros is None else zeros[..., None])) * scales[..., None]).reshape(columns, depth)
     exact, tile = x.astype(np.float64) @ weights.T, tile_of(rows, isa)
     given = np.full((rows, depth + gap), np.nan, np.float32)
     given[:, :depth] = x
@@ -40,18 +40,18 @@ def check(isa, rows: int, columns: int, blocks: int, block: int, *, points=True,
     epilogue: Epilogue[Image] = chain(("add", y_image), bias=False) if added else PLAIN
     operands, wanted = epilogue_operands(epilogue, exact.T.reshape(1, columns, 1, rows), rng)
     y = np.full(rows * columns + 64, np.nan, np.float32)
-    product = BlockedProduct(rows_image(rows, depth, depth + gap), y_image, block, epilogue)
+    product = BlockedProduct(rows_image(rows, depth, depth + gap), y_image, bits, block, epilogue)
     run_kernel(
         emit_blocked_product(product, tile, isa),
         isa,
         x=given,
         w=pack_weight_blocks(b, tile, isa),
-        s=pack_block_scales(scales, zeros, tile, isa),
+        s=pack_block_scales(scales, zeros, bits, tile, isa),
         sums=np.ascontiguousarray(x.reshape(rows, blocks, block).sum(2)),
         y=y,
         **operands,
     )
-    bound = np.abs(x).astype(np.float64) @ np.abs(16 * scales).repeat(block, 1).T
+    bound = np.abs(x).astype(np.float64) @ np.abs((1 << bits) * scales).repeat(block, 1).T
     error = np.abs(y[: rows * columns].reshape(rows, columns) - wanted.reshape(columns, rows).T)
     assert (error <= 2.0**-22 * depth**0.5 * bound.max() + 1e-6).all()
     assert np.isnan(y[rows * columns :]).all()
@@ -68,10 +68,11 @@ def test_columns_need_not_fill_vectors(isa):
         check(isa, 3, columns, 1, 32)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("block", [16, 64, 128])
-def test_blocks(isa, block):
-    check(isa, 2, isa.lanes, 3, block)
-    check(isa, 1, isa.lanes, 1, block, points=False)
+def test_blocks(isa, block, bits):
+    check(isa, 2, isa.lanes, 3, block, bits=bits)
+    check(isa, 1, isa.lanes, 1, block, bits=bits, points=False)
 
 
 def test_rows_with_gaps_and_an_operand(isa):
@@ -85,14 +86,14 @@ def test_any_product(isa, rows, columns, blocks, block, points):
 
 
 def test_parts_of_blocks_are_refused(isa):
-    product = BlockedProduct(rows_image(1, 40, 40), rows_image(1, 8, 8), 16, PLAIN)
+    product = BlockedProduct(rows_image(1, 40, 40), rows_image(1, 8, 8), 4, 16, PLAIN)
     with pytest.raises(EmitError, match="blocks of 16 weights in rows of 40, need whole blocks"):
         emit_blocked_product(product, (1, 2), isa)
 
 
 def test_one_kernel_serves_all_sizes(isa):
     kernels = {
-        emit_blocked_product(BlockedProduct(rows_image(1, depth, depth), rows_image(1, n, n), block, PLAIN), (1, 2), isa).name
+        emit_blocked_product(BlockedProduct(rows_image(1, depth, depth), rows_image(1, n, n), 4, block, PLAIN), (1, 2), isa).name
         for depth, n, block in ((64, 9, 16), (128, 100, 32), (256, 24, 128))
     }
     assert len(kernels) == 1
