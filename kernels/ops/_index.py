@@ -40,6 +40,7 @@ DEFINES = {
     "nms": "NonMaxSuppression",
     "pad": "CenterCropPad Pad",
     "pool": "AveragePool GlobalAveragePool GlobalMaxPool MaxPool",
+    "post_transform": "edgewise.PostTransform",
     "preprocessing": "ai.onnx.ml.Binarizer ai.onnx.ml.Imputer ai.onnx.ml.Normalizer ai.onnx.ml.Scaler",
     "qgemm": "com.microsoft.QGemm",
     "qlinear": "com.microsoft.QLinearAdd com.microsoft.QLinearAveragePool com.microsoft.QLinearConcat com.microsoft.QLinearGlobalAveragePool com.microsoft.QLinearLeakyRelu com.microsoft.QLinearMul com.microsoft.QLinearSigmoid com.microsoft.QLinearSoftmax",

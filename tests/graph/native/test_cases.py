@@ -36,6 +36,8 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "Mod": "no (rem|mod) of .float32", "com.microsoft.MatMulNBits": "are not constants|have not 4 bits",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "no expression for inputs of"),
+    **dict.fromkeys(("ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleRegressor"), "its scores are transformed|x is [fi]"),
+    **dict.fromkeys(("ai.onnx.ml.Scaler", "ai.onnx.ml.Imputer", "ai.onnx.ml.Binarizer"), "no expression for inputs of"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"
