@@ -19,7 +19,7 @@ _TRANSFORMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {"SOFTMAX": ("Softmax
 
 
 def expand_models(editor: Editor) -> None:
-    """Replace forests by their sums, linear models of float32 by Gemm, and what follows either by TopK, Gather and a transform."""
+    """Replace forests by their sums, linear models of float32 by Gemm, and what follows by TopK, Gather and a transform."""
     for name in [node.name for node in editor.graph.nodes if node.op in _EXPANSIONS and not node.epilogue]:
         node = editor.nodes[name]
         if all(editor.spec(value) is not None for value in node.reads()):
@@ -40,7 +40,7 @@ def _finish(editor: Editor, node: Node, scores: str, made: str, how: str) -> Non
 
 
 def _classify(editor: Editor, node: Node, scores: str, labels: Array) -> None:
-    """Put what makes the outputs of a classifier: the label of the largest of a row's scores, and the scores after a transform."""
+    """Put what makes the outputs of a classifier: the label of the largest of a row's scores, and transformed scores."""
     label, *rest = node.outputs
     if label:
         most, places, flat = (editor.fresh(f"{node.name}/{part}") for part in ("most", "places", "place"))

@@ -1,4 +1,4 @@
-"""edgewise.PostTransform: what models of ai.onnx.ml do to their scores at last, for the transforms that ONNX has no operator for."""
+"""edgewise.PostTransform: what models of ai.onnx.ml do to their scores, for transforms that ONNX has no operator for."""
 
 from __future__ import annotations
 
