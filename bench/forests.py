@@ -73,7 +73,10 @@ def forest_model(kind: Kind, trees: int, depth: int | None) -> onnx.ModelProto:
         ("TreeEnsembleRegressor", ["scores"]) if kind == "regressor" else ("TreeEnsembleClassifier", ["label", "scores"])
     )
     node = helper.make_node(op, ["x"], outputs, domain="ai.onnx.ml", **attrs)
-    types: dict[str, tuple[int, list[int | None]]] = {"label": (TensorProto.INT64, [None]), "scores": (TensorProto.FLOAT, [None, width])}
+    types: dict[str, tuple[int, list[int | None]]] = {
+        "label": (TensorProto.INT64, [None]),
+        "scores": (TensorProto.FLOAT, [None, width]),
+    }
     graph = helper.make_graph(
         [node],
         "forest",
