@@ -20,13 +20,13 @@ AGGREGATES: tuple[Aggregate, ...] = ("AVERAGE", "SUM", "MIN", "MAX")  # in the o
 
 F32, F64, I32 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int32)
 _WEIGHTS = (np.dtype(np.float16), F32, F64)
-_DTYPES: tuple[tuple[DType, ...], ...] = ((I32,), (I32,), _WEIGHTS, (I32,), (BOOL,), (I32,), (I32,), _WEIGHTS)
+_DTYPES: tuple[tuple[DType, ...], ...] = ((I32,), (I32,), (F64,), (I32,), (BOOL,), (I32,), (I32,), _WEIGHTS)
 BLOCK_WALKS = 1 << 16  # of one row through one tree, that are walked at once in numpy
 WALK_BYTES = 160  # that numpy takes for each of them
 
 
 class Forest(NamedTuple):
-    """roots: a branch for each tree. features, splits, nans: of each node; nans: whether NaN takes the first branch.
+    """roots: a branch for each tree. features, splits (float64), nans: of each node; nans: whether NaN takes the first branch.
 
     branches: (nodes, 2). leaves: leaf i has the entries leaves[i] to leaves[i + 1] of targets and weights.
     """
@@ -45,11 +45,6 @@ class Forest(NamedTuple):
         """Return the forest that is the known value of these specs. Raises DataDependentError where one is unknown."""
         return cls(*(spec.known(f"{subject}: {name}") for name, spec in zip(cls._fields, specs, strict=True)))
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether its splits or weights are float64."""
-        return F64 in (self.splits.dtype, self.weights.dtype)
-
     def check(self, subject: str, features: int, targets: int) -> None:
         """Raise DTypeError, ShapeError or AttributeValueError unless every walk over rows of that many features ends in a leaf,
         and every entry is of one of that many targets."""
@@ -67,6 +62,8 @@ class Forest(NamedTuple):
         starts = self.leaves
         if starts[0] != 0 or starts[-1] != entries or (starts[1:] < starts[:-1]).any():
             raise AttributeValueError(f"{subject}: leaves start at {_some(starts)}, need an order from 0 to {entries} entries")
+        if np.isnan(self.splits).any():
+            raise AttributeValueError(f"{subject}: the split of node {int(np.isnan(self.splits).argmax())} is nan, need numbers")
         self._check_ranges(subject, "features", self.features, 0, features)
         self._check_ranges(subject, "targets", self.targets, 0, targets)
         for name, branches in (("roots", self.roots), ("branches", self.branches)):

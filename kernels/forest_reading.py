@@ -55,6 +55,7 @@ def forest(subject: str, roots: Array, nodes: Nodes, leaves: Leaves) -> Forest:
     if (bad := np.isnan(nodes.splits) & (nodes.modes != MEMBER)).any():
         raise AttributeValueError(f"{subject}: the split of node {int(np.argmax(bad))} is nan, need a number to compare with")
     roots, nodes = _in_order(subject, roots, nodes)
+    nodes = nodes._replace(splits=nodes.splits.astype(np.float64))  # the number before a split then is right for rows of any type
     before = _before(nodes.splits)
     less, swapped = np.isin(nodes.modes, (LT, GTE)), np.isin(nodes.modes, (GTE, GT))
     splits = np.where(less, before, nodes.splits)
@@ -65,14 +66,23 @@ def forest(subject: str, roots: Array, nodes: Nodes, leaves: Leaves) -> Forest:
         roots.astype(np.int32), nodes.features.astype(np.int32), splits, np.stack([first, second], 1).astype(np.int32), nans,
         leaves.leaves.astype(np.int32), leaves.targets.astype(np.int32), leaves.weights,
     )  # fmt: skip
-    return _with_searches(made, nodes, searched.tolist()) if searched.size else made
+    return _with_numbers(_with_searches(made, nodes, searched.tolist()) if searched.size else made)
+
+
+def _with_numbers(made: Forest) -> Forest:
+    """Return the forest without splits that are NaN: what no number takes is the second branch, if every number takes the first."""
+    never = np.isnan(made.splits)
+    if not never.any():
+        return made
+    branches = np.where(never[:, None], made.branches[:, ::-1], made.branches)
+    return made._replace(splits=np.where(never, np.inf, made.splits), branches=branches, nans=made.nans ^ never)
 
 
 def _before(splits: Array) -> Array:
     """Return the largest number below each split; NaN, which nothing is at most, for the least of all."""
     with np.errstate(all="ignore"):
-        below = np.nextafter(splits, splits.dtype.type(-np.inf))
-    return np.asarray(np.where(splits == -np.inf, splits.dtype.type(np.nan), below))
+        below = np.nextafter(splits, -np.inf)
+    return np.asarray(np.where(splits == -np.inf, np.nan, below))
 
 
 def _in_order(subject: str, roots: Array, nodes: Nodes) -> tuple[Array, Nodes]:
@@ -134,9 +144,7 @@ class _Search:
 
 def _with_searches(made: Forest, nodes: Nodes, searched: Sequence[int]) -> Forest:
     """Return the forest with search trees in the place of nodes that ask for equality."""
-    values = {
-        node: np.unique(nodes.members.get(node, nodes.splits[node : node + 1]).astype(made.splits.dtype)) for node in searched
-    }
+    values = {node: np.unique(nodes.members.get(node, nodes.splits[node : node + 1]).astype(np.float64)) for node in searched}
     extra = np.zeros(len(nodes.features), np.int64)
     extra[list(values)] = [2 * len(each) - 1 for each in values.values()]  # a search has two nodes for each value
     place = np.arange(len(extra)) + np.cumsum(extra) - extra

@@ -241,7 +241,7 @@ def _forest(
     made = Forest(
         np.array([0, -4], np.int32),
         np.array([2, 0], np.int32),
-        np.array([0.5, -0.25], np.float32),
+        np.array([0.5, -0.25]),
         np.array([[1, -3], [-1, -2]], np.int32),
         np.array([True, False]),
         np.array(leaves, np.int32),
@@ -270,7 +270,7 @@ _REGRESSION = (
     Case("leaf_beyond", inputs=((2, 3), *_forest(roots=np.array([-6], np.int32))), raises=AttributeValueError),
     Case("target_beyond", inputs=((2, 3), *_TWO), raises=AttributeValueError),
     Case("leaves_out_of_order", inputs=((2, 3), *_forest(leaves=(0, 2, 1, 3, 4))), raises=AttributeValueError),
-    Case("splits_missing", inputs=((2, 3), *_forest(splits=np.zeros(1, np.float32))), raises=ShapeError),
+    Case("splits_missing", inputs=((2, 3), *_forest(splits=np.zeros(1))), raises=ShapeError),
     Case("roots_of_floats", inputs=((2, 3), *_forest(roots=np.zeros(2, np.float32))), raises=DTypeError),
     Case("no_such_aggregate", inputs=((2, 3), *_forest()), attrs={"aggregate_function": "ANY"}, raises=AttributeValueError),
     Case("no_targets", inputs=((2, 3), *_forest()), attrs={"n_targets": 0}, raises=AttributeValueError),

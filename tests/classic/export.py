@@ -1,6 +1,6 @@
 """Write the models of this folder, each with inputs and with what its own framework computes of them.
 
-Run it in an environment with scikit-learn, skl2onnx, XGBoost, LightGBM and onnxmltools: `python -m tests.classic.export`. The files
+Run `python -m tests.classic.export` where scikit-learn, skl2onnx, XGBoost, LightGBM, onnxmltools and pandas are installed. The files
 are committed, so that the tests need none of these.
 """
 
@@ -13,6 +13,7 @@ import lightgbm
 import numpy as np
 import onnx
 import onnxmltools
+import pandas
 import xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 from skl2onnx import to_onnx
@@ -81,8 +82,6 @@ def boosted() -> None:
 
 def encoded() -> None:
     """Write a pipeline of strings and of numbers that are missing."""
-    import pandas  # noqa: PLC0415  of this model alone
-
     rng = np.random.default_rng(0)
     words, numbers = rng.choice(["red", "green", "blue"], (90, 1)), rng.standard_normal((90, 2)).astype(np.float32)
     numbers[::7, 0] = np.nan

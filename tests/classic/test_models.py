@@ -98,5 +98,5 @@ def test_model_plans_profiles_and_counts(name):
 
 
 def test_every_file_has_inputs_and_outputs_of_its_framework():
-    assert NAMES == sorted(path.stem for path in FOLDER.glob("*.npz"))
+    assert sorted(path.stem for path in FOLDER.glob("*.npz")) == NAMES
     assert all(arrays(name, "in") and arrays(name, "out") for name in NAMES)

@@ -125,7 +125,8 @@ def _rounded_down(splits: Array, dtype: DType) -> Array:
 
     Kernels read numbers below the normal ones as 0. A split among these that lies below 0 must leave 0 out.
     """
-    made = splits.astype(dtype)
+    with np.errstate(over="ignore"):  # of a finite split that is beyond the type, whose largest number then is meant
+        made = splits.astype(dtype)
     made = np.where(made > splits, np.nextafter(made, dtype.type(-np.inf)), made)
     tiny = np.finfo(dtype).tiny
     return np.where((made < 0) & (made > -tiny), -tiny, made)
