@@ -70,7 +70,7 @@ def forest(subject: str, roots: Array, nodes: Nodes, leaves: Leaves) -> Forest:
 
 
 def _with_numbers(made: Forest) -> Forest:
-    """Return the forest without splits that are NaN: what no number takes is the second branch, if every number takes the first."""
+    """Return the forest without splits that are NaN: where no number takes the first branch, every number takes the other."""
     never = np.isnan(made.splits)
     if not never.any():
         return made

@@ -1,7 +1,7 @@
 """Write the models of this folder, each with inputs and with what its own framework computes of them.
 
-Run `python -m tests.classic.export` where scikit-learn, skl2onnx, XGBoost, LightGBM, onnxmltools and pandas are installed. The files
-are committed, so that the tests need none of these.
+Run `python -m tests.classic.export` where scikit-learn, skl2onnx, XGBoost, LightGBM, onnxmltools and pandas are installed. The
+files are committed, so that the tests need none of these.
 """
 
 from __future__ import annotations

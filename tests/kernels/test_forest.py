@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.errors import AttributeValueError
-from kernels.forest import AGGREGATES, Forest
+from kernels.forest import AGGREGATES
 from kernels.forest_reading import ensemble_nodes, listed_nodes
 from tests.kernels import forests
 from tests.kernels.forests import Branch, Leaf
@@ -148,16 +148,14 @@ def test_hostile_ensembles_are_refused(change, says):
 
 def test_a_chain_of_a_million_nodes_is_read_and_one_out_of_order_refused():
     count = 1_000_000
-    ids = np.arange(count)
-    attrs = {"nodes_featureids": np.zeros(count, int), "nodes_splits": np.zeros(count, np.float32), "nodes_modes": np.zeros(count, np.uint8),
-             "nodes_truenodeids": np.append(ids[1:], 0), "nodes_trueleafs": np.append(np.zeros(count - 1, int), 1),
-             "nodes_falsenodeids": np.zeros(count, int), "nodes_falseleafs": np.ones(count, int),
-             "leaf_weights": np.ones(1, np.float32), "leaf_targetids": np.zeros(1, int), "tree_roots": np.zeros(1, int)}  # fmt: skip
-    assert isinstance(ensemble_nodes(dict(attrs)), Forest)
-    back = {
-        "nodes_truenodeids": np.append(0, ids[:-1]),
-        "nodes_trueleafs": np.append(1, np.zeros(count - 1, int)),
-        "tree_roots": ids[-1:],
-    }
+    ids, none = np.arange(count), np.zeros(count, int)
+    ends, zero = np.append(none[1:], 1), np.zeros(1, int)
+    attrs = {
+        "nodes_featureids": none, "nodes_splits": none.astype(np.float32), "nodes_modes": none.astype(np.uint8),
+        "nodes_truenodeids": np.append(ids[1:], 0), "nodes_trueleafs": ends, "nodes_falsenodeids": none,
+        "nodes_falseleafs": none + 1, "leaf_weights": np.ones(1, np.float32), "leaf_targetids": zero, "tree_roots": zero,
+    }  # fmt: skip
+    assert len(ensemble_nodes(dict(attrs)).features) == count
+    back = {"nodes_truenodeids": np.append(0, ids[:-1]), "nodes_trueleafs": ends[::-1], "tree_roots": ids[-1:]}
     with pytest.raises(AttributeValueError, match="more than 4096 nodes in no order"):
         ensemble_nodes({**attrs, **back})

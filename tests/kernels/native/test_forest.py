@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.forest_reading import ensemble_nodes, listed_nodes
-from kernels.native.families.forest import TOGETHER, Total, Walk, emit_total, emit_walk, leaf_layout, pack, packed_bytes
+from kernels.native.families.forest import TOGETHER, Combine, Total, Walk, emit_total, emit_walk, leaf_layout, pack, packed_bytes
 from tests.kernels import forests
 from tests.kernels.forests import Branch, Leaf
 from tests.kernels.native.reference import run_kernel
 
-COMBINE = {"SUM": "add", "AVERAGE": "add", "MIN": "minnum", "MAX": "maxnum"}
+COMBINE: dict[str, Combine] = {"SUM": "add", "AVERAGE": "add", "MIN": "minnum", "MAX": "maxnum"}
 SMALLEST = np.finfo(np.float32).tiny
 
 
