@@ -27,7 +27,8 @@ from kernels.native.families.cumulative import Cumulative, emit_cumulative
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
-from kernels.native.families.forest import Combine, Layout, Total, Walk, emit_total, emit_walk
+from kernels.native.families.forest import Combine, Total, Walk, emit_total, emit_walk
+from kernels.native.families.forest import Layout as Leaves
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.families.grid_sample import GridSample, emit_grid_sample
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
@@ -489,7 +490,7 @@ def totals(isa: Isa, elements: int, *kinds: Literal["add", "mul"], exclusive: bo
     return [emit_cumulative(Cumulative(view, view, kind, exclusive=exclusive), isa) for kind in kinds]
 
 
-def forest(isa: Isa, dtype: Dtype, *layouts: Layout, combine: Combine = "add", nans: bool = False) -> Kernels:
+def forest(isa: Isa, dtype: Dtype, *layouts: Leaves, combine: Combine = "add", nans: bool = False) -> Kernels:
     """Emit the walks of a forest whose leaves lie in each of these layouts, and the sums of its blocks."""
     kind = np.dtype(dtype)
     walks = [emit_walk(Walk(9, 5, 1 if each == "number" else 3, 20, kind, kind, each, combine, nans), isa) for each in layouts]
