@@ -284,8 +284,7 @@ class Segment:
         if arena is not self._arena:
             self._program.bind(_ARENA, arena)
             self._arena = arena
-        for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
-            self._program.bind(slot, array)
+        self._program.bind_all(_ARENA + 1, (*inputs, *outputs))
 
     def _check(self) -> None:
         """Raise IndexRangeError where a kernel has reported an index out of range."""

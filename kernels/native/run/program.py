@@ -217,13 +217,21 @@ class Program:
 
     def bind(self, slot: int, memory: Array) -> None:
         """Set the memory of a slot, which the caller keeps alive and contiguous."""
-        if (begin := address(memory)) != self._bound[slot]:
+        self.bind_all(slot, (memory,))
+
+    def bind_all(self, first: int, memories: Sequence[Array]) -> None:
+        """Set the memory of neighbouring slots, as `bind` does."""
+        bound = self._bound
+        for slot, memory in enumerate(memories, first):
+            begin = address(memory)
+            if begin == bound[slot]:
+                continue
             words, offsets = self._code.places[slot].words, self._offsets[slot]
             if len(words) == 1:  # of most inputs and outputs; numpy takes ten times as long for it as for a number
                 self._words[words.item()] = offsets.item() + begin
             else:
                 self._words[words] = offsets + begin
-            self._bound[slot] = begin
+            bound[slot] = begin
 
     def run(self, threads: int, *, timed: bool = False, stop: Array = _GOES_ON) -> None:
         """Run to the end on that many threads.

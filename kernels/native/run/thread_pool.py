@@ -94,7 +94,13 @@ class ThreadPool:
             raise PoolError(f"pool: {threads} threads asked for, it has {self.threads}")
         if os.getpid() != self._pid:
             raise PoolError("pool: this process was forked and has none of its workers, use shared_thread_pool()")
-        boxes, team = self._take(threads)
+        with self._lock:  # most runs find threads free, and some take a few µs
+            ready = not self._closed and not self._waiting and self._free_threads >= threads
+            if ready:
+                self._free_threads -= threads
+                boxes, team = self._team(threads)
+        if not ready:
+            boxes, team = self._take(threads)
         try:
             state, place = self._teams[team]
             _TASK.pack_into(state, _TASK_AT, program, arguments, threads, self._barrier_spins)
@@ -147,10 +153,6 @@ class ThreadPool:
             self._admit()
 
     def _take(self, threads: int) -> tuple[list[int], int]:
-        with self._lock:
-            if not self._closed and not self._waiting and self._free_threads >= threads:
-                self._free_threads -= threads
-                return self._team(threads)
         self._await_turn(threads)
         with self._lock:
             if self._closed:
