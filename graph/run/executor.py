@@ -155,7 +155,7 @@ class Executor:
         Returns: every graph output by name, in new memory, but for those that grow in place.
         Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
         """
-        if bounds is None and self._single is not None and self._lock.acquire(blocking=False):
+        if bounds is None and self._single is not None and self._lock.acquire(False):
             try:
                 if (done := self._single.run(feeds)) is not None:
                     return done

@@ -52,7 +52,7 @@ class SingleSegment:
         given = []
         for name, dtype, dims in self._ports:
             array = feeds.get(name)
-            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != dims:
+            if type(array) is not np.ndarray or (array.dtype is not dtype and array.dtype != dtype) or array.shape != dims:
                 return None
             flags = array.flags
             if not (flags.c_contiguous and flags.aligned):

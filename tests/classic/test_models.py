@@ -95,8 +95,3 @@ def test_model_plans_profiles_and_counts(name):
     walks = [step for step in steps if "TreeEnsemble" in step.op]
     assert bool(walks) == (name in NATIVE_TREES)
     assert all(step.strategy.backend == "native" for step in walks)
-
-
-def test_every_file_has_inputs_and_outputs_of_its_framework():
-    assert sorted(path.stem for path in FOLDER.glob("*.npz")) == NAMES
-    assert all(arrays(name, "in") and arrays(name, "out") for name in NAMES)

@@ -31,6 +31,7 @@ from kernels.spec import Array
 
 BARRIER_SPINS = 20_000  # pauses before a thread that waits for others sleeps: about 0.5 ms on Zen 5
 IDLE_SPINS = 2_000  # the same for a worker without work: about 50 µs
+MOST_KNOWN = 64  # teams whose mailboxes are listed for native code already
 
 
 def _runtime_code(isa: Isa) -> bytes:
@@ -55,6 +56,7 @@ class ThreadPool:
         self._teams: list[tuple[memoryview, int]] = []  # the memory of each, and its address
         self._idle_teams: list[int] = []
         self._boxes: list[Array] = []
+        self._known: dict[tuple[int, ...], Any] = {}
         self._idle_boxes: list[int] = []
         self._workers: list[threading.Thread] = []
         self._closed = False
@@ -104,10 +106,20 @@ class ThreadPool:
         try:
             state, place = self._teams[team]
             _TASK.pack_into(state, _TASK_AT, program, arguments, threads, self._barrier_spins)
-            addresses = (ctypes.c_void_p * len(boxes))(*(address(self._boxes[box]) for box in boxes)) if boxes else None
-            self._run(place, addresses, len(boxes), *counters)
+            self._run(place, self._addresses(boxes), len(boxes), *counters)
         finally:
             self._give_back(boxes, team, threads)
+
+    def _addresses(self, boxes: list[int]) -> Any:
+        """Return the addresses of mailboxes as an array for native code; None for no boxes. Most runs have the same boxes."""
+        if not boxes:
+            return None
+        key = tuple(boxes)
+        if (found := self._known.get(key)) is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = (ctypes.c_void_p * len(boxes))(*(address(self._boxes[box]) for box in boxes))
+        return found
 
     def close(self, patience_s: float | None = None) -> None:
         """Wait for the runs under way, then end the workers. A closed pool refuses to run.
