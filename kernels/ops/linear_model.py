@@ -124,9 +124,10 @@ def upgrade_regressor(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[
 
 
 def upgrade_classifier(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
-    """Matrices in place of lists. One score s of two classes, that of the second, becomes two.
+    """Matrices in place of lists. One score s of two classes, that of the second, becomes two: the first has -s.
 
-    The first has 1 - s, or -s where a transform makes probabilities of scores. ONNX's text is silent; ONNX Runtime computes this.
+    ONNX's text is silent; its reference computes this. ONNX Runtime says 1 - s where nothing transforms scores, but its label is
+    that of the sign of s.
     """
     attrs = dict(attrs)
     attrs.pop("multi_class", None)  # says how a model was trained, not what it computes
@@ -134,10 +135,9 @@ def upgrade_classifier(opset: int, attrs: dict[str, Any], outputs: int) -> tuple
     scores = label_count(attrs, "intercepts") or labels
     made = _matrices(attrs, scores)
     if scores == 1 and labels == 2:
-        share = attrs.get("post_transform", "NONE") in ("NONE", "PROBIT")
         made[1] = np.concatenate([-made[1], made[1]])
         start = made.get(2, np.zeros(1, np.float32))
-        made[2] = np.concatenate([np.float32(share) - start, start])
+        made[2] = np.concatenate([-start, start])
     return attrs, made
 
 
