@@ -58,6 +58,9 @@ class SingleSegment:
             if not (flags.c_contiguous and flags.aligned):
                 return None
             given.append(array)
-        made = [np.empty(shape, dtype) for shape, dtype in self._made]
+        try:
+            made = [np.empty(shape, dtype) for shape, dtype in self._made]
+        except MemoryError:
+            return None  # the general way says what needed it
         self._segment.run(self._arena, given, made, self._threads, _NOT_STOPPED)
         return {name: made[at] for name, at in self._returned}

@@ -41,8 +41,14 @@ _HALF = np.dtype(np.float16)
 # Inference
 
 
-def _scores(subject: str, x: Spec, forest: Sequence[Spec], base: Spec | None, targets: int, how: str) -> tuple[int, int]:
-    """Return the shape of the scores. Raises an error for what is no forest over rows of x."""
+def _scores(subject: str, x: Spec, inputs: Sequence[Spec | None], targets: int, how: str) -> tuple[int, int]:
+    """Return the shape of the scores. inputs: a forest, and base values if any. Raises an error for none over rows of x."""
+    forest = [spec for spec in inputs[: BASE - 1] if spec is not None]
+    if len(inputs) not in (BASE - 1, BASE) or len(forest) < BASE - 1:
+        raise ShapeError(
+            f"{subject}: it has {len(forest)} of {BASE - 1} inputs of a forest, {len(inputs)} in all, need these and base values"
+        )
+    base = inputs[BASE - 1] if len(inputs) == BASE else None
     check_transform(subject, how)
     rows, features = rows_of(subject, Spec(x.shape, F32) if x.dtype == _HALF else x)
     if targets < 1:
@@ -55,91 +61,64 @@ def _scores(subject: str, x: Spec, forest: Sequence[Spec], base: Spec | None, ta
 
 def infer_ensemble(
     x: Spec,
-    roots: Spec,
-    features: Spec,
-    splits: Spec,
-    branches: Spec,
-    nans: Spec,
-    leaves: Spec,
-    targets: Spec,
-    weights: Spec,
-    base: Spec | None = None,
-    *,
+    *forest: Spec | None,
     n_targets: int = 1,
     aggregate_function: str = "SUM",
     post_transform: str = "NONE",
 ) -> Spec:
     """(n, n_targets), of the type of x, which is (n, features)."""
-    subject, forest = "ai.onnx.ml.TreeEnsemble", (roots, features, splits, branches, nans, leaves, targets, weights)
+    subject = "ai.onnx.ml.TreeEnsemble"
     one_of(f"{subject}: attribute aggregate_function", aggregate_function, AGGREGATES)
     if x.dtype not in FLOATS:
         raise DTypeError(f"{subject}: x is {x}, need floats")
-    return Spec(_scores(subject, x, forest, base, n_targets, post_transform), x.dtype)
+    return Spec(_scores(subject, x, forest, n_targets, post_transform), x.dtype)
 
 
 def infer_regressor(
     x: Spec,
-    roots: Spec,
-    features: Spec,
-    splits: Spec,
-    branches: Spec,
-    nans: Spec,
-    leaves: Spec,
-    targets: Spec,
-    weights: Spec,
-    base: Spec | None = None,
-    *,
+    *forest: Spec | None,
     n_targets: int = 1,
     aggregate_function: str = "SUM",
     post_transform: str = "NONE",
 ) -> Spec:
     """(n, n_targets) float32, of x (n, features)."""
-    subject, forest = "ai.onnx.ml.TreeEnsembleRegressor", (roots, features, splits, branches, nans, leaves, targets, weights)
+    subject = "ai.onnx.ml.TreeEnsembleRegressor"
     one_of(f"{subject}: attribute aggregate_function", aggregate_function, AGGREGATES)
-    return Spec(_scores(subject, x, forest, base, n_targets, post_transform), F32)
+    return Spec(_scores(subject, x, forest, n_targets, post_transform), F32)
 
 
 def infer_classifier(
     x: Spec,
-    roots: Spec,
-    features: Spec,
-    splits: Spec,
-    branches: Spec,
-    nans: Spec,
-    leaves: Spec,
-    targets: Spec,
-    weights: Spec,
-    base: Spec | None = None,
-    *,
+    *forest: Spec | None,
     classlabels_int64s: Sequence[int] = (),
     classlabels_strings: Sequence[str] = (),
     post_transform: str = "NONE",
 ) -> tuple[Spec, Spec]:
     """Labels (n), and scores (n, classes) float32, of x (n, features)."""
-    subject, forest = "ai.onnx.ml.TreeEnsembleClassifier", (roots, features, splits, branches, nans, leaves, targets, weights)
+    subject = "ai.onnx.ml.TreeEnsembleClassifier"
     labels = class_labels(subject, classlabels_int64s, classlabels_strings)
-    shape = _scores(subject, x, forest, base, len(labels), post_transform)
+    shape = _scores(subject, x, forest, len(labels), post_transform)
     return Spec(shape[:1], label_dtype(classlabels_strings)), Spec(shape, F32)
 
 
 # Cost and memory
 
 
-def cost(out: tuple[Spec, ...], x: Spec, roots: Spec, *rest: Spec | None, post_transform: str, **attrs: Any) -> Cost:
+def cost(out: tuple[Spec, ...], x: Spec, *forest: Spec | None, post_transform: str, **attrs: Any) -> Cost:
     """For each row and tree a comparison on each level of a balanced tree, and an addition for each entry of a leaf; for each
     score an addition of its base value, and 5 (SOFTMAX), 4 (LOGISTIC), 7 (SOFTMAX_ZERO) or 14 (PROBIT)."""
     rows, targets = out[-1].shape
-    trees, leaves, entries = (max(spec.elements, 1) for spec in (roots, *(spec for spec in (rest[4], rest[6]) if spec)))
-    levels = max(-(-(leaves - 1) // trees) - 1, 0).bit_length()
-    added = targets if len(rest) > len(Forest._fields) - 1 and rest[-1] is not None else 0
-    walks = roots.elements * (levels + -(-entries // max(leaves - 1, 1)))
-    return Cost(other_flops=rows * (walks + added + targets * transform_flops(post_transform)))
+    counts = {name: spec.elements for name, spec in zip(Forest._fields, forest, strict=False) if spec is not None}
+    trees, leaves = counts["roots"], max(counts["leaves"] - 1, 1)
+    levels, entries = (-(-leaves // max(trees, 1)) - 1).bit_length(), -(-counts["weights"] // leaves)
+    each = (len(forest) == BASE) + transform_flops(post_transform)
+    return Cost(other_flops=rows * (trees * (levels + entries) + targets * each))
 
 
-def scratch_bytes(out: tuple[Spec, ...], x: Spec, roots: Spec, *rest: Spec | None, **attrs: Any) -> int:
+def scratch_bytes(out: tuple[Spec, ...], x: Spec, *forest: Spec | None, **attrs: Any) -> int:
     """The walks of a block of rows, and the scores in float64."""
-    entries = sum(spec.elements for spec in rest if spec is not None)
-    return FIXED_BYTES + WALK_BYTES * (BLOCK_WALKS + roots.elements + entries) + 64 * out[-1].elements
+    elements = sum(spec.elements for spec in forest if spec is not None)
+    return FIXED_BYTES + WALK_BYTES * (BLOCK_WALKS + elements) + 64 * out[-1].elements
 
 
 # numpy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgewise
 from graph.errors import FeedError
+from graph.run import single
 from graph.run.bounds import RunBounds
 from kernels.errors import IndexRangeError
 
@@ -92,6 +94,15 @@ def test_read_only_arrays_are_taken(executor):
 def test_wrong_feeds_are_refused_as_on_the_long_way(executor, feeds, says):
     with pytest.raises(FeedError, match=says):
         executor.run(feeds)
+
+
+def test_outputs_that_find_no_memory_are_left_to_the_long_way(executor, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(single, "np", SimpleNamespace(ndarray=np.ndarray, empty=exhausted))
+    assert executor._single.run({"x": X}) is None
+    np.testing.assert_allclose(executor.run({"x": X})["z"], -(X @ W), rtol=1e-5, atol=1e-6)
 
 
 def test_threads_share_an_executor(executor):
