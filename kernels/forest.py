@@ -98,7 +98,7 @@ class Forest(NamedTuple):
     def totals(self, x: Array, aggregate: Aggregate, targets: int) -> Array:
         """Return what the leaves of each row of x (n, features) give each target: (n, targets) float64, 0 where none does.
 
-        The rows are walked in blocks, so that no more than `totals_bytes` is taken beside the result.
+        The rows are walked in blocks, so that the memory beside the result does not grow with them.
         """
         made = np.zeros((len(x), targets))
         rows = max(BLOCK_WALKS // max(len(self.roots) * int(np.diff(self.leaves).max(initial=1)), 1), 1)

@@ -214,7 +214,8 @@ def listed_nodes(attrs: dict[str, Any], entries: str) -> Forest:
     _at_most("nodes", count)
     trees = numbers(attrs, "nodes_treeids", "int64", count)
     modes = _modes(attrs, count)
-    attrs.pop("nodes_hitrates", None), attrs.pop("nodes_hitrates_as_tensor", None)  # say how often, not where
+    for name in ("nodes_hitrates", "nodes_hitrates_as_tensor"):  # they say how often rows come by
+        attrs.pop(name, None)
     splits = either(attrs, "nodes_values", count)
     features = numbers(attrs, "nodes_featureids", "int64", count)
     missing = numbers(attrs, "nodes_missing_value_tracks_true", "int64", count, np.zeros(count, np.int64)) != 0
@@ -250,10 +251,8 @@ def ensemble_nodes(attrs: dict[str, Any]) -> Forest:
     count = len(features)
     _at_most("nodes", count)
     _check_range("nodes_featureids", features)
-    splits, modes = (
-        numbers(attrs, "nodes_splits", "float32", count),
-        numbers(attrs, "nodes_modes", "int64", count).astype(np.int64),
-    )
+    splits = numbers(attrs, "nodes_splits", "float32", count)
+    modes = numbers(attrs, "nodes_modes", "int64", count).astype(np.int64)
     if modes.size and not (modes.min() >= LEQ and modes.max() <= MEMBER):
         raise AttributeValueError(f"attribute 'nodes_modes' has {modes.max()}, need numbers from {LEQ} to {MEMBER}")
     attrs.pop("nodes_hitrates", None)

@@ -237,7 +237,7 @@ def _ints(*values: int) -> Array:
 _NUMBERED = {"keys_tensor": _words("a", "b", "a"), "values_tensor": _ints(1, 2, 3), "default_tensor": _ints(-7)}
 _CATS = {"cats_int64s": (5, 6), "cats_strings": ("b", "a")}
 _LABEL_ENCODER = (
-    Case("strings_to_ints", inputs=(_words("b", "a", "z").reshape(3, 1),), attrs=_NUMBERED, cost=None),
+    Case("strings_to_ints", inputs=(_words("b", "a", "z").reshape(3, 1),), attrs=_NUMBERED),
     Case(
         "floats_to_strings",
         inputs=(np.array([1, np.nan, 2], np.float32),),

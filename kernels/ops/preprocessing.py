@@ -14,8 +14,7 @@ from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.expression import FLOAT, Draft, Term
 from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op
-from kernels.scores import MODEL_INPUTS, rows_of
-from kernels.scores import rows_stay_apart as normalizer_keeps_rows
+from kernels.scores import MODEL_INPUTS, rows_of, rows_stay_apart
 from kernels.scratch import for_each
 from kernels.spec import FLOATS, Array, Spec
 from kernels.upgrades import constant_of
@@ -231,7 +230,7 @@ OPS = (
         infer_normalizer,
         cost_normalizer,
         (Kernel("rows", run_normalizer, scratch_bytes=for_each(32)),),
-        mixes_rows=normalizer_keeps_rows,
+        mixes_rows=rows_stay_apart,
         cases=_NORMALIZER,
     ),
 )

@@ -105,6 +105,17 @@ def test_outputs_that_find_no_memory_are_left_to_the_long_way(executor, monkeypa
     np.testing.assert_allclose(executor.run({"x": X})["z"], -(X @ W), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "threads"), [(2, 1), (20_000, 2)])
+def test_a_program_takes_no_more_threads_than_it_has_chunks(rows, threads):
+    """A thread that is woken for nothing costs more than a small model's run."""
+    session, x = edgewise.Session(product(rows=rows), threads=2), np.ones((rows, 4), np.float32)
+    session.run({"x": x})
+    program, taken = session.executor({"x": x})._single._segment._program, []
+    program._pool = SimpleNamespace(run=lambda _walk, _header, used, _counters: taken.append(used))
+    session.run({"x": x})
+    assert taken == [threads]
+
+
 def test_threads_share_an_executor(executor):
     wanted, wrong = executor.run({"x": X})["y"], []
 

@@ -92,7 +92,7 @@ class ThreadPool:
         that is zeroed before the start.
         Raises PoolError when the pool is closed, forked away from its workers, or smaller than `threads`.
         """
-        if not 0 < threads <= self.threads:
+        if not 1 <= threads <= self.threads:
             raise PoolError(f"pool: {threads} threads asked for, it has {self.threads}")
         if os.getpid() != self._pid:
             raise PoolError("pool: this process was forked and has none of its workers, use shared_thread_pool()")
