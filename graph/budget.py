@@ -110,6 +110,11 @@ class RunBudget:
         return self._own_bytes + self._shared_bytes
 
     @property
+    def is_shared(self) -> bool:
+        """Whether it is counted in a process' budget too."""
+        return self._process is not None
+
+    @property
     def free_bytes(self) -> int:
         """Bytes that a run may allocate."""
         return self.limit_bytes - self.kept_bytes

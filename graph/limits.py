@@ -30,7 +30,7 @@ class Limits:
     function_depth: int = 64
     tensor_elements: int = 2**33
     rank: int = 64
-    list_length: int = 1_000_000
+    list_length: int = 1 << 24
     text_length: int = 1 << 20
 
     @classmethod

@@ -101,6 +101,7 @@ class Session:
         _check_choices(precision, backend)
         with memory_errors_of("model"):
             self.model = model if isinstance(model, Model) else read(model)
+        self._input_names = [port.name for port in self.model.graph.inputs]
         self._plans: dict[Shapes, _Followed] = {}  # by the shapes they are for, the newest last
         if plan is not None:
             self._plans[self._planned(plan)] = _Followed(plan.id, plan)
@@ -229,10 +230,11 @@ class Session:
                  memory than the limits allow, before it is allocated; OutOfMemoryError where the process or the system has no
                  more now; errors of the model's operators.
         """
-        bounds = RunBounds(None if timeout_s is None else _deadline_ns(timeout_s))
+        bounds = None if timeout_s is None else RunBounds(_deadline_ns(timeout_s))
         if state is not None:
-            return state.run(feeds, bounds)
-        return self.executor(feeds).run(feeds, bounds)
+            return state.run(feeds, RunBounds() if bounds is None else bounds)
+        found = self._ready.find(self._key(feeds)) or self.ready(feeds)
+        return found.executor.run(feeds, bounds)
 
     def trace(self, feeds: Mapping[str, Any], runs: int = 50) -> Trace:
         """Measure where the time of a run goes. Raises FeedError, MeasurementError."""
@@ -277,7 +279,7 @@ class Session:
             return self._build(key, {name: array.shape for name, array in arrays.items()}, check or go_on)
 
     def _key(self, feeds: Mapping[str, Any]) -> Shapes:
-        return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
+        return tuple([getattr(feeds.get(name), "shape", None) for name in self._input_names])
 
     def _build(self, key: Shapes, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
         """Return the executor for new shapes, which is kept: a lowering that serves them, bound to them, or a new one."""

@@ -237,6 +237,7 @@ class Segment:
         self._facts, self._node_of = lowered.facts, lowered.node_of
         self._lowered, self._layout, self._program = lowered, layout, program
         self._watches = lowered.watched(sizes, [np.zeros(1, np.int64) for _ in lowered.watches])
+        self._arena: Array | None = None  # that is bound
         self._bind_made(sizes)
 
     def resize(self, sizes: Sizes) -> bool:
@@ -244,13 +245,14 @@ class Segment:
         if not self._lowered.fits(self._layout, sizes):
             return False
         self._program.resize(sizes)
+        self._arena = None
         self._watches = self._lowered.watched(sizes, [watch.word for watch in self._watches])
         self._bind_made(sizes)
         return True
 
     def _bind_made(self, sizes: Sizes) -> None:
         self._made = self._lowered.made(sizes)  # kept: the program holds their addresses
-        for slot, words in self._made:
+        for slot, words in [*self._made, *((watch.slot, watch.word) for watch in self._watches)]:
             self._program.bind(slot, words)
 
     def macs(self, node: Node) -> int | None:
@@ -264,7 +266,8 @@ class Segment:
         """
         self._bind(arena, inputs, outputs)
         self._program.run(threads, stop=stop)
-        self._check()
+        if self._watches:
+            self._check()
 
     def run_timed(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array], threads: int) -> SegmentClock:
         """Run once as `run` does, with every thread reading the clock before and after every call."""
@@ -278,14 +281,16 @@ class Segment:
     def _bind(self, arena: Array, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         for watch in self._watches:
             watch.word[0] = 0
-            self._program.bind(watch.slot, watch.word)
-        self._program.bind(_ARENA, arena)
-        for slot, array in enumerate((*inputs, *outputs), _ARENA + 1):
-            self._program.bind(slot, array)
+        if arena is not self._arena:
+            self._program.bind(_ARENA, arena)
+            self._arena = arena
+        self._program.bind_all(_ARENA + 1, (*inputs, *outputs))
 
     def _check(self) -> None:
         """Raise IndexRangeError where a kernel has reported an index out of range."""
         for bound in self._watches:
+            if not bound.word[0]:  # no kernel wrote to it
+                continue
             node, watch = bound.watch.node, bound.watch
             try:
                 watch.check(f"{node.op}: {watch.what}", bound.word, bound.axis_size)

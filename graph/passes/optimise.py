@@ -22,6 +22,7 @@ from graph.passes.gemms import make_gemms
 from graph.passes.identities import remove_identities
 from graph.passes.integers import make_integers, move_integers
 from graph.passes.layer_norms import find_layer_norms
+from graph.passes.models import expand_models
 from graph.passes.pads import fold_pads
 from graph.passes.quantised import expand_quantised
 from graph.passes.steps import fold_steps
@@ -90,6 +91,7 @@ def optimise(
         *([_Step("halves", widen_halves)] if native else []),
         _Step("dead-code", remove_dead),
         _Step("expansions", expand_fused),
+        _Step("models", expand_models),
         _Step("einsums", expand_einsums, frozenset({"Einsum"})),
         _Step("identities", remove_identities),
         _Step("views", collapse_views),

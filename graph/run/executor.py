@@ -24,6 +24,7 @@ from graph.run.bounds import RunBounds
 from graph.run.feeds import check_feeds
 from graph.run.lowered import BoundSpecs, LoweredGraph
 from graph.run.prepared import DYNAMIC, VIEW, PreparedStep
+from graph.run.single import SingleSegment
 from graph.timing import RunClock
 from kernels.record import record
 from kernels.size import PLAIN, Sizes
@@ -96,6 +97,11 @@ class Executor:
         self._names = tuple(port.name for port in self.graph.outputs if port.name not in lowered.kept)
         self._blas = BlasThreads(self.threads if self._program.uses_numpy else None)
         self._lock = threading.Lock()
+        self._single = self._alone()
+
+    def _alone(self) -> SingleSegment | None:
+        """Return the segment that is all of the graph, where nothing but a run itself needs to be counted."""
+        return None if self._budget.is_shared or self._lowered.kept else self._program.single(self._ports)
 
     def _ports_at(self, sizes: Sizes) -> tuple[Port, ...]:
         specs = self._lowered.specs
@@ -135,7 +141,9 @@ class Executor:
         with self._lock:
             self.specs = BoundSpecs(self._lowered.specs, sizes)
             self._ports = self._ports_at(sizes)
-            return self._program.resize(self.specs, sizes)
+            resized = self._program.resize(self.specs, sizes)
+            self._single = self._alone() if resized else None
+            return resized
 
     def run(
         self, feeds: Mapping[str, Any], bounds: RunBounds | None = None, kept: Mapping[str, Array] = MappingProxyType({})
@@ -147,6 +155,12 @@ class Executor:
         Returns: every graph output by name, in new memory, but for those that grow in place.
         Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
         """
+        if bounds is None and self._single is not None and self._lock.acquire(False):
+            try:
+                if (done := self._single.run(feeds)) is not None:
+                    return done
+            finally:
+                self._lock.release()
         fed = [port for port in self._ports if port.name not in kept] if kept else self._ports
         arrays, bounds = check_feeds(fed, feeds), bounds or RunBounds()
         bounds.allow(max(0, self._budget.free_bytes))

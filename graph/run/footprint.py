@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -55,9 +56,8 @@ class Footprint:
             taken += [
                 (sizes[node.name], partial(_kernel, node, sizes[node.name])) for node in graph.nodes if sizes.get(node.name)
             ]
-        return Footprint(
-            memory.arena_bytes, run_bytes, max(taken, key=lambda found: found[0], default=(0, lambda: graph.name))[1]
-        )
+        largest = max(taken, key=lambda found: found[0], default=(0, lambda: graph.name))[1]
+        return Footprint(memory.arena_bytes, run_bytes, functools.cache(largest))
 
 
 def require_values(graph: Graph, specs: Specs, budget: RunBudget) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from graph.budget import RunBudget
 from graph.choice import Choice
-from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Specs
+from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
 from graph.mapped import resident
 from graph.memory import Held, MemoryPlan, is_static, plan_memory
 from graph.native.segment import Segment
@@ -29,6 +29,7 @@ from graph.run.bounds import RunBounds
 from graph.run.control_flow import run_control_flow
 from graph.run.dynamic import Body, allocate, compute
 from graph.run.footprint import Footprint
+from graph.run.single import SingleSegment
 from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
 from kernels.errors import EdgewiseError, ShapeError, exhausted
@@ -158,6 +159,23 @@ class PreparedGraph:
                 found.append(replace(item, first=step + item.first, last=step + item.last, offset_bytes=offset_bytes))
         return tuple(found)
 
+    def single(self, ports: Sequence[Port]) -> SingleSegment | None:
+        """Return the graph as one native segment, None where it is more. ports: of its inputs, with the shapes of a run."""
+        if len(self._graph.nodes) != 1 or len(self._segments) != 1 or self._renamed:
+            return None
+        (node,), (segment,) = self._graph.nodes, self._segments.values()
+        made = dict(zip([name for name, _ in self._returned_names()], [spec for _, spec in self._returned], strict=True))
+        names = [port.name for port in self._graph.outputs]
+        if sorted(names) != sorted(node.outputs) or set(made) != set(names) or {port.name for port in ports} != set(node.inputs):
+            return None
+        outputs = {name: made[name] for name in node.outputs}
+        return SingleSegment(segment, self._workspace(node), self._threads, ports, node.inputs, outputs, names)
+
+    def _workspace(self, node: Node) -> Array:
+        """Return the part of the arena that a node works in."""
+        place = self.memory.workspaces.get(node.name)
+        return self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+
     def resize(self, specs: Specs, sizes: Sizes) -> bool:
         """Give all sizes other values in place. False where the graph must be prepared anew for them; it is of no use then.
 
@@ -234,8 +252,7 @@ class PreparedGraph:
         """
         slots, threads = self._slots.arrays, self._threads
         read, written = [self._slots.of(name) for name in node.inputs], [self._slots.of(name) for name in node.outputs]
-        place = self.memory.workspaces.get(node.name)
-        arena = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+        arena = self._workspace(node)
 
         def call() -> None:
             inputs, bounds = [np.ascontiguousarray(slots[i]) for i in read], self._bounds
@@ -349,8 +366,7 @@ class PreparedGraph:
             return self._control_flow_call(node)
         if not kernels:
             return self._dynamic_call(node)
-        place = self.memory.workspaces.get(node.name)
-        workspace = self._arena[place.offset_bytes : place.offset_bytes + place.nbytes] if place else self._arena[:0]
+        workspace = self._workspace(node)
         own, *fused = kernels
         calls = [] if step.algorithm == VIEW else [self._kernel_call(own, self._written(node), workspace)]
         calls += [self._kernel_call(chosen, node.outputs[:1], workspace) for chosen in fused]

@@ -43,6 +43,10 @@ WEIGHT_SLOTS: frozenset[Slot] = frozenset(
         "LSTM": (1, 2, 3, 7),
         "GRU": (1, 2, 3),
         "RNN": (1, 2, 3),
+        "ai.onnx.ml.LinearClassifier": (1, 2),
+        "ai.onnx.ml.LinearRegressor": (1, 2),
+        "ai.onnx.ml.SVMClassifier": (1, 2, 3, 4, 5),
+        "ai.onnx.ml.SVMRegressor": (1, 2, 3),
     }.items()
     for position in positions
 )

@@ -18,8 +18,9 @@ import numpy as np
 from graph.digest import Digest
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET
+from graph.formats.onnx.maps import READERS, is_maps, map_ports
 from graph.formats.onnx.messages import AttributeProto, TensorProto
-from graph.formats.onnx.schema import KINDS, check_kinds, check_types, op_name
+from graph.formats.onnx.schema import KINDS, check_kinds, check_types, is_standard, op_name
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type
 from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
@@ -58,8 +59,7 @@ def read(
         from graph.formats.onnx.functions import inline  # noqa: PLC0415  few files have functions
 
         proto = inline(proto, limits)
-    opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx", 0))
+    opset = _opset(proto)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{NEWEST_OPSET} ({name})")
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
@@ -83,6 +83,12 @@ def read(
         initializers=frozenset(reader.initializers),
         files=files,
     )
+
+
+def _opset(proto: ModelProto) -> int:
+    """Return the opset of ONNX's own operators: 0 where it is missing, and the newest where no node needs one."""
+    opsets: dict[str, int] = {opset.domain or "": opset.version for opset in proto.opset_import}
+    return opsets.get("", opsets.get("ai.onnx", 0 if any(map(is_standard, proto.graph.node)) else NEWEST_OPSET))
 
 
 class _Scope:
@@ -110,6 +116,7 @@ class _GraphReader:
         self.initializers: set[str] = set()
         self.external: list[Array] = []
         self.node_names: set[str] = set()
+        self.maps: dict[str, tuple[str, str]] = {}  # inputs that are maps: the names of their keys and values
         self.copies: Counter[str] = Counter()  # of a node name: how many of its numbers are known to be taken
 
     def refuse_unknown_ops(self, proto: GraphProto) -> None:
@@ -145,7 +152,7 @@ class _GraphReader:
         ports = [value.name for value in (*proto.input, *proto.output)]
         self._check_names((name, *ports, *(tensor.name for tensor in proto.initializer)), f"graph {name[:40]!r}")
         constants = self._initializers(proto, name, self.weights if depth == 0 else {})
-        inputs = tuple(self._port(value, "input") for value in proto.input if value.name not in constants)
+        inputs = tuple(port for value in proto.input if value.name not in constants for port in self._inputs(value))
         outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
         defined = set(constants)
         for port in inputs:
@@ -181,14 +188,15 @@ class _GraphReader:
     def _node(self, proto: NodeProto, index: int, visible: _Scope, constants: dict[str, Array], depth: int) -> Node:
         op = op_name(proto)
         name = self._unique(proto.name or f"{proto.op_type}_{index}")
-        for value in proto.input:
+        inputs = self._with_maps(proto.input, op, name)
+        for value in inputs:
             if value and value not in visible:
                 raise CorruptModelError(f"{op}: input {value!r} is not written by any node (node {name!r})")
         attribute_names = (attribute.name for attribute in proto.attribute)
         self._check_names((proto.name, proto.op_type, *proto.input, *proto.output, *attribute_names), f"node {name[:40]!r}")
         check_kinds(proto, op, name)
         attrs = {a.name: self._attribute(a, name, visible, depth) for a in proto.attribute}
-        inputs, outputs = list(proto.input), tuple(proto.output)
+        outputs = tuple(proto.output)
         if not outputs:
             raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
         if op in CONTROL_FLOW:
@@ -271,11 +279,32 @@ class _GraphReader:
             return proto.f if kind == "FLOAT" else proto.i
         raise UnsupportedError(f"attribute: type {kind} is not supported ({where})")
 
+    def _inputs(self, value: ValueInfoProto) -> tuple[Port, ...]:
+        """Return the inputs that an input of the file becomes: two where it is a map."""
+        if value.type.WhichOneof("value") != "map_type":
+            return (self._port(value, "input"),)
+        keys, values = map_ports(value, f"input {value.name!r}")
+        self.maps[value.name] = (keys.name, values.name)
+        return keys, values
+
+    def _with_maps(self, inputs: Iterable[str], op: str, node: str) -> list[str]:
+        """Return the inputs of a node, each map as its keys and its values."""
+        found: list[str] = []
+        for value in inputs:
+            if value in self.maps and op not in READERS:
+                raise UnsupportedError(
+                    f"{op}: input {value!r} is a map, need {' or '.join(sorted(READERS))} to read it (node {node!r})"
+                )
+            found += self.maps.get(value, (value,))
+        return found
+
     def _port(self, value: ValueInfoProto, role: str, *, optional_type: bool = False) -> Port:
         where = f"{role} {value.name!r}"
         kind = value.type.WhichOneof("value")
         if kind is None and (optional_type or role == "output"):
             return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may omit types
+        if role == "output" and is_maps(value):
+            return Port(value.name, np.dtype(np.float32), None)  # the scores that the maps are made of
         if kind != "tensor_type":
             raise UnsupportedError(
                 f"graph: {where} is a {(kind or 'value without a type').removesuffix('_type')}, only tensors are supported"

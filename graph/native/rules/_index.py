@@ -11,6 +11,7 @@ DEFINES = {
     "depthwise": "",
     "direct": "",
     "elementwise": "",
+    "forest": "ai.onnx.ml.TreeEnsemble ai.onnx.ml.TreeEnsembleRegressor",
     "gather": "Gather GatherElements GatherND",
     "grid_sample": "GridSample",
     "integers": "ConvInteger MatMulInteger",

@@ -18,7 +18,7 @@ from kernels.native.code.library import Library
 from kernels.native.code.resident import load_kernels
 from kernels.native.emit.kernel import NativeKernel, Table
 from kernels.native.errors import EmitError
-from kernels.native.memory.buffers import LINE_BYTES, aligned
+from kernels.native.memory.buffers import LINE_BYTES, address, aligned
 from kernels.native.run.runtime import runtime_ir
 from kernels.native.run.thread_pool import ThreadPool
 from kernels.native.run.walk import ENTRY, HEADER, STEP, walk_ir
@@ -178,6 +178,9 @@ class Program:
         self._blocks = blocks
         self._times_bytes = _lines(3 * _WORD_BYTES * self._steps)
         self._header = aligned(_WORD_BYTES * len(HEADER)).view(np.int64)
+        self._header_address = address(self._header)
+        self._timed = False
+        self._stop: Array | None = None  # whose address the header has
         self._words = code.new_words()
         self.table = code.new_rows(self._words, barriers)
         self._header[HEADER["steps"]], self._header[HEADER["step_count"]] = self.table.ctypes.data, self._steps
@@ -190,6 +193,7 @@ class Program:
         code = self._code
         self._tables = code.write_words(sizes, self._words)
         self.table[:, STEP["chunks"]] = code.chunks(sizes)
+        self._useful_threads = max(int(self.table[:, STEP["chunks"]].max(initial=1)), 1)
         self._offsets = [_offsets(places, sizes, self._blocks) for places in code.places]
         self._bound = [0] * code.slots
         for slot, memory in code.fixed:
@@ -203,6 +207,7 @@ class Program:
         """Allocate counters, timestamps and scratch for that many threads."""
         self._threads = threads
         self._counters = aligned(LINE_BYTES * (self._steps * (threads + 1) + 1))
+        self._counted = (address(self._counters), self._counters.nbytes)
         self._times = aligned(self._times_bytes * threads)
         self._scratch = aligned(self._scratch_bytes * threads)
         header = {"counters": self._counters.ctypes.data, "scratch": self._scratch.ctypes.data,
@@ -212,10 +217,21 @@ class Program:
 
     def bind(self, slot: int, memory: Array) -> None:
         """Set the memory of a slot, which the caller keeps alive and contiguous."""
-        address = memory.ctypes.data
-        if address != self._bound[slot]:
-            self._words[self._code.places[slot].words] = self._offsets[slot] + address
-            self._bound[slot] = address
+        self.bind_all(slot, (memory,))
+
+    def bind_all(self, first: int, memories: Sequence[Array]) -> None:
+        """Set the memory of neighbouring slots, as `bind` does."""
+        bound = self._bound
+        for slot, memory in enumerate(memories, first):
+            begin = address(memory)
+            if begin == bound[slot]:
+                continue
+            words, offsets = self._code.places[slot].words, self._offsets[slot]
+            if len(words) == 1:  # of most inputs and outputs; numpy takes ten times as long for it as for a number
+                self._words[words.item()] = offsets.item() + begin
+            else:
+                self._words[words] = offsets + begin
+            bound[slot] = begin
 
     def run(self, threads: int, *, timed: bool = False, stop: Array = _GOES_ON) -> None:
         """Run to the end on that many threads.
@@ -224,11 +240,17 @@ class Program:
         (int32); once another thread makes it anything but 0, the steps that have not begun do no work, and results are invalid.
         Raises PoolError.
         """
+        if threads > self._useful_threads and not timed:  # no thread takes part of a chunk, and waking one takes a µs
+            threads = self._useful_threads
         if threads > self._threads:  # the pool has grown since
             self._grow(threads)
-        self._header[HEADER["times"]] = self._times.ctypes.data if timed else 0
-        self._header[HEADER["stop"]] = stop.ctypes.data
-        self._pool.run(self._code.walk, self._header.ctypes.data, threads, self._counters)
+        if timed or self._timed:
+            self._header[HEADER["times"]] = address(self._times) if timed else 0
+            self._timed = timed
+        if stop is not self._stop:
+            self._header[HEADER["stop"]] = address(stop)
+            self._stop = stop
+        self._pool.run(self._code.walk, self._header_address, threads, self._counted)
 
     def times(self, threads: int) -> Array:
         """Return clock ticks of the last timed run, (threads, steps, 3): before the work, after it, after the barrier."""

@@ -24,13 +24,14 @@ from kernels.native.code.cache import CodeCache, Source
 from kernels.native.code.farm import compile_all
 from kernels.native.code.library import Library
 from kernels.native.errors import PoolError
-from kernels.native.memory.buffers import aligned
+from kernels.native.memory.buffers import address, aligned
 from kernels.native.run.runtime import MAILBOX, MAILBOX_BYTES, TEAM, TEAM_BYTES, runtime_ir
 from kernels.native.target.isa import Isa, host_isa
 from kernels.spec import Array
 
 BARRIER_SPINS = 20_000  # pauses before a thread that waits for others sleeps: about 0.5 ms on Zen 5
 IDLE_SPINS = 2_000  # the same for a worker without work: about 50 µs
+MOST_KNOWN = 64  # teams whose mailboxes are listed for native code already
 
 
 def _runtime_code(isa: Isa) -> bytes:
@@ -47,13 +48,15 @@ class ThreadPool:
         self._call = {
             name: ctypes.CFUNCTYPE(None, *kinds)(self._runtime.address(name)) for name, kinds in _SIGNATURES.items()
         }  # fmt: skip
+        self._run = self._call["edgewise_run"]
         self.threads = 0
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, threading.Event]] = deque()  # runs that wait: threads wanted, in the order of asking
         self._free_threads = 0
-        self._teams: list[Array] = []
+        self._teams: list[tuple[memoryview, int]] = []  # the memory of each, and its address
         self._idle_teams: list[int] = []
         self._boxes: list[Array] = []
+        self._known: dict[tuple[int, ...], Any] = {}
         self._idle_boxes: list[int] = []
         self._workers: list[threading.Thread] = []
         self._closed = False
@@ -69,7 +72,8 @@ class ThreadPool:
         with self._lock:
             for _ in range(self.threads, threads):
                 self._idle_teams.append(len(self._teams))
-                self._teams.append(aligned(TEAM_BYTES))
+                team = aligned(TEAM_BYTES)
+                self._teams.append((team.data, address(team)))
                 self._free_threads += 1
             for _ in range(len(self._boxes), threads - 1):
                 self._idle_boxes.append(len(self._boxes))
@@ -81,25 +85,41 @@ class ThreadPool:
                 _set(box, MAILBOX["spins"], np.int32, 0 if crowded else IDLE_SPINS)
             self._admit()
 
-    def run(self, program: int, arguments: int, threads: int, counters: Array | None = None) -> None:
+    def run(self, program: int, arguments: int, threads: int, counters: tuple[int | None, int] = (None, 0)) -> None:
         """Run a program to its end on this thread and `threads - 1` workers.
 
-        program: address of a `void (ptr arguments, i64 thread, i64 threads, ptr team)`. counters: memory zeroed before the start.
+        program: address of a `void (ptr arguments, i64 thread, i64 threads, ptr team)`. counters: address and bytes of memory
+        that is zeroed before the start.
         Raises PoolError when the pool is closed, forked away from its workers, or smaller than `threads`.
         """
         if not 1 <= threads <= self.threads:
             raise PoolError(f"pool: {threads} threads asked for, it has {self.threads}")
         if os.getpid() != self._pid:
             raise PoolError("pool: this process was forked and has none of its workers, use shared_thread_pool()")
-        boxes, team = self._take(threads)
+        with self._lock:  # most runs find threads free, and some take a few µs
+            ready = not self._closed and not self._waiting and self._free_threads >= threads
+            if ready:
+                self._free_threads -= threads
+                boxes, team = self._team(threads)
+        if not ready:
+            boxes, team = self._take(threads)
         try:
-            state = self._teams[team]
-            _TASK.pack_into(state.data, TEAM["program"], program, arguments, threads, self._barrier_spins)
-            addresses = (ctypes.c_void_p * max(len(boxes), 1))(*(self._boxes[box].ctypes.data for box in boxes))
-            counted = (counters.ctypes.data, counters.nbytes) if counters is not None else (None, 0)
-            self._call["edgewise_run"](state.ctypes.data, addresses, len(boxes), *counted)
+            state, place = self._teams[team]
+            _TASK.pack_into(state, _TASK_AT, program, arguments, threads, self._barrier_spins)
+            self._run(place, self._addresses(boxes), len(boxes), *counters)
         finally:
             self._give_back(boxes, team, threads)
+
+    def _addresses(self, boxes: list[int]) -> Any:
+        """Return the addresses of mailboxes as an array for native code; None for no boxes. Most runs have the same boxes."""
+        if not boxes:
+            return None
+        key = tuple(boxes)
+        if (found := self._known.get(key)) is None:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            found = self._known[key] = (ctypes.c_void_p * len(boxes))(*(address(self._boxes[box]) for box in boxes))
+        return found
 
     def close(self, patience_s: float | None = None) -> None:
         """Wait for the runs under way, then end the workers. A closed pool refuses to run.
@@ -151,17 +171,25 @@ class ThreadPool:
                 self._free_threads += threads
                 self._admit()
                 raise PoolError("pool: it is closed, and runs nothing any more")
-            boxes, self._idle_boxes = self._idle_boxes[: threads - 1], self._idle_boxes[threads - 1 :]
-            for box in range(len(self._workers), max(boxes, default=-1) + 1):
-                self._start_worker(box)
-            return boxes, self._idle_teams.pop()
+            return self._team(threads)
+
+    def _team(self, threads: int) -> tuple[list[int], int]:
+        """Take the mailboxes of workers, and a team, for a run whose threads are granted."""
+        if threads == 1:
+            return [], self._idle_teams.pop()
+        boxes, self._idle_boxes = self._idle_boxes[: threads - 1], self._idle_boxes[threads - 1 :]
+        for box in range(len(self._workers), max(boxes) + 1):
+            self._start_worker(box)
+        return boxes, self._idle_teams.pop()
 
     def _give_back(self, boxes: list[int], team: int, threads: int) -> None:
         with self._lock:
-            self._idle_boxes = sorted(self._idle_boxes + boxes)  # the same few workers stay warm
+            if boxes:
+                self._idle_boxes = sorted(self._idle_boxes + boxes)  # the same few workers stay warm
             self._idle_teams.append(team)
             self._free_threads += threads
-            self._admit()
+            if self._waiting:
+                self._admit()
 
     def _admit(self) -> None:
         """Admit waiting runs, in order, while their threads are free."""
@@ -186,6 +214,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 _TASK = struct.Struct("=qqqi")  # program, arguments, threads and spins of a team, which follow one another
+_TASK_AT = TEAM["program"]
 
 
 def _set(record: Array, offset: int, kind: type, value: int) -> None:

@@ -74,6 +74,6 @@ def _samples(library: Library, pool: ThreadPool, threads: int, barriers: int, ef
     while len(samples) < effort.repeats or time.perf_counter_ns() < ends:
         start = time.perf_counter_ns()
         for _ in range(_RUNS):
-            pool.run(library.address(_ENTRY), word.ctypes.data, threads, lines)
+            pool.run(library.address(_ENTRY), word.ctypes.data, threads, (lines.ctypes.data, lines.nbytes))
         samples.append((time.perf_counter_ns() - start) / _RUNS)
     return samples

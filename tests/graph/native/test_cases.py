@@ -37,6 +37,8 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "com.microsoft.MatMulNBits": "are not constants|are not whole, or not in their order",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "no expression for inputs of"),
+    **dict.fromkeys(("ai.onnx.ml.TreeEnsemble", "ai.onnx.ml.TreeEnsembleRegressor"), "its scores are transformed|x is [fi]"),
+    **dict.fromkeys(("ai.onnx.ml.Scaler", "ai.onnx.ml.Imputer", "ai.onnx.ml.Binarizer"), "no expression for inputs of"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",
 }  # fmt: skip
 REFUSED_REDUCTION = "it reduces nothing|need fp32"

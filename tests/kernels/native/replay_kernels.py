@@ -27,6 +27,8 @@ from kernels.native.families.cumulative import Cumulative, emit_cumulative
 from kernels.native.families.depthwise import depthwise_tiles, emit_depthwise, make_depthwise_tile
 from kernels.native.families.elements import Elements, Reduction, emit_elements
 from kernels.native.families.elementwise import Map, Strided, emit_map
+from kernels.native.families.forest import Combine, Total, Walk, emit_total, emit_walk
+from kernels.native.families.forest import Layout as Leaves
 from kernels.native.families.gather import Gather, emit_gather
 from kernels.native.families.grid_sample import GridSample, emit_grid_sample
 from kernels.native.families.matmul import MatMul, emit_matmul, make_matmul_tile, matmul_tiles
@@ -488,6 +490,13 @@ def totals(isa: Isa, elements: int, *kinds: Literal["add", "mul"], exclusive: bo
     return [emit_cumulative(Cumulative(view, view, kind, exclusive=exclusive), isa) for kind in kinds]
 
 
+def forest(isa: Isa, dtype: Dtype, *layouts: Leaves, combine: Combine = "add", nans: bool = False) -> Kernels:
+    """Emit the walks of a forest whose leaves lie in each of these layouts, and the sums of its blocks."""
+    kind = np.dtype(dtype)
+    walks = [emit_walk(Walk(9, 5, 1 if each == "number" else 3, 20, kind, kind, each, combine, nans), isa) for each in layouts]
+    return [*walks, emit_total(Total(9, 3, 2, kind, combine), isa)]
+
+
 def selection(isa: Isa, *dtypes: Dtype, largest: bool) -> Kernels:
     """Emit kernels that select five of nine elements, one for each type."""
     return [emit_select(Select(View.dense((3, 9, 4)), 5, largest, np.dtype(dtype)), isa) for dtype in dtypes]
@@ -776,6 +785,8 @@ KERNELS: Mapping[str, Callable[[Isa], Kernels]] = {
     "scatter, rows": lambda isa: scatter(isa, 37, "none", "add", "max"),
     "totals of columns": lambda isa: totals(isa, 37, "add", "mul"),
     "totals of rows, without the element itself": lambda isa: totals(isa, 1, "add", "mul", exclusive=True),
+    "forest": lambda isa: forest(isa, np.float32, "number", "entry", "row"),
+    "forest of doubles, missing values": lambda isa: forest(isa, np.float64, "number", "row", combine="maxnum", nans=True),
     "largest, in order": lambda isa: selection(isa, np.float32, np.int8, np.uint32, largest=True),
     "smallest, in order": lambda isa: selection(isa, np.float32, np.int32, largest=False),
     "scatter, elements": lambda isa: scatter(isa, 1, "none", "mul", "min"),

@@ -27,8 +27,8 @@ class Program:
         self.memory = aligned(words * 8).view(np.int64)
 
     def run(self, pool, threads):
-        zeroed = self.memory[: self.zeroed] if self.zeroed else None
-        pool.run(self.library.address("program"), self.memory.ctypes.data, threads, zeroed)
+        begin = self.memory.ctypes.data
+        pool.run(self.library.address("program"), begin, threads, (begin, 8 * self.zeroed))
 
 
 def meet(k, memory, number, threads, team):
