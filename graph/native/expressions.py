@@ -129,7 +129,7 @@ def without_nan(expression: Expression, largest: Sequence[float]) -> Expression:
 
     largest: magnitude of each operand. Sums and products of numbers that are so bounded are no NaN while none overflows.
     """
-    bounds, steps = list(largest), []
+    bounds, steps, types = list(largest), [], value_types(expression)
     for step in expression.steps:
         args = [bounds[arg] for arg in step.args]
         known = all(map(math.isfinite, args))
@@ -140,7 +140,8 @@ def without_nan(expression: Expression, largest: Sequence[float]) -> Expression:
         if _is_cast_to_small(step):
             bound = min(bound, _largest(step.dtype))
         bounds.append(bound if bound <= LARGEST else math.inf)
-        steps.append(replace(step, op="fit") if _is_cast_to_small(step) and known else step)
+        fits = _is_cast_to_small(step) and known and types[step.args[0]] == FLOAT
+        steps.append(replace(step, op="fit") if fits else step)
     return Expression(expression.operands, tuple(steps))
 
 

@@ -149,3 +149,9 @@ def test_scales_that_are_not_finite_leave_casts():
         node = Node("n", "MatMulInteger", ("a", "b"), ("y",), {}, epilogue)
         found = express_epilogue(node, Sources(of, known))
         assert found.expression.steps[-1].op == op
+
+
+def test_casts_between_integers_stay():
+    short = np.dtype(np.int16)
+    steps = (Apply("cast", (0,), (), np.dtype(np.int8)),)
+    assert without_nan(Expression((short,), steps), [32768.0]).steps == steps
