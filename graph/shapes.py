@@ -13,7 +13,7 @@ import numpy as np
 
 from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
-from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
+from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Check, Limits, go_on
 from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
@@ -277,6 +277,8 @@ def _is_open_or_large(spec: Spec) -> bool:
 
 
 def _infer_control(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
+    if node.op == "SequenceMap":
+        raise DataDependentError("SequenceMap: the tensors of its sequences have shapes that only a run knows")
     infer = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}[node.op]
     return infer(node, specs, check)
 
@@ -332,6 +334,8 @@ def _iterations(node: Node, specs: Specs, goes_on: Spec | None) -> int:
 def _infer_scan(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer states where no iteration changes their specs, and outputs stacked along the scanned length."""
     body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
+    if node.attrs.get(BATCHED):
+        raise DataDependentError("Scan: its rows have lengths of their own")
     inputs = _known_inputs(node.inputs, specs, "Scan: an input")
     if not isinstance(scanned, int) or not 0 < scanned <= len(inputs):
         raise AttributeValueError(f"Scan: num_scan_inputs is {scanned}, need 1…{len(inputs)}")

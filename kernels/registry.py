@@ -290,6 +290,7 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
     "tuple[float, ...]": lambda value: _all(int)(value) or _all(float)(value),
     "tuple[str, ...]": _all(str),
     "Array": lambda value: isinstance(value, np.ndarray),
+    "DType": lambda value: isinstance(value, np.dtype),
 }
 
 

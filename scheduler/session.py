@@ -20,7 +20,7 @@ from graph.native.facts import Kept
 from graph.passes.optimise import optimise
 from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
-from graph.run.feeds import check_feeds
+from graph.run.feeds import check_feeds, fed_shape
 from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
@@ -277,7 +277,7 @@ class Session:
             return self._build(key, {name: array.shape for name, array in arrays.items()}, check or go_on)
 
     def _key(self, feeds: Mapping[str, Any]) -> Shapes:
-        return tuple(getattr(feeds.get(port.name), "shape", None) for port in self.inputs)
+        return tuple(fed_shape(port, feeds) for port in self.inputs)
 
     def _build(self, key: Shapes, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
         """Return the executor for new shapes, which is kept: a lowering that serves them, bound to them, or a new one."""

@@ -211,9 +211,3 @@ def test_external_data_outside_the_file_is_refused(tmp_path: Path, extra: dict[s
 def test_missing_external_file(tmp_path: Path) -> None:
     with pytest.raises(CorruptModelError, match=r"'gone\.bin' is missing"):
         read(save(tmp_path, external("gone.bin")))
-
-
-def test_packed_types_are_unsupported() -> None:
-    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=[2], raw_data=b"\x00")
-    with pytest.raises(UnsupportedError, match="int4"):
-        read(model([relu()], [tensor]))
