@@ -17,7 +17,14 @@ from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Check, Limits, go_on
 from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
-from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
+from kernels.errors import (
+    AttributeValueError,
+    DataDependentError,
+    EdgewiseError,
+    InvalidError,
+    ShapeError,
+    UnsupportedError,
+)
 from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.size import is_symbolic, surely_equal
 from kernels.spec import STRING, Array, SizeArray, Spec, fixed_array, size_array
@@ -296,13 +303,25 @@ def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs, check: Check
 
 
 def _infer_if(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
-    """Return the specs of the taken branch where the condition is known, else those on which both branches agree."""
+    """Return the specs of the taken branch where the condition is known, else those on which both branches agree.
+
+    A branch that refuses its inputs does not stop a model that never takes it: the other one's specs hold then. A run that takes
+    it is refused when it does.
+    """
     condition = specs[node.inputs[0]]
     branches = [_body(node, "then_branch"), _body(node, "else_branch")]
     if condition is not None and condition.value is not None:
         return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs, check))
-    then_specs, else_specs = (_outputs(branch, {}, specs, check) for branch in branches)
-    pairs = zip(then_specs, else_specs, strict=False)
+    found: list[list[Spec | None]] = []
+    refusals: list[EdgewiseError] = []
+    for branch in branches:
+        try:
+            found.append(_outputs(branch, {}, specs, check))
+        except (InvalidError, UnsupportedError) as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    pairs = zip(found[0], found[-1], strict=False)
     return tuple(Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in pairs)
 
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.errors import CorruptModelError, CyclicGraphError, LimitError, ModelError, UnsafePathError
 from graph.formats.registry import read
 from graph.limits import Limits
+from graph.shapes import bind
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from tests.graph.protos import model, relu
 
@@ -211,3 +212,27 @@ def test_external_data_outside_the_file_is_refused(tmp_path: Path, extra: dict[s
 def test_missing_external_file(tmp_path: Path) -> None:
     with pytest.raises(CorruptModelError, match=r"'gone\.bin' is missing"):
         read(save(tmp_path, external("gone.bin")))
+
+
+@pytest.mark.parametrize("name", ["", " ", "?", "-1", "None", "unk", "unk__0", "unk__17", "unknown"])
+def test_dimensions_without_a_name_are_each_free(name: str) -> None:
+    """Exporters write these for every size that they do not know, the same for sizes that differ."""
+    ports = [helper.make_tensor_value_info(value, TensorProto.FLOAT, [name, name]) for value in "ab"]
+    graph = read(model([helper.make_node("MatMul", ["a", "b"], ["y"])], inputs=ports)).graph
+    assert [port.dims for port in graph.inputs] == [(None, None)] * 2
+    assert bind(graph, {"a": (2, 3), "b": (3, 5)})["b"].shape == (3, 5)
+
+
+def test_dimensions_with_a_name_keep_it() -> None:
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "unk__a", "?x", "unknown_size"])]
+    assert read(model([relu()], inputs=ports)).graph.inputs[0].dims == ("batch", "unk__a", "?x", "unknown_size")
+
+
+def test_a_model_of_other_domains_alone_needs_no_opset() -> None:
+    proto = model([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")])
+    proto.opset_import[0].CopyFrom(helper.make_opsetid("com.microsoft", 1))
+    assert read(proto).graph.nodes[0].op == "com.microsoft.Gelu"
+    proto = model([relu()])
+    proto.opset_import[0].CopyFrom(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(UnsupportedError, match="opset is 0"):
+        read(proto)

@@ -8,6 +8,7 @@ the names they have in the file.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, ValueInfoProto
 
 _SCAN_OPSET = 9  # before it, Scan is batched
+_ANONYMOUS = re.compile(r"\s*|\?|-1|None|unk(nown)?|unk__\d+")  # what exporters write for an unknown size: each one is its own
 _NAMED_OPS = 20  # in one message
 _DEFAULT_LIMITS = Limits()
 
@@ -342,4 +344,4 @@ def _dim(dim: TensorShapeProto.Dimension, where: str) -> Dim:
         return int(dim.dim_value)
     if not isinstance(dim.dim_param, str):
         raise CorruptModelError(f"graph: the name of a dimension is not UTF-8, {bytes(dim.dim_param)[:40]!r} ({where})")
-    return dim.dim_param or None
+    return None if _ANONYMOUS.fullmatch(dim.dim_param) else dim.dim_param
