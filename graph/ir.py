@@ -40,7 +40,12 @@ class Port:
 
     def __str__(self) -> str:
         dims = "?" if self.dims is None else ",".join("?" if d is None else str(d) for d in self.dims)
-        return f"{self.name}: {dtype_name(self.dtype) if self.dtype.names else self.dtype.name}[{dims}]"
+        return f"{self.name}: {self.type_name}[{dims}]"
+
+    @property
+    def type_name(self) -> str:
+        """The element type as numpy names it, float32; of a sequence or an optional what it holds, seq(f32)."""
+        return dtype_name(self.dtype) if self.dtype.names else self.dtype.name
 
 
 @record

@@ -52,7 +52,7 @@ def _limit(name: str, limit: Spec | None, dtypes: frozenset[DType]) -> Array | N
 
 
 def cost(out: tuple[Spec, ...], boxes: Spec, scores: Spec, *limits: Spec | None, **attrs: Any) -> Cost:
-    """At most, since the data decide: 3 per box (area), 1 per score (compare), 13 per class and pair of boxes (overlap, compare)."""
+    """At most, since the data decide: 3 per box (area), 1 per score (compare), 13 per class and pair of boxes (overlap)."""
     pairs = boxes.shape[1] * (boxes.shape[1] - 1) // 2
     return Cost(
         other_flops=3 * boxes.shape[0] * boxes.shape[1] + scores.elements + 13 * scores.shape[0] * scores.shape[1] * pairs

@@ -38,6 +38,12 @@ class Conformance:
         node = self.model.graph.node[0]
         return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
+    def feeds(self, given: Sequence[Any]) -> dict[str, Any]:
+        """Return the inputs of a data set by name, as sessions take them."""
+        held = {tensor.name for tensor in self.model.graph.initializer}
+        ports = [port.name for port in self.model.graph.input if port.name not in held]
+        return dict(zip(ports, map(plain, given), strict=True))
+
 
 @functools.cache
 def node_cases() -> Mapping[str, Conformance]:
@@ -89,10 +95,7 @@ def failure(case: Conformance, backend: WantedBackend) -> str:
     try:
         session = Session(case.model, 1, backend=backend)
         for given, expected in case.data_sets:
-            held = {tensor.name for tensor in case.model.graph.initializer}
-            ports = [port for port in case.model.graph.input if port.name not in held]
-            feeds = {port.name: plain(value) for port, value in zip(ports, given, strict=True)}
-            made = session.run(feeds)
+            made = session.run(case.feeds(given))
             for port, wanted in zip(case.model.graph.output, expected, strict=True):
                 if _is_deterministic(case):
                     assert_agrees(made[port.name], plain(wanted), case)

@@ -14,14 +14,15 @@ from kernels.errors import DTypeError, IndexRangeError
 from profiler.counting.counts import profile
 from scheduler.session import Session
 
-node = helper.make_node
+node, port = helper.make_node, helper.make_value_info
+INT64, BOOL = (helper.make_tensor_type_proto(kind, []) for kind in (TensorProto.INT64, TensorProto.BOOL))
 TENSOR = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
 SEQUENCE = helper.make_sequence_type_proto(TENSOR)
 ROWS = [np.arange(3, dtype=np.float32), np.ones((2, 2), np.float32), np.array(7, np.float32)]
 
 
 def model(nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> onnx.ModelProto:
-    given, made = ([helper.make_value_info(name, kind) for name, kind in ports.items()] for ports in (inputs, outputs))
+    given, made = ([port(name, kind) for name, kind in ports.items()] for ports in (inputs, outputs))
     return helper.make_model(
         helper.make_graph(nodes, "g", given, made), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
     )
@@ -82,19 +83,15 @@ def test_a_loop_collects_tensors_of_growing_shapes() -> None:
             node("SequenceInsert", ["s", "x"], ["s2"]),
         ],
         "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, [])]
-        + [helper.make_value_info("x", TENSOR), helper.make_value_info("s", SEQUENCE)],
-        [helper.make_tensor_value_info("again", TensorProto.BOOL, [])]
-        + [helper.make_value_info("x2", TENSOR), helper.make_value_info("s2", SEQUENCE)],
+        [port("i", INT64), port("c", BOOL), port("x", TENSOR), port("s", SEQUENCE)],
+        [port("again", BOOL), port("x2", TENSOR), port("s2", SEQUENCE)],
     )
     nodes = [
         node("SequenceEmpty", [], ["none"]),
         node("Loop", ["n", "", "x", "none"], ["last", "all"], body=body),
         node("ConcatFromSequence", ["all"], ["joined"], axis=0),
     ]
-    made = model(
-        nodes, {"n": helper.make_tensor_type_proto(TensorProto.INT64, []), "x": TENSOR}, {"all": SEQUENCE, "joined": TENSOR}
-    )
+    made = model(nodes, {"n": INT64, "x": TENSOR}, {"all": SEQUENCE, "joined": TENSOR})
     feeds = {"n": np.array(4), "x": np.ones((1, 2), np.float32)}
     session = Session(made, 1)
     for _ in range(2):
@@ -120,9 +117,7 @@ def test_constant_sequences_are_computed_before_the_run() -> None:
 
 
 def test_a_position_outside_is_refused_where_the_run_meets_it() -> None:
-    made = model(
-        [node("SequenceErase", ["x", "i"], ["y"])], {"x": SEQUENCE, "i": helper.make_tensor_type_proto(7, [])}, {"y": SEQUENCE}
-    )
+    made = model([node("SequenceErase", ["x", "i"], ["y"])], {"x": SEQUENCE, "i": INT64}, {"y": SEQUENCE})
     session = Session(made, 1)
     assert_equal(session.run({"x": ROWS, "i": np.array(-3)})["y"], ROWS[1:])
     with pytest.raises(IndexRangeError, match="position 3 lies outside a sequence of 3"):
