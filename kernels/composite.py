@@ -5,8 +5,8 @@
     def write(parts: Parts, x: Value, bias: Value, *, epsilon: float = 1e-5) -> Value | tuple[Value, ...]:
         return parts("Relu", parts("Add", x, bias))
 
-Shapes, costs and the numpy kernel follow from the parts. A rewrite pass (`graph.passes.expansions`) puts the parts in the place of
-a node, so that other passes and native kernels see them.
+Shapes, costs and the numpy kernel follow from the parts. A rewrite pass (`graph.passes.expansions`) puts the parts in the place
+of a node, so that other passes and native kernels see them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ Write = Callable[..., Value | tuple[Value, ...]]
 
 
 def written(name: str, write: Write, inputs: Sequence[Spec | None], attrs: Mapping[str, Any]) -> tuple[Parts, tuple[Value, ...]]:
-    """Return the parts of a node and its outputs. Raises the errors of the parts, with the name of the op that they are parts of."""
+    """Return the parts of a node and its outputs. Raises the errors of the parts, with the name of the op in front."""
     parts = Parts(inputs)
     try:
         made = write(parts, *parts.inputs, **attrs)

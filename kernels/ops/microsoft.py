@@ -67,7 +67,7 @@ def write_embeddings(
     """(batch, length, hidden) normalised; the number of tokens that the mask has of each row; the sum before it is normalised."""
     if input_ids.spec.rank != 2 or word.spec.rank != 2 or position.spec.rank != 2:
         raise ShapeError(
-            f"EmbedLayerNormalization: input_ids {input_ids.spec}, words {word.spec}, positions {position.spec}, need two axes each"
+            f"EmbedLayerNormalization: input_ids {input_ids.spec}, words {word.spec}, positions {position.spec}, need 2 axes each"
         )
     if (segment_ids is None) != (segment is None):
         raise ShapeError(f"EmbedLayerNormalization: segments of {input_ids.spec}, need both segment_ids and their embedding")
@@ -142,7 +142,7 @@ def write_nhwc_conv(
 
 
 def write_crop(parts: Parts, x: Value, *, border: Sequence[int] | None = None, scale: Sequence[int] | None = None) -> Value:
-    """An image (n, c, h, w) without its border (left, top, right, bottom), or `scale` (height, width) of it from left and top on."""
+    """An image (n, c, h, w) without its border (left, top, right, bottom), or `scale` (height, width) of it from there on."""
     if x.spec.rank != 4 or len(border or ()) != 4 or len(scale or (1, 1)) != 2:
         raise ShapeError(f"Crop: x is {x.spec}, border {border}, scale {scale}, need four axes, four numbers, and two or none")
     left, top, right, bottom = border or ()

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels.composite import Parts, Value, composite
 from kernels.cost import Cost
-from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
+from kernels.errors import ShapeError, UnsupportedError
 from kernels.operands import INDICES, known_scalar
 from kernels.registry import Case, require_dtype
 from kernels.size import most
@@ -70,6 +70,53 @@ def _bias(
     return bias if added is None else parts("Add", parts("CastLike", bias, added), added)
 
 
+def _attend(
+    parts: Parts,
+    q: Value,
+    k: Value,
+    v: Value,
+    heads: tuple[int, int],
+    past: tuple[Value, Value] | None,
+    added: Value | None,
+    *,
+    causal: int,
+    scale: float | None,
+    softcap: float = 0.0,
+    window: int = -1,
+) -> tuple[Value, Value, Value]:
+    """Return the results (batch, length, width), and the keys and values with those of the past (batch, heads, total, size).
+
+    heads: of q, and of k and v. window: how many keys a query sees, its own included; -1 for all.
+    """
+    attrs = {"scale": scale or None, "softcap": softcap}
+    keys, values = (each if each.spec.rank == 4 else _heads(parts, each, heads[1]) for each in (k, v))
+    if past is None:
+        if q.spec.rank == 3 and k.spec.rank == 3:
+            attrs |= {"q_num_heads": heads[0], "kv_num_heads": heads[1]}
+        elif q.spec.rank == 3:
+            q = _heads(parts, q, heads[0])
+        seen = {"is_causal": causal, "left_window_size": window - 1 if window > 0 else -1}
+        y = parts("Attention", q, k, v, added, **attrs, **seen)
+        return (_flat(parts, y) if y.spec.rank == 4 else y), keys, values
+    if past[0].spec.rank != 4 or past[1].spec.rank != 4:
+        raise ShapeError(f"past is {past[0].spec} and {past[1].spec}, need (batch, heads, length, size)")
+    length, before = q.shape[-2], past[0].shape[2]
+    keys, values = (parts("Concat", old, new, axis=2) for old, new in zip(past, (keys, values), strict=True))
+    if causal and (length != 1 or window > 0):
+        positions = parts("Add", _range(parts, length), parts.numbers(before))
+        added = _hidden(parts, _causal(parts, parts("Unsqueeze", positions, parts.numbers(0)), keys.shape[2], window), added)
+    return (
+        _flat(parts, parts("Attention", q if q.spec.rank == 4 else _heads(parts, q, heads[0]), keys, values, added, **attrs)),
+        keys,
+        values,
+    )
+
+
+def _hidden(parts: Parts, seen: Value, added: Value | None) -> Value:
+    """Return what is added to the scores, -infinity for a key that is not seen; the flags alone where there is nothing to add."""
+    return seen if added is None else parts("Where", seen, added, parts.number(-np.inf, added))
+
+
 def write_attention(
     parts: Parts,
     x: Value,
@@ -105,17 +152,17 @@ def write_attention(
     product = parts("MatMul", x, weights)
     product = product if bias is None else parts("Add", product, bias)
     q, k, v = parts.several(3, "Split", product, parts.numbers(*sizes), axis=-1)
-    before: list[Value | None] = [None, None]
+    before = None
     if past is not None:
         if past.spec.rank != 5 or past.shape[0] != 2:
             raise ShapeError(f"Attention: past is {past.spec}, need (2, batch, heads, length, size)")
         halves = parts.several(2, "Split", past, axis=0, num_outputs=2)
-        before = [parts("Squeeze", half, parts.numbers(0)) for half in halves]
+        before = (parts("Squeeze", halves[0], parts.numbers(0)), parts("Squeeze", halves[1], parts.numbers(0)))
     batch, length = x.shape[:2]
     total = length + (0 if past is None else past.shape[3])
     added = _bias(parts, "Attention", mask_index, attention_bias, batch, length, total, mask_filter_value)
-    attrs = {"q_num_heads": num_heads, "kv_num_heads": num_heads, "is_causal": unidirectional, "scale": scale or None}
-    y, keys, values = parts.several(3, "Attention", q, k, v, _like(parts, added, q), *before, **attrs)
+    heads = (num_heads, num_heads)
+    y, keys, values = _attend(parts, q, k, v, heads, before, _like(parts, added, q), causal=unidirectional, scale=scale)
     if sizes[2] != sizes[0]:
         return (y,)
     present = parts("Concat", *(parts("Unsqueeze", each, parts.numbers(0)) for each in (keys, values)), axis=0)
@@ -168,15 +215,12 @@ def write_multi_head(
         )
     if bias is not None:
         q, k, v = _add_bias(parts, bias, q, k, v)
-    if k.spec.rank == 4 and q.spec.rank == 3:
-        q = _heads(parts, q, num_heads)
     past = 0 if past_key is None or past_key.spec.rank != 4 else past_key.shape[2]
     total = past + k.shape[2 if k.spec.rank == 4 else 1]
     added = _bias(parts, "MultiHeadAttention", key_padding_mask, attention_bias, batch, length, total, mask_filter_value)
-    heads = {} if q.spec.rank == 4 else {"q_num_heads": num_heads, "kv_num_heads": num_heads}
-    attrs = {**heads, "is_causal": unidirectional, "scale": scale or None}
-    y, keys, values = parts.several(3, "Attention", q, k, v, _like(parts, added, q), past_key, past_value, **attrs)
-    return (_flat(parts, y) if y.spec.rank == 4 else y), keys, values
+    before = None if past_key is None or past_value is None else (past_key, past_value)
+    heads = (num_heads, num_heads)
+    return _attend(parts, q, k, v, heads, before, _like(parts, added, q), causal=unidirectional, scale=scale)
 
 
 def _unpacked(parts: Parts, packed: Value, count: int) -> tuple[Value, ...]:
@@ -213,7 +257,7 @@ def write_rotary(
     rotary_embedding_dim: int = 0,
     scale: float = 1.0,
 ) -> Value:
-    """ONNX's RotaryEmbedding of x, (batch, length, width) or (batch, heads, length, size). position_ids: all, or [1] the first."""
+    """ONNX's RotaryEmbedding of x, (batch, length, width) or (batch, heads, length, size). position_ids: all, or the first."""
     if scale != 1 or is_packed_batching or x.spec.rank not in (3, 4) or cos_cache.spec.rank != 2:
         raise UnsupportedError(
             f"RotaryEmbedding: scale {scale}, is_packed_batching {is_packed_batching}, x {x.spec}, caches {cos_cache.spec}, "
@@ -257,7 +301,7 @@ def write_group_query(
     """(batch, length, width), and the keys and values with those of the past (batch, key heads, present, size).
 
     query: (batch, length, width), without key and value those lie behind it. seqlens_k: of each row, its tokens less one.
-    total_sequence_length: of the longest row. A past that is as long as that, or longer, is a buffer that the tokens are written to.
+    total_sequence_length: of the longest row. A past as long as that, or longer, is a buffer that the tokens are written to.
     """
     if head_sink is not None or smooth_softmax > 0 or qk_output:
         found = f"smooth_softmax {smooth_softmax}, qk_output {qk_output}, head_sink {head_sink and head_sink.spec}"
@@ -289,13 +333,12 @@ def write_group_query(
             parts("RotaryEmbedding", each, cos_cache, sin_cache, turned, num_heads=count, **attrs)
             for each, count in ((q, num_heads), (k, kv_num_heads))
         )
-    shared = {"scale": scale or None, "softcap": softcap}
     if past_key is None or past_value is None or past == 0 or (batch == 1 and past + length == total):
-        # all rows have as many tokens before, so that ONNX's own causal mask and cache are right
-        heads = {"q_num_heads": num_heads, "kv_num_heads": kv_num_heads, "is_causal": 1}
-        window = {"left_window_size": local_window_size - 1 if local_window_size > 0 else -1}
-        before = (past_key, past_value) if past else (None, None)
-        return parts.several(3, "Attention", q, k, v, attention_bias, *before, **heads, **window, **shared)
+        # all rows have as many tokens before: the new ones stand behind them
+        before = (past_key, past_value) if past and past_key is not None and past_value is not None else None
+        heads = (num_heads, kv_num_heads)
+        shared = {"scale": scale, "softcap": softcap, "window": local_window_size}
+        return _attend(parts, q, k, v, heads, before, attention_bias, causal=1, **shared)
     present = most(past, total)
     first = parts("Squeeze", parts("Slice", positions, parts.numbers(0), parts.numbers(1), parts.numbers(1)), parts.numbers(1))
     written = [
@@ -303,10 +346,9 @@ def write_group_query(
         for kept, new in ((past_key, k), (past_value, v))
     ]
     mask = _causal(parts, positions, present, local_window_size)
-    if attention_bias is not None:
-        low = parts.number(-np.inf, attention_bias)
-        mask = parts("Where", mask, _lengthened(parts, attention_bias, present - attention_bias.shape[-1], axis=3), low)
-    y = parts("Attention", _heads(parts, q, num_heads), *written, mask, **shared)
+    added = None if attention_bias is None else _lengthened(parts, attention_bias, present - attention_bias.shape[-1], axis=3)
+    attrs = {"scale": scale or None, "softcap": softcap}
+    y = parts("Attention", _heads(parts, q, num_heads), *written, _hidden(parts, mask, added), **attrs)
     return _flat(parts, y), *written
 
 
@@ -409,7 +451,7 @@ OPS = (
             Case("packed", inputs=((2, 3, 2, 3, 4),), attrs=_N2),
             Case("packed_pair", inputs=((2, 3, 8), (2, 5, 2, 2, 4)), attrs=_N2),
             Case("value_missing", inputs=_QKV[:2], attrs=_N2, raises=ShapeError),
-            Case("heads", inputs=_QKV, attrs={"num_heads": 3}, raises=AttributeValueError),
+            Case("heads", inputs=_QKV, attrs={"num_heads": 3}, raises=ShapeError),
         ),
     ),
     composite(
@@ -455,15 +497,16 @@ OPS = (
                 inputs=((1, 1, 64), (1, 1, 32), (1, 1, 32), (1, 2, 8, 16), (1, 2, 8, 16), *_lengths(4)),
                 attrs=_GROUPED,
             ),
-            Case("window", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "local_window_size": 2}),
+            Case("window", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "local_window_size": 2}, outputs=3),
             Case(
                 "window_of_rows",
-                inputs=((2, 1, 64), (2, 1, 32), (2, 1, 32), (2, 2, 5, 16), (2, 2, 5, 16), *_lengths(6, 5)),
+                inputs=((2, 1, 64), (2, 1, 32), (2, 1, 32), (2, 2, 5, 16), (2, 2, 5, 16), *_lengths(6, 6)),
                 attrs={**_GROUPED, "local_window_size": 3},
+                outputs=3,
             ),
-            Case("softcap", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "softcap": 2.0, "scale": 0.4}),
+            Case("softcap", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "softcap": 2.0, "scale": 0.4}, outputs=3),
             Case("packed", inputs=((1, 3, 128), None, None, None, None, *_lengths(3)), attrs=_GROUPED, outputs=3),
-            Case("added", inputs=(*_G, *_PAST, *_lengths(4), None, None, None, (1, 4, 1, 4)), attrs=_GROUPED),
+            Case("added", inputs=(*_G, *_PAST, *_lengths(4), None, None, None, (1, 4, 1, 4)), attrs=_GROUPED, outputs=3),
             Case("lengths_missing", inputs=(*_G, *_PAST), attrs=_GROUPED, raises=ShapeError),
             Case("caches_missing", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "do_rotary": 1}, raises=ShapeError),
             Case("sink", inputs=(*_G, *_PAST, *_lengths(4)), attrs={**_GROUPED, "smooth_softmax": 1}, raises=UnsupportedError),
