@@ -336,9 +336,19 @@ def write_group_query(
     if past_key is None or past_value is None or past == 0 or (batch == 1 and past + length == total):
         # all rows have as many tokens before: the new ones stand behind them
         before = (past_key, past_value) if past and past_key is not None and past_value is not None else None
-        heads = (num_heads, kv_num_heads)
-        shared = {"scale": scale, "softcap": softcap, "window": local_window_size}
-        return _attend(parts, q, k, v, heads, before, attention_bias, causal=1, **shared)
+        return _attend(
+            parts,
+            q,
+            k,
+            v,
+            (num_heads, kv_num_heads),
+            before,
+            attention_bias,
+            causal=1,
+            scale=scale,
+            softcap=softcap,
+            window=local_window_size,
+        )
     present = most(past, total)
     first = parts("Squeeze", parts("Slice", positions, parts.numbers(0), parts.numbers(1), parts.numbers(1)), parts.numbers(1))
     written = [
@@ -347,8 +357,8 @@ def write_group_query(
     ]
     mask = _causal(parts, positions, present, local_window_size)
     added = None if attention_bias is None else _lengthened(parts, attention_bias, present - attention_bias.shape[-1], axis=3)
-    attrs = {"scale": scale or None, "softcap": softcap}
-    y = parts("Attention", _heads(parts, q, num_heads), *written, _hidden(parts, mask, added), **attrs)
+    seen = _hidden(parts, mask, added)
+    y = parts("Attention", _heads(parts, q, num_heads), *written, seen, scale=scale or None, softcap=softcap)
     return _flat(parts, y), *written
 
 

@@ -102,11 +102,10 @@ def write(
     _, _, heads, size = _layout(x.spec, num_heads)
     turned = rotary_embedding_dim or size
     apart = x if x.spec.rank == 4 else parts("Reshape", x, parts.numbers(0, 0, heads, size))
-    angles = (cos_cache, sin_cache)
-    if position_ids is not None:
-        angles = tuple(parts("Gather", cache, position_ids, axis=0) for cache in angles)
+    caches = (cos_cache, sin_cache)
+    angles = caches if position_ids is None else [parts("Gather", cache, position_ids, axis=0) for cache in caches]
     cos, sin = (parts("Unsqueeze", angle, parts.numbers(1 if x.spec.rank == 4 else 2)) for angle in angles)
-    rest = ()
+    rest: list[Value] = []
     if turned != size:
         apart, *rest = parts.several(2, "Split", apart, parts.numbers(turned, size - turned), axis=-1)
     if interleaved:

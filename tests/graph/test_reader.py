@@ -236,3 +236,26 @@ def test_a_model_of_other_domains_alone_needs_no_opset() -> None:
     proto.opset_import[0].CopyFrom(helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(UnsupportedError, match="opset is 0"):
         read(proto)
+
+
+@pytest.mark.parametrize(
+    ("domain", "op", "says"),
+    [
+        (
+            "com.microsoft",
+            "LongformerAttention",
+            "ONNX Runtime's optimizer.*Olive: set SessionOptions.graph_opt.*ORT_ENABLE_BASIC",
+        ),
+        ("com.microsoft.nchwc", "Conv", "for one kind of machine"),
+        ("org.pytorch.aten", "ATen", "pass dynamo=True"),
+        ("", "EfficientNMS_TRT", "written by an exporter for TensorRT"),
+    ],
+)
+def test_an_unknown_operator_names_the_tool_that_wrote_it(domain: str, op: str, says: str) -> None:
+    with pytest.raises(UnknownOpError, match=says):
+        read(model([helper.make_node(op, ["x"], ["y"], "n", domain=domain)]))
+
+
+def test_an_unknown_operator_of_an_unknown_tool_is_named_alone() -> None:
+    with pytest.raises(UnknownOpError, match=r"registered \(node 'n'\)$"):
+        read(model([helper.make_node("Zzz", ["x"], ["y"], "n", domain="acme")]))

@@ -24,6 +24,7 @@ from graph.formats.onnx.messages import AttributeProto, TensorProto
 from graph.formats.onnx.schema import KINDS, check_kinds, check_types, is_standard, op_name, walk
 from graph.formats.onnx.source import load, parse
 from graph.formats.onnx.tensors import TensorReader, element_type, value_type
+from graph.formats.onnx.tools import advice
 from graph.ir import BATCHED, CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Check, Limits, go_on
 from graph.mapped import require_unchanged
@@ -295,11 +296,11 @@ class _GraphReader:
 
 
 def _unknown(op: str) -> str:
-    """Return the message about an operator that is not registered, with the closest names that are."""
+    """Return the message about an operator that is not registered: the closest names that are, and the tool that wrote it."""
     try:
         find(op)
     except UnknownOpError as error:
-        return str(error)
+        return f"{error}{advice(op)}"
     raise AssertionError(f"{op} is registered")
 
 
