@@ -23,6 +23,7 @@ from kernels.errors import DataDependentError, EdgewiseError
 from kernels.record import record
 from kernels.registry import Case, Kernel, Op, evaluate, find
 from kernels.scratch import FIXED_BYTES
+from kernels.size import is_symbolic
 from kernels.spec import FLOATS, Array, DType, Spec, size_array
 
 
@@ -71,11 +72,11 @@ class Parts:
         return self.several(1, op, *inputs, **attrs)[0]
 
     def several(self, count: int, op: str, *inputs: Value | None, **attrs: Any) -> tuple[Value, ...]:
-        """Write a part and return its first outputs."""
+        """Write a part and return its first outputs. A size among its attributes gets the value that it has now."""
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         found = find(op)
-        bound = found.bind(attrs)
+        bound = found.bind({name: int(value) if is_symbolic(value) else value for name, value in attrs.items()})
         specs = found.infer_specs([None if value is None else value.spec for value in inputs], bound)
         made = tuple(self._value(f"part{len(self.parts)}.{i}", spec) for i, spec in enumerate(specs[:count]))
         names = tuple("" if value is None else value.name for value in inputs)

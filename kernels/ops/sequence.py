@@ -131,35 +131,37 @@ def infer_split(x: Spec, split: Spec | None = None, *, axis: int = 0, keepdims: 
     """A sequence of the parts of x along an axis: of the given sizes, of one size, or of 1, whose axis may be dropped."""
     if x.dtype.names is not None:
         raise DTypeError(f"SplitToSequence: x is {x}, need a tensor")
-    sizes = _part_sizes(x.shape[axis_of("SplitToSequence", axis, x.rank)], split)
-    return Spec((len(sizes),), sequence_of(x.dtype))
-
-
-def _part_sizes(size: int, split: Spec | None) -> list[int]:
-    """Return the sizes of the parts of an axis."""
-    if split is None:
-        wanted = [1] * min(size, MOST_ITEMS + 1)
-    else:
+    size = x.shape[axis_of("SplitToSequence", axis, x.rank)]
+    if split is not None:
         require_dtype("SplitToSequence: split", split, INDICES)
-        given = split.known("SplitToSequence: split")
-        if split.rank == 0:
-            each = int(given)
-            if each < 1:
-                raise ShapeError(f"SplitToSequence: split is {each}, need a size of at least 1")
-            wanted = [min(each, size - start) for start in range(0, min(size, each * (MOST_ITEMS + 1)), each)]
-        else:
-            wanted = [int(part) for part in given.ravel()]
-        if min(wanted, default=0) < 0 or sum(wanted) != size:
-            raise ShapeError(f"SplitToSequence: split is {wanted[:8]}, need sizes that make {size}")
-    if len(wanted) > MOST_ITEMS:
-        raise ShapeError(f"SplitToSequence: an axis of {size} makes {len(wanted)} parts or more, the limit is {MOST_ITEMS}")
-    return wanted
+    count = _count(size, split)
+    if count > MOST_ITEMS:
+        raise ShapeError(f"SplitToSequence: an axis of {size} makes {count} parts, the limit is {MOST_ITEMS}")
+    return Spec((count,), sequence_of(x.dtype))
+
+
+def _count(size: int, split: Spec | None) -> int:
+    """Return how many parts an axis makes. split: None for parts of 1, a number for parts of that size, or all sizes."""
+    if split is None:
+        return size
+    given = split.known("SplitToSequence: split")
+    if split.rank:
+        if given.min(initial=0) < 0 or given.sum() != size:
+            raise ShapeError(f"SplitToSequence: split is {given.ravel()[:8].tolist()}, need sizes that make {size}")
+        return split.elements
+    if int(given) < 1:
+        raise ShapeError(f"SplitToSequence: split is {int(given)}, need a size of at least 1")
+    return -(-size // int(given))
 
 
 def run_split(out: tuple[Array, ...], x: Array, split: Array | None = None, *, axis: int, keepdims: int) -> None:
     """Copy every part."""
-    sizes = _part_sizes(x.shape[axis], None if split is None else Spec.of(split))
-    parts = np.split(x, np.cumsum(sizes)[:-1], axis) if sizes else []
+    if split is not None and split.ndim:
+        ends = np.cumsum(split)[:-1]
+    else:
+        each = 1 if split is None else int(split)
+        ends = np.arange(1, len(out[0])) * each
+    parts = np.split(x, ends, axis) if len(out[0]) else []
     drops = split is None and not keepdims
     fill(out[0], ((part.squeeze(axis) if drops else part).copy() for part in parts))
 

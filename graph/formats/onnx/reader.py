@@ -300,7 +300,7 @@ def _unknown(op: str) -> str:
     try:
         find(op)
     except UnknownOpError as error:
-        return f"{error}{advice(op)}"
+        return f"{error}{advice(str(op))}"  # a damaged name is bytes
     raise AssertionError(f"{op} is registered")
 
 

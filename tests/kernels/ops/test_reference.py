@@ -94,6 +94,7 @@ EXCUSED: dict[tuple[str, str], str] = {
     ("Resize", "single_size"): "the reference multiplies sizes by fp32 scales in fp64, PyTorch's numbers are met in fp32",
     ("SoftmaxCrossEntropyLoss", "empty"): "the reference cannot reshape an empty batch",
     ("SoftmaxCrossEntropyLoss", "large"): "the reference takes the logarithm of an underflowed 0",
+    ("Optional", "nothing"): "as tensor",
     ("Optional", "sequence"): "as tensor",
     ("Optional", "tensor"): "the reference returns what an optional holds in a list of its own",
     ("RegexFullMatch", "backtracks"): "the reference takes exponential time",
