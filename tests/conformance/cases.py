@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 
+from graph.formats.onnx.schema import op_name
 from kernels.record import record
 from kernels.registry import find, is_registered
 from scheduler.session import Session
@@ -24,19 +25,17 @@ LIGHT_RTOL, LIGHT_ATOL = 1e-3, 1e-7  # those of ONNX's own runner for networks
 
 @record
 class Conformance:
-    """One test case of ONNX. data_sets: inputs and expected outputs, in the order of the model's."""
+    """One test case of ONNX.
+
+    op: the operator that it is about; of a network its name. data_sets: inputs and expected outputs, in the order of the model's.
+    """
 
     name: str
+    op: str
     model: onnx.ModelProto
     data_sets: tuple[tuple[Sequence[Any], Sequence[Any]], ...]
     rtol: float
     atol: float
-
-    @property
-    def op(self) -> str:
-        """The operator that the case is about: the first node's, which other nodes prepare or check."""
-        node = self.model.graph.node[0]
-        return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
     def feeds(self, given: Sequence[Any]) -> dict[str, Any]:
         """Return the inputs of a data set by name, as sessions take them."""
@@ -74,7 +73,7 @@ def network_cases() -> Mapping[str, Conformance]:
         shape = tuple(dim.dim_value for dim in port.type.tensor_type.shape.dim)
         size = int(np.prod(shape))
         given = (np.arange(size).astype(np.float32) / np.float32(size)).reshape(shape)
-        found[path.stem] = Conformance(path.stem, model, (([given], [expected]),), LIGHT_RTOL, LIGHT_ATOL)
+        found[path.stem] = Conformance(path.stem, path.stem, model, (([given], [expected]),), LIGHT_RTOL, LIGHT_ATOL)
     return found
 
 
@@ -83,11 +82,20 @@ def _collected(collect: Any, *arguments: Any) -> dict[str, Conformance]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         collected = collect(*arguments)
+    models = {test.name: test.model for test in collected if test.model is not None}
     return {
-        test.name: Conformance(test.name, test.model, tuple(map(tuple, test.data_sets)), test.rtol or 0, test.atol or 0)
+        test.name: Conformance(
+            test.name, _op(test.name, models), test.model, tuple(map(tuple, test.data_sets)), test.rtol or 0, test.atol or 0
+        )
         for test in collected
         if test.model is not None
     }
+
+
+def _op(name: str, models: Mapping[str, onnx.ModelProto]) -> str:
+    """Return the operator of a case: its first node's; of a function that defines one, that of the case which it expands."""
+    node = models.get(name.partition("_expanded")[0], models[name]).graph.node[0]
+    return op_name(node)
 
 
 def failure(case: Conformance, backend: WantedBackend) -> str:
