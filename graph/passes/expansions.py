@@ -37,7 +37,7 @@ class Step:
 
 def expand_fused(editor: Editor) -> None:
     """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
-    SkipLayerNormalization, with a mean or without, by Add and a normalization; then every op that is written as others by them."""
+    SkipLayerNormalization, with a mean or without, by Add and a normalization; then every op that is written as others."""
     expand(editor, _EXPANSIONS)
     ops = {node.op for node in editor.nodes.values() if node.op not in CONTROL_FLOW}
     expand(editor, {op: _put_parts for op in ops if find(op).parts is not None})

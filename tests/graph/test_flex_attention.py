@@ -10,6 +10,7 @@ from graph.errors import CorruptModelError
 from graph.formats.registry import read
 from profiler.counting.counts import profile
 from scheduler.session import Session
+from scheduler.strategy import WantedBackend
 
 node = helper.make_node
 FEEDS = {name: np.random.default_rng(i).standard_normal((2, 2, 3, 4)).astype(np.float32) for i, name in enumerate("qkv")}
@@ -41,8 +42,9 @@ def test_two_with_graphs_of_one_naming_keep_them_apart() -> None:
         flex(("q", "k", "t"), "middle", score_mod=twice),
         flex(("middle", "k", "v"), score_mod=shifted, prob_mod=twice),
     )
-    (wanted,) = ReferenceEvaluator(proto).run(None, FEEDS)
-    for backend in ("numpy", "auto"):
+    wanted = np.asarray(ReferenceEvaluator(proto).run(None, FEEDS)[0])
+    backends: tuple[WantedBackend, ...] = ("numpy", "auto")
+    for backend in backends:
         np.testing.assert_allclose(Session(proto, 1, backend=backend).run(FEEDS)["y"], wanted, atol=1e-6)
     assert profile(proto).macs == 2 * 2 * (2 * 2 * 3 * 3 * 4)
 
