@@ -101,13 +101,11 @@ def _container(port: Port, value: Any, where: str) -> Array:
 
 def fed_shape(port: Port, feeds: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Return the shape that a feed has as an array, without making one; None where it is missing or no feed."""
-    if port.name not in feeds:
-        return None
-    value = feeds[port.name]
-    if not is_container(port.dtype) or (isinstance(value, np.ndarray) and value.dtype == port.dtype):
+    value = feeds.get(port.name)
+    if not is_container(port.dtype) or getattr(value, "dtype", None) == port.dtype:
         return getattr(value, "shape", None)
     if is_optional(port.dtype):
-        return (int(value is not None),)
+        return (int(value is not None),) if port.name in feeds else None
     return (len(value),) if isinstance(value, list | tuple) else None
 
 

@@ -61,6 +61,12 @@ def test_an_optional_is_its_value_or_none(kind: Any) -> None:
     assert session.run({"x": None})["y"] is None
 
 
+def test_an_empty_tensor_in_an_optional_is_not_nothing() -> None:
+    session = passing(helper.make_optional_type_proto(TENSOR))
+    assert session.run({"x": None})["y"] is None
+    assert session.run({"x": np.empty(0, np.float32)})["y"].shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("fed", "says"),
     [
