@@ -8,11 +8,13 @@ A head of k and v serves as many consecutive heads of q as q has more. The reade
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
+from kernels.composite import Parts, Value, written
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.half import in_single
@@ -89,6 +91,30 @@ def run_values(out: tuple[Array, ...], probabilities: Array, v: Array) -> None:
     np.copyto(out[0], _grouped(probabilities.astype(computed, copy=False), v.astype(computed, copy=False)), casting="unsafe")
 
 
+def write_scores(parts: Parts, q: Value, k: Value, *, scale: float | None, softmax_precision: int | None) -> Value:
+    """As products of matrices, for native kernels."""
+    factor = math.sqrt(1 / math.sqrt(max(q.shape[3], 1)) if scale is None else scale)
+    left, right = (parts("Mul", each, parts.number(factor, each)) for each in (q, k))
+    scores = _write_grouped(parts, left, parts("Transpose", right, perm=(0, 1, 3, 2)))
+    return scores if softmax_precision is None else parts("Cast", scores, to=softmax_precision)
+
+
+def write_values(parts: Parts, probabilities: Value, v: Value) -> Value:
+    """As products of matrices, for native kernels."""
+    if probabilities.dtype == v.dtype:
+        return _write_grouped(parts, probabilities, v)
+    return parts("CastLike", _write_grouped(parts, probabilities, parts("CastLike", v, probabilities)), v)
+
+
+def _write_grouped(parts: Parts, a: Value, b: Value) -> Value:
+    """As `_grouped`."""
+    _, heads, rows, depth = a.shape
+    if heads == b.shape[1]:
+        return parts("MatMul", a, b)
+    stacked = parts("MatMul", parts("Reshape", a, parts.numbers(0, b.shape[1], heads // b.shape[1] * rows, depth)), b)
+    return parts("Reshape", stacked, parts.numbers(0, heads, rows, b.shape[3]))
+
+
 _WIDE = np.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
 _GROUPED = ((2, 4, 3, 8), (2, 2, 5, 8))
 OPS = (
@@ -97,6 +123,7 @@ OPS = (
         infer_scores,
         cost_scores,
         (Kernel("matmul", run_scores, scratch_bytes=times(4)),),
+        parts=functools.partial(written, "edgewise.FlexScores", write_scores),
         tolerance_eps=32,
         cases=(
             Case("heads", inputs=((2, 3, 4, 8), (2, 3, 5, 8)), cost=Cost(macs=2 * 3 * 4 * 5 * 8, other_flops=192 + 240)),
@@ -115,6 +142,7 @@ OPS = (
         infer_values,
         cost_values,
         (Kernel("matmul", run_values, scratch_bytes=times(4)),),
+        parts=functools.partial(written, "edgewise.FlexValues", write_values),
         tolerance_eps=32,
         cases=(
             Case("heads", inputs=((2, 3, 4, 5), (2, 3, 5, 8)), cost=Cost(macs=2 * 3 * 4 * 5 * 8)),

@@ -23,12 +23,14 @@ _INT64 = 7  # ONNX's number
 
 def _heads(parts: Parts, x: Value, heads: int) -> Value:
     """(batch, heads, length, size) of (batch, length, heads · size)."""
-    return parts("Transpose", parts("Reshape", x, parts.numbers(0, 0, heads, -1)), perm=(0, 2, 1, 3))
+    if x.spec.rank != 3 or x.shape[2] % heads:
+        raise ShapeError(f"an input is {x.spec}, need (batch, length, width) and a width of {heads} whole heads")
+    return parts("Transpose", parts("Reshape", x, parts.numbers(0, 0, heads, x.shape[2] // heads)), perm=(0, 2, 1, 3))
 
 
 def _flat(parts: Parts, y: Value) -> Value:
     """(batch, length, heads · size) of (batch, heads, length, size)."""
-    return parts("Reshape", parts("Transpose", y, perm=(0, 2, 1, 3)), parts.numbers(0, 0, -1))
+    return parts("Reshape", parts("Transpose", y, perm=(0, 2, 1, 3)), parts.numbers(0, 0, y.shape[1] * y.shape[3]))
 
 
 def _range(parts: Parts, stop: int) -> Value:
@@ -365,7 +367,7 @@ def write_group_query(
 def _split_packed(
     parts: Parts, query: Value, key: Value | None, value: Value | None, heads: int, kv_heads: int
 ) -> tuple[Value, ...]:
-    if key is not None and value is not None:
+    if key is not None and value is not None and key.spec.rank == value.spec.rank == 3:
         return query, key, value
     size, rest = divmod(query.shape[2], heads + 2 * kv_heads)
     if key is not None or value is not None or rest:
@@ -447,6 +449,7 @@ OPS = (
         write_multi_head,
         (
             Case("cross", inputs=_QKV, attrs=_N2, cost=Cost(macs=2 * 2 * 15 * 8, other_flops=48 + 300)),
+            Case("empty", inputs=((0, 3, 8), (0, 5, 8), (0, 5, 8)), attrs=_N2, outputs=3, cost=Cost()),
             Case("bias", inputs=(*_QKV, (24,)), attrs=_N2),
             Case("lengths", inputs=(*_QKV, None, np.array([2, 5], _I32)), attrs=_N2),
             Case(

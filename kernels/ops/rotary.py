@@ -122,7 +122,7 @@ def write(
         y = y if not rest else parts("Concat", y, *rest, axis=-1)
     else:
         y = parts("Concat", first, second, *rest, axis=-1)
-    return y if x.spec.rank == 4 else parts("Reshape", y, parts.numbers(0, 0, -1))
+    return y if x.spec.rank == 4 else parts("Reshape", y, parts.numbers(0, 0, x.shape[2]))
 
 
 ROTARY_EMBEDDING = Op(
