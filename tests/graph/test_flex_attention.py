@@ -82,3 +82,9 @@ def test_graphs_that_do_not_fit_are_refused() -> None:
         read(model(flex(("q", "k"))))
     with pytest.raises(CorruptModelError, match="input 'nowhere' is not written"):
         read(model(flex(score_mod=graph([node("Add", ["s", "nowhere"], ["t"])]))))
+
+
+def test_a_damaged_name_is_refused() -> None:
+    whole = model(flex(score_mod=graph([node("Relu", ["s"], ["damaged"])], made="damaged"))).SerializeToString()
+    with pytest.raises(CorruptModelError, match="not UTF-8"):
+        read(whole.replace(b"damaged", b"dam\xffged"))

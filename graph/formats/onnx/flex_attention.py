@@ -32,7 +32,10 @@ def expand(nodes: Sequence[NodeProto]) -> Written:
     made: list[NodeProto] = []
     constants: list[TensorProto] = []
     for index, node in enumerate(nodes):
-        written = _expanded(node, f"{node.name or _NAME}_{index}") if _is_flex(node) else Written([node], ())
+        try:
+            written = _expanded(node, f"{node.name or _NAME}_{index}") if _is_flex(node) else Written([node], ())
+        except (TypeError, ValueError):  # protobuf reads such names and does not write them
+            raise CorruptModelError(f"FlexAttention: a name in it is not UTF-8 (node {node.name!r})") from None
         made += written.nodes
         constants += written.constants
     return Written(made, constants)

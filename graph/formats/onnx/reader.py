@@ -63,7 +63,9 @@ def read(
 
         proto = inline(proto, limits)
     opsets = {opset.domain or "": opset.version for opset in proto.opset_import}
-    opset = opsets.get("", opsets.get("ai.onnx", 0 if any(map(is_standard, walk(proto.graph.node))) else NEWEST_OPSET))
+    opset = opsets.get("", opsets.get("ai.onnx"))
+    if opset is None:
+        opset = 0 if any(map(is_standard, walk(proto.graph.node))) else NEWEST_OPSET
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedError(f"model: opset is {opset}, this build reads {OLDEST_OPSET}…{NEWEST_OPSET} ({name})")
     tensors = TensorReader(loaded.folder, limits, mapped=mapped)
@@ -200,7 +202,7 @@ class _GraphReader:
             raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
         if op in CONTROL_FLOW:
             if op == "Scan" and self.opset < _SCAN_OPSET:
-                attrs = {BATCHED: 1, **attrs, "scan_input_directions": attrs.pop("directions", None)}
+                attrs = {BATCHED: 1, "scan_input_directions": attrs.pop("directions", None), **attrs}
             if not any(isinstance(value, Graph) for value in attrs.values()):
                 raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
             return Node(name, op, tuple(inputs), outputs, attrs, origins=(name,))
