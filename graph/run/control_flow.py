@@ -134,8 +134,10 @@ def _scan_batch(node: Node, inputs: Sequence[Array | None], run_body: RunBody, b
     rows = {len(array) if array.ndim else 0 for array in given}
     scanned = int(node.attrs.get("num_scan_inputs", 0))
     longest = max((array.shape[1] if array.ndim > 1 else 0 for array in given[-scanned:]), default=0)
-    if len(rows) != 1 or not 0 < scanned <= len(given):
-        raise ShapeError(f"Scan: inputs of {sorted(rows)} rows, {scanned} of {len(given)} are scanned, need one batch")
+    if len(rows) != 1 or not 0 < scanned <= len(given) or any(array.ndim < 2 for array in given[-scanned:]):
+        raise ShapeError(
+            f"Scan: inputs of {sorted(rows)} rows, {scanned} of {len(given)} are scanned, need one batch of sequences"
+        )
     (batch,) = rows
     ends = [longest] * batch if lengths is None else [int(end) for end in lengths.ravel()]
     if len(ends) != batch or not batch or not all(0 <= end <= longest for end in ends):
@@ -152,7 +154,10 @@ def _scan_batch(node: Node, inputs: Sequence[Array | None], run_body: RunBody, b
         stacked = bounds.empty(Spec((batch, *shape), first.dtype), node.op)
         stacked[...] = "" if stacked.dtype == STRING else 0
         for row, end in enumerate(ends):
-            stacked[row, ... if is_state else slice(end)] = made[row][index]
+            place = stacked[row, ... if is_state else slice(end)]
+            if place.shape != made[row][index].shape:
+                raise ShapeError(f"Scan: row {row} makes {made[row][index].shape}, need {place.shape} as row 0")
+            place[...] = made[row][index]
         yield stacked
 
 

@@ -85,6 +85,6 @@ def test_graphs_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_damaged_name_is_refused() -> None:
-    whole = model(flex(score_mod=graph([node("Relu", ["s"], ["damaged"])], made="damaged"))).SerializeToString()
+    whole = model(flex(score_mod=graph([node("Add", ["s", "damaged"], ["t"])]))).SerializeToString()
     with pytest.raises(CorruptModelError, match="not UTF-8"):
         read(whole.replace(b"damaged", b"dam\xffged"))
