@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PORT ?= 8000
 JS := app/pages/static/js
 
-.PHONY: serve test test-fast test-smoke attack coverage check check-js format bench docs proto lock clean
+.PHONY: serve test test-fast test-smoke conformance attack coverage check check-js format bench docs proto lock clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve it with the dashboard
@@ -19,6 +19,9 @@ test-fast: $(VENV)/.ready  ## a selection of every folder, in less than a minute
 
 test-smoke: $(VENV)/.ready  ## a selection of ten seconds, for pre-commit
 	$(PY) -m pytest -q @tests/smoke.txt
+
+conformance: $(VENV)/.ready  ## ONNX's own test cases: passed and failed per operator, and in total
+	$(PY) -m tests.conformance
 
 attack: $(VENV)/.ready  ## the tests that attack the product, with 200 random graphs, in about ten minutes
 	EDGEWISE_TEST_SEEDS=0:200 $(PY) -m pytest -n 2 --dist worksteal @tests/attack.txt

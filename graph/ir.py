@@ -15,10 +15,12 @@ from typing import Any
 from graph.digest import Digest
 from graph.mapped import MappedFile
 from kernels.record import record
-from kernels.spec import Array, DType, Spec
+from kernels.spec import Array, DType, Spec, dtype_name
 
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "MatMulInteger"})  # their sums of int32 are converted by what is fused behind them
-CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})  # run by the executor, since their bodies are graphs
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})  # run by the executor, since their bodies are graphs
+
+BATCHED = "batched"  # attribute of a Scan: as before opset 9, its input 0 holds lengths, and axis 0 of the others is a batch
 
 SEGMENT = "edgewise.Segment"  # the op of a node that stands for a native segment, which the executor runs
 
@@ -38,7 +40,12 @@ class Port:
 
     def __str__(self) -> str:
         dims = "?" if self.dims is None else ",".join("?" if d is None else str(d) for d in self.dims)
-        return f"{self.name}: {self.dtype.name}[{dims}]"
+        return f"{self.name}: {self.type_name}[{dims}]"
+
+    @property
+    def type_name(self) -> str:
+        """The element type as numpy names it, float32; of a sequence or an optional what it holds, seq(f32)."""
+        return dtype_name(self.dtype) if self.dtype.names else self.dtype.name
 
 
 @record

@@ -3,7 +3,7 @@
 Intermediate values and node workspaces share one arena, placed such that no two that are alive at the same time overlap. Other
 values are stored outside of it: graph inputs and constants, which are never written; graph outputs, which every run allocates,
 since they become the caller's; and values whose size only a run knows, which are outputs of data-dependent and control-flow
-nodes, and strings.
+nodes, strings and sequences.
 
 Values share storage in two ways. A view (Reshape, Squeeze…) is its input's memory under another shape. An elementwise op
 overwrites an input of equal spec that no later node reads.
@@ -19,7 +19,7 @@ from graph.ir import SEGMENT, Graph, Node, Specs
 from graph.placement import Block, aligned, bytes_by_step, place
 from kernels.record import record
 from kernels.registry import find
-from kernels.spec import STRING, DType
+from kernels.spec import DType
 
 Kind = Literal["arena", "output", "input", "constant"]
 
@@ -86,11 +86,11 @@ class MemoryPlan:
 
 
 def is_static(node: Node, specs: Specs) -> bool:
-    """Whether the memory of a node can be planned: every spec is known, it writes no strings and has no subgraph."""
+    """Whether the memory of a node can be planned: every spec is known, it writes no strings or sequences and has no subgraph."""
     if any(True for _ in node.subgraphs()) or any(specs.get(name) is None for name in node.reads()):
         return False
     outputs = [specs.get(name) for name in node.writes()]
-    return all(spec is not None and spec.dtype != STRING for spec in outputs)
+    return all(spec is not None and not spec.dtype.hasobject for spec in outputs)
 
 
 def plan_memory(graph: Graph, specs: Specs, workspace_bytes: Mapping[str, int]) -> MemoryPlan:

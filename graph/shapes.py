@@ -13,11 +13,18 @@ import numpy as np
 
 from graph.budget import MOST_BYTES, model_share_bytes
 from graph.errors import FeedError, LimitError
-from graph.ir import CONTROL_FLOW, Graph, Node, Port, Specs
+from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Port, Specs
 from graph.limits import Check, Limits, go_on
 from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
-from kernels.errors import AttributeValueError, DataDependentError, EdgewiseError, ShapeError, UnsupportedError
+from kernels.errors import (
+    AttributeValueError,
+    DataDependentError,
+    EdgewiseError,
+    InvalidError,
+    ShapeError,
+    UnsupportedError,
+)
 from kernels.registry import evaluate, evaluation_bytes, find
 from kernels.size import is_symbolic, surely_equal
 from kernels.spec import STRING, Array, SizeArray, Spec, fixed_array, size_array
@@ -277,6 +284,8 @@ def _is_open_or_large(spec: Spec) -> bool:
 
 
 def _infer_control(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
+    if node.op == "SequenceMap":
+        raise DataDependentError("SequenceMap: the tensors of its sequences have shapes that only a run knows")
     infer = {"If": _infer_if, "Loop": _infer_loop, "Scan": _infer_scan}[node.op]
     return infer(node, specs, check)
 
@@ -294,13 +303,25 @@ def _outputs(body: Graph, inputs: Mapping[str, Spec], specs: Specs, check: Check
 
 
 def _infer_if(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
-    """Return the specs of the taken branch where the condition is known, else those on which both branches agree."""
+    """Return the specs of the taken branch where the condition is known, else those on which both branches agree.
+
+    A branch that refuses its inputs does not stop a model that never takes it: the other one's specs hold then. A run that takes
+    it is refused when it does.
+    """
     condition = specs[node.inputs[0]]
     branches = [_body(node, "then_branch"), _body(node, "else_branch")]
     if condition is not None and condition.value is not None:
         return tuple(_outputs(branches[0 if bool(condition.value.reshape(-1)[0]) else 1], {}, specs, check))
-    then_specs, else_specs = (_outputs(branch, {}, specs, check) for branch in branches)
-    pairs = zip(then_specs, else_specs, strict=False)
+    found: list[list[Spec | None]] = []
+    refusals: list[EdgewiseError] = []
+    for branch in branches:
+        try:
+            found.append(_outputs(branch, {}, specs, check))
+        except (InvalidError, UnsupportedError) as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    pairs = zip(found[0], found[-1], strict=False)
     return tuple(Spec(a.shape, a.dtype) if a is not None and a == b else None for a, b in pairs)
 
 
@@ -332,6 +353,8 @@ def _iterations(node: Node, specs: Specs, goes_on: Spec | None) -> int:
 def _infer_scan(node: Node, specs: Specs, check: Check) -> tuple[Spec | None, ...]:
     """Infer states where no iteration changes their specs, and outputs stacked along the scanned length."""
     body, scanned = _body(node, "body"), node.attrs.get("num_scan_inputs")
+    if node.attrs.get(BATCHED):
+        raise DataDependentError("Scan: its rows have lengths of their own")
     inputs = _known_inputs(node.inputs, specs, "Scan: an input")
     if not isinstance(scanned, int) or not 0 < scanned <= len(inputs):
         raise AttributeValueError(f"Scan: num_scan_inputs is {scanned}, need 1…{len(inputs)}")

@@ -101,6 +101,7 @@ class Op:
         None: unknown, and no batches are formed for a model with this op; but elementwise ops follow the rule of broadcasting.
     upgrade: (opset, attrs, number of outputs) -> (attrs, {position: constant input}): rewrites a node of an older opset
         into the newest form, so that the functions here know that form only.
+    parts: how it is written as other ops (`kernels.composite`): (input specs, attrs) -> parts and outputs. None for most.
     tolerance_eps: allowed error against float64, in epsilons of the output's dtype relative to the largest output.
     """
 
@@ -114,6 +115,7 @@ class Op:
     deterministic: bool = True
     mixes_rows: RowRule | None = None
     upgrade: Upgrade | None = None
+    parts: Callable[[Sequence[Spec | None], Attrs], Any] | None = None
     tolerance_eps: float = 4
     cases: tuple[Case, ...] = ()
 
@@ -290,6 +292,7 @@ _IS_OF_TYPE: Mapping[str, Callable[[Any], bool]] = {
     "tuple[float, ...]": lambda value: _all(int)(value) or _all(float)(value),
     "tuple[str, ...]": _all(str),
     "Array": lambda value: isinstance(value, np.ndarray),
+    "DType": lambda value: isinstance(value, np.dtype),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from types import MappingProxyType
@@ -33,12 +34,15 @@ STRING = np.dtype(object)  # ONNX strings: numpy object arrays of str
 # ONNX's element type numbers (TensorProto.DataType); the sub-byte and 8-bit float types hold one element a byte here
 _ELEMENT_NAMES = (
     "float32 uint8 int8 uint16 int16 int32 int64 object bool float16 float64 uint32 uint64 complex64 complex128 bfloat16 "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2"
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz uint4 int4 float4_e2m1fn float8_e8m0fnu uint2 int2 "
+    "float6_e2m3fn float6_e3m2fn"
 )
 ELEMENT_TYPES: Mapping[int, DType] = MappingProxyType(
     {code: np.dtype(getattr(ml_dtypes, name, name)) for code, name in enumerate(_ELEMENT_NAMES.split(), 1)}
 )
 ELEMENT_CODES: Mapping[DType, int] = MappingProxyType({dtype: code for code, dtype in ELEMENT_TYPES.items()})
+
+BYTE_BITS = 8
 
 _SHORT_NAMES = {"float": "f", "uint": "u", "int": "i", "bfloat": "bf", "complex": "c"}
 
@@ -122,8 +126,16 @@ class Spec:
         return f"{dtype_name(self.dtype)}[{','.join(map(size_text, self.shape))}]"
 
 
+def element_bits(dtype: DType) -> int:
+    """Return the bits of an element: the types below a byte lie one in a byte in memory, but hold fewer bits."""
+    found = re.match(r"(?:u?int|float)([246])(?!\d)", dtype.name)
+    return int(found[1]) if found else BYTE_BITS * dtype.itemsize
+
+
 def dtype_name(dtype: DType) -> str:
-    """Short name of an element type: f32, bf16, i64, u8, f8_e4m3fn, bool, str."""
+    """Short name of an element type: f32, bf16, i64, u8, f8_e4m3fn, bool, str; of containers (`kernels.containers`) seq(f32)."""
+    if dtype.names is not None:
+        return dtype.names[0]
     if dtype == STRING:
         return "str"
     if dtype == BOOL:

@@ -20,12 +20,13 @@ from graph.native.facts import Kept
 from graph.passes.optimise import optimise
 from graph.run.bounds import RunBounds
 from graph.run.executor import Executor
-from graph.run.feeds import check_feeds
+from graph.run.feeds import check_feeds, fed_shape
 from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
 from kernels.confinement import usable_cores
+from kernels.containers import is_container
 from kernels.errors import AttributeValueError, memory_errors_of
 from kernels.record import record
 from kernels.spec import Array
@@ -102,6 +103,7 @@ class Session:
         with memory_errors_of("model"):
             self.model = model if isinstance(model, Model) else read(model)
         self._input_names = [port.name for port in self.model.graph.inputs]
+        self._tensors_alone = not any(is_container(port.dtype) for port in self.model.graph.inputs)
         self._plans: dict[Shapes, _Followed] = {}  # by the shapes they are for, the newest last
         if plan is not None:
             self._plans[self._planned(plan)] = _Followed(plan.id, plan)
@@ -279,7 +281,9 @@ class Session:
             return self._build(key, {name: array.shape for name, array in arrays.items()}, check or go_on)
 
     def _key(self, feeds: Mapping[str, Any]) -> Shapes:
-        return tuple([getattr(feeds.get(name), "shape", None) for name in self._input_names])
+        if self._tensors_alone:
+            return tuple([getattr(feeds.get(name), "shape", None) for name in self._input_names])
+        return tuple([fed_shape(port, feeds) for port in self.inputs])
 
     def _build(self, key: Shapes, shapes: Mapping[str, tuple[int, ...]], check: Check = go_on) -> Ready:
         """Return the executor for new shapes, which is kept: a lowering that serves them, bound to them, or a new one."""

@@ -40,7 +40,7 @@ def command(
     require_known("precision", precision, get_args(WantedPrecision))
     session = Session(model, threads=threads, precision=cast("WantedPrecision", precision))
     feeds = make_feeds(session.inputs, read_arrays(feed), parse_shapes(shape))
-    outputs = session.run(feeds)
+    outputs = _arrays(session.run(feeds))
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
         trace_out.write_bytes(chrome_trace(time_session(session, feeds, runs)))
@@ -55,6 +55,14 @@ def command(
         out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
     median, best = milliseconds(median_ns), milliseconds(min(times_ns))
     out.print(f"latency: median {median}, best {best} of {runs} runs, {session.threads} threads")
+
+
+def _arrays(outputs: dict[str, Any]) -> dict[str, Array]:
+    """Return every tensor among the outputs: those of a sequence as name[0], name[1], …; an optional that is empty has none."""
+    found: dict[str, Array] = {}
+    for name, value in outputs.items():
+        found.update({f"{name}[{i}]": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value})
+    return {name: array for name, array in found.items() if array is not None}
 
 
 def _first(array: Array) -> list[Any]:

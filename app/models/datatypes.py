@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.spec import BFLOAT16, STRING, DType
+from kernels.containers import is_container
+from kernels.spec import BFLOAT16, STRING, DType, dtype_name
 
 DATATYPES: dict[str, DType] = {
     "BOOL": np.dtype(np.bool_),
@@ -22,5 +23,5 @@ _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 def datatype_of(dtype: DType) -> str:
-    """Return the protocol's name of a numpy dtype; the numpy name in capitals if the protocol has none."""
-    return _NAMES.get(dtype, dtype.name.upper())
+    """Return the protocol's name of a dtype; where it has none the numpy name in capitals, or SEQ(F32) and the like."""
+    return _NAMES.get(dtype) or (dtype_name(dtype) if is_container(dtype) else dtype.name).upper()

@@ -13,7 +13,7 @@ from app.engine.lane import rows_of
 from app.engine.requests import InferOptions, Outcome
 from app.errors import CLIENT_GONE, status_of
 from app.models.repository import Served
-from app.oip.request import InferRequest, for_model
+from app.oip.request import InferRequest, for_model, require_tensors
 from app.service import Service
 from app.watch.flops import Shapes
 from app.watch.statistics import Reason, Timed
@@ -83,6 +83,7 @@ async def _answer(
 ) -> tuple[Timed, Shapes, R_co]:
     """Decode the request, run the model and encode the answer. started_ns: arrival, on the performance counter."""
     slow_bytes = await exchange.receive()
+    require_tensors(served, session)
     decoding_ns = time.perf_counter_ns()
     decoded = await _somewhere(service, slow_bytes, exchange.decode, served, session)
     asked = for_model(decoded, served, session)

@@ -17,6 +17,7 @@ from app.models.datatypes import DATATYPES, datatype_of
 from app.models.repository import Served
 from app.settings import Settings
 from graph.ir import Port
+from kernels.containers import is_container
 from kernels.record import record
 from kernels.spec import STRING, Array, DType
 from scheduler.session import Session
@@ -162,6 +163,17 @@ def _outputs(wanted: Iterable[tuple[str, Mapping[str, Parameter]]], default: boo
             raise refuse(f"{subject}: classification is {classes!r}, need a number of classes")
         found[name] = OutputRequest(name, _flag(subject, parameters, "binary_data", default), classes)
     return tuple(found.values())
+
+
+def require_tensors(served: Served, session: Session) -> None:
+    """Raise RequestError 400 for a model that takes or returns sequences or optionals, which the protocol has no words for."""
+    for role, ports in (("input", session.inputs), ("output", session.outputs)):
+        for port in ports:
+            if is_container(port.dtype):
+                raise refuse(
+                    f"{role} '{port.name}' of model '{served.name}' is a {port.type_name}, the protocol has tensors only; "
+                    "run it with edgewise.Session"
+                )
 
 
 def for_model(asked: InferRequest, served: Served, session: Session) -> InferRequest:

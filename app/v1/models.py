@@ -72,7 +72,7 @@ def describe(served: Served) -> ModelOut:
     session = served.session
     ports = {"inputs": session.inputs, "outputs": session.outputs} if session else {"inputs": (), "outputs": ()}
     tensors: dict[str, Any] = {
-        role: [TensorOut(name=p.name, dtype=p.dtype.name, shape=None if p.dims is None else list(p.dims)) for p in found]
+        role: [TensorOut(name=p.name, dtype=p.type_name, shape=None if p.dims is None else list(p.dims)) for p in found]
         for role, found in ports.items()
     }
     return ModelOut(

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from graph.ir import Node
-from graph.passes.editor import Editor
+from graph.ir import CONTROL_FLOW, Node
+from graph.passes.editor import Editor, origins
+from kernels.errors import DataDependentError
 from kernels.expression import FLOAT
+from kernels.half import is_half
 from kernels.ops.fused_matmul import axes_order
 from kernels.record import record
+from kernels.registry import find
 from kernels.spec import DType
 
 _RMS = "com.microsoft.SkipSimplifiedLayerNormalization"
@@ -34,8 +37,10 @@ class Step:
 
 def expand_fused(editor: Editor) -> None:
     """Replace each FusedConv by Conv, Add and an activation, each FusedMatMul by Transpose, MatMul and Mul, and each
-    SkipLayerNormalization, with a mean or without, by Add and a normalization."""
+    SkipLayerNormalization, with a mean or without, by Add and a normalization; then every op that is written as others."""
     expand(editor, _EXPANSIONS)
+    ops = {node.op for node in editor.nodes.values() if node.op not in CONTROL_FLOW}
+    expand(editor, {op: _put_parts for op in ops if find(op).parts is not None})
 
 
 def expand(editor: Editor, expansions: Expansions) -> None:
@@ -54,6 +59,31 @@ def put_steps(editor: Editor, node: Node, steps: Sequence[Step]) -> None:
     for step in parts:
         before = editor.put_part(node, step.op, step.behind(before), step.attrs)
     editor.put_last(node, last.op, last.behind(before), last.attrs)
+
+
+def _put_parts(editor: Editor, node: Node) -> None:
+    """Put the parts of a node in its place (`kernels.composite`).
+
+    It stays where they depend on values that only a run knows, and in half precision, which each part would round.
+    """
+    write, specs = find(node.op).parts, [editor.spec(value) if value else None for value in node.inputs]
+    if write is None or any(spec is not None and is_half(spec.dtype) for spec in specs):
+        return
+    try:
+        parts, results = write(specs, node.attrs)
+    except DataDependentError:
+        return
+    editor.drop(node)
+    names = {f"input{i}": value for i, value in enumerate(node.inputs)} | {"": ""}
+    names |= {value.name: output for value, output in zip(results, node.outputs, strict=False) if output}
+    names |= {name: editor.add_constant(f"{node.name}/{name}", array) for name, array in parts.constants.items()}
+    for part in parts.parts:
+        for value in part.outputs:
+            names.setdefault(value, editor.fresh(f"{node.name}/{value}"))
+        is_last = bool(node.outputs[0]) and node.outputs[0] in (names[value] for value in part.outputs)
+        name = node.name if is_last else editor.fresh(f"{node.name}/{part.op}")
+        inputs, outputs = (tuple(names[value] for value in values) for values in (part.inputs, part.outputs))
+        editor.put(Node(name, part.op, inputs, outputs, part.attrs, origins=origins(node)))
 
 
 def _matmul(editor: Editor, node: Node) -> None:

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from graph.errors import LimitError, RunCancelledError, RunTimeoutError
-from kernels.spec import Array, Spec
+from kernels.containers import held_bytes
+from kernels.spec import Array, Spec, dtype_name
 
 MAX_ROUNDS = 10_000_000  # of one run: a loop without an end must end. A round takes 10 µs at least
 ARRAY_BYTES = 128  # that numpy takes for an array beside its elements
@@ -125,6 +126,17 @@ class RunBounds:
             yield
         finally:
             self.give(nbytes)
+
+    def hold(self, container: Array) -> Array:
+        """Count the tensors that a sequence or an optional holds until it is freed, those that others hold too once for each.
+
+        Returns the container. Raises LimitError as `take` does.
+        """
+        if self.memory_bytes is not None:
+            nbytes = held_bytes(container)
+            self.take(nbytes, dtype_name(container.dtype))
+            weakref.finalize(container, self.give, nbytes).atexit = False
+        return container
 
     def empty(self, spec: Spec, what: str) -> Array:
         """Allocate an array that counts until its memory is freed, however long that is. Raises LimitError as `take` does."""

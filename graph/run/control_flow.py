@@ -1,4 +1,4 @@
-"""If, Loop and Scan on arrays, given a function that runs a body.
+"""If, Loop, Scan and SequenceMap on arrays, given a function that runs a body.
 
 Both the executor, which prepares bodies as graphs of their own, and the tests' interpreter call `run_control_flow`. Every array
 it returns is new or comes from a body. It never returns an input of the node, whose memory the caller may reuse.
@@ -7,16 +7,18 @@ it returns is new or comes from a body. It never returns an input of the node, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from graph.errors import CorruptModelError, LimitError
-from graph.ir import Graph, Node, Port
+from graph.ir import BATCHED, Graph, Node, Port
 from graph.run.bounds import RunBounds
 from graph.shapes import MAX_VALUE_BYTES
+from kernels.containers import contained, is_sequence, items, sequence_of
 from kernels.errors import AttributeValueError, ShapeError
-from kernels.spec import Array, Spec
+from kernels.spec import STRING, Array, Spec
 
 RunBody = Callable[[Graph, Sequence[Array]], list[Array]]  # a body and its inputs in order -> its outputs in order
 
@@ -35,7 +37,7 @@ def run_control_flow(node: Node, inputs: Sequence[Array | None], run_body: RunBo
 
     if node.op == "If":
         return tuple(_if(node, inputs, checked))
-    return tuple({"Loop": _loop, "Scan": _scan}[node.op](node, inputs, checked, bounds))
+    return tuple({"Loop": _loop, "Scan": _scan, "SequenceMap": _map}[node.op](node, inputs, checked, bounds))
 
 
 def _if(node: Node, inputs: Sequence[Array | None], run_body: RunBody) -> list[Array]:
@@ -68,6 +70,9 @@ def _loop(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds:
 
 def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> Iterator[Array]:
     """Return the states, then the outputs stacked along the axes and in the directions of the attributes (opset 9 and newer)."""
+    if node.attrs.get(BATCHED):
+        yield from _scan_batch(node, inputs, run_body, bounds)
+        return
     body, scanned = _body(node, "body"), int(node.attrs.get("num_scan_inputs", 0))
     arrays = _present(inputs, node)
     if not 0 < scanned <= len(arrays):
@@ -102,6 +107,58 @@ def _scan(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds:
     yield from states if length else (array.copy() for array in states)
     for stack, axis, back in zip(stacks, out_axes, out_backward, strict=True):
         yield stack.joined(axis, bounds, backward=bool(back))
+
+
+def _map(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> Iterator[Array]:
+    """Run the body on the tensors of each position of the sequences; other inputs are the same in every round."""
+    body, (first, *others) = _body(node, "body"), _present(inputs, node)
+    if not is_sequence(first.dtype):
+        raise ShapeError(f"SequenceMap: input 0 is {Spec.of(first)}, need a sequence")
+    held = [items(each) if is_sequence(each.dtype) else [each] * len(first) for each in (first, *others)]
+    if any(len(each) != len(first) for each in held):
+        raise ShapeError(f"SequenceMap: sequences of {sorted({len(each) for each in held})} tensors, need one length")
+    results: list[list[Array]] = [[] for _ in body.outputs]
+    for arguments in zip(*held, strict=True):
+        bounds.start_round(node.op)
+        for found, array in zip(results, run_body(body, arguments), strict=True):
+            found.append(array)
+    for port, found in zip(body.outputs, results, strict=True):
+        dtype = found[0].dtype if found else port.dtype
+        yield bounds.hold(contained(sequence_of(dtype), found))
+
+
+def _scan_batch(node: Node, inputs: Sequence[Array | None], run_body: RunBody, bounds: RunBounds) -> Iterator[Array]:
+    """Scan every row of a batch by itself, as before opset 9. Outputs of shorter sequences are filled up with zeros."""
+    lengths, *arrays = inputs
+    given = _present(arrays, node)
+    rows = {len(array) if array.ndim else 0 for array in given}
+    scanned = int(node.attrs.get("num_scan_inputs", 0))
+    longest = max((array.shape[1] if array.ndim > 1 else 0 for array in given[-scanned:]), default=0)
+    if len(rows) != 1 or not 0 < scanned <= len(given) or any(array.ndim < 2 for array in given[-scanned:]):
+        raise ShapeError(
+            f"Scan: inputs of {sorted(rows)} rows, {scanned} of {len(given)} are scanned, need one batch of sequences"
+        )
+    (batch,) = rows
+    ends = [longest] * batch if lengths is None else [int(end) for end in lengths.ravel()]
+    if len(ends) != batch or not batch or not all(0 <= end <= longest for end in ends):
+        raise ShapeError(f"Scan: sequence lengths are {ends[:8]}, need {batch} of 0…{longest}, at least one")
+    each = replace(node, attrs={name: value for name, value in node.attrs.items() if name != BATCHED})
+    made = []
+    for row, end in enumerate(ends):
+        states, sequences = given[:-scanned], given[-scanned:]
+        taken = [*(state[row] for state in states), *(sequence[row, :end] for sequence in sequences)]
+        made.append(list(_scan(each, taken, run_body, bounds)))
+    for index, first in enumerate(made[0]):
+        is_state = index < len(given) - scanned
+        shape = first.shape if is_state else (longest, *first.shape[1:])
+        stacked = bounds.empty(Spec((batch, *shape), first.dtype), node.op)
+        stacked[...] = "" if stacked.dtype == STRING else 0
+        for row, end in enumerate(ends):
+            place = stacked[row, ... if is_state else slice(end)]
+            if place.shape != made[row][index].shape:
+                raise ShapeError(f"Scan: row {row} makes {made[row][index].shape}, need {place.shape} as row 0")
+            place[...] = made[row][index]
+        yield stacked
 
 
 class _Stack:

@@ -26,6 +26,7 @@ from graph.run.lowered import BoundSpecs, LoweredGraph
 from graph.run.prepared import DYNAMIC, VIEW, PreparedStep
 from graph.run.single import SingleSegment
 from graph.timing import RunClock
+from kernels.containers import as_lists
 from kernels.record import record
 from kernels.size import PLAIN, Sizes
 from kernels.spec import Array, Spec
@@ -152,7 +153,8 @@ class Executor:
 
         Args:    feeds: every input by name. bounds: of this run; None = no deadline, and the default number of loop rounds.
                  kept: in place of feeds, the memory of inputs that grow in place (`LoweredGraph.kept`); nobody else uses it.
-        Returns: every graph output by name, in new memory, but for those that grow in place.
+        Returns: every graph output by name, in new memory, but for those that grow in place. Sequences are lists of arrays, and
+                 an optional is None where it holds nothing.
         Raises:  FeedError; RunStoppedError where the bounds end the run, LimitError where it needs more than they allow.
         """
         if bounds is None and self._single is not None and self._lock.acquire(False):
@@ -173,7 +175,7 @@ class Executor:
                 outputs = self._program.run(tuple(given), bounds)
         finally:
             self._lock.release()
-        return dict(zip(self._names, outputs, strict=True))
+        return dict(zip(self._names, map(as_lists, outputs), strict=True))
 
     def run_timed(self, feeds: Mapping[str, Any]) -> TimedRun:
         """Run once, reading the clock between steps."""
@@ -182,7 +184,7 @@ class Executor:
             arrays = check_feeds(self._ports, feeds)
             with self._running(), self._blas, np.errstate(all="ignore"):
                 outputs, marks_ns, segments = self._program.run_timed(tuple(arrays.values()))
-            named = dict(zip(self._names, outputs, strict=True))
+            named = dict(zip(self._names, map(as_lists, outputs), strict=True))
             wall_ns = time.perf_counter_ns() - began_ns
             clock = RunClock(began_ns, marks_ns, segments)
             return TimedRun(named, wall_ns, clock)

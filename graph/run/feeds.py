@@ -10,11 +10,14 @@ import numpy as np
 from graph.budget import model_share_bytes
 from graph.errors import FeedError, LimitError
 from graph.ir import Port
+from kernels.containers import contained, held_by, is_container, is_optional
 from kernels.spec import STRING, Array, Spec
 
 
 def check_feeds(ports: Sequence[Port], feeds: Mapping[str, Any], where: str = "feeds") -> dict[str, Array]:
     """Return every feed as an aligned, C-contiguous, native-endian array; the caller's own memory where it already is one.
+
+    Lists of arrays become sequences; an array, a list or None becomes an optional, where a port asks for one.
 
     Args:    ports: the inputs; dims may be sizes, names (one size per name over all inputs) or open. where: ends every message.
     Raises:  FeedError on a missing or extra name, and on any value, dtype, rank or dimension that differs from its port.
@@ -50,6 +53,10 @@ def random_feeds(specs: Mapping[str, Spec], seed: int = 0) -> dict[str, Array]:
 def _random(rng: np.random.Generator, spec: Spec) -> Array:
     if spec.dtype == STRING:
         return np.full(spec.shape, "", STRING)
+    if is_container(spec.dtype):
+        return contained(
+            spec.dtype, [np.zeros(0 if is_container(held_by(spec.dtype)) else (), held_by(spec.dtype))] * spec.elements
+        )
     if spec.dtype.kind in "iub":
         return rng.integers(0, 2, spec.shape).astype(spec.dtype)
     return rng.standard_normal(spec.shape).astype(spec.dtype)
@@ -66,6 +73,8 @@ def _refuse_names(ports: Sequence[Port], feeds: Mapping[str, Any], where: str) -
 
 def _native(port: Port, value: Any, where: str) -> Array:
     """Check the dtype of a feed and return it as an array that kernels can read."""
+    if is_container(port.dtype):
+        return _container(port, value, where)
     if not isinstance(value, np.ndarray | np.generic):
         raise FeedError(f"{port.name}: feed is a {type(value).__name__}, need a numpy array ({where})")
     array = np.asarray(value)
@@ -76,6 +85,28 @@ def _native(port: Port, value: Any, where: str) -> Array:
     if array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned:
         return array
     return np.require(array, port.dtype, ("C", "A"))
+
+
+def _container(port: Port, value: Any, where: str) -> Array:
+    """Return a list of arrays as a sequence; None, an array or a list as an optional. Raises FeedError for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype == port.dtype:
+        return value
+    if is_optional(port.dtype):
+        held = [] if value is None else [_native(Port(port.name, held_by(port.dtype), None), value, where)]
+        return contained(port.dtype, held)
+    if not isinstance(value, list | tuple):
+        raise FeedError(f"{port.name}: feed is a {type(value).__name__}, need a list of numpy arrays for {port} ({where})")
+    return contained(port.dtype, [_native(Port(port.name, held_by(port.dtype), None), each, where) for each in value])
+
+
+def fed_shape(port: Port, feeds: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the shape that a feed has as an array, without making one; None where it is missing or no feed."""
+    value = feeds.get(port.name)
+    if not is_container(port.dtype) or getattr(value, "dtype", None) == port.dtype:
+        return getattr(value, "shape", None)
+    if is_optional(port.dtype):
+        return (int(value is not None),) if port.name in feeds else None
+    return (len(value),) if isinstance(value, list | tuple) else None
 
 
 def _strings(port: Port, array: Array, where: str) -> Array:

@@ -32,6 +32,7 @@ from graph.run.footprint import Footprint
 from graph.run.single import SingleSegment
 from graph.run.slots import Slots, aligned_empty
 from graph.timing import SegmentClock
+from kernels.containers import is_container
 from kernels.errors import EdgewiseError, ShapeError, exhausted
 from kernels.record import record
 from kernels.registry import Kernel, find
@@ -412,6 +413,8 @@ class PreparedGraph:
             bounds = self._bounds
             made = allocate(op, inputs, node.attrs, wanted, bounds)
             compute(op, made, inputs, node.attrs, bounds, algorithm)
+            if made[0] is not None and is_container(made[0].dtype):
+                bounds.hold(made[0])
             for follower, operands, attrs in fused:
                 arguments = [made[0] if i is None else slots[i] for i in operands]
                 if placed is not None:

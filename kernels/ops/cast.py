@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import ml_dtypes
 import numpy as np
 
@@ -14,7 +12,7 @@ from kernels.expression import Draft, Term
 from kernels.half import is_half
 from kernels.operands import element_type, one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.spec import BOOL, ELEMENT_TYPES, STRING, Array, DType, Spec
+from kernels.spec import BOOL, ELEMENT_TYPES, STRING, Array, DType, Spec, element_bits
 
 _F32 = np.dtype(np.float32)
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
@@ -129,21 +127,14 @@ def _powers_of_two(x: Array, saturate: bool, round_mode: str) -> Array:
     return code.astype(np.uint8).view(_E8M0)
 
 
-def _bits(dtype: DType) -> int:
-    """Bits of an element: the sub-byte types lie one in a byte here, but hold fewer bits."""
-    found = re.match(r"(?:u?int|float)([24])(?!\d)", dtype.name)
-    return int(found[1]) if found else 8 * dtype.itemsize
-
-
 def infer_bit_cast(x: Spec, *, to: int) -> Spec:
     """Same shape; a dtype of as many bits, no string."""
     dtype = element_type("BitCast: attribute to", to)
     if STRING in (dtype, x.dtype):
         raise DTypeError(f"BitCast: x is {x} and `to` is {dtype.name}, strings cannot be reinterpreted")
-    if _bits(dtype) != _bits(x.dtype):
-        raise DTypeError(
-            f"BitCast: x is {x} of {_bits(x.dtype)} bits and `to` is {dtype.name} of {_bits(dtype)}, need equal widths"
-        )
+    if element_bits(dtype) != element_bits(x.dtype):
+        bits = element_bits(x.dtype), element_bits(dtype)
+        raise DTypeError(f"BitCast: x is {x} of {bits[0]} bits and `to` is {dtype.name} of {bits[1]}, need equal widths")
     return Spec(x.shape, dtype)
 
 

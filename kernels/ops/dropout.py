@@ -1,4 +1,4 @@
-"""Dropout at inference: the input unchanged, and a mask that drops nothing."""
+"""Dropout: at inference the input unchanged; in training each element is 0 with a probability, and the others grow to make up."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_axis import Application, only_first_input_has_rows
-from kernels.cost import Cost, moves
-from kernels.errors import DTypeError, UnsupportedError
+from kernels.cost import Cost
+from kernels.errors import AttributeValueError, DTypeError, ShapeError
+from kernels.half import in_single
+from kernels.operands import NUMBERS
 from kernels.registry import Case, Kernel, Op, require_dtype
-from kernels.scratch import fixed
+from kernels.scratch import for_each
 from kernels.spec import BOOL, FLOATS, Array, Spec
+
+_RATIO = 0.5  # where none is given
+_TRAINING_FLOPS = 3
 
 
 def infer(x: Spec, ratio: Spec | None = None, training_mode: Spec | None = None, *, seed: int | None = None) -> tuple[Spec, Spec]:
-    """x again, and a bool mask of its shape. Refuses training."""
+    """x again, and a bool mask of its shape."""
     require_dtype("Dropout: x", x, FLOATS)
-    if training_mode is not None:
-        require_dtype("Dropout: training_mode", training_mode, frozenset({BOOL}))
-        if training_mode.value is not None:
-            _refuse_training(training_mode.value)
+    if seed is not None and not 0 <= seed < 1 << 32:
+        raise AttributeValueError(f"Dropout: seed is {seed}, need one in [0, 2³²)")
+    for name, spec, allowed in (("ratio", ratio, NUMBERS), ("training_mode", training_mode, frozenset({BOOL}))):
+        if spec is None:
+            continue
+        require_dtype(f"Dropout: {name}", spec, allowed)
+        if spec.elements != 1:
+            raise ShapeError(f"Dropout: {name} is {spec}, need one element")
     return Spec(x.shape, x.dtype), Spec(x.shape, BOOL)
 
 
-def _refuse_training(training_mode: Array) -> None:
-    if training_mode.any():
-        raise UnsupportedError(f"Dropout: training_mode is {training_mode.ravel()[0]}, only inference is supported: 0")
+def cost(out: tuple[Spec, ...], x: Spec, ratio: Spec | None = None, training_mode: Spec | None = None, **attrs: Any) -> Cost:
+    """0 at inference; in training 3 per element: draw, compare, multiply. Where only a run knows the mode, it is training."""
+    if training_mode is None or (training_mode.value is not None and not training_mode.value.any()):
+        return Cost()
+    return Cost(other_flops=_TRAINING_FLOPS * x.elements)
 
 
+@in_single
 def run(
     out: tuple[Array | None, ...],
     x: Array,
@@ -37,13 +49,18 @@ def run(
     *,
     seed: int | None = None,
 ) -> None:
-    """A copy, and ones."""
-    if training_mode is not None:
-        _refuse_training(training_mode)
-    if out[0] is not None:
-        np.copyto(out[0], x)
-    if len(out) > 1 and out[1] is not None:
-        out[1].fill(True)
+    """Draw as ONNX's reference: a seed gives numpy's numbers of RandomState. Raises AttributeValueError for a bad ratio."""
+    y, mask = (*out, None)[:2]
+    share = 0.0
+    if training_mode is not None and training_mode.any():
+        share = _RATIO if ratio is None else float(ratio.reshape(()))
+        if not 0 <= share < 1:
+            raise AttributeValueError(f"Dropout: ratio is {share}, need one in [0, 1)")
+    kept = np.ones(x.shape, np.bool_) if not share else np.random.RandomState(seed).uniform(size=x.shape) >= share
+    if y is not None:
+        np.copyto(y, x if not share else np.where(kept, x, 0) * x.dtype.type(1 / (1 - share)))
+    if mask is not None:
+        np.copyto(mask, kept)
 
 
 def upgrade(opset: int, attrs: dict[str, Any], outputs: int) -> tuple[dict[str, Any], dict[int, Array]]:
@@ -59,13 +76,24 @@ def mixes_rows(call: Application) -> str:
 _HALF, _YES, _NO = np.array(0.5, np.float32), np.array(True), np.array(False)
 CASES = (
     Case("plain", inputs=((2, 3),), cost=Cost()),
-    Case("mask", inputs=((2, 3), _HALF, _NO), outputs=2),
+    Case("mask", inputs=((2, 3), _HALF, _NO), outputs=2, cost=Cost()),
     Case("empty", inputs=((0, 3),), outputs=2),
-    Case("training", inputs=((2, 3), _HALF, _YES), raises=UnsupportedError),
+    Case("training", inputs=((2, 3), _HALF, _YES), attrs={"seed": 3}, outputs=2, cost=Cost(other_flops=18)),
+    Case("training_keeps_all", inputs=((2, 3), np.array(0.0), _YES), outputs=2),
+    Case("training_half", inputs=(np.ones((4, 3), np.float16), None, _YES), attrs={"seed": 1}, outputs=2),
     Case("training_number", inputs=((2, 3), _HALF, np.array(0, np.int64)), raises=DTypeError),
+    Case("two_modes", inputs=((2, 3), _HALF, np.array([True, False])), raises=ShapeError),
+    Case("seed", inputs=((2, 3),), attrs={"seed": -1}, raises=AttributeValueError),
     Case("ints", inputs=(np.ones(2, np.int32),), raises=DTypeError),
 )
 
 DROPOUT = Op(
-    "Dropout", infer, moves, (Kernel("copy", run, scratch_bytes=fixed),), upgrade=upgrade, mixes_rows=mixes_rows, cases=CASES
+    "Dropout",
+    infer,
+    cost,
+    (Kernel("draw", run, scratch_bytes=for_each(24)),),
+    deterministic=False,
+    upgrade=upgrade,
+    mixes_rows=mixes_rows,
+    cases=CASES,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError, UnsupportedError
 from kernels.operands import one_of
 from kernels.registry import Case, Kernel, Op, require_dtype
@@ -48,6 +49,14 @@ def _limit(name: str, limit: Spec | None, dtypes: frozenset[DType]) -> Array | N
     if limit.elements != 1:
         raise ShapeError(f"NonMaxSuppression: {name} is {limit}, need a scalar")
     return limit.known(f"NonMaxSuppression: {name}")
+
+
+def cost(out: tuple[Spec, ...], boxes: Spec, scores: Spec, *limits: Spec | None, **attrs: Any) -> Cost:
+    """At most, since the data decide: 3 per box (area), 1 per score (compare), 13 per class and pair of boxes (overlap)."""
+    pairs = boxes.shape[1] * (boxes.shape[1] - 1) // 2
+    return Cost(
+        other_flops=3 * boxes.shape[0] * boxes.shape[1] + scores.elements + 13 * scores.shape[0] * scores.shape[1] * pairs
+    )
 
 
 def run(
@@ -165,4 +174,4 @@ _CASES = (
     Case("float64", inputs=(_BOXES.astype(np.float64), _SCORES), raises=DTypeError),
 )
 
-NON_MAX_SUPPRESSION = Op("NonMaxSuppression", infer, None, (Kernel("greedy", run, scratch_bytes=times(3)),), cases=_CASES)
+NON_MAX_SUPPRESSION = Op("NonMaxSuppression", infer, cost, (Kernel("greedy", run, scratch_bytes=times(3)),), cases=_CASES)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from kernels.composite import Parts, Value, written
 from kernels.cost import Cost
 from kernels.errors import AttributeValueError, DTypeError, ShapeError
 from kernels.half import in_single
@@ -84,11 +86,51 @@ def run(
 _IDS = np.array([[0, 3, 1], [6, 5, 4]], np.int64)
 _CACHE = ((7, 4), (7, 4))
 
+
+def write(
+    parts: Parts,
+    x: Value,
+    cos_cache: Value,
+    sin_cache: Value,
+    position_ids: Value | None = None,
+    *,
+    interleaved: int,
+    num_heads: int,
+    rotary_embedding_dim: int,
+) -> Value:
+    """As products and sums of the halves of each head, for native kernels."""
+    _, _, heads, size = _layout(x.spec, num_heads)
+    turned = rotary_embedding_dim or size
+    apart = x if x.spec.rank == 4 else parts("Reshape", x, parts.numbers(0, 0, heads, size))
+    caches = (cos_cache, sin_cache)
+    angles = caches if position_ids is None else [parts("Gather", cache, position_ids, axis=0) for cache in caches]
+    cos, sin = (parts("Unsqueeze", angle, parts.numbers(1 if x.spec.rank == 4 else 2)) for angle in angles)
+    rest: list[Value] = []
+    if turned != size:
+        apart, *rest = parts.several(2, "Split", apart, parts.numbers(turned, size - turned), axis=-1)
+    if interleaved:
+        apart = parts("Reshape", apart, parts.numbers(0, 0, 0, turned // 2, 2))
+        pair = parts.several(2, "Split", apart, axis=-1, num_outputs=2)
+        a, b = (parts("Squeeze", each, parts.numbers(-1)) for each in pair)
+    else:
+        a, b = parts.several(2, "Split", apart, axis=-1, num_outputs=2)
+    first = parts("Sub", parts("Mul", a, cos), parts("Mul", b, sin))
+    second = parts("Add", parts("Mul", a, sin), parts("Mul", b, cos))
+    if interleaved:
+        both = (parts("Unsqueeze", each, parts.numbers(-1)) for each in (first, second))
+        y = parts("Reshape", parts("Concat", *both, axis=-1), parts.numbers(0, 0, 0, turned))
+        y = y if not rest else parts("Concat", y, *rest, axis=-1)
+    else:
+        y = parts("Concat", first, second, *rest, axis=-1)
+    return y if x.spec.rank == 4 else parts("Reshape", y, parts.numbers(0, 0, x.shape[2]))
+
+
 ROTARY_EMBEDDING = Op(
     "RotaryEmbedding",
     infer,
     cost,
     (Kernel("halves", run),),
+    parts=functools.partial(written, "RotaryEmbedding", write),
     cases=(
         Case("four_axes", inputs=((2, 5, 3, 8), *_CACHE, _IDS), cost=Cost(other_flops=720)),
         Case("three_axes", inputs=((2, 3, 40), *_CACHE, _IDS), attrs={"num_heads": 5}, cost=Cost(other_flops=720)),

@@ -1,13 +1,15 @@
-"""The bodies that If, Loop and Scan run, and how often, as far as that is known before the run."""
+"""The bodies that If, Loop, Scan and SequenceMap run, and how often, as far as that is known before the run."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from graph.ir import CONTROL_FLOW, Graph, Node, Specs
+from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Specs
 from graph.shapes import propagate
+from kernels.errors import InvalidError, UnsupportedError
 from kernels.record import record
 from kernels.spec import Array, Spec
 
@@ -36,6 +38,8 @@ def bodies_of(node: Node, specs: Specs) -> Bodies | None:
     """Return the bodies of a control flow node; None for other nodes."""
     if node.op not in CONTROL_FLOW:
         return None
+    if node.op == "SequenceMap" or node.attrs.get(BATCHED):
+        return Bodies(reason="how often its body runs is only known at run time")
     return {"If": _if, "Loop": _loop, "Scan": _scan}[node.op](node, specs)
 
 
@@ -44,9 +48,13 @@ def _if(node: Node, specs: Specs) -> Bodies:
     branches = [node.attrs["then_branch"], node.attrs["else_branch"]]
     if condition is not None:
         branches = [branches[0] if bool(condition.reshape(-1)[0]) else branches[1]]
-    runs = tuple(BodyRun(branch, propagate(branch, {}, specs)) for branch in branches)
-    known = condition is not None
-    return Bodies(runs, 1, "" if known else "the condition is only known at run time, the costlier branch is counted")
+    if condition is not None:
+        return Bodies(tuple(BodyRun(branch, propagate(branch, {}, specs)) for branch in branches))
+    runs = []
+    for branch in branches:
+        with contextlib.suppress(InvalidError, UnsupportedError):  # of one branch: no run takes it
+            runs.append(BodyRun(branch, propagate(branch, {}, specs)))
+    return Bodies(tuple(runs), 1, "the condition is only known at run time, the costlier branch is counted")
 
 
 def _loop(node: Node, specs: Specs) -> Bodies:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"browser", "docs"}  # starting a browser, running examples
+SLOW = {"browser", "conformance", "docs"}  # starting a browser, running all of ONNX's cases, running examples
 
 
 def selected(name: str) -> list[str]:

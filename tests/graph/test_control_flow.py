@@ -10,6 +10,8 @@ from graph.run.executor import DYNAMIC, Executor
 from graph.shapes import bind, propagate
 from kernels.errors import AttributeValueError, EdgewiseError, ShapeError
 from kernels.spec import Spec
+from profiler.counting.counts import profile
+from scheduler.session import Session
 from tests.graph.interpreter import interpret
 from tests.graph.oracle import BOOL, FLOAT, INT64, STRING, X, assert_agrees, body, build, check, constant, ints, make, node, port
 
@@ -104,6 +106,18 @@ def test_captured_constants_give_the_branch_its_shapes() -> None:
     proto = branches(then, other, constants=[ints("shape", 3, 4), ints("other", 4, 3)])
     for condition in (True, False):
         check(proto, {"x": X, "c": np.array(condition)})
+
+
+def test_a_branch_that_cannot_run_stops_only_the_run_that_takes_it() -> None:
+    broken = body([node("MatMul", ["x", "x"], ["n"])], [], [port("n", [2, 2])])
+    proto = branches(body([node("Relu", ["x"], ["b"])], [], [port("b", [2, 6])]), broken)
+    session = Session(proto, 1)
+    np.testing.assert_array_equal(session.run({"x": X, "c": np.array(True)})["y"], np.maximum(X, 0))
+    with pytest.raises(ShapeError, match="MatMul"):
+        session.run({"x": X, "c": np.array(False)})
+    assert profile(proto).ops[0].counted
+    with pytest.raises(ShapeError, match="MatMul"):
+        Session(branches(broken, broken), 1).run({"x": X, "c": np.array(True)})
 
 
 def test_if_returning_one_value_twice_returns_two_arrays() -> None:
@@ -338,3 +352,26 @@ def test_scan_over_strings() -> None:
     proto = make([node("Scan", ["x"], ["y"], body=inner, num_scan_inputs=1)], {"y": STRING}, inputs=[port("x", [2], STRING)])
     words = np.array(["a", "bc"], object)
     assert build(proto).run({"x": words})["y"].tolist() == ["a", "bc"]
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 1]])
+def test_scan_before_opset_9_scans_every_row_of_a_batch(lengths: list[int] | None) -> None:
+    step = body(
+        [node("Add", ["state", "row"], ["next"]), node("Identity", ["next"], ["shown"])],
+        [port("state", [2]), port("row", [2])],
+        [port("next", [2]), port("shown", [2])],
+    )
+    inputs = [port("start", [2, 2]), port("x", [2, 3, 2]), *([port("lengths", [2], INT64)] if lengths else [])]
+    scan = node(
+        "Scan", ["lengths" if lengths else "", "start", "x"], ["last", "all"], num_scan_inputs=1, body=step, directions=[1]
+    )
+    proto = make([scan], ["last", "all"], (), inputs)
+    proto.opset_import[0].version = 8
+    x = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    feeds = {"start": np.ones((2, 2), np.float32), "x": x} | ({"lengths": np.array(lengths)} if lengths else {})
+    made = Session(proto, 1).run(feeds)
+    for row, length in enumerate(lengths or [3, 3]):
+        sums = 1 + np.cumsum(x[row, :length][::-1], 0)
+        np.testing.assert_array_equal(made["last"][row], sums[-1])
+        np.testing.assert_array_equal(made["all"][row], np.concatenate([sums, np.zeros((3 - length, 2))]))
+    assert profile(proto).uncounted

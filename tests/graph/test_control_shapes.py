@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.formats.registry import read
 from graph.ir import Graph
 from graph.shapes import bind, propagate
-from kernels.errors import AttributeValueError, ShapeError, UnsupportedError
+from kernels.errors import AttributeValueError, ShapeError
 from tests.graph.interpreter import interpret
 from tests.graph.protos import model
 
@@ -112,8 +112,3 @@ def test_scan_that_does_not_fit_its_inputs(attrs, error) -> None:
     graph = scan(attrs)
     with pytest.raises(error, match="node 'scan'"):
         propagate(graph, bind(graph))
-
-
-def test_scan_of_opset_8_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"opset is 8.*'scan'"):
-        scan({"num_scan_inputs": 1}, opset=8)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.errors import CorruptModelError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET, attribute_kinds
 from graph.formats.registry import read
-from kernels.spec import ELEMENT_CODES, ELEMENT_TYPES, DType
+from kernels.spec import ELEMENT_CODES, ELEMENT_TYPES, DType, element_bits
 from tests.graph.protos import model, relu
 
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain})
@@ -76,6 +76,27 @@ def test_typed_data_are_decoded_as_by_the_package(name: str) -> None:
     made = read(model([relu()], [proto])).graph.constants["w"]
     assert (made.dtype, made.shape) == (dtype, (2, 3))
     np.testing.assert_array_equal(made.view(np.uint8), numpy_helper.to_array(proto).view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "uint2", "float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"])
+@pytest.mark.parametrize("count", [0, 1, 7, 12])
+@pytest.mark.parametrize("where", ["raw", "typed", "external"])
+def test_types_below_a_byte_are_unpacked(name: str, count: int, where: str, tmp_path: Path) -> None:
+    (dtype,) = (known for known in ELEMENT_TYPES.values() if known.name == name)
+    codes = np.random.default_rng(count).integers(0, 1 << element_bits(dtype), count).astype(np.uint8)
+    wanted = codes.view(dtype).astype(np.float32)
+    (code,) = (code for code, known in ELEMENT_TYPES.items() if known == dtype)
+    proto = numpy_helper.from_array(codes.view(dtype), "w")
+    if where == "typed":
+        proto = helper.make_tensor("w", code, [count], wanted.tolist())
+    onnx.save(model([relu()], [proto]), tmp_path / "m.onnx", save_as_external_data=where == "external", size_threshold=0)
+    np.testing.assert_array_equal(read(tmp_path / "m.onnx").graph.constants["w"].astype(np.float32), wanted)
+
+
+def test_packed_bytes_of_another_length_are_refused() -> None:
+    proto = TensorProto(name="w", data_type=TensorProto.INT4, dims=[3], raw_data=b"123")
+    with pytest.raises(CorruptModelError, match="3 bytes, i4"):
+        read(model([relu()], [proto]))
 
 
 @pytest.mark.parametrize(

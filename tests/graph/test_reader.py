@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graph.errors import CorruptModelError, CyclicGraphError, LimitError, ModelError, UnsafePathError
 from graph.formats.registry import read
 from graph.limits import Limits
+from graph.shapes import bind
 from kernels.errors import EdgewiseError, UnknownOpError, UnsupportedError
 from tests.graph.protos import model, relu
 
@@ -213,7 +214,48 @@ def test_missing_external_file(tmp_path: Path) -> None:
         read(save(tmp_path, external("gone.bin")))
 
 
-def test_packed_types_are_unsupported() -> None:
-    tensor = TensorProto(name="w", data_type=TensorProto.INT4, dims=[2], raw_data=b"\x00")
-    with pytest.raises(UnsupportedError, match="int4"):
-        read(model([relu()], [tensor]))
+@pytest.mark.parametrize("name", ["", " ", "?", "-1", "None", "unk", "unk__0", "unk__17", "unknown"])
+def test_dimensions_without_a_name_are_each_free(name: str) -> None:
+    """Exporters write these for every size that they do not know, the same for sizes that differ."""
+    ports = [helper.make_tensor_value_info(value, TensorProto.FLOAT, [name, name]) for value in "ab"]
+    graph = read(model([helper.make_node("MatMul", ["a", "b"], ["y"])], inputs=ports)).graph
+    assert [port.dims for port in graph.inputs] == [(None, None)] * 2
+    assert bind(graph, {"a": (2, 3), "b": (3, 5)})["b"].shape == (3, 5)
+
+
+def test_dimensions_with_a_name_keep_it() -> None:
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "unk__a", "?x", "unknown_size"])]
+    assert read(model([relu()], inputs=ports)).graph.inputs[0].dims == ("batch", "unk__a", "?x", "unknown_size")
+
+
+def test_a_model_of_other_domains_alone_needs_no_opset() -> None:
+    proto = model([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")])
+    proto.opset_import[0].CopyFrom(helper.make_opsetid("com.microsoft", 1))
+    assert read(proto).graph.nodes[0].op == "com.microsoft.Gelu"
+    proto = model([relu()])
+    proto.opset_import[0].CopyFrom(helper.make_opsetid("com.microsoft", 1))
+    with pytest.raises(UnsupportedError, match="opset is 0"):
+        read(proto)
+
+
+@pytest.mark.parametrize(
+    ("domain", "op", "says"),
+    [
+        (
+            "com.microsoft",
+            "LongformerAttention",
+            "ONNX Runtime's optimizer.*Olive: set SessionOptions.graph_opt.*ORT_ENABLE_BASIC",
+        ),
+        ("com.microsoft.nchwc", "Conv", "for one kind of machine"),
+        ("org.pytorch.aten", "ATen", "pass dynamo=True"),
+        ("", "EfficientNMS_TRT", "written by an exporter for TensorRT"),
+    ],
+)
+def test_an_unknown_operator_names_the_tool_that_wrote_it(domain: str, op: str, says: str) -> None:
+    with pytest.raises(UnknownOpError, match=says):
+        read(model([helper.make_node(op, ["x"], ["y"], "n", domain=domain)]))
+
+
+def test_an_unknown_operator_of_an_unknown_tool_is_named_alone() -> None:
+    with pytest.raises(UnknownOpError, match=r"registered \(node 'n'\)$"):
+        read(model([helper.make_node("Zzz", ["x"], ["y"], "n", domain="acme")]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from graph.errors import CorruptModelError, LimitError
-from graph.formats.onnx.messages import AttributeProto
+from graph.formats.onnx.schema import walk
 from graph.limits import Limits
 from kernels.record import record
 
@@ -44,19 +44,6 @@ def inline(proto: ModelProto, limits: Limits) -> ModelProto:
         return inliner.inline_local_functions(proto, convert_version=False)
     except (RuntimeError, ValueError, checker.ValidationError) as error:
         raise CorruptModelError(f"model: its local functions cannot be inlined, {str(error)[:200]}") from None
-
-
-def walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of the graphs among their attributes."""
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                waiting.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                waiting.extend(graph.node)
 
 
 class _Sizer:

@@ -8,6 +8,7 @@ the names they have in the file.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
@@ -18,12 +19,14 @@ import numpy as np
 from graph.digest import Digest
 from graph.errors import CorruptModelError, LimitError
 from graph.formats.onnx.attributes import NEWEST_OPSET, OLDEST_OPSET
+from graph.formats.onnx.flex_attention import FLEX_ATTENTION, expand
 from graph.formats.onnx.maps import READERS, is_maps, map_ports
 from graph.formats.onnx.messages import AttributeProto, TensorProto
-from graph.formats.onnx.schema import KINDS, check_kinds, check_types, is_standard, op_name
+from graph.formats.onnx.schema import KINDS, check_kinds, check_types, is_standard, op_name, walk
 from graph.formats.onnx.source import load, parse
-from graph.formats.onnx.tensors import TensorReader, element_type
-from graph.ir import CONTROL_FLOW, Dim, Graph, Model, Node, Port
+from graph.formats.onnx.tensors import TensorReader, element_type, value_type
+from graph.formats.onnx.tools import advice
+from graph.ir import BATCHED, CONTROL_FLOW, Dim, Graph, Model, Node, Port
 from graph.limits import Check, Limits, go_on
 from graph.mapped import require_unchanged
 from graph.order import sort
@@ -34,7 +37,8 @@ from kernels.spec import STRING, Array
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorShapeProto, ValueInfoProto
 
-_SCAN_OPSET = 9  # before it, Scan has a batch axis and takes sequence lengths
+_SCAN_OPSET = 9  # before it, Scan is batched
+_ANONYMOUS = re.compile(r"\s*|\?|-1|None|unk(nown)?|unk__\d+")  # what exporters write for an unknown size: each one is its own
 _NAMED_OPS = 20  # in one message
 _DEFAULT_LIMITS = Limits()
 
@@ -88,7 +92,7 @@ def read(
 def _opset(proto: ModelProto) -> int:
     """Return the opset of ONNX's own operators: 0 where it is missing, and the newest where no node needs one."""
     opsets: dict[str, int] = {opset.domain or "": opset.version for opset in proto.opset_import}
-    return opsets.get("", opsets.get("ai.onnx", 0 if any(map(is_standard, proto.graph.node)) else NEWEST_OPSET))
+    return opsets.get("", opsets.get("ai.onnx", 0 if any(map(is_standard, walk(proto.graph.node))) else NEWEST_OPSET))
 
 
 class _Scope:
@@ -132,7 +136,7 @@ class _GraphReader:
             for node in graph.node:
                 op = op_name(node)
                 graphs.extend(a.g for a in node.attribute if a.type == AttributeProto.GRAPH)
-                if op not in CONTROL_FLOW and op != "Constant" and not is_registered(op):
+                if op not in CONTROL_FLOW and op not in ("Constant", FLEX_ATTENTION) and not is_registered(op):
                     unknown.setdefault(op, node.name)
         if unknown:
             named = [f"{_unknown(op)} (node {node!r})" for op, node in itertools.islice(unknown.items(), _NAMED_OPS)]
@@ -149,20 +153,23 @@ class _GraphReader:
             raise LimitError(f"graph: subgraphs are nested {depth} deep, the limit is {self.limits.depth} (graph {name!r})")
         if proto.sparse_initializer:
             raise UnsupportedError(f"graph: sparse initializers are not supported (graph {name!r})")
+        written = expand(proto.node)
         ports = [value.name for value in (*proto.input, *proto.output)]
         self._check_names((name, *ports, *(tensor.name for tensor in proto.initializer)), f"graph {name[:40]!r}")
-        constants = self._initializers(proto, name, self.weights if depth == 0 else {})
-        inputs = tuple(port for value in proto.input if value.name not in constants for port in self._inputs(value))
+        constants = self._initializers((*proto.initializer, *written.constants), name, self.weights if depth == 0 else {})
+        inputs = tuple(
+            port for value in proto.input if value.name not in constants for port in self._inputs(value, optional_type=depth > 0)
+        )
         outputs = tuple(self._port(value, "output", optional_type=depth > 0) for value in proto.output)
         defined = set(constants)
         for port in inputs:
             _define(defined, port.name, f"input of graph {name!r}")
-        self.nodes += len(proto.node)
+        self.nodes += len(written.nodes)
         if self.nodes > self.limits.nodes:
             raise LimitError(f"graph: more than {self.limits.nodes} nodes, the limit nodes (graph {name!r})")
-        visible = _Scope(defined | {value for node in proto.node for value in node.output if value}, outer)
+        visible = _Scope(defined | {value for node in written.nodes for value in node.output if value}, outer)
         nodes = []
-        for index, node in enumerate(proto.node):
+        for index, node in enumerate(written.nodes):
             self.check()
             if op_name(node) == "Constant":
                 _define(defined, node.output[0] if node.output else "", f"Constant {node.name!r}")
@@ -175,9 +182,9 @@ class _GraphReader:
         _check_outputs(outputs, known, name)
         return Graph(name, inputs, outputs, sort(nodes, known), constants)
 
-    def _initializers(self, proto: GraphProto, graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
+    def _initializers(self, tensors: Iterable[TensorProto], graph: str, weights: Mapping[str, Array]) -> dict[str, Array]:
         constants: dict[str, Array] = {}
-        for tensor in proto.initializer:
+        for tensor in tensors:
             self.check()
             if not tensor.name or tensor.name in constants:
                 raise CorruptModelError(f"initializer: name {tensor.name!r} is empty or used twice (graph {graph!r})")
@@ -201,9 +208,7 @@ class _GraphReader:
             raise CorruptModelError(f"{op}: it has no output, need at least one (node {name!r})")
         if op in CONTROL_FLOW:
             if op == "Scan" and self.opset < _SCAN_OPSET:
-                raise UnsupportedError(
-                    f"Scan: opset is {self.opset}, its batched form before {_SCAN_OPSET} is not read (node {name!r})"
-                )
+                attrs = {BATCHED: 1, "scan_input_directions": attrs.pop("directions", None), **attrs}
             if not any(isinstance(value, Graph) for value in attrs.values()):
                 raise CorruptModelError(f"{op}: it has no subgraph (node {name!r})")
             return Node(name, op, tuple(inputs), outputs, attrs, origins=(name,))
@@ -277,12 +282,14 @@ class _GraphReader:
             return self.graph(proto.g, visible, depth + 1)
         if kind in ("FLOAT", "INT"):
             return proto.f if kind == "FLOAT" else proto.i
+        if kind == "TYPE_PROTO":
+            return value_type(proto.tp, where)
         raise UnsupportedError(f"attribute: type {kind} is not supported ({where})")
 
-    def _inputs(self, value: ValueInfoProto) -> tuple[Port, ...]:
+    def _inputs(self, value: ValueInfoProto, *, optional_type: bool) -> tuple[Port, ...]:
         """Return the inputs that an input of the file becomes: two where it is a map."""
         if value.type.WhichOneof("value") != "map_type":
-            return (self._port(value, "input"),)
+            return (self._port(value, "input", optional_type=optional_type),)
         keys, values = map_ports(value, f"input {value.name!r}")
         self.maps[value.name] = (keys.name, values.name)
         return keys, values
@@ -305,10 +312,11 @@ class _GraphReader:
             return Port(value.name, np.dtype(np.float32), None)  # bodies of control flow may omit types
         if role == "output" and is_maps(value):
             return Port(value.name, np.dtype(np.float32), None)  # the scores that the maps are made of
+        if kind in ("sequence_type", "optional_type"):
+            return Port(value.name, value_type(value.type, where), (None,))
         if kind != "tensor_type":
-            raise UnsupportedError(
-                f"graph: {where} is a {(kind or 'value without a type').removesuffix('_type')}, only tensors are supported"
-            )
+            found = (kind or "value without a type").removesuffix("_type")
+            raise UnsupportedError(f"graph: {where} is a {found}, only tensors, sequences and optionals are supported")
         tensor = value.type.tensor_type
         dtype = element_type(tensor.elem_type, where)
         if not tensor.HasField("shape"):
@@ -317,11 +325,11 @@ class _GraphReader:
 
 
 def _unknown(op: str) -> str:
-    """Return the message about an operator that is not registered, with the closest names that are."""
+    """Return the message about an operator that is not registered: the closest names that are, and the tool that wrote it."""
     try:
         find(op)
     except UnknownOpError as error:
-        return str(error)
+        return f"{error}{advice(str(op))}"  # a damaged name is bytes
     raise AssertionError(f"{op} is registered")
 
 
@@ -366,4 +374,4 @@ def _dim(dim: TensorShapeProto.Dimension, where: str) -> Dim:
         return int(dim.dim_value)
     if not isinstance(dim.dim_param, str):
         raise CorruptModelError(f"graph: the name of a dimension is not UTF-8, {bytes(dim.dim_param)[:40]!r} ({where})")
-    return dim.dim_param or None
+    return None if _ANONYMOUS.fullmatch(dim.dim_param) else dim.dim_param

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from graph.errors import CorruptModelError
@@ -25,6 +25,19 @@ def is_standard(node: NodeProto) -> bool:
 def op_name(node: NodeProto) -> str:
     """Return the name of the operator in `kernels.registry`."""
     return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
+
+
+def walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of the graphs among their attributes."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                waiting.extend(attribute.g.node)
+            for graph in attribute.graphs:
+                waiting.extend(graph.node)
 
 
 def check_kinds(proto: NodeProto, op: str, node: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +14,12 @@ from graph.formats.onnx.external import read_tensor
 from graph.formats.onnx.messages import TensorProto
 from graph.limits import Limits
 from graph.mapped import MappedFile
+from kernels.containers import optional_of, sequence_of
 from kernels.errors import UnsupportedError
-from kernels.spec import ELEMENT_TYPES, STRING, Array, DType, Spec
+from kernels.spec import BYTE_BITS, ELEMENT_TYPES, STRING, Array, DType, Spec, element_bits
 
-_UNSUPPORTED = frozenset({"int4", "uint4", "int2", "uint2", "float4_e2m1fn"})  # packed below a byte
+if TYPE_CHECKING:
+    from onnx import TypeProto
 
 _FIELDS: Mapping[str, tuple[str, type[np.generic]]] = {  # of typed data, and the type of their elements; others are in int32_data
     "float32": ("float_data", np.float32),
@@ -57,11 +60,11 @@ class TensorReader:
         if raw is None and tensor.HasField("raw_data"):
             raw = np.frombuffer(tensor.raw_data, np.uint8)
         if raw is not None:
-            if len(raw) != spec.nbytes:
-                raise CorruptModelError(f"tensor: raw_data has {len(raw)} bytes, {spec} needs {spec.nbytes} ({subject})")
-            return raw.view(dtype).reshape(shape)
+            if len(raw) != stored_bytes(spec):
+                raise CorruptModelError(f"tensor: raw_data has {len(raw)} bytes, {spec} needs {stored_bytes(spec)} ({subject})")
+            return unpacked(raw, spec) if element_bits(dtype) < BYTE_BITS else raw.view(dtype).reshape(shape)
         try:
-            array = _typed(tensor, dtype).reshape(shape)
+            array = _typed(tensor, spec)
         except ValueError as error:
             raise CorruptModelError(f"tensor: its typed data do not make a {spec}, {error} ({subject})") from None
         return array
@@ -71,21 +74,35 @@ class TensorReader:
             raise UnsupportedError(f"external data: a model given as bytes has no folder to read it from ({subject})")
         if spec.dtype == STRING:
             raise CorruptModelError(f"external data: strings cannot be stored externally ({subject})")
-        self.external_bytes += spec.nbytes
+        is_packed = element_bits(spec.dtype) < BYTE_BITS
+        stored = Spec((stored_bytes(spec),), np.dtype(np.uint8)) if is_packed else spec
+        self.external_bytes += stored.nbytes
         if self.external_bytes > self.limits.external_bytes:
             raise LimitError(f"external data: more than {self.limits.external_bytes} bytes, the limit external_bytes ({subject})")
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        return read_tensor(self.folder, entries, spec, subject, self.files if self.mapped else None)
+        array = read_tensor(self.folder, entries, stored, subject, self.files if self.mapped and not is_packed else None)
+        return unpacked(array, spec) if is_packed else array
 
 
 def element_type(code: int, subject: str) -> DType:
-    """The numpy dtype of a TensorProto.DataType. Raises UnsupportedError or CorruptModelError."""
+    """The numpy dtype of a TensorProto.DataType. Raises CorruptModelError."""
     if code not in ELEMENT_TYPES:
         raise CorruptModelError(f"tensor: element type number is {code}, ONNX has 1…{max(ELEMENT_TYPES)} ({subject})")
-    dtype = ELEMENT_TYPES[code]
-    if dtype.name in _UNSUPPORTED:
-        raise UnsupportedError(f"tensor: element type is {dtype.name}, types packed below a byte are not supported ({subject})")
-    return dtype
+    return ELEMENT_TYPES[code]
+
+
+def value_type(proto: TypeProto, subject: str) -> DType:
+    """The dtype of values of an ONNX type: a tensor's elements, a sequence or an optional. Raises UnsupportedError for others."""
+    kind = proto.WhichOneof("value")
+    if kind == "tensor_type":
+        return element_type(proto.tensor_type.elem_type, subject)
+    if kind == "sequence_type" and proto.sequence_type.elem_type.HasField("tensor_type"):
+        return sequence_of(value_type(proto.sequence_type.elem_type, subject))
+    if kind == "optional_type" and not proto.optional_type.elem_type.HasField("optional_type"):
+        return optional_of(value_type(proto.optional_type.elem_type, subject))
+    raise UnsupportedError(
+        f"type: {kind or 'none'} of another type than tensors, need tensors, their sequences or optionals ({subject})"
+    )
 
 
 def checked_shape(dims: Iterable[int], limits: Limits, subject: str) -> tuple[int, ...]:
@@ -103,20 +120,51 @@ def checked_shape(dims: Iterable[int], limits: Limits, subject: str) -> tuple[in
     return shape
 
 
-def _typed(tensor: TensorProto, dtype: DType) -> Array:
+def stored_bytes(spec: Spec) -> int:
+    """Return the bytes of a tensor in a file, where elements of less than a byte are packed."""
+    return -(-spec.elements * element_bits(spec.dtype) // BYTE_BITS)
+
+
+def unpacked(packed: Array, spec: Spec) -> Array:
+    """Return the elements of a tensor of less than a byte each, one in a byte. packed: uint8, the first in the lowest bits.
+
+    Six-bit numbers run across the borders of bytes. Signed integers are kept with their sign extended, as `ml_dtypes` keeps them.
+    """
+    bits = element_bits(spec.dtype)
+    group = math.lcm(bits, BYTE_BITS) // BYTE_BITS  # bytes that hold whole elements
+    padded = np.zeros(-(-len(packed) // group) * group, np.uint8)
+    padded[: len(packed)] = packed
+    words = padded if group == 1 else (padded.reshape(-1, group).astype(np.uint32) << np.arange(group) * BYTE_BITS).sum(1)
+    codes = np.empty((len(words), group * BYTE_BITS // bits), np.uint8)
+    for place in range(codes.shape[1]):
+        codes[:, place] = words >> place * bits & (1 << bits) - 1
+    codes = codes.reshape(-1)[: spec.elements].reshape(spec.shape)
+    if spec.dtype.name.startswith("int"):
+        return ((codes << (BYTE_BITS - bits)).view(np.int8) >> (BYTE_BITS - bits)).view(spec.dtype)
+    return codes.view(spec.dtype)
+
+
+def _typed(tensor: TensorProto, spec: Spec) -> Array:
     """Decode a tensor without raw data. Complex numbers are stored as two floats, floats below 32 bits as integers of their bits.
 
-    Raises: ValueError where floats do not make whole complex numbers.
+    Raises: ValueError where the numbers do not make up the elements.
     """
+    dtype = spec.dtype
     if tensor.HasField("segment"):
         raise ValueError("it is a segment of a tensor")
     field, stored_dtype = _FIELDS.get(dtype.name, ("int32_data", np.int32))
     stored = np.array(getattr(tensor, field), stored_dtype)
     if dtype.kind == "c":
-        return stored.view(dtype)
+        return stored.view(dtype).reshape(spec.shape)
+    if element_bits(dtype) == 6:  # one in each number, unlike those of 2 or 4 bits
+        return (stored & 0x3F).astype(np.uint8).view(dtype).reshape(spec.shape)
+    if element_bits(dtype) < BYTE_BITS:  # each number holds a byte of packed elements
+        if len(stored) != stored_bytes(spec):
+            raise ValueError(f"{len(stored)} bytes instead of {stored_bytes(spec)}")
+        return unpacked(stored.astype(np.uint8), spec)
     if field == "int32_data" and dtype.kind not in "biu":
-        return stored.astype(f"u{dtype.itemsize}").view(dtype)
-    return stored.astype(dtype)
+        return stored.astype(f"u{dtype.itemsize}").view(dtype).reshape(spec.shape)
+    return stored.astype(dtype).reshape(spec.shape)
 
 
 def _strings(tensor: TensorProto, spec: Spec, subject: str) -> Array:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from app.settings import DEMO_MODELS, Settings
 from bench.local import serving
@@ -232,3 +234,17 @@ def test_inference_goes_on_without_a_database(tmp_path: Path) -> None:
         assert infer(client, SEVEN).status_code == 200
         reply = client.post("/v1/profiles", json={"model": "digits", "dims": {"batch": 1}})
         assert (reply.status_code, list(reply.json())) == (503, ["error"])
+
+
+def test_sequences_are_refused_and_shown_by_name(tmp_path: Path) -> None:
+    """The protocol has tensors only; such a model is served for what it is, and its card says so."""
+    port = helper.make_value_info("x", helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None)))
+    nodes = [helper.make_node("SequenceLength", ["x"], ["n"])]
+    graph = helper.make_graph(nodes, "g", [port], [helper.make_tensor_value_info("n", TensorProto.INT64, [])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "listed.onnx")
+    with serving(Settings(models=tmp_path, db=f"sqlite:///{tmp_path}/db")) as client:
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+        reply = infer(client, body, "/v2/models/listed/infer")
+        assert reply.status_code == 400
+        assert "input 'x' of model 'listed' is a seq(f32), the protocol has tensors only" in reply.json()["error"]
+        assert client.get("/v2/models/listed").json()["inputs"] == [{"name": "x", "datatype": "SEQ(F32)", "shape": [-1]}]

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from onnx import numpy_helper
 
+from graph.formats.registry import read
 from graph.passes.expansions import expand_fused
+from graph.passes.optimise import optimise
+from graph.shapes import bind
+from kernels.registry import Case, Op, evaluate, operators
+from scheduler.session import Session
 from tests.graph.passes.checks import build, node, ops, optimised, random, rewritten
+from tests.kernels.ops.cases import arrays, assert_close
+from tests.kernels.ops.models import one_node_model
 
 MICROSOFT = "com.microsoft"
 WEIGHTS = (random("w", 6, 4, 3, 3), random("b", 6))
@@ -87,3 +95,21 @@ def test_names_that_a_model_has_already_stay_its_own() -> None:
     nodes = [node("Neg", ["x"], ["y/Conv"], name="n1/Conv"), fused("Relu", [], ["y/Conv", "w", "b"])]
     after = rewritten(build(nodes, WEIGHTS, IMAGE), expand_fused)
     assert ops(after) == ["Neg", "Conv", "Relu"]
+
+
+WRITTEN = [(op, case) for op in operators().values() if op.parts is not None for case in op.cases if case.raises is None]
+
+
+@pytest.mark.parametrize(("op", "case"), WRITTEN, ids=[f"{op.name}-{case.id}" for op, case in WRITTEN])
+def test_an_op_that_is_written_as_others_is_replaced_by_them(op: Op, case: Case) -> None:
+    """Whole numbers are constants of the model here, as positions and lengths are that follow from shapes."""
+    inputs = arrays(op, case)
+    domain, _, name = op.name.rpartition(".")
+    proto = one_node_model(name, inputs, case.outputs, case.attrs, domain)
+    feeds = {f"x{i}": array for i, array in enumerate(inputs) if array is not None}
+    for value in [key for key, array in feeds.items() if array.dtype.kind == "i"]:
+        proto.graph.initializer.append(numpy_helper.from_array(feeds.pop(value), value))
+    graph = read(proto).graph
+    assert op.name not in [node.op for node in optimise(graph, bind(graph), native=True).graph.nodes]
+    for made, wanted in zip(Session(proto, 1).run(feeds).values(), evaluate(op, inputs, case.attrs), strict=False):
+        assert_close(made, wanted, 4 * op.tolerance_eps)

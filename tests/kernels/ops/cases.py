@@ -10,8 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from kernels.containers import contained, held_by, is_container, is_sequence, items, optional_of, sequence_of
 from kernels.registry import Case, Kernel, Op, operators
 from kernels.spec import FLOATS, STRING, Array, Spec
+
+_F64 = np.dtype(np.float64)
 
 
 def every(_: Op) -> bool:
@@ -117,7 +120,7 @@ def outputs_for(op: Op, case: Case, inputs: Sequence[Array | None], poison: int)
         array = np.empty(spec.shape, spec.dtype)
         if spec.dtype == STRING:
             array.fill(f"poison {poison}")
-        else:
+        elif not spec.dtype.hasobject:  # elements of a container are no items before they are written
             array.reshape(-1).view(np.uint8)[:] = poison & 1 if spec.dtype == bool else poison
         made.append(array)
     return tuple(made)
@@ -134,8 +137,15 @@ def run(op: Op, case: Case, kernel: Kernel, out: Sequence[Array | None], inputs:
 
 
 def in_float64(inputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
-    """Return the inputs with every float array converted to float64."""
-    return tuple(a.astype(np.float64) if a is not None and a.dtype in FLOATS else a for a in inputs)
+    """Return the inputs with every float array converted to float64, those in sequences and optionals too."""
+    return tuple(None if array is None else _in_float64(array) for array in inputs)
+
+
+def _in_float64(array: Array) -> Array:
+    if not is_container(array.dtype):
+        return array.astype(np.float64) if array.dtype in FLOATS else array
+    wide = sequence_of(_F64) if is_container(held_by(array.dtype)) or is_sequence(array.dtype) else _F64
+    return contained(wide if is_sequence(array.dtype) else optional_of(wide), list(map(_in_float64, items(array))))
 
 
 def strided_forms(array: Array | None) -> Iterator[Array | None]:
@@ -149,9 +159,24 @@ def strided_forms(array: Array | None) -> Iterator[Array | None]:
         yield np.asfortranarray(array)
 
 
+def assert_same(actual: Any, expected: Any, eps: float) -> None:
+    """Assert that values as sessions return them agree: arrays in type and as `assert_close` says, lists item by item."""
+    if expected is None or isinstance(expected, list):
+        assert type(actual) is type(expected)
+        for one, other in zip(actual or (), expected or (), strict=True):
+            assert_same(one, other, eps)
+        return
+    assert actual.dtype == expected.dtype
+    assert_close(actual, expected, eps)
+
+
 def assert_close(actual: Array, expected: Array, eps: float) -> None:
     """Assert that floats differ by at most `eps` epsilons of their dtype × the largest expected value, and others not at all."""
     assert actual.shape == expected.shape
+    if is_container(actual.dtype):
+        for one, other in zip(items(actual), items(expected), strict=True):
+            assert_close(one, other, eps)
+        return
     if actual.dtype not in FLOATS:
         np.testing.assert_array_equal(actual, expected.astype(actual.dtype) if expected.dtype != actual.dtype else expected)
         return

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from kernels.containers import held_by, is_container, is_sequence
 from kernels.registry import Op, evaluate, find
-from kernels.spec import STRING, Array
+from kernels.spec import STRING, Array, DType
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
@@ -28,15 +29,24 @@ def one_node_model(
     node = helper.make_node(name, names, [f"y{i}" for i in range(outputs)], domain=domain)
     for key, value in attrs.items():
         given = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        given = type_proto(value) if isinstance(value, np.dtype) else given
         node.attribute.append(helper.make_attribute(key, given))
     ports = [
-        helper.make_tensor_value_info(label, _element_type(array.dtype), array.shape)
+        helper.make_value_info(label, type_proto(array.dtype, array.shape))
         for label, array in zip(names, inputs, strict=True)
         if array is not None
     ]
     graph = helper.make_graph([node], "one", ports, [onnx.ValueInfoProto(name=output) for output in node.output])
     opsets = [helper.make_opsetid("", opset)] + [helper.make_opsetid(domain, 1)] * bool(domain)
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def type_proto(dtype: DType, shape: Sequence[int] | None = None) -> onnx.TypeProto:
+    """Return the type of values of a dtype. shape: of tensors, not of those in a sequence or an optional."""
+    if is_container(dtype):
+        wrap = helper.make_sequence_type_proto if is_sequence(dtype) else helper.make_optional_type_proto
+        return wrap(type_proto(held_by(dtype)))
+    return helper.make_tensor_type_proto(_element_type(dtype), shape)
 
 
 def _element_type(dtype: np.dtype[Any]) -> int:
@@ -56,6 +66,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     return value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as sessions take and return it: an array, a list of values, or None."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, onnx.SequenceProto):
+        return [plain(item) for item in numpy_helper.to_list(value)]
+    if isinstance(value, onnx.OptionalProto):
+        return plain(numpy_helper.to_optional(value))
+    return array_of(value)
 
 
 def array_of(value: Any) -> Array:
