@@ -76,7 +76,13 @@ class Service:
         self.loads = PendingLoads(repository, engine)
         self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here)
         self.local_jobs = LocalJobs(
-            self._open_store, settings.db, kinds, repository.model, lease_s=settings.job_lease_s, probe_s=PROBE_S
+            self._open_store,
+            settings.db,
+            kinds,
+            repository.model,
+            lease_s=settings.job_lease_s,
+            probe_s=PROBE_S,
+            threads=settings.threads,
         )
         self.listeners = Listeners(settings.max_listeners)
 

@@ -89,12 +89,17 @@ class JobOutcome(_Data):
 
 @record
 class Task:
-    """A job being run. db: the URL of `store`. report: takes its progress. stop: asked now and then; True ends the job early."""
+    """A job being run.
+
+    db: the URL of `store`. threads: that it may use where its request names none; None = all cores. report: takes its progress.
+    stop: asked now and then; True ends the job early.
+    """
 
     request: Any
     model: Model | None
     store: Store
     db: str | None
+    threads: int | None
     report: Callable[[Mapping[str, Any]], None]
     stop: Callable[[], bool]
 
@@ -133,12 +138,13 @@ def execute(
     model: Model | None,
     store: Store,
     db: str | None,
+    threads: int | None,
     report: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
 ) -> JobOutcome:
     """Run a job on this machine. Raises RecordFormatError for an unknown kind or request, and what running it raises."""
     request = _parse(kinds, job.kind, job.request.encode())
-    return kinds[job.kind].run(Task(request, model, store, db, report, stop))
+    return kinds[job.kind].run(Task(request, model, store, db, threads, report, stop))
 
 
 def deliver(store: Store, job: Job, outcome: JobOutcome) -> dict[str, Any]:
@@ -206,7 +212,7 @@ def _trace(task: Task) -> JobOutcome:
             asked.shapes,
             asked.dims,
             runs=asked.runs,
-            threads=asked.threads,
+            threads=asked.threads or task.threads,
             plan=plan,
             say=say,
             stop=task.stop,
@@ -244,7 +250,7 @@ def _tune(task: Task) -> JobOutcome:
         asked.budget_s,
         asked.shapes,
         asked.dims,
-        threads=asked.threads,
+        threads=asked.threads or task.threads,
         max_error=asked.max_error,
         backend=asked.backend,
         precision=asked.precision,

@@ -52,6 +52,8 @@ def _stored(store: Store) -> DeviceProfile | None:
 def device(seconds: float = FULL_S, *, again: bool = False) -> DeviceProfile:
     """Return what this machine was measured to do: peak rates, bandwidths and overheads, from the default database.
 
+    That is the one in EDGEWISE_DB, else the one in the user's data directory.
+
     Args:   seconds: about how long to measure where the database does not know this machine. again: measure in any case.
     Raises: StoreError for a database that cannot be used.
     """

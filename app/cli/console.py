@@ -23,7 +23,9 @@ notes = Console(stderr=True, highlight=False)
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
-Threads = Annotated[int | None, typer.Option(envvar="EDGEWISE_THREADS", help="Cores to use; physical cores by default.")]
+Threads = Annotated[
+    int | None, typer.Option(envvar="EDGEWISE_THREADS", min=1, max=1024, help="Cores to use; physical cores by default.")
+]
 MaxError = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="The largest difference from outputs in fp32 to allow, as a share of the largest output."),
@@ -80,6 +82,12 @@ def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or not all(part.strip().isdecimal() for part in parts):
         raise ArgumentError(f"{option}: {text!r} is not understood, need name=size[,size…]")
     return name, tuple(int(part) for part in parts)
+
+
+def typed(context: typer.Context, option: str) -> bool:
+    """Return whether an option was given on the command line rather than by the environment."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def require_known(what: str, value: str, known: Sequence[str]) -> None:

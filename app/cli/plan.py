@@ -24,6 +24,7 @@ from app.cli.console import (
     print_json,
     read_samples,
     require_known,
+    typed,
 )
 from profiler.units import quantity
 from scheduler.build import current_build
@@ -36,6 +37,7 @@ from scheduler.strategy import WantedPrecision
 
 
 def command(
+    context: typer.Context,
     model: Annotated[Path | None, typer.Argument(help="An ONNX file.", show_default=False)] = None,
     shape: Shape = [],  # noqa: B006
     dim: Dim = [],  # noqa: B006
@@ -46,7 +48,10 @@ def command(
     max_error: MaxError = None,
     precision: PrecisionOption = "fp32",
     samples: Samples = [],  # noqa: B006
-    max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
+    max_threads: Annotated[
+        int | None,
+        typer.Option(envvar="EDGEWISE_THREADS", min=1, max=1024, help="Use no more cores; the variable is of this machine."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the candidates of every step, and why one was chosen.")
     ] = False,
@@ -76,6 +81,8 @@ def command(
     require_known("objective", objective, get_args(Objective))
     require_known("precision", precision, get_args(WantedPrecision))
     dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    if device != "local" and not typed(context, "max_threads"):
+        max_threads = None  # EDGEWISE_THREADS says how many cores of this machine to use
     made = make_and_store(
         model,
         device,

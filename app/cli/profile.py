@@ -26,6 +26,7 @@ from app.cli.console import (
     parse_shapes,
     print_json,
     require_known,
+    typed,
 )
 from app.cli.conventions import names_of, print_conventions
 from app.cli.tables import Column, fitted
@@ -85,7 +86,7 @@ def command(
     edgewise profile model.onnx --convention thop --convention fvcore
     """
     shapes, dims = parse_shapes(shape), parse_dims(dim)
-    if not measured and (_typed(context, "threads") or plan is not None):
+    if not measured and (typed(context, "threads") or plan is not None):
         raise ArgumentError("profile: --threads and --plan need --measure")
     if convention and (measured or any(len(sizes) > 1 for sizes in dims.values())):
         raise ArgumentError("profile: --convention needs one size of each dimension, and no --measure")
@@ -114,12 +115,6 @@ def command(
         (_print_trace if measured else _print_counts)(report, ops, top)
     if not report.check.ok:
         raise typer.Exit(1)
-
-
-def _typed(context: typer.Context, option: str) -> bool:
-    """Return whether an option was given on the command line rather than by the environment."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:

@@ -251,7 +251,8 @@ def plan(
              precision: of products of float32: "fp32", "bf16", or "auto" for what is fastest for each op within `max_error`, by
              default 0.01.
              samples: inputs by name, of which the error is measured on this machine; without any, random ones are made.
-             db: database URL; None = SQLite in the user's data directory.
+             db: database URL; None = that in EDGEWISE_DB, else
+             SQLite in the user's data directory.
     Raises:  ModelError for a file that is refused; FeedError where a dimension is left open; AttributeValueError for an unknown
              value; NotFoundError for an unknown device; InfeasibleError, with the closest plan, where a limit cannot be met;
              UnsupportedError for what this build cannot do; StoreError for a database that cannot be used.

@@ -81,7 +81,8 @@ def tune(
              shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
              threads: the most threads to use; None = one for each physical core.
              max_error, precision, samples: as for `plan`.
-             backend: "auto", "native" or "numpy". db: database URL; None = SQLite in the user's data directory.
+             backend: "auto", "native" or "numpy". db: database URL; None = that in EDGEWISE_DB, else
+             SQLite in the user's data directory.
              progress: called often with a TuneProgress.
              stop: called between measurements; once it returns True, tuning ends early with what was measured until then.
     Returns: the stored plan; its `measured_ns` is the median latency of the whole model in nanoseconds, None if stopped early.
