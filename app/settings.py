@@ -22,6 +22,12 @@ _OUTSIDE = (
     ("EDGEWISE_DEBUG_DIR", "Path", "a temporary folder", "Folder that EDGEWISE_DEBUG writes IR and assembly to."),
     ("EDGEWISE_DEVICE_SALT", "str", "unset", "Part of this machine's fingerprint; lets one machine pass for several in tests."),
     ("EDGEWISE_ISA", "str", "the widest there is", "Instruction set that kernels are generated for, one that this machine has."),
+    (
+        "EDGEWISE_WHEN_BUSY",
+        "str",
+        "refuse",
+        "Times taken while other work used this machine. refuse: measure again, then store nothing. store: store them, marked.",
+    ),
     ("EDGEWISE_KEY", "str", "unset", "API key of `edgewise agent`, of scope admin."),
 )
 # Variables of the tests and the benchmarks.

@@ -16,6 +16,7 @@ from graph.ir import Model
 from kernels.record import record
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
+from profiler.device.quiet import require_quiet
 from profiler.report.document import Report
 from profiler.report.makers import static_report
 from scheduler.build import current_build
@@ -219,6 +220,7 @@ def _trace(task: Task) -> JobOutcome:
         )
     except StoppedError:
         return JobOutcome()
+    require_quiet("trace", report.quietness)
     totals = report.totals
     summary = {
         "wall_p50_ns": totals.wall_p50_ns,
@@ -245,19 +247,22 @@ def _tune(task: Task) -> JobOutcome:
         task.report({name: getattr(at, name) for name in names})
 
     task.store.models.save(model.digest, model.source, model.nbytes)
-    tuned = tune(
-        model,
-        asked.budget_s,
-        asked.shapes,
-        asked.dims,
-        threads=asked.threads or task.threads,
-        max_error=asked.max_error,
-        backend=asked.backend,
-        precision=asked.precision,
-        db=task.db,
-        progress=progress,
-        stop=task.stop,
-    )
+    try:
+        tuned = tune(
+            model,
+            asked.budget_s,
+            asked.shapes,
+            asked.dims,
+            threads=asked.threads or task.threads,
+            max_error=asked.max_error,
+            backend=asked.backend,
+            precision=asked.precision,
+            db=task.db,
+            progress=progress,
+            stop=task.stop,
+        )
+    except StoppedError:
+        return JobOutcome()
     return JobOutcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
 
 

@@ -36,6 +36,7 @@ from graph.ir import Model
 from profiler.counting import sweep
 from profiler.counting.counts import profile
 from profiler.device.profile import FULL_S
+from profiler.device.quiet import Quietness, refused
 from profiler.report.document import Op, Report
 from profiler.report.exports import op_rows, sweep_rows, to_csv
 from profiler.report.makers import static_report
@@ -113,7 +114,8 @@ def command(
     else:
         ops = sorted(report.ops, key=key)[: top or None]
         (_print_trace if measured else _print_counts)(report, ops, top)
-    if not report.check.ok:
+    _tell_quietness(report.quietness)
+    if not report.check.ok or refused(report.quietness):
         raise typer.Exit(1)
 
 
@@ -152,11 +154,22 @@ def _measure(
             bar.update(task, description=what)
 
         report = measure_model(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
-        if store:
+        if store and not refused(report.quietness):
             opened.models.save(model.digest, model.source, model.nbytes)
             number = opened.profiles.save(report, here.build.id)
             notes.print(f"stored as profile {number}", style="dim")
     return report
+
+
+def _tell_quietness(seen: Quietness | None) -> None:
+    """Say on stderr that other work used the machine, and what that means for the times."""
+    if seen is None or not seen.reasons:
+        return
+    if seen.level == "disturbed":
+        notes.print(f"{seen.text}; the fastest runs hold, medians may be too long", style="yellow", markup=False)
+        return
+    kept = "they are not stored, measure again when it is quiet" if refused(seen) else "they are stored with this mark"
+    notes.print(f"{seen.text}. These times are not the model's; {kept}.", style="bold red", markup=False)
 
 
 def _print_counts(report: Report, ops: list[Op], top: int) -> None:
@@ -195,6 +208,9 @@ def _print_trace(report: Report, ops: list[Op], top: int) -> None:
     for problem in report.check.problems:
         text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
         out.print(text, style="red", markup=False)
+    if report.quietness is not None and report.quietness.level == "busy":
+        out.print("self-check: not possible, the machine was busy", style="bold red")
+        return
     out.print("self-check: ok" if report.check.ok else f"self-check: {len(report.check.problems)} steps are above their roof")
 
 

@@ -99,12 +99,14 @@ def command(
 
 
 def _print(made: Plan, *, several: bool) -> None:
+    """Print the answer, the time of a run, and under it where it comes from."""
     measured = sum(step.measured for step in made.steps)
-    whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} measured"
+    whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} a run"
     inputs = ", ".join(f"{item.name} {list(item.shape)}" for item in made.inputs)
     of = f"{made.model_name} ({inputs})" if several else made.model_name
     out.print(f"{of} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    for reason in made.why.split("; "):
+        out.print(f"  {reason}", markup=False)
     out.print(
         f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
     )
-    out.print(made.why, markup=False)
