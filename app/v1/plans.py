@@ -228,9 +228,14 @@ async def pareto(
     device: Key | None = None,
     limit: Limit = 100,
 ) -> list[Tradeoff]:
-    """Return the newest plans of a model (its digest) with latency and error estimate, and which are Pareto-optimal in both."""
+    """Return the newest plans of a model (its digest) with latency and error estimate, and which are Pareto-optimal in both.
+
+    Plans of one device are compared with one another, this one's first; a measured latency is better than any predicted one.
+    """
 
     def work() -> Page[Tradeoff]:
-        return Page(tuple(tradeoffs(storage.store.queries.plans(storage.here().build, model, device, limit))), None)
+        here = storage.here()
+        cards = storage.store.queries.plans(here.build, model, device, limit)
+        return Page(tuple(tradeoffs(cards, here.device_fingerprint)), None)
 
     return list((await page_of(repository, model, device, quick_calls.call(work))).items)

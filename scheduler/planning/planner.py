@@ -41,6 +41,7 @@ from scheduler.plan import (
     ThreadOption,
 )
 from scheduler.planning.accuracy import Feeds, Reference
+from scheduler.planning.ranking import Timing, ranked
 from scheduler.planning.rounding import keep_within, rounding_error
 from scheduler.planning.steps import Evidence, choose_step
 from scheduler.planning.subject import Subject
@@ -168,10 +169,12 @@ def compose(
     counts = thread_counts(cores) if given is None else tuple(sorted(given))
     plans = [_at(subject, threads, objective, constraints, evidence, (given or {}).get(threads, {})) for threads in counts]
     options = [_option(draft, cores, objective, constraints) for draft in plans]
-    order = sorted(range(len(plans)), key=lambda i: (options[i].verdict == "over_limit", *_rank(options[i], objective)))
-    best = order[0]
+    order = sorted(range(len(plans)), key=lambda i: _rank(options[i], objective))
+    if objective == "latency":
+        order = ranked(order, lambda i: plans[i].timing)
+    best = min(order, key=lambda i: options[i].verdict == "over_limit")
     options = [
-        option if index == best or option.verdict == "over_limit" else option.model_copy(update={"verdict": "slower"})
+        option if index == best or option.verdict == "over_limit" else _lost(option, plans[index], plans[best])
         for index, option in enumerate(options)
     ]
     draft, option = plans[best], options[best]
@@ -307,6 +310,12 @@ class _Draft:
     error: float
     ties: tuple[str, ...]
 
+    @property
+    def timing(self) -> Timing:
+        """What is known of its time: measured where every step was that runs a kernel."""
+        measured = all(step.measured or step.strategy.backend == EXECUTOR for step in self.steps)
+        return Timing(self.predicted_ns, measured, sum(s.predicted_ns if s.measured else s.high_ns for s in self.steps))
+
 
 def _check(objective: str, backend: str) -> None:
     if objective not in ("latency", "throughput", "memory"):
@@ -382,6 +391,12 @@ def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constr
         verdict="over_limit" if broken else "chosen",
         reason="; ".join(broken),
     )
+
+
+def _lost(option: ThreadOption, draft: _Draft, best: _Draft) -> ThreadOption:
+    """Return a thread count that was not chosen with its verdict."""
+    untried = best.timing.measured and not draft.timing.measured
+    return option.model_copy(update={"verdict": "unmeasured" if untried else "slower"})
 
 
 def _rank(option: ThreadOption, objective: Objective) -> tuple[float, float, int]:

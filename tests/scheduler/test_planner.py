@@ -235,6 +235,29 @@ def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_b
         step = compose(subject, DEVICE, "latency", Constraints(max_threads=1), evidence).steps[0]
         assert (step.strategy == slow.strategy) == wins
         assert step.measured == wins
+        others = [c for c in step.candidates if c.verdict not in ("chosen", "refused")]
+        for other in others:  # a prediction is never called slower than a measurement
+            assert (other.verdict == "unmeasured") == (wins and other.measured_ns is None)
+        told = " ".join(other.reason for other in others)
+        assert ("not measured here: predicted" in told) == wins
+        assert ("measured, " in told and "is predicted to take" in told) == (not wins)
+
+
+@pytest.mark.usefixtures("machine")
+def test_thread_counts_are_ranked_by_the_same_rule() -> None:
+    subject = Subject.of(convolution(64, 28))
+    plan = make_plan(subject.model, DEVICE, max_threads=1)
+    for ns, threads in ((1e3, 1), (1e9, DEVICE.usable_cores)):
+        rows = {}
+        for option in subject.options(1)[0]:
+            if option.load is not None:
+                made = measured(plan, "conv", option.strategy.algorithm, ns, DEVICE.fingerprint)
+                rows[option.strategy] = replace(made, strategy=option.strategy)
+        evidence = Evidence({subject.signatures[0].key: rows}, CostModel(DEVICE))
+        made_of_it = compose(subject, DEVICE, "latency", Constraints(), evidence)
+        assert made_of_it.threads == threads
+        told = {option.threads: option.verdict for option in made_of_it.thread_options}
+        assert told[DEVICE.usable_cores] == ("unmeasured" if threads == 1 else "chosen")
 
 
 @pytest.mark.usefixtures("machine")

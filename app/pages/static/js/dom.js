@@ -49,6 +49,9 @@ export function disturbed(quietness, consequence) {
   return box;
 }
 
+/** An entry of a legend: a dot in a colour (a custom property) before its meaning. kind: "ring" for a circle, "" for a disk. */
+export const key = (colour, text, kind = "") => el("span", { class: `key ${kind}`, style: { "--key": `var(${colour})` } }, text);
+
 /** A notice in place of a part that could not be loaded. */
 export const failure = (title, error) => notice("problem", title, error.message);
 
