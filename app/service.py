@@ -74,7 +74,7 @@ class Service:
         )
 
         self.loads = PendingLoads(repository, engine)
-        self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here)
+        self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here, settings.plans)
         self.local_jobs = LocalJobs(
             self._open_store,
             settings.db,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     )
     max_tensor_elements: int = Field(2**26, ge=1, description="Most elements of one tensor in a request.")
     max_inputs: int = Field(64, ge=1, description="Most input tensors of one request.")
+    plans: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")], ...] = Field(
+        (), description="Ids, or their first digits, of stored plans that their models run instead of the newest ones, as JSON."
+    )
     plan_refresh_s: float = Field(
         2, gt=0, description="Interval at which new plans of served models are looked up in the database."
     )

@@ -53,7 +53,7 @@ class TraceRequest(WorkRequest):
 
     runs: Annotated[int, Field(ge=1, le=10_000)] = 50
     threads: _Threads | None = None
-    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
 
 
 class TuneRequest(WorkRequest):

@@ -26,13 +26,11 @@ from app.cli.console import (
     require_known,
     typed,
 )
+from app.cli.stored import find_plan
 from profiler.units import quantity
-from scheduler.build import current_build
-from scheduler.local import local_fingerprint
 from scheduler.plan import Objective, Plan
 from scheduler.planning.compare import PlanDiff, WhatIf, diff, what_if
 from scheduler.planning.planner import plan as make_and_store
-from scheduler.store import Here, Store
 from scheduler.strategy import WantedPrecision
 
 
@@ -126,19 +124,11 @@ def error_text(plan: Plan) -> str:
 
 def show_diff(before: str, after: str, db: str | None, *, json: bool) -> None:
     """Print what differs between two plans, each a file of `plan --json` or the id of a stored one."""
-    found = diff(_find(before, db), _find(after, db))
+    found = diff(find_plan(before, db), find_plan(after, db))
     if json:
         print_json(orjson.dumps({**orjson.loads(orjson.dumps(found)), "ratio": found.ratio}))
         return
     _print_diff(found)
-
-
-def _find(named: str, db: str | None) -> Plan:
-    path = Path(named)
-    if path.is_file():
-        return Plan.from_json(path.read_bytes())
-    with Store(db) as store:
-        return store.plans.get(named, Here(local_fingerprint(), current_build())).plan
 
 
 def _print_diff(found: PlanDiff) -> None:

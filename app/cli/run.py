@@ -10,7 +10,19 @@ import numpy as np
 import orjson
 import typer
 
-from app.cli.console import ArgumentError, Json, ModelPath, Shape, Threads, out, parse_shapes, print_json, require_known
+from app.cli.console import (
+    ArgumentError,
+    Database,
+    Json,
+    ModelPath,
+    Shape,
+    Threads,
+    out,
+    parse_shapes,
+    print_json,
+    require_known,
+)
+from app.cli.stored import find_plan
 from app.engine.shapes import smallest_shapes
 from app.oip import codec
 from graph.errors import FeedError
@@ -31,6 +43,11 @@ def command(
     runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
     threads: Threads = None,
     precision: Annotated[str, typer.Option(help="Of products of float32: fp32 or bf16.")] = "fp32",
+    plan: Annotated[
+        str | None,
+        typer.Option(help="Plan to run: a stored one's id, or a file of `plan --json`.", show_default=False),
+    ] = None,
+    db: Database = None,
     trace_out: Annotated[Path | None, typer.Option(help="Write a Chrome/Perfetto trace of the runs here.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz.")] = None,
     json: Json = False,
@@ -39,10 +56,16 @@ def command(
 
     edgewise run model.onnx --input x=image.npy
     edgewise run model.onnx --runs 100 --trace-out trace.json
+    edgewise run model.onnx --plan 948aef4db6d8
     """
     require_known("precision", precision, get_args(WantedPrecision))
-    session = Session(model, threads=threads, precision=cast("WantedPrecision", precision))
-    feeds = _read_feeds(session, feed, parse_shapes(shape))
+    followed = None if plan is None else find_plan(plan, db)
+    session = Session(model, threads=threads, precision=cast("WantedPrecision", precision), plan=followed)
+    made_for = {} if followed is None else {item.name: item.shape for item in followed.inputs}
+    feeds = _read_feeds(session, feed, {**made_for, **parse_shapes(shape)})
+    if followed is not None and session.plan_in_use({name: array.shape for name, array in feeds.items()}) is None:
+        shapes = ", ".join(f"{name} {list(sizes)}" for name, sizes in made_for.items())
+        raise ArgumentError(f"--plan: plan {followed.id[:12]} is made for {shapes}, give these shapes or another plan")
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
@@ -52,12 +75,19 @@ def command(
     median_ns = statistics.median(times_ns)
     if json:
         described = {name: {"shape": a.shape, "dtype": a.dtype.name, "first": _first(a)} for name, a in outputs.items()}
-        print_json(orjson.dumps({"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}))
+        print_json(
+            orjson.dumps(
+                {"outputs": described, "runs": runs, "median_ns": median_ns, "min_ns": min(times_ns)}
+                | {"plan_id": session.plan_id}
+            )
+        )
         return
     for name, array in outputs.items():
         out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
+    used = session.threads if followed is None else min(followed.threads, session.threads)
+    by = "" if followed is None else f", plan {followed.id[:12]}"
     median, best = milliseconds(median_ns), milliseconds(min(times_ns))
-    out.print(f"latency: median {median}, best {best} of {runs} runs, {session.threads} threads")
+    out.print(f"latency: median {median}, best {best} of {runs} runs, {used} threads{by}")
 
 
 def _first(array: Array) -> list[Any]:

@@ -1,6 +1,7 @@
 """The command line as a user calls it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,3 +210,23 @@ def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, s
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_is_run_by_the_digits_that_tune_printed_and_tune_says_what_serves_it(tmp_path: Path) -> None:
+    wide = {"COLUMNS": "300", "EDGEWISE_DB": f"sqlite:///{tmp_path / 'cli.sqlite'}", "EDGEWISE_THREADS": "1"}
+    usual = edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "3", environment=wide).stdout
+    assert "a run, 1 threads" in usual.splitlines()[0], usual
+    assert "answers: latency, at most 1 threads, of image [1, 1, 8, 8]" in usual
+    assert "served: a service on this machine with this database follows it within seconds" in usual
+    tuned = edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "3", "--max-error", "0.01", environment=wide).stdout
+    (digits,) = re.findall(r"plan ([0-9a-f]{12})   current", tuned)
+    assert "an error of at most 0.01" in tuned
+    assert f"edgewise serve --plan {digits}, or " in tuned
+    ran = edgewise("run", MODEL, "--plan", digits, "--runs", "2", environment=wide)
+    assert f"of 2 runs, 1 threads, plan {digits}" in ran.stdout, ran.stderr
+    told = json.loads(edgewise("run", MODEL, "--plan", digits, "--runs", "1", "--json", environment=wide).stdout)
+    assert told["plan_id"].startswith(digits)
+    other = edgewise("run", MODEL, "--plan", digits, "--shape", "image=2,1,8,8", environment=wide)
+    assert (other.returncode, f"plan {digits} is made for image [1, 1, 8, 8]" in other.stderr) == (2, True)
+    unknown = edgewise("serve", "--plan", "0" * 12, environment=wide)
+    assert (unknown.returncode, "plan 000000000000: not stored" in unknown.stderr) == (1, True)

@@ -25,6 +25,7 @@ WITH_DB = {  # command: arguments with which it opens its database
     "profile": (MODEL, "--dim", "batch=1", "--measure", "--runs", "1"),
     "plan": (MODEL, "--dim", "batch=1"),
     "tune": (MODEL, "--dim", "batch=1", "--budget", "0.5"),
+    "run": (MODEL, "--plan", "0" * 12),
     "device": ("--list",),
     "agent": ("--server", "http://127.0.0.1:9", "--once"),
     "bench": (),
