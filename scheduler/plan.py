@@ -10,7 +10,7 @@ In plans and their texts, *measured* is a time taken on that device, *predicted*
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
 import orjson
@@ -138,6 +138,11 @@ class PlanStep(_Data):
     bound_by: BoundBy
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)]
     why: _Text
+
+
+def all_measured(steps: Iterable[PlanStep]) -> bool:
+    """Return whether every step was measured that runs a kernel."""
+    return all(step.measured or step.strategy.backend == EXECUTOR for step in steps)
 
 
 class ThreadOption(_Data):

@@ -36,7 +36,7 @@ WhenBusy = Literal["refuse", "store"]
 
 WHEN_BUSY: Final = "EDGEWISE_WHEN_BUSY"
 LIMITS: Final = {  # sign: shares of the time that are lost from which on a machine is disturbed, and busy
-    "waiting": (0.05, 0.20),
+    "waiting": (0.08, 0.20),
     "load": (0.10, 0.30),
     "steal": (0.02, 0.15),
     "loop": (0.15, 0.45),

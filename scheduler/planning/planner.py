@@ -39,6 +39,7 @@ from scheduler.plan import (
     PlanStep,
     State,
     ThreadOption,
+    all_measured,
 )
 from scheduler.planning.accuracy import Feeds, Reference
 from scheduler.planning.ranking import Timing, ranked
@@ -313,8 +314,9 @@ class _Draft:
     @property
     def timing(self) -> Timing:
         """What is known of its time: measured where every step was that runs a kernel."""
-        measured = all(step.measured or step.strategy.backend == EXECUTOR for step in self.steps)
-        return Timing(self.predicted_ns, measured, sum(s.predicted_ns if s.measured else s.high_ns for s in self.steps))
+        return Timing(
+            self.predicted_ns, all_measured(self.steps), sum(s.predicted_ns if s.measured else s.high_ns for s in self.steps)
+        )
 
 
 def _check(objective: str, backend: str) -> None:

@@ -31,7 +31,7 @@ from scheduler.cost.fitting import CostModel
 from scheduler.errors import StoppedError
 from scheduler.exclusive import measuring
 from scheduler.local import local_device
-from scheduler.plan import Constraints, Plan
+from scheduler.plan import Constraints, Plan, all_measured
 from scheduler.planning.accuracy import Feeds, Reference
 from scheduler.planning.planner import allowed_error, compose, compose_measured, evidence_of, reference_of
 from scheduler.planning.steps import Evidence, predictions
@@ -280,7 +280,7 @@ class _Run:
         latency, seen = self._alone(executor, won.threads)
         marked = f" ({seen.text})" if seen.reasons else ""
         parts = [f"not measured as a whole: {seen.text}" if latency is None else f"measured as a whole: {latency.text}{marked}"]
-        if all(step.measured for step in won.steps):
+        if all_measured(won.steps):
             total = f"{won.predicted_ns / 1e6:.3f} ms"
             parts.append(f"its steps add up to {total}: the fastest run of each, without what lies between them")
         self._say("done")
