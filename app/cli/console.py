@@ -6,7 +6,7 @@ An option that is also a setting of the service reads the setting's environment 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +64,11 @@ def read_samples(paths: list[Path]) -> list[dict[str, Array]]:
         except (OSError, ValueError, TypeError) as error:
             raise ArgumentError(f"--samples {path}: it is no .npz file of inputs by name, {error}") from None
     return found
+
+
+def print_inputs(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Print the shapes that a model was bound to, given or not."""
+    out.print("inputs: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()), markup=False)
 
 
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

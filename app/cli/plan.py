@@ -21,6 +21,7 @@ from app.cli.console import (
     out,
     parse_dims,
     parse_shapes,
+    print_inputs,
     print_json,
     read_samples,
     require_known,
@@ -111,6 +112,7 @@ def command(
                 expected = "" if candidate.expected_ns is None else f"{candidate.expected_ns / 1e6:.3f}"
                 table.add_row("", f"  {candidate.verdict}: {candidate.strategy}", expected, candidate.reason, style="dim")
     out.print(table)
+    print_inputs({item.name: item.shape for item in made.inputs})
     out.print(made.why, markup=False)
     out.print(f"{error_text(made)}   memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
 

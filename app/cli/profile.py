@@ -224,6 +224,7 @@ def _print(table: Table, report: Report, top: int) -> None:
     out.print(table)
     if top and len(report.ops) > top:
         out.print(f"{top} of {len(report.ops)} ops; --top 0 prints all", style="dim")
+    out.print("inputs: " + ", ".join(f"{name} {spec}" for name, spec in report.model.inputs.items()), markup=False)
     out.print(f"macs {totals.macs:,}   params {totals.params:,}")
     out.print(f"flops {totals.flops:,} (2·macs + {totals.other_flops:,})")
     peak, params = quantity(totals.peak_activation_bytes, "B"), quantity(totals.param_bytes, "B")

@@ -13,22 +13,23 @@ import typer
 from app.cli.console import (
     ArgumentError,
     Database,
+    Dim,
     Json,
     ModelPath,
     Shape,
     Threads,
     out,
+    parse_dims,
     parse_shapes,
+    print_inputs,
     print_json,
     require_known,
 )
 from app.cli.stored import find_plan
-from app.engine.shapes import smallest_shapes
 from app.oip import codec
-from graph.errors import FeedError
-from graph.ir import Port
 from graph.run.feeds import random_feeds
-from kernels.spec import Array, Spec
+from graph.shapes import bind
+from kernels.spec import Array
 from profiler.report.exports import chrome_trace
 from profiler.units import milliseconds
 from scheduler.profile_run import time_session
@@ -40,6 +41,7 @@ def command(
     model: ModelPath,
     feed: Annotated[list[str], typer.Option("--input", help="x=file.npy, file.npz, or a JSON request; random when absent.")] = [],  # noqa: B006
     shape: Shape = [],  # noqa: B006
+    dim: Dim = [],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
     threads: Threads = None,
     precision: Annotated[str, typer.Option(help="Of products of float32: fp32 or bf16.")] = "fp32",
@@ -62,7 +64,8 @@ def command(
     followed = None if plan is None else find_plan(plan, db)
     session = Session(model, threads=threads, precision=cast("WantedPrecision", precision), plan=followed)
     made_for = {} if followed is None else {item.name: item.shape for item in followed.inputs}
-    feeds = _read_feeds(session, feed, {**made_for, **parse_shapes(shape)})
+    sizes = {name: several[0] for name, several in parse_dims(dim).items()}
+    feeds = _read_feeds(session, feed, {**({} if sizes else made_for), **parse_shapes(shape)}, sizes)
     if followed is not None and session.plan_in_use({name: array.shape for name, array in feeds.items()}) is None:
         shapes = ", ".join(f"{name} {list(sizes)}" for name, sizes in made_for.items())
         raise ArgumentError(f"--plan: plan {followed.id[:12]} is made for {shapes}, give these shapes or another plan")
@@ -82,6 +85,7 @@ def command(
             )
         )
         return
+    print_inputs({name: array.shape for name, array in feeds.items()})
     for name, array in outputs.items():
         out.print(f"{name}: {array.dtype.name}{list(array.shape)} {_first(array)}", markup=False)
     used = session.threads if followed is None else min(followed.threads, session.threads)
@@ -94,8 +98,8 @@ def _first(array: Array) -> list[Any]:
     return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
 
 
-def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
-    """Read inputs from files. An input without one is random, of size 1 in every open dimension that --shape does not give."""
+def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]], dims: dict[str, int]) -> dict[str, Array]:
+    """Read inputs from files. One without a file is random, of the shape that `graph.shapes.bind` gives it."""
     feeds: dict[str, Array] = {}
     for text in texts:
         name, equals, path = text.partition("=")
@@ -107,17 +111,11 @@ def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int,
             feeds.update(_request_feeds(Path(text)))
         else:
             raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
-    defaults = {**smallest_shapes(session), **shapes}
-    missing = {port.name: _spec(port, defaults) for port in session.inputs if port.name not in feeds}
-    return {**random_feeds(missing), **feeds}
+    given = {name: array.shape for name, array in feeds.items()}
+    bound = bind(session.model.graph, {**shapes, **given}, dims)
+    return {**random_feeds({name: spec for name, spec in bound.items() if name not in feeds}), **feeds}
 
 
 def _request_feeds(path: Path) -> dict[str, Array]:
     body = path.read_bytes()
     return codec.decode(body, len(body), codec.CodecLimits()).feeds
-
-
-def _spec(port: Port, shapes: dict[str, tuple[int, ...]]) -> Spec:
-    if port.name not in shapes:
-        raise FeedError(f"input {port.name!r}: its rank is open, give --shape {port.name}=…")
-    return Spec(shapes[port.name], port.dtype)

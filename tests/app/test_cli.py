@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edgewise import __version__
 from scheduler.store import Store
@@ -59,7 +61,6 @@ def test_models_and_doctor() -> None:
     ("arguments", "code", "says"),
     [
         (["profile", "missing.onnx"], 1, "missing.onnx: No such file"),
-        (["profile", MODEL], 1, "--dim batch=1"),
         (["profile", MODEL, "--shape", "x"], 2, "--shape: 'x' is not understood"),
         (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "unknown column 'colour', need one of flops, "),
         (["profile"], 2, "Missing argument"),
@@ -230,3 +231,22 @@ def test_a_plan_is_run_by_the_digits_that_tune_printed_and_tune_says_what_serves
     assert (other.returncode, f"plan {digits} is made for image [1, 1, 8, 8]" in other.stderr) == (2, True)
     unknown = edgewise("serve", "--plan", "0" * 12, environment=wide)
     assert (unknown.returncode, "plan 000000000000: not stored" in unknown.stderr) == (1, True)
+
+
+def test_every_command_binds_open_dimensions_by_one_rule(tmp_path: Path) -> None:
+    database = {"EDGEWISE_DB": f"sqlite:///{tmp_path / 'cli.sqlite'}"}
+    for command in (["run", "--runs", "1"], ["profile"], ["plan"]):
+        done = edgewise(*command, MODEL, environment={**database, "COLUMNS": "200"})
+        assert "inputs: image " in done.stdout, done.stderr
+        assert "[1, 1, 8, 8]" in done.stdout or "float32[1,1,8,8]" in done.stdout
+    assert "image [3, 1, 8, 8]" in edgewise("run", MODEL, "--dim", "batch=3", "--runs", "1").stdout
+    wide = tmp_path / "wide.onnx"
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, "height", "width"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "wide", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), wide)
+    for name in ("run", "profile", "plan", "tune"):
+        asked = edgewise(name, str(wide), environment={**database, "COLUMNS": "200"})
+        assert asked.returncode == 1
+        assert "axis 2 (height), axis 3 (width) are open" in asked.stderr
+        assert "--dim height=224 --dim width=224, which fit this model" in asked.stderr
+    assert "x [1, 3, 32, 48]" in edgewise("run", str(wide), "--dim", "height=32", "--dim", "width=48", "--runs", "1").stdout

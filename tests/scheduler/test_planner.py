@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.errors import FeedError, LimitError
+from graph.errors import LimitError
 from graph.formats.onnx.reader import read
 from graph.ir import Model
 from kernels.errors import AttributeValueError, InvalidError, UnsupportedError
@@ -117,9 +117,8 @@ def test_what_does_not_exist_is_refused(options, error) -> None:
         planned(**options)
 
 
-def test_open_dimensions_are_refused() -> None:
-    with pytest.raises(FeedError, match="n=1"):
-        make_plan(MODEL, DEVICE)
+def test_a_plan_is_of_batch_1_where_none_is_given() -> None:
+    assert make_plan(MODEL, DEVICE).inputs == make_plan(MODEL, DEVICE, dims={"n": 1}).inputs
 
 
 @pytest.fixture(scope="module")
