@@ -5,6 +5,7 @@ An option that is also a setting of the service reads the setting's environment 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,23 @@ notes = Console(stderr=True, highlight=False)
 ModelPath = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an input, as in x=1,3,224,224; repeatable.")]
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
+
+
+class ArgumentError(InvalidError):
+    """A command line that makes no sense; the program exits with 2."""
+
+
+def _of_this_machine(threads: int | None) -> int | None:
+    """Return a number of threads. Raises ArgumentError where this process may use fewer processors."""
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads is not None and threads > most:
+        raise ArgumentError(f"--threads: {threads} is more than the {most} processors that this process may use")
+    return threads
+
+
 Threads = Annotated[
-    int | None, typer.Option(envvar="EDGEWISE_THREADS", min=1, max=1024, help="Cores to use; physical cores by default.")
+    int | None,
+    typer.Option(envvar="EDGEWISE_THREADS", min=1, callback=_of_this_machine, help="Cores to use; physical cores by default."),
 ]
 MaxError = Annotated[
     float | None,
@@ -43,10 +59,6 @@ Database = Annotated[
     str | None,
     typer.Option("--db", envvar="EDGEWISE_DB", help="Database URL; SQLite in the user's data directory by default."),
 ]
-
-
-class ArgumentError(InvalidError):
-    """A command line that makes no sense; the program exits with 2."""
 
 
 def print_json(text: bytes | str) -> None:

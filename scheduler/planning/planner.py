@@ -208,7 +208,10 @@ def compose(
     _show(plan)
     if option.verdict == "over_limit":
         raise InfeasibleError(
-            f"plan of {subject.model.source}: {option.reason}, the closest plan is attached", option.reason, plan
+            f"plan of {subject.model.source}: {option.reason}; the closest plan takes {plan.predicted_ns / 1e6:.3f} ms and"
+            f" {plan.memory_bytes} bytes, with an error estimate of {plan.error_estimate:.1e}",
+            option.reason,
+            plan,
         )
     return plan
 

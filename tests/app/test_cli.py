@@ -68,6 +68,8 @@ def test_models_and_doctor() -> None:
         (["keys", "create", "--name", "x"], 2, "--scope"),
         (["serve", "--models", "nowhere"], 2, "'nowhere' is not a folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
+        (["run", MODEL, "--threads", "4000"], 2, "--threads: 4000 is more than the "),
+        (["db", "info", "--db", "sqlite:///nowhere.sqlite"], 1, "nowhere.sqlite"),
     ],
 )
 def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, says: str) -> None:
@@ -75,6 +77,7 @@ def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, 
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert not Path("nowhere.sqlite").exists()
 
 
 def test_plan_and_db(tmp_path: Path) -> None:
@@ -87,6 +90,7 @@ def test_plan_and_db(tmp_path: Path) -> None:
     refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
     assert refused.returncode == 1
     assert "memory is" in refused.stderr
+    assert "the closest plan takes" in refused.stderr
 
 
 def test_devices_that_are_not_here(tmp_path: Path) -> None:
