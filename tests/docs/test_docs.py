@@ -11,7 +11,6 @@ import pytest
 from typer.main import get_command
 
 from app.cli.main import command_line
-from kernels.native.code.folder import FOLDER
 from profiler.device.profile import DeviceProfile
 from scheduler.store import Store
 
@@ -68,7 +67,7 @@ def test_the_readmes_commands_run_as_pasted(tmp_path: Path, this_machine: Device
     with Store(url) as store:
         store.devices.save(this_machine)
     pasted = pasted.replace(". .venv/", f". {sys.prefix}/")  # of this interpreter, wherever that is
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "EDGEWISE_DB": url, FOLDER: os.environ[FOLDER]}
+    environment = {**os.environ, "HOME": str(tmp_path), "EDGEWISE_DB": url}
     done = subprocess.run(["sh", "-e"], input=pasted, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "macs 452,864" in done.stdout
