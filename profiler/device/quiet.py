@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 import psutil
 
@@ -73,9 +73,8 @@ def when_busy() -> WhenBusy:
     Raises: MeasurementError for any other value.
     """
     value = os.environ.get(WHEN_BUSY) or "refuse"
-    for known in get_args(WhenBusy):
-        if value == known:
-            return known  # type: ignore[no-any-return]
+    if value in get_args(WhenBusy):
+        return cast("WhenBusy", value)
     raise MeasurementError(f"{WHEN_BUSY}: {value!r} is refused, need one of {', '.join(get_args(WhenBusy))}")
 
 
