@@ -182,7 +182,8 @@ def _parse(kinds: Mapping[str, Kind], kind: str, request: bytes) -> BaseModel:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "request"
-        raise RecordFormatError(f"job: {first['msg']} ({kind}, {where})") from None
+        fields = f", need only {', '.join(kinds[kind].request.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise RecordFormatError(f"job: {first['msg']}{fields} ({kind}, {where})") from None
 
 
 def _require_same(what: str, found: str, wanted: str) -> None:

@@ -90,9 +90,9 @@ def test_tuning_leaves_a_plan(client: httpx.Client) -> None:
 
 
 def test_a_job_that_cannot_be_done_fails_with_its_reason(client: httpx.Client) -> None:
-    failed = wait_for(client, add(client, kind="profile", model="digits")["id"])
+    failed = wait_for(client, add(client, kind="profile", model="digits", request={"dims": {"depth": 2}})["id"])
     assert failed["state"] == "failed"
-    assert "batch" in failed["error"]
+    assert "dimension 'depth' does not exist" in failed["error"]
     failed = wait_for(client, add(client, kind="fail")["id"])
     assert (failed["state"], "ZeroDivisionError" in failed["error"]) == ("failed", True)
 
@@ -300,3 +300,9 @@ def test_a_trace_of_a_busy_machine_fails_and_says_why(client: httpx.Client, monk
     failed = wait_for(client, add(client, **work)["id"])
     assert failed["state"] == "failed"
     assert "trace: the machine was busy: other processes used 1.9 of 2 cores; nothing was stored" in failed["error"]
+
+
+def test_a_field_that_a_request_does_not_have_is_answered_with_those_that_it_has(client: httpx.Client) -> None:
+    refused = client.post("/v1/jobs", json={"kind": "tune", "model": "digits", "request": {"budget": 5}})
+    assert refused.status_code == 400
+    assert "need only shapes, dims, budget_s, threads, max_error" in refused.text
