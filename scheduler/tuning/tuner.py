@@ -109,7 +109,8 @@ def tune(
              budget_s: seconds to measure for, on top of loading the model and of measuring a machine that is new (seconds).
              shapes: the whole shape of an input by its name. dims: the size of a dynamic dimension by its name.
              threads: the most threads to use; None = one for each physical core.
-             max_error, precision, samples: as for `plan`.
+             max_error: the largest error that is allowed. precision: of products. samples: inputs to measure the error on; all
+             three as for `plan`.
              backend: "auto", "native" or "numpy". db: database URL; None = that in EDGEWISE_DB, else
              SQLite in the user's data directory.
              progress: called often with a TuneProgress.
