@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 JS := app/pages/static/js
 
-.PHONY: serve test test-fast test-smoke attack coverage check check-js format bench docs lock clean
+.PHONY: serve test test-fast test-smoke attack coverage check check-js format bench docs proto lock clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve it with the dashboard
@@ -45,6 +45,9 @@ format: $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## speed, beside ONNX Runtime on the same cores (see bench/README.md)
 	$(PY) -m bench
+
+proto: $(VENV)/.ready  ## compile app/rpc/inference.proto again
+	$(PY) -m docs.descriptor
 
 docs: $(VENV)/.ready  ## write the generated pages again
 	$(PY) -m docs.generate

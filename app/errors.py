@@ -29,6 +29,11 @@ class RequestError(EdgewiseError):
         self.headers = dict(headers or {})
 
 
+def refuse(message: str) -> RequestError:
+    """Return a RequestError 400 with that message."""
+    return RequestError(400, message)
+
+
 class UnbuiltError(EdgewiseError):
     """A run was not started, because the code for its shapes has to be built first."""
 

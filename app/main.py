@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
 from app.access.auth import Scope, authorise, needs
-from app.access.rates import Rates
+from app.errors import RequestError
 from app.http import authority, handlers
 from app.http.middleware import Authenticate, BodyLimits, Guard, RequestLog
 from app.oip import inference
@@ -20,7 +20,7 @@ from app.oip import routes as oip
 from app.pages import login
 from app.pages import routes as pages
 from app.pages.shell import STATIC, StaticPages
-from app.service import Service, Serving
+from app.service import Service, Serving, Transport
 from app.settings import Settings
 from app.v1 import devices, exchange, jobs, live, models, plans, profiles, queries, strategies, uploads
 from app.watch.spans import Telemetry, over_http
@@ -37,6 +37,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start and stop the service. Models load in the background, so that /v2/health/live answers at once."""
     service: Service = app.state.service
     service.engine.bind()
+    for transport in service.transports:
+        await transport.start()
     starting = asyncio.get_running_loop().run_in_executor(None, service.start)
     starting.add_done_callback(_report)
     lasting = (service.keep_journal(), service.directory.keep(), service.plan_follower.keep(service.settings.plan_refresh_s))
@@ -47,8 +49,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for task in keeping:
         task.cancel()
     await asyncio.wait([starting], timeout=START_S)
+    await service.stop_transports(service.settings.drain_s)
     service.engine.stop()
     await asyncio.to_thread(service.close)
+
+
+def _grpc(service: Service) -> Transport:
+    """Return the server of gRPC. Raises RequestError 500 without the `grpc` extra."""
+    try:
+        from app.rpc.server import RpcServer  # noqa: PLC0415  a service without gRPC does without the extra
+    except ImportError as error:
+        raise RequestError(500, f"EDGEWISE_GRPC_PORT: gRPC needs {error.name}, install edgewise[grpc]") from None
+    return RpcServer(service)
 
 
 def _report(started: asyncio.Future[None]) -> None:
@@ -77,6 +89,8 @@ def create_app(
         telemetry=telemetry.config,
     )
     app.state.service = service = Service(settings, telemetry, kinds)
+    if settings.grpc_port is not None:
+        service.transports.append(_grpc(service))
     handlers.install(app)
     app.router.routes += inference.ROUTES  # first, since most requests are for them
     app.include_router(oip.router, tags=["Open Inference Protocol"])
@@ -95,12 +109,10 @@ def create_app(
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/openapi.json", _openapi, include_in_schema=False)
     app.mount("/static", StaticPages(directory=STATIC), "static")
-    bodies = BodyLimits(
-        settings.max_body_bytes, settings.max_upload_bytes, settings.max_control_bytes, settings.max_bytes_together
-    )
-    app.add_middleware(Authenticate, directory=service.directory, rates=Rates(settings.rate_per_s))
+    bodies = BodyLimits(settings.max_body_bytes, settings.max_upload_bytes, settings.max_control_bytes)
+    app.add_middleware(Authenticate, directory=service.directory, rates=service.rates)
     hosts = None if settings.host_names is None else frozenset(map(authority.allowed, settings.host_names))
-    app.add_middleware(Guard, allowed_hosts=hosts, limits=bodies)
+    app.add_middleware(Guard, allowed_hosts=hosts, limits=bodies, together=service.held)
     app.add_middleware(RequestLog, service=service)
     return app
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import structlog
 from fastapi import Depends, Request
@@ -12,7 +13,9 @@ from fastapi import Depends, Request
 from app.access.audit import AuditTrail
 from app.access.auth import Sessions
 from app.access.directory import Directory
+from app.access.held import HeldBytes
 from app.access.journal import Journal
+from app.access.rates import Rates
 from app.engine.calls import Calls
 from app.engine.port import Engine
 from app.jobs.listeners import Listeners
@@ -38,6 +41,16 @@ log = structlog.get_logger("edgewise.service")
 
 JOB_S = 1.0  # for a job to stop once the service is closed, beside what is left of the drain
 QUICK_S = 0.5  # for short questions to the database to be answered
+
+
+class Transport(Protocol):
+    """A server beside that of HTTP, which carries requests to the same service."""
+
+    async def start(self) -> None:
+        """Listen. Raises RequestError 500 where it cannot."""
+
+    async def stop(self, seconds: float) -> None:
+        """Refuse new requests, let running ones end, and cancel those that have not after that many seconds."""
 
 
 class Service:
@@ -72,6 +85,10 @@ class Service:
             settings.key_refresh_s,
             settings.key_stale_s,
         )
+
+        self.transports: list[Transport] = []
+        self.rates = Rates(settings.rate_per_s)
+        self.held = HeldBytes(settings.max_bytes_together)
 
         self.loads = PendingLoads(repository, engine)
         self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here, settings.plans)
@@ -114,6 +131,10 @@ class Service:
         """Write the journal and look whether the database answers, every second for as long as the service runs."""
         await self.journal.keep(self.quick_calls.call, self._open_store)
 
+    async def stop_transports(self, seconds: float) -> None:
+        """Let the requests of transports beside HTTP end, for that long at most."""
+        await asyncio.gather(*(transport.stop(seconds) for transport in self.transports))
+
     def begin_drain(self, seconds: float) -> None:
         """Report not ready, and let loads and the running job stop meanwhile. seconds: until the service is closed, at most."""
         self._closes_at = time.monotonic() + seconds
@@ -149,7 +170,6 @@ def _part(choose: Callable[[Service], object]) -> Any:
 
 
 Serving = Annotated[Service, _part(lambda service: service)]
-AuditPart = Annotated[AuditTrail, _part(lambda service: service.audit)]
 EnginePart = Annotated[Engine, _part(lambda service: service.engine)]
 HealthPart = Annotated[Health, _part(lambda service: service.health)]
 QuickCallsPart = Annotated[Calls, _part(lambda service: service.quick_calls)]

@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address to bind. On any address but loopback, every route but health needs an API key."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the protocol over gRPC on the same address; 0 takes a free one. No gRPC when unset.",
+    )
     allowed_hosts: tuple[str, ...] | None = Field(
         None, description="Host headers that are accepted. When unset: the loopback names on loopback, else all."
     )
@@ -91,7 +97,9 @@ class Settings(BaseSettings):
         description="Time after which the run of a batch is stopped; an engine process that does not stop then is killed.",
     )
     queue_limit: int = Field(256, ge=1, le=100_000, description="Most inferences that wait; further ones are refused with 503.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Size of a request body, also after decompression.")
+    max_body_bytes: int = Field(
+        64 * 2**20, ge=1024, description="Size of a request body or gRPC message, also after decompression."
+    )
     max_control_bytes: int = Field(
         16 * 2**20, ge=1024, description="Size of a request body, except for inference, load and upload."
     )

@@ -188,7 +188,7 @@ def load(setup: Setup, endpoint: Endpoint, clients: int, seconds: float, warmup:
         "body": str(body), "clients": clients, "seconds": seconds, "warmup": warmup, "rate": rate,
     }  # fmt: skip
     cores = () if setup.generator is None else (setup.generator,)
-    command = pinned(cores, [sys.executable, str(Path(__file__).with_name("load.py"))])
+    command = pinned(cores, [sys.executable, "-m", "bench.load"])
     done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, check=False)
     if done.returncode:
         raise LeftOutError(f"load generator: {done.stderr.strip()[-600:]}")

@@ -176,7 +176,7 @@ async def health(soak: Soak) -> None:
         "host": "127.0.0.1", "port": soak.port, "method": "GET", "path": "/v2/health/live", "headers": {}, "body": os.devnull,
         "clients": 0, "seconds": soak.end_s - time.monotonic(), "warmup": 0, "rate": HEALTH_RATE,
     }  # fmt: skip
-    load = [sys.executable, str(Path(__file__).with_name("load.py"))]
+    load = [sys.executable, "-m", "bench.load"]
     asking = await asyncio.create_subprocess_exec(*load, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, failed = await asking.communicate(json.dumps(order).encode())
     if asking.returncode:

@@ -1,6 +1,6 @@
 """Budgets of memory: what a model may take, and what all models of a process may take together. Counted before it is allocated.
 
-The defaults are shares of the memory that this process may use (`graph.usable_memory`): a model may take half of it for its runs,
+The defaults are shares of the memory that this process may use (`kernels.confinement`): a model may take half of it for its runs,
 all models of a service three quarters of it. `docs/memory.md` says what is counted.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 from weakref import WeakSet
 
 from graph.errors import LimitError
-from graph.usable_memory import usable_memory_bytes
+from kernels.confinement import usable_memory_bytes
 from kernels.errors import OutOfMemoryError
 
 MOST_BYTES: Final = 16 * 2**30  # of one value, on machines of any size: a Tile or Expand past it is an attack or a mistake

@@ -25,6 +25,7 @@ from graph.run.lowered import LoweredGraph
 from graph.shapes import bind
 from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
+from kernels.confinement import usable_cores
 from kernels.errors import AttributeValueError, memory_errors_of
 from kernels.record import record
 from kernels.spec import Array
@@ -106,7 +107,7 @@ class Session:
         if threads is not None:
             self.threads = _checked_threads(threads)
         else:
-            self.threads = available_cores() if plan is None else plan.threads
+            self.threads = usable_cores() if plan is None else plan.threads
         self.limits = limits
         self.backend, self.precision = backend, precision
         self._native = None if backend == "numpy" else find_native(backend, OFFERED[precision])
@@ -362,14 +363,6 @@ class Session:
 
 def _nbytes(arrays: Iterable[Array]) -> int:
     return sum(array.nbytes for array in arrays)
-
-
-def available_cores() -> int:
-    """Count the physical cores this process may use: CPU affinity and the cgroup's quota count, at least one."""
-    from profiler.device.profile import usable_cores  # noqa: PLC0415  it brings pydantic, which runs on known threads do without
-    from profiler.device.topology import read_confinement, read_hardware  # noqa: PLC0415
-
-    return usable_cores(read_hardware(), read_confinement())
 
 
 def _usable(plan: Plan, model: Model) -> Plan:

@@ -8,9 +8,24 @@ import structlog
 from fastapi import Request
 
 from app.access.journal import Journal
+from kernels.record import record
 from scheduler.store import AuditEntry
 
 log = structlog.get_logger("edgewise.audit")
+
+
+@record
+class Caller:
+    """Who sent a request: the name of its principal, and the request's id."""
+
+    name: str
+    request_id: str
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent a request over HTTP."""
+    known = hasattr(request.state, "principal")
+    return Caller(request.state.principal.name if known else "login", request.state.request_id)
 
 
 class AuditTrail:
@@ -19,9 +34,8 @@ class AuditTrail:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def record(self, request: Request, action: str, target: str) -> None:
-        """Record an action, such as "model.load", that the sender of this request did to `target`."""
-        actor: str = request.state.principal.name if hasattr(request.state, "principal") else "login"
-        entry = AuditEntry(time.time_ns() // 1000, actor, action, target[:1024], request.state.request_id)
+    def record(self, caller: Caller, action: str, target: str) -> None:
+        """Record an action, such as "model.load", that a caller did to `target`."""
+        entry = AuditEntry(time.time_ns() // 1000, caller.name, action, target[:1024], caller.request_id)
         log.info("audit", actor=entry.actor, action=action, target=target[:128])
         self._journal.add(entry)

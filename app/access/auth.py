@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from enum import StrEnum
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final, TypeVar
@@ -88,7 +88,11 @@ async def authorise(request: Request) -> None:
         raise RequestError(403, "this route is closed: it declares no scope")
     if not wanted:
         return
-    principal: Principal | None = getattr(request.state, "principal", None)
+    check_scopes(getattr(request.state, "principal", None), wanted)
+
+
+def check_scopes(principal: Principal | None, wanted: frozenset[Scope]) -> None:
+    """Raise RequestError 401, 403 or 503 unless a caller has one of these scopes, or admin. principal: None = it sent no key."""
     if principal is None:
         raise RequestError(401, "API key: none was sent, this route needs one", {"WWW-Authenticate": "Bearer"})
     if Scope.ADMIN in principal.scopes or wanted & principal.scopes:
@@ -96,6 +100,12 @@ async def authorise(request: Request) -> None:
     if principal is UNKNOWN_KEYS:
         raise RequestError(503, "API keys: the database does not answer, only inference and reading go on", {"Retry-After": "5"})
     raise RequestError(403, f"API key: it has scope {_spelt(principal.scopes)}, this route needs {_spelt(wanted)}")
+
+
+def sent_key(headers: Mapping[str, str]) -> str:
+    """Return the key in a request's headers, whose names are in lower case; "" without one."""
+    kind, _, text = headers.get("authorization", "").partition(" ")
+    return text.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "").strip()
 
 
 class DirectRoute(Route):

@@ -5,7 +5,6 @@ An option that is also a setting of the service reads the setting's environment 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from kernels.confinement import read_cpus
 from kernels.errors import InvalidError
 from kernels.spec import Array
+
+MOST_ROWS = 65_536  # of one request or run
 
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
@@ -26,21 +28,24 @@ Shape = Annotated[list[str], typer.Option("--shape", help="Whole shape of an inp
 Dim = Annotated[list[str], typer.Option("--dim", help="Size of a named dimension, as in batch=8 (or batch=1,2,4 to sweep).")]
 
 
-class ArgumentError(InvalidError):
-    """A command line that makes no sense; the program exits with 2."""
-
-
-def _of_this_machine(threads: int | None) -> int | None:
-    """Return a number of threads. Raises ArgumentError where this process may use fewer processors."""
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads is not None and threads > most:
-        raise ArgumentError(f"--threads: {threads} is more than the {most} processors that this process may use")
+def _warn_of_threads(threads: int | None) -> int | None:
+    """Say on stderr that more threads are asked for than this process may use CPUs."""
+    if threads is not None and threads > (cpus := read_cpus()).usable:
+        text = (
+            f"--threads: {threads} is more than the {cpus.usable} that this process can keep busy, they will take turns ({cpus})"
+        )
+        notes.print(text, style="yellow", markup=False, soft_wrap=True)
     return threads
 
 
 Threads = Annotated[
     int | None,
-    typer.Option(envvar="EDGEWISE_THREADS", min=1, callback=_of_this_machine, help="Cores to use; physical cores by default."),
+    typer.Option(
+        envvar="EDGEWISE_THREADS",
+        min=1,
+        help="Cores to use; the physical cores it may use by default.",
+        callback=_warn_of_threads,
+    ),
 ]
 MaxError = Annotated[
     float | None,
@@ -59,6 +64,10 @@ Database = Annotated[
     str | None,
     typer.Option("--db", envvar="EDGEWISE_DB", help="Database URL; SQLite in the user's data directory by default."),
 ]
+
+
+class ArgumentError(InvalidError):
+    """A command line that makes no sense; the program exits with 2."""
 
 
 def print_json(text: bytes | str) -> None:
@@ -99,6 +108,25 @@ def _assignment(option: str, text: str) -> tuple[str, tuple[int, ...]]:
     if not equals or not name or not all(part.strip().isdecimal() for part in parts):
         raise ArgumentError(f"{option}: {text!r} is not understood, need name=size[,size…]")
     return name, tuple(int(part) for part in parts)
+
+
+def parse_numbers(option: str, text: str, most: float) -> list[float]:
+    """Read 0.5,8,32; "" is none. Raises ArgumentError for what is no number above 0 and at most `most`."""
+    try:
+        found = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        found = [0.0]
+    if not all(0 < value <= most for value in found):
+        raise ArgumentError(f"{option}: {text!r} is not understood, need numbers above 0 and at most {most:g}, as in 1,8,32")
+    return found
+
+
+def parse_counts(option: str, text: str, most: int) -> list[int]:
+    """Read 1,8,32; "" is none. Raises ArgumentError for what is no whole number from 1 to `most`."""
+    found = parse_numbers(option, text, most)
+    if not all(value.is_integer() for value in found):
+        raise ArgumentError(f"{option}: {text!r} is not understood, need whole numbers, as in 1,8,32")
+    return [int(value) for value in found]
 
 
 def typed(context: typer.Context, option: str) -> bool:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import platform
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-import psutil
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from app.cli.console import ArgumentError, Json, notes, out, print_json
 from app.settings import knobs
+from kernels.confinement import (
+    ROOT,
+    address_space_bytes,
+    cgroup_memory_bytes,
+    cpu_list,
+    free_memory_bytes,
+    installed_memory_bytes,
+    read_cpus,
+    usable_cores,
+    usable_memory_bytes,
+)
 from kernels.cuda.driver import Driver
 from kernels.errors import EdgewiseError
 from kernels.version import VERSION
-from scheduler.session import available_cores
 
 
 def describe_nvidia() -> str:
@@ -33,6 +43,23 @@ def describe_nvidia() -> str:
         return str(error)
 
 
+def confinement(root: Path = ROOT) -> dict[str, Any]:
+    """Return what this process may use of the machine, and the limits by which it is less than all. None: no such limit."""
+    cpus = read_cpus(root)
+    return {
+        "cores": cpus.usable_cores,  # the default thread count
+        "cpus": cpus.usable,
+        "cpus_allowed": cpu_list(cpus.allowed),
+        "cores_allowed": cpus.cores,
+        "cpu_quota": None if cpus.quota is None else f"{cpus.quota.cpus:g} ({cpus.quota.source})",
+        "memory_bytes": usable_memory_bytes(root),
+        "memory_installed": installed_memory_bytes(root),
+        "memory_cgroup": cgroup_memory_bytes(root),
+        "memory_address_space": address_space_bytes(),
+        "memory_free": free_memory_bytes(root),
+    }
+
+
 def warm_up(*, json: bool) -> None:
     """Compile the kernels of common networks into the code cache, and say how many there are."""
     from graph.native.engine import Native  # noqa: PLC0415  neither versions nor settings need the engine
@@ -43,7 +70,7 @@ def warm_up(*, json: bool) -> None:
         raise ArgumentError("--warm: EDGEWISE_CODE_CACHE is empty, need a folder to keep compiled code in")
     with Progress(console=notes, transient=True) as bar:
         task = bar.add_task("compiling kernels", total=None)
-        kernels = warm(native, available_cores(), lambda ready, total: bar.update(task, completed=ready, total=total))
+        kernels = warm(native, usable_cores(), lambda ready, total: bar.update(task, completed=ready, total=total))
     seconds, folder = time.monotonic() - began_s, str(native.cache.files.path)
     if json:
         print_json(orjson.dumps({"kernels": kernels, "seconds": round(seconds, 3), "folder": folder}))
@@ -83,12 +110,11 @@ def command(
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: metadata.version(name) for name in packages},
-        "cores": available_cores(),
-        "memory_bytes": psutil.virtual_memory().total,
+        **confinement(),
         "nvidia": describe_nvidia(),
     }
     if json:
         print_json(orjson.dumps(facts))
         return
     for name, value in facts.items():
-        out.print(f"{name:14} {value}", markup=False)
+        out.print(f"{name:21} {'none' if value is None else value}", markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import typer
 
+from app.cli.arrays import read_arrays
 from app.cli.console import (
     ArgumentError,
     Database,
@@ -26,7 +27,6 @@ from app.cli.console import (
     require_known,
 )
 from app.cli.stored import find_plan
-from app.oip import codec
 from graph.run.feeds import random_feeds
 from graph.shapes import bind
 from kernels.spec import Array
@@ -65,10 +65,13 @@ def command(
     session = Session(model, threads=threads, precision=cast("WantedPrecision", precision), plan=followed)
     made_for = {} if followed is None else {item.name: item.shape for item in followed.inputs}
     sizes = {name: several[0] for name, several in parse_dims(dim).items()}
-    feeds = _read_feeds(session, feed, {**({} if sizes else made_for), **parse_shapes(shape)}, sizes)
+    given = read_arrays(feed)
+    shapes = {**({} if sizes else made_for), **parse_shapes(shape), **{name: array.shape for name, array in given.items()}}
+    bound = bind(session.model.graph, shapes, sizes)
+    feeds = {**random_feeds({name: spec for name, spec in bound.items() if name not in given}), **given}
     if followed is not None and session.plan_in_use({name: array.shape for name, array in feeds.items()}) is None:
-        shapes = ", ".join(f"{name} {list(sizes)}" for name, sizes in made_for.items())
-        raise ArgumentError(f"--plan: plan {followed.id[:12]} is made for {shapes}, give these shapes or another plan")
+        text = ", ".join(f"{name} {list(sizes)}" for name, sizes in made_for.items())
+        raise ArgumentError(f"--plan: plan {followed.id[:12]} is made for {text}, give these shapes or another plan")
     outputs = session.run(feeds)
     times_ns = [session.executor(feeds).run_timed(feeds).wall_ns for _ in range(runs)]
     if trace_out is not None:
@@ -96,26 +99,3 @@ def command(
 
 def _first(array: Array) -> list[Any]:
     return array.ravel()[:10].tolist()  # type: ignore[no-any-return]
-
-
-def _read_feeds(session: Session, texts: list[str], shapes: dict[str, tuple[int, ...]], dims: dict[str, int]) -> dict[str, Array]:
-    """Read inputs from files. One without a file is random, of the shape that `graph.shapes.bind` gives it."""
-    feeds: dict[str, Array] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if equals:
-            feeds[name] = np.load(path, allow_pickle=False)
-        elif text.endswith(".npz"):
-            feeds.update(np.load(text, allow_pickle=False))
-        elif text.endswith(".json"):
-            feeds.update(_request_feeds(Path(text)))
-        else:
-            raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
-    given = {name: array.shape for name, array in feeds.items()}
-    bound = bind(session.model.graph, {**shapes, **given}, dims)
-    return {**random_feeds({name: spec for name, spec in bound.items() if name not in feeds}), **feeds}
-
-
-def _request_feeds(path: Path) -> dict[str, Array]:
-    body = path.read_bytes()
-    return codec.decode(body, len(body), codec.CodecLimits()).feeds

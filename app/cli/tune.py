@@ -31,9 +31,9 @@ from app.cli.console import (
 )
 from app.engine.policy import Rules
 from app.models.planned import Terms
+from kernels.confinement import usable_cores
 from profiler.units import milliseconds
 from scheduler.plan import Plan
-from scheduler.session import available_cores
 from scheduler.strategy import WantedBackend, WantedPrecision
 from scheduler.tuning.tuner import TuneProgress, tune
 
@@ -99,7 +99,7 @@ def command(
         texts = [made.to_json() for made in plans]
         print_json(texts[0] if len(points) == 1 else f"[{','.join(texts)}]")
         return
-    served_cores = available_cores() if threads is None or typed(context, "threads") else threads
+    served_cores = usable_cores() if threads is None or typed(context, "threads") else threads
     for made in plans:
         _print(made, served_cores, several=len(points) > 1)
 

@@ -28,10 +28,11 @@ from app.settings import Settings
 from graph.budget import ProcessMemory
 from graph.errors import RunCancelledError
 from graph.run.feeds import check_feeds
+from kernels.confinement import usable_cores
 from kernels.errors import DeviceLostError
 from kernels.spec import Array
 from scheduler.plan import Plan
-from scheduler.session import Session, available_cores
+from scheduler.session import Session
 
 log = structlog.get_logger("edgewise.engine")
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Engine:
         forecast: Callable[[Session, int, Mapping[int, Shapes]], Mapping[int, float]] = _unforeseen,
         memory: ProcessMemory | None = None,
     ) -> None:
-        cores = available_cores()
+        cores = usable_cores()
         self._forecast = forecast
         self._shared = Shared(settings, CoreBudget(cores, time.monotonic_ns), self._foresee, OverdueRuns(LoopClock()))
         self._calls = Calls("edgewise-work")

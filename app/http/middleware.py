@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import time
-import uuid
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access.auth import COOKIE, Principal, authorise, read_cookie
+from app.access.auth import COOKIE, Principal, authorise, read_cookie, sent_key
 from app.access.directory import Directory
+from app.access.held import HeldBytes
 from app.access.rates import Rates
 from app.errors import RequestError
 from app.http.authority import host_of, is_same_origin
 from app.http.connection import TARGET_AUTHORITY
 from app.http.handlers import error_response
 from app.service import Service
+from app.watch.requests import Ended, choose_id, record_request
 from kernels.record import record
-
-log = structlog.get_logger("edgewise.http")
 
 PUBLIC = frozenset({"/v2/health/live", "/v2/health/ready", "/login"})
 PUBLIC_FOLDER = "/static/"
 UPLOAD = "/v1/models"  # POST: the body is written to disk as it arrives, not held in memory
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _CLOSE = {"Connection": "close"}
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @record
@@ -38,26 +35,24 @@ class BodyLimits:
     """Limits of request bodies.
 
     protocol_bytes: of one request to infer or load. upload_bytes: of one upload. control_bytes: of any other request.
-    together_bytes: of all requests that are being answered.
     """
 
     protocol_bytes: int
     upload_bytes: int
     control_bytes: int
-    together_bytes: int
 
 
 class Guard:
     """Refuses unknown Host headers (DNS rebinding), cross-site writes, and bodies beyond their limits.
 
-    allowed_hosts: as `authority.parse` spells them; None = all.
+    allowed_hosts: as `authority.parse` spells them; None = all. together: what the bodies of all requests may take.
     """
 
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits) -> None:
+    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str] | None, limits: BodyLimits, together: HeldBytes) -> None:
         self.app = app
         self.allowed_hosts = allowed_hosts
         self.limits = limits
-        self.held_bytes = 0
+        self.together = together
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on HTTP requests that meet the rules."""
@@ -86,19 +81,13 @@ class Guard:
             if upload:
                 return message
             held += size
-            self.held_bytes += size
-            if self.held_bytes > self.limits.together_bytes:
-                raise RequestError(
-                    503,
-                    f"body: requests being answered hold more than {self.limits.together_bytes} bytes, the limit; try again",
-                    {"Retry-After": "1"} | _CLOSE,
-                )
+            self.together.take(size)
             return message
 
         try:
             await self.app(scope, limited, send)
         finally:
-            self.held_bytes -= held
+            self.together.give(held)
 
     def _check(self, scope: Scope, length: str, limit: int) -> None:
         """Raise RequestError 400, 403, 413 or 421 for a request that is refused before its body is looked at."""
@@ -155,9 +144,7 @@ class Authenticate:
         await self.app(scope, entitled, send)
 
     async def _principal(self, scope: Scope, headers: dict[str, str]) -> Principal:
-        kind, _, text = headers.get("authorization", "").partition(" ")
-        text = text.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "").strip()
-        if text:
+        if text := sent_key(headers):
             return await self.directory.by_key(text)
         cookie = read_cookie(headers.get("cookie", ""), COOKIE)
         if cookie and (principal := await self.directory.by_cookie(cookie)) is not None and principal.key is not None:
@@ -205,10 +192,8 @@ class RequestLog:
                 scope, receive, labelled
             )
         finally:
-            duration_ns = time.perf_counter_ns() - started
-            self.service.metrics.requests.labels(_route(scope), scope["method"], str(status)).observe(duration_ns / 1e9)
-            about = {"method": scope["method"], "path": scope["path"][:256], "status": status, "duration_ns": duration_ns}
-            log.info("request", **about, **scope["state"].get("logged", {}))
+            ended = Ended(_route(scope), scope["method"], scope["path"], status, time.perf_counter_ns() - started)
+            record_request(self.service.metrics, ended, scope["state"].get("logged", {}))
             structlog.contextvars.clear_contextvars()
 
 
@@ -220,5 +205,4 @@ def _route(scope: Scope) -> str:
 
 def _request_id(scope: Scope) -> str:
     """Return the caller's X-Request-ID if it is well-formed, else a new id."""
-    given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+    return choose_id(next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), ""))

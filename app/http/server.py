@@ -86,7 +86,9 @@ class Server(uvicorn.Server):
         ends = asyncio.get_running_loop().time() + grace_s
         while asyncio.get_running_loop().time() < ends and self._signals < 2 and not self.force_exit:
             await asyncio.sleep(0.05)
+        others = asyncio.ensure_future(self._service.stop_transports(self._service.settings.drain_s))
         await super().shutdown(sockets)
+        await others
         ends = asyncio.get_running_loop().time() + min(self._service.settings.linger_s, LAST_READ_S)
         while self.server_state.connections and asyncio.get_running_loop().time() < ends and not self.force_exit:
             await asyncio.sleep(0.05)  # clients read why their requests were cancelled

@@ -7,70 +7,28 @@ size is checked before memory is allocated. Every violation is a RequestError 40
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Any
 
 import msgspec
 import numpy as np
 import orjson
 
-from app.errors import RequestError
-from app.models.datatypes import DATATYPES, datatype_of
-from app.settings import Settings
-from kernels.record import record
-from kernels.spec import BOOL, STRING, Array, DType
-
-Parameter = str | int | float | bool
-_HALF = frozenset({"FP16", "BF16"})
-
-
-@record
-class CodecLimits:
-    """Limits of one request; see the settings of the same names."""
-
-    body_bytes: int = 64 * 2**20
-    tensor_elements: int = 2**26
-    inputs: int = 64
-    rank: int = 64
-    json_bytes: int = 64 * 2**20
-    json_depth: int = 100
-    outputs: int = 256
-
-
-def limits_of(settings: Settings) -> CodecLimits:
-    """Return the limits that the service's settings define."""
-    return CodecLimits(
-        settings.max_body_bytes,
-        settings.max_tensor_elements,
-        settings.max_inputs,
-        json_bytes=settings.max_json_bytes,
-        outputs=settings.max_outputs,
-    )
-
-
-@record
-class OutputRequest:
-    """A requested output. binary: as bytes behind the JSON. classes: top classes instead of the tensor; 0 = the tensor."""
-
-    name: str
-    binary: bool = False
-    classes: int = 0
-
-
-@record
-class InferRequest:
-    """A decoded request. outputs: empty = all, binary if `binary_default`. timeout_us: 0 = none."""
-
-    feeds: dict[str, Array]
-    outputs: tuple[OutputRequest, ...] = ()
-    binary_default: bool = False
-    id: str = ""
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    priority: int = 0
-    timeout_us: int = 0
+from app.errors import RequestError, refuse
+from app.models.datatypes import datatype_of
+from app.oip import tensors
+from app.oip.request import (
+    CodecLimits,
+    InferRequest,
+    Parameter,
+    check_counts,
+    check_parameters,
+    check_request_parameters,
+    check_spec,
+    make_request,
+)
+from kernels.spec import STRING, Array, DType
 
 
 class _Tensor(msgspec.Struct):
@@ -94,16 +52,6 @@ class _Request(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Request)
-MAX_CLASSIFICATIONS = 100_000
-_NO_MARKS = bytes(sorted(set(range(256)) - set(b"[]{},")))
-PIECE_BYTES = 256 * 1024  # of JSON decoded or encoded in one call
-_PIECE_ELEMENTS = 16 * 1024
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def refuse(message: str) -> RequestError:
-    """Return a RequestError 400 with that message."""
-    return RequestError(400, message)
 
 
 def decompress(body: bytes, encoding: str, limit_bytes: int) -> bytes:
@@ -145,11 +93,11 @@ def slow_bytes(body: bytes, json_bytes: int) -> int:
 
 def check_depth(text: memoryview | bytes, limit: int) -> None:
     """Refuse JSON that nests deeper than the limit, before it is parsed. Brackets in strings do not count."""
-    if len(text) <= PIECE_BYTES and (whole := bytes(text)).count(b"[") + whole.count(b"{") <= limit:
+    if len(text) <= tensors.PIECE_BYTES and (whole := bytes(text)).count(b"[") + whole.count(b"{") <= limit:
         return
     depth, inside, carried = 0, 0, b""
-    for start in range(0, len(text), PIECE_BYTES):
-        piece = carried + bytes(text[start : start + PIECE_BYTES])
+    for start in range(0, len(text), tensors.PIECE_BYTES):
+        piece = carried + bytes(text[start : start + tensors.PIECE_BYTES])
         carried = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # half an escape
         piece = piece[: len(piece) - len(carried)].replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = piece.split(b'"')
@@ -174,41 +122,32 @@ def decode(body: bytes, json_bytes: int, limits: CodecLimits) -> InferRequest:
         request = _DECODER.decode(text)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise refuse(f"request: not an inference request, {str(error)[:200]}") from None
-    if len(request.inputs) > limits.inputs:
-        raise refuse(f"request: {len(request.inputs)} inputs, the limit is {limits.inputs}")
-    if len(request.outputs) > limits.outputs:
-        raise refuse(f"request: {len(request.outputs)} outputs, the limit is {limits.outputs}")
-    _check_parameters("request", request.parameters)
-    _check_sequence(request.parameters)
+    check_counts(len(request.inputs), len(request.outputs), limits)
+    check_request_parameters(request.parameters)
     feeds: dict[str, Array] = {}
     offset = json_bytes
     for tensor in request.inputs:
         if tensor.name in feeds:
             raise refuse(f"input {tensor.name!r} is given twice")
-        dtype, shape = _spec(tensor, limits)
-        _check_parameters(f"input {tensor.name!r}", tensor.parameters)
+        shape = tuple(tensor.shape)
+        dtype = check_spec(tensor.name, tensor.datatype, shape, limits)
+        check_parameters(f"input {tensor.name!r}", tensor.parameters)
         size = tensor.parameters.get("binary_data_size")
         if size is None:
-            feeds[tensor.name] = _from_json(tensor, dtype, shape)
+            if tensor.data is msgspec.UNSET:
+                raise refuse(f"input {tensor.name!r}: it has neither data nor binary_data_size")
+            feeds[tensor.name] = tensors.from_json(tensor.name, tensor.data, dtype, shape)
             continue
         if tensor.data is not msgspec.UNSET:
             raise refuse(f"input {tensor.name!r}: it has both data and binary_data_size, need one of them")
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(body) - offset:
             raise refuse(f"input {tensor.name!r}: binary_data_size is {size}, the body has {len(body) - offset} bytes left")
-        feeds[tensor.name] = _from_bytes(tensor.name, memoryview(body)[offset : offset + size], dtype, shape)
+        feeds[tensor.name] = tensors.from_bytes(tensor.name, memoryview(body)[offset : offset + size], dtype, shape)
         offset += size
     if offset != len(body):
         raise refuse(f"request: unexpected additional input data, {len(body) - offset} bytes behind the last tensor")
-    default = _flag("request", request.parameters, "binary_data_output", False)
-    return InferRequest(
-        feeds,
-        _outputs(request.outputs, default),
-        default,
-        request.id,
-        request.parameters,
-        _unsigned("request", request.parameters, "priority"),
-        _unsigned("request", request.parameters, "timeout"),
-    )
+    outputs = [(output.name, output.parameters) for output in request.outputs]
+    return make_request(feeds, outputs, request.id, request.parameters)
 
 
 def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | None]) -> InferRequest:
@@ -218,7 +157,7 @@ def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | 
     """
     if dtype == STRING:
         shape: tuple[int, ...] = tuple(1 for _ in dims)
-        return InferRequest({name: np.array([_text(body)], STRING).reshape(shape)}, binary_default=True)
+        return InferRequest({name: np.array([tensors.text_of(body)], STRING).reshape(shape)}, binary_default=True)
     sizes: list[int | None] = [dim if isinstance(dim, int) else None for dim in dims]
     if sizes and sizes[0] is None:
         sizes[0] = 1
@@ -230,199 +169,7 @@ def decode_raw(body: bytes, name: str, dtype: DType, dims: Sequence[int | str | 
     if None in sizes:
         sizes[sizes.index(None)] = len(body) // known if known else 0
     shape = tuple(size or 0 for size in sizes)
-    return InferRequest({name: _from_bytes(name, memoryview(body), dtype, shape)}, binary_default=True)
-
-
-def _spec(tensor: _Tensor, limits: CodecLimits) -> tuple[DType, tuple[int, ...]]:
-    if tensor.datatype not in DATATYPES:
-        raise refuse(f"input {tensor.name!r}: datatype is {tensor.datatype[:20]!r}, need one of {', '.join(DATATYPES)}")
-    shape = tuple(tensor.shape)
-    if len(shape) > limits.rank or any(size < 0 for size in shape):
-        raise refuse(f"input {tensor.name!r}: shape is {list(shape)[:8]}, need at most {limits.rank} sizes ≥ 0")
-    if math.prod(shape) > limits.tensor_elements:
-        raise refuse(
-            f"input {tensor.name!r}: shape {list(shape)} has {math.prod(shape)} elements, the limit is {limits.tensor_elements}"
-        )
-    return DATATYPES[tensor.datatype], shape
-
-
-def _from_json(tensor: _Tensor, dtype: DType, shape: tuple[int, ...]) -> Array:
-    subject = f"input {tensor.name!r}"
-    if tensor.data is msgspec.UNSET:
-        raise refuse(f"{subject}: it has neither data nor binary_data_size")
-    if tensor.datatype in _HALF:
-        raise refuse(f"{subject}: {tensor.datatype} has no JSON form, use the binary data format")
-    if len(tensor.data) > PIECE_BYTES and dtype != STRING:
-        return _large_numbers(subject, bytes(tensor.data), dtype, shape).reshape(shape)
-    try:
-        values = msgspec.json.decode(tensor.data)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise refuse(f"{subject}: data is not a JSON array, {str(error)[:100]}") from None
-    if not isinstance(values, list):
-        raise refuse(f"{subject}: data is a {type(values).__name__}, need an array")
-    if dtype == STRING:
-        array = np.array(_flat(values), STRING)
-        if not all(isinstance(item, str) for item in array):
-            raise refuse(f"{subject}: data holds something other than strings, BYTES needs strings")
-    else:
-        array = _numbers(subject, values, dtype)
-    if array.size != math.prod(shape):
-        raise refuse(f"{subject}: data has {array.size} elements, shape {list(shape)} needs {math.prod(shape)}")
-    return array.reshape(shape)
-
-
-def _large_numbers(subject: str, data: bytes, dtype: DType, shape: tuple[int, ...]) -> Array:
-    """Decode numbers piece by piece, so that no single call holds the GIL for long."""
-    marks = data.translate(None, _NO_MARKS)
-    if b'"' in data or marks not in (_marks((math.prod(shape),)), _marks(shape)):
-        raise refuse(f"{subject}: its data is not {math.prod(shape)} numbers, flat or nested as shape {list(shape)}")
-    flat = data.translate(None, b"[] \t\r\n")
-    pieces, start = [], 0
-    while start < len(flat):
-        comma = flat.find(b",", start + PIECE_BYTES)
-        end = len(flat) if comma < 0 else comma
-        try:
-            values = msgspec.json.decode(b"[%b]" % flat[start:end])
-        except msgspec.DecodeError as error:
-            raise refuse(f"{subject}: data is not a JSON array, {str(error)[:100]}") from None
-        pieces.append(_numbers(subject, values, dtype))
-        start = end + 1
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype)
-
-
-def _marks(shape: tuple[int, ...]) -> bytes:
-    """Return the brackets and commas of a JSON array of that shape."""
-    text = b""
-    for size in reversed(shape):
-        text = b"[%b]" % b",".join([text] * size)
-    return text
-
-
-def _flat(values: list[Any]) -> list[Any]:
-    while values and all(isinstance(value, list) for value in values):
-        values = [item for value in values for item in value]
-    return values
-
-
-def _numbers(subject: str, values: list[Any], dtype: DType) -> Array:
-    """Convert to a flat array of the dtype. Refuses values that the conversion would change: strings, fractions, overflow."""
-    try:
-        found = np.array(values) if values else np.empty(0, dtype)
-        if dtype == np.uint64 and found.dtype.kind == "f" and all(type(value) is int for value in _flat(values)):
-            found = np.array(values, dtype)  # numpy has no integer type for both 1 and 2^63, and takes floats
-        allowed = {"b": "biu", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
-        if found.size and found.dtype.kind not in allowed:
-            raise refuse(f"{subject}: data holds {found.dtype.name} values, need {dtype.name}")
-        if dtype == BOOL and found.size and not np.isin(found, (0, 1)).all():
-            raise refuse(f"{subject}: data holds values other than true, false, 0 and 1")
-        if dtype.kind in "iu" and found.size:
-            info = np.iinfo(dtype)
-            if int(found.min()) < info.min or int(found.max()) > info.max:
-                raise refuse(f"{subject}: data is outside of [{info.min}, {info.max}], the range of {dtype.name}")
-        with np.errstate(over="ignore"):
-            return found.astype(dtype).ravel()
-    except (ValueError, TypeError, OverflowError):
-        raise refuse(f"{subject}: data is not a regular array of numbers") from None
-
-
-def _from_bytes(name: str, data: memoryview, dtype: DType, shape: tuple[int, ...]) -> Array:
-    count = math.prod(shape)
-    if dtype == STRING:
-        return _strings(name, data, count).reshape(shape)
-    if len(data) != count * dtype.itemsize:
-        raise refuse(
-            f"input byte size mismatch for input {name!r}: {len(data)} bytes, shape {list(shape)} needs {count * dtype.itemsize}"
-        )
-    if dtype == BOOL and count and np.frombuffer(data, np.uint8).max() > 1:
-        raise refuse(f"input {name!r}: a BOOL byte is neither 0 nor 1")
-    return np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "V" else dtype, count).reshape(shape)
-
-
-def _strings(name: str, data: memoryview, count: int) -> Array:
-    array = np.empty(count, STRING)
-    offset = 0
-    for index in range(count):
-        length = int.from_bytes(data[offset : offset + 4], "little")
-        offset += 4
-        if offset > len(data) or length > len(data) - offset:
-            raise refuse(f"input {name!r}: element {index} says {length} bytes, {max(0, len(data) - offset)} are left")
-        array[index] = _text(bytes(data[offset : offset + length]))
-        offset += length
-    if offset != len(data):
-        raise refuse(f"input {name!r}: {len(data) - offset} bytes behind its {count} elements")
-    return array
-
-
-def _text(data: bytes) -> str:
-    """Decode bytes as UTF-8; invalid bytes become lone surrogates, so that they leave the model unchanged."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _check_parameters(subject: str, parameters: Mapping[str, Parameter]) -> None:
-    for key in parameters:
-        if key.startswith("triton_"):
-            raise refuse(f"{subject}: parameter {key[:40]!r} is reserved")
-        if key.startswith("shared_memory"):
-            raise RequestError(501, f"{subject}: shared memory is not supported, send the data")
-
-
-def _check_sequence(parameters: Mapping[str, Parameter]) -> None:
-    """Check sequence parameters as the protocol defines them; they have no effect, since models have no state."""
-    identity = parameters.get("sequence_id", 0)
-    if isinstance(identity, bool | float) or (isinstance(identity, int) and identity < 0):
-        raise refuse(f"request: parameter sequence_id is {identity!r}, need a number ≥ 0 or a string")
-    for name in ("sequence_start", "sequence_end"):
-        _flag("request", parameters, name, False)
-
-
-def _unsigned(subject: str, parameters: Mapping[str, Parameter], name: str) -> int:
-    value = parameters.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise refuse(f"{subject}: parameter {name} is {value!r}, need an integer in [0, 2^64)")
-    return value
-
-
-def _flag(subject: str, parameters: Mapping[str, Parameter], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise refuse(f"{subject}: parameter {name} is {value!r}, need true or false")
-    return value
-
-
-def _outputs(wanted: list[_Output], default: bool) -> tuple[OutputRequest, ...]:
-    found: dict[str, OutputRequest] = {}
-    for output in wanted:
-        subject = f"output {output.name!r}"
-        if output.name in found:
-            raise refuse(f"{subject} is asked for twice")
-        _check_parameters(subject, output.parameters)
-        classes = output.parameters.get("classification", 0)
-        if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= 100_000:
-            raise refuse(f"{subject}: classification is {classes!r}, need a number of classes")
-        found[output.name] = OutputRequest(output.name, _flag(subject, output.parameters, "binary_data", default), classes)
-    return tuple(found.values())
-
-
-def classify(name: str, array: Array, classes: int, labels: Sequence[str] = ()) -> Array:
-    """Return the top `classes` of an output as "value:index[:label]" strings.
-
-    Returns: (batch, k) strings for an array of two or more dimensions, (k,) for one dimension.
-    Raises:  RequestError 400 for an output that is not numeric, or beyond MAX_CLASSIFICATIONS.
-    """
-    if array.dtype == STRING or array.dtype.kind == "b":
-        raise refuse(f"output {name!r}: classification needs numbers, it holds {datatype_of(array.dtype)}")
-    if array.ndim == 0 or array.size == 0:
-        return np.empty((*array.shape[:1], 0) if array.ndim > 1 else (0,), STRING)
-    rows = array.reshape(array.shape[0], -1) if array.ndim > 1 else array.reshape(1, -1)
-    if (wanted := len(rows) * min(classes, rows.shape[1])) > MAX_CLASSIFICATIONS:
-        raise refuse(f"output {name!r}: {wanted} classifications, the limit is {MAX_CLASSIFICATIONS}")
-    top = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :classes]
-    text = np.empty(top.shape, STRING)
-    for (row, rank), index in np.ndenumerate(top):
-        label = f":{labels[int(index)]}" if index < len(labels) else ""
-        value = str(rows[row, index]) if array.dtype.kind in "iu" else f"{float(rows[row, index]):f}"
-        text[row, rank] = f"{value}:{index}{label}"
-    return text if array.ndim > 1 else text[0]
+    return InferRequest({name: tensors.from_bytes(name, memoryview(body), dtype, shape)}, binary_default=True)
 
 
 def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) -> tuple[bytes, int | None]:
@@ -431,36 +178,11 @@ def encode(head: Mapping[str, Any], outputs: Sequence[tuple[str, Array, bool]]) 
     for name, array, binary in outputs:
         entry: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
         if binary:
-            tails.append(_to_bytes(array))
+            tails.append(tensors.to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(tails[-1])}
         else:
-            entry["data"] = _to_json(name, array)
+            entry["data"] = tensors.to_json(f"output {name!r}", array)
         described.append(entry)
     text = orjson.dumps({**head, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
     tail = b"".join(tails)
     return text + tail, len(text) if tail else None
-
-
-def _to_bytes(array: Array) -> bytes:
-    if array.dtype != STRING:
-        return np.ascontiguousarray(array).tobytes()
-    texts = [text.encode("utf-8", "surrogateescape") for text in array.ravel()]
-    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
-
-
-def _to_json(name: str, array: Array) -> Any:
-    if datatype_of(array.dtype) in _HALF:
-        raise refuse(f"output {name!r}: {datatype_of(array.dtype)} has no JSON form, ask for binary_data")
-    if array.dtype == STRING:
-        texts: list[str] = array.ravel().tolist()
-        if any(not text.isascii() and _SURROGATE.search(text) for text in texts):
-            raise refuse(f"output {name!r}: it holds bytes that are not UTF-8, which JSON cannot represent, ask for binary_data")
-        return texts
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise refuse(f"output {name!r}: it holds NaN or infinity, which JSON cannot represent, ask for binary_data")
-    flat = np.ascontiguousarray(array).ravel()
-    if flat.size <= _PIECE_ELEMENTS:
-        return flat
-    starts = range(0, flat.size, _PIECE_ELEMENTS)
-    pieces = [orjson.dumps(flat[start : start + _PIECE_ELEMENTS], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for start in starts]
-    return orjson.Fragment(b"[%b]" % b",".join(pieces))

@@ -6,11 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.access.audit import caller_of
 from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.logs import SETTINGS
+from app.oip import calls
 from app.oip.management import json_object
-from app.service import AuditPart, EnginePart, Serving
+from app.service import Serving
 
 router = APIRouter()
 
@@ -20,9 +22,7 @@ router = APIRouter()
 @needs(Scope.READ)
 async def get_trace(service: Serving, name: str | None = None) -> dict[str, Any]:
     """Return the trace settings of the server, or those that apply to one model."""
-    if name is not None:
-        service.repository.find(name)
-    return service.traces.shown(name)
+    return calls.trace_settings(service, name)
 
 
 @router.post("/v2/trace/setting")
@@ -30,11 +30,7 @@ async def get_trace(service: Serving, name: str | None = None) -> dict[str, Any]
 @needs(Scope.ADMIN)
 async def set_trace(request: Request, service: Serving, name: str | None = None) -> dict[str, Any]:
     """Change the given trace settings. null resets a model's setting to the server's, and the server's to its default."""
-    if name is not None:
-        service.repository.find(name)
-    shown = service.traces.update(name, await json_object(request, service.engine))
-    service.audit.record(request, "trace.settings", name or "")
-    return shown
+    return calls.set_trace_settings(service, caller_of(request), name, await json_object(request, service.engine))
 
 
 @router.get("/v2/logging")
@@ -46,11 +42,9 @@ async def get_logging() -> dict[str, Any]:
 
 @router.post("/v2/logging")
 @needs(Scope.ADMIN)
-async def set_logging(request: Request, engine: EnginePart, audit: AuditPart) -> dict[str, Any]:
+async def set_logging(request: Request, service: Serving) -> dict[str, Any]:
     """Change the given logging settings; null leaves a setting unchanged."""
-    SETTINGS.update(await json_object(request, engine))
-    audit.record(request, "log.settings", "")
-    return SETTINGS.shown()
+    return calls.set_log_settings(service, caller_of(request), await json_object(request, service.engine))
 
 
 @router.get("/v2/{kind}sharedmemory/status")
@@ -73,4 +67,4 @@ async def shared_memory_change(kind: str, region: str | None = None) -> None:
 def _unsupported(kind: str) -> RequestError:
     if kind not in ("system", "cuda"):
         return RequestError(404, "shared memory: need system or cuda")
-    return RequestError(501, f"{kind} shared memory is not supported, send tensors in the request")
+    return calls.refuse_shared_memory(kind)

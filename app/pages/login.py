@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from app.access import auth
+from app.access.audit import caller_of
 from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.pages.shell import page
@@ -47,7 +48,7 @@ async def login(request: Request, service: Serving) -> Response:
     reply = RedirectResponse("/", 303)
     _set_cookie(request, reply, auth.COOKIE, service.directory.sessions.make(principal.key), auth.SESSION_S)
     reply.delete_cookie(FORM_COOKIE, path="/login")
-    service.audit.record(request, "login", principal.name)
+    service.audit.record(caller_of(request), "login", principal.name)
     return reply
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 
+from app.access.audit import caller_of
 from app.access.auth import Scope, needs
 from app.errors import RequestError
 from app.models.files import MODEL_FILE, check_name, staging
 from app.models.repository import Served
-from app.oip.management import require_control
+from app.oip.calls import require_control
 from app.service import Serving
 from app.settings import DEMO_MODELS, Settings
 from app.v1.models import ModelOut, describe
@@ -46,7 +47,7 @@ async def upload_model(
     except OSError as error:
         raise RequestError(503, f"upload: the model folder cannot be written to, {error.strerror}") from None
     await service.engine.load(served)
-    service.audit.record(request, "model.upload", f"{served.name} {nbytes} bytes")
+    service.audit.record(caller_of(request), "model.upload", f"{served.name} {nbytes} bytes")
     return describe(served)
 
 

@@ -63,7 +63,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.registry.register(_Models(statistics, repository))
         self.registry.register(_Server(engine, journal, drift))
-        self.requests = self._histogram("edgewise_request_duration_seconds", "HTTP requests", ("route", "method", "status"))
+        self.requests = self._histogram("edgewise_request_duration_seconds", "Requests", ("route", "method", "status"))
         self._inferences = self._histogram("edgewise_inference_duration_seconds", "Inferences, from arrival to reply")
         self._queue = self._histogram("edgewise_queue_seconds", "Waiting for the engine")
         self._compute = self._histogram("edgewise_compute_seconds", "Computing, without waiting")

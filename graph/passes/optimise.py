@@ -84,7 +84,7 @@ def optimise(
     if native:
         limit_bytes += sum(array.nbytes for array in graph.constants.values() if is_half(array.dtype))
     steps = (
-        _Step("quantised", partial(expand_quantised, limit_bytes=limit_bytes)),
+        _Step("quantised", partial(expand_quantised, limit_bytes=limit_bytes, native=native)),
         *(_INTEGERS if native else ()),
         _Step("constant-folding", partial(fold_constants, limit_bytes=limit_bytes, check=check)),
         *([_Step("halves", widen_halves)] if native else []),

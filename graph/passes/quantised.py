@@ -19,16 +19,18 @@ from kernels.quantisation import FORMS, WHOLE, real_attributes
 from kernels.spec import ELEMENT_CODES
 
 
-def expand_quantised(editor: Editor, limit_bytes: int) -> None:
+def expand_quantised(editor: Editor, limit_bytes: int, *, native: bool = False) -> None:
     """Replace quantised ops by others of the same value, the QLinear ops up to one step where a result lies between two.
 
     QLinear ops and QGemm become the op between DequantizeLinear and QuantizeLinear; they stay where two scales have to be
     multiplied that are not constants. DynamicQuantizeLinear becomes the arithmetic that defines it, and so do QuantizeLinear and
     DequantizeLinear by scales along another axis than the last. The constant weights of a MatMulNBits are dequantised.
 
-    limit_bytes: of all constants together; a MatMulNBits whose weights would exceed it stays.
+    limit_bytes: of all constants together; a MatMulNBits whose weights would exceed it stays. native: so does one whose weights
+    native kernels read as they are.
     """
-    expand(editor, {**_EXPANSIONS, "com.microsoft.MatMulNBits": partial(_weights, limit_bytes=limit_bytes)})
+    weights = partial(_weights, limit_bytes=limit_bytes, native=native)
+    expand(editor, {**_EXPANSIONS, "com.microsoft.MatMulNBits": weights})
 
 
 def _real(editor: Editor, node: Node, x: str, scale: str, zero: str | None, axis: int = 1) -> str:
@@ -202,7 +204,7 @@ def _spread(editor: Editor, node: Node, value: str, behind: int) -> str:
     return editor.put_part(node, "Reshape", (value, shape))
 
 
-def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
+def _weights(editor: Editor, node: Node, limit_bytes: int, *, native: bool) -> None:
     """MatMulNBits of float32 with constant weights: MatMul by the weights in float32, and the addition of a bias."""
     a, b, scales, zeros, order, bias = (*node.inputs, "", "", "")[:6]
     packed, steps_of = editor.constant(b), editor.constant(scales)
@@ -215,8 +217,10 @@ def _weights(editor: Editor, node: Node, limit_bytes: int) -> None:
         return
     if sizes(editor.constants) + grown_bytes > limit_bytes:
         return
-    from kernels.ops.weight_blocks import dequantised  # noqa: PLC0415  only where a model has such an op
+    from kernels.ops.weight_blocks import dequantised, is_in_words  # noqa: PLC0415  only where a model has such an op
 
+    if native and is_in_words(node.attrs, ordered=bool(order)) and steps_of.dtype == FLOAT:
+        return
     weights = np.ascontiguousarray(dequantised(packed, steps_of, editor.constant(zeros), editor.constant(order), **sizes_of).T)
     steps = [Step("MatMul", (a, editor.add_constant(f"{node.name}/weights", weights)), {})]
     put_steps(editor, node, [*steps, Step("Add", (CHAINED, bias), {})] if bias else steps)

@@ -20,8 +20,8 @@ from graph.order import without_unread
 from graph.run.footprint import require_values
 from graph.run.prepared import PreparedGraph
 from graph.wide import half_of
+from kernels.confinement import usable_cpus
 from kernels.errors import UnsupportedError, memory_errors_of
-from kernels.native.target.isa import available_cores
 from kernels.size import PLAIN, Evaluation, Scope, Size, Sizes, sizes_in
 from kernels.spec import SizeArray, Spec, bound_array
 
@@ -60,7 +60,7 @@ class LoweredGraph:
         require_values(self._rest, HintedSpecs(specs), budget)
         with memory_errors_of(f"{graph.name}: preparing it"):
             if native is not None:
-                self._workers = available_cores() if threads is None else threads
+                self._workers = usable_cpus() if threads is None else threads
                 if kept:
                     self.kept = keepable(self._rest, kept, native.refusals(self._rest, specs).keys() | self._algorithms.keys())
                     self._rest = replace(self._rest, outputs=tuple(p for p in self._rest.outputs if p.name not in self.kept))

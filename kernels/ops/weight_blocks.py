@@ -6,6 +6,7 @@ A weight is (q - zero point) · scale, both those of its block. The first of the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -61,10 +62,22 @@ def dequantised(
     if zero_points is None:
         weights -= _F32.type(1 << (bits - 1))
     else:
-        points = unpack(zero_points.reshape(N, -1), bits, blocks) if zero_points.dtype == _U8 else zero_points.reshape(N, blocks)
+        points = zero_points_of(zero_points, N, blocks, bits)
         weights -= _of_each_weight(points.astype(_F32), block_size, K, g_idx)
     weights *= _of_each_weight(scales.reshape(N, blocks).astype(_F32), block_size, K, g_idx)
     return weights
+
+
+def zero_points_of(zero_points: Array, columns: int, blocks: int, bits: int) -> Array:
+    """Return the zero points of a MatMulNBits as (columns, blocks): uint8 where they are packed as the weights are."""
+    if zero_points.dtype == _U8:
+        return unpack(zero_points.reshape(columns, -1), bits, blocks)
+    return zero_points.reshape(columns, blocks)
+
+
+def is_in_words(attrs: Mapping[str, Any], *, ordered: bool) -> bool:
+    """Whether a MatMulNBits has weights of 4 bits in whole blocks, as native kernels read them. ordered: by a g_idx."""
+    return attrs["bits"] == 4 and attrs["K"] % attrs["block_size"] == 0 and not ordered
 
 
 def _of_each_weight(values: Array, block: int, count: int, g_idx: Array | None) -> Array:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import psutil
 from pydantic import AwareDatetime, Field, ValidationError
 
+from kernels.confinement import free_memory_bytes, within_quota
 from kernels.native.target.host import llvm_version
 from kernels.precision import Precision
 from profiler.device.measure import Effort, Figure, PinnedThreads
@@ -195,7 +195,7 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     compiled = compile_for_host()
     cpus = core_cpus(root)
     counts = thread_counts(usable_cores(hardware, confinement))
-    memory_bytes = min(psutil.virtual_memory().available, confinement.cgroup_memory_bytes or hardware.memory_bytes)
+    memory_bytes = free_memory_bytes(root)
     sets = {threads: working_sets(hardware, threads, memory_bytes) for threads in counts}
 
     steps = (
@@ -249,11 +249,10 @@ def thread_counts(cores: int) -> tuple[int, ...]:
 
 
 def usable_cores(hardware: Hardware, confinement: Confinement) -> int:
-    """Return how many physical cores a process may keep busy under its affinity and its cgroup's quota; at least one."""
+    """Return how many physical cores of a machine a process can keep busy under its affinity and quota; at least one."""
     threads_per_core = max(1, hardware.logical_cores // hardware.physical_cores)
-    by_affinity = math.ceil(confinement.affinity / threads_per_core)
-    by_quota = hardware.physical_cores if confinement.cgroup_cpus is None else math.floor(confinement.cgroup_cpus)
-    return max(1, min(hardware.physical_cores, by_affinity, by_quota))
+    cores = confinement.cores or math.ceil(confinement.affinity / threads_per_core)
+    return within_quota(min(hardware.physical_cores, cores), confinement.cgroup_cpus)
 
 
 def _interpolate(rates: dict[int, float], threads: int, missing: str) -> float:

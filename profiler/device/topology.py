@@ -17,7 +17,17 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from graph.usable_memory import cgroup_folders, cgroup_memory_bytes, installed_memory_bytes, read_integer, read_text
+from kernels.confinement import (
+    allowed_cpus,
+    cgroup_memory_bytes,
+    core_of,
+    installed_memory_bytes,
+    online_cpus,
+    parse_cpu_list,
+    read_cpus,
+    read_integer,
+    read_text,
+)
 from kernels.native.target.host import host
 
 CacheKind = Literal["data", "instruction", "unified"]
@@ -88,10 +98,12 @@ class Hardware(Record):
 class Confinement(Record):
     """The limits on this process. None: not limited, or unknown.
 
-    affinity: logical CPUs it may run on. cgroup_cpus: CPU seconds a second. cgroup_memory_bytes: before it is killed.
+    affinity: logical CPUs it may run on. cores: physical cores that these are of; None in profiles of earlier versions.
+    cgroup_cpus: CPU seconds a second. cgroup_memory_bytes: before it is killed.
     """
 
     affinity: int = Field(ge=1)
+    cores: int | None = Field(default=None, ge=1)
     cgroup_cpus: float | None = Field(default=None, gt=0)
     cgroup_memory_bytes: int | None = Field(default=None, gt=0)
 
@@ -110,9 +122,9 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
         system=platform.system(),
         llvm_cpu=host().cpu,
         isa=host().features,
-        physical_cores=len({_core_key(cpu) for cpu in cpus}) or psutil.cpu_count(logical=False) or logical,
+        physical_cores=len({core_of(cpu, root) for cpu in online_cpus(root)}) or psutil.cpu_count(logical=False) or logical,
         logical_cores=logical,
-        clusters=_clusters(cpus),
+        clusters=_clusters(cpus, root),
         caches=_caches(cpus, logical),
         memory_bytes=installed_memory_bytes(root),
         numa=_numa(root),
@@ -120,38 +132,25 @@ def read_hardware(root: Path = Path("/")) -> Hardware:
 
 
 def read_confinement(root: Path = Path("/")) -> Confinement:
-    """Read the limits on this process: CPU affinity, and the tightest cgroup limit (v1 or v2) from its own group upwards."""
-    quotas = []
-    for folder in cgroup_folders(root, "cpu"):
-        if (limit := read_text(folder / "cpu.max")) and not limit.startswith("max"):
-            quota, period = limit.split()[:2]
-            quotas.append(int(quota) / int(period))
-        quota_us, period_us = read_integer(folder / "cpu.cfs_quota_us"), read_integer(folder / "cpu.cfs_period_us")
-        if quota_us and period_us and quota_us > 0:
-            quotas.append(quota_us / period_us)
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(logical=True) or 1
-    return Confinement(affinity=affinity, cgroup_cpus=min(quotas, default=None), cgroup_memory_bytes=cgroup_memory_bytes(root))
+    """Read the limits on this process; see `kernels.confinement`."""
+    cpus = read_cpus(root)
+    return Confinement(
+        affinity=len(cpus.allowed),
+        cores=cpus.cores,
+        cgroup_cpus=None if cpus.quota is None else cpus.quota.cpus,
+        cgroup_memory_bytes=cgroup_memory_bytes(root),
+    )
 
 
 def core_cpus(root: Path = Path("/")) -> tuple[int, ...]:
     """Return one logical CPU of every core that this process may run on, the fastest core types first, to pin threads to."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(psutil.cpu_count() or 1))
+    allowed = allowed_cpus(root)
     cores: dict[object, tuple[int, int]] = {}
-    for cpu in _cpu_folders(root):
-        number = int(cpu.name[3:])
-        if number in allowed:
-            cores.setdefault(_core_key(cpu), (-(read_integer(cpu / "cpu_capacity") or 0), number))
+    for cpu in online_cpus(root):
+        if cpu in allowed:
+            speed = read_integer(root / f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity") or 0
+            cores.setdefault(core_of(cpu, root), (-speed, cpu))
     return tuple(number for _, number in sorted(cores.values())) or tuple(sorted(allowed))
-
-
-def parse_cpu_list(text: str) -> frozenset[int]:
-    """CPU numbers of a kernel list such as "0-3,8": {0, 1, 2, 3, 8}."""
-    cpus: set[int] = set()
-    for part in text.replace("\n", "").split(","):
-        if part:
-            first, _, last = part.partition("-")
-            cpus.update(range(int(first), int(last or first) + 1))
-    return frozenset(cpus)
 
 
 def parse_kernel_size(text: str) -> int:
@@ -162,16 +161,7 @@ def parse_kernel_size(text: str) -> int:
 
 def _cpu_folders(root: Path) -> tuple[Path, ...]:
     """/sys/devices/system/cpu/cpu<N> of every CPU that is online, in order; none outside Linux."""
-    base = root / "sys/devices/system/cpu"
-    online = read_text(base / "online")
-    numbers = parse_cpu_list(online) if online else frozenset()
-    return tuple(base / f"cpu{number}" for number in sorted(numbers) if (base / f"cpu{number}").is_dir())
-
-
-def _core_key(cpu: Path) -> object:
-    """Equal for two logical CPUs of one core. Without topology each CPU is its own core."""
-    siblings = read_text(cpu / "topology/core_cpus_list") or read_text(cpu / "topology/thread_siblings_list")
-    return parse_cpu_list(siblings) if siblings else cpu.name
+    return tuple(root / f"sys/devices/system/cpu/cpu{cpu}" for cpu in online_cpus(root))
 
 
 def _names(root: Path) -> tuple[str, str]:
@@ -189,7 +179,7 @@ def _names(root: Path) -> tuple[str, str]:
     return (vendor or "unknown")[:200], (model or platform.processor() or host().cpu)[:200]
 
 
-def _clusters(cpus: Iterable[Path]) -> tuple[Cluster, ...]:
+def _clusters(cpus: Iterable[Path], root: Path) -> tuple[Cluster, ...]:
     """Group cores by the outermost cache they share and by relative speed; clusters that are alike stay apart."""
     groups: dict[tuple[object, int | None], list[Path]] = {}
     for cpu in cpus:
@@ -197,7 +187,7 @@ def _clusters(cpus: Iterable[Path]) -> tuple[Cluster, ...]:
         package = read_text(cpu / "topology/physical_package_id")
         groups.setdefault((shared[-1] if shared else package, read_integer(cpu / "cpu_capacity")), []).append(cpu)
     return tuple(
-        Cluster(cores=len({_core_key(cpu) for cpu in members}), logical=len(members), capacity=capacity)
+        Cluster(cores=len({core_of(int(cpu.name[3:]), root) for cpu in members}), logical=len(members), capacity=capacity)
         for (_, capacity), members in groups.items()
     )
 

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import psutil
-
 from graph.run.executor import Executor
+from kernels.confinement import free_memory_bytes
 from kernels.native.code.compile import SPILL_LIMIT
 from kernels.native.code.farm import Pace
 from kernels.spec import Array
-from profiler.device.topology import read_confinement
 from scheduler.planning.subject import Subject
 from scheduler.strategy import Strategy
 from scheduler.tuning.search import Assignment
@@ -87,7 +85,7 @@ class InPlaceBuilder:
 
     def variants(self, assignments: Sequence[Assignment]) -> Sequence[TimedVariant]:
         """Build the first of these assignments, as many as there is memory and time for; memory limits only the later ones."""
-        limit = MEMORY_SHARE * free_bytes()
+        limit = MEMORY_SHARE * free_memory_bytes()
         made: list[TimedVariant] = []
         used = 0
         for assignment in assignments[:MOST_VARIANTS]:
@@ -112,13 +110,6 @@ def executor_of(subject: Subject, threads: int, strategies: Mapping[str, Strateg
     """Build the model's executor for an assignment."""
     choices = {node: strategy.choice for node, strategy in strategies.items()}
     return Executor(subject.graph, subject.specs, choices, threads, subject.native)
-
-
-def free_bytes() -> int:
-    """Return the free memory in bytes, within the cgroup's limit."""
-    limit = read_confinement().cgroup_memory_bytes
-    available = int(psutil.virtual_memory().available)
-    return available if limit is None else min(available, limit)
 
 
 def race(executors: Sequence[Executor], feeds: Mapping[str, Array], seconds: float, least: int = 3) -> list[list[int]]:

@@ -68,7 +68,6 @@ def test_models_and_doctor() -> None:
         (["keys", "create", "--name", "x"], 2, "--scope"),
         (["serve", "--models", "nowhere"], 2, "'nowhere' is not a folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
-        (["run", MODEL, "--threads", "4000"], 2, "--threads: 4000 is more than the "),
         (["db", "info", "--db", "sqlite:///nowhere.sqlite"], 1, "nowhere.sqlite"),
     ],
 )

@@ -5,9 +5,11 @@ from typer.testing import CliRunner
 
 from app.cli import doctor
 from app.cli.main import command_line
+from app.settings import DEMO_MODELS
 from kernels.cuda.library import load_library
 from scheduler import warming
 from tests.kernels.cuda.fake import FakeCuda, fake_driver
+from tests.machines import tree
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,27 @@ def test_doctor_does_not_warm_a_cache_that_is_off(monkeypatch):
     monkeypatch.setenv("EDGEWISE_CODE_CACHE", "")
     result = CliRunner().invoke(command_line(), ["doctor", "--warm"])
     assert "EDGEWISE_CODE_CACHE is empty" in str(result.exception)
+
+
+def test_doctor_shows_what_a_container_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    files = {"cpu.max": "150000 100000", "memory.max": str(2 << 30), "memory.current": str(1 << 30)}
+    root = tree(tmp_path, "0::/", files, cores=("0-1", "2-3"))
+    (root / "proc/meminfo").write_text(f"MemTotal: {16 << 20} kB\nMemAvailable: {8 << 20} kB\n")
+    found = doctor.confinement(root)
+    assert (found["cores"], found["cpus"], found["cpus_allowed"], found["cores_allowed"]) == (1, 1, "0-3", 2)
+    assert found["cpu_quota"] == f"1.5 ({root}/sys/fs/cgroup/cpu.max)"
+    assert (found["memory_bytes"], found["memory_installed"]) == (2 << 30, 16 << 30)
+    assert (found["memory_cgroup"], found["memory_free"]) == (2 << 30, 1 << 30)
+    assert {*found} <= {*json.loads(CliRunner().invoke(command_line(["doctor"]), ["doctor", "--json"]).stdout)}
+
+
+@pytest.mark.parametrize("environment", [False, True])
+def test_more_threads_than_there_are_cpus_are_warned_of(monkeypatch, environment):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    given = {"EDGEWISE_THREADS": "2"} if environment else {}
+    options = [] if environment else ["--threads", "2"]
+    run = ["run", str(DEMO_MODELS / "digits.onnx"), "--runs", "1"]
+    said = CliRunner().invoke(command_line(["run"]), [*run, *options], env=given)
+    assert "--threads: 2 is more than the 1 that this process can keep busy" in said.stderr
+    assert CliRunner().invoke(command_line(["run"]), [*run, "--threads", "1"]).stderr == ""

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from kernels.native.target.isa import host_isas
 from profiler.device.probe.bandwidth import PATTERNS
+from profiler.device.probe.overheads import _throttled
 from profiler.device.profile import DeviceProfile, probe, thread_counts
 from profiler.device.topology import Confinement
 from profiler.errors import MeasurementError, ProfileFormatError
+from tests.machines import tree
 from tests.profiler.devices import device, figure, hardware
 
 
@@ -183,6 +185,8 @@ def test_transfer_of_more_bytes_takes_no_less(a, b, threads):
         (Confinement(affinity=8), 4),
         (Confinement(affinity=4), 2),
         (Confinement(affinity=1), 1),
+        (Confinement(affinity=4, cores=4), 4),
+        (Confinement(affinity=8, cores=64), 4),
         (Confinement(affinity=8, cgroup_cpus=2.5), 2),
         (Confinement(affinity=8, cgroup_cpus=0.2), 1),
         (Confinement(affinity=8, cgroup_cpus=100), 4),
@@ -190,6 +194,12 @@ def test_transfer_of_more_bytes_takes_no_less(a, b, threads):
 )
 def test_usable_cores_under_confinement(confinement, cores):
     assert device(confinement=confinement).usable_cores == cores
+
+
+def test_throttling_is_that_of_the_process_own_cgroups(tmp_path):
+    files = {"cpu.stat": "usage_usec 9", "a/cpu.stat": "nr_throttled 3", "a/b/cpu.stat": "nr_periods 9\nnr_throttled 4"}
+    assert _throttled(tree(tmp_path, "0::/a/b", {**files, "other/cpu.stat": "nr_throttled 100"})) == 7
+    assert _throttled(tmp_path / "nothing") is None
 
 
 def test_memory_limit_is_the_cgroup_s():

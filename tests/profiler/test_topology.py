@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.confinement import parse_cpu_list
 from profiler.device.topology import (
     Cluster,
     NumaNode,
     core_cpus,
     installed_memory_gib,
-    parse_cpu_list,
     parse_kernel_size,
     read_confinement,
     read_hardware,

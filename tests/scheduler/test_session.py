@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 import edgewise
 from graph.errors import FeedError, LimitError, RunTimeoutError
 from graph.formats.onnx.reader import read
+from kernels.confinement import usable_cores
 from kernels.errors import AttributeValueError, UnsupportedError
-from scheduler.session import Session, SessionLimits, available_cores
+from scheduler.session import Session, SessionLimits
 from tests.graph.loops import endless
 from tests.graph.oracle import constant, make, port
 
@@ -189,7 +190,7 @@ def test_products_in_bfloat16_are_near_those_in_float32() -> None:
 
 
 def test_threads_default_to_cores_this_process_may_use() -> None:
-    assert Session(rows_model()).threads == available_cores() >= 1
+    assert Session(rows_model()).threads == usable_cores() >= 1
 
 
 def test_trace_covers_every_step() -> None:

@@ -26,5 +26,6 @@ DEFINES = {
     "select": "TopK",
     "table": "",
     "view": "Dropout Flatten Identity Reshape Slice Split Squeeze Transpose Unsqueeze",
+    "weight_blocks": "com.microsoft.MatMulNBits",
     "winograd": "",
 }

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from kernels.confinement import usable_cpus
 from kernels.native.code.cache import CodeCache, Compiled, Source, entry_key
 from kernels.native.code.dump import dump_modules
-from kernels.native.target.isa import Isa, available_cores
+from kernels.native.target.isa import Isa
 
 _FIRST_PACE_S = 0.25 / 400_000  # a character of IR, before anything was compiled
 _END = 1  # in place of minus the length of a text, so that it comes after all texts
@@ -84,7 +85,7 @@ def compile_some(
             known[key] = found
     missing = {key: module for key, module in zip(keys, modules, strict=True) if key not in known}
     batch = _Batch(isa, count_spills, pace)
-    batch.compile(list(missing.values()), available_cores() if threads is None else threads)
+    batch.compile(list(missing.values()), usable_cpus() if threads is None else threads)
     fresh = {key: batch.done[at] for at, key in enumerate(missing) if at in batch.done}
     if cache:
         for key, compiled in fresh.items():

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.confinement import usable_cpus
 from kernels.native.code.cache import CodeCache, Source
 from kernels.native.code.farm import compile_all
 from kernels.native.code.library import Library
 from kernels.native.errors import PoolError
 from kernels.native.memory.buffers import aligned
 from kernels.native.run.runtime import MAILBOX, MAILBOX_BYTES, TEAM, TEAM_BYTES, runtime_ir
-from kernels.native.target.isa import Isa, available_cores, host_isa
+from kernels.native.target.isa import Isa, host_isa
 from kernels.spec import Array
 
 BARRIER_SPINS = 20_000  # pauses before a thread that waits for others sleeps: about 0.5 ms on Zen 5
@@ -74,7 +75,7 @@ class ThreadPool:
                 self._idle_boxes.append(len(self._boxes))
                 self._boxes.append(aligned(MAILBOX_BYTES))
             self.threads = max(self.threads, threads)
-            crowded = available_cores() < self.threads  # spinning would then take the core from the thread that is waited for
+            crowded = usable_cpus() < self.threads  # spinning would then take the core from the thread that is waited for
             self._barrier_spins = 50 if crowded else BARRIER_SPINS
             for box in self._boxes:
                 _set(box, MAILBOX["spins"], np.int32, 0 if crowded else IDLE_SPINS)
@@ -211,7 +212,7 @@ def shared_thread_pool(threads: int = 1) -> ThreadPool:
     """Return the pool of this process: as many threads as cores, or the largest number ever asked for."""
     with _shared_lock:
         if not _shared:
-            _shared.append(ThreadPool(available_cores()))
+            _shared.append(ThreadPool(usable_cpus()))
         _shared[0].grow(threads)
         return _shared[0]
 

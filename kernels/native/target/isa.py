@@ -210,8 +210,3 @@ def host_isa() -> Isa:
     if not runs:
         raise IsaError(f"isa: {host().cpu} on {sys.platform} has none of {sorted(ISAS)}, the numpy backend serves it")
     return list(runs.values())[-1]
-
-
-def available_cores() -> int:
-    """Return the number of logical CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

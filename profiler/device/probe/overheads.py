@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from pydantic import Field
 
+from kernels.confinement import cgroup_folders, read_text
 from profiler.device.measure import Effort, Figure, summarise
 from profiler.device.probe.loops import Compiled
 from profiler.device.probe.peaks import aligned_bytes
@@ -179,17 +180,12 @@ def _steal_and_total() -> tuple[float, float] | None:
 
 
 def _throttled(root: Path) -> int | None:
-    """`nr_throttled` of the process' cgroup, v2 or v1, where it is mounted in the usual place."""
-    for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
-        try:
-            lines = (root / path).read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            key, _, value = line.partition(" ")
-            if key == "nr_throttled":
-                return int(value)
-    return None
+    """Return `nr_throttled` of the process' cgroup and those above it together, v2 or v1; None where none tells."""
+    lines = [
+        line.split() for folder in cgroup_folders(root, "cpu") for line in (read_text(folder / "cpu.stat") or "").splitlines()
+    ]
+    found = [int(count) for key, count in lines if key == "nr_throttled"]
+    return sum(found) if found else None
 
 
 def read_conditions(blas: str, llvm_version: str, root: Path = Path("/")) -> Conditions:

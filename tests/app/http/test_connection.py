@@ -314,7 +314,7 @@ def test_nan_output_says_use_binary(server: Server) -> None:
     tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": len(bits)}}
     head = json.dumps({"inputs": [tensor]}).encode()
     status, error = post(server, head + bits, "/v2/models/id_fp32/infer", Inference_Header_Content_Length=str(len(head)))
-    assert (status, "ask for binary_data" in error) == (400, True)
+    assert (status, "use binary_data" in error) == (400, True)
 
 
 INVALID_NAMES = [

@@ -13,16 +13,17 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import RequestError
 from app.models.datatypes import DATATYPES, datatype_of
-from app.oip import codec
+from app.oip import codec, tensors
+from app.oip.request import CodecLimits, InferRequest, classify
 
-LIMITS = codec.CodecLimits(1 << 20, 1 << 16)
+LIMITS = CodecLimits(1 << 20, 1 << 16)
 
 
 def body_of(*inputs: dict, **extra: object) -> bytes:
     return json.dumps({"inputs": inputs, **extra}).encode()
 
 
-def decode(body: bytes) -> codec.InferRequest:
+def decode(body: bytes) -> InferRequest:
     return codec.decode(body, len(body), LIMITS)
 
 
@@ -67,7 +68,7 @@ def test_the_largest_integers_beside_small_ones_round_trip() -> None:
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_strings_round_trip_binary(texts: list[str]) -> None:
     array = np.array(texts, object)
-    tail = codec._to_bytes(array)
+    tail = tensors.to_bytes(array)
     head = body_of({"name": "x", "shape": [len(texts)], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}})
     assert codec.decode(head + tail, len(head), LIMITS).feeds["x"].tolist() == texts
 
@@ -176,7 +177,7 @@ def test_raw_body_learns_one_dimension() -> None:
 
 
 def test_classification_is_value_index_label() -> None:
-    top = codec.classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
+    top = classify("y", np.array([[0.1, 0.7, 0.2]], np.float32), 2, ["a", "b"])
     assert top.tolist() == [["0.700000:1:b", "0.200000:2"]]
 
 
@@ -199,7 +200,7 @@ def test_large_data_is_decoded_as_small_data_is(monkeypatch: pytest.MonkeyPatch,
     data = array.tolist() if nested else array.ravel().tolist()
     body = body_of(tensor(shape=[7, 5, 11], datatype=datatype, data=data))
     small = decode(body).feeds["x"]
-    monkeypatch.setattr(codec, "PIECE_BYTES", 64)
+    monkeypatch.setattr(tensors, "PIECE_BYTES", 64)
     large = decode(body).feeds["x"]
     assert (large.dtype, large.shape) == (small.dtype, small.shape)
     np.testing.assert_array_equal(large, small)
@@ -210,7 +211,7 @@ def test_large_data_is_decoded_as_small_data_is(monkeypatch: pytest.MonkeyPatch,
     ["[[1,2],[3]]", "[[[1,2]],[[3,4]]]", '[[1,2],[3,"4"]]', "[[1,2],[3,null]]", "[{},{}]", "[[1,2],[3,4],[5]]", "[[1,2,3,4]]"],
 )
 def test_large_data_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, data: str) -> None:
-    monkeypatch.setattr(codec, "PIECE_BYTES", 4)
+    monkeypatch.setattr(tensors, "PIECE_BYTES", 4)
     body = b'{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":%b}]}' % data.encode()
     with pytest.raises(RequestError):
         decode(body)

@@ -33,7 +33,7 @@ REFUSED = {  # what kernels cannot do, by op; any other case of an op that has a
     "Dropout": "its mask is used", "Gemm": "its addend is scaled", "LayerNormalization": "outputs other than the first",
     "ConvInteger": BYTES, "MatMulInteger": f"{BYTES}|zero points of their own|need a tensor of rows and a matrix",
     "GridSample": "need rank 4", "MatMul": "is a vector|need fp32", "MaxPool": "indices of the maxima|need fp32",
-    "Mod": "no (rem|mod) of .float32",
+    "Mod": "no (rem|mod) of .float32", "com.microsoft.MatMulNBits": "are not constants|have not 4 bits",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "its weights are not constants"),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), "no expression for inputs of"),
     "PRelu": "no prelu of .int32", "Pad": "mode (reflect|wrap|edge) allows", "Pow": "no expression for inputs of int",

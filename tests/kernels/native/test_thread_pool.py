@@ -8,12 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kernels.confinement import usable_cpus
 from kernels.native.code.compile import generate
 from kernels.native.emit.types import I64
 from kernels.native.errors import PoolError
 from kernels.native.run.runtime import await_done, finish, runtime_ir, shares
 from kernels.native.run.thread_pool import ThreadPool, shared_thread_pool
-from kernels.native.target.isa import ISAS, available_cores
+from kernels.native.target.isa import ISAS
 from tests.kernels.native.teams import STOP, WORDS, Program, lockstep, meet
 
 
@@ -224,7 +225,7 @@ def test_forked_child_gets_a_pool_of_its_own():
 def test_shared_pool_is_one_and_grows():
     first = shared_thread_pool()
     assert shared_thread_pool(first.threads + 1) is first
-    assert first.threads >= available_cores() + 1
+    assert first.threads >= usable_cpus() + 1
 
 
 def test_close_that_loses_patience_leaves_the_pool_running(pool):
