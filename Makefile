@@ -2,14 +2,13 @@
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
-PORT ?= 8000
 JS := app/pages/static/js
 
 .PHONY: serve test test-fast test-smoke conformance attack coverage check check-js format bench docs proto lock clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.ready  ## set up, migrate, load the bundled demo model and serve it with the dashboard
-	$(PY) -m edgewise serve --port $(PORT)
+	$(PY) -m edgewise serve $(if $(PORT),--port $(PORT))
 
 test: $(VENV)/.ready  ## run the tests
 	$(PY) -m pytest -n 2 --dist worksteal

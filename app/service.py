@@ -91,9 +91,15 @@ class Service:
         self.held = HeldBytes(settings.max_bytes_together)
 
         self.loads = PendingLoads(repository, engine)
-        self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here)
+        self.plan_follower = PlanFollower(repository, engine, self.quick_calls, self._open_store, storage.here, settings.plans)
         self.local_jobs = LocalJobs(
-            self._open_store, settings.db, kinds, repository.model, lease_s=settings.job_lease_s, probe_s=PROBE_S
+            self._open_store,
+            settings.db,
+            kinds,
+            repository.model,
+            lease_s=settings.job_lease_s,
+            probe_s=PROBE_S,
+            threads=settings.threads,
         )
         self.listeners = Listeners(settings.max_listeners)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,6 +22,12 @@ _OUTSIDE = (
     ("EDGEWISE_DEBUG_DIR", "Path", "a temporary folder", "Folder that EDGEWISE_DEBUG writes IR and assembly to."),
     ("EDGEWISE_DEVICE_SALT", "str", "unset", "Part of this machine's fingerprint; lets one machine pass for several in tests."),
     ("EDGEWISE_ISA", "str", "the widest there is", "Instruction set that kernels are generated for, one that this machine has."),
+    (
+        "EDGEWISE_WHEN_BUSY",
+        "str",
+        "refuse",
+        "Times taken while other work used this machine. refuse: measure again, then store nothing. store: store them, marked.",
+    ),
     ("EDGEWISE_KEY", "str", "unset", "API key of `edgewise agent`, of scope admin."),
 )
 # Variables of the tests and the benchmarks.
@@ -113,6 +119,9 @@ class Settings(BaseSettings):
     )
     max_tensor_elements: int = Field(2**26, ge=1, description="Most elements of one tensor in a request.")
     max_inputs: int = Field(64, ge=1, description="Most input tensors of one request.")
+    plans: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")], ...] = Field(
+        (), description="Ids, or their first digits, of stored plans that their models run instead of the newest ones, as JSON."
+    )
     plan_refresh_s: float = Field(
         2, gt=0, description="Interval at which new plans of served models are looked up in the database."
     )

@@ -3,14 +3,13 @@
 The first plan on a machine measures it for about eight seconds. EDGEWISE_DB names the database that keeps the result.
 """
 
-import os
 from pathlib import Path
 
 import edgewise
 
 MODEL = Path(__file__).parents[1] / "app" / "demo" / "models" / "digits.onnx"
 
-plan = edgewise.plan(MODEL, objective="latency", dims={"batch": 1}, db=os.environ.get("EDGEWISE_DB"))
+plan = edgewise.plan(MODEL, objective="latency", dims={"batch": 1})
 print(f"plan {plan.id}: {plan.threads} threads")
 for step in plan.steps:
     print(f"  {step.node} ({step.op}): {step.strategy}, {step.predicted_ns / 1e3:.1f} µs; {step.why}")

@@ -1,6 +1,5 @@
 """Measure the candidates of a model for a few seconds and keep the fastest: python examples/tune_with_budget.py [seconds]."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,6 @@ def show(progress: edgewise.TuneProgress) -> None:
 
 
 budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
-plan = edgewise.tune(MODEL, budget_s=budget_s, dims={"batch": 1}, db=os.environ.get("EDGEWISE_DB"), progress=show)
+plan = edgewise.tune(MODEL, budget_s=budget_s, dims={"batch": 1}, progress=show)
 measured = "not measured as a whole" if plan.measured_ns is None else f"{plan.measured_ns / 1e3:.0f} µs"
 print(f"plan {plan.id}: {measured}, {plan.threads} threads")

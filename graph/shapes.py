@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from graph.binding import bind_inputs
 from graph.budget import MOST_BYTES, model_share_bytes
-from graph.errors import FeedError, LimitError
-from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Port, Specs
+from graph.errors import LimitError
+from graph.ir import BATCHED, CONTROL_FLOW, Graph, Node, Specs
 from graph.limits import Check, Limits, go_on
 from graph.ratios import compute_ratios, is_scaled
 from graph.shape_arithmetic import compute_sizes
@@ -41,60 +42,21 @@ def bind(
 ) -> dict[str, Spec]:
     """Give every graph input a concrete spec.
 
-    Args:    shapes: input name -> whole shape. dims: dynamic dimension name -> size. Fixed dimensions need not be given.
-    Raises:  FeedError naming the input, the dimension and both sizes where they differ, or the argument to pass for an open one.
+    Args:    shapes: input name -> whole shape. dims: dynamic dimension name -> size. Fixed dimensions need not be given, and the
+             batch, the first axis of an input, is 1 where it is not.
+    Raises:  FeedError naming the input, the dimension and both sizes where they differ; or every other dimension that is open,
+             with sizes to pass that fit the model.
     """
-    shapes, dims = dict(shapes or {}), dict(dims or {})
-    names = [port.name for port in graph.inputs]
-    if unknown := sorted(set(shapes) - set(names)):
-        raise FeedError(f"shapes: input {unknown[0]!r} does not exist, the model has {names}")
-    symbols = {dim for port in graph.inputs for dim in port.dims or () if isinstance(dim, str)}
-    if unknown := sorted(set(dims) - symbols):
-        raise FeedError(f"dims: dimension {unknown[0]!r} does not exist, the model has {sorted(symbols) or 'none'}")
-    for name, size in dims.items():
-        if size < 0:
-            raise FeedError(f"dims: {name!r} is {size}, need a size ≥ 0")
-    sizes = dict(dims)
-    for port in graph.inputs:
-        if port.name in shapes:
-            _match(port, tuple(shapes[port.name]), sizes)
-    specs = {port.name: Spec(_resolve(port, shapes.get(port.name), sizes), port.dtype) for port in graph.inputs}
-    for name, spec in specs.items():
-        if spec.hides_its_size or spec.elements > _LIMITS.tensor_elements:
-            limits = f"the limits are {_LIMITS.rank} dimensions and {_LIMITS.tensor_elements} elements"
-            raise FeedError(f"input {name!r}: it is {spec!s:.200}, {limits}, and sizes beside a 0 count too")
-    return specs
+    return bind_inputs(graph.inputs, shapes, dims, lambda inputs: _fits(graph, inputs))
 
 
-def _match(port: Port, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Check a given shape against the declared dims, and note the sizes of named dimensions."""
-    if any(size < 0 for size in shape):
-        raise FeedError(f"input {port.name!r}: shape is {list(shape)}, need sizes ≥ 0")
-    if port.dims is None:
-        return
-    if len(shape) != len(port.dims):
-        raise FeedError(f"input {port.name!r}: shape {list(shape)} has rank {len(shape)}, need {len(port.dims)} ({port})")
-    for axis, (size, dim) in enumerate(zip(shape, port.dims, strict=True)):
-        wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else size if dim is None else dim
-        if size != wanted:
-            named = f"dimension {dim!r} is {wanted} elsewhere" if isinstance(dim, str) else f"the model fixes {wanted}"
-            raise FeedError(f"input {port.name!r}: axis {axis} is {size}, {named} ({port})")
-
-
-def _resolve(port: Port, shape: tuple[int, ...] | None, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    if shape is not None:
-        return tuple(shape)
-    if port.dims is None:
-        raise FeedError(f"input {port.name!r}: its rank is open, give the whole shape, as in --shape {port.name}=1,3,224,224")
-    resolved = [sizes.get(dim) if isinstance(dim, str) else dim for dim in port.dims]
-    for axis, (size, dim) in enumerate(zip(resolved, port.dims, strict=True)):
-        if size is None:
-            example = ",".join("1" if s is None else str(s) for s in resolved)
-            hint = f"--dim {dim}=1 or " if isinstance(dim, str) else ""
-            raise FeedError(
-                f"input {port.name!r}: axis {axis} ({dim or 'unnamed'}) is open, pass {hint}--shape {port.name}={example}"
-            )
-    return tuple(size for size in resolved if size is not None)
+def _fits(graph: Graph, inputs: Mapping[str, Spec]) -> bool:
+    """Return whether shapes follow from these inputs for every node."""
+    try:
+        propagate(graph, inputs)
+    except EdgewiseError:
+        return False
+    return True
 
 
 def propagate(

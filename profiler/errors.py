@@ -6,6 +6,7 @@ EdgewiseError
 │   ├── ConventionError      no counting convention of that name
 │   └── SweepError           a sweep over no sizes, or over too many
 └── MeasurementError         a measurement that contradicts itself or cannot be taken here: measure again
+    └── MachineBusyError     other work used the machine meanwhile: its times say nothing, and are not stored
 """
 
 from __future__ import annotations
@@ -27,3 +28,7 @@ class SweepError(InvalidError):
 
 class MeasurementError(EdgewiseError):
     """A measurement contradicts itself, or cannot be taken on this machine."""
+
+
+class MachineBusyError(MeasurementError):
+    """Other work used the machine while it was measured, so that the times are not those of what was measured."""

@@ -16,6 +16,7 @@ from graph.ir import Model
 from kernels.record import record
 from profiler.counting.counts import profile
 from profiler.device.profile import DeviceProfile
+from profiler.device.quiet import require_quiet
 from profiler.report.document import Report
 from profiler.report.makers import static_report
 from scheduler.build import current_build
@@ -52,7 +53,7 @@ class TraceRequest(WorkRequest):
 
     runs: Annotated[int, Field(ge=1, le=10_000)] = 50
     threads: _Threads | None = None
-    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
 
 
 class TuneRequest(WorkRequest):
@@ -89,12 +90,17 @@ class JobOutcome(_Data):
 
 @record
 class Task:
-    """A job being run. db: the URL of `store`. report: takes its progress. stop: asked now and then; True ends the job early."""
+    """A job being run.
+
+    db: the URL of `store`. threads: that it may use where its request names none; None = all cores. report: takes its progress.
+    stop: asked now and then; True ends the job early.
+    """
 
     request: Any
     model: Model | None
     store: Store
     db: str | None
+    threads: int | None
     report: Callable[[Mapping[str, Any]], None]
     stop: Callable[[], bool]
 
@@ -133,12 +139,13 @@ def execute(
     model: Model | None,
     store: Store,
     db: str | None,
+    threads: int | None,
     report: Callable[[Mapping[str, Any]], None],
     stop: Callable[[], bool],
 ) -> JobOutcome:
     """Run a job on this machine. Raises RecordFormatError for an unknown kind or request, and what running it raises."""
     request = _parse(kinds, job.kind, job.request.encode())
-    return kinds[job.kind].run(Task(request, model, store, db, report, stop))
+    return kinds[job.kind].run(Task(request, model, store, db, threads, report, stop))
 
 
 def deliver(store: Store, job: Job, outcome: JobOutcome) -> dict[str, Any]:
@@ -175,7 +182,8 @@ def _parse(kinds: Mapping[str, Kind], kind: str, request: bytes) -> BaseModel:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "request"
-        raise RecordFormatError(f"job: {first['msg']} ({kind}, {where})") from None
+        fields = f", need only {', '.join(kinds[kind].request.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise RecordFormatError(f"job: {first['msg']}{fields} ({kind}, {where})") from None
 
 
 def _require_same(what: str, found: str, wanted: str) -> None:
@@ -206,13 +214,14 @@ def _trace(task: Task) -> JobOutcome:
             asked.shapes,
             asked.dims,
             runs=asked.runs,
-            threads=asked.threads,
+            threads=asked.threads or task.threads,
             plan=plan,
             say=say,
             stop=task.stop,
         )
     except StoppedError:
         return JobOutcome()
+    require_quiet("trace", report.quietness)
     totals = report.totals
     summary = {
         "wall_p50_ns": totals.wall_p50_ns,
@@ -239,19 +248,22 @@ def _tune(task: Task) -> JobOutcome:
         task.report({name: getattr(at, name) for name in names})
 
     task.store.models.save(model.digest, model.source, model.nbytes)
-    tuned = tune(
-        model,
-        asked.budget_s,
-        asked.shapes,
-        asked.dims,
-        threads=asked.threads,
-        max_error=asked.max_error,
-        backend=asked.backend,
-        precision=asked.precision,
-        db=task.db,
-        progress=progress,
-        stop=task.stop,
-    )
+    try:
+        tuned = tune(
+            model,
+            asked.budget_s,
+            asked.shapes,
+            asked.dims,
+            threads=asked.threads or task.threads,
+            max_error=asked.max_error,
+            backend=asked.backend,
+            precision=asked.precision,
+            db=task.db,
+            progress=progress,
+            stop=task.stop,
+        )
+    except StoppedError:
+        return JobOutcome()
     return JobOutcome(summary={"predicted_ns": tuned.predicted_ns, "measured_ns": tuned.measured_ns}, plan=tuned.to_json())
 
 

@@ -10,7 +10,7 @@ In plans and their texts, *measured* is a time taken on that device, *predicted*
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
 import orjson
@@ -32,7 +32,7 @@ EXECUTOR: Final = "executor"  # the backend of steps without a kernel: views, co
 
 Objective = Literal["latency", "throughput", "memory"]
 BoundBy = Literal["compute", "memory", "dispatch", "unknown"]
-Verdict = Literal["chosen", "tie", "slower", "over_limit", "refused"]
+Verdict = Literal["chosen", "tie", "slower", "unmeasured", "over_limit", "refused"]
 TIE: Final = 1.01  # times within one percent of each other are a tie
 
 _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
@@ -91,7 +91,8 @@ class Candidate(_Data):
 
     predicted_ns: by the cost model, between low_ns and high_ns. measured_ns: the fastest run of the stored measurement of this
     device and build; it takes precedence. All are None for a refused candidate. packed_bytes: of constants as its kernel reads
-    them, beside those of the model. reason: why it was refused or lost.
+    them, beside those of the model. reason: why it was refused or lost. verdict: unmeasured means that it is only predicted,
+    while the chosen one was measured.
     """
 
     strategy: StrategyText
@@ -137,6 +138,11 @@ class PlanStep(_Data):
     bound_by: BoundBy
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)]
     why: _Text
+
+
+def all_measured(steps: Iterable[PlanStep]) -> bool:
+    """Return whether every step was measured that runs a kernel."""
+    return all(step.measured or step.strategy.backend == EXECUTOR for step in steps)
 
 
 class ThreadOption(_Data):

@@ -10,16 +10,19 @@ import pytest
 
 from kernels.native.code.folder import FOLDER
 from profiler.device.profile import DeviceProfile, probe
+from profiler.device.quiet import WHEN_BUSY
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled code under .pytest_cache, so that tests neither need nor fill the user's own cache.
 
     Later tests, processes and sessions use the code that an earlier one compiled. Remove the folder to compile everything anew.
+    The machine is never quiet while tests run side by side: times are stored all the same, unless a test asks for another way.
     What tests leave in the user's state directory, such as that a database held keys, is removed with the session.
     """
     if FOLDER not in os.environ:
         os.environ[FOLDER] = str(config.rootpath / ".pytest_cache" / "code")
+    os.environ[WHEN_BUSY] = "store"
     if "PYTEST_XDIST_WORKER" not in os.environ:  # workers take the one of the process that starts them
         state = tempfile.mkdtemp(prefix="edgewise-state-")
         os.environ["XDG_STATE_HOME"] = state

@@ -147,15 +147,25 @@ class Agent:
     """Works for one service until it is closed.
 
     Args: server: address of the service. key: API key with scope admin. db: URL of the database for measurements.
-          folder: for models and unsent results. probe_s: seconds to measure a machine that is new. kinds: of jobs it can run.
+          folder: for models and unsent results. probe_s: seconds to measure a machine that is new. threads: that a job may use
+          which names none; None = all cores. kinds: of jobs it can run.
     """
 
     def __init__(
-        self, server: str, key: str | None, db: str | None, folder: Path, *, probe_s: float, kinds: Mapping[str, Kind] = KINDS
+        self,
+        server: str,
+        key: str | None,
+        db: str | None,
+        folder: Path,
+        *,
+        probe_s: float,
+        threads: int | None = None,
+        kinds: Mapping[str, Kind] = KINDS,
     ) -> None:
         self._closing = threading.Event()
         self._link = ServiceClient(server, key, self._closing)
-        self._db, self._folder, self._kinds, self._probe_s = db, folder, kinds, probe_s
+        self._db, self._folder, self._kinds = db, folder, kinds
+        self._probe_s, self._threads = probe_s, threads
         self._owner = f"agent {platform.node()}:{os.getpid()}"
         self._worker: JobWorker | None = None
 
@@ -180,7 +190,8 @@ class Agent:
                     try:
                         while (claimed := self._next(desk.device, once=once)) is not None:
                             worked += 1
-                            self._work(JobContext(self._kinds, store, self._db, self._probe_s), desk, *claimed)
+                            context = JobContext(self._kinds, store, self._db, self._probe_s, self._threads)
+                            self._work(context, desk, *claimed)
                     except NotFoundError as error:  # the service has a new database
                         log.warning("registering again", reason=str(error))
                         continue

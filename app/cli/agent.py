@@ -14,7 +14,7 @@ import structlog
 import typer
 
 from app.agent.agent import Agent
-from app.cli.console import Database, Json, out, print_json
+from app.cli.console import Database, Json, Threads, out, print_json
 
 
 def command(
@@ -30,6 +30,7 @@ def command(
             help="Where to keep models and undelivered results; the user's state directory by default.", show_default=False
         ),
     ] = None,
+    threads: Threads = None,
     db: Database = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def command(
     _configure_logging()
     own = platformdirs.user_state_path("edgewise") / "agent" if folder is None else folder
     of_server = own / hashlib.sha256(server.encode()).hexdigest()[:12]  # another service has not acknowledged what this one has
-    agent = Agent(server, key, db, of_server, probe_s=seconds)
+    agent = Agent(server, key, db, of_server, probe_s=seconds, threads=threads)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.close())
     worked = agent.run(once=once)

@@ -6,7 +6,7 @@ An option that is also a setting of the service reads the setting's environment 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +41,10 @@ def _warn_of_threads(threads: int | None) -> int | None:
 Threads = Annotated[
     int | None,
     typer.Option(
-        envvar="EDGEWISE_THREADS", help="Cores to use; the physical cores it may use by default.", callback=_warn_of_threads
+        envvar="EDGEWISE_THREADS",
+        min=1,
+        help="Cores to use; the physical cores it may use by default.",
+        callback=_warn_of_threads,
     ),
 ]
 MaxError = Annotated[
@@ -84,6 +87,11 @@ def read_samples(paths: list[Path]) -> list[dict[str, Array]]:
     return found
 
 
+def print_inputs(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Print the shapes that a model was bound to, given or not."""
+    out.print("inputs: " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()), markup=False)
+
+
 def parse_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
     """Read --shape x=1,3,224,224 as {"x": (1, 3, 224, 224)}. Raises ArgumentError."""
     return dict(_assignment("--shape", text) for text in texts)
@@ -119,6 +127,12 @@ def parse_counts(option: str, text: str, most: int) -> list[int]:
     if not all(value.is_integer() for value in found):
         raise ArgumentError(f"{option}: {text!r} is not understood, need whole numbers, as in 1,8,32")
     return [int(value) for value in found]
+
+
+def typed(context: typer.Context, option: str) -> bool:
+    """Return whether an option was given on the command line rather than by the environment."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def require_known(what: str, value: str, known: Sequence[str]) -> None:

@@ -131,7 +131,7 @@ def _here() -> Here:
 
 
 def _tell(db: str | None, json: bool, *, upgrade: bool) -> None:
-    with Store(db, upgrade=upgrade) as store:
+    with Store(db, create=upgrade, upgrade=upgrade) as store:
         devices = store.devices.page().items
         plans = store.plans.page(_here()).items
         facts = {"database": store.label, "revision": store.revision(), "devices": len(devices), "recent_plans": len(plans)}

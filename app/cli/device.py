@@ -130,6 +130,8 @@ def _print(profile: DeviceProfile) -> None:
     out.print(table)
     steady = profile.stability
     stolen = "" if steady.steal_percent is None else f", {steady.steal_percent:.1f} % stolen"
+    if steady.quietness.reasons:
+        out.print(f"{steady.quietness.text}: its figures are too low", style="bold red", markup=False)
     out.print(f"stability: spread {steady.jitter.spread_percent:.1f} %, drift {steady.drift_percent:+.1f} %{stolen}")
     out.print(f"numbers: {_sources(profile)}; {profile.probed_at:%Y-%m-%d %H:%M}")
 

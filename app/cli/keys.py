@@ -11,11 +11,19 @@ import typer
 from rich.table import Table
 
 from app.access.auth import Scope, new_key
-from app.cli.console import Database, Json, out, print_json
+from app.cli.console import Database, Json, notes, out, print_json
 from scheduler.store import AuditEntry, Store, StoredKey
 
 group = typer.Typer(no_args_is_help=True, add_completion=False, help="Create, list and revoke API keys.")
 DAY_US = 86_400_000_000
+FIRST = (
+    "This is the first key of this database: from now on its services ask for a key on every route but health,"
+    " on this machine too. Pages ask for it at /login; clients send it as `Authorization: Bearer KEY`."
+)
+LAST = (
+    "No key of scope admin is left, and services go on asking for keys. To get in again, run on a machine that reaches"
+    " this database: edgewise keys create --name NAME --scope admin"
+)
 
 
 @group.command("create")
@@ -38,8 +46,11 @@ def create(
     text, prefix, digest = new_key()
     expires_us = None if expires_days is None else time.time_ns() // 1000 + int(expires_days * DAY_US)
     with Store(db) as store:
+        first = not store.keys.ring().made
         store.keys.add(prefix, name, digest, {str(item) for item in scope}, expires_us, rate_per_s)
         _audit(store, "key.create", prefix)
+    if first:
+        notes.print(FIRST, style="yellow", markup=False, soft_wrap=True)
     if json:
         print_json(
             orjson.dumps({"key": text, "prefix": prefix, "name": name, "scopes": sorted(set(scope)), "expires_us": expires_us})
@@ -83,6 +94,9 @@ def revoke(
     with Store(db) as store:
         store.keys.revoke(prefix)
         _audit(store, "key.revoke", prefix)
+        left = any(key.active(time.time_ns() // 1000) and Scope.ADMIN in key.scopes for key in store.keys.ring().usable)
+    if not left:
+        notes.print(LAST, style="yellow", markup=False, soft_wrap=True)
     if json:
         print_json(orjson.dumps({"revoked": prefix}))
     else:

@@ -21,21 +21,22 @@ from app.cli.console import (
     out,
     parse_dims,
     parse_shapes,
+    print_inputs,
     print_json,
     read_samples,
     require_known,
+    typed,
 )
+from app.cli.stored import find_plan
 from profiler.units import quantity
-from scheduler.build import current_build
-from scheduler.local import local_fingerprint
 from scheduler.plan import Objective, Plan
 from scheduler.planning.compare import PlanDiff, WhatIf, diff, what_if
 from scheduler.planning.planner import plan as make_and_store
-from scheduler.store import Here, Store
 from scheduler.strategy import WantedPrecision
 
 
 def command(
+    context: typer.Context,
     model: Annotated[Path | None, typer.Argument(help="An ONNX file.", show_default=False)] = None,
     shape: Shape = [],  # noqa: B006
     dim: Dim = [],  # noqa: B006
@@ -46,7 +47,10 @@ def command(
     max_error: MaxError = None,
     precision: PrecisionOption = "fp32",
     samples: Samples = [],  # noqa: B006
-    max_threads: Annotated[int | None, typer.Option(min=1, help="Use no more cores.")] = None,
+    max_threads: Annotated[
+        int | None,
+        typer.Option(envvar="EDGEWISE_THREADS", min=1, max=1024, help="Use no more cores; the variable is of this machine."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the candidates of every step, and why one was chosen.")
     ] = False,
@@ -76,6 +80,8 @@ def command(
     require_known("objective", objective, get_args(Objective))
     require_known("precision", precision, get_args(WantedPrecision))
     dims = {name: sizes[0] for name, sizes in parse_dims(dim).items()}
+    if device != "local" and not typed(context, "max_threads"):
+        max_threads = None  # EDGEWISE_THREADS says how many cores of this machine to use
     made = make_and_store(
         model,
         device,
@@ -106,6 +112,7 @@ def command(
                 expected = "" if candidate.expected_ns is None else f"{candidate.expected_ns / 1e6:.3f}"
                 table.add_row("", f"  {candidate.verdict}: {candidate.strategy}", expected, candidate.reason, style="dim")
     out.print(table)
+    print_inputs({item.name: item.shape for item in made.inputs})
     out.print(made.why, markup=False)
     out.print(f"{error_text(made)}   memory {quantity(made.memory_bytes, 'B')}   plan {made.id[:12]}   {made.state.status}")
 
@@ -119,19 +126,11 @@ def error_text(plan: Plan) -> str:
 
 def show_diff(before: str, after: str, db: str | None, *, json: bool) -> None:
     """Print what differs between two plans, each a file of `plan --json` or the id of a stored one."""
-    found = diff(_find(before, db), _find(after, db))
+    found = diff(find_plan(before, db), find_plan(after, db))
     if json:
         print_json(orjson.dumps({**orjson.loads(orjson.dumps(found)), "ratio": found.ratio}))
         return
     _print_diff(found)
-
-
-def _find(named: str, db: str | None) -> Plan:
-    path = Path(named)
-    if path.is_file():
-        return Plan.from_json(path.read_bytes())
-    with Store(db) as store:
-        return store.plans.get(named, Here(local_fingerprint(), current_build())).plan
 
 
 def _print_diff(found: PlanDiff) -> None:

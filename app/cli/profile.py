@@ -26,6 +26,7 @@ from app.cli.console import (
     parse_shapes,
     print_json,
     require_known,
+    typed,
 )
 from app.cli.conventions import names_of, print_conventions
 from app.cli.tables import Column, fitted
@@ -35,6 +36,7 @@ from graph.ir import Model
 from profiler.counting import sweep
 from profiler.counting.counts import profile
 from profiler.device.profile import FULL_S
+from profiler.device.quiet import Quietness, refused
 from profiler.report.document import Op, Report
 from profiler.report.exports import op_rows, sweep_rows, to_csv
 from profiler.report.makers import static_report
@@ -85,7 +87,7 @@ def command(
     edgewise profile model.onnx --convention thop --convention fvcore
     """
     shapes, dims = parse_shapes(shape), parse_dims(dim)
-    if not measured and (_typed(context, "threads") or plan is not None):
+    if not measured and (typed(context, "threads") or plan is not None):
         raise ArgumentError("profile: --threads and --plan need --measure")
     if convention and (measured or any(len(sizes) > 1 for sizes in dims.values())):
         raise ArgumentError("profile: --convention needs one size of each dimension, and no --measure")
@@ -112,14 +114,9 @@ def command(
     else:
         ops = sorted(report.ops, key=key)[: top or None]
         (_print_trace if measured else _print_counts)(report, ops, top)
-    if not report.check.ok:
+    _tell_quietness(report.quietness)
+    if not report.check.ok or refused(report.quietness):
         raise typer.Exit(1)
-
-
-def _typed(context: typer.Context, option: str) -> bool:
-    """Return whether an option was given on the command line rather than by the environment."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _sort_key(name: str, columns: tuple[str, ...]) -> Callable[[Op], float]:
@@ -157,11 +154,22 @@ def _measure(
             bar.update(task, description=what)
 
         report = measure_model(model, device, opened, shapes, dims, runs=runs, threads=threads, plan=plan, say=say)
-        if store:
+        if store and not refused(report.quietness):
             opened.models.save(model.digest, model.source, model.nbytes)
             number = opened.profiles.save(report, here.build.id)
             notes.print(f"stored as profile {number}", style="dim")
     return report
+
+
+def _tell_quietness(seen: Quietness | None) -> None:
+    """Say on stderr that other work used the machine, and what that means for the times."""
+    if seen is None or not seen.reasons:
+        return
+    if seen.level == "disturbed":
+        notes.print(f"{seen.text}; the fastest runs hold, medians may be too long", style="yellow", markup=False)
+        return
+    kept = "they are not stored, measure again when it is quiet" if refused(seen) else "they are stored with this mark"
+    notes.print(f"{seen.text}. These times are not the model's; {kept}.", style="bold red", markup=False)
 
 
 def _print_counts(report: Report, ops: list[Op], top: int) -> None:
@@ -200,6 +208,9 @@ def _print_trace(report: Report, ops: list[Op], top: int) -> None:
     for problem in report.check.problems:
         text = f"above its roof: {problem.name} ({problem.op}) at {problem.roof_percent:.0f} %; {problem.reason}"
         out.print(text, style="red", markup=False)
+    if report.quietness is not None and report.quietness.level == "busy":
+        out.print("self-check: not possible, the machine was busy", style="bold red")
+        return
     out.print("self-check: ok" if report.check.ok else f"self-check: {len(report.check.problems)} steps are above their roof")
 
 
@@ -213,6 +224,7 @@ def _print(table: Table, report: Report, top: int) -> None:
     out.print(table)
     if top and len(report.ops) > top:
         out.print(f"{top} of {len(report.ops)} ops; --top 0 prints all", style="dim")
+    out.print("inputs: " + ", ".join(f"{name} {spec}" for name, spec in report.model.inputs.items()), markup=False)
     out.print(f"macs {totals.macs:,}   params {totals.params:,}")
     out.print(f"flops {totals.flops:,} (2·macs + {totals.other_flops:,})")
     peak, params = quantity(totals.peak_activation_bytes, "B"), quantity(totals.param_bytes, "B")

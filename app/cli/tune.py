@@ -27,7 +27,11 @@ from app.cli.console import (
     print_json,
     read_samples,
     require_known,
+    typed,
 )
+from app.engine.policy import Rules
+from app.models.planned import Terms
+from kernels.confinement import usable_cores
 from profiler.units import milliseconds
 from scheduler.plan import Plan
 from scheduler.strategy import WantedBackend, WantedPrecision
@@ -35,6 +39,7 @@ from scheduler.tuning.tuner import TuneProgress, tune
 
 
 def command(
+    context: typer.Context,
     model: ModelPath,
     budget: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds to measure for.")] = 60.0,
     shape: Shape = [],  # noqa: B006
@@ -94,17 +99,38 @@ def command(
         texts = [made.to_json() for made in plans]
         print_json(texts[0] if len(points) == 1 else f"[{','.join(texts)}]")
         return
+    served_cores = usable_cores() if threads is None or typed(context, "threads") else threads
     for made in plans:
-        _print(made, several=len(points) > 1)
+        _print(made, served_cores, several=len(points) > 1)
 
 
-def _print(made: Plan, *, several: bool) -> None:
+def _print(made: Plan, served_cores: int, *, several: bool) -> None:
+    """Print the answer, the time of a run, and under it where it comes from. served_cores: that a service here uses."""
     measured = sum(step.measured for step in made.steps)
-    whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} measured"
+    whole = "not measured as a whole" if made.measured_ns is None else f"{milliseconds(made.measured_ns)} a run"
     inputs = ", ".join(f"{item.name} {list(item.shape)}" for item in made.inputs)
     of = f"{made.model_name} ({inputs})" if several else made.model_name
     out.print(f"{of} on {made.device_name}: {whole}, {made.threads} threads", markup=False)
+    for reason in made.why.split("; "):
+        out.print(f"  {reason}", markup=False)
     out.print(
         f"{measured} of {len(made.steps)} steps measured, {len(made.ties)} ties   plan {made.id[:12]}   {made.state.status}"
     )
-    out.print(made.why, markup=False)
+    for line in _served(made, served_cores):
+        out.print(f"  {line}", markup=False)
+
+
+def _served(plan: Plan, cores: int) -> list[str]:
+    """Say which requests a plan answers, whether a running service follows it, and what makes one serve it."""
+    limits = plan.constraints
+    asked = [f"at most {limits.max_threads} threads"] if limits.max_threads else ["all cores"]
+    asked += [f"an error of at most {limits.max_error:g}"] if limits.max_error is not None else []
+    asked += [f"backend {limits.backend}"] if limits.backend != "auto" else []
+    asked += [f"precision {limits.precision}"] if limits.precision != "fp32" else []
+    shapes = ", ".join(f"{item.name} {list(item.shape)}" for item in plan.inputs)
+    told = [f"answers: {plan.objective}, {', '.join(asked)}, of {shapes}"]
+    if Terms(Rules(), threads=cores, cores=cores).met(plan):
+        return [*told, "served: a service on this machine with this database follows it within seconds"]
+    command = f"edgewise serve --plan {plan.id[:12]}"
+    rule = f', or {{"plan": "{plan.id[:12]}"}} in the file NAME.json beside the model'
+    return [*told, f"served: only where it is asked for, since it was tuned on other terms: {command}{rule}"]

@@ -88,7 +88,8 @@ class Rules(msgspec.Struct, frozen=True):
     """Batching and planning rules of a model, from the file beside it or the config of a load request.
 
     max_batch_size: rows that may share a run, taken without proof; 0 = no batching, absent = where batching is proven safe.
-    objective, max_error: which plans the model runs; absent = latency, and no limit.
+    objective, max_error: which plans the model runs; absent = latency, and no limit. plan: the id of a stored plan that it runs
+    whatever it was made for, or the id's first digits; absent = the newest that fits.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] | None = None
@@ -96,6 +97,7 @@ class Rules(msgspec.Struct, frozen=True):
     instance_group: tuple[InstanceGroup, ...] = ()
     objective: Literal["latency", "throughput", "memory"] | None = None
     max_error: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    plan: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8,64}$")] | None = None
 
     @property
     def instances(self) -> int | None:
@@ -110,6 +112,7 @@ class Rules(msgspec.Struct, frozen=True):
             self.instance_group or other.instance_group,
             self.objective or other.objective,
             other.max_error if self.max_error is None else self.max_error,
+            self.plan or other.plan,
         )
 
 

@@ -50,13 +50,15 @@ class Desk(Protocol):
 class JobContext:
     """What jobs run with: the kinds that can be run, and the database for measurements, with its URL.
 
-    probe_s: how long this machine is measured if the database has no profile of it.
+    probe_s: how long this machine is measured if the database has no profile of it. threads: that a job may use which names
+    none; None = all cores.
     """
 
     kinds: Mapping[str, Kind]
     store: Store
     db: str | None
     probe_s: float
+    threads: int | None = None
 
 
 class JobWorker:
@@ -101,7 +103,9 @@ class JobWorker:
             if holding.stop():
                 outcome = JobOutcome()
             else:
-                outcome = execute(context.kinds, job, model, context.store, context.db, holding.report, holding.stop)
+                outcome = execute(
+                    context.kinds, job, model, context.store, context.db, context.threads, holding.report, holding.stop
+                )
         except DeskError as error:
             return "queued", JobOutcome(), str(error)
         except EdgewiseError as error:

@@ -70,6 +70,7 @@ class LocalJobs:
 
     Args: open_store: opens the database, db: its URL. kinds: of the jobs it can run. find_model: a model by digest.
           lease_s: how long a job is kept without renewal. probe_s: how long a new device is measured.
+          threads: that a job may use which names none; None = all cores.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class LocalJobs:
         *,
         lease_s: float,
         probe_s: float,
+        threads: int | None,
     ) -> None:
         self._open_store, self._db, self._kinds, self._find_model = open_store, db, kinds, find_model
-        self._lease_s, self._probe_s = lease_s, probe_s
+        self._lease_s, self._probe_s, self._threads = lease_s, probe_s, threads
         self._thread = threading.Thread(target=self._run, name="edgewise-jobs", daemon=True)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._worker: JobWorker | None = None
@@ -126,7 +128,7 @@ class LocalJobs:
     def _take_all(self) -> None:
         store = self._open_store()
         device = local_fingerprint()
-        context = JobContext(self._kinds, store, self._db, self._probe_s)
+        context = JobContext(self._kinds, store, self._db, self._probe_s, self._threads)
         worker = self._worker = JobWorker(context, StoreDesk(store, self._find_model, self._lease_s), self._lease_s)
         while not self._closing.is_set() and (claim := store.jobs.claim(device, OWNER, self._lease_s)) is not None:
             worker.run(claim)

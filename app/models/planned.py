@@ -2,14 +2,15 @@
 
 The database is polled every few seconds, so that a plan comes into service wherever it was made: by a job, an agent, a client or
 the command line. It is built while runs go on, and takes over between two of them. A plan is ignored if it is stale, of another
-device, or made on other terms than the model's; without a plan, each op of a model runs its default strategy.
+device, or made on other terms than the model's; without a plan, each op of a model runs its default strategy. A plan that is
+pinned, by `serve --plan` or in the model's file of rules, is run whatever it was made for, and no other for its shapes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -20,7 +21,7 @@ from app.errors import RequestError
 from app.models.repository import Repository, Served
 from kernels.errors import EdgewiseError
 from kernels.record import record
-from scheduler.errors import StoreError
+from scheduler.errors import NotFoundError, StoreError
 from scheduler.plan import Constraints, Plan
 from scheduler.session import Session
 from scheduler.store import Here, Store
@@ -51,12 +52,20 @@ class Terms:
 class PlanFollower:
     """Brings stored plans into service. Event loop only.
 
-    quick_calls: threads for short questions to the database. here: returns this device and build.
+    desk: threads for short questions to the database. here: returns this device and build. pins: ids of plans that are run
+    whatever they were made for.
     """
 
     def __init__(
-        self, repository: Repository, engine: Engine, desk: Calls, open_store: Callable[[], Store], here: Callable[[], Here]
+        self,
+        repository: Repository,
+        engine: Engine,
+        desk: Calls,
+        open_store: Callable[[], Store],
+        here: Callable[[], Here],
+        pins: Sequence[str] = (),
     ) -> None:
+        self._pins = pins
         self._repository, self._engine, self._desk = repository, engine, desk
         self._open_store, self._here = open_store, here
         self._looked: weakref.WeakKeyDictionary[Session, int] = weakref.WeakKeyDictionary()
@@ -97,8 +106,10 @@ class PlanFollower:
 
         def find() -> list[Plan]:
             stored = self._open_store().plans.standing(session.model.digest, self._here(), after)
-            known = session.plans
-            return [found.plan for found in stored if terms.met(found.plan) and found.plan.id not in known]
+            pinned = self._pinned(served, session)
+            taken = {plan.inputs for plan in pinned}
+            fitting = [found.plan for found in stored if terms.met(found.plan) and found.plan.inputs not in taken]
+            return [plan for plan in (*pinned, *fitting) if plan.id not in session.plans]
 
         for plan in reversed(_first_of_shapes(await self._desk.call(find))):
             try:
@@ -109,6 +120,23 @@ class PlanFollower:
                 log.warning("plan not taken into service", model=served.name, plan=plan.id, reason=str(error))
             else:
                 log.info("plan in service", model=served.name, version=served.version, plan=plan.id, threads=plan.threads)
+
+    def _pinned(self, served: Served, session: Session) -> list[Plan]:
+        """Return the pinned plans of a model that hold for this device and build."""
+        found: list[Plan] = []
+        for pin in (*filter(None, [served.rules.plan]), *self._pins):
+            try:
+                plan = self._open_store().plans.get(pin, self._here()).plan
+            except NotFoundError as error:
+                log.warning("pinned plan not found", model=served.name, reason=str(error))
+                continue
+            if plan.model_digest != session.model.digest:
+                continue
+            if plan.state.status == "stale":
+                log.warning("pinned plan not taken into service", model=served.name, plan=plan.id, reason=plan.state.reason)
+            else:
+                found.append(plan)
+        return found
 
 
 def _first_of_shapes(plans: list[Plan]) -> list[Plan]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.access.auth import Scope, needs
+from app.models.repository import Repository
 from app.service import EnginePart, QuickCallsPart, RepositoryPart, Serving, StoragePart
 from app.v1.models import AtShapes
 from app.v1.paging import Cursor, Key, Limit, PageOut, Size, page_of
@@ -37,10 +38,11 @@ class PlanIn(AtShapes):
 
 
 class PlanOut(BaseModel):
-    """A plan with its id. `plan.state` tells whether it is valid for this device and build."""
+    """A plan with its id. `plan.state` tells whether it is valid for this device and build. served: models that run it now."""
 
     id: str
     created_us: int | None
+    served: list[str] = []
     plan: Plan
 
 
@@ -79,7 +81,7 @@ class WhatIfIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    plan_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
     nodes: Annotated[
         dict[Annotated[str, Field(max_length=1024)], Annotated[str, Field(min_length=1, max_length=512)]],
         Field(max_length=10_000),
@@ -112,7 +114,7 @@ async def create_plan(repository: RepositoryPart, storage: StoragePart, engine: 
         known = tuned(storage.store, made)
         if known is None:
             storage.store.plans.save(made)
-        return _plan(storage.store.plans.get((known or made).id, storage.here()))
+        return _plan(storage.store.plans.get((known or made).id, storage.here()), repository)
 
     return await engine.call(work)
 
@@ -135,7 +137,7 @@ async def list_plans(
         return storage.store.plans.page(storage.here(), model, device, limit, cursor)
 
     page = await page_of(repository, model, device, engine.call(work))
-    found = [_plan(stored) for stored in page.items]
+    found = [_plan(stored, repository) for stored in page.items]
     return PageOut(items=found if steps else [_without_steps(item) for item in found], next=page.next)
 
 
@@ -148,9 +150,9 @@ async def served_plans(service: Serving) -> list[ServedPlanOut]:
 
 @router.get("/plans/{plan_id}")
 @needs(Scope.READ)
-async def get_plan(storage: StoragePart, engine: EnginePart, plan_id: str) -> PlanOut:
-    """Return one plan. Its state tells whether it is still valid for this device and build."""
-    return _plan(await engine.call(lambda: storage.store.plans.get(plan_id, storage.here())))
+async def get_plan(repository: RepositoryPart, storage: StoragePart, engine: EnginePart, plan_id: str) -> PlanOut:
+    """Return one plan, by its id or its first digits. Its state tells whether it is still valid for this device and build."""
+    return _plan(await engine.call(lambda: storage.store.plans.get(plan_id, storage.here())), repository)
 
 
 @router.get("/plans/{plan_id}/explain")
@@ -210,8 +212,10 @@ def _served_plan(served: ServedPlan) -> ServedPlanOut:
     )
 
 
-def _plan(stored: StoredPlan) -> PlanOut:
-    return PlanOut(id=stored.plan.id, created_us=stored.created_us, plan=stored.plan)
+def _plan(stored: StoredPlan, repository: Repository) -> PlanOut:
+    plan = stored.plan
+    served = {model.name for model in repository.models if model.session is not None and plan.id in model.session.plans}
+    return PlanOut(id=plan.id, created_us=stored.created_us, served=sorted(served), plan=plan)
 
 
 def _without_steps(item: PlanOut) -> PlanOut:
@@ -228,9 +232,14 @@ async def pareto(
     device: Key | None = None,
     limit: Limit = 100,
 ) -> list[Tradeoff]:
-    """Return the newest plans of a model (its digest) with latency and error estimate, and which are Pareto-optimal in both."""
+    """Return the newest plans of a model (its digest) with latency and error estimate, and which are Pareto-optimal in both.
+
+    Plans of one device are compared with one another, this one's first; a measured latency is better than any predicted one.
+    """
 
     def work() -> Page[Tradeoff]:
-        return Page(tuple(tradeoffs(storage.store.queries.plans(storage.here().build, model, device, limit))), None)
+        here = storage.here()
+        cards = storage.store.queries.plans(here.build, model, device, limit)
+        return Page(tuple(tradeoffs(cards, here.device_fingerprint)), None)
 
     return list((await page_of(repository, model, device, quick_calls.call(work))).items)

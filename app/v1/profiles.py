@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from app.access.auth import Scope, needs
-from app.engine.feeds import smallest_shapes
 from app.errors import RequestError
 from app.service import EnginePart, QuickCallsPart, RepositoryPart, StoragePart
 from app.v1.models import AtShapes
@@ -55,11 +54,11 @@ async def make_profile(repository: RepositoryPart, storage: StoragePart, engine:
 @router.get("/models/{name}/count")
 @needs(Scope.READ)
 async def count_model(repository: RepositoryPart, engine: EnginePart, name: str, version: str | None = None) -> Report:
-    """Count the cost of a served model with every open dimension at 1, without storing it. 400 if the model rejects that."""
+    """Count the cost of a served model at batch 1, without storing it. 400 where other dimensions are open."""
     served, session = repository.ready(name, version)
 
     def work() -> Report:
-        report = static_report(profile(session.model, smallest_shapes(session.inputs)))
+        report = static_report(profile(session.model))
         return report.model_copy(update={"model": report.model.model_copy(update={"name": served.name})})
 
     return await engine.call(work)

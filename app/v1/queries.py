@@ -18,6 +18,8 @@ from app.v1.paging import Cursor, Key, Limit, PageOut, Size
 from app.v1.profiles import Format, Kind, as_csv, written
 from kernels.record import record
 from profiler.report.matching import match
+from scheduler.planning.pareto import timing
+from scheduler.planning.ranking import by_device, ranked
 from scheduler.store import Page, ProfileRun
 from scheduler.store.queries import FoundGroup, FoundOp, GroupBy, PlanCard, Regression, Which
 
@@ -171,12 +173,22 @@ async def best_plans(
     max_memory_bytes: Size | None = None,
     max_error: Annotated[float, Query(ge=0, le=1)] | None = None,
 ) -> list[FitOut]:
-    """List stored plans of a model, on all devices or one: those that meet the limits, fastest first, then the others."""
+    """List stored plans of a model, on all devices or one: those that meet the limits, then the others.
+
+    Plans of this device come first, then those of each other device. Of one device measured latencies go before predicted ones,
+    each the fastest first.
+    """
 
     def work() -> list[FitOut]:
-        cards = storage.store.queries.plans(storage.here().build, model, device)
-        fits = [FitOut(plan=card, misses=_misses(card, max_latency_ms, max_memory_bytes, max_error)) for card in cards]
-        return sorted(fits, key=lambda fit: (bool(fit.misses), fit.plan.latency_ns))
+        here = storage.here()
+        cards = storage.store.queries.plans(here.build, model, device)
+        groups = by_device(cards, lambda card: card.device, here.device_fingerprint)
+        fits = [
+            FitOut(plan=card, misses=_misses(card, max_latency_ms, max_memory_bytes, max_error))
+            for group in groups
+            for card in ranked(group, timing)
+        ]
+        return sorted(fits, key=lambda fit: bool(fit.misses))
 
     return await quick_calls.call(work)
 

@@ -8,11 +8,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from app.access.auth import Scope, needs
-from app.service import EnginePart, StoragePart
+from app.service import EnginePart, RepositoryPart, StoragePart
 from app.v1.paging import Cursor, Key, Limit, PageOut
 from scheduler.store import Here, JudgedMeasurement, Page
 
 router = APIRouter()
+NameOrDigest = Annotated[
+    str, Query(max_length=256, pattern=r"^[^\x00]*$", description="The name of a served model, or a model's digest.")
+]
 
 
 class StrategyOut(BaseModel):
@@ -55,23 +58,26 @@ async def list_strategies(
 @router.get("/strategies/best")
 @needs(Scope.READ)
 async def best_strategies(
+    repository: RepositoryPart,
     storage: StoragePart,
     engine: EnginePart,
     device: Annotated[str, Query(pattern=r"^(local|[0-9a-f]{8,64})$")] = "local",
     signature: Key | None = None,
-    model: Key | None = None,
+    model: NameOrDigest | None = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> PageOut[StrategyOut]:
-    """Return the fastest strategy on a device for one op signature, or for each signature of a model (its digest).
+    """Return the fastest strategy on a device for one op signature, or for each signature of a model (its name or digest).
 
     Without measurements of this build and kernel source, it is the fastest of the build measured last, marked as not fresh.
     """
+    names = {served.name: served.session.model.digest for served in repository.models if served.session is not None}
+    digest = None if model is None else names.get(model, model)
 
     def work() -> Page[JudgedMeasurement]:
         here = storage.here()
         asked = here if device == "local" else Here(device, here.build)
-        return storage.store.measurements.best(asked, signature, model, limit, cursor)
+        return storage.store.measurements.best(asked, signature, digest, limit, cursor)
 
     page = await engine.call(work)
     return PageOut(items=[_strategy(found) for found in page.items], next=page.next)

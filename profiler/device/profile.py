@@ -38,7 +38,7 @@ from profiler.device.topology import (
 from profiler.errors import MeasurementError, ProfileFormatError
 
 SCHEMA_VERSION: Final = 1
-FULL_S = 8.0
+FULL_S: Final = 8.0
 Progress = Callable[[int, int, str], None]
 
 
@@ -206,7 +206,7 @@ def probe(seconds: float = FULL_S, progress: Progress | None = None, root: Path 
     meter = _Meter(steps, progress)
 
     _warm_up(seconds / 50)
-    watch = StabilityWatch(compiled, effort)
+    watch = StabilityWatch(compiled, effort, max(counts))
     peaks: list[Peak] = []
     bandwidths: list[Bandwidth] = []
     for threads in counts:

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from profiler.device.quiet import Quietness
 from profiler.device.topology import Record
 from profiler.errors import ProfileFormatError
 
@@ -196,7 +197,10 @@ class Check(Record):
 
 
 class Report(Record):
-    """The document of a run. Only traces have setup, timeline and roof; the roof is None where the device was not measured."""
+    """The document of a run. Only traces have setup, timeline and roof; the roof is None where the device was not measured.
+
+    quietness: whether other work used the machine while it was timed; None where that was not watched.
+    """
 
     schema_version: Literal[2] = SCHEMA_VERSION
     kind: Kind
@@ -209,6 +213,7 @@ class Report(Record):
     roof: Roof | None = None
     uncounted: tuple[Missing, ...] = ()
     check: Check
+    quietness: Quietness | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -13,6 +13,7 @@ from kernels.spec import STRING, Spec
 from profiler.counting.counts import OpProfile, Profile
 from profiler.device.probe.bandwidth import PATTERNS
 from profiler.device.profile import DeviceProfile
+from profiler.device.quiet import Quietness
 from profiler.report.document import (
     Backend,
     Check,
@@ -62,12 +63,13 @@ def trace_report(
     setup: Setup,
     device: DeviceProfile | None,
     predicted_ns: Mapping[str, float],
+    quietness: Quietness | None = None,
 ) -> Report:
     """Report a traced run: its steps, their times, and their distance from the roofline of the device.
 
     Args:   counted: the model as imported. executor: the traced one. measured: its trace. setup: how the trace was taken.
             device: that it ran on; None = not measured, the report has no roof. predicted_ns: node name -> predicted time of its
-            step; steps that are missing have no prediction.
+            step; steps that are missing have no prediction. quietness: of the machine meanwhile; None = not watched.
     Raises: MeasurementError where the device's profile lacks a peak or bandwidth that is needed.
     """
     placed = None if device is None else roofline(measured, device, setup.threads)
@@ -106,6 +108,7 @@ def trace_report(
         roof=None if device is None else _roof(device, setup.threads),
         uncounted=tuple(Missing(node=cost.name, op=cost.op, reason=cost.reason) for cost in costs if not cost.counted),
         check=_check(() if placed is None else placed.points),
+        quietness=quietness,
     )
 
 

@@ -36,7 +36,8 @@ class RooflinePoint:
     """One step and its roof.
 
     flops, moved_bytes, intensity: as executed. precision: of the peak that it is compared with. level: the innermost memory that
-    holds its bytes. roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median.
+    holds its bytes. roof_ns: the least time it could take; attainable_flops_per_s: the rate at that time. measured_ns: median,
+    at least a step of the clock.
     achieved_flops_per_s, achieved_bytes_per_s: at that median. roof_percent: roof_ns / measured_ns. bound: the side of the roof
     that limits it. wasted_ns: measured_ns − roof_ns, at least 0. contradiction: why it may be faster than its roof, "" where it
     is not.
@@ -66,7 +67,8 @@ class RooflinePoint:
 class Roofline:
     """All steps that do work, in execution order, on a device with a number of threads.
 
-    skipped: steps without a roof (not counted, or views of memory). wasted_ns, roof_ns: sums over the points.
+    skipped: steps without a roof: not counted, views of memory, or too short for the clock. wasted_ns, roof_ns: sums over the
+    points.
     """
 
     device: str
@@ -99,12 +101,17 @@ def roofline(measured: Trace, device: DeviceProfile, threads: int = 1) -> Roofli
     for row in measured.ops:
         if row.cost is None or not row.cost.counted or row.algorithm == VIEW or not row.cost.moved_bytes:
             skipped.append(row.name)
+            continue
+        point = _place(row, row.cost, device, threads)
+        if point is None:
+            skipped.append(row.name)
         else:
-            points.append(_place(row, row.cost, device, threads))
+            points.append(point)
     return Roofline(device.fingerprint, threads, tuple(points), tuple(skipped))
 
 
-def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -> RooflinePoint:
+def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -> RooflinePoint | None:
+    """Place a step under the roof; None where it seems to be above, and both are too short for the clock to compare them."""
     precision = precision_of(cost)
     flops = FLOPS_PER_MAC * row.executed_macs + cost.other_flops
     moved_bytes = cost.moved_bytes if row.op not in PARTIAL_READS else 2 * cost.write_bytes
@@ -114,7 +121,10 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
     compute_ns, memory_ns = 1e9 * flops / peak, device.least_transfer_ns(moved_bytes, threads, footprint_bytes)
     bandwidth = 1e9 * moved_bytes / memory_ns
     roof_ns = max(compute_ns, memory_ns)
-    measured_ns = max(row.durations.p50_ns, 1.0)
+    clock_ns = max(device.overheads.timer_resolution.value, device.overheads.timer_call.value, 1.0)
+    measured_ns = max(row.durations.p50_ns, clock_ns)
+    if measured_ns < roof_ns < MIN_CLOCK_STEPS * clock_ns:
+        return None
     bound: Bound = "compute" if compute_ns >= memory_ns else "memory"
     percent = 100 * roof_ns / measured_ns
     return RooflinePoint(
@@ -135,7 +145,7 @@ def _place(row: OpTrace, cost: OpProfile, device: DeviceProfile, threads: int) -
         roof_percent=percent,
         bound=bound,
         wasted_ns=max(0.0, measured_ns - roof_ns),
-        contradiction=_contradiction(percent, bound, measured_ns, level, device),
+        contradiction=_contradiction(percent, bound, level, device),
     )
 
 
@@ -154,12 +164,11 @@ def precision_of(cost: OpProfile) -> Precision:
     return "fp32" if first is None else _PRECISIONS.get(np.dtype(first.dtype).name, "fp32")
 
 
-def _contradiction(percent: float, bound: Bound, measured_ns: float, level: str, device: DeviceProfile) -> str:
+def _contradiction(percent: float, bound: Bound, level: str, device: DeviceProfile) -> str:
     if percent <= 100 + TOLERANCE_PERCENT:
         return ""
-    clock_ns = max(device.overheads.timer_resolution.value, device.overheads.timer_call.value)
-    if measured_ns < MIN_CLOCK_STEPS * clock_ns:
-        return f"timing: {measured_ns:.0f} ns is less than {MIN_CLOCK_STEPS} steps of a {clock_ns:.0f} ns clock"
+    if device.stability.quietness.level == "busy":
+        return "peak: the device was busy with other work when it was measured, measure it again"
     if bound == "memory":
         return f"counting: not all counted bytes are moved, or they come from a level inside {level}"
     return "peak: the device's measured peak is too low, or counting: the algorithm skips arithmetic"

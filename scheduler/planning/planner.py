@@ -39,8 +39,10 @@ from scheduler.plan import (
     PlanStep,
     State,
     ThreadOption,
+    all_measured,
 )
 from scheduler.planning.accuracy import Feeds, Reference
+from scheduler.planning.ranking import Timing, ranked
 from scheduler.planning.rounding import keep_within, rounding_error
 from scheduler.planning.steps import Evidence, choose_step
 from scheduler.planning.subject import Subject
@@ -168,10 +170,12 @@ def compose(
     counts = thread_counts(cores) if given is None else tuple(sorted(given))
     plans = [_at(subject, threads, objective, constraints, evidence, (given or {}).get(threads, {})) for threads in counts]
     options = [_option(draft, cores, objective, constraints) for draft in plans]
-    order = sorted(range(len(plans)), key=lambda i: (options[i].verdict == "over_limit", *_rank(options[i], objective)))
-    best = order[0]
+    order = sorted(range(len(plans)), key=lambda i: _rank(options[i], objective))
+    if objective == "latency":
+        order = ranked(order, lambda i: plans[i].timing)
+    best = min(order, key=lambda i: options[i].verdict == "over_limit")
     options = [
-        option if index == best or option.verdict == "over_limit" else option.model_copy(update={"verdict": "slower"})
+        option if index == best or option.verdict == "over_limit" else _lost(option, plans[index], plans[best])
         for index, option in enumerate(options)
     ]
     draft, option = plans[best], options[best]
@@ -204,7 +208,10 @@ def compose(
     _show(plan)
     if option.verdict == "over_limit":
         raise InfeasibleError(
-            f"plan of {subject.model.source}: {option.reason}, the closest plan is attached", option.reason, plan
+            f"plan of {subject.model.source}: {option.reason}; the closest plan takes {plan.predicted_ns / 1e6:.3f} ms and"
+            f" {plan.memory_bytes} bytes, with an error estimate of {plan.error_estimate:.1e}",
+            option.reason,
+            plan,
         )
     return plan
 
@@ -251,7 +258,8 @@ def plan(
              precision: of products of float32: "fp32", "bf16", or "auto" for what is fastest for each op within `max_error`, by
              default 0.01.
              samples: inputs by name, of which the error is measured on this machine; without any, random ones are made.
-             db: database URL; None = SQLite in the user's data directory.
+             db: database URL; None = that in EDGEWISE_DB, else
+             SQLite in the user's data directory.
     Raises:  ModelError for a file that is refused; FeedError where a dimension is left open; AttributeValueError for an unknown
              value; NotFoundError for an unknown device; InfeasibleError, with the closest plan, where a limit cannot be met;
              UnsupportedError for what this build cannot do; StoreError for a database that cannot be used.
@@ -305,6 +313,13 @@ class _Draft:
     param_bytes: int
     error: float
     ties: tuple[str, ...]
+
+    @property
+    def timing(self) -> Timing:
+        """What is known of its time: measured where every step was that runs a kernel."""
+        return Timing(
+            self.predicted_ns, all_measured(self.steps), sum(s.predicted_ns if s.measured else s.high_ns for s in self.steps)
+        )
 
 
 def _check(objective: str, backend: str) -> None:
@@ -381,6 +396,12 @@ def _option(draft: _Draft, cores: int, objective: Objective, constraints: Constr
         verdict="over_limit" if broken else "chosen",
         reason="; ".join(broken),
     )
+
+
+def _lost(option: ThreadOption, draft: _Draft, best: _Draft) -> ThreadOption:
+    """Return a thread count that was not chosen with its verdict."""
+    untried = best.timing.measured and not draft.timing.measured
+    return option.model_copy(update={"verdict": "unmeasured" if untried else "slower"})
 
 
 def _rank(option: ThreadOption, objective: Objective) -> tuple[float, float, int]:

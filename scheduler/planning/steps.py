@@ -11,6 +11,7 @@ from kernels.record import record
 from scheduler.cost.bounds import UNCERTAINTY
 from scheduler.cost.fitting import CostModel, Prediction
 from scheduler.plan import EXECUTOR, TIE, Candidate, Objective, PlanStep
+from scheduler.planning.ranking import Timing, ranked
 from scheduler.planning.subject import Option, Subject
 from scheduler.store import Measurement
 from scheduler.strategy import Strategy
@@ -171,18 +172,18 @@ def _able(subject: Subject, candidates: Sequence[Candidate]) -> list[Candidate]:
 def _best(able: Sequence[Candidate], found: Mapping[Strategy, _Found], objective: Objective) -> Candidate:
     """Return the fastest candidate; for the objective "memory" the fastest of those that need least memory.
 
-    Beside a measured candidate only fitted predictions count, and by their upper bound: the lowest of many uncertain predictions
-    is low mostly by chance.
+    It is the first by the rule of `scheduler.planning.ranking`; only fitted predictions have an upper bound.
     """
     if objective == "memory":
         least = min(c.workspace_bytes + c.packed_bytes for c in able)
         able = [c for c in able if c.workspace_bytes + c.packed_bytes == least]
-    measured = min((c.measured_ns for c in able if c.measured_ns is not None), default=None)
-    if measured is not None:
-        able = [
-            c for c in able if c.measured_ns is not None or (found[c.strategy].prediction.fitted and (c.high_ns or 0) < measured)
-        ]
-    return min(able, key=lambda c: (c.expected_ns or 0, str(c.strategy)))
+    by_name = sorted(able, key=lambda c: str(c.strategy))
+    return ranked(by_name, lambda c: _timing(c, fitted=found[c.strategy].prediction.fitted))[0]
+
+
+def _timing(candidate: Candidate, *, fitted: bool) -> Timing:
+    measured = candidate.measured_ns is not None
+    return Timing(candidate.expected_ns or 0, measured, candidate.high_ns if fitted and not measured else None)
 
 
 def _judged(candidate: Candidate, chosen: Candidate) -> Candidate:
@@ -190,7 +191,14 @@ def _judged(candidate: Candidate, chosen: Candidate) -> Candidate:
         return candidate
     if candidate is chosen:
         return candidate.model_copy(update={"verdict": "chosen"})
+    if candidate.measured_ns is None and chosen.measured_ns is not None:
+        predicted, most = (candidate.predicted_ns or 0) / 1e3, (candidate.high_ns or 0) / 1e3
+        reason = f"not measured here: predicted {predicted:.1f} µs, {most:.1f} at most; the chosen one was measured"
+        return candidate.model_copy(update={"verdict": "unmeasured", "reason": reason})
     ratio = (candidate.expected_ns or 0) / max(chosen.expected_ns or 0, 1e-9)
+    if candidate.measured_ns is not None and chosen.measured_ns is None:
+        reason = f"measured, {ratio:.2f} times what the chosen one is predicted to take"
+        return candidate.model_copy(update={"verdict": "slower", "reason": reason})
     tie = 1 / TIE <= ratio <= TIE
     return candidate.model_copy(update={"verdict": "tie" if tie else "slower", "reason": f"{ratio:.2f} times the chosen one"})
 
@@ -206,8 +214,9 @@ def _reason(chosen: Candidate, others: Sequence[Candidate], found: _Found) -> st
     if found.load.converted_bytes:
         text += f", {found.load.converted_bytes} bytes of it moved to convert its input"
     if others:
-        next_best = min(others, key=lambda c: c.expected_ns or 0)
-        return f"{text}; {next_best.strategy.choice} would take {(next_best.expected_ns or 0) / 1e3:.1f} µs"
+        next_best = ranked(others, lambda c: _timing(c, fitted=False))[0]
+        how = "is predicted to take" if next_best.measured_ns is None else "took"
+        return f"{text}; {next_best.strategy.choice} {how} {(next_best.expected_ns or 0) / 1e3:.1f} µs"
     return f"{text}; the only kernel that takes it"
 
 

@@ -65,7 +65,8 @@ T = TypeVar("T")
 class Store:
     """An open database. Any number of threads and processes may use it at once.
 
-    Args:   url: sqlite:///path or postgresql://user:password@host/name; None = SQLite in the user's data directory.
+    Args:   url: sqlite:///path or postgresql://user:password@host/name; None = that in EDGEWISE_DB, else SQLite in the
+            user's data directory.
             create: the file where it is missing. upgrade: migrate a schema that is older than this build's.
     Raises: StoreError, by kind; StoreVersionError for a newer schema, or an older one with upgrade=False.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Final
 
 import orjson
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from scheduler.errors import NotFoundError
@@ -16,7 +17,9 @@ from scheduler.store.lookups import device_id, insert_into, model_id, newest_fir
 from scheduler.store.records import Here, Page, StoredPlan, cursor_ids, document, now_us, page_limit
 from scheduler.store.schema import ModelSignatureRow, PlanRow
 
+LEAST_DIGITS: Final = 8  # of an id that is not written in full; commands and pages print twelve
 MAX_STANDING: Final = 64  # requests of one model whose plans `standing` returns
+_PLAN_ID: Final = re.compile(rf"[0-9a-f]{{{LEAST_DIGITS},64}}")
 
 
 class Plans:
@@ -57,8 +60,19 @@ class Plans:
         self._database.write(work)
 
     def get(self, plan_id: str, here: Here) -> StoredPlan:
-        """Return a plan. Raises NotFoundError."""
-        return self._one(select(PlanRow).where(PlanRow.digest == plan_id), here, f"plan {plan_id}: not stored")
+        """Return a plan by its id, or by the first digits of it, at least LEAST_DIGITS.
+
+        Raises: NotFoundError, also where several plans begin with these digits.
+        """
+        if not _PLAN_ID.fullmatch(plan_id):
+            raise NotFoundError(f"plan {plan_id[:64]!r}: not an id, need {LEAST_DIGITS} to 64 hexadecimal digits")
+        beyond = f"{plan_id}g"  # "g" follows every hexadecimal digit
+        begins = select(PlanRow).where(PlanRow.digest >= plan_id, PlanRow.digest < beyond).limit(2)
+        rows = self._database.read(lambda session: list(session.scalars(begins)))
+        if len(rows) != 1:
+            why = "several plans begin so, give more digits" if rows else "not stored"
+            raise NotFoundError(f"plan {plan_id}: {why}")
+        return _plan(rows[0], here)
 
     def latest(self, model_digest: str, request: str, here: Here) -> StoredPlan:
         """Return the newest plan of a request (`plan.request_key`) for this model and device. Raises NotFoundError."""
@@ -139,12 +153,6 @@ class Plans:
 
         if self._database.write(work) is None:
             raise NotFoundError(f"plan {plan_id}: not stored")
-
-    def _one(self, query: Select[PlanRow], here: Here, missing: str) -> StoredPlan:
-        row = self._database.read(lambda session: session.scalar(query))
-        if row is None:
-            raise NotFoundError(missing)
-        return _plan(row, here)
 
 
 def _plan(row: PlanRow, here: Here) -> StoredPlan:

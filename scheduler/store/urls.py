@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import platformdirs
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -10,7 +12,9 @@ from scheduler.errors import StoreError
 
 
 def default_url() -> str:
-    """Return the URL of the SQLite database in the user's data directory."""
+    """Return the URL in EDGEWISE_DB; where that is not set, of the SQLite database in the user's data directory."""
+    if given := os.environ.get("EDGEWISE_DB"):
+        return given
     path = platformdirs.user_data_path("edgewise") / "edgewise.db"
     return URL.create("sqlite", database=str(path)).render_as_string()
 

@@ -10,9 +10,10 @@ spent, or when it is stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from profiler.device.quiet import Quietness, refused
 from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Arm, Contest, model_ns
 from scheduler.workload import Workload
@@ -23,6 +24,7 @@ WIDTH: Final = 3  # arms of a contest in one stage: compiling is slow, and the r
 COMPILE_SHARE: Final = 0.25  # of the remaining time, for compiling the arms of a stage
 COMPILE_S: Final = 0.1  # to compile a candidate, assumed before the first one
 SAVE_S: Final = 3.0  # between saves of what was measured
+WATCHED_S: Final = 0.5  # of runs that are judged together, at least: a look at the machine takes half a millisecond
 
 NOTHING_LEFT: Final = f"stopped early: the remaining candidates are not likely to save {WORTH:.1%} of the time"
 BUDGET_SPENT: Final = "stopped because the time budget ran out"
@@ -72,11 +74,23 @@ class Limits:
         return not self.reached
 
 
+@dataclass(slots=True)
+class _Watched:
+    """Runs that are judged together. seen: says what was seen of the machine since they began."""
+
+    seen: Callable[[], Quietness]
+    began_s: float
+    runs: list[tuple[Assignment, Mapping[str, int]]] = field(default_factory=list)
+    turns: int = 0
+
+
 class Search:
     """One search over the contests of a model.
 
     Args: builder: of variants of the model. save: called every few seconds, and at the end, to store measurements. learn: called
           after every stage, to renew the predictions of arms that have not run. say: called with the activity that begins.
+          watch: begins to watch the machine; the function that it returns says what was seen since. Runs of a busy machine count
+          for nothing and are repeated.
     """
 
     def __init__(
@@ -87,9 +101,12 @@ class Search:
         save: Callable[[], None] = lambda: None,
         learn: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _now: None,
+        watch: Callable[[], Callable[[], Quietness]] = lambda: Quietness,
     ) -> None:
         self.contests = contests
         self.runs = 0
+        self.refused: list[Quietness] = []  # what was seen of the machine during runs that count for nothing
+        self._watch = watch
         self._builder, self._limits, self._save, self._learn, self._say = builder, limits, save, learn, say
         self._saved_s = limits.clock()
         self._by_node = {node: contest for contest in contests for node in contest.nodes}
@@ -196,18 +213,40 @@ class Search:
         self._compile_s = (self._limits.clock() - began_s) / len(new)
 
     def _turns(self, assignments: Sequence[Assignment], variants: Sequence[Variant]) -> bool:
-        """Run the variants in turns, in alternating order. Returns False when a limit was reached."""
-        for turn in range(TURNS + 1):
-            order = range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants)))
-            for number in order:
+        """Run the variants in turns, in alternating order. Returns False when a limit was reached.
+
+        Turns of a busy machine are repeated; a first one, which warms up, counts for nothing either.
+        """
+        turn, counted, watched = 0, 0, self._watched()
+        while counted < TURNS:
+            for number in range(len(variants)) if turn % 2 == 0 else reversed(range(len(variants))):
                 if self._limits.reached:
+                    self._settle(watched)
                     return False
                 taken = variants[number].run()
                 self.runs += 1
                 if turn:
-                    self._note(assignments[number], taken)
-            self._say(f"turn {turn} of {TURNS}, {len(variants)} variants")
+                    watched.runs.append((assignments[number], taken))
+            watched.turns += turn > 0
+            turn += 1
+            self._say(f"turn {counted + watched.turns} of {TURNS}, {len(variants)} variants")
+            if counted + watched.turns >= TURNS or self._limits.clock() - watched.began_s >= WATCHED_S:
+                counted += self._settle(watched)
+                watched = self._watched()
         return True
+
+    def _watched(self) -> _Watched:
+        return _Watched(self._watch(), self._limits.clock())
+
+    def _settle(self, watched: _Watched) -> int:
+        """Note runs, or forget them where the machine was busy. Returns the number of turns that count."""
+        if refused(quietness := watched.seen()):
+            self.refused.append(quietness)
+            self._say(f"measuring again: {quietness.text}")
+            return 0
+        for assignment, taken in watched.runs:
+            self._note(assignment, taken)
+        return watched.turns
 
     def _note(self, assignment: Assignment, taken: Mapping[str, int]) -> None:
         """Add the times of one run to the arms that ran in it."""

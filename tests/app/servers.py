@@ -117,21 +117,13 @@ class Server:
 def start(folder: Path, models: Path, db: str, environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT) -> Server:
     """Start `edgewise serve` and return when it is ready. Raises RuntimeError, with its log, if it ends or never is."""
     port = free_port() if "--port" not in options else int(options[options.index("--port") + 1])
+    return launch(folder, models, port, environment, "--models", str(models), "--port", str(port), "--db", db, *options, cwd=cwd)
+
+
+def launch(folder: Path, models: Path, port: int, environment: Mapping[str, str], *options: str, cwd: Path = ROOT) -> Server:
+    """Start `edgewise serve` with exactly these options, and return when it is ready on that port, as `start` does."""
     log = folder / f"server-{port}.log"
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "edgewise",
-        "serve",
-        "--models",
-        str(models),
-        "--port",
-        str(port),
-        "--db",
-        db,
-        *options,
-    ]
+    command = [sys.executable, "-P", "-m", "edgewise", "serve", *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, stdout=output, stderr=output
@@ -153,7 +145,13 @@ def running(
     folder: Path, models: Path, db: str = "", environment: Mapping[str, str] = {}, *options: str, cwd: Path = ROOT
 ) -> Iterator[Server]:
     """Run a server until the block ends."""
-    server = start(folder, models, db or f"sqlite:///{folder / 'edgewise.db'}", environment, *options, cwd=cwd)
+    with ending(start(folder, models, db or f"sqlite:///{folder / 'edgewise.db'}", environment, *options, cwd=cwd)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def ending(server: Server) -> Iterator[Server]:
+    """End a server process with the block."""
     try:
         yield server
     finally:

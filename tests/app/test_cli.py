@@ -1,12 +1,15 @@
 """The command line as a user calls it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edgewise import __version__
 from scheduler.store import Store
@@ -58,7 +61,6 @@ def test_models_and_doctor() -> None:
     ("arguments", "code", "says"),
     [
         (["profile", "missing.onnx"], 1, "missing.onnx: No such file"),
-        (["profile", MODEL], 1, "--dim batch=1"),
         (["profile", MODEL, "--shape", "x"], 2, "--shape: 'x' is not understood"),
         (["profile", MODEL, "--dim", "batch=1", "--sort", "colour"], 2, "unknown column 'colour', need one of flops, "),
         (["profile"], 2, "Missing argument"),
@@ -66,6 +68,7 @@ def test_models_and_doctor() -> None:
         (["keys", "create", "--name", "x"], 2, "--scope"),
         (["serve", "--models", "nowhere"], 2, "'nowhere' is not a folder"),
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
+        (["db", "info", "--db", "sqlite:///nowhere.sqlite"], 1, "nowhere.sqlite"),
     ],
 )
 def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, says: str) -> None:
@@ -73,6 +76,7 @@ def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, 
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert not Path("nowhere.sqlite").exists()
 
 
 def test_plan_and_db(tmp_path: Path) -> None:
@@ -85,6 +89,7 @@ def test_plan_and_db(tmp_path: Path) -> None:
     refused = edgewise("plan", MODEL, "--dim", "batch=1", "--db", db, "--max-memory-bytes", "10")
     assert refused.returncode == 1
     assert "memory is" in refused.stderr
+    assert "the closest plan takes" in refused.stderr
 
 
 def test_devices_that_are_not_here(tmp_path: Path) -> None:
@@ -209,3 +214,42 @@ def test_a_wrong_setting_is_named(arguments: list[str], environment: dict[str, s
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_is_run_by_the_digits_that_tune_printed_and_tune_says_what_serves_it(tmp_path: Path) -> None:
+    wide = {"COLUMNS": "300", "EDGEWISE_DB": f"sqlite:///{tmp_path / 'cli.sqlite'}", "EDGEWISE_THREADS": "1"}
+    usual = edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "3", environment=wide).stdout
+    assert "a run, 1 threads" in usual.splitlines()[0], usual
+    assert "answers: latency, at most 1 threads, of image [1, 1, 8, 8]" in usual
+    assert "served: a service on this machine with this database follows it within seconds" in usual
+    tuned = edgewise("tune", MODEL, "--dim", "batch=1", "--budget", "3", "--max-error", "0.01", environment=wide).stdout
+    (digits,) = re.findall(r"plan ([0-9a-f]{12})   current", tuned)
+    assert "an error of at most 0.01" in tuned
+    assert f"edgewise serve --plan {digits}, or " in tuned
+    ran = edgewise("run", MODEL, "--plan", digits, "--runs", "2", environment=wide)
+    assert f"of 2 runs, 1 threads, plan {digits}" in ran.stdout, ran.stderr
+    told = json.loads(edgewise("run", MODEL, "--plan", digits, "--runs", "1", "--json", environment=wide).stdout)
+    assert told["plan_id"].startswith(digits)
+    other = edgewise("run", MODEL, "--plan", digits, "--shape", "image=2,1,8,8", environment=wide)
+    assert (other.returncode, f"plan {digits} is made for image [1, 1, 8, 8]" in other.stderr) == (2, True)
+    unknown = edgewise("serve", "--plan", "0" * 12, environment=wide)
+    assert (unknown.returncode, "plan 000000000000: not stored" in unknown.stderr) == (1, True)
+
+
+def test_every_command_binds_open_dimensions_by_one_rule(tmp_path: Path) -> None:
+    database = {"EDGEWISE_DB": f"sqlite:///{tmp_path / 'cli.sqlite'}"}
+    for command in (["run", "--runs", "1"], ["profile"], ["plan"]):
+        done = edgewise(*command, MODEL, environment={**database, "COLUMNS": "200"})
+        assert "inputs: image " in done.stdout, done.stderr
+        assert "[1, 1, 8, 8]" in done.stdout or "float32[1,1,8,8]" in done.stdout
+    assert "image [3, 1, 8, 8]" in edgewise("run", MODEL, "--dim", "batch=3", "--runs", "1").stdout
+    wide = tmp_path / "wide.onnx"
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, "height", "width"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "wide", ports[:1], ports[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), wide)
+    for name in ("run", "profile", "plan", "tune"):
+        asked = edgewise(name, str(wide), environment={**database, "COLUMNS": "200"})
+        assert asked.returncode == 1
+        assert "axis 2 (height), axis 3 (width) are open" in asked.stderr
+        assert "--dim height=224 --dim width=224, which fit this model" in asked.stderr
+    assert "x [1, 3, 32, 48]" in edgewise("run", str(wide), "--dim", "height=32", "--dim", "width=48", "--runs", "1").stdout

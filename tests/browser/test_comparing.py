@@ -1,5 +1,6 @@
 """Tests of the pages that compare runs and list runs that became slower, as a reader uses them."""
 
+import json
 import re
 
 from playwright.sync_api import BrowserContext, Locator, Page, expect
@@ -7,8 +8,11 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 from bench.dashboard.models import EXPORT
 from bench.dashboard.pages import settled
 from bench.dashboard.site import SLOWDOWN, Site
+from scheduler.plan import Plan
+from scheduler.store import Store
 from tests.browser.shown import cells, say
 from tests.browser.watching import Watch
+from tests.profiler.devices import device, hardware
 
 
 def signed(page: Page, delta_ns: float) -> str:
@@ -129,3 +133,21 @@ def _another(context: BrowserContext, url: str) -> Page:
     page.goto(url)
     settled(page)
     return page
+
+
+def test_the_pareto_page_keeps_devices_apart_and_explains_its_colours(watch: Watch, served: Site) -> None:
+    far = device(hardware=hardware(model="Board 7"))
+    here = served.client.get(f"/v1/plans/{served.plan}").json()["plan"]
+    changed = {"device_fingerprint": far.fingerprint, "device_name": far.name, "predicted_ns": 1.0}
+    elsewhere = Plan.model_validate_json(json.dumps({**here, **changed}))
+    with Store(served.db) as store:
+        store.devices.save(far)
+        store.plans.save(elsewhere)
+    page = watch.open(f"/pareto?model={EXPORT}")
+    expect(page.get_by_label("Device")).to_have_value(served.device)
+    expect(page.locator(".legend")).to_contain_text("on the Pareto front, predicted")
+    assert served.plan[:12] in cells(page, "Plan")
+    assert elsewhere.id[:12] not in cells(page, "Plan")
+    page.get_by_label("Device").select_option(far.fingerprint)
+    expect(page.locator(".grid")).to_contain_text(elsewhere.id[:12])
+    assert served.plan[:12] not in cells(page, "Plan")

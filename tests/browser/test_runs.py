@@ -10,9 +10,13 @@ from playwright.sync_api import expect
 from bench.dashboard.models import EXPORT
 from bench.dashboard.pages import settled
 from bench.dashboard.site import Site
+from profiler.device.quiet import Level, Quietness
+from scheduler.build import current_build
+from scheduler.store import Store
 from tests.browser.shown import cells, say
 from tests.browser.watching import Watch
 from tests.processes import edgewise
+from tests.profiler.devices import device, hardware
 
 
 def run_path(served: Site, number: int | str | None = None, **query: object) -> str:
@@ -123,3 +127,26 @@ def test_two_thousand_ops(watch: Watch, served: Site, view: str) -> None:
     page.locator(".grid-box").evaluate("box => box.scrollTo(0, box.scrollHeight)")
     expect(page.get_by_role("link", name="step1999")).to_be_visible()
     assert rows.count() < 200
+
+
+@pytest.mark.parametrize("level", ["busy", "disturbed"])
+def test_a_run_that_other_work_disturbed_says_so(watch: Watch, served: Site, level: Level) -> None:
+    seen = Quietness(level=level, reasons=("other processes used 1.9 of 2 cores",), lost=0.9)
+    with Store(served.db) as store:
+        usual = store.profiles.get(served.counted).report
+        number = store.profiles.save(usual.model_copy(update={"quietness": seen}), current_build().id)
+    page = watch.open(f"/models/long?run={number}")
+    box = page.locator("#quietness")
+    expect(box).to_contain_text(f"The machine was {level} with other work")
+    expect(box).to_contain_text("other processes used 1.9 of 2 cores.")
+    expect(box).to_have_role("alert" if level == "busy" else "status")
+
+
+def test_a_device_that_was_busy_when_it_was_measured_says_so(watch: Watch, served: Site) -> None:
+    seen = Quietness(level="busy", reasons=("its threads waited for a core 50% of the time",), lost=0.5)
+    steady = device().stability.model_copy(update={"quietness": seen})
+    found = device(hardware=hardware(model="Busy"), stability=steady)
+    with Store(served.db) as store:
+        store.devices.save(found)
+    page = watch.open(f"/devices/{found.fingerprint}")
+    expect(page.get_by_role("alert")).to_contain_text("its threads waited for a core 50% of the time.")

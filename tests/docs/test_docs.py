@@ -1,5 +1,6 @@
 """The examples and tables in the documents agree with the code."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 from typer.main import get_command
 
 from app.cli.main import command_line
+from profiler.device.profile import DeviceProfile
+from scheduler.store import Store
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -56,6 +59,18 @@ def test_commands_and_options_exist(page: Path) -> None:
             command, rest = command.commands[rest[0]], rest[1:]
         known = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_readmes_commands_run_as_pasted(tmp_path: Path, this_machine: DeviceProfile) -> None:
+    (pasted,) = (block for block in blocks(ROOT / "README.md", "sh") if ".venv/bin/activate" in block)
+    url = f"sqlite:///{tmp_path / 'pasted.sqlite'}"
+    with Store(url) as store:
+        store.devices.save(this_machine)
+    pasted = pasted.replace(". .venv/", f". {sys.prefix}/")  # of this interpreter, wherever that is
+    environment = {**os.environ, "HOME": str(tmp_path), "EDGEWISE_DB": url}
+    done = subprocess.run(["sh", "-e"], input=pasted, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "macs 452,864" in done.stdout
 
 
 def links(page: Path) -> list[str]:

@@ -33,7 +33,6 @@ def test_bind_by_shape_and_by_dim_agree() -> None:
 @pytest.mark.parametrize(
     ("shapes", "dims", "says"),
     [
-        (None, None, r"axis 0 \(batch\) is open, pass --dim batch=1 or --shape x=1,4"),
         ({"x": (3, 5)}, None, "axis 1 is 5, the model fixes 4"),
         ({"x": (3,)}, None, "rank 1, need 2"),
         ({"x": (3, 4)}, {"batch": 2}, "axis 0 is 3, dimension 'batch' is 2"),
@@ -46,6 +45,56 @@ def test_bind_by_shape_and_by_dim_agree() -> None:
 def test_bind_refuses(shapes, dims, says) -> None:
     with pytest.raises(FeedError, match=says):
         bind(graph_of([relu()]), shapes, dims)
+
+
+@pytest.mark.parametrize(
+    ("dims", "bound"),
+    [
+        (("batch", 4), (1, 4)),
+        (("N", 3, 8, 8), (1, 3, 8, 8)),
+        ((None, 4), (1, 4)),
+        (("unk__12", 4), (1, 4)),
+        (("batch_size",), (1,)),
+    ],
+)
+def test_the_batch_is_one(dims, bound) -> None:
+    assert bind(graph_of([relu()], dims=dims))["x"].shape == bound
+    assert bind(graph_of([relu()], dims=dims), {"x": (7, *bound[1:])})["x"].shape == (7, *bound[1:])
+
+
+@pytest.mark.parametrize("dims", [("sequence", 4), (None,), ("batch", 3, "height", None), ("rows", 4)])
+def test_what_is_no_batch_is_asked_for(dims) -> None:
+    with pytest.raises(FeedError, match=r"(is|are) open; give their sizes, such as --"):
+        bind(graph_of([relu()], dims=dims))
+
+
+def test_everything_that_is_open_is_asked_for_at_once_with_sizes_that_fit() -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Reshape", ["x", "to"], ["r"]), helper.make_node("Add", ["a", "b"], ["y"])]
+    ports = [value("x", TensorProto.FLOAT, ["batch", 3, "height", "width"])]
+    ports += [value(name, TensorProto.FLOAT, ["batch", "seq"]) for name in "ab"]
+    proto = model(nodes, [ints("to", -1, 100)], ports)  # height × width × 3 has to be a multiple of 100
+    with pytest.raises(FeedError) as refused:
+        bind(read(proto).graph)
+    assert str(refused.value) == (
+        "input 'x': axis 2 (height), axis 3 (width) are open; input 'a': axis 1 (seq) is open; input 'b': axis 1 (seq) is open; "
+        "give their sizes, such as --dim height=320 --dim width=320 --dim seq=32, which fit this model"
+    )
+    sizes = {"height": 320, "width": 320, "seq": 32}
+    assert {name: spec.shape for name, spec in bind(read(proto).graph, dims=sizes).items()}["a"] == (1, 32)
+
+
+def test_dimensions_without_a_name_are_suggested_as_whole_shapes() -> None:
+    with pytest.raises(FeedError, match="--shape x=1,3,224,224, which fit this model"):
+        bind(graph_of([relu()], dims=(None, 3, None, None)))
+
+
+def test_sizes_that_do_not_fit_are_not_suggested() -> None:
+    split = helper.make_node("Reshape", ["x", "to"], ["y"])
+    with pytest.raises(
+        FeedError, match=r"give their sizes by --dim or --shape \(none of those that were tried fits this model\)"
+    ):
+        bind(graph_of([split], [ints("to", -1, 77)], ("batch", "seq")))
 
 
 def test_bind_checks_a_dim_shared_by_inputs() -> None:

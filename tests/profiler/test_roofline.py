@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from kernels.spec import Spec
 from profiler.counting.counts import OpProfile
+from profiler.device.quiet import Quietness
 from profiler.run.roofline import RooflinePoint, precision_of, roofline
 from profiler.run.trace import trace
 from tests.profiler.devices import device
@@ -77,14 +78,31 @@ def test_a_step_above_its_memory_roof_is_a_counting_contradiction():
     assert relu.contradiction.startswith("counting:")
 
 
-def test_a_step_shorter_than_the_clock_is_a_timing_contradiction():
-    conv = points([100] * STEPS)["conv1"]
-    assert conv.contradiction == "timing: 100 ns is less than 20 steps of a 50 ns clock"
+def test_what_the_clock_cannot_compare_has_no_roof():
+    measured = trace(scripted([([0] * STEPS, 100)] * 2), {}, runs=1, warmup=0)
+    placed = roofline(measured, device())  # the roof of conv1 is 877 ns, less than 20 steps of the clock of 50 ns
+    assert "conv1" in placed.skipped
+    assert "conv1" not in {point.name for point in placed.points}
+
+
+def test_a_step_of_no_time_with_a_roof_that_the_clock_can_tell_is_a_contradiction():
+    conv = points([0] * STEPS, batch=4)["conv1"]
+    assert conv.measured_ns == 50  # a step of the clock: no percentage without end
+    assert conv.roof_percent == pytest.approx(100 * conv.roof_ns / 50)
+    assert conv.contradiction.startswith("peak:")
+
+
+def test_a_roof_of_a_busy_machine_is_what_is_wrong():
+    steady = device().stability.model_copy(update={"quietness": Quietness(level="busy", reasons=("other work",), lost=0.5)})
+    measured = trace(scripted([([2_000] * STEPS, 30_000)] * 2, 4), {}, runs=1, warmup=0)
+    placed = roofline(measured, device(stability=steady))
+    conv = next(point for point in placed.points if point.name == "conv1")
+    assert conv.contradiction == "peak: the device was busy with other work when it was measured, measure it again"
 
 
 def test_noise_above_the_roof_is_no_contradiction():
-    roof_ns = points([10**6] * STEPS)["conv1"].roof_ns
-    conv = points([round(roof_ns / 1.03)] * STEPS)["conv1"]
+    roof_ns = points([10**6] * STEPS, batch=4)["conv1"].roof_ns
+    conv = points([round(roof_ns / 1.03)] * STEPS, batch=4)["conv1"]
     assert conv.roof_percent > 100
     assert conv.contradiction == ""
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from profiler.device.profile import DeviceProfile
+from profiler.device.quiet import Quietness
 from profiler.device.topology import Confinement, read_hardware
+from profiler.errors import MachineBusyError
 from scheduler import local
 from scheduler.local import local_device, local_fingerprint
 from tests.profiler.devices import device, hardware
@@ -55,3 +58,41 @@ def test_salt_makes_another_device(monkeypatch):
     monkeypatch.setenv("EDGEWISE_DEVICE_SALT", "two")
     assert local_fingerprint() != plain
     assert read_hardware().model.endswith(" two")
+
+
+BUSY = Quietness(level="busy", reasons=("other processes used 3.9 of 4 cores",), lost=0.9)
+
+
+def disturbed(found: DeviceProfile) -> DeviceProfile:
+    return found.model_copy(update={"stability": found.stability.model_copy(update={"quietness": BUSY})})
+
+
+def test_a_machine_that_stays_busy_is_measured_roughly_and_again_once_it_is_quiet(store, measured, monkeypatch):
+    monkeypatch.setenv("EDGEWISE_WHEN_BUSY", "refuse")
+    store.devices.save(device(confinement=Confinement(affinity=2)))
+    may_use(monkeypatch, affinity=8)
+    monkeypatch.setattr(local, "await_quiet", lambda _threads, _seconds: BUSY)
+    quick = vars(local)["probe"]
+    monkeypatch.setattr(local, "probe", lambda *arguments: disturbed(quick(*arguments)))
+    assert local_device(store, 5.0).stability.quietness == BUSY
+    assert local_device(store, 5.0).stability.quietness == BUSY
+    assert measured == [1.0]
+    monkeypatch.setattr(local, "await_quiet", lambda _threads, _seconds: Quietness())
+    monkeypatch.setattr(local, "probe", quick)
+    assert local_device(store, 5.0).stability.quietness == Quietness()
+    assert measured == [1.0, 5.0]
+
+
+def test_who_asks_to_measure_a_busy_machine_is_refused_and_the_stored_profile_stays(store, measured, monkeypatch):
+    monkeypatch.setenv("EDGEWISE_WHEN_BUSY", "refuse")
+    may_use(monkeypatch, affinity=8)
+    store.devices.save(device())
+    monkeypatch.setattr(local, "await_quiet", lambda _threads, _seconds: BUSY)
+    with pytest.raises(MachineBusyError, match=r"device: the machine was busy: other .*nothing was stored"):
+        local_device(store, 5.0, again=True)
+    monkeypatch.setattr(local, "await_quiet", lambda _threads, _seconds: Quietness())  # it becomes busy meanwhile
+    quick = vars(local)["probe"]
+    monkeypatch.setattr(local, "probe", lambda *arguments: disturbed(quick(*arguments)))
+    with pytest.raises(MachineBusyError):
+        local_device(store, 5.0, again=True)
+    assert DeviceProfile.from_json(store.devices.get(device().fingerprint).profile) == device()

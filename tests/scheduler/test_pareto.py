@@ -6,16 +6,16 @@ from scheduler.planning.pareto import tradeoffs
 from scheduler.store.queries import PlanCard
 
 
-def card(latency_ns: float, error: float, *, device: str = "a" * 16, stale: str = "") -> PlanCard:
+def card(latency_ns: float, error: float, *, device: str = "a" * 16, stale: str = "", measured: bool = False) -> PlanCard:
     return PlanCard(
-        plan_id=f"{latency_ns} {error} {device} {stale}",
+        plan_id=f"{latency_ns} {error} {device} {stale} {measured}",
         device=device,
         device_name="",
         objective="latency",
         precision="fp32",
         threads=1,
         latency_ns=latency_ns,
-        measured=False,
+        measured=measured,
         error_estimate=error,
         memory_bytes=1,
         stale=stale,
@@ -25,7 +25,7 @@ def card(latency_ns: float, error: float, *, device: str = "a" * 16, stale: str 
 
 
 def front(*plans: PlanCard) -> list[bool]:
-    found = {item.plan_id: item.efficient for item in tradeoffs(plans)}
+    found = {item.plan_id: item.efficient for item in tradeoffs(plans, "a" * 16)}
     return [found[plan.plan_id] for plan in plans]
 
 
@@ -38,7 +38,7 @@ def test_a_plan_that_another_equals_in_one_and_beats_in_the_other_is_not_either(
 
 
 def test_equals_stand_side_by_side() -> None:
-    assert [item.efficient for item in tradeoffs([card(10, 0.1), card(10, 0.1)])] == [True, True]
+    assert [item.efficient for item in tradeoffs([card(10, 0.1), card(10, 0.1)], "")] == [True, True]
 
 
 def test_neither_a_stale_plan_nor_one_of_another_device_beats_a_plan() -> None:
@@ -46,4 +46,15 @@ def test_neither_a_stale_plan_nor_one_of_another_device_beats_a_plan() -> None:
 
 
 def test_the_most_exact_comes_first() -> None:
-    assert [item.error_estimate for item in tradeoffs([card(1, 0.2), card(9, 0.1)])] == [0.1, 0.2]
+    assert [item.error_estimate for item in tradeoffs([card(1, 0.2), card(9, 0.1)], "")] == [0.1, 0.2]
+
+
+def test_no_prediction_beats_a_measurement_and_any_measurement_beats_a_prediction() -> None:
+    measured, hoped, exact = card(10, 0.2, measured=True), card(1, 0.2), card(12, 0.1)
+    assert front(measured, hoped, exact) == [True, False, True]
+
+
+def test_the_plans_of_this_device_come_first_and_devices_stay_apart() -> None:
+    far, near = "b" * 16, "a" * 16
+    found = tradeoffs([card(1, 0.1, device=far), card(9, 0.1, device=near), card(2, 0.3, device=far)], near)
+    assert [item.device for item in found] == [near, far, far]

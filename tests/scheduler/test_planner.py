@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graph.errors import FeedError, LimitError
+from graph.errors import LimitError
 from graph.formats.onnx.reader import read
 from graph.ir import Model
 from kernels.errors import AttributeValueError, InvalidError, UnsupportedError
@@ -117,9 +117,8 @@ def test_what_does_not_exist_is_refused(options, error) -> None:
         planned(**options)
 
 
-def test_open_dimensions_are_refused() -> None:
-    with pytest.raises(FeedError, match="n=1"):
-        make_plan(MODEL, DEVICE)
+def test_a_plan_is_of_batch_1_where_none_is_given() -> None:
+    assert make_plan(MODEL, DEVICE).inputs == make_plan(MODEL, DEVICE, dims={"n": 1}).inputs
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +234,29 @@ def test_beside_a_measurement_only_a_fitted_prediction_counts_and_by_its_upper_b
         step = compose(subject, DEVICE, "latency", Constraints(max_threads=1), evidence).steps[0]
         assert (step.strategy == slow.strategy) == wins
         assert step.measured == wins
+        others = [c for c in step.candidates if c.verdict not in ("chosen", "refused")]
+        for other in others:  # a prediction is never called slower than a measurement
+            assert (other.verdict == "unmeasured") == (wins and other.measured_ns is None)
+        told = " ".join(other.reason for other in others)
+        assert ("not measured here: predicted" in told) == wins
+        assert ("measured, " in told and "is predicted to take" in told) == (not wins)
+
+
+@pytest.mark.usefixtures("machine")
+def test_thread_counts_are_ranked_by_the_same_rule() -> None:
+    subject = Subject.of(convolution(64, 28))
+    plan = make_plan(subject.model, DEVICE, max_threads=1)
+    for ns, threads in ((1e3, 1), (1e9, DEVICE.usable_cores)):
+        rows = {}
+        for option in subject.options(1)[0]:
+            if option.load is not None:
+                made = measured(plan, "conv", option.strategy.algorithm, ns, DEVICE.fingerprint)
+                rows[option.strategy] = replace(made, strategy=option.strategy)
+        evidence = Evidence({subject.signatures[0].key: rows}, CostModel(DEVICE))
+        made_of_it = compose(subject, DEVICE, "latency", Constraints(), evidence)
+        assert made_of_it.threads == threads
+        told = {option.threads: option.verdict for option in made_of_it.thread_options}
+        assert told[DEVICE.usable_cores] == ("unmeasured" if threads == 1 else "chosen")
 
 
 @pytest.mark.usefixtures("machine")

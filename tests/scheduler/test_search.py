@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from profiler.device.quiet import Quietness
 from scheduler.strategy import Strategy
 from scheduler.tuning.contests import Contest, model_ns
 from scheduler.tuning.search import BUDGET_SPENT, NEVER_RUN, NOTHING_LEFT, STOPPED, Limits, Search
@@ -19,7 +20,7 @@ def table(node: str, found: Strategy) -> float:
 def search(contests: list[Contest], budget_s: float = 60.0, **options) -> tuple[str, TableBuilder, Clock]:
     clock = Clock()
     stop = options.pop("stop", lambda: False)
-    hooks = {name: options.pop(name) for name in ("save", "learn", "say") if name in options}
+    hooks = {name: options.pop(name) for name in ("save", "learn", "say", "watch") if name in options}
     builder = TableBuilder(clock, options.pop("ns", table), **options)
     why = Search(contests, builder, Limits(clock, budget_s, stop), **hooks).run()
     return why, builder, clock
@@ -153,3 +154,29 @@ def test_the_same_times_give_the_same_search():
         _, builder, _ = search(contests)
         runs.append(([sorted(map(str, a.values())) for a in builder.ran], [str(c.best.strategy) for c in contests]))
     assert runs[0] == runs[1]
+
+
+BUSY = Quietness(level="busy", reasons=("other processes used 2.0 of 2 cores",), lost=0.9)
+
+
+def test_runs_of_a_busy_machine_count_for_nothing_and_are_repeated(monkeypatch):
+    monkeypatch.setenv("EDGEWISE_WHEN_BUSY", "refuse")
+    looks = iter([BUSY, BUSY])
+    contests = [contest("n", ["a", "b", "c"], 2), contest("m", ["b", "a"])]
+    said: list[str] = []
+    why, builder, _ = search(contests, watch=lambda: lambda: next(looks, Quietness()), say=said.append)
+    assert why == NOTHING_LEFT
+    assert [c.best.strategy.algorithm for c in contests] == ["c", "a"]
+    assert said.count("measuring again: the machine was busy: other processes used 2.0 of 2 cores") == 2
+    assert sum(len(arm.samples) for arm in contests[0].arms) < 2 * len(builder.ran)
+
+
+def test_a_machine_that_stays_busy_spends_the_budget_and_leaves_nothing(monkeypatch):
+    monkeypatch.setenv("EDGEWISE_WHEN_BUSY", "refuse")
+    found = contest("n", ["a", "b"])
+    clock = Clock()
+    searched = Search([found], TableBuilder(clock, table), Limits(clock, 1.0, lambda: False), watch=lambda: lambda: BUSY)
+    assert searched.run() == BUDGET_SPENT
+    assert set(searched.refused) == {BUSY}
+    assert not any(arm.samples for arm in found.arms)
+    assert clock() < 1.1

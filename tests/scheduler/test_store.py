@@ -413,3 +413,24 @@ def test_the_best_strategies_of_a_model_are_paged(store):
 def test_the_best_of_nothing_or_of_two_things_is_refused(store, asked):
     with pytest.raises(RecordFormatError, match="either a signature or a model"):
         store.measurements.best(HERE, **asked)
+
+
+def test_a_plan_is_found_by_the_first_digits_of_its_id(store):
+    store.plans.save(plan())
+    whole = plan().id
+    for digits in (8, 12, 63, 64):
+        assert store.plans.get(whole[:digits], HERE).plan == plan()
+    with pytest.raises(NotFoundError, match=f"plan {'0' * 12}: not stored"):
+        store.plans.get("0" * 12, HERE)
+    for named in (whole[:7], whole + "0", "not hexadecimal", "%", ""):
+        with pytest.raises(NotFoundError, match="need 8 to 64 hexadecimal digits"):
+            store.plans.get(named, HERE)
+
+
+def test_digits_that_several_ids_begin_with_name_none(store, monkeypatch):
+    others = [plan(threads=threads) for threads in (1, 3)]
+    for number, other in enumerate(others):
+        monkeypatch.setattr(type(other), "id", property(lambda _plan, number=number: f"{number}".rjust(64, "a")))
+        store.plans.save(other)
+    with pytest.raises(NotFoundError, match="several plans begin so, give more digits"):
+        store.plans.get("a" * 12, HERE)

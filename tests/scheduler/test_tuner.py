@@ -18,7 +18,9 @@ import pytest
 import edgewise
 from kernels.errors import AttributeValueError
 from profiler.device.profile import DeviceProfile
+from profiler.errors import MeasurementError
 from scheduler.build import current_build
+from scheduler.errors import StoppedError
 from scheduler.local import local_fingerprint
 from scheduler.planning.planner import evidence_of
 from scheduler.planning.subject import Subject
@@ -213,3 +215,17 @@ def test_tuning_again_from_the_same_evidence_plans_the_same(db, here):
         first = make_plan(MODEL, here, **SMALL, max_threads=1, store=store)
         assert make_plan(MODEL, here, **SMALL, max_threads=1, store=store) == first
         assert any(step.measured for step in first.steps)
+
+
+def test_a_tune_that_measured_nothing_fails_and_stores_no_plan(db):
+    with pytest.raises(
+        MeasurementError, match=r"nothing was measured in 0\.001 s, which were spent on preparing; nothing was stored"
+    ):
+        edgewise.tune(MODEL, 0.001, **SMALL, db=db)
+    with Store(db) as store:
+        assert store.plans.page(Here(local_fingerprint(), current_build())).items == ()
+
+
+def test_a_tune_that_is_stopped_before_it_measured_anything_fails_too(db):
+    with pytest.raises(StoppedError, match="stopped before anything was measured"):
+        edgewise.tune(MODEL, 60.0, **SMALL, db=db, stop=lambda: True)

@@ -18,6 +18,7 @@ from kernels.confinement import cgroup_folders, read_text
 from profiler.device.measure import Effort, Figure, summarise
 from profiler.device.probe.loops import Compiled
 from profiler.device.probe.peaks import aligned_bytes
+from profiler.device.quiet import Quietness, Watch
 from profiler.device.topology import Record
 
 _CALLS = 200  # timed together, so that reading the clock is a small part
@@ -42,13 +43,15 @@ class Stability(Record):
 
     jitter: spread of many short runs of one loop (0 is a quiet machine). drift_percent: how much slower (+) or faster (−) that
     loop ran at the end of the probe than at its beginning. steal_percent: CPU time that the hypervisor gave to other machines,
-    None where the system does not tell. throttled: times the cgroup's CPU quota stopped the process meanwhile.
+    None where the system does not tell. throttled: times the cgroup's CPU quota stopped the process meanwhile. quietness: whether
+    other work used the machine.
     """
 
     jitter: Figure
     drift_percent: float
     steal_percent: float | None = None
     throttled: int | None = Field(default=None, ge=0)
+    quietness: Quietness = Quietness()
 
 
 class Conditions(Record):
@@ -127,9 +130,13 @@ def _thread_handoff(effort: Effort) -> Figure:
 
 
 class StabilityWatch:
-    """Times one arithmetic loop at the beginning and at the end of a probe, and reads the CPU time stolen in between."""
+    """Times one arithmetic loop at the beginning and at the end of a probe, and watches the machine in between.
 
-    def __init__(self, compiled: Compiled, effort: Effort, root: Path = Path("/")) -> None:
+    threads: that the probe keeps busy at most.
+    """
+
+    def __init__(self, compiled: Compiled, effort: Effort, threads: int, root: Path = Path("/")) -> None:
+        self._watch = Watch(threads)
         self._function = compiled.peak(compiled.peaks[0])
         self._memory = aligned_bytes(3 * 64)
         self._turns = ctypes.c_int64(20_000)
@@ -155,6 +162,7 @@ class StabilityWatch:
             drift_percent=100 * (after - before) / before,
             steal_percent=steal,
             throttled=None if throttled is None or self._throttled_start is None else throttled - self._throttled_start,
+            quietness=self._watch.seen(),
         )
 
     def _sample(self) -> Sequence[float]:

@@ -288,17 +288,21 @@ def test_host_header_is_checked_before_anything(keyed: tuple[httpx.Client, dict[
 
 
 def test_keys_command(db: str) -> None:
-    made = json.loads(
-        edgewise("keys", "create", "--name", "cli", "--scope", "read", "--scope", "infer", "--db", db, "--json").stdout
-    )
+    first = edgewise("keys", "create", "--name", "cli", "--scope", "read", "--scope", "infer", "--db", db, "--json")
+    assert "This is the first key of this database" in first.stderr
+    made = json.loads(first.stdout)
     assert made["scopes"] == ["infer", "read"]
     listed = edgewise("keys", "list", "--db", db, "--json").stdout
     (entry,) = json.loads(listed)["keys"]
     assert (entry["prefix"], entry["state"], made["key"] in listed) == (made["prefix"], "active", False)
-    assert edgewise("keys", "revoke", made["prefix"], "--db", db).returncode == 0
+    second = edgewise("keys", "create", "--name", "root", "--scope", "admin", "--db", db, "--json")
+    assert second.stderr == ""
+    assert edgewise("keys", "revoke", made["prefix"], "--db", db).stderr == ""  # one of scope admin is left
+    last = edgewise("keys", "revoke", json.loads(second.stdout)["prefix"], "--db", db)
+    assert (last.returncode, "edgewise keys create --name NAME --scope admin" in last.stderr) == (0, True)
     assert "revoked" in edgewise("keys", "list", "--db", db).stdout
     missing = edgewise("keys", "revoke", "nothing", "--db", db)
     assert (missing.returncode, "not stored" in missing.stderr) == (1, True)
     with Store(db) as store:
-        assert [item.action for item in store.audit.page().items] == ["key.revoke", "key.create"]
+        assert [item.action for item in store.audit.page().items] == ["key.revoke", "key.revoke", "key.create", "key.create"]
         assert made["key"].split(".")[1] not in json.dumps([item.secret_sha256 for item in store.keys.page().items])

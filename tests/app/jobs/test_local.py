@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from bench.jobs import add, wait_for
 from bench.local import serving
 from bench.waiting import until
 from profiler.device.profile import DeviceProfile
+from profiler.device.quiet import WHEN_BUSY, Quietness
 from scheduler.jobs import KINDS, JobOutcome, Kind, ProbeRequest, Task
 from scheduler.local import local_fingerprint
 from scheduler.store import Store
@@ -89,9 +90,9 @@ def test_tuning_leaves_a_plan(client: httpx.Client) -> None:
 
 
 def test_a_job_that_cannot_be_done_fails_with_its_reason(client: httpx.Client) -> None:
-    failed = wait_for(client, add(client, kind="profile", model="digits")["id"])
+    failed = wait_for(client, add(client, kind="profile", model="digits", request={"dims": {"depth": 2}})["id"])
     assert failed["state"] == "failed"
-    assert "batch" in failed["error"]
+    assert "dimension 'depth' does not exist" in failed["error"]
     failed = wait_for(client, add(client, kind="fail")["id"])
     assert (failed["state"], "ZeroDivisionError" in failed["error"]) == ("failed", True)
 
@@ -278,3 +279,30 @@ def test_a_service_that_runs_no_jobs_leaves_them(tmp_path: Path) -> None:
         time.sleep(1.5)
         assert client.get(f"/v1/jobs/{number}").json()["state"] == "queued"
         assert [job["id"] for job in client.get("/v1/jobs", params={"state": "queued"}).json()["items"]] == [number]
+
+
+class BusyWatch:
+    """A watch that always sees other work."""
+
+    def __init__(self, threads: int) -> None:
+        pass
+
+    def seen(self, runs_ns: Sequence[float] = ()) -> Quietness:
+        return Quietness(level="busy", reasons=("other processes used 1.9 of 2 cores",), lost=0.9)
+
+
+def test_a_trace_of_a_busy_machine_fails_and_says_why(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scheduler.profile_run.Watch", BusyWatch)
+    work: dict[str, Any] = {"kind": "trace", "model": "digits", "request": {"dims": {"batch": 1}, "runs": 2}}
+    kept = wait_for(client, add(client, **work)["id"])  # the tests' setting stores what a busy machine gives, with a mark
+    assert client.get(f"/v1/profiles/{kept['result']['profile_id']}").json()["profile"]["quietness"]["level"] == "busy"
+    monkeypatch.setenv(WHEN_BUSY, "refuse")
+    failed = wait_for(client, add(client, **work)["id"])
+    assert failed["state"] == "failed"
+    assert "trace: the machine was busy: other processes used 1.9 of 2 cores; nothing was stored" in failed["error"]
+
+
+def test_a_field_that_a_request_does_not_have_is_answered_with_those_that_it_has(client: httpx.Client) -> None:
+    refused = client.post("/v1/jobs", json={"kind": "tune", "model": "digits", "request": {"budget": 5}})
+    assert refused.status_code == 400
+    assert "need only shapes, dims, budget_s, threads, max_error" in refused.text

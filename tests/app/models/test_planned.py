@@ -154,3 +154,31 @@ def test_a_model_may_ask_for_other_plans() -> None:
     limits = Constraints(max_threads=1, max_error=1e-3)
     assert Terms(rules, threads=1, cores=2).met(answer(1, objective="throughput", constraints=limits))
     assert not Terms(rules, threads=1, cores=2).met(answer(None, objective="throughput", constraints=Constraints(max_error=1e-3)))
+
+
+def test_a_pinned_plan_serves_whatever_it_was_made_for(db: str) -> None:
+    with serving(settings(db)) as client:
+        usual = post_plan(client, max_threads=1)
+        wait(lambda: infer(client) == usual["id"])
+        other = post_plan(client, max_threads=1, max_error=0.5)
+        listed = {plan["id"]: plan["served"] for plan in client.get("/v1/plans").json()["items"]}
+        assert listed == {usual["id"]: ["digits"], other["id"]: []}
+        assert client.get(f"/v1/plans/{other['id'][:12]}").json()["id"] == other["id"]
+    with serving(settings(db, plans=(other["id"][:12],))) as client:
+        wait(lambda: infer(client) == other["id"])
+        newer = post_plan(client, max_threads=1, dims={"batch": 2})
+        wait(lambda: infer(client, rows=2) == newer["id"])  # of other shapes the newest is served
+        assert infer(client) == other["id"]
+        assert client.get(f"/v1/plans/{other['id']}").json()["served"] == ["digits"]
+
+
+def test_the_rules_of_a_model_may_pin_a_plan(db: str, tmp_path: Path) -> None:
+    with serving(settings(db)) as client:
+        pinned = post_plan(client, max_threads=1, max_error=0.5)["id"]
+        post_plan(client, max_threads=1)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "digits.onnx").write_bytes((DEMO_MODELS / "digits.onnx").read_bytes())
+    (folder / "digits.json").write_text(f'{{"plan": "{pinned[:12]}"}}')
+    with serving(settings(db).model_copy(update={"models": folder})) as client:
+        wait(lambda: infer(client) == pinned)

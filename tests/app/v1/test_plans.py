@@ -66,6 +66,9 @@ def test_what_if(client: httpx.Client, plans: list[str]) -> None:
 def test_best_strategies(client: httpx.Client) -> None:
     digest = client.get("/v1/models/digits").json()["digest"]
     assert client.get("/v1/strategies/best", params={"model": digest}).json()["next"] is None
+    named = client.get("/v1/strategies/best", params={"model": "digits"})
+    assert named.json() == client.get("/v1/strategies/best", params={"model": digest}).json()
+    assert client.get("/v1/strategies/best", params={"model": "nowhere"}).status_code == 404
     assert client.get("/v1/strategies/best").status_code == 400
     assert client.get("/v1/strategies/best", params={"device": "f" * 16, "model": digest}).status_code == 404
 

@@ -39,6 +39,19 @@ export const notice = (kind, title, ...text) =>
     text.length ? el("p", {}, ...text) : null,
   );
 
+/** What other work was seen to do to a measurement (`quietness` of a run or a device), and what follows; null where it was quiet. */
+export function disturbed(quietness, consequence) {
+  if (!quietness?.reasons.length) return null;
+  const busy = quietness.level === "busy";
+  const title = `The machine was ${quietness.level} with other work${busy ? `. ${consequence}.` : "; the fastest runs hold."}`;
+  const box = notice(busy ? "problem" : "info", title, `${quietness.reasons.join("; ")}.`);
+  box.id = "quietness";
+  return box;
+}
+
+/** An entry of a legend: a dot in a colour (a custom property) before its meaning. kind: "ring" for a circle, "" for a disk. */
+export const key = (colour, text, kind = "") => el("span", { class: `key ${kind}`, style: { "--key": `var(${colour})` } }, text);
+
 /** A notice in place of a part that could not be loaded. */
 export const failure = (title, error) => notice("problem", title, error.message);
 

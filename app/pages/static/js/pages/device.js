@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { bars } from "../bars.js";
 import { scatter, seriesColour } from "../chart.js";
-import { el, figures, fill } from "../dom.js";
+import { disturbed, el, figures, fill } from "../dom.js";
 import * as format from "../format.js";
 import { choice, facts, field, part, plain } from "../parts.js";
 import { onChange, read, write } from "../state.js";
@@ -26,6 +26,7 @@ await part("device", "The device cannot be read", async (place) => {
   document.title = `${stored.name} · Edgewise`;
   fill(document.getElementById("title"), stored.name, " ", el("small", {}, el("code", {}, stored.fingerprint)));
   return [
+    disturbed(profile.stability.quietness, "The figures of this device are too low: measure it again when it is quiet"),
     ...machine(profile, stored),
     el("h2", {}, "Arithmetic peaks"),
     ...peaks(profile),
@@ -177,7 +178,7 @@ function overheads({ overheads: all, teams }) {
 function stability({ stability: found }) {
   return [
     figures([
-      ["Jitter of short runs", format.percent(found.jitter.value)],
+      ["Spread of short runs of one loop", format.percent(found.jitter.spread_percent)],
       ["Drift, end against beginning", format.percent(found.drift_percent)],
       ["Taken by the hypervisor (steal)", found.steal_percent == null ? "unknown" : format.percent(found.steal_percent)],
       ["Throttled by its CPU quota", found.throttled == null ? "unknown" : `${found.throttled} times`],

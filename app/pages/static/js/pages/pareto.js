@@ -1,13 +1,18 @@
-// A model's plans by error and latency.
+// A model's plans on one device by error and latency. Plans of two devices are never in one picture.
 
 import { get } from "../api.js";
 import { colour, scatter } from "../chart.js";
-import { el, notice } from "../dom.js";
+import { el, key, notice } from "../dom.js";
 import * as format from "../format.js";
-import { modelChoice, part, stateWord } from "../parts.js";
+import { choice, field, modelChoice, part, stateWord } from "../parts.js";
 import { read, write } from "../state.js";
 import { table } from "../table.js";
 
+const KINDS = [
+  { name: "on the Pareto front, measured", of: (plan) => plan.efficient && plan.measured, colour: "--series-2" },
+  { name: "on the Pareto front, predicted", of: (plan) => plan.efficient && !plan.measured, colour: "--series-3" },
+  { name: "another plan is better, or it is stale", of: (plan) => !plan.efficient, colour: "--series-8" },
+];
 const COLUMNS = [
   { key: "plan_id", title: "Plan", format: (id) => id.slice(0, 12) },
   { key: "efficient", title: "On the Pareto front", format: (value) => (value ? "yes" : "no") },
@@ -18,7 +23,6 @@ const COLUMNS = [
   { key: "precision", title: "Precision" },
   { key: "objective", title: "Objective" },
   { key: "threads", title: "Threads", numeric: true },
-  { key: "device_name", title: "Device" },
   {
     key: "state",
     title: "State",
@@ -29,6 +33,16 @@ const COLUMNS = [
 
 modelChoice(show);
 await show();
+
+/** The kinds of plans in the picture by their colour. */
+function legend(points) {
+  const present = KINDS.filter((kind) => points.some(kind.of));
+  return el(
+    "p",
+    { class: "legend" },
+    present.map(({ colour: of, name }) => key(of, name)),
+  );
+}
 
 function exponent(value) {
   return value.toExponential(2);
@@ -45,8 +59,11 @@ function show() {
         "This model is not loaded",
         "Its plans are found by the digest of its file, which is read when it is loaded.",
       );
-    const points = await get("/v1/pareto", { model: digest });
-    if (!points.length)
+    const all = await get("/v1/pareto", { model: digest });
+    const devices = new Map(all.map((plan) => [plan.device, plan.device_name]));
+    const { device = all[0]?.device } = read();
+    const points = all.filter((plan) => plan.device === device);
+    if (!all.length)
       return notice(
         "info",
         "This model has no plan yet",
@@ -63,7 +80,7 @@ function show() {
         x: point.error_estimate,
         y: point.latency_ns,
         id: point.plan_id,
-        colour: colour(point.efficient ? "--series-2" : "--series-8"),
+        colour: colour(KINDS.find((kind) => kind.of(point)).colour),
         name: `${point.plan_id.slice(0, 12)}: ${format.duration(point.latency_ns)} ${point.measured ? "measured" : "predicted"}, error ${exponent(point.error_estimate)}, ${point.threads} threads${point.efficient ? ", on the Pareto front" : ""}`,
       })),
       onPick: (point) => location.assign(`/plans/${point.id}`),
@@ -79,7 +96,17 @@ function show() {
       href: (row) => `/plans/${row.plan_id}`,
       mark: (row) => (row.efficient ? "chosen" : ""),
     });
+    const select = choice([...devices], device, {
+      onchange: () => {
+        write({ device: select.value });
+        show();
+      },
+    });
     return [
+      devices.size > 1
+        ? field("Device", select, "Latencies of different devices are not compared.")
+        : el("p", {}, `All plans are of ${devices.get(device)}.`),
+      legend(points),
       precisions.length === 1
         ? el(
             "p",

@@ -8,7 +8,14 @@ import { onChange, read, write } from "../state.js";
 import { table } from "../table.js";
 import { tabs } from "../tabs.js";
 
-const VERDICTS = { chosen: "chosen", tie: "as fast", slower: "slower", over_limit: "over a limit", refused: "not possible" };
+const VERDICTS = {
+  chosen: "chosen",
+  tie: "as fast",
+  slower: "slower",
+  unmeasured: "not measured",
+  over_limit: "over a limit",
+  refused: "not possible",
+};
 const REASONS = { compute: "arithmetic", memory: "memory", dispatch: "dispatch", unknown: "" };
 const FREE = "executor"; // the backend of steps without a kernel
 

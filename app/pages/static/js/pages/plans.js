@@ -38,6 +38,7 @@ const COLUMNS = [
     format: (value) => value.toExponential(1),
     about: "Declared tolerances of the steps added up, relative to the largest output",
   },
+  { key: "served", title: "Served", value: (row) => row.served.join(", "), about: "Models that run this plan now" },
   { key: "state", title: "State", value: (row) => stateWord(row.plan.state.status) },
   { key: "reason", title: "Why", value: (row) => row.plan.state.reason, hidden: true },
   { key: "precision", title: "Precision", value: (row) => row.plan.precision, hidden: true },

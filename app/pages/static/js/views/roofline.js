@@ -1,7 +1,7 @@
 // The roofline: the rate that each op reached over its arithmetic intensity, below the peaks of the device.
 
 import { scatter } from "../chart.js";
-import { el, notice } from "../dom.js";
+import { el, key, notice } from "../dom.js";
 import { bytes, duration, number, percent, rate } from "../format.js";
 
 /** roofline(run, {onOpen}) → a node. */
@@ -59,8 +59,6 @@ export function roofline(run, { onOpen }) {
     ),
   );
 }
-
-const key = (name, text, kind = "") => el("span", { class: `key ${kind}`, style: { "--key": `var(${name})` } }, text);
 
 /** A sloping line for each level of memory, up to the highest peak; a level line for each peak that matters here. */
 function roofs(roof, points) {

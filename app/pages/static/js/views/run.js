@@ -1,6 +1,6 @@
 // One run: its totals, its self-check, and its views. Used by the model page and by static reports.
 
-import { el, figures, notice } from "../dom.js";
+import { disturbed, el, figures, notice } from "../dom.js";
 import { percent, when } from "../format.js";
 import { read, write } from "../state.js";
 import { table } from "../table.js";
@@ -71,6 +71,7 @@ export function showRun(run, { traceHref = null } = {}) {
     "div",
     { class: "run" },
     setup(run),
+    disturbed(run.quietness, "The times of this run are not the model's"),
     figures(totals(run)),
     run.totals.params_note ? el("p", { class: "quiet remark" }, `Parameters: ${run.totals.params_note}.`) : null,
     check(run),
