@@ -143,6 +143,7 @@ ISAS: Mapping[str, Isa] = {
     for isa in (
         _x86("sse", 128, "sse2", 16, _SSE, "x86-64-v2", _SSE_UNITS),
         _x86("avx2", 256, "avx", 16, _AVX2, "x86-64-v3", _AVX2_UNITS),
+        _x86("avx2_vnni", 256, "avx", 16, f"{_AVX2} avxvnni", "x86-64-v3", _AVX2_UNITS),
         _x86("avx512", 512, "avx512f", 32, _AVX512, "x86-64-v4", _AVX512_UNITS, masks=True),
         _x86("avx512_vnni", 512, "avx512f", 32, f"{_AVX512} avx512vnni", "x86-64-v4", _AVX512_VNNI_UNITS, masks=True),
         _x86("avx512_bf16", 512, "avx512f", 32, f"{_AVX512} avx512vnni avx512bf16", "x86-64-v4", _AVX512_BF16_UNITS, masks=True),

@@ -20,7 +20,7 @@ from tests.kernels.native.convolutions import DIRECT, depthwise, image, square, 
 from tests.kernels.native.reference import conv_reference, run_kernel
 
 PLAIN_ISAS = [isa for isa in host_isas() if isa.name in {"sse", "avx2", "avx512", "neon"}]
-DOT_ISAS = [isa for isa in host_isas() if isa.name in {"avx512_bf16", "neon_dotprod"}]
+DOT_ISAS = [isa for isa in host_isas() if isa.name in {"avx2_vnni", "avx512_bf16", "neon_dotprod"}]
 EMULATED = [isa for isa in (ISAS["neon"], ISAS["neon_dotprod"]) if all(isa.arch != host.arch for host in host_isas())]
 SUMS: Epilogue[Image] = Epilogue(bias=True, expression=Expression((INT32,)))
 POISON = 77
