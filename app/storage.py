@@ -68,12 +68,14 @@ class Storage:
             return None
 
     def forecast(self, session: Session, threads: int, shapes: Mapping[int, Mapping[str, tuple[int, ...]]]) -> dict[int, float]:
-        """Predict the time of a model's runs in nanoseconds, by rows; empty where this device was never measured.
+        """Predict the time of a model's runs in nanoseconds, by rows; empty for GPUs and where this device was never measured.
 
         shapes: rows -> the shape of every input.
         """
-        device = self.measured_device()
-        return {} if device is None else forecast(session.model, shapes, threads, device, self.store, session.backend)
+        device, backend = self.measured_device(), session.planned_backend
+        if device is None or backend is None:
+            return {}
+        return forecast(session.model, shapes, threads, device, self.store, backend)
 
     def remember(self, name: str, model: Model) -> None:
         """Store a model's name and size, which its plans and profiles refer to. Raises StoreError."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kernels.precision import Precision
 
-Backend = Literal["numpy", "native"]
+Backend = Literal["numpy", "native", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -123,8 +123,10 @@ def _planned(plan: Plan) -> dict[str, float]:
 def _predicted(
     model: Model, shapes: Shapes, session: Session, executor: Executor, device: DeviceProfile, store: Store
 ) -> dict[str, float]:
-    """Predict the time of each step as it ran, by node name; a view takes none. Dynamic steps have no prediction."""
-    subject = Subject.of(model, shapes, backend=session.backend)
+    """Predict the time of each step as it ran, by node name; a view takes none. Dynamic steps and GPUs have no prediction."""
+    if (backend := session.planned_backend) is None:
+        return {}
+    subject = Subject.of(model, shapes, backend=backend)
     options = dict(zip((node.name for node in subject.graph.nodes), subject.options(session.threads), strict=True))
     known = evidence_of(subject, device, store).model
     found: dict[str, float] = {}

@@ -7,15 +7,15 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from graph.backend import find_backend
 from graph.budget import ProcessMemory, RunBudget, model_share_bytes
 from graph.formats.registry import read
 from graph.growing import Growing
 from graph.ir import Model, Port
 from graph.limits import Check, go_on
 from graph.mapped import require_unchanged
-from graph.native.engine import find_native
 from graph.native.facts import Kept
 from graph.passes.optimise import optimise
 from graph.run.bounds import RunBounds
@@ -27,7 +27,7 @@ from graph.symbols import SymbolicInputs, differing
 from graph.wide import half_of
 from kernels.confinement import usable_cores
 from kernels.containers import is_container
-from kernels.errors import AttributeValueError, memory_errors_of
+from kernels.errors import AttributeValueError, UnsupportedError, memory_errors_of
 from kernels.record import record
 from kernels.spec import Array
 from scheduler.errors import StalePlanError
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from profiler.run.trace import Trace
     from scheduler.plan import Plan
 
-BACKENDS: tuple[WantedBackend, ...] = get_args(WantedBackend)
+SessionBackend = WantedBackend | Literal["cuda"]  # plans are for the others
+BACKENDS = (*get_args(WantedBackend), "cuda")
+PRECISIONS: tuple[WantedPrecision, ...] = get_args(WantedPrecision)
 MAX_PLANS = 64  # of one session, each for other shapes: the newest ones
 DEFAULT = "default"  # the plan id of runs that follow none
 NEARBY = "~"  # behind the id of a plan that runs of other shapes follow than it was made for
@@ -81,7 +83,8 @@ class Session:
              precision: in which products of float32 may be computed: "fp32"; or "bf16", with sums in float32, and values between
              such products stored as bfloat16 (docs/numerics.md). A plan says so for every op by itself, and comes first.
              "auto" is "fp32" without a plan. Files that are quantised, or in half precision, run as docs/numerics.md says.
-             backend: "auto", "native" or "numpy".
+             On a GPU "tf32" and "fp16" too, and all values between kernels are stored so (docs/cuda.md).
+             backend: "auto", "native", "numpy", or "cuda": an NVIDIA GPU, which follows no plans.
              plan: how to run the input shapes it was made for. Shapes near them follow it too: a plan of 64 tokens serves 65.
              Others use every op's default strategy.
              limits: how many input shapes stay ready, and how much memory they and their runs may take.
@@ -94,12 +97,12 @@ class Session:
         model: str | Path | bytes | onnx.ModelProto | Model,
         threads: int | None = None,
         precision: WantedPrecision = "fp32",
-        backend: WantedBackend = "auto",
+        backend: SessionBackend = "auto",
         plan: Plan | None = None,
         *,
         limits: SessionLimits = _DEFAULT_LIMITS,
     ) -> None:
-        _check_choices(precision, backend)
+        _check_choices(precision, backend, plan)
         with memory_errors_of("model"):
             self.model = model if isinstance(model, Model) else read(model)
         self._input_names = [port.name for port in self.model.graph.inputs]
@@ -113,7 +116,7 @@ class Session:
             self.threads = usable_cores() if plan is None else plan.threads
         self.limits = limits
         self.backend, self.precision = backend, precision
-        self._native = None if backend == "numpy" else find_native(backend, OFFERED[precision])
+        self._backend = find_backend(backend, OFFERED.get(precision, (precision,)))
         self._building = threading.Lock()
         self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
         self._ready = ExecutorCache(limits.executors, self._limit_bytes)
@@ -133,6 +136,11 @@ class Session:
     # Plans
 
     @property
+    def planned_backend(self) -> WantedBackend | None:
+        """The backend as plans name it; None where the session follows no plans, on a GPU."""
+        return None if self.backend == "cuda" else self.backend
+
+    @property
     def plan(self) -> Plan:
         """The plan that runs follow: the newest one given or followed; without one, a plan that describes what they do.
 
@@ -144,6 +152,8 @@ class Session:
         """
         if (newest := next(reversed(self._plans.values()), None)) is not None:
             return newest.plan
+        if (backend := self.planned_backend) is None:
+            raise UnsupportedError(f"session: backend {self.backend} follows no plan, `trace` says what runs")
         from scheduler.local import device_at_hand  # noqa: PLC0415  plans bring the database library, which runs do without
         from scheduler.planning.description import describe  # noqa: PLC0415
 
@@ -151,7 +161,7 @@ class Session:
         of = (used, device.fingerprint, device.probed_at)
         if self._description is None or self._description[0] != of:
             shapes = None if used is None else dict(zip((port.name for port in self.inputs), used, strict=True))
-            self._description = of, describe(self.model, shapes, self.threads, self.backend, self.precision, device)
+            self._description = of, describe(self.model, shapes, self.threads, backend, self.precision, device)
         return self._description[1]
 
     @property
@@ -180,6 +190,7 @@ class Session:
         No run waits for it, and runs that have begun end as they began. Where the plan cannot be built, nothing changes.
         Raises: StalePlanError for a plan of another model, device or build; what building it raises.
         """
+        _check_choices("auto", self.backend, plan)
         key = self._planned(plan)
         with self._building:
             before, known = self._plans, self._ready.find(key) is not None
@@ -339,14 +350,17 @@ class Session:
         """Lower the model for these shapes. Sizes that have differed between shapes are symbols; a plan is for its own shapes."""
         graph = self.model.graph
         varied, planned = self._lowerings.varied(graph.inputs, shapes), {}
+        if self._backend is not None and not self._backend.resizes:
+            varied = frozenset()
         if plan is not None:
             planned = {item.name: item.shape for item in plan.inputs}
             varied = frozenset() if planned == shapes else varied | differing(graph.inputs, planned, shapes)
         inputs = SymbolicInputs.of(graph.inputs, shapes, varied, room)
         roomy = {each.output: Kept(each.input, each.axis, inputs.room) for each in growing}
         with memory_errors_of(f"{graph.name}: rewriting it"):
-            in_numpy = self._native is None or (plan is not None and plan.constraints.backend == "numpy")
-            rewritten = optimise(graph, inputs.specs, check, native=not in_numpy)
+            is_native = self._backend is not None and self._backend.name == "native"
+            is_native = is_native and (plan is None or plan.constraints.backend != "numpy")
+            rewritten = optimise(graph, inputs.specs, check, native=is_native)
         choices, threads = ({}, self.threads) if plan is None else (plan.choices, min(plan.threads, self.threads))
         if planned != shapes:  # a plan of other shapes: the graph may lack a node of it, as where something was computed before
             choices = {node.name: choices[node.name] for node in rewritten.graph.nodes if node.name in choices}
@@ -358,7 +372,7 @@ class Session:
         budget.keep(_nbytes(each for each in new if half_of(each) is None), f"{graph.name}: constants that rewriting made")
         passing.keep(_nbytes(copies), f"{graph.name}: float32 copies of constants in half precision")
         try:
-            lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._native, budget, inputs.scope, roomy)
+            lowered = LoweredGraph(shared, rewritten.specs, choices, threads, self._backend, budget, inputs.scope, roomy)
         finally:
             passing.release()
         stayed = {id(each) for each in lowered.graph.constants.values()}
@@ -395,7 +409,13 @@ def _checked_threads(threads: int) -> int:
     return threads
 
 
-def _check_choices(precision: str, backend: str) -> None:
-    require_offered("session", precision)
+def _check_choices(precision: str, backend: str, plan: Plan | None) -> None:
     if backend not in BACKENDS:
         raise AttributeValueError(f"session: backend is {backend!r}, need one of {', '.join(BACKENDS)}")
+    if backend != "cuda":
+        require_offered("session", precision)
+        return
+    if precision not in PRECISIONS:
+        raise AttributeValueError(f"session: precision is {precision!r}, need one of {', '.join(PRECISIONS)}")
+    if plan is not None:
+        raise UnsupportedError("session: backend cuda follows no plan, leave the plan or the backend out")

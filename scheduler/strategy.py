@@ -13,9 +13,9 @@ from kernels.precision import PRECISIONS, Precision
 from scheduler.errors import StrategyFormatError
 
 WantedBackend = Literal["auto", "native", "numpy"]
-WantedPrecision = Literal["fp32", "fp16", "bf16", "int8", "auto"]  # "auto" leaves the choice to a plan, op by op
+WantedPrecision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "auto"]  # "auto" leaves the choice to a plan, op by op
 
-# In which products of float32 may be computed then, the one to use without a plan first. There are no kernels for the others.
+# In which products of float32 may be computed then, the one to use without a plan first. Only GPUs have kernels for the others.
 OFFERED: Mapping[str, Sequence[Precision]] = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "auto": ("fp32", "bf16")}
 
 MAX_THREADS = 4096

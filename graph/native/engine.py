@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 from graph.budget import RunBudget
 from graph.choice import Choice
@@ -49,6 +50,8 @@ class Native:
     Raises: IsaError where this machine has no instruction set that is described.
     """
 
+    name: ClassVar[str] = "native"
+    resizes: ClassVar[bool] = True
     isa: Isa = field(default_factory=host_isa)
     cache: CodeCache | None = field(default_factory=CodeCache.default)
     constants: ConstantCache = field(default_factory=ConstantCache)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from graph.choice import Choice
-from graph.ir import Node
+from graph.ir import Node, Specs
 from graph.memory import Held
 from graph.native.arena import lay_out
 from graph.native.barriers import with_barriers
@@ -122,6 +122,10 @@ class LoweredSegment:
             KernelCall(call.kernel, {name: replace(self._where[s], offset_bytes=at) for name, (s, at) in call.arguments.items()})
             for call in self.calls
         ]
+
+    def replace_constants(self, specs: Specs, constants: Mapping[str, Array]) -> None:
+        """Read these from now on: equal values, some of them stored in less memory."""
+        self.facts = replace(self.facts, specs=specs, constants=constants)
 
     def find_sizes(self, found: dict[Size, None]) -> None:
         """Add what `bind` needs values of."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from graph.backend import Backend
 from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.errors import FeedError
 from graph.ir import Graph, Port, Specs
 from graph.memory import Held, MemoryPlan
-from graph.native.engine import Native
 from graph.run.alarm import shared_alarm
 from graph.run.blas import BlasThreads
 from graph.run.bounds import RunBounds
@@ -56,10 +56,10 @@ class Executor:
     Intermediate values have fixed places in one arena (`memory`). Every run allocates the graph outputs, which become the
     caller's. Several executors may run at the same time, on different threads.
 
-    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default natively where `native` can,
+    Args:    specs: of every value (`propagate`). choices: node name -> how to compute it; by default by the backend where it can,
              else with the op's first numpy kernel that applies. threads: of BLAS and of native code; None leaves BLAS as it is
              set and takes one per core for native code. On another number native code gives the same bits, and BLAS results
-             that may differ by rounding. native: the native backend, None for numpy alone. budget: of the memory that this
+             that may differ by rounding. backend: native or another one, None for numpy alone. budget: of the memory that this
              executor and a run of it take; by default half of what this process may use, for this executor alone.
     Raises:  FeedError when an input's shape is not bound; UnsupportedError when a node has no kernel for its specs, or not the
              chosen one; LimitError, naming a node, before memory beyond the budget is allocated; OutOfMemoryError where the
@@ -72,13 +72,13 @@ class Executor:
         specs: Specs,
         choices: Mapping[str, Choice] | None = None,
         threads: int | None = None,
-        native: Native | None = None,
+        backend: Backend | None = None,
         budget: RunBudget | None = None,
     ) -> None:
         budget = RunBudget() if budget is None else budget
         for port in graph.inputs:
             _known(port, specs)
-        self._init(LoweredGraph(graph, specs, choices or {}, threads, native, budget), PLAIN, budget)
+        self._init(LoweredGraph(graph, specs, choices or {}, threads, backend, budget), PLAIN, budget)
 
     @classmethod
     def of(cls, lowered: LoweredGraph, sizes: Sizes, budget: RunBudget) -> Executor:

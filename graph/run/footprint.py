@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from graph.backend import Segment
 from graph.budget import RunBudget
 from graph.ir import SEGMENT, Graph, Node, Specs
 from graph.memory import Held, MemoryPlan
-from graph.native.segment import Segment
 from kernels.record import record
 from kernels.spec import Spec
 

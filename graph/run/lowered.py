@@ -7,15 +7,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from graph.backend import Backend, LoweredSegment
 from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.errors import LimitError
 from graph.ir import CONTROL_FLOW, Graph, Specs
 from graph.mapped import LEAST_BYTES
-from graph.native.engine import Native
 from graph.native.facts import HintedSpecs, Kept
 from graph.native.place import PackedConstant
-from graph.native.segment import LoweredSegment
 from graph.order import without_unread
 from graph.run.footprint import require_values
 from graph.run.prepared import PreparedGraph
@@ -41,14 +40,14 @@ class LoweredGraph:
         specs: Specs,
         choices: Mapping[str, Choice],
         threads: int | None,
-        native: Native | None,
+        backend: Backend | None,
         budget: RunBudget,
         scope: Scope | None = None,
         kept: Mapping[str, Kept] = MappingProxyType({}),
     ) -> None:
         self.graph, self.specs, self.threads = graph, specs, threads
         self.kept: Mapping[str, Kept] = {}
-        self._native = native
+        self._backend = backend
         self._scope = scope
         self._algorithms = {name: choice.algorithm for name, choice in choices.items() if choice.backend == "numpy"}
         self._rest = without_unread(graph)
@@ -59,14 +58,14 @@ class LoweredGraph:
         self._evaluating = threading.Lock()
         require_values(self._rest, HintedSpecs(specs), budget)
         with memory_errors_of(f"{graph.name}: preparing it"):
-            if native is not None:
+            if backend is not None:
                 self._workers = usable_cpus() if threads is None else threads
-                if kept:
-                    self.kept = keepable(self._rest, kept, native.refusals(self._rest, specs).keys() | self._algorithms.keys())
+                if kept and backend.resizes:
+                    self.kept = keepable(self._rest, kept, backend.refusals(self._rest, specs).keys() | self._algorithms.keys())
                     self._rest = replace(self._rest, outputs=tuple(p for p in self._rest.outputs if p.name not in self.kept))
-                self._rest, self._segments = native.lowered(self._rest, specs, self._workers, choices, budget, self.kept)
+                self._rest, self._segments = backend.lowered(self._rest, specs, self._workers, choices, budget, self.kept)
                 self._packed = frozenset(constant for segment in self._segments.values() for constant in segment.packed)
-                native.count_packed(self._packed, budget, graph.name)
+                backend.count_packed(self._packed, budget, graph.name)
                 self._drop_copies()
             elif wanted := next((name for name in choices if name not in self._algorithms), None):
                 raise UnsupportedError(f"node {wanted!r}: {choices[wanted]} was chosen, this executor has numpy only")
@@ -88,7 +87,7 @@ class LoweredGraph:
             name: spec.with_value(None) if name in halves and spec is not None else spec for name, spec in specs.items()
         }
         for segment in self._segments.values():
-            segment.facts = replace(segment.facts, specs=self.specs, constants=constants)
+            segment.replace_constants(self.specs, constants)
 
     def sizes(self, values: Sequence[int] | None) -> Sizes:
         """Return the values of all sizes for values of the symbols; None: for their hints.
@@ -113,14 +112,14 @@ class LoweredGraph:
         """Return the graph ready to run for some values of its sizes, and its packed weights."""
         with memory_errors_of(f"{self.graph.name}: preparing it"):
             graph, specs = self._bound(sizes)
-            if self._native is None:
+            if self._backend is None:
                 return PreparedGraph(graph, specs, self._algorithms, budget=budget), self._packed
-            self._native.count_packed(self._packed, budget, self.graph.name)
+            self._backend.count_packed(self._packed, budget, self.graph.name)
             try:
-                segments = self._native.bind(self._segments, sizes, self._workers, roomy=True)
+                segments = self._backend.bind(self._segments, sizes, self._workers, roomy=True)
                 return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), self._packed
             except LimitError:  # perhaps for the room that larger sizes would need
-                segments = self._native.bind(self._segments, sizes, self._workers, roomy=False)
+                segments = self._backend.bind(self._segments, sizes, self._workers, roomy=False)
                 return PreparedGraph(graph, specs, self._algorithms, segments, self._workers, budget), self._packed
 
     def _bound(self, sizes: Sizes) -> tuple[Graph, Specs]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from graph.backend import Segment
 from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.ir import CONTROL_FLOW, SEGMENT, Graph, Node, Port, Specs
 from graph.mapped import resident
 from graph.memory import Held, MemoryPlan, is_static, plan_memory
-from graph.native.segment import Segment
 from graph.order import without_unread
 from graph.run.bounds import RunBounds
 from graph.run.control_flow import run_control_flow

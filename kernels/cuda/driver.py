@@ -343,6 +343,29 @@ class Function:
         return count.value
 
 
+_PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute whose value is a number; the union is 64 bytes long and aligned to 8."""
+
+    _fields_ = (("kind", ctypes.c_int), ("_", ctypes.c_int), ("value", ctypes.c_int), ("_rest", ctypes.c_char * 60))
+
+    def __init__(self, kind: int, value: int) -> None:
+        super().__init__(kind=kind, value=value)
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared_bytes")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
+
+
 class Stream(_Resource):
     """An order of work on a GPU."""
 
@@ -372,17 +395,22 @@ class Stream(_Resource):
         threads: int,
         shared_bytes: int = 0,
         cooperative: bool = False,
+        overlaps: bool = False,
     ) -> None:
         """Launch a kernel on `blocks` blocks of `threads` threads.
 
         cooperative: refuse the launch, with GpuUnsupportedError, unless all blocks run at once, as they must where they wait for
-        one another.
+        one another. overlaps: let it start before the launch ahead has ended; the kernel waits for that itself.
         """
         values = [ctypes.c_uint64(value.address) if isinstance(value, Memory) else value for value in arguments]
         table = (ctypes.c_void_p * max(1, len(values)))(*[ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values])
         shape = (function.handle, blocks, 1, 1, threads, 1, 1, shared_bytes, self.handle, table)
         if cooperative:
             self.context.call("cuLaunchCooperativeKernel", *shape)
+        elif overlaps:
+            attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION, 1)
+            config = _Config(blocks, 1, 1, threads, 1, 1, shared_bytes, self.handle, ctypes.pointer(attribute), 1)
+            self.context.call("cuLaunchKernelEx", ctypes.byref(config), function.handle, table, None)
         else:
             self.context.call("cuLaunchKernel", *shape, None)
 

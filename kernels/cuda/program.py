@@ -69,13 +69,14 @@ class Kernels:
 
     def __init__(self, context: Context, cache: CodeCache | None = None) -> None:
         self.context, self.cache = context, cache or CodeCache.default()
+        self._target = find_target(context.device.capability)
         self._loaded: dict[str, tuple[Module, Function]] = {}
 
     def function(self, kernel: Kernel) -> Function:
         """Return a kernel, compiled and loaded where it is not yet."""
         if kernel.name not in self._loaded:
             source = Source.of_kernel(kernel.name, kernel.emit)
-            module = self.context.load(compile_ptx(source, find_target(self.context.device.capability), self.cache))
+            module = self.context.load(compile_ptx(source, self._target, self.cache))
             function = module.function(kernel.name)
             if kernel.shared_bytes:
                 function.allow_shared(kernel.shared_bytes)
@@ -91,6 +92,7 @@ class Kernels:
             blocks=launch.blocks,
             threads=kernel.threads,
             shared_bytes=kernel.shared_bytes,
+            overlaps=self._target.overlaps,
         )
 
     def close(self) -> None:

@@ -6,6 +6,9 @@ this user alone, and its length, key and checksum are right.
 LLVM 22 compiles every `atomicrmw` to a relaxed instruction without a fence, also one with release or acq_rel order, so only
 monotonic ones are accepted here. Put instructions `fence syncscope("device") acq_rel` around it instead; atomic loads, stores and
 fences are compiled right.
+
+Instructions by which a launch waits for the one before it (`griddepcontrol`) are left out for GPUs that do not have them: there a
+launch does not start earlier.
 """
 
 from __future__ import annotations
@@ -26,12 +29,20 @@ TRIPLE = "nvptx64-nvidia-cuda"
 _ORDERED = re.compile(r"^.*\batomicrmw\b.*\b(?:acquire|release|acq_rel|seq_cst)\b.*$", re.MULTILINE)
 
 
+_FOLLOWING = re.compile(r'^.*"griddepcontrol\..*\n', re.MULTILINE)
+
+
 @record
 class PtxTarget:
     """What PTX is written for. cpu: LLVM's name of the architecture.  version: of the PTX language, 80 for 8.0."""
 
     cpu: str
     version: int
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a launch can start before the one before it has ended, and wait for it inside."""
+        return int(self.cpu.removeprefix("sm_").removesuffix("a")) >= 90
 
     @property
     def key(self) -> str:
@@ -106,7 +117,7 @@ def generate(ir: str, target: PtxTarget) -> bytes:
 
     machine = _machine(target)
     try:
-        module = llvm.parse_assembly(ir)
+        module = llvm.parse_assembly(ir if target.overlaps else _FOLLOWING.sub("", ir))
         module.verify()
     except RuntimeError as error:
         raise CompileError(f"module: LLVM refuses it, {error}") from error

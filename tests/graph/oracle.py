@@ -11,6 +11,7 @@ from graph.budget import RunBudget
 from graph.formats.registry import read
 from graph.native.calls import Call
 from graph.native.engine import Native, find_native
+from graph.native.segment import Segment
 from graph.passes.optimise import optimise
 from graph.run.executor import Executor
 from graph.run.lowered import LoweredGraph
@@ -95,7 +96,7 @@ def check(proto: onnx.ModelProto, feeds) -> Executor:
     for array in frozen.values():
         array.flags.writeable = False
     shapes = {name: np.shape(array) for name, array in feeds.items()}
-    plain, in_native = build(proto, shapes), build(proto, shapes, threads=2, native=NATIVE)
+    plain, in_native = build(proto, shapes), build(proto, shapes, threads=2, backend=NATIVE)
     for executor in (plain, in_native, plain, in_native):
         poison(executor)
         outputs = executor.run(frozen)
@@ -130,7 +131,7 @@ def check_native(
     native = Native(isa, cache=None)
     refused = native.refusals(ready.graph, ready.specs)
     assert {node.op for node in ready.graph.nodes if node.name in refused} <= numpy_ops, refused
-    executor = Executor(ready.graph, ready.specs, threads=threads, native=native)
+    executor = Executor(ready.graph, ready.specs, threads=threads, backend=native)
     for _ in range(2):
         poison(executor)
         assert_agrees(executor.run(feeds), wanted, tolerance)
@@ -158,7 +159,8 @@ def check_all_shapes(proto: onnx.ModelProto, feeds, isa: Isa, tolerance: float =
 
 def calls_of(executor: Executor) -> list[Call]:
     """Return the calls of all native segments, in order."""
-    return [call for segment in executor._program._segments.values() for call in segment.calls]
+    segments = executor._program._segments.values()
+    return [call for segment in segments if isinstance(segment, Segment) for call in segment.calls]
 
 
 def kernels(calls: Iterable[Call]) -> list[str]:

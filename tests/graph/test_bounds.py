@@ -96,7 +96,7 @@ def chain() -> Executor:
     if NATIVE is None:
         pytest.skip("needs the native backend")
     nodes = [node("MatMul", ["x" if not n else f"v{n}", "w"], [f"v{n + 1}" if n < 399 else "y"]) for n in range(400)]
-    executor = build(make(nodes, ["y"], inputs=[port(name, [512, 512]) for name in ("x", "w")]), native=NATIVE, threads=1)
+    executor = build(make(nodes, ["y"], inputs=[port(name, [512, 512]) for name in ("x", "w")]), backend=NATIVE, threads=1)
     assert len(executor._program._positions) == 1
     return executor
 

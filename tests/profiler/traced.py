@@ -29,7 +29,7 @@ SETUP = {
 def traced(made: onnx.ModelProto, batch: int, native: Native | None, *, threads: int = 2) -> Report:
     loaded = read(made)
     ready = optimise(loaded.graph, bind(loaded.graph, dims={"batch": batch}))
-    executor = Executor(ready.graph, ready.specs, threads=threads, native=native)
+    executor = Executor(ready.graph, ready.specs, threads=threads, backend=native)
     feeds = {port.name: np.ones(ready.specs[port.name].shape, np.float32) for port in ready.graph.inputs}
     measured = trace(executor, feeds, runs=3, warmup=1)
     on = device()

@@ -85,6 +85,19 @@ def meet(k: Function) -> None:
     k.call("llvm.nvvm.barrier.cta.sync.aligned.all", VOID, k.const(I32, 0))
 
 
+def start_next(k: Function) -> None:
+    """Let the blocks of the next launch start as soon as there is room for them; they come as far as `await_previous`.
+
+    Compute capability 9.0 and newer have this; for others `kernels.cuda.ptx` leaves it out.
+    """
+    assemble(k, "griddepcontrol.launch_dependents;", (), ())
+
+
+def await_previous(k: Function) -> None:
+    """Wait until the launches before this one have ended and what they wrote can be read. Left out as `start_next` is."""
+    assemble(k, "griddepcontrol.wait;", (), ())
+
+
 def copy_async(k: Function, to: Value, source: Value, n_bytes: int, valid: Value) -> None:
     """Start a copy of 4, 8 or 16 bytes, or 2 at once, from global to shared memory; zeros where it is not valid."""
     if n_bytes == 2:

@@ -11,7 +11,18 @@ from contextlib import AbstractContextManager, contextmanager
 from ctypes import sizeof
 from typing import Protocol
 
-from kernels.cuda.emit.builder import GPU, GpuModule, exchange, load_shared, meet, shared_base, special, store_shared
+from kernels.cuda.emit.builder import (
+    GPU,
+    GpuModule,
+    await_previous,
+    exchange,
+    load_shared,
+    meet,
+    shared_base,
+    special,
+    start_next,
+    store_shared,
+)
 from kernels.cuda.emit.descriptor import Descriptor, Fields
 from kernels.expression import Expression
 from kernels.native.emit.builder import Function, Value
@@ -49,10 +60,16 @@ def kernel_name(words: Iterable[str], expression: Expression) -> str:
     return "_".join(parts)
 
 
-def emit_kernel(kernel: Kernel, kind: type[Descriptor], body: Callable[[Fields], None]) -> str:
-    """Return the IR of a kernel whose code `body` emits. kind: what it is told when it is launched."""
+def emit_kernel(kernel: Kernel, kind: type[Descriptor], body: Callable[[Fields], None], *, waits: bool = False) -> str:
+    """Return the IR of a kernel whose code `body` emits. kind: what it is told when it is launched.
+
+    waits: the body itself waits for the launches before, and reads nothing until then that they may write.
+    """
     module = GpuModule(GPU)
     with module.kernel(kernel.name, sizeof(kind), kernel.threads) as (k, structure):
+        start_next(k)
+        if not waits:
+            await_previous(k)
         body(Fields(k, structure, kind))
     return module.text
 

@@ -45,9 +45,18 @@ SLICES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 def candidates(
-    precision: Precision, problem: Problem, device: Device, *, bias: bool = False, expression: Expression = UNCHANGED
+    precision: Precision,
+    problem: Problem,
+    device: Device,
+    *,
+    bias: bool = False,
+    expression: Expression = UNCHANGED,
+    early: bool = False,
 ) -> Iterator[Cut]:
-    """Yield every tile that the GPU has room for; where its tiles leave processors idle, also with the depth cut into slices."""
+    """Yield every tile that the GPU has room for; where its tiles leave processors idle, also with the depth cut into slices.
+
+    early: whether no launch before writes w.
+    """
     processors, room = device.attribute(Attribute.PROCESSORS), device.attribute(Attribute.SHARED_BYTES_PER_BLOCK)
     windows, copy_bytes, whole = problem.window is not None, problem.copy_bytes(precision), problem.whole(precision)
     tiles = [(tile, False) for tile in (FMA_TILES if precision == "fp32" else TENSOR_TILES)]
@@ -56,7 +65,7 @@ def candidates(
     for tile, groups in tiles:
         if tile.shared_bytes > room:
             continue
-        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups, problem.batch is not None)
+        form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups, problem.batch is not None, early)
         chunks, seen = Cut.into(form, problem).chunks, set[int]()
         for slices in SLICES:
             if slices > 1 and (chunks >= processors or chunks * slices > 2 * processors):

@@ -48,10 +48,14 @@ class MapDescriptor(Descriptor):
 
 @record
 class Array:
-    """An array that a map reads or writes. storage: of float32 elements.  strides: in elements, 0 where it is broadcast."""
+    """An array that a map reads or writes. storage: of float32 elements.  strides: in elements, 0 where it is broadcast.
+
+    aligned: bytes of which its address is a multiple, 16 at most.
+    """
 
     strides: tuple[int, ...]
     storage: Storage = "fp32"
+    aligned: int = 16
 
 
 @record
@@ -188,7 +192,7 @@ class Map:
         shape, strides = merged(self.shape, [array.strides for array in arrays])
         dtypes = (value_types(self.expression)[-1], *self.expression.operands)
         item_bytes = [kind_of(d, array.storage).bits // 8 for d, array in zip(dtypes, arrays, strict=True)]
-        run = _longest_run(shape[-1], strides, item_bytes)
+        run = _longest_run(shape[-1], strides, item_bytes, [array.aligned for array in arrays])
         storages = tuple(array.storage if d == FLOAT else "fp32" for d, array in zip(dtypes, arrays, strict=True))
         form = MapForm(self.expression, storages, tuple(_access(each[-1]) for each in strides), len(shape), run)
         told = MapDescriptor(items=prod(shape) // run)
@@ -236,21 +240,21 @@ def _access(stride: int) -> Access:
     return "run" if stride == 1 else "same" if stride == 0 else "strided"
 
 
-def _longest_run(size: int, strides: Sequence[Sequence[int]], item_bytes: Sequence[int]) -> int:
+def _longest_run(size: int, strides: Sequence[Sequence[int]], item_bytes: Sequence[int], aligned: Sequence[int]) -> int:
     """Return the most elements that every array can move at once, up to 16 bytes of the narrowest."""
     run = min(8, 16 // min(item_bytes))
-    while run > 1 and not _moves(size, strides, item_bytes, run):
+    while run > 1 and not _moves(size, strides, item_bytes, aligned, run):
         run //= 2
     return run
 
 
-def _moves(size: int, strides: Sequence[Sequence[int]], item_bytes: Sequence[int], run: int) -> bool:
+def _moves(size: int, strides: Sequence[Sequence[int]], item_bytes: Sequence[int], aligned: Sequence[int], run: int) -> bool:
     """Return whether every run begins at a multiple of its bytes, 16 at most."""
     if size % run:
         return False
-    for each, n_bytes in zip(strides, item_bytes, strict=True):
+    for each, n_bytes, address in zip(strides, item_bytes, aligned, strict=True):
         if each[-1] == 1:
-            aligned = min(16, run * n_bytes)
-            if run * n_bytes < 4 or any(stride * n_bytes % aligned for stride in each[:-1]):
+            need = min(16, run * n_bytes)
+            if run * n_bytes < 4 or address % need or any(stride * n_bytes % need for stride in each[:-1]):
                 return False
     return strides[0][-1] == 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from kernels.cuda.emit import builder as gpu
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, listed
@@ -109,7 +109,8 @@ class Form:
     windows: whether x is an image. copy_bytes: that one copy to shared memory moves; channels (or the depth), strides and
     addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
     expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
-    all columns of a tile, instead of each warp by itself. batched: whether there are many products of the same sizes.
+    all columns of a tile, instead of each warp by itself. batched: whether there are many products of the same sizes. early:
+    whether no launch before writes w, so that copies of it need not wait for these.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
 
@@ -122,6 +123,7 @@ class Form:
     expression: Expression = UNCHANGED
     groups: bool = False
     batched: bool = False
+    early: bool = False
 
     def __post_init__(self) -> None:
         block, tile = self.tile.block, self.tile
@@ -151,7 +153,12 @@ class Form:
     def name(self) -> str:
         """The kernel's name: what it computes and how."""
         words = [self.precision, "conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
-        words += ["wgmma" if self.groups else "", "" if self.whole else "part", "batched" if self.batched else ""]
+        words += [
+            "wgmma" if self.groups else "",
+            "" if self.whole else "part",
+            "batched" if self.batched else "",
+            "early" if self.early else "",
+        ]
         return kernel_name([*words, "bias" if self.bias else ""], self.expression)
 
     @property
@@ -171,7 +178,7 @@ class Form:
             k = fields.k
             emit_chunks(fields, self, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
 
-        return emit_kernel(self, ProductDescriptor, body)
+        return emit_kernel(self, ProductDescriptor, body, waits=True)
 
 
 def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
@@ -253,16 +260,23 @@ def _moved(fields: Fields, form: Form, item: Value) -> Fields:
 
 def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
     """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
-    k, tile = work.k, work.form.tile
+    k, tile, early = work.k, work.form.tile, "w" if work.form.early else ""
     fill = _emit_filling(work, row, column)
+    for stage in range(tile.stages - 1) if early else ():
+        with k.when(k.compare("lt", first + stage, end), "early"):
+            fill(first + stage, work.shared + stage * tile.stage_bytes, early)
+    gpu.await_previous(k)
     for stage in range(tile.stages - 1):
         with k.when(k.compare("lt", first + stage, end), "fill"):
-            fill(first + stage, work.shared + stage * tile.stage_bytes)
+            fill(first + stage, work.shared + stage * tile.stage_bytes, "x" if early else "xw")
         gpu.commit_copies(k)
     return _emit_group_steps(work, fill, first, end) if work.form.groups else _emit_steps(work, fill, first, end)
 
 
-Fill = Callable[[Value, Value], None]
+class Fill(Protocol):
+    """What emits the copies of a step's factors, "x", "w" or both, to a stage of shared memory."""
+
+    def __call__(self, step: Value, stage: Value, factors: str = "xw") -> None: ...  # noqa: D102
 
 
 def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
@@ -338,7 +352,7 @@ def _next_stage(work: _Work, stage: Value) -> Value:
     return k.select(k.compare("eq", stage, last), work.shared, stage + tile.stage_bytes)
 
 
-def _emit_filling(work: _Work, row: Value, column: Value) -> Callable[[Value, Value], None]:
+def _emit_filling(work: _Work, row: Value, column: Value) -> Fill:
     """Emit what the copies of a tile share, and return what emits those of a step to a stage of shared memory.
 
     Eight threads copy the parts of a row, so a thread copies the same part of several rows.
@@ -353,9 +367,11 @@ def _emit_filling(work: _Work, row: Value, column: Value) -> Callable[[Value, Va
     w_rows = [w.row(column + work.unit.column_of(k, line + n, tile.block)) for n in range(0, tile.columns, apart)]
     sides = ((x, x_rows, "x", 0), (w, w_rows, "w", tile.rows * ROW_BYTES))
 
-    def fill(step: Value, stage: Value) -> None:
+    def fill(step: Value, stage: Value, factors: str = "xw") -> None:
         depth = step * (ROW_BYTES // form.item_bytes) + part * (PART_BYTES // form.item_bytes)
         for source, rows, name, start in sides:
+            if name not in factors:
+                continue
             for at in range(0, PART_BYTES, form.copy_bytes):
                 parts = source.depth(depth + at // form.item_bytes)
                 for n, mine in enumerate(rows):

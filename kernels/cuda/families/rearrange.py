@@ -151,8 +151,8 @@ def _transposition(
 ) -> Launch:
     down = len(sizes) - 1
     outer = [d for d in range(down) if d != across]
-    x_run = _run(x.storage, sizes[across], [x_strides[d] for d in (*outer, down)])
-    y_run = _run(y.storage, sizes[down], [y_strides[d] for d in (*outer, across)])
+    x_run = _run(x, sizes[across], [x_strides[d] for d in (*outer, down)])
+    y_run = _run(y, sizes[down], [y_strides[d] for d in (*outer, across)])
     form = TransposeForm(x.storage, y.storage, x_run, y_run, max(1, len(outer)))
     told = TransposeDescriptor(across=sizes[across], down=sizes[down], x_down=x_strides[down], y_across=y_strides[across])
     tiles = -(-sizes[across] // TILE), -(-sizes[down] // TILE)
@@ -167,6 +167,6 @@ def _transposition(
     return Launch.of(form, told, told.chunks, ("x", "y"), names)
 
 
-def _run(storage: Storage, size: int, strides: list[int]) -> int:
+def _run(array: Array, size: int, strides: list[int]) -> int:
     """Return the most elements, up to 16 bytes, that can move at once."""
-    return gcd(128 // STORAGES[storage].bits, size, *strides)
+    return gcd(8 * array.aligned // STORAGES[array.storage].bits, size, *strides)

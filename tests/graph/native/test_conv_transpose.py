@@ -156,7 +156,7 @@ def test_every_candidate_gives_the_same_result():
     graph, specs = graph_of(proto, feeds)
     wanted, (made,) = in_numpy(proto, feeds)["y"], graph.nodes
     for choice in NATIVE.candidates(made, graph, specs, 2):
-        executor = Executor(graph, specs, {"t": choice}, threads=2, native=NATIVE)
+        executor = Executor(graph, specs, {"t": choice}, threads=2, backend=NATIVE)
         np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)
 
 

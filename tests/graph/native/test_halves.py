@@ -38,7 +38,7 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, Array], isa: Isa, *, widen: 
     made = optimise(graph, bind(graph, {name: np.shape(array) for name, array in feeds.items()}), native=widen)
     native = Native(isa, cache=None)
     assert not native.refusals(made.graph, made.specs)
-    executor = Executor(made.graph, made.specs, threads=2, native=native)
+    executor = Executor(made.graph, made.specs, threads=2, backend=native)
     poison(executor)
     return executor.run(feeds)
 

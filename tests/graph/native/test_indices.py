@@ -40,7 +40,7 @@ def run(data, nodes, feeds, dtype) -> None:
     specs = propagate(graph, bind(graph))
     bad = feeds["i"].copy()
     bad.ravel()[data.draw(st.integers(0, bad.size - 1))] = data.draw(st.sampled_from([50, -50]))
-    for executor in (Executor(graph, specs), Executor(graph, specs, threads=2, native=Native(HOST_ISAS[0], cache=None))):
+    for executor in (Executor(graph, specs), Executor(graph, specs, threads=2, backend=Native(HOST_ISAS[0], cache=None))):
         with pytest.raises(IndexRangeError, match=r"index -?50 points outside an axis"):
             executor.run({**feeds, "i": bad})
 

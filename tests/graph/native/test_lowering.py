@@ -214,7 +214,7 @@ def test_chosen_tiles_give_the_same_result():
     (conv,) = graph.nodes
     wanted = Executor(graph, specs).run(feeds)["y"]
     for choice in NATIVE.candidates(conv, graph, specs, 2):
-        executor = Executor(graph, specs, {"conv": choice}, threads=2, native=NATIVE)
+        executor = Executor(graph, specs, {"conv": choice}, threads=2, backend=NATIVE)
         assert executor.steps[0].algorithm == str(choice)
         np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)
 
@@ -230,14 +230,14 @@ def test_tiles_that_do_not_exist_are_refused(choice, says):
     proto = make([node("Conv", ["x", "w"], ["y"], name="conv")], ["y"], [weights("w", 4, 3, 1, 1)], image(1, 3, 4, 4))
     graph, specs = graph_of(proto, {"x": normal(1, 3, 4, 4)})
     with pytest.raises(UnsupportedError, match=says):
-        Executor(graph, specs, {"conv": choice}, native=NATIVE)
+        Executor(graph, specs, {"conv": choice}, backend=NATIVE)
 
 
 def test_native_choice_of_a_refused_node_says_why():
     proto = make([node("Trilu", ["x"], ["y"], name="half")], ["y"])
     graph, specs = graph_of(proto, {"x": normal(2, 6)})
     with pytest.raises(UnsupportedError, match="Trilu has no native form"):
-        Executor(graph, specs, {"half": Choice("native", "map")}, native=NATIVE)
+        Executor(graph, specs, {"half": Choice("native", "map")}, backend=NATIVE)
 
 
 def test_executors_of_one_model_share_packed_weights():
@@ -247,7 +247,7 @@ def test_executors_of_one_model_share_packed_weights():
     packed: list[frozenset[PackedConstant]] = []
     for n in (1, 2):
         ready = optimise(graph, bind(graph, {"x": (n, 16, 8, 8)}))
-        executor = Executor(ready.graph, ready.specs, native=native)
+        executor = Executor(ready.graph, ready.specs, backend=native)
         packed.append(executor.packed)
     assert packed[0] == packed[1]
     assert len(native.constants._entries) == 2  # the weights, and a bias of 0
@@ -419,6 +419,6 @@ def test_a_product_over_nothing_stays_in_numpy() -> None:
     """Constants may be empty, where they are parameters: as a factor of a product they divided by zero."""
     factors = [constant("a", np.ones((2, 0))), constant("b", np.ones((0, 3)))]
     proto = make([node("Gemm", ["a", "b", "x"], ["y"])], ["y"], factors, [port("x", [3])])
-    executor = build(proto, native=NATIVE)
+    executor = build(proto, backend=NATIVE)
     assert [step.algorithm.startswith("native") for step in executor.steps] == [False]
     np.testing.assert_array_equal(executor.run({"x": np.arange(3, dtype=np.float32)})["y"], [[0, 1, 2]] * 2)

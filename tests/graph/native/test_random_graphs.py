@@ -97,7 +97,7 @@ def test_random_graph_runs_natively_as_at_float64(isa: Isa, seed: int, cache: Co
         ready, wanted = made_ready(made)
         native = Native(isa, cache=cache)
         choices = some_choices(native, ready.graph, ready.specs, np.random.default_rng(seed))
-        one, two = (Executor(ready.graph, ready.specs, choices, threads=threads, native=native) for threads in (1, 2))
+        one, two = (Executor(ready.graph, ready.specs, choices, threads=threads, backend=native) for threads in (1, 2))
         for executor in (one, two):
             poison(executor)
         first = one.run(made.feeds)

@@ -117,7 +117,7 @@ def test_lengths_beyond_the_steps_raise_as_in_numpy(isa, bad):
     ports = [port("x", X), port("lengths", [BATCH], onnx.TensorProto.INT32)]
     proto = make([layer("GRU", ["lengths"], ["y"])], ["y"], parameters("GRU"), ports)
     feeds = {"x": normal(*X), "lengths": np.array([1, bad, 2], np.int32)}
-    for executor in (build(proto), build(proto, native=Native(isa, cache=None))):
+    for executor in (build(proto), build(proto, backend=Native(isa, cache=None))):
         with pytest.raises(IndexRangeError, match=rf"sequence_lens: holds .*{bad}.*, need lengths in \[0, {STEPS}\]"):
             executor.run(feeds)
 

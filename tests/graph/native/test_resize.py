@@ -131,7 +131,7 @@ def test_every_candidate_gives_the_same_result():
         offered = Native(machine, cache=None).candidates(resized, graph, specs, 2)
         assert {choice.algorithm for choice in offered} == {"direct", "separable"}
     for choice in (*choices, Choice("native", "direct"), Choice("native", "separable")):
-        executor = Executor(graph, specs, {"r": choice}, threads=2, native=NATIVE)
+        executor = Executor(graph, specs, {"r": choice}, threads=2, backend=NATIVE)
         np.testing.assert_allclose(executor.run(feeds)["y"], wanted, rtol=0, atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_choices_that_do_not_exist_are_refused():
         (Choice("native", "separable", (("tile", "4"),)), "need pixels x vectors"),
     ):
         with pytest.raises(UnsupportedError, match=says):
-            Executor(graph, specs, {"r": choice}, native=NATIVE)
+            Executor(graph, specs, {"r": choice}, backend=NATIVE)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

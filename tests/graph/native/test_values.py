@@ -54,7 +54,7 @@ def agrees(proto, feeds: dict, isa, threads: int = 2) -> Executor:
     ready, native = optimise(graph, specs), Native(isa, cache=None)
     assert native.refusals(ready.graph, ready.specs) == {}
     for used in (1, threads):
-        executor = Executor(ready.graph, ready.specs, threads=used, native=native)
+        executor = Executor(ready.graph, ready.specs, threads=used, backend=native)
         for _ in range(2):
             poison(executor)
             assert_agrees(executor.run(feeds), wanted)
@@ -156,7 +156,7 @@ def test_index_outside_is_the_error_that_numpy_raises(isa):
     natively(proto, feeds, isa)
     graph = read(proto).graph
     specs = propagate(graph, bind(graph))
-    in_numpy, in_native = Executor(graph, specs), Executor(graph, specs, threads=2, native=Native(isa, cache=None))
+    in_numpy, in_native = Executor(graph, specs), Executor(graph, specs, threads=2, backend=Native(isa, cache=None))
     for name, bad in (("a", 5), ("a", -6), ("b", 4), ("b", 2**63 - 1)):
         wrong = {**feeds, name: np.array([1, bad], np.int64)}
         with pytest.raises(IndexRangeError) as expected:
@@ -188,7 +188,7 @@ def test_gathers_along_any_axis(data):
     bad = feeds["i"].copy().reshape(-1)
     bad[-1] = data.draw(st.sampled_from([size, -size - 1, size + 1000]))
     graph = read(proto).graph
-    executor = Executor(graph, propagate(graph, bind(graph)), threads=2, native=Native(HOST_ISAS[0], cache=None))
+    executor = Executor(graph, propagate(graph, bind(graph)), threads=2, backend=Native(HOST_ISAS[0], cache=None))
     with pytest.raises(IndexRangeError, match=rf"index {bad[-1]} points outside an axis of {size}"):
         executor.run({**feeds, "i": bad.reshape(picked)})
 

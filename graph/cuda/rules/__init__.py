@@ -1,0 +1,1 @@
+"""By op: what the GPU refuses and why, and the launches of a node."""
