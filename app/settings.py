@@ -21,6 +21,12 @@ _OUTSIDE = (
     ("EDGEWISE_DEBUG", "int", "unset", "1: tracebacks and plans; 2: also kernels; 3: also LLVM IR; 4: also assembly."),
     ("EDGEWISE_DEBUG_DIR", "Path", "a temporary folder", "Folder that EDGEWISE_DEBUG writes IR and assembly to."),
     ("EDGEWISE_DEVICE_SALT", "str", "unset", "Part of this machine's fingerprint; lets one machine pass for several in tests."),
+    (
+        "EDGEWISE_GPU_CONTEST",
+        "int",
+        "0",
+        "Ways to compute each product that a session on a GPU tries for new shapes, to run by the fastest; 0: the likely best.",
+    ),
     ("EDGEWISE_ISA", "str", "the widest there is", "Instruction set that kernels are generated for, one that this machine has."),
     (
         "EDGEWISE_WHEN_BUSY",

@@ -25,6 +25,7 @@ import numpy as np
 from graph.budget import RunBudget
 from graph.cuda.contest import tune
 from graph.cuda.engine import Cuda
+from graph.cuda.gpu import shared_gpu
 from graph.cuda.segment import LoweredSegment, Segment
 from graph.formats.registry import read
 from graph.ir import Model
@@ -79,7 +80,7 @@ def run_once(segment: Segment, lowered: LoweredSegment, feeds: Mapping[str, Arra
 
 def measure(name: str, model: Model, precision: Precision, feeds: Mapping[str, Array], most: int) -> tuple[Row, dict[str, Array]]:
     """Time a model. most: options of a launch that the contest tries; 0 for no contest."""
-    backend = Cuda(precision)
+    backend = Cuda(precision, shared_gpu())
     lowered = lowered_whole(model, backend)
     segment = lowered.bind(backend.gpu)
     row = Row(name, precision, segment.time_ns(), launches=len(lowered.launches))

@@ -41,7 +41,7 @@ async def query_ops(
     kind: Kind | None = None,
     op: Text | None = None,
     bound: Literal["compute", "memory", ""] | None = None,
-    backend: Literal["native", "numpy", "view", ""] | None = None,
+    backend: Literal["native", "cuda", "numpy", "view", ""] | None = None,
     strategy: Text | None = None,
     name: Text | None = None,
     min_p50_ns: Annotated[float, Query(ge=0, le=1e18)] | None = None,
@@ -53,7 +53,7 @@ async def query_ops(
 ) -> Any:
     """List the ops of runs by cost, or with `group` their sums. The runs are those named, or the newest of a model or a device.
 
-    `strategy` matches a prefix, and `name` any part. Ops outside the native segments have the backend "numpy".
+    `strategy` matches a prefix, and `name` any part. Ops outside the segments of other backends have the backend "numpy".
     """
     which = Which(_numbers(run), model, device, kind, op, bound, backend, strategy, name, min_p50_ns)
 

@@ -6,6 +6,7 @@ are fastest there are then tried in the whole segment, where weights come from m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from graph.choice import Choice
@@ -14,10 +15,20 @@ from graph.cuda.lowering import Call, Option
 from graph.cuda.segment import LoweredSegment, Segment
 from graph.native.place import Storage
 from kernels.cuda.program import Launch, Program, Replay
+from kernels.errors import InvalidError
 
-MOST = 12  # options of a launch that are timed by themselves
+CONTEST = "EDGEWISE_GPU_CONTEST"  # environment variable: how many ways to compute each launch a session tries
+MOST = 16  # options of a launch that are timed by themselves
 FINALISTS = 4  # that are tried in the whole segment
 GAIN = 0.998  # of the segment's time: less is noise
+
+
+def wanted_contest() -> int:
+    """Return how many ways to compute each launch the environment asks to try. Raises InvalidError for what is no such number."""
+    text = os.environ.get(CONTEST, "0")
+    if not text.isdecimal():
+        raise InvalidError(f"{CONTEST}: {text[:20]!r}, need a whole number, 0 for no contest")
+    return int(text)
 
 
 class Contest:

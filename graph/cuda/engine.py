@@ -10,6 +10,7 @@ from typing import ClassVar, get_args
 from graph.budget import RunBudget
 from graph.choice import Choice
 from graph.cuda.constants import DeviceConstants
+from graph.cuda.contest import tune, wanted_contest
 from graph.cuda.facts import Facts
 from graph.cuda.gpu import Gpu, shared_gpu
 from graph.cuda.rules.table import refusal, rule_of
@@ -30,22 +31,30 @@ class Cuda:
     """The GPU backend of one model.
 
     precision: of products, and of what is stored between kernels: fp32, fp16, bf16, or tf32, stored as fp32. gpu: the GPU
-    in use.
-    Raises: NoDriverError where there is no GPU.
+    in use. contest: how many ways to compute each launch are tried when a segment is lowered, 0 for none.
     """
 
     name: ClassVar[str] = "cuda"
     resizes: ClassVar[bool] = False
-    precision: Precision = "fp32"
-    gpu: Gpu = field(default_factory=shared_gpu)
+    precision: Precision
+    gpu: Gpu
+    contest: int = 0
     constants: DeviceConstants = field(default_factory=DeviceConstants)
 
     @classmethod
     def of(cls, precision: str) -> Cuda:
-        """Return the backend for a precision by its name. Raises UnsupportedError for one that it does not have."""
+        """Return the backend for a precision by its name, on the GPU of this process.
+
+        Raises: UnsupportedError for a precision that it does not have; NoDriverError where there is no GPU.
+        """
         if precision not in PRECISIONS:
             raise UnsupportedError(f"cuda: precision is {precision!r}, need one of {', '.join(PRECISIONS)}")
-        return cls(precision)
+        return cls(precision, shared_gpu(), wanted_contest())
+
+    @staticmethod
+    def facts(graph: Graph, specs: Specs) -> Facts:
+        """Return the facts that rules decide by."""
+        return Facts(specs, graph.constants)
 
     def refusals(self, graph: Graph, specs: Specs) -> dict[str, str]:
         """Return why nodes cannot run on the GPU, by the name of each that cannot."""
@@ -54,14 +63,14 @@ class Cuda:
 
     def refusal(self, node: Node, graph: Graph, specs: Specs) -> str | None:
         """Return why a node cannot run on the GPU, or None where it can."""
-        return refusal(node, Facts(specs, graph.constants))
+        return refusal(node, self.facts(graph, specs))
 
     def candidates(self, node: Node, graph: Graph, specs: Specs, threads: int) -> Sequence[Choice]:
         """Return the ways to compute a node that is not refused, first the one to use unmeasured."""
         part = Part(
             (node,), tuple(dict.fromkeys(name for name in node.reads() if name not in graph.constants)), tuple(node.writes())
         )
-        lowered = LoweredSegment(part, Facts(specs, graph.constants), {}, self.precision, self.gpu.device, self.constants)
+        lowered = LoweredSegment(part, self.facts(graph, specs), {}, self.precision, self.gpu.device, self.constants)
         call = next((call for call in lowered.calls if len(call.options) > 1), next(iter(lowered.calls), None))
         return [] if call is None else [Choice("cuda", call.algorithm, o.params, self.precision) for o in call.options]
 
@@ -90,11 +99,14 @@ class Cuda:
     ) -> tuple[Graph, Mapping[str, LoweredSegment]]:
         """Return `parts` with every segment lowered. Its memory is the GPU's, which the budget does not count."""
         rest, parts = self.parts(graph, specs, choices)
-        facts = Facts(specs, graph.constants)
+        facts = self.facts(graph, specs)
         made = {
             name: LoweredSegment(part, facts, choices, self.precision, self.gpu.device, self.constants)
             for name, part in parts.items()
         }
+        if self.contest:
+            for segment in made.values():
+                tune(segment, self.gpu, self.contest)
         return rest, made
 
     @staticmethod

@@ -20,6 +20,7 @@ _STEP_NS = 190.0  # of a step of the depth in a small tile, which waits for copi
 _BYTES_PER_NS = 80.0  # that a processor copies from L2
 _MEETING_NS = {1: 0.0, 2: 1600.0, 3: 2000.0, 4: 2500.0}  # of slices that meet
 _MORE_MEETING_NS = 250.0  # of each slice more
+_TEAMS_NS = 400.0  # of teams that add up their sums
 _ENDS_NS = 1500.0  # of a launch, the first copies and the results
 
 
@@ -28,12 +29,13 @@ def estimated_ns(cut: Cut, device: Device) -> float:
     tile, form = cut.form.tile, cut.form
     flops = 2 * tile.rows * tile.columns * 128 // form.item_bytes
     busy = flops / _RATES[form.precision, form.groups], (tile.rows + tile.columns) * 128 / _BYTES_PER_NS
-    step = max(_STEP_NS, *busy)
-    steps = -(-cut.steps // cut.slices)
+    step = max(_STEP_NS, *(tile.deep * each for each in busy))
+    steps = -(-cut.steps // (cut.slices * tile.deep))
     processors = device.attribute(Attribute.PROCESSORS)
     beside = max(1, min(device.attribute(Attribute.SHARED_BYTES_PER_BLOCK) // tile.shared_bytes, 2048 // tile.threads))
     waves = -(-cut.chunks // processors)
     alone = min(waves, beside)
-    together = max(step, alone * max(busy))  # of the steps of blocks that a processor works on at once
+    together = max(step, alone * tile.deep * max(busy))  # of the steps of blocks that a processor works on at once
     meeting = _MEETING_NS.get(cut.slices, _MEETING_NS[4] + (cut.slices - 4) * _MORE_MEETING_NS)
+    meeting += _TEAMS_NS if tile.deep > 1 else 0.0
     return _ENDS_NS + -(-waves // alone) * steps * together + meeting

@@ -17,7 +17,7 @@ from profiler.errors import ProfileFormatError
 
 SCHEMA_VERSION: Final = 2
 Kind = Literal["static", "trace"]
-Backend = Literal["native", "numpy", "view", ""]
+Backend = Literal["native", "cuda", "numpy", "view", ""]
 Doing = Literal["work", "wait"]
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 63)]

@@ -206,6 +206,8 @@ def ran_as(algorithm: str) -> tuple[Backend, str]:
         return "view", VIEW
     if algorithm.startswith("native/"):
         return "native", algorithm
+    if algorithm.startswith("cuda/"):
+        return "cuda", algorithm
     return "numpy", DYNAMIC if algorithm == DYNAMIC else f"numpy/{algorithm}"
 
 

@@ -79,7 +79,12 @@ def _depthwise(b: Lowering, node: Node, done: Finishing) -> None:
     forms = [first, *(form for form in window_candidates(first) if form != first)]
     b.launch(
         "depthwise",
-        *(Option(windows.launch(form, **names), (("pixels", str(form.pixels)), ("taps", str(form.taps)))) for form in forms),
+        *(
+            Option(
+                windows.launch(form, **names), (("pixels", str(form.pixels)), ("run", str(form.run)), ("taps", str(form.taps)))
+            )
+            for form in forms
+        ),
     )
     finish(b, node, y, done)
 

@@ -23,7 +23,7 @@ from kernels.cuda.families.vector import MOST_ROWS, Vectors
 from kernels.native.memory.view import View
 from kernels.spec import Array
 
-MOST_OPTIONS = 24  # of a product
+MOST_OPTIONS = 40  # of a product
 
 
 def refuses(node: Node, facts: Facts) -> str | None:

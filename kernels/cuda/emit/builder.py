@@ -85,6 +85,16 @@ def meet(k: Function) -> None:
     k.call("llvm.nvvm.barrier.cta.sync.aligned.all", VOID, k.const(I32, 0))
 
 
+def meet_team(k: Function, team: Value, threads: int) -> None:
+    """Wait until every thread of a team, whole warps of the block, has come here. team: its number, 14 at most."""
+    assemble(k, f"barrier.cta.sync.aligned $0, {threads};", (), (team + 1,))
+
+
+def prefetch(k: Function, address: Value, valid: Value) -> None:
+    """Start to fetch 128 bytes of global memory into L2 where it is valid."""
+    assemble(k, "{ .reg .pred p; setp.ne.b32 p, $1, 0; @p prefetch.global.L2 [$0]; }", (), (address, word(k, valid)))
+
+
 def start_next(k: Function) -> None:
     """Let the blocks of the next launch start as soon as there is room for them; they come as far as `await_previous`.
 
@@ -182,6 +192,11 @@ def load_shared(k: Function, address: Value) -> Value:
 def load_shared_words(k: Function, address: Value, at: int) -> list[Value]:
     """Load 4 words of 32 bits from shared memory, `at` bytes after an address."""
     return assemble(k, f"ld.shared.v4.b32 {{$0, $1, $2, $3}}, [$4+{at}];", [I32] * 4, (address,))
+
+
+def store_shared_words(k: Function, address: Value, words: Sequence[Value], at: int) -> None:
+    """Store 4 words of 32 bits to shared memory, `at` bytes after an address."""
+    assemble(k, f"st.shared.v4.b32 [$0+{at}], {{$1, $2, $3, $4}};", (), (address, *words))
 
 
 def load_fragments(k: Function, address: Value, at: int, *, transposed: bool = False) -> list[Value]:

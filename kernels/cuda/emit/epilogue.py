@@ -6,7 +6,7 @@ a multiple of a run, runs go to memory whole; elsewhere element by element.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -127,21 +127,30 @@ class Finish:
         if self.run not in (1, 2, 4, 8) or self.run * STORAGES[self.storage].bits // 8 > 16:
             raise EmitError(f"epilogue: runs of {self.run} elements of {self.storage}, need a power of two of 16 bytes at most")
 
+    def load(self, fields: Fields, row: Value, column: Value, valid: Value) -> list[Value]:
+        """Emit the loads of what bias and expression read for a run of results: long before the results are there, at best."""
+        k, memory, exists = fields.k, RunMemory.of(self.storage, self.run), all_lanes(valid)
+        found = [RunMemory.of("fp32", self.run).load(k, fields.address("bias"), column, exists)] if self.bias else []
+        for name in OTHERS[: len(self.expression.operands) - 1]:
+            found.append(memory.load(k, fields.address(name), row * fields.number(f"{name}_stride") + column, exists))
+        return found
+
+    def store(self, fields: Fields, value: Value, row: Value, column: Value, valid: Value, loaded: Sequence[Value]) -> None:
+        """Emit bias and expression on a run of results, and its storing where it is valid. loaded: by `load`."""
+        k, memory = fields.k, RunMemory.of(self.storage, self.run)
+        operands = list(loaded)
+        if self.bias:
+            value = value + operands.pop(0)
+        result = evaluate(k, self.expression, [partial(_same, each) for each in (value, *operands)], self.run)
+        memory.store(k, fields.address("y"), row * fields.number("y_stride") + column, result, all_lanes(valid))
+
     def emit(self, fields: Fields, value: Value, row: Value, column: Value, valid: Value) -> None:
         """Emit bias and expression on a run of results, and its storing where it is valid."""
-        k, memory = fields.k, RunMemory.of(self.storage, self.run)
+        self.store(fields, value, row, column, valid, self.load(fields, row, column, valid))
 
-        exists = all_lanes(valid)
 
-        def load(operand: int) -> Value:
-            name = OTHERS[operand]
-            return memory.load(k, fields.address(name), row * fields.number(f"{name}_stride") + column, exists)
-
-        if self.bias:
-            value = value + RunMemory.of("fp32", self.run).load(k, fields.address("bias"), column, exists)
-        loads = [partial(load, operand) for operand in range(len(self.expression.operands) - 1)]
-        result = evaluate(k, self.expression, [lambda: value, *loads], self.run)
-        memory.store(k, fields.address("y"), row * fields.number("y_stride") + column, result, exists)
+def _same(value: Value) -> Value:
+    return value
 
 
 def all_lanes(valid: Value) -> Callable[[int], Value]:

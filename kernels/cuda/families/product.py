@@ -11,7 +11,8 @@ last, so results do not depend on which that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Literal, Protocol
@@ -43,6 +44,7 @@ GROUP_UNITS: dict[Precision, GroupUnit] = {
     "bf16": GroupUnit("f32.bf16.bf16", 16, ", 1, 1, 0, 0"),
     "fp16": GroupUnit("f32.f16.f16", 16, ", 1, 1, 0, 0"),
 }
+AT_ONCE = 64  # elements of a thread that an epilogue loads before it computes
 BATCHED = ("x", "w", "y", *OTHERS)  # what has a matrix for every item of a batch
 
 
@@ -68,18 +70,28 @@ class ProductDescriptor(Descriptor):
 
 @record
 class Tile:
-    """The results of a block of threads. across, down: warps side by side and one above another.  stages: of shared memory."""
+    """The results of a block of threads. across, down: warps side by side and one above another.  stages: of shared memory.
+
+    deep: teams of such warps, which take the steps of the depth in turn, each in stages of its own; then the first adds up their
+    sums. A step's latency is what a single team waits for most.
+    """
 
     rows: int
     columns: int
     down: int
     across: int
     stages: int
+    deep: int = 1
+
+    @property
+    def team(self) -> int:
+        """Threads of a team."""
+        return 32 * self.down * self.across
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.down * self.across
+        return self.team * self.deep
 
     @property
     def stage_bytes(self) -> int:
@@ -89,6 +101,11 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a block."""
+        return self.deep * self.team_bytes
+
+    @property
+    def team_bytes(self) -> int:
+        """Shared memory of a team."""
         return self.stages * self.stage_bytes
 
     @property
@@ -99,7 +116,7 @@ class Tile:
     @property
     def name(self) -> str:
         """Text that tells tiles apart."""
-        return f"{self.rows}x{self.columns}w{self.down}x{self.across}s{self.stages}"
+        return f"{self.rows}x{self.columns}w{self.down}x{self.across}s{self.stages}" + (f"d{self.deep}" if self.deep > 1 else "")
 
 
 @record
@@ -128,11 +145,17 @@ class Form:
     def __post_init__(self) -> None:
         block, tile = self.tile.block, self.tile
         even = block.rows * tile.down == tile.rows and block.columns * tile.across == tile.columns
-        fills = tile.threads >= 64 and tile.rows % (tile.threads // 8) == 0 == tile.columns % (tile.threads // 8)
+        fills = tile.team >= 64 and tile.rows % (tile.team // 8) == 0 == tile.columns % (tile.team // 8)
         if not (even and fills and block.rows % 16 == 0 == block.columns % 16 and tile.stages >= 2):
             raise EmitError(
                 f"product: tile {tile.name}, need 2 warps or more of multiples of 16x16, rows and columns in "
-                f"multiples of {tile.threads // 8}, 2 stages or more"
+                f"multiples of {tile.team // 8}, 2 stages or more"
+            )
+        if not (1 <= tile.deep <= 8 and tile.threads <= 1024) or (
+            tile.deep > 1 and 4 * tile.rows * tile.columns > tile.team_bytes
+        ):
+            raise EmitError(
+                f"product: tile {tile.name}, need 1 to 8 teams in 1024 threads, whose stages have room for their sums"
             )
         if self.groups and not (self.precision in GROUP_UNITS and block.rows == 16 and tile.across == 1 and tile.down % 4 == 0):
             raise EmitError(
@@ -193,12 +216,32 @@ def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: 
 
 @record
 class _Work:
-    """What the parts of a chunk share. thread: its number in the block.  shared: where the block's shared memory begins."""
+    """What the parts of a chunk share. thread: its number in the team.  shared: where the team's shared memory begins.
+
+    team: the team's number; None where the block is one.
+    """
 
     fields: Fields
     form: Form
     thread: Value
     shared: Value
+    team: Value | None = None
+
+    @staticmethod
+    def of(fields: Fields, form: Form, thread: Value) -> _Work:
+        """Return what a chunk's parts share. thread: its number in the block."""
+        tile, shared = form.tile, gpu.shared_base(fields.k)
+        if tile.deep == 1:
+            return _Work(fields, form, thread, shared)
+        team = thread // tile.team
+        return _Work(fields, form, thread % tile.team, shared + team * tile.team_bytes, team)
+
+    def meet(self) -> None:
+        """Emit the wait until every thread of the team has come here."""
+        if self.team is None:
+            gpu.meet(self.k)
+        else:
+            gpu.meet_team(self.k, self.team, self.form.tile.team)
 
     @property
     def k(self) -> Function:
@@ -223,24 +266,24 @@ def _emit_chunk(fields: Fields, form: Form, thread: Value, chunk: Value) -> None
     if form.batched:
         item, chunk = fields.divide(chunk, "item_chunks")
         fields, first_tile = _moved(fields, form, item), item * fields.number("tiles")
-    work = _Work(fields, form, thread, gpu.shared_base(k))
+    work = _Work.of(fields, form, thread)
     piece, at = fields.divide(chunk, "tiles")
     down, across = fields.divide(at, "columns")
     at = at if first_tile is None else at + first_tile
     row, column = down * tile.rows, across * tile.columns
     first = piece * fields.number("slice_steps")
     end = k.least(first + fields.number("slice_steps"), fields.number("steps"))
-    sums = _emit_sums(work, row, column, first, end)
-    split = k.compare("gt", fields.number("slices"), 1)
-    complete = _emit_meeting(work, split, at, piece, sums)
-    with k.when(k.compare("ne", complete, 0), "finish"):
-        zero = k.const(F32, 0.0)
-        slices = k.select(split, fields.number("slices"), k.const(I32, 0))
-        starts = [k.select(split, zero, value) for value in sums]
-        with k.fold("slice", 0, k.convert("zext", slices, I64), 1, starts) as fold:
-            others = _partial_at(work, at, k.convert("trunc", fold.index, I32))
-            fold.values = [a + b for a, b in zip(fold.values, _load_partial(work, others), strict=True)]
-        _emit_results(work, row, column, fold.values)
+    with _added_up(work, _emit_sums(work, row, column, first, end)) as sums:
+        split = k.compare("gt", fields.number("slices"), 1)
+        complete = _emit_meeting(work, split, at, piece, sums)
+        with k.when(k.compare("ne", complete, 0), "finish"):
+            zero = k.const(F32, 0.0)
+            slices = k.select(split, fields.number("slices"), k.const(I32, 0))
+            starts = [k.select(split, zero, value) for value in sums]
+            with k.fold("slice", 0, k.convert("zext", slices, I64), 1, starts) as fold:
+                others = _partial_at(work, at, k.convert("trunc", fold.index, I32))
+                fold.values = [a + b for a, b in zip(fold.values, _load_partial(work, others), strict=True)]
+            _emit_results(work, row, column, fold.values)
     gpu.meet(k)
 
 
@@ -262,15 +305,61 @@ def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value)
     """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
     k, tile, early = work.k, work.form.tile, "w" if work.form.early else ""
     fill = _emit_filling(work, row, column)
-    for stage in range(tile.stages - 1) if early else ():
-        with k.when(k.compare("lt", first + stage, end), "early"):
-            fill(first + stage, work.shared + stage * tile.stage_bytes, early)
+    if early:
+        _emit_prefetch(work, column, first, end)
+    first = first if work.team is None else first + work.team
+    starts = [(first + stage * tile.deep, work.shared + stage * tile.stage_bytes) for stage in range(tile.stages - 1)]
+    for step, stage in starts if early else ():
+        with k.when(k.compare("lt", step, end), "early"):
+            fill(step, stage, early)
     gpu.await_previous(k)
-    for stage in range(tile.stages - 1):
-        with k.when(k.compare("lt", first + stage, end), "fill"):
-            fill(first + stage, work.shared + stage * tile.stage_bytes, "x" if early else "xw")
+    for step, stage in starts:
+        with k.when(k.compare("lt", step, end), "fill"):
+            fill(step, stage, "x" if early else "xw")
         gpu.commit_copies(k)
     return _emit_group_steps(work, fill, first, end) if work.form.groups else _emit_steps(work, fill, first, end)
+
+
+def _emit_prefetch(work: _Work, column: Value, first: Value, end: Value) -> None:
+    """Emit the start of fetching what the block will read of w into L2, while the launches before are still at work."""
+    k, fields, tile = work.k, work.fields, work.form.tile
+    lines = (end - first) * tile.columns
+    with share(k, lines, gpu.special(k, "tid.x"), k.const(I32, tile.threads)) as line:
+        row, step = column + line % tile.columns, first + line // tile.columns
+        offset = row * fields.number("w_stride") + step * (ROW_BYTES // work.form.item_bytes)
+        address = fields.address("w") + k.convert("zext", offset, I64) * work.form.item_bytes
+        gpu.prefetch(k, address, gpu.below(k, row, fields.number("n")))
+
+
+@contextmanager
+def _added_up(work: _Work, sums: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Run the body with the sums of all teams, added up in order; of several teams, the first runs it."""
+    k, tile = work.k, work.form.tile
+    if work.team is None:
+        yield sums
+        return
+    mine = work.shared + work.thread * 16
+    with k.when(k.compare("ne", work.team, 0), "other"):
+        for n in range(0, len(sums), 4):
+            words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
+            gpu.store_shared_words(k, mine, words, n * tile.team * 4)
+    gpu.meet(k)
+    with k.when(k.compare("eq", work.team, 0), "first"):
+        total = list(sums)
+        for team in range(1, tile.deep):
+            for n in range(0, len(sums), 4):
+                words = gpu.load_shared_words(k, mine, team * tile.team_bytes + n * tile.team * 4)
+                total[n : n + 4] = [a + k.convert("bitcast", b, F32) for a, b in zip(total[n : n + 4], words, strict=True)]
+        yield total
+
+
+def _steps_of(work: _Work, first: Value, end: Value) -> Value:
+    """Return how many steps from `first` on, its own, a team takes: at least one where it is alone."""
+    k, deep = work.k, work.form.tile.deep
+    if deep == 1:
+        return k.convert("zext", end - first, I64)
+    left = k.select(k.compare("lt", first, end), end - first, k.const(I32, 0))
+    return k.convert("zext", (left + (deep - 1)) // deep, I64)
 
 
 class Fill(Protocol):
@@ -289,15 +378,15 @@ def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value
     left_at, right_at = warp_row * ROW_BYTES, (warp_column + tile.rows) * ROW_BYTES
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
     read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
-    steps = k.convert("zext", end - first, I64)
+    steps = _steps_of(work, first, end)
 
     def operands(stage: Value, part: int) -> Operands:
         return work.unit.operands(k, stage + left_at, stage + right_at, work.lane, tile.block, part)
 
     gpu.wait_for_copies(k, tile.stages - 2)
-    gpu.meet(k)
+    work.meet()
     loaded = operands(work.shared, 0)
-    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=True) as fold:
+    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=tile.deep == 1) as fold:
         step, read, write = fold.values[:3]
         loaded, sums = loaded.replaced(fold.values[3:]), fold.values[3 + len(loaded.words) :]
         following = _next_stage(work, read)
@@ -305,14 +394,14 @@ def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value
             current = loaded
             if part == PARTS - 1:
                 gpu.wait_for_copies(k, tile.stages - 2)
-                gpu.meet(k)
+                work.meet()
             loaded = operands(read, part + 1) if part < PARTS - 1 else operands(following, 0)
             if part == 0:
                 _emit_refill(work, fill, step, end, write)
             sums = work.unit.multiply(k, current, sums)
-        fold.values = [step + 1, following, _next_stage(work, write), *loaded.words, *sums]
+        fold.values = [step + tile.deep, following, _next_stage(work, write), *loaded.words, *sums]
     gpu.wait_for_copies(k, 0)
-    gpu.meet(k)
+    work.meet()
     return fold.values[-len(zeros) :]
 
 
@@ -322,25 +411,25 @@ def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list
     unit, group = GROUP_UNITS[work.form.precision], k.shift("lshr", work.thread, 7)
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
     read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
-    steps = k.convert("zext", end - first, I64)
-    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=True) as fold:
+    steps = _steps_of(work, first, end)
+    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=tile.deep == 1) as fold:
         step, read, write, *sums = fold.values
         gpu.wait_for_copies(k, tile.stages - 2)
         gpu.publish_copies(k)
-        gpu.meet(k)
+        work.meet()
         left, right = read + group * (64 * ROW_BYTES), read + tile.rows * ROW_BYTES
         sums = unit.start(k, left, right, tile.block, sums)
         _emit_refill(work, fill, step, end, write)
         unit.finish(k)
-        fold.values = [step + 1, _next_stage(work, read), _next_stage(work, write), *sums]
+        fold.values = [step + tile.deep, _next_stage(work, read), _next_stage(work, write), *sums]
     gpu.wait_for_copies(k, 0)
-    gpu.meet(k)
+    work.meet()
     return fold.values[3:]
 
 
 def _emit_refill(work: _Work, fill: Fill, step: Value, end: Value, stage: Value) -> None:
     """Emit the start of the copies of the step that is as far ahead as there are stages."""
-    k, ahead = work.k, step + (work.form.tile.stages - 1)
+    k, ahead = work.k, step + (work.form.tile.stages - 1) * work.form.tile.deep
     with k.when(k.compare("lt", ahead, end), "refill"):
         fill(ahead, stage)
     gpu.commit_copies(k)
@@ -359,7 +448,7 @@ def _emit_filling(work: _Work, row: Value, column: Value) -> Fill:
     """
     k, form, tile = work.k, work.form, work.form.tile
     part, line = work.thread & 7, k.shift("lshr", work.thread, 3)
-    apart = tile.threads // 8  # rows between those of a thread
+    apart = tile.team // 8  # rows between those of a thread
     place = line * ROW_BYTES + k.shift("shl", part ^ (line & 7), 4)
     x: Source = Windows(work.fields) if form.windows else Rows(work.fields, "m", "x_stride")
     w = Rows(work.fields, "n", "w_stride")
@@ -388,13 +477,13 @@ def _emit_filling(work: _Work, row: Value, column: Value) -> Fill:
 def _partial_at(work: _Work, tile_number: Value, piece: Value) -> Value:
     """Return the address of this thread's part of a slice's sums."""
     k, form = work.k, work.form
-    size = work.unit.results(form.tile.block) * form.tile.threads * 4
+    size = work.unit.results(form.tile.block) * form.tile.team * 4
     number = k.convert("zext", tile_number * work.fields.number("slices") + piece, I64)
     return work.fields.address("partial") + number * size + k.convert("zext", work.thread, I64) * 16
 
 
 def _load_partial(work: _Work, address: Value) -> list[Value]:
-    k, threads = work.k, work.form.tile.threads
+    k, threads = work.k, work.form.tile.team
     always = k.const(I1, 1)
     words: list[Value] = []
     for n in range(0, work.unit.results(work.form.tile.block), 4):
@@ -404,20 +493,20 @@ def _load_partial(work: _Work, address: Value) -> list[Value]:
 
 def _emit_meeting(work: _Work, split: Value, tile_number: Value, piece: Value, sums: Sequence[Value]) -> Value:
     """Emit the storing of a slice's sums, and return whether every slice of the tile is there: 0 or 1; 1 without slices."""
-    k, threads = work.k, work.form.tile.threads
+    k, threads = work.k, work.form.tile.team
     with k.fold("slices", 0, k.convert("zext", split, I64), 1, (k.const(I32, 1),)) as fold:
         address = _partial_at(work, tile_number, piece)
         for n in range(0, len(sums), 4):
             words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
             gpu.store_words(k, address + n * threads * 4, words, k.const(I1, 1))
         k.emit('fence syncscope("device") acq_rel')
-        gpu.meet(k)
+        work.meet()
         with k.when(k.compare("eq", work.thread, 0), "leader"):
             counter = work.fields.address("counters") + k.convert("zext", tile_number, I64) * 4
             wrap = work.fields.number("slices") - 1  # the last addition sets the counter back to 0
             text = "atom.global.inc.u32 $0, [$1], $2; fence.acq_rel.gpu; st.shared.u32 [$3], $0;"
             gpu.assemble(k, text, (I32,), (counter, wrap, work.shared))
-        gpu.meet(k)
+        work.meet()
         (before,) = gpu.assemble(k, "ld.shared.u32 $0, [$1];", (I32,), (work.shared,))
         last = k.compare("eq", before, work.fields.number("slices") - 1)
         k.emit('fence syncscope("device") acq_rel')
@@ -428,34 +517,61 @@ def _emit_meeting(work: _Work, split: Value, tile_number: Value, piece: Value, s
 # Results
 
 
+@record
+class _Run:
+    """A run of a thread's results. row, column: where it begins in y.  numbers: of its sums.  valid: from a lane to whether it
+    exists.  bias, others: what its bias and expression read."""
+
+    row: Value
+    column: Value
+    numbers: Sequence[int]
+    valid: Callable[[int], Value]
+    bias: Value | None
+    others: Sequence[Value]
+
+
 def _emit_results(work: _Work, row: Value, column: Value, sums: Sequence[Value]) -> None:
-    """Emit bias, expression and storing of a tile's results."""
-    k, fields, form = work.k, work.fields, work.form
-    block = form.tile.block
-    warp_row, warp_column = work.warp_start()
-    rows, columns, numbers = work.unit.places(k, work.lane, block)
-    kind, run = UNITS[form.precision][0], work.unit.run(block)
-    memory, biases = RunMemory(kind, run, form.whole), RunMemory(F32, run, form.whole)
-    m, n = fields.number("m"), fields.number("n")
-    for c, run_column in enumerate(columns):
-        at = column + warp_column + run_column
-        bias = None
-        if form.bias:
-            bias = biases.load(k, fields.address("bias"), at, lanes_below(k, at, n, k.const(I1, 1)))
-        for r, run_row in enumerate(rows):
-            down = row + warp_row + run_row
-            valid = lanes_below(k, at, n, gpu.below(k, down, m))
+    """Emit bias, expression and storing of a tile's results.
+
+    What is read for several runs is under way before the first of them is computed: a load after a store waits for it.
+    """
+    k, form = work.k, work.form
+    run = work.unit.run(form.tile.block)
+    memory = RunMemory(UNITS[form.precision][0], run, form.whole)
+    _, columns, numbers = work.unit.places(k, work.lane, form.tile.block)
+    each = max(1, AT_ONCE // (run * max(1, len(form.expression.operands) - 1)))
+    places = [(r, c) for c in range(len(columns)) for r in range(len(numbers))]
+    for first in range(0, len(places), each):
+        for found in _load_runs(work, memory, row, column, places[first : first + each]):
             value = k.poison(F32.by(run))
-            for lane, number in enumerate(numbers[r][c]):
+            for lane, number in enumerate(found.numbers):
                 value = k.insert(value, sums[number], lane)
-            value = value if bias is None else value + bias
+            value = value if found.bias is None else value + found.bias
+            result = evaluate(k, form.expression, [partial(_same, each) for each in (value, *found.others)], run)
+            at = found.row * work.fields.number("y_stride") + found.column
+            memory.store(k, work.fields.address("y"), at, result, found.valid)
 
-            def load(operand: int, down: Value = down, valid: Callable[[int], Value] = valid, at: Value = at) -> Value:
-                return memory.load(k, fields.address(f"r{operand}"), down * fields.number(f"r{operand}_stride") + at, valid)
 
-            loads = [partial(load, operand) for operand in range(len(form.expression.operands) - 1)]
-            result = evaluate(k, form.expression, [partial(_same, value), *loads], run)
-            memory.store(k, fields.address("y"), down * fields.number("y_stride") + at, result, valid)
+def _load_runs(work: _Work, memory: RunMemory, row: Value, column: Value, places: Sequence[tuple[int, int]]) -> list[_Run]:
+    """Emit the loads for some of a thread's runs. row, column: where the tile begins.  places: numbers of rows and of runs."""
+    k, fields, form = work.k, work.fields, work.form
+    warp_row, warp_column = work.warp_start()
+    rows, columns, numbers = work.unit.places(k, work.lane, form.tile.block)
+    m, n, always = fields.number("m"), fields.number("n"), k.const(I1, 1)
+    biases: dict[int, Value] = {}
+    found = []
+    for r, c in places:
+        down, at = row + warp_row + rows[r], column + warp_column + columns[c]
+        valid = lanes_below(k, at, n, gpu.below(k, down, m))
+        if form.bias and c not in biases:
+            from_memory = RunMemory(F32, memory.run, form.whole)
+            biases[c] = from_memory.load(k, fields.address("bias"), at, lanes_below(k, at, n, always))
+        others = [
+            memory.load(k, fields.address(name), down * fields.number(f"{name}_stride") + at, valid)
+            for name in OTHERS[: len(form.expression.operands) - 1]
+        ]
+        found.append(_Run(down, at, numbers[r][c], valid, biases.get(c), others))
+    return found
 
 
 def _same(value: Value) -> Value:

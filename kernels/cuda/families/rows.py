@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import gcd
 from typing import Literal, get_args
 
-from kernels.cuda.emit.builder import below, both, special
+from kernels.cuda.emit.builder import await_previous, below, both, special
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import WARP, combine_block, combine_lanes, emit_kernel, kernel_name, share_among_blocks
@@ -30,6 +30,7 @@ WARPS = 8  # rows of a block that each have one warp
 TEAMS = (WARP, 256, 1024)
 HELD = (1, 2, 4, 8, 16, 32)  # runs of a thread in registers; a row of 0 is read for every pass
 HELD_ELEMENTS = 32  # of a thread, at most
+FEW = 8  # elements of a thread of a block, with which registers hold scale and bias too
 UNROLLED = 4  # runs of a thread that are under way at once where a row is read for every pass; 16 of one element are slower
 
 
@@ -120,7 +121,7 @@ class RowForm:
                 row = chunk if each == 1 else chunk * each + k.shift("lshr", thread, 5)
                 _emit_row(_Row(fields, self, row, thread if each == 1 else thread & (WARP - 1)))
 
-        return emit_kernel(self, RowDescriptor, body)
+        return emit_kernel(self, RowDescriptor, body, waits=True)
 
 
 class _Row:
@@ -130,6 +131,10 @@ class _Row:
         self.fields, self.form, self.k, self.row = fields, form, fields.k, row
         self.thread = thread
         self.exists = below(self.k, row, fields.number("rows"))
+        columns = [thread * form.run + n * form.team * form.run for n in range(form.held)]
+        early = form.team == WARP or form.held * form.run <= FEW  # of the model, so they need not wait; more would spill
+        self._given = [self._load_given(column) for column in columns] if early else []
+        await_previous(self.k)
         self._held = self._load(thread * form.run, form.held) if form.held else []
 
     def _load(self, first: Value, count: int) -> list[tuple[Value, Value, Value]]:
@@ -142,6 +147,13 @@ class _Row:
             value = RunMemory.of(form.x, form.run).load(k, fields.address("x"), start + column, all_lanes(valid))
             found.append((column, valid, value))
         return found
+
+    def _load_given(self, column: Value) -> list[Value]:
+        """Load a norm's scale and bias of a run of columns."""
+        k, form, fields = self.k, self.form, self.fields
+        memory, exists = RunMemory.of("fp32", form.run), all_lanes(below(k, column, fields.number("n")))
+        names = [name for name, given in (("scale", form.scale), ("bias", form.bias)) if given]
+        return [memory.load(k, fields.address(name), column, exists) for name in names]
 
     def _passes(self) -> Value:
         """Return how often the team reads `UNROLLED` runs of each thread until the row is read."""
@@ -174,14 +186,14 @@ class _Row:
             return combine_lanes(k, total, combine)
         return combine_block(k, total, combine, reduction.identity, form.threads)
 
-    def write(self, of: Callable[[Value, Value], Value]) -> None:
-        """Emit the storing of what `of` makes of every run and its column."""
+    def write(self, of: Callable[[Value, list[Value]], Value]) -> None:
+        """Emit the storing of what `of` makes of every run, and of a norm's scale and bias there."""
         k, form = self.k, self.form
 
         def put(runs: list[tuple[Value, Value, Value]]) -> None:
-            for column, valid, value in runs:
-                place = k.select(valid, column, k.const(I32, 0))
-                form.finish().emit(self.fields, of(value, place), self.row, column, valid)
+            for n, (column, valid, value) in enumerate(runs):
+                given = self._given[n] if self._given else self._load_given(column)
+                form.finish().emit(self.fields, of(value, given), self.row, column, valid)
 
         if form.held:
             put(self._held)
@@ -225,15 +237,11 @@ def _emit_norm(row: _Row) -> None:
 
     variance = row.reduced(SUM, lambda x: centred(x) * centred(x)) * inverse_n
     factor = k.splat(1.0 / k.sqrt(variance + fields.scalar("epsilon")), kind)
-    columns = RunMemory.of("fp32", form.run)
 
-    def normalised(x: Value, column: Value) -> Value:
-        y = centred(x) * factor
-        for name, given in (("scale", form.scale), ("bias", form.bias)):
-            if given:
-                of_columns = columns.load(k, fields.address(name), column, all_lanes(row.exists))
-                y = y * of_columns if name == "scale" else y + of_columns
-        return y
+    def normalised(x: Value, given: list[Value]) -> Value:
+        y, rest = centred(x) * factor, list(given)
+        y = y * rest.pop(0) if form.scale else y
+        return y + rest.pop(0) if form.bias else y
 
     row.write(normalised)
 

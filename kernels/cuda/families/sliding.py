@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Literal
 
-from kernels.cuda.emit.builder import below, both
+from kernels.cuda.emit.builder import await_previous, below, both
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, check_sizes, listed, others_sizes
 from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, Finish, RunMemory, Storage, all_lanes
 from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share_among_threads
@@ -103,7 +103,7 @@ class WindowForm:
             with share_among_threads(fields.k, fields.number("items"), THREADS) as item:
                 _emit_run(fields, self, item)
 
-        return emit_kernel(self, WindowDescriptor, body)
+        return emit_kernel(self, WindowDescriptor, body, waits=True)
 
 
 def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
@@ -117,8 +117,17 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
     start, taps = image * number("height"), number("taps")
     memory, kind = RunMemory.of(form.storage, form.run), F32.by(form.run)
 
-    def load_tap(tap: Value) -> tuple[list[Value], list[tuple[Value, Value, Value]]]:
-        """Load a tap: its weights, and of every pixel whether it is inside and whether it is counted, and x."""
+    def load_weights(first: Value) -> list[Value]:
+        """Load the weights of the taps that are under way at once."""
+        if form.op != "depthwise":
+            return []
+        places = [(first + n, below(k, first + n, taps)) for n in range(form.taps)]
+        return [
+            memory.load(k, fields.address("w"), tap * number("channels") + channel, all_lanes(exists)) for tap, exists in places
+        ]
+
+    def load_tap(tap: Value) -> list[tuple[Value, Value, Value]]:
+        """Load a tap: of every pixel whether it is inside and whether it is counted, and x."""
         down, right = fields.divide(tap, "kernel_width")
         y, right = top + down * number("dilation_height"), right * number("dilation_width")
         exists = below(k, tap, taps)
@@ -131,31 +140,35 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
             valid = both(k, inside, below(k, x, number("width")))
             value = memory.load(k, fields.address("x"), (at + x) * number("x_stride") + channel, all_lanes(valid))
             found.append((valid, both(k, counted, below(k, x + number("counted_left"), number("counted_width"))), value))
-        weights = []
-        if form.op == "depthwise":
-            weights = [memory.load(k, fields.address("w"), tap * number("channels") + channel, all_lanes(inside))]
-        return weights, found
+        return found
 
     zero = k.const(kind, float("-inf") if form.op == "max_pool" else 0.0)
     turns = k.convert("zext", (taps + (form.taps - 1)) // form.taps, I64)
-    state = [k.const(I32, 0), *[zero] * form.pixels, *[k.const(F32, 0.0)] * form.pixels]
+    weights = load_weights(k.const(I32, 0))  # of the model, so they need not wait
+    await_previous(k)
+    places = [(line * number("out_width") + column + n, below(k, column + n, number("out_width"))) for n in range(form.pixels)]
+    loaded = [form.finish().load(fields, pixel, channel, exists) for pixel, exists in places]
+    count = form.pixels
+    state = [k.const(I32, 0), *[zero] * count, *[k.const(F32, 0.0)] * count, *weights]
     with k.fold("taps", 0, turns, 1, state, runs=True) as fold:
-        first, totals, counts = fold.values[0], fold.values[1 : 1 + form.pixels], fold.values[1 + form.pixels :]
-        for weights, pixels in [load_tap(first + n) for n in range(form.taps)]:
+        first, totals, counts = fold.values[0], fold.values[1 : 1 + count], fold.values[1 + count : 1 + 2 * count]
+        weights = fold.values[1 + 2 * count :]
+        found = [load_tap(first + n) for n in range(form.taps)]
+        following = load_weights(first + form.taps)
+        for tap, pixels in enumerate(found):
             for n, (valid, counted, value) in enumerate(pixels):
                 if form.op == "depthwise":
-                    totals[n] = k.fma(value, weights[0], totals[n])
+                    totals[n] = k.fma(value, weights[tap], totals[n])
                 elif form.op == "max_pool":
                     totals[n] = k.select(valid, k.maximum(totals[n], value), totals[n])
                 else:
                     totals[n] = totals[n] + value  # 0 outside
                     counts[n] = counts[n] + k.convert("uitofp", counted, F32)
-        fold.values = [first + form.taps, *totals, *counts]
-    totals, counts = fold.values[1 : 1 + form.pixels], fold.values[1 + form.pixels :]
-    for n, (total, count) in enumerate(zip(totals, counts, strict=True)):
-        result = total * k.splat(1.0 / count, kind) if form.op == "average_pool" else total
-        pixel = line * number("out_width") + column + n
-        form.finish().emit(fields, result, pixel, channel, below(k, column + n, number("out_width")))
+        fold.values = [first + form.taps, *totals, *counts, *following]
+    totals, counts = fold.values[1 : 1 + count], fold.values[1 + count : 1 + 2 * count]
+    for (pixel, exists), total, counted, read in zip(places, totals, counts, loaded, strict=True):
+        result = total * k.splat(1.0 / counted, kind) if form.op == "average_pool" else total
+        form.finish().store(fields, result, pixel, channel, exists, read)
 
 
 @record

@@ -103,6 +103,8 @@ def _emit_result(fields: Fields, form: VectorForm, item: Value, lane: Value) -> 
     weights = load("w", w_row, first)
     if form.early:
         await_previous(k)
+    first_lane = both(k, exists, k.compare("eq", lane, 0))
+    loaded = form.finish().load(fields, row, column, first_lane)
     zero = k.const(F32.by(form.run), 0.0)
     passes = k.convert("zext", (depth + (UNROLLED * span - 1)) // (UNROLLED * span), I64)
     with k.fold("pass", 0, passes, 1, (first, zero, *weights), runs=True) as fold:
@@ -112,7 +114,7 @@ def _emit_result(fields: Fields, form: VectorForm, item: Value, lane: Value) -> 
             total = k.fma(value, weight, total)
         fold.values = [at + UNROLLED * span, total, *following]
     total = combine_lanes(k, k.reduce(fold.values[1], lambda a, b: a + b), lambda a, b: a + b)
-    form.finish().emit(fields, total, row, column, both(k, exists, k.compare("eq", lane, 0)))
+    form.finish().store(fields, total, row, column, first_lane, loaded)
 
 
 @record

@@ -70,13 +70,13 @@ def test_names_that_a_kernel_does_not_read_are_refused():
 def test_program_is_recorded_once_and_replayed(fake, context, kernels):
     with context.stream() as stream, Replay(kernels, program(), ADDRESSES, stream) as replay:
         assert fake.calls.count("cuModuleLoadDataEx") == 2, "two of three launches share a kernel"
-        assert fake.calls.count("cuLaunchKernel") == 3
+        assert fake.calls.count("cuLaunchKernelEx") == 3
         begin, end = fake.calls.index("cuStreamBeginCapture_v2"), fake.calls.index("cuStreamEndCapture")
         assert "cuModuleLoadDataEx" not in fake.calls[begin:end]
         for _ in range(3):
             replay.launch(stream)
         assert fake.calls.count("cuGraphLaunch") == 3
-        assert fake.calls.count("cuLaunchKernel") == 3
+        assert fake.calls.count("cuLaunchKernelEx") == 3
     assert fake.open["cuGraphExecDestroy"] == fake.open["cuGraphDestroy"] == 0
 
 
@@ -84,7 +84,7 @@ def test_rebinding_changes_the_executable_graph(fake, context, kernels):
     with context.stream() as stream, Replay(kernels, program(), ADDRESSES, stream) as replay:
         replay.rebind(ADDRESSES | {"hidden": 0x9000})
         assert fake.calls.count("cuGraphInstantiateWithFlags") == fake.calls.count("cuGraphExecUpdate_v2") == 1
-        *_, table, _ = fake.arguments["cuLaunchKernel"]
+        *_, table, _ = fake.arguments["cuLaunchKernelEx"]
         told = program().launches[0].told
         assert type(told).from_address(table[0]).y == 0x9000
         assert fake.open["cuGraphDestroy"] == 0, "the record is freed"

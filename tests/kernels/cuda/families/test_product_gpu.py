@@ -184,3 +184,16 @@ def test_batches_of_products_of_two_arrays(gpu, precision, shared, slices):
     sizes = np.einsum("omik,oink->omin", np.abs(left), np.abs(right))
     found = memory["y"].read(y).astype(np.float64)
     assert (np.abs(found - truth) <= (2 * cases.EPSILONS[precision] + 2.0**-20) * sizes).all()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("groups", [False, True], ids=["mma", "wgmma"])
+@pytest.mark.parametrize("size", [(70, 136, 8), (49, 64, 1096), (197, 72, 328)], ids=str)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_teams_share_the_depth(gpu, precision, size, groups, slices):
+    problem = Problem(*size, others=(size[1],))
+    if groups and gpu.context.device.capability != (9, 0):
+        pytest.skip("wgmma needs compute capability 9.0")
+    tile = Tile(64, 32, 4, 1, 4, 4) if groups else Tile(32, 64, 2, 2, 4, 4)
+    form = form_for(precision, tile, problem, bias=True, expression=cases.ADD_RELU, groups=groups, early=True)
+    check(gpu, form, problem, slices=slices, launches=2)

@@ -24,7 +24,7 @@ def test_threads_take_several_pixels_where_there_are_many(batch, pixels, taps):
 def test_items_are_groups_of_pixels_and_runs_of_channels():
     windows = Windows(SAME)
     for form in window_candidates(windows.form("max_pool", "bf16")):
-        assert windows.launch(form, x="x", y="y").told.items == 14 * -(-14 // form.pixels) * 8
+        assert windows.launch(form, x="x", y="y").told.items == 14 * -(-14 // form.pixels) * 64 // form.run
 
 
 def test_padding_is_counted_where_asked():
