@@ -32,7 +32,7 @@ from graph.ir import Model
 from graph.passes.optimise import optimise
 from graph.run.feeds import random_feeds
 from graph.shapes import bind
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 from kernels.spec import Array
 
 NAMES = ("resnet50", "mobilenet_v2", "vit_b_16", "bert_base_128", "efficientnet_b0")

@@ -26,7 +26,7 @@ from kernels.cuda.driver import Context, Driver, Memory, Stream
 from kernels.cuda.emit.epilogue import UNCHANGED
 from kernels.cuda.families.candidates import candidates
 from kernels.cuda.families.problem import Cut, Problem, Window
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 from kernels.cuda.program import Addresses, Kernels, Launch
 from kernels.expression import FLOAT, Apply, Expression
 

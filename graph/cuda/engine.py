@@ -19,7 +19,7 @@ from graph.ir import Graph, Node, Specs
 from graph.native.facts import Kept
 from graph.native.partition import Part, partition, without_lone_views
 from graph.native.place import PackedConstant
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 from kernels.errors import UnsupportedError
 from kernels.size import Sizes
 

@@ -17,7 +17,7 @@ from graph.native.place import Storage, Viewed
 from kernels.cuda.driver import Device
 from kernels.cuda.emit.epilogue import Storage as Memory
 from kernels.cuda.families.elementwise import Map
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 from kernels.cuda.families.rearrange import copy
 from kernels.cuda.program import Launch
 from kernels.expression import Expression

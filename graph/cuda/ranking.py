@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kernels.cuda.driver import Attribute, Device
 from kernels.cuda.families.problem import Cut
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 
 # Of an H200 (docs/cuda.md): the highest measured rate of a processor, FLOP/ns, by mma.sync or multiply-adds, and by wgmma.
 _RATES: dict[tuple[Precision, bool], float] = {
@@ -21,6 +21,7 @@ _BYTES_PER_NS = 80.0  # that a processor copies from L2
 _MEETING_NS = {1: 0.0, 2: 1600.0, 3: 2000.0, 4: 2500.0}  # of slices that meet
 _MORE_MEETING_NS = 250.0  # of each slice more
 _TEAMS_NS = 400.0  # of teams that add up their sums
+_CLUSTER_NS = 600.0  # of blocks of a cluster that do so
 _ENDS_NS = 1500.0  # of a launch, the first copies and the results
 
 
@@ -36,6 +37,9 @@ def estimated_ns(cut: Cut, device: Device) -> float:
     waves = -(-cut.chunks // processors)
     alone = min(waves, beside)
     together = max(step, alone * tile.deep * max(busy))  # of the steps of blocks that a processor works on at once
-    meeting = _MEETING_NS.get(cut.slices, _MEETING_NS[4] + (cut.slices - 4) * _MORE_MEETING_NS)
-    meeting += _TEAMS_NS if tile.deep > 1 else 0.0
+    meeting = _TEAMS_NS if tile.deep > 1 else 0.0
+    if cut.meets:
+        meeting = _MEETING_NS.get(cut.slices, _MEETING_NS[4] + (cut.slices - 4) * _MORE_MEETING_NS)
+    elif form.cluster > 1:
+        meeting += _CLUSTER_NS
     return _ENDS_NS + -(-waves // alone) * steps * together + meeting

@@ -20,7 +20,7 @@ from graph.native.place import PackedConstant, Storage, Viewed
 from graph.placement import Block, place_blocks
 from graph.timing import SegmentClock
 from kernels.cuda.driver import Device, Memory
-from kernels.cuda.families.product import Precision
+from kernels.cuda.families.product_work import Precision
 from kernels.cuda.program import Launch, Program, Replay
 from kernels.errors import IndexRangeError
 from kernels.record import record

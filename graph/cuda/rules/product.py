@@ -137,13 +137,14 @@ def _options(b: Lowering, ranked: Sequence[tuple[float, Cut]], names: Mapping[st
     counters = None
     for ns, cut in ranked:
         mine = dict(names)
-        if cut.slices > 1:
+        if cut.meets:
             if counters is None:
                 most = max(each.counter_bytes for _, each in ranked)
                 counters = b.address(b.cleared("counters", (most,), np.dtype(np.uint8)))
             mine |= {"partial": b.address(b.scratch("partial", cut.partial_bytes)), "counters": counters}
         tile = cut.form.tile.name + ("g" if cut.form.groups else "")
-        yield Option(cut.launch(**mine), (("slices", str(cut.slices)), ("tile", tile)), ns)
+        params = ("cluster", str(cut.form.cluster)), ("slices", str(cut.slices)), ("tile", tile)
+        yield Option(cut.launch(**mine), params, ns)
 
 
 def _of_tensors(b: Lowering, node: Node) -> None:

@@ -26,17 +26,19 @@ class GpuModule(Module):
     __slots__ = ()
 
     @contextmanager
-    def kernel(self, name: str, structure_bytes: int, threads: int) -> Iterator[tuple[Function, Value]]:
+    def kernel(self, name: str, structure_bytes: int, threads: int, cluster: int = 1) -> Iterator[tuple[Function, Value]]:
         """Open a kernel that takes one structure by value; the body yields its builder and the structure's address.
 
-        threads: of a block, exactly. Bounding registers so that two blocks of 256 threads fit spills them, and made tiles of
-        128x128 slower by 1.05 to 1.3, in fp32 by 2.8 (H200, 2026-11-30).
+        threads: of a block, exactly. cluster: blocks that run at once and read one another's shared memory.
+        Bounding registers so that two blocks of 256 threads fit spills them, and made tiles of 128x128 slower by 1.05 to 1.3, in
+        fp32 by 2.8 (H200, 2026-11-30).
         """
         k = Function(self)
         yield k, Value(k, PTR, "%structure")
         k.emit("ret void")
         head = f"define ptx_kernel void @{name}(ptr byval([{structure_bytes} x i8]) align 8 %structure)"
-        self._bodies.append("\n".join((f'{head} "nvvm.maxntid"="{threads}" {{', "entry:", *k.lines, "}")))
+        attributes = f'"nvvm.maxntid"="{threads}"' + (f' "nvvm.cluster_dim"="{cluster}"' if cluster > 1 else "")
+        self._bodies.append("\n".join((f"{head} {attributes} {{", "entry:", *k.lines, "}")))
 
     @property
     def text(self) -> str:
@@ -88,6 +90,21 @@ def meet(k: Function) -> None:
 def meet_team(k: Function, team: Value, threads: int) -> None:
     """Wait until every thread of a team, whole warps of the block, has come here. team: its number, 14 at most."""
     assemble(k, f"barrier.cta.sync.aligned $0, {threads};", (), (team + 1,))
+
+
+def meet_cluster(k: Function) -> None:
+    """Wait until every thread of the block's cluster has come here; each then sees what the others wrote to shared memory."""
+    assemble(k, "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;", (), ())
+
+
+def shared_of(k: Function, address: Value, block: int) -> Value:
+    """Return the address of the same place in the shared memory of a block of the cluster, for `load_cluster_words`."""
+    return assemble(k, f"mapa.shared::cluster.u32 $0, $1, {block};", (I32,), (address,), pure=True)[0]
+
+
+def load_cluster_words(k: Function, address: Value, at: int) -> list[Value]:
+    """Load 4 words of 32 bits from shared memory of the cluster, `at` bytes after an address."""
+    return assemble(k, f"ld.shared::cluster.v4.b32 {{$0, $1, $2, $3}}, [$4+{at}];", [I32] * 4, (address,))
 
 
 def prefetch(k: Function, address: Value, valid: Value) -> None:

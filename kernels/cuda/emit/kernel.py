@@ -60,13 +60,16 @@ def kernel_name(words: Iterable[str], expression: Expression) -> str:
     return "_".join(parts)
 
 
-def emit_kernel(kernel: Kernel, kind: type[Descriptor], body: Callable[[Fields], None], *, waits: bool = False) -> str:
+def emit_kernel(
+    kernel: Kernel, kind: type[Descriptor], body: Callable[[Fields], None], *, waits: bool = False, cluster: int = 1
+) -> str:
     """Return the IR of a kernel whose code `body` emits. kind: what it is told when it is launched.
 
-    waits: the body itself waits for the launches before, and reads nothing until then that they may write.
+    waits: the body itself waits for the launches before, and reads nothing until then that they may write. cluster: blocks that
+    read one another's shared memory, a divisor of every launch's blocks.
     """
     module = GpuModule(GPU)
-    with module.kernel(kernel.name, sizeof(kind), kernel.threads) as (k, structure):
+    with module.kernel(kernel.name, sizeof(kind), kernel.threads, cluster) as (k, structure):
         start_next(k)
         if not waits:
             await_previous(k)

@@ -63,6 +63,10 @@ class MathUnit(Protocol):
     def column_of(self, k: Function, row: Value, block: Block) -> Value:
         """Return which column of the result a row of the right tile in shared memory is."""
 
+    @property
+    def row_step(self) -> int:
+        """Rows from one of a thread's to the next."""
+
     def results(self, block: Block) -> int:
         """Return how many results a thread has."""
 
@@ -99,6 +103,11 @@ class TensorUnit:
     kind: str
     depth: int
     rounds: bool = False
+
+    @property
+    def row_step(self) -> int:
+        """Rows from one of a thread's to the next."""
+        return 8
 
     def run(self, block: Block) -> int:
         """Return how many consecutive columns a thread has."""
@@ -230,6 +239,11 @@ class GroupUnit:
 @record
 class FmaUnit:
     """fp32 multiply-adds: a warp's threads are 4 rows of 8, each with every fourth row and every eighth row of the right tile."""
+
+    @property
+    def row_step(self) -> int:
+        """Rows from one of a thread's to the next."""
+        return 4
 
     def run(self, block: Block) -> int:
         """Return how many consecutive columns a thread has."""

@@ -20,7 +20,7 @@ from kernels.cuda.emit.descriptor import Descriptor, Fields, listed
 from kernels.cuda.emit.epilogue import STORAGES, Storage
 from kernels.cuda.emit.kernel import WARP, combine_lanes, emit_kernel, share_among_blocks
 from kernels.cuda.emit.unit import Operands, SplitUnit
-from kernels.cuda.families.product import TF32, UNITS, Precision
+from kernels.cuda.families.product_work import TF32, UNITS, Precision
 from kernels.native.emit.builder import Value
 from kernels.native.emit.types import F32, I8, I32, I64, Type
 from kernels.native.errors import EmitError

@@ -8,7 +8,7 @@ from math import gcd
 from kernels.cuda.emit.descriptor import check_sizes
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
 from kernels.cuda.families.attention import ARRAYS, LEVELS, AttentionDescriptor, AttentionForm
-from kernels.cuda.families.product import UNITS, Precision
+from kernels.cuda.families.product_work import UNITS, Precision
 from kernels.cuda.program import Launch
 from kernels.record import record
 

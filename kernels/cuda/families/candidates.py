@@ -11,7 +11,8 @@ from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED
 from kernels.cuda.families.attention import AttentionForm, Mask
 from kernels.cuda.families.attention_problem import Attention
 from kernels.cuda.families.problem import Cut, Problem
-from kernels.cuda.families.product import GROUP_UNITS, Form, Precision, Tile
+from kernels.cuda.families.product import Form
+from kernels.cuda.families.product_work import GROUP_UNITS, Precision, Tile
 from kernels.cuda.families.rows import HELD, HELD_ELEMENTS, TEAMS, RowForm, Rows
 from kernels.cuda.families.sliding import WAYS, WindowForm
 from kernels.expression import Expression
@@ -31,6 +32,9 @@ GROUP_TILES = (
     Tile(64, 64, 4, 1, 4, 2),
     Tile(128, 64, 8, 1, 3, 2),
     Tile(64, 128, 4, 1, 4, 2),
+    Tile(64, 96, 4, 1, 4),
+    Tile(64, 96, 4, 1, 4, 2),
+    Tile(64, 80, 4, 1, 4),
 )
 TENSOR_TILES = (
     Tile(64, 64, 2, 2, 4),
@@ -52,6 +56,7 @@ FMA_TILES = (
     Tile(32, 32, 2, 1, 6),
 )
 MOST_VALUES = 160  # of a thread in an attention: with more, registers spill
+CLUSTERS = (2, 4, 8)
 SLICES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -64,7 +69,8 @@ def candidates(
     expression: Expression = UNCHANGED,
     early: bool = False,
 ) -> Iterator[Cut]:
-    """Yield every tile that the GPU has room for; where its tiles leave processors idle, also with the depth cut into slices.
+    """Yield every tile that the GPU has room for; where its tiles leave processors idle, also with the depth cut into slices, or
+    shared by a cluster where a tile has several teams.
 
     early: whether no launch before writes w.
     """
@@ -77,6 +83,9 @@ def candidates(
         if tile.shared_bytes > room:
             continue
         form = Form(precision, tile, windows, copy_bytes, whole, bias, expression, groups, problem.batch is not None, early)
+        if tile.deep > 1:
+            yield from _in_clusters(form, problem, device)
+            continue
         chunks, seen = Cut.into(form, problem).chunks, set[int]()
         for slices in SLICES:
             if slices > 1 and (chunks >= processors or chunks * slices > 2 * processors):
@@ -85,6 +94,16 @@ def candidates(
             if cut.slices not in seen:
                 seen.add(cut.slices)
                 yield cut
+
+
+def _in_clusters(form: Form, problem: Problem, device: Device) -> Iterator[Cut]:
+    """Yield a tile of several teams, and where its tiles leave processors idle, clusters that share the depth of each."""
+    alone = Cut.into(form, problem)
+    yield alone
+    for cluster in CLUSTERS if device.capability == (9, 0) else ():
+        if alone.chunks * cluster > device.attribute(Attribute.PROCESSORS) or alone.steps < cluster * form.tile.deep:
+            break
+        yield Cut.into(replace(form, cluster=cluster), problem)
 
 
 def attention_candidates(

@@ -7,7 +7,8 @@ from math import gcd
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, check_sizes, others_sizes
 from kernels.cuda.emit.unit import ROW_BYTES
 from kernels.cuda.errors import CudaError, GpuUnsupportedError
-from kernels.cuda.families.product import UNITS, Form, Precision, ProductDescriptor
+from kernels.cuda.families.product import Form, ProductDescriptor
+from kernels.cuda.families.product_work import UNITS, Precision
 from kernels.cuda.program import Launch
 from kernels.record import record
 
@@ -160,6 +161,10 @@ class Cut:
             need = f"copies of {problem.copy_bytes(form.precision)} bytes, whole={problem.whole(form.precision)}"
             raise GpuUnsupportedError(f"product: {problem}, need {need}, the kernel is {form.name}")
         steps = -(-problem.k * form.item_bytes // ROW_BYTES)
+        if form.joins:
+            if slices not in (1, form.cluster):
+                raise GpuUnsupportedError(f"product: {slices} slices, need {form.cluster}, one for each block of a cluster")
+            return Cut(form, problem, form.cluster)
         return Cut(form, problem, -(-steps // -(-steps // slices)))
 
     @property
@@ -183,19 +188,24 @@ class Cut:
         return self.tiles[0] * self.tiles[1] * (self.problem.batch.items if self.problem.batch else 1)
 
     @property
+    def meets(self) -> bool:
+        """Whether slices meet in the GPU's memory."""
+        return self.slices > 1 and not self.form.joins
+
+    @property
     def partial_bytes(self) -> int:
         """Memory in which slices meet."""
-        return 0 if self.slices == 1 else 4 * self.chunks * self.form.tile.rows * self.form.tile.columns
+        return 4 * self.chunks * self.form.tile.rows * self.form.tile.columns if self.meets else 0
 
     @property
     def counter_bytes(self) -> int:
         """Memory of counters, which is 0 before the first launch, and is so again after each."""
-        return 0 if self.slices == 1 else 4 * self.all_tiles
+        return 4 * self.all_tiles if self.meets else 0
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The addresses that the kernel reads."""
-        bias, slices = ("bias",) * self.form.bias, ("partial", "counters") * (self.slices > 1)
+        bias, slices = ("bias",) * self.form.bias, ("partial", "counters") * self.meets
         return ("x", "w", "y", *bias, *OTHERS[: len(self.problem.others)], *slices)
 
     def launch(self, **names: str) -> Launch:

@@ -11,40 +11,23 @@ last, so results do not depend on which that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from kernels.cuda.emit import builder as gpu
 from kernels.cuda.emit.descriptor import OTHERS, Descriptor, Fields, listed
-from kernels.cuda.emit.epilogue import STORAGES, UNCHANGED, RunMemory, check_expression, lanes_below
+from kernels.cuda.emit.epilogue import UNCHANGED, check_expression
 from kernels.cuda.emit.kernel import emit_kernel, kernel_name, share
 from kernels.cuda.emit.source import Rows, Source, Windows
-from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Block, FmaUnit, GroupUnit, MathUnit, Operands, TensorUnit
+from kernels.cuda.emit.unit import PART_BYTES, PARTS, ROW_BYTES, Operands
+from kernels.cuda.families.product_results import emit_joined_results, emit_sliced_results
+from kernels.cuda.families.product_work import GROUP_UNITS, UNITS, Precision, Tile, Work
 from kernels.expression import Expression
-from kernels.native.emit.builder import Function, Value
-from kernels.native.emit.expression import evaluate
-from kernels.native.emit.types import F32, I1, I32, I64, Type
+from kernels.native.emit.builder import Value
+from kernels.native.emit.types import F32, I32, I64
 from kernels.native.errors import EmitError
 from kernels.record import record
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-
-TF32 = TensorUnit("f32.tf32.tf32", 8, rounds=True)
-UNITS: dict[Precision, tuple[Type, MathUnit]] = {
-    "fp32": (F32, FmaUnit()),
-    "tf32": (F32, TF32),
-    "bf16": (STORAGES["bf16"], TensorUnit("f32.bf16.bf16", 16)),
-    "fp16": (STORAGES["fp16"], TensorUnit("f32.f16.f16", 16)),
-}
-GROUP_UNITS: dict[Precision, GroupUnit] = {
-    "tf32": GroupUnit("f32.tf32.tf32", 8, ", 1, 1"),
-    "bf16": GroupUnit("f32.bf16.bf16", 16, ", 1, 1, 0, 0"),
-    "fp16": GroupUnit("f32.f16.f16", 16, ", 1, 1, 0, 0"),
-}
-AT_ONCE = 64  # elements of a thread that an epilogue loads before it computes
 BATCHED = ("x", "w", "y", *OTHERS)  # what has a matrix for every item of a batch
 
 
@@ -69,57 +52,6 @@ class ProductDescriptor(Descriptor):
 
 
 @record
-class Tile:
-    """The results of a block of threads. across, down: warps side by side and one above another.  stages: of shared memory.
-
-    deep: teams of such warps, which take the steps of the depth in turn, each in stages of its own; then the first adds up their
-    sums. A step's latency is what a single team waits for most.
-    """
-
-    rows: int
-    columns: int
-    down: int
-    across: int
-    stages: int
-    deep: int = 1
-
-    @property
-    def team(self) -> int:
-        """Threads of a team."""
-        return 32 * self.down * self.across
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.team * self.deep
-
-    @property
-    def stage_bytes(self) -> int:
-        """Shared memory of a stage: 128 bytes of depth of every row and column."""
-        return (self.rows + self.columns) * ROW_BYTES
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block."""
-        return self.deep * self.team_bytes
-
-    @property
-    def team_bytes(self) -> int:
-        """Shared memory of a team."""
-        return self.stages * self.stage_bytes
-
-    @property
-    def block(self) -> Block:
-        """The results of a warp."""
-        return Block(self.rows // self.down, self.columns // self.across)
-
-    @property
-    def name(self) -> str:
-        """Text that tells tiles apart."""
-        return f"{self.rows}x{self.columns}w{self.down}x{self.across}s{self.stages}" + (f"d{self.deep}" if self.deep > 1 else "")
-
-
-@record
 class Form:
     """What a kernel's code depends on.
 
@@ -127,7 +59,8 @@ class Form:
     addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
     expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
     all columns of a tile, instead of each warp by itself. batched: whether there are many products of the same sizes. early:
-    whether no launch before writes w, so that copies of it need not wait for these.
+    whether no launch before writes w, so that copies of it need not wait for these. cluster: blocks that share the depth of a
+    tile, and add up through their shared memory; compute capability 9.0 has that.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
 
@@ -141,6 +74,7 @@ class Form:
     groups: bool = False
     batched: bool = False
     early: bool = False
+    cluster: int = 1
 
     def __post_init__(self) -> None:
         block, tile = self.tile.block, self.tile
@@ -151,12 +85,13 @@ class Form:
                 f"product: tile {tile.name}, need 2 warps or more of multiples of 16x16, rows and columns in "
                 f"multiples of {tile.team // 8}, 2 stages or more"
             )
-        if not (1 <= tile.deep <= 8 and tile.threads <= 1024) or (
-            tile.deep > 1 and 4 * tile.rows * tile.columns > tile.team_bytes
-        ):
+        if not (1 <= tile.deep <= 8 and tile.threads <= 1024 and self.cluster in (1, 2, 4, 8)):
             raise EmitError(
-                f"product: tile {tile.name}, need 1 to 8 teams in 1024 threads, whose stages have room for their sums"
+                f"product: tile {tile.name}, clusters of {self.cluster}, need 1 to 8 teams, 1024 threads, clusters of 1, 2, 4, 8"
             )
+        run = UNITS[self.precision][1].run(block)
+        if self.joins and (run % 4 or 4 * tile.rows * tile.columns > tile.team_bytes):
+            raise EmitError(f"product: tile {tile.name}, need runs of 4 results, and stages with room for the sums of a team")
         if self.groups and not (self.precision in GROUP_UNITS and block.rows == 16 and tile.across == 1 and tile.down % 4 == 0):
             raise EmitError(
                 f"product: groups of warps for {self.precision}, tile {tile.name}, need {', '.join(GROUP_UNITS)}, 4 down"
@@ -173,6 +108,11 @@ class Form:
         return UNITS[self.precision][0].bits // 8
 
     @property
+    def joins(self) -> bool:
+        """Whether the sums of a tile are those of several teams, which meet in shared memory."""
+        return self.tile.deep > 1 or self.cluster > 1
+
+    @property
     def name(self) -> str:
         """The kernel's name: what it computes and how."""
         words = [self.precision, "conv2d" if self.windows else "product", self.tile.name, f"c{self.copy_bytes}"]
@@ -181,6 +121,7 @@ class Form:
             "" if self.whole else "part",
             "batched" if self.batched else "",
             "early" if self.early else "",
+            f"cluster{self.cluster}" if self.cluster > 1 else "",
         ]
         return kernel_name([*words, "bias" if self.bias else ""], self.expression)
 
@@ -201,7 +142,7 @@ class Form:
             k = fields.k
             emit_chunks(fields, self, gpu.special(k, "ctaid.x"), fields.number("chunks"), gpu.special(k, "nctaid.x"))
 
-        return emit_kernel(self, ProductDescriptor, body, waits=True)
+        return emit_kernel(self, ProductDescriptor, body, waits=True, cluster=self.cluster)
 
 
 def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: Value) -> None:
@@ -214,77 +155,26 @@ def emit_chunks(fields: Fields, form: Form, first: Value, count: Value, stride: 
         _emit_chunk(fields, form, thread, chunk)
 
 
-@record
-class _Work:
-    """What the parts of a chunk share. thread: its number in the team.  shared: where the team's shared memory begins.
-
-    team: the team's number; None where the block is one.
-    """
-
-    fields: Fields
-    form: Form
-    thread: Value
-    shared: Value
-    team: Value | None = None
-
-    @staticmethod
-    def of(fields: Fields, form: Form, thread: Value) -> _Work:
-        """Return what a chunk's parts share. thread: its number in the block."""
-        tile, shared = form.tile, gpu.shared_base(fields.k)
-        if tile.deep == 1:
-            return _Work(fields, form, thread, shared)
-        team = thread // tile.team
-        return _Work(fields, form, thread % tile.team, shared + team * tile.team_bytes, team)
-
-    def meet(self) -> None:
-        """Emit the wait until every thread of the team has come here."""
-        if self.team is None:
-            gpu.meet(self.k)
-        else:
-            gpu.meet_team(self.k, self.team, self.form.tile.team)
-
-    @property
-    def k(self) -> Function:
-        return self.fields.k
-
-    @property
-    def unit(self) -> MathUnit:
-        return UNITS[self.form.precision][1]
-
-    @property
-    def lane(self) -> Value:
-        return self.thread & 31
-
-    def warp_start(self) -> tuple[Value, Value]:
-        """Return the first row and the first column of the thread's warp in a tile."""
-        tile, warp = self.form.tile, self.k.shift("lshr", self.thread, 5)
-        return (warp % tile.down) * tile.block.rows, (warp // tile.down) * tile.block.columns
-
-
 def _emit_chunk(fields: Fields, form: Form, thread: Value, chunk: Value) -> None:
     k, tile, first_tile = fields.k, form.tile, None
     if form.batched:
         item, chunk = fields.divide(chunk, "item_chunks")
         fields, first_tile = _moved(fields, form, item), item * fields.number("tiles")
-    work = _Work.of(fields, form, thread)
-    piece, at = fields.divide(chunk, "tiles")
+    work = Work.of(fields, form, thread)
+    if form.cluster > 1:
+        at, piece = chunk // form.cluster, chunk % form.cluster
+    else:
+        piece, at = fields.divide(chunk, "tiles")
     down, across = fields.divide(at, "columns")
     at = at if first_tile is None else at + first_tile
     row, column = down * tile.rows, across * tile.columns
     first = piece * fields.number("slice_steps")
     end = k.least(first + fields.number("slice_steps"), fields.number("steps"))
-    with _added_up(work, _emit_sums(work, row, column, first, end)) as sums:
-        split = k.compare("gt", fields.number("slices"), 1)
-        complete = _emit_meeting(work, split, at, piece, sums)
-        with k.when(k.compare("ne", complete, 0), "finish"):
-            zero = k.const(F32, 0.0)
-            slices = k.select(split, fields.number("slices"), k.const(I32, 0))
-            starts = [k.select(split, zero, value) for value in sums]
-            with k.fold("slice", 0, k.convert("zext", slices, I64), 1, starts) as fold:
-                others = _partial_at(work, at, k.convert("trunc", fold.index, I32))
-                fold.values = [a + b for a, b in zip(fold.values, _load_partial(work, others), strict=True)]
-            _emit_results(work, row, column, fold.values)
-    gpu.meet(k)
+    sums = _emit_sums(work, row, column, first, end)
+    if form.joins:
+        emit_joined_results(work, row, column, sums)
+    else:
+        emit_sliced_results(work, row, column, at, piece, sums)
 
 
 def _moved(fields: Fields, form: Form, item: Value) -> Fields:
@@ -301,7 +191,7 @@ def _moved(fields: Fields, form: Form, item: Value) -> Fields:
 # The sums of a tile
 
 
-def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
+def _emit_sums(work: Work, row: Value, column: Value, first: Value, end: Value) -> list[Value]:
     """Emit the product of a tile's rows by its columns over steps `first` to `end` of the depth, at least one."""
     k, tile, early = work.k, work.form.tile, "w" if work.form.early else ""
     fill = _emit_filling(work, row, column)
@@ -320,7 +210,7 @@ def _emit_sums(work: _Work, row: Value, column: Value, first: Value, end: Value)
     return _emit_group_steps(work, fill, first, end) if work.form.groups else _emit_steps(work, fill, first, end)
 
 
-def _emit_prefetch(work: _Work, column: Value, first: Value, end: Value) -> None:
+def _emit_prefetch(work: Work, column: Value, first: Value, end: Value) -> None:
     """Emit the start of fetching what the block will read of w into L2, while the launches before are still at work."""
     k, fields, tile = work.k, work.fields, work.form.tile
     lines = (end - first) * tile.columns
@@ -331,32 +221,10 @@ def _emit_prefetch(work: _Work, column: Value, first: Value, end: Value) -> None
         gpu.prefetch(k, address, gpu.below(k, row, fields.number("n")))
 
 
-@contextmanager
-def _added_up(work: _Work, sums: Sequence[Value]) -> Iterator[Sequence[Value]]:
-    """Run the body with the sums of all teams, added up in order; of several teams, the first runs it."""
-    k, tile = work.k, work.form.tile
-    if work.team is None:
-        yield sums
-        return
-    mine = work.shared + work.thread * 16
-    with k.when(k.compare("ne", work.team, 0), "other"):
-        for n in range(0, len(sums), 4):
-            words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
-            gpu.store_shared_words(k, mine, words, n * tile.team * 4)
-    gpu.meet(k)
-    with k.when(k.compare("eq", work.team, 0), "first"):
-        total = list(sums)
-        for team in range(1, tile.deep):
-            for n in range(0, len(sums), 4):
-                words = gpu.load_shared_words(k, mine, team * tile.team_bytes + n * tile.team * 4)
-                total[n : n + 4] = [a + k.convert("bitcast", b, F32) for a, b in zip(total[n : n + 4], words, strict=True)]
-        yield total
-
-
-def _steps_of(work: _Work, first: Value, end: Value) -> Value:
+def _steps_of(work: Work, first: Value, end: Value) -> Value:
     """Return how many steps from `first` on, its own, a team takes: at least one where it is alone."""
     k, deep = work.k, work.form.tile.deep
-    if deep == 1:
+    if not work.form.joins:
         return k.convert("zext", end - first, I64)
     left = k.select(k.compare("lt", first, end), end - first, k.const(I32, 0))
     return k.convert("zext", (left + (deep - 1)) // deep, I64)
@@ -368,7 +236,7 @@ class Fill(Protocol):
     def __call__(self, step: Value, stage: Value, factors: str = "xw") -> None: ...  # noqa: D102
 
 
-def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+def _emit_steps(work: Work, fill: Fill, first: Value, end: Value) -> list[Value]:
     """Emit the steps of a tile whose warps load what they multiply.
 
     A step's last part is multiplied after the next step's first was loaded, so that no warp waits behind the barrier.
@@ -386,7 +254,7 @@ def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value
     gpu.wait_for_copies(k, tile.stages - 2)
     work.meet()
     loaded = operands(work.shared, 0)
-    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=tile.deep == 1) as fold:
+    with k.fold("step", 0, steps, 1, (first, read, write, *loaded.words, *zeros), runs=not work.form.joins) as fold:
         step, read, write = fold.values[:3]
         loaded, sums = loaded.replaced(fold.values[3:]), fold.values[3 + len(loaded.words) :]
         following = _next_stage(work, read)
@@ -405,14 +273,14 @@ def _emit_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value
     return fold.values[-len(zeros) :]
 
 
-def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list[Value]:
+def _emit_group_steps(work: Work, fill: Fill, first: Value, end: Value) -> list[Value]:
     """Emit the steps of a tile whose groups of warps multiply straight from shared memory."""
     k, tile = work.k, work.form.tile
     unit, group = GROUP_UNITS[work.form.precision], k.shift("lshr", work.thread, 7)
     zeros = [k.const(F32, 0.0)] * work.unit.results(tile.block)
     read, write = work.shared, work.shared + (tile.stages - 1) * tile.stage_bytes
     steps = _steps_of(work, first, end)
-    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=tile.deep == 1) as fold:
+    with k.fold("step", 0, steps, 1, (first, read, write, *zeros), runs=not work.form.joins) as fold:
         step, read, write, *sums = fold.values
         gpu.wait_for_copies(k, tile.stages - 2)
         gpu.publish_copies(k)
@@ -427,7 +295,7 @@ def _emit_group_steps(work: _Work, fill: Fill, first: Value, end: Value) -> list
     return fold.values[3:]
 
 
-def _emit_refill(work: _Work, fill: Fill, step: Value, end: Value, stage: Value) -> None:
+def _emit_refill(work: Work, fill: Fill, step: Value, end: Value, stage: Value) -> None:
     """Emit the start of the copies of the step that is as far ahead as there are stages."""
     k, ahead = work.k, step + (work.form.tile.stages - 1) * work.form.tile.deep
     with k.when(k.compare("lt", ahead, end), "refill"):
@@ -435,13 +303,13 @@ def _emit_refill(work: _Work, fill: Fill, step: Value, end: Value, stage: Value)
     gpu.commit_copies(k)
 
 
-def _next_stage(work: _Work, stage: Value) -> Value:
+def _next_stage(work: Work, stage: Value) -> Value:
     k, tile = work.k, work.form.tile
     last = work.shared + (tile.stages - 1) * tile.stage_bytes
     return k.select(k.compare("eq", stage, last), work.shared, stage + tile.stage_bytes)
 
 
-def _emit_filling(work: _Work, row: Value, column: Value) -> Fill:
+def _emit_filling(work: Work, row: Value, column: Value) -> Fill:
     """Emit what the copies of a tile share, and return what emits those of a step to a stage of shared memory.
 
     Eight threads copy the parts of a row, so a thread copies the same part of several rows.
@@ -469,110 +337,3 @@ def _emit_filling(work: _Work, row: Value, column: Value) -> Fill:
                     gpu.copy_async(k, stage + place + (start + n * apart * ROW_BYTES + at), address, form.copy_bytes, valid)
 
     return fill
-
-
-# Slices of a tile's depth
-
-
-def _partial_at(work: _Work, tile_number: Value, piece: Value) -> Value:
-    """Return the address of this thread's part of a slice's sums."""
-    k, form = work.k, work.form
-    size = work.unit.results(form.tile.block) * form.tile.team * 4
-    number = k.convert("zext", tile_number * work.fields.number("slices") + piece, I64)
-    return work.fields.address("partial") + number * size + k.convert("zext", work.thread, I64) * 16
-
-
-def _load_partial(work: _Work, address: Value) -> list[Value]:
-    k, threads = work.k, work.form.tile.team
-    always = k.const(I1, 1)
-    words: list[Value] = []
-    for n in range(0, work.unit.results(work.form.tile.block), 4):
-        words += gpu.load_words(k, address + n * threads * 4, 4, always, space="global.cg")
-    return [k.convert("bitcast", word, F32) for word in words]
-
-
-def _emit_meeting(work: _Work, split: Value, tile_number: Value, piece: Value, sums: Sequence[Value]) -> Value:
-    """Emit the storing of a slice's sums, and return whether every slice of the tile is there: 0 or 1; 1 without slices."""
-    k, threads = work.k, work.form.tile.team
-    with k.fold("slices", 0, k.convert("zext", split, I64), 1, (k.const(I32, 1),)) as fold:
-        address = _partial_at(work, tile_number, piece)
-        for n in range(0, len(sums), 4):
-            words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
-            gpu.store_words(k, address + n * threads * 4, words, k.const(I1, 1))
-        k.emit('fence syncscope("device") acq_rel')
-        work.meet()
-        with k.when(k.compare("eq", work.thread, 0), "leader"):
-            counter = work.fields.address("counters") + k.convert("zext", tile_number, I64) * 4
-            wrap = work.fields.number("slices") - 1  # the last addition sets the counter back to 0
-            text = "atom.global.inc.u32 $0, [$1], $2; fence.acq_rel.gpu; st.shared.u32 [$3], $0;"
-            gpu.assemble(k, text, (I32,), (counter, wrap, work.shared))
-        work.meet()
-        (before,) = gpu.assemble(k, "ld.shared.u32 $0, [$1];", (I32,), (work.shared,))
-        last = k.compare("eq", before, work.fields.number("slices") - 1)
-        k.emit('fence syncscope("device") acq_rel')
-        fold.values = [gpu.word(k, last)]
-    return fold.values[0]
-
-
-# Results
-
-
-@record
-class _Run:
-    """A run of a thread's results. row, column: where it begins in y.  numbers: of its sums.  valid: from a lane to whether it
-    exists.  bias, others: what its bias and expression read."""
-
-    row: Value
-    column: Value
-    numbers: Sequence[int]
-    valid: Callable[[int], Value]
-    bias: Value | None
-    others: Sequence[Value]
-
-
-def _emit_results(work: _Work, row: Value, column: Value, sums: Sequence[Value]) -> None:
-    """Emit bias, expression and storing of a tile's results.
-
-    What is read for several runs is under way before the first of them is computed: a load after a store waits for it.
-    """
-    k, form = work.k, work.form
-    run = work.unit.run(form.tile.block)
-    memory = RunMemory(UNITS[form.precision][0], run, form.whole)
-    _, columns, numbers = work.unit.places(k, work.lane, form.tile.block)
-    each = max(1, AT_ONCE // (run * max(1, len(form.expression.operands) - 1)))
-    places = [(r, c) for c in range(len(columns)) for r in range(len(numbers))]
-    for first in range(0, len(places), each):
-        for found in _load_runs(work, memory, row, column, places[first : first + each]):
-            value = k.poison(F32.by(run))
-            for lane, number in enumerate(found.numbers):
-                value = k.insert(value, sums[number], lane)
-            value = value if found.bias is None else value + found.bias
-            result = evaluate(k, form.expression, [partial(_same, each) for each in (value, *found.others)], run)
-            at = found.row * work.fields.number("y_stride") + found.column
-            memory.store(k, work.fields.address("y"), at, result, found.valid)
-
-
-def _load_runs(work: _Work, memory: RunMemory, row: Value, column: Value, places: Sequence[tuple[int, int]]) -> list[_Run]:
-    """Emit the loads for some of a thread's runs. row, column: where the tile begins.  places: numbers of rows and of runs."""
-    k, fields, form = work.k, work.fields, work.form
-    warp_row, warp_column = work.warp_start()
-    rows, columns, numbers = work.unit.places(k, work.lane, form.tile.block)
-    m, n, always = fields.number("m"), fields.number("n"), k.const(I1, 1)
-    biases: dict[int, Value] = {}
-    found = []
-    for r, c in places:
-        down, at = row + warp_row + rows[r], column + warp_column + columns[c]
-        valid = lanes_below(k, at, n, gpu.below(k, down, m))
-        if form.bias and c not in biases:
-            from_memory = RunMemory(F32, memory.run, form.whole)
-            biases[c] = from_memory.load(k, fields.address("bias"), at, lanes_below(k, at, n, always))
-        others = [
-            memory.load(k, fields.address(name), down * fields.number(f"{name}_stride") + at, valid)
-            for name in OTHERS[: len(form.expression.operands) - 1]
-        ]
-        found.append(_Run(down, at, numbers[r][c], valid, biases.get(c), others))
-    return found
-
-
-def _same(value: Value) -> Value:
-    return value

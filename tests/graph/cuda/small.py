@@ -1,6 +1,7 @@
 """Small models of every kind of layer that GPUs have, with feeds."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import onnx
@@ -152,7 +153,7 @@ def volume_of_rows() -> Made:
     return convolution((2, 8, 30), (16, 8, 5), node("Relu", ["c"], ["y"]), strides=[2], pads=[2, 1])
 
 
-MODELS: dict[str, Callable[[], Made]] = {
+_MAKERS: dict[str, Callable[[], Made]] = {
     "stem": lambda: convolution((1, 3, 17, 15), (8, 3, 7, 7), node("Relu", ["c"], ["y"]), strides=[2, 2], pads=[3, 3, 3, 3]),
     "one channel": lambda: convolution((1, 1, 9, 9), (8, 1, 3, 3)),
     "narrow": lambda: convolution((1, 5, 7, 7), (3, 5, 3, 3), pads=[1, 1, 1, 1], dilations=[2, 2]),
@@ -169,3 +170,4 @@ MODELS: dict[str, Callable[[], Made]] = {
     "views": views,
     "embedded": embedded,
 }
+MODELS: dict[str, Callable[[], Made]] = {name: cache(make) for name, make in _MAKERS.items()}  # each drawn once

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from kernels.cuda.families.problem import Problem, Window
-from kernels.cuda.families.product import Form, Precision, Tile
+from kernels.cuda.families.product import Form
+from kernels.cuda.families.product_work import Precision, Tile
 from kernels.expression import FLOAT, Apply, Expression
 
 DTYPES = {

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from kernels.cuda.emit.unit import Block
-from kernels.cuda.families.product import UNITS, Form, Tile
+from kernels.cuda.families.product import Form
+from kernels.cuda.families.product_work import UNITS, Tile
 from kernels.cuda.ptx import TARGETS, generate
 from kernels.expression import FLOAT, Apply, Expression
 from kernels.native.emit.types import I32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.cuda.families.problem import Batch, Cut, Problem, Window
-from kernels.cuda.families.product import Tile
+from kernels.cuda.families.product_work import Tile
 from tests.kernels.cuda.families import product_cases as cases
 from tests.kernels.cuda.families.product_cases import SMALL, WIDE, form_for, make_data, tolerance, window
 
@@ -186,14 +186,22 @@ def test_batches_of_products_of_two_arrays(gpu, precision, shared, slices):
     assert (np.abs(found - truth) <= (2 * cases.EPSILONS[precision] + 2.0**-20) * sizes).all()
 
 
-@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("cluster", [1, 2, 8])
 @pytest.mark.parametrize("groups", [False, True], ids=["mma", "wgmma"])
 @pytest.mark.parametrize("size", [(70, 136, 8), (49, 64, 1096), (197, 72, 328)], ids=str)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_teams_share_the_depth(gpu, precision, size, groups, slices):
+def test_teams_and_clusters_share_the_depth(gpu, precision, size, groups, cluster):
     problem = Problem(*size, others=(size[1],))
-    if groups and gpu.context.device.capability != (9, 0):
-        pytest.skip("wgmma needs compute capability 9.0")
+    if (groups or cluster > 1) and gpu.context.device.capability != (9, 0):
+        pytest.skip("wgmma and clusters need compute capability 9.0")
     tile = Tile(64, 32, 4, 1, 4, 4) if groups else Tile(32, 64, 2, 2, 4, 4)
-    form = form_for(precision, tile, problem, bias=True, expression=cases.ADD_RELU, groups=groups, early=True)
-    check(gpu, form, problem, slices=slices, launches=2)
+    options = {"bias": True, "expression": cases.ADD_RELU, "groups": groups, "early": True, "cluster": cluster}
+    check(gpu, form_for(precision, tile, problem, **options), problem, launches=2)
+
+
+def test_teams_of_one_tile_each_give_the_same_bits(gpu):
+    problem = Problem(197, 768, 3072)
+    form = form_for("bf16", Tile(32, 64, 2, 2, 4, 4), problem, early=True)
+    data = make_data(form, problem)
+    found = [compute(gpu, form, problem, data) for _ in range(5)]
+    assert all((other == found[0]).all() for other in found)
