@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -33,6 +34,9 @@ STORED: Mapping[Precision, DType] = {
 }  # the type of float32 values between kernels
 
 
+MANY_BYTES = 1 << 19  # of weights that are worth fetching ahead
+
+
 @record
 class Option:
     """A way to compute a call. params: what tells it from others.  estimated_ns: unmeasured."""
@@ -49,6 +53,11 @@ class Call:
     node: int
     algorithm: str
     options: tuple[Option, ...]
+
+    def fetching(self, name: str, n_bytes: int) -> Call:
+        """Return this call, whose launches also fetch weights that a later one will read."""
+        options = tuple(replace(option, launch=option.launch.fetching(name, n_bytes)) for option in self.options)
+        return replace(self, options=options)
 
     def option(self, choice: Choice | None) -> Option:
         """Return the option that a choice names; the first where it names none of these."""
@@ -230,8 +239,13 @@ class Lowering:
         self.where[name] = place.storage, place.first_byte
         return name
 
-    def launch(self, algorithm: str, *options: Option) -> None:
-        """Append a launch of the node that is being lowered. options: ways to compute it, the likely best first."""
+    def launch(self, algorithm: str, *options: Option, weights: tuple[str, int] | None = None) -> None:
+        """Append a launch of the node that is being lowered. options: ways to compute it, the likely best first.
+
+        weights: the name of a constant that it reads, and its bytes; the launch before fetches them into L2 where they are many.
+        """
+        if weights is not None and weights[1] >= MANY_BYTES and self.calls:
+            self.calls[-1] = self.calls[-1].fetching(*weights)
         self.calls.append(Call(self.node, algorithm, options))
 
     def map(self, y: Viewed, operands: Sequence[Viewed], expression: Expression) -> None:

@@ -142,6 +142,7 @@ class Segment:
         layout = lowered.lay_out()
         self.device_bytes = layout.arena_bytes
         self._arena = gpu.context.allocate(max(layout.arena_bytes, 1))
+        self._arena.fill(0)  # a replay before the first run finds indices that there are
         self._kept = {storage: gpu.context.allocate(_aligned(storage.nbytes)) for storage in lowered.kept}
         for memory in self._kept.values():
             memory.fill(0)

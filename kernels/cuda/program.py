@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from kernels.cuda.driver import Context, Function, Memory, Module, Stream
-from kernels.cuda.emit.descriptor import Descriptor
+from kernels.cuda.emit.descriptor import AHEAD, LINE_BYTES, Descriptor
 from kernels.cuda.emit.kernel import Kernel
 from kernels.cuda.errors import CudaError
 from kernels.cuda.ptx import compile_ptx, find_target
@@ -40,6 +40,12 @@ class Launch:
         if set(names) != set(needs):
             raise CudaError(f"launch: names for {sorted(names)}, need them for {sorted(needs)}, which {kernel.name} reads")
         return Launch(kernel, told, dict(names), blocks)
+
+    def fetching(self, name: str, n_bytes: int) -> Launch:
+        """Return this launch, which also fetches into L2 what a later one will read. name: of memory that no launch writes."""
+        told = type(self.told).from_buffer_copy(self.told)
+        told.ahead_lines = n_bytes // LINE_BYTES
+        return Launch(self.kernel, told, {**self.names, AHEAD: name}, self.blocks)
 
     def bound(self, addresses: Addresses) -> Descriptor:
         """Return the descriptor with its addresses. Raises CudaError for a name without one."""

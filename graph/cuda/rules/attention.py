@@ -10,14 +10,14 @@ from graph.cuda.rule import Rule
 from graph.ir import Node
 from graph.native.facts import optional_input
 from graph.native.place import Viewed
-from kernels.cuda.families.attention import Mask
+from kernels.cuda.families.attention import AttentionForm, Mask
 from kernels.cuda.families.attention_problem import Attention, Steps
 from kernels.cuda.families.candidates import attention_candidates
 from kernels.native.memory.view import View
 from kernels.spec import BOOL
 
 WIDEST = 256  # elements of a head
-GOOD = ((16, 4, 64), (16, 4, 32), (16, 2, 64), (16, 2, 32), (32, 4, 64))  # queries of a warp, warps, keys: fast at batch 1
+GOOD = ((1, 1, 64, 4), (1, 1, 32, 4), (1, 2, 64, 4), (1, 2, 32, 4), (1, 2, 64, 2), (1, 4, 64, 1), (2, 2, 64, 1))  # see `_rank`
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
@@ -76,12 +76,18 @@ def lower(b: Lowering, node: Node) -> None:
     of_q, of_k, of_v, of_y = (_steps(view) for view in (q.view, k.view, v.view, y))
     attention = Attention(batch, heads, k.view.shape[1], queries, keys, depth, of_q, of_k, of_v, of_y, scale, mask)
     forms = attention_candidates(b.precision, attention, b.device, causal=bool(attrs["is_causal"]), mask=kind)
-    ranked = sorted(forms, key=lambda form: _rank(form.tall, form.warps, form.keys))
+    ranked = sorted(forms, key=_rank)
     b.launch(
         "attention",
         *(
             Option(
-                attention.launch(form, **names), (("keys", str(form.keys)), ("tall", str(form.tall)), ("warps", str(form.warps)))
+                attention.launch(form, **names),
+                (
+                    ("keys", str(form.keys)),
+                    ("tall", str(form.tall)),
+                    ("teams", str(form.teams)),
+                    ("warps", str(form.warps)),
+                ),
             )
             for form in ranked
         ),
@@ -89,8 +95,9 @@ def lower(b: Lowering, node: Node) -> None:
     finish(b, node, whole, behind(b, node))
 
 
-def _rank(tall: int, warps: int, keys: int) -> int:
-    shape = 16 * tall, warps, keys
+def _rank(form: AttentionForm) -> int:
+    """Return where a form stands among those that are fast at batch 1, the others behind these."""
+    shape = form.tall, form.warps, form.keys, form.teams
     return GOOD.index(shape) if shape in GOOD else len(GOOD)
 
 

@@ -123,14 +123,15 @@ def launch_product(
     if done.bias is not None:
         names["bias"] = b.address(done.bias)
     names |= dict(zip(OTHERS, (b.address(place) for place in done.others), strict=False))
+    weights = (names["w"], problem.n * problem.k * b.dtype.itemsize) if early else None
     if problem.window is None and problem.batch is None and problem.m <= MOST_ROWS:
         few = Vectors(problem.m, problem.n, problem.k, *problem.strides, problem.others)
         form = few.form(b.storage, bias=done.bias is not None, expression=done.expression, early=early)
-        b.launch("vector", Option(few.launch(form, **names)))
+        b.launch("vector", Option(few.launch(form, **names)), weights=weights)
         return
     cuts = candidates(b.precision, problem, b.device, bias=done.bias is not None, expression=done.expression, early=early)
     ranked = sorted(((estimated_ns(cut, b.device), n, cut) for n, cut in enumerate(cuts)), key=lambda found: found[:2])
-    b.launch("product", *_options(b, [(ns, cut) for ns, _, cut in ranked[:MOST_OPTIONS]], names))
+    b.launch("product", *_options(b, [(ns, cut) for ns, _, cut in ranked[:MOST_OPTIONS]], names), weights=weights)
 
 
 def _options(b: Lowering, ranked: Sequence[tuple[float, Cut]], names: Mapping[str, str]) -> Iterator[Option]:

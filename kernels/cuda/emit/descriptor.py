@@ -18,6 +18,7 @@ from kernels.record import record
 
 OPERANDS = 2  # arrays, beside the result, that an epilogue may read
 OTHERS = tuple(f"r{n}" for n in range(OPERANDS))  # their names; "r0_stride" is the number of elements between two rows
+AHEAD, AHEAD_LINES, LINE_BYTES = "ahead", "ahead_lines", 128
 LIMIT = 1 << 31  # kernels count elements, rows and chunks in 32 bits, and divide numbers below this
 
 
@@ -39,10 +40,13 @@ def others_sizes(rows: int, strides: Sequence[int]) -> dict[str, int]:
 def listed(
     addresses: Iterable[str], numbers: Iterable[str], divisors: Iterable[str] = (), scalars: Iterable[str] = ()
 ) -> list[tuple[str, type[ctypes.c_uint64 | ctypes.c_uint32 | ctypes.c_float]]]:
-    """Return the fields of a structure: addresses, numbers of 32 bits, divisors (see `set_divisor`), and float32."""
+    """Return the fields of a structure: addresses, numbers of 32 bits, divisors (see `set_divisor`), and float32.
+
+    Every structure also has `ahead` and `ahead_lines`: memory that a later launch will read, in lines of 128 bytes.
+    """
     return [
-        *((name, ctypes.c_uint64) for name in addresses),
-        *((name, ctypes.c_uint32) for name in numbers),
+        *((name, ctypes.c_uint64) for name in (*addresses, AHEAD)),
+        *((name, ctypes.c_uint32) for name in (*numbers, AHEAD_LINES)),
         *((f"{name}{part}", ctypes.c_uint32) for name in divisors for part in ("", "_factor", "_shift")),
         *((name, ctypes.c_float) for name in scalars),
     ]

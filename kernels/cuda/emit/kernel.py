@@ -18,16 +18,17 @@ from kernels.cuda.emit.builder import (
     exchange,
     load_shared,
     meet,
+    prefetch,
     shared_base,
     special,
     start_next,
     store_shared,
 )
-from kernels.cuda.emit.descriptor import Descriptor, Fields
+from kernels.cuda.emit.descriptor import AHEAD, AHEAD_LINES, LINE_BYTES, Descriptor, Fields
 from kernels.expression import Expression
 from kernels.native.emit.builder import Function, Value
 from kernels.native.emit.names import name_expression
-from kernels.native.emit.types import F32, I32, I64
+from kernels.native.emit.types import F32, I1, I32, I64
 
 WARP = 32
 Combine = Callable[[Value, Value], Value]
@@ -70,11 +71,20 @@ def emit_kernel(
     """
     module = GpuModule(GPU)
     with module.kernel(kernel.name, sizeof(kind), kernel.threads, cluster) as (k, structure):
+        fields = Fields(k, structure, kind)
         start_next(k)
+        _fetch_ahead(fields, kernel.threads)
         if not waits:
             await_previous(k)
-        body(Fields(k, structure, kind))
+        body(fields)
     return module.text
+
+
+def _fetch_ahead(fields: Fields, threads: int) -> None:
+    """Emit the start of fetching into L2 what a later launch will read: weights, which no launch writes."""
+    k, base = fields.k, fields.address(AHEAD)
+    with share_among_threads(k, fields.number(AHEAD_LINES), threads) as line:
+        prefetch(k, base + k.convert("zext", line, I64) * LINE_BYTES, k.const(I1, 1))
 
 
 @contextmanager

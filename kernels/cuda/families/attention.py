@@ -5,6 +5,9 @@ values in shared memory, the next is copied there. Every thread keeps the greate
 exponentials, and scales what it has added up whenever a greater score comes (online softmax; Milakov and Gimelshein, arXiv
 1805.02867; Dao, arXiv 2307.08691, for the order of loops). Products are mma.sync; fp32 is three products of tf32.
 
+Several teams of warps may take the tiles of keys in turn, each for all queries of the block; in the end they scale their sums to
+one greatest score and add them up, so that few queries do not wait for one tile of keys after another.
+
 Heads of keys may be fewer than heads of queries: each then serves a group of them. A query that no key is left for is NaN.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from math import gcd
 from typing import Literal
 
 from kernels.cuda.emit import builder as gpu
@@ -53,10 +57,10 @@ class AttentionDescriptor(Descriptor):
 class AttentionForm:
     """What the code of an attention depends on.
 
-    depth: elements of a head that there is room for, a multiple of 16.  warps: of a block.  keys: of a tile.  tall: tiles of 16
+    depth: elements of a head that there is room for, a multiple of 16.  warps: of a team.  keys: of a tile.  tall: tiles of 16
     queries that a warp has; with 2 it reads keys and values from shared memory half as often.
-    copy_bytes: that one copy to shared memory moves; heads, strides and addresses are multiples of it.  causal: whether a query
-    sees no later keys.  mask: None, or what its elements are.
+    teams: that take the tiles of keys in turn.  copy_bytes: that one copy to shared memory moves; heads, strides, addresses are
+    multiples of it.  causal: whether a query sees no later keys.  mask: None, or what its elements are.
     Raises EmitError for sizes that there is no code for.
     """
 
@@ -68,6 +72,7 @@ class AttentionForm:
     causal: bool = False
     mask: Mask | None = None
     tall: int = 1
+    teams: int = 1
 
     def __post_init__(self) -> None:
         if self.depth % 16 or not 16 <= self.depth <= 256 or self.keys % 16 or not 16 <= self.keys <= 128:
@@ -79,6 +84,10 @@ class AttentionForm:
         if self.warps not in (1, 2, 4, 8) or self.copy_bytes not in (4, 8, 16) or self.copy_bytes < 2 * self.item_bytes:
             least = 2 * self.item_bytes
             raise EmitError(f"attention: {self.warps} warps, copies of {self.copy_bytes} bytes, need 1 to 8, and {least} to 16")
+        if not 1 <= self.teams <= 8 or self.threads > 1024 or (self.teams > 1 and 4 * self.kept * self.team > self.team_bytes):
+            raise EmitError(
+                f"attention: {self.teams} teams of {self.warps} warps, need 1 to 8 whose sums fit into {self.team_bytes}"
+            )
 
     @property
     def kind(self) -> Type:
@@ -106,6 +115,21 @@ class AttentionForm:
         return 16 * self.tall * self.warps
 
     @property
+    def team(self) -> int:
+        """Threads of a team."""
+        return WARP * self.warps
+
+    @property
+    def team_bytes(self) -> int:
+        """Shared memory of a team: two stages of keys and values."""
+        return 4 * self.keys * self.pitch
+
+    @property
+    def kept(self) -> int:
+        """Numbers of a thread that teams add up: sums, and of each query the greatest score and the total."""
+        return self.tall * (self.depth // 2 + 4)
+
+    @property
     def values(self) -> int:
         """The sums and scores of a thread, all in registers."""
         return self.tall * (self.depth + self.keys) // 2
@@ -114,17 +138,24 @@ class AttentionForm:
     def name(self) -> str:
         """The kernel's name."""
         words = [self.precision, "attention", f"{self.rows}x{self.keys}w{self.warps}", f"head{self.depth}", f"c{self.copy_bytes}"]
-        return "_".join([*words, *("causal",) * self.causal, *(f"mask_{self.mask}",) * (self.mask is not None)])
+        return "_".join(
+            [
+                *words,
+                *(f"teams{self.teams}",) * (self.teams > 1),
+                *("causal",) * self.causal,
+                *(f"mask_{self.mask}",) * (self.mask is not None),
+            ]
+        )
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return WARP * self.warps
+        return self.team * self.teams
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory of a block: two stages of keys and values, and its queries."""
-        return (4 * self.keys + self.rows) * self.pitch
+        """Shared memory of a block: that of its teams, and its queries."""
+        return self.teams * self.team_bytes + self.rows * self.pitch
 
     def emit(self) -> str:
         """Return the IR of the kernel. Any number of blocks shares the tiles of queries."""
@@ -143,8 +174,12 @@ class _Work:
         k = self.k = fields.k
         self.fields, self.form = fields, form
         self.multiply = SplitUnit(TF32).multiply if form.precision == "fp32" else UNITS[form.precision][1].multiply
-        self.thread = gpu.special(k, "tid.x")
-        self.lane, self.shared = self.thread & (WARP - 1), gpu.shared_base(k)
+        self.thread, self.base = gpu.special(k, "tid.x"), gpu.shared_base(k)
+        self.team, self.shared = k.const(I32, 0), self.base
+        if form.teams > 1:
+            self.team, self.thread = self.thread // form.team, self.thread % form.team
+            self.shared = self.base + self.team * form.team_bytes
+        self.lane = self.thread & (WARP - 1)
         item, tile = fields.divide(chunk, "tiles")
         if form.causal:  # the longest first, so that the last blocks are short
             tile = fields.number("tiles") - 1 - tile
@@ -153,6 +188,13 @@ class _Work:
         self.first, self.warp_row = tile * form.rows, k.shift("lshr", self.thread, 5) * (16 * form.tall)
         start = self.first + self.warp_row + k.shift("lshr", self.lane, 2)
         self.rows = [start + (16 * tall + 8 * half) for tall in range(form.tall) for half in range(2)]  # the thread's queries
+
+    def meet(self) -> None:
+        """Emit the wait until every thread of the team has come here."""
+        if self.form.teams == 1:
+            gpu.meet(self.k)
+        else:
+            gpu.meet_team(self.k, self.team, self.form.team)
 
     def start(self, name: str) -> Value:
         """Return the address of the head's first row."""
@@ -177,7 +219,7 @@ def _emit_tile(work: _Work) -> None:
         keys = k.most(seen, k.const(I32, 0))
     tiles = (keys + (form.keys - 1)) // form.keys
     tile_bytes = form.keys * form.pitch
-    queries_at = work.shared + 4 * tile_bytes
+    queries_at = work.base + form.teams * form.team_bytes
     fillings = [_Filling(work, "k", form.keys, "keys", 0), _Filling(work, "v", form.keys, "keys", tile_bytes)]
 
     def fill(first: Value, stage: Value) -> None:
@@ -186,27 +228,103 @@ def _emit_tile(work: _Work) -> None:
         gpu.commit_copies(k)
 
     _Filling(work, "q", form.rows, "queries", 0).start(work.first, queries_at)
-    fill(k.const(I32, 0), work.shared)
+    fill(work.team * form.keys, work.shared)
     zero, lowest, rows = k.const(F32, 0.0), k.const(F32, float("-inf")), len(work.rows)
     sums = [zero] * (form.tall * form.depth // 8 * 4)
-    state = [k.const(I32, 0), work.shared, *[lowest] * rows, *[zero] * rows, *sums]
-    with k.fold("tile", 0, k.convert("zext", tiles, I64), 1, state) as fold:
+    state = [work.team, work.shared, *[lowest] * rows, *[zero] * rows, *sums]
+    turns = tiles if form.teams == 1 else _turns(work, tiles)
+    with k.fold("tile", 0, k.convert("zext", turns, I64), 1, state) as fold:
         tile, stage, *rest = fold.values
         most, totals, sums = rest[:rows], rest[rows : 2 * rows], rest[2 * rows :]
         gpu.wait_for_copies(k, 0)
-        gpu.meet(k)
+        work.meet()
         following = (work.shared + work.shared + 2 * tile_bytes) - stage
-        fill((tile + 1) * form.keys, following)
+        fill((tile + form.teams) * form.keys, following)
         scores = _masked(work, _emit_scores(work, queries_at, stage), tile * form.keys)
         most, factors, weights = _emit_weights(work, scores, most)
         totals = [total * factor + part for total, factor, part in zip(totals, factors, _sums(work, weights), strict=True)]
         sums = [value * factors[work.row_of(n, len(sums))] for n, value in enumerate(sums)]
         sums = _emit_values(work, weights, stage + tile_bytes, sums)
-        fold.values = [tile + 1, following, *most, *totals, *sums]
+        fold.values = [tile + form.teams, following, *most, *totals, *sums]
     gpu.wait_for_copies(k, 0)
     gpu.meet(k)
+    most, sums = fold.values[2 : 2 + rows], fold.values[2 + 2 * rows :]
     totals = [combine_lanes(k, total, lambda a, b: a + b, 4) for total in fold.values[2 + rows : 2 + 2 * rows]]
-    _store(work, [1.0 / total for total in totals], fold.values[2 + 2 * rows :])
+    if form.teams > 1:
+        _store_joined(work, most, totals, sums)
+    else:
+        _store(work, [1.0 / total for total in totals], sums, k.const(I32, 0))
+
+
+def _turns(work: _Work, tiles: Value) -> Value:
+    """Return how many of the tiles of keys the team takes, perhaps none."""
+    k, teams = work.k, work.form.teams
+    left = k.select(k.compare("lt", work.team, tiles), tiles - work.team, k.const(I32, 0))
+    return (left + (teams - 1)) // teams
+
+
+def _store_joined(work: _Work, most: Sequence[Value], totals: Sequence[Value], sums: Sequence[Value]) -> None:
+    """Emit the adding up of the teams' sums, scaled to the greatest score of all, and the storing of a part of them by each."""
+    k, form = work.k, work.form
+    mine, apart = work.thread * 16, form.team * 16
+    for n in range(0, len(sums), 4):
+        words = [k.convert("bitcast", value, I32) for value in sums[n : n + 4]]
+        gpu.store_shared_words(k, work.shared + mine, words, n // 4 * apart)
+    small = [*most, *totals]
+    small_at = len(sums) // 4 * apart
+    for n, value in enumerate(small):
+        gpu.store_shared(k, work.shared + work.thread * 4 + (small_at + n * form.team * 4), value)
+    gpu.meet(k)
+    tiles = form.depth // 8
+    takers = gcd(form.teams, tiles)
+    each = tiles // takers
+    with k.when(k.compare("lt", work.team, takers), "taker"):
+        bases = [work.base + team * form.team_bytes for team in range(form.teams)]
+        found = [
+            [
+                k.convert("bitcast", gpu.load_shared(k, base + work.thread * 4 + (small_at + n * form.team * 4)), F32)
+                for n in range(len(small))
+            ]
+            for base in bases
+        ]
+        factors, inverses = _joined_factors(work, found)
+        first = work.team * each
+        total: list[Value] = []
+        for tall in range(form.tall):
+            for n in range(each):
+                four = [k.const(F32, 0.0)] * 4
+                for base, of_team in zip(bases, factors, strict=True):
+                    words = gpu.load_shared_words(k, base + mine + (first + (tall * tiles + n)) * apart, 0)
+                    floats = [k.convert("bitcast", word, F32) for word in words]
+                    four = [
+                        k.fma(value, of_team[2 * tall + at // 2], sum_)
+                        for at, (value, sum_) in enumerate(zip(floats, four, strict=True))
+                    ]
+                total += four
+        _store(work, inverses, total, first * 8)
+    gpu.meet(k)
+
+
+def _joined_factors(work: _Work, found: Sequence[Sequence[Value]]) -> tuple[list[list[Value]], list[Value]]:
+    """Return by team and query what its sums are scaled by, and by query the inverse of the sum of all weights.
+
+    found: by team, the greatest score of each query, then the total of each.
+    """
+    k, scale, rows = work.k, work.fields.scalar("scale_log2"), len(work.rows)
+    lowest, zero = k.const(F32, float("-inf")), k.const(F32, 0.0)
+    factors: list[list[Value]] = [[] for _ in found]
+    inverses = []
+    for row in range(rows):
+        greatest = found[0][row]
+        for of_team in found[1:]:
+            greatest = k.maximum(greatest, of_team[row])
+        shift = k.select(k.compare("eq", greatest, lowest), zero, greatest * scale)
+        whole = zero
+        for team, of_team in enumerate(found):
+            factors[team].append(_power(work, of_team[row] * scale - shift))
+            whole = k.fma(of_team[rows + row], factors[team][-1], whole)
+        inverses.append(1.0 / whole)
+    return factors, inverses
 
 
 class _Filling:
@@ -222,16 +340,16 @@ class _Filling:
         self.base, self.behind = work.start(name), behind
         self.row_bytes = k.convert("zext", fields.number(f"{name}_row"), I64) * form.item_bytes
         self.pieces = form.depth * form.item_bytes // 16  # of a row
-        self.turns = -(-rows * self.pieces // form.threads)
-        straight = form.threads % self.pieces == 0  # then a thread's pieces lie below one another
+        self.turns = -(-rows * self.pieces // form.team)
+        straight = form.team % self.pieces == 0  # then a thread's pieces lie below one another
         self.places = [self._place(turn) for turn in range(1 if straight else self.turns)]
-        self.rows_apart = form.threads // self.pieces if straight else 0
+        self.rows_apart = form.team // self.pieces if straight else 0
 
     def _place(self, turn: int) -> tuple[Value, Value, Value, list[Value]]:
         """Return a piece's row in the tile, its bytes from the stage's beginning and from the tile's in memory, and by copy
         whether the head reaches so far."""
         work, k, form = self.work, self.work.k, self.work.form
-        number = work.thread + turn * form.threads
+        number = work.thread + turn * form.team
         row, part = number // self.pieces, number % self.pieces
         elements = [part * (16 // form.item_bytes) + at // form.item_bytes for at in range(0, 16, form.copy_bytes)]
         inside = [below(k, element, work.fields.number("depth")) for element in elements]
@@ -248,7 +366,7 @@ class _Filling:
             down = turn * self.rows_apart
             source = tile + offset + self.row_bytes * down if down else tile + offset
             valid = k.compare("lt", row + down, left)
-            last = (turn + 1) * form.threads > self.rows * self.pieces  # not every thread has a piece
+            last = (turn + 1) * form.team > self.rows * self.pieces  # not every thread has a piece
             with k.when(k.compare("lt", row + down, self.rows), "piece") if last else nullcontext():
                 for at, reaches in zip(range(0, 16, form.copy_bytes), inside, strict=True):
                     gpu.copy_async(
@@ -398,14 +516,15 @@ def _emit_singles(work: _Work, weights: Sequence[Value], values: Value, sums: li
     return sums
 
 
-def _store(work: _Work, factors: Sequence[Value], sums: Sequence[Value]) -> None:
+def _store(work: _Work, factors: Sequence[Value], sums: Sequence[Value], first: Value) -> None:
+    """Emit the storing of sums, each times the factor of its query. first: the first column that they are of."""
     k, form, fields = work.k, work.form, work.fields
     base = work.start("y")
     for number, row in enumerate(work.rows):
         start = number // 2 * len(sums) // form.tall + number % 2 * 2
         line, exists = row * fields.number("y_row"), below(k, row, fields.number("queries"))
-        for tile in range(form.depth // 8):
-            column = (work.lane & 3) * 2 + 8 * tile
+        for tile in range(len(sums) // (4 * form.tall)):
+            column = first + (work.lane & 3) * 2 + 8 * tile
             valid = both(k, exists, below(k, column, fields.number("depth")))
             pair = [sums[start + 4 * tile + n] * factors[number] for n in range(2)]
             words = [_packed(work, *pair)] if form.item_bytes == 2 else [k.convert("bitcast", value, I32) for value in pair]

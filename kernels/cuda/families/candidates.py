@@ -57,6 +57,8 @@ FMA_TILES = (
 )
 MOST_VALUES = 160  # of a thread in an attention: with more, registers spill
 CLUSTERS = (2, 4, 8)
+KEY_TEAMS = (2, 4)  # of an attention; in a causal one the tiles that teams take are not alike
+MOST_THREADS = 512  # of a block with several teams in an attention
 SLICES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -114,8 +116,13 @@ def attention_candidates(
     depth, copy_bytes = -(-attention.depth // 16) * 16, attention.copy_bytes(precision)
     for tall, warps, keys in itertools.product((1, 2), (1, 2, 4, 8), (32, 64, 128)):
         form = AttentionForm(precision, depth, warps, keys, copy_bytes, causal, mask, tall)
-        if form.shared_bytes <= room and form.values <= MOST_VALUES:
-            yield form
+        if form.values > MOST_VALUES:
+            continue
+        teams = [1] if causal else [1, *(teams for teams in KEY_TEAMS if (teams - 1) * keys < attention.keys)]
+        for each in teams:
+            fits = each == 1 or (4 * form.kept * form.team <= form.team_bytes and each * form.team <= MOST_THREADS)
+            if fits and replace(form, teams=each).shared_bytes <= room:
+                yield replace(form, teams=each)
 
 
 def row_candidates(rows: Rows, form: RowForm) -> Iterator[RowForm]:

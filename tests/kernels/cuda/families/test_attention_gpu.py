@@ -138,3 +138,13 @@ def test_scores_far_apart(gpu):
     problem = Attention.dense(1, 1, 1, 130, 16, scale=1.0)
     gpu.run(problem.launch(AttentionForm("fp32", 16), q="q", k="k", v="v", y="y"), memory)
     np.testing.assert_allclose(memory["y"].read(y)[0, 0, 0], v[0, 129, 0], rtol=2.0**-20)
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (197, 197), (5, 65), (70, 300)], ids=str)
+@pytest.mark.parametrize(("teams", "warps", "keys_of_tile", "depth"), [(4, 1, 32, 64), (2, 2, 64, 80), (4, 4, 64, 32)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_teams_share_the_keys(gpu, precision, teams, warps, keys_of_tile, depth, sizes):
+    check(gpu, precision, 2, 3, *sizes, depth, teams=teams, warps=warps, keys_of_tile=keys_of_tile)
+    mask = np.random.default_rng(0).random((2, 1, 1, sizes[1])) < 0.5
+    mask[..., 0] = True
+    check(gpu, precision, 2, 3, *sizes, depth, teams=teams, warps=warps, keys_of_tile=keys_of_tile, mask=mask, kind="bool")
