@@ -89,7 +89,7 @@ def meet(k: Function) -> None:
 
 def meet_team(k: Function, team: Value, threads: int) -> None:
     """Wait until every thread of a team, whole warps of the block, has come here. team: its number, 14 at most."""
-    assemble(k, f"barrier.cta.sync.aligned $0, {threads};", (), (team + 1,))
+    assemble(k, f"barrier.sync.aligned $0, {threads};", (), (team + 1,))
 
 
 def meet_cluster(k: Function) -> None:

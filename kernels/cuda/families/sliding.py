@@ -117,6 +117,10 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
     start, taps = image * number("height"), number("taps")
     memory, kind = RunMemory.of(form.storage, form.run), F32.by(form.run)
 
+    def place(n: int) -> tuple[Value, Value, Value]:
+        """Return a pixel of the thread in y, its first channel, and whether there is such a pixel."""
+        return line * number("out_width") + column + n, channel, below(k, column + n, number("out_width"))
+
     def load_weights(first: Value) -> list[Value]:
         """Load the weights of the taps that are under way at once."""
         if form.op != "depthwise":
@@ -142,15 +146,13 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
             found.append((valid, both(k, counted, below(k, x + number("counted_left"), number("counted_width"))), value))
         return found
 
-    zero = k.const(kind, float("-inf") if form.op == "max_pool" else 0.0)
-    turns = k.convert("zext", (taps + (form.taps - 1)) // form.taps, I64)
     weights = load_weights(k.const(I32, 0))  # of the model, so they need not wait
     await_previous(k)
-    places = [(line * number("out_width") + column + n, below(k, column + n, number("out_width"))) for n in range(form.pixels)]
-    loaded = [form.finish().load(fields, pixel, channel, exists) for pixel, exists in places]
+    loaded = [form.finish().load(fields, *place(n)) for n in range(form.pixels)]
     count = form.pixels
-    state = [k.const(I32, 0), *[zero] * count, *[k.const(F32, 0.0)] * count, *weights]
-    with k.fold("taps", 0, turns, 1, state, runs=True) as fold:
+    neutral = k.const(kind, float("-inf") if form.op == "max_pool" else 0.0)
+    state = [k.const(I32, 0), *[neutral] * count, *[k.const(F32, 0.0)] * count, *weights]
+    with k.fold("taps", 0, k.convert("zext", (taps + (form.taps - 1)) // form.taps, I64), 1, state, runs=True) as fold:
         first, totals, counts = fold.values[0], fold.values[1 : 1 + count], fold.values[1 + count : 1 + 2 * count]
         weights = fold.values[1 + 2 * count :]
         found = [load_tap(first + n) for n in range(form.taps)]
@@ -166,9 +168,9 @@ def _emit_run(fields: Fields, form: WindowForm, item: Value) -> None:
                     counts[n] = counts[n] + k.convert("uitofp", counted, F32)
         fold.values = [first + form.taps, *totals, *counts, *following]
     totals, counts = fold.values[1 : 1 + count], fold.values[1 + count : 1 + 2 * count]
-    for (pixel, exists), total, counted, read in zip(places, totals, counts, loaded, strict=True):
+    for n, (total, counted, read) in enumerate(zip(totals, counts, loaded, strict=True)):
         result = total * k.splat(1.0 / counted, kind) if form.op == "average_pool" else total
-        form.finish().store(fields, result, pixel, channel, exists, read)
+        form.finish().store(fields, result, *place(n), read)
 
 
 @record

@@ -43,6 +43,15 @@ def test_products_of_one_value_are_one_launch():
     assert next(launch.told.n for launch in products) == 16 + 16 + 24
 
 
+def test_the_launch_before_a_large_product_fetches_its_weights():
+    nodes = [node("Tanh", ["x"], ["a"]), node("MatMul", ["a", "w"], ["y"])]
+    graph = read(make(nodes, ["y"], [constant("w", np.ones((512, 512)))], [port("x", [64, 512])])).graph
+    segment = lower_graph(graph, "fp32")
+    first, second = segment.launches
+    assert (first.told.ahead_lines, second.told.ahead_lines) == (512 * 512 * 4 // 128, 0)
+    assert first.names["ahead"] == second.names["w"]
+
+
 def test_a_product_of_few_rows_has_a_warp_for_each_result():
     assert any("vector" in name for name in kernels(lowered("squeezed")))
 

@@ -61,6 +61,13 @@ def test_address_that_is_missing_is_named():
         program().launches[0].bound({"hidden": 1})
 
 
+def test_a_launch_may_fetch_what_a_later_one_reads():
+    first = program().launches[0]
+    bound = first.fetching("weights", 1000).bound(ADDRESSES | {"weights": 0x9000})
+    assert (bound.ahead, bound.ahead_lines, bound.y) == (0x9000, 7, 0x2000)
+    assert (first.told.ahead_lines, "ahead" in first.names) == (0, False)
+
+
 def test_names_that_a_kernel_does_not_read_are_refused():
     rows = Rows(4, 8)
     with pytest.raises(CudaError, match=r"names for \['x', 'z'\], need them for \['x', 'y'\]"):

@@ -13,15 +13,18 @@ from kernels.cuda.families.columns import ColumnForm
 from kernels.cuda.families.elementwise import MapForm
 from kernels.cuda.families.gather import GatherForm
 from kernels.cuda.families.product import Form
+from kernels.cuda.families.product_work import Tile
 from kernels.cuda.families.rearrange import TransposeForm
 from kernels.cuda.families.resize import ResizeForm
 from kernels.cuda.families.rows import RowForm
 from kernels.cuda.families.sliding import WindowForm
+from kernels.cuda.families.vector import VectorForm
 from kernels.cuda.ptx import TARGETS, generate
 from kernels.expression import DOUBLE, FLOAT, Apply, Expression
 from kernels.spec import BOOL
 from tests.kernels.cuda.families.product_cases import ADD, ADD_RELU, GELU, SILU, SMALL
 
+TEAMS = Tile(32, 64, 2, 2, 4, 4)
 WHERE = Expression((BOOL, FLOAT, FLOAT), (Apply("where", (0, 1, 2)),))
 WIDENED = Expression((DOUBLE, np.dtype(np.int8)), (Apply("cast", (1,), dtype=DOUBLE), Apply("add", (0, 2))))
 KERNELS: list[tuple[Kernel, tuple[str, ...]]] = [  # with instructions that their code must have
@@ -58,7 +61,12 @@ KERNELS: list[tuple[Kernel, tuple[str, ...]]] = [  # with instructions that thei
     (AttentionForm("bf16", 128, 4, 32, causal=True, tall=2), ("ldmatrix",)),
     (AttentionForm("tf32", 64, mask="fp32"), ("mma.sync.aligned.m16n8k8",)),
     (AttentionForm("fp32", 32, 1, 16, 8), ("cp.async.ca",)),
+    (AttentionForm("bf16", 64, 1, 32, teams=4), ("barrier.sync.aligned", "ld.shared.v4.b32")),
+    (Form("bf16", TEAMS, early=True, expression=ADD), ("barrier.sync.aligned", "prefetch.global.L2", "ld.shared.v4.b32")),
+    (Form("tf32", TEAMS, windows=True, bias=True), ("mma.sync.aligned.m16n8k8",)),
+    (VectorForm("bf16", 8, bias=True, expression=SILU, early=True), ("fma.rn.f32", "shfl.sync.bfly")),
 ]
+CLUSTERS = [Form("bf16", TEAMS, early=True, cluster=4), Form("tf32", Tile(64, 32, 4, 1, 4, 4), groups=True, cluster=8)]
 PTX = [TARGETS[8, 0], TARGETS[9, 0]]
 
 
@@ -86,3 +94,28 @@ def test_names_tell_kernels_apart():
 @pytest.mark.parametrize(("kernel", "_"), KERNELS, ids=[kernel.name for kernel, _ in KERNELS])
 def test_names_are_symbols_that_every_assembler_takes(kernel, _):
     assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", kernel.name)
+
+
+@pytest.mark.parametrize("form", CLUSTERS, ids=lambda form: form.name)
+def test_blocks_of_a_cluster_read_one_another(form):
+    found = generate(form.emit(), TARGETS[9, 0]).decode()
+    assert f".reqnctapercluster {form.cluster}" in found
+    assert "ld.shared::cluster.v4.b32" in found
+    assert found.count("barrier.cluster.arrive.aligned") == 2, "before the sums are read, and before they may be overwritten"
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel, _ in KERNELS], ids=lambda kernel: kernel.name)
+def test_launches_overlap_where_gpus_can(kernel):
+    older, newer = (generate(kernel.emit(), target).decode() for target in PTX)
+    assert "griddepcontrol" not in older
+    assert newer.count("griddepcontrol.launch_dependents") == 1
+    ir = kernel.emit()  # in the order in which it was emitted, which PTX does not keep
+    wait = ir.index("griddepcontrol.wait")
+    assert ir.index("st.global") > wait, "nothing is written before the launches ahead have ended"
+    reads = [ir.index(word) for word in ("ld.global", "cp.async") if word in ir]
+    assert min(reads) > wait or _reads_weights_first(kernel)
+
+
+def _reads_weights_first(kernel):
+    weighs = isinstance(kernel, WindowForm) and kernel.op == "depthwise"
+    return weighs or getattr(kernel, "early", False) or (isinstance(kernel, RowForm) and kernel.scale)
