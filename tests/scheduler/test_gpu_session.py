@@ -61,7 +61,7 @@ def test_other_shapes_are_lowered_anew_and_share_weights(fake):
 def test_steps_say_how_they_run(fake):
     session = Session(any_rows(), threads=1, precision="tf32", backend="cuda")
     (step,) = session.executor({"x": np.zeros((64, 16), np.float32)}).steps
-    assert step.algorithm.startswith("cuda/product{slices=1,tile=")
+    assert step.algorithm.startswith("cuda/product{cluster=1,slices=1,tile=")
     assert step.algorithm.endswith("}/tf32")
 
 

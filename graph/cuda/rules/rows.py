@@ -37,6 +37,7 @@ _REDUCED: dict[str, Reduced] = {
     "GlobalMaxPool": "max",
 }
 
+FEW_ROWS, TEAM = 1000, 256  # rows that leave processors idle with a warp each are faster with a block of so many threads
 LONG = 512  # elements of a column from which it is reduced in parts,
 MANY_COLUMNS = 8192  # unless there are columns enough for all processors
 
@@ -101,6 +102,8 @@ def _append(b: Lowering, node: Node, x: Viewed, y: Viewed, done: Finishing) -> N
     scale, bias = "scale" in names, "bias" in names
     first = problem.form(_ROWS[node.op], b.storage, scale=scale, bias=bias, expression=done.expression)
     forms = [first, *(form for form in row_candidates(problem, first) if form != first)]
+    if rows < FEW_ROWS:
+        forms.sort(key=lambda form: form.team != TEAM)
     names |= {"x": b.address(x), "y": b.address(y), **finishing_names(b, done)}
     epsilon = float(node.attrs.get("epsilon", 0.0))
     b.launch(
