@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from graph.backend import find_backend
 from graph.budget import ProcessMemory, RunBudget, model_share_bytes
@@ -39,6 +39,7 @@ from scheduler.strategy import OFFERED, WantedBackend, WantedPrecision, require_
 if TYPE_CHECKING:
     import onnx
 
+    from kernels.precision import Precision
     from profiler.run.trace import Trace
     from scheduler.plan import Plan
 
@@ -116,7 +117,7 @@ class Session:
             self.threads = usable_cores() if plan is None else plan.threads
         self.limits = limits
         self.backend, self.precision = backend, precision
-        self._backend = find_backend(backend, OFFERED.get(precision, (precision,)))
+        self._backend = find_backend(backend, OFFERED.get(precision) or (cast("Precision", precision),))
         self._building = threading.Lock()
         self._limit_bytes = model_share_bytes() if limits.arena_bytes is None else limits.arena_bytes
         self._ready = ExecutorCache(limits.executors, self._limit_bytes)

@@ -33,7 +33,7 @@ from kernels.spec import Array
 from profiler.report.exports import chrome_trace
 from profiler.units import milliseconds
 from scheduler.profile_run import time_session
-from scheduler.session import Session
+from scheduler.session import BACKENDS, Session, SessionBackend
 from scheduler.strategy import WantedPrecision
 
 
@@ -44,7 +44,8 @@ def command(
     dim: Dim = [],  # noqa: B006
     runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Timed runs after one warm-up.")] = 10,
     threads: Threads = None,
-    precision: Annotated[str, typer.Option(help="Of products of float32: fp32 or bf16.")] = "fp32",
+    backend: Annotated[str, typer.Option(help="auto, native, numpy, or cuda: an NVIDIA GPU.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of products of float32: fp32 or bf16; on a GPU also tf32 or fp16.")] = "fp32",
     plan: Annotated[
         str | None,
         typer.Option(help="Plan to run: a stored one's id, or a file of `plan --json`.", show_default=False),
@@ -59,10 +60,12 @@ def command(
     edgewise run model.onnx --input x=image.npy
     edgewise run model.onnx --runs 100 --trace-out trace.json
     edgewise run model.onnx --plan 948aef4db6d8
+    edgewise run model.onnx --backend cuda --precision bf16
     """
+    require_known("backend", backend, BACKENDS)
     require_known("precision", precision, get_args(WantedPrecision))
     followed = None if plan is None else find_plan(plan, db)
-    session = Session(model, threads=threads, precision=cast("WantedPrecision", precision), plan=followed)
+    session = Session(model, threads, cast("WantedPrecision", precision), cast("SessionBackend", backend), followed)
     made_for = {} if followed is None else {item.name: item.shape for item in followed.inputs}
     sizes = {name: several[0] for name, several in parse_dims(dim).items()}
     given = read_arrays(feed)

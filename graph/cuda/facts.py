@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from graph.ir import Node, Specs
-from graph.native.expressions import express_epilogue
+from graph.native.expressions import Sources, express_epilogue
 from graph.native.facts import known
 from kernels.native.errors import EmitError
 from kernels.record import record
@@ -28,6 +28,11 @@ class Facts:
         """Return the shape and dtype of a value. Raises EmitError where only a run decides them."""
         return known(self.specs, value)
 
+    @property
+    def sources(self) -> Sources:
+        """What the operands of expressions are."""
+        return Sources(self.spec, self.constants)
+
     def not_f32(self, *values: str) -> str | None:
         """Return which of the values is not fp32, as a reason, or None. Absent values ("") are skipped."""
         found = next((value for value in values if value and self.spec(value).dtype != F32), None)
@@ -42,7 +47,7 @@ class Facts:
         if not node.epilogue:
             return None
         try:
-            bound = express_epilogue(node, self.spec, self.constants)
+            bound = express_epilogue(node, self.sources)
         except EmitError as error:
             return str(error)
         count = len(bound.operands)

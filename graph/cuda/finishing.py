@@ -55,7 +55,7 @@ def finishing(
     bias: of each column, added first. addend: a value that is added then. takes_bias: whether the kernel adds one; then a
     constant of the columns that is added first becomes it. most: how many arrays its expression may read.
     """
-    bound = express_epilogue(node, b.spec, b.constants, addend)
+    bound = express_epilogue(node, b.facts.sources, addend)
     shape = b.spec(node.outputs[0]).shape
     axis = 1 if layout == "pixels" else len(shape) - 1
     if takes_bias and bias is None and (bias := _columns(b, bound.addend, shape, axis)) is not None:
@@ -71,7 +71,7 @@ def finishing(
 
 def behind(b: Lowering, node: Node, addend: str = "") -> Finishing:
     """Return what is fused behind a node whose kernel does none of it: all is left for a map. addend: is added first."""
-    bound = express_epilogue(node, b.spec, b.constants, addend)
+    bound = express_epilogue(node, b.facts.sources, addend)
     return Finishing(rest=bound if bound.expression.steps else None)
 
 

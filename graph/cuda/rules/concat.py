@@ -48,7 +48,7 @@ def lower(b: Lowering, node: Node) -> None:
     shape = b.spec(value).shape
     axis, first = node.attrs["axis"] % len(shape), 0
     places = [b.place(name) for name in node.inputs]
-    bound = express_epilogue(node, b.spec, b.constants)
+    bound = express_epilogue(node, b.facts.sources)
     others = [b.place(name) for name in bound.operands[1:]]
     largest = max(places, key=lambda place: place.view.size)
     y = b.new_like(value, View(shape, largest.view.strides))

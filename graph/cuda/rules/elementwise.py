@@ -17,7 +17,7 @@ from kernels.native.memory.view import View
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why an elementwise op cannot run on a GPU, or None."""
     try:
-        bound = express(node, facts.spec, facts.constants)
+        bound = express(node, facts.sources)
     except EmitError as error:
         return str(error)
     count = len(bound.operands)
@@ -26,7 +26,7 @@ def refuses(node: Node, facts: Facts) -> str | None:
 
 def lower(b: Lowering, node: Node) -> None:
     """Append one map over the order in which the largest operand lies."""
-    bound = express(node, b.spec, b.constants)
+    bound = express(node, b.facts.sources)
     places = [b.place(name) for name in bound.operands]
     y = b.new_like(node.outputs[0], order_of(places, b.spec(node.outputs[0]).shape))
     b.map(y, places, bound.expression)

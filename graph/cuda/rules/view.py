@@ -23,7 +23,7 @@ def define_view(b: Lowering, node: Node, place: Viewed) -> None:
     if not node.epilogue:
         b.define(value, place)
         return
-    bound = express_epilogue(node, b.spec, b.constants)
+    bound = express_epilogue(node, b.facts.sources)
     y = b.new_like(value, place.view)
     b.map(y, [b.place(name) if name else place for name in bound.operands], bound.expression)
 
