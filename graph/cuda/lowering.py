@@ -34,7 +34,14 @@ STORED: Mapping[Precision, DType] = {
 }  # the type of float32 values between kernels
 
 
-MANY_BYTES = 1 << 19  # of weights that are worth fetching ahead
+# Weights of so many bytes are fetched into L2 by the launch before: fewer are there at once, more would drive out what it reads.
+FETCHED_BYTES = range(1 << 19, 1 << 24)
+
+
+def rounded(array: Array, dtype: DType) -> Array:
+    """Return an array of another type, contiguous; what is too large for it is infinite, as where a GPU rounds."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype)
 
 
 @record
@@ -217,7 +224,7 @@ class Lowering:
         kind = dtype or (self.dtype if array.dtype == F32 else array.dtype)
         key = id(array), kind.name
         if key not in self._constant_places:
-            made = self._packed.storage(array, ("plain", kind.name), kind, lambda: np.ascontiguousarray(array, kind))
+            made = self._packed.storage(array, ("plain", kind.name), kind, lambda: rounded(array, kind))
             self._constant_places[key] = Viewed(made, View.dense(array.shape))
         return self._constant_places[key]
 
@@ -227,7 +234,7 @@ class Lowering:
         key: what tells this form of the source from others. pack: makes it, in any precision.
         """
         kind = self.dtype
-        made = self._packed.storage(source, (key, kind.name), kind, lambda: np.ascontiguousarray(pack(), kind))
+        made = self._packed.storage(source, (key, kind.name), kind, lambda: rounded(pack(), kind))
         return Viewed(made, View((1,), (1,)))
 
     # Launches
@@ -242,9 +249,9 @@ class Lowering:
     def launch(self, algorithm: str, *options: Option, weights: tuple[str, int] | None = None) -> None:
         """Append a launch of the node that is being lowered. options: ways to compute it, the likely best first.
 
-        weights: the name of a constant that it reads, and its bytes; the launch before fetches them into L2 where they are many.
+        weights: the name of a constant that it reads, and its bytes.
         """
-        if weights is not None and weights[1] >= MANY_BYTES and self.calls:
+        if weights is not None and weights[1] in FETCHED_BYTES and self.calls:
             self.calls[-1] = self.calls[-1].fetching(*weights)
         self.calls.append(Call(self.node, algorithm, options))
 

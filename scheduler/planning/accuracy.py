@@ -25,7 +25,7 @@ class Reference:
         self._subject = subject
         self._samples = [self._checked(feeds) for feeds in samples]
         native = None if subject.native is None else replace(subject.native, precisions=("fp32",))
-        executor = Executor(subject.graph, subject.specs, {}, native=native)
+        executor = Executor(subject.graph, subject.specs, {}, backend=native)
         self._outputs = [executor.run(feeds) for feeds in self._samples]
 
     def _checked(self, feeds: Feeds) -> dict[str, Array]:

@@ -70,7 +70,7 @@ def test_models_and_doctor() -> None:
         (["run", MODEL, "--input", "y=nothing.npy"], 1, "nothing.npy"),
         (["db", "info", "--db", "sqlite:///nowhere.sqlite"], 1, "nowhere.sqlite"),
         (["run", MODEL, "--backend", "gpu"], 2, "unknown backend 'gpu', need one of auto, native, numpy, cuda"),
-        (["run", MODEL, "--precision", "bf16"], 1, "precision bf16 is not available in this build"),
+        (["run", MODEL, "--precision", "tf32"], 1, "precision tf32 is not available in this build"),
     ],
 )
 def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, says: str) -> None:

@@ -109,7 +109,7 @@ def test_plans_are_for_other_backends(fake):
         _ = session.plan
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
 def test_precisions_of_gpus_are_refused_elsewhere(precision):
     with pytest.raises(UnsupportedError, match=f"precision {precision} is not available"):
         Session(any_rows(), threads=1, precision=precision, backend="numpy")

@@ -52,6 +52,20 @@ def test_the_launch_before_a_large_product_fetches_its_weights():
     assert first.names["ahead"] == second.names["w"]
 
 
+@pytest.mark.parametrize("columns", [64, 16384])
+def test_small_weights_and_huge_ones_are_not_fetched_ahead(columns):
+    nodes = [node("Tanh", ["x"], ["a"]), node("MatMul", ["a", "w"], ["y"])]
+    graph = read(make(nodes, ["y"], [constant("w", np.ones((512, columns)))], [port("x", [64, 512])])).graph
+    assert lower_graph(graph, "fp32").launches[0].told.ahead_lines == 0
+
+
+def test_constants_beyond_the_range_of_fp16_are_infinite():
+    nodes = [node("Mul", ["x", "c"], ["y"])]
+    graph = read(make(nodes, ["y"], [constant("c", [1.0, -3e38] * 3)], [port("x", [2, 6])])).graph
+    found = simulate(lower_graph(graph, "fp16"), {"x": np.ones((2, 6), np.float32)})["y"]
+    assert found[0].tolist() == [1, -np.inf] * 3
+
+
 def test_a_product_of_few_rows_has_a_warp_for_each_result():
     assert any("vector" in name for name in kernels(lowered("squeezed")))
 

@@ -52,7 +52,7 @@ def held(isa: Isa, graph: Graph, specs: Specs) -> set[str]:
 def compare(isa: Isa, graph: Graph, specs: Specs, feeds: Mapping[str, Array], tolerance: float = TOLERANCE) -> None:
     """Run in bfloat16 over poisoned memory, on one thread and on two, and compare with float64."""
     native = Native(isa, cache=CodeCache.default(), precisions=PREFERRED)
-    one, two = (Executor(graph, specs, {}, threads=threads, native=native) for threads in (1, 2))
+    one, two = (Executor(graph, specs, {}, threads=threads, backend=native) for threads in (1, 2))
     for executor in (one, two):
         poison(executor)
     first = one.run(feeds)
