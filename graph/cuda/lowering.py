@@ -44,6 +44,12 @@ def rounded(array: Array, dtype: DType) -> Array:
         return np.ascontiguousarray(array, dtype)
 
 
+def round_to_tf32(array: Array) -> Array:
+    """Return float32 rounded to the 11 bits of tf32, to even: tensor cores may cut the others off."""
+    bits = np.ascontiguousarray(array, F32).view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)).view(F32)
+
+
 @record
 class Option:
     """A way to compute a call. params: what tells it from others.  estimated_ns: unmeasured."""
@@ -228,13 +234,17 @@ class Lowering:
             self._constant_places[key] = Viewed(made, View.dense(array.shape))
         return self._constant_places[key]
 
-    def packed(self, source: Array, key: object, pack: Callable[[], Array]) -> Viewed:
+    def packed(self, source: Array, key: object, pack: Callable[[], Array], *, for_tensor_cores: bool = True) -> Viewed:
         """Return weights as a kernel reads them, in the precision of the segment.
 
-        key: what tells this form of the source from others. pack: makes it, in any precision.
+        key: what tells this form of the source from others. pack: makes it, in any precision. for_tensor_cores: they may multiply
+        it in tf32.
         """
         kind = self.dtype
-        made = self._packed.storage(source, (key, kind.name), kind, lambda: rounded(pack(), kind))
+        if self.precision == "tf32" and for_tensor_cores:
+            made = self._packed.storage(source, (key, "tf32"), kind, lambda: round_to_tf32(pack()))
+        else:
+            made = self._packed.storage(source, (key, kind.name), kind, lambda: rounded(pack(), kind))
         return Viewed(made, View((1,), (1,)))
 
     # Launches

@@ -73,7 +73,8 @@ def _depthwise(b: Lowering, node: Node, done: Finishing) -> None:
     y, written = matrix_written(b, node.outputs[0], "pixels")
     window = window_of(b, node, x.view.shape[1])
     windows = Windows(window, x.view.strides[0], written.view.strides[0], done.strides)
-    w = b.packed(b.constants[node.inputs[1]], "depthwise", lambda: _weights(b, node)[..., 0].transpose(1, 2, 0))
+    source = b.constants[node.inputs[1]]
+    w = b.packed(source, "depthwise", lambda: _weights(b, node)[..., 0].transpose(1, 2, 0), for_tensor_cores=False)
     names = {"x": b.address(x), "w": b.address(w), "y": b.address(written), **finishing_names(b, done)}
     first = windows.form("depthwise", b.storage, bias=done.bias is not None, expression=done.expression)
     forms = [first, *(form for form in window_candidates(first) if form != first)]

@@ -59,8 +59,8 @@ class Form:
     addresses are multiples of it. whole: whether y and what the epilogue reads go to memory by runs of columns (see `RunMemory`).
     expression: f; operand 0 is the result with its bias. groups: whether groups of four warps multiply by wgmma, each 64 rows by
     all columns of a tile, instead of each warp by itself. batched: whether there are many products of the same sizes. early:
-    whether no launch before writes w, so that copies of it need not wait for these. cluster: blocks that share the depth of a
-    tile, and add up through their shared memory; compute capability 9.0 has that.
+    whether no launch before writes w, so that copies of it need not wait for these; for tf32 it has been rounded to that then.
+    cluster: blocks that share the depth of a tile, and add up through their shared memory; compute capability 9.0 has that.
     Raises EmitError for a tile that its warps do not divide, or an expression of other types or of too many operands.
     """
 

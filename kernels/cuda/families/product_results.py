@@ -9,7 +9,7 @@ from math import gcd
 from kernels.cuda.emit import builder as gpu
 from kernels.cuda.emit.descriptor import OTHERS
 from kernels.cuda.emit.epilogue import RunMemory, joined, lanes_below
-from kernels.cuda.families.product_work import UNITS, Work
+from kernels.cuda.families.product_work import CUT, UNITS, Work
 from kernels.native.emit.builder import Value
 from kernels.native.emit.expression import evaluate
 from kernels.native.emit.types import F32, I1, I32, I64
@@ -106,6 +106,9 @@ class _Results:
         """Emit the results of a run."""
         k, fields = self.k, self.work.fields
         value = joined(k, list(sums))
+        if self.form.groups and self.form.precision == "tf32":
+            cuts = 1 if self.form.early else 2  # constants were rounded when they were packed
+            value = value * k.const(value.type, (1 + CUT) ** cuts)
         value = value if run.bias is None else value + run.bias
         operands = [partial(_same, each) for each in (value, *run.others)]
         result = evaluate(k, self.form.expression, operands, self.run)

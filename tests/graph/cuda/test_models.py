@@ -8,7 +8,7 @@ from tests.graph.cuda.simulated import lower_graph, simulate
 from tests.graph.cuda.small import MODELS
 from tests.graph.oracle import expected
 
-LIMITS = {"fp32": 2e-5, "tf32": 2e-5, "fp16": 8e-3, "bf16": 5e-2}  # the simulation multiplies tf32 as fp32
+LIMITS = {"fp32": 2e-5, "tf32": 1e-3, "fp16": 8e-3, "bf16": 5e-2}  # of tf32, the simulation rounds constants alone
 
 
 @pytest.mark.parametrize("precision", LIMITS)
