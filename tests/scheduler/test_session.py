@@ -154,8 +154,8 @@ def test_a_known_shape_with_another_dtype_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"precision": "fp8"}, AttributeValueError, "precision is 'fp8', need one of fp32, fp16, bf16"),
-        ({"backend": "cuda"}, AttributeValueError, "backend is 'cuda', need one of auto, native"),
+        ({"precision": "fp8"}, AttributeValueError, "precision is 'fp8', need one of fp32, tf32, fp16, bf16"),
+        ({"backend": "vulkan"}, AttributeValueError, "backend is 'vulkan', need one of auto, native, numpy, cuda"),
         ({"threads": 0}, AttributeValueError, "threads is 0, need at least 1"),
         ({"precision": "int8"}, UnsupportedError, "precision int8 is not available"),
         ({"precision": "fp16"}, UnsupportedError, "precision fp16 is not available"),
