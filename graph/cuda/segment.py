@@ -77,10 +77,10 @@ class LoweredSegment:
     def choose(self, choices: Mapping[str, Choice]) -> None:
         """Take these options from now on; the likely best where nothing is chosen. choices: by node name."""
         self.chosen: tuple[Option, ...] = tuple(call.option(choices.get(self.nodes[call.node].name)) for call in self.calls)
-        first = {call.node: (call, option) for call, option in reversed(list(zip(self.calls, self.chosen, strict=True)))}
-        self.choices = {
-            self.nodes[at].name: Choice("cuda", call.algorithm, option.params, self.precision)
-            for at, (call, option) in first.items()
+        by_options = sorted(zip(self.calls, self.chosen, strict=True), key=lambda pair: len(pair[0].options))
+        self.choices = {  # of a node with several calls, that of the call with the most options
+            self.nodes[call.node].name: Choice("cuda", call.algorithm, option.params, self.precision)
+            for call, option in by_options
         }
 
     @property

@@ -65,6 +65,12 @@ def test_steps_say_how_they_run(fake):
     assert step.algorithm.endswith("}/tf32")
 
 
+def test_a_step_of_several_launches_is_named_by_the_one_that_could_run_in_most_ways(fake):
+    proto, feeds = MODELS["stem"]()
+    steps = Session(proto, threads=1, backend="cuda").executor(feeds).steps
+    assert [step.algorithm.partition("{")[0] for step in steps] == ["cuda/product"], "not its copy to channels last"
+
+
 def test_trace_shares_out_the_time_among_steps(fake):
     session = Session(MODELS["residual"]()[0], threads=1, backend="cuda")
     timed = session.trace(MODELS["residual"]()[1], runs=3)
