@@ -1,4 +1,4 @@
-"""Runs of a graph that is one native segment: forests, and any small network whose nodes all have a native form.
+"""Runs of a graph that is one segment of a backend: forests, and any small network whose nodes all have a native form.
 
 Such a run may take a few microseconds, less than the general way around it (`graph.run.prepared`), which looks at deadlines,
 counts memory that steps allocate, and sets up numpy. None of this is needed where nobody can end the run and no step is numpy's.
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from graph.backend import Segment
 from graph.ir import Port
-from graph.native.segment import Segment
 from kernels.spec import Array, Spec
 
 _NOT_STOPPED = np.zeros(1, np.int32)
