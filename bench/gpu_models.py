@@ -2,9 +2,9 @@
 
     python -m bench.gpu_models --models DIR [--names resnet50,…] [--precisions tf32,bf16] [--json FILE]
 
-DIR holds the exports of `bench/README.md` (`resnet50.onnx`, …). A time is the median of 51 launches of the model's graph by its
-events, with inputs and results on the GPU. PyTorch runs the same architecture, channels last, captured as a CUDA graph and timed
-in the same way.
+DIR holds the exports of `bench/README.md` (`resnet50.onnx`, …), at any batch size. A time is the median of 51 launches of the
+model's graph by its events, with inputs and results on the GPU. PyTorch runs the same architecture, channels last, captured as a
+CUDA graph and timed in the same way. An error is ‖difference‖ ÷ ‖result‖ from results in fp32 on this machine's processor.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from graph.run.feeds import random_feeds
 from graph.shapes import bind
 from kernels.cuda.families.product_work import Precision
 from kernels.spec import Array
+from scheduler.session import Session
 
 NAMES = ("resnet50", "mobilenet_v2", "vit_b_16", "bert_base_128", "efficientnet_b0")
 REPEATS = 51
@@ -99,31 +100,36 @@ def measure(name: str, model: Model, precision: Precision, feeds: Mapping[str, A
     return row, outputs
 
 
+def difference(found: Array, expected: Array) -> float:
+    """Return ‖difference‖ ÷ ‖expected‖."""
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
 # PyTorch
 
 
-def torch_model(name: str) -> tuple[Any, tuple[Any, ...]]:
-    """Return the architecture of an export in PyTorch, with random weights, and its inputs."""
+def torch_model(name: str, batch: int) -> tuple[Any, tuple[Any, ...]]:
+    """Return the architecture of an export in PyTorch, with random weights, and a batch of inputs."""
     import torch  # type: ignore[import-not-found]
 
     torch.manual_seed(0)
     if name == "bert_base_128":
         from transformers import BertConfig, BertModel  # type: ignore[import-not-found]
 
-        return BertModel(BertConfig()).eval(), (torch.randint(0, 30000, (1, 128)), torch.ones(1, 128, dtype=torch.long))
+        return BertModel(BertConfig()).eval(), (torch.randint(0, 30000, (batch, 128)), torch.ones(batch, 128, dtype=torch.long))
     import torchvision.models as zoo  # type: ignore[import-not-found]
 
-    return getattr(zoo, name)(weights=None).eval(), (torch.randn(1, 3, 224, 224),)
+    return getattr(zoo, name)(weights=None).eval(), (torch.randn(batch, 3, 224, 224),)
 
 
-def time_torch(name: str, precision: str) -> float:
+def time_torch(name: str, precision: str, batch: int) -> float:
     """Return the nanoseconds of a replay of PyTorch's graph."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    model, inputs = torch_model(name)
+    model, inputs = torch_model(name, batch)
     model = model.cuda().to(kind)
     if len(inputs) == 1:
         model = model.to(memory_format=torch.channels_last)
@@ -177,10 +183,13 @@ def main(arguments: list[str]) -> None:
     for name in given.names.split(","):
         model = read(given.models / f"{name}.onnx")
         feeds = random_feeds(bind(model.graph, {}))
+        batch = len(next(iter(feeds.values())))
+        expected = Session(model).run(feeds)
         for precision in given.precisions.split(","):
-            row, _ = measure(name, model, precision, feeds, given.most)
+            row, outputs = measure(name, model, precision, feeds, given.most)
+            row.error = max(difference(outputs[key], expected[key]) for key in expected)
             rows.append(row)
-            show(row, time_torch(name, precision) if importlib.util.find_spec("torch") else None)
+            show(row, time_torch(name, precision, batch) if importlib.util.find_spec("torch") else None)
     if given.json:
         given.json.write_text(json.dumps([asdict(row) for row in rows]))
 

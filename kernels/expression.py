@@ -21,7 +21,7 @@ is defined, are listed in `kernels.native.emit.expression`. These names mean the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -103,6 +103,15 @@ class Draft:
     def constant(self, value: float, dtype: DType) -> Term:
         """Append a number as a value of that type."""
         return self("constant", parameters=(value,), dtype=dtype)
+
+    def shaped(self, term: Term, shape: tuple[int, ...]) -> Term:
+        """Return a result as one whose shape is known."""
+        if term.shape is not None or term not in self._steps:
+            return term
+        step = self._steps[term]
+        self._terms[step] = made = replace(term, shape=shape)
+        self._steps[made] = step
+        return made
 
     def finish(self, result: Term, first: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Expression]:
         """Return the names of the operands in order, and the expression of `result` without the steps that it does not need.

@@ -175,7 +175,7 @@ class _GraphDraft(Draft):
 
     def _value(self, name: str) -> Term:
         if (node := self._sources.deferred.get(name)) is not None:
-            return self.append(node, None)
+            return self.shaped(self.append(node, None), self._sources.spec(name).shape)
         known = self._sources.constants.get(name)
         if isinstance(known, SizeArray):
             known = None

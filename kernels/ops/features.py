@@ -51,7 +51,7 @@ def infer_vectorizer(*inputs: Spec | None, inputdimensions: Sequence[int] = ()) 
         if spec is None:
             raise ShapeError(f"{subject}: input {position} is absent, need all {len(inputs)}")
         rows.append(rows_of(f"{subject}: input {position}", spec)[0])
-    if len(set(rows)) > 1:
+    if any(count != rows[0] for count in rows):
         raise ShapeError(f"{subject}: inputs have {rows} rows, need as many of all")
     return Spec((rows[0], sum(inputdimensions)), F32)
 

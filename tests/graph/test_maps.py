@@ -74,8 +74,9 @@ def test_maps_of_scores_are_the_scores():
 
 
 def test_other_sequences_are_refused():
-    with pytest.raises(UnsupportedError, match="'maps' is a sequence, only tensors are supported"):
-        read(zipped(helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))))
+    sparse = helper.make_sparse_tensor_type_proto(TensorProto.FLOAT, None)
+    with pytest.raises(UnsupportedError, match=r"need tensors, their sequences or optionals \(output 'maps'\)"):
+        read(zipped(helper.make_sequence_type_proto(sparse)))
 
 
 def test_the_opset_of_onnx_may_be_missing_where_no_node_needs_it():

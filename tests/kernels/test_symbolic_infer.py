@@ -69,7 +69,10 @@ def check(op, case):
     return served
 
 
-TIED = {"com.microsoft.MatMulNBits", "DeformConv", "GRU", "LSTM", "MaxUnpool", "RNN", "Scatter"}  # their cases tie sizes together
+TIED = {  # their cases tie sizes together, or an attribute has one number for each element of an axis
+    "com.microsoft.MatMulNBits", "DeformConv", "GRU", "LSTM", "MaxUnpool", "RNN", "Scatter", "ai.onnx.ml.CastMap",
+    "ai.onnx.ml.DictVectorizer", "ai.onnx.ml.LinearClassifier", "ai.onnx.ml.SVMClassifier", "ai.onnx.ml.ZipMap",
+}  # fmt: skip
 DATA_DEPENDENT = {"AffineGrid"}
 
 

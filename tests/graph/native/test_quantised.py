@@ -101,3 +101,26 @@ def test_a_chain_from_bytes_to_bytes_is_one_segment() -> None:
     np.testing.assert_array_equal(native.run(feeds)["y"], edgewise.Session(model, backend="numpy").run(feeds)["y"])
     assert {step.strategy.backend for step in native.plan.steps} <= {"native", "executor"}  # views are no kernels
     assert [step.op for step in native.plan.steps].count("DequantizeLinear") == 3
+
+
+@pytest.mark.parametrize("shape", [(), (24,)], ids=["one", "each"])
+def test_bytes_are_quantised_anew_by_scales_that_only_a_run_knows(shape) -> None:
+    """Which reads the bytes themselves, whose numbers nothing made yet."""
+    inits: dict[str, Array] = {"s": np.array(0.05, np.float32), "z": np.array(121, np.uint8)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["numbers"]),
+        helper.make_node("QuantizeLinear", ["numbers", "t", "z" if shape == () else ""], ["y"], axis=1),
+    ]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.UINT8, (7, 24)),
+        helper.make_tensor_value_info("t", TensorProto.FLOAT, shape),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", ports, [onnx.ValueInfoProto(name="y")], [numpy_helper.from_array(a, n) for n, a in inits.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    rng = np.random.default_rng(5)
+    feeds = {"x": rng.integers(0, 256, (7, 24)).astype(np.uint8), "t": rng.uniform(0.05, 0.2, shape).astype(np.float32)}
+    native = edgewise.Session(model, backend="native")
+    np.testing.assert_array_equal(native.run(feeds)["y"], edgewise.Session(model, backend="numpy").run(feeds)["y"])
+    assert {step.strategy.backend for step in native.plan.steps} <= {"native", "executor"}  # one kernel reads and writes bytes
