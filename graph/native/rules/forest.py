@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -13,22 +13,14 @@ from graph.native.lowering import Lowering
 from graph.native.place import Storage
 from graph.native.rule import one_algorithm
 from graph.native.rules.elementwise import apply_fused, refuses_fused
+from kernels.expression import INT32
 from kernels.forest import Forest
-from kernels.native.families.forest import (
-    MOST_BYTES,
-    TOGETHER,
-    Combine,
-    Total,
-    Walk,
-    emit_total,
-    emit_walk,
-    pack,
-    packed_bytes,
-)
+from kernels.native.families.forest import MOST_BYTES, Combine, Total, Trees, Walk, emit_total, emit_walk, packed_bytes
 from kernels.native.memory.buffers import aligned
-from kernels.spec import Array
+from kernels.spec import Array, DType
 
 _COMBINE: Mapping[str, Combine] = {"SUM": "add", "AVERAGE": "add", "MIN": "minnum", "MAX": "maxnum"}
+BYTES = np.dtype(np.uint8)
 _FOREST = slice(1, 1 + len(Forest._fields))
 _MOST_GROWTH = 16  # times the entries of leaves that leaves with a weight for each target may have, beyond _FREE_WEIGHTS
 _FREE_WEIGHTS = 1 << 22
@@ -56,21 +48,16 @@ def lower(b: Lowering, node: Node) -> None:
     x, y = b.values.dense(node.inputs[0]), b.values.new_dense(node.outputs[0])
     rows, targets = b.spec(node.outputs[0]).shape
     forest, combine, dtype = _forest(node, b.constants), _COMBINE[node.attrs["aggregate_function"]], x.storage.dtype
-    trees = pack(forest, dtype, targets, combine)
-    made = {"nodes": trees.nodes, "roots": trees.roots, "weights": trees.weights, "targets": trees.targets}
+    trees = Trees(forest, dtype, targets, combine)
+    made: dict[str, tuple[Callable[[], Array], DType]] = {
+        "nodes": (trees.nodes, BYTES),
+        "roots": (trees.roots, INT32),
+        "weights": (trees.weights, trees.weight_dtype),
+        "targets": (trees.targets, INT32),
+    }
     key = (dtype, combine, *map(id, forest))  # the arrays of a graph live as long as its segments
-    places = {name: b.packed.storage(None, (name, *key), partial(np.asarray, array), array.dtype) for name, array in made.items()}
-    what = Walk(
-        rows,
-        x.view.shape[-1],
-        targets,
-        len(trees.roots) // TOGETHER,
-        dtype,
-        trees.weights.dtype,
-        trees.layout,
-        combine,
-        trees.nans,
-    )
+    places = {name: b.packed.storage(None, (name, *key), *packing) for name, packing in made.items()}
+    what = Walk(rows, x.view.shape[-1], targets, trees.groups, dtype, trees.weight_dtype, trees.layout, combine, trees.nans)
     part = Storage(f"{node.name}/parts", what.blocks * rows * targets, F64)
     b.calls.append(emit_walk(what, b.isa), {"x": x, **places, "y": part})
     divisor = len(forest.roots) if node.attrs["aggregate_function"] == "AVERAGE" else 1

@@ -48,25 +48,11 @@ Layout = Literal["number", "entry", "row"]
 Combine = Literal["add", "minnum", "maxnum"]
 
 
-@record
-class Trees:
-    """A forest, packed for kernels.
-
-    nodes: one record each: the split, then in int32 the byte offset of its feature in a row, and two branches. A branch is the
-    byte offset of a node, or ~ that of a leaf. roots: branches, a multiple of TOGETHER. layout: of leaves. One "number", where
-    there is one target; an "entry" with a target of its own; or a "row" with a weight for each target, side by side.
-    """
-
-    nodes: Array
-    roots: Array
-    weights: Array
-    targets: Array
-    layout: Layout
-    nans: bool
-
-
 def leaf_layout(forest: Forest, targets: int) -> Layout:
-    """Return how the leaves of a forest are packed."""
+    """Return how the leaves of a forest are packed.
+
+    One "number", where there is one target; an "entry" with a target of its own; or a "row" with a weight for each target.
+    """
     if int(np.diff(forest.leaves).max(initial=0)) > 1:
         return "row"
     return "number" if targets == 1 else "entry"
@@ -78,32 +64,88 @@ def packed_bytes(forest: Forest, dtype: DType, targets: int) -> int:
     return max(len(forest.features) * _node_bytes(dtype), len(forest.leaves) * width * DOUBLE.itemsize)
 
 
-def pack(forest: Forest, dtype: DType, targets: int, combine: Combine) -> Trees:
-    """Pack a forest over rows of that type. `packed_bytes` must be below MOST_BYTES."""
-    layout, size, count = leaf_layout(forest, targets), _node_bytes(dtype), len(forest.features)
-    leaves, width = len(forest.leaves) - 1, targets if layout == "row" else 1
-    neutral = 0.0 if combine == "add" else np.nan
+@record
+class Trees:
+    """A forest for kernels, over rows of a type. An array is packed when it is asked for, which what decides the code never does.
 
-    def refs(branches: Array) -> Array:
+    outputs: targets. `packed_bytes` must be below MOST_BYTES.
+    """
+
+    forest: Forest
+    dtype: DType
+    outputs: int
+    combine: Combine
+
+    @property
+    def layout(self) -> Layout:
+        """How leaves lie: see `leaf_layout`."""
+        return leaf_layout(self.forest, self.outputs)
+
+    @property
+    def groups(self) -> int:
+        """How many groups of TOGETHER trees there are; the last one is filled up with empty trees."""
+        return -(-len(self.forest.roots) // TOGETHER)
+
+    @property
+    def weight_dtype(self) -> DType:
+        """The type of the weights."""
+        return DOUBLE if self.forest.weights.dtype == DOUBLE else FLOAT
+
+    @property
+    def nans(self) -> bool:
+        """Whether NaN takes the first branch somewhere."""
+        return bool(self.forest.nans.any())
+
+    def nodes(self) -> Array:
+        """Return one record a node: the split, then in int32 the byte offset of its feature in a row, and two branches.
+
+        A branch is the byte offset of a node, or ~ that of a leaf.
+        """
+        forest, size = self.forest, _node_bytes(self.dtype)
+        count, first_word = len(forest.features), self.dtype.itemsize // 4
+        nodes = aligned(max(count, 1) * size)
+        words = nodes.view(np.int32).reshape(-1, size // 4)
+        nodes.view(self.dtype).reshape(-1, size // self.dtype.itemsize)[:count, 0] = _rounded_down(forest.splits, self.dtype)
+        offsets = forest.features * self.dtype.itemsize
+        words[:count, first_word] = offsets | np.where(forest.nans, _NAN_FIRST, 0).astype(np.int32)
+        words[:count, first_word + 1 : first_word + 3] = self._refs(forest.branches)
+        return nodes
+
+    def roots(self) -> Array:
+        """Return the branch that leads to each tree, of whole groups."""
+        padding = self.groups * TOGETHER - len(self.forest.roots)
+        return _aligned(
+            np.concatenate([self._refs(self.forest.roots), np.full(padding, ~(self._leaves * self._width), np.int32)])
+        )
+
+    def weights(self) -> Array:
+        """Return the weights of each leaf, and of one that gives nothing."""
+        leaf, layout = self._leaf_of_entry(), self.layout
+        weights = np.full((self._leaves + 1, self._width), 0.0 if self.combine == "add" else np.nan, self.weight_dtype)
+        column = self.forest.targets if layout == "row" else np.zeros_like(self.forest.targets)
+        _combined(self.combine).at(weights, (leaf, column), self.forest.weights)
+        return _aligned(weights.reshape(-1))
+
+    def targets(self) -> Array:
+        """Return the target of each leaf that has one entry."""
+        of_leaf = np.zeros(self._leaves + 1, np.int32)
+        of_leaf[self._leaf_of_entry()] = self.forest.targets
+        return _aligned(of_leaf)
+
+    @property
+    def _leaves(self) -> int:
+        return len(self.forest.leaves) - 1
+
+    @property
+    def _width(self) -> int:
+        return self.outputs if self.layout == "row" else 1
+
+    def _leaf_of_entry(self) -> Array:
+        return np.repeat(np.arange(self._leaves), np.diff(self.forest.leaves))
+
+    def _refs(self, branches: Array) -> Array:
         wide = branches.astype(np.int64)
-        return np.where(wide >= 0, wide * size, ~(~wide * width)).astype(np.int32)
-
-    nodes = aligned(max(count, 1) * size)
-    nodes.fill(0)
-    words = nodes.view(np.int32).reshape(-1, size // 4)
-    first_word = dtype.itemsize // 4
-    nodes.view(dtype).reshape(-1, size // dtype.itemsize)[:count, 0] = _rounded_down(forest.splits, dtype)
-    words[:count, first_word] = forest.features * dtype.itemsize | np.where(forest.nans, _NAN_FIRST, 0).astype(np.int32)
-    words[:count, first_word + 1 : first_word + 3] = refs(forest.branches)
-    padding = -len(forest.roots) % TOGETHER
-    roots = np.concatenate([refs(forest.roots), np.full(padding, ~(leaves * width), np.int32)])
-    weights = np.full((leaves + 1, width), neutral, DOUBLE if forest.weights.dtype == DOUBLE else FLOAT)
-    leaf = np.repeat(np.arange(leaves), np.diff(forest.leaves))
-    column = forest.targets if layout == "row" else np.zeros_like(forest.targets)
-    _combined(combine).at(weights, (leaf, column), forest.weights)
-    of_leaf = np.zeros(leaves + 1, np.int32)
-    of_leaf[leaf] = forest.targets
-    return Trees(nodes, _aligned(roots), _aligned(weights.reshape(-1)), _aligned(of_leaf), layout, bool(forest.nans.any()))
+        return np.where(wide >= 0, wide * _node_bytes(self.dtype), ~(~wide * self._width)).astype(np.int32)
 
 
 def _node_bytes(dtype: DType) -> int:

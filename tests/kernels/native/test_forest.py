@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.forest_reading import ensemble_nodes, listed_nodes
-from kernels.native.families.forest import TOGETHER, Combine, Total, Walk, emit_total, emit_walk, leaf_layout, pack, packed_bytes
+from kernels.native.families.forest import Combine, Total, Trees, Walk, emit_total, emit_walk, leaf_layout, packed_bytes
 from tests.kernels import forests
 from tests.kernels.forests import Branch, Leaf
 from tests.kernels.native.reference import run_kernel
@@ -20,10 +20,10 @@ SMALLEST = np.finfo(np.float32).tiny
 def run(isa, forest, x, aggregate="SUM", targets=1, like=None):
     """Return the totals that kernels compute, over poisoned memory. like: run the code of these kernels, made for other sizes."""
     combine = COMBINE[aggregate]
-    trees = pack(forest, x.dtype, targets, combine)
-    walk = Walk(
-        len(x), x.shape[1], targets, len(trees.roots) // TOGETHER, x.dtype, trees.weights.dtype, trees.layout, combine, trees.nans
-    )
+    trees = Trees(forest, x.dtype, targets, combine)
+    packed = {"nodes": trees.nodes(), "roots": trees.roots(), "weights": trees.weights(), "targets": trees.targets()}
+    assert packed["weights"].dtype == trees.weight_dtype
+    walk = Walk(len(x), x.shape[1], targets, trees.groups, x.dtype, trees.weight_dtype, trees.layout, combine, trees.nans)
     kernels = [emit_walk(walk, isa), emit_total(Total(len(x), targets, walk.blocks, x.dtype, combine), isa)]
     if like is not None:
         assert [kernel.name for kernel in kernels] == [kernel.name for kernel in like]
@@ -31,7 +31,7 @@ def run(isa, forest, x, aggregate="SUM", targets=1, like=None):
     part = np.full(walk.blocks * len(x) * targets + 8, -77.0)
     base = np.array([len(forest.roots) if aggregate == "AVERAGE" else 1, *range(targets)], np.float64)
     y = np.full((len(x) + 1, targets), -77, x.dtype)
-    run_kernel(kernels[0], isa, x=x, nodes=trees.nodes, roots=trees.roots, weights=trees.weights, targets=trees.targets, y=part)
+    run_kernel(kernels[0], isa, x=x, **packed, y=part)
     run_kernel(kernels[1], isa, x=part, base=base, y=y)
     assert (part[-8:] == -77).all()
     assert (y[-1] == -77).all()
@@ -132,8 +132,8 @@ def test_splits_in_float64_are_compared_with_float32(isa):
 def test_packed_size_is_known_before_packing():
     for targets, entries in ((1, 1), (5, 1), (5, 3)):
         forest = grown(9, 5, targets=targets, entries=entries)
-        trees = pack(forest, np.dtype(np.float64), targets, "add")
-        assert max(trees.nodes.nbytes, trees.weights.nbytes) <= packed_bytes(forest, np.dtype(np.float64), targets)
+        trees = Trees(forest, np.dtype(np.float64), targets, "add")
+        assert max(trees.nodes().nbytes, trees.weights().nbytes) <= packed_bytes(forest, np.dtype(np.float64), targets)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
