@@ -17,7 +17,7 @@ from graph.cuda.rules.table import refusal, rule_of
 from graph.cuda.segment import LoweredSegment, Segment
 from graph.ir import Graph, Node, Specs
 from graph.native.facts import Kept
-from graph.native.partition import Part, partition, without_lone_views
+from graph.native.partition import Part, gathered
 from graph.native.place import PackedConstant
 from kernels.cuda.families.product_work import Precision
 from kernels.errors import UnsupportedError
@@ -75,18 +75,8 @@ class Cuda:
         return [] if call is None else [Choice("cuda", call.algorithm, o.params, self.precision) for o in call.options]
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
-        """Return the graph with the GPU's nodes gathered into a node for each segment, and the segments by these nodes' names.
-
-        Raises: UnsupportedError where this backend is chosen for a node that cannot run there.
-        """
-        refused = self.refusals(graph, specs)
-        for name, choice in choices.items():
-            if choice.backend == "cuda" and name in refused:
-                raise UnsupportedError(f"node {name!r}: {choice} was chosen, but {refused[name]}")
-        elsewhere = {name for name, choice in choices.items() if choice.backend != "cuda"} | set(refused)
-        able = {node.name for node in graph.nodes if node.name not in elsewhere}
-        renaming = {node.name for node in graph.nodes if node.name in able and _renames(node)}
-        return partition(graph, without_lone_views(graph.nodes, able, renaming))
+        """Return the graph with the GPU's nodes gathered into segments, and these by their nodes' names: see `gathered`."""
+        return gathered(graph, "cuda", self.refusals(graph, specs), choices, _renames)
 
     def lowered(
         self,

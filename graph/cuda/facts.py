@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from graph.ir import Node, Specs
-from graph.native.expressions import Sources, express_epilogue
+from graph.native.expressions import BoundExpression, Sources, express_epilogue
 from graph.native.facts import known
 from kernels.native.errors import EmitError
 from kernels.record import record
@@ -44,11 +44,13 @@ class Facts:
 
     def refuses_epilogue(self, node: Node) -> str | None:
         """Return why what is fused behind a node cannot run on a GPU, or None."""
-        if not node.epilogue:
-            return None
-        try:
-            bound = express_epilogue(node, self.sources)
-        except EmitError as error:
-            return str(error)
-        count = len(bound.operands)
-        return None if count <= MAX_OPERANDS else f"its epilogue reads {count} arrays, kernels read {MAX_OPERANDS}"
+        return refuses_expression(lambda: express_epilogue(node, self.sources), "its epilogue") if node.epilogue else None
+
+
+def refuses_expression(express: Callable[[], BoundExpression], subject: str) -> str | None:
+    """Return why a kernel cannot compute an expression, or None. subject: reads its operands, for the message."""
+    try:
+        count = len(express().operands)
+    except EmitError as error:
+        return str(error)
+    return None if count <= MAX_OPERANDS else f"{subject} reads {count} arrays, kernels read {MAX_OPERANDS}"

@@ -150,6 +150,9 @@ class Segment:
         self.addresses = {
             name: self.address(*lowered.where[name]) for launch in lowered.launches for name in launch.names.values()
         }
+        self._given, self._made = (
+            [self._copied(place) for place in places.values()] for places in (lowered.inputs, lowered.outputs)
+        )
         self._stream = gpu.context.stream()
         gpu.load(lowered.launches)
         self._replay = Replay(gpu.kernels, Program(lowered.launches), self.addresses, self._stream)
@@ -168,11 +171,21 @@ class Segment:
 
     def address(self, storage: Storage, first_byte: int) -> int:
         """Return an address on the GPU."""
+        memory, at = self._memory(storage)
+        return memory.address + at + first_byte
+
+    def _memory(self, storage: Storage) -> tuple[Memory, int]:
+        """Return the memory that holds a storage, and where in it that begins."""
         if storage in self._lowered.constants:
-            return self._lowered.constants.memory(storage, self._gpu.context).address + first_byte
+            return self._lowered.constants.memory(storage, self._gpu.context), 0
         if storage in self._kept:
-            return self._kept[storage].address + first_byte
-        return self._arena.address + self._offsets[storage] + first_byte
+            return self._kept[storage], 0
+        return self._arena, self._offsets[storage]
+
+    def _copied(self, place: Viewed) -> tuple[Memory, int]:
+        """Return where an input is copied to, or a result from."""
+        memory, at = self._memory(place.storage)
+        return memory, at + place.first_byte
 
     def resize(self, sizes: Sizes) -> bool:
         """Serve other sizes: never, a segment is for one set of shapes."""
@@ -188,12 +201,10 @@ class Segment:
         Raises: IndexRangeError, naming its node, where a run-time index is out of range; the outputs are invalid then.
         GpuLostError.
         """
-        for place, array in zip(self._lowered.inputs.values(), inputs, strict=True):
-            memory, at = self._memory(place)
+        for (memory, at), array in zip(self._given, inputs, strict=True):
             memory.write(array, self._stream, at=at)
         self._replay.launch(self._stream)
-        for place, array in zip(self._lowered.outputs.values(), outputs, strict=True):
-            memory, at = self._memory(place)
+        for (memory, at), array in zip(self._made, outputs, strict=True):
             memory.read(array, self._stream, at=at)
         self._stream.synchronize()
         self._check()
@@ -222,14 +233,6 @@ class Segment:
         ends = np.rint(np.cumsum(shares)).astype(np.int64)
         ticks = np.stack([np.concatenate(([0], ends[:-1])), ends, ends], -1)[None]
         return SegmentClock(began_ns, ended_ns, ticks, len(self.nodes), [call.node for call in self._lowered.calls])
-
-    def _memory(self, place: Viewed) -> tuple[Memory, int]:
-        storage = place.storage
-        if storage in self._lowered.constants:
-            return self._lowered.constants.memory(storage, self._gpu.context), place.first_byte
-        if storage in self._kept:
-            return self._kept[storage], place.first_byte
-        return self._arena, self._offsets[storage] + place.first_byte
 
     def _check(self) -> None:
         """Raise IndexRangeError where a gather has reported an index out of range."""

@@ -14,12 +14,11 @@ from graph.ir import Graph, Node, Specs
 from graph.native.constants import ConstantCache
 from graph.native.facts import Facts, Kept
 from graph.native.lowering import Lowering
-from graph.native.partition import Part, partition, without_lone_views
+from graph.native.partition import Part, gathered
 from graph.native.place import PackedConstant
 from graph.native.rules.table import RULES, refusal
 from graph.native.segment import LoweredSegment, Segment, complete_choices, lower
 from graph.native.work import Work
-from kernels.errors import UnsupportedError
 from kernels.native.code.cache import CodeCache
 from kernels.native.code.farm import Pace, compile_some
 from kernels.native.code.resident import load_kernels
@@ -119,20 +118,8 @@ class Native:
             yield part, lower(part, facts, ConstantCache(dry=True), complete_choices(part, facts, choices))
 
     def parts(self, graph: Graph, specs: Specs, choices: Mapping[str, Choice]) -> tuple[Graph, Mapping[str, Part]]:
-        """Return the graph with its native nodes gathered into a node for each segment, and the segments by these nodes' names.
-
-        choices: by node name; a node without one runs natively where it can.
-        Raises: UnsupportedError where a native choice is for a node that cannot run natively.
-        """
-        refused = self.refusals(graph, specs)
-        for name, choice in choices.items():
-            if choice.backend == "native" and name in refused:
-                raise UnsupportedError(f"node {name!r}: {choice} was chosen, but {refused[name]}")
-        in_numpy = {name for name, choice in choices.items() if choice.backend == "numpy"} | set(refused)
-        able = {node.name for node in graph.nodes if node.name not in in_numpy}
-        renaming = {node.name for node in graph.nodes if node.name in able and RULES[node.op].view}
-        able = without_lone_views(graph.nodes, able, renaming)
-        return partition(graph, able)
+        """Return the graph with its native nodes gathered into segments, and these by their nodes' names: see `gathered`."""
+        return gathered(graph, "native", self.refusals(graph, specs), choices, lambda node: RULES[node.op].view)
 
     def lowered(
         self,

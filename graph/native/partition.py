@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from graph.choice import Backend, Choice
 from graph.ir import SEGMENT, Graph, Node
+from kernels.errors import UnsupportedError
 from kernels.record import record
 
 
@@ -20,6 +22,24 @@ class Part:
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+
+def gathered(
+    graph: Graph, backend: Backend, refused: Mapping[str, str], choices: Mapping[str, Choice], renames: Callable[[Node], bool]
+) -> tuple[Graph, dict[str, Part]]:
+    """Return the graph with the nodes of a backend gathered into a node for each segment, and the segments by these nodes' names.
+
+    Args:   refused: why nodes cannot run there, by their names. choices: by node name; one without runs there where it can.
+            renames: whether a node moves nothing, so that it alone is no segment.
+    Raises: UnsupportedError where the backend is chosen for a node that cannot run there.
+    """
+    for name, choice in choices.items():
+        if choice.backend == backend and name in refused:
+            raise UnsupportedError(f"node {name!r}: {choice} was chosen, but {refused[name]}")
+    elsewhere = {name for name, choice in choices.items() if choice.backend != backend} | set(refused)
+    able = {node.name for node in graph.nodes if node.name not in elsewhere}
+    renaming = {node.name for node in graph.nodes if node.name in able and renames(node)}
+    return partition(graph, without_lone_views(graph.nodes, able, renaming))
 
 
 def partition(graph: Graph, native: Collection[str]) -> tuple[Graph, dict[str, Part]]:

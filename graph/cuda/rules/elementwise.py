@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graph.cuda.facts import MAX_OPERANDS, Facts
+from graph.cuda.facts import Facts, refuses_expression
 from graph.cuda.lowering import Lowering
 from graph.cuda.rule import Rule
 from graph.ir import Node
 from graph.native.expressions import express
 from graph.native.place import Viewed
-from kernels.native.errors import EmitError
 from kernels.native.memory.view import View
 
 
 def refuses(node: Node, facts: Facts) -> str | None:
     """Return why an elementwise op cannot run on a GPU, or None."""
-    try:
-        bound = express(node, facts.sources)
-    except EmitError as error:
-        return str(error)
-    count = len(bound.operands)
-    return None if count <= MAX_OPERANDS else f"it reads {count} arrays, kernels read {MAX_OPERANDS}"
+    return refuses_expression(lambda: express(node, facts.sources), "it")
 
 
 def lower(b: Lowering, node: Node) -> None:
