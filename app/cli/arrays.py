@@ -28,3 +28,15 @@ def read_arrays(texts: Iterable[str]) -> dict[str, Array]:
         else:
             raise ArgumentError(f"--input: {text!r} is not understood, need name=file.npy, file.npz or request.json")
     return feeds
+
+
+def read_samples(paths: list[Path]) -> list[dict[str, Array]]:
+    """Read the inputs of --samples. Raises ArgumentError for a file that holds no arrays by name."""
+    found = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found.append(dict(arrays))
+        except (OSError, ValueError, TypeError) as error:
+            raise ArgumentError(f"--samples {path}: it is no .npz file of inputs by name, {error}") from None
+    return found

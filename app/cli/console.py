@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 
 from kernels.confinement import read_cpus
 from kernels.errors import InvalidError
-from kernels.spec import Array
 
 MOST_ROWS = 65_536  # of one request or run
 
@@ -73,18 +71,6 @@ class ArgumentError(InvalidError):
 def print_json(text: bytes | str) -> None:
     """Print one JSON document on stdout, and nothing else."""
     sys.stdout.write((text if isinstance(text, str) else text.decode()) + "\n")
-
-
-def read_samples(paths: list[Path]) -> list[dict[str, Array]]:
-    """Read the inputs of --samples. Raises ArgumentError for a file that holds no arrays by name."""
-    found = []
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found.append(dict(arrays))
-        except (OSError, ValueError, TypeError) as error:
-            raise ArgumentError(f"--samples {path}: it is no .npz file of inputs by name, {error}") from None
-    return found
 
 
 def print_inputs(shapes: Mapping[str, tuple[int, ...]]) -> None:

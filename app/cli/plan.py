@@ -9,6 +9,7 @@ import orjson
 import typer
 from rich.table import Table
 
+from app.cli.arrays import read_samples
 from app.cli.console import (
     ArgumentError,
     Database,
@@ -23,7 +24,6 @@ from app.cli.console import (
     parse_shapes,
     print_inputs,
     print_json,
-    read_samples,
     require_known,
     typed,
 )

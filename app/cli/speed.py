@@ -17,6 +17,7 @@ from app.engine.feeds import make_feeds, rows_of
 from kernels.record import record
 from kernels.spec import Array
 from scheduler.exclusive import measuring
+from scheduler.planning import accuracy
 from scheduler.session import Session
 from scheduler.strategy import WantedPrecision
 
@@ -132,11 +133,9 @@ def difference(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> float:
     """Return the largest difference of two results, as a share of the largest value of its output."""
     found = 0.0
     for name, array in ours.items():
-        if array.dtype.kind != "f" or not array.size:
-            found = max(found, float(not np.array_equal(array, theirs[name])))
-            continue
-        truth = theirs[name].astype(np.float64)
-        found = max(found, float(np.abs(array - truth).max() / (np.abs(truth).max() or 1.0)))
+        is_measured = array.dtype.kind == "f" and array.size
+        apart = accuracy.difference(array, theirs[name]) if is_measured else float(not np.array_equal(array, theirs[name]))
+        found = max(found, apart)
     return found
 
 

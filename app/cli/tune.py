@@ -10,6 +10,7 @@ from typing import Annotated, cast, get_args
 import typer
 from rich.progress import Progress
 
+from app.cli.arrays import read_samples
 from app.cli.console import (
     Database,
     Dim,
@@ -25,7 +26,6 @@ from app.cli.console import (
     parse_dims,
     parse_shapes,
     print_json,
-    read_samples,
     require_known,
     typed,
 )

@@ -159,7 +159,7 @@ def _outputs(wanted: Iterable[tuple[str, Mapping[str, Parameter]]], default: boo
             raise refuse(f"{subject} is asked for twice")
         check_parameters(subject, parameters)
         classes = parameters.get("classification", 0)
-        if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= 100_000:
+        if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= MAX_CLASSIFICATIONS:
             raise refuse(f"{subject}: classification is {classes!r}, need a number of classes")
         found[name] = OutputRequest(name, _flag(subject, parameters, "binary_data", default), classes)
     return tuple(found.values())

@@ -49,14 +49,21 @@ def parse(kind: Any, raw: bytes) -> Any:
         raise refuse(f"request: not a {kind.DESCRIPTOR.full_name}, {len(raw)} bytes") from None
 
 
-def parameters_of(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as Python values. Raises RequestError 400 for one without a value."""
+def settings_of(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters, or logging settings, as Python values; None for one without a value."""
     found = {}
     for key, value in sent.items():
         choice = value.WhichOneof("parameter_choice")
-        if choice is None:
+        found[key] = None if choice is None else getattr(value, choice)
+    return found
+
+
+def parameters_of(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as Python values. Raises RequestError 400 for one without a value."""
+    found = settings_of(sent)
+    for key, value in found.items():
+        if value is None:
             raise refuse(f"request: parameter {key[:40]!r} has no value")
-        found[key] = getattr(value, choice)
     return found
 
 
@@ -139,15 +146,6 @@ def encode(asked: InferRequest, served: Served, outcome: Outcome) -> Any:
         reply.outputs.add(name=name, datatype=datatype_of(array.dtype), shape=array.shape)
         reply.raw_output_contents.append(tensors.to_bytes(array))
     return reply
-
-
-def settings_of(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return logging settings as Python values; None for one without a value."""
-    found = {}
-    for key, value in sent.items():
-        choice = value.WhichOneof("parameter_choice")
-        found[key] = None if choice is None else getattr(value, choice)
-    return found
 
 
 def trace_of(sent: Mapping[str, Any]) -> dict[str, Any]:
